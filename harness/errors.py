@@ -1,0 +1,22 @@
+"""The ways a command ends other than well, and the exit code of each."""
+
+
+class InputError(ValueError):
+    """The user's input was refused before anything was written: exit code 2.
+
+    The message is one line that holds the name, the value, the rule and the remedy.
+    """
+
+    exit_code = 2
+
+
+class RunError(RuntimeError):
+    """The run failed on something outside the user's input, such as a full disk: exit code 1."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not an error
+    """A signal asked the run to stop; its checkpoint is saved: exit code 75, run again to go on."""
+
+    exit_code = 75

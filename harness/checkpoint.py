@@ -1,0 +1,115 @@
+"""All that a run needs to go on exactly where it was, in one file a checkpoint.
+
+Not `tf.train.Checkpoint`: a checkpoint is several files there, and a run is more than variables.
+One NumPy archive is complete or absent, holds a checksum for each array, and is never unpickled.
+"""
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from harness.learner import Learner
+from harness.run import Run
+
+KEPT = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside the variables on its devices."""
+
+    epoch: int = 0  # the epoch at hand, from 0
+    step: int = 0  # steps of it that are done
+    loss_sum: float = 0.0  # over the reviews of these steps
+    right_sum: float = 0.0
+    epoch_s: float = 0.0  # training time of these steps
+    training_s: float = 0.0  # of the whole run, lost work of killed processes aside
+    history: list[dict[str, Any]] = field(default_factory=list)  # a metrics line an epoch
+    best_epoch: int = 0  # from 1, 0 for none
+    event_mark: dict[str, int] = field(default_factory=dict)  # what of the TensorBoard log counts
+    best_weights: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The metrics line of the best epoch."""
+        return self.history[self.best_epoch - 1]
+
+
+def save(run: Run, learner: Learner, progress: Progress, total_steps: int) -> None:
+    """Write a checkpoint named after the steps done, and remove all but the last two.
+
+    Raises:
+        RunError: if the disk refuses, or a newer process took the run over.
+    """
+    meta = asdict(progress)
+    arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
+    for name, variables in _variables(learner).items():
+        for i, variable in enumerate(variables):
+            arrays[f"{name}/{i}"] = variable.numpy()
+    arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    run.write(f"checkpoints/step-{total_steps:09d}.npz", lambda file: np.savez(file, **arrays))
+    for old in list_checkpoints(run)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def restore(run: Run, learner: Learner) -> tuple[Progress, list[str]]:
+    """Take up the newest checkpoint that is whole, or a fresh start where there is none.
+
+    Returns:
+        The progress, and a line about each checkpoint that was passed over.
+    """
+    passed_over = []
+    for path in reversed(list_checkpoints(run)):
+        try:
+            arrays = _load(path)
+            progress = _progress(arrays)
+            _check(arrays, learner)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            passed_over.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
+            continue
+        for name, variables in _variables(learner).items():
+            for i, variable in enumerate(variables):
+                variable.assign(arrays[f"{name}/{i}"])
+        return progress, passed_over
+    return Progress(), passed_over
+
+
+def list_checkpoints(run: Run) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted(run.path("checkpoints").glob("step-*.npz"))
+
+
+def _variables(learner: Learner) -> dict[str, list[keras.Variable]]:
+    # The optimizer's hold the step, the learning rate, its moments and the moving average.
+    return {"model": learner.model.weights, "optimizer": learner.optimizer.variables}
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    # Reading a member to its end compares its checksum.
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _progress(arrays: dict[str, np.ndarray]) -> Progress:
+    meta = json.loads(arrays["progress"].tobytes())
+    num_best = sum(name.startswith("best/") for name in arrays)
+    known = {f.name for f in fields(Progress)}
+    return Progress(
+        **{key: value for key, value in meta.items() if key in known},
+        best_weights=[arrays[f"best/{i}"] for i in range(num_best)],
+    )
+
+
+def _check(arrays: dict[str, np.ndarray], learner: Learner) -> None:
+    # All before any: half a checkpoint must not reach the variables.
+    for name, variables in _variables(learner).items():
+        for i, variable in enumerate(variables):
+            found = arrays[f"{name}/{i}"].shape
+            if found != tuple(variable.shape):
+                raise ValueError(f"{name}/{i} is {found}, should be {tuple(variable.shape)}")

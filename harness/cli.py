@@ -1,0 +1,187 @@
+"""The command line: parse, call, print. What a command does stands in the rooms below."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from harness import __version__
+from harness.errors import InputError, Interrupted, RunError
+
+app = typer.Typer(
+    help="Train the notebook's recurrent sentiment models on any devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="The dataset: fetch it, check it, put it on a node's own disk.")
+app.add_typer(data_app, name="data")
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="a TOML file such as jobs/lstm.toml")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder under runs/")]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="folder with the dataset, before HARNESS_DATA"),
+]
+DeviceList = Annotated[
+    str | None, typer.Option("--devices", metavar="KIND:N", help="gpu:2, cpu, cpu:2; else all")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def main() -> int:
+    """Run the command line; returns the exit code: 0, 1 failed, 2 refused, 75 run me again."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as end:
+        return end.exit_code
+    except (InputError, RunError, Interrupted) as end:
+        print(f"harness: {end}", file=sys.stderr)  # noqa: T201
+        return end.exit_code
+    except TyperException as refusal:
+        words = " ".join(refusal.format_message().split())
+        print(f"harness: {words} See harness --help.", file=sys.stderr)  # noqa: T201
+        return refusal.exit_code
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: harness train jobs/lstm.toml --set train.epochs=8 --seed 2")
+def train(
+    job_file: JobFile,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="override a key")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="train.seed")] = None,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="refuse to fall back to the packaged sample")
+    ] = False,
+    runs: Annotated[
+        Path, typer.Option(metavar="DIR", envvar="HARNESS_RUNS", help="where runs are kept")
+    ] = Path("runs"),
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run-id", metavar="ID", help="name the run, or go on with it if it is there"),
+    ] = None,
+) -> None:
+    """Train one model, end to end: data, fit, test, record."""
+    from harness.job import load_job
+    from harness.run import Run
+
+    job = load_job(job_file, overrides or (), seed)
+    _go(Run.new(runs, job, run_id), job, devices=devices, data=data, full=full)
+
+
+@app.command(epilog="Example: harness resume runs/lstm/20260101-120000-seed1")
+def resume(run_folder: RunFolder, devices: DeviceList = None, data: DataFolder = None) -> None:
+    """Go on with an unfinished run exactly where it was; a finished one stays as it is."""
+    from harness.run import Run
+
+    run = Run.open(run_folder)
+    _go(run, run.job(), devices=devices, data=data, full=False)
+
+
+def _go(run: Any, job: Any, *, devices: str | None, data: Path | None, full: bool) -> None:
+    from harness.launch import launch
+    from harness.screen import Screen
+
+    screen = Screen()
+    if run.finished():
+        screen.say(f"run {run.folder}: finished already, nothing to do")
+        _print_result(run, run.read_json("result.json"), screen)
+        return
+    try:
+        result = launch(run, job, devices=devices, data=data, full=full, screen=screen)
+    except Interrupted as signal:
+        raise Interrupted(
+            f"interrupted by {signal}, checkpoint saved; go on by: harness resume "
+            f"{_quoted(run.folder)}"
+        ) from None
+    _print_result(run, result, screen)
+
+
+def _print_result(run: Any, result: dict[str, Any], screen: Any) -> None:
+    from harness.scores import describe_scores
+
+    folder = run.folder
+    screen.say(
+        f"{result['architecture']}, seed {result['seed']}, tested on {result['num_test']:,} reviews"
+        f" of {result['data']}: {describe_scores(result)}"
+    )
+    screen.say(f"model        {folder / 'model.keras'}")
+    screen.say(f"TensorBoard  {folder / 'tensorboard'}")
+    screen.say(f"records      {folder}")
+    screen.say(f'next         harness predict {_quoted(folder)} "An excellent movie!"')
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+@app.command(epilog="Example: harness evaluate runs/lstm/20260101-120000-seed1")
+def evaluate(run_folder: RunFolder, data: DataFolder = None, as_json: AsJson = False) -> None:
+    """Test the model of a finished run again, on the test set that it was tested on."""
+    from harness.launch import evaluate_again
+    from harness.run import Run
+    from harness.scores import describe_scores
+
+    scores = evaluate_again(Run.open(run_folder), data)
+    typer.echo(json.dumps(scores) if as_json else describe_scores(scores))
+
+
+@app.command(epilog='Example: harness predict runs/lstm/my-run "An excellent movie!"')
+def predict(
+    run_folder: RunFolder,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="reviews; without any, lines of standard input"),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="a review a line")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the sentiment of raw text."""
+    from harness.launch import prepare_quietly
+    from harness.predict import check_texts, predict, read_texts
+    from harness.run import Run
+
+    run = Run.open(run_folder)
+    if file is not None and texts:
+        raise InputError(f"--file {file}: give either texts or a file, not both")
+    if file is not None:
+        texts = read_texts(file)
+    elif not texts:
+        texts = sys.stdin.read().splitlines()
+    check_texts(texts)
+    prepare_quietly()
+    for prediction in predict(run, texts):
+        if as_json:
+            typer.echo(json.dumps(asdict(prediction), ensure_ascii=False))
+        else:
+            typer.echo(
+                f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

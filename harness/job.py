@@ -1,0 +1,244 @@
+"""A job: what to train, never where. Read from TOML, checked before TensorFlow is imported."""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import InputError
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+MAX_JOB_BYTES = 1_000_000
+
+
+class Table(BaseModel):
+    """A table of a job file: no key beside the known ones, no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelTable(Table):
+    """`[model]`: the network."""
+
+    architecture: Literal["rnn", "lstm", "gru", "bilstm", "stacked_lstm"]
+    units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
+    embedding_dim: int = Field(32, ge=1, le=4096, description="numbers a word is embedded in")
+    spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
+    dropout: Share = Field(0.4, description="share of the last recurrent outputs dropped")
+    reset_after: bool = Field(False, description="GRU alone: reset gate after the product")
+
+
+class DataTable(Table):
+    """`[data]`: which reviews, and how much of each."""
+
+    # 88,584 words and the three indices that Keras keeps free.
+    vocab_size: int = Field(8000, ge=4, le=88_587, description="indices, the rarer words are 2")
+    maxlen: int = Field(200, ge=1, le=5000, description="last tokens kept of each review")
+    validation_split: Share = Field(0.2, description="last share of the training reviews")
+    limit: int = Field(0, ge=0, le=25_000, description="first reviews of each split, 0 = all")
+
+
+class TrainTable(Table):
+    """`[train]`: the recipe."""
+
+    epochs: int = Field(6, ge=1, le=1000, description="passes over the training reviews")
+    batch_size: int = Field(128, ge=1, le=25_000, description="reviews in a global batch")
+    optimizer: Literal["rmsprop", "adam", "adamw", "nadam", "sgd"] = "rmsprop"
+    learning_rate: float = Field(0.001, gt=0, le=10, allow_inf_nan=False)
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="of weights, order and dropout")
+    ema_momentum: Share = Field(0.99, description="moving average of the weights, 0 = none")
+    keep: Literal["best", "last"] = Field("best", description="which epoch's weights")
+    monitor: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="what best means")
+    early_stopping_patience: int = Field(0, ge=0, le=1000, description="epochs, 0 = off")
+    reduce_lr_patience: int = Field(0, ge=0, le=1000, description="epochs, 0 = off")
+    reduce_lr_factor: float = Field(0.5, gt=0, lt=1, allow_inf_nan=False)
+    clipnorm: float = Field(0.0, ge=0, le=1e6, allow_inf_nan=False, description="0 = off")
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    xla: Literal["auto", "on", "off"] = "auto"
+    steps_per_execution: int = Field(1, ge=1, le=10_000, description="steps a graph call")
+    checkpoint_every_s: float = Field(60.0, gt=0, le=86_400, allow_inf_nan=False)
+    log_every_steps: int = Field(10, ge=1, le=10_000, description="steps between two log writes")
+    profile_steps: int = Field(0, ge=0, le=100, description="steps profiled after warm-up, 0 = off")
+
+
+class Job(Table):
+    """A whole job with every default filled in."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    model: ModelTable
+    data: DataTable = DataTable()
+    train: TrainTable = TrainTable()
+
+    def to_toml(self) -> str:
+        """The job as a file that `harness train` takes again."""
+        return tomli_w.dumps(self.model_dump())
+
+    def without_effect(self) -> Iterator[str]:
+        """Name the settings that say something and do nothing, each in one line."""
+        if self.model.reset_after and self.model.architecture != "gru":
+            yield "model.reset_after has no effect: it is a setting of the gru alone"
+        if self.train.keep == "last" and self.train.early_stopping_patience == 0:
+            watched = TrainTable.model_fields["monitor"].default
+            if self.train.monitor != watched and self.train.reduce_lr_patience == 0:
+                yield "train.monitor has no effect: nothing watches it with train.keep = 'last'"
+        factor = TrainTable.model_fields["reduce_lr_factor"].default
+        if self.train.reduce_lr_factor != factor and self.train.reduce_lr_patience == 0:
+            yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
+
+
+TABLES: dict[str, type[Table]] = {"model": ModelTable, "data": DataTable, "train": TrainTable}
+
+
+def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:
+    """Read a job file, apply `--set` overrides and the seed, and check the whole.
+
+    Args:
+        path: the TOML file.
+        overrides: each `table.key=value`, the value as TOML writes it, bare words allowed.
+        seed: `train.seed`, when given.
+
+    Raises:
+        InputError: one line that names the key, the value, the rule and the remedy.
+    """
+    content = _read(path)
+    content.setdefault("name", path.stem)
+    said = {}
+    for override in overrides:
+        table, key, value = _parse_override(override)
+        said[f"{table}.{key}"] = f"--set {override}"
+        _put(content, table, key, value, path)
+    if seed is not None:
+        said["train.seed"] = f"--seed {seed}"
+        _put(content, "train", "seed", seed, path)
+    try:
+        job = Job.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_explain(error, path, said)) from None
+    _check_together(job, path)
+    return job
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean …?`, or the known names where none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise InputError(f"job {path}: is a folder, a job is a TOML file such as jobs/lstm.toml")
+    if not path.exists():
+        others = [str(p) for folder in (path.parent, Path("jobs")) for p in folder.glob("*.toml")]
+        near = nearest(str(path), others)
+        raise InputError(f"job {path}: no such file" + (near or "; a job is a TOML file under jobs/"))
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"job {path}: can't be read ({error.strerror}); check its mode") from None
+    if len(raw) > MAX_JOB_BYTES:
+        raise InputError(f"job {path}: {len(raw)} bytes are no job file, 1,000,000 is the most")
+    if not raw.strip():
+        raise InputError(f"job {path}: is empty, a job needs at least model.architecture")
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"job {path}: is not UTF-8 (byte {error.start}), save it as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
+
+
+def _parse_override(text: str) -> tuple[str, str, Any]:
+    name, equals, value = text.partition("=")
+    table, dot, key = name.strip().partition(".")
+    if not equals or not dot or not table or not key:
+        raise InputError(f"--set {text}: is not table.key=value, such as train.epochs=8")
+    if table not in TABLES or key not in TABLES[table].model_fields:
+        raise InputError(f"--set {text}: a job has no key {name.strip()}{_nearest_key(name)}")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    # What is no TOML value, or more than one, is a bare word: gru, best, off.
+    return table, key, parsed["value"] if len(parsed) == 1 else value.strip()
+
+
+def _put(content: dict[str, Any], table: str, key: str, value: object, path: Path) -> None:
+    inner = content.setdefault(table, {})
+    if not isinstance(inner, dict):
+        raise InputError(f"job {path}: {table} = {inner!r} is not a table; write [{table}]")
+    inner[key] = value
+
+
+def _nearest_key(name: str) -> str:
+    known = [f"{table}.{key}" for table, cls in TABLES.items() for key in cls.model_fields]
+    name = name.strip()
+    # The key alone, when it stands in the wrong table or in none.
+    alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
+    return f"; did you mean {alone[0]}?" if alone else nearest(name, known)
+
+
+def _explain(error: ValidationError, path: Path, said: dict[str, str]) -> str:
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    where = f"job {path}: {key}"
+    if first["type"] == "missing":
+        known = "; known: rnn, lstm, gru, bilstm, stacked_lstm" if "architecture" in key else ""
+        text = f"{where} is missing and has no default; write it into the file{known}"
+        if key == "model":
+            text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
+    elif first["type"] == "extra_forbidden":
+        text = f"{where} is not a key of a job" + (
+            _nearest_key(key) if "." in key else _nearest_top(key)
+        )
+    else:
+        value = repr(first["input"])
+        shown = said.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
+        rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
+        text = f"{shown}: {rule.replace('input should', 'should')}"
+        if first["type"] == "literal_error":
+            text += nearest(str(first["input"]), _choices(key))
+        elif first["type"] == "model_type":
+            text = f"{where} = {value}: should be a table; write [{key}]"
+    return text + (f" (and {len(others)} more)" if others else "")
+
+
+def _nearest_top(key: str) -> str:
+    tables = [*TABLES, "name"]
+    near = difflib.get_close_matches(key, tables, n=1)
+    return f"; did you mean {near[0]}?" if near else _nearest_key(key)
+
+
+def _choices(key: str) -> list[str]:
+    table, _, field = key.partition(".")
+    annotation = TABLES[table].model_fields[field].annotation
+    return [str(choice) for choice in getattr(annotation, "__args__", ())]
+
+
+def _check_together(job: Job, path: Path) -> None:
+    train = job.train
+    if job.data.validation_split == 0:
+        for key, value in (
+            ("keep", train.keep == "best"),
+            ("early_stopping_patience", train.early_stopping_patience > 0),
+            ("reduce_lr_patience", train.reduce_lr_patience > 0),
+        ):
+            if value:
+                raise InputError(
+                    f"job {path}: train.{key} = {getattr(train, key)!r} needs validation reviews, "
+                    "data.validation_split is 0; set train.keep = 'last' and the patiences to 0"
+                )
+    if 0 < job.data.limit < 2:
+        raise InputError(
+            f"job {path}: data.limit = {job.data.limit}: should leave a review to train on and "
+            "one to validate; take 2 or more, or 0 for all"
+        )

@@ -1,0 +1,116 @@
+"""From a command's words to a run: data and devices, checked in the order of what they cost."""
+
+from pathlib import Path
+from typing import Any
+
+from harness.cluster import Allocation
+from harness.errors import InputError
+from harness.imdb import Dataset, open_dataset, open_sample
+from harness.job import Job
+from harness.run import Run
+from harness.screen import Screen
+from harness.signals import StopRequest
+from harness.strategy import import_tensorflow, make_strategy, parse_devices
+
+
+def launch(
+    run: Run, job: Job, *, devices: str | None, data: Path | None, full: bool, screen: Screen
+) -> dict[str, Any]:
+    """Begin a run, or go on with one, and return its result.
+
+    A run that goes on takes the devices and the data that its record names, unless told others.
+
+    Raises:
+        InputError: for devices or data that are not there; nothing is written then.
+        Interrupted, RunError: as `harness.train.train` says.
+    """
+    stop = StopRequest()
+    stop.listen()
+    for line in job.without_effect():
+        screen.warn(line)
+    record = run.read_json("provenance.json")
+    devices = devices or record.get("devices_asked")
+    asked = parse_devices(devices) if devices else None
+    dataset = dataset_of(run, data, full=full)
+    allocation = Allocation.from_environment()
+    import_tensorflow(allocation)
+    strategy = make_strategy(asked)
+    replicas = strategy.num_replicas_in_sync
+    if job.train.batch_size < replicas:
+        raise InputError(
+            f"train.batch_size = {job.train.batch_size}: is the global batch and should be at "
+            f"least the {replicas} replicas; raise it, or ask for fewer --devices"
+        )
+
+    from harness.train import dataset_name, train
+
+    before = record.get("starts", [{}])[-1].get("devices", [])
+    if before and len(before) != replicas:
+        screen.warn(
+            f"the run had {len(before)} replicas and goes on with {replicas}: its numbers will "
+            "agree to rounding, not to the byte"
+        )
+    screen.say(
+        f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
+        f"{replicas} replica{'s' if replicas > 1 else ''}, data: {dataset_name(dataset)}"
+    )
+    with screen:
+        return train(
+            run,
+            job,
+            dataset,
+            strategy,
+            devices_asked=devices,
+            allocation=allocation,
+            stop=stop,
+            screen=screen,
+        )
+
+
+def dataset_of(run: Run, data: Path | None, *, full: bool = False) -> Dataset:
+    """The data of a run: what its record names, or for a new one what is found.
+
+    Raises:
+        InputError: if the data found are not the ones that the run was begun with.
+    """
+    recorded = run.read_json("provenance.json").get("dataset")
+    if not recorded:
+        return open_dataset(data, full=full)
+    if recorded["is_sample"]:
+        return open_sample()
+    folder = Path(recorded["folder"]) if recorded.get("folder") else None
+    dataset = open_dataset(data or (folder if folder and folder.is_dir() else None), full=True)
+    if dataset.checksum != recorded["checksum"]:
+        raise InputError(
+            f"run {run.folder}: was begun with other data (checksum {recorded['checksum'][:12]}, "
+            f"here {dataset.checksum[:12]}); give its folder by --data"
+        )
+    return dataset
+
+
+def prepare_quietly() -> None:
+    """Have TensorFlow ready on one device, for a command that needs no strategy."""
+    import_tensorflow(Allocation.from_environment())
+
+
+def evaluate_again(run: Run, data: Path | None) -> dict[str, Any]:
+    """Score the model of a finished run on its test set, as the run itself did at its end.
+
+    Raises:
+        InputError: if the run is unfinished, or its data are not there.
+    """
+    if not run.finished():
+        raise InputError(f"run {run.folder}: is unfinished; harness resume {run.folder} first")
+    job, dataset = run.job(), dataset_of(run, data)
+    prepare_quietly()
+
+    from harness.evaluator import Evaluator
+    from harness.model_file import load_model
+    from harness.scores import test_scores
+    from harness.train import dataset_name, split_reviews
+
+    strategy = make_strategy(None)
+    _, _, test = split_reviews(job, dataset)
+    model = load_model(run)
+    probabilities = Evaluator(model, strategy, job.data.maxlen).probabilities(test)
+    return {"data": dataset_name(dataset), **test_scores(test.labels, probabilities)}

@@ -1,0 +1,151 @@
+"""The inner loop: models, optimizer and the two graphs that run on the devices.
+
+Two models stand in the strategy's scope. `model` is trained; its dropout is the global batch's.
+`kept` is the notebook's own, plain Keras, without a trace of the strategy: it takes the weights
+that a run would keep (the last ones or the optimizer's moving average), and is what is validated,
+tested and saved.
+"""
+
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from harness.architectures import BUILDERS, for_training, recurrent_layers
+from harness.evaluator import Evaluator
+from harness.job import Job, TrainTable
+from harness.pipeline import Batch
+
+KERAS_PRECISION = {
+    "float32": "float32",
+    "float16": "mixed_float16",
+    "bfloat16": "mixed_bfloat16",
+}
+
+
+def build_optimizer(train: TrainTable) -> keras.optimizers.Optimizer:
+    """The job's optimizer with its moving average, inside a loss scale for float16."""
+    optimizer = keras.optimizers.get(
+        {
+            "class_name": train.optimizer,
+            "config": {
+                "learning_rate": train.learning_rate,
+                "use_ema": train.ema_momentum > 0,
+                "ema_momentum": train.ema_momentum or 0.99,
+            },
+        }
+    )
+    if train.precision == "float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def uses_xla(job: Job, strategy: tf.distribute.Strategy) -> bool:
+    """Whether forward and backward pass are compiled by XLA.
+
+    `auto` compiles the plain RNN: its step is many small operations and Keras has no other fast
+    path for it. cuDNN's LSTM and GRU can't be compiled, and on a CPU XLA does nothing for them.
+    """
+    if job.train.xla != "auto":
+        return job.train.xla == "on"
+    return job.model.architecture == "rnn"
+
+
+class Learner:
+    """Models and optimizer in the strategy's scope, and the graphs over them."""
+
+    def __init__(self, job: Job, strategy: tf.distribute.Strategy) -> None:
+        self.job, self.strategy = job, strategy
+        self.xla = uses_xla(job, strategy)
+        keras.utils.set_random_seed(job.train.seed)
+        keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
+        with strategy.scope():
+            self.kept = BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
+            self.model = for_training(self.kept, job.train.seed, job.train.batch_size)
+            self.optimizer = build_optimizer(job.train)
+            self.model.compile(self.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
+            self.optimizer.build(self.model.trainable_variables)
+        self._run_steps = tf.function(self._steps, reduce_retracing=False)
+        self.evaluator = Evaluator(self.kept, strategy, job.data.maxlen)
+
+    # Training
+
+    def train_steps(self, batches: Iterator[Batch], num_steps: int) -> tf.Tensor:
+        """Take `num_steps` steps in one graph, leaving the result on the device.
+
+        Returns:
+            `[num_steps, 2] float32`: of each step the sums over the global batch of the loss
+            and of the reviews told right.
+        """
+        return self._run_steps(batches, num_steps)
+
+    def _steps(self, batches: Iterator[Batch], num_steps: int) -> tf.Tensor:
+        if num_steps == 1:
+            return self._step(next(batches))[None]
+        sums = tf.TensorArray(tf.float32, num_steps, element_shape=[2])
+        for i in tf.range(num_steps):
+            sums = sums.write(i, self._step(next(batches)))
+        return sums.stack()
+
+    def _step(self, batch: Batch) -> tf.Tensor:
+        sums = self.strategy.run(self._replica_step, args=(batch,))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+
+    def _replica_step(self, batch: Batch) -> tf.Tensor:
+        # Only this part is compiled: the optimizer's variables have copies on other devices,
+        # which XLA refuses to touch.
+        gradients, sums = tf.function(self._gradients, jit_compile=self.xla)(batch)
+        clipnorm = self.job.train.clipnorm
+        if clipnorm > 0:
+            # Keras would clip each replica's part before they are added up.
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            gradients, _ = tf.clip_by_global_norm(gradients, clipnorm)
+            gradients = [g / context.num_replicas_in_sync for g in gradients]
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return sums
+
+    def _gradients(self, batch: Batch) -> tuple[list[tf.Tensor], tf.Tensor]:
+        variables = [v.value for v in self.model.trainable_variables]
+        with tf.GradientTape() as tape:
+            probabilities = self.model(
+                batch.tokens, training=True, step=batch.step, rows=batch.rows
+            )
+            losses = keras.losses.binary_crossentropy(batch.labels[:, None], probabilities)
+            loss = tf.reduce_sum(losses * batch.weights)
+            # Over the global batch's reviews, not this replica's: replicas' parts are added up,
+            # and a last batch need not fill them equally.
+            target = self.optimizer.scale_loss(loss / batch.count)
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(target, variables)]
+        right = tf.equal(probabilities[:, 0] > 0.5, batch.labels > 0.5)
+        return gradients, tf.stack([loss, tf.reduce_sum(tf.cast(right, tf.float32) * batch.weights)])
+
+    # The weights that would be kept
+
+    def take_weights(self) -> None:
+        """Give `kept` the weights as they stand now: the moving average if there is one."""
+        self.kept.set_weights(self.model.get_weights())
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer.finalize_variable_values(self.kept.trainable_variables)
+
+    # What the record says
+
+    def trace(self, batches: Iterator[Batch]) -> tf.Graph:
+        """The graph of a training call, traced as `train_steps` will find it; nothing is run."""
+        num_steps = self.job.train.steps_per_execution
+        return self._run_steps.get_concrete_function(batches, num_steps).graph
+
+    def kernels(self, graph: tf.Graph) -> dict[str, str]:
+        """The kernel that each recurrent layer takes, read from the traced graph, not guessed.
+
+        `cudnn`: NVIDIA's fused kernel; `xla`: the compiled loop; `loop`: a loop of TensorFlow
+        operations. A Bidirectional layer holds two of the kind.
+        """
+        functions = graph.as_graph_def().library.function
+        nodes = [node for function in functions for node in function.node_def]
+        kernels = {}
+        for layer in recurrent_layers(self.model):
+            mine = [node.op for node in nodes if f"/{layer.name}/" in f"/{node.name}/"]
+            fused = any(op.startswith("CudnnRNN") for op in mine)
+            kernels[layer.name] = "cudnn" if fused else "xla" if self.xla else "loop"
+        return kernels

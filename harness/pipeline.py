@@ -1,0 +1,109 @@
+"""Encoded reviews to batches of `[rows, maxlen] int32` for every replica, through tf.data.
+
+Nothing here has a state: the batch of a step is a function of (order, step), and the order of an
+epoch a function of (seed, epoch). A run that goes on in the middle of an epoch asks for the steps
+that are left.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+
+class Batch(NamedTuple):
+    """One replica's share of a global batch: `rows` is the same number on every replica.
+
+    Where a global batch does not fill all rows, the rest stands with weight 0, so that no shape
+    ever changes: a new shape would mean a new trace, and a replica without rows would hang.
+    """
+
+    tokens: tf.Tensor  # [rows, maxlen] int32, zeros first
+    labels: tf.Tensor  # [rows] float32
+    weights: tf.Tensor  # [rows] float32, 1 for a review, 0 for a filler
+    rows: tf.Tensor  # [rows] int32, places in the global batch
+    count: tf.Tensor  # [] float32, reviews in the global batch, of all replicas
+    step: tf.Tensor  # [] int64, the number that the dropout masks are drawn for
+
+
+class Reviews(NamedTuple):
+    """Encoded reviews, flat: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
+
+    tokens: np.ndarray  # [num_tokens] int32
+    offsets: np.ndarray  # [num_reviews + 1] int64
+    labels: np.ndarray  # [num_reviews] int32
+
+    def between(self, first: int, last: int) -> "Reviews":
+        """The reviews from `first` up to `last`, without a copy of their tokens."""
+        return Reviews(self.tokens, self.offsets[first : last + 1], self.labels[first:last])
+
+
+def epoch_order(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
+    """The order of the training reviews in an epoch, `[num_reviews] int64`."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_reviews)
+
+
+def num_steps(num_reviews: int, batch_size: int) -> int:
+    """How many global batches hold all reviews, the last one perhaps not full."""
+    return -(-num_reviews // batch_size)
+
+
+def batches(
+    strategy: tf.distribute.Strategy,
+    reviews: Reviews,
+    order: np.ndarray,
+    *,
+    batch_size: int,
+    maxlen: int,
+    first_step: int = 0,
+    steps_before: int = 0,
+) -> tf.distribute.DistributedDataset:
+    """The batches of one pass from `first_step` on, one `Batch` for each replica and step.
+
+    Args:
+        strategy: whose replicas share each global batch, in the order of their numbers.
+        reviews: the encoded reviews.
+        order: `[num_reviews]`, which review stands where in this pass.
+        batch_size: reviews in a global batch.
+        maxlen: tokens kept of each review, its last ones, as `pad_sequences` does.
+        first_step: the step of this pass to start at.
+        steps_before: the steps of all passes before, so that `Batch.step` counts through.
+    """
+    last_step = num_steps(len(order), batch_size)
+
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        num_replicas = context.num_replicas_in_sync
+        num_local = num_replicas // context.num_input_pipelines
+        num_rows = -(-batch_size // num_replicas)
+        # As tensors they are captured once; as arrays they would be written into the graph.
+        tokens, offsets = tf.constant(reviews.tokens), tf.constant(reviews.offsets)
+        labels, places = tf.constant(reviews.labels), tf.constant(order)
+
+        def share(k: tf.Tensor) -> Batch:
+            step, local = k // num_local, k % num_local
+            replica = context.input_pipeline_id * num_local + local
+            rows = replica * num_rows + tf.range(num_rows, dtype=tf.int64)
+            place = step * batch_size + rows
+            real = (rows < batch_size) & (place < len(order))
+            chosen = tf.gather(places, tf.minimum(place, len(order) - 1))
+            start, end = tf.gather(offsets, chosen), tf.gather(offsets, chosen + 1)
+            at = end[:, None] + tf.range(-maxlen, 0, dtype=tf.int64)
+            inside = (at >= start[:, None]) & real[:, None]
+            return Batch(
+                tokens=tf.where(inside, tf.gather(tokens, tf.maximum(at, 0)), 0),
+                labels=tf.cast(tf.gather(labels, chosen), tf.float32),
+                weights=tf.cast(real, tf.float32),
+                rows=tf.cast(tf.minimum(rows, batch_size - 1), tf.int32),
+                count=tf.cast(tf.minimum(len(order) - step * batch_size, batch_size), tf.float32),
+                step=steps_before + step,
+            )
+
+        return (
+            tf.data.Dataset.range(first_step * num_local, last_step * num_local)
+            .map(share, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    # Not `experimental_distribute_dataset`: it would split the rows in its own way, and under
+    # several workers read the whole set once a worker.
+    return strategy.distribute_datasets_from_function(dataset)

@@ -1,0 +1,90 @@
+"""Raw text to sentiment, by the model of a finished run. TensorFlow comes late, bad input first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import InputError
+from harness.imdb import encode_text, tokenize
+from harness.run import Run
+
+# The longest review of IMDB has 14,000 characters; a model reads a few hundred words of it.
+MAX_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of one text."""
+
+    text: str
+    sentiment: str  # positive or negative
+    probability: float  # of being positive
+    num_words: int
+    num_unknown: int  # words that the model does not know, and reads as 2
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, each a text.
+
+    Raises:
+        InputError: if it is no such file.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--file {path}: is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no review before anything slow is done.
+
+    Raises:
+        InputError: for no text, an empty one, or one of more than 100,000 characters.
+    """
+    if not texts:
+        raise InputError("no text: give one as an argument, by --file, or on standard input")
+    for number, text in enumerate(texts, 1):
+        which = f"text {number}" if len(texts) > 1 else "the text"
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(
+                f"{which} has {len(text):,} characters, {MAX_CHARACTERS:,} is the most; cut it, "
+                "the model reads its last words alone"
+            )
+        if not tokenize(text):
+            raise InputError(f"{which} {text[:40]!r} holds no word; write one, or leave it out")
+
+
+def predict(run: Run, texts: Sequence[str]) -> list[Prediction]:
+    """The sentiment of each text, encoded as the run's training data was.
+
+    Raises:
+        InputError: for a text that `check_texts` refuses, or an unfinished run.
+    """
+    check_texts(texts)
+    # Outside any strategy: a model in a scope can't take fewer texts than replicas.
+    from harness.model_file import load_model
+
+    model = load_model(run)
+    data = run.job().data
+    words = run.path("vocabulary.txt").read_text(encoding="utf-8").splitlines()
+    ranks = {word: rank for rank, word in enumerate(words, 1)}
+    encoded = [encode_text(text, ranks, data.vocab_size) for text in texts]
+    padded = np.zeros([len(texts), data.maxlen], np.int32)
+    for row, tokens in zip(padded, encoded, strict=True):
+        tail = tokens[-data.maxlen :]
+        row[len(row) - len(tail) :] = tail
+    probabilities = model.predict(padded, verbose=0)[:, 0]
+    return [
+        Prediction(
+            text=text,
+            sentiment="positive" if probability > 0.5 else "negative",
+            probability=float(probability),
+            num_words=len(tokens) - 1,
+            num_unknown=tokens.count(2),
+        )
+        for text, tokens, probability in zip(texts, encoded, probabilities, strict=True)
+    ]

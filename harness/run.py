@@ -1,0 +1,181 @@
+"""The run folder: the one place that writes into it, and what stands where.
+
+Whatever is written is written beside and renamed, so that a reader finds a file whole or not at
+all. A run has one writer: the process that took its lease last. An older one that is still alive
+finds the lease gone and stops.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.errors import InputError, RunError
+from harness.job import Job, load_job, nearest
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+class Run:
+    """One run's folder, `runs/<job>/<run-id>/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._token: str | None = None
+
+    @classmethod
+    def new(cls, runs: Path, job: Job, run_id: str | None) -> "Run":
+        """Name the folder of a run; it is made when the lease is taken.
+
+        With a `run_id` the folder may be there already: then the run goes on, provided that it
+        is the same job.
+
+        Raises:
+            InputError: if the id is no file name, or the run there is of another job.
+        """
+        if run_id is None:
+            stem = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}"
+            folder = runs / job.name / stem
+            number = 1
+            while folder.exists():
+                number += 1
+                folder = runs / job.name / f"{stem}-{number}"
+            return cls(folder)
+        if not RUN_ID.fullmatch(run_id):
+            raise InputError(
+                f"--run-id {run_id!r}: should be letters, digits, '.', '_', '-', at most 100"
+            )
+        run = cls(runs / job.name / run_id)
+        if run.exists() and run.job() != job:
+            raise InputError(
+                f"run {run.folder}: holds another job; choose another --run-id, or go on with it "
+                f"by: harness resume {run.folder}"
+            )
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            InputError: if there is no such folder, or it is not a run's.
+        """
+        run = cls(folder)
+        if not folder.is_dir():
+            try:
+                others = [p.name for p in folder.parent.iterdir() if p.is_dir()]
+            except OSError:
+                others = []
+            near = nearest(folder.name, others) if others else "; harness train makes one"
+            raise InputError(f"run {folder}: no such folder{near}")
+        if not run.exists():
+            raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")
+        return run
+
+    def exists(self) -> bool:
+        """Whether the run was begun."""
+        return (self.folder / "job.toml").is_file()
+
+    def finished(self) -> bool:
+        """Whether the run ended well: the result is written last."""
+        return (self.folder / "result.json").is_file()
+
+    def job(self) -> Job:
+        """The run's job, every default filled in."""
+        return load_job(self.folder / "job.toml")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, empty where it is missing or broken."""
+        try:
+            content = json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the folder."""
+        return self.folder.joinpath(*parts)
+
+    # Writing
+
+    def take_lease(self) -> None:
+        """Become the run's only writer, making the folder first where it is missing.
+
+        Raises:
+            RunError: if the folder can't be written.
+        """
+        self._token = uuid.uuid4().hex
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(_refusal(self.folder, error)) from None
+        holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
+        self._replace("lease.json", lambda file: file.write(json.dumps(holder).encode()))
+        for leftover in self.folder.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def check_lease(self) -> None:
+        """Raise unless this process is still the run's writer.
+
+        Raises:
+            RunError: if a newer process took the run over.
+        """
+        holder = self.read_json("lease.json")
+        if holder.get("token") != self._token:
+            raise RunError(
+                f"run {self.folder}: process {holder.get('process')} on {holder.get('host')} took "
+                "it over; this one stops and has written nothing since"
+            )
+
+    def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
+        """Write a file of the run, whole or not at all: `fill` gets it open for bytes.
+
+        Raises:
+            RunError: if the disk refuses, or the lease is gone.
+        """
+        self.check_lease()
+        self._replace(name, fill)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run, whole or not at all."""
+        self.write(name, lambda file: file.write(text.encode()))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
+        """Like `write`, for a library that takes a path and looks at its ending."""
+        self.check_lease()
+        target = self.path(name)
+        beside = target.with_name(f".{os.getpid()}.tmp{target.suffix}")
+        try:
+            save(beside)
+            self._replace(name, lambda file: file.write(beside.read_bytes()))
+        except OSError as error:
+            raise RunError(_refusal(target, error)) from None
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _replace(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
+        target = self.path(name)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(exist_ok=True)
+            with beside.open("wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise RunError(_refusal(target, error)) from None
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    return f"{path}: can't be written: {error.strerror or error}; free or choose another --runs"

@@ -1,0 +1,40 @@
+"""Signals that ask a run to save and stop: they set a flag, the loop acts on it between steps."""
+
+import signal
+from types import FrameType
+
+from harness.errors import Interrupted
+
+# TERM from schedulers, INT from the keyboard, USR1 and USR2 as sites send them before a time
+# limit (NCCL takes USR1 for itself, so our own job scripts ask for USR2).
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Whether one of the stopping signals has come."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def listen(self) -> None:
+        """Handle the signals from now on.
+
+        Call it again once the strategy is made: the C++ side of a multi-worker strategy puts its
+        own handler for TERM over one that was there before.
+        """
+        for number in STOPPING:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        # Who presses Ctrl-C twice does not want to wait; a run survives any end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raise if a signal has come.
+
+        Raises:
+            Interrupted: with the signal's name.
+        """
+        if self.signal is not None:
+            raise Interrupted(self.signal.name)

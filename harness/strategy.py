@@ -1,0 +1,140 @@
+"""Devices to strategy: the one place that names tf.distribute's strategies.
+
+TensorFlow is imported inside the functions, so that a device's name is checked without it.
+"""
+
+import os
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from harness.cluster import Allocation, given_cpus
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+MAX_DEVICES = 64
+
+# What TensorFlow 2.21 prints at every start on a machine without a GPU, whatever its log level.
+KNOWN_NOISE = re.compile(
+    r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error|before absl::InitializeLog"
+    r"|cpu_feature_guard|To enable the following instructions|oneDNN custom operations"
+    r"|computation_placer already registered|Unable to register cu"
+)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What `--devices` asks for: `count` devices of `kind`, `gpu` or `cpu`."""
+
+    kind: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.count}"
+
+
+def parse_devices(text: str) -> Devices:
+    """Read `gpu`, `gpu:2`, `cpu` or `cpu:2`; several CPU devices are virtual ones.
+
+    Raises:
+        InputError: for another kind, or a count outside 1 to 64.
+    """
+    kind, colon, count = text.strip().lower().partition(":")
+    if kind not in ("cpu", "gpu"):
+        raise InputError(f"--devices {text}: unknown device; known: cpu, cpu:2, gpu, gpu:4")
+    if colon and not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_DEVICES):
+        raise InputError(f"--devices {text}: the count should be 1 to {MAX_DEVICES}, as in cpu:2")
+    return Devices(kind, int(count or 1))
+
+
+def import_tensorflow(allocation: Allocation | None) -> ModuleType:
+    """Import TensorFlow quietly, with threads after the given CPUs and exact operations.
+
+    Its start-up noise can't be turned off by settings alone: two lines are written to file
+    descriptor 2 before any log level is read. So that descriptor is held back during the import
+    and the search for devices, and everything but the known noise is written after all.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
+    # oneDNN rounds differently on unlike CPUs, and a run may go on on another node.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if line.strip() and not KNOWN_NOISE.search(line):
+                    print(line, file=sys.stderr)  # noqa: T201
+    threads = given_cpus(allocation)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.experimental.enable_op_determinism()
+    return tf  # type: ignore[no-any-return]
+
+
+def make_strategy(asked: Devices | None) -> "tf.distribute.Strategy":
+    """The strategy for the devices asked for, or for all that this process sees.
+
+    One device gets TensorFlow's default strategy, under which XLA and cuDNN stay on; several get
+    a MirroredStrategy. Call it once a process, before anything is put on a device.
+
+    Raises:
+        InputError: if the devices asked for are not there.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    devices = asked or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
+    if devices.kind == "gpu":
+        if devices.count > len(gpus):
+            raise InputError(
+                f"--devices {devices}: this process sees {len(gpus)} GPUs; ask for fewer, use "
+                "--devices cpu, or run harness where the GPUs are"
+            )
+        used = gpus[: devices.count]
+        tf.config.set_visible_devices(used, "GPU")
+        for gpu in used:  # else it takes all the memory of a GPU that others may share
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if devices.count == 1:
+            return tf.distribute.get_strategy()
+        return tf.distribute.MirroredStrategy([f"gpu:{i}" for i in range(devices.count)])
+    tf.config.set_visible_devices([], "GPU")
+    if devices.count == 1:
+        return tf.distribute.get_strategy()
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * devices.count
+    )
+    return tf.distribute.MirroredStrategy(
+        [f"cpu:{i}" for i in range(devices.count)],
+        # The collectives are made for one CPU device a process and hang or fail with several.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+
+
+def describe_devices(strategy: "tf.distribute.Strategy") -> list[dict[str, str]]:
+    """Name and kind of each device that the strategy uses, for the record."""
+    import tensorflow as tf
+
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return [{"device": f"cpu:{i}"} for i in range(strategy.num_replicas_in_sync)]
+    return [
+        {
+            "device": gpu.name.removeprefix("/physical_device:").lower(),
+            "name": str(tf.config.experimental.get_device_details(gpu).get("device_name", "")),
+        }
+        for gpu in gpus
+    ]

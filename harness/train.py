@@ -1,0 +1,199 @@
+"""One run, top to bottom, like the notebook it came from: data, fit, test, record."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from harness.architectures import count_parameters
+from harness.callbacks import Heartbeat
+from harness.cluster import Allocation
+from harness.errors import Interrupted, RunError
+from harness.imdb import Dataset, Split, encode_split
+from harness.job import Job
+from harness.model_file import save_model
+from harness.pipeline import Reviews
+from harness.provenance import write_provenance
+from harness.run import Run
+from harness.scores import calibration_picture, confusion_picture, roc_picture, test_scores
+from harness.screen import Screen
+from harness.signals import StopRequest
+from harness.strategy import describe_devices
+from harness.trainer import Trainer
+
+
+def train(
+    run: Run,
+    job: Job,
+    dataset: Dataset,
+    strategy: tf.distribute.Strategy,
+    *,
+    devices_asked: str | None,
+    allocation: Allocation | None,
+    stop: StopRequest,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Begin a run, or go on with it where it was, to its result.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        Interrupted: a signal came; the run is saved and can go on.
+        RunError: the run can't go on, and why.
+    """
+    training, validation, test = split_reviews(job, dataset)
+    run.take_lease()
+    heartbeat = Heartbeat(run, allocation)
+    with failures_noted(heartbeat):
+        heartbeat.beat("starting")
+        run.write_text("job.toml", job.to_toml())
+        run.write_text("vocabulary.txt", vocabulary(job, dataset))
+        trainer = Trainer(run, job, strategy, training, heartbeat, stop, screen)
+        learner, log = trainer.learner, trainer.log
+        with log, trainer.saved_when_interrupted():
+            devices = describe_devices(strategy)
+            kernels = learner.kernels(trainer.graph)
+            write_provenance(run, dataset, allocation, devices, devices_asked, kernels)
+            if trainer.fresh:
+                describe_run(trainer)
+
+            trainer.fit(training, validation)
+
+            heartbeat.beat("testing")
+            probabilities = learner.evaluator.probabilities(test, stop.check)
+            scores = test_scores(test.labels, probabilities)
+            result = {
+                **describe_job(job, run),
+                **describe_data(job, dataset, training, validation, test),
+                **trainer.summary(),
+                **count_parameters(learner.kept),
+                **scores,
+                "devices": [device["device"] for device in devices],
+                "kernels": kernels,
+            }
+            save_model(run, learner.kept)
+            arrays = {"probabilities": probabilities, "labels": test.labels}
+            run.write("predictions.npz", lambda file: np.savez(file, **arrays))
+            log_test(trainer, dataset, test.labels, probabilities, scores)
+        heartbeat.beat("finished")
+        run.write_json("result.json", result)  # last: it says that all the rest is there
+    return result
+
+
+def split_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Reviews]:
+    """Training, validation and test reviews; the last share of the training set validates.
+
+    Keras's `validation_split` takes the same reviews.
+    """
+    train_set = _encoded(dataset.train, job)
+    cut = int(len(train_set.labels) * (1 - job.data.validation_split))
+    # At least one of each: a share of a handful of reviews may round to none.
+    if job.data.validation_split > 0:
+        cut = min(max(cut, 1), len(train_set.labels) - 1)
+    training = train_set.between(0, cut)
+    validation = train_set.between(cut, len(train_set.labels))
+    return training, validation, _encoded(dataset.test, job)
+
+
+def _encoded(split: Split, job: Job) -> Reviews:
+    if job.data.limit:
+        split = split.take(job.data.limit)
+    return Reviews(*encode_split(split, job.data.vocab_size), split.labels)
+
+
+def vocabulary(job: Job, dataset: Dataset) -> str:
+    """The words that the model knows, the commonest first: a line a word, index 4 and up."""
+    return "".join(f"{word}\n" for word in dataset.words[: job.data.vocab_size - 4])
+
+
+@contextlib.contextmanager
+def failures_noted(heartbeat: Heartbeat) -> Iterator[None]:
+    """Say in `state.json` how a run ended that did not end well."""
+    try:
+        yield
+    except Interrupted as signal:
+        heartbeat.beat("interrupted", signal=str(signal))
+        raise
+    except tf.errors.ResourceExhaustedError:
+        error = RunError(
+            "the device is out of memory; lower train.batch_size or data.maxlen, or take more "
+            "devices"
+        )
+        _note_failure(heartbeat, error)
+        raise error from None
+    except Exception as error:
+        _note_failure(heartbeat, error)
+        raise
+
+
+def _note_failure(heartbeat: Heartbeat, error: Exception) -> None:
+    # A full disk or a lost lease takes no note either; the error itself is what counts.
+    with contextlib.suppress(RunError):
+        heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")
+
+
+def describe_job(job: Job, run: Run) -> dict[str, Any]:
+    """Which run this is."""
+    return {
+        "job": job.name,
+        "run": run.folder.name,
+        "architecture": job.model.architecture,
+        "seed": job.train.seed,
+    }
+
+
+def describe_data(
+    job: Job, dataset: Dataset, training: Reviews, validation: Reviews, test: Reviews
+) -> dict[str, Any]:
+    """What the scores were measured on."""
+    return {
+        "data": dataset_name(dataset),
+        "dataset_checksum": dataset.checksum,
+        "is_sample": dataset.is_sample,
+        "limit": job.data.limit,
+        "num_training": len(training.labels),
+        "num_validation": len(validation.labels),
+        "num_test": len(test.labels),
+    }
+
+
+def dataset_name(dataset: Dataset) -> str:
+    """How a line or a table names the data."""
+    if dataset.is_sample:
+        return "SAMPLE of IMDB, not the full data"
+    return "IMDB" if dataset.official else "other data than the official IMDB"
+
+
+def describe_run(trainer: Trainer) -> None:
+    """Write job, model and graph to the TensorBoard log, once a run."""
+    job, kept, lines = trainer.job, trainer.learner.kept, []
+    kept.summary(line_length=100, print_fn=lines.append)
+    trainer.log.text("job", f"```\n{job.to_toml()}```")
+    trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
+    trainer.log.graph(trainer.graph)
+    tables = job.model_dump(exclude={"name"})
+    flat = {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
+    trainer.log.hyperparameters(flat, f"{job.name}/{trainer.run.folder.name}")
+
+
+def log_test(
+    trainer: Trainer,
+    dataset: Dataset,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    scores: dict[str, Any],
+) -> None:
+    """Write the test scores, their pictures and the embedding to the TensorBoard log."""
+    log = trainer.log
+    log.test(scores)
+    log.picture("test/confusion_matrix", confusion_picture(labels, probabilities))
+    log.picture("test/calibration", calibration_picture(labels, probabilities))
+    if scores["roc_auc"] is not None:
+        log.picture("test/roc", roc_picture(labels, probabilities))
+    matrix = trainer.learner.kept.layers[0].get_weights()[0]
+    words = ["<pad>", "<start>", "<unknown>", "<unused>"]
+    words += dataset.words[: len(matrix) - len(words)]
+    log.embedding(matrix[: len(words)], words)

@@ -1,0 +1,273 @@
+"""The outer loop: what `model.fit` does, and what it can't.
+
+It goes on inside an epoch after any end, with the same bytes as a run that was never disturbed.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from harness import checkpoint
+from harness.callbacks import Heartbeat, keras_callbacks
+from harness.checkpoint import Progress
+from harness.errors import Interrupted, RunError
+from harness.event_log import EventLog
+from harness.job import Job
+from harness.learner import Learner
+from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps
+from harness.run import Run
+from harness.scores import binary_loss_and_accuracy
+from harness.screen import Screen
+from harness.signals import StopRequest
+
+PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm
+
+
+class Trainer:
+    """The course of one run's training; `fit` leaves the weights to keep in `learner.kept`."""
+
+    def __init__(
+        self,
+        run: Run,
+        job: Job,
+        strategy: tf.distribute.Strategy,
+        training: Reviews,
+        heartbeat: Heartbeat,
+        stop: StopRequest,
+        screen: Screen,
+    ) -> None:
+        self.run, self.job, self.strategy = run, job, strategy
+        self.heartbeat, self.stop, self.screen = heartbeat, stop, screen
+        self.learner = Learner(job, strategy)
+        self.num_reviews = len(training.labels)
+        self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
+        # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,
+        # (3) the event log, cut to what the checkpoint knows of.
+        self.progress, passed_over = checkpoint.restore(run, self.learner)
+        for line in passed_over:
+            screen.warn(line)
+        self.callbacks = keras_callbacks(job.train, self.learner.model)
+        self._replay()
+        self.fresh = not self.progress.history and not self.progress.step
+        self.graph = self.learner.trace(self._steps_left(training))
+        self.log = EventLog(run.path("tensorboard"), self.progress.event_mark)
+        self._write_metrics()
+        self._profiling = self._profiled = False
+        self._pending: list[tf.Tensor] = []  # of each execution [steps, 2], still on the device
+        self._since = self._saved = time.perf_counter()
+
+    @contextlib.contextmanager
+    def saved_when_interrupted(self) -> Iterator[None]:
+        """Write a checkpoint where a signal ends the run, then let the signal end it."""
+        try:
+            yield
+        except Interrupted:
+            self.drain()
+            self.save()
+            raise
+        finally:
+            self._stop_profile()
+
+    def summary(self) -> dict[str, Any]:
+        """What came of the training."""
+        progress = self.progress
+        kept = progress.best if self.job.train.keep == "best" else progress.history[-1]
+        return {
+            "num_epochs": len(progress.history),
+            "kept_epoch": kept["epoch"],
+            "val_loss": kept.get("val_loss"),
+            "val_accuracy": kept.get("val_accuracy"),
+            "training_s": round(progress.training_s, 3),
+            "num_replicas": self.strategy.num_replicas_in_sync,
+        }
+
+    def _replay(self) -> None:
+        rate = float(self.learner.optimizer.learning_rate.numpy())
+        self.callbacks.on_train_begin()
+        for line in self.progress.history:
+            self.callbacks.on_epoch_end(line["epoch"] - 1, dict(line))
+        self.learner.optimizer.learning_rate.assign(rate)  # the cuts were in it already
+
+    # The outer loop
+
+    def fit(self, training: Reviews, validation: Reviews) -> None:
+        """Train all epochs that are left, validating after each."""
+        train, progress = self.job.train, self.progress
+        self._since = self._saved = time.perf_counter()
+        while progress.epoch < train.epochs and not self.learner.model.stop_training:
+            self._train_epoch(training)
+            line = self._metrics()
+            self.learner.take_weights()
+            if len(validation.labels):
+                line |= self._validate(validation)
+            self._end_epoch(line)
+        if train.keep == "best":
+            self.learner.kept.set_weights(progress.best_weights)
+        else:
+            self.learner.take_weights()
+
+    def _train_epoch(self, training: Reviews) -> None:
+        train, progress = self.job.train, self.progress
+        iterator = self._steps_left(training)
+        done = progress.step
+        while done < self.steps_an_epoch:
+            self.stop.check()
+            num = min(train.steps_per_execution, self.steps_an_epoch - done)
+            self._profile(done)
+            self._pending.append(self.learner.train_steps(iterator, num))
+            done += num
+            if done - progress.step >= train.log_every_steps or done == self.steps_an_epoch:
+                self.drain()
+            if time.perf_counter() - self._saved >= train.checkpoint_every_s:
+                self.drain()
+                self.save()
+
+    def _steps_left(self, training: Reviews) -> Iterator[Batch]:
+        train, progress = self.job.train, self.progress
+        order = epoch_order(train.seed, progress.epoch, self.num_reviews)
+        return iter(
+            batches(
+                self.strategy,
+                training,
+                order,
+                batch_size=train.batch_size,
+                maxlen=self.job.data.maxlen,
+                first_step=progress.step,
+                steps_before=progress.epoch * self.steps_an_epoch,
+            )
+        )
+
+    def _validate(self, validation: Reviews) -> dict[str, float]:
+        began = time.perf_counter()
+        self.heartbeat.beat("validating")
+        probabilities = self.learner.evaluator.probabilities(validation, self.stop.check)
+        loss, accuracy = binary_loss_and_accuracy(validation.labels, probabilities)
+        if not np.isfinite(loss):
+            raise RunError(f"the validation loss is not finite in epoch {self.progress.epoch + 1}")
+        return {
+            "val_loss": loss,
+            "val_accuracy": accuracy,
+            "validation_s": round(time.perf_counter() - began, 3),
+        }
+
+    def _end_epoch(self, line: dict[str, Any]) -> None:
+        progress, train = self.progress, self.job.train
+        progress.history.append(line)
+        sign = 1 if train.monitor == "val_loss" else -1
+        if train.keep == "best" and (
+            not progress.best_epoch
+            or sign * line[train.monitor] < sign * progress.best[train.monitor]
+        ):
+            progress.best_epoch = line["epoch"]
+            progress.best_weights = self.learner.kept.get_weights()
+        progress.epoch, progress.step = line["epoch"], 0
+        progress.loss_sum = progress.right_sum = progress.epoch_s = 0.0
+        train_line = {k: line[k] for k in ("loss", "accuracy", "learning_rate", "reviews_per_s")}
+        validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
+        self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
+        self.callbacks.on_epoch_end(line["epoch"] - 1, dict(line))
+        self.save()
+        self._write_metrics()
+        self.screen.epoch(line, train.epochs)
+        self._since = time.perf_counter()
+
+    def _metrics(self) -> dict[str, Any]:
+        progress = self.progress
+        return {
+            "epoch": progress.epoch + 1,
+            "loss": progress.loss_sum / self.num_reviews,
+            "accuracy": progress.right_sum / self.num_reviews,
+            "learning_rate": float(self.learner.optimizer.learning_rate.numpy()),
+            "epoch_s": round(progress.epoch_s, 3),
+            "reviews_per_s": round(self.num_reviews / max(progress.epoch_s, 1e-9), 1),
+        }
+
+    def _write_metrics(self) -> None:
+        # The whole file anew: a line that was appended twice or by half could not be told.
+        lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.progress.history]
+        self.run.write_text("metrics.jsonl", "".join(lines))
+
+    # Between steps
+
+    def drain(self) -> None:
+        """Bring the figures of the steps since the last time from the device, and note them.
+
+        Raises:
+            RunError: at a loss that is not finite, with its step.
+        """
+        if not self._pending:
+            return
+        self.run.check_lease()
+        # The last value arrives when the last step is done: only now does the clock tell.
+        sums = np.concatenate([part.numpy() for part in self._pending])
+        now = time.perf_counter()
+        took, self._since = now - self._since, now
+        self._pending = []
+        progress, train = self.progress, self.job.train
+        first = progress.epoch * self.steps_an_epoch + progress.step
+        sizes = np.full(len(sums), float(train.batch_size))
+        if progress.step + len(sums) == self.steps_an_epoch:
+            sizes[-1] = self.num_reviews - train.batch_size * (self.steps_an_epoch - 1)
+        losses, accuracies = sums[:, 0] / sizes, sums[:, 1] / sizes
+        if not np.isfinite(losses).all():
+            at = first + int(np.argmin(np.isfinite(losses))) + 1
+            raise RunError(
+                f"the loss is not finite at step {at} (epoch {progress.epoch + 1}); lower "
+                "train.learning_rate or set train.clipnorm, and start anew"
+            )
+        for loss, right in sums.astype(np.float64):  # in order, so that the sum is always the same
+            progress.loss_sum += loss
+            progress.right_sum += right
+        progress.step += len(sums)
+        progress.epoch_s += took
+        progress.training_s += took
+        speed = sizes.sum() / took
+        rate = float(self.learner.optimizer.learning_rate.numpy())
+        self.log.steps(first + 1, losses, accuracies, rate, speed)
+        self._tell(first + len(sums), losses[-1], speed)
+
+    def save(self) -> None:
+        """Write a checkpoint of the run as it stands."""
+        progress = self.progress
+        progress.event_mark = self.log.mark()
+        total = progress.epoch * self.steps_an_epoch + progress.step
+        checkpoint.save(self.run, self.learner, progress, total)
+        self._saved = time.perf_counter()
+
+    def _tell(self, steps: int, loss: float, reviews_per_s: float) -> None:
+        progress = self.progress
+        total = self.job.train.epochs * self.steps_an_epoch
+        eta_s = (total - steps) * progress.training_s / max(steps, 1)
+        self.heartbeat.beat(
+            "training",
+            epoch=progress.epoch + 1,
+            num_epochs=self.job.train.epochs,
+            step=steps,
+            num_steps=total,
+            reviews_per_s=round(reviews_per_s, 1),
+            eta_s=round(eta_s, 1),
+        )
+        figures = f"loss {loss:.4f}  {reviews_per_s:.0f} reviews/s"
+        what = f"epoch {progress.epoch + 1}/{self.job.train.epochs}"
+        self.screen.advance(what, steps, total, figures)
+
+    def _profile(self, done: int) -> None:
+        num = self.job.train.profile_steps
+        if not num or self.progress.epoch:
+            return
+        if PROFILE_AFTER <= done and not self._profiling and not self._profiled:
+            tf.profiler.experimental.start(str(self.run.path("tensorboard")))
+            self._profiling = True
+        elif self._profiling and done >= PROFILE_AFTER + num:
+            self._stop_profile()
+
+    def _stop_profile(self) -> None:
+        """Write the profile, if one is being taken."""
+        if self._profiling:
+            tf.profiler.experimental.stop()
+            self._profiling, self._profiled = False, True

@@ -100,7 +100,8 @@ def batches(
 
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
-            .map(share, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            # Not in parallel: with deterministic operations TensorFlow undoes that, and says so.
+            .map(share)
             .prefetch(tf.data.AUTOTUNE)
         )
 

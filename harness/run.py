@@ -67,11 +67,8 @@ class Run:
         """
         run = cls(folder)
         if not folder.is_dir():
-            try:
-                others = [p.name for p in folder.parent.iterdir() if p.is_dir()]
-            except OSError:
-                others = []
-            near = nearest(folder.name, others) if others else "; harness train makes one"
+            others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
+            near = nearest(str(folder), others[-5:]) or "; harness train makes one"
             raise InputError(f"run {folder}: no such folder{near}")
         if not run.exists():
             raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")

@@ -86,8 +86,10 @@ def list_checkpoints(run: Run) -> list[Path]:
 
 
 def _variables(learner: Learner) -> dict[str, list[keras.Variable]]:
-    # The optimizer's hold the step, the learning rate, its moments and the moving average.
-    return {"model": learner.model.weights, "optimizer": learner.optimizer.variables}
+    # The model's variables, not just its weights: a layer that draws random numbers keeps its
+    # generator among them. The optimizer's hold the step, the learning rate, its moments and the
+    # moving average.
+    return {"model": learner.model.variables, "optimizer": learner.optimizer.variables}
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,107 @@
+"""What several tests share: real harness processes over the packaged sample, shrunk."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+JOBS = PROJECT / "jobs"
+
+
+class Harness:
+    """Starts `harness` commands that see neither this machine's data nor its network."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        hidden = ("HARNESS_", "SLURM_", "KERAS_HOME", "CUDA_VISIBLE_DEVICES")
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+        self.environment |= {
+            "HARNESS_OFFLINE": "1",
+            "HARNESS_RUNS": str(self.runs),
+            "KERAS_HOME": str(folder / "keras"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "PYTHONPATH": str(PROJECT),
+        }
+
+    def command(self, *words: object) -> list[str]:
+        return [sys.executable, "-m", "harness", *map(str, words)]
+
+    def start(self, *words: object) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, *words: object, stdin: str = "", timeout_s: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def train(self, job: str, run_id: str, *words: object) -> "subprocess.CompletedProcess[str]":
+        return self.run(*self.train_words(job, run_id, *words))
+
+    def train_words(self, job: str, run_id: str, *words: object) -> list[object]:
+        return ["train", JOBS / f"{job}.toml", "--run-id", run_id, *SHRUNK, *words]
+
+
+# The real jobs made small: one epoch is 13 steps, the last of them with 16 reviews of 32.
+SHRUNK = [
+    *("--set", "data.limit=500"),
+    *("--set", "data.maxlen=30"),
+    *("--set", "model.units=8"),
+    *("--set", "train.batch_size=32"),
+    *("--set", "train.epochs=3"),
+    *("--set", "train.ema_momentum=0.9"),
+    *("--set", "train.log_every_steps=3"),
+    *("--set", "train.checkpoint_every_s=0.2"),
+]
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Harness, Path]]:
+    """A finished run of the bidirectional LSTM, for tests that only read it."""
+    harness = Harness(tmp_path_factory.mktemp("finished"))
+    done = harness.train("bilstm", "calm")
+    assert done.returncode == 0, done.stderr
+    yield harness, harness.runs / "bilstm" / "calm"
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without its measured times, and without the run's name."""
+    return {k: v for k, v in record.items() if not k.endswith("_s") and k != "run"}
+
+
+def results(folder: Path) -> dict[str, object]:
+    """Everything of a finished run that must be the same to the byte."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {
+        "metrics": [untimed(json.loads(line)) for line in lines],
+        "result": untimed(json.loads((folder / "result.json").read_text())),
+        "model": (folder / "model.keras").read_bytes(),
+        "predictions": (folder / "predictions.npz").read_bytes(),
+    }

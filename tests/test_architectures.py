@@ -1,0 +1,79 @@
+"""The five networks, and dropout that does not depend on who computes it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from harness.architectures import BUILDERS, GlobalBatchDropout, count_parameters, for_training
+from harness.job import load_job
+from tests.conftest import JOBS
+
+
+@pytest.mark.parametrize(
+    ("name", "recurrent", "total"),
+    [
+        ("rnn", 2_080, 258_113),
+        ("lstm", 8_320, 264_353),
+        ("gru", 6_240, 262_273),
+        ("bilstm", 16_640, 272_705),
+        ("stacked_lstm", 16_640, 272_673),
+    ],
+)
+def test_parameters_are_the_notebooks(name: str, recurrent: int, total: int) -> None:
+    """Each network has the recurrent parameters that the notebook's closing table gives.
+
+    The totals are the sums of the parts: 256,000 for the embedding, the recurrent ones, and
+    units + 1 for the dense layer (the notebook's 278,241 for the RNN is a misprint).
+    """
+    job = load_job(JOBS / "notebook" / f"{name}.toml")
+    counted = count_parameters(BUILDERS[name](job.data.vocab_size, job.model))
+    assert counted == {"parameters": total, "recurrent_parameters": recurrent}
+
+
+def dropped(rows: list[int], step: int, seed: int = 3, over_time: bool = False) -> np.ndarray:
+    layer = GlobalBatchDropout(0.5, seed, batch_size=8, over_time=over_time, name="dropout")
+    inputs = tf.ones([len(rows), 5, 16] if over_time else [len(rows), 16])
+    outputs = layer(inputs, training=True, step=tf.constant(step, tf.int64), rows=tf.constant(rows))
+    return np.asarray(outputs)
+
+
+def test_a_rows_mask_depends_on_its_place_in_the_global_batch_alone() -> None:
+    """Two replicas with half the rows each drop what one with all of them drops."""
+    whole = dropped(list(range(8)), step=4)
+    halves = [dropped([0, 1, 2, 3], step=4), dropped([4, 5, 6, 7], step=4)]
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert not np.array_equal(*halves)
+
+
+def test_masks_differ_by_step_and_seed() -> None:
+    """No mask comes twice: another step or another seed drops other numbers."""
+    masks = [dropped([0, 1], step, seed).tobytes() for step in (0, 1, 2) for seed in (1, 2)]
+    assert len(set(masks)) == len(masks)
+
+
+def test_dropout_keeps_the_mean_and_scales() -> None:
+    """At a rate of a half, half of the numbers are 0 and the others 2, and inference passes on."""
+    values, counts = np.unique(dropped(list(range(8)) * 50, step=0), return_counts=True)
+    assert values.tolist() == [0, 2]
+    assert abs(counts[0] / counts.sum() - 0.5) < 0.1
+    layer = GlobalBatchDropout(0.5, 1, batch_size=8, over_time=False, name="dropout")
+    np.testing.assert_array_equal(layer(tf.ones([2, 16]), training=False), np.ones([2, 16]))
+
+
+def test_spatial_dropout_drops_channels_over_all_time() -> None:
+    """A dropped embedding channel is dropped in every word of the review."""
+    outputs = dropped(list(range(8)), step=1, over_time=True)
+    assert (outputs == outputs[:, :1]).all()
+    assert 0 < outputs.mean() < 2
+
+
+def test_the_training_copy_has_equal_weights_and_its_own_dropout() -> None:
+    """The copy predicts as the model does, and no dropout of Keras's is left in it."""
+    job = load_job(JOBS / "bilstm.toml", ["model.units=4", "data.vocab_size=50"])
+    model = BUILDERS["bilstm"](50, job.model)
+    copy = for_training(model, seed=1, batch_size=8)
+    tokens = np.arange(24).reshape(4, 6)
+    np.testing.assert_array_equal(model(tokens), copy(tokens, training=False))
+    kinds = [type(layer).__name__ for layer in copy.layers]
+    assert kinds.count("GlobalBatchDropout") == 2
+    assert "Dropout" not in kinds

@@ -1,0 +1,135 @@
+"""Job files: what is read, and what is refused in one line."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.job import load_job
+from tests.conftest import JOBS
+
+LEAST = "[model]\narchitecture = 'lstm'\n"
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "mine.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "dropout"),
+    [
+        ("rnn", 10, 0.4),
+        ("lstm", 5, 0.4),
+        ("gru", 4, 0.4),
+        ("bilstm", 4, 0.4),
+        ("stacked_lstm", 4, 0.5),
+    ],
+)
+def test_notebook_jobs_are_the_exercises(name: str, epochs: int, dropout: float) -> None:
+    """Each notebook job holds its exercise to the letter; the steady job has the same network."""
+    job = load_job(JOBS / "notebook" / f"{name}.toml")
+    assert (job.model.architecture, job.train.epochs, job.model.dropout) == (name, epochs, dropout)
+    assert (job.model.units, job.model.embedding_dim, job.model.spatial_dropout) == (32, 32, 0.4)
+    assert not job.model.reset_after
+    assert (job.data.vocab_size, job.data.maxlen, job.data.validation_split) == (8000, 200, 0.2)
+    assert (job.train.batch_size, job.train.optimizer) == (128, "rmsprop")
+    assert (job.train.learning_rate, job.train.ema_momentum, job.train.keep) == (0.001, 0, "last")
+    steady = load_job(JOBS / f"{name}.toml")
+    assert steady.model == job.model
+    assert (steady.train.ema_momentum > 0, steady.train.keep) == (True, "best")
+
+
+def test_a_filled_in_job_reads_back_as_itself(tmp_path: Path) -> None:
+    """The file that a run keeps says every default and gives the same job."""
+    job = load_job(write(tmp_path, LEAST), ["train.epochs=9"], seed=5)
+    (tmp_path / "again").mkdir()
+    again = load_job(write(tmp_path / "again", job.to_toml()))
+    assert again == job
+    assert (again.name, again.train.epochs, again.train.seed) == ("mine", 9, 5)
+    assert set(tomllib.loads(job.to_toml())["train"]) == set(type(job.train).model_fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ("is empty",)),
+        ("x", ("is not TOML",)),
+        (b"\xff", ("is not UTF-8",)),
+        ("[data]\nlimit = 4", ("model.architecture is missing",)),
+        ("[model]\nunits = 4", ("model.architecture is missing", "stacked_lstm")),
+        ("model = 3", ("model = 3", "[model]")),
+        (LEAST + "unit = 3", ("model.unit ", "model.units?")),
+        (LEAST + "[trian]\nepochs = 2", ("trian", "did you mean train?")),
+        ("epochs = 2\n" + LEAST, ("epochs", "train.epochs?")),
+        ("[model]\narchitecture = 'lstn'", ("'lstn'", "did you mean lstm?")),
+        (LEAST + "[train]\nepochs = 0", ("train.epochs = 0", "greater than or equal to 1")),
+        (LEAST + "[train]\nepochs = true", ("train.epochs = True", "integer")),
+        (LEAST + "[train]\nepochs = '8'", ("train.epochs = '8'", "integer")),
+        (LEAST + "[train]\nlearning_rate = nan", ("train.learning_rate = nan", "finite")),
+        (LEAST + "[train]\nlearning_rate = -1", ("train.learning_rate = -1", "greater than 0")),
+        (LEAST + "[train]\nbatch_size = 999999999", ("train.batch_size", "25000")),
+        (LEAST + "[data]\nvalidation_split = 0", ("train.keep", "validation_split")),
+        (LEAST + "[data]\nlimit = 1", ("data.limit = 1",)),
+    ],
+)
+def test_a_bad_job_file_is_refused_in_one_line(
+    tmp_path: Path, text: str | bytes, said: tuple[str, ...]
+) -> None:
+    """The line names file, key, value and rule, and the nearest valid name."""
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as refusal:
+        load_job(path)
+    for part in (str(path), *said):
+        assert part in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epochs=0", "should be greater than or equal to 1"),
+        ("train.epoch=3", "did you mean train.epochs?"),
+        ("epochs=3", "table.key=value"),
+        ("train.epochs", "table.key=value"),
+        ("train.keep=first", "best, last"),
+        ("train.learning_rate=inf", "finite"),
+        ("train.epochs=8\ndata.limit=2", "integer"),
+    ],
+)
+def test_a_bad_override_is_refused(tmp_path: Path, override: str, said: str) -> None:
+    """What --set says is refused under its own name."""
+    with pytest.raises(InputError) as refusal:
+        load_job(write(tmp_path, LEAST), [override])
+    assert "--set" in str(refusal.value)
+    assert said in str(refusal.value)
+
+
+def test_a_missing_job_names_its_neighbours(tmp_path: Path) -> None:
+    """A typo in a path is answered with the nearest file, a folder as a folder."""
+    write(tmp_path, LEAST)
+    with pytest.raises(InputError, match=r"no such file; did you mean .*mine\.toml\?"):
+        load_job(tmp_path / "mien.toml")
+    with pytest.raises(InputError, match="is a folder"):
+        load_job(tmp_path)
+
+
+def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
+    """--set takes bare words, numbers and quoted strings alike."""
+    sets = ["model.architecture=gru", "train.learning_rate=1e-4", "train.keep='last'"]
+    job = load_job(write(tmp_path, LEAST), sets)
+    assert (job.model.architecture, job.train.learning_rate, job.train.keep) == (
+        "gru",
+        1e-4,
+        "last",
+    )
+
+
+def test_settings_without_effect_are_named(tmp_path: Path) -> None:
+    """A setting that does nothing is not passed over in silence."""
+    path = write(tmp_path, LEAST)
+    assert not list(load_job(path).without_effect())
+    lines = list(load_job(path, ["model.reset_after=true"]).without_effect())
+    assert lines == ["model.reset_after has no effect: it is a setting of the gru alone"]

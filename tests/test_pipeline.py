@@ -1,0 +1,77 @@
+"""Batches: what is in them, and that they depend on nothing but seed, epoch and step."""
+
+import numpy as np
+import tensorflow as tf
+
+from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps
+
+LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
+
+
+def make_reviews() -> Reviews:
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    return Reviews(
+        np.arange(1, offsets[-1] + 1, dtype=np.int32),
+        offsets.astype(np.int64),
+        (np.arange(len(LENGTHS)) % 2).astype(np.int32),
+    )
+
+
+def collect(order: np.ndarray, **settings: int) -> list[Batch]:
+    strategy = tf.distribute.get_strategy()
+    made = batches(strategy, make_reviews(), order, **({"batch_size": 4, "maxlen": 5} | settings))
+    return [Batch(*(np.asarray(part) for part in batch)) for batch in made]
+
+
+def test_padding_is_kerass_own() -> None:
+    """Rows are those of keras's pad_sequences: zeros first, the last words kept, int32."""
+    from keras.utils import pad_sequences
+
+    reviews = make_reviews()
+    ragged = [reviews.tokens[a:b] for a, b in zip(reviews.offsets, reviews.offsets[1:], strict=False)]
+    order = np.arange(len(LENGTHS))
+    made = collect(order)
+    tokens = np.concatenate([batch.tokens[batch.weights > 0] for batch in made])
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=5))
+
+
+def test_every_batch_has_one_shape_and_the_true_count() -> None:
+    """The last batch is filled up with rows of weight 0, and says how many are real."""
+    made = collect(np.arange(len(LENGTHS)))
+    assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
+    assert [float(batch.count) for batch in made] == [4, 4, 3]
+    assert made[-1].weights.tolist() == [1, 1, 1, 0]
+    assert made[-1].tokens[-1].tolist() == [0] * 5
+    assert [int(batch.step) for batch in made] == [0, 1, 2]
+
+
+def test_a_pass_can_be_entered_at_any_step() -> None:
+    """The steps from the second on are the same whether or not the first was taken."""
+    order = epoch_order(7, 2, len(LENGTHS))
+    whole = collect(order, steps_before=6)
+    rest = collect(order, first_step=1, steps_before=6)
+    assert len(rest) == len(whole) - 1
+    for a, b in zip(whole[1:], rest, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert [int(batch.step) for batch in rest] == [7, 8]
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    """Each epoch and each seed has an order of its own, and the same one every time."""
+    orders = [epoch_order(seed, epoch, 50) for seed in (1, 2) for epoch in (0, 1)]
+    assert len({order.tobytes() for order in orders}) == 4
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(50))
+    np.testing.assert_array_equal(orders[0], epoch_order(1, 0, 50))
+    # Another NumPy must not change the data of a run that goes on.
+    assert epoch_order(1, 0, 8).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
+
+
+
+
+
+def test_steps_are_rounded_up() -> None:
+    """A last batch that is not full is a step too."""
+    assert [num_steps(n, 4) for n in (1, 4, 5, 8)] == [1, 1, 2, 2]

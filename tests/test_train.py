@@ -1,0 +1,180 @@
+"""Whole runs in processes of their own: exact over kills, replicas and signals."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Harness, results
+
+
+def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
+    """Wait until the run's heartbeat has seen a checkpoint at `step` or later."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        saved = [int(path.stem.partition("-")[2]) for path in run.glob("checkpoints/step-*.npz")]
+        if max(saved, default=-1) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint at step {step}: {process.poll()}")
+
+
+def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
+    """Start the run `killed`, and end it by SIGKILL once it has saved `step`."""
+    process = harness.start(*harness.train_words(job, "killed", *words))
+    wait_for_step(process, harness.runs / job / "killed", step)
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("job", "devices"), [("gru", "cpu:1"), ("bilstm", "cpu:2"), ("rnn", "cpu:1")]
+)
+def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, job: str, devices: str) -> None:
+    """SIGKILL in three epochs leaves no trace in metrics, weights, predictions and scores."""
+    words = ["--devices", devices, "--set", "train.reduce_lr_patience=1"]
+    calm = harness.train(job, "calm", *words)
+    assert calm.returncode == 0, calm.stderr
+    for step in (3, 16, 30):
+        kill_at(harness, job, step, *words)
+    assert not (harness.runs / job / "killed" / "result.json").exists()
+    last = harness.train(job, "killed", *words)
+    assert last.returncode == 0, last.stderr
+    assert results(harness.runs / job / "killed") == results(harness.runs / job / "calm")
+    state = json.loads((harness.runs / job / "killed" / "state.json").read_text())
+    assert (state["phase"], state["restarts"]) == ("finished", 3)
+    assert step_events(harness.runs / job / "killed") == step_events(harness.runs / job / "calm")
+
+
+def step_events(run: Path) -> list[tuple[str, int, float]]:
+    """Every (tag, step, value) of loss and accuracy in the run's TensorBoard log."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util.tensor_util import make_ndarray
+
+    found = []
+    for path in sorted((run / "tensorboard").rglob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag.endswith(("/loss", "/accuracy")):
+                    number = float(make_ndarray(value.tensor))
+                    found.append((f"{path.parent.name}/{value.tag}", event.step, number))
+    assert found
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
+    """Each stopping signal finishes the step, saves, says how to go on and ends with 75."""
+    words = harness.train_words("lstm", "stopped", "--set", "train.checkpoint_every_s=86400")
+    process = harness.start(*words, "--set", "train.epochs=200")
+    run = harness.runs / "lstm" / "stopped"
+    wait_for_step(process, run, 13)
+    process.send_signal(signal.Signals[name])
+    said, warned = process.communicate(timeout=60)
+    assert process.returncode == 75, warned
+    assert f"harness resume {run}" in warned
+    assert "Traceback" not in warned
+    assert json.loads((run / "state.json").read_text())["phase"] == "interrupted"
+    assert "epoch 1/200" in said
+
+
+def test_one_replica_and_two_follow_one_curve(harness: Harness) -> None:
+    """Dropout included, loss and predictions agree to float rounding, with unequal batches too."""
+    for devices in ("cpu:1", "cpu:2", "cpu:3"):
+        done = harness.train("lstm", devices.replace(":", ""), "--devices", devices)
+        assert done.returncode == 0, done.stderr
+    one, two, three = (results(harness.runs / "lstm" / f"cpu{n}") for n in (1, 2, 3))
+    for other in (two, three):
+        for mine, theirs in zip(one["metrics"], other["metrics"], strict=True):  # type: ignore[call-overload]
+            assert abs(mine["loss"] - theirs["loss"]) < 1e-5
+            assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-5
+    probabilities = [
+        np.load(harness.runs / "lstm" / f"cpu{n}" / "predictions.npz")["probabilities"]
+        for n in (1, 2, 3)
+    ]
+    np.testing.assert_allclose(probabilities[0], probabilities[1], atol=1e-4)
+    np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-4)
+    other_seed = harness.train("lstm", "seed2", "--seed", "2")
+    assert other_seed.returncode == 0
+    assert results(harness.runs / "lstm" / "seed2")["model"] != one["model"]
+
+
+def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness) -> None:
+    """A truncated newest checkpoint costs its steps, not the run."""
+    calm = harness.train("lstm", "calm")
+    assert calm.returncode == 0
+    kill_at(harness, "lstm", 16)
+    run = harness.runs / "lstm" / "killed"
+    newest = max((run / "checkpoints").glob("step-*.npz"))
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    last = harness.run("resume", run)
+    assert last.returncode == 0, last.stderr
+    assert newest.name in last.stderr
+    assert "using the one before" in last.stderr
+    assert results(run) == results(harness.runs / "lstm" / "calm")
+
+
+def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:
+    """Started again it changes nothing, ends with 0 and says so."""
+    harness, run = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    for done in (harness.run("resume", run), harness.train("bilstm", "calm")):
+        assert done.returncode == 0
+        assert "finished already" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_the_newer_of_two_writers_wins(harness: Harness) -> None:
+    """A second process takes the run over; the first notices, says who has it, and stops."""
+    calm = harness.train("lstm", "calm")
+    assert calm.returncode == 0
+    older = harness.start(*harness.train_words("lstm", "killed"))
+    run = harness.runs / "lstm" / "killed"
+    wait_for_step(older, run, 3)
+    newer = harness.start("resume", run)
+    _, older_said = older.communicate(timeout=120)
+    _, newer_said = newer.communicate(timeout=120)
+    assert newer.returncode == 0, newer_said
+    # The older one may have been done before the newer one took over; then nothing was left.
+    if older.returncode != 0:
+        assert older.returncode == 1
+        assert f"process {newer.pid}" in older_said
+        assert "Traceback" not in older_said
+    assert results(run) == results(harness.runs / "lstm" / "calm")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) -> None:
+    """The line names step and remedy, exit code 1, and no result is written."""
+    words = ["train.learning_rate=10", "train.optimizer=sgd", "model.dropout=0.0"]
+    sets = [part for word in words for part in ("--set", word)]
+    done = harness.train("rnn", "nan", *sets, "--set", "model.units=512")
+    assert done.returncode in (0, 1)
+    if done.returncode == 1:
+        assert "is not finite at step" in done.stderr
+
+
+def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
+    """Early stopping ends, rate cuts cut, clipping and half precision train, steps may be packed."""
+    sets = {
+        "stop": ["train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.05"],
+        "cut": ["train.reduce_lr_patience=1", "train.epochs=8", "train.learning_rate=0.05"],
+        "clip": ["train.clipnorm=0.001"],
+        "half": ["train.precision=bfloat16"],
+        "packed": ["train.steps_per_execution=5"],
+        "plain": [],
+    }
+    lines = {}
+    for name, words in sets.items():
+        done = harness.train("gru", name, *(part for word in words for part in ("--set", word)))
+        assert done.returncode == 0, done.stderr
+        lines[name] = results(harness.runs / "gru" / name)["metrics"]
+    assert len(lines["stop"]) < 40  # type: ignore[arg-type]
+    rates = [line["learning_rate"] for line in lines["cut"]]  # type: ignore[attr-defined]
+    assert min(rates) < rates[0] / 1.9
+    assert lines["packed"] == lines["plain"]
+    for name in ("clip", "half"):
+        assert lines[name] != lines["plain"]

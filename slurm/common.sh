@@ -149,7 +149,7 @@ install_steps() {
     # Many sites export these for the interpreters of their modules.
     unset PYTHONPATH PYTHONHOME
     export PIP_USER=0
-    inside "$PYTHON" -m venv "$VENV" &&
+    { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
         # An sdist would fetch what builds it without a hash.
         inside "${pip[@]}" install --progress-bar off --require-hashes --only-binary :all: \
             -r "$PROJECT/$1" &&

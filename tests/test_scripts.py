@@ -17,12 +17,20 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 
-# Notes how it was called, then waits for a signal where it is told to.
-STAND_IN = f"""#!{sys.executable}
+# Notes how it was called, then waits for a signal where it is told to. It starts as pip's own
+# commands do, since a path with a space cannot stand after `#!`.
+STAND_IN = f"""#!/bin/sh
+'''exec' "{sys.executable}" "$0" "$@"
+' '''
 import json, os, signal, sys, time
 from pathlib import Path
 note = Path(os.environ["NOTE"])
-call = {{"argv": sys.argv[1:], "runs": os.environ["HARNESS_RUNS"], "signals": []}}
+call = {{
+    "argv": sys.argv[1:],
+    "runs": os.environ["HARNESS_RUNS"],
+    "image": os.environ.get("IMAGE"),
+    "signals": [],
+}}
 def stop(number, frame):
     call["signals"].append(signal.Signals(number).name)
     time.sleep(0.2)  # saving takes a while, in which signals may repeat
@@ -142,8 +150,10 @@ class Project:
             for number in signals:
                 process.send_signal(number)
                 time.sleep(0.05)
-            _, said = process.communicate(timeout=20)
-        return process.returncode, said
+            code = process.wait(timeout=20)
+            assert self.note.exists(), "the script did not wait for the harness to save"
+            assert process.stderr is not None
+            return code, process.stderr.read()
 
 
 @pytest.fixture
@@ -302,6 +312,17 @@ def test_site_settings_and_container(project: Project) -> None:
     )
     assert project.run(project.path / "slurm/bilstm.sh").returncode == 0
     assert project.call()["runs"] == "/elsewhere"
+    assert project.call()["image"] == "an image"
+
+
+def test_container_brings_the_python(project: Project) -> None:
+    """With a container, the interpreter that is judged is the container's."""
+    (project.path / "slurm/site.sh").write_text(
+        "HARNESS_VENV=new HARNESS_CONTAINER=(bash -c 'echo 3.8.0; exit 1')\n"
+    )
+    result = project.run(project.path / "slurm/bilstm.sh")
+    assert result.returncode == 2
+    assert "python3 is 3.8.0" in result.stderr
 
 
 def test_no_usable_python_is_one_line(project: Project) -> None:
@@ -355,6 +376,8 @@ def test_failed_install_is_made_again(project: Project) -> None:
     assert "run `bash slurm/common.sh --setup` on the login node first" in line
     assert not (project.path / ".venv/harness-lock.sha256").exists()
 
+    half_written = project.path / ".venv/half written"
+    half_written.touch()
     env["PIP_FIND_LINKS"] = str(wheels)
     both = [
         subprocess.Popen(
@@ -370,6 +393,8 @@ def test_failed_install_is_made_again(project: Project) -> None:
     assert [process.returncode for process in both] == [0, 0], said
     assert [out for out, _ in said] == ["trained\n", "trained\n"]
     assert sum("installing requirements.lock" in err for _, err in said) == 1
+
+    assert not half_written.exists()
 
     again = project.run(script, env=env)
     assert (again.stdout, again.stderr) == ("trained\n", "")

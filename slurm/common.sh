@@ -1,0 +1,276 @@
+#!/usr/bin/env bash
+# What every job script shares: the site's settings, the virtual environment, the run itself.
+#
+#   bash slurm/common.sh --setup    make the environment and end, e.g. on a login node
+#
+# Works with bash 3.2 (macOS) and later, so an empty array is expanded as ${a[@]+"${a[@]}"}.
+
+set -euo pipefail
+
+PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# `--export=NONE` drops these two.
+export PATH HOME=${HOME:-~}
+
+say() { printf 'harness: %s\n' "$*" >&2; }
+
+read_site() {
+    HARNESS_CONTAINER=()
+    local rc=0
+    if [[ -f $PROJECT/slurm/site.sh ]]; then
+        set +u # module systems read variables that are unset
+        # shellcheck source=slurm/site.example.sh
+        source "$PROJECT/slurm/site.sh" || rc=$?
+        set -u
+        [[ $rc == 0 ]] || say "slurm/site.sh ended with status $rc; going on"
+    fi
+    VENV=${HARNESS_VENV:-$PROJECT/.venv}
+    [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
+}
+
+inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
+
+# Sets PYTHON to the first interpreter that can make the environment.
+find_python() {
+    local found='' candidate version
+    local -a candidates=(python3 python3.13 python3.12 python3.11)
+    # Who names an interpreter does not want another one.
+    [[ -z ${HARNESS_PYTHON:-} ]] || candidates=("$HARNESS_PYTHON")
+    local probe='import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13)
+try: import ensurepip, venv
+except ImportError: ok = False; note = " without venv"
+else: note = ""
+print("%d.%d.%d%s" % (v[0], v[1], v[2], note)); sys.exit(not ok)'
+    for candidate in "${candidates[@]}"; do
+        if version=$(inside "$candidate" -c "$probe" 2>/dev/null); then
+            PYTHON=$candidate
+            return
+        fi
+        found+="${version:+, $candidate is $version}"
+    done
+    found=${found:-, ${candidates[0]} does not run}
+    say "Python 3.11, 3.12 or 3.13 with venv is needed, but ${found#, };" \
+        "load a module or set HARNESS_PYTHON in slurm/site.sh"
+    exit 2
+}
+
+# Sets LOCKS to the locks that serve this machine, the one to install first. The gpu lock only
+# adds to the runtime's, so it serves a job without a GPU as well: nodes of both kinds can share
+# one environment and do not install over each other.
+choose_locks() {
+    LOCKS=(requirements-gpu.lock)
+    case ${HARNESS_EXTRA:-} in
+    gpu) ;;
+    none) LOCKS=(requirements.lock requirements-gpu.lock) ;;
+    '')
+        if ! nvidia-smi -L >/dev/null 2>&1 && [[ ! -e /proc/driver/nvidia ]] &&
+            ! cluster_has_gpus; then
+            LOCKS=(requirements.lock requirements-gpu.lock)
+        fi
+        ;;
+    *)
+        say "HARNESS_EXTRA is '$HARNESS_EXTRA'; it must be gpu, none or unset"
+        exit 2
+        ;;
+    esac
+}
+
+# Whether this is a login node of a cluster with GPUs. It asks the scheduler only where nothing
+# is installed yet.
+cluster_has_gpus() {
+    [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
+        sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null
+}
+
+# Prints what the stamp of a complete environment holds: where it is and what it was made from.
+stamp_of() {
+    local sum=sha256sum
+    command -v $sum >/dev/null || sum='shasum -a 256'
+    (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
+}
+
+# Whether the environment is complete and made from one of the locks given.
+is_ready() {
+    local lock stamp
+    stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) || return 1
+    [[ -x $VENV/bin/python ]] || return 1 # a link to an interpreter that is gone
+    for lock; do
+        [[ $stamp != "$(stamp_of "$lock")" ]] || return 0
+    done
+    return 1
+}
+
+# Runs the command given while no other process runs one, on this node or another.
+with_lock() (
+    local lock=$PROJECT/.setup.lock
+    exec 9>"$lock"
+    if command -v flock >/dev/null; then
+        flock --nonblock 9 && { "$@"; exit; }
+        say "waiting for another process that may be installing"
+        flock 9 && { "$@"; exit; }
+    fi
+    # No flock, or a file system without it: a folder can be made only once. An install that
+    # takes over half an hour has died.
+    until mkdir "$lock.d" 2>/dev/null; do
+        if [[ -n $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]]; then
+            rmdir "$lock.d" 2>/dev/null || true
+        else
+            sleep 2
+        fi
+    done
+    trap 'rmdir "$lock.d"' EXIT
+    "$@"
+)
+
+# An install that was cut short can look complete to pip, so it is made afresh. A complete one
+# is changed in place: what stays the same goes on working for the jobs that are using it.
+install() {
+    local lock=$1 log=$VENV/setup.log extra=''
+    ! is_ready "$@" || return 0 # another process did it meanwhile
+    if [[ -e $log && -e $VENV/pyvenv.cfg && ! -e $VENV/harness-lock.sha256 ]]; then
+        rm -rf "$VENV"
+    fi
+    mkdir -p "$VENV"
+    rm -f "$VENV/harness-lock.sha256"
+    say "installing $lock into $VENV: about two minutes (log: $log)"
+    if ! install_steps "$lock" >"$log" 2>&1; then
+        tail -n 8 "$log" >&2
+        [[ $lock != requirements-gpu.lock ]] || extra='HARNESS_EXTRA=gpu '
+        say "the installation failed (log: $log); if this node is offline, run" \
+            "\`${extra}bash slurm/common.sh --setup\` on the login node first"
+        return 1
+    fi
+    stamp_of "$lock" >"$VENV/stamp.new"
+    mv "$VENV/stamp.new" "$VENV/harness-lock.sha256"
+}
+
+# Ends at the first step that fails: `set -e` is off inside a condition.
+install_steps() {
+    local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
+    # Many sites export these for the interpreters of their modules.
+    unset PYTHONPATH PYTHONHOME
+    export PIP_USER=0
+    { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
+        # An sdist would fetch what builds it without a hash.
+        inside "${pip[@]}" install --progress-bar off --require-hashes --only-binary :all: \
+            -r "$PROJECT/$1" &&
+        # setuptools comes from the lock.
+        inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
+}
+
+# Makes the environment complete from the first lock given, unless it already is from any.
+ensure_venv() {
+    ! is_ready "$@" || return 0
+    if [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; then
+        say "using $VENV as it is: it was made by other means"
+        return 0
+    fi
+    find_python
+    with_lock install "$@"
+}
+
+prepare() {
+    read_site
+    choose_locks
+    ensure_venv "${LOCKS[@]}"
+}
+
+# Whether Slurm started this script: then it runs from a copy in a spool folder. In an
+# interactive allocation it does not, and many runs may share the job's id.
+is_batch() { [[ -n ${SLURM_JOB_ID:-} && ! $(dirname "$0") -ef $PROJECT/slurm ]]; }
+
+# Whether the option $1 is among the other arguments.
+has_option() {
+    local option=$1 argument
+    shift
+    for argument; do
+        case $argument in "$option" | "$option="*) return 0 ;; esac
+    done
+    return 1
+}
+
+# Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to
+# what came. In the background, because a trap waits for a command in the foreground.
+run_child() {
+    local child='' fresh status
+    RC=127 SIGNALS=''
+    # A background child ignores INT until it says otherwise, so it gets TERM.
+    trap 'pass_on INT TERM' INT
+    trap 'pass_on TERM TERM' TERM
+    trap 'pass_on USR1 USR1' USR1
+    trap 'pass_on USR2 USR2' USR2
+    "$@" &
+    child=$!
+    [[ -z $SIGNALS ]] || kill -s TERM "$child"
+    while fresh=''; do
+        status=0
+        wait "$child" || status=$?
+        # A signal ends `wait` early; 127 says that an earlier turn has the status already.
+        [[ $status == 127 && $RC != 127 ]] || RC=$status
+        [[ -n $fresh ]] || break
+    done
+    # It died of the signal, so it was still starting: no work is lost, and none is saved.
+    [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
+}
+
+# Only the first signal of a kind: Slurm and users repeat themselves.
+pass_on() {
+    fresh=1
+    [[ " $SIGNALS " != *" $1 "* ]] || return 0
+    SIGNALS+=" $1"
+    [[ -z $child ]] || kill -s "$2" "$child" 2>/dev/null || true
+}
+
+# Back into the queue, unless TERM or INT came: that is a cancelled job, which must stay
+# cancelled, or a preempted one, which Slurm requeues by itself.
+requeue() {
+    if [[ $SIGNALS == *TERM* || $SIGNALS == *INT* ]] || ! command -v scontrol >/dev/null; then
+        say "interrupted; run it again to go on"
+        return
+    fi
+    trap '' TERM # the requeue ends this script too
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        say "interrupted; job $SLURM_JOB_ID is back in the queue"
+    else
+        say "interrupted, and the requeue failed: submit it again to go on"
+    fi
+}
+
+# Trains the job file $1, relative to the project, with the other arguments; ends the script.
+run_job() {
+    local job=$1 id
+    local -a launch=() options=()
+    shift
+    prepare
+    unset PYTHONPATH PYTHONHOME
+    export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
+    if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
+        options+=(--seed "$SLURM_ARRAY_TASK_ID")
+    fi
+    if is_batch && ! has_option --run-id "$@"; then
+        # By its job's id a requeued job finds its run.
+        id=$SLURM_JOB_ID
+        [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+        options+=(--run-id "slurm-$id")
+    fi
+    if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
+        # srun takes neither the CPUs nor, at some sites, the environment from sbatch.
+        launch=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
+            --ntasks-per-node=1 --export=ALL
+            ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
+    fi
+    run_child ${launch[@]+"${launch[@]}"} ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} \
+        "$VENV/bin/harness" train "$PROJECT/$job" ${options[@]+"${options[@]}"} "$@"
+    if [[ $RC == 75 ]] && is_batch; then
+        requeue
+    fi
+    exit "$RC"
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    if [[ $# != 1 || $1 != --setup ]]; then
+        say "usage: bash slurm/common.sh --setup"
+        exit 2
+    fi
+    prepare
+    say "ready: $VENV"
+fi

@@ -1,0 +1,182 @@
+"""The environment that the scripts make: complete or absent, once, from the locks."""
+
+import hashlib
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from stand_in import REPOSITORY, Project
+
+# Builds the wheel of a package without setuptools, so that pip itself is what the tests run.
+BACKEND = """
+import zipfile
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name = "harness-0-py3-none-any.whl"
+    files = {
+        "harness_stand_in.py": "def main(): print('trained')",
+        "harness-0.dist-info/METADATA": "Metadata-Version: 2.1\\nName: harness\\nVersion: 0\\n",
+        "harness-0.dist-info/WHEEL": "Wheel-Version: 1.0\\nTag: py3-none-any\\n",
+        "harness-0.dist-info/entry_points.txt": "[console_scripts]\\nharness=harness_stand_in:main",
+        "harness-0.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(folder + "/" + name, "w") as wheel:
+        for path, text in files.items():
+            wheel.writestr(path, text)
+    return name
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Return a project whose environment is a stand-in that was made by other means."""
+    return Project(tmp_path)
+
+
+def test_container_brings_the_python(project: Project) -> None:
+    """With a container, the interpreter that is judged is the container's."""
+    (project.path / "slurm/site.sh").write_text(
+        "HARNESS_VENV=new HARNESS_CONTAINER=(bash -c 'echo 3.8.0; exit 1')\n"
+    )
+    result = project.run(project.path / "slurm/bilstm.sh")
+    assert result.returncode == 2
+    assert "python3 is 3.8.0" in result.stderr
+
+
+def test_no_usable_python_is_one_line(project: Project) -> None:
+    """Without a Python to make the environment, one line names what was found and the remedy."""
+    old = project.executable(project.outside / "an old/python", "#!/bin/sh\necho 3.9.2\nexit 1\n")
+    env = {
+        **project.environment,
+        "HARNESS_VENV": str(project.outside / "new"),
+        "HARNESS_PYTHON": str(old),
+    }
+    result = project.run(project.path / "slurm/bilstm.sh", env=env)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{old} is 3.9.2" in line
+    assert "HARNESS_PYTHON" in line
+    assert not (project.outside / "new").exists()
+
+
+def locked_wheel(wheels: Path) -> str:
+    """Write a wheel into a folder; return the line that locks it."""
+    wheels.mkdir()
+    wheel = wheels / "part-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("part.py", "")
+        file.writestr(
+            "part-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: part\nVersion: 1\n"
+        )
+        file.writestr(
+            "part-1.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        file.writestr("part-1.dist-info/RECORD", "")
+    return f"part==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
+
+
+def test_failed_install_is_made_again(project: Project) -> None:
+    """A failed install ends with 1 and its remedy, and leaves nothing that passes for complete."""
+    wheels = project.outside / "wheels"
+    lock = locked_wheel(wheels)
+    (project.path / "requirements.lock").write_text(lock)
+    (project.path / "requirements-gpu.lock").write_text(lock + "# more\n")
+    (project.path / "backend.py").write_text(BACKEND)
+    env = {
+        **project.environment,
+        "HARNESS_VENV": "",
+        "PIP_NO_INDEX": "1",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_FIND_LINKS": "",
+    }
+    script = project.path / "slurm/bilstm.sh"
+
+    failed = project.run(script, env=env)
+    assert failed.returncode == 1, failed.stderr
+    *_, log, line = failed.stderr.splitlines()
+    assert "part==1" in log
+    assert "run `bash slurm/common.sh --setup` on the login node first" in line
+    assert not (project.path / ".venv/harness-lock.sha256").exists()
+
+    half_written = project.path / ".venv/half written"
+    half_written.touch()
+    env["PIP_FIND_LINKS"] = str(wheels)
+    both = [
+        subprocess.Popen(
+            ["bash", str(script)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert [out for out, _ in said] == ["trained\n", "trained\n"]
+    assert sum("installing requirements.lock" in err for _, err in said) == 1
+
+    assert not half_written.exists()
+
+    again = project.run(script, env=env)
+    assert (again.stdout, again.stderr) == ("trained\n", "")
+
+    (project.path / "requirements.lock").write_text(lock + "# changed\n")
+    assert "installing requirements.lock" in project.run(script, env=env).stderr
+
+
+def test_locks_agree() -> None:
+    """The three locks hold one version of what they share, and name no index and no folder."""
+
+    def pins(name: str) -> set[str]:
+        text = (REPOSITORY / name).read_text()
+        assert "://" not in text
+        assert "--find-links" not in text
+        return {line.rstrip(" \\") for line in text.splitlines() if line[0].isalnum()}
+
+    runtime = pins("requirements.lock")
+    assert any(pin.startswith("setuptools==") for pin in runtime), "the editable install needs it"
+    assert runtime < pins("requirements-gpu.lock")
+    assert runtime < pins("requirements-test.lock")
+
+
+def test_setup_makes_nothing_of_other_arguments(project: Project) -> None:
+    """common.sh itself accepts --setup and refuses everything else."""
+    result = project.run(project.path / "slurm/common.sh", "--step")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "harness: usage: bash slurm/common.sh --setup\n",
+    )
+
+
+def test_gpu_environment_serves_every_job(project: Project) -> None:
+    """What the gpu lock made serves jobs without a GPU, but not the other way round."""
+    for name in ("requirements.lock", "requirements-gpu.lock"):
+        (project.path / name).write_text(name)
+    check = """source "$1/slurm/common.sh"; read_site
+    answer() { choose_locks; is_ready "${LOCKS[@]}" && echo ready || echo missing; }
+    : >"$VENV/bin/python"; chmod +x "$VENV/bin/python"
+    for lock in requirements.lock requirements-gpu.lock; do
+        stamp_of $lock >"$VENV/harness-lock.sha256"
+        for HARNESS_EXTRA in none gpu; do answer; done
+    done"""
+    result = subprocess.run(
+        ["bash", "-c", check, "bash", str(project.path)],
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout.split() == ["ready", "missing", "ready", "ready"], result.stderr
+
+
+@pytest.mark.parametrize("flock", ["", "flock() { return 71; };"])
+def test_lock_lets_one_in_at_a_time(project: Project, flock: str) -> None:
+    """One process at a time holds the lock, also on a file system where flock fails."""
+    work = 'work() { mkdir "$1/one"; sleep 0.3; rmdir "$1/one"; };'
+    command = f'source "$1/slurm/common.sh"; {flock} {work} with_lock work "$1"'
+    both = [subprocess.Popen(["bash", "-c", command, "bash", str(project.path)]) for _ in range(2)]
+    assert [process.wait(timeout=30) for process in both] == [0, 0]
+    assert not (project.path / ".setup.lock.d").exists()

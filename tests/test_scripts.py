@@ -1,0 +1,170 @@
+"""The job scripts, run by a real bash: what reaches the harness, and what comes back."""
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from stand_in import REPOSITORY, Project
+
+JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Return a project whose environment is a stand-in that was made by other means."""
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_script_trains_its_job(project: Project, job: str) -> None:
+    """Each script trains the job of its name, into the project's runs, from any folder."""
+    result = project.run(project.path / f"slurm/{job}.sh")
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"] == ["train", f"{project.path}/jobs/{job}.toml"]
+    assert project.call()["runs"] == f"{project.path}/runs"
+
+
+def test_scripts_differ_in_their_name_only() -> None:
+    """What the scripts say beyond their job's name is the same, so a mend reaches all."""
+    texts = {(REPOSITORY / f"slurm/{job}.sh").read_text().replace(job, "NAME") for job in JOBS}
+    assert len(texts) == 1
+
+
+def test_arguments_pass_unchanged(project: Project) -> None:
+    """Arguments with spaces, quotes, globs and nothing in them reach the harness as they are."""
+    arguments = ["--set", "train.note=two words", "it's", '"', "*", "", "$HOME"]
+    result = project.run(project.path / "slurm/bilstm.sh", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"][2:] == arguments
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_exit_code_is_the_harness_own(project: Project, code: int) -> None:
+    """The script ends with the exit code of the run."""
+    env = {**project.environment, "EXIT": str(code)}
+    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == code
+
+
+def test_bare_environment_is_enough(project: Project) -> None:
+    """A script runs without HOME and PATH, which `--export=NONE` drops."""
+    env = project.slurm()
+    del env["PATH"]
+    result = subprocess.run(
+        [shutil.which("bash") or "bash", str(project.spool())],
+        env=env,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("below", ["", "slurm", "runs/bilstm/deep"])
+def test_spool_copy_finds_the_project(project: Project, below: str) -> None:
+    """Under Slurm the project is at or above the submit folder; the job's id names the run."""
+    folder = project.path / below
+    folder.mkdir(parents=True, exist_ok=True)
+    result = project.run(
+        project.spool("gru"), "--set", "a.b=1", env=project.slurm(SLURM_SUBMIT_DIR=str(folder))
+    )
+    assert result.returncode == 0, result.stderr
+    job = f"{project.path}/jobs/gru.toml"
+    assert project.call()["argv"] == ["train", job, "--run-id", "slurm-42", "--set", "a.b=1"]
+
+
+def test_home_overrides_the_submit_folder(project: Project) -> None:
+    """HARNESS_HOME names the project wherever sbatch was called."""
+    env = project.slurm(SLURM_SUBMIT_DIR="/", HARNESS_HOME=str(project.path))
+    assert project.run(project.spool(), env=env).returncode == 0
+    assert project.call()["argv"][1] == f"{project.path}/jobs/bilstm.toml"
+
+
+@pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
+def test_no_project_is_one_line(project: Project, name: str) -> None:
+    """A folder outside the project is refused in one line that names it and the remedy."""
+    result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"harness: no project at or above {project.outside}; "
+        "run sbatch inside it or set HARNESS_HOME"
+    ]
+
+
+def test_interactive_allocation_starts_fresh_runs(project: Project) -> None:
+    """Inside salloc, where many runs share the job's id, the harness names the run."""
+    env = project.slurm(SLURM_SUBMIT_DIR="/")
+    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == 0
+    assert "--run-id" not in project.call()["argv"]
+
+
+def test_array_task_is_the_seed(project: Project) -> None:
+    """An array task's number becomes the seed and a part of the run's id."""
+    env = project.slurm(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+    assert project.run(project.spool(), env=env).returncode == 0
+    assert project.call()["argv"][2:] == ["--seed", "3", "--run-id", "slurm-42_3"]
+
+
+@pytest.mark.parametrize("given", [["--seed", "7"], ["--seed=7"]])
+def test_given_seed_wins(project: Project, given: list[str]) -> None:
+    """A seed on the command line wins over the array task's number."""
+    env = project.slurm(SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+    assert project.run(project.spool(), *given, env=env).returncode == 0
+    assert project.call()["argv"][2:] == ["--run-id", "slurm-42_3", *given]
+
+
+def test_two_nodes_start_a_process_on_each(project: Project) -> None:
+    """On several nodes srun starts one harness a node, with the job's CPUs and environment."""
+    project.executable(project.commands / "srun", '#!/bin/bash\necho "$@" >&2\nexec "${@: -5}"\n')
+    env = project.slurm(SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="4")
+    result = project.run(project.spool(), env=env)
+    assert result.returncode == 0, result.stderr
+    assert (
+        "--nodes=2 --ntasks=2 --ntasks-per-node=1 --export=ALL --cpus-per-task=4" in result.stderr
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signal_is_passed_on_once(project: Project, number: signal.Signals) -> None:
+    """A signal reaches the harness once, however often it comes, and its 75 is returned."""
+    code, _ = project.signalled(
+        project.path / "slurm/bilstm.sh", number, number, env=project.environment
+    )
+    assert code == 75
+    assert project.call()["signals"] == [number.name]
+
+
+def test_interrupt_reaches_the_harness_as_term(project: Project) -> None:
+    """Ctrl-C stops the harness too, though a background child ignores INT."""
+    code, _ = project.signalled(
+        project.path / "slurm/bilstm.sh", signal.SIGINT, env=project.environment
+    )
+    assert code == 75
+    assert project.call()["signals"] == ["SIGTERM"]
+
+
+@pytest.mark.parametrize(
+    ("number", "requeued"), [(signal.SIGUSR2, "requeue 42\n"), (signal.SIGTERM, "")]
+)
+def test_warned_job_goes_back_into_the_queue(
+    project: Project, number: signal.Signals, requeued: str
+) -> None:
+    """A job that was warned requeues itself; one that was cancelled stays cancelled."""
+    asked = project.outside / "asked"
+    asked.touch()
+    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
+    code, said = project.signalled(project.spool(), number, env=project.slurm(ASKED=str(asked)))
+    assert code == 75, said
+    assert asked.read_text() == requeued
+
+
+def test_site_settings_and_container(project: Project) -> None:
+    """slurm/site.sh is read, may use unset variables, and its container starts the harness."""
+    (project.path / "slurm/site.sh").write_text(
+        'export HARNESS_RUNS=/elsewhere\nHARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
+    )
+    assert project.run(project.path / "slurm/bilstm.sh").returncode == 0
+    assert project.call()["runs"] == "/elsewhere"
+    assert project.call()["image"] == "an image"

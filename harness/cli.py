@@ -78,7 +78,9 @@ def train(
     ] = Path("runs"),
     run_id: Annotated[
         str | None,
-        typer.Option("--run-id", metavar="ID", help="name the run, or go on with it if it is there"),
+        typer.Option(
+            "--run-id", metavar="ID", help="name the run, or go on with the one of that name"
+        ),
     ] = None,
 ) -> None:
     """Train one model, end to end: data, fit, test, record."""

@@ -138,7 +138,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         others = [str(p) for folder in (path.parent, Path("jobs")) for p in folder.glob("*.toml")]
         near = nearest(str(path), others)
-        raise InputError(f"job {path}: no such file" + (near or "; a job is a TOML file under jobs/"))
+        raise InputError(
+            f"job {path}: no such file" + (near or "; a job is a TOML file under jobs/")
+        )
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -5,7 +5,8 @@ from typing import Any
 
 from harness.cluster import Allocation
 from harness.errors import InputError
-from harness.imdb import Dataset, open_dataset, open_sample
+from harness.imdb import Dataset
+from harness.imdb_sources import open_dataset, open_sample
 from harness.job import Job
 from harness.run import Run
 from harness.screen import Screen
@@ -50,6 +51,8 @@ def launch(
             f"the run had {len(before)} replicas and goes on with {replicas}: its numbers will "
             "agree to rounding, not to the byte"
         )
+    if dataset.note:
+        screen.say(f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {dataset.note}")
     screen.say(
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{replicas} replica{'s' if replicas > 1 else ''}, data: {dataset_name(dataset)}"

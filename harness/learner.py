@@ -118,7 +118,9 @@ class Learner:
             target = self.optimizer.scale_loss(loss / batch.count)
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(target, variables)]
         right = tf.equal(probabilities[:, 0] > 0.5, batch.labels > 0.5)
-        return gradients, tf.stack([loss, tf.reduce_sum(tf.cast(right, tf.float32) * batch.weights)])
+        return gradients, tf.stack(
+            [loss, tf.reduce_sum(tf.cast(right, tf.float32) * batch.weights)]
+        )
 
     # The weights that would be kept
 

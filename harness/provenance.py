@@ -6,7 +6,6 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 from harness.cluster import Allocation, given_cpus
 from harness.imdb import Dataset

@@ -5,7 +5,8 @@ model says positive where it is over 0.5, as Keras's binary accuracy does.
 """
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -224,3 +225,13 @@ def _png(figure: "Figure") -> bytes:
     # Without the version of Matplotlib in it, the same scores give the same bytes.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def describe_scores(scores: Mapping[str, Any]) -> str:
+    """The scores that `test_scores` gave, in one line for the screen."""
+    area = scores["roc_auc"]
+    shown = "none, one class alone" if area is None else f"{area:.4f}"
+    return (
+        f"accuracy {100 * scores['accuracy']:.2f} %, F1 {scores['f1']:.4f}, ROC AUC {shown}, "
+        f"log loss {scores['log_loss']:.4f}"
+    )

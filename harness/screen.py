@@ -60,9 +60,7 @@ class Screen:
             return
         if self._task is None:
             self._task = self._bar.add_task(what, total=total, figures=figures)
-        self._bar.update(
-            self._task, description=what, completed=done, total=total, figures=figures
-        )
+        self._bar.update(self._task, description=what, completed=done, total=total, figures=figures)
 
     def epoch(self, line: Mapping[str, Any], num_epochs: int) -> None:
         """Print an epoch's line of metrics."""

@@ -175,7 +175,9 @@ def describe_run(trainer: Trainer) -> None:
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
     trainer.log.graph(trainer.graph)
     tables = job.model_dump(exclude={"name"})
-    flat = {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
+    flat = {
+        f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()
+    }
     trainer.log.hyperparameters(flat, f"{job.name}/{trainer.run.folder.name}")
 
 

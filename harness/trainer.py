@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from harness import checkpoint
 from harness.callbacks import Heartbeat, keras_callbacks
-from harness.checkpoint import Progress
 from harness.errors import Interrupted, RunError
 from harness.event_log import EventLog
 from harness.job import Job
@@ -55,7 +54,7 @@ class Trainer:
         self._replay()
         self.fresh = not self.progress.history and not self.progress.step
         self.graph = self.learner.trace(self._steps_left(training))
-        self.log = EventLog(run.path("tensorboard"), self.progress.event_mark)
+        self.log = EventLog(run.path("tensorboard"), self.progress.event_mark, warn=screen.warn)
         self._write_metrics()
         self._profiling = self._profiled = False
         self._pending: list[tf.Tensor] = []  # of each execution [steps, 2], still on the device
@@ -260,7 +259,7 @@ class Trainer:
         num = self.job.train.profile_steps
         if not num or self.progress.epoch:
             return
-        if PROFILE_AFTER <= done and not self._profiling and not self._profiled:
+        if done >= PROFILE_AFTER and not self._profiling and not self._profiled:
             tf.profiler.experimental.start(str(self.run.path("tensorboard")))
             self._profiling = True
         elif self._profiling and done >= PROFILE_AFTER + num:

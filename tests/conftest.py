@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +82,12 @@ def harness(tmp_path: Path) -> Harness:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Harness, Path]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
     """A finished run of the bidirectional LSTM, for tests that only read it."""
     harness = Harness(tmp_path_factory.mktemp("finished"))
     done = harness.train("bilstm", "calm")
     assert done.returncode == 0, done.stderr
-    yield harness, harness.runs / "bilstm" / "calm"
+    return harness, harness.runs / "bilstm" / "calm"
 
 
 def untimed(record: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from stand_in import REPOSITORY, Project
+
+from tests.stand_in import REPOSITORY, Project
 
 # Builds the wheel of a package without setuptools, so that pip itself is what the tests run.
 BACKEND = """

@@ -9,6 +9,7 @@ LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
 
 def make_reviews() -> Reviews:
+    """A handful of reviews of unequal lengths, every token another number."""
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
     return Reviews(
         np.arange(1, offsets[-1] + 1, dtype=np.int32),
@@ -18,6 +19,7 @@ def make_reviews() -> Reviews:
 
 
 def collect(order: np.ndarray, **settings: int) -> list[Batch]:
+    """All batches of a pass, as arrays."""
     strategy = tf.distribute.get_strategy()
     made = batches(strategy, make_reviews(), order, **({"batch_size": 4, "maxlen": 5} | settings))
     return [Batch(*(np.asarray(part) for part in batch)) for batch in made]
@@ -28,7 +30,9 @@ def test_padding_is_kerass_own() -> None:
     from keras.utils import pad_sequences
 
     reviews = make_reviews()
-    ragged = [reviews.tokens[a:b] for a, b in zip(reviews.offsets, reviews.offsets[1:], strict=False)]
+    ragged = [
+        reviews.tokens[a:b] for a, b in zip(reviews.offsets, reviews.offsets[1:], strict=False)
+    ]
     order = np.arange(len(LENGTHS))
     made = collect(order)
     tokens = np.concatenate([batch.tokens[batch.weights > 0] for batch in made])
@@ -67,9 +71,6 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     np.testing.assert_array_equal(orders[0], epoch_order(1, 0, 50))
     # Another NumPy must not change the data of a run that goes on.
     assert epoch_order(1, 0, 8).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
-
-
-
 
 
 def test_steps_are_rounded_up() -> None:

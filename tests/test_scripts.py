@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stand_in import REPOSITORY, Project
+
+from tests.stand_in import REPOSITORY, Project
 
 JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 

@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) 
 
 
 def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
-    """Early stopping ends, rate cuts cut, clipping and half precision train, steps may be packed."""
+    """Early stopping ends, cuts cut, clipping and half precision change, packed steps do not."""
     sets = {
         "stop": ["train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.05"],
         "cut": ["train.reduce_lr_patience=1", "train.epochs=8", "train.learning_rate=0.05"],

@@ -76,7 +76,7 @@ BUILDERS: dict[str, Callable[[int, ModelTable], keras.Model]] = {
 }
 
 
-class GlobalBatchDropout(keras.Layer):
+class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
     """Dropout whose mask depends on (seed, step, the row's place in the global batch) alone.
 
     Keras's own draws the same mask on every replica, and keeps a generator that stands in no

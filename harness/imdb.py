@@ -83,7 +83,7 @@ class Dataset:
         return {"train": self.train, "test": self.test}
 
 
-def make_split(reviews: Sequence[Sequence[int]], labels: Sequence[int]) -> Split:
+def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Split:
     """Reviews as lists of word ranks to flat arrays.
 
     Raises:
@@ -239,14 +239,15 @@ def open_folder(folder: Path) -> Dataset:
             found = (folder / name).stat().st_size
             if found != size:
                 raise ValueError(f"{name} has {found} bytes, should have {size}")
-        splits = [
+        train, test = (
             Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
             for name in SPLITS
-        ]
+        )
         words = (folder / "words.txt").read_text("utf-8").split("\n")[:-1]
         return Dataset(
-            *splits,
-            words=words,
+            train,
+            test,
+            words,
             checksum=record["checksum"],
             official=record["official"],
             is_sample=record["is_sample"],

@@ -1,5 +1,6 @@
 """Where the IMDB reviews come from: a folder, a cache, a download, the raw reviews, the sample."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -142,7 +143,7 @@ def _convert(folder: Path) -> Dataset:
 
 
 def _found_in(folder: Path, dataset: Dataset) -> Dataset:
-    return Dataset(**{**vars(dataset), "folder": folder})
+    return dataclasses.replace(dataset, folder=folder)
 
 
 def read_npz(folder: Path) -> Dataset:
@@ -158,11 +159,11 @@ def read_npz(folder: Path) -> Dataset:
                 name: _member(archive, f"{name}.npy")
                 for name in ("x_train", "y_train", "x_test", "y_test")
             }
-        splits = [make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS]
+        train, test = (make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError,
             zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
         raise InputError(f"{path}: is no {NPZ} of Keras's ({error})") from None
-    return make_dataset(*splits, words=_words(folder), folder=folder)
+    return make_dataset(train, test, _words(folder), folder)
 
 
 class _ListsOnly(pickle.Unpickler):
@@ -173,6 +174,7 @@ class _ListsOnly(pickle.Unpickler):
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
+        ("_codecs", "encode"),  # how pickles of the older protocols hold bytes
     })  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
@@ -226,7 +228,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
     homes = [home for home in (folder, folder.parent, _keras_folder()) if (home / INDEX).is_file()]
     words = _words(homes[0]) if homes else list(open_sample().words)
     ranks = {word: rank for rank, word in enumerate(words, 1)}
-    splits = []
+    splits = {}
     for name in SPLITS:
         reviews, labels = [], []
         for label, kind in ((1, "pos"), (0, "neg")):
@@ -237,8 +239,8 @@ def read_raw_reviews(folder: Path) -> Dataset:
                 text = _read(path).decode(errors="replace")
                 reviews.append([ranks[word] for word in tokenize(text) if word in ranks])
                 labels.append(label)
-        splits.append(make_split(reviews, labels))
-    return make_dataset(*splits, words=words, folder=folder)
+        splits[name] = make_split(reviews, labels)
+    return make_dataset(splits["train"], splits["test"], words, folder)
 
 
 def _read(path: Path) -> bytes:
@@ -275,8 +277,8 @@ def _download() -> Dataset:
 def make_sample(dataset: Dataset, path: Path = SAMPLE, train: int = 5000, test: int = 2000) -> None:
     """Write the packaged sample: the first reviews of each split, and all words."""
     splits = {"train": dataset.train.take(train), "test": dataset.test.take(test)}
-    checksum = content_checksum(*splits.values(), dataset.words)
-    arrays = {"checksum": np.frombuffer(bytes.fromhex(checksum), np.uint8)}
+    checksum = content_checksum(splits["train"], splits["test"], dataset.words)
+    arrays: dict[str, Any] = {"checksum": np.frombuffer(bytes.fromhex(checksum), np.uint8)}
     for name, split in splits.items():
         # Bytes of one significance together compress better than whole numbers.
         planes = np.asarray(split.tokens, "<i4").view(np.uint8).reshape(-1, 4).T[:3]
@@ -293,17 +295,18 @@ def open_sample(note: str = "") -> Dataset:
     """The packaged 5,000 training and 2,000 test reviews, the first that `load_data` gives."""
     with np.load(SAMPLE, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    splits = []
+    splits = {}
     for name in SPLITS:
         planes = arrays[f"{name}_planes"]
         tokens = np.zeros([planes.shape[1], 4], np.uint8)
         tokens[:, :3] = planes.T
         offsets = np.concatenate([[0], np.cumsum(arrays[f"{name}_lengths"], dtype=np.int64)])
         labels = arrays[f"{name}_labels"].astype(np.int32)
-        splits.append(Split(tokens.view("<i4")[:, 0].astype(np.int32), offsets, labels))
+        splits[name] = Split(tokens.view("<i4")[:, 0].astype(np.int32), offsets, labels)
     return Dataset(
-        *splits,
-        words=arrays["words"].tobytes().decode().split("\n"),
+        splits["train"],
+        splits["test"],
+        arrays["words"].tobytes().decode().split("\n"),
         checksum=arrays["checksum"].tobytes().hex(),
         official=False,
         is_sample=True,

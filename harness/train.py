@@ -75,7 +75,7 @@ def train(
                 "kernels": kernels,
             }
             save_model(run, learner.kept)
-            arrays = {"probabilities": probabilities, "labels": test.labels}
+            arrays: dict[str, Any] = {"probabilities": probabilities, "labels": test.labels}
             run.write("predictions.npz", lambda file: np.savez(file, **arrays))
             log_test(trainer, dataset, test.labels, probabilities, scores)
         heartbeat.beat("finished")
@@ -169,7 +169,8 @@ def dataset_name(dataset: Dataset) -> str:
 
 def describe_run(trainer: Trainer) -> None:
     """Write job, model and graph to the TensorBoard log, once a run."""
-    job, kept, lines = trainer.job, trainer.learner.kept, []
+    job, kept = trainer.job, trainer.learner.kept
+    lines: list[str] = []
     kept.summary(line_length=100, print_fn=lines.append)
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")

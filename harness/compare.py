@@ -1,0 +1,129 @@
+"""Runs to a table: test accuracy by job over seeds, with an interval, beside the book's figure."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+
+# Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
+# Learning Workshop, exercises 6.01 to 6.05.
+BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lstm": 87.53}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one job on the same data."""
+
+    job: str
+    architecture: str
+    data: str
+    recurrent_parameters: int
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]  # of each seed, per cent
+    training_s: float  # mean over the runs
+
+    @property
+    def mean(self) -> float:
+        """Mean test accuracy, per cent."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds, n - 1; none for one run."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean, by Student's t over the seeds; none for one run."""
+        if self.deviation is None:
+            return None
+        from scipy.stats import t
+
+        num = len(self.accuracies)
+        half = float(t.ppf(0.975, num - 1)) * self.deviation / num**0.5
+        return self.mean - half, self.mean + half
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The results below the given folders, and the runs that have none yet.
+
+    Raises:
+        InputError: for a folder that is not there, or where no run is found at all.
+    """
+    results, unfinished, seen = [], [], set()
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path}: is no folder; give runs, or a folder of runs")
+        for job_file in sorted(path.rglob("job.toml")):
+            run = job_file.parent.resolve()
+            if run in seen:
+                continue
+            seen.add(run)
+            try:
+                results.append(json.loads((run / "result.json").read_text()))
+            except (OSError, ValueError):
+                unfinished.append(run)
+    if not seen:
+        raise InputError(f"{', '.join(map(str, paths))}: holds no run; harness train makes one")
+    return results, unfinished
+
+
+def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
+    """Group results: one row for each job, dataset and limit, so that unlike ones never mix."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for result in results:
+        key = (result["job"], result["dataset_checksum"], result["limit"])
+        groups.setdefault(key, []).append(result)
+    order = list(BOOK)
+    rows = []
+    for (job, _, limit), group in groups.items():
+        group.sort(key=lambda result: int(result["seed"]))
+        first = group[0]
+        rows.append(
+            Row(
+                job=job,
+                architecture=first["architecture"],
+                data=first["data"] + (f", first {limit}" if limit else ""),
+                recurrent_parameters=first["recurrent_parameters"],
+                seeds=tuple(result["seed"] for result in group),
+                accuracies=tuple(100 * result["accuracy"] for result in group),
+                training_s=statistics.fmean(result["training_s"] for result in group),
+            )
+        )
+    return sorted(rows, key=lambda row: (row.data, "notebook" in row.job, *_place(row, order)))
+
+
+def _place(row: Row, order: list[str]) -> tuple[int, str]:
+    known = row.architecture in order
+    return (order.index(row.architecture) if known else len(order), row.job)
+
+
+HEADINGS = (
+    "job", "recurrent", "seeds", "test %", "s.d.", "95 % interval", "book %", "train s"
+)  # fmt: skip
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table as text."""
+    interval = row.interval
+    book = BOOK.get(row.architecture)
+    return (
+        row.job,
+        f"{row.recurrent_parameters:,}",
+        str(len(row.seeds)),
+        f"{row.mean:.2f}",
+        "" if row.deviation is None else f"{row.deviation:.2f}",
+        "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
+        "" if book is None else f"{book:.2f}",
+        f"{row.training_s:.0f}",
+    )
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown; accuracies in per cent, time in seconds."""
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *map(cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -175,7 +175,7 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
             try:
                 if open_folder(folder).checksum == dataset.checksum:
                     return False
-            except InputError:
+            except RunError:
                 pass  # broken: made anew
         elif not folder.is_dir() or any(folder.iterdir()):
             raise InputError(f"{folder}: holds something else; give a new or an empty folder")
@@ -229,7 +229,7 @@ def open_folder(folder: Path) -> Dataset:
     """Open a dataset kept as flat arrays: milliseconds, since nothing is read before it is used.
 
     Raises:
-        InputError: if a file is missing, cut or of another kind.
+        RunError: if a file is missing, cut or of another kind.
     """
     try:
         record: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
@@ -254,7 +254,7 @@ def open_folder(folder: Path) -> Dataset:
             folder=folder,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
+        raise RunError(
             f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
         ) from None
 

@@ -46,6 +46,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False) -> Dataset:
 
     Raises:
         InputError: if a named folder holds no dataset, or `full` finds none.
+        RunError: if a dataset is there but broken.
     """
     named = data or (Path(os.environ["HARNESS_DATA"]) if os.environ.get("HARNESS_DATA") else None)
     if named:
@@ -132,7 +133,7 @@ def _convert(folder: Path) -> Dataset:
     if is_folder(kept):
         try:
             return _found_in(folder, open_folder(kept))
-        except InputError:
+        except RunError:
             pass  # broken: converted anew
     dataset = read_npz(folder)
     try:
@@ -150,7 +151,8 @@ def read_npz(folder: Path) -> Dataset:
     """Read `imdb.npz` and `imdb_word_index.json` as Keras ships them.
 
     Raises:
-        InputError: if a file is missing, broken, or holds anything but lists of numbers.
+        InputError: if the word index is missing.
+        RunError: if a file is broken, or holds anything but lists of numbers.
     """
     path = folder / NPZ
     try:
@@ -162,7 +164,7 @@ def read_npz(folder: Path) -> Dataset:
         train, test = (make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError,
             zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
-        raise InputError(f"{path}: is no {NPZ} of Keras's ({error})") from None
+        raise RunError(f"{path}: is no {NPZ} of Keras's ({error})") from None
     return make_dataset(train, test, _words(folder), folder)
 
 
@@ -209,7 +211,7 @@ def _words(folder: Path) -> list[str]:
         if [index[word] for word in words] != list(range(1, len(words) + 1)):
             raise ValueError("the ranks are not 1, 2, 3, …")
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is no word index of Keras's ({error})") from None
+        raise RunError(f"{path}: is no word index of Keras's ({error})") from None
     return words
 
 

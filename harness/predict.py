@@ -12,6 +12,7 @@ from harness.run import Run
 
 # The longest review of IMDB has 14,000 characters; a model reads a few hundred words of it.
 MAX_CHARACTERS = 100_000
+TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ def predict(run: Run, texts: Sequence[str]) -> list[Prediction]:
     for row, tokens in zip(padded, encoded, strict=True):
         tail = tokens[-data.maxlen :]
         row[len(row) - len(tail) :] = tail
-    probabilities = model.predict(padded, verbose=0)[:, 0]
+    # Not `predict`, which makes a tf.data pipeline, for which a handful of texts is too little.
+    chunks = range(0, len(padded), TEXTS_AT_ONCE)
+    probabilities = np.concatenate(
+        [model.predict_on_batch(padded[i : i + TEXTS_AT_ONCE])[:, 0] for i in chunks]
+    )
     return [
         Prediction(
             text=text,

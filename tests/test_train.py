@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import Harness, results
+from tests.conftest import JOBS, SHRUNK, Harness, results
 
 
 def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
@@ -148,13 +148,50 @@ def test_the_newer_of_two_writers_wins(harness: Harness) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) -> None:
-    """The line names step and remedy, exit code 1, and no result is written."""
-    words = ["train.learning_rate=10", "train.optimizer=sgd", "model.dropout=0.0"]
-    sets = [part for word in words for part in ("--set", word)]
-    done = harness.train("rnn", "nan", *sets, "--set", "model.units=512")
-    assert done.returncode in (0, 1)
-    if done.returncode == 1:
-        assert "is not finite at step" in done.stderr
+    """A run whose weights have become NaN stops at the next step, names it, and has no result."""
+    kill_at(harness, "lstm", 16)
+    run = harness.runs / "lstm" / "killed"
+    for path in run.glob("checkpoints/*.npz"):
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        arrays["model/0"][:] = np.nan
+        np.savez(path, **arrays)
+    step = max(int(path.stem.partition("-")[2]) for path in run.glob("checkpoints/*.npz"))
+    done = harness.run("resume", run)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"the loss is not finite at step {step + 1} " in done.stderr
+    assert not (run / "result.json").exists()
+    state = json.loads((run / "state.json").read_text())
+    assert (state["phase"], "not finite" in state["error"]) == ("failed", True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
+    """Where a file can't be written whole, none is written half, and the exit code is 1."""
+    words = harness.command(*harness.train_words("lstm", "full"))
+    # The kernel refuses any file over 200 KB: a checkpoint of this run has 3 MB.
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *words]
+    done = subprocess.run(
+        limited, env=harness.environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    run = harness.runs / "lstm" / "full"
+    assert not list(run.rglob("*.tmp*"))
+    assert not list(run.glob("checkpoints/*"))
+    assert not (run / "result.json").exists()
+    again = harness.train("lstm", "full")  # with room it goes on
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> None:
+    """Runs under a file, or in a place that takes none, give one line and exit code 1."""
+    for runs in ("/dev/null/runs", "/proc/runs"):
+        done = harness.run("train", JOBS / "lstm.toml", *SHRUNK, "--runs", runs)
+        assert done.returncode == 1
+        assert runs in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:

@@ -19,15 +19,18 @@ def keras_callbacks(train: TrainTable, model: keras.Model) -> keras.callbacks.Ca
     They see epochs alone, and everything they know they have from the epochs' logs: a resumed run
     plays its history to them again and has them as they were.
     """
+    mode = "min" if train.monitor == "val_loss" else "max"
     callbacks: list[keras.callbacks.Callback] = []
     if train.early_stopping_patience > 0:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(train.monitor, patience=train.early_stopping_patience)
-        )
+        patience = train.early_stopping_patience
+        callbacks.append(keras.callbacks.EarlyStopping(train.monitor, patience=patience, mode=mode))
     if train.reduce_lr_patience > 0:
         callbacks.append(
             keras.callbacks.ReduceLROnPlateau(
-                train.monitor, factor=train.reduce_lr_factor, patience=train.reduce_lr_patience
+                train.monitor,
+                factor=train.reduce_lr_factor,
+                patience=train.reduce_lr_patience,
+                mode=mode,
             )
         )
     return keras.callbacks.CallbackList(callbacks, model=model)

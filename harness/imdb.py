@@ -173,7 +173,9 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
     if folder.exists():
         if is_folder(folder):
             try:
-                if open_folder(folder).checksum == dataset.checksum:
+                there = open_folder(folder)
+                # By every byte: a node's disk may have flipped one since.
+                if there.checksum == dataset.checksum and not verify(there):
                     return False
             except RunError:
                 pass  # broken: made anew

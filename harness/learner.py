@@ -95,15 +95,21 @@ class Learner:
         # Only this part is compiled: the optimizer's variables have copies on other devices,
         # which XLA refuses to touch.
         gradients, sums = tf.function(self._gradients, jit_compile=self.xla)(batch)
-        clipnorm = self.job.train.clipnorm
-        if clipnorm > 0:
-            # Keras would clip each replica's part before they are added up.
-            context = tf.distribute.get_replica_context()
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            gradients, _ = tf.clip_by_global_norm(gradients, clipnorm)
-            gradients = [g / context.num_replicas_in_sync for g in gradients]
+        if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
+            gradients = self._whole_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         return sums
+
+    def _whole_gradients(self, parts: list[tf.Tensor]) -> list[tf.Tensor]:
+        # Keras would clip, and look for the overflow of float16, in each replica's part before
+        # they are added up. Divided, for it will add them up all the same.
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
+        if self.job.train.clipnorm > 0:
+            scale = self.optimizer.scale_loss(tf.constant(1.0))  # which the optimizer undoes
+            limit = self.job.train.clipnorm * scale
+            gradients, _ = tf.clip_by_global_norm(gradients, limit)
+        return [gradient / context.num_replicas_in_sync for gradient in gradients]
 
     def _gradients(self, batch: Batch) -> tuple[list[tf.Tensor], tf.Tensor]:
         variables = [v.value for v in self.model.trainable_variables]

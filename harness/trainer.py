@@ -19,6 +19,7 @@ from harness.event_log import EventLog
 from harness.job import Job
 from harness.learner import Learner
 from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps
+from harness.provenance import process_age_s
 from harness.run import Run
 from harness.scores import binary_loss_and_accuracy
 from harness.screen import Screen
@@ -57,6 +58,7 @@ class Trainer:
         self.log = EventLog(run.path("tensorboard"), self.progress.event_mark, warn=screen.warn)
         self._write_metrics()
         self._profiling = self._profiled = False
+        self.first_step_s: float | None = None  # from this process's start
         self._pending: list[tf.Tensor] = []  # of each execution [steps, 2], still on the device
         self._since = self._saved = time.perf_counter()
 
@@ -82,6 +84,7 @@ class Trainer:
             "val_loss": kept.get("val_loss"),
             "val_accuracy": kept.get("val_accuracy"),
             "training_s": round(progress.training_s, 3),
+            "first_step_s": self.first_step_s,
             "num_replicas": self.strategy.num_replicas_in_sync,
         }
 
@@ -120,6 +123,10 @@ class Trainer:
             self._profile(done)
             self._pending.append(self.learner.train_steps(iterator, num))
             done += num
+            if self.first_step_s is None:
+                self._pending[0].numpy()  # the clock counts when the step is done
+                self.first_step_s = round(process_age_s() or 0.0, 3)
+                self.heartbeat.beat("training", first_step_s=self.first_step_s)
             if done - progress.step >= train.log_every_steps or done == self.steps_an_epoch:
                 self.drain()
             if time.perf_counter() - self._saved >= train.checkpoint_every_s:

@@ -211,6 +211,10 @@ def test_a_staged_copy_is_whole_or_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"train_tokens\.npy has"):
         open_folder(folder)
     assert save_folder(small(), folder)  # made anew
+    content = bytearray(tokens.read_bytes())
+    content[-4] ^= 1
+    tokens.write_bytes(content)
+    assert save_folder(small(), folder)  # the right size is not enough
     assert open_folder(folder).checksum == small().checksum
     assert [path.name for path in folder.parent.iterdir()] == ["imdb"]
 

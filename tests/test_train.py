@@ -201,6 +201,8 @@ def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
         "cut": ["train.reduce_lr_patience=1", "train.epochs=8", "train.learning_rate=0.05"],
         "clip": ["train.clipnorm=0.001"],
         "half": ["train.precision=bfloat16"],
+        "float16": ["train.precision=float16"],
+        "float16_clipped": ["train.precision=float16", "train.clipnorm=1000"],
         "packed": ["train.steps_per_execution=5"],
         "plain": [],
     }
@@ -213,5 +215,18 @@ def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
     rates = [line["learning_rate"] for line in lines["cut"]]  # type: ignore[attr-defined]
     assert min(rates) < rates[0] / 1.9
     assert lines["packed"] == lines["plain"]
-    for name in ("clip", "half"):
+    for name in ("clip", "half", "float16"):
         assert lines[name] != lines["plain"]
+    # A limit that no gradient reaches cuts nothing, scaled loss or not.
+    assert lines["float16_clipped"] == lines["float16"]
+
+
+def test_float16_is_the_same_on_two_replicas(harness: Harness) -> None:
+    """The scale of the loss and its overflows are the global batch's, not each replica's own."""
+    for devices in ("cpu:1", "cpu:2"):
+        words = ["--devices", devices, "--set", "train.precision=float16"]
+        done = harness.train("lstm", devices.replace(":", ""), *words)
+        assert done.returncode == 0, done.stderr
+    one, two = (results(harness.runs / "lstm" / f"cpu{n}")["metrics"] for n in (1, 2))
+    for mine, theirs in zip(one, two, strict=True):  # type: ignore[call-overload]
+        assert abs(mine["loss"] - theirs["loss"]) < 1e-3

@@ -1,6 +1,7 @@
 """Whole runs in processes of their own: exact over kills, replicas and signals."""
 
 import json
+import random
 import signal
 import subprocess
 import time
@@ -48,6 +49,34 @@ def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, job: str, devic
     state = json.loads((harness.runs / job / "killed" / "state.json").read_text())
     assert (state["phase"], state["restarts"]) == ("finished", 3)
     assert step_events(harness.runs / job / "killed") == step_events(harness.runs / job / "calm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices: str) -> None:
+    """20 times SIGKILL, in start-up, training, validation and saving: the same bytes.
+
+    Run by hand with `-m slow -s`, which shows where each kill fell.
+    """
+    words = ["--devices", devices, "--set", "train.epochs=40", "--set", "data.limit=1000"]
+    calm = harness.train("gru", "calm", *words)
+    assert calm.returncode == 0, calm.stderr
+    moments = random.Random(7)  # noqa: S311 - not a secret
+    run = harness.runs / "gru" / "killed"
+    for _ in range(20):
+        process = harness.start(*harness.train_words("gru", "killed", *words))
+        deadline = time.monotonic() + moments.uniform(2, 12)
+        while time.monotonic() < deadline and not (run / "result.json").exists():
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        state = json.loads((run / "state.json").read_text()) if run.exists() else {}
+        print(devices, state.get("phase"), "step", state.get("step"))  # noqa: T201
+        assert not (run / "result.json").exists(), "killed too late: nothing was tried"
+    last = harness.train("gru", "killed", *words)
+    assert last.returncode == 0, last.stderr
+    assert results(run) == results(harness.runs / "gru" / "calm")
+    assert step_events(run) == step_events(harness.runs / "gru" / "calm")
 
 
 def step_events(run: Path) -> list[tuple[str, int, float]]:

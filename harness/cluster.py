@@ -10,7 +10,6 @@ class Allocation:
     """The Slurm job that this process belongs to."""
 
     job_id: str
-    restart_count: int
     cpus_per_task: int | None
     variables: dict[str, str]
 
@@ -23,7 +22,6 @@ class Allocation:
         cpus = environment.get("SLURM_CPUS_PER_TASK", "")
         return cls(
             job_id=job_id,
-            restart_count=int(environment.get("SLURM_RESTART_COUNT", "0")),
             cpus_per_task=int(cpus) if cpus.isdigit() else None,
             variables={
                 name: value

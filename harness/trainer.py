@@ -53,7 +53,7 @@ class Trainer:
             screen.warn(line)
         self.callbacks = keras_callbacks(job.train, self.learner.model)
         self._replay()
-        self.fresh = not self.progress.history and not self.progress.step
+        self.fresh = not self.progress.event_mark  # nothing is in the log yet
         self.graph = self.learner.trace(self._steps_left(training))
         self.log = EventLog(run.path("tensorboard"), self.progress.event_mark, warn=screen.warn)
         self._write_metrics()

@@ -10,6 +10,7 @@ class Allocation:
     """The Slurm job that this process belongs to."""
 
     job_id: str
+    num_nodes: int
     cpus_per_task: int | None
     variables: dict[str, str]
 
@@ -20,8 +21,10 @@ class Allocation:
         if not job_id:
             return None
         cpus = environment.get("SLURM_CPUS_PER_TASK", "")
+        nodes = environment.get("SLURM_JOB_NUM_NODES", "")
         return cls(
             job_id=job_id,
+            num_nodes=int(nodes) if nodes.isdigit() else 1,
             cpus_per_task=int(cpus) if cpus.isdigit() else None,
             variables={
                 name: value

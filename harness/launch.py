@@ -32,8 +32,13 @@ def launch(
     record = run.read_json("provenance.json")
     devices = devices or record.get("devices_asked")
     asked = parse_devices(devices) if devices else None
-    dataset = dataset_of(run, data, full=full)
     allocation = Allocation.from_environment()
+    if allocation and allocation.num_nodes > 1:
+        raise InputError(
+            f"--nodes={allocation.num_nodes}: this version trains on one node; ask sbatch for "
+            "--nodes=1 and more GPUs there"
+        )
+    dataset = dataset_of(run, data, full=full)
     import_tensorflow(allocation)
     strategy = make_strategy(asked)
     replicas = strategy.num_replicas_in_sync

@@ -66,6 +66,15 @@ def test_devices_that_do_not_fit_are_refused(
     assert not harness.runs.exists()
 
 
+def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
+    """Several nodes would train apart from each other without a word: not in this version."""
+    harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    done = harness.train("lstm", "never")
+    assert done.returncode == 2
+    assert "--nodes=2" in done.stderr
+    assert not harness.runs.exists()
+
+
 def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path]) -> None:
     """An id that names another job's run is refused, and the run stays as it is."""
     harness, run = finished

@@ -75,9 +75,11 @@ def batches(
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
         num_rows = -(-batch_size // num_replicas)
-        # As tensors they are captured once; as arrays they would be written into the graph.
-        tokens, offsets = tf.constant(reviews.tokens), tf.constant(reviews.offsets)
-        labels, places = tf.constant(reviews.labels), tf.constant(order)
+        # As tensors they are captured once; as arrays they would be written into the graph. On
+        # the CPU, where tf.data works: by default they would lie on a GPU.
+        with tf.device("/cpu:0"):
+            tokens, offsets = tf.constant(reviews.tokens), tf.constant(reviews.offsets)
+            labels, places = tf.constant(reviews.labels), tf.constant(order)
 
         def share(k: tf.Tensor) -> Batch:
             step, local = k // num_local, k % num_local

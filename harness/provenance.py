@@ -22,9 +22,11 @@ def write_provenance(
     allocation: Allocation | None,
     devices: list[dict[str, str]],
     devices_asked: str | None,
-    kernels: dict[str, str],
 ) -> None:
-    """Record the first start of a run whole, and each later one in a line of `starts`."""
+    """Record the first start of a run whole, and each later one in a line of `starts`.
+
+    Before anything is trained: a run that goes on takes devices and data from here.
+    """
     record = run.read_json("provenance.json") or {
         **code_version(PROJECT),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -33,13 +35,13 @@ def write_provenance(
         "processor": _processor(),
         "driver": _nvidia_driver(),
         "devices_asked": devices_asked,
-        "kernels": kernels,
+        "kernels": {},  # known when the graph is traced
         "slurm": allocation.variables if allocation else {},
         "dataset": {
             "checksum": dataset.checksum,
             "official": dataset.official,
             "is_sample": dataset.is_sample,
-            "folder": str(dataset.folder) if dataset.folder else None,
+            "folder": str(dataset.folder.absolute()) if dataset.folder else None,
         },
         "starts": [],
     }
@@ -53,6 +55,11 @@ def write_provenance(
         }
     )
     run.write_json("provenance.json", record)
+
+
+def record_kernels(run: Run, kernels: dict[str, str]) -> None:
+    """Add the kernel that each recurrent layer takes."""
+    run.write_json("provenance.json", {**run.read_json("provenance.json"), "kernels": kernels})
 
 
 def process_age_s() -> float | None:

@@ -15,7 +15,7 @@ from harness.imdb import Dataset, Split, encode_split
 from harness.job import Job
 from harness.model_file import save_model
 from harness.pipeline import Reviews
-from harness.provenance import write_provenance
+from harness.provenance import record_kernels, write_provenance
 from harness.run import Run
 from harness.scores import calibration_picture, confusion_picture, roc_picture, test_scores
 from harness.screen import Screen
@@ -49,14 +49,15 @@ def train(
     heartbeat = Heartbeat(run, allocation)
     with failures_noted(heartbeat):
         heartbeat.beat("starting")
-        run.write_text("job.toml", job.to_toml())
+        devices = describe_devices(strategy)
+        write_provenance(run, dataset, allocation, devices, devices_asked)
+        run.write_text("job.toml", job.to_toml())  # from here on the run is one that can go on
         run.write_text("vocabulary.txt", vocabulary(job, dataset))
         trainer = Trainer(run, job, strategy, training, heartbeat, stop, screen)
         learner, log = trainer.learner, trainer.log
         with log, trainer.saved_when_interrupted():
-            devices = describe_devices(strategy)
             kernels = learner.kernels(trainer.graph)
-            write_provenance(run, dataset, allocation, devices, devices_asked, kernels)
+            record_kernels(run, kernels)
             if trainer.fresh:
                 describe_run(trainer)
 

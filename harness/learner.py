@@ -1,9 +1,8 @@
 """The inner loop: models, optimizer and the two graphs that run on the devices.
 
 Two models stand in the strategy's scope. `model` is trained; its dropout is the global batch's.
-`kept` is the notebook's own, plain Keras, without a trace of the strategy: it takes the weights
-that a run would keep (the last ones or the optimizer's moving average), and is what is validated,
-tested and saved.
+`kept` is the notebook's own, plain Keras: it takes the weights that a run would keep (the last
+ones or the optimizer's moving average), and is what is validated, tested and saved.
 """
 
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ def build_optimizer(train: TrainTable) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def uses_xla(job: Job, strategy: tf.distribute.Strategy) -> bool:
+def uses_xla(job: Job) -> bool:
     """Whether forward and backward pass are compiled by XLA.
 
     `auto` compiles the plain RNN: its step is many small operations and Keras has no other fast
@@ -56,7 +55,7 @@ class Learner:
 
     def __init__(self, job: Job, strategy: tf.distribute.Strategy) -> None:
         self.job, self.strategy = job, strategy
-        self.xla = uses_xla(job, strategy)
+        self.xla = uses_xla(job)
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():
@@ -124,9 +123,8 @@ class Learner:
             target = self.optimizer.scale_loss(loss / batch.count)
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(target, variables)]
         right = tf.equal(probabilities[:, 0] > 0.5, batch.labels > 0.5)
-        return gradients, tf.stack(
-            [loss, tf.reduce_sum(tf.cast(right, tf.float32) * batch.weights)]
-        )
+        num_right = tf.reduce_sum(tf.cast(right, tf.float32) * batch.weights)
+        return gradients, tf.stack([loss, num_right])
 
     # The weights that would be kept
 

@@ -33,7 +33,7 @@ def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "devices"), [("gru", "cpu:1"), ("bilstm", "cpu:2"), ("rnn", "cpu:1")]
+    ("job", "devices"), [("gru", "cpu:1"), ("bilstm", "cpu:2"), ("rnn", "cpu:2")]
 )
 def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, job: str, devices: str) -> None:
     """SIGKILL in three epochs leaves no trace in metrics, weights, predictions and scores."""

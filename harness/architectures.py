@@ -33,8 +33,9 @@ def _sentiment(vocab_size: int, table: ModelTable, *recurrent: keras.Layer) -> k
             SpatialDropout1D(table.spatial_dropout),
             *recurrent,
             Dropout(table.dropout),
-            # A probability in half precision would round to 0 or 1 and make the loss infinite.
-            Dense(1, activation="sigmoid", dtype="float32"),
+            # In the precision of the weights: a probability in half of it would round to 0 or 1,
+            # and make the loss infinite.
+            Dense(1, activation="sigmoid", dtype=keras.config.dtype_policy().variable_dtype),
         ],
         name=table.architecture,
     )

@@ -59,7 +59,7 @@ class TrainTable(Table):
     reduce_lr_patience: int = Field(0, ge=0, le=1000, description="epochs, 0 = off")
     reduce_lr_factor: float = Field(0.5, gt=0, lt=1, allow_inf_nan=False)
     clipnorm: float = Field(0.0, ge=0, le=1e6, allow_inf_nan=False, description="0 = off")
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    precision: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
     xla: Literal["auto", "on", "off"] = "auto"
     steps_per_execution: int = Field(1, ge=1, le=10_000, description="steps a graph call")
     checkpoint_every_s: float = Field(60.0, gt=0, le=86_400, allow_inf_nan=False)

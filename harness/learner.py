@@ -17,6 +17,7 @@ from harness.pipeline import Batch
 
 KERAS_PRECISION = {
     "float32": "float32",
+    "float64": "float64",  # to tell what is rounding and what is not
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
@@ -73,7 +74,7 @@ class Learner:
         """Take `num_steps` steps in one graph, leaving the result on the device.
 
         Returns:
-            `[num_steps, 2] float32`: of each step the sums over the global batch of the loss
+            `[num_steps, 2] float64`: of each step the sums over the global batch of the loss
             and of the reviews told right.
         """
         return self._run_steps(batches, num_steps)
@@ -81,7 +82,7 @@ class Learner:
     def _steps(self, batches: Iterator[Batch], num_steps: int) -> tf.Tensor:
         if num_steps == 1:
             return self._step(next(batches))[None]
-        sums = tf.TensorArray(tf.float32, num_steps, element_shape=[2])
+        sums = tf.TensorArray(tf.float64, num_steps, element_shape=[2])
         for i in tf.range(num_steps):
             sums = sums.write(i, self._step(next(batches)))
         return sums.stack()
@@ -117,14 +118,18 @@ class Learner:
                 batch.tokens, training=True, step=batch.step, rows=batch.rows
             )
             losses = keras.losses.binary_crossentropy(batch.labels[:, None], probabilities)
-            loss = tf.reduce_sum(losses * batch.weights)
+            weights, count = (
+                tf.cast(batch.weights, losses.dtype),
+                tf.cast(batch.count, losses.dtype),
+            )
+            loss = tf.reduce_sum(losses * weights)
             # Over the global batch's reviews, not this replica's: replicas' parts are added up,
             # and a last batch need not fill them equally.
-            target = self.optimizer.scale_loss(loss / batch.count)
+            target = self.optimizer.scale_loss(loss / count)
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(target, variables)]
         right = tf.equal(probabilities[:, 0] > 0.5, batch.labels > 0.5)
-        num_right = tf.reduce_sum(tf.cast(right, tf.float32) * batch.weights)
-        return gradients, tf.stack([loss, num_right])
+        num_right = tf.reduce_sum(tf.cast(right, losses.dtype) * weights)
+        return gradients, tf.cast(tf.stack([loss, num_right]), tf.float64)
 
     # The weights that would be kept
 

@@ -226,7 +226,7 @@ class Trainer:
                 f"the loss is not finite at step {at} (epoch {progress.epoch + 1}); lower "
                 "train.learning_rate or set train.clipnorm, and start anew"
             )
-        for loss, right in sums.astype(np.float64):  # in order, so that the sum is always the same
+        for loss, right in sums.tolist():  # in order, so that the sum is always the same
             progress.loss_sum += loss
             progress.right_sum += right
         progress.step += len(sums)

@@ -111,23 +111,28 @@ def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
     assert "epoch 1/200" in said
 
 
-def test_one_replica_and_two_follow_one_curve(harness: Harness) -> None:
-    """Dropout included, loss and predictions agree to float rounding, with unequal batches too."""
+def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
+    """Dropout included, losses and predictions agree to rounding, with unequal shares too.
+
+    In float64, for what is not rounding would show; in float32 an LSTM makes a difference in the
+    last digit grow tenfold every dozen of steps.
+    """
+    precise = ["--set", "train.precision=float64"]
     for devices in ("cpu:1", "cpu:2", "cpu:3"):
-        done = harness.train("lstm", devices.replace(":", ""), "--devices", devices)
+        done = harness.train("lstm", devices.replace(":", ""), "--devices", devices, *precise)
         assert done.returncode == 0, done.stderr
     one, two, three = (results(harness.runs / "lstm" / f"cpu{n}") for n in (1, 2, 3))
     for other in (two, three):
         for mine, theirs in zip(one["metrics"], other["metrics"], strict=True):  # type: ignore[call-overload]
-            assert abs(mine["loss"] - theirs["loss"]) < 1e-5
-            assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-5
+            assert abs(mine["loss"] - theirs["loss"]) < 1e-10
+            assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
     probabilities = [
         np.load(harness.runs / "lstm" / f"cpu{n}" / "predictions.npz")["probabilities"]
         for n in (1, 2, 3)
     ]
-    np.testing.assert_allclose(probabilities[0], probabilities[1], atol=1e-4)
-    np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-4)
-    other_seed = harness.train("lstm", "seed2", "--seed", "2")
+    np.testing.assert_allclose(probabilities[0], probabilities[1], atol=1e-10)
+    np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-10)
+    other_seed = harness.train("lstm", "seed2", "--seed", "2", *precise)
     assert other_seed.returncode == 0
     assert results(harness.runs / "lstm" / "seed2")["model"] != one["model"]
 

@@ -11,7 +11,7 @@ from harness.job import Job
 from harness.run import Run
 from harness.screen import Screen
 from harness.signals import StopRequest
-from harness.strategy import import_tensorflow, make_strategy, parse_devices
+from harness.strategy import import_tensorflow, make_strategy, one_device, parse_devices
 
 
 def launch(
@@ -117,8 +117,7 @@ def evaluate_again(run: Run, data: Path | None) -> dict[str, Any]:
     from harness.scores import test_scores
     from harness.train import dataset_name, split_reviews
 
-    strategy = make_strategy(None)
     _, _, test = split_reviews(job, dataset)
     model = load_model(run)
-    probabilities = Evaluator(model, strategy, job.data.maxlen).probabilities(test)
+    probabilities = Evaluator(model, one_device(), job.data.maxlen).probabilities(test)
     return {"data": dataset_name(dataset), **test_scores(test.labels, probabilities)}

@@ -69,7 +69,7 @@ def import_tensorflow(allocation: Allocation | None) -> ModuleType:
         try:
             import tensorflow as tf
 
-            tf.config.list_physical_devices()
+            gpus = tf.config.list_physical_devices("GPU")
         finally:
             os.dup2(kept, 2)
             os.close(kept)
@@ -77,6 +77,8 @@ def import_tensorflow(allocation: Allocation | None) -> ModuleType:
             for line in held.read().decode(errors="replace").splitlines():
                 if line.strip() and not KNOWN_NOISE.search(line):
                     print(line, file=sys.stderr)  # noqa: T201
+    for gpu in gpus:  # else it takes all the memory of a GPU that others may share
+        tf.config.experimental.set_memory_growth(gpu, True)
     threads = given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -105,8 +107,6 @@ def make_strategy(asked: Devices | None) -> "tf.distribute.Strategy":
             )
         used = gpus[: devices.count]
         tf.config.set_visible_devices(used, "GPU")
-        for gpu in used:  # else it takes all the memory of a GPU that others may share
-            tf.config.experimental.set_memory_growth(gpu, True)
         if devices.count == 1:
             return tf.distribute.get_strategy()
         return tf.distribute.MirroredStrategy([f"gpu:{i}" for i in range(devices.count)])
@@ -122,6 +122,13 @@ def make_strategy(asked: Devices | None) -> "tf.distribute.Strategy":
         # The collectives are made for one CPU device a process and hang or fail with several.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
+
+
+def one_device() -> "tf.distribute.Strategy":
+    """The strategy of one device, the first GPU if there is one: for a model from a file."""
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy()
 
 
 def describe_devices(strategy: "tf.distribute.Strategy") -> list[dict[str, str]]:

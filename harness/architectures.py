@@ -99,15 +99,17 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         step: tf.Tensor | None = None,
         rows: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Drop in training, pass on otherwise; `[rows, units]` or `[rows, time, channels]`."""
+        """Drop in training, pass on otherwise; `[rows, …]`, over time `[rows, time, channels]`."""
         if not training or self.rate == 0:
             return inputs
         assert step is not None, "training needs the step"  # noqa: S101 - a bug of ours, no input
-        place = [self.batch_size, 1] if self.over_time else [self.batch_size]
+        # [batch, …] as the inputs, but one draw for all times where a channel drops over all.
+        rest = tf.shape(inputs)[1:]
+        rest = tf.stack([1, rest[1]]) if self.over_time else rest
         # Every replica draws the whole global batch's mask, [batch, units], and takes its rows:
         # a few thousand numbers. The algorithm is named, since the default differs by device.
         drawn = tf.random.stateless_uniform(
-            [*place, inputs.shape[-1]], seed=tf.stack([self.seed, step]), alg="philox"
+            tf.concat([[self.batch_size], rest], 0), tf.stack([self.seed, step]), alg="philox"
         )
         kept = tf.gather(drawn, rows) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))

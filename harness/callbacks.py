@@ -49,7 +49,7 @@ class Heartbeat:
         self.run, self.every_s, self.clock = run, every_s, clock
         before = run.read_json("state.json")
         self.state: dict[str, Any] = {
-            "restarts": before.get("restarts", -1) + 1,
+            "restarts": int(before.get("restarts") or 0) + 1 if before else 0,
             "host": socket.gethostname(),
             "process": os.getpid(),
             "slurm_job": allocation.job_id if allocation else None,

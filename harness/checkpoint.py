@@ -5,7 +5,6 @@ One NumPy archive is complete or absent, holds a checksum for each array, and is
 """
 
 import json
-import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from harness.errors import RunError
 from harness.learner import Learner
 from harness.run import Run
 
@@ -23,6 +23,7 @@ KEPT = 2  # checkpoints in a run's folder: the newest may be broken by a failing
 class Progress:
     """Where a run stands, beside the variables on its devices."""
 
+    identity: str = ""  # of job and data
     epoch: int = 0  # the epoch at hand, from 0
     step: int = 0  # steps of it that are done
     loss_sum: float = 0.0  # over the reviews of these steps
@@ -57,27 +58,36 @@ def save(run: Run, learner: Learner, progress: Progress, total_steps: int) -> No
         old.unlink(missing_ok=True)
 
 
-def restore(run: Run, learner: Learner) -> tuple[Progress, list[str]]:
+def restore(run: Run, learner: Learner, identity: str) -> tuple[Progress, list[str]]:
     """Take up the newest checkpoint that is whole, or a fresh start where there is none.
 
     Returns:
         The progress, and a line about each checkpoint that was passed over.
+
+    Raises:
+        RunError: if a checkpoint is of another job or other data.
     """
     passed_over = []
     for path in reversed(list_checkpoints(run)):
         try:
             arrays = _load(path)
             progress = _progress(arrays)
-            _check(arrays, learner)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # at junk zipfile and NumPy raise whatever comes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             passed_over.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
             continue
+        if progress.identity != identity:
+            raise RunError(
+                f"{path}: is of another job or other data than {run.path('job.toml')} says; "
+                "restore that file, or start a new run"
+            )
         for name, variables in _variables(learner).items():
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{name}/{i}"])
         return progress, passed_over
-    return Progress(), passed_over
+    if passed_over:
+        passed_over.append("no checkpoint is whole: the run starts from its beginning")
+    return Progress(identity=identity), passed_over
 
 
 def list_checkpoints(run: Run) -> list[Path]:
@@ -106,12 +116,3 @@ def _progress(arrays: dict[str, np.ndarray]) -> Progress:
         **{key: value for key, value in meta.items() if key in known},
         best_weights=[arrays[f"best/{i}"] for i in range(num_best)],
     )
-
-
-def _check(arrays: dict[str, np.ndarray], learner: Learner) -> None:
-    # All before any: half a checkpoint must not reach the variables.
-    for name, variables in _variables(learner).items():
-        for i, variable in enumerate(variables):
-            found = arrays[f"{name}/{i}"].shape
-            if found != tuple(variable.shape):
-                raise ValueError(f"{name}/{i} is {found}, should be {tuple(variable.shape)}")

@@ -22,6 +22,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="The dataset: fetch it, check it, put it on a node's own disk.")
 app.add_typer(data_app, name="data")
 
+INTERRUPTED = 130  # as shells and Typer count a Ctrl-C
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="a TOML file such as jobs/lstm.toml")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder under runs/")]
 DataFolder = Annotated[
@@ -37,19 +39,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def main() -> int:
     """Run the command line; returns the exit code: 0, 1 failed, 2 refused, 75 run me again."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        return end.exit_code
+        # Typer gives back what typer.Exit was raised with, and 130 for a Ctrl-C.
+        code = app(standalone_mode=False)
     except (InputError, RunError, Interrupted) as end:
-        print(f"harness: {end}", file=sys.stderr)  # noqa: T201
-        return end.exit_code
+        return _fail(str(end), end.exit_code)
     except TyperException as refusal:
-        words = " ".join(refusal.format_message().split())
-        print(f"harness: {words} See harness --help.", file=sys.stderr)  # noqa: T201
-        return refusal.exit_code
-    except KeyboardInterrupt:
-        return Interrupted.exit_code
-    return 0
+        return _fail(f"{refusal.format_message()} See harness --help.", refusal.exit_code)
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+    if code == INTERRUPTED:
+        return _fail("interrupted at once; what was saved before stays", Interrupted.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"harness: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return code
 
 
 @app.callback(invoke_without_command=True)
@@ -107,7 +112,7 @@ def _go(run: Any, job: Any, *, devices: str | None, data: Path | None, full: boo
     screen = Screen()
     if run.finished():
         screen.say(f"run {run.folder}: finished already, nothing to do")
-        _print_result(run, run.read_json("result.json"), screen)
+        _print_result(run, run.result(), screen)
         return
     try:
         result = launch(run, job, devices=devices, data=data, full=full, screen=screen)
@@ -164,7 +169,7 @@ def predict(
 ) -> None:
     """Tell the sentiment of raw text."""
     from harness.launch import prepare_quietly
-    from harness.predict import check_texts, predict, read_texts
+    from harness.predict import check_texts, predict, read_texts, split_lines
     from harness.run import Run
 
     run = Run.open(run_folder)
@@ -173,7 +178,8 @@ def predict(
     if file is not None:
         texts = read_texts(file)
     elif not texts:
-        texts = sys.stdin.read().splitlines()
+        content = sys.stdin.buffer.read() if sys.stdin else b""
+        texts = split_lines(content, "standard input")
     check_texts(texts)
     prepare_quietly()
     for prediction in predict(run, texts):
@@ -202,6 +208,8 @@ def compare(
     rows = make_rows(results)
     for run in unfinished:
         typer.echo(f"left out, unfinished: {run}", err=True)
+    if len(results) > sum(len(row.seeds) for row in rows):
+        typer.echo("some runs are of the same job and seed: each seed counts once", err=True)
     if markdown:
         typer.echo(to_markdown(rows), nl=False)
         return

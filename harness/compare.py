@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,13 @@ class Row:
         return self.mean - half, self.mean + half
 
 
+# Settings of a job that change nothing in its result.
+WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
+                  "train.profile_steps")  # fmt: skip
+
+
 def find_runs(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The results below the given folders, and the runs that have none yet.
+    """The results below the given folders, each with its job's `settings`, and unfinished runs.
 
     Raises:
         InputError: for a folder that is not there, or where no run is found at all.
@@ -64,36 +70,52 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
                 continue
             seen.add(run)
             try:
-                results.append(json.loads((run / "result.json").read_text()))
-            except (OSError, ValueError):
+                result = json.loads((run / "result.json").read_text())
+                result["settings"] = _settings(tomllib.loads(job_file.read_text()))
+                _ = result["accuracy"], result["dataset_checksum"]
+                results.append(result)
+            except (OSError, ValueError, KeyError, TypeError):
                 unfinished.append(run)
     if not seen:
         raise InputError(f"{', '.join(map(str, paths))}: holds no run; harness train makes one")
     return results, unfinished
 
 
+def _settings(job: dict[str, Any]) -> dict[str, Any]:
+    tables = {table: keys for table, keys in job.items() if isinstance(keys, dict)}
+    flat = {f"{table}.{key}": value for table in tables for key, value in tables[table].items()}
+    return {name: value for name, value in flat.items() if name not in WITHOUT_RESULT}
+
+
 def make_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Group results: one row for each job, dataset and limit, so that unlike ones never mix."""
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    """Group results: one row for each job, its settings and its data; unlike ones never mix.
+
+    A seed counts once, however many runs of it there are: they are the same to the byte. A row
+    whose settings are not those of the first row of its job says in its name how they differ.
+    """
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for result in results:
-        key = (result["job"], result["dataset_checksum"], result["limit"])
-        groups.setdefault(key, []).append(result)
-    order = list(BOOK)
+        settings = json.dumps(result["settings"], sort_keys=True)
+        groups.setdefault((result["job"], result["dataset_checksum"], settings), []).append(result)
+    firsts: dict[str, dict[str, Any]] = {}
     rows = []
-    for (job, _, limit), group in groups.items():
-        group.sort(key=lambda result: int(result["seed"]))
+    for (job, _, _), group in groups.items():
         first = group[0]
+        usual = firsts.setdefault(job, first["settings"])
+        differing = [f"{k}={v}" for k, v in first["settings"].items() if usual.get(k) != v]
+        by_seed = {result["seed"]: result for result in group}
         rows.append(
             Row(
-                job=job,
+                job=" ".join([job, *differing]),
                 architecture=first["architecture"],
-                data=first["data"] + (f", first {limit}" if limit else ""),
+                data=first["data"],
                 recurrent_parameters=first["recurrent_parameters"],
-                seeds=tuple(result["seed"] for result in group),
-                accuracies=tuple(100 * result["accuracy"] for result in group),
-                training_s=statistics.fmean(result["training_s"] for result in group),
+                seeds=tuple(sorted(by_seed)),
+                accuracies=tuple(100 * by_seed[seed]["accuracy"] for seed in sorted(by_seed)),
+                training_s=statistics.fmean(result["training_s"] for result in by_seed.values()),
             )
         )
+    order = list(BOOK)
     return sorted(rows, key=lambda row: (row.data, "notebook" in row.job, *_place(row, order)))
 
 

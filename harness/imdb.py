@@ -181,6 +181,7 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
                 pass  # broken: made anew
         elif not folder.is_dir() or any(folder.iterdir()):
             raise InputError(f"{folder}: holds something else; give a new or an empty folder")
+    folder = folder.absolute()
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

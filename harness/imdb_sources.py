@@ -68,8 +68,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False) -> Dataset:
     where = ", ".join(map(str, looked))
     if full:
         raise InputError(
-            f"--full: the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; get it "
-            "where there is a network by: harness data fetch"
+            f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; get it where "
+            "there is a network by: harness data fetch"
         )
     return open_sample(note=f"the full data is not in {where}; {reason}")
 

@@ -133,29 +133,35 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise InputError(f"job {path}: is a folder, a job is a TOML file such as jobs/lstm.toml")
-    if not path.exists():
-        others = [str(p) for folder in (path.parent, Path("jobs")) for p in folder.glob("*.toml")]
-        near = nearest(str(path), others)
-        raise InputError(
-            f"job {path}: no such file" + (near or "; a job is a TOML file under jobs/")
-        )
     try:
-        raw = path.read_bytes()
+        if path.is_dir():
+            raise InputError(
+                f"job {path}: is a folder, a job is a TOML file such as jobs/lstm.toml"
+            )
+        if not path.exists():
+            folders = (path.parent, Path("jobs"))
+            others = [str(p) for folder in folders for p in folder.glob("*.toml") if p != path]
+            near = nearest(str(path), others)
+            raise InputError(f"job {path}: no such file{near or '; jobs stand under jobs/'}")
+        if not path.is_file():
+            raise InputError(f"job {path}: is no plain file, a job is a TOML file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_JOB_BYTES + 1)
     except OSError as error:
-        raise InputError(f"job {path}: can't be read ({error.strerror}); check its mode") from None
+        raise InputError(
+            f"job {path}: can't be read ({error.strerror}); check its name and mode"
+        ) from None
     if len(raw) > MAX_JOB_BYTES:
-        raise InputError(f"job {path}: {len(raw)} bytes are no job file, 1,000,000 is the most")
+        raise InputError(f"job {path}: has over {MAX_JOB_BYTES:,} bytes and is no job file")
     if not raw.strip():
         raise InputError(f"job {path}: is empty, a job needs at least model.architecture")
     try:
-        return tomllib.loads(raw.decode("utf-8"))
+        return tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(
             f"job {path}: is not UTF-8 (byte {error.start}), save it as UTF-8"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
 
 
@@ -168,7 +174,7 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
         raise InputError(f"--set {text}: a job has no key {name.strip()}{_nearest_key(name)}")
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = {}
     # What is no TOML value, or more than one, is a bare word: gru, best, off.
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip()

@@ -41,6 +41,7 @@ def launch(
     dataset = dataset_of(run, data, full=full)
     import_tensorflow(allocation)
     strategy = make_strategy(asked)
+    stop.listen()  # once more, over a handler that TensorFlow may have set
     replicas = strategy.num_replicas_in_sync
     if job.train.batch_size < replicas:
         raise InputError(
@@ -50,7 +51,7 @@ def launch(
 
     from harness.train import dataset_name, train
 
-    before = record.get("starts", [{}])[-1].get("devices", [])
+    before = (record.get("starts") or [{}])[-1].get("devices", [])
     if before and len(before) != replicas:
         screen.warn(
             f"the run had {len(before)} replicas and goes on with {replicas}: its numbers will "
@@ -84,16 +85,25 @@ def dataset_of(run: Run, data: Path | None, *, full: bool = False) -> Dataset:
     recorded = run.read_json("provenance.json").get("dataset")
     if not recorded:
         return open_dataset(data, full=full)
-    if recorded["is_sample"]:
+    if recorded.get("is_sample"):
         return open_sample()
     folder = Path(recorded["folder"]) if recorded.get("folder") else None
     dataset = open_dataset(data or (folder if folder and folder.is_dir() else None), full=True)
-    if dataset.checksum != recorded["checksum"]:
-        raise InputError(
-            f"run {run.folder}: was begun with other data (checksum {recorded['checksum'][:12]}, "
-            f"here {dataset.checksum[:12]}); give its folder by --data"
-        )
+    check_data(run, dataset, str(recorded.get("checksum")))
     return dataset
+
+
+def check_data(run: Run, dataset: Dataset, checksum: str) -> None:
+    """Refuse to go on with a run on other data.
+
+    Raises:
+        InputError: if the dataset has another checksum.
+    """
+    if dataset.checksum != checksum:
+        raise InputError(
+            f"run {run.folder}: was begun with other data (checksum {checksum[:12]}, here "
+            f"{dataset.checksum[:12]}); give its folder by --data"
+        )
 
 
 def prepare_quietly() -> None:
@@ -110,6 +120,7 @@ def evaluate_again(run: Run, data: Path | None) -> dict[str, Any]:
     if not run.finished():
         raise InputError(f"run {run.folder}: is unfinished; harness resume {run.folder} first")
     job, dataset = run.job(), dataset_of(run, data)
+    check_data(run, dataset, run.result()["dataset_checksum"])
     prepare_quietly()
 
     from harness.evaluator import Evaluator

@@ -15,6 +15,8 @@ from harness.evaluator import Evaluator
 from harness.job import Job, TrainTable
 from harness.pipeline import Batch
 
+WAYS = ("forward", "backward")  # of a Bidirectional layer
+
 KERAS_PRECISION = {
     "float32": "float32",
     "float64": "float64",  # to tell what is rounding and what is not
@@ -51,6 +53,14 @@ def uses_xla(job: Job) -> bool:
     return job.model.architecture == "rnn"
 
 
+def _keep_from_cudnn(model: keras.Model) -> None:
+    # On a GPU Keras would take cuDNN inside of what XLA compiles, and XLA can't.
+    for layer in recurrent_layers(model):
+        for inner in (layer, *(getattr(layer, f"{way}_layer", layer) for way in WAYS)):
+            if hasattr(inner, "use_cudnn"):
+                inner.use_cudnn = False
+
+
 class Learner:
     """Models and optimizer in the strategy's scope, and the graphs over them."""
 
@@ -62,6 +72,8 @@ class Learner:
         with strategy.scope():
             self.kept = BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
             self.model = for_training(self.kept, job.train.seed, job.train.batch_size)
+            if self.xla:
+                _keep_from_cudnn(self.model)
             self.optimizer = build_optimizer(job.train)
             self.model.compile(self.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
             self.optimizer.build(self.model.trainable_variables)

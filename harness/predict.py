@@ -33,11 +33,41 @@ def read_texts(path: Path) -> list[str]:
         InputError: if it is no such file.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"--file {path}: is not UTF-8 (byte {error.start})") from None
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
+    return split_lines(content, f"--file {path}")
+
+
+def split_lines(content: bytes, name: str) -> list[str]:
+    """UTF-8 bytes to lines; a newline ends a line, and nothing else does.
+
+    `str.splitlines` would also break at characters that stand inside of reviews, such as \\x85.
+
+    Raises:
+        InputError: if it is not UTF-8.
+    """
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    lines = [line.removesuffix("\r") for line in lines]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_vocabulary(run: Run) -> list[str]:
+    """The run's words, the commonest first.
+
+    Raises:
+        InputError: if the file is gone.
+    """
+    try:
+        content = run.path("vocabulary.txt").read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train it anew"
+        ) from None
+    return content.decode("utf-8").split("\n")[:-1]
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -55,6 +85,8 @@ def check_texts(texts: Sequence[str]) -> None:
                 f"{which} has {len(text):,} characters, {MAX_CHARACTERS:,} is the most; cut it, "
                 "the model reads its last words alone"
             )
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{which} is not UTF-8; check your terminal's encoding")
         if not tokenize(text):
             raise InputError(f"{which} {text[:40]!r} holds no word; write one, or leave it out")
 
@@ -71,8 +103,7 @@ def predict(run: Run, texts: Sequence[str]) -> list[Prediction]:
 
     model = load_model(run)
     data = run.job().data
-    words = run.path("vocabulary.txt").read_text(encoding="utf-8").splitlines()
-    ranks = {word: rank for rank, word in enumerate(words, 1)}
+    ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
     encoded = [encode_text(text, ranks, data.vocab_size) for text in texts]
     padded = np.zeros([len(texts), data.maxlen], np.int32)
     for row, tokens in zip(padded, encoded, strict=True):

@@ -29,7 +29,7 @@ def write_provenance(
     """
     record = run.read_json("provenance.json") or {
         **code_version(PROJECT),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
@@ -45,7 +45,7 @@ def write_provenance(
         },
         "starts": [],
     }
-    record["starts"].append(
+    record.setdefault("starts", []).append(
         {
             "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "host": socket.gethostname(),
@@ -77,6 +77,7 @@ def code_version(project: Path) -> dict[str, str | None]:
     return {
         "commit": _git(project, "rev-parse", "HEAD"),
         "uncommitted_diff": _git(project, "diff", "HEAD"),
+        "untracked_files": _git(project, "ls-files", "--others", "--exclude-standard"),
     }
 
 
@@ -93,6 +94,13 @@ def _git(project: Path, *words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="replace").strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a nightly build has another name
+        return None
 
 
 def _processor() -> str:

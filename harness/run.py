@@ -27,6 +27,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._token: str | None = None
+        self._is_new = False  # the folder must be nobody's
 
     @classmethod
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "Run":
@@ -39,13 +40,9 @@ class Run:
             InputError: if the id is no file name, or the run there is of another job.
         """
         if run_id is None:
-            stem = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}"
-            folder = runs / job.name / stem
-            number = 1
-            while folder.exists():
-                number += 1
-                folder = runs / job.name / f"{stem}-{number}"
-            return cls(folder)
+            run = cls(runs / job.name / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}")
+            run._is_new = True
+            return run
         if not RUN_ID.fullmatch(run_id):
             raise InputError(
                 f"--run-id {run_id!r}: should be letters, digits, '.', '_', '-', at most 100"
@@ -66,7 +63,7 @@ class Run:
             InputError: if there is no such folder, or it is not a run's.
         """
         run = cls(folder)
-        if not folder.is_dir():
+        if not _is_dir(folder):
             others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
             near = nearest(str(folder), others[-5:]) or "; harness train makes one"
             raise InputError(f"run {folder}: no such folder{near}")
@@ -81,6 +78,19 @@ class Run:
     def finished(self) -> bool:
         """Whether the run ended well: the result is written last."""
         return (self.folder / "result.json").is_file()
+
+    def result(self) -> dict[str, Any]:
+        """The scores of a finished run.
+
+        Raises:
+            RunError: if the file is broken.
+        """
+        result = self.read_json("result.json")
+        if "accuracy" not in result:
+            raise RunError(
+                f"{self.path('result.json')}: is broken; remove it and run harness resume"
+            )
+        return result
 
     def job(self) -> Job:
         """The run's job, every default filled in."""
@@ -107,14 +117,22 @@ class Run:
             RunError: if the folder can't be written.
         """
         self._token = uuid.uuid4().hex
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(_refusal(self.folder, error)) from None
+        stem, number = self.folder, 1
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=not self._is_new)
+                break
+            except FileExistsError:  # another run of this second
+                number += 1
+                self.folder = stem.with_name(f"{stem.name}-{number}")
+            except OSError as error:
+                raise RunError(_refusal(self.folder, error)) from None
+        self._is_new = False
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
         self._replace("lease.json", lambda file: file.write(json.dumps(holder).encode()))
-        for leftover in self.folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for leftover in self.folder.rglob(".*.tmp*"):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
     def check_lease(self) -> None:
         """Raise unless this process is still the run's writer.
@@ -126,7 +144,7 @@ class Run:
         if holder.get("token") != self._token:
             raise RunError(
                 f"run {self.folder}: process {holder.get('process')} on {holder.get('host')} took "
-                "it over; this one stops and has written nothing since"
+                "it over; this one stops"
             )
 
     def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
@@ -172,6 +190,13 @@ class Run:
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise RunError(_refusal(target, error)) from None
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError(f"run {path}: can't be opened: {error.strerror}") from None
 
 
 def _refusal(path: Path, error: OSError) -> str:

@@ -1,5 +1,6 @@
 """What a run says: progress bars on a terminal, one plain line an epoch anywhere else."""
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -16,7 +17,7 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -44,13 +45,14 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, markup=False)
-        # A log file is read while the run goes on.
-        self.console.file.flush()
+        # A full disk under the log file is no reason to end a run that writes elsewhere.
+        with contextlib.suppress(OSError):
+            self.console.print(text, markup=False)
+            self.console.file.flush()  # a log file is read while the run goes on
 
     def warn(self, text: str) -> None:
         """Print a line of warning on standard error."""
-        Console(file=sys.stderr, highlight=False, soft_wrap=True).print(
+        Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False).print(
             f"warning: {text}", markup=False
         )
 

@@ -26,9 +26,10 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            # Who presses Ctrl-C twice does not want to wait; a run survives any end.
+            raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        # Who presses Ctrl-C twice does not want to wait; a run survives any end.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
         """Raise if a signal has come.

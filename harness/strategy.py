@@ -47,8 +47,10 @@ def parse_devices(text: str) -> Devices:
     kind, colon, count = text.strip().lower().partition(":")
     if kind not in ("cpu", "gpu"):
         raise InputError(f"--devices {text}: unknown device; known: cpu, cpu:2, gpu, gpu:4")
-    if colon and not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_DEVICES):
-        raise InputError(f"--devices {text}: the count should be 1 to {MAX_DEVICES}, as in cpu:2")
+    if colon and not (re.fullmatch("[0-9]{1,3}", count) and 1 <= int(count) <= MAX_DEVICES):
+        raise InputError(
+            f"--devices {text[:40]}: the count should be 1 to {MAX_DEVICES}, as in cpu:2"
+        )
     return Devices(kind, int(count or 1))
 
 

@@ -1,16 +1,18 @@
 """One run, top to bottom, like the notebook it came from: data, fit, test, record."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras.layers import Embedding
 
 from harness.architectures import count_parameters
 from harness.callbacks import Heartbeat
 from harness.cluster import Allocation
-from harness.errors import Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError
 from harness.imdb import Dataset, Split, encode_split
 from harness.job import Job
 from harness.model_file import save_model
@@ -53,7 +55,8 @@ def train(
         write_provenance(run, dataset, allocation, devices, devices_asked)
         run.write_text("job.toml", job.to_toml())  # from here on the run is one that can go on
         run.write_text("vocabulary.txt", vocabulary(job, dataset))
-        trainer = Trainer(run, job, strategy, training, heartbeat, stop, screen)
+        identity = run_identity(job, dataset)
+        trainer = Trainer(run, job, strategy, training, identity, heartbeat, stop, screen)
         learner, log = trainer.learner, trainer.log
         with log, trainer.saved_when_interrupted():
             kernels = learner.kernels(trainer.graph)
@@ -84,11 +87,21 @@ def train(
     return result
 
 
+def run_identity(job: Job, dataset: Dataset) -> str:
+    """What a checkpoint belongs to: this very job on these very data."""
+    return hashlib.sha256(f"{job.to_toml()}\n{dataset.checksum}".encode()).hexdigest()
+
+
 def split_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Reviews]:
     """Training, validation and test reviews; the last share of the training set validates.
 
     Keras's `validation_split` takes the same reviews.
     """
+    if len(dataset.train) < 2 or not len(dataset.test):
+        raise InputError(
+            f"data {dataset.folder}: {len(dataset.train)} training and {len(dataset.test)} test "
+            "reviews, should be at least 2 and 1; give another --data"
+        )
     train_set = _encoded(dataset.train, job)
     cut = int(len(train_set.labels) * (1 - job.data.validation_split))
     # At least one of each: a share of a handful of reviews may round to none.
@@ -197,7 +210,10 @@ def log_test(
     log.picture("test/calibration", calibration_picture(labels, probabilities))
     if scores["roc_auc"] is not None:
         log.picture("test/roc", roc_picture(labels, probabilities))
-    matrix = trainer.learner.kept.layers[0].get_weights()[0]
+    embeddings = [layer for layer in trainer.learner.kept.layers if isinstance(layer, Embedding)]
+    if not embeddings:
+        return
+    matrix = embeddings[0].get_weights()[0]
     words = ["<pad>", "<start>", "<unknown>", "<unused>"]
     words += dataset.words[: len(matrix) - len(words)]
     log.embedding(matrix[: len(words)], words)

@@ -37,6 +37,7 @@ class Trainer:
         job: Job,
         strategy: tf.distribute.Strategy,
         training: Reviews,
+        identity: str,
         heartbeat: Heartbeat,
         stop: StopRequest,
         screen: Screen,
@@ -48,13 +49,14 @@ class Trainer:
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
         # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,
         # (3) the event log, cut to what the checkpoint knows of.
-        self.progress, passed_over = checkpoint.restore(run, self.learner)
+        self.progress, passed_over = checkpoint.restore(run, self.learner, identity)
         for line in passed_over:
             screen.warn(line)
         self.callbacks = keras_callbacks(job.train, self.learner.model)
         self._replay()
         self.fresh = not self.progress.event_mark  # nothing is in the log yet
         self.graph = self.learner.trace(self._steps_left(training))
+        run.check_lease()  # tracing takes seconds, and the log is cut
         self.log = EventLog(run.path("tensorboard"), self.progress.event_mark, warn=screen.warn)
         self._write_metrics()
         self._profiling = self._profiled = False
@@ -264,16 +266,15 @@ class Trainer:
 
     def _profile(self, done: int) -> None:
         num = self.job.train.profile_steps
-        if not num or self.progress.epoch:
-            return
-        if done >= PROFILE_AFTER and not self._profiling and not self._profiled:
-            tf.profiler.experimental.start(str(self.run.path("tensorboard")))
-            self._profiling = True
-        elif self._profiling and done >= PROFILE_AFTER + num:
+        steps = self.progress.epoch * self.steps_an_epoch + done
+        if self._profiling and steps >= PROFILE_AFTER + num:
             self._stop_profile()
+        elif num and not self._profiled and PROFILE_AFTER <= steps < PROFILE_AFTER + num:
+            tf.profiler.experimental.start(str(self.run.path("tensorboard")))
+            self._profiling = self._profiled = True
 
     def _stop_profile(self) -> None:
         """Write the profile, if one is being taken."""
         if self._profiling:
             tf.profiler.experimental.stop()
-            self._profiling, self._profiled = False, True
+            self._profiling = False

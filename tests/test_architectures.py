@@ -67,6 +67,16 @@ def test_spatial_dropout_drops_channels_over_all_time() -> None:
     assert 0 < outputs.mean() < 2
 
 
+def test_dropout_between_layers_drops_each_row_on_its_own() -> None:
+    """Plain dropout over sequences draws for every row and time, however many there are."""
+    layer = GlobalBatchDropout(0.5, 3, batch_size=4, over_time=False, name="dropout")
+    inputs = tf.ones([4, 4, 6])  # as many times as rows: a wrong shape would still broadcast
+    rows = tf.range(4)
+    outputs = np.asarray(layer(inputs, training=True, step=tf.constant(0, tf.int64), rows=rows))
+    assert len({row.tobytes() for row in outputs}) == 4
+    assert len({time.tobytes() for time in outputs[0]}) == 4
+
+
 def test_the_training_copy_has_equal_weights_and_its_own_dropout() -> None:
     """The copy predicts as the model does, and no dropout of Keras's is left in it."""
     job = load_job(JOBS / "bilstm.toml", ["model.units=4", "data.vocab_size=50"])

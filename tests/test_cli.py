@@ -1,6 +1,9 @@
 """The command line: bad input is refused in one line, before anything is written."""
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -25,14 +28,14 @@ LSTM = JOBS / "lstm.toml"
         (["train", LSTM, "--devices", "cpu:0"], ("--devices cpu:0", "1 to 64")),
         (["train", LSTM, "--devices", "cpu:999999"], ("cpu:999999", "1 to 64")),
         (["train", LSTM, "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
-        (["train", LSTM, "--full"], ("--full", "harness data fetch")),
+        (["train", LSTM, "--full"], ("the full dataset", "harness data fetch")),
         (["train", LSTM, "--run-id", "../x"], ("--run-id '../x'",)),
         (["resume", "runs/none"], ("runs/none", "no such folder")),
         (["resume", "."], ("is not a run's folder",)),
         (["evaluate", "runs/none"], ("runs/none",)),
         (["predict", "runs/none", "good"], ("runs/none",)),
         (["compare", "runs/none"], ("runs/none",)),
-        (["data", "stage", "copy"], ("--full", "harness data fetch")),
+        (["data", "stage", "copy"], ("the full dataset", "harness data fetch")),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -183,6 +186,68 @@ def test_a_text_that_is_none_is_refused(
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
+
+
+def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path]) -> None:
+    """A run reads its words as they were written, though one of them is a line separator."""
+    from harness.imdb_sources import open_sample
+    from harness.predict import read_vocabulary
+    from harness.run import Run
+
+    _, run = finished
+    words = read_vocabulary(Run(run))
+    assert words == list(open_sample().words[: len(words)])
+    assert len(words) == 8000 - 4
+    assert "\x85" in words
+
+
+def test_a_line_ends_at_a_newline_alone(finished: tuple[Harness, Path]) -> None:
+    """Characters that Python takes for line ends stay inside of a review; CRLF is a line end."""
+    harness, run = finished
+    done = harness.run("predict", run, "--json", stdin="bad\x0cfilm\x85x\r\ngood\n")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [
+        "bad\x0cfilm\x85x",
+        "good",
+    ]
+
+
+def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path]) -> None:
+    """A command that is interrupted while it waits ends with 75 and one line."""
+    harness, run = finished
+    command = harness.command("predict", run)
+    waiting = subprocess.Popen(
+        command,
+        env=harness.environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(2)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.stderr is not None
+    said = waiting.stderr.read()
+    assert waiting.wait(30) == 75
+    assert "interrupted" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "x" * 300],
+        ["resume", "x" * 300],
+        ["train", LSTM, "--devices", "cpu:" + "9" * 5000],
+        ["train", LSTM, "--set", "train.epochs=" + "9" * 5000],
+        ["train", LSTM, "--set", "train.epochs=" + "[" * 3000],
+        ["train", "/dev/zero"],
+    ],
+)
+def test_monstrous_input_is_one_line_too(harness: Harness, words: list[object]) -> None:
+    """Names, numbers and nestings beyond any sense, and devices for files, are refused."""
+    done = harness.run(*words, timeout_s=20)
+    assert done.returncode == 2, done.stderr[-300:]
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_unfinished_run_predicts_nothing(harness: Harness) -> None:

@@ -11,9 +11,9 @@ from harness.errors import InputError
 from tests.conftest import Harness
 
 
-def write_run(folder: Path, **changed: Any) -> None:
+def write_run(folder: Path, job: str = "", **changed: Any) -> None:
     folder.mkdir(parents=True)
-    (folder / "job.toml").write_text("")
+    (folder / "job.toml").write_text(job)
     result = {
         "job": "lstm",
         "architecture": "lstm",
@@ -44,19 +44,29 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
 
 
 def test_unlike_runs_are_kept_apart_and_unfinished_ones_named(tmp_path: Path) -> None:
-    """Another dataset, limit or job is another row; one run has no interval."""
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", dataset_checksum="b", data="SAMPLE")
-    write_run(tmp_path / "c", limit=100)
-    write_run(tmp_path / "d", job="mine")
+    """Another dataset, setting or job is another row that says so; one run has no interval."""
+    write_run(tmp_path / "a", "[train]\nseed = 1\nepochs = 3")
+    write_run(tmp_path / "b", "[train]\nseed = 1\nepochs = 3", dataset_checksum="b", data="SAMPLE")
+    write_run(tmp_path / "c", "[train]\nseed = 2\nepochs = 4", seed=2)
+    write_run(tmp_path / "d", job="", seed=3)
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "job.toml").write_text("")
+    write_run(tmp_path / "f", "[train]\nseed = 1\nepochs = 3", accuracy=None)
+    (tmp_path / "f" / "result.json").write_text("{}")
     results, unfinished = find_runs([tmp_path])
     rows = make_rows(results)
-    assert len(rows) == 4
+    assert sorted(row.job for row in rows) == ["lstm", "lstm", "lstm", "lstm train.epochs=4"]
     assert [row.interval for row in rows] == [None] * 4
-    assert unfinished == [tmp_path / "e"]
+    assert unfinished == [tmp_path / "e", tmp_path / "f"]
     assert to_markdown(rows).count("\n") == 6
+
+
+def test_a_seed_counts_once(tmp_path: Path) -> None:
+    """Two runs of one job and seed make no interval narrower; the seed is no other setting."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_run(tmp_path / name, f"[train]\nseed = {seed}", seed=seed)
+    (row,) = make_rows(find_runs([tmp_path])[0])
+    assert row.seeds == (1, 2)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

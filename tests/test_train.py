@@ -181,6 +181,39 @@ def test_the_newer_of_two_writers_wins(harness: Harness) -> None:
     assert results(run) == results(harness.runs / "lstm" / "calm")
 
 
+def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) -> None:
+    """A job.toml that was edited, and a record that is gone, end in one line, not in a mixture."""
+    kill_at(harness, "lstm", 16)
+    run = harness.runs / "lstm" / "killed"
+    job = (run / "job.toml").read_text()
+    (run / "job.toml").write_text(job.replace("learning_rate = 0.0005", "learning_rate = 5.0"))
+    done = harness.run("resume", run)
+    assert done.returncode == 1
+    assert "another job or other data" in done.stderr
+    assert done.stderr.count("\n") == 1
+    (run / "job.toml").write_text(job)
+    again = harness.run("resume", run)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(harness: Harness) -> None:
+    """A process that slept while another finished its run leaves every byte as it is."""
+    older = harness.start(*harness.train_words("lstm", "killed"))
+    run = harness.runs / "lstm" / "killed"
+    deadline = time.monotonic() + 60
+    while not (run / "job.toml").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    older.send_signal(signal.SIGSTOP)
+    newer = harness.run("resume", run)
+    assert newer.returncode == 0, newer.stderr
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    older.send_signal(signal.SIGCONT)
+    _, said = older.communicate(timeout=120)
+    assert older.returncode == 1
+    assert "took it over" in said
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) -> None:
     """A run whose weights have become NaN stops at the next step, names it, and has no result."""
     kill_at(harness, "lstm", 16)

@@ -184,7 +184,7 @@ def predict(
     prepare_quietly()
     for prediction in predict(run, texts):
         if as_json:
-            typer.echo(json.dumps(asdict(prediction), ensure_ascii=False))
+            typer.echo(json.dumps(asdict(prediction)))
         else:
             typer.echo(
                 f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}"

@@ -19,7 +19,7 @@ export PYTHONPATH={shlex.quote(str(REPOSITORY))}
 exec {shlex.quote(sys.executable)} -m harness "$@"
 """
 
-# Long enough to be disturbed in the middle: 20 epochs of 13 steps.
+# Long enough to be disturbed in the middle.
 JOB = [*SHRUNK, "--set", "train.epochs=20"]
 
 

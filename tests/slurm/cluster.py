@@ -25,6 +25,7 @@ REMEDY = (
 )
 POLL_S = 0.3
 CLIENT_TIMEOUT_S = 20
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 # Bound over the nodes' own /etc/hosts, so that a job finds n1 to n4 by name as on a real cluster.
 HOSTS_SHELL = 'mount --bind "$0" /etc/hosts && exec "$@"'
@@ -48,6 +49,7 @@ class SlurmCluster:
 
     def __init__(self) -> None:
         self.folder = Path()  # one for each time the cluster is entered
+        self.port = 0
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -123,12 +125,12 @@ class SlurmCluster:
         """Wait until the job is in one of the states, and return that.
 
         Raises:
-            SlurmError: if that takes too long, with what is known of the job.
+            SlurmError: if that takes too long or can't come any more, with what is known of it.
         """
         with contextlib.suppress(TimeoutError):
-            wait_until(lambda: self.state(job_id) in states, timeout_s)
+            wait_until(lambda: self.state(job_id) in {*states, *ENDED}, timeout_s)
         if (state := self.state(job_id)) not in states:
-            raise SlurmError(f"job {job_id}: not {states} after {timeout_s} s: {self.show(job_id)}")
+            raise SlurmError(f"job {job_id}: not {states} in {timeout_s} s: {self.show(job_id)}")
         return state
 
     def logs(self, num_lines: int = 5) -> str:
@@ -142,10 +144,10 @@ class SlurmCluster:
     # Start and stop
 
     def _write_configuration(self) -> None:
-        controller_port, *node_ports = free_ports(1 + len(NODES))
+        self.port, *node_ports = free_ports(1 + len(NODES))
         user = pwd.getpwuid(os.getuid()).pw_name
         texts = {
-            "slurm.conf": slurm_conf(self.folder, user, controller_port, node_ports),
+            "slurm.conf": slurm_conf(self.folder, user, self.port, node_ports),
             "gres.conf": gres_conf(self.folder),
             "cgroup.conf": CGROUP_CONF,
             "hosts": f"127.0.0.1 localhost {' '.join(NODES)} {socket.gethostname()}\n",
@@ -172,6 +174,7 @@ class SlurmCluster:
         self._spawn("munged", "munged", "--foreground", *words)
         self._ready((self.folder / "munge.socket").exists, timeout_s=10)
         self._spawn("slurmctld", "slurmctld", "-D", "-i")
+        self._ready(self._is_listening, timeout_s=20)  # a client would try for long
         for node in NODES:
             self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
         self._ready(self._all_idle, timeout_s=30)
@@ -204,40 +207,44 @@ class SlurmCluster:
 
     def _ready(self, condition: Callable[[], bool], timeout_s: float) -> None:
         def settled() -> bool:
-            return condition() or bool(self._dead())
+            return bool(self._dead()) or condition()
 
         with contextlib.suppress(TimeoutError):
             wait_until(settled, timeout_s)
         if self._dead() or not condition():
-            why = f"{', '.join(self._dead()) or 'nothing'} ended, after {timeout_s} s at most"
+            why = f"ended: {', '.join(self._dead()) or 'none'}; waited {timeout_s} s at most"
             raise SlurmError(f"Slurm did not come up: {why}{self.logs()}")
 
     def _dead(self) -> list[str]:
         return [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
 
+    def _is_listening(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
     def _all_idle(self) -> bool:
-        try:
-            states = self.run("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T")
-        except SlurmError:  # the controller may not listen yet
-            return False
+        states = self.run("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T")
         return states.split() == ["idle"] * len(NODES)
 
     def stop(self) -> None:
-        """Cancel every job, end every process and remove the folder."""
-        with contextlib.suppress(SlurmError, TimeoutError):
-            self.run("scancel", "--me")
-            wait_until(lambda: not self.run("squeue", "--noheader"), timeout_s=10)
-        self._terminate(*(set(self.daemons) - {"munged", "slurmctld"}))
-        # A job's steps outlive the daemon that started them.
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in self.processes():
-                if process not in [daemon.pid for daemon in self.daemons.values()]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process, number)
-            with contextlib.suppress(TimeoutError):
-                wait_until(lambda: len(self.processes()) <= len(self.daemons), timeout_s=2)
+        """Cancel every job, end every process and remove the folder.
+
+        Raises:
+            SlurmError: if a process is left.
+        """
+        if "slurmctld" in self.daemons and "slurmctld" not in self._dead():
+            with contextlib.suppress(SlurmError, TimeoutError):
+                self.run("scancel", "--me")
+                wait_until(lambda: not self.run("squeue", "--noheader"), timeout_s=10)
+        self._terminate(*NODES)
         self._terminate("slurmctld")
         self._terminate("munged")
+        # A job's steps outlive the daemon that started them.
+        for process in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not self.processes(), timeout_s=5)
         left = self.processes()
         shutil.rmtree(self.folder, ignore_errors=True)
         if left:

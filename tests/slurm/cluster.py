@@ -129,8 +129,10 @@ class SlurmCluster:
         """
         with contextlib.suppress(TimeoutError):
             wait_until(lambda: self.state(job_id) in {*states, *ENDED}, timeout_s)
-        if (state := self.state(job_id)) not in states:
-            raise SlurmError(f"job {job_id}: not {states} in {timeout_s} s: {self.show(job_id)}")
+        known = self.show(job_id)
+        if (state := known["JobState"]) not in states:
+            told = {name: known[name] for name in ("Reason", "ExitCode", "Restarts", "RunTime")}
+            raise SlurmError(f"job {job_id}: {state}, not {states}, in {timeout_s} s: {told}")
         return state
 
     def logs(self, num_lines: int = 5) -> str:
@@ -308,7 +310,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, without what would lead to another cluster or into its job."""
-    hidden = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_")
+    """This process's environment, without what belongs to a real cluster or to its user."""
+    hidden = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_", "HARNESS_")
     kept = {name: text for name, text in os.environ.items() if not name.startswith(hidden)}
     return {**kept, "PATH": SEARCH_PATH}

@@ -25,5 +25,29 @@ heading mypy
 mypy
 heading shellcheck
 shellcheck --external-sources ./*/*.sh .ci/run
+
+PACKAGES=(slurmctld slurmd slurm-client munge)
+has_slurm() {
+    python -c 'import sys; from tests.slurm.cluster import is_installed as ok; sys.exit(not ok())'
+}
+install_slurm() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update && apt-get install --yes --no-install-recommends "${PACKAGES[@]}"
+}
+NO_SLURM=()
+if ! has_slurm; then
+    heading Slurm for its tests
+    if [[ -f /etc/debian_version && $(id -u) == 0 ]]; then
+        LOG=$VENV/slurm-install.log
+        (install_slurm) >"$LOG" 2>&1 </dev/null ||
+            say "apt-get could not install ${PACKAGES[*]} (log: $LOG)"
+    fi
+    if ! has_slurm; then
+        say "tests/slurm is left out; on Debian or Ubuntu its needs come by:" \
+            "sudo apt-get install ${PACKAGES[*]}"
+        NO_SLURM=(--ignore=tests/slurm)
+    fi
+fi
+
 heading pytest
-exec python -m pytest "$@"
+exec python -m pytest ${NO_SLURM[@]+"${NO_SLURM[@]}"} "$@"

@@ -1,0 +1,35 @@
+"""`python -m tests.slurm`: the test cluster for a person to play with, until Ctrl-C."""
+
+import shlex
+import signal
+import sys
+
+from tests.slurm.cluster import SlurmCluster, SlurmError
+
+
+def main() -> int:
+    """Start the cluster, say how to use it, and stop it on Ctrl-C or TERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with SlurmCluster() as cluster:
+            say("four nodes are up, n1 and n2 with two pretended GPUs each. In another terminal:")
+            for name, value in cluster.environment.items():
+                say(f"  export {name}={shlex.quote(value)}")
+            say("  sbatch slurm/lstm.sh --set data.limit=500 --set train.epochs=3")
+            say("Ctrl-C stops it and removes everything, jobs included.")
+            signal.pause()
+    except KeyboardInterrupt:
+        say("stopped")
+    except SlurmError as error:
+        print(f"tests.slurm: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""A private Slurm on 127.0.0.1: four nodes, two of them with two pretended GPUs each."""
+
+import contextlib
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from tests.slurm.configuration import CGROUP_CONF, GPU_TARGET, NODES, gres_conf, slurm_conf
+
+# Daemons stand where a user's PATH often does not lead.
+SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel")
+REMEDY = (
+    "no Slurm here; on Debian and Ubuntu it comes by: "
+    "apt-get install slurmctld slurmd slurm-client munge"
+)
+POLL_S = 0.3
+CLIENT_TIMEOUT_S = 20
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+
+# Bound over the nodes' own /etc/hosts, so that a job finds n1 to n4 by name as on a real cluster.
+HOSTS_SHELL = 'mount --bind "$0" /etc/hosts && exec "$@"'
+
+
+class SlurmError(Exception):
+    """The cluster or one of its clients did not do what it should."""
+
+
+def is_installed() -> bool:
+    """Whether all that the cluster needs is there."""
+    return all(shutil.which(program, path=SEARCH_PATH) for program in PROGRAMS)
+
+
+class SlurmCluster:
+    """Starts Slurm when entered and stops it, with all its jobs, when left.
+
+    Raises:
+        SlurmError: if Slurm is not installed or does not come up, with the daemons' last lines.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path()  # one for each time the cluster is entered
+        self.port = 0
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs to find this cluster."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def __enter__(self) -> "SlurmCluster":
+        if not is_installed():
+            raise SlurmError(REMEDY)
+        # Not in pytest's long folders: a socket's path has 107 characters at most.
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.folder.chmod(0o755)  # munged wants its socket to be within everyone's reach
+        try:
+            self._write_configuration()
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # Jobs
+
+    def run(self, *command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+        """Run a client command and return what it printed.
+
+        Raises:
+            SlurmError: if it fails or does not answer in time.
+        """
+        line = shlex.join(command)
+        try:
+            done = subprocess.run(
+                command,
+                cwd=cwd or self.folder,
+                env={**_environment(), **(env or {}), **self.environment},
+                capture_output=True,
+                text=True,
+                timeout=CLIENT_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise SlurmError(
+                f"{shlex.join(command)}: no answer in {CLIENT_TIMEOUT_S} s{self.logs()}"
+            ) from None
+        if done.returncode != 0:
+            raise SlurmError(f"{line}: exit code {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def sbatch(
+        self,
+        script: Path,
+        *flags: str,
+        cwd: Path,
+        arguments: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+    ) -> str:
+        """Submit a script with sbatch's flags and the script's arguments; return the job's id."""
+        words = ["--parsable", *flags, str(script), *arguments]
+        return self.run("sbatch", *words, cwd=cwd, env=env).strip()
+
+    def show(self, job_id: str) -> dict[str, str]:
+        """What the controller knows of a job, under scontrol's names; of a path the first word."""
+        text = self.run("scontrol", "--oneliner", "show", "job", job_id)
+        return dict(re.findall(r"(\w+)=(\S*)", text))
+
+    def state(self, job_id: str) -> str:
+        """The job's state as scontrol names it, e.g. RUNNING."""
+        return self.show(job_id)["JobState"]
+
+    def wait(self, job_id: str, states: Collection[str], timeout_s: float = 60) -> str:
+        """Wait until the job is in one of the states, and return that.
+
+        Raises:
+            SlurmError: if that takes too long or can't come any more, with what is known of it.
+        """
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: self.state(job_id) in {*states, *ENDED}, timeout_s)
+        known = self.show(job_id)
+        if (state := known["JobState"]) not in states:
+            told = {name: known[name] for name in ("Reason", "ExitCode", "Restarts", "RunTime")}
+            raise SlurmError(f"job {job_id}: {state}, not {states}, in {timeout_s} s: {told}")
+        return state
+
+    def logs(self, num_lines: int = 5) -> str:
+        """The last lines of each daemon's log."""
+        parts = []
+        for path in sorted(self.folder.glob("*.log")):
+            lines = path.read_text(errors="replace").splitlines()[-num_lines:]
+            parts.append("\n".join([f"\n-- {path.name}", *lines]))
+        return "".join(parts)
+
+    # Start and stop
+
+    def _write_configuration(self) -> None:
+        self.port, *node_ports = free_ports(1 + len(NODES))
+        user = pwd.getpwuid(os.getuid()).pw_name
+        texts = {
+            "slurm.conf": slurm_conf(self.folder, user, self.port, node_ports),
+            "gres.conf": gres_conf(self.folder),
+            "cgroup.conf": CGROUP_CONF,
+            "hosts": f"127.0.0.1 localhost {' '.join(NODES)} {socket.gethostname()}\n",
+        }
+        for name, text in texts.items():
+            (self.folder / name).write_text(text)
+        for number in range(2):
+            (self.folder / f"gpu{number}").symlink_to(GPU_TARGET)
+        for name in ("state", *(f"spool/{node}" for node in NODES)):
+            (self.folder / name).mkdir(parents=True)
+        key = self.folder / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+
+    def _start(self) -> None:
+        munge = {
+            "key-file": "munge.key",
+            "socket": "munge.socket",
+            "pid-file": "munged.pid",
+            "seed-file": "munge.seed",
+            "log-file": "munged.log",
+        }
+        words = [f"--{option}={self.folder / name}" for option, name in munge.items()]
+        self._spawn("munged", "munged", "--foreground", *words)
+        self._ready((self.folder / "munge.socket").exists, timeout_s=10)
+        self._spawn("slurmctld", "slurmctld", "-D", "-i")
+        self._ready(self._is_listening, timeout_s=20)  # a client would try for long
+        for node in NODES:
+            self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
+        self._ready(self._all_idle, timeout_s=30)
+
+    def _named_hosts(self) -> list[str]:
+        """The words before a command that let it and its jobs find the nodes by their names.
+
+        Where mounts are forbidden, as in many containers, there are none: then only jobs on
+        several nodes that reach each other by name miss something.
+        """
+        unshare = ["unshare", "--mount"]
+        if os.getuid() != 0:
+            unshare = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
+        words = [*unshare, "sh", "-c", HOSTS_SHELL, str(self.folder / "hosts")]
+        trial = subprocess.run([*words, "true"], capture_output=True, timeout=10)
+        return words if trial.returncode == 0 else []
+
+    def _spawn(self, name: str, *command: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env={**_environment(), **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for the person's program, which stops them in order.
+                start_new_session=True,
+            )
+
+    def _ready(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        def settled() -> bool:
+            return bool(self._dead()) or condition()
+
+        with contextlib.suppress(TimeoutError):
+            wait_until(settled, timeout_s)
+        if self._dead() or not condition():
+            why = f"ended: {', '.join(self._dead()) or 'none'}; waited {timeout_s} s at most"
+            raise SlurmError(f"Slurm did not come up: {why}{self.logs()}")
+
+    def _dead(self) -> list[str]:
+        return [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
+
+    def _is_listening(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def _all_idle(self) -> bool:
+        states = self.run("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T")
+        return states.split() == ["idle"] * len(NODES)
+
+    def stop(self) -> None:
+        """Cancel every job, end every process and remove the folder.
+
+        Raises:
+            SlurmError: if a process is left.
+        """
+        if "slurmctld" in self.daemons and "slurmctld" not in self._dead():
+            with contextlib.suppress(SlurmError, TimeoutError):
+                self.run("scancel", "--me")
+                wait_until(lambda: not self.run("squeue", "--noheader"), timeout_s=10)
+        self._terminate(*NODES)
+        self._terminate("slurmctld")
+        self._terminate("munged")
+        # A job's steps outlive the daemon that started them.
+        for process in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not self.processes(), timeout_s=5)
+        left = self.processes()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if left:
+            raise SlurmError(f"processes of the cluster are left: {left}")
+
+    def _terminate(self, *names: str) -> None:
+        daemons = [self.daemons.pop(name) for name in names if name in self.daemons]
+        for daemon in daemons:
+            daemon.terminate()
+        for daemon in daemons:
+            try:
+                daemon.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait(timeout=10)
+
+    def processes(self) -> list[int]:
+        """Every living process of the cluster: daemons, job steps and what jobs started."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
+                if self._owns(folder):
+                    found.append(int(folder.name))
+        return found
+
+    def _owns(self, process: Path) -> bool:
+        _, _, rest = (process / "stat").read_text().partition("(")
+        name, _, rest = rest.rpartition(")")
+        if rest.split()[0] in "ZX":  # a zombie waits for a parent that may never ask
+            return False
+        if name.startswith(("munged", "slurm")):
+            # slurmstepd writes its title over its environment, but stays where it was started.
+            return (process / "cwd").readlink() == self.folder
+        variables = (process / "environ").read_bytes().split(b"\0")
+        # A person's shell has SLURM_CONF too, but no job's id.
+        return f"SLURM_CONF={self.folder}/slurm.conf".encode() in variables and any(
+            variable.startswith(b"SLURM_JOB_ID=") for variable in variables
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of 127.0.0.1 that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = POLL_S) -> None:
+    """Wait until the condition holds.
+
+    Raises:
+        TimeoutError: if that takes too long.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout_s} s")
+        time.sleep(poll_s)
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, without what belongs to a real cluster or to its user."""
+    hidden = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_", "HARNESS_")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(hidden)}
+    return {**kept, "PATH": SEARCH_PATH}

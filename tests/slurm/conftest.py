@@ -1,0 +1,40 @@
+"""The cluster, the projects on it, and a run that nothing disturbed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import JOBS, Harness
+from tests.slurm.cluster import REMEDY, SlurmCluster, is_installed
+from tests.slurm.project import JOB, SlurmProject
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[SlurmCluster]:
+    """A running Slurm. Without one the tests fail: skipped, nobody would miss them."""
+    if not is_installed():
+        pytest.fail(f"{REMEDY}; or leave these tests out by --ignore=tests/slurm", pytrace=False)
+    with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def stand_in(cluster: SlurmCluster, tmp_path: Path) -> SlurmProject:
+    """A project whose harness only notes how it was called."""
+    return SlurmProject(cluster, tmp_path, real=False)
+
+
+@pytest.fixture(scope="session")
+def project(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmProject:
+    """A project that trains."""
+    return SlurmProject(cluster, tmp_path_factory.mktemp("trains"), real=True)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
+    """The run of JOB by the LSTM outside Slurm."""
+    harness = Harness(tmp_path_factory.mktemp("undisturbed"))
+    done = harness.run("train", JOBS / "lstm.toml", "--run-id", "calm", *JOB)
+    assert done.returncode == 0, done.stderr
+    return harness, harness.runs / "lstm" / "calm"

@@ -1,0 +1,105 @@
+"""A copy of the project whose job scripts are submitted to the test cluster."""
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import SHRUNK
+from tests.slurm.cluster import SlurmCluster, wait_until
+from tests.stand_in import REPOSITORY, Project
+
+# The harness of this checkout, without an installation.
+HARNESS = f"""#!/bin/sh
+export PYTHONPATH={shlex.quote(str(REPOSITORY))}
+exec {shlex.quote(sys.executable)} -m harness "$@"
+"""
+
+# Long enough to be disturbed in the middle.
+JOB = [*SHRUNK, "--set", "train.epochs=20"]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue, or past it."""
+
+    cluster: SlurmCluster
+    job_id: str
+    log: Path
+    run: Path
+
+    def wait(self, *states: str, timeout_s: float = 90) -> None:
+        """Wait until the job is in one of the states, COMPLETED if none is given."""
+        try:
+            self.cluster.wait(self.job_id, states or ("COMPLETED",), timeout_s)
+        except Exception as error:
+            said = self.log.read_text() if self.log.exists() else "nothing"
+            error.add_note(f"The job said: {said}")
+            raise
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until a checkpoint of the run is at `step` or later."""
+
+        def saved() -> bool:
+            paths = self.run.glob("checkpoints/step-*.npz")
+            return max((int(path.stem.partition("-")[2]) for path in paths), default=-1) >= step
+
+        wait_until(saved, timeout_s=60, poll_s=0.02)
+
+    def record(self) -> dict[str, Any]:
+        """What the run says of itself."""
+        state: dict[str, Any] = json.loads((self.run / "state.json").read_text())
+        return state
+
+    def requeues(self) -> int:
+        """How often Slurm has put the job back into the queue."""
+        return int(self.cluster.show(self.job_id)["Restarts"])
+
+
+class SlurmProject:
+    """Submits a project's job scripts; `real` trains with this checkout, else a stand-in notes."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, *, real: bool) -> None:
+        self.cluster = cluster
+        self.stand_in = Project(folder)
+        self.path = self.stand_in.path
+        shutil.copytree(REPOSITORY / "jobs", self.path / "jobs")
+        if real:
+            self.stand_in.executable(self.stand_in.venv / "bin/harness", HARNESS)
+        # What a user sets for the site, and what keeps the tests off this machine's data.
+        settings = {
+            "HARNESS_VENV": str(self.stand_in.venv),
+            "HARNESS_EXTRA": "none",
+            "HARNESS_OFFLINE": "1",
+            "KERAS_HOME": str(folder / "keras"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "NOTE": str(self.stand_in.note),
+        }
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
+        (self.path / "slurm/site.sh").write_text("".join(lines))
+
+    def sbatch(
+        self,
+        job: str,
+        *flags: str,
+        arguments: list[str] | None = None,
+        cwd: Path | None = None,
+        **variables: str,
+    ) -> Submitted:
+        """Submit `slurm/<job>.sh` in the project's folder; its arguments are JOB's by default."""
+        at = cwd or self.path
+        job_id = self.cluster.sbatch(
+            self.path / f"slurm/{job}.sh",
+            *flags,
+            cwd=at,
+            arguments=JOB if arguments is None else arguments,
+            env=variables,
+        )
+        return self.submitted(job, job_id, at / f"{job}-{job_id}.out")
+
+    def submitted(self, job: str, job_id: str, log: Path) -> Submitted:
+        """A job by the id that Slurm shows, `12` or `12_1`."""
+        return Submitted(self.cluster, job_id, log, self.path / f"runs/{job}/slurm-{job_id}")

@@ -1,0 +1,234 @@
+"""The job scripts under a real Slurm: submitted, warned, requeued, preempted, cancelled."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHRUNK, Harness, results
+from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until
+from tests.slurm.project import SlurmProject, Submitted
+from tests.test_scripts import JOBS
+
+Undisturbed = tuple[Harness, Path]
+
+
+@pytest.fixture(scope="session")
+def finished(project: SlurmProject) -> Submitted:
+    """A job that nothing disturbed."""
+    job = project.sbatch("lstm")
+    job.wait()
+    return job
+
+
+def test_sbatch_trains_to_a_result(finished: Submitted, undisturbed: Undisturbed) -> None:
+    """A submitted script trains in the folder of its job's id, as the same job outside Slurm."""
+    assert results(finished.run) == results(undisturbed[1])
+    assert finished.record()["slurm_job"] == finished.job_id
+    assert finished.record()["restarts"] == 0
+    assert str(finished.run) in finished.log.read_text()
+
+
+def test_a_finished_job_that_is_requeued_changes_nothing(finished: Submitted) -> None:
+    """Requeued after its end a job completes again, adds a line to its log and leaves its run."""
+    before = {path: path.stat().st_mtime_ns for path in finished.run.rglob("*")}
+    log = finished.log.read_text()
+    finished.cluster.run("scontrol", "requeue", finished.job_id)
+    finished.wait()
+    assert finished.requeues() == 1
+    assert {path: path.stat().st_mtime_ns for path in finished.run.rglob("*")} == before
+    assert finished.log.read_text().startswith(log)
+    assert "finished already" in finished.log.read_text().removeprefix(log)
+
+
+def test_array_tasks_are_seeds(project: SlurmProject) -> None:
+    """`--array=1-2` trains seeds 1 and 2 into a folder each, and their results differ."""
+    array = project.sbatch("lstm", "--array=1-2", arguments=SHRUNK)
+    tasks = [
+        project.submitted("lstm", f"{array.job_id}_{seed}", array.log.with_name("none"))
+        for seed in (1, 2)
+    ]
+    for task in tasks:
+        task.wait()
+    one, two = (json.loads((task.run / "result.json").read_text()) for task in tasks)
+    assert (one["seed"], two["seed"]) == (1, 2)
+    assert one["log_loss"] != two["log_loss"]
+
+
+def test_a_requeued_job_ends_with_the_same_bytes(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """`scontrol requeue` in the middle: the same folder goes on and its log with it."""
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    job.cluster.run("scontrol", "requeue", job.job_id)
+    job.wait()
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    assert job.log.read_text().count(f"run {job.run}:") == 2
+
+
+def test_a_job_warned_of_its_time_limit_goes_on_later(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """USR2 90 s before the time limit: the run saves, the job requeues itself, the same bytes.
+
+    Slurm looks at time limits every 30 s. The harness stands still until the warning is there,
+    which costs nothing, where training for so long would.
+    """
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    process = job.record()["process"]
+    os.kill(process, signal.SIGSTOP)
+    job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=2")
+    wait_until(lambda: has_pending(process, signal.SIGUSR2), timeout_s=60)
+    os.kill(process, signal.SIGCONT)
+    job.wait("PENDING")
+    # Once is enough, however long the rest takes on this machine.
+    job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")
+    job.wait()
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    assert "interrupted by SIGUSR2" in job.log.read_text()
+    assert f"job {job.job_id} is back in the queue" in job.log.read_text()
+
+
+def has_pending(process: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that stands still."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("ShdPnd:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def test_a_preempted_job_ends_with_the_same_bytes(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """A job of the partition `high` takes the node; the other one waits for it and goes on."""
+    job = project.sbatch("lstm", "--partition=low", "--nodelist=n1", "--gres=gpu:2")
+    job.wait_for_step(20)
+    urgent = job.cluster.run(
+        *("sbatch", "--parsable", "--partition=high", "--nodelist=n1", "--gres=gpu:2"),
+        *("--output=/dev/null", "--mem=1G", "--wrap=sleep 2"),
+    ).strip()
+    job.cluster.wait(urgent, ["RUNNING", "COMPLETED"])
+    assert not (job.run / "result.json").exists()
+    job.wait()
+    assert job.cluster.state(urgent) == "COMPLETED"
+    assert results(job.run) == results(undisturbed[1])
+    assert job.record()["restarts"] == 1
+    # Slurm 24.11 requeues a job that requeued itself in its grace once more after it completes.
+    assert job.requeues() in (1, 2)
+    assert "interrupted by SIGUSR2" in job.log.read_text()
+
+
+def test_a_cancelled_job_stays_cancelled_and_can_be_resumed(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """`scancel` saves the run and does not requeue; `harness resume` ends with the same bytes."""
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    job.cluster.run("scancel", job.job_id)
+    job.wait("CANCELLED")
+    wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=10)
+    assert not (job.run / "result.json").exists()
+    resumed = undisturbed[0].run("resume", job.run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.cluster.state(job.job_id), job.requeues()) == ("CANCELLED", 0)
+
+
+def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> None:
+    """A refused setting ends the job with exit code 2, and the log's last line names it."""
+    job = project.sbatch("gru", arguments=["--set", "model.unit=8"])
+    job.wait("FAILED", timeout_s=30)
+    assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"
+    assert "model.unit" in job.log.read_text().splitlines()[-1]
+    time.sleep(1)  # time to be requeued in
+    assert (job.cluster.state(job.job_id), job.requeues()) == ("FAILED", 0)
+    assert not job.run.exists()
+
+
+def test_a_job_needs_nothing_of_the_callers_environment(stand_in: SlurmProject) -> None:
+    """With `--export=NONE` a script finds its project, its settings, and scontrol to requeue."""
+    with (stand_in.path / "slurm/site.sh").open("a") as site:
+        site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export WAIT=1\n")
+    job = stand_in.sbatch("bilstm", "--export=NONE", arguments=["--set", "a.b=two words"])
+    wait_until(stand_in.stand_in.note.with_suffix(".ready").exists, timeout_s=30)
+    job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    job.wait()
+    assert job.requeues() == 1
+    assert stand_in.stand_in.call()["argv"] == [
+        *("train", f"{stand_in.path}/jobs/bilstm.toml", "--run-id", f"slurm-{job.job_id}"),
+        *("--set", "a.b=two words"),
+    ]
+
+
+def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path) -> None:
+    """HARNESS_HOME leads to a project with a space in its path from a folder outside it."""
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    job = stand_in.sbatch("gru", cwd=elsewhere, arguments=[], HARNESS_HOME=str(stand_in.path))
+    job.wait()
+    assert " " in str(stand_in.path)
+    assert stand_in.stand_in.call()["argv"][1] == f"{stand_in.path}/jobs/gru.toml"
+    assert stand_in.stand_in.call()["runs"] == f"{stand_in.path}/runs"
+    assert job.log.exists()
+
+
+def test_a_job_outside_any_project_fails_with_the_remedy(
+    stand_in: SlurmProject, tmp_path: Path
+) -> None:
+    """Submitted from a folder outside the project without HARNESS_HOME, the log says what to do."""
+    log = tmp_path / "log"
+    job = stand_in.sbatch("gru", f"--output={log}", cwd=Path("/"), arguments=[])
+    job.wait("FAILED")
+    assert log.read_text().splitlines() == [
+        "harness: no project at or above /; run sbatch inside it or set HARNESS_HOME"
+    ]
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_job_sees_the_gpus_that_it_asked_for(stand_in: SlurmProject, gpus: int) -> None:
+    """`--gres=gpu:N` on sbatch's command line wins over the script's own."""
+    with (stand_in.path / "slurm/site.sh").open("a") as site:
+        site.write('echo "sees GPUs: $CUDA_VISIBLE_DEVICES"\n')
+    job = stand_in.sbatch("rnn", f"--gres=gpu:{gpus}", arguments=[])
+    job.wait()
+    said = re.search("^sees GPUs: ([01,]+)$", job.log.read_text(), re.MULTILINE)
+    assert said
+    assert len(said[1].split(",")) == gpus
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_script_is_accepted(cluster: SlurmCluster, stand_in: SlurmProject, name: str) -> None:
+    """`sbatch --test-only` finds a place for each script as it is, and none for what nobody has."""
+    script = str(stand_in.path / f"slurm/{name}.sh")
+    cluster.run("sbatch", "--test-only", script)
+    with pytest.raises(SlurmError, match="not available"):
+        cluster.run("sbatch", "--test-only", "--gres=gpu:3", script)
+
+
+def test_nothing_is_left_of_a_cluster() -> None:
+    """Left with a job that ignores TERM, a cluster ends every process and removes its folder."""
+    with SlurmCluster() as cluster:
+        line = "trap '' TERM; touch there; while :; do sleep 1; done"
+        job = cluster.run("sbatch", "--parsable", "--output=/dev/null", f"--wrap={line}").strip()
+        wait_until((cluster.folder / "there").exists, timeout_s=20)
+        assert cluster.state(job) == "RUNNING"
+        assert len(cluster.processes()) > 8
+    assert cluster.processes() == []
+    assert not cluster.folder.exists()
+
+
+def test_a_cluster_that_does_not_come_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that refuses its configuration ends the start with that daemon's last lines."""
+    monkeypatch.setattr("tests.slurm.cluster.CGROUP_CONF", "NoSuchKey=1\n")
+    cluster = SlurmCluster()
+    with pytest.raises(SlurmError, match="NoSuchKey"):
+        cluster.__enter__()
+    assert cluster.processes() == []

@@ -14,7 +14,6 @@ from harness.errors import InputError, Interrupted, RunError
 
 app = typer.Typer(
     help="Train the notebook's recurrent sentiment models on any devices.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -58,12 +57,14 @@ def _fail(message: str, code: int) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def _version(
+def _without_command(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command(epilog="Example: harness train jobs/lstm.toml --set train.epochs=8 --seed 2")

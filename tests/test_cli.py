@@ -88,12 +88,14 @@ def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path])
     assert (run / "result.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["data", "--help"]])
 def test_help_never_imports_tensorflow(harness: Harness, words: list[str]) -> None:
     """--help is answered without TensorFlow, Keras, scikit-learn or NumPy, with an example."""
     harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     done = harness.run(*words)
     assert done.returncode == 0
+    assert "Usage: " in done.stdout
+    assert done.stdout.count("\n") > 8
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported  # the profile is there
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}

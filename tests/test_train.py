@@ -58,14 +58,14 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
 
     Run by hand with `-m slow -s`, which shows where each kill fell.
     """
-    words = ["--devices", devices, "--set", "train.epochs=40", "--set", "data.limit=1000"]
+    words = ["--devices", devices, "--set", "train.epochs=200", "--set", "data.limit=1000"]
     calm = harness.train("gru", "calm", *words)
     assert calm.returncode == 0, calm.stderr
     moments = random.Random(7)  # noqa: S311 - not a secret
     run = harness.runs / "gru" / "killed"
     for _ in range(20):
         process = harness.start(*harness.train_words("gru", "killed", *words))
-        deadline = time.monotonic() + moments.uniform(2, 12)
+        deadline = time.monotonic() + moments.uniform(2, 9)
         while time.monotonic() < deadline and not (run / "result.json").exists():
             time.sleep(0.01)
         process.kill()

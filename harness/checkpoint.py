@@ -72,6 +72,8 @@ def restore(run: Run, learner: Learner, identity: str) -> tuple[Progress, list[s
         try:
             arrays = _load(path)
             progress = _progress(arrays)
+            if progress.identity == identity:
+                _check(arrays, learner)
         except Exception as error:  # at junk zipfile and NumPy raise whatever comes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             passed_over.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
@@ -116,3 +118,12 @@ def _progress(arrays: dict[str, np.ndarray]) -> Progress:
         **{key: value for key, value in meta.items() if key in known},
         best_weights=[arrays[f"best/{i}"] for i in range(num_best)],
     )
+
+
+def _check(arrays: dict[str, np.ndarray], learner: Learner) -> None:
+    # All before any: half a checkpoint must not reach the variables.
+    for name, variables in _variables(learner).items():
+        for i, variable in enumerate(variables):
+            found = arrays[f"{name}/{i}"].shape
+            if found != tuple(variable.shape):
+                raise ValueError(f"{name}/{i} is {found}, should be {tuple(variable.shape)}")

@@ -4,13 +4,19 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
 from harness import __version__
 from harness.errors import InputError, Interrupted, RunError
+
+if TYPE_CHECKING:  # a command imports what it needs, so that --help answers at once
+    from harness.imdb import Dataset
+    from harness.job import Job
+    from harness.run import Run
+    from harness.screen import Screen
 
 app = typer.Typer(
     help="Train the notebook's recurrent sentiment models on any devices.",
@@ -106,7 +112,7 @@ def resume(run_folder: RunFolder, devices: DeviceList = None, data: DataFolder =
     _go(run, run.job(), devices=devices, data=data, full=False)
 
 
-def _go(run: Any, job: Any, *, devices: str | None, data: Path | None, full: bool) -> None:
+def _go(run: "Run", job: "Job", *, devices: str | None, data: Path | None, full: bool) -> None:
     from harness.launch import launch
     from harness.screen import Screen
 
@@ -125,7 +131,7 @@ def _go(run: Any, job: Any, *, devices: str | None, data: Path | None, full: boo
     _print_result(run, result, screen)
 
 
-def _print_result(run: Any, result: dict[str, Any], screen: Any) -> None:
+def _print_result(run: "Run", result: dict[str, Any], screen: "Screen") -> None:
     from harness.scores import describe_scores
 
     folder = run.folder
@@ -264,7 +270,7 @@ def stage(
     typer.echo(f"{folder}: {'written' if written else 'is there already, left as it is'}")
 
 
-def _print_dataset(dataset: Any) -> None:
+def _print_dataset(dataset: "Dataset") -> None:
     kind = "the SAMPLE" if dataset.is_sample else "official" if dataset.official else "not official"
     counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test reviews"
     typer.echo(f"{dataset.folder or 'packaged with harness'}: {counts}, {kind}")

@@ -212,7 +212,7 @@ def _fill_folder(dataset: Dataset, folder: Path) -> None:
     for name, split in dataset.splits().items():
         for array, dtype in ARRAYS.items():
             np.save(folder / f"{name}_{array}.npy", getattr(split, array).astype(dtype))
-    (folder / "words.txt").write_text("".join(f"{word}\n" for word in dataset.words), "utf-8")
+    (folder / "words.txt").write_bytes(words_to_bytes(dataset.words))
     record = {
         "format": FORMAT,
         "checksum": dataset.checksum,
@@ -221,6 +221,16 @@ def _fill_folder(dataset: Dataset, folder: Path) -> None:
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     (folder / "dataset.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def words_to_bytes(words: Sequence[str]) -> bytes:
+    """A file of words, UTF-8, a line a word, the commonest first."""
+    return "".join(f"{word}\n" for word in words).encode()
+
+
+def words_from_bytes(content: bytes) -> list[str]:
+    """The words of such a file. `str.splitlines` would break inside of one: rank 5135 is \\x85."""
+    return content.decode().split("\n")[:-1]
 
 
 def is_folder(folder: Path) -> bool:
@@ -246,7 +256,7 @@ def open_folder(folder: Path) -> Dataset:
             Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
             for name in SPLITS
         )
-        words = (folder / "words.txt").read_text("utf-8").split("\n")[:-1]
+        words = words_from_bytes((folder / "words.txt").read_bytes())
         return Dataset(
             train,
             test,

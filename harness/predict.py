@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import InputError
-from harness.imdb import encode_text, tokenize
+from harness.imdb import encode_text, tokenize, words_from_bytes
 from harness.run import Run
 
 # The longest review of IMDB has 14,000 characters; a model reads a few hundred words of it.
@@ -62,12 +62,11 @@ def read_vocabulary(run: Run) -> list[str]:
         InputError: if the file is gone.
     """
     try:
-        content = run.path("vocabulary.txt").read_bytes()
+        return words_from_bytes(run.path("vocabulary.txt").read_bytes())
     except OSError as error:
         raise InputError(
             f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train it anew"
         ) from None
-    return content.decode("utf-8").split("\n")[:-1]
 
 
 def check_texts(texts: Sequence[str]) -> None:

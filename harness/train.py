@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from harness.architectures import count_parameters
 from harness.callbacks import Heartbeat
 from harness.cluster import Allocation
 from harness.errors import InputError, Interrupted, RunError
-from harness.imdb import Dataset, Split, encode_split
+from harness.imdb import Dataset, Split, encode_split, words_to_bytes
 from harness.job import Job
 from harness.model_file import save_model
 from harness.pipeline import Reviews
@@ -54,7 +54,8 @@ def train(
         devices = describe_devices(strategy)
         write_provenance(run, dataset, allocation, devices, devices_asked)
         run.write_text("job.toml", job.to_toml())  # from here on the run is one that can go on
-        run.write_text("vocabulary.txt", vocabulary(job, dataset))
+        vocabulary = words_to_bytes(known_words(job, dataset))
+        run.write("vocabulary.txt", lambda file: file.write(vocabulary))
         identity = run_identity(job, dataset)
         trainer = Trainer(run, job, strategy, training, identity, heartbeat, stop, screen)
         learner, log = trainer.learner, trainer.log
@@ -118,9 +119,9 @@ def _encoded(split: Split, job: Job) -> Reviews:
     return Reviews(*encode_split(split, job.data.vocab_size), split.labels)
 
 
-def vocabulary(job: Job, dataset: Dataset) -> str:
-    """The words that the model knows, the commonest first: a line a word, index 4 and up."""
-    return "".join(f"{word}\n" for word in dataset.words[: job.data.vocab_size - 4])
+def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
+    """The words that the model knows, the commonest first: those with the indices 4 and up."""
+    return dataset.words[: job.data.vocab_size - 4]
 
 
 @contextlib.contextmanager

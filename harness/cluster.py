@@ -12,6 +12,13 @@ class Allocation:
     job_id: str
     num_nodes: int
     cpus_per_task: int | None
+    num_tasks: int  # of this job step, 1 outside of one
+    rank: int  # of this process among them, from 0
+    node: str  # as Slurm names it; several nodes of a test cluster share a host name
+    node_list: str  # of the step, or else of the job, such as n[08-10]
+    restarts: int  # how often Slurm put the job back into its queue
+    max_requeues: int | None  # set by our job scripts, which requeue a job that was interrupted
+    log: str | None  # the file that our job scripts print into
     variables: dict[str, str]
 
     @classmethod
@@ -20,12 +27,25 @@ class Allocation:
         job_id = environment.get("SLURM_JOB_ID")
         if not job_id:
             return None
-        cpus = environment.get("SLURM_CPUS_PER_TASK", "")
-        nodes = environment.get("SLURM_JOB_NUM_NODES", "")
+
+        def number(name: str) -> int | None:
+            text = environment.get(name, "")
+            return int(text) if text.isdigit() else None
+
+        # salloc and sbatch set a rank and a number of tasks too, for steps that are yet to come.
+        in_step = "SLURM_STEP_ID" in environment
         return cls(
             job_id=job_id,
-            num_nodes=int(nodes) if nodes.isdigit() else 1,
-            cpus_per_task=int(cpus) if cpus.isdigit() else None,
+            num_nodes=number("SLURM_JOB_NUM_NODES") or 1,
+            cpus_per_task=number("SLURM_CPUS_PER_TASK"),
+            num_tasks=(number("SLURM_STEP_NUM_TASKS") or 1) if in_step else 1,
+            rank=(number("SLURM_PROCID") or 0) if in_step else 0,
+            node=environment.get("SLURMD_NODENAME", ""),
+            node_list=environment.get("SLURM_STEP_NODELIST")
+            or environment.get("SLURM_JOB_NODELIST", ""),
+            restarts=number("SLURM_RESTART_COUNT") or 0,
+            max_requeues=number("HARNESS_MAX_REQUEUES"),
+            log=environment.get("HARNESS_LOG"),
             variables={
                 name: value
                 for name, value in sorted(environment.items())

@@ -1,0 +1,143 @@
+"""`train`, `resume`, `evaluate` and `predict`: one run, and its model."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.commands import (
+    AsJson,
+    DataFolder,
+    DeviceList,
+    JobFile,
+    Overrides,
+    RunFolder,
+    RunsFolder,
+    quoted,
+)
+from harness.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from harness.job import Job
+    from harness.run import Run
+    from harness.screen import Screen
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: harness train jobs/lstm.toml --set train.epochs=8 --seed 2")
+def train(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="train.seed")] = None,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="refuse to fall back to the packaged sample")
+    ] = False,
+    runs: RunsFolder = Path("runs"),
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--run-id", metavar="ID", help="name the run, or go on with the one of that name"
+        ),
+    ] = None,
+) -> None:
+    """Train one model, end to end: data, fit, test, record."""
+    from harness.job import load_job
+    from harness.run import Run
+
+    job = load_job(job_file, overrides or (), seed)
+    _go(Run.new(runs, job, run_id), job, devices=devices, data=data, full=full)
+
+
+@app.command(epilog="Example: harness resume runs/lstm/20260101-120000-seed1")
+def resume(run_folder: RunFolder, devices: DeviceList = None, data: DataFolder = None) -> None:
+    """Go on with an unfinished run exactly where it was; a finished one stays as it is."""
+    from harness.run import Run
+
+    run = Run.open(run_folder)
+    _go(run, run.job(), devices=devices, data=data, full=False)
+
+
+def _go(run: "Run", job: "Job", *, devices: str | None, data: Path | None, full: bool) -> None:
+    from harness.launch import launch
+    from harness.screen import Screen
+
+    screen = Screen()
+    if run.finished():
+        screen.say(f"run {run.folder}: finished already, nothing to do")
+        _print_result(run, run.result(), screen)
+        return
+    try:
+        result = launch(run, job, devices=devices, data=data, full=full, screen=screen)
+    except Interrupted as signal:
+        raise Interrupted(
+            f"interrupted by {signal}, checkpoint saved; go on by: harness resume "
+            f"{quoted(run.folder)}"
+        ) from None
+    _print_result(run, result, screen)
+
+
+def _print_result(run: "Run", result: dict[str, Any], screen: "Screen") -> None:
+    from harness.scores import describe_scores
+
+    folder = run.folder
+    screen.say(
+        f"{result['architecture']}, seed {result['seed']}, tested on {result['num_test']:,} reviews"
+        f" of {result['data']}: {describe_scores(result)}"
+    )
+    screen.say(f"model        {folder / 'model.keras'}")
+    screen.say(f"TensorBoard  {folder / 'tensorboard'}")
+    screen.say(f"records      {folder}")
+    screen.say(f'next         harness predict {quoted(folder)} "An excellent movie!"')
+
+
+@app.command(epilog="Example: harness evaluate runs/lstm/20260101-120000-seed1")
+def evaluate(run_folder: RunFolder, data: DataFolder = None, as_json: AsJson = False) -> None:
+    """Test the model of a finished run again, on the test set that it was tested on."""
+    from harness.launch import evaluate_again
+    from harness.run import Run
+    from harness.scores import describe_scores
+
+    scores = evaluate_again(Run.open(run_folder), data)
+    typer.echo(json.dumps(scores) if as_json else describe_scores(scores))
+
+
+@app.command(epilog='Example: harness predict runs/lstm/my-run "An excellent movie!"')
+def predict(
+    run_folder: RunFolder,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="reviews; without any, lines of standard input"),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="a review a line")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the sentiment of raw text."""
+    from harness.launch import prepare_quietly
+    from harness.predict import check_texts, predict, read_texts, split_lines
+    from harness.run import Run
+
+    run = Run.open(run_folder)
+    if file is not None and texts:
+        raise InputError(f"--file {file}: give either texts or a file, not both")
+    if file is not None:
+        texts = read_texts(file)
+    elif not texts:
+        content = sys.stdin.buffer.read() if sys.stdin else b""
+        texts = split_lines(content, "standard input")
+    check_texts(texts)
+    prepare_quietly()
+    for prediction in predict(run, texts):
+        if as_json:
+            typer.echo(json.dumps(asdict(prediction)))
+        else:
+            typer.echo(
+                f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}"
+            )

@@ -1,0 +1,39 @@
+"""Slurm's client programs, each called with a list of words and a time limit."""
+
+import shlex
+import shutil
+import subprocess
+
+from harness.errors import InputError, RunError
+
+TIMEOUT_S = 30
+
+
+def has_client(program: str = "sbatch") -> bool:
+    """Whether a client program of Slurm's is on the PATH."""
+    return shutil.which(program) is not None
+
+
+def ask(*words: str, timeout_s: float = TIMEOUT_S) -> str:
+    """Call a client program, and give back what it printed.
+
+    Raises:
+        InputError: if the program is not here.
+        RunError: if it fails or does not answer in time, with its own last line.
+    """
+    if not has_client(words[0]):
+        raise InputError(
+            f"{words[0]}: is not on the PATH; run this where Slurm's clients are, such as a login "
+            "node, or load the site's module"
+        )
+    line = shlex.join(words)
+    try:
+        done = subprocess.run(  # noqa: S603 - a list of words, no shell
+            words, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{line}: no answer within {timeout_s:.0f} s; is Slurm up?") from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RunError(f"{line}: {said[-1]}")
+    return done.stdout

@@ -178,6 +178,9 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
         RunError: if the disk refuses or has not the room.
     """
     if folder.exists():
+        if folder.stat().st_uid != os.getuid():
+            # Its owner could change it after it was checked: nodes' disks are shared.
+            raise InputError(f"{folder}: belongs to another user; give a folder of your own")
         if is_folder(folder):
             try:
                 there = open_folder(folder)

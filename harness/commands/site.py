@@ -1,0 +1,138 @@
+"""`doctor`: whether this site is set up, and how fast it trains."""
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.commands import AsJson, DataFolder, DeviceList, RunsFolder
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.findings import Finding
+    from harness.probe import Estimate
+
+app = typer.Typer()
+STYLES = {"green": "green", "yellow": "yellow", "red": "bold red"}
+MAX_MINUTES = 60
+
+
+@app.command(epilog="Example: harness doctor --runs /scratch/me/runs; harness doctor --probe")
+def doctor(
+    data: DataFolder = None,
+    runs: RunsFolder = Path("runs"),
+    devices: DeviceList = None,
+    as_json: AsJson = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="train for a minute: how fast, how long a job takes")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="what --probe measures for, 1 if not given")
+    ] = None,
+) -> None:
+    """Check this site, each thing with its remedy; exit code 1 where something is red."""
+    from harness.strategy import parse_devices
+
+    if minutes is not None and not probe:
+        raise InputError(f"--minutes {minutes:g}: is the time of --probe; give that too")
+    if minutes is not None and not 0 < minutes <= MAX_MINUTES:
+        raise InputError(f"--minutes {minutes:g}: should be above 0, up to {MAX_MINUTES}")
+    if devices is not None:
+        parse_devices(devices)
+    if probe:
+        _probe(1.0 if minutes is None else minutes, devices, data, as_json=as_json)
+        return
+
+    from harness.doctor import diagnose
+
+    with _waiting("checking"):
+        findings = list(diagnose(data, runs, devices))
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in findings], indent=2))
+    else:
+        _print_findings(findings)
+    if any(each.level == "red" for each in findings):
+        raise typer.Exit(1)
+
+
+def _waiting(what: str) -> AbstractContextManager[object]:
+    """On a terminal, a sign that something goes on."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.status(what) if console.is_terminal else nullcontext()
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, emoji=False)
+    counts = {level: sum(each.level == level for each in findings) for level in STYLES}
+    if console.is_terminal:
+        table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+        for each in findings:
+            told = Text(each.found)
+            if each.remedy:
+                told.append(f"\n→ {each.remedy}", "bold")
+            table.add_row(Text(each.level, STYLES[each.level]), Text(each.name), told)
+        console.print(table)
+    else:  # a line each, for grep
+        for each in findings:
+            remedy = f" → {each.remedy}" if each.remedy else ""
+            line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
+            typer.echo(" ".join(line.splitlines()))
+    typer.echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+
+
+def _probe(minutes: float, devices: str | None, data: Path | None, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from harness.probe import probe
+
+    with _waiting("measuring"):
+        estimates = probe(minutes, devices, data)
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in estimates], indent=2))
+    else:
+        _print_estimates(Console(highlight=False, emoji=False, soft_wrap=True), estimates)
+    if any(each.error for each in estimates):
+        raise typer.Exit(1)
+
+
+def _print_estimates(console: "Console", estimates: "list[Estimate]") -> None:
+    from rich.table import Table
+
+    heads = ("job", "reviews/s", "start s", "whole job s", "--time", "measured s", "memory GB")
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
+    good = [each for each in estimates if not each.error]
+    for each in good:
+        table.add_row(
+            each.job,
+            f"{each.reviews_per_s:,.0f}",
+            f"{each.first_step_s:.1f}",
+            f"{each.total_s:,.0f}",
+            each.time_limit,
+            f"{each.measured_s:.1f}",
+            f"{each.peak_memory_gb:.1f}",
+        )
+    if good:
+        console.print(table)
+        console.print(
+            f"Measured on {good[0].devices} with {good[0].data}, for the full 25,000 reviews of "
+            "each split where\nonly the sample is here. It holds for machines like this one; for a "
+            "GPU node:\nsrun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe",
+            markup=False,
+        )
+    ratios = [f"{e.job} {e.speed_of_two:.2f}" for e in good if e.speed_of_two is not None]
+    told = f"is {', '.join(ratios)} times as fast" if ratios else "was not measured"
+    console.print(f"Two GPUs against one: {told}.", markup=False)
+    for each in estimates:
+        if each.error:
+            console.print(f"{each.job}: {each.error}", markup=False)

@@ -165,14 +165,14 @@ def describe_kernel(name: str, told: dict[str, str]) -> Finding:
     """The kernel that an architecture's graph holds here, and why."""
     name = f"kernel {name}"
     if "error" in told:
-        return Finding("red", name, told["error"], "the job's file, or a report of this error")
+        return Finding("red", name, told["error"], f"look at jobs/, or {SET_UP}")
     kernel, expected = told["kernel"], told["on_gpu"]
     found = f"{kernel}: {told['why']}"
     if told["device"] != "gpu":
         return Finding("green", name, f"{found}; by the rules a GPU takes {expected}")
     if kernel == expected:
         return Finding("green", name, found)
-    return Finding("yellow", name, found, f"slower than {expected}, which was expected: report it")
+    return Finding("yellow", name, found, f"{expected} was expected and is faster: {SET_UP}")
 
 
 # The machine

@@ -26,4 +26,6 @@ def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
     except Exception as error:  # whatever it is: the other checks have something to say
-        yield Finding("red", name, f"the check broke: {type(error).__name__}: {error}", "report it")
+        yield Finding(
+            "red", name, f"the check broke: {type(error).__name__}: {error}", "see the error"
+        )

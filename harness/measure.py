@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ def _without_cudnn(job: Job) -> str:
     if job.model.architecture == "rnn":
         return "cuDNN has no plain RNN in Keras"
     if job.model.architecture == "gru" and not job.model.reset_after:
-        return "cuDNN has no GRU with reset_after = false"
+        return "cuDNN has only the GRU with model.reset_after = true"
     return ""
 
 
@@ -161,57 +161,69 @@ def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> d
         "step_s": step_s,
         "evaluation_batch_s": evaluation_batch_s,
         "measured_s": training_s + time.perf_counter() - began,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_memory_gb": _peak_memory_gb(),
+        "is_sample": dataset.is_sample,
         **work_of(loaded, *counts),
     }
+
+
+def _peak_memory_gb() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def time_steps(
     learner: "Learner", training: "Reviews", seconds: float
 ) -> tuple[float, float, float]:
-    """Train for some seconds after a warm-up, waiting for the device as often as a run does.
+    """Train for some seconds after a warm-up.
 
     Returns:
         Seconds from the start of the process to the first step's end, seconds a step, and the
         seconds that this was measured over.
     """
+    progress = _train(learner, training)
+    next(progress)
+    first_step_s = process_age_s() or 0.0
+    warm = next(steps for steps in progress if steps >= WARM_UP_STEPS)
+    began = time.perf_counter()
+    for steps in progress:
+        spent_s = time.perf_counter() - began
+        if spent_s >= seconds:
+            return first_step_s, spent_s / (steps - warm), spent_s
+    raise AssertionError  # it trains for ever
+
+
+def _train(learner: "Learner", training: "Reviews") -> Iterator[int]:
+    """Train for ever; yields the number of steps whenever they are done on the device.
+
+    That is waited for after the first step, and then as often as a run does.
+    """
     from harness.pipeline import batches, epoch_order, num_steps
 
-    job, strategy = learner.job, learner.strategy
-    size, num_reviews = job.train.batch_size, len(training.labels)
-    steps_an_epoch = num_steps(num_reviews, size)
-    first_step_s, steps, began = None, 0, (0, 0.0)
+    job, num_reviews = learner.job, len(training.labels)
+    steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
     for epoch in itertools.count():
-        order = epoch_order(job.train.seed, epoch, num_reviews)
         before = epoch * steps_an_epoch
         parts = batches(
-            strategy,
+            learner.strategy,
             training,
-            order,
-            batch_size=size,
+            epoch_order(job.train.seed, epoch, num_reviews),
+            batch_size=job.train.batch_size,
             maxlen=job.data.maxlen,
             steps_before=before,
         )
-        iterator = iter(parts)
-        while steps < before + steps_an_epoch:
-            until = min(steps + job.train.log_every_steps, before + steps_an_epoch)
+        iterator, done = iter(parts), 0
+        while done < steps_an_epoch:
+            wait = job.train.log_every_steps if before + done else 1
+            until = min(done + wait, steps_an_epoch)
             pending = []
-            while steps < until:
-                num = min(job.train.steps_per_execution, before + steps_an_epoch - steps)
+            while done < until:
+                num = min(job.train.steps_per_execution, steps_an_epoch - done)
                 pending.append(learner.train_steps(iterator, num))
-                steps += num
-                if first_step_s is None:
-                    pending[0].numpy()
-                    first_step_s = process_age_s() or 0.0
+                done += num
             for sums in pending:
-                sums.numpy()  # it is there when its step is done
-            now = time.perf_counter()
-            if began[0] == 0 and steps >= WARM_UP_STEPS:
-                began = steps, now
-            elif began[0] and now - began[1] >= seconds:
-                spent_s = now - began[1]
-                return first_step_s or 0.0, spent_s / (steps - began[0]), spent_s
-    raise AssertionError  # the epochs never end
+                sums.numpy()
+            yield before + done
 
 
 def time_evaluation(learner: "Learner", test: "Reviews", seconds: float) -> float:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.provenance import PROJECT
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
 SMALL_RUN = "lstm"
+TRY = f"try: {sys.executable} -c 'import tensorflow'"
 START_S = 300  # that a child may take beside what it measures
 MARGIN = 1.25  # of the time limit over the estimate: other nodes, busy disks
 WARNED_S = 120  # Slurm warns 90 s before the end, and looks every 30 s
@@ -36,6 +36,7 @@ class Estimate:
     job: str
     devices: str = ""
     data: str = ""  # measured on
+    is_sample: bool = False  # then the estimate is for the full data all the same
     measured_s: float = 0.0
     reviews_per_s: float = 0.0  # training
     first_step_s: float = 0.0  # from the start of the process
@@ -53,13 +54,12 @@ def ask_child(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         InputError: if the child refused its input.
         RunError: if it failed, died or took too long.
     """
-    words = [sys.executable, "-m", "harness.measure", json.dumps(request)]
-    status, said, problems = _run(words, timeout_s)
+    status, said, problems = _python("harness.measure", json.dumps(request), timeout_s=timeout_s)
     try:
         answer = json.loads(said.splitlines()[-1])
     except (IndexError, ValueError):
         last = (problems.strip().splitlines() or ["it said nothing"])[-1]
-        raise RunError(f"a process with TensorFlow {_how_ended(status)} ({last})") from None
+        raise RunError(f"a process with TensorFlow {_how_ended(status)} ({last}); {TRY}") from None
     if "refusal" in answer:
         raise InputError(answer["refusal"])
     if "failure" in answer:
@@ -67,11 +67,18 @@ def ask_child(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     return dict(answer)
 
 
-def _run(words: list[str], timeout_s: float) -> tuple[int, str, str]:
+def _python(module: str, *words: str, timeout_s: float) -> tuple[int, str, str]:
+    """Run a module of ours as this process runs; returns exit code, output and errors."""
+    paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     try:
         done = subprocess.run(  # noqa: S603 - a list of words, no shell
-            words,
-            env={**os.environ, "HARNESS_OFFLINE": "1"},  # what is measured is no download
+            # -P: a folder where it is called from may hold a checkout that is named harness too.
+            [sys.executable, "-P", "-m", module, *words],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "HARNESS_OFFLINE": "1",  # a download is not to be measured
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -80,7 +87,7 @@ def _run(words: list[str], timeout_s: float) -> tuple[int, str, str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RunError(f"a process with TensorFlow took over {timeout_s:.0f} s") from None
+        raise RunError(f"a process with TensorFlow took over {timeout_s:.0f} s; {TRY}") from None
     return done.returncode, done.stdout, done.stderr
 
 
@@ -153,6 +160,7 @@ def estimate(
         name,
         devices=measured["devices"],
         data=measured["data"],
+        is_sample=measured["is_sample"],
         measured_s=round(measured["measured_s"], 1),
         reviews_per_s=round(measured["batch_size"] / measured["step_s"], 1),
         first_step_s=round(measured["first_step_s"], 1),
@@ -180,12 +188,20 @@ def time_small_run(devices: str | None, data: Path | None) -> float:
         RunError: if such a run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "harness", "train", str(JOBS / f"{SMALL_RUN}.toml")]
-        words += ["--set", "data.limit=64", "--set", "train.epochs=1", "--runs", folder]
+        words = [
+            "train",
+            str(JOBS / f"{SMALL_RUN}.toml"),
+            "--set",
+            "data.limit=64",
+            "--set",
+            "train.epochs=1",
+            "--runs",
+            folder,
+        ]
         words += ["--devices", devices] if devices else []
         words += ["--data", str(data)] if data else []
         began = time.perf_counter()
-        status, _, problems = _run(words, START_S)
+        status, _, problems = _python("harness", *words, timeout_s=START_S)
         took_s = time.perf_counter() - began
     if status != 0:
         last = (problems.strip().splitlines() or [_how_ended(status)])[-1]

@@ -12,6 +12,7 @@ from harness.provenance import PROJECT
 from harness.scheduler import ask, has_client, would_start
 
 TIMEOUT_S = 10
+MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
 FORMAT = "%P|%a|%l|%L|%G"  # partition, state, time limit, default time, generic resources
 DEFAULTS = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_QOS")
@@ -93,7 +94,7 @@ def describe_partitions(partitions: list[Partition]) -> Finding:
     up = [each for each in partitions if each.is_up]
     default = next((each for each in up if each.is_default), None)
     others = list(dict.fromkeys(each.name for each in up if not each.is_default))
-    also = f"; others: {', '.join(others[:8])}{', …' if len(others) > 8 else ''}" if others else ""
+    also = f"; others: {_some(others)}" if others else ""
     if default is None:
         remedy = f"export SBATCH_PARTITION={others[0]}" if others else "ask your site"
         return Finding("yellow", "partitions", f"none is the default and up{also}", remedy)
@@ -103,18 +104,27 @@ def describe_partitions(partitions: list[Partition]) -> Finding:
     return Finding("green", "partitions", f"default {default.name}, {limits}{also}")
 
 
+def _some(names: list[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
 def describe_gpus(partitions: list[Partition]) -> Finding:
     """Where GPUs are, and what to write to get one."""
     having = [each for each in partitions if each.is_up and each.gpu_types]
+    if not having and os.environ.get("SBATCH_GRES") == "none":
+        return Finding("green", "gpus", "no partition that is up has any; SBATCH_GRES is none")
     if not having:
         remedy = "export SBATCH_GRES=none before sbatch: the scripts ask for a GPU"
         return Finding("yellow", "gpus", "no partition that is up has any", remedy)
     names = list(dict.fromkeys(each.name for each in having))
     kinds = sorted({kind for each in having for kind in each.gpu_types if kind})
     ask_for = "--gres=gpu:1" + "".join(f" or --gres=gpu:{kind}:1" for kind in kinds)
-    found = f"in {', '.join(names[:8])}: {ask_for}"
+    found = f"in {_some(names)}: {ask_for}"
     in_use = os.environ.get("SBATCH_PARTITION")
-    if in_use in names or (not in_use and any(each.is_default for each in having)):
+    if set((in_use or "").split(",")) & set(names) or (
+        not in_use and any(each.is_default for each in having)
+    ):
         return Finding("green", "gpus", found)
     remedy = f"export SBATCH_PARTITION={names[0]}, or sbatch --partition={names[0]}"
     return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)

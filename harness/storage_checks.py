@@ -37,22 +37,31 @@ def check_data(data: Path | None) -> Iterator[Finding]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
+    """The folder itself, or the nearest thing above it that is there.
+
+    Raises:
+        OSError: if it could not be made: a name too long, a folder that may not be entered.
+    """
     path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+    while True:
+        try:
+            path.lstat()  # a link to nothing is there, and in the way
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        else:
+            return path
 
 
 def check_runs(runs: Path) -> Iterator[Finding]:
     """Room, speed and clock of the runs folder, or of the nearest folder above; nothing stays."""
-    folder = nearest_folder(runs)
-    where = str(folder) if folder == runs.absolute() else f"{runs} is not made yet; {folder}"
     remedy = "choose another --runs or HARNESS_RUNS"
-    if not folder.is_dir():
-        yield Finding("red", "runs", f"{folder}: is no folder", remedy)
-        return
+    where = str(runs)
     try:
+        folder = nearest_folder(runs)
+        where = str(folder) if folder == runs.absolute() else f"{runs} is not made yet; {folder}"
+        if not folder.is_dir():
+            yield Finding("red", "runs", f"{folder}: is no folder", remedy)
+            return
         with tempfile.TemporaryDirectory(prefix=".harness-doctor-", dir=folder) as name:
             mb_per_s = _write_speed(Path(name))
             checkpoint_s = _checkpoint_s(Path(name))

@@ -1,6 +1,7 @@
 """`doctor`: whether this site is set up, and how fast it trains."""
 
 import json
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.commands import AsJson, DataFolder, DeviceList, RunsFolder
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,10 @@ def doctor(
         _probe(1.0 if minutes is None else minutes, devices, data, as_json=as_json)
         return
 
-    from harness.doctor import diagnose
+    try:
+        from harness.doctor import diagnose
+    except ImportError as error:  # this environment is what is to be mended
+        raise RunError(f"{error}; mend it by: bash slurm/common.sh --setup") from None
 
     with _waiting("checking"):
         findings = list(diagnose(data, runs, devices))
@@ -80,15 +84,21 @@ def _print_findings(findings: "list[Finding]") -> None:
         for each in findings:
             told = Text(each.found)
             if each.remedy:
-                told.append(f"\n→ {each.remedy}", "bold")
+                told.append(f"\n-> {each.remedy}", "bold")
             table.add_row(Text(each.level, STYLES[each.level]), Text(each.name), told)
         console.print(table)
     else:  # a line each, for grep
         for each in findings:
-            remedy = f" → {each.remedy}" if each.remedy else ""
+            remedy = f" -> {each.remedy}" if each.remedy else ""
             line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
-            typer.echo(" ".join(line.splitlines()))
+            typer.echo(_printable(" ".join(line.splitlines())))
     typer.echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+
+
+def _printable(text: str) -> str:
+    # What a path or a driver's words hold may be more than this terminal can show.
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def _probe(minutes: float, devices: str | None, data: Path | None, *, as_json: bool) -> None:
@@ -124,14 +134,16 @@ def _print_estimates(console: "Console", estimates: "list[Estimate]") -> None:
         )
     if good:
         console.print(table)
-        console.print(
-            f"Measured on {good[0].devices} with {good[0].data}, for the full 25,000 reviews of "
-            "each split where\nonly the sample is here. It holds for machines like this one; for a "
-            "GPU node:\nsrun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe",
-            markup=False,
-        )
+        full = "; the whole job is reckoned for the full data" if good[0].is_sample else ""
+        console.print(f"Measured on {good[0].devices} with {good[0].data}{full}.", markup=False)
+        console.print("It holds for machines like this one. To ask a GPU node:")
+        console.print("srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe")
     ratios = [f"{e.job} {e.speed_of_two:.2f}" for e in good if e.speed_of_two is not None]
-    told = f"is {', '.join(ratios)} times as fast" if ratios else "was not measured"
+    told = (
+        f"{', '.join(ratios)} times as fast"
+        if ratios
+        else "not measured, needs two and no --devices"
+    )
     console.print(f"Two GPUs against one: {told}.", markup=False)
     for each in estimates:
         if each.error:

@@ -124,7 +124,7 @@ def check_tensorflow(allocation: Allocation | None, devices: str | None) -> Iter
     yield describe_gpus(answer, allocation)
     if "refused" in answer:
         found, _, remedy = answer["refused"].rpartition("; ")
-        yield Finding("red", "devices", found, remedy)
+        yield Finding("red", "--devices", found, remedy)
         return
     for name in ARCHITECTURES:
         yield describe_kernel(name, answer["kernels"][name])

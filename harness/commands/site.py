@@ -45,14 +45,19 @@ def doctor(
         raise InputError(f"--minutes {minutes:g}: should be above 0, up to {MAX_MINUTES}")
     if devices is not None:
         parse_devices(devices)
-    if probe:
-        _probe(1.0 if minutes is None else minutes, devices, data, as_json=as_json)
-        return
-
     try:
-        from harness.doctor import diagnose
+        import harness.doctor
+        import harness.probe
     except ImportError as error:  # this environment is what is to be mended
         raise RunError(f"{error}; mend it by: bash slurm/common.sh --setup") from None
+    if probe:
+        _probe(1.0 if minutes is None else minutes, devices, data, as_json=as_json)
+    else:
+        _check(data, runs, devices, as_json=as_json)
+
+
+def _check(data: Path | None, runs: Path, devices: str | None, *, as_json: bool) -> None:
+    from harness.doctor import diagnose
 
     with _waiting("checking"):
         findings = list(diagnose(data, runs, devices))

@@ -78,6 +78,13 @@ class Dataset:
     folder: Path | None = None  # where it was found
     note: str = ""  # why it is this one, where that needs saying
 
+    @property
+    def title(self) -> str:
+        """How a line or a table names the data."""
+        if self.is_sample:
+            return "SAMPLE of IMDB, not the full data"
+        return "IMDB" if self.official else "other data than the official IMDB"
+
     def splits(self) -> dict[str, Split]:
         """The splits by name."""
         return {"train": self.train, "test": self.test}

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from harness.cluster import Allocation, given_cpus, given_gpus, given_memory_gb
 from harness.findings import Finding, examine
+from harness.peers import FIRST_PORT, LAST_PORT
 from harness.probe import ARCHITECTURES, ask_child
 from harness.provenance import PROJECT, nvidia_driver
 from harness.slurm_checks import check_slurm
@@ -28,7 +29,7 @@ SET_UP = "bash slurm/common.sh --setup"
 PYTHONS = ((3, 11), (3, 13))  # as pyproject.toml
 TENSORFLOW_S = 300  # a first import from a network disk takes long
 LITTLE_GB = 3.0  # training one of the jobs takes about half
-PORTS = range(20_000, 32_000)  # what several nodes find each other by
+PORTS = range(FIRST_PORT, LAST_PORT + 1)
 TRIED_PORTS = 100
 
 

@@ -143,7 +143,7 @@ def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> d
     strategy = make_strategy(parse_devices(devices) if devices else None)
 
     from harness.learner import Learner
-    from harness.train import dataset_name, split_reviews
+    from harness.train import split_reviews
 
     training, _, test = split_reviews(loaded, dataset)
     learner = Learner(loaded, strategy)
@@ -155,7 +155,7 @@ def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> d
     kind = used[0].get("name") or used[0]["device"].partition(":")[0]
     return {
         "devices": f"{len(used)} x {kind}",
-        "data": dataset_name(dataset),
+        "data": dataset.title,
         "batch_size": loaded.train.batch_size,
         "first_step_s": first_step_s,
         "step_s": step_s,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.provenance import PROJECT
 
@@ -110,6 +111,12 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
     Raises:
         InputError, RunError: if nothing can be trained here at all.
     """
+    allocation = Allocation.from_environment()
+    if allocation and max(allocation.num_nodes, allocation.num_tasks) > 1:
+        raise InputError(
+            f"--probe in {allocation.num_nodes} nodes and {allocation.num_tasks} tasks: should be "
+            "in one of each; ask Slurm for --nodes=1 --ntasks=1"
+        )
     gpus = ask_child({"do": "devices"}, START_S)["gpus"]
     variants = ["gpu:1", "gpu:2"] if devices is None and len(gpus) > 1 else [devices]
     run_s = time_small_run(variants[0], data)

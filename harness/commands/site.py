@@ -5,7 +5,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -13,12 +13,13 @@ from harness.commands import AsJson, DataFolder, DeviceList, RunsFolder
 from harness.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Callable
 
     from harness.findings import Finding
     from harness.probe import Estimate
 
 app = typer.Typer()
+T = TypeVar("T", "Finding", "Estimate")
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red"}
 MAX_MINUTES = 60
 
@@ -46,27 +47,29 @@ def doctor(
     if devices is not None:
         parse_devices(devices)
     try:
-        import harness.doctor
-        import harness.probe
+        from harness.doctor import diagnose
+        from harness.probe import probe as measure
     except ImportError as error:  # this environment is what is to be mended
         raise RunError(f"{error}; mend it by: bash slurm/common.sh --setup") from None
     if probe:
-        _probe(1.0 if minutes is None else minutes, devices, data, as_json=as_json)
+        with _waiting("measuring"):
+            estimates = measure(minutes or 1.0, devices, data)
+        _print(estimates, _print_estimates, as_json=as_json)
+        is_well = not any(each.error for each in estimates)
     else:
-        _check(data, runs, devices, as_json=as_json)
-
-
-def _check(data: Path | None, runs: Path, devices: str | None, *, as_json: bool) -> None:
-    from harness.doctor import diagnose
-
-    with _waiting("checking"):
-        findings = list(diagnose(data, runs, devices))
-    if as_json:
-        typer.echo(json.dumps([asdict(each) for each in findings], indent=2))
-    else:
-        _print_findings(findings)
-    if any(each.level == "red" for each in findings):
+        with _waiting("checking"):
+            findings = list(diagnose(data, runs, devices))
+        _print(findings, _print_findings, as_json=as_json)
+        is_well = not any(each.level == "red" for each in findings)
+    if not is_well:
         raise typer.Exit(1)
+
+
+def _print(told: "list[T]", as_text: "Callable[[list[T]], None]", *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in told], indent=2))
+    else:
+        as_text(told)
 
 
 def _waiting(what: str) -> AbstractContextManager[object]:
@@ -106,24 +109,11 @@ def _printable(text: str) -> str:
     return text.encode(encoding, errors="replace").decode(encoding)
 
 
-def _probe(minutes: float, devices: str | None, data: Path | None, *, as_json: bool) -> None:
+def _print_estimates(estimates: "list[Estimate]") -> None:
     from rich.console import Console
-
-    from harness.probe import probe
-
-    with _waiting("measuring"):
-        estimates = probe(minutes, devices, data)
-    if as_json:
-        typer.echo(json.dumps([asdict(each) for each in estimates], indent=2))
-    else:
-        _print_estimates(Console(highlight=False, emoji=False, soft_wrap=True), estimates)
-    if any(each.error for each in estimates):
-        raise typer.Exit(1)
-
-
-def _print_estimates(console: "Console", estimates: "list[Estimate]") -> None:
     from rich.table import Table
 
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     heads = ("job", "reviews/s", "start s", "whole job s", "--time", "measured s", "memory GB")
     table = Table(*heads, box=None, padding=(0, 1, 0, 0))
     good = [each for each in estimates if not each.error]

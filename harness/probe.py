@@ -117,8 +117,8 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
             f"--probe in {allocation.num_nodes} nodes and {allocation.num_tasks} tasks: should be "
             "in one of each; ask Slurm for --nodes=1 --ntasks=1"
         )
-    gpus = ask_child({"do": "devices"}, START_S)["gpus"]
-    variants = ["gpu:1", "gpu:2"] if devices is None and len(gpus) > 1 else [devices]
+    gpus = ask_child({"do": "devices"}, START_S)["gpus"] if devices is None else []
+    variants = ["gpu:1", "gpu:2"] if len(gpus) > 1 else [devices]
     run_s = time_small_run(variants[0], data)
     seconds = minutes * 60 / len(ARCHITECTURES) / len(variants)
     measured: dict[str, list[dict[str, Any]]] = {}
@@ -130,15 +130,21 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
             "data": str(data) if data else None,
             "seconds": seconds,
         }
-        try:
-            measured[name] = [
-                ask_child({**request, "devices": each}, START_S + seconds) for each in variants
-            ]
-        except (InputError, RunError) as error:
-            errors[name] = str(error)
+        for each in variants:
+            try:
+                answer = ask_child({**request, "devices": each}, START_S + seconds)
+            except (InputError, RunError) as error:
+                errors[name] = f"on {each}: {error}" if each else str(error)
+                break  # two are of no use without one
+            measured.setdefault(name, []).append(answer)
     start_s = measured[SMALL_RUN][0]["first_step_s"] if SMALL_RUN in measured else 0.0
     return [
-        estimate(name, *measured[name], rest_s=max(0.0, run_s - start_s))
+        estimate(
+            name,
+            *measured[name],
+            rest_s=max(0.0, run_s - start_s),
+            error=errors.get(name, ""),
+        )
         if name in measured
         else Estimate(name, error=errors[name])
         for name in ARCHITECTURES
@@ -146,7 +152,12 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
 
 
 def estimate(
-    name: str, measured: dict[str, Any], on_two: dict[str, Any] | None = None, *, rest_s: float
+    name: str,
+    measured: dict[str, Any],
+    on_two: dict[str, Any] | None = None,
+    *,
+    rest_s: float,
+    error: str = "",
 ) -> Estimate:
     """What was measured of a job, extrapolated to all of its steps and evaluations.
 
@@ -155,6 +166,7 @@ def estimate(
         measured: what a child measured.
         on_two: the same on two devices.
         rest_s: what a run takes beside its start, its steps and its evaluations.
+        error: why there is no measurement on two.
     """
     ratio = measured["step_s"] / on_two["step_s"] if on_two else None
     total_s = (
@@ -175,6 +187,7 @@ def estimate(
         time_limit=time_limit(total_s),
         speed_of_two=None if ratio is None else round(ratio, 2),
         peak_memory_gb=round(measured["peak_memory_gb"], 2),
+        error=error,
     )
 
 

@@ -59,9 +59,6 @@ def check_runs(runs: Path) -> Iterator[Finding]:
     try:
         folder = nearest_folder(runs)
         where = str(folder) if folder == runs.absolute() else f"{runs} is not made yet; {folder}"
-        if not folder.is_dir():
-            yield Finding("red", "runs", f"{folder}: is no folder", remedy)
-            return
         with tempfile.TemporaryDirectory(prefix=".harness-doctor-", dir=folder) as name:
             mb_per_s = _write_speed(Path(name))
             checkpoint_s = _checkpoint_s(Path(name))

@@ -116,7 +116,7 @@ def _print_estimates(estimates: "list[Estimate]") -> None:
     console = Console(highlight=False, emoji=False, soft_wrap=True)
     heads = ("job", "reviews/s", "start s", "whole job s", "--time", "measured s", "memory GB")
     table = Table(*heads, box=None, padding=(0, 1, 0, 0))
-    good = [each for each in estimates if not each.error]
+    good = [each for each in estimates if each.total_s]
     for each in good:
         table.add_row(
             each.job,
@@ -131,8 +131,9 @@ def _print_estimates(estimates: "list[Estimate]") -> None:
         console.print(table)
         full = "; the whole job is reckoned for the full data" if good[0].is_sample else ""
         console.print(f"Measured on {good[0].devices} with {good[0].data}{full}.", markup=False)
-        console.print("It holds for machines like this one. To ask a GPU node:")
-        console.print("srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe")
+        if "cpu" in good[0].devices:
+            console.print("It holds for machines like this one. To ask a GPU node:")
+            console.print("srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe")
     ratios = [f"{e.job} {e.speed_of_two:.2f}" for e in good if e.speed_of_two is not None]
     told = (
         f"{', '.join(ratios)} times as fast"

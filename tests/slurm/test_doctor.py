@@ -4,22 +4,28 @@ import json
 import shlex
 from pathlib import Path
 
+import pytest
+
+from harness.slurm_checks import check_slurm
 from tests.conftest import Harness
 from tests.slurm.cluster import SlurmCluster
 
 
 def test_doctor_on_a_login_node_and_in_a_job(
-    cluster: SlurmCluster, harness: Harness, tmp_path: Path
+    cluster: SlurmCluster, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slurm, GPUs and the script are well; in a job the GPU that TensorFlow can't see is red."""
-    harness.environment |= cluster.environment
-    login = {each["name"]: each for each in json.loads(harness.run("doctor", "--json").stdout)}
-    assert login["slurm"]["level"] == "green"
-    assert "default low, at most 1-00:00:00; others: high" in login["partitions"]["found"]
-    assert login["gpus"]["found"] == "in low, high: --gres=gpu:1"
-    assert login["sbatch"]["level"] == "green"
-    assert " on nodes n" in login["sbatch"]["found"]
-    assert "scratch" not in login
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    login = {each.name: each for each in check_slurm(None)}
+    assert login["slurm"].level == "green"
+    assert "default low, at most 1-00:00:00; others: high" in login["partitions"].found
+    assert login["gpus"].found == "in low, high: --gres=gpu:1"
+    assert login["sbatch"].level == "green"
+    assert " on nodes n" in login["sbatch"].found
+    monkeypatch.setenv("SBATCH_GRES", "gpu:7")
+    refused = {each.name: each for each in check_slurm(None)}["sbatch"]
+    assert refused.level == "red"
+    assert "with SBATCH_GRES=gpu:7 is not accepted" in refused.found
 
     script = tmp_path / "job.sh"
     words = shlex.join(harness.command("doctor", "--json", "--runs", tmp_path))

@@ -1,8 +1,10 @@
 """What Slurm says about this process: the one place that knows its variables' names."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.scheduler import ask
 
@@ -78,3 +80,21 @@ def given_cpus(allocation: Allocation | None) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     given = allocation.cpus_per_task if allocation else None
     return max(1, min(affinity or 1, given or affinity or 1))
+
+
+def given_gpus(allocation: Allocation) -> int | None:
+    """The GPUs that Slurm gave the job on this node, None where it does not say."""
+    count = allocation.variables.get("SLURM_GPUS_ON_NODE", "")
+    listed = allocation.variables.get("SLURM_JOB_GPUS", "")
+    return int(count) if count.isdigit() else len(listed.split(",")) if listed else None
+
+
+def given_memory_gb(allocation: Allocation | None) -> float | None:
+    """The memory that Slurm gave the job on this node, None where it does not say."""
+    mb = allocation.variables.get("SLURM_MEM_PER_NODE", "") if allocation else ""
+    return int(mb) * 2**20 / 1e9 if mb.isdigit() and int(mb) else None  # 0 is all of the node's
+
+
+def scratch_folder(allocation: Allocation) -> Path:
+    """Where a job keeps temporary files: the site's folder for the job, or else TMPDIR."""
+    return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())

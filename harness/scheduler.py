@@ -14,6 +14,44 @@ def has_client(program: str = "sbatch") -> bool:
     return shutil.which(program) is not None
 
 
+def call(*words: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
+    """Call a client program, and give back how it ended and what it printed.
+
+    Raises:
+        InputError: if the program is not here.
+        RunError: if it does not answer in time.
+    """
+    need(words[0])
+    try:
+        return subprocess.run(  # noqa: S603 - a list of words, no shell
+            words, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(
+            f"{shlex.join(words)}: no answer within {timeout_s:.0f} s; is Slurm up?"
+        ) from None
+
+
+def need(program: str) -> None:
+    """Raise unless a client program is on the PATH.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if not has_client(program):
+        raise InputError(
+            f"{program}: is not on the PATH; run this where Slurm's clients are, such as a login "
+            "node, or load the site's module"
+        )
+
+
+def last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a program that failed said last, without its hint at its own help."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Try ")]
+    return said[-1].strip() if said else f"exit code {done.returncode}"
+
+
 def ask(*words: str, timeout_s: float = TIMEOUT_S) -> str:
     """Call a client program, and give back what it printed.
 
@@ -21,19 +59,7 @@ def ask(*words: str, timeout_s: float = TIMEOUT_S) -> str:
         InputError: if the program is not here.
         RunError: if it fails or does not answer in time, with its own last line.
     """
-    if not has_client(words[0]):
-        raise InputError(
-            f"{words[0]}: is not on the PATH; run this where Slurm's clients are, such as a login "
-            "node, or load the site's module"
-        )
-    line = shlex.join(words)
-    try:
-        done = subprocess.run(  # noqa: S603 - a list of words, no shell
-            words, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise RunError(f"{line}: no answer within {timeout_s:.0f} s; is Slurm up?") from None
+    done = call(*words, timeout_s=timeout_s)
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RunError(f"{line}: {said[-1]}")
+        raise RunError(f"{shlex.join(words)}: {last_words(done)}")
     return done.stdout

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,13 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         else:
             kept.append(name)
             total += size
-    with _apart(project) as variables:
+    with _apart(project) as apart:
         # With its time: by that git knows which of its entries it must not trust.
-        shutil.copy2(_git_path(project, "index"), variables["GIT_INDEX_FILE"])
+        shutil.copy2(_git_path(project, "index"), apart["GIT_INDEX_FILE"])
         if kept:
             names = b"".join(os.fsencode(name) + b"\0" for name in kept)
-            git(project, "update-index", "--add", "-z", "--stdin", stdin=names, **variables)
-        diff = git(project, *DIFF, **variables)
+            git(project, "update-index", "--add", "-z", "--stdin", stdin=names, apart=apart)
+        diff = git(project, *DIFF, apart=apart)
     return {
         "uncommitted_diff": diff.decode(errors="surrogateescape"),
         "untracked_files": _shortened(new),
@@ -159,12 +159,12 @@ def write_version(project: Path, commit: str, patch: str, folder: Path) -> None:
     Raises:
         GitError: if the patch does not fit, or the folder can't be written.
     """
-    with _apart(project) as variables:
-        git(project, "read-tree", commit, **variables)
+    with _apart(project) as apart:
+        git(project, "read-tree", commit, apart=apart)
         if patch:
             content = patch.encode(errors="surrogateescape")
-            git(project, "apply", "--cached", "--whitespace=nowarn", stdin=content, **variables)
-        git(project, "checkout-index", "--all", f"--prefix={folder}/", **variables)
+            git(project, "apply", "--cached", "--whitespace=nowarn", stdin=content, apart=apart)
+        git(project, "checkout-index", "--all", f"--prefix={folder}/", apart=apart)
 
 
 @contextlib.contextmanager
@@ -186,7 +186,9 @@ def _git_path(project: Path, name: str) -> Path:
     return project / os.fsdecode(path)
 
 
-def git(project: Path, *words: str, stdin: bytes = b"", **variables: str) -> bytes:
+def git(
+    project: Path, *words: str, stdin: bytes = b"", apart: Mapping[str, str] | None = None
+) -> bytes:
     """What git prints, asked in the project's folder.
 
     Raises:
@@ -194,7 +196,7 @@ def git(project: Path, *words: str, stdin: bytes = b"", **variables: str) -> byt
     """
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
     # A refreshed index would be written into the user's repository.
-    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **variables}
+    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(apart or {})}
     try:
         done = subprocess.run(  # noqa: S603 - a list of words, no shell
             ["git", *SETTINGS, *words],  # noqa: S607

@@ -28,8 +28,8 @@ def write_provenance(
     Before anything is trained: a run that goes on takes devices and data from here.
     """
     record = run.read_json("provenance.json") or {
-        **code_version(PROJECT, run.folder.absolute().parents[1]),
-        "packages": {name: _version(name) for name in PACKAGES},
+        **code_version(PROJECT, run.folder.absolute().parent.parent),
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
@@ -72,7 +72,8 @@ def process_age_s() -> float | None:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # a nightly build has another name

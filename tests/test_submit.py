@@ -7,9 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +17,7 @@ from harness.job import load_job
 from harness.job_script import Place, job_variables, plan_comparison, plan_job, read_header
 from harness.resources import Resources, array_spec, parse_seeds
 from harness.snapshot import MAX_NEW_FILES, snapshot_path, take_snapshot
-from tests.conftest import JOBS, PROJECT, SHRUNK, Harness, results
+from tests.conftest import JOBS, PROJECT, SHRUNK, Harness
 
 GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
 
@@ -62,11 +60,11 @@ def project(tmp_path: Path) -> Path:
     for name in ("slurm", "jobs"):
         shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("site.sh"))
     (project / ".gitignore").write_text("/runs/\n/slurm/site.sh\n")
-    (project / "code.py").write_text("print(1)\n")
-    (project / "gone.py").write_text("print(2)\n")
+    (project / "edited.txt").write_text("print(1)\n")
+    (project / "gone.txt").write_text("print(2)\n")
     (project / "slurm/tool.sh").write_text("#!/bin/sh\n")
     (project / "slurm/tool.sh").chmod(0o755)
-    (project / "link").symlink_to("code.py")
+    (project / "link").symlink_to("edited.txt")
     git_init(project)
     return project
 
@@ -79,8 +77,8 @@ def git_init(project: Path) -> None:
 
 def edit(project: Path) -> None:
     """Every kind of change that can be there uncommitted, some of it staged."""
-    (project / "code.py").write_bytes(b"print('\xff\r\n')\n \n")
-    (project / "gone.py").unlink()
+    (project / "edited.txt").write_bytes(b"print('\xff\r\n')\n \n")
+    (project / "gone.txt").unlink()
     (project / "new folder").mkdir()
     (project / "new folder/n\u00e9w.py").write_text("without an end of line")
     (project / "new folder/empty.py").touch()
@@ -382,7 +380,7 @@ def test_a_damaged_snapshot_is_made_anew(project: Path, tmp_path: Path) -> None:
     """A cleaner of old files took one away, and something changed another."""
     snapshot = take_snapshot(project, tmp_path / "runs")
     (snapshot / "jobs/lstm.toml").unlink()
-    (snapshot / "code.py").write_text("print(3)\n")
+    (snapshot / "edited.txt").write_text("print(3)\n")
     assert take_snapshot(project, tmp_path / "runs") == snapshot
     assert code(snapshot) == code(project)
 
@@ -440,9 +438,9 @@ def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -
 def test_an_edit_right_after_a_commit_is_seen(project: Path) -> None:
     """An edit of the same length within the time stamp's tick is not taken for the old content."""
     for number in range(20):
-        (project / "code.py").write_text(f"print({number:03})\n")
+        (project / "edited.txt").write_text(f"print({number:03})\n")
         git(project, "commit", "--all", "--quiet", "--message=again")
-        (project / "code.py").write_text(f"print({number + 500:03})\n")
+        (project / "edited.txt").write_text(f"print({number + 500:03})\n")
         assert f"+print({number + 500:03})" in code_version(project)["uncommitted_diff"]
 
 

@@ -132,11 +132,17 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None
         save_folder(sample, folder / SAMPLE_FOLDER)
         if sample.checksum != data.get("checksum"):
             warnings.append("the run had another sample than this version of harness")
-    elif not data.get("folder") or not Path(data["folder"]).is_dir():
+    elif not _data_folder(data):
         warnings.append(
-            f"the run's data (checksum {str(data.get('checksum'))[:12]}) are no longer in "
-            f"{data.get('folder')}; name their folder by --data"
+            f"the run's data (checksum {str(data.get('checksum'))[:12]}) were in "
+            f"{data.get('folder')}, which is not here; harness data verify shows what others are"
         )
+
+
+def _data_folder(data: dict[str, Any]) -> str | None:
+    """Where the run's data still are; a copy on a node's own disk is gone."""
+    folder = data.get("folder")
+    return str(folder) if folder and Path(folder).is_dir() else None
 
 
 def _differences(record: dict[str, Any]) -> Iterator[str]:
@@ -154,6 +160,6 @@ def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
         words += ["--devices", str(record["devices_asked"])]
     if data.get("is_sample"):
         words += ["--data", SAMPLE_FOLDER]
-    elif data.get("folder"):
-        words += ["--data", str(data["folder"])]
+    elif folder_of_data := _data_folder(data):
+        words += ["--data", folder_of_data]
     return f"cd {shlex.quote(str(folder))} && {shlex.join(words)}"

@@ -171,16 +171,22 @@ def test_a_job_whose_name_is_taken_gets_another(checkout: Checkout, tmp_path: Pa
     assert (folder / "jobs/gru.toml").read_bytes() == (PROJECT / "jobs/gru.toml").read_bytes()
 
 
-def test_data_that_moved_and_packages_that_changed_are_said(
-    checkout: Checkout, tmp_path: Path
-) -> None:
-    """What could make another result is warned of, and the command names devices and data."""
-    data = {"checksum": "ab" * 32, "folder": "/my data", "is_sample": False}
-    run = checkout.copy_of_run(
-        tmp_path, dataset=data, devices_asked="cpu:2", packages={"numpy": "1.0"}
-    )
+def test_devices_and_data_are_those_of_the_run(checkout: Checkout, tmp_path: Path) -> None:
+    """The command names the devices that were asked for, and the data where they still are."""
+    data = {"checksum": "ab" * 32, "folder": str(tmp_path / "my data"), "is_sample": False}
+    run = checkout.copy_of_run(tmp_path, dataset=data, devices_asked="cpu:2")
+    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "a")
+    assert done.stdout.splitlines()[-1].endswith(".toml --devices cpu:2")
+    assert f"(checksum abababababab) were in {tmp_path}/my data, which is not" in done.stderr
+    (tmp_path / "my data").mkdir()
+    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "b")
+    assert done.stdout.splitlines()[-1].endswith(f" --data '{tmp_path}/my data'")
+    assert done.stderr == ""
+
+
+def test_other_packages_are_said(checkout: Checkout, tmp_path: Path) -> None:
+    """A version that differs from the run's is warned of."""
+    run = checkout.copy_of_run(tmp_path, packages={"numpy": "1.0"})
     done = checkout.harness.run("reproduce", run)
-    assert done.returncode == 0, done.stderr
-    assert "numpy was 1.0 then" in done.stderr
-    assert "(checksum abababababab) are no longer in /my data" in done.stderr
-    assert done.stdout.splitlines()[-1].endswith(" --devices cpu:2 --data '/my data'")
+    assert done.returncode == 0
+    assert "warning: numpy was 1.0 then and is" in done.stderr

@@ -105,8 +105,8 @@ def _warn(jobs: Sequence["Job"], *, full: bool) -> None:
     if folders := missing_in():
         then = "be refused" if full else "train on the packaged SAMPLE"
         screen.warn(
-            f"the full dataset is not in {', '.join(map(str, folders))}: unless its node finds or "
-            f"downloads it the job will {then}; get it first by: harness data fetch"
+            f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
+            f"not find it either, the job will {then}; get it first by: harness data fetch"
         )
 
 

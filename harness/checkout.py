@@ -36,7 +36,7 @@ SETTINGS = (
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
 )
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
-        "--no-renames", "--ignore-submodules=all", "HEAD", "--")  # fmt: skip
+        "--ignore-submodules=all", "HEAD", "--")  # fmt: skip
 
 
 class GitError(Exception):
@@ -195,8 +195,7 @@ def git(
         GitError: if there is no git, it fails, or it takes over a minute.
     """
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
-    # A refreshed index would be written into the user's repository.
-    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(apart or {})}
+    environment |= {"LC_ALL": "C", **(apart or {})}
     try:
         done = subprocess.run(  # noqa: S603 - a list of words, no shell
             ["git", *SETTINGS, *words],  # noqa: S607

@@ -6,9 +6,9 @@ Nothing here writes or calls anything.
 import os
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from glob import escape
 from pathlib import Path
 
@@ -125,14 +125,15 @@ def job_variables(
     }
     return {
         "HARNESS_HOME": str(snapshot),
-        "HARNESS_VENV": str(_venv(project, environment)),
+        "HARNESS_VENV": str(job_environment(project, environment)),
         "HARNESS_RUNS": str(runs),
         "HARNESS_SNAPSHOT": "1",
         **carried,
     }
 
 
-def _venv(project: Path, environment: Mapping[str, str]) -> Path:
+def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """The Python environment of a job: HARNESS_VENV, or the one that is running, or .venv."""
     if named := environment.get("HARNESS_VENV"):
         return project / named  # the scripts too take it from the project
     prefix = Path(sys.prefix)
@@ -225,12 +226,8 @@ def plan_comparison(
 
 
 def _new_folder(runs: Path, name: str) -> Path:
-    stem = submissions(runs) / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    folder, number = stem, 1
-    while folder.exists():
-        number += 1
-        folder = stem.with_name(f"{stem.name}-{number}")
-    return folder
+    # To the microsecond: a shell's loop submits several at once.
+    return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
 
 
 def _sbatch_words(

@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from harness import scheduler
+from harness.checkout import code_version, is_checkout
 from harness.errors import InputError, RunError
+from harness.imdb_sources import missing_in
 from harness.job import Job, load_job
 from harness.job_script import (
+    COMPARISON,
     Place,
     Plan,
+    job_environment,
     job_variables,
     plan_comparison,
     plan_job,
     read_header,
 )
 from harness.provenance import PROJECT
-from harness.resources import Resources
+from harness.resources import Resources, parse_seeds
 from harness.snapshot import snapshot_path, take_snapshot
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -48,29 +52,47 @@ class Request:
     compares: bool  # when all have ended
 
 
+def make_request(
+    job_file: Path | None,
+    overrides: Sequence[str],
+    seeds: str | None,
+    resources: Resources,
+    runs: Path,
+    *,
+    full: bool,
+    all_jobs: bool,
+) -> Request:
+    """Check everything that is asked for; nothing is written.
+
+    Raises:
+        InputError: one line that names what can't be, and the remedy.
+    """
+    if job_file is None and not all_jobs:
+        raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
+    resources.check()
+    chosen = parse_seeds(seeds) if seeds is not None else None
+    project, runs = project_folder(), runs.absolute()
+    files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
+    jobs = [_check_job(file, overrides, chosen) for file in files]
+    scripts = [job.model.architecture for job in jobs]
+    _check_places(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
+    return Request(project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs)
+
+
 def project_folder() -> Path:
     """The project whose code is submitted: HARNESS_HOME, or the one that is running."""
     named = os.environ.get("HARNESS_HOME")
     return Path(named).absolute() if named else PROJECT
 
 
-def check_job(path: Path, overrides: Sequence[str], seeds: Sequence[int] | None) -> Job:
-    """The job with its overrides, good for every seed.
-
-    Raises:
-        InputError: as `harness.job.load_job` says.
-    """
+def _check_job(path: Path, overrides: Sequence[str], seeds: Sequence[int] | None) -> Job:
+    """The job with its overrides, good for every seed."""
     for seed in seeds or ():
         load_job(path, overrides, seed)
     return load_job(path, overrides)
 
 
-def check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
-    """Raise unless jobs with these scripts can be submitted from this project into these runs.
-
-    Raises:
-        InputError: if the project has no scripts, or the runs are where Slurm can't log.
-    """
+def _check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
     if not (project / "slurm" / "common.sh").is_file():
         raise InputError(
             f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
@@ -85,6 +107,28 @@ def check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
         )
     for name in scripts:
         read_header(project, name)
+
+
+def doubts(request: Request) -> Iterator[str]:
+    """What may keep the jobs from training as they should, though they can be submitted."""
+    yield from dict.fromkeys(line for job in request.jobs for line in job.without_effect())
+    if folders := missing_in():
+        then = "be refused" if request.full else "train on the packaged SAMPLE"
+        yield (
+            f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
+            f"not find it either, the job will {then}; get it first by: harness data fetch"
+        )
+    program = job_environment(request.project) / "bin" / "harness"
+    if not program.exists():
+        yield (
+            f"{program} is not there, and a job installs nothing; run bash slurm/common.sh "
+            "--setup, or name an environment by HARNESS_VENV"
+        )
+    if is_checkout(request.project) and not code_version(request.project)["commit"]:
+        yield (
+            f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
+            "runs will name no commit"
+        )
 
 
 def dry_plans(request: Request) -> Iterator[Plan]:

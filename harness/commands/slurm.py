@@ -1,17 +1,14 @@
 """`submit` and `reproduce`: a run through Slurm from a snapshot of the code, and its code back."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.commands import Overrides, RunFolder, RunsFolder, quoted
-from harness.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.job import Job
     from harness.job_script import Plan
     from harness.submit import Request
 
@@ -20,8 +17,8 @@ app = typer.Typer()
 
 @app.command(epilog="Example: harness submit jobs/lstm.toml --seeds 1-5 --gpus 2 --time 4:00:00")
 def submit(
-    job_file: Annotated[
-        Path | None, typer.Argument(metavar="JOB", help="a TOML file such as jobs/lstm.toml")
+    job: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="a TOML file such as jobs/lstm.toml")
     ] = None,
     flags: Annotated[
         list[str] | None,
@@ -56,35 +53,21 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a job to Slurm, from a snapshot of the code as it is now."""
-    from harness.resources import Resources, parse_seeds
-    from harness.submit import (
-        ALL_JOBS,
-        Request,
-        check_job,
-        check_places,
-        dry_plans,
-        expected_starts,
-        project_folder,
-    )
+    from harness.resources import Resources
+    from harness.screen import Screen
+    from harness.submit import doubts, dry_plans, expected_starts, make_request
 
     words = list(flags or ())
-    if all_jobs and job_file is not None:
-        words.insert(0, str(job_file))  # the first word after --, since no job is named
-    elif not all_jobs and job_file is None:
-        raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
+    if all_jobs and job is not None:
+        words.insert(0, job)  # the first word after --, since no job is named
     resources = Resources(gpus, nodes, time, partition, account, after, tuple(words))
-    resources.check()
-    chosen = parse_seeds(seeds) if seeds is not None else None
-    project, runs = project_folder(), runs.absolute()
-    five = [project / "jobs" / f"{name}.toml" for name in ALL_JOBS]
-    jobs = [
-        check_job(path, overrides or (), chosen)
-        for path in (five if all_jobs else [job_file or Path()])
-    ]
-    scripts = [job.model.architecture for job in jobs] + (["compare"] if all_jobs else [])
-    check_places(project, runs, scripts)
-    _warn(jobs, full=full)
-    request = Request(project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs)
+    named = None if all_jobs or job is None else Path(job)
+    request = make_request(
+        named, overrides or (), seeds, resources, runs, full=full, all_jobs=all_jobs
+    )
+    screen = Screen()
+    for line in doubts(request):
+        screen.warn(line)
     if dry_run:
         for plan in dry_plans(request):
             typer.echo(f"{plan.script}\n{shlex.join(plan.command)}\n")
@@ -93,21 +76,6 @@ def submit(
             typer.echo(line)
     else:
         _submit(request)
-
-
-def _warn(jobs: Sequence["Job"], *, full: bool) -> None:
-    from harness.imdb_sources import missing_in
-    from harness.screen import Screen
-
-    screen = Screen()
-    for line in dict.fromkeys(line for job in jobs for line in job.without_effect()):
-        screen.warn(line)
-    if folders := missing_in():
-        then = "be refused" if full else "train on the packaged SAMPLE"
-        screen.warn(
-            f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
-            f"not find it either, the job will {then}; get it first by: harness data fetch"
-        )
 
 
 def _submit(request: "Request") -> None:

@@ -21,16 +21,20 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def log_of(status: RunStatus) -> Path:
-    """The file that a run prints into.
+def log_of(status: RunStatus, *, yet_to_come: bool = False) -> Path:
+    """The file that a run prints into, which may be `yet_to_come`.
 
     Raises:
-        InputError: if it prints on a terminal, or is not begun and has no record.
+        InputError: if there is none.
     """
-    if status.log:
+    if status.log and (yet_to_come or Path(status.log).exists()):
         return Path(status.log)
-    if status.phase is None and status.queued:
-        raise InputError(f"run {status.run}: has no log yet, it is {status.state} ({status.note})")
+    if status.log:
+        what = f"its log {status.log} is not there" if status.phase else "it has no log yet"
+        note = f" ({status.note})" if status.note else ""
+        raise InputError(f"run {status.run}: {what}; it is {status.state}{note}")
+    if status.phase is None:
+        raise InputError(f"run {status.run}: its log is not known yet; it is {status.state}")
     raise InputError(
         f"run {status.run}: has no log, it printed where it was started; "
         f"its figures are in {status.folder / 'metrics.jsonl'}"

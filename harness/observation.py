@@ -167,10 +167,11 @@ def observe(folder: Path, name: str, submission: Submission | None, now: float) 
         status.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
     if submission:
         _add_submission(status, submission)
-    if run.finished():
-        _add_result(status, run.read_json("result.json"))
-    else:
+    result = run.read_json("result.json") if run.finished() else {}
+    if "accuracy" not in result:
         _add_job(status)
+    if run.finished():
+        _add_result(status, result)
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
     status.slurm_job = _shown_job(status)
@@ -190,7 +191,7 @@ def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
     status.job = text(result.get("job")) or status.job
     status.architecture = text(result.get("architecture")) or status.architecture
     status.seed = status.seed if whole(result.get("seed")) is None else whole(result.get("seed"))
-    status.val_accuracy = number(result.get("val_accuracy"))
+    status.val_accuracy = number(result.get("val_accuracy")) or status.val_accuracy
     status.test_accuracy = number(result.get("accuracy"))
     status.reviews_per_s = status.eta_s = None
 

@@ -31,10 +31,10 @@ STARTED = ("RUNNING", "CONFIGURING")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def survey(runs: Path, queue: Queue, folders: Sequence[Path] = ()) -> list[RunStatus]:
+def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
     """Every run below `runs`, and those in `folders`: what goes on first, then the newest.
 
-    A job that waits in the queue is here too, by its record or by its script.
+    A job that waits in the queue is here too, by its record or, given a queue, by its script.
     """
     now = time.time()
     submissions = {os.path.realpath(each.folder): each for each in read_submissions(runs)}
@@ -48,9 +48,9 @@ def survey(runs: Path, queue: Queue, folders: Sequence[Path] = ()) -> list[RunSt
         if key not in found:
             name = _name(Path(key), Path(os.path.realpath(runs)))
             found[key] = observe(submission.folder, name, submission, now)
-    jobs = queue.jobs()
+    jobs = queue.jobs() if queue else None
     for status in found.values():
-        judge(status, jobs, asked_s_ago=now - queue.asked_at)
+        judge(status, jobs, asked_s_ago=now - queue.asked_at if queue else 0.0)
     statuses = list(found.values())
     statuses += _unrecorded(jobs or [], [each.queued for each in statuses], runs, now)
     return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))

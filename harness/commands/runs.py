@@ -84,8 +84,10 @@ def logs(
     from harness.status import one
 
     queue = Queue()
-    run = one(name, _select([name], runs, queue))
-    path = log_of(run)
+    try:  # a log that is there is read without the scheduler
+        path = log_of(run := one(name, _select([name], runs, None)))
+    except InputError:
+        path = log_of(run := one(name, _select([name], runs, queue)), yet_to_come=follow)
     try:
         if not follow:
             for line in read_lines(path, num_lines):
@@ -145,7 +147,7 @@ def cancel(
 
 
 def _select(
-    names: "list[str] | tuple[()]", runs: Path, queue: "Queue", *, many: bool = False
+    names: "list[str] | tuple[()]", runs: Path, queue: "Queue | None", *, many: bool = False
 ) -> "list[RunStatus]":
     """The runs of these names, all without any, in the order of `survey`."""
     from harness.status import pick, survey

@@ -29,6 +29,8 @@ def ask_to_stop(status: RunStatus) -> str | None:
     Raises:
         RunError: if it can't be stopped from here, with where or why not.
     """
+    if status.state == "finished":
+        return f"{status.run}: is finished, nothing to cancel"
     in_slurm = status.told_job or status.phase is None
     is_queued = status.slurm_job and in_slurm and (status.job_lives or status.state in ALIVE)
     if is_queued and _is_own_job(status):
@@ -50,8 +52,6 @@ def _is_own_job(status: RunStatus) -> bool:
 
 def _cancel_job(status: RunStatus) -> str | None:
     job = status.slurm_job
-    if status.state == "finished":
-        return f"{status.run}: is finished, nothing to cancel"
     scheduler.ask("scancel", str(job))
     if status.state not in ("pending", "submitted"):
         return None

@@ -5,6 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
+PROGRAMS = {b"harness", b"__main__.py", b"cli.py"}
 TRAINING = {b"train", b"resume", b"tune"}  # the commands that keep a run
 CLOCK_SLACK_S = 2.0
 
@@ -35,7 +36,7 @@ def keeps_run(process: int, heartbeat_time_s: float) -> bool:
     except PermissionError:
         pass  # another user's, which may be the run's owner
     words = [word.rpartition(b"/")[2] for word in _command(process)]
-    if b"harness" not in words or not TRAINING.intersection(words):
+    if not PROGRAMS.intersection(words) or not TRAINING.intersection(words):
         return False
     age = age_s(process)
     return age is None or time.time() - age <= heartbeat_time_s + CLOCK_SLACK_S

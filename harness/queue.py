@@ -104,5 +104,5 @@ def find_job(
 
 def training_script(job: QueuedJob) -> tuple[str, str] | None:
     """The project's folder and the name of a job that was submitted as `slurm/<name>.sh`."""
-    found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh", job.command)
+    found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(?:\s.*)?", job.command)
     return (os.path.realpath(found[1]), found[2]) if found else None

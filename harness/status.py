@@ -109,16 +109,16 @@ def judge(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: floa
         jobs: the scheduler's, None where it gave no answer.
         asked_s_ago: how old that answer is.
     """
-    if status.phase == "result":
-        broken = status.test_accuracy is None
-        remedy = f"result.json is broken; remove it and {status.resume}"
-        status.state, status.note = "finished", remedy if broken else ""
-        return
     if jobs is not None and status.is_mine:
         status.queued = find_job(jobs, status.told_job, status.slurm_job)
     queued = status.queued
     if queued:
         status.slurm_job = queued.id
+    if status.phase == "result":
+        broken = status.test_accuracy is None
+        remedy = f"result.json is broken; remove it and {status.resume}"
+        status.state, status.note = "finished", remedy if broken else ""
+        return
     if queued and not queued.ended and _is_ahead(status, queued):
         status.state, status.note = _state_in_queue(status, queued)
     elif status.phase == "interrupted":
@@ -162,7 +162,7 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     if status.folder.exists():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
     if not answered:
-        return "submitted", "the scheduler was not asked"
+        return "submitted", "no word from the scheduler"
     words = last_words(status)
     return ("failed", words) if words else ("gone", "left the queue before it began")
 
@@ -182,6 +182,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
             return "lost", f"{words}; {status.resume}"
     elif (
         not status.told_job
+        and status.is_mine
         and status.host == socket.gethostname()
         and (status.process is None or not keeps_run(status.process, status.time_s))
     ):
@@ -210,6 +211,8 @@ def pick(
     Raises:
         InputError: if the name fits none, with near ones, or several where one is wanted.
     """
+    if not name.strip():
+        raise InputError("run '': give a folder, an id or a Slurm job's id")
     for place in (Path(name), runs / name):
         real = os.path.realpath(place)
         paths = [(os.path.realpath(each.folder), each) for each in statuses]
@@ -222,8 +225,10 @@ def pick(
         return found if many else [one(name, found)]
     # All tasks of an array are one job to Slurm.
     array = [each for each in statuses if (each.slurm_job or "").startswith(f"{name}_")]
-    if array:
-        return array
+    # Last what logs are named by: a task's own id, which for one of them is its array's too.
+    found = array or [each for each in statuses if each.told_job == name]
+    if found:
+        return found
     known = {known for each in statuses for known in (each.run, each.folder.name, each.slurm_job)}
     near = difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "harness status --all lists them"

@@ -127,7 +127,7 @@ def _line(names: Sequence[str], widths: dict[str, int], row: dict[str, str]) -> 
     return (" " * GAP).join(padded).rstrip()
 
 
-class Screen:
+class StatusScreen:
     """Where the table is shown; a context manager for as long as it is drawn again and again."""
 
     def __init__(self, runs: Path, *, everything: bool) -> None:
@@ -137,7 +137,7 @@ class Screen:
         self._before: list[str] = []
         self._complained: str | None = None
 
-    def __enter__(self) -> "Screen":
+    def __enter__(self) -> "StatusScreen":
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()

@@ -39,11 +39,15 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
         "./slurm-12_1/",
     ):
         assert names(name) == ["lstm/slurm-12_1"], name
+    assert names("13") == ["lstm/slurm-12_1"]
     assert names("12") == ["lstm/slurm-12_1", "lstm/slurm-12_2"]
     assert names("gru") == ["gru/mine"]
     assert names("lstm", many=True) == ["lstm/mine", "lstm/slurm-12_1", "lstm/slurm-12_2"]
     with pytest.raises(InputError, match="lstm: fits 3 runs, name one of them: "):
         names("lstm")
+    for name in ("", " "):
+        with pytest.raises(InputError, match="give a folder"):
+            names(name)
     with pytest.raises(InputError, match=r"did you mean .*slurm-12_1"):
         names("slurm-12-1")
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def test_a_log_is_harmless_and_cut_to_its_end(harness: Harness, site: Site) -> N
     assert harness.run("logs", "a", "-n", "2").stdout.splitlines() == ["thr\ufffdee", "four"]
     assert harness.run("logs", "a", "-n", "0").stdout == ""
     assert clean(b"\x1b]0;title\x07\x00a\tb") == "a\tb"
+
+
+def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
+    """What the terminal can't show is a question mark."""
+    log = site.folder / "log"
+    log.write_text("naïve ☃\n")
+    site.run("a", "failed", log=log, error="ValueError: ☃")
+    harness.environment["PYTHONIOENCODING"] = "latin-1"
+    done = subprocess.run(
+        harness.command("logs", "a"), env=harness.environment, capture_output=True, check=True
+    )
+    assert done.stdout == b"na\xefve ?\n"
+    harness.environment["PYTHONIOENCODING"] = "ascii"
+    assert "ValueError: ?" in harness.run("status").stdout
 
 
 def test_a_run_without_a_log_says_so(harness: Harness, site: Site) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from harness import queue as queue_room
 from harness.queue import Queue, parse, seconds
+from harness.run import Run
 from harness.status import span, survey
 from harness.status_table import as_lines, as_renderable, split_shown
 from tests.conftest import JOBS, Harness
@@ -202,6 +203,18 @@ def test_jobs_of_plain_sbatch_are_known_by_their_script(site: Site) -> None:
     status = site.only()
     assert (status.run, status.state, status.note) == ("gru/slurm-30_4", "pending", "Resources")
     assert (status.architecture, status.seed) == ("gru", 4)
+
+
+def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:
+    """The job's last seconds, or a requeue after the end, make no second row."""
+    (site.folder / "jobs").mkdir()
+    (site.folder / "jobs/lstm.toml").write_text((JOBS / "lstm.toml").read_text())
+    site.slurm(f"12|12|RUNNING|1:00|None|{site.folder}/slurm/lstm.sh --seed 1")
+    site.run("slurm-12", "finished", slurm_job="12")
+    assert site.only().state == "finished"
+    Run(site.runs / "lstm/slurm-12").path("result.json").unlink()
+    Run(site.runs / "lstm/slurm-12").path("state.json").unlink()
+    assert site.only().state == "starting"
 
 
 def test_an_array_tasks_own_id_is_not_its_neighbours(site: Site) -> None:

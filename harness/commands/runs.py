@@ -1,5 +1,6 @@
 """`status`, `logs` and `cancel`: what runs, how far it is, and how to stop it."""
 
+import io
 import json
 import os
 import sys
@@ -43,12 +44,13 @@ def status(
 ) -> None:
     """Show what runs, waits and has ended: run folders first, one question to Slurm at most."""
     from harness.queue import Queue
-    from harness.status_table import Screen
+    from harness.status_table import StatusScreen
 
     if watch and as_json:
         raise InputError("--json: is for one look, leave out --watch")
+    _encode_anything()
     queue = Queue()
-    screen = Screen(runs, everything=everything or bool(names))
+    screen = StatusScreen(runs, everything=everything or bool(names))
     try:
         if as_json:
             found = _select(names or (), runs, queue, many=True)
@@ -83,6 +85,7 @@ def logs(
     from harness.queue import Queue
     from harness.status import one
 
+    _encode_anything()
     queue = Queue()
     try:  # a log that is there is read without the scheduler
         path = log_of(run := one(name, _select([name], runs, None)))
@@ -152,12 +155,18 @@ def _select(
     """The runs of these names, all without any, in the order of `survey`."""
     from harness.status import pick, survey
 
-    folders = [Path(name) for name in names if Path(name).is_dir()]
+    folders = [Path(name) for name in names if os.path.isdir(name)]  # noqa: PTH112 - never raises
     found = survey(runs, queue, folders)
     if not names:
         return found
     chosen = {id(run) for name in names for run in pick(name, found, runs, many=many)}
     return [run for run in found if id(run) in chosen]
+
+
+def _encode_anything() -> None:
+    """Print what a terminal's encoding lacks as a question mark, rather than fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _ignore_broken_pipe() -> None:

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -129,6 +131,18 @@ def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> 
     site.run("a", "training", host=socket.gethostname(), process=process)
     assert site.only().state == "dead"
     assert "harness resume" in site.only().note
+
+
+@pytest.mark.parametrize(("age_s", "state"), [(0, "running"), (50, "dead")])
+def test_a_process_that_began_after_the_heartbeat_is_another(
+    site: Site, age_s: float, state: str
+) -> None:
+    """A later harness that was given the number of a dead one does not pass for it."""
+    line = [sys.executable, "-c", "input()", "harness", "train"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE) as process:
+        site.run("a", "training", age_s, host=socket.gethostname(), process=process.pid)
+        assert site.only().state == state
+        process.communicate(b"\n")
 
 
 @pytest.mark.parametrize("script", ["echo 'squeue: error: no controller' >&2; exit 1", "sleep 9"])

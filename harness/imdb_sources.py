@@ -38,11 +38,12 @@ INDEX_MD5 = "bfafd718b763782e994055a2d397834f"
 CONNECT_S = 5
 
 
-def open_dataset(data: Path | None = None, *, full: bool = False) -> Dataset:
+def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
     """Find the dataset: the folder that was named, a staged copy, Keras's cache, a download.
 
     Where none is to be had, the packaged sample takes its place, unless `full`. A folder that was
-    named, by `data` or HARNESS_DATA, is used or refused, never passed over.
+    named, by `data` or HARNESS_DATA, is used or refused, never passed over. HARNESS_OFFLINE and
+    `download` off forbid the download.
 
     Raises:
         InputError: if a named folder holds no dataset, or `full` finds none.
@@ -60,6 +61,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False) -> Dataset:
             return _convert(folder)
     if os.environ.get("HARNESS_OFFLINE"):
         reason = "no download with HARNESS_OFFLINE set"
+    elif not download:
+        reason = "no download was tried"
     else:
         try:
             return fetch()

@@ -32,7 +32,7 @@ def write_provenance(
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
-        "driver": _nvidia_driver(),
+        "driver": nvidia_driver(),
         "devices_asked": devices_asked,
         "kernels": {},  # known when the graph is traced
         "slurm": allocation.variables if allocation else {},
@@ -101,7 +101,8 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _nvidia_driver() -> str | None:
+def nvidia_driver() -> str | None:
+    """What the NVIDIA driver says of its version; None where there is no driver."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

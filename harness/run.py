@@ -5,6 +5,7 @@ all. A run has one writer: the process that took its lease last. An older one th
 finds the lease gone and stops.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -192,6 +193,11 @@ class Run:
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise RunError(_refusal(target, error)) from None
+
+
+def run_identity(job: Job, checksum: str) -> str:
+    """What a checkpoint belongs to: this very job on these very data."""
+    return hashlib.sha256(f"{job.to_toml()}\n{checksum}".encode()).hexdigest()
 
 
 def _is_dir(path: Path) -> bool:

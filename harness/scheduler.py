@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 from harness.errors import InputError, RunError
 
@@ -21,6 +22,23 @@ def ask(*words: str, timeout_s: float = TIMEOUT_S) -> str:
         InputError: if the program is not here.
         RunError: if it fails or does not answer in time, with its own last line.
     """
+    return _call(words, timeout_s).stdout
+
+
+def would_start(script: Path, *flags: str, timeout_s: float = TIMEOUT_S) -> str:
+    """When and where `sbatch --test-only` says that a script would start; nothing is submitted.
+
+    Raises:
+        InputError: if sbatch is not here.
+        RunError: if the script is not accepted, with the reason.
+    """
+    # The answer comes on standard error: "sbatch: Job 7 to start at TIME using 4 processors on …".
+    said = _call(("sbatch", "--test-only", *flags, str(script)), timeout_s).stderr
+    _, _, answer = said.rpartition(" to start at ")
+    return " ".join(answer.split())
+
+
+def _call(words: tuple[str, ...], timeout_s: float) -> "subprocess.CompletedProcess[str]":
     if not has_client(words[0]):
         raise InputError(
             f"{words[0]}: is not on the PATH; run this where Slurm's clients are, such as a login "
@@ -36,4 +54,4 @@ def ask(*words: str, timeout_s: float = TIMEOUT_S) -> str:
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise RunError(f"{line}: {said[-1]}")
-    return done.stdout
+    return done

@@ -34,9 +34,7 @@ class Watcher(Harness):
 
 @pytest.fixture(scope="module")
 def watched(project: SlurmProject) -> Watcher:
-    """A project whose jobs tell the runs the name of their log."""
-    with (project.path / "slurm/site.sh").open("a") as site:
-        site.write("export HARNESS_LOG=$(readlink /proc/$$/fd/1)\n")
+    """The command line beside the project's jobs."""
     return Watcher(project)
 
 

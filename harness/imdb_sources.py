@@ -49,11 +49,9 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         InputError: if a named folder holds no dataset, or `full` finds none.
         RunError: if a dataset is there but broken.
     """
-    named = data or (Path(os.environ["HARNESS_DATA"]) if os.environ.get("HARNESS_DATA") else None)
-    if named:
+    if named := data or _named_folder():
         return _open_named(named, "--data" if data else "HARNESS_DATA")
-    stage = os.environ.get("HARNESS_STAGE")
-    looked = [*([Path(stage)] if stage else []), fetched_folder(), _keras_folder()]
+    looked = _unnamed_folders()
     for folder in looked:
         if is_folder(folder):
             return open_folder(folder)
@@ -75,6 +73,25 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
             "there is a network by: harness data fetch"
         )
     return open_sample(note=f"the full data is not in {where}; {reason}")
+
+
+def missing_in() -> list[Path]:
+    """The folders in which `open_dataset` would look in vain before a download; empty if one has
+    the dataset. Nothing is read or fetched."""
+    named = _named_folder()
+    folders = [named] if named else _unnamed_folders()
+    found = any(is_folder(folder) or (folder / NPZ).is_file() for folder in folders)
+    return [] if found else folders
+
+
+def _named_folder() -> Path | None:
+    named = os.environ.get("HARNESS_DATA")
+    return Path(named) if named else None
+
+
+def _unnamed_folders() -> list[Path]:
+    stage = os.environ.get("HARNESS_STAGE")
+    return [*([Path(stage)] if stage else []), fetched_folder(), _keras_folder()]
 
 
 def fetched_folder() -> Path:

@@ -3,10 +3,10 @@
 import importlib.metadata
 import platform
 import socket
-import subprocess
 import time
 from pathlib import Path
 
+from harness.checkout import code_version
 from harness.cluster import Allocation, given_cpus
 from harness.imdb import Dataset
 from harness.run import Run
@@ -27,8 +27,8 @@ def write_provenance(
     Before anything is trained: a run that goes on takes devices and data from here.
     """
     record = run.read_json("provenance.json") or {
-        **code_version(PROJECT),
-        "packages": {name: _version(name) for name in PACKAGES},
+        **code_version(PROJECT, run.folder.absolute().parent.parent),
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
@@ -61,31 +61,8 @@ def record_kernels(run: Run, kernels: dict[str, str]) -> None:
     run.write_json("provenance.json", {**run.read_json("provenance.json"), "kernels": kernels})
 
 
-def code_version(project: Path) -> dict[str, str | None]:
-    """The commit and what differs from it, `None` where the code is in no git checkout."""
-    return {
-        "commit": _git(project, "rev-parse", "HEAD"),
-        "uncommitted_diff": _git(project, "diff", "HEAD"),
-        "untracked_files": _git(project, "ls-files", "--others", "--exclude-standard"),
-    }
-
-
-def _git(project: Path, *words: str) -> str | None:
-    if not (project / ".git").exists():
-        return None  # else git would tell of a checkout further up
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed words, no shell
-            ["git", "-C", str(project), *words],  # noqa: S607
-            capture_output=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode(errors="replace").strip()
-
-
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # a nightly build has another name

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.cluster import Allocation
-from harness.errors import RunError
+from harness.errors import InputError, RunError
 from harness.findings import Finding
 from harness.provenance import PROJECT
 from harness.scheduler import ask, has_client, would_start
@@ -136,7 +136,7 @@ def check_script(partitions: list[Partition]) -> Iterator[Finding]:
     name = f"slurm/lstm.sh with {settings}" if settings else "slurm/lstm.sh as it is"
     try:
         answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
-    except RunError as error:
+    except (InputError, RunError) as error:
         has_gpus = any(each.gpu_types for each in partitions)
         remedy = (
             "sbatch --gres, --mem, --cpus-per-task, --time, or SBATCH_ACCOUNT and "
@@ -144,13 +144,9 @@ def check_script(partitions: list[Partition]) -> Iterator[Finding]:
             if has_gpus or "SBATCH_GRES" in settings
             else "export SBATCH_GRES=none"
         )
-        yield Finding("red", "sbatch", f"{name} is not accepted: {_why(error)}", remedy)
+        yield Finding("red", "sbatch", f"{name} {error}", remedy)
         return
-    yield Finding("green", "sbatch", f"{name} is accepted{answer and ': ' + answer}")
-
-
-def _why(error: RunError) -> str:
-    return str(error).partition("lstm.sh")[2].lstrip("': ") or str(error)
+    yield Finding("green", "sbatch", f"{name} is accepted: {answer}")
 
 
 def check_site_file() -> Finding:

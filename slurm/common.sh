@@ -17,7 +17,7 @@ say() { printf 'harness: %s\n' "$*" >&2; }
 
 read_site() {
     HARNESS_CONTAINER=()
-    local rc=0 venv=${HARNESS_VENV:-}
+    local rc=0 venv=${HARNESS_VENV:-} runs=${HARNESS_RUNS:-}
     if [[ -f $PROJECT/slurm/site.sh ]]; then
         set +u # module systems read variables that are unset
         # shellcheck source=slurm/site.example.sh
@@ -25,8 +25,11 @@ read_site() {
         set -u
         [[ $rc == 0 ]] || say "slurm/site.sh ended with status $rc; going on"
     fi
-    # A snapshot keeps the environment that it was submitted from.
-    [[ -z ${HARNESS_SNAPSHOT:-} ]] || HARNESS_VENV=$venv
+    if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
+        # What the submission said stays. Of a container's environment only the site knows.
+        HARNESS_RUNS=$runs
+        [[ ${#HARNESS_CONTAINER[@]} -gt 0 ]] || HARNESS_VENV=$venv
+    fi
     VENV=${HARNESS_VENV:-$PROJECT/.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
 }

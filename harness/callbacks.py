@@ -12,7 +12,7 @@ import keras
 from harness.cluster import Allocation
 from harness.errors import Interrupted, RunError
 from harness.job import TrainTable
-from harness.run import Run
+from harness.run import HEARTBEAT_S, Run
 
 
 def keras_callbacks(train: TrainTable, model: keras.Model) -> keras.callbacks.CallbackList:
@@ -45,7 +45,7 @@ class Heartbeat:
         self,
         run: Run,
         allocation: Allocation | None,
-        every_s: float = 5.0,
+        every_s: float = HEARTBEAT_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run, self.every_s, self.clock = run, every_s, clock

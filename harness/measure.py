@@ -18,7 +18,7 @@ from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.job import Job, load_job
 from harness.probe import ARCHITECTURES, JOBS
-from harness.provenance import process_age_s
+from harness.processes import age_s
 
 if TYPE_CHECKING:
     from harness.learner import Learner
@@ -183,7 +183,7 @@ def time_steps(
     """
     progress = _train(learner, training)
     next(progress)
-    first_step_s = process_age_s() or 0.0
+    first_step_s = age_s() or 0.0
     warm = next(steps for steps in progress if steps >= WARM_UP_STEPS)
     began = time.perf_counter()
     for steps in progress:

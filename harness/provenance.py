@@ -1,7 +1,6 @@
 """Where a run came from: code, packages, machine, data. What a stranger needs to repeat it."""
 
 import importlib.metadata
-import os
 import platform
 import socket
 import time
@@ -60,16 +59,6 @@ def write_provenance(
 def record_kernels(run: Run, kernels: dict[str, str]) -> None:
     """Add the kernel that each recurrent layer takes."""
     run.write_json("provenance.json", {**run.read_json("provenance.json"), "kernels": kernels})
-
-
-def process_age_s() -> float | None:
-    """Seconds since this process was started, interpreter and all; None where unknown."""
-    try:
-        # Field 22 of proc_pid_stat(5): the start in clock ticks since the machine's.
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def installed_version(package: str) -> str | None:

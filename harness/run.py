@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 from harness.errors import InputError, RunError
 from harness.job import Job, load_job, nearest
 
+HEARTBEAT_S = 5.0  # between two writings of state.json while a run trains
+
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 

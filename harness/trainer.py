@@ -20,7 +20,7 @@ from harness.job import Job
 from harness.learner import Learner
 from harness.peers import Peers
 from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps
-from harness.provenance import process_age_s
+from harness.processes import age_s
 from harness.run import Run
 from harness.scores import binary_loss_and_accuracy
 from harness.screen import Screen
@@ -135,7 +135,7 @@ class Trainer:
             before, done = done, done + num
             if self.first_step_s is None:
                 self._pending[0].numpy()  # the clock counts when the step is done
-                self.first_step_s = round(process_age_s() or 0.0, 3)
+                self.first_step_s = round(age_s() or 0.0, 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             # At the same steps on every worker, wherever in the epoch it began.
             every = self._drain_every

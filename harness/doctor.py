@@ -17,11 +17,12 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from harness import PROJECT
 from harness.cluster import Allocation, given_cpus, given_gpus, given_memory_gb
 from harness.findings import Finding, examine
 from harness.peers import FIRST_PORT, LAST_PORT
 from harness.probe import ARCHITECTURES, ask_child
-from harness.provenance import PROJECT, nvidia_driver
+from harness.provenance import nvidia_driver
 from harness.slurm_checks import check_slurm
 from harness.storage_checks import check_data, check_runs, check_scratch
 

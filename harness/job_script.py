@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.job import Job
 from harness.resources import Resources, array_spec
-from harness.snapshot import submissions
+from harness.run import submissions
 
 COMPARISON = "compare"
 

@@ -13,7 +13,6 @@ from typing import Any
 from harness.queue import QueuedJob
 from harness.run import Run
 
-SUBMISSIONS = ".submissions"
 MAX_DEPTH = 4  # of a run below --runs
 MAX_NUMBER = 1e15  # what is larger in a record is none of ours
 
@@ -116,7 +115,7 @@ def run_folders(top: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
 
 def read_submissions(runs: Path) -> Iterator[Submission]:
     """The runs in the records of `harness submit`; what is no record is passed over."""
-    for path in runs.glob(f"{SUBMISSIONS}/*.json"):
+    for path in submissions(runs).glob("*.json"):
         record = Run(path.parent).read_json(path.name)
         folders = record.get("runs")
         for place, folder in enumerate(folders if isinstance(folders, list) else []):

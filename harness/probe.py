@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import PROJECT
 from harness.cluster import Allocation
 from harness.errors import InputError, RunError
-from harness.provenance import PROJECT
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"

@@ -195,6 +195,11 @@ class Run:
             raise RunError(_refusal(target, error)) from None
 
 
+def submissions(runs: Path) -> Path:
+    """The folder, among the runs, of what was submitted and of the code that it runs."""
+    return runs / ".submissions"
+
+
 def run_identity(job: Job, checksum: str) -> str:
     """What a checkpoint belongs to: this very job on these very data."""
     return hashlib.sha256(f"{job.to_toml()}\n{checksum}".encode()).hexdigest()

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from harness import PROJECT
 from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.findings import Finding
-from harness.provenance import PROJECT
 from harness.scheduler import ask, has_client, would_start
 
 TIMEOUT_S = 10

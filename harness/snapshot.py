@@ -22,6 +22,7 @@ from harness.checkout import (
     tracked_files,
 )
 from harness.errors import InputError, RunError
+from harness.run import submissions
 
 SITE = "slurm/site.sh"  # which git ignores
 MAX_NEW_FILES = 2000
@@ -30,11 +31,6 @@ MAX_NEW_BYTES = 200_000_000
 # What is no code where git can't tell.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
            ".*_cache", ".setup.lock*")  # fmt: skip
-
-
-def submissions(runs: Path) -> Path:
-    """The folder, among the runs, of what was submitted."""
-    return runs / ".submissions"
 
 
 def is_snapshot(project: Path) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness import PROJECT
 from harness.errors import InputError
 from harness.observation import (
     ALIVE,
@@ -28,7 +29,6 @@ STALE_AFTER_S = 12 * HEARTBEAT_S
 STALE_AFTER_OTHERWISE_S = 600.0
 STALE_AFTER_WRITES = 5  # expected times between two writes, where those are further apart
 STARTED = ("RUNNING", "CONFIGURING")
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import scheduler
+from harness import PROJECT, scheduler
 from harness.checkout import code_version, is_checkout
 from harness.errors import InputError, RunError
 from harness.imdb_sources import missing_in
@@ -30,7 +30,6 @@ from harness.job_script import (
     plan_job,
     read_header,
 )
-from harness.provenance import PROJECT
 from harness.resources import Resources, parse_seeds
 from harness.snapshot import snapshot_path, take_snapshot
 

@@ -81,13 +81,19 @@ def test_the_controller_may_die_and_come_back(
     job.cluster.kill_controller()
     try:
         os.kill(parent(job.record()["process"]), signal.SIGUSR2)  # as slurmd would
-        wait_until(lambda: "Unable to contact" in job.log.read_text(), timeout_s=60)
+        wait_until(lambda: said_since(job, "interrupted by SIGUSR2"), timeout_s=60)
     finally:
         job.cluster.restart_controller()
     wait_until(lambda: job.requeues() == 1, timeout_s=60)
     job.wait()
     assert results(job.run) == results(undisturbed[1])
     assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+
+
+def said_since(job: Submitted, words: str) -> bool:
+    """Whether a line has come into the job's log after the one with these words."""
+    _, found, rest = job.log.read_text().partition(words)
+    return bool(found) and rest.count("\n") > 1
 
 
 def parent(process: int) -> int:

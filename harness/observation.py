@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.queue import QueuedJob
-from harness.run import Run
+from harness.run import Run, submissions
 
 MAX_DEPTH = 4  # of a run below --runs
 MAX_NUMBER = 1e15  # what is larger in a record is none of ours

@@ -27,6 +27,9 @@
 # export TMPDIR=/scratch/$USER
 # export PIP_CACHE_DIR=/scratch/$USER/pip
 
+# How often a job puts itself back into the queue; 20 by default.
+# HARNESS_MAX_REQUEUES=20
+
 # A container: every Python command runs after these words. The image must see this project's
 # folder; an environment inside the image is named with HARNESS_VENV.
 # HARNESS_CONTAINER=(apptainer exec --nv --bind "$PROJECT" /images/python-3.12.sif)

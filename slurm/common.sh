@@ -221,13 +221,15 @@ prepare_batch() {
 
 # Copies the dataset to each node's own disk, where there is one, and has the job read it there.
 stage_data() {
-    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}}
+    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} said
     is_batch && [[ -n $scratch ]] || return 0
     scratch+=/harness-imdb-$(id -u)
-    if "${ON_NODES[@]}" data stage "$scratch"; then
+    if said=$("${ON_NODES[@]}" data stage "$scratch" 2>&1); then
         export HARNESS_DATA=$scratch
+        printf '%s\n' "$said"
     else
-        say "the data is not on the node's own disk; it is read from where it is"
+        said=$(grep '^harness: ' <<<"$said" | tail -n 1) || said=''
+        say "no data is put on the node's own disk: ${said#harness: }"
     fi
 }
 

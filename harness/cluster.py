@@ -16,6 +16,7 @@ class Allocation:
     rank: int  # of this process among them, from 0
     node: str  # as Slurm names it; several nodes of a test cluster share a host name
     node_list: str  # of the step, or else of the job, such as n[08-10]
+    submit_host: str  # where sbatch or salloc was called, often a login node
     restarts: int  # how often Slurm put the job back into its queue
     max_requeues: int | None  # set by our job scripts, which requeue a job that was interrupted
     log: str | None  # the file that our job scripts print into
@@ -43,6 +44,7 @@ class Allocation:
             node=environment.get("SLURMD_NODENAME", ""),
             node_list=environment.get("SLURM_STEP_NODELIST")
             or environment.get("SLURM_JOB_NODELIST", ""),
+            submit_host=environment.get("SLURM_SUBMIT_HOST", ""),
             restarts=number("SLURM_RESTART_COUNT") or 0,
             max_requeues=number("HARNESS_MAX_REQUEUES"),
             log=environment.get("HARNESS_LOG"),

@@ -70,12 +70,10 @@ class Shown:
         group = run.parent.name or "runs"
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
-        taken = set(self._links.values())
-        wanted, number = self.folder / group / run.name, 1
-        while (
-            link := wanted if number == 1 else wanted.with_name(f"{run.name}-{number}")
-        ) in taken:
+        link, number = self.folder / group / run.name, 1
+        while link in self._links.values():
             number += 1
+            link = link.with_name(f"{run.name}-{number}")
         return link
 
 
@@ -308,7 +306,7 @@ def serve(
             host=socket.gethostname(),
             login=jump_host(login, Allocation.from_environment()),
         )
-        start_tensorboard(shown.folder, listener, place.secret, watch.used)
+        start_tensorboard(shown.folder, len(shown.found), listener, place.secret, watch.used)
         connection = write_connection(place)
         _announce(place, shown, connection, until, say)
         if open_page and not open_browser(place, folder):

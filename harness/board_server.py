@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 RELOAD_S = 5.0  # between two looks for new points
 LONGEST_SOCKET = 107  # bytes of its path, sun_path in Linux's unix(7)
-# More points than this are thinned out by chance; the notebook's jobs have 785 steps.
-POINTS_PER_CURVE = 5000
+# TensorBoard thins out by chance what is more, for its memory and the browser's. One run keeps
+# every step; a hundred keep a thousand points each, as is TensorBoard's default.
+POINTS_PER_CHART = 50_000
+POINTS_PER_CURVE = 1_000
 
 
 class Guard:
@@ -124,11 +126,23 @@ def listen_on_socket(path: Path) -> socket.socket:
 
 
 def start_tensorboard(
-    folder: Path, listener: socket.socket, secret: str, used: Callable[[], object]
+    folder: Path,
+    num_runs: int,
+    listener: socket.socket,
+    secret: str,
+    used: Callable[[], object],
 ) -> None:
-    """Serve the event files below a folder, in a thread of this process."""
-    # TensorBoard's own switch: it then reads files without TensorFlow, which would take another
-    # 600 MB and seconds to import. It must be there before TensorBoard first asks.
+    """Serve the event files below a folder, in a thread of this process.
+
+    Args:
+        folder: TensorBoard looks below it for new runs and points every RELOAD_S.
+        num_runs: how many there may be; of many, each curve has fewer points.
+        listener: the socket to serve on.
+        secret: what the path of every request must begin with.
+        used: called at each request that does.
+    """
+    # TensorBoard's own switch: it then reads files without TensorFlow, whose import would take
+    # 600 MB and seconds, on a network file system minutes. It must be there before it first asks.
     sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
     from tensorboard import default, program
 
@@ -142,7 +156,7 @@ def start_tensorboard(
         path_prefix=f"/{secret}",
         load_fast="false",  # its data server listens on a port of its own, without any secret
         reload_interval=RELOAD_S,
-        samples_per_plugin={"scalars": POINTS_PER_CURVE},
+        samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
         window_title="harness",
     )
     # Not main(), which writes the path into a file in /tmp that everyone can read.

@@ -208,7 +208,7 @@ def test_the_secret_stands_nowhere_but_in_one_file_of_its_owner(board: Board) ->
 def test_it_listens_on_one_socket_alone(board: Board) -> None:
     """On the loopback's IPv4 address, or on the Unix socket of a private folder; no child does."""
     children = Path(f"/proc/{board.process.pid}/task").glob("*/children")
-    assert {path.read_text() for path in children} == {""}
+    assert {path.read_text() for path in children} <= {""}
     descriptors = Path(f"/proc/{board.process.pid}/fd").iterdir()
     links = [str(descriptor.readlink()) for descriptor in descriptors]
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}

@@ -229,11 +229,12 @@ class Until:
     idle_min: float  # without a request that knew the secret
     finished: bool  # as soon as every run that it shows is
 
-    def text(self) -> str:
+    def text(self, in_job: bool) -> str:
         """What its user needs to know."""
         end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
         finished = " when all runs are finished," if self.finished else ""
-        return f"ends{finished} after {self.idle_min:g} min without a request, or {end}"
+        job = ", or with its Slurm job" if in_job else ""
+        return f"ends{finished} after {self.idle_min:g} min without a request, or {end}{job}"
 
 
 class Watch:
@@ -290,6 +291,7 @@ def serve(
         InputError: if the port can't be listened on, or the socket's path is too long.
     """
     os.umask(0o077)
+    allocation = Allocation.from_environment()
     watch = Watch(until)
     watch.listen()
     folder = Path(tempfile.mkdtemp(prefix="harness-board-"))
@@ -304,11 +306,12 @@ def serve(
             port=port or LAPTOP_PORT if use_socket else name[1],
             secret=secrets.token_urlsafe(32),
             host=socket.gethostname(),
-            login=jump_host(login, Allocation.from_environment()),
+            login=jump_host(login, allocation),
         )
         start_tensorboard(shown.folder, len(shown.found), listener, place.secret, watch.used)
         connection = write_connection(place)
-        _announce(place, shown, connection, until, say)
+        _announce(place, shown, connection, say)
+        say(until.text(in_job=allocation is not None))
         if open_page and not open_browser(place, folder):
             say("no browser found here: open the address yourself")
         watch.used()  # the time that it took to start is not idle
@@ -319,11 +322,10 @@ def serve(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _announce(
-    place: Place, shown: Shown, connection: Path, until: Until, say: Callable[[str], object]
-) -> None:
+def _announce(place: Place, shown: Shown, connection: Path, say: Callable[[str], object]) -> None:
     where = ", ".join(map(str, shown.roots))
-    say(f"TensorBoard of {len(shown.found)} runs in {where}, on {place.target} of {place.host}")
+    num = "1 run" if len(shown.found) == 1 else f"{len(shown.found)} runs"
+    say(f"TensorBoard of {num} in {where}, on {place.target} of {place.host}")
     if not shown.found:
         say("there is no run yet; runs show as they begin to log")
     elif shown.waiting():
@@ -333,7 +335,6 @@ def _announce(
     else:
         say("Others may be able to read this output, so the way there stands in a file:")
         say(f"  cat {shlex.quote(str(connection))}")
-    say(until.text())
 
 
 def _wait(watch: Watch, shown: Shown) -> str:

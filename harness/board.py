@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from harness.board_server import RELOAD_S, listen, listen_on_socket, start_tensorboard
 from harness.cluster import Allocation
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.run import Run
 from harness.signals import STOPPING
 
@@ -168,18 +168,26 @@ def write_connection(place: Place) -> Path:
     """Write the way to TensorBoard into a file that nobody else can read.
 
     In the user's cache, not among the runs: those may be another user's, or a group's.
+
+    Raises:
+        RunError: if the cache can't be written, or the folder in it is another user's.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "harness" / "tensorboard"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    # A killed one leaves its file.
-    for old in folder.glob(f"{place.host}-*.txt"):
-        process = old.stem.removeprefix(f"{place.host}-")
-        if process.isdigit() and not _is_alive(int(process)):
-            old.unlink(missing_ok=True)
-    file = folder / f"{place.host}-{os.getpid()}.txt"
-    _write_private(file, place.text())
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        # A killed one leaves its file.
+        for old in folder.glob(f"{place.host}-*.txt"):
+            process = old.stem.removeprefix(f"{place.host}-")
+            if process.isdigit() and not _is_alive(int(process)):
+                old.unlink(missing_ok=True)
+        file = folder / f"{place.host}-{os.getpid()}.txt"
+        _write_private(file, place.text())
+    except OSError as error:
+        raise RunError(
+            f"{folder}: can't be written: {error.strerror}; set XDG_CACHE_HOME to a folder of yours"
+        ) from None
     return file
 
 
@@ -329,7 +337,7 @@ def _announce(place: Place, shown: Shown, connection: Path, say: Callable[[str],
     if not shown.found:
         say("there is no run yet; runs show as they begin to log")
     elif shown.waiting():
-        say(f"{shown.waiting()} of them have logged nothing yet; they show as they begin to")
+        say(f"{shown.waiting()} of them logged nothing yet; runs show as they begin to log")
     if is_private(sys.stdout):
         say(place.text().rstrip())
     else:

@@ -262,7 +262,7 @@ def test_only_the_runs_asked_for_are_shown(start: Callable[..., Board], harness:
     parts = ("", "/train", "/validation")
     board.wait_for_runs(*(name + part for name in ("lstm/a", "lstm/a-2") for part in parts))
     assert len(board.json("runs")) == 6
-    assert "1 of them have logged nothing yet" in board.end()[1]
+    assert "1 of them logged nothing yet" in board.end()[1]
 
 
 @pytest.mark.parametrize(("mode", "told"), [(0o600, True), (0o640, False)])
@@ -355,6 +355,17 @@ def test_a_socket_path_that_is_too_long_is_refused(harness: Harness) -> None:
     assert done.stderr.count("\n") == 1
     assert "TMPDIR" in done.stderr
     assert list(deep.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Harness) -> None:
+    """Without its file nobody could find the secret, so nothing goes on."""
+    harness.runs.mkdir()
+    harness.environment |= {"XDG_CACHE_HOME": "/dev/null", "TMPDIR": str(harness.folder)}
+    done = harness.run("tensorboard")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "set XDG_CACHE_HOME" in done.stderr
+    assert list(harness.folder.iterdir()) == [harness.runs]
 
 
 def test_the_file_of_a_killed_one_is_removed_by_the_next(

@@ -1,6 +1,7 @@
 """What goes along with the training loop: Keras's own callbacks, and the heartbeat."""
 
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from typing import Any
 import keras
 
 from harness.cluster import Allocation
+from harness.errors import Interrupted, RunError
 from harness.job import TrainTable
-from harness.run import Run
+from harness.run import HEARTBEAT_S, Run
 
 
 def keras_callbacks(train: TrainTable, model: keras.Model) -> keras.callbacks.CallbackList:
@@ -43,18 +45,20 @@ class Heartbeat:
         self,
         run: Run,
         allocation: Allocation | None,
-        every_s: float = 5.0,
+        every_s: float = HEARTBEAT_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run, self.every_s, self.clock = run, every_s, clock
         before = run.read_json("state.json")
         self.state: dict[str, Any] = {
             "restarts": int(before.get("restarts") or 0) + 1 if before else 0,
+            "requeues": int(before.get("requeues") or 0),
             "host": socket.gethostname(),
             "process": os.getpid(),
             "slurm_job": allocation.job_id if allocation else None,
             "log": allocation.log if allocation else None,
         }
+        self.max_requeues = allocation.max_requeues if allocation else None
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
@@ -70,3 +74,21 @@ class Heartbeat:
         if changed or now - self._last >= self.every_s:
             self._last = now
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
+
+    def interrupted(self, reason: Interrupted) -> None:
+        """Note that the run is saved and stops, and whether its job may go back into the queue.
+
+        Raises:
+            RunError: if it has been there too often.
+        """
+        requeues = int(self.state["requeues"])
+        # The job scripts put a job back that was warned; not one that somebody cancelled.
+        if self.max_requeues is not None and not reason.by_cancel:
+            if requeues >= self.max_requeues:
+                raise RunError(
+                    f"interrupted by {reason}, checkpoint saved; not requeued: that was done "
+                    f"{requeues} times, HARNESS_MAX_REQUEUES is {self.max_requeues}; give more "
+                    f"--time, and go on by: harness resume {shlex.quote(str(self.run.folder))}"
+                )
+            requeues += 1
+        self.beat("interrupted", signal=str(reason), requeues=requeues)

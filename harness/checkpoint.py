@@ -4,6 +4,7 @@ Not `tf.train.Checkpoint`: a checkpoint is several files there, and a run is mor
 One NumPy archive is complete or absent, holds a checksum for each array, and is never unpickled.
 """
 
+import io
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from harness.errors import RunError
 from harness.learner import Learner
+from harness.peers import Peers
 from harness.run import Run
 
 KEPT = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
@@ -58,8 +60,13 @@ def save(run: Run, learner: Learner, progress: Progress, total_steps: int) -> No
         old.unlink(missing_ok=True)
 
 
-def restore(run: Run, learner: Learner, identity: str) -> tuple[Progress, list[str]]:
+def restore(
+    run: Run, learner: Learner, identity: str, peers: Peers | None = None
+) -> tuple[Progress, list[str]]:
     """Take up the newest checkpoint that is whole, or a fresh start where there is none.
+
+    Of several workers only the chief looks, and gives the others what it found: they may see
+    another state of a shared file system, or none.
 
     Returns:
         The progress, and a line about each checkpoint that was passed over.
@@ -67,6 +74,20 @@ def restore(run: Run, learner: Learner, identity: str) -> tuple[Progress, list[s
     Raises:
         RunError: if a checkpoint is of another job or other data.
     """
+    if peers and not peers.is_chief:
+        content = peers.share()
+        if not content:
+            return Progress(identity=identity), []
+        arrays = _load(io.BytesIO(content))
+        _assign(arrays, learner)
+        return _progress(arrays), []
+    progress, path, passed_over = _newest(run, learner, identity)
+    if peers:
+        peers.share(path.read_bytes() if path else b"")
+    return progress, passed_over
+
+
+def _newest(run: Run, learner: Learner, identity: str) -> tuple[Progress, Path | None, list[str]]:
     passed_over = []
     for path in reversed(list_checkpoints(run)):
         try:
@@ -83,13 +104,17 @@ def restore(run: Run, learner: Learner, identity: str) -> tuple[Progress, list[s
                 f"{path}: is of another job or other data than {run.path('job.toml')} says; "
                 "restore that file, or start a new run"
             )
-        for name, variables in _variables(learner).items():
-            for i, variable in enumerate(variables):
-                variable.assign(arrays[f"{name}/{i}"])
-        return progress, passed_over
+        _assign(arrays, learner)
+        return progress, path, passed_over
     if passed_over:
         passed_over.append("no checkpoint is whole: the run starts from its beginning")
-    return Progress(identity=identity), passed_over
+    return Progress(identity=identity), None, passed_over
+
+
+def _assign(arrays: dict[str, np.ndarray], learner: Learner) -> None:
+    for name, variables in _variables(learner).items():
+        for i, variable in enumerate(variables):
+            variable.assign(arrays[f"{name}/{i}"])
 
 
 def list_checkpoints(run: Run) -> list[Path]:
@@ -104,7 +129,7 @@ def _variables(learner: Learner) -> dict[str, list[keras.Variable]]:
     return {"model": learner.model.variables, "optimizer": learner.optimizer.variables}
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
     # Reading a member to its end compares its checksum.
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}

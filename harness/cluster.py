@@ -1,8 +1,12 @@
 """What Slurm says about this process: the one place that knows its variables' names."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from harness.scheduler import ask
 
 
 @dataclass(frozen=True)
@@ -12,13 +16,16 @@ class Allocation:
     job_id: str
     num_nodes: int
     cpus_per_task: int | None
+    in_step: bool  # started by srun
     num_tasks: int  # of this job step, 1 outside of one
     rank: int  # of this process among them, from 0
     node: str  # as Slurm names it; several nodes of a test cluster share a host name
-    node_list: str  # of the step, or else of the job, such as n[08-10]
+    node_list: str  # of the step, such as n[08-10]
+    nodes: tuple[str, ...]  # its names one by one, where our job scripts have asked for them
     submit_host: str  # where sbatch or salloc was called, often a login node
     restarts: int  # how often Slurm put the job back into its queue
     max_requeues: int | None  # set by our job scripts, which requeue a job that was interrupted
+    secret: str  # by which the workers of a step know each other
     log: str | None  # the file that our job scripts print into
     variables: dict[str, str]
 
@@ -39,14 +46,16 @@ class Allocation:
             job_id=job_id,
             num_nodes=number("SLURM_JOB_NUM_NODES") or 1,
             cpus_per_task=number("SLURM_CPUS_PER_TASK"),
+            in_step=in_step,
             num_tasks=(number("SLURM_STEP_NUM_TASKS") or 1) if in_step else 1,
             rank=(number("SLURM_PROCID") or 0) if in_step else 0,
             node=environment.get("SLURMD_NODENAME", ""),
-            node_list=environment.get("SLURM_STEP_NODELIST")
-            or environment.get("SLURM_JOB_NODELIST", ""),
+            node_list=environment.get("SLURM_STEP_NODELIST", ""),
+            nodes=tuple(environment.get("HARNESS_NODES", "").split()),
             submit_host=environment.get("SLURM_SUBMIT_HOST", ""),
             restarts=number("SLURM_RESTART_COUNT") or 0,
             max_requeues=number("HARNESS_MAX_REQUEUES"),
+            secret=environment.get("HARNESS_SECRET") or job_id,
             log=environment.get("HARNESS_LOG"),
             variables={
                 name: value
@@ -57,8 +66,37 @@ class Allocation:
         )
 
 
+def node_names(allocation: Allocation) -> list[str]:
+    """The nodes of a job step in the order of its tasks, named as Slurm names them.
+
+    Only Slurm itself expands its lists rightly: `n[08-10]` is n08, n09, n10. In a container, where
+    its clients may be missing, the job scripts have asked before.
+    """
+    if allocation.nodes:
+        return list(allocation.nodes)
+    return ask("scontrol", "show", "hostnames", allocation.node_list).split()
+
+
 def given_cpus(allocation: Allocation | None) -> int:
     """The CPUs that this process may use: Slurm's word, or its affinity where there is less."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     given = allocation.cpus_per_task if allocation else None
     return max(1, min(affinity or 1, given or affinity or 1))
+
+
+def given_gpus(allocation: Allocation) -> int | None:
+    """The GPUs that Slurm gave the job on this node, None where it does not say."""
+    count = allocation.variables.get("SLURM_GPUS_ON_NODE", "")
+    listed = allocation.variables.get("SLURM_JOB_GPUS", "")
+    return int(count) if count.isdigit() else len(listed.split(",")) if listed else None
+
+
+def given_memory_gb(allocation: Allocation | None) -> float | None:
+    """The memory that Slurm gave the job on this node, None where it does not say."""
+    mb = allocation.variables.get("SLURM_MEM_PER_NODE", "") if allocation else ""
+    return int(mb) * 2**20 / 1e9 if mb.isdigit() and int(mb) else None  # 0 is all of the node's
+
+
+def scratch_folder(allocation: Allocation) -> Path:
+    """Where a job keeps temporary files: the site's folder for the job, or else TMPDIR."""
+    return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())

@@ -17,6 +17,14 @@ class RunError(RuntimeError):
 
 
 class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not an error
-    """A signal asked the run to stop; its checkpoint is saved: exit code 75, run again to go on."""
+    """A signal asked the run to stop; its checkpoint is saved: exit code 75, run again to go on.
+
+    So it is when another worker of the run was lost.
+    """
 
     exit_code = 75
+
+    @property
+    def by_cancel(self) -> bool:
+        """Whether somebody ended the run: by scancel, Ctrl-C or kill."""
+        return str(self) in ("SIGTERM", "SIGINT")

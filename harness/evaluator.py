@@ -1,12 +1,11 @@
 """Reviews to probabilities, by one model on all replicas."""
 
-from collections.abc import Callable
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from harness.pipeline import Batch, Reviews, batches
+from harness.signals import StopRequest
 
 # Reviews in a global batch of an evaluation. Nothing is learned, so only speed and memory count.
 EVALUATION_BATCH = 1024
@@ -19,26 +18,28 @@ class Evaluator:
         self.model, self.strategy, self.maxlen = model, strategy, maxlen
         self._run_forward = tf.function(self._forward)
 
-    def probabilities(
-        self, reviews: Reviews, between_batches: Callable[[], None] = lambda: None
-    ) -> np.ndarray:
+    def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
         """The probability of each review to be positive, `[num_reviews] float32`.
 
-        `between_batches` is called before each batch, and may raise to end the evaluation.
+        Raises:
+            Interrupted: between two batches, if `stop` says so.
         """
+        stop = stop or StopRequest()
         order = np.arange(len(reviews.labels))
         parts = []
         for batch in batches(
             self.strategy, reviews, order, batch_size=EVALUATION_BATCH, maxlen=self.maxlen
         ):
-            between_batches()
+            stop.check()
             # A replica's share has fillers behind it where the batch does not divide.
-            outputs, weights = self._run_forward(batch)
+            outputs, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
+            stop.agree(float(votes.numpy().sum()))
             parts.append(outputs.numpy()[weights.numpy() > 0])
         return np.concatenate(parts)
 
-    def _forward(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        outputs = self.strategy.run(
-            lambda b: self.model(b.tokens, training=False)[:, 0], args=(batch,)
-        )
-        return self.strategy.gather(outputs, axis=0), self.strategy.gather(batch.weights, axis=0)
+    def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return self.model(batch.tokens, training=False)[:, 0], batch.weights, vote[None]
+
+        outputs = self.strategy.run(replica_forward, args=(batch, vote))
+        return tuple(self.strategy.gather(output, axis=0) for output in outputs)

@@ -78,6 +78,13 @@ class Dataset:
     folder: Path | None = None  # where it was found
     note: str = ""  # why it is this one, where that needs saying
 
+    @property
+    def title(self) -> str:
+        """How a line or a table names the data."""
+        if self.is_sample:
+            return "SAMPLE of IMDB, not the full data"
+        return "IMDB" if self.official else "other data than the official IMDB"
+
     def splits(self) -> dict[str, Split]:
         """The splits by name."""
         return {"train": self.train, "test": self.test}
@@ -171,6 +178,9 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
         RunError: if the disk refuses or has not the room.
     """
     if folder.exists():
+        if folder.stat().st_uid != os.getuid():
+            # Its owner could change it after it was checked: nodes' disks are shared.
+            raise InputError(f"{folder}: belongs to another user; give a folder of your own")
         if is_folder(folder):
             try:
                 there = open_folder(folder)

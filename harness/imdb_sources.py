@@ -38,21 +38,20 @@ INDEX_MD5 = "bfafd718b763782e994055a2d397834f"
 CONNECT_S = 5
 
 
-def open_dataset(data: Path | None = None, *, full: bool = False) -> Dataset:
+def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
     """Find the dataset: the folder that was named, a staged copy, Keras's cache, a download.
 
     Where none is to be had, the packaged sample takes its place, unless `full`. A folder that was
-    named, by `data` or HARNESS_DATA, is used or refused, never passed over.
+    named, by `data` or HARNESS_DATA, is used or refused, never passed over. HARNESS_OFFLINE and
+    `download` off forbid the download.
 
     Raises:
         InputError: if a named folder holds no dataset, or `full` finds none.
         RunError: if a dataset is there but broken.
     """
-    named = data or (Path(os.environ["HARNESS_DATA"]) if os.environ.get("HARNESS_DATA") else None)
-    if named:
+    if named := data or _named_folder():
         return _open_named(named, "--data" if data else "HARNESS_DATA")
-    stage = os.environ.get("HARNESS_STAGE")
-    looked = [*([Path(stage)] if stage else []), fetched_folder(), _keras_folder()]
+    looked = _unnamed_folders()
     for folder in looked:
         if is_folder(folder):
             return open_folder(folder)
@@ -60,6 +59,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False) -> Dataset:
             return _convert(folder)
     if os.environ.get("HARNESS_OFFLINE"):
         reason = "no download with HARNESS_OFFLINE set"
+    elif not download:
+        reason = "no download was tried"
     else:
         try:
             return fetch()
@@ -72,6 +73,25 @@ def open_dataset(data: Path | None = None, *, full: bool = False) -> Dataset:
             "there is a network by: harness data fetch"
         )
     return open_sample(note=f"the full data is not in {where}; {reason}")
+
+
+def missing_in() -> list[Path]:
+    """The folders in which `open_dataset` would look in vain before a download; empty if one has
+    the dataset. Nothing is read or fetched."""
+    named = _named_folder()
+    folders = [named] if named else _unnamed_folders()
+    found = any(is_folder(folder) or (folder / NPZ).is_file() for folder in folders)
+    return [] if found else folders
+
+
+def _named_folder() -> Path | None:
+    named = os.environ.get("HARNESS_DATA")
+    return Path(named) if named else None
+
+
+def _unnamed_folders() -> list[Path]:
+    stage = os.environ.get("HARNESS_STAGE")
+    return [*([Path(stage)] if stage else []), fetched_folder(), _keras_folder()]
 
 
 def fetched_folder() -> Path:

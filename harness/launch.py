@@ -1,5 +1,7 @@
 """From a command's words to a run: data and devices, checked in the order of what they cost."""
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from harness.errors import InputError
 from harness.imdb import Dataset
 from harness.imdb_sources import open_dataset, open_sample
 from harness.job import Job
-from harness.run import Run
+from harness.peers import Peers
+from harness.run import Run, run_identity
 from harness.screen import Screen
 from harness.signals import StopRequest
 from harness.strategy import import_tensorflow, make_strategy, one_device, parse_devices
@@ -25,45 +28,35 @@ def launch(
         InputError: for devices or data that are not there; nothing is written then.
         Interrupted, RunError: as `harness.train.train` says.
     """
-    stop = StopRequest()
-    stop.listen()
-    for line in job.without_effect():
-        screen.warn(line)
-    record = run.read_json("provenance.json")
-    devices = devices or record.get("devices_asked")
-    asked = parse_devices(devices) if devices else None
     allocation = Allocation.from_environment()
-    if allocation and allocation.num_nodes > 1:
+    if allocation and allocation.num_nodes > 1 and not allocation.in_step:
         raise InputError(
-            f"--nodes={allocation.num_nodes}: this version trains on one node; ask sbatch for "
-            "--nodes=1 and more GPUs there"
+            f"an allocation of {allocation.num_nodes} nodes: should be used through srun, a task a "
+            "node; start a script of slurm/, or srun --ntasks-per-node=1 harness …"
         )
+    stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
+    stop.listen()
+    devices = devices or run.read_json("provenance.json").get("devices_asked")
+    asked = parse_devices(devices) if devices else None
     dataset = dataset_of(run, data, full=full)
-    import_tensorflow(allocation)
-    strategy = make_strategy(asked)
-    stop.listen()  # once more, over a handler that TensorFlow may have set
-    replicas = strategy.num_replicas_in_sync
-    if job.train.batch_size < replicas:
-        raise InputError(
-            f"train.batch_size = {job.train.batch_size}: is the global batch and should be at "
-            f"least the {replicas} replicas; raise it, or ask for fewer --devices"
-        )
+    with contextlib.ExitStack() as stack:
+        peers = None
+        if allocation and not stop.alone:
+            purpose = run_identity(job, dataset.checksum)
+            peers = stack.enter_context(Peers.join(allocation, purpose))
+            if not peers.is_chief:
+                # It does all that the chief does, and nobody reads what it writes and says.
+                screen.silent = True
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
+                run = Run(Path(folder) / run.folder.name)
+        import_tensorflow(allocation)
+        strategy = make_strategy(asked, peers)
+        stop.listen()  # once more, over a handler that TensorFlow may have set
+        announce(run, job, dataset, strategy.num_replicas_in_sync, screen)
 
-    from harness.train import dataset_name, train
+        from harness.train import train
 
-    before = (record.get("starts") or [{}])[-1].get("devices", [])
-    if before and len(before) != replicas:
-        screen.warn(
-            f"the run had {len(before)} replicas and goes on with {replicas}: its numbers will "
-            "agree to rounding, not to the byte"
-        )
-    if dataset.note:
-        screen.say(f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {dataset.note}")
-    screen.say(
-        f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
-        f"{replicas} replica{'s' if replicas > 1 else ''}, data: {dataset_name(dataset)}"
-    )
-    with screen:
+        stack.enter_context(screen)
         return train(
             run,
             job,
@@ -73,7 +66,35 @@ def launch(
             allocation=allocation,
             stop=stop,
             screen=screen,
+            peers=peers,
         )
+
+
+def announce(run: Run, job: Job, dataset: Dataset, replicas: int, screen: Screen) -> None:
+    """Say what is about to run, and what of it may surprise.
+
+    Raises:
+        InputError: if there are more replicas than reviews in a global batch.
+    """
+    if job.train.batch_size < replicas:
+        raise InputError(
+            f"train.batch_size = {job.train.batch_size}: is the global batch and should be at "
+            f"least the {replicas} replicas; raise it, or ask for fewer devices"
+        )
+    for line in job.without_effect():
+        screen.warn(line)
+    before = (run.read_json("provenance.json").get("starts") or [{}])[-1].get("devices", [])
+    if before and len(before) != replicas:
+        screen.warn(
+            f"the run had {len(before)} replicas and goes on with {replicas}: its numbers will "
+            "agree to rounding, not to the byte"
+        )
+    if dataset.note:
+        screen.say(f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {dataset.note}")
+    screen.say(
+        f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
+        f"{replicas} replica{'s' if replicas > 1 else ''}, data: {dataset.title}"
+    )
 
 
 def dataset_of(run: Run, data: Path | None, *, full: bool = False) -> Dataset:
@@ -126,9 +147,9 @@ def evaluate_again(run: Run, data: Path | None) -> dict[str, Any]:
     from harness.evaluator import Evaluator
     from harness.model_file import load_model
     from harness.scores import test_scores
-    from harness.train import dataset_name, split_reviews
+    from harness.train import split_reviews
 
     _, _, test = split_reviews(job, dataset)
     model = load_model(run)
     probabilities = Evaluator(model, one_device(), job.data.maxlen).probabilities(test)
-    return {"data": dataset_name(dataset), **test_scores(test.labels, probabilities)}
+    return {"data": dataset.title, **test_scores(test.labels, probabilities)}

@@ -82,35 +82,35 @@ class Learner:
 
     # Training
 
-    def train_steps(self, batches: Iterator[Batch], num_steps: int) -> tf.Tensor:
+    def train_steps(self, batches: Iterator[Batch], num_steps: int, vote: float = 0) -> tf.Tensor:
         """Take `num_steps` steps in one graph, leaving the result on the device.
 
         Returns:
-            `[num_steps, 2] float64`: of each step the sums over the global batch of the loss
-            and of the reviews told right.
+            `[num_steps, 3] float64`: of each step the sums over the global batch of the loss and
+            of the reviews told right, and the sum of all replicas' votes to stop.
         """
-        return self._run_steps(batches, num_steps)
+        return self._run_steps(batches, num_steps, tf.constant(vote, tf.float64))
 
-    def _steps(self, batches: Iterator[Batch], num_steps: int) -> tf.Tensor:
+    def _steps(self, batches: Iterator[Batch], num_steps: int, vote: tf.Tensor) -> tf.Tensor:
         if num_steps == 1:
-            return self._step(next(batches))[None]
-        sums = tf.TensorArray(tf.float64, num_steps, element_shape=[2])
+            return self._step(next(batches), vote)[None]
+        sums = tf.TensorArray(tf.float64, num_steps, element_shape=[3])
         for i in tf.range(num_steps):
-            sums = sums.write(i, self._step(next(batches)))
+            sums = sums.write(i, self._step(next(batches), vote))
         return sums.stack()
 
-    def _step(self, batch: Batch) -> tf.Tensor:
-        sums = self.strategy.run(self._replica_step, args=(batch,))
+    def _step(self, batch: Batch, vote: tf.Tensor) -> tf.Tensor:
+        sums = self.strategy.run(self._replica_step, args=(batch, vote))
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
-    def _replica_step(self, batch: Batch) -> tf.Tensor:
+    def _replica_step(self, batch: Batch, vote: tf.Tensor) -> tf.Tensor:
         # Only this part is compiled: the optimizer's variables have copies on other devices,
         # which XLA refuses to touch.
         gradients, sums = tf.function(self._gradients, jit_compile=self.xla)(batch)
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
             gradients = self._whole_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)
-        return sums
+        return tf.concat([sums, vote[None]], axis=0)
 
     def _whole_gradients(self, parts: list[tf.Tensor]) -> list[tf.Tensor]:
         # Keras would clip, and look for the overflow of float16, in each replica's part before
@@ -155,8 +155,9 @@ class Learner:
 
     def trace(self, batches: Iterator[Batch]) -> tf.Graph:
         """The graph of a training call, traced as `train_steps` will find it; nothing is run."""
+        vote = tf.TensorSpec([], tf.float64)
         num_steps = self.job.train.steps_per_execution
-        return self._run_steps.get_concrete_function(batches, num_steps).graph
+        return self._run_steps.get_concrete_function(batches, num_steps, vote).graph
 
     def kernels(self, graph: tf.Graph) -> dict[str, str]:
         """The kernel that each recurrent layer takes, read from the traced graph, not guessed.

@@ -1,19 +1,18 @@
 """Where a run came from: code, packages, machine, data. What a stranger needs to repeat it."""
 
 import importlib.metadata
-import os
 import platform
 import socket
-import subprocess
 import time
 from pathlib import Path
 
+from harness import PROJECT
+from harness.checkout import code_version
 from harness.cluster import Allocation, given_cpus
 from harness.imdb import Dataset
 from harness.run import Run
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def write_provenance(
@@ -28,12 +27,12 @@ def write_provenance(
     Before anything is trained: a run that goes on takes devices and data from here.
     """
     record = run.read_json("provenance.json") or {
-        **code_version(PROJECT),
-        "packages": {name: _version(name) for name in PACKAGES},
+        **code_version(PROJECT, run.folder.absolute().parent.parent),
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
-        "driver": _nvidia_driver(),
+        "driver": nvidia_driver(),
         "devices_asked": devices_asked,
         "kernels": {},  # known when the graph is traced
         "slurm": allocation.variables if allocation else {},
@@ -62,41 +61,8 @@ def record_kernels(run: Run, kernels: dict[str, str]) -> None:
     run.write_json("provenance.json", {**run.read_json("provenance.json"), "kernels": kernels})
 
 
-def process_age_s() -> float | None:
-    """Seconds since this process was started, interpreter and all; None where unknown."""
-    try:
-        # Field 22 of proc_pid_stat(5): the start in clock ticks since the machine's.
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
-
-
-def code_version(project: Path) -> dict[str, str | None]:
-    """The commit and what differs from it, `None` where the code is in no git checkout."""
-    return {
-        "commit": _git(project, "rev-parse", "HEAD"),
-        "uncommitted_diff": _git(project, "diff", "HEAD"),
-        "untracked_files": _git(project, "ls-files", "--others", "--exclude-standard"),
-    }
-
-
-def _git(project: Path, *words: str) -> str | None:
-    if not (project / ".git").exists():
-        return None  # else git would tell of a checkout further up
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed words, no shell
-            ["git", "-C", str(project), *words],  # noqa: S607
-            capture_output=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode(errors="replace").strip()
-
-
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # a nightly build has another name
@@ -112,7 +78,8 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _nvidia_driver() -> str | None:
+def nvidia_driver() -> str | None:
+    """What the NVIDIA driver says of its version; None where there is no driver."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

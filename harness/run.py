@@ -5,6 +5,7 @@ all. A run has one writer: the process that took its lease last. An older one th
 finds the lease gone and stops.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO
 
 from harness.errors import InputError, RunError
 from harness.job import Job, load_job, nearest
+
+HEARTBEAT_S = 5.0  # between two writings of state.json while a run trains
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -190,6 +193,16 @@ class Run:
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise RunError(_refusal(target, error)) from None
+
+
+def submissions(runs: Path) -> Path:
+    """The folder, among the runs, of what was submitted and of the code that it runs."""
+    return runs / ".submissions"
+
+
+def run_identity(job: Job, checksum: str) -> str:
+    """What a checkpoint belongs to: this very job on these very data."""
+    return hashlib.sha256(f"{job.to_toml()}\n{checksum}".encode()).hexdigest()
 
 
 def _is_dir(path: Path) -> bool:

@@ -18,11 +18,12 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True, emoji=False)
+        self.silent = False
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> "Screen":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.silent:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -45,6 +46,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line."""
+        if self.silent:
+            return
         # A full disk under the log file is no reason to end a run that writes elsewhere.
         with contextlib.suppress(OSError):
             self.console.print(text, markup=False)
@@ -52,6 +55,8 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """Print a line of warning on standard error."""
+        if self.silent:
+            return
         Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False).print(
             f"warning: {text}", markup=False
         )

@@ -11,10 +11,20 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Whether one of the stopping signals has come."""
+    """Whether one of the stopping signals has come, to this process or to another of the run.
 
-    def __init__(self) -> None:
+    Several workers must stop after the same step, or the rest wait in a collective operation for
+    ever. So each step carries every worker's vote, and all look at the sum at the same steps.
+    """
+
+    def __init__(self, *, alone: bool = True) -> None:
+        self.alone = alone
         self.signal: signal.Signals | None = None
+
+    @property
+    def vote(self) -> float:
+        """1 to stop, 0 to go on."""
+        return float(self.signal is not None)
 
     def listen(self) -> None:
         """Handle the signals from now on.
@@ -32,10 +42,19 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise if a signal has come.
+        """Raise if a signal has come, where this worker may stop by itself.
 
         Raises:
             Interrupted: with the signal's name.
         """
-        if self.signal is not None:
-            raise Interrupted(self.signal.name)
+        if self.alone:
+            self.agree(self.vote)
+
+    def agree(self, votes: float) -> None:
+        """Raise if any worker has voted to stop.
+
+        Raises:
+            Interrupted: with the signal's name.
+        """
+        if votes > 0:
+            raise Interrupted(self.signal.name if self.signal else "a signal to another worker")

@@ -3,21 +3,27 @@
 TensorFlow is imported inside the functions, so that a device's name is checked without it.
 """
 
+import json
 import os
 import re
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from harness.cluster import Allocation, given_cpus
 from harness.errors import InputError
+from harness.peers import Peers
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 MAX_DEVICES = 64
+
+START_S = 120.0  # for the workers' servers to find each other
+COLLECTIVE_S = 600.0  # for a worker to come to an operation of all, such as a step's sum
 
 # What TensorFlow 2.21 prints at every start on a machine without a GPU, whatever its log level.
 KNOWN_NOISE = re.compile(
@@ -88,11 +94,12 @@ def import_tensorflow(allocation: Allocation | None) -> ModuleType:
     return tf  # type: ignore[no-any-return]
 
 
-def make_strategy(asked: Devices | None) -> "tf.distribute.Strategy":
+def make_strategy(asked: Devices | None, peers: Peers | None = None) -> "tf.distribute.Strategy":
     """The strategy for the devices asked for, or for all that this process sees.
 
-    One device gets TensorFlow's default strategy, under which XLA and cuDNN stay on; several get
-    a MirroredStrategy. Call it once a process, before anything is put on a device.
+    With peers it spans the same devices on each of their nodes. Of one process, one device gets
+    TensorFlow's default strategy, under which XLA and cuDNN stay on, and several a
+    MirroredStrategy. Call it once a process, before anything is put on a device.
 
     Raises:
         InputError: if the devices asked for are not there.
@@ -101,6 +108,10 @@ def make_strategy(asked: Devices | None) -> "tf.distribute.Strategy":
 
     gpus = tf.config.list_physical_devices("GPU")
     devices = asked or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
+    if peers and devices.kind == "cpu" and devices.count > 1:
+        raise InputError(
+            f"--devices {devices}: of several nodes each gives one CPU device; use --devices cpu"
+        )
     if devices.kind == "gpu":
         if devices.count > len(gpus):
             raise InputError(
@@ -109,10 +120,14 @@ def make_strategy(asked: Devices | None) -> "tf.distribute.Strategy":
             )
         used = gpus[: devices.count]
         tf.config.set_visible_devices(used, "GPU")
+        if peers:
+            return _across_nodes(peers)
         if devices.count == 1:
             return tf.distribute.get_strategy()
         return tf.distribute.MirroredStrategy([f"gpu:{i}" for i in range(devices.count)])
     tf.config.set_visible_devices([], "GPU")
+    if peers:
+        return _across_nodes(peers)
     if devices.count == 1:
         return tf.distribute.get_strategy()
     (cpu,) = tf.config.list_physical_devices("CPU")
@@ -126,6 +141,33 @@ def make_strategy(asked: Devices | None) -> "tf.distribute.Strategy":
     )
 
 
+def _across_nodes(peers: Peers) -> "tf.distribute.Strategy":
+    import tensorflow as tf
+
+    # Not SlurmClusterResolver: it puts n10 before n9, wants GPUs, and has one port for all jobs.
+    os.environ["TF_CONFIG"] = json.dumps(
+        {
+            "cluster": {"worker": peers.addresses},
+            "task": {"type": "worker", "index": peers.rank},
+        }
+    )
+    # It waits an hour for the others. All were there a moment ago, but one may have died since.
+    impatience = threading.Timer(
+        START_S,
+        peers.give_up,
+        [f"TensorFlow on {peers.node} waits for the other workers since {START_S:.0f} s"],
+    )
+    impatience.start()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                timeout_seconds=COLLECTIVE_S
+            )
+        )
+    finally:
+        impatience.cancel()
+
+
 def one_device() -> "tf.distribute.Strategy":
     """The strategy of one device, the first GPU if there is one: for a model from a file."""
     import tensorflow as tf
@@ -133,13 +175,28 @@ def one_device() -> "tf.distribute.Strategy":
     return tf.distribute.get_strategy()
 
 
-def describe_devices(strategy: "tf.distribute.Strategy") -> list[dict[str, str]]:
-    """Name and kind of each device that the strategy uses, for the record."""
+def describe_devices(
+    strategy: "tf.distribute.Strategy", peers: Peers | None = None
+) -> list[dict[str, str]]:
+    """Name and kind of each device that the strategy uses, for the record.
+
+    Those of other nodes are named after this one's, which asked for the same.
+    """
+    nodes = peers.nodes if peers else [""]
+    own = _own_devices(strategy.num_replicas_in_sync // len(nodes))
+    return [
+        {**device, "device": f"{node}/{device['device']}".lstrip("/")}
+        for node in nodes
+        for device in own
+    ]
+
+
+def _own_devices(num: int) -> list[dict[str, str]]:
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
-        return [{"device": f"cpu:{i}"} for i in range(strategy.num_replicas_in_sync)]
+        return [{"device": f"cpu:{i}"} for i in range(num)]
     return [
         {
             "device": gpu.name.removeprefix("/physical_device:").lower(),

@@ -1,7 +1,6 @@
 """One run, top to bottom, like the notebook it came from: data, fit, test, record."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,14 +15,23 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.imdb import Dataset, Split, encode_split, words_to_bytes
 from harness.job import Job
 from harness.model_file import save_model
+from harness.peers import Peers
 from harness.pipeline import Reviews
 from harness.provenance import record_kernels, write_provenance
-from harness.run import Run
+from harness.run import Run, run_identity
 from harness.scores import calibration_picture, confusion_picture, roc_picture, test_scores
 from harness.screen import Screen
 from harness.signals import StopRequest
 from harness.strategy import describe_devices
 from harness.trainer import Trainer
+
+# What an operation of all workers ends with when one does not take part.
+LOST_TO_TENSORFLOW = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+)
 
 
 def train(
@@ -36,8 +44,12 @@ def train(
     allocation: Allocation | None,
     stop: StopRequest,
     screen: Screen,
+    peers: Peers | None = None,
 ) -> dict[str, Any]:
     """Begin a run, or go on with it where it was, to its result.
+
+    With peers every one of them calls this at the same time; all but the chief with a run, a
+    screen and so on that nobody reads.
 
     Returns:
         The content of `result.json`.
@@ -49,15 +61,15 @@ def train(
     training, validation, test = split_reviews(job, dataset)
     run.take_lease()
     heartbeat = Heartbeat(run, allocation)
-    with failures_noted(heartbeat):
+    with failures_noted(heartbeat, peers):
         heartbeat.beat("starting")
-        devices = describe_devices(strategy)
+        devices = describe_devices(strategy, peers)
         write_provenance(run, dataset, allocation, devices, devices_asked)
         run.write_text("job.toml", job.to_toml())  # from here on the run is one that can go on
         vocabulary = words_to_bytes(known_words(job, dataset))
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
-        identity = run_identity(job, dataset)
-        trainer = Trainer(run, job, strategy, training, identity, heartbeat, stop, screen)
+        identity = run_identity(job, dataset.checksum)
+        trainer = Trainer(run, job, strategy, training, identity, heartbeat, stop, screen, peers)
         learner, log = trainer.learner, trainer.log
         with log, trainer.saved_when_interrupted():
             kernels = learner.kernels(trainer.graph)
@@ -68,7 +80,7 @@ def train(
             trainer.fit(training, validation)
 
             heartbeat.beat("testing")
-            probabilities = learner.evaluator.probabilities(test, stop.check)
+            probabilities = learner.evaluator.probabilities(test, stop)
             scores = test_scores(test.labels, probabilities)
             result = {
                 **describe_job(job, run),
@@ -86,11 +98,6 @@ def train(
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
     return result
-
-
-def run_identity(job: Job, dataset: Dataset) -> str:
-    """What a checkpoint belongs to: this very job on these very data."""
-    return hashlib.sha256(f"{job.to_toml()}\n{dataset.checksum}".encode()).hexdigest()
 
 
 def split_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Reviews]:
@@ -125,12 +132,17 @@ def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
 
 
 @contextlib.contextmanager
-def failures_noted(heartbeat: Heartbeat) -> Iterator[None]:
+def failures_noted(heartbeat: Heartbeat, peers: Peers | None = None) -> Iterator[None]:
     """Say in `state.json` how a run ended that did not end well."""
     try:
-        yield
-    except Interrupted as signal:
-        heartbeat.beat("interrupted", signal=str(signal))
+        with losses_told(peers):
+            yield
+    except Interrupted as reason:
+        try:
+            heartbeat.interrupted(reason)
+        except RunError as refusal:
+            _note_failure(heartbeat, refusal)
+            raise refusal from None
         raise
     except tf.errors.ResourceExhaustedError:
         error = RunError(
@@ -141,6 +153,23 @@ def failures_noted(heartbeat: Heartbeat) -> Iterator[None]:
         raise error from None
     except Exception as error:
         _note_failure(heartbeat, error)
+        raise
+
+
+@contextlib.contextmanager
+def losses_told(peers: Peers | None) -> Iterator[None]:
+    """Have another worker's end told by its reason, where TensorFlow tells its own trouble."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise
+    except tf.errors.OpError as error:
+        if peers is None:
+            raise
+        peers.explain()
+        if isinstance(error, LOST_TO_TENSORFLOW):
+            first_line = str(error).splitlines()[0]
+            raise Interrupted(f"TensorFlow, which lost another worker: {first_line}") from None
         raise
 
 
@@ -165,7 +194,7 @@ def describe_data(
 ) -> dict[str, Any]:
     """What the scores were measured on."""
     return {
-        "data": dataset_name(dataset),
+        "data": dataset.title,
         "dataset_checksum": dataset.checksum,
         "is_sample": dataset.is_sample,
         "limit": job.data.limit,
@@ -173,13 +202,6 @@ def describe_data(
         "num_validation": len(validation.labels),
         "num_test": len(test.labels),
     }
-
-
-def dataset_name(dataset: Dataset) -> str:
-    """How a line or a table names the data."""
-    if dataset.is_sample:
-        return "SAMPLE of IMDB, not the full data"
-    return "IMDB" if dataset.official else "other data than the official IMDB"
 
 
 def describe_run(trainer: Trainer) -> None:

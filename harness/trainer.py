@@ -18,13 +18,15 @@ from harness.errors import Interrupted, RunError
 from harness.event_log import EventLog
 from harness.job import Job
 from harness.learner import Learner
+from harness.peers import Peers
 from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps
-from harness.provenance import process_age_s
+from harness.processes import age_s
 from harness.run import Run
 from harness.scores import binary_loss_and_accuracy
 from harness.screen import Screen
 from harness.signals import StopRequest
 
+STEPS_TO_STOP = 10  # at most, from a worker's signal to the step at which all workers stop
 PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm
 
 
@@ -41,18 +43,20 @@ class Trainer:
         heartbeat: Heartbeat,
         stop: StopRequest,
         screen: Screen,
+        peers: Peers | None,
     ) -> None:
         self.run, self.job, self.strategy = run, job, strategy
+        train = job.train
         self.heartbeat, self.stop, self.screen = heartbeat, stop, screen
         self.learner = Learner(job, strategy)
         self.num_reviews = len(training.labels)
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
         # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,
         # (3) the event log, cut to what the checkpoint knows of.
-        self.progress, passed_over = checkpoint.restore(run, self.learner, identity)
+        self.progress, passed_over = checkpoint.restore(run, self.learner, identity, peers)
         for line in passed_over:
             screen.warn(line)
-        self.callbacks = keras_callbacks(job.train, self.learner.model)
+        self.callbacks = keras_callbacks(train, self.learner.model)
         self._replay()
         self.fresh = not self.progress.event_mark  # nothing is in the log yet
         self.graph = self.learner.trace(self._steps_left(training))
@@ -61,7 +65,11 @@ class Trainer:
         self._write_metrics()
         self._profiling = self._profiled = False
         self.first_step_s: float | None = None  # from this process's start
-        self._pending: list[tf.Tensor] = []  # of each execution [steps, 2], still on the device
+        self._pending: list[tf.Tensor] = []  # of each execution [steps, 3], still on the device
+        self._votes = 0.0  # to stop, in the steps so far
+        self._drain_every = train.log_every_steps
+        if not stop.alone:
+            self._drain_every = min(train.log_every_steps, STEPS_TO_STOP)
         self._since = self._saved = time.perf_counter()
 
     @contextlib.contextmanager
@@ -123,14 +131,17 @@ class Trainer:
             self.stop.check()
             num = min(train.steps_per_execution, self.steps_an_epoch - done)
             self._profile(done)
-            self._pending.append(self.learner.train_steps(iterator, num))
-            done += num
+            self._pending.append(self.learner.train_steps(iterator, num, self.stop.vote))
+            before, done = done, done + num
             if self.first_step_s is None:
                 self._pending[0].numpy()  # the clock counts when the step is done
-                self.first_step_s = round(process_age_s() or 0.0, 3)
+                self.first_step_s = round(age_s() or 0.0, 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
-            if done - progress.step >= train.log_every_steps or done == self.steps_an_epoch:
+            # At the same steps on every worker, wherever in the epoch it began.
+            every = self._drain_every
+            if done // every > before // every or done == self.steps_an_epoch:
                 self.drain()
+                self.stop.agree(self._votes)
             if time.perf_counter() - self._saved >= train.checkpoint_every_s:
                 self.drain()
                 self.save()
@@ -153,7 +164,7 @@ class Trainer:
     def _validate(self, validation: Reviews) -> dict[str, float]:
         began = time.perf_counter()
         self.heartbeat.beat("validating")
-        probabilities = self.learner.evaluator.probabilities(validation, self.stop.check)
+        probabilities = self.learner.evaluator.probabilities(validation, self.stop)
         loss, accuracy = binary_loss_and_accuracy(validation.labels, probabilities)
         if not np.isfinite(loss):
             raise RunError(f"the validation loss is not finite in epoch {self.progress.epoch + 1}")
@@ -228,9 +239,10 @@ class Trainer:
                 f"the loss is not finite at step {at} (epoch {progress.epoch + 1}); lower "
                 "train.learning_rate or set train.clipnorm, and start anew"
             )
-        for loss, right in sums.tolist():  # in order, so that the sum is always the same
+        for loss, right, votes in sums.tolist():  # in order, so that the sum is always the same
             progress.loss_sum += loss
             progress.right_sum += right
+            self._votes += votes
         progress.step += len(sums)
         progress.epoch_s += took
         progress.training_s += took

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What every job script shares: the site's settings, the virtual environment, the run itself.
 #
-#   bash slurm/common.sh --setup    make the environment and end, e.g. on a login node
+#   bash slurm/common.sh --setup    make the environment and get the data, e.g. on a login node
 #
 # Works with bash 3.2 (macOS) and later, so an empty array is expanded as ${a[@]+"${a[@]}"}.
 
@@ -11,17 +11,24 @@ PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # `--export=NONE` drops these two.
 export PATH HOME=${HOME:-~}
 
+SIGNALS='' # that this script has got
+
 say() { printf 'harness: %s\n' "$*" >&2; }
 
 read_site() {
     HARNESS_CONTAINER=()
-    local rc=0
+    local rc=0 venv=${HARNESS_VENV:-} runs=${HARNESS_RUNS:-}
     if [[ -f $PROJECT/slurm/site.sh ]]; then
         set +u # module systems read variables that are unset
         # shellcheck source=slurm/site.example.sh
         source "$PROJECT/slurm/site.sh" || rc=$?
         set -u
         [[ $rc == 0 ]] || say "slurm/site.sh ended with status $rc; going on"
+    fi
+    if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
+        # What the submission said stays. Of a container's environment only the site knows.
+        HARNESS_RUNS=$runs
+        [[ ${#HARNESS_CONTAINER[@]} -gt 0 ]] || HARNESS_VENV=$venv
     fi
     VENV=${HARNESS_VENV:-$PROJECT/.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
@@ -171,7 +178,57 @@ ensure_venv() {
 prepare() {
     read_site
     choose_locks
-    ensure_venv "${LOCKS[@]}"
+    if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
+        # It was there when the job was submitted, and others may be using it.
+        is_ready "${LOCKS[@]}" || say "$VENV is not, or no longer, made from the locks of $PROJECT"
+    else
+        ensure_venv "${LOCKS[@]}"
+        mkdir -p "$PROJECT/logs" # where sbatch would not make it, it must be there
+    fi
+    unset PYTHONHOME
+    export PYTHONPATH=$PROJECT # the code that this script belongs to, whatever is installed
+    export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
+    HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
+    ON_NODES=("${HARNESS[@]}") # once on each node of the job
+    if is_batch; then
+        prepare_batch
+    fi
+}
+
+# What a job of Slurm's needs beyond a run right here.
+prepare_batch() {
+    local log name
+    for name in USR1 USR2 TERM; do
+        # Else the warning of a time limit that comes this early would end the job for good.
+        # shellcheck disable=SC2064
+        trap "SIGNALS+=' $name'" $name
+    done
+    export HARNESS_MAX_REQUEUES="${HARNESS_MAX_REQUEUES:-20}"
+    log=$(readlink "/proc/$$/fd/1") || log=''
+    [[ ! -f $log ]] || export HARNESS_LOG=$log
+    export HARNESS_OFFLINE=1 # compute nodes often have no network, and would wait for it
+    if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
+        # srun takes neither the CPUs nor, at some sites, the environment from sbatch.
+        ON_NODES=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
+            --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=0
+            ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${HARNESS[@]}")
+        HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
+        # By it the workers know each other: on shared nodes anyone may open a port.
+        HARNESS_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+        export HARNESS_NODES HARNESS_SECRET
+    fi
+}
+
+# Copies the dataset to each node's own disk, where there is one, and has the job read it there.
+stage_data() {
+    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}}
+    is_batch && [[ -n $scratch ]] || return 0
+    scratch+=/harness-imdb-$(id -u)
+    if "${ON_NODES[@]}" data stage "$scratch"; then
+        export HARNESS_DATA=$scratch
+    else
+        say "the data is not on the node's own disk; it is read from where it is"
+    fi
 }
 
 # Whether Slurm started this script: then it runs from a copy in a spool folder. In an
@@ -192,7 +249,7 @@ has_option() {
 # what came. In the background, because a trap waits for a command in the foreground.
 run_child() {
     local child='' fresh status
-    RC=127 SIGNALS=''
+    RC=127
     # A background child ignores INT until it says otherwise, so it gets TERM.
     trap 'pass_on INT TERM' INT
     trap 'pass_on TERM TERM' TERM
@@ -220,6 +277,12 @@ pass_on() {
     [[ -z $child ]] || kill -s "$2" "$child" 2>/dev/null || true
 }
 
+# Whether the job ended in a way after which it can go on where it was: it saved and said so, or
+# one of several nodes' processes died, which the others survived long enough to say the same.
+can_go_on() {
+    [[ $RC == 75 ]] || [[ $RC -ge 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]
+}
+
 # Back into the queue, unless TERM or INT came: that is a cancelled job, which must stay
 # cancelled, or a preempted one, which Slurm requeues by itself.
 requeue() {
@@ -227,43 +290,92 @@ requeue() {
         say "interrupted; run it again to go on"
         return
     fi
-    trap '' TERM # the requeue ends this script too
-    if scontrol requeue "$SLURM_JOB_ID"; then
-        say "interrupted; job $SLURM_JOB_ID is back in the queue"
-    else
-        say "interrupted, and the requeue failed: submit it again to go on"
+    # The run counts as well; here counts a job that never comes as far as its run.
+    if [[ ${SLURM_RESTART_COUNT:-0} -ge $HARNESS_MAX_REQUEUES ]]; then
+        say "interrupted; not requeued, that was done $SLURM_RESTART_COUNT times" \
+            "(HARNESS_MAX_REQUEUES is $HARNESS_MAX_REQUEUES); give more --time, or see above why"
+        return
     fi
+    trap '' TERM # the requeue ends this script too
+    local try
+    for try in 1 2 3 4 5 6 7 8; do # the controller may be down for a moment
+        [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
+        if scontrol requeue "$SLURM_JOB_ID"; then
+            say "interrupted; job $SLURM_JOB_ID is back in the queue"
+            return
+        fi
+    done
+    say "interrupted, and the requeue failed: submit it again to go on"
+}
+
+# Runs the command given, passes signals on to it, and ends the script as the job should end.
+run_to_end() {
+    run_child "$@"
+    if is_batch && can_go_on; then
+        requeue
+    elif [[ $RC -ge 126 ]]; then
+        say "harness ended with exit code $RC, by a signal if above 128: 137 may be a lack of memory"
+    fi
+    exit "$RC"
+}
+
+# The name of this job's run, by which a requeued job finds it; fails outside of a job.
+run_name() {
+    is_batch || return 1
+    local id=$SLURM_JOB_ID
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    echo "slurm-$id"
 }
 
 # Trains the job file $1, relative to the project, with the other arguments; ends the script.
 run_job() {
-    local job=$1 id
-    local -a launch=() options=()
+    local job=$1 name
+    local -a options=()
     shift
+    [[ $job == /* ]] || job=$PROJECT/$job
     prepare
-    unset PYTHONPATH PYTHONHOME
-    export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
+    has_option --data "$@" || stage_data
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
         options+=(--seed "$SLURM_ARRAY_TASK_ID")
     fi
-    if is_batch && ! has_option --run-id "$@"; then
-        # By its job's id a requeued job finds its run.
-        id=$SLURM_JOB_ID
-        [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-        options+=(--run-id "slurm-$id")
+    if name=$(run_name) && ! has_option --run-id "$@"; then
+        options+=(--run-id "$name")
     fi
-    if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
-        # srun takes neither the CPUs nor, at some sites, the environment from sbatch.
-        launch=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
-            --ntasks-per-node=1 --export=ALL
-            ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
+    run_to_end "${ON_NODES[@]}" train "$job" ${options[@]+"${options[@]}"} "$@"
+}
+
+# Searches as the job file $1 says, on all that the allocation has; ends the script.
+run_tune() {
+    local name
+    local -a options=()
+    prepare
+    has_option --data "$@" || stage_data
+    if name=$(run_name) && ! has_option --sweep-id "$@" && ! has_option --join "$@"; then
+        options+=(--sweep-id "$name")
     fi
-    run_child ${launch[@]+"${launch[@]}"} ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} \
-        "$VENV/bin/harness" train "$PROJECT/$job" ${options[@]+"${options[@]}"} "$@"
-    if [[ $RC == 75 ]] && is_batch; then
-        requeue
-    fi
-    exit "$RC"
+    # Once: it starts its workers' steps by itself.
+    run_to_end "${HARNESS[@]}" tune "$@" ${options[@]+"${options[@]}"}
+}
+
+# Compares the runs given, patterns included, or all; ends the script.
+run_compare() {
+    local pattern path
+    local -a found=()
+    prepare
+    for pattern; do
+        while IFS= read -r path; do
+            found+=("$path")
+        done < <(compgen -G "$pattern" || say "no run matches $pattern")
+    done
+    [[ $# -gt 0 ]] || found=("$HARNESS_RUNS")
+    [[ ${#found[@]} -gt 0 ]] || found=("$@") # harness refuses them in its own words
+    run_to_end "${HARNESS[@]}" compare "${found[@]}"
+}
+
+# Serves TensorBoard from this node to its owner; ends the script.
+run_tensorboard() {
+    prepare
+    run_to_end "${HARNESS[@]}" tensorboard "$@"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
@@ -272,5 +384,6 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
         exit 2
     fi
     prepare
+    "${HARNESS[@]}" data fetch || say "the data is still missing; until it is there, runs use a SAMPLE"
     say "ready: $VENV"
 fi

@@ -20,23 +20,30 @@ STAND_IN = f"""#!/bin/sh
 import json, os, signal, sys, time
 from pathlib import Path
 note = Path(os.environ["NOTE"])
+def write():
+    note.write_text(json.dumps(call))
+    with note.with_suffix(".all").open("a") as file:
+        file.write(json.dumps(call) + "\\n")
 call = {{
     "argv": sys.argv[1:],
     "runs": os.environ["HARNESS_RUNS"],
     "image": os.environ.get("IMAGE"),
+    "nodes": os.environ.get("HARNESS_NODES"),
+    "data": os.environ.get("HARNESS_DATA"),
+    "offline": os.environ.get("HARNESS_OFFLINE"),
     "signals": [],
 }}
 def stop(number, frame):
     call["signals"].append(signal.Signals(number).name)
     time.sleep(0.2)  # saving takes a while, in which signals may repeat
-    note.write_text(json.dumps(call))
+    write()
     sys.exit(75)
 if "WAIT" in os.environ:
     for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), stop)
     note.with_suffix(".ready").touch()
     time.sleep(20)
-note.write_text(json.dumps(call))
+write()
 sys.exit(int(os.environ.get("EXIT", "0")))
 """
 
@@ -109,6 +116,11 @@ class Project:
         """Return how the stand-in was called."""
         call: dict[str, Any] = json.loads(self.note.read_text())
         return call
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Return how the stand-in was called each time."""
+        lines = self.note.with_suffix(".all").read_text().splitlines()
+        return [json.loads(line) for line in lines]
 
     def signalled(
         self, script: Path, *signals: signal.Signals, env: dict[str, str]

@@ -229,6 +229,16 @@ def test_verify_sees_a_changed_byte(tmp_path: Path) -> None:
     assert "checksum" in verify(open_folder(tmp_path / "imdb"))[0]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
+def test_stage_takes_no_folder_of_another_user(tmp_path: Path) -> None:
+    """On a disk that others share, a copy that its owner could change later is refused."""
+    folder = tmp_path / "imdb"
+    save_folder(small(), folder)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(InputError, match="belongs to another user"):
+        save_folder(small(), folder)
+
+
 def test_stage_never_overwrites_another_folder(tmp_path: Path) -> None:
     """A folder that holds something else is refused, and stays as it is."""
     (tmp_path / "thesis.txt").write_text("mine")

@@ -1,5 +1,7 @@
 """The job scripts, run by a real bash: what reaches the harness, and what comes back."""
 
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import pytest
 from tests.stand_in import REPOSITORY, Project
 
 JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+SCRIPTS = (*JOBS, "tune", "compare", "tensorboard")
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def test_script_trains_its_job(project: Project, job: str) -> None:
     assert project.call()["runs"] == f"{project.path}/runs"
 
 
-def test_scripts_differ_in_their_name_only() -> None:
+def test_training_scripts_differ_in_their_name_only() -> None:
     """What the scripts say beyond their job's name is the same, so a mend reaches all."""
     texts = {(REPOSITORY / f"slurm/{job}.sh").read_text().replace(job, "NAME") for job in JOBS}
     assert len(texts) == 1
@@ -39,6 +42,45 @@ def test_arguments_pass_unchanged(project: Project) -> None:
     result = project.run(project.path / "slurm/bilstm.sh", *arguments)
     assert result.returncode == 0, result.stderr
     assert project.call()["argv"][2:] == arguments
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("tune", ["jobs/a b.toml"], ["tune", "jobs/a b.toml", "--sweep-id", "slurm-42"]),
+        ("compare", ["{runs}/x*", "{runs}/none*"], ["compare", "{runs}/x 1", "{runs}/x2"]),
+        ("compare", [], ["compare", "{runs}"]),
+        ("tensorboard", ["--hours", "2"], ["tensorboard", "--hours", "2"]),
+    ],
+)
+def test_script_calls_its_command(
+    project: Project, script: str, arguments: list[str], words: list[str]
+) -> None:
+    """The other scripts pass their arguments to the command of their name, patterns expanded."""
+    runs = project.path / "runs"
+    for name in ("x 1", "x2"):
+        (runs / name).mkdir(parents=True)
+    result = project.run(
+        project.spool(script), *(word.format(runs=runs) for word in arguments), env=project.slurm()
+    )
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"] == [word.format(runs=runs) for word in words]
+
+
+def test_dataset_is_staged_on_the_nodes_own_disk(project: Project, tmp_path: Path) -> None:
+    """Where a node has scratch, the dataset is put there and read from there, by a job alone."""
+    scratch = tmp_path / "my scratch"
+    scratch.mkdir()
+    copy = f"{scratch}/harness-imdb-{os.getuid()}"
+    for variable in ("TMPDIR", "SLURM_TMPDIR"):
+        env = {**project.slurm(), variable: str(scratch)}
+        assert project.run(project.spool(), env=env).returncode == 0
+        assert project.calls()[-2]["argv"] == ["data", "stage", copy]
+        assert (project.call()["data"], project.call()["offline"]) == (copy, "1")
+    here = {**project.environment, "TMPDIR": str(scratch)}
+    assert project.run(project.path / "slurm/lstm.sh", env=here).returncode == 0
+    assert (project.call()["data"], project.call()["offline"]) == (None, None)
+    assert [call["argv"][0] for call in project.calls()[-2:]] == ["train", "train"]
 
 
 @pytest.mark.parametrize("code", [1, 2, 75])
@@ -63,17 +105,26 @@ def test_bare_environment_is_enough(project: Project) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("below", ["", "slurm", "runs/bilstm/deep"])
-def test_spool_copy_finds_the_project(project: Project, below: str) -> None:
-    """Under Slurm the project is at or above the submit folder; the job's id names the run."""
-    folder = project.path / below
-    folder.mkdir(parents=True, exist_ok=True)
+def test_spool_copy_finds_the_project(project: Project) -> None:
+    """Slurm knows where the script is that it copied; the job's id names the run."""
+    script = project.path / "slurm/gru.sh"
+    project.executable(
+        project.commands / "squeue", f"#!/bin/sh\necho {shlex.quote(str(script))}\necho more\n"
+    )
     result = project.run(
-        project.spool("gru"), "--set", "a.b=1", env=project.slurm(SLURM_SUBMIT_DIR=str(folder))
+        project.spool("gru"), "--set", "a.b=1", env=project.slurm(SLURM_SUBMIT_DIR="/")
     )
     assert result.returncode == 0, result.stderr
     job = f"{project.path}/jobs/gru.toml"
     assert project.call()["argv"] == ["train", job, "--run-id", "slurm-42", "--set", "a.b=1"]
+
+
+def test_submit_folder_is_the_project_where_slurm_does_not_answer(project: Project) -> None:
+    """With a scheduler that is down the project is where sbatch was called."""
+    project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")
+    result = project.run(project.spool("gru"), env=project.slurm())
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"][1] == f"{project.path}/jobs/gru.toml"
 
 
 def test_home_overrides_the_submit_folder(project: Project) -> None:
@@ -85,13 +136,11 @@ def test_home_overrides_the_submit_folder(project: Project) -> None:
 
 @pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
 def test_no_project_is_one_line(project: Project, name: str) -> None:
-    """A folder outside the project is refused in one line that names it and the remedy."""
+    """Where the project is not found, the folder that was looked in is named last."""
+    project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")
     result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
     assert result.returncode == 2
-    assert result.stderr.splitlines() == [
-        f"harness: no project at or above {project.outside}; "
-        "run sbatch inside it or set HARNESS_HOME"
-    ]
+    assert f"{project.outside}/slurm/common.sh: No such file" in result.stderr.splitlines()[-1]
 
 
 def test_interactive_allocation_starts_fresh_runs(project: Project) -> None:
@@ -119,12 +168,15 @@ def test_given_seed_wins(project: Project, given: list[str]) -> None:
 def test_two_nodes_start_a_process_on_each(project: Project) -> None:
     """On several nodes srun starts one harness a node, with the job's CPUs and environment."""
     project.executable(project.commands / "srun", '#!/bin/bash\necho "$@" >&2\nexec "${@: -5}"\n')
-    env = project.slurm(SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="4")
+    project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
+    env = project.slurm(
+        SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[08,10]", SLURM_CPUS_PER_TASK="4"
+    )
     result = project.run(project.spool(), env=env)
     assert result.returncode == 0, result.stderr
-    assert (
-        "--nodes=2 --ntasks=2 --ntasks-per-node=1 --export=ALL --cpus-per-task=4" in result.stderr
-    )
+    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --export=ALL" in result.stderr
+    assert "--cpus-per-task=4" in result.stderr
+    assert project.call()["nodes"].split() == ["n08", "n10"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
@@ -147,18 +199,43 @@ def test_interrupt_reaches_the_harness_as_term(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "requeued"), [(signal.SIGUSR2, "requeue 42\n"), (signal.SIGTERM, "")]
+    ("number", "times", "requeued"),
+    [
+        (signal.SIGUSR2, 0, "requeue 42\n"),
+        (signal.SIGUSR2, 2, "requeue 42\n"),
+        (signal.SIGUSR2, 3, ""),
+        (signal.SIGTERM, 0, ""),
+    ],
 )
 def test_warned_job_goes_back_into_the_queue(
-    project: Project, number: signal.Signals, requeued: str
+    project: Project, number: signal.Signals, times: int, requeued: str
 ) -> None:
-    """A job that was warned requeues itself; one that was cancelled stays cancelled."""
+    """A job that was warned requeues itself up to its limit; a cancelled one stays cancelled."""
     asked = project.outside / "asked"
     asked.touch()
     project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
-    code, said = project.signalled(project.spool(), number, env=project.slurm(ASKED=str(asked)))
+    env = project.slurm(ASKED=str(asked), SLURM_RESTART_COUNT=str(times), HARNESS_MAX_REQUEUES="3")
+    code, said = project.signalled(project.spool(), number, env=env)
     assert code == 75, said
     assert asked.read_text() == requeued
+
+
+def test_requeue_is_tried_again_while_the_scheduler_is_down(project: Project) -> None:
+    """A controller that is being restarted costs no job its place."""
+    asked = project.outside / "asked"
+    answer = 'echo "$@" >>"$ASKED"; [ "$(wc -l <"$ASKED")" = 2 ]'
+    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
+    env = project.slurm(ASKED=str(asked), HARNESS_RETRY_S="0.1")
+    code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
+    assert (code, asked.read_text()) == (75, "requeue 42\n" * 2)
+    assert "is back in the queue" in said.splitlines()[-1]
+
+
+def test_death_by_a_signal_is_told_in_the_last_line(project: Project) -> None:
+    """A harness that is killed, as for its memory, is told of and its job not requeued."""
+    result = project.run(project.spool(), env=project.slurm(EXIT="137"))
+    assert result.returncode == 137
+    assert "exit code 137" in result.stderr.splitlines()[-1]
 
 
 def test_site_settings_and_container(project: Project) -> None:

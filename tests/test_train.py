@@ -111,6 +111,24 @@ def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
     assert "epoch 1/200" in said
 
 
+def test_a_job_goes_back_into_the_queue_as_often_as_its_limit_says(harness: Harness) -> None:
+    """The run's folder counts; beyond the limit it is saved all the same and ends with 1."""
+    harness.environment |= {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "1"}
+    words = harness.train_words("lstm", "stopped", "--set", "train.epochs=200")
+    run = harness.runs / "lstm" / "stopped"
+    ends = [(signal.SIGTERM, 75, 0), (signal.SIGUSR2, 75, 1), (signal.SIGUSR2, 1, 1)]
+    for start, (number, code, requeues) in enumerate(ends):
+        process = harness.start(*words)
+        wait_for_step(process, run, 20 * start + 13)
+        process.send_signal(number)
+        _, warned = process.communicate(timeout=60)
+        state = json.loads((run / "state.json").read_text())
+        assert (process.returncode, state["requeues"], state["restarts"]) == (code, requeues, start)
+    assert "HARNESS_MAX_REQUEUES is 1" in warned
+    assert f"harness resume {run}" in warned
+    assert (state["phase"], "HARNESS_MAX_REQUEUES is 1" in state["error"]) == ("failed", True)
+
+
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     """Dropout included, losses and predictions agree to rounding, with unequal shares too.
 

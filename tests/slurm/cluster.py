@@ -143,6 +143,48 @@ class SlurmCluster:
             parts.append("\n".join([f"\n-- {path.name}", *lines]))
         return "".join(parts)
 
+    # Trouble
+
+    def kill_controller(self) -> None:
+        """Kill slurmctld; clients then have nobody to ask."""
+        self._kill("slurmctld")
+
+    def restart_controller(self) -> None:
+        """Start slurmctld again from the state that it left."""
+        self._spawn("slurmctld", "slurmctld", "-D")
+        self._ready(self._is_listening, timeout_s=20)
+
+    def kill_node(self, node: str, job_id: str) -> None:
+        """Kill a node's slurmd, and the job's processes, which run there alone, with it."""
+        self._kill(node)
+        for process in self.processes():
+            folder = Path("/proc", str(process))
+            with contextlib.suppress(OSError):
+                title = (folder / "cmdline").read_bytes()
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                if (
+                    f"[{job_id}." in title.decode()
+                    or f"SLURM_JOB_ID={job_id}".encode() in variables
+                ):
+                    os.kill(process, signal.SIGKILL)
+
+    def restart_node(self, node: str) -> None:
+        """Start a node's slurmd again, and wait until it takes jobs."""
+        self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
+        self._ready(lambda: self.node_state(node) == "idle", timeout_s=30)
+
+    def node_state(self, node: str) -> str:
+        """A node's state as sinfo names it, e.g. idle, without its marks."""
+        states = self.run(
+            "sinfo", "--noheader", f"--nodes={node}", "--partition=low", "--format=%T"
+        )
+        return states.strip().rstrip("*~#!%$@^-+")
+
+    def _kill(self, name: str) -> None:
+        daemon = self.daemons.pop(name)
+        daemon.kill()
+        daemon.wait(timeout=10)
+
     # Start and stop
 
     def _write_configuration(self) -> None:

@@ -98,7 +98,7 @@ class SlurmProject:
             arguments=JOB if arguments is None else arguments,
             env=variables,
         )
-        return self.submitted(job, job_id, at / f"{job}-{job_id}.out")
+        return self.submitted(job, job_id, at / f"logs/{job}-{job_id}.out")
 
     def submitted(self, job: str, job_id: str, log: Path) -> Submitted:
         """A job by the id that Slurm shows, `12` or `12_1`."""

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.imdb import save_folder
+from harness.imdb_sources import open_sample
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until
 from tests.slurm.project import SlurmProject, Submitted
-from tests.test_scripts import JOBS
+from tests.test_scripts import JOBS, SCRIPTS
 
 Undisturbed = tuple[Harness, Path]
 
@@ -72,29 +74,35 @@ def test_a_requeued_job_ends_with_the_same_bytes(
     assert job.log.read_text().count(f"run {job.run}:") == 2
 
 
-def test_a_job_warned_of_its_time_limit_goes_on_later(
+def test_jobs_warned_of_their_time_limit_go_on_later(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """USR2 90 s before the time limit: the run saves, the job requeues itself, the same bytes.
+    """USR1 or USR2 before a limit of a minute: saved, requeued by itself, the same bytes.
 
     Slurm looks at time limits every 30 s. The harness stands still until the warning is there,
     which costs nothing, where training for so long would.
     """
-    job = project.sbatch("lstm")
-    job.wait_for_step(20)
-    process = job.record()["process"]
-    os.kill(process, signal.SIGSTOP)
-    job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=2")
-    wait_until(lambda: has_pending(process, signal.SIGUSR2), timeout_s=60)
-    os.kill(process, signal.SIGCONT)
-    job.wait("PENDING")
-    # Once is enough, however long the rest takes on this machine.
-    job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")
-    job.wait()
-    assert results(job.run) == results(undisturbed[1])
-    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
-    assert "interrupted by SIGUSR2" in job.log.read_text()
-    assert f"job {job.job_id} is back in the queue" in job.log.read_text()
+    jobs = {
+        number: project.sbatch("lstm", "--time=1", f"--signal=B:{number.name[3:]}@30")
+        for number in (signal.SIGUSR1, signal.SIGUSR2)
+    }
+    processes = {}
+    for number, job in jobs.items():
+        job.wait_for_step(1)
+        processes[number] = job.record()["process"]
+        os.kill(processes[number], signal.SIGSTOP)
+    for number, job in jobs.items():
+        wait_until(lambda n=number: has_pending(processes[n], n), timeout_s=90)  # type: ignore[misc]
+        # Once is enough, however long the rest takes on this machine.
+        job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")
+        os.kill(processes[number], signal.SIGCONT)
+    for number, job in jobs.items():
+        wait_until(lambda j=job: j.requeues() == 1, timeout_s=60)  # type: ignore[misc]
+        job.wait()
+        assert results(job.run) == results(undisturbed[1])
+        assert (job.requeues(), job.record()["restarts"], job.record()["requeues"]) == (1, 1, 1)
+        assert f"interrupted by {number.name}" in job.log.read_text()
+        assert f"job {job.job_id} is back in the queue" in job.log.read_text()
 
 
 def has_pending(process: int, number: signal.Signals) -> bool:
@@ -169,10 +177,10 @@ def test_a_job_needs_nothing_of_the_callers_environment(stand_in: SlurmProject) 
 
 
 def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path) -> None:
-    """HARNESS_HOME leads to a project with a space in its path from a folder outside it."""
+    """Outside the project, whose path has a space and a quote, a script finds its own project."""
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
-    job = stand_in.sbatch("gru", cwd=elsewhere, arguments=[], HARNESS_HOME=str(stand_in.path))
+    job = stand_in.sbatch("gru", cwd=elsewhere, arguments=[])
     job.wait()
     assert " " in str(stand_in.path)
     assert stand_in.stand_in.call()["argv"][1] == f"{stand_in.path}/jobs/gru.toml"
@@ -180,16 +188,34 @@ def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path
     assert job.log.exists()
 
 
-def test_a_job_outside_any_project_fails_with_the_remedy(
-    stand_in: SlurmProject, tmp_path: Path
+def test_a_job_reads_the_data_from_its_nodes_own_disk(
+    project: SlurmProject, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """Submitted from a folder outside the project without HARNESS_HOME, the log says what to do."""
-    log = tmp_path / "log"
-    job = stand_in.sbatch("gru", f"--output={log}", cwd=Path("/"), arguments=[])
-    job.wait("FAILED")
-    assert log.read_text().splitlines() == [
-        "harness: no project at or above /; run sbatch inside it or set HARNESS_HOME"
-    ]
+    """The dataset is copied to TMPDIR, checked, and trained on there, with the same bytes."""
+    data, scratch = tmp_path / "shared data", tmp_path / "node's disk"
+    save_folder(open_sample(), data)
+    scratch.mkdir()
+    copy = scratch / f"harness-imdb-{os.getuid()}"
+    save_folder(open_sample(), copy)
+    tokens = copy / "train_tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-1] + b"!")  # as a failing disk leaves it
+    job = project.sbatch("lstm", HARNESS_DATA=str(data), TMPDIR=str(scratch))
+    job.wait()
+    record = json.loads((job.run / "provenance.json").read_text())
+    assert record["dataset"]["folder"] == str(copy)
+    assert f"{copy}: written" in job.log.read_text()
+    assert results(job.run) == results(undisturbed[1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs_as_a_job(stand_in: SlurmProject, script: str) -> None:
+    """Each script, submitted as it is, comes to its command and leaves a log in a log folder."""
+    arguments = ["jobs/tune_lstm.toml"] if script == "tune" else []
+    job = stand_in.sbatch(script, arguments=arguments)
+    job.wait(timeout_s=30)
+    command = script if script in SCRIPTS[len(JOBS) :] else "train"
+    assert stand_in.stand_in.call()["argv"][0] == command
+    assert job.log.is_file()
 
 
 @pytest.mark.parametrize("gpus", [1, 2])

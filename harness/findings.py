@@ -1,0 +1,31 @@
+"""What a check of the site found, and how a check is run so that it can't end the others."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.errors import InputError, RunError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked: green is well, yellow works with a drawback, red does not."""
+
+    level: Literal["green", "yellow", "red"]
+    name: str
+    found: str
+    remedy: str = ""  # what to do where it is not green
+
+
+def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Run a check; one that breaks is a red finding with its error."""
+    try:
+        yield from check()
+    except (InputError, RunError) as error:
+        # The house's messages end with their remedy.
+        found, _, remedy = str(error).rpartition("; ")
+        yield Finding("red", name, found or remedy, remedy if found else "")
+    except Exception as error:  # whatever it is: the other checks have something to say
+        yield Finding(
+            "red", name, f"the check broke: {type(error).__name__}: {error}", "see the error"
+        )

@@ -1,0 +1,238 @@
+"""A job for sbatch as text: its script, its command, where its runs and logs will be.
+
+Nothing here writes or calls anything.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from glob import escape
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.job import Job
+from harness.resources import Resources, array_spec
+from harness.run import submissions
+
+COMPARISON = "compare"
+
+# What decides where data and caches are, carried over whatever sbatch's own --export says.
+CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job's code and runs are."""
+
+    runs: Path  # absolute
+    snapshot: Path  # the code when the job runs
+    code: Path  # the same code now
+    variables: Mapping[str, str]  # that the script exports
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One job for sbatch, complete, with nothing written yet."""
+
+    name: str
+    architecture: str | None  # none for a comparison
+    seeds: tuple[int, ...]
+    is_array: bool
+    place: Place
+    folder: Path  # of the submission
+    script: str
+    job_file: Path | None
+    job_toml: str
+    words: tuple[str, ...]  # sbatch's, without the script
+
+    @property
+    def command(self) -> list[str]:
+        """The call of sbatch."""
+        return [*self.words, str(self.folder / "job.sh")]
+
+    def run_folders(self, job_id: str) -> list[Path]:
+        """Where the runs will be, one for each seed."""
+        folder = self.place.runs / self.name
+        return [folder / f"slurm-{job_id}{task}" for task in self._tasks()] if self.seeds else []
+
+    def logs(self, job_id: str) -> list[Path]:
+        """Where Slurm writes what they say."""
+        folder = self.place.runs / "logs"
+        return [folder / f"{self.name}-{job_id}{task}.out" for task in self._tasks()]
+
+    @property
+    def record(self) -> Path:
+        """The record of the submission, once there is one."""
+        return self.folder / "submission.json"
+
+    def record_by_id(self, job_id: str) -> Path:
+        """The same record by the job's id."""
+        return submissions(self.place.runs) / f"{job_id}.json"
+
+    def _tasks(self) -> list[str]:
+        return [f"_{seed}" for seed in self.seeds] if self.is_array else [""]
+
+
+def read_header(code: Path, name: str) -> list[str]:
+    """The `#SBATCH` lines of one of the project's own scripts, a site's edits included.
+
+    Raises:
+        InputError: if there is no such script.
+    """
+    path = code / "slurm" / f"{name}.sh"
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be read ({error.strerror}), it has the #SBATCH lines for {name}; "
+            "bring it back from git"
+        ) from None
+    header = []
+    for line in lines:
+        if line.strip() and not line.startswith("#"):
+            break  # sbatch reads no further either
+        if line.startswith("#SBATCH"):
+            header.append(line)
+    return header
+
+
+def render_script(
+    header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
+) -> str:
+    """The job script: header, variables, and the call of one of common.sh's functions."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    lines = [
+        "#!/usr/bin/env bash",
+        *header,
+        "",
+        "# Written by harness submit: the code, the job and the runs as they were then.",
+        *exports,
+        'source "$HARNESS_HOME/slurm/common.sh"',
+        shlex.join(map(str, call)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def job_variables(
+    project: Path, snapshot: Path, runs: Path, environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """What the job's script exports: code, environment, runs, data and caches."""
+    carried = {
+        name: str(Path(environment[name]).absolute()) for name in CARRIED if environment.get(name)
+    }
+    return {
+        "HARNESS_HOME": str(snapshot),
+        "HARNESS_VENV": str(job_environment(project, environment)),
+        "HARNESS_RUNS": str(runs),
+        "HARNESS_SNAPSHOT": "1",
+        **carried,
+    }
+
+
+def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """The Python environment of a job: HARNESS_VENV, or the one that is running, or .venv."""
+    if named := environment.get("HARNESS_VENV"):
+        return project / named  # the scripts too take it from the project
+    prefix = Path(sys.prefix)
+    # A conda environment calls itself no virtual one.
+    if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
+        return prefix
+    return project / ".venv"
+
+
+def plan_job(
+    job: Job,
+    seeds: tuple[int, ...] | None,
+    resources: Resources,
+    place: Place,
+    *,
+    full: bool,
+) -> Plan:
+    """A training job: one run, or an array with a seed a task.
+
+    Args:
+        job: checked.
+        seeds: several make an array; None leaves the job's own.
+        resources: checked.
+        place: where runs and code are.
+        full: refuse to train on the packaged sample.
+    """
+    folder = _new_folder(place.runs, job.name)
+    is_array = len(seeds or ()) > 1
+    # Never job.toml: by that name a run's folder is known.
+    toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
+    call: list[str | Path] = ["run_job", toml]
+    words = resources.words()
+    if seeds and is_array:
+        words.insert(0, f"--array={array_spec(seeds)}")
+    elif seeds:
+        call += ["--seed", str(seeds[0])]
+    if full:
+        call.append("--full")
+    return Plan(
+        name=job.name,
+        architecture=job.model.architecture,
+        seeds=seeds or (job.train.seed,),
+        is_array=is_array,
+        place=place,
+        folder=folder,
+        script=render_script(
+            read_header(place.code, job.model.architecture), place.variables, call
+        ),
+        job_file=toml,
+        job_toml=job.to_toml(),
+        words=_sbatch_words(job.name, place.runs, words, is_array=is_array),
+    )
+
+
+def plan_comparison(
+    trainings: Mapping[str, Plan],
+    resources: Resources,
+    place: Place,
+) -> Plan:
+    """The comparison that starts when all trainings have ended, well or not.
+
+    Args:
+        trainings: by their jobs' ids.
+        resources: of which partition, account and flags hold here too.
+        place: where runs and code are.
+    """
+    # The job expands them, when it is known which runs were begun.
+    patterns = [
+        f"{escape(str(place.runs / plan.name))}/slurm-{job_id}{'_*' if plan.is_array else ''}"
+        for job_id, plan in trainings.items()
+    ]
+    header = read_header(place.code, COMPARISON)
+    words = [
+        *resources.site_words(),
+        *resources.flags,
+        f"--dependency=afterany:{':'.join(trainings)}",
+    ]
+    return Plan(
+        name=COMPARISON,
+        architecture=None,
+        seeds=(),
+        is_array=False,
+        place=place,
+        folder=_new_folder(place.runs, COMPARISON),
+        script=render_script(header, place.variables, ["run_compare", *patterns]),
+        job_file=None,
+        job_toml="",
+        words=_sbatch_words(COMPARISON, place.runs, words, is_array=False),
+    )
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    # To the microsecond: a shell's loop submits several at once.
+    return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
+
+
+def _sbatch_words(
+    name: str, runs: Path, words: Sequence[str], *, is_array: bool
+) -> tuple[str, ...]:
+    logs = str(runs / "logs").replace("%", "%%")
+    log = f"{logs}/%x-{'%A_%a' if is_array else '%j'}.out"
+    return ("sbatch", "--parsable", f"--job-name={name}", f"--output={log}", *words)

@@ -1,0 +1,260 @@
+"""The child processes that `harness.probe` asks: `python -m harness.measure REQUEST`.
+
+They trace and measure with the real learner and pipeline, and answer in a line of JSON.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cluster import Allocation
+from harness.errors import InputError, RunError
+from harness.job import Job, load_job
+from harness.probe import ARCHITECTURES, JOBS
+from harness.processes import age_s
+
+if TYPE_CHECKING:
+    from harness.learner import Learner
+    from harness.pipeline import Reviews
+
+WARM_UP_STEPS = 20  # by when graphs are traced and buffers are warm
+TRAIN_SHARE = 0.75  # of the measuring time, the rest is for the evaluation
+TIMED_BATCHES = 4  # of an evaluation
+FULL_REVIEWS = 25_000  # of each split, where only the sample is here to measure on
+
+
+def main() -> None:
+    """Answer the request in the first word as JSON on the last line of standard output."""
+    request = json.loads(sys.argv[1])
+    known: dict[str, Callable[..., dict[str, Any]]] = {
+        "devices": _devices,
+        "kernels": _kernels,
+        "speed": _speed,
+    }
+    do = known[request.pop("do")]
+    try:
+        answer = do(**request)
+    except InputError as error:
+        answer = {"refusal": str(error)}
+    except RunError as error:
+        answer = {"failure": str(error)}
+    print(json.dumps(answer))  # noqa: T201
+
+
+def _devices() -> dict[str, Any]:
+    from harness.strategy import import_tensorflow
+
+    began = time.perf_counter()
+    tf = import_tensorflow(Allocation.from_environment())
+    details = tf.config.experimental.get_device_details
+    gpus = tf.config.list_physical_devices("GPU")
+    return {
+        "import_s": time.perf_counter() - began,
+        "gpus": [str(details(gpu).get("device_name", "GPU")) for gpu in gpus],
+        "cuda_packages": _has_cuda_packages(),
+    }
+
+
+def _has_cuda_packages() -> bool:
+    names = {d.metadata["Name"] or "" for d in importlib.metadata.distributions()}
+    return any(name.startswith("nvidia-cudnn") for name in names)
+
+
+def _kernels(devices: str | None) -> dict[str, Any]:
+    from harness.strategy import make_strategy, parse_devices
+
+    answer = _devices()
+    try:
+        strategy = make_strategy(parse_devices(devices) if devices else None)
+    except InputError as refusal:  # what was found before is worth telling all the same
+        return {**answer, "refused": str(refusal)}
+
+    import numpy as np
+
+    from harness.learner import Learner
+    from harness.pipeline import Reviews, batches
+    from harness.strategy import describe_devices
+
+    device = describe_devices(strategy)[0]["device"].partition(":")[0]
+    reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
+    answer["kernels"] = {}
+    for name in ARCHITECTURES:
+        try:
+            # Length and vocabulary have no part in the choice of a kernel.
+            small = ["data.vocab_size=100", "data.maxlen=8"]
+            job = load_job(JOBS / f"{name}.toml", small)
+            learner = Learner(job, strategy)
+            batch_size = job.train.batch_size
+            parts = batches(strategy, reviews, np.arange(64), batch_size=batch_size, maxlen=8)
+            found = set(learner.kernels(learner.trace(iter(parts))).values())
+            kernel = " and ".join(sorted(found))
+            on_gpu = expected_kernel(job, xla=learner.xla)
+            why = reason(job, kernel, device)
+            told = {"kernel": kernel, "on_gpu": on_gpu, "why": why, "device": device}
+        except Exception as error:  # one architecture's trouble is not the others'
+            told = {"error": f"{type(error).__name__}: {error}"}
+        answer["kernels"][name] = told
+    return answer
+
+
+def expected_kernel(job: Job, *, xla: bool) -> str:
+    """The kernel that a GPU should take: by Keras's own rules for cuDNN, and ours for XLA."""
+    if xla:
+        return "xla"
+    return "loop" if _without_cudnn(job) else "cudnn"
+
+
+def _without_cudnn(job: Job) -> str:
+    """Why cuDNN can't take the job's layers, empty where it can."""
+    if job.model.architecture == "rnn":
+        return "cuDNN has no plain RNN in Keras"
+    if job.model.architecture == "gru" and not job.model.reset_after:
+        return "cuDNN has only the GRU with model.reset_after = true"
+    return ""
+
+
+def reason(job: Job, kernel: str, device: str) -> str:
+    """Why a job's recurrent layers take the kernel that their graph holds."""
+    because = _without_cudnn(job)
+    if kernel == "xla":
+        setting = f"train.xla = {job.train.xla} compiles it"
+        return f"{setting}, {because}" if because else f"{setting}, so cuDNN is left out"
+    if kernel == "cudnn":
+        return "cuDNN takes the layer"
+    if device != "gpu":
+        return "no GPU is used here" + (f"; {because}" if because else "")
+    return because or "cuDNN should take it and does not"
+
+
+def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> dict[str, Any]:
+    from harness.imdb_sources import open_dataset
+    from harness.strategy import describe_devices, import_tensorflow, make_strategy, parse_devices
+
+    loaded = load_job(Path(job))
+    dataset = open_dataset(Path(data) if data else None)
+    import_tensorflow(Allocation.from_environment())
+    strategy = make_strategy(parse_devices(devices) if devices else None)
+
+    from harness.learner import Learner
+    from harness.train import split_reviews
+
+    training, _, test = split_reviews(loaded, dataset)
+    learner = Learner(loaded, strategy)
+    first_step_s, step_s, training_s = time_steps(learner, training, seconds * TRAIN_SHARE)
+    began = time.perf_counter()
+    evaluation_batch_s = time_evaluation(learner, test, seconds * (1 - TRAIN_SHARE))
+    counts = [FULL_REVIEWS] * 2 if dataset.is_sample else [len(dataset.train), len(dataset.test)]
+    used = describe_devices(strategy)
+    kind = used[0].get("name") or used[0]["device"].partition(":")[0]
+    return {
+        "devices": f"{len(used)} x {kind}",
+        "data": dataset.title,
+        "batch_size": loaded.train.batch_size,
+        "first_step_s": first_step_s,
+        "step_s": step_s,
+        "evaluation_batch_s": evaluation_batch_s,
+        "measured_s": training_s + time.perf_counter() - began,
+        "peak_memory_gb": _peak_memory_gb(),
+        "is_sample": dataset.is_sample,
+        **work_of(loaded, *counts),
+    }
+
+
+def _peak_memory_gb() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def time_steps(
+    learner: "Learner", training: "Reviews", seconds: float
+) -> tuple[float, float, float]:
+    """Train for some seconds after a warm-up.
+
+    Returns:
+        Seconds from the start of the process to the first step's end, seconds a step, and the
+        seconds that this was measured over.
+    """
+    progress = _train(learner, training)
+    next(progress)
+    first_step_s = age_s() or 0.0
+    warm = next(steps for steps in progress if steps >= WARM_UP_STEPS)
+    began = time.perf_counter()
+    for steps in progress:
+        spent_s = time.perf_counter() - began
+        if spent_s >= seconds:
+            return first_step_s, spent_s / (steps - warm), spent_s
+    raise AssertionError  # it trains for ever
+
+
+def _train(learner: "Learner", training: "Reviews") -> Iterator[int]:
+    """Train for ever; yields the number of steps whenever they are done on the device.
+
+    That is waited for after the first step, and then as often as a run does.
+    """
+    from harness.pipeline import batches, epoch_order, num_steps
+
+    job, num_reviews = learner.job, len(training.labels)
+    steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
+    for epoch in itertools.count():
+        before = epoch * steps_an_epoch
+        parts = batches(
+            learner.strategy,
+            training,
+            epoch_order(job.train.seed, epoch, num_reviews),
+            batch_size=job.train.batch_size,
+            maxlen=job.data.maxlen,
+            steps_before=before,
+        )
+        iterator, done = iter(parts), 0
+        while done < steps_an_epoch:
+            wait = job.train.log_every_steps if before + done else 1
+            until = min(done + wait, steps_an_epoch)
+            pending = []
+            while done < until:
+                num = min(job.train.steps_per_execution, steps_an_epoch - done)
+                pending.append(learner.train_steps(iterator, num))
+                done += num
+            for sums in pending:
+                sums.numpy()
+            yield before + done
+
+
+def time_evaluation(learner: "Learner", test: "Reviews", seconds: float) -> float:
+    """Evaluate for some seconds, and give back the seconds that a global batch takes."""
+    from harness.evaluator import EVALUATION_BATCH
+
+    learner.take_weights()
+    learner.evaluator.probabilities(test.between(0, 1))  # traced; a batch is always full
+    some = test.between(0, min(len(test.labels), TIMED_BATCHES * EVALUATION_BATCH))
+    batches_each = math.ceil(len(some.labels) / EVALUATION_BATCH)
+    began, done, now = time.perf_counter(), 0, 0.0
+    while not done or now - began < seconds:
+        learner.evaluator.probabilities(some)
+        now, done = time.perf_counter(), done + batches_each
+    return (now - began) / done
+
+
+def work_of(job: Job, num_train: int, num_test: int) -> dict[str, int]:
+    """The training steps and evaluation batches of a whole job, validation and test together."""
+    from harness.evaluator import EVALUATION_BATCH
+    from harness.pipeline import num_steps
+
+    if job.data.limit:
+        num_train, num_test = min(num_train, job.data.limit), min(num_test, job.data.limit)
+    training = int(num_train * (1 - job.data.validation_split))
+    validations = job.train.epochs * num_steps(num_train - training, EVALUATION_BATCH)
+    return {
+        "num_steps": job.train.epochs * num_steps(training, job.train.batch_size),
+        "num_evaluation_batches": validations + num_steps(num_test, EVALUATION_BATCH),
+    }
+
+
+if __name__ == "__main__":
+    main()

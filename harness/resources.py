@@ -1,0 +1,128 @@
+"""What a job asks of Slurm: GPUs, nodes, time, seeds; checked before sbatch is called."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.errors import InputError
+
+MAX_SEEDS = 1000
+
+TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
+SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
+JOB_ID = re.compile(r"\d+(_\d+)?")
+
+# Flags of sbatch that submit itself needs another way: its name, and the letter for it.
+OWN_FLAGS = {
+    "array": "a", "job-name": "J", "output": "o", "wait": "W", "parsable": "", "wrap": "",
+    "test-only": "",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What sbatch is asked for beyond the script's own header; None leaves that as it is."""
+
+    gpus: int | None = None  # of each node
+    nodes: int | None = None
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    after: str | None = None  # the id of a job that must end well first
+    flags: tuple[str, ...] = ()  # sbatch's own, as they are
+
+    def check(self) -> None:
+        """Raise unless sbatch could take all of it.
+
+        Raises:
+            InputError: one line with the option, its value and the rule.
+        """
+        if self.gpus is not None and not 0 <= self.gpus <= 64:
+            raise InputError(f"--gpus {self.gpus}: should be 0 to 64, of each node")
+        if self.nodes is not None and not 1 <= self.nodes <= 1000:
+            raise InputError(f"--nodes {self.nodes}: should be 1 to 1000")
+        if self.time is not None and not TIME.fullmatch(self.time):
+            raise InputError(
+                f"--time {self.time}: should be minutes, hours:minutes:seconds or days-hours, such "
+                "as 30, 2:00:00 or 1-12"
+            )
+        if self.after is not None and not JOB_ID.fullmatch(self.after):
+            raise InputError(f"--after {self.after}: should be a job's id, such as 1234 or 1234_5")
+        for option, value in (("--partition", self.partition), ("--account", self.account)):
+            if value is not None and not value.strip():
+                raise InputError(f"{option} {value!r}: should be a name; leave the option out")
+        self._check_flags()
+
+    def _check_flags(self) -> None:
+        may_be_value = False  # of the flag before it, as in `-C a100`
+        for flag in self.flags:
+            if not flag.startswith("-"):
+                if not may_be_value:
+                    raise InputError(
+                        f"{flag}: is neither an option of submit nor, after --, a flag of sbatch; "
+                        "one job file is submitted at a time, or all by --all"
+                    )
+                may_be_value = False
+                continue
+            may_be_value = "=" not in flag
+            if self.after is not None and flag.startswith(("-d", "--dep")):
+                raise InputError(f"{flag}: says when to start, and so does --after; give one")
+            name = flag.lstrip("-").partition("=")[0]
+            for own, letter in OWN_FLAGS.items():
+                long = flag.startswith("--") and len(name) > 2 and own.startswith(name)
+                if long or (letter and not flag.startswith("--") and name.startswith(letter)):
+                    raise InputError(
+                        f"{flag}: is what submit decides itself, leave it out"
+                        + (" and give --seeds" if own == "array" else "")
+                    )
+
+    def words(self) -> list[str]:
+        """Sbatch's flags for it."""
+        words = []
+        if self.gpus is not None:
+            words.append(f"--gres=gpu:{self.gpus}" if self.gpus else "--gres=none")
+        if self.nodes is not None:
+            words.append(f"--nodes={self.nodes}")
+        if self.time is not None:
+            words.append(f"--time={self.time}")
+        words += self.site_words()
+        if self.after is not None:
+            # Else it would wait for ever where that job fails.
+            words += [f"--dependency=afterok:{self.after}", "--kill-on-invalid-dep=yes"]
+        return words + list(self.flags)
+
+    def site_words(self) -> list[str]:
+        """The flags that every job of this user needs, whatever it does."""
+        named = (("partition", self.partition), ("account", self.account))
+        return [f"--{name}={value}" for name, value in named if value is not None]
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from `1-5`, `1,3,7` or `2`, in order, each once.
+
+    Raises:
+        InputError: for anything else, or over a thousand of them.
+    """
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = SEEDS.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
+        if last - first >= MAX_SEEDS or len(seeds | {first, last}) > MAX_SEEDS:
+            raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS} in one array")
+        seeds.update(range(first, last + 1))
+    if len(seeds) > MAX_SEEDS:
+        raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS} in one array")
+    return tuple(sorted(seeds))
+
+
+def array_spec(seeds: Sequence[int]) -> str:
+    """Seeds in order as `--array` takes them, neighbours as ranges: `1-3,7`."""
+    spans: list[list[int]] = []
+    for seed in seeds:
+        if spans and seed == spans[-1][1] + 1:
+            spans[-1][1] = seed
+        else:
+            spans.append([seed, seed])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

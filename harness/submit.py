@@ -1,0 +1,267 @@
+"""Jobs through sbatch, from a snapshot of the code.
+
+`<runs>/.submissions/<time>-<job>/` holds the script and the job with every default filled in, so
+that an edit while the job waits changes nothing, and `<runs>/.submissions/<job id>.json` says
+where its runs and logs are.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import PROJECT, scheduler
+from harness.checkout import code_version, is_checkout
+from harness.errors import InputError, RunError
+from harness.imdb_sources import missing_in
+from harness.job import Job, load_job
+from harness.job_script import (
+    COMPARISON,
+    Place,
+    Plan,
+    job_environment,
+    job_variables,
+    plan_comparison,
+    plan_job,
+    read_header,
+)
+from harness.resources import Resources, parse_seeds
+from harness.snapshot import snapshot_path, take_snapshot
+
+ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+SBATCH_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be submitted, all of it checked."""
+
+    project: Path
+    runs: Path  # absolute
+    jobs: tuple[Job, ...]
+    seeds: tuple[int, ...] | None  # of each job; None leaves its own
+    resources: Resources
+    full: bool  # refuse to train on the packaged sample
+    compares: bool  # when all have ended
+
+
+def make_request(
+    job_file: Path | None,
+    overrides: Sequence[str],
+    seeds: str | None,
+    resources: Resources,
+    runs: Path,
+    *,
+    full: bool,
+    all_jobs: bool,
+) -> Request:
+    """Check everything that is asked for; nothing is written.
+
+    Raises:
+        InputError: one line that names what can't be, and the remedy.
+    """
+    if job_file is None and not all_jobs:
+        raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
+    resources.check()
+    chosen = parse_seeds(seeds) if seeds is not None else None
+    project, runs = project_folder(), runs.absolute()
+    files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
+    jobs = [_check_job(file, overrides, chosen) for file in files]
+    scripts = [job.model.architecture for job in jobs]
+    _check_places(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
+    return Request(project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs)
+
+
+def project_folder() -> Path:
+    """The project whose code is submitted: HARNESS_HOME, or the one that is running."""
+    named = os.environ.get("HARNESS_HOME")
+    return Path(named).absolute() if named else PROJECT
+
+
+def _check_job(path: Path, overrides: Sequence[str], seeds: Sequence[int] | None) -> Job:
+    """The job with its overrides, good for every seed."""
+    for seed in seeds or ():
+        load_job(path, overrides, seed)
+    return load_job(path, overrides)
+
+
+def _check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
+    if not (project / "slurm" / "common.sh").is_file():
+        raise InputError(
+            f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
+            "HARNESS_HOME to one"
+        )
+    if project.resolve() == runs.resolve():
+        raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
+    if "\\" in str(runs) or "\n" in str(runs):
+        raise InputError(
+            f"--runs {str(runs)!r}: Slurm can't log into a folder with a backslash or a line's end "
+            "in its name; choose another"
+        )
+    for name in scripts:
+        read_header(project, name)
+
+
+def doubts(request: Request) -> Iterator[str]:
+    """What may keep the jobs from training as they should, though they can be submitted."""
+    yield from dict.fromkeys(line for job in request.jobs for line in job.without_effect())
+    if folders := missing_in():
+        then = "be refused" if request.full else "train on the packaged SAMPLE"
+        yield (
+            f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
+            f"not find it either, the job will {then}; get it first by: harness data fetch"
+        )
+    program = job_environment(request.project) / "bin" / "harness"
+    if not program.exists():
+        yield (
+            f"{program} is not there, and a job installs nothing; run bash slurm/common.sh "
+            "--setup, or name an environment by HARNESS_VENV"
+        )
+    if is_checkout(request.project) and not code_version(request.project)["commit"]:
+        yield (
+            f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
+            "runs will name no commit"
+        )
+
+
+def dry_plans(request: Request) -> Iterator[Plan]:
+    """All that would be submitted; the jobs' ids, not known yet, are their names."""
+    place = _place(request, snapshot_path(request.project, request.runs), request.project)
+    trainings = {f"<{job.name}>": _plan(request, job, place) for job in request.jobs}
+    yield from trainings.values()
+    if request.compares:
+        yield plan_comparison(trainings, request.resources, place)
+
+
+def expected_starts(request: Request) -> Iterator[str]:
+    """When Slurm would start each job, in its own words; nothing is submitted or left behind.
+
+    Raises:
+        InputError: if sbatch does not know one of its flags.
+        RunError: if there is no place for such a job.
+    """
+    place = _place(request, snapshot_path(request.project, request.runs), request.project)
+    for job in request.jobs:
+        yield f"{job.name}: {_expected_start(_plan(request, job, place))}"
+
+
+def submit(request: Request) -> dict[str, Plan]:
+    """Submit all or nothing.
+
+    Returns:
+        What was submitted, by the jobs' ids.
+
+    Raises:
+        RunError: if sbatch refuses, with its last words; then no submission is left.
+    """
+    scheduler.need("sbatch")  # before anything is written
+    snapshot = take_snapshot(request.project, request.runs)
+    place = _place(request, snapshot, snapshot)
+    submitted: dict[str, Plan] = {}
+    try:
+        plans = [_plan(request, job, place) for job in request.jobs]
+        for plan in plans:
+            submitted[_submit(plan)] = plan
+        if request.compares:
+            plan = plan_comparison(submitted, request.resources, place)
+            submitted[_submit(plan)] = plan
+    except (InputError, RunError, OSError) as error:
+        if not submitted:
+            raise
+        raise RunError(f"{error}; {_withdraw(submitted)}") from None
+    except KeyboardInterrupt:
+        if submitted:
+            _withdraw(submitted)
+        raise
+    return submitted
+
+
+def _place(request: Request, snapshot: Path, code: Path) -> Place:
+    variables = job_variables(request.project, snapshot, request.runs)
+    return Place(request.runs, snapshot, code, variables)
+
+
+def _plan(request: Request, job: Job, place: Place) -> Plan:
+    return plan_job(job, request.seeds, request.resources, place, full=request.full)
+
+
+def _submit(plan: Plan) -> str:
+    """Submit a planned job, and return its id.
+
+    Raises:
+        RunError: if sbatch refuses, with its last words; then no trace of the submission is left.
+    """
+    (plan.place.runs / "logs").mkdir(
+        parents=True, exist_ok=True
+    )  # Slurm says nothing if it is missing
+    plan.folder.mkdir(parents=True)
+    try:
+        (plan.folder / "job.sh").write_text(plan.script)
+        if plan.job_file:
+            plan.job_file.write_text(plan.job_toml)
+        done = scheduler.call(*plan.command, timeout_s=SBATCH_TIMEOUT_S)
+        job_id = done.stdout.strip().partition(";")[0]  # a cluster's name may follow
+        if done.returncode != 0:
+            raise RunError(f"{plan.name}: was not submitted: {scheduler.last_words(done)}")
+        if not job_id.isdigit():
+            raise RunError(f"{plan.name}: was not submitted: sbatch only said {job_id[:200]!r}")
+    except (OSError, InputError, RunError):
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        raise
+    _record(plan, job_id)
+    return job_id
+
+
+def _record(plan: Plan, job_id: str) -> None:
+    record: dict[str, Any] = {
+        "job_id": job_id,
+        "job": plan.name,
+        "architecture": plan.architecture,
+        "seeds": list(plan.seeds),
+        "runs": [str(run) for run in plan.run_folders(job_id)],
+        "logs": [str(log) for log in plan.logs(job_id)],
+        "command": plan.command,
+        "snapshot": str(plan.place.snapshot),
+        "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    beside = plan.folder / ".submission.json.tmp"
+    beside.write_text(json.dumps(record, indent=2) + "\n")
+    beside.rename(plan.record)
+    # By the job's id it is found; an id comes again where Slurm's own state was lost.
+    link = plan.folder / ".link.tmp"
+    link.symlink_to(Path(plan.folder.name) / plan.record.name)
+    link.rename(plan.record_by_id(job_id))
+
+
+def _withdraw(submitted: Mapping[str, Plan]) -> str:
+    """Cancel what was submitted, and say so: for when a later part of the whole was refused."""
+    ids = ", ".join(submitted)
+    try:
+        scheduler.ask("scancel", *submitted)
+    except (InputError, RunError) as error:
+        return f"jobs {ids} could not be cancelled again ({error}); cancel them"
+    for job_id, plan in submitted.items():
+        plan.record_by_id(job_id).unlink(missing_ok=True)
+        shutil.rmtree(plan.folder, ignore_errors=True)
+    return f"jobs {ids} were cancelled again"
+
+
+def _expected_start(plan: Plan) -> str:
+    """When Slurm would start the job, in its own words; nothing is submitted or left behind.
+
+    Raises:
+        InputError: if sbatch does not know one of its flags.
+        RunError: if there is no place for such a job.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        script = Path(name) / "job.sh"
+        script.write_text(plan.script)
+        try:
+            return scheduler.would_start(script, *plan.words[1:], timeout_s=SBATCH_TIMEOUT_S)
+        except (InputError, RunError) as error:
+            raise type(error)(f"{plan.name}: {error}") from None

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=tensorboard
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=4G
+#SBATCH --time=08:00:00
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+# Slurm runs a copy of this file from its spool folder; squeue knows where the file itself is.
+home=$(dirname "$0")/..
+[[ -f $home/slurm/common.sh ]] ||
+    home=${HARNESS_HOME:-$(dirname "$(squeue -h -j "$SLURM_JOB_ID" -o %o | head -n 1)")/..}
+[[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" || exit 2
+run_tensorboard "$@"

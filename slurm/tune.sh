@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=tune
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16G
+#SBATCH --time=08:00:00
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@90
+# Slurm runs a copy of this file from its spool folder; squeue knows where the file itself is.
+home=$(dirname "$0")/..
+[[ -f $home/slurm/common.sh ]] ||
+    home=${HARNESS_HOME:-$(dirname "$(squeue -h -j "$SLURM_JOB_ID" -o %o | head -n 1)")/..}
+[[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" || exit 2
+run_tune "$@"

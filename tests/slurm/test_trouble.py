@@ -1,0 +1,181 @@
+"""Nodes, daemons and workers that go away in the middle of a job, and what becomes of the run."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import JOBS, Harness, results
+from tests.slurm.cluster import SlurmCluster, wait_until
+from tests.slurm.project import JOB, SlurmProject, Submitted
+
+Undisturbed = tuple[Harness, Path]
+
+TWO_NODES = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=8G")
+
+
+@pytest.fixture(scope="module")
+def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of JOB by the LSTM outside Slurm, on two devices of one process."""
+    harness = Harness(tmp_path_factory.mktemp("two"))
+    done = harness.run("train", JOBS / "lstm.toml", "--run-id", "calm", "--devices", "cpu:2", *JOB)
+    assert done.returncode == 0, done.stderr
+    return harness.runs / "lstm" / "calm"
+
+
+@contextlib.contextmanager
+def set_down(cluster: SlurmCluster, node: str) -> Iterator[None]:
+    """A node that its administrator has set down."""
+    for state in ("DRAIN", "DOWN"):  # down alone it would come back by itself
+        cluster.run("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test")
+    try:
+        yield
+    finally:
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        wait_until(lambda: cluster.node_state(node) == "idle", timeout_s=30)
+
+
+def test_a_node_set_down_gives_its_job_to_another(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """The job goes on on another node; the lost one's process, if it lives, respects the lease."""
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    node = job.cluster.show(job.job_id)["NodeList"]
+    with set_down(job.cluster, node):
+        wait_until(lambda: job.requeues() == 1, timeout_s=30)
+        job.wait()
+        assert job.cluster.show(job.job_id)["NodeList"] != node
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+
+
+def test_a_node_that_dies_gives_its_job_to_another(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """Killed with all the job's processes, a node is missed and the job goes on elsewhere."""
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    node = job.cluster.show(job.job_id)["NodeList"]
+    job.cluster.kill_node(node, job.job_id)
+    try:
+        wait_until(lambda: job.requeues() == 1, timeout_s=90)
+        job.wait()
+        assert job.cluster.show(job.job_id)["NodeList"] != node
+    finally:
+        job.cluster.restart_node(node)
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+
+
+def test_the_controller_may_die_and_come_back(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """A job that is warned while the controller is down waits for it to take the job back."""
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    job.cluster.kill_controller()
+    try:
+        os.kill(parent(job.record()["process"]), signal.SIGUSR2)  # as slurmd would
+        wait_until(lambda: said_since(job, "interrupted by SIGUSR2"), timeout_s=60)
+    finally:
+        job.cluster.restart_controller()
+    wait_until(lambda: job.requeues() == 1, timeout_s=60)
+    job.wait()
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+
+
+def said_since(job: Submitted, words: str) -> bool:
+    """Whether a line has come into the job's log after the one with these words."""
+    _, found, rest = job.log.read_text().partition(words)
+    return bool(found) and rest.count("\n") > 1
+
+
+def parent(process: int) -> int:
+    """The process that started another, here the batch script."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_two_pretended_gpus_are_two_replicas(project: SlurmProject, on_two_devices: Path) -> None:
+    """A job with two GPUs, for which two CPU devices stand, ends as two devices outside Slurm."""
+    job = project.sbatch("lstm", "--gres=gpu:2", arguments=["--devices", "cpu:2", *JOB])
+    job.wait()
+    assert results(job.run) == results(on_two_devices)
+
+
+@pytest.fixture(scope="module")
+def on_two_nodes(project: SlurmProject) -> Submitted:
+    """A job on two nodes that nothing disturbed."""
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *JOB])
+    job.wait(timeout_s=120)
+    return job
+
+
+def without_devices(folder: Path) -> dict[str, object]:
+    """A run's results but for the names of its devices."""
+    found = results(folder)
+    assert isinstance(found["result"], dict)
+    return {**found, "result": {k: v for k, v in found["result"].items() if k != "devices"}}
+
+
+def test_two_nodes_are_two_replicas(on_two_nodes: Submitted, on_two_devices: Path) -> None:
+    """Two nodes end with the same bytes as two devices of one process."""
+    assert without_devices(on_two_nodes.run) == without_devices(on_two_devices)
+    devices = results(on_two_nodes.run)["result"]["devices"]  # type: ignore[index]
+    assert devices == ["n3/cpu:0", "n4/cpu:0"]
+
+
+def workers(job: Submitted) -> dict[str, int]:
+    """The training processes of a job on several nodes, by node."""
+    found = {}
+    for process in job.cluster.processes():
+        with contextlib.suppress(OSError):
+            variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+            if f"SLURM_JOB_ID={job.job_id}".encode() in variables and b"harness" in words:
+                node = next(v for v in variables if v.startswith(b"SLURMD_NODENAME="))
+                found[node.partition(b"=")[2].decode()] = process
+    return found
+
+
+@pytest.mark.parametrize("node", ["n3", "n4"])
+def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
+    project: SlurmProject, on_two_nodes: Submitted, node: str
+) -> None:
+    """Whichever of the two processes dies, the other ends, the job is requeued, the same bytes."""
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *JOB])
+    job.wait_for_step(20)
+    os.kill(workers(job)[node], signal.SIGKILL)
+    wait_until(lambda: job.requeues() == 1, timeout_s=60)
+    job.wait(timeout_s=120)
+    assert results(job.run) == results(on_two_nodes.run)
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    assert f"the loss of the worker on {node}" in job.log.read_text()
+
+
+def test_two_nodes_that_are_warned_save_and_go_on(
+    project: SlurmProject, on_two_nodes: Submitted
+) -> None:
+    """The batch script's USR2 reaches the workers through srun; they stop at the same step."""
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *JOB])
+    job.wait_for_step(20)
+    job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    wait_until(lambda: job.requeues() == 1, timeout_s=60)
+    job.wait(timeout_s=120)
+    assert results(job.run) == results(on_two_nodes.run)
+    assert (job.requeues(), job.record()["restarts"], job.record()["requeues"]) == (1, 1, 1)
+    assert "interrupted by SIGUSR2, checkpoint saved" in job.log.read_text()
+
+
+def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
+    """What one worker refuses ends all, the log's last line says why, and nothing is requeued."""
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *JOB])
+    job.wait("FAILED", timeout_s=60)
+    assert "--devices cpu:2" in job.log.read_text()
+    time.sleep(1)  # time to be requeued in
+    assert job.requeues() == 0

@@ -1,0 +1,520 @@
+"""`submit` and `reproduce`, as far as no Slurm is needed: texts, snapshots, code put back."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.checkout import code_version
+from harness.errors import InputError
+from harness.job import load_job
+from harness.job_script import Place, job_variables, plan_comparison, plan_job, read_header
+from harness.resources import Resources, array_spec, parse_seeds
+from harness.snapshot import MAX_NEW_FILES, snapshot_path, take_snapshot
+from tests.conftest import JOBS, PROJECT, SHRUNK, Harness
+
+GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+
+
+def git(project: Path, *words: str) -> str:
+    done = subprocess.run(
+        [*GIT, *words], cwd=project, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def contents(folder: Path) -> dict[str, tuple[str, object]]:
+    """Every file by its path: what it is, and what is in it."""
+    found: dict[str, tuple[str, object]] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = ("link", os.fspath(path.readlink()))
+        elif path.is_file():
+            kind = "program" if os.access(path, os.X_OK) else "file"
+            found[name] = (kind, path.read_bytes())
+    return found
+
+
+def code(folder: Path) -> dict[str, tuple[str, object]]:
+    """The contents that are code: not git's, Python's, or a snapshot's own."""
+    return {
+        name: content
+        for name, content in contents(folder).items()
+        if not name.startswith((".git/", "runs/"))
+        and "__pycache__" not in name
+        and name != "snapshot.json"
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A minimal project in a git checkout, everything committed."""
+    project = tmp_path / "it's a: project"
+    for name in ("slurm", "jobs"):
+        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("site.sh"))
+    (project / ".gitignore").write_text("/runs/\n/slurm/site.sh\n")
+    (project / "edited.txt").write_text("print(1)\n")
+    (project / "gone.txt").write_text("print(2)\n")
+    (project / "slurm/tool.sh").write_text("#!/bin/sh\n")
+    (project / "slurm/tool.sh").chmod(0o755)
+    (project / "link").symlink_to("edited.txt")
+    git_init(project)
+    return project
+
+
+def git_init(project: Path) -> None:
+    git(project, "init", "--quiet")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=all")
+
+
+def edit(project: Path) -> None:
+    """Every kind of change that can be there uncommitted, some of it staged."""
+    (project / "edited.txt").write_bytes(b"print('\xff\r\n')\n \n")
+    (project / "gone.txt").unlink()
+    job = (project / "jobs/lstm.toml").read_text()
+    (project / "jobs/lstm.toml").write_text(job.replace("limit = 0", "limit = 99"))
+    (project / "new folder").mkdir()
+    (project / "new folder/n\u00e9w.py").write_text("without an end of line")
+    (project / "new folder/empty.py").touch()
+    (project / "weights.bin").write_bytes(bytes(range(256)) * 10)
+    (project / "tool").write_text("#!/bin/sh\n")
+    (project / "tool").chmod(0o755)
+    (project / "new link").symlink_to("nowhere")
+    (project / "staged.py").write_text("staged\n")
+    git(project, "add", "staged.py")
+    (project / "staged.py").write_text("and edited\n")
+    (project / "slurm/tool.sh").chmod(0o644)
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("2", (2,)), ("1-3", (1, 2, 3)), ("7,1,3", (1, 3, 7)), ("1-2, 2-3", (1, 2, 3)), ("0", (0,))],
+)
+def test_seeds_are_numbers_and_ranges(text: str, seeds: tuple[int, ...]) -> None:
+    """A list of seeds is read in order, each once."""
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "a", "3-1", "1-", "-1", "1..3", "1-1001", "1-999,2000-3000"]
+)
+def test_seeds_that_are_none_are_refused(text: str) -> None:
+    """What is no list of at most a thousand seeds is refused by its name."""
+    with pytest.raises(InputError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_neighbouring_seeds_make_a_range() -> None:
+    """An array is written as short as Slurm takes it."""
+    assert array_spec((1, 2, 3, 7, 9, 10)) == "1-3,7,9-10"
+
+
+@pytest.mark.parametrize("time", ["30", "30:00", "2:00:00", "1-12", "1-12:30", "1-12:30:00"])
+def test_times_of_sbatch_are_taken(time: str) -> None:
+    """Each of sbatch's own formats of a time limit is taken and passed on."""
+    resources = Resources(time=time)
+    resources.check()
+    assert resources.words() == [f"--time={time}"]
+
+
+REFUSED: list[tuple[Resources, str]] = [
+    (Resources(gpus=-1), "--gpus -1"),
+    (Resources(gpus=65), "--gpus 65"),
+    (Resources(nodes=0), "--nodes 0"),
+    (Resources(nodes=1001), "--nodes 1001"),
+    *((Resources(time=text), "--time") for text in ("", "2h", "1:2:3:4", "-5", "1-", "1.5")),
+    (Resources(after="lstm"), "--after lstm"),
+    (Resources(partition=" "), "--partition"),
+    (Resources(flags=("lstm.sh",)), "lstm.sh"),
+    (Resources(flags=("-C", "a100", "lstm.sh")), "lstm.sh"),
+    *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "--outp=x")),
+    *((Resources(flags=(flag,)), flag) for flag in ("--wait", "--wrap=true", "-Jname")),
+    (Resources(after="1", flags=("-d", "after:2")), "--after"),
+]
+
+
+@pytest.mark.parametrize(("resources", "named"), REFUSED)
+def test_what_sbatch_could_not_take_is_refused(resources: Resources, named: str) -> None:
+    """A value out of range or a flag that submit sets itself is refused by its name."""
+    with pytest.raises(InputError, match=re.escape(named)):
+        resources.check()
+
+
+def test_resources_become_flags() -> None:
+    """Each becomes sbatch's flag, sbatch's own stand last, and what is not given says nothing."""
+    flags = ("-C", "a100", "--mem=4G", "--wait-all-nodes=1")
+    resources = Resources(0, 2, "30", "gpu", "me", "12", flags)
+    resources.check()
+    assert resources.words() == [
+        *("--gres=none", "--nodes=2", "--time=30", "--partition=gpu", "--account=me"),
+        *("--dependency=afterok:12", "--kill-on-invalid-dep=yes", *flags),
+    ]
+    assert Resources(gpus=3).words() == ["--gres=gpu:3"]
+    assert Resources().words() == []
+
+
+# The script
+
+GOLDEN = """\
+#!/usr/bin/env bash
+#SBATCH --job-name=lstm
+#SBATCH --mem=16G
+
+# Written by harness submit: the code, the job and the runs as they were then.
+export HARNESS_HOME='/my runs/100%/.submissions/code-0'
+export HARNESS_VENV=/venv
+export HARNESS_RUNS='/my runs/100%'
+export HARNESS_SNAPSHOT=1
+export HARNESS_DATA='/it'"'"'s data'
+source "$HARNESS_HOME/slurm/common.sh"
+run_job '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3 --full
+"""
+
+
+def place(tmp_path: Path) -> Place:
+    (tmp_path / "slurm").mkdir()
+    header = "#!/bin/bash\n#SBATCH --job-name={0}\n# a comment\n\n#SBATCH --mem=16G\n"
+    for name in ("lstm", "compare"):
+        text = header.format(name) + "true\n#SBATCH --too=late\n"
+        (tmp_path / f"slurm/{name}.sh").write_text(text)
+    runs = Path("/my runs/100%")
+    snapshot = runs / ".submissions/code-0"
+    environment = {"HARNESS_VENV": "/venv", "HARNESS_DATA": "/it's data", "OTHER": "x"}
+    return Place(runs, snapshot, tmp_path, job_variables(tmp_path, snapshot, runs, environment))
+
+
+def untimed(text: str) -> str:
+    return re.sub(r"\d{8}-\d{6}-\d{6}", "TIME", text)
+
+
+def test_script_of_one_run(tmp_path: Path) -> None:
+    """The whole text, with the header of the project's script as far as sbatch would read it."""
+    job = load_job(JOBS / "lstm.toml")
+    plan = plan_job(job, (3,), Resources(nodes=1), place(tmp_path), full=True)
+    assert untimed(plan.script) == GOLDEN
+    assert untimed(shlex.join(plan.command)) == (
+        "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --nodes=1 "
+        "'/my runs/100%/.submissions/TIME-lstm/job.sh'"
+    )
+    assert plan.run_folders("12") == [Path("/my runs/100%/lstm/slurm-12")]
+    assert plan.logs("12") == [Path("/my runs/100%/logs/lstm-12.out")]
+
+
+def test_several_seeds_are_an_array(tmp_path: Path) -> None:
+    """An array's tasks have a run and a log each, and its script leaves the seed to the task."""
+    job = load_job(JOBS / "lstm.toml")
+    plan = plan_job(job, (1, 2, 7), Resources(gpus=2), place(tmp_path), full=False)
+    assert untimed(plan.script.splitlines()[-1]).endswith("lstm.toml'")
+    assert plan.command[3:6] == [
+        *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--gres=gpu:2"),
+    ]
+    assert plan.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12_7")
+    assert plan.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
+
+
+def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
+    """No seed is passed, and the record has the one that the job's file names."""
+    job = load_job(JOBS / "lstm.toml", ["train.seed=9"])
+    plan = plan_job(job, None, Resources(), place(tmp_path), full=False)
+    assert (plan.seeds, plan.is_array) == ((9,), False)
+    assert "--seed" not in plan.script
+    assert "seed = 9\n" in plan.job_toml
+
+
+def test_a_job_named_job_leaves_that_files_name_to_runs(tmp_path: Path) -> None:
+    """A file job.toml among the submissions would be taken for a run."""
+    job = load_job(JOBS / "lstm.toml").model_copy(update={"name": "job"})
+    plan = plan_job(job, None, Resources(), place(tmp_path), full=False)
+    assert plan.job_file
+    assert plan.job_file.name == "job_.toml"
+
+
+def test_comparison_waits_for_all_and_names_their_runs(tmp_path: Path) -> None:
+    """It starts after failed ones too, with patterns that bash expands to each job's runs."""
+    at = dataclasses.replace(place(tmp_path), runs=tmp_path / "r [1]*")
+    job = load_job(JOBS / "lstm.toml")
+    asked = Resources(gpus=2, time="9", partition="p", flags=("--qos=q",))
+    array = plan_job(job, (1, 2), asked, at, full=False)
+    single = plan_job(job, None, asked, at, full=False)
+    plan = plan_comparison({"12": array, "13": single}, asked, at)
+    assert plan.command[4:-1] == [
+        *("--partition=p", "--qos=q", "--dependency=afterany:12:13"),
+    ]
+    patterns = shlex.split(plan.script.splitlines()[-1])[1:]
+    wanted = [*array.run_folders("12"), *single.run_folders("13")]
+    for folder in [*wanted, at.runs / "lstm/slurm-123_1", tmp_path / "r 1x/lstm/slurm-12_1"]:
+        folder.mkdir(parents=True)
+    expand = 'for pattern; do compgen -G "$pattern"; done'
+    found = subprocess.run(["bash", "-c", expand, "-", *patterns], capture_output=True, text=True)
+    assert sorted(found.stdout.splitlines()) == sorted(map(str, wanted))
+    assert (plan.run_folders("14"), plan.logs("14")) == ([], [at.runs / "logs/compare-14.out"])
+
+
+def test_a_header_that_is_gone_is_named(tmp_path: Path) -> None:
+    """A missing script is refused in one line with its path."""
+    with pytest.raises(InputError, match=r"slurm/gru\.sh"):
+        read_header(tmp_path, "gru")
+
+
+# The command
+
+
+def test_dry_run_prints_everything_and_writes_nothing(harness: Harness) -> None:
+    """The script and the command come out, and no folder is made; no Slurm is asked."""
+    harness.environment["PATH"] = "/nowhere"
+    before = contents(harness.folder)
+    words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]
+    done = harness.run("submit", JOBS / "lstm.toml", *SHRUNK, *words)
+    assert done.returncode == 0, done.stderr
+    assert contents(harness.folder) == before
+    assert not harness.runs.exists()
+    assert f"export HARNESS_RUNS={harness.runs}\n" in done.stdout
+    assert "--array=1-2 --gres=gpu:2 --mem=4G" in done.stdout.strip().splitlines()[-1]
+    assert "packaged SAMPLE; get it first by: harness data fetch" in done.stderr
+
+
+def test_data_that_are_there_need_no_warning(harness: Harness) -> None:
+    """With the dataset's files in the folder named, nothing is said of the sample."""
+    (harness.folder / "imdb.npz").touch()
+    harness.environment["HARNESS_DATA"] = str(harness.folder)
+    done = harness.run("submit", JOBS / "lstm.toml", "--dry-run")
+    assert (done.returncode, "SAMPLE" in done.stderr) == (0, False)
+    assert f"export HARNESS_DATA={harness.folder}\n" in done.stdout
+
+
+def test_an_environment_without_harness_is_warned_of(harness: Harness) -> None:
+    """A job installs nothing, so an environment that lacks the program is named beforehand."""
+    harness.environment["HARNESS_VENV"] = str(harness.folder)
+    words = ["submit", JOBS / "lstm.toml", "--dry-run"]
+    assert f"warning: {harness.folder}/bin/harness is not there" in harness.run(*words).stderr
+    (harness.folder / "bin").mkdir()
+    (harness.folder / "bin/harness").touch()
+    assert "bin/harness" not in harness.run(*words).stderr
+
+
+def test_a_checkout_that_git_refuses_is_warned_of(harness: Harness, project: Path) -> None:
+    """Then the whole folder is copied, and that the commit is unknown is said beforehand."""
+    harness.environment["HARNESS_HOME"] = str(project)
+    words = ["submit", project / "jobs/lstm.toml", "--dry-run"]
+    assert "git can't" not in harness.run(*words).stderr
+    (project / ".git/HEAD").unlink()
+    done = harness.run(*words)
+    assert done.returncode == 0
+    assert f"warning: git can't tell the commit of {project}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "--all"),
+        (["lstn.toml"], "lstn.toml"),
+        ([JOBS / "lstm.toml", "--set", "model.unit=8"], "model.units"),
+        ([JOBS / "lstm.toml", "--seeds", "1,2147483648"], "--seed 2147483648"),
+        ([JOBS / "lstm.toml", "--gpu", "2"], "--gpus"),
+        ([JOBS / "lstm.toml", JOBS / "gru.toml"], "--all"),
+        ([JOBS / "lstm.toml", "--runs", PROJECT], "--runs"),
+        ([JOBS / "lstm.toml", "--runs", "a\\b"], "backslash"),
+        ([JOBS / "lstm.toml", "--", "--array=1-2"], "--seeds"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    harness: Harness, words: list[object], named: str
+) -> None:
+    """What can't be submitted is refused before anything is written, with the remedy."""
+    before = contents(harness.folder)
+    done = harness.run("submit", *words)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert named in done.stderr
+    assert contents(harness.folder) == before
+    assert not harness.runs.exists()
+
+
+def test_without_slurm_nothing_is_written(harness: Harness) -> None:
+    """No sbatch on the PATH: refused with the remedy, and no snapshot is made."""
+    harness.environment["PATH"] = "/nowhere"
+    done = harness.run("submit", JOBS / "lstm.toml")
+    assert done.returncode == 2
+    assert "sbatch: is not on the PATH" in done.stderr
+    assert not harness.runs.exists()
+
+
+def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
+    """Its last words come out in one line, exit code 1, and the submission's folder is gone."""
+    sbatch = harness.folder / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho warming up >&2; echo 'sbatch: error: no way' >&2; exit 1\n")
+    sbatch.chmod(0o755)
+    harness.environment["PATH"] = f"{sbatch.parent}:{os.environ['PATH']}"
+    done = harness.run("submit", JOBS / "lstm.toml")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "harness: lstm: was not submitted: sbatch: error: no way"
+    )
+    left = [path.name for path in (harness.runs / ".submissions").iterdir()]
+    assert [name for name in left if not name.startswith("code-")] == []
+
+
+# The code
+
+
+def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
+    """Edits, new files, modes and links are in it, with the site's settings and no ignored file."""
+    edit(project)
+    (project / "runs").mkdir()
+    (project / "runs/ignored").touch()
+    (project / "slurm/site.sh").write_text("SECRET=1\n")
+    (project / "slurm/site.sh").chmod(0o600)
+    before = contents(project)
+    snapshot = take_snapshot(project, project / "runs")
+    assert code(snapshot) == code(project)
+    assert "runs/ignored" not in contents(snapshot)
+    assert (snapshot / "slurm/site.sh").stat().st_mode & 0o777 == 0o600
+    after = {k: v for k, v in contents(project).items() if ".submissions" not in k}
+    assert after == before, "the checkout, its index and its objects stay as they were"
+    assert [path.name for path in snapshot.parent.iterdir()] == [snapshot.name]
+
+
+def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
+    """Its name tells its content: the same again is the same folder, an edit makes another."""
+    runs = tmp_path / "runs"
+    first = take_snapshot(project, runs)
+    assert snapshot_path(project, runs) == first
+    assert take_snapshot(project, runs) == first
+    (project / "slurm/tool.sh").chmod(0o644)
+    second = take_snapshot(project, runs)
+    assert second != first
+    assert snapshot_path(project, runs) == second
+    assert take_snapshot(second, runs) == second, "a snapshot needs none of itself"
+
+
+def test_a_damaged_snapshot_is_made_anew(project: Path, tmp_path: Path) -> None:
+    """A cleaner of old files took one away, and something changed another."""
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    (snapshot / "jobs/lstm.toml").unlink()
+    (snapshot / "edited.txt").write_text("print(3)\n")
+    assert take_snapshot(project, tmp_path / "runs") == snapshot
+    assert code(snapshot) == code(project)
+
+
+def test_snapshot_of_a_folder_without_git(project: Path) -> None:
+    """Everything but environments, caches and runs is copied, and no commit is named."""
+    shutil.rmtree(project / ".git")
+    wanted = code(project)
+    (project / "my env").mkdir()
+    for name in (".venv-1/x", "__pycache__/x", "out/x", "my env/pyvenv.cfg", "1.out"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).touch()
+    snapshot = take_snapshot(project, project / "out")
+    assert code(snapshot) == wanted
+    assert json.loads((snapshot / "snapshot.json").read_text())["commit"] is None
+
+
+def test_runs_that_git_does_not_ignore_are_no_code(project: Path) -> None:
+    """Runs inside the project are neither copied nor part of its version."""
+    (project / "my runs/lstm").mkdir(parents=True)
+    (project / "my runs/lstm/job.toml").touch()
+    snapshot = take_snapshot(project, project / "my runs")
+    assert not (snapshot / "my runs").exists()
+    assert code_version(project, project / "my runs")["uncommitted_diff"] == ""
+    assert "my runs/lstm/job.toml" in code_version(project)["untracked_files"]
+
+
+def test_a_dataset_in_the_project_is_refused(project: Path, tmp_path: Path) -> None:
+    """Thousands of new files are no code: the refusal names their folder and the remedy."""
+    (project / "aclImdb").mkdir()
+    for number in range(MAX_NEW_FILES + 1):
+        (project / f"aclImdb/{number}.txt").touch()
+    with pytest.raises(InputError, match=r"aclImdb.*\.gitignore"):
+        take_snapshot(project, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert len(code_version(project)["untracked_files"]) == 1001, "a record stays small"
+
+
+def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -> None:
+    """The patch on a fresh checkout of the commit gives every byte, mode and link back."""
+    edit(project)
+    before = contents(project)
+    version = code_version(project)
+    assert contents(project) == before, "git's index and objects stay as they were"
+    assert version["commit"] == git(project, "rev-parse", "HEAD").strip()
+    assert version["left_out_files"] == []
+    assert "new folder/n\u00e9w.py" in version["untracked_files"]
+    fresh = tmp_path / "fresh"
+    git(tmp_path, "clone", "--quiet", str(project), str(fresh))
+    patch = json.loads(json.dumps(version["uncommitted_diff"])).encode(errors="surrogateescape")
+    subprocess.run(["git", "apply", "-"], cwd=fresh, input=patch, timeout=60, check=True)
+    assert code(fresh) == code(project)
+
+
+def test_an_edit_within_the_same_tick_as_gits_last_look_is_seen(project: Path) -> None:
+    """Same length, same time: git tells only by its index being no younger than the file."""
+    git(project, "config", "core.trustctime", "false")
+    path, index = project / "edited.txt", project / ".git/index"
+    path.write_text("2\n")
+    os.utime(path, (1e9, 1e9))
+    git(project, "commit", "--all", "--quiet", "--message=again")
+    path.write_text("3\n")
+    os.utime(path, (1e9, 1e9))
+    os.utime(index, (1e9, 1e9))
+    assert "-2\n+3\n" in code_version(project)["uncommitted_diff"]
+
+
+def test_large_new_files_are_named_and_left_out(project: Path) -> None:
+    """A new file over a megabyte is named, not recorded; a tracked one is recorded whole."""
+    (project / "data.bin").write_bytes(os.urandom(1_000_001))
+    version = code_version(project)
+    assert version["untracked_files"] == version["left_out_files"] == ["data.bin"]
+    assert version["uncommitted_diff"] == ""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("diff.noprefix=true", "diff.mnemonicPrefix=true", "diff.external=false"),
+        *("diff.context=0", "color.ui=always"),
+    ],
+)
+def test_a_users_settings_do_not_change_the_patch(project: Path, setting: str) -> None:
+    """What a user's own git prints is not what a record needs."""
+    edit(project)
+    before = code_version(project)
+    name, _, value = setting.partition("=")
+    git(project, "config", name, value)
+    assert code_version(project) == before
+
+
+def test_a_worktree_has_its_own_version(project: Path, tmp_path: Path) -> None:
+    """Where .git is a file, commit and changes are those of the worktree."""
+    tree = tmp_path / "tree"
+    git(project, "worktree", "add", "--quiet", "--detach", str(tree))
+    edit(tree)
+    assert code_version(tree)["commit"] == code_version(project)["commit"]
+    assert "weights.bin" in code_version(tree)["uncommitted_diff"]
+    assert code_version(project)["uncommitted_diff"] == ""
+
+
+def test_code_version_of_a_snapshot_is_that_of_its_source(project: Path, tmp_path: Path) -> None:
+    """A run from a snapshot records commit, changes and new files, and the snapshot itself."""
+    edit(project)
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert code_version(snapshot) == {**code_version(project), "snapshot": str(snapshot)}
+    assert code_version(project)["snapshot"] is None
+
+
+def test_code_version_knows_nothing_outside_git(tmp_path: Path) -> None:
+    """In a folder without git, or with a broken one, every part is None."""
+    assert set(code_version(tmp_path).values()) == {None}
+    (tmp_path / ".git").mkdir()
+    assert set(code_version(tmp_path).values()) == {None}

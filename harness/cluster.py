@@ -22,6 +22,7 @@ class Allocation:
     node: str  # as Slurm names it; several nodes of a test cluster share a host name
     node_list: str  # of the step, such as n[08-10]
     nodes: tuple[str, ...]  # its names one by one, where our job scripts have asked for them
+    submit_host: str  # where sbatch or salloc was called, often a login node
     restarts: int  # how often Slurm put the job back into its queue
     max_requeues: int | None  # set by our job scripts, which requeue a job that was interrupted
     secret: str  # by which the workers of a step know each other
@@ -51,6 +52,7 @@ class Allocation:
             node=environment.get("SLURMD_NODENAME", ""),
             node_list=environment.get("SLURM_STEP_NODELIST", ""),
             nodes=tuple(environment.get("HARNESS_NODES", "").split()),
+            submit_host=environment.get("SLURM_SUBMIT_HOST", ""),
             restarts=number("SLURM_RESTART_COUNT") or 0,
             max_requeues=number("HARNESS_MAX_REQUEUES"),
             secret=environment.get("HARNESS_SECRET") or job_id,

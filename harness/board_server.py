@@ -1,0 +1,198 @@
+"""TensorBoard's server, made to answer only those who know a secret path."""
+
+import hmac
+import io
+import os
+import socket
+import sys
+import types
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
+
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+RELOAD_S = 5.0  # between two looks for new points
+LONGEST_SOCKET = 107  # bytes of its path, sun_path in Linux's unix(7)
+# TensorBoard thins out by chance what is more, for its memory and the browser's. One run keeps
+# every step; a hundred keep a thousand points each, as is TensorBoard's default.
+POINTS_PER_CHART = 50_000
+POINTS_PER_CURVE = 1_000
+
+
+class Guard:
+    """WSGI middleware: a request without the secret gets a 404 that tells nothing."""
+
+    def __init__(self, app: "WSGIApplication", secret: str, used: Callable[[], object]) -> None:
+        self.app = app
+        self.prefix = f"/{secret}".encode()
+        self.used = used
+
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        """Answer a request."""
+        first = "/".join(str(environ.get("PATH_INFO", "")).split("/", 2)[:2])
+        # The time that a comparison takes would tell how much of a guess is right.
+        if not hmac.compare_digest(first.encode("utf-8", "surrogateescape"), self.prefix):
+            body = b"Not found\n"
+            headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+            start_response("404 Not Found", headers)
+            return [body]
+        self.used()
+
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            # A link from the page to another site must not tell it the secret.
+            return start_response(status, [*headers, ("Referrer-Policy", "no-referrer")], *error)
+
+        return self.app(environ, start)
+
+
+class Handler(WSGIRequestHandler):
+    """Serves one connection, and lets it go when it is silent."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds; whoever connects and says nothing would hold a thread for ever
+
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
+        """Say nothing: the line of a request holds the secret, and a group may read the log."""
+
+
+class Server(ThreadedWSGIServer):
+    """Serves on a socket that is listening already."""
+
+    def __init__(self, app: "WSGIApplication", listener: socket.socket, secret: str) -> None:
+        name = listener.getsockname()
+        host = f"unix://{name}" if listener.family == socket.AF_UNIX else name[0]
+        super().__init__(host, 0, app, Handler, fd=listener.fileno())
+        listener.close()  # the server has a copy
+        self._secret = secret
+
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
+        """Print an error of TensorBoard's own."""
+        text = str(message % args if args else message)
+        print(text.replace(self._secret, "<secret>"), file=sys.stderr)  # noqa: T201
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Go on: a browser that went away is no error."""
+
+    def get_url(self) -> str:
+        """TensorBoard asks for it, and prints it in other uses."""
+        return ""
+
+
+def listen(port: int | None) -> socket.socket:
+    """A socket that listens on the loopback alone, on a free port where none is asked for.
+
+    Raises:
+        InputError: if the port is taken.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # The connections of one that ended a minute ago keep its port from being asked for again.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
+    try:
+        listener.bind(("127.0.0.1", port or 0))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"--port {port}: {error.strerror}; choose another, or leave it out for a free one"
+        ) from None
+    return listener
+
+
+def listen_on_socket(path: Path) -> socket.socket:
+    """A Unix socket that its owner alone can connect to, in a folder of mode 0700.
+
+    Raises:
+        InputError: if the path is too long for one.
+    """
+    if len(os.fsencode(path)) > LONGEST_SOCKET:
+        raise InputError(
+            f"--socket: {path} is longer than {LONGEST_SOCKET} bytes, which no socket's path may "
+            "be; set TMPDIR to a shorter folder, such as /tmp"
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(128)
+    return listener
+
+
+def start_tensorboard(
+    folder: Path,
+    num_runs: int,
+    listener: socket.socket,
+    secret: str,
+    used: Callable[[], object],
+) -> None:
+    """Serve the event files below a folder, in a thread of this process.
+
+    Args:
+        folder: TensorBoard looks below it for new runs and points every RELOAD_S.
+        num_runs: how many there may be; of many, each curve has fewer points.
+        listener: the socket to serve on.
+        secret: what the path of every request must begin with.
+        used: called at each request that does.
+    """
+    # TensorBoard's own switch: it then reads files without TensorFlow, whose import would take
+    # 600 MB and seconds, on a network file system minutes. It must be there before it first asks.
+    sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
+    from tensorboard import default, program
+
+    board = program.TensorBoard(
+        plugins=default.get_plugins(),
+        assets_zip_provider=_live_assets,
+        server_class=lambda app, flags: Server(Guard(app, secret, used), listener, secret),
+    )
+    board.configure(
+        logdir=str(folder),
+        path_prefix=f"/{secret}",
+        load_fast="false",  # its data server listens on a port of its own, without any secret
+        reload_interval=RELOAD_S,
+        samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
+        window_title="harness",
+    )
+    # Not main(), which writes the path into a file in /tmp that everyone can read.
+    board.launch()
+
+
+LIVE = b"""\
+// The page reloads its data every 30 s, unless its user chose otherwise in the settings.
+try {
+  const key = "_tb_global_settings";
+  const settings = JSON.parse(localStorage.getItem(key) || "{}");
+  if (!("autoReload" in settings)) {
+    localStorage.setItem(key, JSON.stringify({...settings, autoReload: true}));
+  }
+} catch (error) {
+  console.warn(error);
+}
+"""
+
+
+def _live_assets() -> io.BytesIO:
+    """TensorBoard's page, which by default would stay as it was when it was opened."""
+    from tensorboard import assets
+
+    first = b'<script src="index.js'
+    changed = io.BytesIO()
+    with (
+        assets.get_default_assets_zip_provider()() as file,
+        zipfile.ZipFile(file) as old,
+        zipfile.ZipFile(changed, "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "index.html":
+                content = content.replace(first, b'<script src="live.js"></script>' + first, 1)
+            new.writestr(name, content)
+        new.writestr("live.js", LIVE)
+    changed.seek(0)
+    return changed

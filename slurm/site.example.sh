@@ -27,6 +27,10 @@
 # export TMPDIR=/scratch/$USER
 # export PIP_CACHE_DIR=/scratch/$USER/pip
 
+# The login node as your laptop knows it, for the tunnel to TensorBoard; by default the host that a
+# job was submitted on.
+# export HARNESS_LOGIN=$USER@login.cluster.edu
+
 # How often a job puts itself back into the queue; 20 by default.
 # HARNESS_MAX_REQUEUES=20
 

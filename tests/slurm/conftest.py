@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import JOBS, Harness
 from tests.slurm.cluster import REMEDY, SlurmCluster, is_installed
-from tests.slurm.project import JOB, SlurmProject
+from tests.slurm.project import JOB, SlurmProject, Submitted
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +38,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path
     done = harness.run("train", JOBS / "lstm.toml", "--run-id", "calm", *JOB)
     assert done.returncode == 0, done.stderr
     return harness, harness.runs / "lstm" / "calm"
+
+
+@pytest.fixture(scope="session")
+def finished(project: SlurmProject) -> Submitted:
+    """A job that nothing disturbed."""
+    job = project.sbatch("lstm")
+    job.wait()
+    return job

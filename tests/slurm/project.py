@@ -79,6 +79,8 @@ class SlurmProject:
             "NOTE": str(self.stand_in.note),
         }
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
+        # What one job needs elsewhere.
+        lines.append("[[ -z ${BOARD_CACHE:-} ]] || export XDG_CACHE_HOME=$BOARD_CACHE\n")
         (self.path / "slurm/site.sh").write_text("".join(lines))
 
     def sbatch(

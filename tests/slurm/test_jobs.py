@@ -19,14 +19,6 @@ from tests.test_scripts import JOBS, SCRIPTS
 Undisturbed = tuple[Harness, Path]
 
 
-@pytest.fixture(scope="session")
-def finished(project: SlurmProject) -> Submitted:
-    """A job that nothing disturbed."""
-    job = project.sbatch("lstm")
-    job.wait()
-    return job
-
-
 def test_sbatch_trains_to_a_result(finished: Submitted, undisturbed: Undisturbed) -> None:
     """A submitted script trains in the folder of its job's id, as the same job outside Slurm."""
     assert results(finished.run) == results(undisturbed[1])

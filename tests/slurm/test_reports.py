@@ -1,0 +1,53 @@
+"""The scripts that look at runs, as jobs on a real Slurm."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import wait_until
+from tests.slurm.project import SlurmProject, Submitted
+
+
+def test_compare_reports_on_the_runs_of_its_pattern(
+    project: SlurmProject, finished: Submitted
+) -> None:
+    """compare.sh prints the table of the runs given, and says which pattern fits none."""
+    missing = f"{project.path}/runs/gru/slurm-*"
+    job = project.sbatch("compare", arguments=[str(finished.run), missing])
+    job.wait()
+    said = job.log.read_text()
+    assert "recurrent seeds" in said
+    assert "lstm" in said
+    assert f"no run matches {missing}" in said
+
+
+def test_tensorboard_is_its_owners_alone(
+    project: SlurmProject, finished: Submitted, tmp_path: Path
+) -> None:
+    """The log names a file with the address, which no log holds; scancel ends it."""
+    cache, temporary = tmp_path / "cache", tmp_path / "temporary"
+    temporary.mkdir()
+    job = project.sbatch(
+        "tensorboard",
+        arguments=[str(finished.run)],
+        TMPDIR=str(temporary),
+        BOARD_CACHE=str(cache),
+    )
+    kept = cache / "harness/tensorboard"
+    wait_until(lambda: any(kept.glob("*.txt")), timeout_s=60)
+    (connection,) = kept.glob("*.txt")
+    wait_until(lambda: str(connection) in job.log.read_text(), timeout_s=10)
+    address = connection.read_text().split()[-1]
+    secret = address.split("/")[3]
+    assert secret not in job.log.read_text()
+    assert connection.stat().st_mode & 0o777 == 0o600
+    with urllib.request.urlopen(f"{address}data/runs", timeout=20) as answer:  # noqa: S310
+        assert f"lstm/{finished.run.name}" in answer.read().decode()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(address.replace(secret, "data/runs"), timeout=20)  # noqa: S310
+    job.cluster.run("scancel", job.job_id)
+    job.wait("CANCELLED")
+    wait_until(lambda: not connection.exists(), timeout_s=20)
+    wait_until(lambda: not any(temporary.iterdir()), timeout_s=20)

@@ -17,21 +17,34 @@ from keras.layers import (
     Dense,
     Dropout,
     Embedding,
+    GlobalAveragePooling1D,
+    GlobalMaxPooling1D,
     SimpleRNN,
     SpatialDropout1D,
 )
 
 from harness.job import ModelTable
 
+# The recurrent layers' outputs over time to one vector; the notebook takes the last as it is.
+POOLINGS: dict[str, tuple[type[keras.Layer], ...]] = {
+    "last": (),
+    "max": (GlobalMaxPooling1D,),
+    "mean": (GlobalAveragePooling1D,),
+}
+
 
 def _sentiment(vocab_size: int, table: ModelTable, *recurrent: keras.Layer) -> keras.Model:
-    """Embedding, the recurrent layers, one probability: what all five exercises share."""
+    """Embedding, the recurrent layers, one probability: what all five exercises share.
+
+    The last of the recurrent layers must return sequences unless `table.pooling` is `last`.
+    """
     return keras.Sequential(
         [
             keras.Input([None], dtype="int32", name="tokens"),
             Embedding(vocab_size, table.embedding_dim),
             SpatialDropout1D(table.spatial_dropout),
             *recurrent,
+            *(pooling() for pooling in POOLINGS[table.pooling]),
             Dropout(table.dropout),
             # In the precision of the weights: a probability in half of it would round to 0 or 1,
             # and make the loss infinite.
@@ -41,31 +54,38 @@ def _sentiment(vocab_size: int, table: ModelTable, *recurrent: keras.Layer) -> k
     )
 
 
+def _over_time(table: ModelTable) -> bool:
+    """Whether the last recurrent layer gives its outputs of all times."""
+    return table.pooling != "last"
+
+
 def rnn(vocab_size: int, table: ModelTable) -> keras.Model:
     """Exercise 6.01, the plain RNN: 2,080 recurrent parameters at 32 units."""
-    return _sentiment(vocab_size, table, SimpleRNN(table.units))
+    return _sentiment(vocab_size, table, SimpleRNN(table.units, return_sequences=_over_time(table)))
 
 
 def lstm(vocab_size: int, table: ModelTable) -> keras.Model:
     """Exercise 6.02: 8,320 recurrent parameters at 32 units."""
-    return _sentiment(vocab_size, table, LSTM(table.units))
+    return _sentiment(vocab_size, table, LSTM(table.units, return_sequences=_over_time(table)))
 
 
 def gru(vocab_size: int, table: ModelTable) -> keras.Model:
     """Exercise 6.03: 6,240 recurrent parameters at 32 units and `reset_after = false`."""
-    return _sentiment(vocab_size, table, GRU(table.units, reset_after=table.reset_after))
+    layer = GRU(table.units, reset_after=table.reset_after, return_sequences=_over_time(table))
+    return _sentiment(vocab_size, table, layer)
 
 
 def bilstm(vocab_size: int, table: ModelTable) -> keras.Model:
     """Exercise 6.04: 16,640 recurrent parameters at 32 units."""
-    return _sentiment(vocab_size, table, Bidirectional(LSTM(table.units)))
+    return _sentiment(
+        vocab_size, table, Bidirectional(LSTM(table.units, return_sequences=_over_time(table)))
+    )
 
 
 def stacked_lstm(vocab_size: int, table: ModelTable) -> keras.Model:
     """Exercise 6.05: 16,640 recurrent parameters at 32 units."""
-    return _sentiment(
-        vocab_size, table, LSTM(table.units, return_sequences=True), LSTM(table.units)
-    )
+    second = LSTM(table.second_units or table.units, return_sequences=_over_time(table))
+    return _sentiment(vocab_size, table, LSTM(table.units, return_sequences=True), second)
 
 
 BUILDERS: dict[str, Callable[[int, ModelTable], keras.Model]] = {

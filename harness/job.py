@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,8 @@ class ModelTable(Table):
     spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
     dropout: Share = Field(0.4, description="share of the last recurrent outputs dropped")
     reset_after: bool = Field(False, description="GRU alone: reset gate after the product")
+    second_units: int = Field(0, ge=0, le=4096, description="stacked alone, 0 = as the first")
+    pooling: Literal["last", "max", "mean"] = Field("last", description="of outputs over time")
 
 
 class DataTable(Table):
@@ -41,6 +43,7 @@ class DataTable(Table):
     maxlen: int = Field(200, ge=1, le=5000, description="last tokens kept of each review")
     validation_split: Share = Field(0.2, description="last share of the training reviews")
     limit: int = Field(0, ge=0, le=25_000, description="first reviews of each split, 0 = all")
+    test: bool = Field(True, description="score the test set at the end; else validation alone")
 
 
 class TrainTable(Table):
@@ -82,6 +85,8 @@ class Job(Table):
         """Name the settings that say something and do nothing, each in one line."""
         if self.model.reset_after and self.model.architecture != "gru":
             yield "model.reset_after has no effect: it is a setting of the gru alone"
+        if self.model.second_units and self.model.architecture != "stacked_lstm":
+            yield "model.second_units has no effect: it is a setting of the stacked_lstm alone"
         if self.train.keep == "last" and self.train.early_stopping_patience == 0:
             watched = TrainTable.model_fields["monitor"].default
             if self.train.monitor != watched and self.train.reduce_lr_patience == 0:
@@ -105,22 +110,53 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
     """
-    content = _read(path)
+    content = read_toml_file(path)
     content.setdefault("name", path.stem)
-    said = {}
-    for override in overrides:
-        table, key, value = _parse_override(override)
-        said[f"{table}.{key}"] = f"--set {override}"
-        _put(content, table, key, value, path)
+    if "search" in content:
+        raise InputError(f"job {path}: holds a [search]; run it by: harness tune {path}")
+    said = put_overrides(content, overrides, path)
     if seed is not None:
         said["train.seed"] = f"--seed {seed}"
         _put(content, "train", "seed", seed, path)
+    return check_job(content, path, said)
+
+
+def check_job(content: dict[str, Any], path: Path, said: Mapping[str, str] | None = None) -> Job:
+    """Make a job of a file's content.
+
+    Args:
+        content: its tables and keys.
+        path: the file, for messages.
+        said: what gave the value of a key, where that was not the file.
+
+    Raises:
+        InputError: one line that names the key, the value, the rule and the remedy.
+    """
     try:
         job = Job.model_validate(content)
     except ValidationError as error:
-        raise InputError(_explain(error, path, said)) from None
+        raise InputError(explain(error, path, said or {})) from None
     _check_together(job, path)
     return job
+
+
+def put_overrides(
+    content: dict[str, Any],
+    overrides: Sequence[str],
+    path: Path,
+    tables: Mapping[str, type[Table]] = TABLES,
+) -> dict[str, str]:
+    """Put `--set` overrides into a file's content, and give back what was said of which key.
+
+    Raises:
+        InputError: for one that is no `table.key=value` of these tables.
+    """
+    said = {}
+    for override in overrides:
+        table, key, value = _parse_override(override, tables)
+        said[f"{table}.{key}"] = f"--set {override}"
+        _put(content, table, key, value, path)
+    return said
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -131,7 +167,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml_file(path: Path) -> dict[str, Any]:
+    """The content of a job file, not checked yet.
+
+    Raises:
+        InputError: if it can't be read, or is no TOML.
+    """
     try:
         if path.is_dir():
             raise InputError(
@@ -164,13 +205,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
 
 
-def _parse_override(text: str) -> tuple[str, str, Any]:
+def _parse_override(text: str, tables: Mapping[str, type[Table]]) -> tuple[str, str, Any]:
     name, equals, value = text.partition("=")
     table, dot, key = name.strip().partition(".")
     if not equals or not dot or not table or not key:
         raise InputError(f"--set {text}: is not table.key=value, such as train.epochs=8")
-    if table not in TABLES or key not in TABLES[table].model_fields:
-        raise InputError(f"--set {text}: a job has no key {name.strip()}{_nearest_key(name)}")
+    if table not in tables or key not in tables[table].model_fields:
+        near = nearest_key(name, tables)
+        raise InputError(f"--set {text}: a job has no key {name.strip()}{near}")
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
@@ -186,15 +228,22 @@ def _put(content: dict[str, Any], table: str, key: str, value: object, path: Pat
     inner[key] = value
 
 
-def _nearest_key(name: str) -> str:
-    known = [f"{table}.{key}" for table, cls in TABLES.items() for key in cls.model_fields]
+def nearest_key(name: str, tables: Mapping[str, type[Table]] = TABLES) -> str:
+    """`; did you mean train.epochs?`, or the known keys where none is near."""
+    known = [f"{table}.{key}" for table, cls in tables.items() for key in cls.model_fields]
     name = name.strip()
     # The key alone, when it stands in the wrong table or in none.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {alone[0]}?" if alone else nearest(name, known)
 
 
-def _explain(error: ValidationError, path: Path, said: dict[str, str]) -> str:
+def explain(
+    error: ValidationError,
+    path: Path,
+    said: Mapping[str, str],
+    tables: Mapping[str, type[Table]] = TABLES,
+) -> str:
+    """The first of pydantic's complaints in one line."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     where = f"job {path}: {key}"
@@ -205,7 +254,7 @@ def _explain(error: ValidationError, path: Path, said: dict[str, str]) -> str:
             text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
     elif first["type"] == "extra_forbidden":
         text = f"{where} is not a key of a job" + (
-            _nearest_key(key) if "." in key else _nearest_top(key)
+            nearest_key(key, tables) if "." in key else _nearest_top(key, tables)
         )
     else:
         value = repr(first["input"])
@@ -213,27 +262,31 @@ def _explain(error: ValidationError, path: Path, said: dict[str, str]) -> str:
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
         text = f"{shown}: {rule.replace('input should', 'should')}"
         if first["type"] == "literal_error":
-            text += nearest(str(first["input"]), _choices(key))
+            text += nearest(str(first["input"]), _choices(key, tables))
         elif first["type"] == "model_type":
             text = f"{where} = {value}: should be a table; write [{key}]"
     return text + (f" (and {len(others)} more)" if others else "")
 
 
-def _nearest_top(key: str) -> str:
-    tables = [*TABLES, "name"]
-    near = difflib.get_close_matches(key, tables, n=1)
-    return f"; did you mean {near[0]}?" if near else _nearest_key(key)
+def _nearest_top(key: str, tables: Mapping[str, type[Table]]) -> str:
+    near = difflib.get_close_matches(key, [*tables, "name"], n=1)
+    return f"; did you mean {near[0]}?" if near else nearest_key(key, tables)
 
 
-def _choices(key: str) -> list[str]:
+def _choices(key: str, tables: Mapping[str, type[Table]]) -> list[str]:
     table, _, field = key.partition(".")
-    annotation = TABLES[table].model_fields[field].annotation
+    annotation = tables[table].model_fields[field].annotation
     return [str(choice) for choice in getattr(annotation, "__args__", ())]
 
 
 def _check_together(job: Job, path: Path) -> None:
     train = job.train
     if job.data.validation_split == 0:
+        if not job.data.test:
+            raise InputError(
+                f"job {path}: data.test = false: with data.validation_split = 0 nothing would be "
+                "scored; set one of them"
+            )
         for key, value in (
             ("keep", train.keep == "best"),
             ("early_stopping_patience", train.early_stopping_patience > 0),

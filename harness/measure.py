@@ -143,9 +143,10 @@ def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> d
     strategy = make_strategy(parse_devices(devices) if devices else None)
 
     from harness.learner import Learner
-    from harness.train import split_reviews
+    from harness.train import test_reviews, training_reviews
 
-    training, _, test = split_reviews(loaded, dataset)
+    training, _ = training_reviews(loaded, dataset)
+    test = test_reviews(loaded, dataset)
     learner = Learner(loaded, strategy)
     first_step_s, step_s, training_s = time_steps(learner, training, seconds * TRAIN_SHARE)
     began = time.perf_counter()

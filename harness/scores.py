@@ -112,7 +112,7 @@ def confusion_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     axes.set_ylabel("true (percentages add up to 100 in each row)")
     accuracy = np.trace(counts) / len(truth)
     axes.set_title(f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews right")
-    return _png(figure)
+    return png(figure)
 
 
 def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
@@ -143,7 +143,7 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     axes.set_title(f"ROC curve over {len(truth):,} reviews")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
@@ -182,7 +182,7 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     histogram.set_xticks(np.arange(11) / 10)
     histogram.set_xlabel("predicted probability of a positive review")
     histogram.set_ylabel("reviews")
-    return _png(figure)
+    return png(figure)
 
 
 def _checked(
@@ -220,7 +220,8 @@ def _figure() -> "tuple[Figure, Axes]":
     return figure, figure.subplots()
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """A picture as the bytes of a PNG."""
     file = io.BytesIO()
     # Without the version of Matplotlib in it, the same scores give the same bytes.
     figure.savefig(file, format="png", metadata={"Software": None})

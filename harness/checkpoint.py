@@ -55,7 +55,7 @@ def save(run: Run, learner: Learner, progress: Progress, total_steps: int) -> No
         for i, variable in enumerate(variables):
             arrays[f"{name}/{i}"] = variable.numpy()
     arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    run.write(f"checkpoints/step-{total_steps:09d}.npz", lambda file: np.savez(file, **arrays))
+    _write(run, f"step-{total_steps:09d}.npz", arrays)
     for old in list_checkpoints(run)[:-KEPT]:
         old.unlink(missing_ok=True)
 
@@ -85,6 +85,39 @@ def restore(
     if peers:
         peers.share(path.read_bytes() if path else b"")
     return progress, passed_over
+
+
+def adopt(source: Run, target: Run, identity: str) -> None:
+    """Begin a run where another one ended, of the same job but for more epochs.
+
+    Its course is the same to the byte as if it had trained from the start. Where the source has
+    no whole checkpoint, it does train from the start.
+
+    Args:
+        source: the run that ended.
+        target: the new one, whose lease is taken.
+        identity: of the new one.
+    """
+    for path in reversed(list_checkpoints(source)):
+        try:
+            arrays: dict[str, Any] = _load(path)
+            meta = json.loads(arrays["progress"].tobytes())
+        except Exception:  # noqa: S112 - at junk zipfile and NumPy raise whatever comes
+            continue
+        meta |= {"identity": identity, "event_mark": {}}  # its log is its own
+        arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        _write(target, path.name, arrays)
+        return
+
+
+def _write(run: Run, name: str, arrays: dict[str, Any]) -> None:
+    run.write(f"checkpoints/{name}", lambda file: np.savez(file, **arrays))
+
+
+def remove_all(run: Run) -> None:
+    """Remove the checkpoints of a finished run that nothing will go on with."""
+    for path in list_checkpoints(run):
+        path.unlink(missing_ok=True)
 
 
 def _newest(run: Run, learner: Learner, identity: str) -> tuple[Progress, Path | None, list[str]]:

@@ -16,6 +16,10 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+class TakenOver(RunError):  # noqa: N818 - no fault of its own
+    """A newer process writes into this one's folder; whatever this one did, it stops."""
+
+
 class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not an error
     """A signal asked the run to stop; its checkpoint is saved: exit code 75, run again to go on.
 

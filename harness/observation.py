@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.queue import QueuedJob
-from harness.run import Run, submissions
+from harness.run import Run, is_whole, submissions
+from harness.search import is_sweep
 
 MAX_DEPTH = 4  # of a run below --runs
 MAX_NUMBER = 1e15  # what is larger in a record is none of ours
@@ -50,6 +51,7 @@ class RunStatus:
     eta_s: float | None = None
     val_accuracy: float | None = None  # of the last epoch, or the one kept
     test_accuracy: float | None = None
+    trials: dict[str, Any] | None = None  # of a sweep: how many are finished, failed and so on
     restarts: int = 0
     slurm_job: str | None = None  # as people write it: 12, or 12_3 for an array task
     host: str | None = None
@@ -96,7 +98,7 @@ class RunStatus:
 
 
 def run_folders(top: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
-    """The folders of runs at or below a folder; what a run keeps inside its own is not looked at.
+    """The folders of runs and sweeps at or below a folder; what is inside of one is not looked at.
 
     A run's folder holds the lease from the first moment on, and its job a little later.
     """
@@ -105,7 +107,7 @@ def run_folders(top: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
             names = {entry.name: entry.is_dir() for entry in entries}
     except OSError:  # it is gone meanwhile, or may not be read
         return
-    if not names.keys().isdisjoint(("job.toml", "lease.json", "state.json")):
+    if not names.keys().isdisjoint(("job.toml", "lease.json", "state.json")):  # or a sweep's
         yield top
     elif depth:
         for name, is_folder in names.items():
@@ -166,8 +168,11 @@ def observe(folder: Path, name: str, submission: Submission | None, now: float) 
         status.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
     if submission:
         _add_submission(status, submission)
+    if is_sweep(folder):
+        _add_sweep(status, state)
+        return status
     result = run.read_json("result.json") if run.finished() else {}
-    if "accuracy" not in result:
+    if not is_whole(result):
         _add_job(status)
     if run.finished():
         _add_result(status, result)
@@ -187,12 +192,34 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
 
 def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
     status.phase = "result"
+    status.error = None if is_whole(result) else "result.json is broken; remove it and"
     status.job = text(result.get("job")) or status.job
     status.architecture = text(result.get("architecture")) or status.architecture
     status.seed = status.seed if whole(result.get("seed")) is None else whole(result.get("seed"))
     status.val_accuracy = number(result.get("val_accuracy")) or status.val_accuracy
     status.test_accuracy = number(result.get("accuracy"))
     status.reviews_per_s = status.eta_s = None
+
+
+def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
+    """What a sweep's heartbeat and result tell."""
+    result = Run(status.folder).read_json("result.json")
+    if result:
+        status.phase, status.eta_s = "result", None
+    best = state.get("best") if isinstance(state.get("best"), dict) else {}
+    counts = ("trials", "finished", "failed", "running", "waiting", "workers")
+    status.trials = {**{key: whole(state.get(key)) for key in counts}, "best": best or None}
+    status.slurm_job = _shown_job(status)
+
+
+def describe_trials(trials: dict[str, Any]) -> str:
+    """`5 of 24 trials finished, 1 failed, 4 running, best 0.8812 (trial 07)`."""
+    total = f" of {trials['trials']}" if trials["trials"] else ""
+    words = [f"{trials['finished'] or 0}{total} trials finished"]
+    words += [f"{trials[k]} {k}" for k in ("failed", "running", "waiting") if trials[k]]
+    if best := trials["best"]:
+        words.append(f"best {number(best.get('score')) or 0:.4f} (trial {best.get('trial')})")
+    return ", ".join(words)
 
 
 def _add_job(status: RunStatus) -> None:

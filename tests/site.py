@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.callbacks import Heartbeat
 from harness.cluster import Allocation
+from harness.heartbeat import Heartbeat
 from harness.job import load_job
 from harness.observation import RunStatus
 from harness.queue import Queue

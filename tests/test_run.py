@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.callbacks import Heartbeat
 from harness.cluster import Allocation, given_cpus
 from harness.errors import InputError, RunError
+from harness.heartbeat import Heartbeat
 from harness.job import load_job
 from harness.run import Run
 from harness.strategy import Devices, parse_devices

@@ -1,0 +1,137 @@
+"""A folder with one writer, whose files are whole or not there.
+
+Whatever is written is written beside and renamed, so that a reader finds a file whole or not at
+all. The writer is the process that took the folder's lease last. An older one that is still alive
+finds the lease gone and stops.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.errors import RunError, TakenOver
+
+
+class OwnedFolder:
+    """A folder to read from, and for one process at a time to write into."""
+
+    kind = "folder"  # what people call it
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._token: str | None = None
+        self._is_new = False  # the folder must be nobody's
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the folder."""
+        return self.folder.joinpath(*parts)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder, empty where it is missing or broken."""
+        try:
+            content = json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def leftovers(self) -> Iterator[Path]:
+        """What a process that was killed while it wrote has left in the folder."""
+        return self.folder.glob(".*.tmp*")
+
+    # Writing
+
+    def take_lease(self) -> None:
+        """Become the only writer, making the folder first where it is missing.
+
+        Raises:
+            RunError: if the folder can't be written.
+        """
+        self._token = uuid.uuid4().hex
+        stem, number = self.folder, 1
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=not self._is_new)
+                break
+            except OSError as error:
+                if self._is_new and isinstance(error, FileExistsError):
+                    number += 1  # another run of this second
+                    self.folder = stem.with_name(f"{stem.name}-{number}")
+                    continue
+                raise RunError(_refusal(self.folder, error)) from None
+        self._is_new = False
+        holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
+        replace(self.path("lease.json"), lambda file: file.write(json.dumps(holder).encode()))
+        for leftover in self.leftovers():
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
+
+    def check_lease(self) -> None:
+        """Raise unless this process is still the writer.
+
+        Raises:
+            TakenOver: if a newer process took the folder over.
+        """
+        holder = self.read_json("lease.json")
+        if holder.get("token") != self._token:
+            newer = f"process {holder.get('process')} on {holder.get('host')}"
+            raise TakenOver(f"{self.kind} {self.folder}: {newer} took it over; this one stops")
+
+    def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
+        """Write a file, whole or not at all: `fill` gets it open for bytes.
+
+        Raises:
+            RunError: if the disk refuses, or the lease is gone.
+        """
+        self.check_lease()
+        replace(self.path(name), fill)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        self.write(name, lambda file: file.write(text.encode()))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
+        """Like `write`, for a library that takes a path and looks at its ending."""
+        self.check_lease()
+        target = self.path(name)
+        beside = target.with_name(f".{os.getpid()}.tmp{target.suffix}")
+        try:
+            save(beside)
+            replace(target, lambda file: file.write(beside.read_bytes()))
+        except OSError as error:
+            raise RunError(_refusal(target, error)) from None
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def replace(target: Path, fill: Callable[[BinaryIO], object], mode: int = 0o666) -> None:
+    """Write a file beside and rename it, whoever may write here; `fill` gets it open for bytes.
+
+    Raises:
+        RunError: if the disk refuses.
+    """
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(exist_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise RunError(_refusal(target, error)) from None
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    return f"{path}: can't be written: {error.strerror or error}; free or choose another --runs"

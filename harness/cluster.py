@@ -77,11 +77,31 @@ def node_names(allocation: Allocation) -> list[str]:
     return ask("scontrol", "show", "hostnames", allocation.node_list).split()
 
 
+def job_nodes(allocation: Allocation) -> list[str]:
+    """The nodes of the whole job; of one node that Slurm does not name here, an empty name.
+
+    Raises:
+        InputError, RunError: if Slurm must be asked and does not answer.
+    """
+    if allocation.nodes:
+        return list(allocation.nodes)
+    if allocation.num_nodes > 1:
+        return ask(
+            "scontrol", "show", "hostnames", allocation.variables.get("SLURM_JOB_NODELIST", "")
+        ).split()
+    return [allocation.node]
+
+
 def given_cpus(allocation: Allocation | None) -> int:
-    """The CPUs that this process may use: Slurm's word, or its affinity where there is less."""
+    """The CPUs that this process may use: Slurm's word, or its affinity where there is less.
+
+    `HARNESS_CPUS` says how many of them, for processes that share a machine.
+    """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     given = allocation.cpus_per_task if allocation else None
-    return max(1, min(affinity or 1, given or affinity or 1))
+    share = os.environ.get("HARNESS_CPUS", "")
+    chosen = int(share) if share.isdigit() else affinity
+    return max(1, min(affinity or 1, given or affinity or 1, chosen or 1))
 
 
 def given_gpus(allocation: Allocation) -> int | None:
@@ -89,6 +109,13 @@ def given_gpus(allocation: Allocation) -> int | None:
     count = allocation.variables.get("SLURM_GPUS_ON_NODE", "")
     listed = allocation.variables.get("SLURM_JOB_GPUS", "")
     return int(count) if count.isdigit() else len(listed.split(",")) if listed else None
+
+
+def visible_gpus() -> int:
+    """The GPUs of this machine that a process may use, told without TensorFlow."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([part for part in chosen.split(",") if part.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # the driver's, one a GPU
 
 
 def given_memory_gb(allocation: Allocation | None) -> float | None:

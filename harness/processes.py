@@ -1,11 +1,15 @@
 """Processes of this machine: how old one is, and whether it is still a run's."""
 
 import os
+import signal
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
-PROGRAMS = {b"harness", b"__main__.py", b"cli.py"}
+WORKER = b"harness.worker"  # of a sweep, which keeps its trials
+PROGRAMS = {b"harness", b"__main__.py", b"cli.py", b"harness.child"}
 TRAINING = {b"train", b"resume", b"tune"}  # the commands that keep a run
 CLOCK_SLACK_S = 2.0
 
@@ -19,6 +23,23 @@ def age_s(process: int | None = None) -> float | None:
     except (OSError, IndexError, ValueError):
         return None
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+def end_with_parent(grace_s: float = 60.0) -> None:
+    """Have this process get TERM when the one that started it is gone, by whatever signal.
+
+    That one holds the other end of standard input, which ends with it, over srun too. Who has not
+    ended `grace_s` seconds later is ended at once, with the exit code of an interrupted run.
+    """
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 64):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace_s)
+        os._exit(75)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def keeps_run(process: int, heartbeat_time_s: float) -> bool:
@@ -36,7 +57,8 @@ def keeps_run(process: int, heartbeat_time_s: float) -> bool:
     except PermissionError:
         pass  # another user's, which may be the run's owner
     words = [word.rpartition(b"/")[2] for word in _command(process)]
-    if not PROGRAMS.intersection(words) or not TRAINING.intersection(words):
+    trains = PROGRAMS.intersection(words) and TRAINING.intersection(words)
+    if not trains and WORKER not in words:
         return False
     age = age_s(process)
     return age is None or time.time() - age <= heartbeat_time_s + CLOCK_SLACK_S

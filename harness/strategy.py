@@ -60,8 +60,8 @@ def parse_devices(text: str) -> Devices:
     return Devices(kind, int(count or 1))
 
 
-def import_tensorflow(allocation: Allocation | None) -> ModuleType:
-    """Import TensorFlow quietly, with threads after the given CPUs and exact operations.
+def import_tensorflow(allocation: Allocation | None, threads: int | None = None) -> ModuleType:
+    """Import TensorFlow quietly, with `threads` or as many as given CPUs, and exact operations.
 
     Its start-up noise can't be turned off by settings alone: two lines are written to file
     descriptor 2 before any log level is read. So that descriptor is held back during the import
@@ -87,7 +87,7 @@ def import_tensorflow(allocation: Allocation | None) -> ModuleType:
                     print(line, file=sys.stderr)  # noqa: T201
     for gpu in gpus:  # else it takes all the memory of a GPU that others may share
         tf.config.experimental.set_memory_growth(gpu, True)
-    threads = given_cpus(allocation)
+    threads = threads or given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.experimental.enable_op_determinism()

@@ -4,14 +4,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras.layers import Embedding
 
 from harness.architectures import count_parameters
-from harness.callbacks import Heartbeat
 from harness.cluster import Allocation
 from harness.errors import InputError, Interrupted, RunError
+from harness.heartbeat import Heartbeat
 from harness.imdb import Dataset, Split, encode_split, words_to_bytes
 from harness.job import Job
 from harness.model_file import save_model
@@ -45,11 +46,13 @@ def train(
     stop: StopRequest,
     screen: Screen,
     peers: Peers | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
     """Begin a run, or go on with it where it was, to its result.
 
     With peers every one of them calls this at the same time; all but the chief with a run, a
-    screen and so on that nobody reads.
+    screen and so on that nobody reads. `callbacks` see the ends of epochs beside the job's own,
+    those before a restart too.
 
     Returns:
         The content of `result.json`.
@@ -58,7 +61,7 @@ def train(
         Interrupted: a signal came; the run is saved and can go on.
         RunError: the run can't go on, and why.
     """
-    training, validation, test = split_reviews(job, dataset)
+    training, validation = training_reviews(job, dataset)
     run.take_lease()
     heartbeat = Heartbeat(run, allocation)
     with failures_noted(heartbeat, peers):
@@ -69,7 +72,9 @@ def train(
         vocabulary = words_to_bytes(known_words(job, dataset))
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
         identity = run_identity(job, dataset.checksum)
-        trainer = Trainer(run, job, strategy, training, identity, heartbeat, stop, screen, peers)
+        trainer = Trainer(
+            run, job, strategy, training, identity, heartbeat, stop, screen, peers, callbacks
+        )
         learner, log = trainer.learner, trainer.log
         with log, trainer.saved_when_interrupted():
             kernels = learner.kernels(trainer.graph)
@@ -79,12 +84,10 @@ def train(
 
             trainer.fit(training, validation)
 
-            heartbeat.beat("testing")
-            probabilities = learner.evaluator.probabilities(test, stop)
-            scores = test_scores(test.labels, probabilities)
+            scores = score_test(trainer, dataset) if job.data.test else {}
             result = {
                 **describe_job(job, run),
-                **describe_data(job, dataset, training, validation, test),
+                **describe_data(job, dataset, training, validation),
                 **trainer.summary(),
                 **count_parameters(learner.kept),
                 **scores,
@@ -92,16 +95,26 @@ def train(
                 "kernels": kernels,
             }
             save_model(run, learner.kept)
-            arrays: dict[str, Any] = {"probabilities": probabilities, "labels": test.labels}
-            run.write("predictions.npz", lambda file: np.savez(file, **arrays))
-            log_test(trainer, dataset, test.labels, probabilities, scores)
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
     return result
 
 
-def split_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Reviews]:
-    """Training, validation and test reviews; the last share of the training set validates.
+def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
+    """Score the weights to keep on the test set, and record the predictions: the only time that
+    a run reads it."""
+    test, learner = test_reviews(trainer.job, dataset), trainer.learner
+    trainer.heartbeat.beat("testing")
+    probabilities = learner.evaluator.probabilities(test, trainer.stop)
+    scores = test_scores(test.labels, probabilities)
+    arrays: dict[str, Any] = {"probabilities": probabilities, "labels": test.labels}
+    trainer.run.write("predictions.npz", lambda file: np.savez(file, **arrays))
+    log_test(trainer, dataset, test.labels, probabilities, scores)
+    return {"num_test": len(test.labels), **scores}
+
+
+def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews]:
+    """Training and validation reviews; the last share of the training set validates.
 
     Keras's `validation_split` takes the same reviews.
     """
@@ -117,7 +130,12 @@ def split_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Reviews
         cut = min(max(cut, 1), len(train_set.labels) - 1)
     training = train_set.between(0, cut)
     validation = train_set.between(cut, len(train_set.labels))
-    return training, validation, _encoded(dataset.test, job)
+    return training, validation
+
+
+def test_reviews(job: Job, dataset: Dataset) -> Reviews:
+    """The test set's reviews."""
+    return _encoded(dataset.test, job)
 
 
 def _encoded(split: Split, job: Job) -> Reviews:
@@ -190,7 +208,7 @@ def describe_job(job: Job, run: Run) -> dict[str, Any]:
 
 
 def describe_data(
-    job: Job, dataset: Dataset, training: Reviews, validation: Reviews, test: Reviews
+    job: Job, dataset: Dataset, training: Reviews, validation: Reviews
 ) -> dict[str, Any]:
     """What the scores were measured on."""
     return {
@@ -200,7 +218,6 @@ def describe_data(
         "limit": job.data.limit,
         "num_training": len(training.labels),
         "num_validation": len(validation.labels),
-        "num_test": len(test.labels),
     }
 
 

@@ -6,16 +6,18 @@ It goes on inside an epoch after any end, with the same bytes as a run that was 
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from harness import checkpoint
-from harness.callbacks import Heartbeat, keras_callbacks
+from harness.callbacks import keras_callbacks
 from harness.errors import Interrupted, RunError
 from harness.event_log import EventLog
+from harness.heartbeat import Heartbeat
 from harness.job import Job
 from harness.learner import Learner
 from harness.peers import Peers
@@ -44,6 +46,7 @@ class Trainer:
         stop: StopRequest,
         screen: Screen,
         peers: Peers | None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         self.run, self.job, self.strategy = run, job, strategy
         train = job.train
@@ -56,7 +59,7 @@ class Trainer:
         self.progress, passed_over = checkpoint.restore(run, self.learner, identity, peers)
         for line in passed_over:
             screen.warn(line)
-        self.callbacks = keras_callbacks(train, self.learner.model)
+        self.callbacks = keras_callbacks(train, self.learner.model, callbacks)
         self._replay()
         self.fresh = not self.progress.event_mark  # nothing is in the log yet
         self.graph = self.learner.trace(self._steps_left(training))

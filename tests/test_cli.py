@@ -70,11 +70,11 @@ def test_devices_that_do_not_fit_are_refused(
 
 
 def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
-    """Several nodes would train apart from each other without a word: not in this version."""
+    """Outside of srun several nodes would train apart from each other without a word."""
     harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
     done = harness.train("lstm", "never")
     assert done.returncode == 2
-    assert "--nodes=2" in done.stderr
+    assert "2 nodes: should be used through srun" in done.stderr
     assert not harness.runs.exists()
 
 

@@ -56,8 +56,15 @@ def train(
 
 @app.command(epilog="Example: harness resume runs/lstm/20260101-120000-seed1")
 def resume(run_folder: RunFolder, devices: DeviceList = None, data: DataFolder = None) -> None:
-    """Go on with an unfinished run exactly where it was; a finished one stays as it is."""
+    """Go on with an unfinished run or sweep where it was; a finished one stays as it is."""
     from harness.run import Run
+    from harness.search import is_sweep
+
+    if is_sweep(run_folder):
+        from harness.commands.sweeps import resume_sweep
+
+        resume_sweep(run_folder, devices, data)
+        return
 
     run = Run.open(run_folder)
     _go(run, run.job(), devices=devices, data=data, full=False)
@@ -86,10 +93,13 @@ def _print_result(run: "Run", result: dict[str, Any], screen: "Screen") -> None:
     from harness.scores import describe_scores
 
     folder = run.folder
-    screen.say(
-        f"{result['architecture']}, seed {result['seed']}, tested on {result['num_test']:,} reviews"
-        f" of {result['data']}: {describe_scores(result)}"
-    )
+    scores = f"validation accuracy {result['val_accuracy']}, the test set left unread"
+    if "accuracy" in result:
+        scores = (
+            f"tested on {result['num_test']:,} reviews of {result['data']}: "
+            f"{describe_scores(result)}"
+        )
+    screen.say(f"{result['architecture']}, seed {result['seed']}, {scores}")
     screen.say(f"model        {folder / 'model.keras'}")
     screen.say(f"TensorBoard  {folder / 'tensorboard'}")
     screen.say(f"records      {folder}")

@@ -1,0 +1,180 @@
+"""`tune`: KerasTuner searches on any number of workers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.commands import DataFolder, DeviceList, Overrides, RunsFolder, quoted
+from harness.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from harness.search import Search
+    from harness.sweep import Sweep
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: harness tune jobs/tune_bilstm.toml --workers 4; "
+    "harness tune --show runs/tune_bilstm/20260101-120000"
+)
+def tune(
+    job_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="JOB", help="a TOML file with [search], jobs/tune_lstm.toml"),
+    ] = None,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="else one a GPU, or one a CPU")
+    ] = None,
+    workers_per_gpu: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="that share a GPU's memory")
+    ] = 1,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="refuse to fall back to the packaged sample")
+    ] = False,
+    runs: RunsFolder = Path("runs"),
+    sweep_id: Annotated[
+        str | None,
+        typer.Option("--sweep-id", metavar="ID", help="name the sweep, or go on with that one"),
+    ] = None,
+    join: Annotated[
+        Path | None,
+        typer.Option(metavar="SWEEP", help="work for a sweep that runs, from this machine or job"),
+    ] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="SWEEP", help="the leaderboard, and what mattered")
+    ] = None,
+    best: Annotated[
+        Path | None, typer.Option(metavar="SWEEP", help="print the winner as a job file")
+    ] = None,
+    retrain: Annotated[
+        Path | None,
+        typer.Option(metavar="SWEEP", help="train the winner on all training data, and test it"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="of --retrain: 1-5 or 1,3,7")] = "1-5",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="of the chief, else a free one")
+    ] = 0,
+    stall: Annotated[
+        float,
+        typer.Option(min=5, metavar="SECONDS", help="without progress, then a worker is restarted"),
+    ] = 900.0,
+) -> None:
+    """Search for better settings: a KerasTuner search that loses no trial, whoever dies."""
+    from harness.screen import Screen
+
+    named = [option for option in (job_file, join, show, best, retrain) if option is not None]
+    if len(named) != 1:
+        raise InputError(
+            "tune: give one of JOB, --join, --show, --best and --retrain, such as harness tune "
+            "jobs/tune_lstm.toml"
+        )
+    if overrides and job_file is None:
+        raise InputError(f"--set {overrides[0]}: goes with a JOB alone")
+    from harness.sweep import Sweep
+
+    screen = Screen()
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "workers_per_gpu": workers_per_gpu,
+        "devices": _device(devices),
+        "data": data,
+        "stall_s": stall,
+        "screen": screen,
+    }
+    if show:
+        from harness.sweep_report import show as show_sweep
+
+        show_sweep(Sweep.open(show))
+    elif best:
+        from harness.winner import winner_toml
+
+        typer.echo(winner_toml(Sweep.open(best)), nl=False)
+    elif retrain:
+        from harness.resources import parse_seeds
+        from harness.winner import retrain as retrain_winner
+
+        retrain_winner(Sweep.open(retrain), parse_seeds(seeds), data, workers, screen)
+    elif join:
+        from harness.tune import join as join_sweep
+
+        sweep = Sweep.open(join)
+        with_remedy(lambda: join_sweep(sweep, **common), f"harness tune --join {quoted(join)}")
+    else:
+        assert job_file is not None  # noqa: S101 - one of them is given
+        from harness.search import load_search
+
+        search = load_search(job_file, overrides or ())
+        sweep = Sweep.new(runs, search, sweep_id)
+        go(sweep, search, full=full, port=port, **common)
+
+
+def _device(devices: str | None) -> str | None:
+    if devices is None:
+        return None
+    from harness.strategy import parse_devices
+
+    asked = parse_devices(devices)
+    if asked.count != 1:
+        raise InputError(
+            f"--devices {devices}: a trial takes one device; say how many trials at a time by "
+            "--workers"
+        )
+    return asked.kind
+
+
+def go(sweep: "Sweep", search: "Search", **options: Any) -> None:
+    """Begin a sweep or go on with one, and say how it ended."""
+    from harness.tune import tune as run_tune
+
+    screen = options["screen"]
+    result = sweep.read_json("result.json") if sweep.finished() else {}
+    if result and search.table.trials == sweep.search().table.trials:
+        screen.say(f"sweep {sweep.folder}: finished already, nothing to do")
+    else:
+        remedy = f"harness resume {quoted(sweep.folder)}"
+        result = with_remedy(lambda: run_tune(sweep, search, **options), remedy)
+    failed = f", {result['num_failed']} failed" if result["num_failed"] else ""
+    screen.say(
+        f"best of {result['num_trials']} trials{failed}: trial {result['best_trial']}, "
+        f"{result['objective']} {result['best_score']:.4f}"
+    )
+    for key, value in result["best_values"].items():
+        screen.say(f"  {key} = {value}")
+    folder = quoted(sweep.folder)
+    screen.say(f"leaderboard  {sweep.folder / 'leaderboard.csv'}")
+    screen.say(f"next         harness tune --show {folder}")
+    screen.say(f"             harness tune --best {folder} > jobs/mine.toml")
+    screen.say(f"             harness tune --retrain {folder} --seeds 1-5")
+
+
+def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
+    """Go on with a sweep, on all that is given here."""
+    from harness.screen import Screen
+    from harness.supervisor import STALL_S
+    from harness.sweep import Sweep
+
+    sweep = Sweep.open(folder)
+    go(
+        sweep,
+        sweep.search(),
+        num_workers=None,
+        workers_per_gpu=1,
+        devices=_device(devices),
+        data=data,
+        full=False,
+        stall_s=STALL_S,
+        screen=Screen(),
+    )
+
+
+def with_remedy(do: Any, remedy: str) -> Any:
+    """Do it, and where a signal interrupts it say how to go on."""
+    try:
+        return do()
+    except Interrupted as reason:
+        raise Interrupted(f"interrupted by {reason}, trials saved; go on by: {remedy}") from None

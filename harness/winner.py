@@ -1,0 +1,312 @@
+"""The winner of a sweep: as a job file, and trained anew on all training reviews.
+
+`<sweep>/winner/` holds the job file, `data/` where the sweep has the packaged sample, a log for
+each seed, and the runs, `<job>/seed<N>/`.
+"""
+
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.cluster import Allocation, given_gpus, visible_gpus
+from harness.compare import find_runs, make_rows, print_tables
+from harness.crew import Member, Place, needs_steps, places, step_words
+from harness.effects import value_of
+from harness.errors import InputError, Interrupted, RunError
+from harness.folder import replace
+from harness.imdb import save_folder
+from harness.job import Job, TrainTable, check_job
+from harness.resources import array_spec
+from harness.run import Run
+from harness.screen import Screen
+from harness.search import Search
+from harness.signals import StopRequest
+from harness.supervisor import POLL_S, SAVE_S
+from harness.sweep import LEADERBOARD, Sweep, ranked_rows
+
+WITHOUT_VALIDATION = {
+    "keep": "last",
+    "early_stopping_patience": 0,
+    "reduce_lr_patience": 0,
+    # What has no effect then, as by default: else each run would warn of it.
+    "monitor": TrainTable.model_fields["monitor"].default,
+    "reduce_lr_factor": TrainTable.model_fields["reduce_lr_factor"].default,
+}
+
+
+# The winner as a job
+
+
+def winner_toml(sweep: Sweep) -> str:
+    """The winner as a job file that trains and tests it as its trial was trained.
+
+    Raises:
+        InputError: if no trial is finished yet.
+    """
+    search, row = sweep.search(), winning_row(sweep)
+    job = winning_job(search, row)
+    finished = sum(each["status"] == "finished" for each in ranked_rows(sweep))
+    objective = search.table.objective
+    so_far = "" if sweep.finished() else ", as far as the sweep has come"
+    said = (
+        f"{search.table.tuner} search, sweep {sweep.folder.absolute()}",
+        f"trial {row['trial']}, {objective} {float(row[objective]):.4f}, the best of {finished} "
+        f"finished trials{so_far}",
+        f"data: {data_of(sweep, search)}, validated on the last "
+        f"{100 * job.data.validation_split:.3g} % of the training reviews",
+    )
+    return "".join(f"# {' '.join(line.split())}\n" for line in said) + f"\n{job.to_toml()}"
+
+
+def winning_row(sweep: Sweep) -> dict[str, str]:
+    """The row of the leaderboard with the best trial.
+
+    Raises:
+        InputError: if no trial is finished yet.
+    """
+    for row in ranked_rows(sweep):
+        if row["status"] == "finished":
+            return row
+    raise InputError(
+        f"sweep {sweep.folder}: has no finished trial, and so no winner; go on with it by: "
+        f"harness resume {shlex.quote(str(sweep.folder))}"
+    )
+
+
+def winning_job(search: Search, row: Mapping[str, str]) -> Job:
+    """The job of a trial, which reads the test set at its end.
+
+    Raises:
+        InputError: if the row does not say how many epochs hyperband gave the trial.
+    """
+    values = {
+        dimension.key: value
+        for dimension in search.space
+        if (value := value_of(dimension, row.get(dimension.key, ""))) is not None
+    }
+    # Of other tuners' trials the search knows the epochs; fewer of them were an early stop.
+    epochs = _epochs(row, "epochs") if search.table.tuner == "hyperband" else None
+    content = search.job_of(values, epochs=epochs).model_dump()
+    content["name"] = f"{search.name[:95]}_best"
+    content["data"]["test"] = True
+    return check_job(content, Path(f"{content['name']}.toml"))
+
+
+def retrained_job(search: Search, row: Mapping[str, str]) -> Job:
+    """The winner on all training reviews: as many epochs as its best weights had, the last kept.
+
+    Raises:
+        InputError: if the row does not say how many epochs.
+    """
+    content = winning_job(search, row).model_dump()
+    content["data"]["validation_split"] = 0.0
+    content["train"] |= {**WITHOUT_VALIDATION, "epochs": _epochs(row, "kept_epoch")}
+    return check_job(content, Path(f"{content['name']}.toml"))
+
+
+def _epochs(row: Mapping[str, str], field: str) -> int:
+    try:
+        return math.ceil(float(row[field]))
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{LEADERBOARD}: trial {row['trial']} has {field} {row.get(field)!r}, should be a "
+            "number of epochs; its run is gone: choose a trial by hand, in a job file of your own"
+        ) from None
+
+
+def data_of(sweep: Sweep, search: Search) -> str:
+    """How a line names the data of a sweep: the title, how much of them, and their checksum."""
+    record = sweep.read_json("data.json")
+    titles = (
+        Run(path.parent).read_json(path.name).get("data")
+        for path in sorted(sweep.folder.glob("trials/*/result.json"))
+    )
+    title = next((str(title) for title in titles if title), "IMDB")
+    if record.get("is_sample"):
+        title = "SAMPLE of IMDB, not the full data"
+    limit = f", {search.job.data.limit:,} reviews of each split" if search.job.data.limit else ""
+    return f"{title}{limit} (checksum {str(record.get('checksum'))[:12]})"
+
+
+# Trained anew
+
+
+def retrain(
+    sweep: Sweep, seeds: Sequence[int], data: Path | None, workers: int | None, screen: Screen
+) -> None:
+    """Train the winner on all training reviews with each seed, test it, and print the table.
+
+    A seed that is finished is left as it is, an unfinished one goes on.
+
+    Args:
+        sweep: whose winner.
+        seeds: of the runs.
+        data: folder of the sweep's data, where they have moved.
+        workers: runs at a time, by default one a GPU, or one.
+        screen: where it is said how far it is.
+
+    Raises:
+        InputError: if there is no winner, these are other data, or the folder has another winner.
+        Interrupted: a signal came; the runs are saved and can go on.
+        RunError: a run failed, and why.
+    """
+    search, row = sweep.search(), winning_row(sweep)
+    job = retrained_job(search, row)
+    runs = [Run(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]
+    for run, seed in zip(runs, seeds, strict=True):
+        _check_same(run, job, seed)
+    _announce(sweep, search, row, job, screen)
+    words = _words(sweep, job, sweep_data(sweep, data))
+    crew = Retraining(sweep, [s for s, run in zip(seeds, runs, strict=True) if not run.finished()])
+    try:
+        crew.run(words, workers, screen)
+    except Interrupted as reason:
+        raise Interrupted(
+            f"interrupted by {reason}, checkpoints saved; go on by: harness tune --retrain "
+            f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+        ) from None
+    print_tables(make_rows(find_runs([run.folder for run in runs])[0]))
+
+
+def _check_same(run: Run, job: Job, seed: int) -> None:
+    if not run.exists():
+        return
+    mine = {**job.model_dump(), "train": {**job.train.model_dump(), "seed": seed}}
+    if run.job().model_dump() != mine:
+        raise InputError(
+            f"run {run.folder}: is of another winner, since the sweep went on; move "
+            f"{run.folder.parent} away"
+        )
+
+
+def _announce(
+    sweep: Sweep, search: Search, row: Mapping[str, str], job: Job, screen: Screen
+) -> None:
+    if not sweep.finished():
+        screen.warn(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
+    if search.job.train.reduce_lr_patience:
+        screen.warn(
+            "train.reduce_lr_patience needs validation reviews: the rate stays as it begins"
+        )
+    objective = search.table.objective
+    screen.say(
+        f"trial {row['trial']}, {objective} {float(row[objective]):.4f}: {job.train.epochs} "
+        f"epoch{'s' if job.train.epochs > 1 else ''} on all training reviews"
+    )
+
+
+def sweep_data(sweep: Sweep, data: Path | None) -> Path:
+    """A folder with the very data of a sweep.
+
+    Raises:
+        InputError: if the data found are others.
+        RunError: if a copy of the sample is needed and can't be written.
+    """
+    dataset = sweep.dataset(data)
+    if dataset.folder and not dataset.is_sample:
+        return dataset.folder.absolute()
+    # A run would look for the full data first.
+    folder = sweep.path("winner", "data")
+    save_folder(dataset, folder)
+    return folder.absolute()
+
+
+def _words(sweep: Sweep, job: Job, data: Path) -> list[str]:
+    """The command of a run, its seed aside."""
+    job_file = sweep.path("winner", f"{job.name}.toml").absolute()
+    job_file.parent.mkdir(exist_ok=True)
+    replace(job_file, lambda file: file.write(job.to_toml().encode()))
+    words = [sys.executable, "-m", "harness.child", "train", str(job_file)]
+    return [*words, "--runs", str(job_file.parent), "--data", str(data)]
+
+
+class Retraining:
+    """The runs of several seeds, some of them at a time, each a process of its own."""
+
+    def __init__(self, sweep: Sweep, seeds: Sequence[int]) -> None:
+        self.sweep, self.waiting = sweep, list(seeds)
+        self.at_work: list[Member] = []
+        self.stop = StopRequest()
+
+    def run(self, words: Sequence[str], workers: int | None, screen: Screen) -> None:
+        """Train all; no process is left then, however it ends.
+
+        Raises:
+            Interrupted, RunError: as `retrain` says.
+            InputError: for more workers than there is room for.
+        """
+        allocation = Allocation.from_environment()
+        free = self._places(allocation, workers)
+        steps = needs_steps(allocation)
+        self.stop.listen()
+        try:
+            while self.waiting or self.at_work:
+                self.stop.check()
+                while self.waiting and free:
+                    self._start(self.waiting.pop(0), free.pop(0), words, steps, screen)
+                for member in [each for each in self.at_work if not each.alive]:
+                    self.at_work.remove(member)
+                    self._check_end(member, screen)
+                    assert member.place  # noqa: S101 - it was given one
+                    free.append(member.place)
+                time.sleep(POLL_S)
+        finally:
+            self._end(self.stop.signal or signal.SIGTERM)
+
+    def _places(self, allocation: Allocation | None, workers: int | None) -> list[Place]:
+        """Where the first runs go; without a GPU, one run at a time has all CPUs by default."""
+        gpus = given_gpus(allocation) if allocation else visible_gpus()
+        return places(allocation, workers or (None if gpus else 1), 1, None)
+
+    def _start(
+        self, seed: int, place: Place, words: Sequence[str], steps: bool, screen: Screen
+    ) -> None:
+        name = f"seed{seed}"
+        member = Member(name, place, self.sweep.path("winner", f"{name}.log"), in_step=steps)
+        command = [*words, "--seed", str(seed), "--run-id", name]
+        variables = [f"HARNESS_CPUS={place.threads}"]
+        if place.gpu is not None:
+            variables.append(f"CUDA_VISIBLE_DEVICES={_gpu(place.gpu)}")
+        command = ["env", *variables, *command]
+        member.start([*step_words(place, name), *command] if steps else command)
+        self.at_work.append(member)
+        screen.say(f"seed {seed}: begins, log {member.log}")
+
+    def _check_end(self, member: Member, screen: Screen) -> None:
+        code = member.code
+        if code == 0:
+            screen.say(f"seed {member.name.removeprefix('seed')}: done")
+        elif code == Interrupted.exit_code:
+            raise Interrupted(f"a signal to the run of {member.name}")
+        elif code is not None and code < 0:
+            raise RunError(
+                f"{member.name}: was ended by signal {-code}; log {member.log}; go on by the same "
+                "command"
+            )
+        else:
+            raise RunError(f"{member.name}: {member.last_words()}")
+
+    def _end(self, number: signal.Signals) -> None:
+        """Have those at work save and end, and end those that do not."""
+        for member in self.at_work:
+            member.tell(number)
+        deadline = time.monotonic() + SAVE_S
+        while any(each.alive for each in self.at_work) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        for member in self.at_work:
+            if member.alive:
+                member.kill()
+            if member.process:
+                member.process.wait()
+
+
+def _gpu(place: int) -> str:
+    """A GPU as CUDA_VISIBLE_DEVICES names it, by its place among those that are visible here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    listed = visible.split(",") if visible else []
+    return listed[place] if place < len(listed) else str(place)

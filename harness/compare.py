@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from harness.errors import InputError
 
 # Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
@@ -54,13 +57,17 @@ WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_ste
                   "train.profile_steps")  # fmt: skip
 
 
-def find_runs(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
-    """The results below the given folders, each with its job's `settings`, and unfinished runs.
+def find_runs(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path], int]:
+    """What runs there are below the given folders.
+
+    Returns:
+        The results, each with its job's `settings`; the unfinished runs; and how many leave the
+        test set unread, as the trials of a search do, which have nothing to be compared by.
 
     Raises:
         InputError: for a folder that is not there, or where no run is found at all.
     """
-    results, unfinished, seen = [], [], set()
+    results, unfinished, untested, seen = [], [], 0, set()
     for path in paths:
         if not path.is_dir():
             raise InputError(f"{path}: is no folder; give runs, or a folder of runs")
@@ -70,15 +77,19 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path]]:
                 continue
             seen.add(run)
             try:
+                settings = _settings(tomllib.loads(job_file.read_text()))
+                if settings.get("data.test") is False:
+                    untested += 1
+                    continue
                 result = json.loads((run / "result.json").read_text())
-                result["settings"] = _settings(tomllib.loads(job_file.read_text()))
+                result["settings"] = settings
                 _ = result["accuracy"], result["dataset_checksum"]
                 results.append(result)
             except (OSError, ValueError, KeyError, TypeError):
                 unfinished.append(run)
     if not seen:
         raise InputError(f"{', '.join(map(str, paths))}: holds no run; harness train makes one")
-    return results, unfinished
+    return results, unfinished, untested
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
@@ -149,3 +160,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown; accuracies in per cent, time in seconds."""
     lines = [HEADINGS, ("---",) * len(HEADINGS), *map(cells, rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def print_tables(rows: Sequence[Row]) -> None:
+    """Print the rows on the terminal, a table for each dataset."""
+    for data in dict.fromkeys(row.data for row in rows):
+        # Without a frame the whole table stands in 80 columns.
+        table = Table(*HEADINGS, title=f"tested on {data}", box=None, padding=(0, 1, 0, 0))
+        for row in rows:
+            if row.data == data:
+                table.add_row(*cells(row))
+        Console().print(table)

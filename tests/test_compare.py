@@ -32,7 +32,7 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     """Five seeds give the textbook's mean, deviation and 95 % interval."""
     for seed, accuracy in enumerate((0.86, 0.87, 0.88, 0.89, 0.90), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy, training_s=10.0 * seed)
-    results, unfinished = find_runs([tmp_path, tmp_path / "1"])  # no run counts twice
+    results, unfinished, _ = find_runs([tmp_path, tmp_path / "1"])  # no run counts twice
     assert unfinished == []
     (row,) = make_rows(results)
     assert row.seeds == (1, 2, 3, 4, 5)
@@ -53,12 +53,22 @@ def test_unlike_runs_are_kept_apart_and_unfinished_ones_named(tmp_path: Path) ->
     (tmp_path / "e" / "job.toml").write_text("")
     write_run(tmp_path / "f", "[train]\nseed = 1\nepochs = 3", accuracy=None)
     (tmp_path / "f" / "result.json").write_text("{}")
-    results, unfinished = find_runs([tmp_path])
+    results, unfinished, _ = find_runs([tmp_path])
     rows = make_rows(results)
     assert sorted(row.job for row in rows) == ["lstm", "lstm", "lstm", "lstm train.epochs=4"]
     assert [row.interval for row in rows] == [None] * 4
     assert unfinished == [tmp_path / "e", tmp_path / "f"]
     assert to_markdown(rows).count("\n") == 6
+
+
+def test_trials_of_a_search_are_counted_and_left_out(tmp_path: Path) -> None:
+    """A run that leaves the test set unread is neither a result nor unfinished, done or not."""
+    write_run(tmp_path / "a", "[train]\nseed = 1")
+    write_run(tmp_path / "sweep" / "trials" / "0-seed1", "[data]\ntest = false", accuracy=None)
+    (tmp_path / "sweep" / "trials" / "1-seed1").mkdir()
+    (tmp_path / "sweep" / "trials" / "1-seed1" / "job.toml").write_text("[data]\ntest = false")
+    results, unfinished, untested = find_runs([tmp_path])
+    assert (len(results), unfinished, untested) == (1, [], 2)
 
 
 def test_a_seed_counts_once(tmp_path: Path) -> None:

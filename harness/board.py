@@ -30,7 +30,7 @@ from harness.run import Run
 from harness.signals import STOPPING
 
 POLL_S = 0.2
-DEPTH = 4  # of a run below the folder asked for; runs/<sweep>/trials/<trial> is 3
+DEPTH = 4  # of a run below the folder asked for; runs/<job>/<sweep>/trials/<trial> is 4
 LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 
 

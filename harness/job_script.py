@@ -16,8 +16,9 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.resources import Resources, array_spec
 from harness.run import submissions
+from harness.search import Search
 
-COMPARISON = "compare"
+COMPARISON, SEARCH = "compare", "tune"
 
 # What decides where data and caches are, carried over whatever sbatch's own --export says.
 CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
@@ -143,15 +144,20 @@ def job_environment(project: Path, environment: Mapping[str, str] = os.environ) 
     return project / ".venv"
 
 
+def script_of(job: Job | Search) -> str:
+    """The name of the script in `slurm/` that runs a job."""
+    return SEARCH if isinstance(job, Search) else job.model.architecture
+
+
 def plan_job(
-    job: Job,
+    job: Job | Search,
     seeds: tuple[int, ...] | None,
     resources: Resources,
     place: Place,
     *,
     full: bool,
 ) -> Plan:
-    """A training job: one run, or an array with a seed a task.
+    """A training job: one run, or an array with a seed a task; or a search, without seeds.
 
     Args:
         job: checked.
@@ -164,7 +170,8 @@ def plan_job(
     is_array = len(seeds or ()) > 1
     # Never job.toml: by that name a run's folder is known.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
-    call: list[str | Path] = ["run_job", toml]
+    single = job.job if isinstance(job, Search) else job
+    call: list[str | Path] = ["run_tune" if isinstance(job, Search) else "run_job", toml]
     words = resources.words()
     if seeds and is_array:
         words.insert(0, f"--array={array_spec(seeds)}")
@@ -174,14 +181,12 @@ def plan_job(
         call.append("--full")
     return Plan(
         name=job.name,
-        architecture=job.model.architecture,
-        seeds=seeds or (job.train.seed,),
+        architecture=single.model.architecture,
+        seeds=seeds or (single.train.seed,),
         is_array=is_array,
         place=place,
         folder=folder,
-        script=render_script(
-            read_header(place.code, job.model.architecture), place.variables, call
-        ),
+        script=render_script(read_header(place.code, script_of(job)), place.variables, call),
         job_file=toml,
         job_toml=job.to_toml(),
         words=_sbatch_words(job.name, place.runs, words, is_array=is_array),

@@ -140,16 +140,22 @@ def evaluate_again(run: Run, data: Path | None) -> dict[str, Any]:
     """
     if not run.finished():
         raise InputError(f"run {run.folder}: is unfinished; harness resume {run.folder} first")
-    job, dataset = run.job(), dataset_of(run, data)
+    job = run.job()
+    if not job.data.test:
+        raise InputError(
+            f"run {run.folder}: leaves the test set unread (data.test = false); train a run of "
+            "it with --set data.test=true"
+        )
+    dataset = dataset_of(run, data)
     check_data(run, dataset, run.result()["dataset_checksum"])
     prepare_quietly()
 
     from harness.evaluator import Evaluator
     from harness.model_file import load_model
     from harness.scores import test_scores
-    from harness.train import split_reviews
+    from harness.train import test_reviews
 
-    _, _, test = split_reviews(job, dataset)
+    test = test_reviews(job, dataset)
     model = load_model(run)
     probabilities = Evaluator(model, one_device(), job.data.maxlen).probabilities(test)
     return {"data": dataset.title, **test_scores(test.labels, probabilities)}

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError
+from harness.heartbeat import HEARTBEAT_S
 from harness.observation import (
     ALIVE,
     RunStatus,
+    describe_trials,
     last_words,
     observe,
     read_submissions,
@@ -22,7 +24,6 @@ from harness.observation import (
 )
 from harness.processes import keeps_run
 from harness.queue import Queue, QueuedJob, find_job, training_script
-from harness.run import HEARTBEAT_S
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
 # Compiling, validating and testing take their time without a beat.
@@ -54,6 +55,17 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     statuses = list(found.values())
     statuses += _unrecorded(jobs or [], [each.queued for each in statuses], runs, now)
     return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))
+
+
+def trials_of(sweep: RunStatus) -> list[RunStatus]:
+    """The runs of a sweep's trials: those that go on first, then the newest."""
+    now = time.time()
+    found = []
+    for folder in run_folders(sweep.folder / "trials"):
+        status = observe(folder, f"{sweep.run}/trials/{folder.name}", None, now)
+        judge(status, None, asked_s_ago=0.0)
+        found.append(status)
+    return sorted(found, key=lambda each: (_rank(each), -each.time_s, each.run))
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
@@ -109,15 +121,21 @@ def judge(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: floa
         jobs: the scheduler's, None where it gave no answer.
         asked_s_ago: how old that answer is.
     """
+    _judge_state(status, jobs, asked_s_ago)
+    if status.trials:
+        told = describe_trials(status.trials)
+        status.note = f"{told}; {status.note}" if status.note else told
+
+
+def _judge_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
     if jobs is not None and status.is_mine:
         status.queued = find_job(jobs, status.told_job, status.slurm_job)
     queued = status.queued
     if queued:
         status.slurm_job = queued.id
     if status.phase == "result":
-        broken = status.test_accuracy is None
-        remedy = f"result.json is broken; remove it and {status.resume}"
-        status.state, status.note = "finished", remedy if broken else ""
+        status.state = "finished"
+        status.note = f"{status.error} {status.resume}" if status.error else ""
         return
     if queued and not queued.ended and _is_ahead(status, queued):
         status.state, status.note = _state_in_queue(status, queued)

@@ -29,8 +29,10 @@ from harness.job_script import (
     plan_comparison,
     plan_job,
     read_header,
+    script_of,
 )
-from harness.resources import Resources, parse_seeds
+from harness.resources import Resources, array_spec, parse_seeds
+from harness.search import Search, is_search, load_search
 from harness.snapshot import snapshot_path, take_snapshot
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -43,7 +45,7 @@ class Request:
 
     project: Path
     runs: Path  # absolute
-    jobs: tuple[Job, ...]
+    jobs: tuple[Job | Search, ...]
     seeds: tuple[int, ...] | None  # of each job; None leaves its own
     resources: Resources
     full: bool  # refuse to train on the packaged sample
@@ -72,7 +74,7 @@ def make_request(
     project, runs = project_folder(), runs.absolute()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [_check_job(file, overrides, chosen) for file in files]
-    scripts = [job.model.architecture for job in jobs]
+    scripts = [script_of(job) for job in jobs]
     _check_places(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
     return Request(project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs)
 
@@ -83,8 +85,15 @@ def project_folder() -> Path:
     return Path(named).absolute() if named else PROJECT
 
 
-def _check_job(path: Path, overrides: Sequence[str], seeds: Sequence[int] | None) -> Job:
-    """The job with its overrides, good for every seed."""
+def _check_job(path: Path, overrides: Sequence[str], seeds: Sequence[int] | None) -> Job | Search:
+    """The job or the search with its overrides, good for every seed."""
+    if is_search(path):
+        if seeds:
+            raise InputError(
+                f"--seeds {array_spec(seeds)}: job {path} is a search; how many seeds each trial "
+                "is trained with says --set search.executions=N"
+            )
+        return load_search(path, overrides)
     for seed in seeds or ():
         load_job(path, overrides, seed)
     return load_job(path, overrides)
@@ -109,7 +118,7 @@ def _check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
 
 def doubts(request: Request) -> Iterator[str]:
     """What may keep the jobs from training as they should, though they can be submitted."""
-    yield from dict.fromkeys(line for job in request.jobs for line in job.without_effect())
+    yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
     if folders := missing_in():
         then = "be refused" if request.full else "train on the packaged SAMPLE"
         yield (
@@ -127,6 +136,11 @@ def doubts(request: Request) -> Iterator[str]:
             f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
             "runs will name no commit"
         )
+
+
+def _trainings(request: Request) -> Iterator[Job]:
+    for job in request.jobs:
+        yield job.job if isinstance(job, Search) else job
 
 
 def dry_plans(request: Request) -> Iterator[Plan]:
@@ -186,7 +200,7 @@ def _place(request: Request, snapshot: Path, code: Path) -> Place:
     return Place(request.runs, snapshot, code, variables)
 
 
-def _plan(request: Request, job: Job, place: Place) -> Plan:
+def _plan(request: Request, job: Job | Search, place: Place) -> Plan:
     return plan_job(job, request.seeds, request.resources, place, full=request.full)
 
 

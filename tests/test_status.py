@@ -125,7 +125,9 @@ def test_a_nodes_clock_may_be_wrong(site: Site, wrong_by_s: float) -> None:
     assert site.only().state == "stale"
 
 
-@pytest.mark.parametrize("process", [os.getpid(), 2**22 + 1, -1, 10**30])
+@pytest.mark.parametrize(
+    "process", [os.getpid(), 2**22 + 1, -1, 10**30], ids=["own", "no", "-1", "big"]
+)
 def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> None:
     """On its own host a run is dead without its process, also where another has its number."""
     site.run("a", "training", host=socket.gethostname(), process=process)

@@ -1,6 +1,7 @@
 """`status`, `logs` and `cancel`: what runs, how far it is, and how to stop it."""
 
 import io
+import itertools
 import json
 import os
 import sys
@@ -44,6 +45,7 @@ def status(
 ) -> None:
     """Show what runs, waits and has ended: run folders first, one question to Slurm at most."""
     from harness.queue import Queue
+    from harness.status import trials_of
     from harness.status_table import StatusScreen
 
     if watch and as_json:
@@ -51,16 +53,23 @@ def status(
     _encode_anything()
     queue = Queue()
     screen = StatusScreen(runs, everything=everything or bool(names))
+
+    def look() -> "list[RunStatus]":
+        found = _select(names or (), runs, queue, many=True)
+        # A sweep that is named is shown with its trials.
+        trials = (trials_of(each) if each.trials and names else () for each in found)
+        return [*found, *itertools.chain.from_iterable(trials)]
+
     try:
         if as_json:
-            found = _select(names or (), runs, queue, many=True)
+            found = look()
             typer.echo(json.dumps([each.as_json() for each in found], indent=2, allow_nan=False))
             screen.complain(queue.problem)
         elif not watch:
-            screen.show(_select(names or (), runs, queue, many=True), queue.problem)
+            screen.show(look(), queue.problem)
         else:
             with screen:
-                while screen.draw(_select(names or (), runs, queue, many=True), queue.problem):
+                while screen.draw(look(), queue.problem):
                     time.sleep(every_s)
     except KeyboardInterrupt:
         pass

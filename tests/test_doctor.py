@@ -338,6 +338,7 @@ def test_the_probe_measures_and_names_the_job_that_it_could_not(
     (harness.folder / "lstm.toml").write_text(text.replace("maxlen = 200", "maxlen = 30"))
     monkeypatch.setattr(probe, "JOBS", harness.folder)
     monkeypatch.setattr(probe, "ARCHITECTURES", ("rnn", "lstm"))
+    before = "tensorflow" in sys.modules  # another test may have imported it
     rnn, lstm = probe.probe(0.02, "cpu", None)
     assert "no such file" in rnn.error
     assert lstm.error == ""
@@ -349,4 +350,4 @@ def test_the_probe_measures_and_names_the_job_that_it_could_not(
     # 450 of 500 reviews train in batches of 32, 7 times; 50 validate as often, and 500 test.
     assert (measured["num_steps"], measured["num_evaluation_batches"]) == (7 * 15, 7 + 1)
     assert measured["devices"] == "2 x cpu"
-    assert sys.modules.keys() & {"tensorflow"} == set()
+    assert ("tensorflow" in sys.modules) == before

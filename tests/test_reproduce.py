@@ -31,7 +31,10 @@ class Checkout:
         edit(self.path)
         version = self.path / "harness/__init__.py"
         # A change that only a new file makes whole.
-        version.write_text("from harness.new import __version__ as __version__\n")
+        text = version.read_text().replace(
+            '__version__ = "0.1.0"', "from harness.new import __version__ as __version__"
+        )
+        version.write_text(text)
         (self.path / "harness/new.py").write_text('__version__ = "edited"\n')
         self.code = code(self.path)
         self.harness = Harness(folder)

@@ -146,7 +146,9 @@ class SlurmCluster:
     # Trouble
 
     def kill_controller(self) -> None:
-        """Kill slurmctld; clients then have nobody to ask."""
+        """Kill slurmctld; clients then have nobody to ask. It knows of the jobs when it is back."""
+        began, saved = time.time(), self.folder / "state/job_state"  # some seconds late
+        wait_until(lambda: saved.exists() and saved.stat().st_mtime > began, timeout_s=30)
         self._kill("slurmctld")
 
     def restart_controller(self) -> None:

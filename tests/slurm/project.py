@@ -19,7 +19,7 @@ exec {shlex.quote(sys.executable)} -m harness "$@"
 """
 
 # Long enough to be disturbed in the middle.
-JOB = [*SHRUNK, "--set", "train.epochs=20"]
+JOB = [*SHRUNK, "--set", "train.epochs=40"]
 
 
 @dataclass(frozen=True)

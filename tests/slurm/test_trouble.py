@@ -77,8 +77,9 @@ def test_the_controller_may_die_and_come_back(
 ) -> None:
     """A job that is warned while the controller is down waits for it to take the job back."""
     job = project.sbatch("lstm")
-    job.wait_for_step(20)
+    job.wait("RUNNING")
     job.cluster.kill_controller()
+    job.wait_for_step(20)
     try:
         os.kill(parent(job.record()["process"]), signal.SIGUSR2)  # as slurmd would
         wait_until(lambda: said_since(job, "interrupted by SIGUSR2"), timeout_s=60)

@@ -50,4 +50,5 @@ if ! has_slurm; then
 fi
 
 heading pytest
-exec python -m pytest ${NO_SLURM[@]+"${NO_SLURM[@]}"} "$@"
+# Two at a time, a file each: most of them wait for processes more than they compute.
+exec python -m pytest --numprocesses=2 --dist=loadfile ${NO_SLURM[@]+"${NO_SLURM[@]}"} "$@"

@@ -54,7 +54,8 @@ class Row:
 
 # Settings of a job that change nothing in its result.
 WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
-                  "train.profile_steps")  # fmt: skip
+                  "train.profile_steps",
+                  "data.source")  # the checksum says which data, wherever they are  # fmt: skip
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Path], int]:

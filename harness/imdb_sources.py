@@ -14,19 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import InputError, RunError
-from harness.imdb import (
+from harness.dataset import (
     SPLITS,
     Dataset,
     Split,
+    cache_folder,
     content_checksum,
     is_folder,
-    make_dataset,
     make_split,
     open_folder,
     save_folder,
-    tokenize,
 )
+from harness.errors import InputError, RunError
+from harness.imdb import make_dataset
+from harness.vocabulary import tokenize
 
 NPZ, INDEX = "imdb.npz", "imdb_word_index.json"
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
@@ -96,7 +97,7 @@ def _unnamed_folders() -> list[Path]:
 
 def fetched_folder() -> Path:
     """Where `harness data fetch` puts the dataset: in the user's cache."""
-    return _cache() / "imdb"
+    return cache_folder() / "imdb"
 
 
 def fetch(source: Path | None = None) -> Dataset:
@@ -132,10 +133,6 @@ def _open_named(folder: Path, name: str) -> Dataset:
     raise InputError(f"{name} {folder}: {what}; harness data fetch gets the data")
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
-
-
 def _keras_folder() -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
 
@@ -149,7 +146,7 @@ def _convert(folder: Path) -> Dataset:
     for name in (NPZ, INDEX):
         if (folder / name).is_file():
             digest.update(_read(folder / name))
-    kept = _cache() / f"imdb-{digest.hexdigest()[:16]}"
+    kept = cache_folder() / f"imdb-{digest.hexdigest()[:16]}"
     if is_folder(kept):
         try:
             return _found_in(folder, open_folder(kept))

@@ -1,6 +1,7 @@
 """A job: what to train, never where. Read from TOML, checked before TensorFlow is imported."""
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,12 @@ class ModelTable(Table):
 class DataTable(Table):
     """`[data]`: which reviews, and how much of each."""
 
+    source: str = Field(
+        "",
+        max_length=4000,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="own texts, a CSV or TSV file or a folder, see harness.texts; empty = IMDB",
+    )
     # 88,584 words and the three indices that Keras keeps free.
     vocab_size: int = Field(8000, ge=4, le=88_587, description="indices, the rarer words are 2")
     maxlen: int = Field(200, ge=1, le=5000, description="last tokens kept of each review")
@@ -77,9 +84,10 @@ class Job(Table):
     data: DataTable = DataTable()
     train: TrainTable = TrainTable()
 
-    def to_toml(self) -> str:
+    def to_toml(self, *, without_source: bool = False) -> str:
         """The job as a file that `harness train` takes again."""
-        return tomli_w.dumps(self.model_dump())
+        exclude = {"data": {"source"}} if without_source else None
+        return tomli_w.dumps(self.model_dump(exclude=exclude))
 
     def without_effect(self) -> Iterator[str]:
         """Name the settings that say something and do nothing, each in one line."""
@@ -118,7 +126,22 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     if seed is not None:
         said["train.seed"] = f"--seed {seed}"
         _put(content, "train", "seed", seed, path)
+    settle_source(content, path, said)
     return check_job(content, path, said)
+
+
+def settle_source(content: dict[str, Any], path: Path, said: Mapping[str, str]) -> None:
+    """Make `data.source` absolute, so that a copy of the job finds it from anywhere.
+
+    A relative path is relative to the job file, as `--set` gives it to the working folder; `~` is
+    the home folder.
+    """
+    data = content.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(source, str) and source:
+        base = Path.cwd() if "data.source" in said else path.absolute().parent
+        expanded = os.path.expanduser(source)  # noqa: PTH111 - never raises
+        data["source"] = os.path.normpath(base / expanded)
 
 
 def check_job(content: dict[str, Any], path: Path, said: Mapping[str, str] | None = None) -> Job:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster import Allocation
+from harness.dataset import Dataset
 from harness.errors import InputError
-from harness.imdb import Dataset
-from harness.imdb_sources import open_dataset, open_sample
 from harness.job import Job
+from harness.job_data import check_same, open_data, reopen_data
 from harness.peers import Peers
 from harness.run import Run, run_identity
 from harness.screen import Screen
@@ -38,7 +38,7 @@ def launch(
     stop.listen()
     devices = devices or run.read_json("provenance.json").get("devices_asked")
     asked = parse_devices(devices) if devices else None
-    dataset = dataset_of(run, data, full=full)
+    dataset = dataset_of(run, job, data, full=full)
     with contextlib.ExitStack() as stack:
         peers = None
         if allocation and not stop.alone:
@@ -89,15 +89,15 @@ def announce(run: Run, job: Job, dataset: Dataset, replicas: int, screen: Screen
             f"the run had {len(before)} replicas and goes on with {replicas}: its numbers will "
             "agree to rounding, not to the byte"
         )
-    if dataset.note:
-        screen.say(f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {dataset.note}")
+    if dataset.introduction:
+        screen.say(dataset.introduction)
     screen.say(
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{replicas} replica{'s' if replicas > 1 else ''}, data: {dataset.title}"
     )
 
 
-def dataset_of(run: Run, data: Path | None, *, full: bool = False) -> Dataset:
+def dataset_of(run: Run, job: Job, data: Path | None, *, full: bool = False) -> Dataset:
     """The data of a run: what its record names, or for a new one what is found.
 
     Raises:
@@ -105,26 +105,8 @@ def dataset_of(run: Run, data: Path | None, *, full: bool = False) -> Dataset:
     """
     recorded = run.read_json("provenance.json").get("dataset")
     if not recorded:
-        return open_dataset(data, full=full)
-    if recorded.get("is_sample"):
-        return open_sample()
-    folder = Path(recorded["folder"]) if recorded.get("folder") else None
-    dataset = open_dataset(data or (folder if folder and folder.is_dir() else None), full=True)
-    check_data(run, dataset, str(recorded.get("checksum")))
-    return dataset
-
-
-def check_data(run: Run, dataset: Dataset, checksum: str) -> None:
-    """Refuse to go on with a run on other data.
-
-    Raises:
-        InputError: if the dataset has another checksum.
-    """
-    if dataset.checksum != checksum:
-        raise InputError(
-            f"run {run.folder}: was begun with other data (checksum {checksum[:12]}, here "
-            f"{dataset.checksum[:12]}); give its folder by --data"
-        )
+        return open_data(job, data, full=full)
+    return reopen_data(recorded, job, data, f"run {run.folder}")
 
 
 def prepare_quietly() -> None:
@@ -146,8 +128,8 @@ def evaluate_again(run: Run, data: Path | None) -> dict[str, Any]:
             f"run {run.folder}: leaves the test set unread (data.test = false); train a run of "
             "it with --set data.test=true"
         )
-    dataset = dataset_of(run, data)
-    check_data(run, dataset, run.result()["dataset_checksum"])
+    dataset = dataset_of(run, job, data)
+    check_same(dataset, run.result()["dataset_checksum"], f"run {run.folder}")
     prepare_quietly()
 
     from harness.evaluator import Evaluator

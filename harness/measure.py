@@ -134,11 +134,11 @@ def reason(job: Job, kernel: str, device: str) -> str:
 
 
 def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> dict[str, Any]:
-    from harness.imdb_sources import open_dataset
+    from harness.job_data import open_data
     from harness.strategy import describe_devices, import_tensorflow, make_strategy, parse_devices
 
     loaded = load_job(Path(job))
-    dataset = open_dataset(Path(data) if data else None)
+    dataset = open_data(loaded, Path(data) if data else None)
     import_tensorflow(Allocation.from_environment())
     strategy = make_strategy(parse_devices(devices) if devices else None)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.dataset import CLASSES, words_from_bytes
 from harness.errors import InputError
-from harness.imdb import encode_text, tokenize, words_from_bytes
 from harness.run import Run
+from harness.vocabulary import encode_text, tokenize
 
 # The longest review of IMDB has 14,000 characters; a model reads a few hundred words of it.
 MAX_CHARACTERS = 100_000
@@ -20,8 +21,8 @@ class Prediction:
     """What a model makes of one text."""
 
     text: str
-    sentiment: str  # positive or negative
-    probability: float  # of being positive
+    sentiment: str  # positive or negative, or what the classes of the run's own texts are
+    probability: float  # of being positive, or of the class that is label 1
     num_words: int
     num_unknown: int  # words that the model does not know, and reads as 2
 
@@ -102,6 +103,7 @@ def predict(run: Run, texts: Sequence[str]) -> list[Prediction]:
 
     model = load_model(run)
     data = run.job().data
+    negative, positive = run.result().get("classes", CLASSES)  # an earlier version has none
     ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
     encoded = [encode_text(text, ranks, data.vocab_size) for text in texts]
     padded = np.zeros([len(texts), data.maxlen], np.int32)
@@ -116,7 +118,7 @@ def predict(run: Run, texts: Sequence[str]) -> list[Prediction]:
     return [
         Prediction(
             text=text,
-            sentiment="positive" if probability > 0.5 else "negative",
+            sentiment=positive if probability > 0.5 else negative,
             probability=float(probability),
             num_words=len(tokens) - 1,
             num_unknown=tokens.count(2),

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness import PROJECT
 from harness.checkout import code_version
 from harness.cluster import Allocation, given_cpus
-from harness.imdb import Dataset
+from harness.dataset import Dataset
 from harness.run import Run
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")

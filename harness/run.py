@@ -102,8 +102,9 @@ def submissions(runs: Path) -> Path:
 
 
 def run_identity(job: Job, checksum: str) -> str:
-    """What a checkpoint belongs to: this very job on these very data."""
-    return hashlib.sha256(f"{job.to_toml()}\n{checksum}".encode()).hexdigest()
+    """What a checkpoint belongs to: this very job on these very data, wherever they are."""
+    settings = job.to_toml(without_source=True)
+    return hashlib.sha256(f"{settings}\n{checksum}".encode()).hexdigest()
 
 
 def _is_dir(path: Path) -> bool:

@@ -5,12 +5,14 @@ model says positive where it is over 0.5, as Keras's binary accuracy does.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harness.dataset import CLASSES
 from harness.errors import RunError
 
 if TYPE_CHECKING:
@@ -79,10 +81,12 @@ def binary_loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tup
     return float(losses.mean()), float(((positive > 0.5) == truth).mean())
 
 
-def confusion_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
+def confusion_picture(
+    labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str] = CLASSES
+) -> bytes:
     """Draw the confusion matrix as a PNG of 640 x 480, with counts and shares of each true class.
 
-    Args and errors are those of `test_scores`.
+    Args and errors are those of `test_scores`; `classes` names the labels 0 and 1.
     """
     truth, positive = _checked(labels, probabilities)
     counts = np.zeros((2, 2), np.int64)
@@ -102,7 +106,8 @@ def confusion_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
             fontsize=20,
             color="white" if dark else "black",
         )
-    names = ["negative", "positive"]
+    # A dollar sign would begin mathematics.
+    names = [shorten(name, 24, placeholder="…").replace("$", r"\$") for name in classes]
     axes.set_xticks([0, 1], names)
     axes.set_yticks(
         [0, 1],

@@ -24,6 +24,7 @@ from harness.job import (
     nearest_key,
     put_overrides,
     read_toml_file,
+    settle_source,
 )
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder
@@ -46,6 +47,7 @@ class SearchTable(Table):
 
 # Keys whose change would compare what can't be compared, and why.
 FIXED = {
+    "data.source": "all trials must have the same reviews",
     "data.validation_split": "all trials must be validated on the same reviews",
     "data.limit": "all trials must have the same reviews",
     "data.test": "the test set chooses nothing",
@@ -174,6 +176,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> Search:
     except ValidationError as error:
         raise InputError(explain(error, path, said, SEARCH_TABLES)) from None
     del content["search"]
+    settle_source(content, path, said)
     job = check_job(content, path, said)
     if not isinstance(raw_space, dict) or not raw_space:
         raise InputError(

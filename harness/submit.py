@@ -20,6 +20,7 @@ from harness.checkout import code_version, is_checkout
 from harness.errors import InputError, RunError
 from harness.imdb_sources import missing_in
 from harness.job import Job, load_job
+from harness.job_data import open_data
 from harness.job_script import (
     COMPARISON,
     Place,
@@ -62,7 +63,8 @@ def make_request(
     full: bool,
     all_jobs: bool,
 ) -> Request:
-    """Check everything that is asked for; nothing is written.
+    """Check everything that is asked for; nothing is written, but texts of the job's own are read
+    and kept in the user's cache, where the job then finds them.
 
     Raises:
         InputError: one line that names what can't be, and the remedy.
@@ -93,10 +95,20 @@ def _check_job(path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
                 f"--seeds {array_spec(seeds)}: job {path} is a search; how many seeds each trial "
                 "is trained with says --set search.executions=N"
             )
-        return load_search(path, overrides)
+        search = load_search(path, overrides)
+        _check_source(search.job)
+        return search
     for seed in seeds or ():
         load_job(path, overrides, seed)
-    return load_job(path, overrides)
+    job = load_job(path, overrides)
+    _check_source(job)
+    return job
+
+
+def _check_source(job: Job) -> None:
+    """Refuse texts of the job's own that can't be trained on, rather than after a wait."""
+    if job.data.source:
+        open_data(job, None)
 
 
 def _check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
@@ -119,7 +131,7 @@ def _check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
 def doubts(request: Request) -> Iterator[str]:
     """What may keep the jobs from training as they should, though they can be submitted."""
     yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
-    if folders := missing_in():
+    if (folders := missing_in()) and not all(job.data.source for job in _trainings(request)):
         then = "be refused" if request.full else "train on the packaged SAMPLE"
         yield (
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.dataset import Dataset
 from harness.errors import InputError
 from harness.folder import OwnedFolder, replace
-from harness.imdb import Dataset
-from harness.imdb_sources import open_dataset, open_sample
+from harness.job import Job
+from harness.job_data import open_data, reopen_data
 from harness.run import RUN_ID, Run
 from harness.search import SEARCH_FILE, Search, is_sweep, load_search, settled
 
@@ -131,7 +132,7 @@ class Sweep(OwnedFolder):
         record = {"checksum": dataset.checksum, "is_sample": dataset.is_sample, "folder": folder}
         self.write_json("data.json", record)
 
-    def dataset(self, data: Path | None, *, full: bool = False) -> Dataset:
+    def dataset(self, job: Job, data: Path | None, *, full: bool = False) -> Dataset:
         """The sweep's data: what its record names, or for a new one what is found.
 
         Raises:
@@ -139,18 +140,8 @@ class Sweep(OwnedFolder):
         """
         record = self.read_json("data.json")
         if not record:
-            return open_dataset(data, full=full)
-        if record.get("is_sample"):
-            return open_sample()
-        folder = Path(record["folder"]) if record.get("folder") else None
-        dataset = open_dataset(data or (folder if folder and folder.is_dir() else None), full=True)
-        if dataset.checksum != record.get("checksum"):
-            raise InputError(
-                f"sweep {self.folder}: was begun with other data (checksum "
-                f"{str(record.get('checksum'))[:12]}, here {dataset.checksum[:12]}); give its "
-                "folder by --data"
-            )
-        return dataset
+            return open_data(job, data, full=full)
+        return reopen_data(record, job, data, f"sweep {self.folder}")
 
     def make_secret(self) -> None:
         """Write the secret of chief and workers, once."""

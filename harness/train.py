@@ -11,9 +11,9 @@ from keras.layers import Embedding
 
 from harness.architectures import count_parameters
 from harness.cluster import Allocation
+from harness.dataset import Dataset, Split, validation_cut, words_to_bytes
 from harness.errors import InputError, Interrupted, RunError
 from harness.heartbeat import Heartbeat
-from harness.imdb import Dataset, Split, encode_split, words_to_bytes
 from harness.job import Job
 from harness.model_file import save_model
 from harness.peers import Peers
@@ -25,6 +25,7 @@ from harness.screen import Screen
 from harness.signals import StopRequest
 from harness.strategy import describe_devices
 from harness.trainer import Trainer
+from harness.vocabulary import encode_split
 
 # What an operation of all workers ends with when one does not take part.
 LOST_TO_TENSORFLOW = (
@@ -114,20 +115,14 @@ def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews]:
-    """Training and validation reviews; the last share of the training set validates.
-
-    Keras's `validation_split` takes the same reviews.
-    """
+    """Training and validation reviews; the last share of the training set validates."""
     if len(dataset.train) < 2 or not len(dataset.test):
         raise InputError(
             f"data {dataset.folder}: {len(dataset.train)} training and {len(dataset.test)} test "
             "reviews, should be at least 2 and 1; give another --data"
         )
     train_set = _encoded(dataset.train, job)
-    cut = int(len(train_set.labels) * (1 - job.data.validation_split))
-    # At least one of each: a share of a handful of reviews may round to none.
-    if job.data.validation_split > 0:
-        cut = min(max(cut, 1), len(train_set.labels) - 1)
+    cut = validation_cut(len(train_set.labels), job.data.validation_split)
     training = train_set.between(0, cut)
     validation = train_set.between(cut, len(train_set.labels))
     return training, validation
@@ -215,6 +210,7 @@ def describe_data(
         "data": dataset.title,
         "dataset_checksum": dataset.checksum,
         "is_sample": dataset.is_sample,
+        "classes": list(dataset.classes),
         "limit": job.data.limit,
         "num_training": len(training.labels),
         "num_validation": len(validation.labels),
@@ -246,7 +242,8 @@ def log_test(
     """Write the test scores, their pictures and the embedding to the TensorBoard log."""
     log = trainer.log
     log.test(scores)
-    log.picture("test/confusion_matrix", confusion_picture(labels, probabilities))
+    picture = confusion_picture(labels, probabilities, dataset.classes)
+    log.picture("test/confusion_matrix", picture)
     log.picture("test/calibration", calibration_picture(labels, probabilities))
     if scores["roc_auc"] is not None:
         log.picture("test/roc", roc_picture(labels, probabilities))

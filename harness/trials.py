@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from harness import checkpoint
 from harness.cluster import Allocation
+from harness.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.folder import replace
-from harness.imdb import Dataset
 from harness.oracle import epochs_of
 from harness.run import Run, run_identity
 from harness.screen import Screen

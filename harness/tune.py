@@ -38,14 +38,14 @@ def tune(
     where = places(allocation, num_workers, workers_per_gpu, devices)
     if port and not is_free(chief_host(allocation), port):
         raise InputError(f"--port {port}: is in use at {chief_host(allocation)}; leave --port out")
-    dataset = sweep.dataset(data, full=full)
+    dataset = sweep.dataset(search.job, data, full=full)
     sweep.take_lease()
     sweep.make_secret()
     sweep.write_data(dataset)
     sweep.write_text(SEARCH_FILE, search.to_toml())  # from here on the sweep is one that can go on
     sweep.path("result.json").unlink(missing_ok=True)  # it may go on with more trials
-    if dataset.note:
-        screen.say(f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {dataset.note}")
+    if dataset.introduction:
+        screen.say(dataset.introduction)
     table = search.table
     much = f"{table.trials} trials" if table.trials else "all trials"
     screen.say(
@@ -83,7 +83,7 @@ def join(
     allocation = Allocation.from_environment()
     where = places(allocation, num_workers, workers_per_gpu, devices)
     sweep.secret()
-    sweep.dataset(data)
+    sweep.dataset(sweep.search().job, data)
     screen.say(f"sweep {sweep.folder}: {len(where)} more workers")
     crew = Crew(where, devices, data, stall_s)
     Supervisor(sweep, crew, allocation, screen, joins=True).run()

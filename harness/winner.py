@@ -16,10 +16,10 @@ from pathlib import Path
 from harness.cluster import Allocation, given_gpus, visible_gpus
 from harness.compare import find_runs, make_rows, print_tables
 from harness.crew import Member, Place, needs_steps, places, step_words
+from harness.dataset import save_folder
 from harness.effects import value_of
 from harness.errors import InputError, Interrupted, RunError
 from harness.folder import replace
-from harness.imdb import save_folder
 from harness.job import Job, TrainTable, check_job
 from harness.resources import array_spec
 from harness.run import Run
@@ -126,7 +126,8 @@ def data_of(sweep: Sweep, search: Search) -> str:
         Run(path.parent).read_json(path.name).get("data")
         for path in sorted(sweep.folder.glob("trials/*/result.json"))
     )
-    title = next((str(title) for title in titles if title), "IMDB")
+    title = next((str(title) for title in titles if title), "")
+    title = title or Path(search.job.data.source).name or "IMDB"
     if record.get("is_sample"):
         title = "SAMPLE of IMDB, not the full data"
     limit = f", {search.job.data.limit:,} reviews of each split" if search.job.data.limit else ""
@@ -161,7 +162,7 @@ def retrain(
     for run, seed in zip(runs, seeds, strict=True):
         _check_same(run, job, seed)
     _announce(sweep, search, row, job, screen)
-    words = _words(sweep, job, sweep_data(sweep, data))
+    words = _words(sweep, job, sweep_data(sweep, search, data))
     crew = Retraining(sweep, [s for s, run in zip(seeds, runs, strict=True) if not run.finished()])
     try:
         crew.run(words, workers, screen)
@@ -200,14 +201,16 @@ def _announce(
     )
 
 
-def sweep_data(sweep: Sweep, data: Path | None) -> Path:
-    """A folder with the very data of a sweep.
+def sweep_data(sweep: Sweep, search: Search, data: Path | None) -> Path | None:
+    """A folder with the very data of a sweep; none where its job itself says what they are.
 
     Raises:
         InputError: if the data found are others.
         RunError: if a copy of the sample is needed and can't be written.
     """
-    dataset = sweep.dataset(data)
+    dataset = sweep.dataset(search.job, data)
+    if dataset.is_own:
+        return None
     if dataset.folder and not dataset.is_sample:
         return dataset.folder.absolute()
     # A run would look for the full data first.
@@ -216,13 +219,14 @@ def sweep_data(sweep: Sweep, data: Path | None) -> Path:
     return folder.absolute()
 
 
-def _words(sweep: Sweep, job: Job, data: Path) -> list[str]:
+def _words(sweep: Sweep, job: Job, data: Path | None) -> list[str]:
     """The command of a run, its seed aside."""
     job_file = sweep.path("winner", f"{job.name}.toml").absolute()
     job_file.parent.mkdir(exist_ok=True)
     replace(job_file, lambda file: file.write(job.to_toml().encode()))
     words = [sys.executable, "-m", "harness.child", "train", str(job_file)]
-    return [*words, "--runs", str(job_file.parent), "--data", str(data)]
+    words += ["--runs", str(job_file.parent)]
+    return [*words, "--data", str(data)] if data else words
 
 
 class Retraining:

@@ -47,7 +47,7 @@ def work(sweep: Sweep, name: str, *, devices: str | None, data: Path | None, thr
     """
     stop = StopRequest()
     stop.listen()
-    dataset = sweep.dataset(data)
+    dataset = sweep.dataset(sweep.search().job, data)
     import_tensorflow(Allocation.from_environment(), threads)
     # It warns of graphs that are traced again, which each trial's are.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

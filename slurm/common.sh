@@ -247,6 +247,13 @@ has_option() {
     return 1
 }
 
+# Whether the job file $1, or --set among the other arguments, names texts of the job's own, which
+# are read where they are.
+has_source() {
+    [[ $* == *data.source=* ]] ||
+        grep -q -e "^[^#]*source *= *[\"'][^\"']" -- "${1:-}" 2>/dev/null
+}
+
 # Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to
 # what came. In the background, because a trap waits for a command in the foreground.
 run_child() {
@@ -336,7 +343,7 @@ run_job() {
     shift
     [[ $job == /* ]] || job=$PROJECT/$job
     prepare
-    has_option --data "$@" || stage_data
+    has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
         options+=(--seed "$SLURM_ARRAY_TASK_ID")
     fi
@@ -351,7 +358,7 @@ run_tune() {
     local name
     local -a options=()
     prepare
-    has_option --data "$@" || stage_data
+    has_option --data "$@" || has_source "$@" || stage_data
     if name=$(run_name) && ! has_option --sweep-id "$@" && ! has_option --join "$@"; then
         options+=(--sweep-id "$name")
     fi

@@ -12,18 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.dataset import Dataset, make_split, open_folder, save_folder
 from harness.errors import InputError, RunError
-from harness.imdb import (
-    Dataset,
-    encode_split,
-    encode_text,
-    make_dataset,
-    make_split,
-    open_folder,
-    save_folder,
-    tokenize,
-    verify,
-)
+from harness.imdb import make_dataset, verify
 from harness.imdb_sources import (
     INDEX,
     NPZ,
@@ -33,6 +24,7 @@ from harness.imdb_sources import (
     open_dataset,
     open_sample,
 )
+from harness.vocabulary import encode_split, encode_text, tokenize
 from tests.conftest import Harness
 
 WORDS = ["the", "movie", "was", "good", "bad", "it's"]

@@ -35,8 +35,8 @@ ALONE = """
 import sys, time
 began = time.perf_counter()
 import keras, keras_tuner as kt
-from harness.imdb import encode_split
 from harness.imdb_sources import open_sample
+from harness.vocabulary import encode_split
 limit, maxlen, epochs, trials = map(int, sys.argv[1:5])
 data = open_sample()
 tokens, offsets = encode_split(data.train.take(limit), 8000)

@@ -1,4 +1,4 @@
-"""`data fetch`, `data verify` and `data stage`: the dataset."""
+"""`data fetch`, `verify` and `stage` for IMDB, and `data describe` for a user's own texts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +9,9 @@ from harness.commands import DataFolder
 from harness.errors import RunError
 
 if TYPE_CHECKING:
-    from harness.imdb import Dataset
+    from harness.dataset import Dataset
 
-app = typer.Typer(help="The dataset: fetch it, check it, put it on a node's own disk.")
+app = typer.Typer(help="The data: fetch, check and stage IMDB, describe texts of your own.")
 
 
 @app.command(epilog="Example: harness data fetch --from /shared/datasets/aclImdb")
@@ -47,12 +47,27 @@ def stage(
     data: DataFolder = None,
 ) -> None:
     """Put a copy on a node's own disk; HARNESS_STAGE=DIR makes runs take it."""
-    from harness.imdb import save_folder
+    from harness.dataset import save_folder
     from harness.imdb_sources import open_dataset
 
     dataset = open_dataset(data, full=True)
     written = save_folder(dataset, folder)
     typer.echo(f"{folder}: {'written' if written else 'is there already, left as it is'}")
+
+
+@app.command(epilog="Example: harness data describe reviews.csv")
+def describe(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="a CSV or TSV file or a folder, as for data.source"),
+    ],
+) -> None:
+    """Check texts of your own, and tell their classes, split, words and lengths."""
+    from harness.source import describe as tell
+    from harness.source import open_source
+
+    for line in tell(open_source(source.absolute())):
+        typer.echo(line)
 
 
 def _print_dataset(dataset: "Dataset") -> None:

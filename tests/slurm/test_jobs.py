@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.imdb import save_folder
+from harness.dataset import save_folder
 from harness.imdb_sources import open_sample
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until

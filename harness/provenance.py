@@ -40,6 +40,7 @@ def write_provenance(
             "checksum": dataset.checksum,
             "official": dataset.official,
             "is_sample": dataset.is_sample,
+            "is_own": dataset.is_own,
             "folder": str(dataset.folder.absolute()) if dataset.folder else None,
         },
         "starts": [],

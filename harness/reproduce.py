@@ -62,10 +62,8 @@ def reproduce(run: Run, project: Path, folder: Path) -> Reproduced:
     with _written_beside(folder) as beside:
         source = _put_code(run, record, project, beside, warnings)
         job_file = _put_job(run, beside)
-        has_own_texts = bool(run.job().data.source)
-        _put_data(record, beside, warnings, has_own_texts=has_own_texts)
-    command = _command(record, folder, job_file, has_own_texts=has_own_texts)
-    return Reproduced(folder, source, job_file, command, warnings)
+        _put_data(record, beside, warnings)
+    return Reproduced(folder, source, job_file, _command(record, folder, job_file), warnings)
 
 
 @contextlib.contextmanager
@@ -126,22 +124,20 @@ def _put_job(run: Run, folder: Path) -> Path:
     return target.relative_to(folder)
 
 
-def _put_data(
-    record: dict[str, Any], folder: Path, warnings: list[str], *, has_own_texts: bool
-) -> None:
+def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None:
     """The sample as a folder: without one, the full data would be taken where they are found."""
     data = record.get("dataset") or {}
-    if has_own_texts:
-        if not Path(str(data.get("folder"))).exists():
-            warnings.append(
-                f"the run's texts were in {data.get('folder')}, which is not here; put them there, "
-                "or their place into the job"
-            )
-    elif data.get("is_sample"):
+    if data.get("is_sample"):
         sample = open_sample()
         save_folder(sample, folder / SAMPLE_FOLDER)
         if sample.checksum != data.get("checksum"):
             warnings.append("the run had another sample than this version of harness")
+    elif data.get("is_own"):
+        if not Path(str(data.get("folder"))).exists():
+            warnings.append(
+                f"the run's texts were in {data.get('folder')}, which is not here; put them there, "
+                "or write where they are into the job"
+            )
     elif not _data_folder(data):
         warnings.append(
             f"the run's data (checksum {str(data.get('checksum'))[:12]}) were in "
@@ -163,15 +159,13 @@ def _differences(record: dict[str, Any]) -> Iterator[str]:
             yield f"{name} was {then} then and is {now} here"
 
 
-def _command(record: dict[str, Any], folder: Path, job_file: Path, *, has_own_texts: bool) -> str:
+def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
     data = record.get("dataset") or {}
     words = [sys.executable, "-m", "harness", "train", str(job_file)]
     if record.get("devices_asked"):
         words += ["--devices", str(record["devices_asked"])]
-    if has_own_texts:
-        pass  # the job says where they are
-    elif data.get("is_sample"):
+    if data.get("is_sample"):
         words += ["--data", SAMPLE_FOLDER]
-    elif folder_of_data := _data_folder(data):
+    elif not data.get("is_own") and (folder_of_data := _data_folder(data)):
         words += ["--data", folder_of_data]
     return f"cd {shlex.quote(str(folder))} && {shlex.join(words)}"

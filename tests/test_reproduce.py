@@ -187,6 +187,19 @@ def test_devices_and_data_are_those_of_the_run(checkout: Checkout, tmp_path: Pat
     assert done.stderr == ""
 
 
+def test_own_texts_are_named_by_the_job_alone(checkout: Checkout, tmp_path: Path) -> None:
+    """The command has no --data, which a job with texts of its own refuses; lost ones are told."""
+    data = {"checksum": "ab" * 32, "folder": str(tmp_path), "is_sample": False, "is_own": True}
+    run = checkout.copy_of_run(tmp_path, dataset=data)
+    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "a")
+    assert done.stdout.splitlines()[-1].endswith("harness train jobs/other.toml")
+    assert done.stderr == ""
+    shutil.rmtree(run)
+    run = checkout.copy_of_run(tmp_path, dataset={**data, "folder": str(tmp_path / "lost")})
+    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "b")
+    assert f"the run's texts were in {tmp_path}/lost, which is not here" in done.stderr
+
+
 def test_other_packages_are_said(checkout: Checkout, tmp_path: Path) -> None:
     """A version that differs from the run's is warned of."""
     run = checkout.copy_of_run(tmp_path, packages={"numpy": "1.0"})

@@ -83,6 +83,32 @@ def test_dataset_is_staged_on_the_nodes_own_disk(project: Project, tmp_path: Pat
     assert [call["argv"][0] for call in project.calls()[-2:]] == ["train", "train"]
 
 
+@pytest.mark.parametrize(
+    ("job", "words", "stages"),
+    [
+        ('source = ""  # or "reviews.csv"', [], True),
+        ('# source = "reviews.csv"', [], True),
+        ('source = "reviews.csv"', [], False),
+        ("data.source='reviews.csv'", [], False),
+        ("", ["--set", "data.source=reviews.csv"], False),
+        ("", ["--set=data.source=reviews.csv"], False),
+    ],
+)
+def test_texts_of_a_jobs_own_need_no_copy_of_imdb(
+    project: Project, tmp_path: Path, job: str, words: list[str], stages: bool
+) -> None:
+    """A job or a search that names its own source is started without IMDB on the node's disk."""
+    (project.path / "jobs").mkdir()
+    path = project.path / "jobs/lstm.toml"
+    path.write_text(f"[data]\n{job}\n")
+    env = {**project.slurm(), "TMPDIR": str(tmp_path)}
+    calls = [("lstm", words), ("tune", [str(path), *words])]
+    for number, (script, arguments) in enumerate(calls, 1):
+        assert project.run(project.spool(script), *arguments, env=env).returncode == 0
+        staged = [call["argv"][0] for call in project.calls()].count("data")
+        assert staged == (number if stages else 0)
+
+
 @pytest.mark.parametrize("code", [1, 2, 75])
 def test_exit_code_is_the_harness_own(project: Project, code: int) -> None:
     """The script ends with the exit code of the run."""

@@ -75,6 +75,7 @@ def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
         ("modell.units = [8]", "search.space.modell is no table of a job"),
         ("train.seed = [1, 2]", "search.executions"),
         ("data.limit = [10, 20]", "must have the same reviews"),
+        ("data.source = ['a.csv', 'b.csv']", "must have the same reviews"),
         (
             "model.dropout = { values = [0.1], when = { model.units = [8] } }",
             "names model.units, which should be a list of search.space",

@@ -83,6 +83,12 @@ def announce(run: Run, job: Job, dataset: Dataset, replicas: int, screen: Screen
         )
     for line in job.without_effect():
         screen.warn(line)
+    num_words = len(dataset.words) + 4  # and the indices that are no words
+    if dataset.is_own and job.data.vocab_size > num_words:
+        screen.warn(
+            f"data.vocab_size = {job.data.vocab_size}: the training reviews hold {num_words - 4:,} "
+            f"words, so what is over {num_words} has no effect"
+        )
     before = (run.read_json("provenance.json").get("starts") or [{}])[-1].get("devices", [])
     if before and len(before) != replicas:
         screen.warn(

@@ -105,7 +105,7 @@ class _Gathered:
 def make_dataset(source: Path) -> Dataset:
     """Read a source and make the dataset of it, as this module's docstring says.
 
-    It takes some 12 bytes of memory for each word that is read.
+    It takes some 16 bytes of memory for each word that is read.
 
     Raises:
         InputError: one line that names the source, the place in it, the rule and the remedy.

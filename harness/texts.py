@@ -87,7 +87,7 @@ def source_checksum(source: Path) -> str:
 def _parts(source: Path) -> Iterator[_Part]:
     try:
         if not source.exists():
-            near = _near(str(source), [str(path) for path in source.parent.glob("[!.]*")])
+            near = _near(source.name, [path.name for path in source.parent.glob("[!.]*")])
             raise InputError(f"data.source {source}: no such file or folder{near or f'; {REMEDY}'}")
         if source.is_dir():
             yield from _folder_parts(source)
@@ -266,6 +266,11 @@ def _checked_header(row: Sequence[str], where: str, *, is_split: bool) -> list[s
     header = [name.strip().casefold() for name in row]
     for name in ("text", "label"):
         if name not in header:
+            if len(row) == 1 and (others := set(row[0]) & set(",;|\t")):
+                raise InputError(
+                    f"{where}has one column, {row[0][:40]!r}; a .csv has commas between columns "
+                    f"and a .tsv tabs, not {min(others)!r}"
+                )
             raise InputError(
                 f"{where}has no column {name}; its columns are {_listed(row)}"
                 f"{_near(name, row)}; rename it in the first line"

@@ -15,7 +15,8 @@ from harness.errors import InputError
 from harness.folder import OwnedFolder
 from harness.job import Job, load_job
 from harness.job_data import open_data
-from harness.source import describe, open_source
+from harness.run import run_identity
+from harness.source import describe, make_dataset, open_source
 from harness.vocabulary import encode_split, encode_text, tokenize
 from harness.winner import data_of, sweep_data
 from tests.conftest import Harness
@@ -184,8 +185,9 @@ def test_a_relative_source_is_found_from_anywhere(
     assert job.data.source == str(tmp_path / "a.csv")
     Path("copy.toml").write_text(job.to_toml())
     assert load_job(Path("copy.toml")).data.source == job.data.source
-    moved = load_job(Path("copy.toml"), ["data.source=../b.csv"])
-    assert moved.data.source == str(tmp_path / "b.csv")
+    moved = load_job(tmp_path / "mine.toml", ["data.source=./b.csv"])
+    assert moved.data.source == str(tmp_path / "here" / "b.csv")
+    assert run_identity(moved, "checksum") == run_identity(job, "checksum")
     with pytest.raises(InputError, match=r"data\.source=4"):
         load_job(Path("copy.toml"), ["data.source=4"])
 
@@ -209,6 +211,22 @@ def test_it_is_built_once_and_again_when_it_has_changed(
     (tmp_path / "cache").rename(tmp_path / "gone")
     (tmp_path / "cache").write_text("no folder")
     assert open_source(path).title == "a.csv (162 + 39 reviews)"
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is kept under the checksum of another content."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+
+    def read(source: Path) -> Dataset:
+        write_csv(path, [*ROWS, ("one more", "pos")])
+        return make_dataset(source)
+
+    monkeypatch.setattr("harness.source.make_dataset", read)
+    with pytest.raises(InputError, match="changed while it was read; run it again"):
+        open_source(path)
+    assert not (tmp_path / "cache").exists()
 
 
 def _open(path: Path, results: "multiprocessing.Queue[str]") -> None:
@@ -269,6 +287,7 @@ def test_a_run_on_own_texts_from_job_to_prediction(harness: Harness) -> None:
     done = harness.run("train", "mine/mine.toml", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith(f"texts {path}: 161 training and 39 test")
+    assert "data.vocab_size = 8000: the training reviews hold" in done.stderr
     assert "tested on 39 reviews of reviews.csv (161 + 39 reviews)" in done.stdout
     run = harness.runs / "mine" / "own"
     result = json.loads((run / "result.json").read_text())

@@ -72,6 +72,7 @@ HEAD = b"text,label\n"
     [
         (b"", ("is empty", "text and label")),
         (b"review,sentiment\nx,1\n", ("no column text", "'review', 'sentiment'", "rename it")),
+        (b"text;label\nx;1\n", ("one column, 'text;label'", "commas", "not ';'")),
         (b"texts,label\nx,1\n", ("no column text", "did you mean texts?")),
         (b"text,label,label\nx,1,1\n", ("2 columns label",)),
         (HEAD + b"fine,pos\n\n,neg\n", ("line 4 has no text", "take them out")),
@@ -110,7 +111,8 @@ def test_a_bad_table_is_refused_in_one_line(
 def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:
     """A typo is answered with the nearest name; other files and strange folders say what is."""
     write_csv(tmp_path / "reviews.csv", ROWS)
-    assert "did you mean" in refusal(tmp_path / "review.csv")
+    assert "; did you mean reviews.csv?" in refusal(tmp_path / "review.csv")
+    assert "; give a .csv or .tsv file" in refusal(tmp_path / "films")
     (tmp_path / "reviews.xlsx").write_bytes(b"PK")
     assert "ends in '.xlsx', known are .csv and .tsv" in refusal(tmp_path / "reviews.xlsx")
     assert "can't be read" in refusal(tmp_path / ("x" * 300))

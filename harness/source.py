@@ -112,8 +112,8 @@ def make_dataset(source: Path) -> Dataset:
     """
     gathered = _gather(source)
     classes = _classes(source, gathered)
-    swap = gathered.classes[classes[0]]
-    labels = (np.frombuffer(gathered.labels, np.int8) != swap).astype(np.int32)
+    negative = gathered.classes[classes[0]]
+    labels = (np.frombuffer(gathered.labels, np.int8) != negative).astype(np.int32)
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
     said = np.frombuffer(gathered.splits, np.int8)
     in_test = np.where(said < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, said == 1)

@@ -343,6 +343,8 @@ run_job() {
     if name=$(run_name) && ! has_option --run-id "$@"; then
         options+=(--run-id "$name")
     fi
+    # Several runs are started by one process, which finds a place for each on all nodes.
+    ! has_option --seeds "$@" || ON_NODES=("${HARNESS[@]}")
     run_to_end "${ON_NODES[@]}" train "$job" ${options[@]+"${options[@]}"} "$@"
 }
 

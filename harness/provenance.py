@@ -31,7 +31,7 @@ def write_provenance(
         "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "driver": nvidia_driver(),
         "devices_asked": devices_asked,
         "kernels": {},  # known when the graph is traced
@@ -69,7 +69,8 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -19,7 +19,6 @@ from harness import PROJECT
 from harness.bench_processes import Bench, Ended, Settings
 from harness.cluster import Allocation, given_cpus, visible_gpus
 from harness.errors import InputError
-from harness.imdb_sources import keras_file
 from harness.job import load_job
 from harness.machine import total_memory_gb
 from harness.measured import Measured
@@ -223,11 +222,9 @@ def measure(settings: Settings, sections: Sequence[str], screen: Screen) -> Iter
     """Measure the sections named, in order.
 
     Raises:
-        InputError: if Keras's file is not there, which the notebook reads.
+        InputError: if the data named are not there.
         RunError: if a process fails.
     """
-    if set(sections) & {"training", "side-by-side"}:
-        keras_file(settings.data)
     with tempfile.TemporaryDirectory(prefix="harness-bench-") as folder:
         bench = Bench(settings, Path(folder), screen)
         for section in sections:

@@ -12,10 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from harness import PROJECT
 from harness.errors import RunError
-from harness.imdb_sources import keras_file
+from harness.imdb import encode_split
+from harness.imdb_sources import open_dataset
 from harness.job import load_job
 from harness.probe import ARCHITECTURES
 from harness.run import Run
@@ -115,21 +119,31 @@ class Bench:
             "architecture": architecture,
             "limit": self.settings.reviews,
             "epochs": self.settings.epochs,
+            "keras_file": str(self.keras_file()),
         }
         ended = self.process(
             [sys.executable, "-m", "harness.yardsticks", json.dumps(request)],
-            KERAS_HOME=str(self.keras_home()),
             TF_CPP_MIN_LOG_LEVEL="3",
         )
         return ended, json.loads(ended.said.splitlines()[-1])
 
-    def keras_home(self) -> Path:
-        """A folder in which Keras finds imdb.npz where it would have downloaded it to."""
-        home = self.folder / "keras"
-        if not home.exists():
-            (home / "datasets").mkdir(parents=True)
-            (home / "datasets" / "imdb.npz").symlink_to(keras_file(self.settings.data))
-        return home
+    def keras_file(self) -> Path:
+        """The dataset as Keras ships it.
+
+        Written here from our own arrays: Keras unpickles it, and would replace a file that it does
+        not know by a download.
+        """
+        path = self.folder / "imdb.npz"
+        if not path.exists():
+            dataset = open_dataset(self.settings.data)
+            arrays: dict[str, Any] = {}
+            for name, split in (("train", dataset.train), ("test", dataset.test)):
+                tokens, offsets = encode_split(split, len(dataset.words) + 4)
+                reviews = np.empty(len(split), object)
+                reviews[:] = [r.tolist() for r in np.split(tokens, offsets[1:-1])]
+                arrays |= {f"x_{name}": reviews, f"y_{name}": split.labels.astype(np.int64)}
+            np.savez(path, **arrays)
+        return path
 
     def in_turn(
         self, name: str, ways: Mapping[str, Callable[[], dict[str, float]]]

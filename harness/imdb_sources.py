@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 import tempfile
 import urllib.request
 import zipfile
@@ -142,22 +141,6 @@ def _keras_folder() -> Path:
 
 
 # imdb.npz
-
-
-def keras_file(data: Path | None = None) -> Path:
-    """Keras's own `imdb.npz`, which the harness itself does not need once it has read it.
-
-    Raises:
-        InputError: if it is in none of the folders.
-    """
-    folders = [data] if data else [_named_folder(), _keras_folder()]
-    for folder in folders:
-        if folder and (folder / NPZ).is_file():
-            return (folder / NPZ).absolute()
-    raise InputError(
-        f"{NPZ}: is not in {', '.join(str(f) for f in folders if f)}; where there is a network: "
-        f"{sys.executable} -c 'import keras; keras.datasets.imdb.load_data()'"
-    )
 
 
 def _convert(folder: Path) -> Dataset:

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,15 +34,18 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     ways: dict[str, Callable[..., dict[str, float]]] = {"notebook": by_keras, "torch": by_torch}
     train = ways[request["way"]]
-    answer = train(request["architecture"], request["limit"], request["epochs"])
+    reviews = load(Path(request["keras_file"]), request["limit"])
+    answer = train(request["architecture"], reviews, request["epochs"])
     print(json.dumps(answer))  # noqa: T201
 
 
-def load(limit: int) -> Padded:
-    """The reviews as the notebook loads and pads them, from KERAS_HOME."""
-    from keras.datasets import imdb
+def load(keras_file: Path, limit: int) -> Padded:
+    """The first `limit` reviews of each split as the notebook loads and pads them."""
+    from keras.src.datasets import imdb
     from keras.utils import pad_sequences
 
+    # It would download the file; what follows is what it does with it.
+    imdb.get_file = lambda *_, **__: str(keras_file)
     (tokens, labels), (test, _) = imdb.load_data(num_words=VOCAB_SIZE)
     # All of them, as the notebook does.
     padded, padded_test = pad_sequences(tokens, maxlen=MAXLEN), pad_sequences(test, maxlen=MAXLEN)
@@ -51,16 +55,13 @@ def load(limit: int) -> Padded:
 # The notebook's way
 
 
-def by_keras(
-    architecture: str, limit: int, epochs: int, reviews: Padded | None = None
-) -> dict[str, float]:
+def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
     """Train as the notebook does.
 
     Args:
         architecture: one of the five.
-        limit: first reviews taken of each split; the last fifth of the training ones validates.
+        reviews: the last fifth of the training ones validates.
         epochs: at least 2; the last one is measured.
-        reviews: instead of those that Keras loads.
 
     Returns:
         `first_step_s` from the start of the process, `training_reviews_per_s` and
@@ -69,7 +70,7 @@ def by_keras(
     import keras
     from keras import layers
 
-    tokens, labels, test = reviews or load(limit)
+    tokens, labels, test = reviews
     dropout = 0.5 if architecture == "stacked_lstm" else 0.4
     recurrent: dict[str, Callable[[], list[Any]]] = {
         "rnn": lambda: [layers.SimpleRNN(UNITS)],
@@ -92,7 +93,7 @@ def by_keras(
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-            if not times:
+            if "first_step" not in times:
                 times["first_step"] = age_s() or 0.0
 
         def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
@@ -125,9 +126,7 @@ def by_keras(
 # The same on PyTorch
 
 
-def by_torch(
-    architecture: str, limit: int, epochs: int, reviews: Padded | None = None
-) -> dict[str, float]:
+def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
     """Train the same network on `torch.nn`; arguments and answer are those of `by_keras`.
 
     Its cells differ where PyTorch's do: a second bias, and a GRU that resets after the product.
@@ -135,7 +134,7 @@ def by_torch(
     import torch
     from torch import nn
 
-    tokens, labels, test = reviews or load(limit)
+    tokens, labels, test = reviews
     device = "cuda" if torch.cuda.is_available() else "cpu"
     one_way: dict[str, Callable[..., Any]] = {"rnn": nn.RNN, "gru": nn.GRU}
     options: dict[str, Any] = {"bidirectional": architecture == "bilstm"}

@@ -7,11 +7,13 @@ import importlib.util
 import json
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from harness.bench_processes import Bench, Ended, Settings
 from harness.cluster import Allocation, given_cpus, visible_gpus
 from harness.errors import InputError
 from harness.job import load_job
-from harness.machine import total_memory_gb
+from harness.machine import gpu_name, total_memory_gb
 from harness.measured import Measured
+from harness.plans import keep_measured, plan_name
 from harness.probe import ARCHITECTURES, ask_child
 from harness.provenance import PACKAGES, installed_version, processor
 from harness.run import Run
@@ -29,6 +32,7 @@ from harness.screen import Screen
 
 TIMEOUT_S = 3600.0
 PIPELINE_S = 5.0  # that the pipeline alone is measured
+STEPS_S = 6.0  # that a plan is measured, evaluation included
 NUM_RUNS = 100  # that `status` looks at
 
 
@@ -135,6 +139,39 @@ def pipeline(bench: Bench) -> Iterator[Measured]:
     yield Measured("input pipeline", "reviews/s", True, got["speed"], f"{name} training")
 
 
+def plans(bench: Bench) -> Iterator[Measured]:
+    """A step of each job by each plan; the times are kept, and runs take the fastest."""
+    kind = "gpu" if visible_gpus() else "cpu"
+    device = (gpu_name() if kind == "gpu" else None) or processor()
+    cpus = given_cpus(Allocation.from_environment())
+    step_ms: dict[str, dict[str, float]] = {}
+    for name in bench.settings.architectures:
+        job = PROJECT / "jobs" / f"{name}.toml"
+
+        def step(xla: bool, threads: int, job: Path = job) -> dict[str, float]:
+            request = {
+                "do": "speed",
+                "job": str(job),
+                "data": str(bench.settings.data) if bench.settings.data else None,
+                "devices": f"{kind}:1",
+                "seconds": STEPS_S,
+                "overrides": [f"train.xla={'on' if xla else 'off'}"],
+            }
+            answer = ask_child(request, TIMEOUT_S, HARNESS_CPUS=str(threads))
+            return {"step": 1000 * answer["step_s"]}
+
+        ways = {
+            plan_name(xla, threads): partial(step, xla, threads)
+            for xla in (False, True)
+            for threads in sorted({1, cpus})
+        }
+        got = bench.in_turn(f"{name} plans", ways)["step"]
+        step_ms[name] = {plan: statistics.median(values) for plan, values in got.items()}
+        yield Measured(f"{name} step", "ms", False, got, plan_name(False, cpus))
+    path = keep_measured(device, step_ms)
+    bench.screen.say(f"plans of {device}: kept in {path}; runs on it take the fastest")
+
+
 def replicas(bench: Bench) -> Iterator[Measured]:
     """One device against all GPUs, or where there are none against two virtual devices."""
     gpus = visible_gpus()
@@ -212,6 +249,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
     "training": training,
     "resume": resuming,
     "pipeline": pipeline,
+    "plans": plans,
     "replicas": replicas,
     "side-by-side": side_by_side,
     "commands": commands,

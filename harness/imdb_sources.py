@@ -96,7 +96,7 @@ def _unnamed_folders() -> list[Path]:
 
 def fetched_folder() -> Path:
     """Where `harness data fetch` puts the dataset: in the user's cache."""
-    return _cache() / "imdb"
+    return cache_folder() / "imdb"
 
 
 def fetch(source: Path | None = None) -> Dataset:
@@ -132,7 +132,8 @@ def _open_named(folder: Path, name: str) -> Dataset:
     raise InputError(f"{name} {folder}: {what}; harness data fetch gets the data")
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """This project's part of the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 
@@ -149,7 +150,7 @@ def _convert(folder: Path) -> Dataset:
     for name in (NPZ, INDEX):
         if (folder / name).is_file():
             digest.update(_read(folder / name))
-    kept = _cache() / f"imdb-{digest.hexdigest()[:16]}"
+    kept = cache_folder() / f"imdb-{digest.hexdigest()[:16]}"
     if is_folder(kept):
         try:
             return _found_in(folder, open_folder(kept))

@@ -47,6 +47,15 @@ def available_gb() -> float | None:
     return int(match[1]) * 1024 / 1e9 if match else None
 
 
+def gpu_name() -> str | None:
+    """The first GPU as its driver names it, None without one."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return None
+
+
 def usable_memory_gb(allocation: Allocation | None) -> float:
     """The memory that this process and its children may take here, in GB."""
     limits = (total_memory_gb(), available_gb(), memory_limit_gb(), given_memory_gb(allocation))

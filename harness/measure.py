@@ -10,13 +10,14 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.job import Job, load_job
+from harness.launch import plan_of
 from harness.probe import ARCHITECTURES, JOBS
 from harness.processes import age_s
 
@@ -91,7 +92,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             # Length and vocabulary have no part in the choice of a kernel.
             small = ["data.vocab_size=100", "data.maxlen=8"]
             job = load_job(JOBS / f"{name}.toml", small)
-            learner = Learner(job, strategy)
+            learner = Learner(job, strategy, xla=plan_of(job, devices).xla)
             batch_size = job.train.batch_size
             parts = batches(strategy, reviews, np.arange(64), batch_size=batch_size, maxlen=8)
             found = set(learner.kernels(learner.trace(iter(parts))).values())
@@ -134,11 +135,17 @@ def reason(job: Job, kernel: str, device: str) -> str:
     return because or "cuDNN should take it and does not"
 
 
-def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> dict[str, Any]:
+def _speed(
+    job: str,
+    devices: str | None,
+    data: str | None,
+    seconds: float,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
     from harness.imdb_sources import open_dataset
     from harness.strategy import describe_devices, import_tensorflow, make_strategy, parse_devices
 
-    loaded = load_job(Path(job))
+    loaded = load_job(Path(job), overrides)
     dataset = open_dataset(Path(data) if data else None)
     import_tensorflow(Allocation.from_environment())
     strategy = make_strategy(parse_devices(devices) if devices else None)
@@ -148,7 +155,7 @@ def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> d
 
     training, _ = training_reviews(loaded, dataset)
     test = test_reviews(loaded, dataset)
-    learner = Learner(loaded, strategy)
+    learner = Learner(loaded, strategy, xla=plan_of(loaded, devices).xla)
     first_step_s, step_s, training_s = time_steps(learner, training, seconds * TRAIN_SHARE)
     began = time.perf_counter()
     evaluation_batch_s = time_evaluation(learner, test, seconds * (1 - TRAIN_SHARE))

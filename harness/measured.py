@@ -102,11 +102,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Measured]]:
     """
     try:
         record = json.loads(path.read_text())
-        if record["format"] != FORMAT:
-            raise InputError(
-                f"{path}: has format {record['format']!r}, should be {FORMAT}; measure it again by "
-                f"harness bench --json {path}"
-            )
+        if (found := record["format"]) != FORMAT:
+            raise OSError(0, f"its format is {found!r}, not {FORMAT}")
         held = [
             Measured(**{**each, "ways": {k: tuple(v) for k, v in each["ways"].items()}})
             for each in record["measured"]

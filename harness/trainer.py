@@ -47,11 +47,13 @@ class Trainer:
         screen: Screen,
         peers: Peers | None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
+        *,
+        xla: bool,
     ) -> None:
         self.run, self.job, self.strategy = run, job, strategy
         train = job.train
         self.heartbeat, self.stop, self.screen = heartbeat, stop, screen
-        self.learner = Learner(job, strategy)
+        self.learner = Learner(job, strategy, xla=xla)
         self.num_reviews = len(training.labels)
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
         # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,

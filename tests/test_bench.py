@@ -64,7 +64,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         (None, "can't be read (No such file or directory)"),
         ("{", "is no record of harness bench"),
         ("[]", "is no record of harness bench"),
-        ('{"format": 7}', "has format 7, should be 1"),
+        ('{"format": 7}', "can't be read (its format is 7, not 1)"),
         ('{"format": 1, "machine": {}, "measured": []}', "is no record"),
         ('{"format": 1, "machine": {"processor": ""}, "measured": [{"name": 1}]}', "is no record"),
     ],

@@ -30,7 +30,8 @@ OTHER_COLOURS = ("#56B4E9", "#000000", "#999999")
 MARKERS = "os^Dv<>PX*"
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 YARDSTICK_COLOUR = "#595959"
-WIDTH, HEIGHT, DPI = 5.6, 4.4, 150
+WIDTH, HEIGHT, DPI = 5.6, 3.6, 150  # inches without the legend; dots an inch
+LEGEND_LINE = 0.165  # inches
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,8 @@ def _figure() -> "tuple[Figure, Axes]":
 def _picture(figure: "Figure", axes: "Axes", title: str, alt: str, caption: str) -> Picture:
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 30 else 2 if max(map(len, labels)) > 14 else 3
+    # The plot keeps its size however many rows there are.
+    figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(labels) // columns))
     # Below the plot, where no curve can lie under it.
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False

@@ -174,6 +174,17 @@ def test_other_data_of_the_same_name_never_give_the_words(runs: Path) -> None:
     assert "alert(1)" not in text
 
 
+def test_predictions_of_other_labels_get_no_words(runs: Path) -> None:
+    """Where the labels are not the dataset's, place by place, its words are not these reviews'."""
+    for path in runs.glob("*/*/predictions.npz"):
+        with np.load(path) as arrays:
+            turned = {name: 1 - arrays[name] for name in ("labels", "probabilities")}
+        np.savez(path, **turned)
+    text, said = write(runs, runs.parent / "out")
+    assert said == []
+    assert "alert(1)" not in text
+
+
 def test_a_run_without_good_predictions_is_named(runs: Path) -> None:
     """Missing, broken or unlike ones leave the scores in the table and the run out of curves."""
     np.savez(runs / "lstm" / "1" / "predictions.npz", probabilities=[0.5], labels=[1])

@@ -19,6 +19,8 @@ from harness.search import is_sweep
 # Learning Workshop, exercises 6.01 to 6.05.
 BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lstm": 87.53}
 
+NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
+
 # Settings of a job that change nothing in its result.
 WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
                   "train.profile_steps")  # fmt: skip
@@ -81,8 +83,8 @@ class Row:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean, by Student's t over the seeds, cut to 0 to 100; none for one
-        run."""
-        if self.deviation is None:
+        run, or where all have the same accuracy, which says nothing about the spread."""
+        if self.deviation is None or self.deviation < NO_SPREAD:
             return None
         half = students_t(0.95, len(self.runs) - 1) * self.deviation / len(self.runs) ** 0.5
         return max(self.mean - half, 0.0), min(self.mean + half, 100.0)
@@ -201,6 +203,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
     known = text(result.get("data")) and text(result.get("dataset_checksum"))
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        accuracy = None
     if job is None or architecture is None or accuracy is None or seed is None or not known:
         return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
     return ScoredRun(folder, job, architecture, seed, 100 * accuracy, result, settings)

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.compare import DataGroup, Row, students_t
+from harness.compare import NO_SPREAD, DataGroup, Row, students_t
 
 LEVEL = 0.95
 NORMAL_95 = 1.959964  # half of a 95 % interval in standard errors, of the normal distribution
@@ -49,8 +49,7 @@ class Difference:
     def _interval(self, level: float) -> tuple[float, float] | None:
         num = len(self.points)
         deviation = statistics.stdev(self.points)
-        # To rounding: 0.1 + 0.2 is not 0.3. No spread at all says nothing about the spread.
-        if deviation < 1e-9:
+        if deviation < NO_SPREAD:  # then nothing is known about the spread
             return None
         half = students_t(level, num - 1) * deviation / num**0.5
         return self.mean - half, self.mean + half

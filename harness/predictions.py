@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness.observation import number, whole
 Floats = NDArray[np.float64]
 
 NUM_BINS = 10  # of probability, for the calibration
+BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 TOLERANCE = 1e-6  # of an accuracy, between a run's predictions and its result
 
 
@@ -56,8 +58,9 @@ def read_predictions(group: DataGroup, say: Callable[[str], None]) -> Prediction
                 its_labels, probabilities = _read(run)
                 if labels is not None and not np.array_equal(its_labels, labels):
                     raise ValueError("its labels are not those of the other runs")
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                say(f"no predictions of {run.folder}: {error}")
+            except BROKEN as error:
+                reason = getattr(error, "strerror", None) or error
+                say(f"no predictions of {run.folder}: {reason}")
                 continue
             labels, found[run.seed] = its_labels, probabilities
         if found:

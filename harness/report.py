@@ -220,7 +220,7 @@ def _confusion(name: str, style: Style, counts: list[list[float]]) -> str:
 def _reviews(section: Section, predictions: Predictions) -> str:
     wrong = wrong_by_all(predictions)
     num_runs, num_reviews = predictions.right.shape
-    told = f"{len(wrong):,} of {num_reviews:,} reviews ({len(wrong) / num_reviews:.1%})"
+    told = f"{len(wrong):,} of {num_reviews:,} reviews ({100 * len(wrong) / num_reviews:.1f} %)"
     blocks = [
         f"<h3>Reviews that all get wrong</h3><p>All {num_runs} runs are wrong on {told}."
         f"{' The surest mistakes first:' if len(wrong) else ''}</p>",

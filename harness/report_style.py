@@ -15,7 +15,9 @@ PAGE = """<!doctype html>
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 75rem; background: #fff; color: #1a1a1a;
   font: 1rem/1.5 system-ui, sans-serif; }
-h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .5rem; }
+h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .5rem; break-after: avoid; }
+caption { break-after: avoid; }
+tr { break-inside: avoid; }
 h1 { margin-top: .5rem; }
 h2 { border-bottom: 2px solid #1a1a1a; padding-bottom: .25rem; }
 p, li { max-width: 48rem; }

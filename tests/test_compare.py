@@ -35,6 +35,14 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     assert cells["F1"] == ""  # not in these records
 
 
+def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:
+    """An interval of width 0 would promise what two equal runs can't."""
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), seed=seed)
+    (row,) = group_runs(find_runs([tmp_path])[0])[0][0].rows
+    assert (row.deviation, row.interval) == (0.0, None)
+
+
 def test_an_interval_ends_where_accuracies_end(tmp_path: Path) -> None:
     """Two seeds far apart give an interval within 0 to 100 %."""
     for seed, accuracy in enumerate((0.6, 0.9), 1):
@@ -85,6 +93,7 @@ def test_what_stands_in_no_table_is_named_with_its_reason(tmp_path: Path) -> Non
         (tmp_path / name / "job.toml").write_text("")
         (tmp_path / name / "state.json").write_text(json.dumps(state))
     (tmp_path / "broken" / "result.json").write_text('{"accuracy": "high"}')
+    write_run(tmp_path / "over", accuracy=7)
     write_run(tmp_path / "untested", "[data]\ntest = false", accuracy=None)
     runs, left_out = find_runs([tmp_path, tmp_path / "none*"])
     assert [run.folder.name for run in runs] == ["good"]
@@ -92,6 +101,7 @@ def test_what_stands_in_no_table_is_named_with_its_reason(tmp_path: Path) -> Non
         "failed": ("failed", "lines, the [31mlast"),
         "training": ("unfinished", "training in epoch 3"),
         "broken": ("broken", "result.json is broken; remove it and harness resume"),
+        "over": ("broken", "result.json is broken; remove it and harness resume"),
         "empty": ("unfinished", "not begun"),
         "untested": ("not tested", "data.test = false"),
         "none*": ("unmatched", "no run matches it"),

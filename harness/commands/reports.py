@@ -44,6 +44,10 @@ def compare(
         from harness.comparison_folder import check_folder, write_comparison
 
         check_folder(out)
+    if data:
+        from harness.imdb_sources import open_dataset
+
+        open_dataset(data)  # a typo is refused, also where nothing is read from there in the end
     say = partial(typer.echo, err=True)
     scored, left_out = find_runs(named or [runs])
     groups, repeated = group_runs(scored)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cluster import Allocation
-from harness.compare import find_runs, make_rows, print_tables
+from harness.compare import find_runs, group_runs
+from harness.comparison import make_parts, print_parts
 from harness.errors import InputError, Interrupted
 from harness.job import Job, load_job
 from harness.places import places
@@ -80,7 +81,8 @@ def train_several(asked: Several, screen: Screen) -> None:
                     f"interrupted by {reason}, checkpoints saved; go on by the same command with "
                     f"--run-id {prefix}"
                 ) from None
-    print_tables(make_rows(find_runs([run.folder for run in runs])[0]))
+    scored, _ = find_runs([run.folder for run in runs])
+    print_parts(make_parts(group_runs(scored)[0]))
 
 
 def _task(asked: Several, run: Run, job: Job, folder: Path) -> Task:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.cluster import Allocation
-from harness.compare import find_runs, make_rows, print_tables
+from harness.compare import find_runs, group_runs
+from harness.comparison import make_parts, print_parts
 from harness.effects import value_of
 from harness.errors import InputError, Interrupted
 from harness.folder import replace
@@ -176,7 +177,8 @@ def retrain(
                 f"interrupted by {reason}, checkpoints saved; go on by: harness tune --retrain "
                 f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
             ) from None
-    print_tables(make_rows(find_runs([run.folder for run in runs])[0]))
+    scored, _ = find_runs([run.folder for run in runs])
+    print_parts(make_parts(group_runs(scored)[0]))
 
 
 def _check_same(run: Run, job: Job, seed: int) -> None:

@@ -145,7 +145,7 @@ def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> 
         *((1, 25, 500), (2, 25, 500))
     ]
     assert all(result["is_sample"] and "accuracy" in result for result in results)
-    assert "tested on SAMPLE" in done.stdout
+    assert "SAMPLE of IMDB" in done.stdout
     assert "tune_lstm_best" in done.stdout
 
     def traces() -> list[object]:

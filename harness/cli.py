@@ -7,7 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from harness import __version__
-from harness.commands import board, data, reports, runs, site, slurm, sweeps, training
+from harness.commands import bench, board, data, reports, runs, site, slurm, sweeps, training
 from harness.errors import InputError, Interrupted, RunError
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (training, sweeps, slurm, runs, reports, board, site):
+for commands in (training, sweeps, slurm, runs, reports, board, site, bench):
     app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 

@@ -1,4 +1,4 @@
-"""The processes of a sweep: where each worker is put, how it is started, ended, and watched."""
+"""The processes that a supervisor keeps: how each is started, ended, and watched."""
 
 import contextlib
 import os
@@ -11,67 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import scheduler
-from harness.cluster import Allocation, given_cpus, given_gpus, job_nodes, visible_gpus
 from harness.errors import InputError, RunError
+from harness.places import Place
 from harness.sweep import Sweep
 
-MAX_WORKERS = 1000
 AGAIN = 76  # the exit code of a worker that wants to be started anew
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker runs: a GPU of a node, or some of its CPUs."""
-
-    node: str | None  # as Slurm names it, None for this machine without Slurm
-    gpu: int | None  # its place among those given on the node
-    threads: int
-
-
-def places(
-    allocation: Allocation | None,
-    num_workers: int | None,
-    workers_per_gpu: int,
-    devices: str | None,
-) -> list[Place]:
-    """One place for each worker, spread over nodes and GPUs.
-
-    Args:
-        allocation: the Slurm job, if this is one.
-        num_workers: how many, by default all that there is room for.
-        workers_per_gpu: how many share a GPU.
-        devices: `cpu` leaves GPUs alone.
-
-    Raises:
-        InputError: if that is more than the allocation holds.
-    """
-    nodes: Sequence[str | None] = job_nodes(allocation) if allocation else [None]
-    cpus = given_cpus(allocation)
-    gpus = (given_gpus(allocation) if allocation else visible_gpus()) or 0
-    if devices == "cpu":
-        gpus = 0
-    if workers_per_gpu > 1 and not gpus:
-        raise InputError(
-            f"--workers-per-gpu {workers_per_gpu}: there is no GPU here; leave it out, or say how "
-            "many by --workers"
-        )
-    room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
-    wanted = num_workers or room
-    if wanted > MAX_WORKERS:
-        raise InputError(f"--workers {wanted}: should be {MAX_WORKERS} at most")
-    if (allocation or gpus) and wanted > room:
-        what = f"{gpus} GPUs" if gpus else f"{cpus} CPUs"
-        more = " or raise --workers-per-gpu" if gpus else ""
-        raise InputError(
-            f"--workers {wanted}: {len(nodes)} node{'s' if len(nodes) > 1 else ''} with {what} "
-            f"hold {room}; ask for fewer,{more} or for a larger allocation"
-        )
-    on_a_node = -(-wanted // len(nodes))
-    threads = max(1, cpus // on_a_node)
-    return [
-        Place(nodes[i % len(nodes)], (i // len(nodes)) % gpus if gpus else None, threads)
-        for i in range(wanted)
-    ]
 
 
 @dataclass
@@ -161,32 +105,6 @@ def worker_words(
     if data:
         words += ["--data", str(data)]
     return words
-
-
-def step_words(place: Place, name: str) -> list[str]:
-    """`srun` for one task on a place's node, which shares the job's GPUs with the other steps."""
-    where = [f"--nodelist={place.node}"] if place.node else []
-    return [
-        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *where),
-        *(f"--cpus-per-task={place.threads}", f"--job-name={name}", "--export=ALL", "--quiet"),
-    ]
-
-
-def needs_steps(allocation: Allocation | None) -> bool:
-    """Whether workers are job steps. Without srun, as in a container, they are children.
-
-    Raises:
-        InputError: if there are several nodes, which only srun reaches.
-    """
-    if allocation is None:
-        return False
-    if scheduler.has_client("srun"):
-        return True
-    if allocation.num_nodes > 1:
-        raise InputError(
-            "srun: is not on the PATH, and without it a search uses one node; ask for --nodes=1"
-        )
-    return False
 
 
 def _kill_step(name: str) -> None:

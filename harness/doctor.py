@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from harness import PROJECT
 from harness.cluster import Allocation, given_cpus, given_gpus, given_memory_gb
 from harness.findings import Finding, examine
+from harness.machine import available_gb, cpu_quota, memory_limit_gb, total_memory_gb
 from harness.peers import FIRST_PORT, LAST_PORT
 from harness.probe import ARCHITECTURES, ask_child
 from harness.provenance import nvidia_driver
@@ -197,41 +198,12 @@ def check_cpus(allocation: Allocation | None) -> Iterator[Finding]:
         yield Finding("green", "cpus", found)
 
 
-def cgroup_limits(name: str) -> Iterator[list[str]]:
-    """The words of a control file of this process's cgroup (v2) and of each one above it."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    path = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    here = Path("/sys/fs/cgroup") / path.lstrip("/")
-    for folder in (here, *here.parents):
-        if (folder / name).is_file():
-            yield (folder / name).read_text().split()
-
-
-def cpu_quota() -> float | None:
-    """The least number of CPUs that a cgroup above this process allows, None for no limit."""
-    try:
-        limits = [int(words[0]) / int(words[1]) for words in cgroup_limits("cpu.max")
-                  if words[0] != "max"]  # fmt: skip
-    except OSError:  # no cgroups on this system
-        return None
-    return min(limits, default=None)
-
-
-def memory_limit_gb() -> float | None:
-    """The least memory that a cgroup above this process allows, None for no limit."""
-    try:
-        limits = [int(words[0]) for words in cgroup_limits("memory.max") if words[0] != "max"]
-    except OSError:
-        return None
-    return min(limits) / 1e9 if limits else None
-
-
 def check_memory(allocation: Allocation | None) -> Iterator[Finding]:
     """The memory of the machine, and what of it this process may take."""
-    total_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    total_gb = total_memory_gb()
     found, usable_gb = f"{total_gb:,.1f} GB", total_gb
     limits = {
-        "are free": _available_gb(),
+        "are free": available_gb(),
         "are this cgroup's": memory_limit_gb(),
         "are this job's": given_memory_gb(allocation),
     }
@@ -244,15 +216,6 @@ def check_memory(allocation: Allocation | None) -> Iterator[Finding]:
         yield Finding("yellow", "memory", found, f"{remedy}: a run takes about 1.5 GB")
     else:
         yield Finding("green", "memory", found)
-
-
-def _available_gb() -> float | None:
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    match = re.search(r"^MemAvailable: +(\d+) kB", text, re.MULTILINE)
-    return int(match[1]) * 1024 / 1e9 if match else None
 
 
 def check_ports() -> Iterator[Finding]:

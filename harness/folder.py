@@ -88,7 +88,11 @@ class OwnedFolder:
             RunError: if the disk refuses, or the lease is gone.
         """
         self.check_lease()
-        replace(self.path(name), fill)
+        try:
+            replace(self.path(name), fill)
+        except RunError:
+            self.check_lease()  # who took it over clears away what is half-written
+            raise
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""

@@ -41,7 +41,8 @@ class Plan:
     name: str
     architecture: str | None  # none for a comparison
     seeds: tuple[int, ...]
-    is_array: bool
+    is_array: bool  # a task for each seed
+    is_packed: bool  # the seeds side by side in one job
     place: Place
     folder: Path  # of the submission
     script: str
@@ -57,12 +58,12 @@ class Plan:
     def run_folders(self, job_id: str) -> list[Path]:
         """Where the runs will be, one for each seed."""
         folder = self.place.runs / self.name
-        return [folder / f"slurm-{job_id}{task}" for task in self._tasks()] if self.seeds else []
+        return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
 
     def logs(self, job_id: str) -> list[Path]:
-        """Where Slurm writes what they say."""
-        folder = self.place.runs / "logs"
-        return [folder / f"{self.name}-{job_id}{task}.out" for task in self._tasks()]
+        """Where it is written what they say."""
+        folder, slurm = self.place.runs / "logs", "slurm-" if self.is_packed else ""
+        return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
     @property
     def record(self) -> Path:
@@ -73,8 +74,9 @@ class Plan:
         """The same record by the job's id."""
         return submissions(self.place.runs) / f"{job_id}.json"
 
-    def _tasks(self) -> list[str]:
-        return [f"_{seed}" for seed in self.seeds] if self.is_array else [""]
+    def _parts(self) -> list[str]:
+        mark = "_" if self.is_array else "-seed" if self.is_packed else None
+        return [f"{mark}{seed}" for seed in self.seeds] if mark else [""]
 
 
 def read_header(code: Path, name: str) -> list[str]:
@@ -156,18 +158,20 @@ def plan_job(
     place: Place,
     *,
     full: bool,
+    pack: bool = False,
 ) -> Plan:
     """A training job: one run, or an array with a seed a task; or a search, without seeds.
 
     Args:
         job: checked.
         seeds: several make an array; None leaves the job's own.
+        pack: one job trains all seeds side by side instead.
         resources: checked.
         place: where runs and code are.
         full: refuse to train on the packaged sample.
     """
     folder = _new_folder(place.runs, job.name)
-    is_array = len(seeds or ()) > 1
+    is_array, is_packed = len(seeds or ()) > 1 and not pack, bool(seeds) and pack
     # Never job.toml: by that name a run's folder is known.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     single = job.job if isinstance(job, Search) else job
@@ -175,6 +179,8 @@ def plan_job(
     words = resources.words()
     if seeds and is_array:
         words.insert(0, f"--array={array_spec(seeds)}")
+    elif seeds and is_packed:
+        call += ["--seeds", array_spec(seeds)]
     elif seeds:
         call += ["--seed", str(seeds[0])]
     if full:
@@ -184,6 +190,7 @@ def plan_job(
         architecture=single.model.architecture,
         seeds=seeds or (single.train.seed,),
         is_array=is_array,
+        is_packed=is_packed,
         place=place,
         folder=folder,
         script=render_script(read_header(place.code, script_of(job)), place.variables, call),
@@ -207,7 +214,7 @@ def plan_comparison(
     """
     # The job expands them, when it is known which runs were begun.
     patterns = [
-        f"{escape(str(place.runs / plan.name))}/slurm-{job_id}{'_*' if plan.is_array else ''}"
+        f"{escape(str(place.runs / plan.name))}/slurm-{job_id}{_any_part(plan)}"
         for job_id, plan in trainings.items()
     ]
     header = read_header(place.code, COMPARISON)
@@ -221,6 +228,7 @@ def plan_comparison(
         architecture=None,
         seeds=(),
         is_array=False,
+        is_packed=False,
         place=place,
         folder=_new_folder(place.runs, COMPARISON),
         script=render_script(header, place.variables, ["run_compare", *patterns]),
@@ -228,6 +236,10 @@ def plan_comparison(
         job_toml="",
         words=_sbatch_words(COMPARISON, place.runs, words, is_array=False),
     )
+
+
+def _any_part(plan: Plan) -> str:
+    return "_*" if plan.is_array else "-seed*" if plan.is_packed else ""
 
 
 def _new_folder(runs: Path, name: str) -> Path:

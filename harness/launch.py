@@ -5,12 +5,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import Allocation
+from harness.cluster import Allocation, given_cpus, visible_gpus
 from harness.dataset import Dataset
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_data import check_same, open_data, reopen_data
+from harness.machine import gpu_name
 from harness.peers import Peers
+from harness.plans import Plan, choose, measured_ms
+from harness.provenance import processor
 from harness.run import Run, run_identity
 from harness.screen import Screen
 from harness.signals import StopRequest
@@ -49,7 +52,8 @@ def launch(
                 screen.silent = True
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
                 run = Run(Path(folder) / run.folder.name)
-        import_tensorflow(allocation)
+        plan = plan_of(job, devices, run)
+        import_tensorflow(allocation, plan.threads)
         strategy = make_strategy(asked, peers)
         stop.listen()  # once more, over a handler that TensorFlow may have set
         announce(run, job, dataset, strategy.num_replicas_in_sync, screen)
@@ -67,7 +71,24 @@ def launch(
             stop=stop,
             screen=screen,
             peers=peers,
+            plan=plan,
         )
+
+
+def plan_of(job: Job, devices: str | None, run: Run | None = None) -> Plan:
+    """How a job's steps are computed on the devices asked for, or seen; without TensorFlow.
+
+    Args:
+        job: the job.
+        devices: as `--devices` names them.
+        run: it may have begun, and have its plan.
+    """
+    kind = parse_devices(devices).kind if devices else "gpu" if visible_gpus() else "cpu"
+    device = (gpu_name() if kind == "gpu" else None) or processor()
+    begun = run.read_json("provenance.json").get("plan") if run else None
+    times_ms = measured_ms(device, job.model.architecture)
+    cpus = given_cpus(Allocation.from_environment())
+    return choose(job, device, cpus, begun or {}, times_ms)
 
 
 def announce(run: Run, job: Job, dataset: Dataset, replicas: int, screen: Screen) -> None:

@@ -42,17 +42,6 @@ def build_optimizer(train: TrainTable) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def uses_xla(job: Job) -> bool:
-    """Whether forward and backward pass are compiled by XLA.
-
-    `auto` compiles the plain RNN: its step is many small operations and Keras has no other fast
-    path for it. cuDNN's LSTM and GRU can't be compiled, and on a CPU XLA does nothing for them.
-    """
-    if job.train.xla != "auto":
-        return job.train.xla == "on"
-    return job.model.architecture == "rnn"
-
-
 def _keep_from_cudnn(model: keras.Model) -> None:
     # On a GPU Keras would take cuDNN inside of what XLA compiles, and XLA can't.
     for layer in recurrent_layers(model):
@@ -64,9 +53,8 @@ def _keep_from_cudnn(model: keras.Model) -> None:
 class Learner:
     """Models and optimizer in the strategy's scope, and the graphs over them."""
 
-    def __init__(self, job: Job, strategy: tf.distribute.Strategy) -> None:
-        self.job, self.strategy = job, strategy
-        self.xla = uses_xla(job)
+    def __init__(self, job: Job, strategy: tf.distribute.Strategy, *, xla: bool) -> None:
+        self.job, self.strategy, self.xla = job, strategy, xla
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():

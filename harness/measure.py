@@ -10,13 +10,14 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.job import Job, load_job
+from harness.launch import plan_of
 from harness.probe import ARCHITECTURES, JOBS
 from harness.processes import age_s
 
@@ -37,6 +38,7 @@ def main() -> None:
         "devices": _devices,
         "kernels": _kernels,
         "speed": _speed,
+        "pipeline": _pipeline,
     }
     do = known[request.pop("do")]
     try:
@@ -90,7 +92,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             # Length and vocabulary have no part in the choice of a kernel.
             small = ["data.vocab_size=100", "data.maxlen=8"]
             job = load_job(JOBS / f"{name}.toml", small)
-            learner = Learner(job, strategy)
+            learner = Learner(job, strategy, xla=plan_of(job, devices).xla)
             batch_size = job.train.batch_size
             parts = batches(strategy, reviews, np.arange(64), batch_size=batch_size, maxlen=8)
             found = set(learner.kernels(learner.trace(iter(parts))).values())
@@ -133,11 +135,17 @@ def reason(job: Job, kernel: str, device: str) -> str:
     return because or "cuDNN should take it and does not"
 
 
-def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> dict[str, Any]:
+def _speed(
+    job: str,
+    devices: str | None,
+    data: str | None,
+    seconds: float,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
     from harness.job_data import open_data
     from harness.strategy import describe_devices, import_tensorflow, make_strategy, parse_devices
 
-    loaded = load_job(Path(job))
+    loaded = load_job(Path(job), overrides)
     dataset = open_data(loaded, Path(data) if data else None)
     import_tensorflow(Allocation.from_environment())
     strategy = make_strategy(parse_devices(devices) if devices else None)
@@ -147,7 +155,7 @@ def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> d
 
     training, _ = training_reviews(loaded, dataset)
     test = test_reviews(loaded, dataset)
-    learner = Learner(loaded, strategy)
+    learner = Learner(loaded, strategy, xla=plan_of(loaded, devices).xla)
     first_step_s, step_s, training_s = time_steps(learner, training, seconds * TRAIN_SHARE)
     began = time.perf_counter()
     evaluation_batch_s = time_evaluation(learner, test, seconds * (1 - TRAIN_SHARE))
@@ -171,6 +179,36 @@ def _speed(job: str, devices: str | None, data: str | None, seconds: float) -> d
 def _peak_memory_gb() -> float:
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
+    from harness.job_data import open_data
+    from harness.strategy import import_tensorflow, make_strategy, parse_devices
+
+    loaded = load_job(Path(job))
+    dataset = open_data(loaded, Path(data) if data else None)
+    import_tensorflow(Allocation.from_environment())
+    strategy = make_strategy(parse_devices("cpu"))
+
+    from harness.pipeline import batches, epoch_order
+    from harness.train import training_reviews
+
+    training, _ = training_reviews(loaded, dataset)
+    num_reviews, batch_size = len(training.labels), loaded.train.batch_size
+    done, began = 0, 0.0
+    for epoch in itertools.count():
+        order = epoch_order(loaded.train.seed, epoch, num_reviews)
+        sizes = {"batch_size": batch_size, "maxlen": loaded.data.maxlen}
+        for batch in batches(strategy, training, order, **sizes):
+            batch.tokens.numpy()
+            if not began:  # the first one starts the threads
+                began = time.perf_counter()
+                continue
+            done += batch_size
+            spent_s = time.perf_counter() - began
+            if spent_s >= seconds:
+                return {"reviews_per_s": done / spent_s}
+    raise AssertionError  # it goes on for ever
 
 
 def time_steps(

@@ -48,14 +48,21 @@ class Estimate:
     error: str = ""
 
 
-def ask_child(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
     """Let a child process answer: it may import TensorFlow, and it may die of that.
+
+    Args:
+        request: what `harness.measure` takes.
+        timeout_s: after which it is ended.
+        variables: of its environment, beside this process's.
 
     Raises:
         InputError: if the child refused its input.
         RunError: if it failed, died or took too long.
     """
-    status, said, problems = _python("harness.measure", json.dumps(request), timeout_s=timeout_s)
+    status, said, problems = _python(
+        "harness.measure", json.dumps(request), timeout_s=timeout_s, **variables
+    )
     try:
         answer = json.loads(said.splitlines()[-1])
     except (IndexError, ValueError):
@@ -68,7 +75,7 @@ def ask_child(request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     return dict(answer)
 
 
-def _python(module: str, *words: str, timeout_s: float) -> tuple[int, str, str]:
+def _python(module: str, *words: str, timeout_s: float, **variables: str) -> tuple[int, str, str]:
     """Run a module of ours as this process runs; returns exit code, output and errors."""
     paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     try:
@@ -79,6 +86,7 @@ def _python(module: str, *words: str, timeout_s: float) -> tuple[int, str, str]:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
                 "HARNESS_OFFLINE": "1",  # a download is not to be measured
+                **variables,
             },
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -4,7 +4,9 @@ import importlib.metadata
 import platform
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness import PROJECT
 from harness.checkout import code_version
@@ -21,6 +23,7 @@ def write_provenance(
     allocation: Allocation | None,
     devices: list[dict[str, str]],
     devices_asked: str | None,
+    plan: Mapping[str, Any],
 ) -> None:
     """Record the first start of a run whole, and each later one in a line of `starts`.
 
@@ -31,9 +34,10 @@ def write_provenance(
         "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "driver": nvidia_driver(),
         "devices_asked": devices_asked,
+        "plan": dict(plan),
         "kernels": {},  # known when the graph is traced
         "slurm": allocation.variables if allocation else {},
         "dataset": {
@@ -70,7 +74,8 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -60,6 +60,23 @@ def parse_devices(text: str) -> Devices:
     return Devices(kind, int(count or 1))
 
 
+def one_device_each(text: str | None, what: str) -> str | None:
+    """The kind of device, `gpu` or `cpu`, that each of several processes has one of.
+
+    Raises:
+        InputError: if each were to have several.
+    """
+    if text is None:
+        return None
+    asked = parse_devices(text)
+    if asked.count != 1:
+        raise InputError(
+            f"--devices {text}: a {what} takes one device; say how many {what}s at a time by "
+            "--workers"
+        )
+    return asked.kind
+
+
 def import_tensorflow(allocation: Allocation | None, threads: int | None = None) -> ModuleType:
     """Import TensorFlow quietly, with `threads` or as many as given CPUs, and exact operations.
 

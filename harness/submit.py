@@ -51,6 +51,7 @@ class Request:
     resources: Resources
     full: bool  # refuse to train on the packaged sample
     compares: bool  # when all have ended
+    pack: bool  # the seeds side by side in one job, not an array
 
 
 def make_request(
@@ -62,6 +63,7 @@ def make_request(
     *,
     full: bool,
     all_jobs: bool,
+    pack: bool = False,
 ) -> Request:
     """Check everything that is asked for; nothing is written, but texts of the job's own are read
     and kept in the user's cache, where the job then finds them.
@@ -73,12 +75,16 @@ def make_request(
         raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
     resources.check()
     chosen = parse_seeds(seeds) if seeds is not None else None
+    if pack and not chosen:
+        raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
     project, runs = project_folder(), runs.absolute()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [_check_job(file, overrides, chosen) for file in files]
     scripts = [script_of(job) for job in jobs]
     _check_places(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
-    return Request(project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs)
+    return Request(
+        project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs, pack=pack
+    )
 
 
 def project_folder() -> Path:
@@ -213,7 +219,9 @@ def _place(request: Request, snapshot: Path, code: Path) -> Place:
 
 
 def _plan(request: Request, job: Job | Search, place: Place) -> Plan:
-    return plan_job(job, request.seeds, request.resources, place, full=request.full)
+    return plan_job(
+        job, request.seeds, request.resources, place, full=request.full, pack=request.pack
+    )
 
 
 def _submit(plan: Plan) -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster import Allocation
-from harness.crew import AGAIN, Member, Place, chief_words, needs_steps, step_words, worker_words
+from harness.crew import AGAIN, Member, chief_words, worker_words
 from harness.errors import InputError, Interrupted, RunError
 from harness.heartbeat import Heartbeat
 from harness.peers import FIRST_PORT, LAST_PORT, first_port
+from harness.places import Place, needs_steps, step_words
 from harness.screen import Screen
 from harness.signals import STOPPING, StopRequest
 from harness.sweep import Sweep

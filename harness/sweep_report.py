@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -25,13 +25,11 @@ from harness.folder import replace
 from harness.search import Search
 from harness.status import span
 from harness.sweep import LEADERBOARD, Sweep, ranked_rows
+from harness.tables import Line, table_lines
 
 NUM_SHOWN = 10
-GAP = "  "
 STYLES = {"running": "green", "waiting": "yellow", "failed": "red"}
 COUNTED = ("finished", "failed", "running", "waiting")
-
-Line = Mapping[str, str]  # a row of a table, by its columns
 
 
 def show(sweep: Sweep) -> None:
@@ -125,26 +123,6 @@ def _cells(row: Line, search: Search, keys: Sequence[str]) -> dict[str, str]:
         objective: f"{float(row[objective]):.4f}" if row.get(objective) else "",
         "time": span(float(time_s)) if time_s else "",
     }
-
-
-def table_lines(columns: Sequence[str], rows: Sequence[Line]) -> list[str]:
-    """A table as text, its headings first, each column as wide as it needs, numbers at its right.
-
-    Args:
-        columns: in order; the headings.
-        rows: one at least.
-    """
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    numbers = {
-        name for name in columns if all((row[name] or "0")[0] in "-0123456789" for row in rows)
-    }
-    return [
-        GAP.join(
-            row[name].rjust(widths[name]) if name in numbers else row[name].ljust(widths[name])
-            for name in columns
-        ).rstrip()
-        for row in ({name: name for name in columns}, *rows)
-    ]
 
 
 def _narrow(

@@ -1,7 +1,9 @@
 """One run, top to bottom, like the notebook it came from: data, fit, test, record."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -18,6 +20,7 @@ from harness.job import Job
 from harness.model_file import save_model
 from harness.peers import Peers
 from harness.pipeline import Reviews
+from harness.plans import Plan
 from harness.provenance import record_kernels, write_provenance
 from harness.run import Run, run_identity
 from harness.scores import calibration_picture, confusion_picture, roc_picture, test_scores
@@ -46,6 +49,7 @@ def train(
     allocation: Allocation | None,
     stop: StopRequest,
     screen: Screen,
+    plan: Plan,
     peers: Peers | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
@@ -68,13 +72,15 @@ def train(
     with failures_noted(heartbeat, peers):
         heartbeat.beat("starting")
         devices = describe_devices(strategy, peers)
-        write_provenance(run, dataset, allocation, devices, devices_asked)
+        plan = agree(plan, peers)
+        write_provenance(run, dataset, allocation, devices, devices_asked, asdict(plan))
         run.write_text("job.toml", job.to_toml())  # from here on the run is one that can go on
         vocabulary = words_to_bytes(known_words(job, dataset))
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
         identity = run_identity(job, dataset.checksum)
         trainer = Trainer(
-            run, job, strategy, training, identity, heartbeat, stop, screen, peers, callbacks
+            *(run, job, strategy, training, identity, heartbeat, stop, screen, peers, callbacks),
+            xla=plan.xla,
         )
         learner, log = trainer.learner, trainer.log
         with log, trainer.saved_when_interrupted():
@@ -99,6 +105,14 @@ def train(
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
     return result
+
+
+def agree(plan: Plan, peers: Peers | None) -> Plan:
+    """The chief's plan, for all workers: the others may know of other measurements."""
+    if peers is None:
+        return plan
+    content = json.dumps(asdict(plan)).encode() if peers.is_chief else b""
+    return Plan(**json.loads(peers.share(content)))
 
 
 def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:

@@ -47,11 +47,13 @@ class Trainer:
         screen: Screen,
         peers: Peers | None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
+        *,
+        xla: bool,
     ) -> None:
         self.run, self.job, self.strategy = run, job, strategy
         train = job.train
         self.heartbeat, self.stop, self.screen = heartbeat, stop, screen
-        self.learner = Learner(job, strategy)
+        self.learner = Learner(job, strategy, xla=xla)
         self.num_reviews = len(training.labels)
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
         # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,
@@ -74,6 +76,7 @@ class Trainer:
         if not stop.alone:
             self._drain_every = min(train.log_every_steps, STEPS_TO_STOP)
         self._since = self._saved = time.perf_counter()
+        self.checkpoint_s = 0.0  # that this process took to write checkpoints
 
     @contextlib.contextmanager
     def saved_when_interrupted(self) -> Iterator[None]:
@@ -98,6 +101,7 @@ class Trainer:
             "val_accuracy": kept.get("val_accuracy"),
             "training_s": round(progress.training_s, 3),
             "first_step_s": self.first_step_s,
+            "checkpoint_s": round(self.checkpoint_s, 3),
             "num_replicas": self.strategy.num_replicas_in_sync,
         }
 
@@ -256,11 +260,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the run as it stands."""
-        progress = self.progress
+        progress, began = self.progress, time.perf_counter()
         progress.event_mark = self.log.mark()
         total = progress.epoch * self.steps_an_epoch + progress.step
         checkpoint.save(self.run, self.learner, progress, total)
         self._saved = time.perf_counter()
+        self.checkpoint_s += self._saved - began
 
     def _tell(self, steps: int, loss: float, reviews_per_s: float) -> None:
         progress = self.progress

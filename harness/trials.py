@@ -13,11 +13,13 @@ from harness.cluster import Allocation
 from harness.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.folder import replace
+from harness.launch import plan_of
 from harness.oracle import epochs_of
 from harness.run import Run, run_identity
 from harness.screen import Screen
 from harness.search import Value
 from harness.signals import StopRequest
+from harness.strategy import describe_devices
 from harness.sweep import Sweep
 from harness.train import train
 
@@ -39,6 +41,7 @@ class Trials:
         self.sweep, self.search = sweep, sweep.search()
         self.dataset, self.strategy, self.stop, self.screen = dataset, strategy, stop, screen
         self.allocation = Allocation.from_environment()
+        self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
     def run(self, trial: str, values: Mapping[str, Value]) -> dict[str, float]:
         """Train a trial's runs, or go on with them, and give the means of their scores.
@@ -74,6 +77,7 @@ class Trials:
                     allocation=self.allocation,
                     stop=self.stop,
                     screen=self.screen,
+                    plan=plan_of(job, self.devices, run),
                     callbacks=hopeless,
                 )
             )

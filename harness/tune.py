@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster import Allocation
-from harness.crew import places
 from harness.errors import InputError, RunError
+from harness.places import places
 from harness.screen import Screen
 from harness.search import SEARCH_FILE, Search
 from harness.supervisor import STALL_S, Crew, Supervisor, chief_host, describe, is_free

@@ -5,28 +5,24 @@ each seed, and the runs, `<job>/seed<N>/`.
 """
 
 import math
-import os
 import shlex
-import signal
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.cluster import Allocation, given_gpus, visible_gpus
-from harness.compare import find_runs, make_rows, print_tables
-from harness.crew import Member, Place, needs_steps, places, step_words
+from harness.cluster import Allocation
+from harness.compare import find_runs, group_runs
+from harness.comparison import make_parts, print_parts
 from harness.dataset import save_folder
 from harness.effects import value_of
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import InputError, Interrupted
 from harness.folder import replace
 from harness.job import Job, TrainTable, check_job
+from harness.places import places
 from harness.resources import array_spec
 from harness.run import Run
 from harness.screen import Screen
 from harness.search import Search
-from harness.signals import StopRequest
-from harness.supervisor import POLL_S, SAVE_S
+from harness.side_by_side import SideBySide, Task, child_words
 from harness.sweep import LEADERBOARD, Sweep, ranked_rows
 
 WITHOUT_VALIDATION = {
@@ -148,7 +144,7 @@ def retrain(
         sweep: whose winner.
         seeds: of the runs.
         data: folder of the sweep's data, where they have moved.
-        workers: runs at a time, by default one a GPU, or one.
+        workers: runs at a time, by default as many as there is room for.
         screen: where it is said how far it is.
 
     Raises:
@@ -163,15 +159,27 @@ def retrain(
         _check_same(run, job, seed)
     _announce(sweep, search, row, job, screen)
     words = _words(sweep, job, sweep_data(sweep, search, data))
-    crew = Retraining(sweep, [s for s, run in zip(seeds, runs, strict=True) if not run.finished()])
-    try:
-        crew.run(words, workers, screen)
-    except Interrupted as reason:
-        raise Interrupted(
-            f"interrupted by {reason}, checkpoints saved; go on by: harness tune --retrain "
-            f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
-        ) from None
-    print_tables(make_rows(find_runs([run.folder for run in runs])[0]))
+    tasks = [
+        Task(
+            f"seed{seed}",
+            [*words, "--seed", str(seed), "--run-id", f"seed{seed}"],
+            sweep.path("winner", f"seed{seed}.log"),
+        )
+        for seed, run in zip(seeds, runs, strict=True)
+        if not run.finished()
+    ]
+    if tasks:
+        allocation = Allocation.from_environment()
+        where = places(allocation, workers, 1, None, at_most=len(tasks))
+        try:
+            SideBySide(tasks, where, allocation, screen).run()
+        except Interrupted as reason:
+            raise Interrupted(
+                f"interrupted by {reason}, checkpoints saved; go on by: harness tune --retrain "
+                f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+            ) from None
+    scored, _ = find_runs([run.folder for run in runs])
+    print_parts(make_parts(group_runs(scored)[0]))
 
 
 def _check_same(run: Run, job: Job, seed: int) -> None:
@@ -224,93 +232,5 @@ def _words(sweep: Sweep, job: Job, data: Path | None) -> list[str]:
     job_file = sweep.path("winner", f"{job.name}.toml").absolute()
     job_file.parent.mkdir(exist_ok=True)
     replace(job_file, lambda file: file.write(job.to_toml().encode()))
-    words = [sys.executable, "-m", "harness.child", "train", str(job_file)]
-    words += ["--runs", str(job_file.parent)]
+    words = child_words("train", str(job_file), "--runs", str(job_file.parent))
     return [*words, "--data", str(data)] if data else words
-
-
-class Retraining:
-    """The runs of several seeds, some of them at a time, each a process of its own."""
-
-    def __init__(self, sweep: Sweep, seeds: Sequence[int]) -> None:
-        self.sweep, self.waiting = sweep, list(seeds)
-        self.at_work: list[Member] = []
-        self.stop = StopRequest()
-
-    def run(self, words: Sequence[str], workers: int | None, screen: Screen) -> None:
-        """Train all; no process is left then, however it ends.
-
-        Raises:
-            Interrupted, RunError: as `retrain` says.
-            InputError: for more workers than there is room for.
-        """
-        allocation = Allocation.from_environment()
-        free = self._places(allocation, workers)
-        steps = needs_steps(allocation)
-        self.stop.listen()
-        try:
-            while self.waiting or self.at_work:
-                self.stop.check()
-                while self.waiting and free:
-                    self._start(self.waiting.pop(0), free.pop(0), words, steps, screen)
-                for member in [each for each in self.at_work if not each.alive]:
-                    self.at_work.remove(member)
-                    self._check_end(member, screen)
-                    assert member.place  # noqa: S101 - it was given one
-                    free.append(member.place)
-                time.sleep(POLL_S)
-        finally:
-            self._end(self.stop.signal or signal.SIGTERM)
-
-    def _places(self, allocation: Allocation | None, workers: int | None) -> list[Place]:
-        """Where the first runs go; without a GPU, one run at a time has all CPUs by default."""
-        gpus = given_gpus(allocation) if allocation else visible_gpus()
-        return places(allocation, workers or (None if gpus else 1), 1, None)
-
-    def _start(
-        self, seed: int, place: Place, words: Sequence[str], steps: bool, screen: Screen
-    ) -> None:
-        name = f"seed{seed}"
-        member = Member(name, place, self.sweep.path("winner", f"{name}.log"), in_step=steps)
-        command = [*words, "--seed", str(seed), "--run-id", name]
-        variables = [f"HARNESS_CPUS={place.threads}"]
-        if place.gpu is not None:
-            variables.append(f"CUDA_VISIBLE_DEVICES={_gpu(place.gpu)}")
-        command = ["env", *variables, *command]
-        member.start([*step_words(place, name), *command] if steps else command)
-        self.at_work.append(member)
-        screen.say(f"seed {seed}: begins, log {member.log}")
-
-    def _check_end(self, member: Member, screen: Screen) -> None:
-        code = member.code
-        if code == 0:
-            screen.say(f"seed {member.name.removeprefix('seed')}: done")
-        elif code == Interrupted.exit_code:
-            raise Interrupted(f"a signal to the run of {member.name}")
-        elif code is not None and code < 0:
-            raise RunError(
-                f"{member.name}: was ended by signal {-code}; log {member.log}; go on by the same "
-                "command"
-            )
-        else:
-            raise RunError(f"{member.name}: {member.last_words()}")
-
-    def _end(self, number: signal.Signals) -> None:
-        """Have those at work save and end, and end those that do not."""
-        for member in self.at_work:
-            member.tell(number)
-        deadline = time.monotonic() + SAVE_S
-        while any(each.alive for each in self.at_work) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        for member in self.at_work:
-            if member.alive:
-                member.kill()
-            if member.process:
-                member.process.wait()
-
-
-def _gpu(place: int) -> str:
-    """A GPU as CUDA_VISIBLE_DEVICES names it, by its place among those that are visible here."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    listed = visible.split(",") if visible else []
-    return listed[place] if place < len(listed) else str(place)

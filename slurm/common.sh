@@ -350,6 +350,8 @@ run_job() {
     if name=$(run_name) && ! has_option --run-id "$@"; then
         options+=(--run-id "$name")
     fi
+    # Several runs are started by one process, which finds a place for each on all nodes.
+    ! has_option --seeds "$@" || ON_NODES=("${HARNESS[@]}")
     run_to_end "${ON_NODES[@]}" train "$job" ${options[@]+"${options[@]}"} "$@"
 }
 
@@ -366,19 +368,12 @@ run_tune() {
     run_to_end "${HARNESS[@]}" tune "$@" ${options[@]+"${options[@]}"}
 }
 
-# Compares the runs given, patterns included, or all; ends the script.
+# Compares the runs given, patterns included, or all, and writes the report; ends the script.
 run_compare() {
-    local pattern path
-    local -a found=()
+    local -a options=()
     prepare
-    for pattern; do
-        while IFS= read -r path; do
-            found+=("$path")
-        done < <(compgen -G "$pattern" || say "no run matches $pattern")
-    done
-    [[ $# -gt 0 ]] || found=("$HARNESS_RUNS")
-    [[ ${#found[@]} -gt 0 ]] || found=("$@") # harness refuses them in its own words
-    run_to_end "${HARNESS[@]}" compare "${found[@]}"
+    has_option --out "$@" || options=(--out "$HARNESS_RUNS/comparison")
+    run_to_end "${HARNESS[@]}" compare ${options[@]+"${options[@]}"} "$@"
 }
 
 # Serves TensorBoard from this node to its owner; ends the script.

@@ -35,6 +35,8 @@ LSTM = JOBS / "lstm.toml"
         (["evaluate", "runs/none"], ("runs/none",)),
         (["predict", "runs/none", "good"], ("runs/none",)),
         (["compare", "runs/none"], ("runs/none",)),
+        (["compare", "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
+        (["compare", "--out", LSTM], ("--out", "is no folder")),
         (["data", "stage", "copy"], ("the full dataset", "harness data fetch")),
     ],
 )

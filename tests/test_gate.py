@@ -121,7 +121,8 @@ def test_a_worker_does_not_trust_a_strangers_port(tmp_path: Path) -> None:
                 heard.append(connection.recv(4096))
                 connection.sendall(b'{"proof": "00"}\n')
                 assert connection.recv(4096) == b""
-            assert worker.recv(64) == b""
+            with contextlib.suppress(ConnectionResetError):  # what it sent was never read
+                assert worker.recv(64) == b""
     assert not any(b"scores" in words or SECRET in words for words in heard)
 
 

@@ -122,13 +122,22 @@ def test_two_tasks_on_a_node_are_refused(job_id: str) -> None:
         Peers.join(two, "any")
 
 
+def connected(address: tuple[str, int]) -> socket.socket:
+    """A connection to who may not listen yet."""
+    for _ in range(200):
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(address)
+        time.sleep(0.05)
+    raise TimeoutError(f"nobody listens at {address}")
+
+
 def test_strangers_and_taken_ports_are_passed_by(job_id: str) -> None:
     """Who holds the first port, says nonsense or knows no secret keeps nobody from meeting."""
     first = first_port(job_id)
     stranger = {"HARNESS_SECRET": "another"}
     with socket.create_server(("", first)) as taken, ThreadPoolExecutor(2) as pool:
         chief = pool.submit(join(job_id, 0))
-        with socket.create_connection(("localhost", first + 1)) as browser:
+        with connected(("localhost", first + 1)) as browser:
             browser.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert browser.recv(1) == b""

@@ -31,8 +31,8 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
 
 
 def test_the_searches_are_those_of_the_architectures() -> None:
-    """One search an architecture, and one over all."""
-    names = ["all", "bilstm", "gru", "lstm", "rnn", "stacked_lstm"]
+    """One search an architecture, one over all, and the one that found jobs/best.toml."""
+    names = ["all", "best", "bilstm", "gru", "lstm", "rnn", "stacked_lstm"]
     assert [f"tune_{name}.toml" for name in names] == SEARCHES
 
 

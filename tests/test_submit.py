@@ -223,6 +223,19 @@ def test_several_seeds_are_an_array(tmp_path: Path) -> None:
     assert plan.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
 
 
+def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
+    """Its script trains them side by side; each has its run and its own log."""
+    job = load_job(JOBS / "lstm.toml")
+    at = place(tmp_path)
+    plan = plan_job(job, (1, 2, 7), Resources(), at, full=False, pack=True)
+    assert plan.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
+    assert not any(word.startswith("--array") for word in plan.command)
+    assert plan.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12-seed7")
+    assert plan.logs("12")[2] == Path("/my runs/100%/logs/lstm-slurm-12-seed7.out")
+    comparison = plan_comparison({"12": plan}, Resources(), at)
+    assert "slurm-12-seed*" in comparison.script
+
+
 def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
     """No seed is passed, and the record has the one that the job's file names."""
     job = load_job(JOBS / "lstm.toml", ["train.seed=9"])

@@ -1,23 +1,17 @@
 """The winner of a sweep: as a job, and trained anew over seeds, whatever is killed."""
 
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import InputError
 from harness.job import load_job
 from harness.run import Run
 from harness.screen import Screen
-from harness.signals import STOPPING
-from harness.sweep import Sweep
-from harness.winner import Retraining, retrain, retrained_job, winner_toml, winning_row
+from harness.winner import retrain, retrained_job, winner_toml, winning_row
 from tests.conftest import Harness
 from tests.sweep_folder import HYPERBAND, RANDOM, make_sweep, trial
 
@@ -93,72 +87,11 @@ def test_another_winner_is_not_mixed_with_the_first(tmp_path: Path) -> None:
 # Children
 
 
-@pytest.fixture
-def handlers_kept() -> Iterator[None]:
-    """Listening for signals is undone after the test."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> Sweep:
-    return make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
-
-
 def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
-
-
-@pytest.mark.usefixtures("handlers_kept")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_is_passed_on_and_waited_for(sweep: Sweep, number: signal.Signals) -> None:
-    """Each run at work gets the very signal, and has the time to save; no other is begun."""
-    child = (
-        "import signal, sys, time\n"
-        "def save(number, frame):\n"
-        "    time.sleep(0.3); print('saved by', number, flush=True); sys.exit(75)\n"
-        f"signal.signal({int(number)}, save)\n"
-        "print('ready', flush=True); time.sleep(60)"
-    )
-    logs = [sweep.path("winner", f"seed{seed}.log") for seed in (1, 2, 3)]
-
-    def send() -> None:
-        wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs[:2]))
-        os.kill(os.getpid(), number)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    with pytest.raises(Interrupted, match=number.name):
-        Retraining(sweep, [1, 2, 3]).run([sys.executable, "-c", child], 2, Screen())
-    sender.join()
-    assert [log.read_text() for log in logs[:2]] == [f"ready\nsaved by {int(number)}\n"] * 2
-    assert not logs[2].exists()
-
-
-@pytest.mark.usefixtures("handlers_kept")
-@pytest.mark.parametrize(
-    ("child", "kind", "words"),
-    [
-        ("print('epoch 1'); sys.exit('harness: the disk is full')", RunError, "the disk is full"),
-        ("sys.exit(75)", Interrupted, "a signal to the run of seed1"),
-        ("os.kill(os.getpid(), 9)", RunError, "seed1: was ended by signal 9"),
-    ],
-)
-def test_a_run_that_fails_ends_it_with_its_reason(
-    sweep: Sweep, child: str, kind: type[Exception], words: str
-) -> None:
-    """The last line of its log, or the signal; the run beside it is ended and none is begun."""
-    script = f"import os, sys, time\nif 'seed1' not in sys.argv: time.sleep(60)\n{child}"
-    begun = time.monotonic()
-    with pytest.raises(kind, match=words):
-        Retraining(sweep, [1, 2, 3]).run([sys.executable, "-c", script], 2, Screen())
-    assert time.monotonic() - begun < 30
-    assert not sweep.path("winner", "seed3.log").exists()
 
 
 SHRUNK_SEARCH = """
@@ -212,7 +145,7 @@ def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> 
         *((1, 25, 500), (2, 25, 500))
     ]
     assert all(result["is_sample"] and "accuracy" in result for result in results)
-    assert "tested on SAMPLE" in done.stdout
+    assert "SAMPLE of IMDB" in done.stdout
     assert "tune_lstm_best" in done.stdout
 
     def traces() -> list[object]:

@@ -41,6 +41,9 @@ def submit(
     after: Annotated[
         str | None, typer.Option(metavar="JOBID", help="start when that job has ended well")
     ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="the seeds side by side in one job, not a job each")
+    ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="refuse to fall back to the packaged sample")
     ] = False,
@@ -63,7 +66,7 @@ def submit(
     resources = Resources(gpus, nodes, time, partition, account, after, tuple(words))
     named = None if all_jobs or job is None else Path(job)
     request = make_request(
-        named, overrides or (), seeds, resources, runs, full=full, all_jobs=all_jobs
+        named, overrides or (), seeds, resources, runs, full=full, all_jobs=all_jobs, pack=pack
     )
     screen = Screen()
     for line in doubts(request):

@@ -75,13 +75,14 @@ def tune(
         )
     if overrides and job_file is None:
         raise InputError(f"--set {overrides[0]}: goes with a JOB alone")
+    from harness.strategy import one_device_each
     from harness.sweep import Sweep
 
     screen = Screen()
     common: dict[str, Any] = {
         "num_workers": workers,
         "workers_per_gpu": workers_per_gpu,
-        "devices": _device(devices),
+        "devices": one_device_each(devices, "trial"),
         "data": data,
         "stall_s": stall,
         "screen": screen,
@@ -113,20 +114,6 @@ def tune(
         go(sweep, search, full=full, port=port, **common)
 
 
-def _device(devices: str | None) -> str | None:
-    if devices is None:
-        return None
-    from harness.strategy import parse_devices
-
-    asked = parse_devices(devices)
-    if asked.count != 1:
-        raise InputError(
-            f"--devices {devices}: a trial takes one device; say how many trials at a time by "
-            "--workers"
-        )
-    return asked.kind
-
-
 def go(sweep: "Sweep", search: "Search", **options: Any) -> None:
     """Begin a sweep or go on with one, and say how it ended."""
     from harness.tune import tune as run_tune
@@ -155,6 +142,7 @@ def go(sweep: "Sweep", search: "Search", **options: Any) -> None:
 def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     """Go on with a sweep, on all that is given here."""
     from harness.screen import Screen
+    from harness.strategy import one_device_each
     from harness.supervisor import STALL_S
     from harness.sweep import Sweep
 
@@ -164,7 +152,7 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
         sweep.search(),
         num_workers=None,
         workers_per_gpu=1,
-        devices=_device(devices),
+        devices=one_device_each(devices, "trial"),
         data=data,
         full=False,
         stall_s=STALL_S,

@@ -12,7 +12,6 @@ from harness.commands import (
     AsJson,
     DataFolder,
     DeviceList,
-    JobFile,
     Overrides,
     RunFolder,
     RunsFolder,
@@ -28,11 +27,19 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: harness train jobs/lstm.toml --set train.epochs=8 --seed 2")
+@app.command(
+    epilog="Example: harness train jobs/lstm.toml --set train.epochs=8 --seed 2 | "
+    "several, side by side: harness train jobs/lstm.toml jobs/gru.toml --seeds 1-5"
+)
 def train(
-    job_file: JobFile,
+    job_files: Annotated[
+        list[Path], typer.Argument(metavar="JOB...", help="job files, such as jobs/lstm.toml")
+    ],
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="train.seed")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N-M", help="a run for each, such as 1-5 or 1,3")
+    ] = None,
     devices: DeviceList = None,
     data: DataFolder = None,
     full: Annotated[
@@ -45,13 +52,47 @@ def train(
             "--run-id", metavar="ID", help="name the run, or go on with the one of that name"
         ),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="runs at a time, of several")
+    ] = None,
+    runs_per_gpu: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="of several, that share a GPU")
+    ] = 1,
 ) -> None:
-    """Train one model, end to end: data, fit, test, record."""
-    from harness.job import load_job
-    from harness.run import Run
+    """Train one model, end to end: data, fit, test, record. Or several jobs and seeds at once."""
+    if len(job_files) == 1 and seeds is None:
+        if workers or runs_per_gpu > 1:
+            raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
+        from harness.job import load_job
+        from harness.run import Run
 
-    job = load_job(job_file, overrides or (), seed)
-    _go(Run.new(runs, job, run_id), job, devices=devices, data=data, full=full)
+        job = load_job(job_files[0], overrides or (), seed)
+        _go(Run.new(runs, job, run_id), job, devices=devices, data=data, full=full)
+        return
+    if seed is not None and seeds is not None:
+        raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
+    from harness.resources import parse_seeds
+    from harness.screen import Screen
+    from harness.several import Several, jobs_of, train_several
+    from harness.strategy import one_device_each
+
+    kind = one_device_each(devices, "run")
+    chosen = parse_seeds(seeds) if seeds is not None else () if seed is None else (seed,)
+    options = [f"--devices={kind}"] if kind else []
+    options += [f"--data={data.absolute()}"] if data else []
+    options += ["--full"] if full else []
+    train_several(
+        Several(
+            jobs=jobs_of(job_files, overrides or (), chosen),
+            runs=runs,
+            run_id=run_id,
+            options=tuple(options),
+            devices=kind,
+            workers=workers,
+            runs_per_gpu=runs_per_gpu,
+        ),
+        Screen(),
+    )
 
 
 @app.command(epilog="Example: harness resume runs/lstm/20260101-120000-seed1")

@@ -24,6 +24,7 @@ REMEDY = (
     "apt-get install slurmctld slurmd slurm-client munge"
 )
 POLL_S = 0.3
+PATIENCE = 3  # times what a wait takes on a quiet machine, at most
 CLIENT_TIMEOUT_S = 20
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
@@ -341,12 +342,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = POLL_S) -> None:
-    """Wait until the condition holds.
+    """Wait until the condition holds; longer than it should take, for other work may go on here.
 
     Raises:
         TimeoutError: if that takes too long.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE * timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_s} s")

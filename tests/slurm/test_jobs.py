@@ -1,5 +1,6 @@
 """The job scripts under a real Slurm: submitted, warned, requeued, preempted, cancelled."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from harness.dataset import save_folder
 from harness.imdb_sources import open_sample
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until
-from tests.slurm.project import SlurmProject, Submitted
+from tests.slurm.project import JOB, SlurmProject, Submitted
 from tests.test_scripts import JOBS, SCRIPTS
 
 Undisturbed = tuple[Harness, Path]
@@ -64,6 +65,22 @@ def test_a_requeued_job_ends_with_the_same_bytes(
     assert results(job.run) == results(undisturbed[1])
     assert (job.requeues(), job.record()["restarts"]) == (1, 1)
     assert job.log.read_text().count(f"run {job.run}:") == 2
+
+
+def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """`--seeds 1-2` after a script's name: both are job steps, both go on when it is requeued."""
+    job = project.sbatch("lstm", arguments=[*JOB, "--seeds", "1-2"])
+    runs = [job.run.with_name(f"{job.run.name}-seed{seed}") for seed in (1, 2)]
+    for run in runs:
+        dataclasses.replace(job, run=run).wait_for_step(20)
+    job.cluster.run("scontrol", "requeue", job.job_id)
+    job.wait()
+    assert job.requeues() == 1
+    assert results(runs[0]) == results(undisturbed[1])
+    assert [json.loads((run / "state.json").read_text())["restarts"] for run in runs] == [1, 1]
+    assert json.loads((runs[1] / "result.json").read_text())["seed"] == 2
 
 
 def test_jobs_warned_of_their_time_limit_go_on_later(

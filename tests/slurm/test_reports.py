@@ -13,14 +13,15 @@ from tests.slurm.project import SlurmProject, Submitted
 def test_compare_reports_on_the_runs_of_its_pattern(
     project: SlurmProject, finished: Submitted
 ) -> None:
-    """compare.sh prints the table of the runs given, and says which pattern fits none."""
+    """compare.sh prints the table, says which pattern fits no run, and writes the report."""
     missing = f"{project.path}/runs/gru/slurm-*"
     job = project.sbatch("compare", arguments=[str(finished.run), missing])
     job.wait()
     said = job.log.read_text()
-    assert "recurrent seeds" in said
+    assert "recurrent  parameters  seeds  test %" in said
     assert "lstm" in said
-    assert f"no run matches {missing}" in said
+    assert f"{missing}: no run matches it" in said
+    assert (project.path / "runs/comparison/report.html").is_file()
 
 
 def test_tensorboard_is_its_owners_alone(

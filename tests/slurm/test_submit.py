@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,11 @@ def test_all_jobs_and_their_comparison(
     states = {record["job"]: cluster.state(f"{record['job_id']}_2") for record in trainings}
     assert states == {name: "FAILED" if name == "gru" else "COMPLETED" for name in JOBS}
     runs = [run for record in trainings for run in record["runs"]]
-    command, *compared = stand_in.stand_in.call()["argv"]
-    assert (command, sorted(compared)) == ("compare", sorted(runs))
+    command, option, out, *patterns = stand_in.stand_in.call()["argv"]
+    assert (command, option) == ("compare", "--out")
+    assert out == str(submitter.harness.runs / "comparison")
+    compared = [run for pattern in patterns for run in glob(pattern)]  # noqa: PTH207
+    assert sorted(compared) == sorted(runs)
     assert all(Path(log).exists() for record in trainings for log in record["logs"])
     assert Path(comparison["logs"][0]).exists()
 

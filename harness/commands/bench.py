@@ -1,0 +1,70 @@
+"""`bench`: how fast this machine trains, beside what a user would do instead."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands import DataFolder
+from harness.errors import RunError
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: harness bench --only training --pairs 5 --json bench.json")
+def bench(
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PART", help="training, pipeline, …; all by default"),
+    ] = None,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option("--architecture", metavar="NAME", help="rnn, lstm, …; all five by default"),
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="turns of each comparison")] = 3,
+    reviews: Annotated[
+        int, typer.Option(min=200, metavar="N", help="reviews of each split that are used")
+    ] = 5000,
+    epochs: Annotated[
+        int, typer.Option(min=2, metavar="N", help="epochs, of which the last is measured")
+    ] = 3,
+    data: DataFolder = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="FILE", help="hold the ratios against an earlier file"),
+    ] = None,
+) -> None:
+    """Measure start, steps, pipeline, runs side by side and commands, against the notebook's way.
+
+    With --compare it ends with 1 where a ratio is worse than it was, beyond the spread of both.
+    """
+    from dataclasses import asdict
+
+    from harness import measured
+    from harness.bench import check_architectures, check_sections, machine, measure
+    from harness.bench_processes import Settings
+    from harness.screen import Screen
+
+    before = measured.read_record(reference) if reference else None
+    names = check_architectures(architecture or ())
+    settings = Settings(names, pairs, reviews, epochs, data.absolute() if data else None)
+    found = list(measure(settings, check_sections(only or ()), Screen()))
+    measured.print_table(found)
+    here = machine()
+    typer.echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
+    if json_file:
+        told = {key: value for key, value in asdict(settings).items() if key != "data"}
+        measured.write_record(measured.to_record(found, here, told), json_file)
+    if before:
+        record, then = before
+        typer.echo(
+            f"reference: {record['machine']['cpus']} CPUs of {record['machine']['processor']}"
+        )
+        changes = measured.changes(found, then)
+        measured.print_changes(changes)
+        worse = [change.name for change in changes if change.verdict == "worse"]
+        if worse:
+            raise RunError(f"worse than {reference}: {', '.join(worse)}")

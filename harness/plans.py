@@ -1,0 +1,121 @@
+"""How a job's steps are computed: the fastest of the plans whose results agree to rounding.
+
+What is fastest depends on the device. `harness bench --only plans` measures a few steps of each
+plan on the device at hand and keeps the times in the user's cache; a run takes the fastest from
+there, and without a record the rule that held on the devices measured so far. A run that goes on
+keeps the plan that it began with, so its bytes do not depend on what was measured since.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.dataset import cache_folder
+from harness.folder import replace
+from harness.job import Job
+from harness.provenance import installed_version
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How steps are computed."""
+
+    xla: bool  # forward and backward pass are compiled by XLA
+    threads: int  # of each operation, and of operations at a time
+    why: str
+
+    @property
+    def name(self) -> str:
+        """As the record of measurements names it."""
+        return plan_name(self.xla, self.threads)
+
+
+def plan_name(xla: bool, threads: int) -> str:
+    """`xla 2` or `loop 1`: what computes, on how many threads."""
+    return f"{'xla' if xla else 'loop'} {threads}"
+
+
+def uses_xla(job: Job) -> bool:
+    """The rule without a measurement.
+
+    The plain RNN is compiled: its step is many small operations and Keras has no other fast path
+    for it. cuDNN's LSTM and GRU can't be compiled, and on a CPU XLA does nothing for them.
+    """
+    return job.model.architecture == "rnn"
+
+
+def choose(
+    job: Job, device: str, cpus: int, begun: Mapping[str, Any], times_ms: Mapping[str, float]
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        job: whose `train.xla` may say on or off.
+        device: what computes, such as a processor's name.
+        cpus: that may be used; no plan takes more threads.
+        begun: the plan in the record of a run that goes on, else nothing.
+        times_ms: a step's time by each plan's name, as measured on the device, if it was.
+    """
+    if isinstance(begun.get("xla"), bool):
+        return Plan(begun["xla"], cpus, "as the run began")
+    allowed = {"on": [True], "off": [False]}.get(job.train.xla, [True, False])
+    plans = {
+        plan_name(xla, threads): (xla, threads) for xla in allowed for threads in range(1, cpus + 1)
+    }
+    known = {name: times_ms[name] for name in plans if name in times_ms}
+    told = f"train.xla = {job.train.xla}"
+    if known:
+        ranked = sorted(known, key=lambda name: known[name])
+        xla, threads = plans[ranked[0]]
+        ms = ", ".join(f"{name}: {known[name]:.3g}" for name in ranked)
+        return Plan(xla, threads, f"{told}, the fastest measured on {device} (ms a step: {ms})")
+    if len(allowed) == 1:
+        return Plan(allowed[0], cpus, told)
+    xla = uses_xla(job)
+    return Plan(xla, cpus, f"{told}, by rule: {'compiled' if xla else 'not compiled'}")
+
+
+# What was measured
+
+
+def record_path() -> Path:
+    """Where the times are kept."""
+    return cache_folder() / "plans.json"
+
+
+def measured_ms(device: str, architecture: str) -> dict[str, float]:
+    """A step's time by plan, as measured on a device with this TensorFlow; nothing if not."""
+    held = _read().get(device, {})
+    if not isinstance(held, dict) or held.get("tensorflow") != installed_version("tensorflow"):
+        return {}
+    times = held.get("step_ms", {}).get(architecture, {})
+    return {name: float(ms) for name, ms in times.items() if isinstance(ms, int | float) and ms > 0}
+
+
+def keep_measured(device: str, step_ms: Mapping[str, Mapping[str, float]]) -> Path:
+    """Keep the times of a device, by architecture and plan, in place of what was known of it.
+
+    Raises:
+        RunError: if the cache can't be written.
+    """
+    record = _read()
+    record[device] = {
+        "tensorflow": installed_version("tensorflow"),
+        "at": time.strftime("%Y-%m-%d"),
+        "step_ms": {name: dict(times) for name, times in step_ms.items()},
+    }
+    path = record_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+    return path
+
+
+def _read() -> dict[str, Any]:
+    try:
+        record = json.loads(record_path().read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

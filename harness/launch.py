@@ -5,8 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import Allocation
+from harness.cluster import Allocation, given_cpus
 from harness.errors import InputError
+from harness.gauge import Gauge
+from harness.idle import idle_warning_min
 from harness.imdb import Dataset
 from harness.imdb_sources import open_dataset, open_sample
 from harness.job import Job
@@ -14,7 +16,13 @@ from harness.peers import Peers
 from harness.run import Run, run_identity
 from harness.screen import Screen
 from harness.signals import StopRequest
-from harness.strategy import import_tensorflow, make_strategy, one_device, parse_devices
+from harness.strategy import (
+    import_tensorflow,
+    make_strategy,
+    num_own_gpus,
+    one_device,
+    parse_devices,
+)
 
 
 def launch(
@@ -38,6 +46,7 @@ def launch(
     stop.listen()
     devices = devices or run.read_json("provenance.json").get("devices_asked")
     asked = parse_devices(devices) if devices else None
+    idle_min = idle_warning_min()
     dataset = dataset_of(run, data, full=full)
     with contextlib.ExitStack() as stack:
         peers = None
@@ -52,6 +61,10 @@ def launch(
         import_tensorflow(allocation)
         strategy = make_strategy(asked, peers)
         stop.listen()  # once more, over a handler that TensorFlow may have set
+        # Every node's process warns of its own GPUs, so not by a screen that may be silent.
+        gauge = stack.enter_context(
+            Gauge(num_own_gpus(), given_cpus(allocation), idle_min=idle_min, warn=Screen().warn)
+        )
         announce(run, job, dataset, strategy.num_replicas_in_sync, screen)
 
         from harness.train import train
@@ -66,6 +79,7 @@ def launch(
             allocation=allocation,
             stop=stop,
             screen=screen,
+            gauge=gauge,
             peers=peers,
         )
 

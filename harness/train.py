@@ -12,6 +12,7 @@ from keras.layers import Embedding
 from harness.architectures import count_parameters
 from harness.cluster import Allocation
 from harness.errors import InputError, Interrupted, RunError
+from harness.gauge import Gauge
 from harness.heartbeat import Heartbeat
 from harness.imdb import Dataset, Split, encode_split, words_to_bytes
 from harness.job import Job
@@ -45,6 +46,7 @@ def train(
     allocation: Allocation | None,
     stop: StopRequest,
     screen: Screen,
+    gauge: Gauge,
     peers: Peers | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def train(
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
         identity = run_identity(job, dataset.checksum)
         trainer = Trainer(
-            run, job, strategy, training, identity, heartbeat, stop, screen, peers, callbacks
+            run, job, strategy, training, identity, heartbeat, stop, screen, peers, gauge, callbacks
         )
         learner, log = trainer.learner, trainer.log
         with log, trainer.saved_when_interrupted():

@@ -12,6 +12,7 @@ from harness import checkpoint
 from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.folder import replace
+from harness.gauge import Gauge
 from harness.imdb import Dataset
 from harness.oracle import epochs_of
 from harness.run import Run, run_identity
@@ -35,9 +36,11 @@ class Trials:
         strategy: tf.distribute.Strategy,
         stop: StopRequest,
         screen: Screen,
+        gauge: Gauge,
     ) -> None:
         self.sweep, self.search = sweep, sweep.search()
         self.dataset, self.strategy, self.stop, self.screen = dataset, strategy, stop, screen
+        self.gauge = gauge
         self.allocation = Allocation.from_environment()
 
     def run(self, trial: str, values: Mapping[str, Value]) -> dict[str, float]:
@@ -74,6 +77,7 @@ class Trials:
                     allocation=self.allocation,
                     stop=self.stop,
                     screen=self.screen,
+                    gauge=self.gauge,
                     callbacks=hopeless,
                 )
             )

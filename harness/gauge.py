@@ -10,33 +10,20 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from harness.idle import IdleWatch
 
 READ_S = 5.0  # between two readings
 
 
-class Nvml(Protocol):
-    """What is asked of NVML: the module `pynvml` of nvidia-ml-py, or a test's own."""
-
-    NVMLError: type[Exception]
-
-    def nvmlInit(self) -> object: ...  # noqa: N802, D102 - NVML's names
-    def nvmlShutdown(self) -> object: ...  # noqa: N802, D102
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802, D102
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any: ...  # noqa: N802, D102
-    def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any: ...  # noqa: N802, D102
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802, D102
-
-
-def find_nvml() -> Nvml | None:
-    """The module, None where it is not installed."""
+def find_nvml() -> Any:
+    """The module `pynvml` of nvidia-ml-py, None where it is not installed."""
     try:
         import pynvml
     except ImportError:
         return None
-    return pynvml  # type: ignore[no-any-return]  # it ships no types
+    return pynvml
 
 
 class Gauge:
@@ -49,7 +36,7 @@ class Gauge:
         *,
         idle_min: float = 0.0,
         warn: Callable[[str], object] = lambda line: None,
-        nvml: Callable[[], Nvml | None] = find_nvml,
+        nvml: Callable[[], Any] = find_nvml,
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
@@ -61,7 +48,7 @@ class Gauge:
             num_cpus: how many it may use.
             idle_min: minutes after which an idle GPU is warned of, 0 for never.
             warn: takes a line of warning; called from a thread.
-            nvml: finds NVML.
+            nvml: finds NVML, as `find_nvml` does.
             environment: its CUDA_VISIBLE_DEVICES tells which GPUs are seen.
             clock: gives seconds.
             cpu_clock: gives the seconds of processor time that this process has used.
@@ -70,7 +57,7 @@ class Gauge:
         self._idle = IdleWatch(idle_min, clock) if idle_min > 0 else None
         self._warn, self._find, self._environment = warn, nvml, environment
         self._clock, self._cpu_clock = clock, cpu_clock
-        self._nvml: Nvml | None = None
+        self._nvml: Any = None
         self._handles: dict[str, Any] = {}  # by TensorFlow's number of the GPU
         self._read_at = float("-inf")
         self._before = clock(), cpu_clock()
@@ -160,18 +147,15 @@ class Gauge:
         return ""
 
     def _share(self, handle: Any) -> float | None:
-        assert self._nvml  # noqa: S101 - it gave the handle
         rates = self._ask(self._nvml.nvmlDeviceGetUtilizationRates, handle)
         return None if rates is None else float(rates.gpu) / 100
 
     def _memory_gb(self, handle: Any) -> float | None:
-        assert self._nvml  # noqa: S101 - it gave the handle
         info = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, handle)
         return None if info is None else float(info.used) / 1e9
 
     def _ask(self, call: Callable[..., Any], *words: object) -> Any:
         """None where NVML has no answer, as for a part of a GPU (MIG), or one that is lost."""
-        assert self._nvml  # noqa: S101 - it gave the call
         try:
             return call(*words)
         except self._nvml.NVMLError:

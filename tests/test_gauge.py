@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.doctor import check_gpu_use
 from harness.errors import InputError
 from harness.gauge import READ_S, Gauge, resident_memory_gb
 from harness.idle import IdleWatch, idle_warning_min
@@ -73,6 +75,10 @@ class FakeNvml:
         return SimpleNamespace(used=2_500_000_000)
 
 
+def give(nvml: FakeNvml | None) -> FakeNvml | None:
+    return nvml
+
+
 @contextlib.contextmanager
 def gauge_over(
     nvml: FakeNvml | None,
@@ -89,7 +95,7 @@ def gauge_over(
         2,
         idle_min=idle_min,
         warn=said.append,
-        nvml=lambda: nvml,
+        nvml=partial(give, nvml),
         environment=environment,
         clock=clock or Clock(),
         cpu_clock=lambda: 7.0 + 0.5 * ((clock or Clock()).now_s - Clock.now_s),
@@ -262,6 +268,18 @@ def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
     for name in ("metrics.jsonl", "result.json"):
         assert "share" not in (run / name).read_text()
         assert "_ms" not in (run / name).read_text()
+
+
+def test_doctor_says_whether_the_use_of_gpus_is_read() -> None:
+    """Green with NVML, yellow with its remedy without, nothing where there is no GPU."""
+    assert list(check_gpu_use(0)) == []
+    for nvml, level, told in (
+        (FakeNvml(gpu0=5), "green", "after 10 min"),
+        (None, "yellow", "HARNESS_EXTRA=gpu"),
+    ):
+        (finding,) = check_gpu_use(1, partial(Gauge, nvml=partial(give, nvml), environment={}))
+        assert finding.level == level
+        assert told in finding.found + finding.remedy
 
 
 FIGURES: dict[str, Any] = {

@@ -18,8 +18,10 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from harness import PROJECT
-from harness.cluster import Allocation, given_cpus, given_gpus, given_memory_gb
+from harness.cluster import Allocation, given_cpus, given_gpus, given_memory_gb, visible_gpus
 from harness.findings import Finding, examine
+from harness.gauge import Gauge
+from harness.idle import idle_warning_min
 from harness.machine import available_gb, cpu_quota, memory_limit_gb, total_memory_gb
 from harness.peers import FIRST_PORT, LAST_PORT
 from harness.probe import ARCHITECTURES, ask_child
@@ -42,6 +44,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
         "python": check_python,
         "packages": check_packages,
         "tensorflow": partial(check_tensorflow, allocation, devices),
+        "gpu use": partial(check_gpu_use, visible_gpus()),
         "cpus": partial(check_cpus, allocation),
         "memory": partial(check_memory, allocation),
         "slurm": partial(check_slurm, allocation),
@@ -162,6 +165,22 @@ def _gpu_remedy(answer: dict[str, Any]) -> str:
     if not answer["cuda_packages"]:
         return f"the CUDA libraries are not installed: HARNESS_EXTRA=gpu {SET_UP}"
     return "the CUDA libraries are installed: compare nvidia-smi, or in a container add --nv"
+
+
+def check_gpu_use(num_gpus: int, gauge: Callable[..., Gauge] = Gauge) -> Iterator[Finding]:
+    """Whether the use of GPUs can be read, and when an idle one is told of; nothing without any."""
+    idle_min = idle_warning_min()
+    if not num_gpus:
+        return
+    problems: list[str] = []
+    with gauge(num_gpus, 1, warn=problems.append):
+        pass
+    for problem in problems:
+        found, _, remedy = problem.rpartition("; ")
+        yield Finding("yellow", "gpu use", found, remedy)
+    if not problems:
+        told = f"told of after {idle_min:g} min" if idle_min else "never told of"
+        yield Finding("green", "gpu use", f"is read through NVML; an idle GPU is {told}")
 
 
 def describe_kernel(name: str, told: dict[str, str]) -> Finding:

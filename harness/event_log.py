@@ -5,6 +5,9 @@ The tags below are a contract with people's dashboards:
 | folder | tags | step |
 | --- | --- | --- |
 | `train/` | `step/loss step/accuracy step/learning_rate step/reviews_per_s` | optimizer step |
+| `train/` | `step/duration_ms step/input_wait_ms step/input_wait_share` | optimizer step |
+| `train/` | `device/cpu_share device/memory_gb` | optimizer step |
+| `train/` | `device/gpu0_share device/gpu0_memory_gb` and so on | optimizer step |
 | `train/` | `epoch/loss epoch/accuracy epoch/learning_rate epoch/reviews_per_s` | epoch, from 1 |
 | `validation/` | `epoch/loss epoch/accuracy` | epoch, from 1 |
 | the root | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
@@ -101,13 +104,15 @@ class EventLog:
         accuracies: ArrayLike,
         learning_rate: float,
         reviews_per_s: float,
+        measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Log n training steps; learning rate and speed stand at the last of them.
+        """Log n training steps; learning rate, speed and `measured` stand at the last of them.
 
         Args:
             first_step: the number of the first of them, counted over the whole run.
             losses: [n], mean over the global batch.
             accuracies: [n], share of the global batch.
+            measured: more of the machine's figures, by tag.
         """
         losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
         self._start("train", first_step)
@@ -120,7 +125,8 @@ class EventLog:
             loss[0], accuracy[0] = pair
             self._write("train", event)
         speed = {"step/learning_rate": learning_rate, "step/reviews_per_s": reviews_per_s}
-        self._write("train", _scalar_event(speed, first_step + len(losses) - 1))
+        last_step = first_step + len(losses) - 1
+        self._write("train", _scalar_event({**speed, **(measured or {})}, last_step))
         self.flush()
 
     def epoch(

@@ -51,6 +51,10 @@ class Heartbeat:
             self._last = now
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
 
+    def note(self, **values: object) -> None:
+        """Take values along with the next beat."""
+        self.state.update(values)
+
     def interrupted(self, reason: Interrupted) -> None:
         """Note that the run is saved and stops, and whether its job may go back into the queue.
 

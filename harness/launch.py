@@ -8,6 +8,8 @@ from typing import Any
 from harness.cluster import Allocation, given_cpus, visible_gpus
 from harness.dataset import Dataset
 from harness.errors import InputError
+from harness.gauge import Gauge
+from harness.idle import idle_warning_min
 from harness.job import Job
 from harness.job_data import check_same, open_data, reopen_data
 from harness.machine import gpu_name
@@ -17,7 +19,13 @@ from harness.provenance import processor
 from harness.run import Run, run_identity
 from harness.screen import Screen
 from harness.signals import StopRequest
-from harness.strategy import import_tensorflow, make_strategy, one_device, parse_devices
+from harness.strategy import (
+    import_tensorflow,
+    make_strategy,
+    num_own_gpus,
+    one_device,
+    parse_devices,
+)
 
 
 def launch(
@@ -41,6 +49,7 @@ def launch(
     stop.listen()
     devices = devices or run.read_json("provenance.json").get("devices_asked")
     asked = parse_devices(devices) if devices else None
+    idle_min = idle_warning_min()
     dataset = dataset_of(run, job, data, full=full)
     with contextlib.ExitStack() as stack:
         peers = None
@@ -56,6 +65,10 @@ def launch(
         import_tensorflow(allocation, plan.threads)
         strategy = make_strategy(asked, peers)
         stop.listen()  # once more, over a handler that TensorFlow may have set
+        # Every node's process warns of its own GPUs, so not by a screen that may be silent.
+        gauge = stack.enter_context(
+            Gauge(num_own_gpus(), given_cpus(allocation), idle_min=idle_min, warn=Screen().warn)
+        )
         announce(run, job, dataset, strategy.num_replicas_in_sync, screen)
 
         from harness.train import train
@@ -70,6 +83,7 @@ def launch(
             allocation=allocation,
             stop=stop,
             screen=screen,
+            gauge=gauge,
             peers=peers,
             plan=plan,
         )

@@ -49,6 +49,10 @@ class RunStatus:
     num_steps: int | None = None
     reviews_per_s: float | None = None
     eta_s: float | None = None
+    step_ms: float | None = None
+    input_wait_share: float | None = None  # of a step's time
+    device: dict[str, float] = field(default_factory=dict)  # as harness.gauge names its figures
+    warning: str | None = None  # of what may end the run, such as an idle GPU
     val_accuracy: float | None = None  # of the last epoch, or the one kept
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # of a sweep: how many are finished, failed and so on
@@ -88,6 +92,11 @@ class RunStatus:
     def resume(self) -> str:
         """The command that goes on with it."""
         return f"harness resume {shlex.quote(str(self.folder))}"
+
+    def forget_speed(self) -> None:
+        """Leave out what was so while it trained."""
+        self.reviews_per_s = self.eta_s = self.step_ms = self.input_wait_share = None
+        self.device, self.warning = {}, None
 
     def as_json(self) -> dict[str, Any]:
         """What programs get."""
@@ -151,6 +160,10 @@ def observe(folder: Path, name: str, submission: Submission | None, now: float) 
         num_steps=whole(state.get("num_steps")),
         reviews_per_s=number(state.get("reviews_per_s")),
         eta_s=number(state.get("eta_s")),
+        step_ms=number(state.get("step_ms")),
+        input_wait_share=number(state.get("input_wait_share")),
+        device=_numbers(state.get("device")),
+        warning=text(state.get("warning")),
         restarts=whole(state.get("restarts")) or 0,
         host=text(state.get("host")),
         process=whole(state.get("process")),
@@ -198,7 +211,7 @@ def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
     status.seed = status.seed if whole(result.get("seed")) is None else whole(result.get("seed"))
     status.val_accuracy = number(result.get("val_accuracy")) or status.val_accuracy
     status.test_accuracy = number(result.get("accuracy"))
-    status.reviews_per_s = status.eta_s = None
+    status.forget_speed()
 
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
@@ -307,6 +320,11 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < MAX_NUMBER else None
+
+
+def _numbers(content: object) -> dict[str, float]:
+    items = content.items() if isinstance(content, dict) else ()
+    return {str(name): value for name, each in items if (value := number(each)) is not None}
 
 
 def whole(value: object) -> int | None:

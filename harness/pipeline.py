@@ -5,10 +5,13 @@ epoch a function of (seed, epoch). A run that goes on in the middle of an epoch 
 that are left.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+TIMED_FETCHES = 100  # whose times tf.data keeps
 
 
 class Batch(NamedTuple):
@@ -110,3 +113,39 @@ def batches(
     # Not `experimental_distribute_dataset`: it would split the rows in its own way, and under
     # several workers read the whole set once a worker.
     return strategy.distribute_datasets_from_function(dataset)
+
+
+def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float | None:
+    """The seconds that the last steps waited for their batches, None where it is not known.
+
+    tf.data notes, for its own tuning, the microseconds from giving a batch to being asked for the
+    next, of the latest ones. What a step takes beyond that it waits. (`tf.timestamp` in the graph
+    would tell as much, but is refused where operations are deterministic.) On a GPU the wait is the
+    host's: as long as the GPU has work queued it loses nothing, so this is the most it can be.
+
+    Args:
+        iterator: over `batches`, from which the steps took theirs.
+        num_steps: how many.
+        took_s: how long they took together.
+    """
+    gaps = []
+    for each in _local_iterators(iterator):
+        try:
+            latest = tf.data.experimental.get_model_proto(each).gap_times[-num_steps:]
+        except tf.errors.OpError:  # nothing was asked of it yet
+            return None
+        if len(latest) < min(num_steps, TIMED_FETCHES):  # its first batch has no time before it
+            return None
+        gaps.append(sum(latest) / len(latest) / 1e6)
+    # The replica that waits the longest holds up the others.
+    return max(0.0, took_s - num_steps * min(gaps)) if gaps else None
+
+
+def _local_iterators(iterator: Any) -> list[Any]:
+    """tf.data's own iterators below one; a distributed one has no public way to them."""
+    if isinstance(iterator, tf.data.Iterator):
+        return [iterator]
+    workers = [each._iterator for each in getattr(iterator, "_iterators", [])]
+    return [
+        device for worker in workers for device in getattr(worker, "_device_iterators", [worker])
+    ]

@@ -122,6 +122,8 @@ def judge(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: floa
         asked_s_ago: how old that answer is.
     """
     _judge_state(status, jobs, asked_s_ago)
+    if status.warning and status.state in ("running", "stale"):
+        status.note = "; ".join(filter(None, (status.note, status.warning)))
     if status.trials:
         told = describe_trials(status.trials)
         status.note = f"{told}; {status.note}" if status.note else told
@@ -163,7 +165,7 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
     if queued.waits:
         saved = f"goes on at {status.position}" if status.position else ""
         again = "in the queue again" if status.phase else ""
-        status.eta_s = status.reviews_per_s = None
+        status.forget_speed()
         return "pending", "; ".join(filter(None, (queued.reason, again, saved)))
     if queued.state == "SUSPENDED":
         return "suspended", "by Slurm"

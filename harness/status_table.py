@@ -61,6 +61,7 @@ def cells(status: RunStatus) -> dict[str, str]:
         "architecture": status.architecture or "",
         "restarts": str(status.restarts) if status.restarts else "",
         "Slurm job": status.slurm_job or "",
+        "use": use(status),
         "note": _one_line(status.note),
     }
 
@@ -71,6 +72,23 @@ def _per_cent(share: float | None) -> str:
 
 def _one_line(words: str) -> str:
     return " ".join(words.split())
+
+
+def use(status: RunStatus) -> str:
+    """How a run uses its machine: `step 24 ms, 3 % of it waiting for input, CPU 96 %, 1.2 GB`."""
+    if status.state != "running":
+        return ""
+    told = [] if status.step_ms is None else [f"step {status.step_ms:.3g} ms"]
+    if status.input_wait_share is not None:
+        told.append(f"{100 * status.input_wait_share:.0f} % of it waiting for input")
+    parts: dict[str, list[str]] = {}
+    for name, value in sorted(
+        status.device.items(), key=lambda item: (item[0].startswith("gpu"), "memory" in item[0])
+    ):
+        what, _, figure = name.partition("_")  # gpu0_share, gpu0_memory_gb, cpu_share, memory_gb
+        shown = f"{100 * value:.0f} %" if figure == "share" else f"{value:.1f} GB"
+        parts.setdefault("CPU" if what in ("cpu", "memory") else what.upper(), []).append(shown)
+    return ", ".join((*told, *(" ".join((what, *shown)) for what, shown in parts.items())))
 
 
 def notes(status: RunStatus) -> str:
@@ -84,7 +102,7 @@ def notes(status: RunStatus) -> str:
     if status.restarts:
         times = "once" if status.restarts == 1 else f"{status.restarts} times"
         told.append(f"{'requeued' if status.slurm_job else 'resumed'} {times}")
-    return "; ".join(filter(None, (*told, _one_line(status.note))))
+    return "; ".join(filter(None, (*told, use(status), _one_line(status.note))))
 
 
 def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
@@ -103,14 +121,15 @@ def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
         line.highlight_words([row["state"]], STYLES.get(status.state, ""))
         parts.append(line)
         if words := notes(status):
-            parts.append(Padding(Text(words, "dim"), (0, 0, 0, 4)))
+            style = "red" if status.warning else "dim"
+            parts.append(Padding(Text(words, style), (0, 0, 0, 4)))
     return Group(*parts)
 
 
 def as_lines(statuses: Sequence[RunStatus]) -> list[str]:
     """The table for a file: a line a run, every column, nothing cut."""
     rows = [cells(each) for each in statuses]
-    names = [*HEADINGS, "job", "architecture", "restarts", "Slurm job", "note"]
+    names = [*HEADINGS, "job", "architecture", "restarts", "Slurm job", "use", "note"]
     widths = _widths(names, rows)
     return [_line(names, widths, row) for row in ({name: name for name in names}, *rows)]
 

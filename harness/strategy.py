@@ -87,6 +87,8 @@ def import_tensorflow(allocation: Allocation | None, threads: int | None = None)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
     # oneDNN rounds differently on unlike CPUs, and a run may go on on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # CUDA puts the fastest GPU first otherwise; so, a GPU's number means the same to the driver.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -190,6 +192,13 @@ def one_device() -> "tf.distribute.Strategy":
     import tensorflow as tf
 
     return tf.distribute.get_strategy()
+
+
+def num_own_gpus() -> int:
+    """How many GPUs the strategy of this process uses, none of other nodes'."""
+    import tensorflow as tf
+
+    return len(tf.config.get_visible_devices("GPU"))
 
 
 def describe_devices(

@@ -15,6 +15,7 @@ from harness.architectures import count_parameters
 from harness.cluster import Allocation
 from harness.dataset import Dataset, Split, validation_cut, words_to_bytes
 from harness.errors import InputError, Interrupted, RunError
+from harness.gauge import Gauge
 from harness.heartbeat import Heartbeat
 from harness.job import Job
 from harness.model_file import save_model
@@ -50,6 +51,7 @@ def train(
     stop: StopRequest,
     screen: Screen,
     plan: Plan,
+    gauge: Gauge,
     peers: Peers | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
@@ -79,7 +81,8 @@ def train(
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
         identity = run_identity(job, dataset.checksum)
         trainer = Trainer(
-            *(run, job, strategy, training, identity, heartbeat, stop, screen, peers, callbacks),
+            *(run, job, strategy, training, identity, heartbeat, stop, screen, peers, gauge),
+            callbacks,
             xla=plan.xla,
         )
         learner, log = trainer.learner, trainer.log

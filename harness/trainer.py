@@ -17,11 +17,12 @@ from harness import checkpoint
 from harness.callbacks import keras_callbacks
 from harness.errors import Interrupted, RunError
 from harness.event_log import EventLog
+from harness.gauge import Gauge
 from harness.heartbeat import Heartbeat
 from harness.job import Job
 from harness.learner import Learner
 from harness.peers import Peers
-from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps
+from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps, waited_s
 from harness.processes import age_s
 from harness.run import Run
 from harness.scores import binary_loss_and_accuracy
@@ -46,13 +47,14 @@ class Trainer:
         stop: StopRequest,
         screen: Screen,
         peers: Peers | None,
+        gauge: Gauge,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         *,
         xla: bool,
     ) -> None:
         self.run, self.job, self.strategy = run, job, strategy
         train = job.train
-        self.heartbeat, self.stop, self.screen = heartbeat, stop, screen
+        self.heartbeat, self.stop, self.screen, self.gauge = heartbeat, stop, screen, gauge
         self.learner = Learner(job, strategy, xla=xla)
         self.num_reviews = len(training.labels)
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
@@ -70,6 +72,7 @@ class Trainer:
         self._write_metrics()
         self._profiling = self._profiled = False
         self.first_step_s: float | None = None  # from this process's start
+        self._iterator: Iterator[Batch] | None = None  # of the epoch
         self._pending: list[tf.Tensor] = []  # of each execution [steps, 3], still on the device
         self._votes = 0.0  # to stop, in the steps so far
         self._drain_every = train.log_every_steps
@@ -132,7 +135,7 @@ class Trainer:
 
     def _train_epoch(self, training: Reviews) -> None:
         train, progress = self.job.train, self.progress
-        iterator = self._steps_left(training)
+        iterator = self._iterator = self._steps_left(training)
         done = progress.step
         while done < self.steps_an_epoch:
             self.stop.check()
@@ -255,8 +258,23 @@ class Trainer:
         progress.training_s += took
         speed = sizes.sum() / took
         rate = float(self.learner.optimizer.learning_rate.numpy())
-        self.log.steps(first + 1, losses, accuracies, rate, speed)
+        measured = self._measure(len(sums), took)
+        self.log.steps(first + 1, losses, accuracies, rate, speed, measured)
         self._tell(first + len(sums), losses[-1], speed)
+
+    def _measure(self, num: int, took_s: float) -> dict[str, float]:
+        """How the last steps used the machine, by tag; the heartbeat tells of it too."""
+        measured = {"step/duration_ms": 1e3 * took_s / num}
+        self.heartbeat.note(step_ms=round(measured["step/duration_ms"], 3))
+        device = self.gauge.figures()
+        if not device:
+            return measured
+        self.heartbeat.note(device=device, warning=self.gauge.warning)
+        if self._iterator and (wait_s := waited_s(self._iterator, num, took_s)) is not None:
+            measured["step/input_wait_ms"] = 1e3 * wait_s / num
+            measured["step/input_wait_share"] = wait_s / took_s
+            self.heartbeat.note(input_wait_share=round(wait_s / took_s, 4))
+        return measured | {f"device/{name}": value for name, value in device.items()}
 
     def save(self) -> None:
         """Write a checkpoint of the run as it stands."""

@@ -13,6 +13,7 @@ from harness.cluster import Allocation
 from harness.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.folder import replace
+from harness.gauge import Gauge
 from harness.launch import plan_of
 from harness.oracle import epochs_of
 from harness.run import Run, run_identity
@@ -37,9 +38,11 @@ class Trials:
         strategy: tf.distribute.Strategy,
         stop: StopRequest,
         screen: Screen,
+        gauge: Gauge,
     ) -> None:
         self.sweep, self.search = sweep, sweep.search()
         self.dataset, self.strategy, self.stop, self.screen = dataset, strategy, stop, screen
+        self.gauge = gauge
         self.allocation = Allocation.from_environment()
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
@@ -78,6 +81,7 @@ class Trials:
                     stop=self.stop,
                     screen=self.screen,
                     plan=plan_of(job, self.devices, run),
+                    gauge=self.gauge,
                     callbacks=hopeless,
                 )
             )

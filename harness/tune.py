@@ -5,6 +5,7 @@ from typing import Any
 
 from harness.cluster import Allocation
 from harness.errors import InputError, RunError
+from harness.idle import idle_warning_min
 from harness.places import places
 from harness.screen import Screen
 from harness.search import SEARCH_FILE, Search
@@ -36,6 +37,7 @@ def tune(
     """
     allocation = Allocation.from_environment()
     where = places(allocation, num_workers, workers_per_gpu, devices)
+    idle_warning_min()  # refused here, before each worker would
     if port and not is_free(chief_host(allocation), port):
         raise InputError(f"--port {port}: is in use at {chief_host(allocation)}; leave --port out")
     dataset = sweep.dataset(search.job, data, full=full)
@@ -82,6 +84,7 @@ def join(
         return
     allocation = Allocation.from_environment()
     where = places(allocation, num_workers, workers_per_gpu, devices)
+    idle_warning_min()  # refused here, before each worker would
     sweep.secret()
     sweep.dataset(sweep.search().job, data)
     screen.say(f"sweep {sweep.folder}: {len(where)} more workers")

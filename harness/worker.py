@@ -21,10 +21,12 @@ from harness.cluster import Allocation
 from harness.crew import AGAIN
 from harness.errors import InputError, Interrupted, RunError, TakenOver
 from harness.gate import WorkerGate
+from harness.gauge import Gauge
+from harness.idle import idle_warning_min
 from harness.processes import end_with_parent
 from harness.screen import Screen
 from harness.signals import StopRequest
-from harness.strategy import import_tensorflow, make_strategy, parse_devices
+from harness.strategy import import_tensorflow, make_strategy, num_own_gpus, parse_devices
 from harness.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def work(sweep: Sweep, name: str, *, devices: str | None, data: Path | None, thr
     """
     stop = StopRequest()
     stop.listen()
-    dataset = sweep.dataset(sweep.search().job, data)
+    dataset, idle_min = sweep.dataset(sweep.search().job, data), idle_warning_min()
     import_tensorflow(Allocation.from_environment(), threads)
     # It warns of graphs that are traced again, which each trial's are.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -60,8 +62,9 @@ def work(sweep: Sweep, name: str, *, devices: str | None, data: Path | None, thr
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
     on = f"GPU {gpu}" if gpu else f"{threads} CPU thread{'s' if threads > 1 else ''}"
     screen.say(f"worker {name} on {socket.gethostname()}, {on}")
-    trials = Trials(sweep, dataset, strategy, stop, screen)
-    with tempfile.TemporaryDirectory(prefix="harness-worker-") as private:
+    gauge = Gauge(num_own_gpus(), threads, idle_min=idle_min, warn=screen.warn)
+    with gauge, tempfile.TemporaryDirectory(prefix="harness-worker-") as private:
+        trials = Trials(sweep, dataset, strategy, stop, screen, gauge)
         gate = WorkerGate(Path(private), name, sweep.secret(), sweep.address)
         os.environ |= {
             "KERASTUNER_TUNER_ID": name,

@@ -34,6 +34,10 @@
 # How often a job puts itself back into the queue; 20 by default.
 # HARNESS_MAX_REQUEUES=20
 
+# After how many minutes a run says that a GPU lies idle, for sites that end such jobs; 10 by
+# default, 0 for never.
+# export HARNESS_IDLE_WARNING_MIN=10
+
 # A container: every Python command runs after these words. The image must see this project's
 # folder; an environment inside the image is named with HARNESS_VENV.
 # HARNESS_CONTAINER=(apptainer exec --nv --bind "$PROJECT" /images/python-3.12.sif)

@@ -26,28 +26,35 @@ mypy
 heading shellcheck
 shellcheck --external-sources ./*/*.sh .ci/run
 
-PACKAGES=(slurmctld slurmd slurm-client munge)
+# Installs the packages that follow for the tests of $1, where that is possible.
+install_for() {
+    local what=$1 log=$VENV/$1-install.log
+    shift
+    heading "$what for its tests"
+    if [[ -f /etc/debian_version && $(id -u) == 0 ]]; then
+        (
+            export DEBIAN_FRONTEND=noninteractive
+            apt-get update && apt-get install --yes --no-install-recommends "$@"
+        ) >"$log" 2>&1 </dev/null || say "apt-get could not install $* (log: $log)"
+    fi
+}
+SLURM=(slurmctld slurmd slurm-client munge)
 has_slurm() {
     python -c 'import sys; from tests.slurm.cluster import is_installed as ok; sys.exit(not ok())'
 }
-install_slurm() {
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update && apt-get install --yes --no-install-recommends "${PACKAGES[@]}"
-}
+BROWSER=(chromium chromium-driver openssh-server openssh-client)
+has_browser() { PATH=$PATH:/usr/sbin type -P chromium chromedriver ssh sshd >/dev/null; }
+
 NO_SLURM=()
+has_slurm || install_for slurm "${SLURM[@]}"
 if ! has_slurm; then
-    heading Slurm for its tests
-    if [[ -f /etc/debian_version && $(id -u) == 0 ]]; then
-        LOG=$VENV/slurm-install.log
-        (install_slurm) >"$LOG" 2>&1 </dev/null ||
-            say "apt-get could not install ${PACKAGES[*]} (log: $LOG)"
-    fi
-    if ! has_slurm; then
-        say "tests/slurm is left out; on Debian or Ubuntu its needs come by:" \
-            "sudo apt-get install ${PACKAGES[*]}"
-        NO_SLURM=(--ignore=tests/slurm)
-    fi
+    say "tests/slurm is left out; on Debian or Ubuntu its needs come by:" \
+        "sudo apt-get install ${SLURM[*]}"
+    NO_SLURM=(--ignore=tests/slurm)
 fi
+has_browser || install_for browser "${BROWSER[@]}"
+has_browser || say "the tests in a browser are left out; on Debian their needs come by:" \
+    "sudo apt-get install ${BROWSER[*]}"
 
 heading pytest
 # Two at a time, a file each: most of them wait for processes more than they compute.

@@ -244,6 +244,18 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
         EventLog(tmp_path / "file")
 
 
+def test_measured_figures_stand_once_at_the_last_step(tmp_path: Path) -> None:
+    """They are cut back with all else, so a resumed log holds no measurement twice."""
+    with EventLog(tmp_path) as log:
+        log.steps(1, [0.5, 0.4], [0.5, 0.6], 0.1, 7.0, {"device/cpu_share": 0.75})
+        mark = log.mark()
+        log.steps(3, [0.3, 0.2], [0.7, 0.8], 0.1, 7.0, {"device/cpu_share": 0.25})
+    with EventLog(tmp_path, mark) as log:
+        log.steps(3, [0.3, 0.2], [0.7, 0.8], 0.1, 7.0, {"device/cpu_share": 0.5})
+    found = [point[2:] for point in points(tmp_path) if point[1] == "device/cpu_share"]
+    assert found == [(2, 0.75), (4, 0.5)]
+
+
 def test_unequal_lengths(tmp_path: Path) -> None:
     """Losses and accuracies of different lengths are refused, and so are words without a row."""
     with EventLog(tmp_path) as log:

@@ -1,9 +1,12 @@
 """Batches: what is in them, and that they depend on nothing but seed, epoch and step."""
 
+import time
+
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps
+from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps, waited_s
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
@@ -76,3 +79,48 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_steps_are_rounded_up() -> None:
     """A last batch that is not full is a step too."""
     assert [num_steps(n, 4) for n in (1, 4, 5, 8)] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("input_s", "work_s"), [(0.03, 0.005), (0.0, 0.02)])
+def test_the_wait_for_input_is_what_steps_take_beyond_their_work(
+    mirrored: bool, input_s: float, work_s: float
+) -> None:
+    """A slow input is waited for, a quick one is not; before there is enough to tell it is None."""
+
+    def slowly(k: int) -> int:
+        time.sleep(input_s)
+        return k
+
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        numbers = tf.data.Dataset.range(100)
+        return numbers.map(lambda k: tf.numpy_function(slowly, [k], tf.int64)).prefetch(1)
+
+    cpu = tf.distribute.MirroredStrategy(["cpu:0"])
+    strategy = cpu if mirrored else tf.distribute.get_strategy()
+    iterator = iter(strategy.distribute_datasets_from_function(dataset))
+    worked_s = 0.0
+
+    def work() -> None:
+        nonlocal worked_s
+        began = time.perf_counter()
+        time.sleep(work_s)
+        worked_s += time.perf_counter() - began
+
+    def steps(num: tf.Tensor) -> None:
+        for _ in tf.range(num):
+            next(iterator)
+            tf.numpy_function(work, [], [])
+
+    graph = tf.function(steps)
+    assert waited_s(iterator, 1, 1.0) is None
+    graph(tf.constant(1))
+    assert waited_s(iterator, 1, 1.0) is None
+    num, began, worked_s = 20, time.perf_counter(), 0.0
+    graph(tf.constant(num))
+    took_s = time.perf_counter() - began
+    found = waited_s(iterator, num, took_s)
+    assert found is not None
+    assert found == pytest.approx(took_s - worked_s, abs=0.25 * took_s)
+    assert (found > 0.5 * took_s) == (input_s > 0)
+    assert waited_s(iterator, num + 1, took_s) is None

@@ -60,6 +60,7 @@ print(time.perf_counter() - began)
 DIRECT = """
 import sys, time
 from pathlib import Path
+from harness.gauge import Gauge
 from harness.imdb_sources import open_sample
 from harness.screen import Screen
 from harness.signals import StopRequest
@@ -71,7 +72,7 @@ from harness.trials import Trials
 sweep = Sweep(Path(sys.argv[1]))
 screen = Screen()
 screen.silent = True
-trials = Trials(sweep, open_sample(), strategy, StopRequest(), screen)
+trials = Trials(sweep, open_sample(), strategy, StopRequest(), screen, Gauge(0, 1))
 for i in range(24):
     if i == 4:
         began = time.perf_counter()

@@ -172,7 +172,7 @@ def _differences(part: Part, predictions: Predictions | None) -> str:
     )
     return (
         f"<h3>{heading}</h3>{_list(shown)}{hidden}{notes}"
-        f"<details><summary>All {len(lines)} differences as a table</summary>"
+        f"<details><summary>As a table</summary>"
         f"{_table(columns, lines, caption, numbers=columns[1:-1])}{explained}</details>"
     )
 

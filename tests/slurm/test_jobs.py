@@ -71,7 +71,9 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
     """`--seeds 1-2` after a script's name: both are job steps, both go on when it is requeued."""
-    job = project.sbatch("lstm", "--cpus-per-task=2", arguments=[*JOB, "--seeds", "1-2"])
+    job = project.sbatch(
+        "lstm", "--gres=none", "--cpus-per-task=2", arguments=[*JOB, "--seeds", "1-2"]
+    )
     runs = [job.run.with_name(f"{job.run.name}-seed{seed}") for seed in (1, 2)]
     for run in runs:
         dataclasses.replace(job, run=run).wait_for_step(20)

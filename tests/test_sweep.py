@@ -275,26 +275,25 @@ def test_what_is_refused_changes_nothing(calm: Sweeps) -> None:
     """Another space, fewer trials, a run's folder, a port in use: one line, nothing overwritten."""
     before = {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")}
 
-    def refused(*words: object) -> str:
-        done = calm.tune("calm", *words)
+    def refused(*words: object, sweep: str = "never") -> str:
+        done = calm.tune(sweep, *words)
         assert done.returncode == 2, done.stdout + done.stderr
         assert done.stderr.count("\n") == 1
         return done.stderr
 
-    more = ("--set", "search.trials=9")  # else there is nothing to do
-    assert "(train.epochs is 4, and 5 is asked)" in refused("--set", "train.epochs=5")
-    assert "search.trials = 3: has been all" in refused("--set", "search.trials=3")
-    assert "--workers 1001: should be 1000 at most" in refused("--workers", 1001, *more)
+    assert "(train.epochs is 4, and 5 is asked)" in refused("--set", "train.epochs=5", sweep="calm")
+    assert "search.trials = 3: has been all" in refused("--set", "search.trials=3", sweep="calm")
+    assert "--workers 1001: should be 1000 at most" in refused("--workers", 1001)
     assert "a trial takes one device" in refused("--devices", "cpu:2")
-    assert "there is no GPU here" in refused("--workers-per-gpu", 2, *more)
+    assert "there is no GPU here" in refused("--workers-per-gpu", 2)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        said = refused("--port", port, "--set", "search.seed=1", "--set", "search.trials=9")
+        said = refused("--port", port)
         assert f"--port {port}: is in use" in said
     calm.harness.environment["SLURM_JOB_ID"] = "7"
     calm.harness.environment["SLURM_CPUS_PER_TASK"] = "1"
     try:
-        assert "1 node with 1 CPUs hold 1" in refused("--workers", 2, "--set", "search.trials=9")
+        assert "1 node with 1 CPUs hold 1" in refused("--workers", 2)
     finally:
         del calm.harness.environment["SLURM_JOB_ID"]
         del calm.harness.environment["SLURM_CPUS_PER_TASK"]

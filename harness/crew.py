@@ -1,7 +1,6 @@
 """The processes that a supervisor keeps: how each is started, ended, and watched."""
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import scheduler
+from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.places import Place
 from harness.sweep import Sweep
@@ -108,7 +108,8 @@ def worker_words(
 
 
 def _kill_step(name: str) -> None:
-    job = os.environ.get("SLURM_JOB_ID", "")
+    allocation = Allocation.from_environment()
+    job = allocation.job_id if allocation else ""
     with contextlib.suppress(InputError, RunError):
         for line in scheduler.ask(
             "squeue", "--steps", f"--jobs={job}", "--noheader", "--format=%i %j"

@@ -49,7 +49,7 @@ def build(hp):
         keras.layers.LSTM(32), keras.layers.Dropout(hp.Float("dropout", 0.1, 0.6, step=0.01)),
         keras.layers.Dense(1, activation="sigmoid")])
     rate = hp.Float("rate", 0.0005, 0.005, sampling="log")
-    model.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", ["accuracy"])
+    model.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", metrics=["accuracy"])
     return model
 tuner = kt.RandomSearch(build, "val_accuracy", max_trials=trials, seed=1, directory=sys.argv[5])
 tuner.search(x, y, batch_size=128, epochs=epochs, validation_split=0.2, verbose=0)

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,14 @@ class Harness:
 
     def train_words(self, job: str, run_id: str, *words: object) -> list[object]:
         return ["train", JOBS / f"{job}.toml", "--run-id", run_id, *SHRUNK, *words]
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
 
 
 # The real jobs made small: one epoch is 13 steps, the last of them with 16 reviews of 32.

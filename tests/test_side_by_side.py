@@ -5,9 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from harness.run import Run
 from harness.screen import Screen
 from harness.side_by_side import SideBySide, Task
 from harness.signals import STOPPING
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, wait_for
 
 TWO = [Place(None, None, 1, 2)] * 2
 
@@ -31,13 +30,6 @@ def handlers_kept() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def tasks_of(folder: Path, script: str, names: str = "abc") -> list[Task]:

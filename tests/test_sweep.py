@@ -10,13 +10,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Harness
+from tests.conftest import Harness, wait_for
 
 SEARCH = """
 [model]
@@ -98,13 +97,6 @@ def by_settings(rows: list[dict[str, str]]) -> dict[tuple[str, ...], str]:
     return {tuple(row[key] for key in KEYS): row["val_loss"] for row in rows}
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     """A grid of eight trials by one worker that nobody disturbed."""
@@ -173,14 +165,14 @@ def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
 def test_a_killed_supervisor_takes_its_processes_along(calm: Sweeps) -> None:
     """Everything killed and started again, then told to stop, then with more trials: all there."""
     process = calm.start("again", "--workers", 2, "--set", "search.trials=4")
-    wait_until(lambda: calm.progress("again").get("finished"))
+    wait_for(lambda: calm.progress("again").get("finished"), timeout_s=90)
     process.kill()
     process.communicate()
-    wait_until(lambda: not calm.left("again"), timeout_s=30)
+    wait_for(lambda: not calm.left("again"), timeout_s=30)
     assert not (calm.folder("again") / "result.json").exists()
 
     process = calm.start("again", "--workers", 2, "--set", "search.trials=4")
-    wait_until(lambda: len(calm.processes("harness.worker", "again")) == 2)
+    wait_for(lambda: len(calm.processes("harness.worker", "again")) == 2, timeout_s=90)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 75, said + errors
@@ -209,7 +201,7 @@ def test_a_killed_supervisor_takes_its_processes_along(calm: Sweeps) -> None:
 def test_a_worker_that_hangs_is_ended_and_one_may_join(calm: Sweeps) -> None:
     """A stopped worker's trial goes on; a worker of another command takes trials meanwhile."""
     process = calm.start("hung", "--workers", 1, "--stall", 6)
-    wait_until(lambda: calm.progress("hung").get("at"))
+    wait_for(lambda: calm.progress("hung").get("at"), timeout_s=90)
     hung = calm.processes("harness.worker", "hung")[0]
     os.kill(hung, signal.SIGSTOP)
     joined = calm.harness.start("tune", "--join", calm.folder("hung"), "--workers", 1)

@@ -1,9 +1,6 @@
 """The winner of a sweep: as a job, and trained anew over seeds, whatever is killed."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +9,7 @@ from harness.job import load_job
 from harness.run import Run
 from harness.screen import Screen
 from harness.winner import retrain, retrained_job, winner_toml, winning_row
-from tests.conftest import Harness
+from tests.conftest import Harness, wait_for
 from tests.sweep_folder import HYPERBAND, RANDOM, make_sweep, trial
 
 VALUES = {"model.pooling": "max", "model.units": 32, "train.learning_rate": 0.00123}
@@ -85,13 +82,6 @@ def test_another_winner_is_not_mixed_with_the_first(tmp_path: Path) -> None:
 
 
 # Children
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 SHRUNK_SEARCH = """

@@ -1,11 +1,12 @@
 """Reviews as flat arrays with the words that they hold, and the folder that keeps them."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -260,6 +261,26 @@ def open_folder(folder: Path) -> Dataset:
         raise RunError(
             f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
         ) from None
+
+
+def through_cache(name: str, make: Callable[[], Dataset]) -> Dataset:
+    """A dataset from its folder in the user's cache, made and put there where it is not, or broken.
+
+    A cache that can't be written costs each start what this one took.
+
+    Raises:
+        InputError, RunError: as `make` does.
+    """
+    kept = cache_folder() / name
+    if is_folder(kept):
+        with contextlib.suppress(RunError):
+            return open_folder(kept)
+    dataset = make()
+    try:
+        save_folder(dataset, kept)
+    except (RunError, InputError):
+        return dataset
+    return open_folder(kept)
 
 
 def validation_cut(num_reviews: int, share: float) -> int:

@@ -24,6 +24,7 @@ from harness.dataset import (
     make_split,
     open_folder,
     save_folder,
+    through_cache,
 )
 from harness.errors import InputError, RunError
 from harness.imdb import make_dataset
@@ -146,21 +147,7 @@ def _convert(folder: Path) -> Dataset:
     for name in (NPZ, INDEX):
         if (folder / name).is_file():
             digest.update(_read(folder / name))
-    kept = cache_folder() / f"imdb-{digest.hexdigest()[:16]}"
-    if is_folder(kept):
-        try:
-            return _found_in(folder, open_folder(kept))
-        except RunError:
-            pass  # broken: converted anew
-    dataset = read_npz(folder)
-    try:
-        save_folder(dataset, kept)
-    except (RunError, InputError):
-        return dataset  # a cache that can't be written costs the next start two seconds
-    return _found_in(folder, open_folder(kept))
-
-
-def _found_in(folder: Path, dataset: Dataset) -> Dataset:
+    dataset = through_cache(f"imdb-{digest.hexdigest()[:16]}", lambda: read_npz(folder))
     return dataclasses.replace(dataset, folder=folder)
 
 

@@ -34,13 +34,10 @@ from harness.dataset import (
     SPLITS,
     Dataset,
     Split,
-    cache_folder,
     content_checksum,
-    is_folder,
-    open_folder,
-    save_folder,
+    through_cache,
 )
-from harness.errors import InputError, RunError
+from harness.errors import InputError
 from harness.texts import read_texts, source_checksum
 from harness.vocabulary import UNRANKED, tokenize
 
@@ -66,23 +63,14 @@ def open_source(source: Path) -> Dataset:
         InputError: one line that names the source, the place in it, the rule and the remedy.
     """
     checksum = source_checksum(source)
-    kept = cache_folder() / f"texts-{checksum[:32]}-{FORMAT}"
-    if is_folder(kept):
-        try:
-            return _found_in(source, open_folder(kept))
-        except RunError:
-            pass  # broken: made anew
-    dataset = make_dataset(source)
-    if source_checksum(source) != checksum:
-        raise InputError(f"data.source {source}: changed while it was read; run it again")
-    try:
-        save_folder(dataset, kept)
-    except (RunError, InputError):
-        return dataset  # a cache that can't be written costs each start what this one took
-    return _found_in(source, open_folder(kept))
 
+    def make() -> Dataset:
+        dataset = make_dataset(source)
+        if source_checksum(source) != checksum:
+            raise InputError(f"data.source {source}: changed while it was read; run it again")
+        return dataset
 
-def _found_in(source: Path, dataset: Dataset) -> Dataset:
+    dataset = through_cache(f"texts-{checksum[:32]}-{FORMAT}", make)
     return dataclasses.replace(dataset, folder=source, is_own=True)
 
 

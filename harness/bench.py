@@ -22,9 +22,9 @@ from harness.bench_processes import Bench, Ended, Settings
 from harness.cluster import Allocation, given_cpus, visible_gpus
 from harness.errors import InputError
 from harness.job import load_job
-from harness.machine import gpu_name, total_memory_gb
+from harness.machine import total_memory_gb
 from harness.measured import Measured
-from harness.plans import keep_measured, plan_name
+from harness.plans import device_name, keep_measured, plan_name
 from harness.probe import ARCHITECTURES, ask_child
 from harness.provenance import PACKAGES, installed_version, processor
 from harness.run import Run
@@ -86,8 +86,8 @@ def _yardstick(bench: Bench, way: str, architecture: str) -> dict[str, float]:
     }
 
 
-def _train(bench: Bench, job: Path, **variables: str) -> dict[str, float]:
-    ended, run = bench.train(job, **variables)
+def _train(bench: Bench, job: Path, *words: str, **variables: str) -> dict[str, float]:
+    ended, run = bench.train(job, *words, **variables)
     result = run.result()
     last = json.loads(run.path("metrics.jsonl").read_text().splitlines()[-1])
     return {
@@ -142,7 +142,7 @@ def pipeline(bench: Bench) -> Iterator[Measured]:
 def plans(bench: Bench) -> Iterator[Measured]:
     """A step of each job by each plan; the times are kept, and runs take the fastest."""
     kind = "gpu" if visible_gpus() else "cpu"
-    device = (gpu_name() if kind == "gpu" else None) or processor()
+    device = device_name(kind)
     cpus = given_cpus(Allocation.from_environment())
     step_ms: dict[str, dict[str, float]] = {}
     for name in bench.settings.architectures:
@@ -179,16 +179,9 @@ def replicas(bench: Bench) -> Iterator[Measured]:
     name = bench.settings.architectures[-1]
     job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
 
-    def on(devices: str) -> Callable[[], dict[str, float]]:
-        def speed() -> dict[str, float]:
-            _, run = bench.train(job, "--devices", devices)
-            last = json.loads(run.path("metrics.jsonl").read_text().splitlines()[-1])
-            return {"speed": last["reviews_per_s"]}
-
-        return speed
-
-    got = bench.in_turn("replicas", {one: on(one), many: on(many)})
-    yield Measured(f"{name} on several devices", "reviews/s", True, got["speed"], one)
+    ways = {on: partial(_train, bench, job, "--devices", on) for on in (one, many)}
+    got = bench.in_turn("replicas", ways)
+    yield Measured(f"{name} on several devices", "reviews/s", True, got["training"], one)
 
 
 def side_by_side(bench: Bench) -> Iterator[Measured]:

@@ -4,12 +4,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from harness.compare import BOOK, DataGroup, LeftOut, Row, ScoredRun
+from harness.compare import BOOK, DataGroup, LeftOut, Row, ScoredRun, find_runs, group_runs
 from harness.differences import Difference, differences, explanations
 from harness.tables import (
     Line,
@@ -156,6 +157,12 @@ def print_parts(parts: Sequence[Part]) -> None:
             _print(console, sentence)
         for note in part.notes:
             _print(console, note, "dim")
+
+
+def print_runs(folders: Sequence[Path]) -> None:
+    """Print the comparison of runs that have just been made, without a yardstick."""
+    scored, _ = find_runs(folders)
+    print_parts(make_parts(group_runs(scored)[0]))
 
 
 def _print(console: Console, line: str, style: str = "") -> None:

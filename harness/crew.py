@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from harness.errors import InputError, RunError
 from harness.places import Place
 from harness.sweep import Sweep
 
+POLL_S = 0.2
+SAVE_S = 60.0  # that members have to save
 AGAIN = 76  # the exit code of a worker that wants to be started anew
 
 
@@ -82,6 +84,32 @@ class Member:
             if said:
                 return said[-1].removeprefix("harness: ").strip()
         return f"it ended with exit code {self.code}"
+
+
+def ask_to_save(members: Iterable[Member], number: signal.Signals) -> None:
+    """Have those that are alive save and end, and give them the time for it."""
+    at_work = [member for member in members if member.alive]
+    for member in at_work:
+        member.tell(number)
+    wait_for(lambda: not any(member.alive for member in at_work), SAVE_S)
+
+
+def end_all(members: Iterable[Member]) -> None:
+    """End those that are alive at once; no process is left then."""
+    members = list(members)
+    for member in members:
+        if member.alive:
+            member.kill()
+    for member in members:
+        if member.process:
+            member.process.wait()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until the condition holds, or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def chief_words(sweep: Sweep, host: str, port: int) -> list[str]:

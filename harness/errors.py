@@ -1,5 +1,8 @@
 """The ways a command ends other than well, and the exit code of each."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """The user's input was refused before anything was written: exit code 2.
@@ -32,3 +35,16 @@ class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not
     def by_cancel(self) -> bool:
         """Whether somebody ended the run: by scancel, Ctrl-C or kill."""
         return str(self) in ("SIGTERM", "SIGINT")
+
+
+@contextlib.contextmanager
+def when_interrupted(told: str) -> Iterator[None]:
+    """Have an interruption of what is done inside say what is saved, and how to go on.
+
+    Raises:
+        Interrupted: in place of the one that came, with `told` behind its reason.
+    """
+    try:
+        yield
+    except Interrupted as reason:
+        raise Interrupted(f"interrupted by {reason}, {told}") from None

@@ -12,10 +12,8 @@ from harness.gauge import Gauge
 from harness.idle import idle_warning_min
 from harness.job import Job
 from harness.job_data import check_same, open_data, reopen_data
-from harness.machine import gpu_name
 from harness.peers import Peers
-from harness.plans import Plan, choose, measured_ms
-from harness.provenance import processor
+from harness.plans import Plan, choose, device_name, measured_ms
 from harness.run import Run, run_identity
 from harness.screen import Screen
 from harness.signals import StopRequest
@@ -98,7 +96,7 @@ def plan_of(job: Job, devices: str | None, run: Run | None = None) -> Plan:
         run: it may have begun, and have its plan.
     """
     kind = parse_devices(devices).kind if devices else "gpu" if visible_gpus() else "cpu"
-    device = (gpu_name() if kind == "gpu" else None) or processor()
+    device = device_name(kind)
     begun = run.read_json("provenance.json").get("plan") if run else None
     times_ms = measured_ms(device, job.model.architecture)
     cpus = given_cpus(Allocation.from_environment())

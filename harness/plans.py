@@ -16,7 +16,8 @@ from typing import Any
 from harness.dataset import cache_folder
 from harness.folder import replace
 from harness.job import Job
-from harness.provenance import installed_version
+from harness.machine import gpu_name
+from harness.provenance import installed_version, processor
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,6 @@ class Plan:
     xla: bool  # forward and backward pass are compiled by XLA
     threads: int  # of each operation, and of operations at a time
     why: str
-
-    @property
-    def name(self) -> str:
-        """As the record of measurements names it."""
-        return plan_name(self.xla, self.threads)
 
 
 def plan_name(xla: bool, threads: int) -> str:
@@ -79,6 +75,15 @@ def choose(
 
 
 # What was measured
+
+
+def device_name(kind: str) -> str:
+    """The device by whose name times are kept.
+
+    Args:
+        kind: cpu or gpu.
+    """
+    return (gpu_name() if kind == "gpu" else None) or processor()
 
 
 def record_path() -> Path:

@@ -33,10 +33,7 @@ class Run(OwnedFolder):
             run = cls(runs / job.name / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}")
             run._is_new = True
             return run
-        if not RUN_ID.fullmatch(run_id):
-            raise InputError(
-                f"--run-id {run_id!r}: should be letters, digits, '.', '_', '-', at most 100"
-            )
+        check_id("--run-id", run_id)
         run = cls(runs / job.name / run_id)
         if run.exists() and run.job() != job:
             raise InputError(
@@ -89,6 +86,18 @@ class Run(OwnedFolder):
     def leftovers(self) -> Iterator[Path]:
         """What a process that was killed while it wrote has left, checkpoints included."""
         return self.folder.rglob(".*.tmp*")
+
+
+def check_id(option: str, text: str) -> None:
+    """Refuse the id of a run or sweep that is no file name.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if not RUN_ID.fullmatch(text):
+        raise InputError(
+            f"{option} {text!r}: should be letters, digits, '.', '_', '-', at most 100"
+        )
 
 
 def is_whole(result: dict[str, Any]) -> bool:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cluster import Allocation
-from harness.compare import find_runs, group_runs
-from harness.comparison import make_parts, print_parts
-from harness.errors import InputError, Interrupted
+from harness.comparison import print_runs
+from harness.errors import InputError, when_interrupted
 from harness.job import Job, load_job
 from harness.places import places
 from harness.run import Run
@@ -74,15 +73,10 @@ def train_several(asked: Several, screen: Screen) -> None:
         # The jobs as they are now: an edit while a run waits changes nothing.
         with tempfile.TemporaryDirectory(prefix="harness-") as folder:
             tasks = [_task(asked, run, job, Path(folder)) for run, job in todo]
-            try:
+            how = f"go on by the same command with --run-id {prefix}"
+            with when_interrupted(f"checkpoints saved; {how}"):
                 SideBySide(tasks, where, allocation, screen).run()
-            except Interrupted as reason:
-                raise Interrupted(
-                    f"interrupted by {reason}, checkpoints saved; go on by the same command with "
-                    f"--run-id {prefix}"
-                ) from None
-    scored, _ = find_runs([run.folder for run in runs])
-    print_parts(make_parts(group_runs(scored)[0]))
+    print_runs([run.folder for run in runs])
 
 
 def _task(asked: Several, run: Run, job: Job, folder: Path) -> Task:

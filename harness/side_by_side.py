@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cluster import Allocation
-from harness.crew import Member
+from harness.crew import POLL_S, Member, ask_to_save, end_all
 from harness.errors import InputError, Interrupted, RunError
 from harness.places import Place, needs_steps, step_words
 from harness.screen import Screen
 from harness.signals import StopRequest
-from harness.supervisor import POLL_S, SAVE_S
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ class SideBySide:
                     self.free.append(member.place)
                 time.sleep(POLL_S)
         finally:
-            self._end(self.stop.signal or signal.SIGTERM)
+            ask_to_save(self.at_work.values(), self.stop.signal or signal.SIGTERM)
+            end_all(self.at_work.values())
         if self.failures:
             raise RunError(f"{len(self.failures)} of {self.num_tasks}: {'; '.join(self.failures)}")
 
@@ -95,16 +95,3 @@ class SideBySide:
             why = f"was ended by signal {-(code or 0)}" if by_signal else member.last_words()
             self.failures.append(f"{member.name}: {why} (log {member.log})")
             self.screen.warn(self.failures[-1])
-
-    def _end(self, number: signal.Signals) -> None:
-        """Have those at work save and end, and end those that do not."""
-        for member in self.at_work.values():
-            member.tell(number)
-        deadline = time.monotonic() + SAVE_S
-        while any(each.alive for each in self.at_work.values()) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        for member in self.at_work.values():
-            if member.alive:
-                member.kill()
-            if member.process:
-                member.process.wait()

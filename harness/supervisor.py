@@ -8,13 +8,21 @@ trial makes no progress for `stall_s` is killed, and so started again.
 
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.cluster import Allocation
-from harness.crew import AGAIN, Member, chief_words, worker_words
+from harness.crew import (
+    AGAIN,
+    POLL_S,
+    Member,
+    ask_to_save,
+    chief_words,
+    end_all,
+    wait_for,
+    worker_words,
+)
 from harness.errors import InputError, Interrupted, RunError
 from harness.heartbeat import Heartbeat
 from harness.peers import FIRST_PORT, LAST_PORT, first_port
@@ -23,12 +31,10 @@ from harness.screen import Screen
 from harness.signals import STOPPING, StopRequest
 from harness.sweep import Sweep
 
-POLL_S = 0.2
 LOOK_S = 2.0  # between two looks at the workers' progress
 STALL_S = 900.0  # compiling and validating take their time without a sign
 MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker by itself, and seconds between two
 MAX_SRUN_FAILURES, SRUN_AGAIN_S = 30, 10.0
-SAVE_S = 60.0  # that workers have to save
 LEAVE_S = 30.0  # that workers have to hear that the search is over
 CHIEF_GONE_S = 600.0  # after which a worker from another job gives up
 
@@ -92,7 +98,7 @@ class Supervisor:
                 time.sleep(POLL_S)
             self._dismiss()
         except Interrupted as reason:
-            self._save_all()
+            ask_to_save(self.workers, STOPPING[0])
             if self.heartbeat:
                 self.heartbeat.interrupted(reason)
             raise
@@ -101,11 +107,7 @@ class Supervisor:
                 self.heartbeat.beat("failed", error=str(error))
             raise
         finally:
-            for member in (*self.workers, self.chief):
-                if member.alive:
-                    member.kill()
-                if member.process:
-                    member.process.wait()
+            end_all((*self.workers, self.chief))
 
     def _start_chief(self) -> None:
         host = chief_host(self.allocation)
@@ -237,20 +239,7 @@ class Supervisor:
     def _dismiss(self) -> None:
         """The search is over: the workers hear it when they ask next."""
         self._pass_on_words() if not self.joins else None
-        _wait_for(lambda: not self._num_alive(), LEAVE_S)
-
-    def _save_all(self) -> None:
-        """Have every worker save its trial and end, then the chief."""
-        for worker in self.workers:
-            if worker.alive:
-                worker.tell(STOPPING[0])
-        _wait_for(lambda: not self._num_alive(), SAVE_S)
-
-
-def _wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+        wait_for(lambda: not self._num_alive(), LEAVE_S)
 
 
 def _last_sign(sweep: Sweep, trial: str | None) -> float:

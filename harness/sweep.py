@@ -31,7 +31,7 @@ from harness.errors import InputError
 from harness.folder import OwnedFolder, replace
 from harness.job import Job
 from harness.job_data import open_data, reopen_data
-from harness.run import RUN_ID, Run
+from harness.run import Run, check_id
 from harness.search import SEARCH_FILE, Search, is_sweep, load_search, settled
 
 LEADERBOARD, SECRET = "leaderboard.csv", "secret"
@@ -57,10 +57,7 @@ class Sweep(OwnedFolder):
             sweep = cls(runs / search.name / time.strftime("%Y%m%d-%H%M%S"))
             sweep._is_new = True
             return sweep
-        if not RUN_ID.fullmatch(sweep_id):
-            raise InputError(
-                f"--sweep-id {sweep_id!r}: should be letters, digits, '.', '_', '-', at most 100"
-            )
+        check_id("--sweep-id", sweep_id)
         sweep = cls(runs / search.name / sweep_id)
         if sweep.path("job.toml").exists():
             raise InputError(f"{sweep.folder}: is a run, no sweep; choose another --sweep-id")

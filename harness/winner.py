@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.cluster import Allocation
-from harness.compare import find_runs, group_runs
-from harness.comparison import make_parts, print_parts
+from harness.comparison import print_runs
 from harness.dataset import save_folder
 from harness.effects import value_of
-from harness.errors import InputError, Interrupted
+from harness.errors import InputError, when_interrupted
 from harness.folder import replace
 from harness.job import Job, TrainTable, check_job
 from harness.places import places
@@ -171,15 +170,10 @@ def retrain(
     if tasks:
         allocation = Allocation.from_environment()
         where = places(allocation, workers, 1, None, at_most=len(tasks))
-        try:
+        again = f"--retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+        with when_interrupted(f"checkpoints saved; go on by: harness tune {again}"):
             SideBySide(tasks, where, allocation, screen).run()
-        except Interrupted as reason:
-            raise Interrupted(
-                f"interrupted by {reason}, checkpoints saved; go on by: harness tune --retrain "
-                f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
-            ) from None
-    scored, _ = find_runs([run.folder for run in runs])
-    print_parts(make_parts(group_runs(scored)[0]))
+    print_runs([run.folder for run in runs])
 
 
 def _check_same(run: Run, job: Job, seed: int) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="a TOML file such as jobs/lstm.toml")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder under runs/")]
 RunsFolder = Annotated[
     Path, typer.Option("--runs", metavar="DIR", envvar="HARNESS_RUNS", help="where runs are kept")
@@ -24,6 +23,7 @@ DataFolder = Annotated[
 DeviceList = Annotated[
     str | None, typer.Option("--devices", metavar="KIND:N", help="gpu:2, cpu, cpu:2; else all")
 ]
+Full = Annotated[bool, typer.Option("--full", help="refuse to fall back to the packaged sample")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 

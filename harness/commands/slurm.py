@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands import Overrides, RunFolder, RunsFolder, quoted
+from harness.commands import Full, Overrides, RunFolder, RunsFolder, quoted
 
 if TYPE_CHECKING:
     from harness.job_script import Plan
@@ -44,9 +44,7 @@ def submit(
     pack: Annotated[
         bool, typer.Option("--pack", help="the seeds side by side in one job, not a job each")
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="refuse to fall back to the packaged sample")
-    ] = False,
+    full: Full = False,
     runs: RunsFolder = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print script and command, write nothing")

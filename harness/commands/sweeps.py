@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands import DataFolder, DeviceList, Overrides, RunsFolder, quoted
-from harness.errors import InputError, Interrupted
+from harness.commands import DataFolder, DeviceList, Full, Overrides, RunsFolder, quoted
+from harness.errors import InputError, when_interrupted
 
 if TYPE_CHECKING:
     from harness.search import Search
@@ -33,9 +33,7 @@ def tune(
     ] = 1,
     devices: DeviceList = None,
     data: DataFolder = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="refuse to fall back to the packaged sample")
-    ] = False,
+    full: Full = False,
     runs: RunsFolder = Path("runs"),
     sweep_id: Annotated[
         str | None,
@@ -104,7 +102,8 @@ def tune(
         from harness.tune import join as join_sweep
 
         sweep = Sweep.open(join)
-        with_remedy(lambda: join_sweep(sweep, **common), f"harness tune --join {quoted(join)}")
+        with when_interrupted(f"trials saved; go on by: harness tune --join {quoted(join)}"):
+            join_sweep(sweep, **common)
     else:
         assert job_file is not None  # noqa: S101 - one of them is given
         from harness.search import load_search
@@ -123,8 +122,8 @@ def go(sweep: "Sweep", search: "Search", **options: Any) -> None:
     if result and search.table.trials == sweep.search().table.trials:
         screen.say(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
-        remedy = f"harness resume {quoted(sweep.folder)}"
-        result = with_remedy(lambda: run_tune(sweep, search, **options), remedy)
+        with when_interrupted(f"trials saved; go on by: harness resume {quoted(sweep.folder)}"):
+            result = run_tune(sweep, search, **options)
     failed = f", {result['num_failed']} failed" if result["num_failed"] else ""
     screen.say(
         f"best of {result['num_trials']} trials{failed}: trial {result['best_trial']}, "
@@ -158,11 +157,3 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
         stall_s=STALL_S,
         screen=Screen(),
     )
-
-
-def with_remedy(do: Any, remedy: str) -> Any:
-    """Do it, and where a signal interrupts it say how to go on."""
-    try:
-        return do()
-    except Interrupted as reason:
-        raise Interrupted(f"interrupted by {reason}, trials saved; go on by: {remedy}") from None

@@ -12,12 +12,13 @@ from harness.commands import (
     AsJson,
     DataFolder,
     DeviceList,
+    Full,
     Overrides,
     RunFolder,
     RunsFolder,
     quoted,
 )
-from harness.errors import InputError, Interrupted
+from harness.errors import InputError, when_interrupted
 
 if TYPE_CHECKING:
     from harness.job import Job
@@ -42,9 +43,7 @@ def train(
     ] = None,
     devices: DeviceList = None,
     data: DataFolder = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="refuse to fall back to the packaged sample")
-    ] = False,
+    full: Full = False,
     runs: RunsFolder = Path("runs"),
     run_id: Annotated[
         str | None,
@@ -120,13 +119,8 @@ def _go(run: "Run", job: "Job", *, devices: str | None, data: Path | None, full:
         screen.say(f"run {run.folder}: finished already, nothing to do")
         _print_result(run, run.result(), screen)
         return
-    try:
+    with when_interrupted(f"checkpoint saved; go on by: harness resume {quoted(run.folder)}"):
         result = launch(run, job, devices=devices, data=data, full=full, screen=screen)
-    except Interrupted as signal:
-        raise Interrupted(
-            f"interrupted by {signal}, checkpoint saved; go on by: harness resume "
-            f"{quoted(run.folder)}"
-        ) from None
     _print_result(run, result, screen)
 
 

@@ -39,7 +39,7 @@ class Board:
 
     def __init__(self, harness: Harness, *words: object, stdout: Any = subprocess.PIPE) -> None:
         self.cache = harness.folder / "cache"
-        self.temporary = harness.folder / "temporary"
+        self.temporary = harness.folder / "t"  # short: a socket's path holds 107 bytes
         self.temporary.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             harness.command("tensorboard", *words),

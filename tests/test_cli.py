@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -264,3 +265,15 @@ def test_an_unfinished_run_predicts_nothing(harness: Harness) -> None:
         assert done.returncode == 2
         assert "harness resume" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_tensorflow_comes_without_what_keras_would_import_beside_it() -> None:
+    """A second of each start; whoever needs scikit-learn later gets it all the same."""
+    code = (
+        "import gc, sys; from harness.strategy import import_tensorflow;"
+        "import_tensorflow(None, 1);"
+        "print(sorted({'keras', 'sklearn', 'matplotlib'} & {*sys.modules}), gc.isenabled());"
+        "import sklearn.metrics, matplotlib.figure"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['keras'] True\n"

@@ -5,13 +5,18 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.architectures import BUILDERS
 from harness.errors import InputError
 
+if TYPE_CHECKING:
+    Architecture = str
+else:
+    Architecture = Literal[tuple(BUILDERS)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 MAX_JOB_BYTES = 1_000_000
@@ -26,7 +31,7 @@ class Table(BaseModel):
 class ModelTable(Table):
     """`[model]`: the network."""
 
-    architecture: Literal["rnn", "lstm", "gru", "bilstm", "stacked_lstm"]
+    architecture: Architecture
     units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
     embedding_dim: int = Field(32, ge=1, le=4096, description="numbers a word is embedded in")
     spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
@@ -271,7 +276,7 @@ def explain(
     key = ".".join(str(part) for part in first["loc"])
     where = f"job {path}: {key}"
     if first["type"] == "missing":
-        known = "; known: rnn, lstm, gru, bilstm, stacked_lstm" if "architecture" in key else ""
+        known = f"; known: {', '.join(BUILDERS)}" if "architecture" in key else ""
         text = f"{where} is missing and has no default; write it into the file{known}"
         if key == "model":
             text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from harness.architectures import BUILDERS, for_training, recurrent_layers
+from harness.architectures import BUILDERS
 from harness.evaluator import Evaluator
 from harness.job import Job, TrainTable
+from harness.layers import for_training, recurrent_layers
 from harness.pipeline import Batch
 
 WAYS = ("forward", "backward")  # of a Bidirectional layer

@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 from keras.layers import Embedding
 
-from harness.architectures import count_parameters
 from harness.cluster import Allocation
 from harness.dataset import Dataset, Split, validation_cut, words_to_bytes
 from harness.errors import InputError, Interrupted, RunError
 from harness.gauge import Gauge
 from harness.heartbeat import Heartbeat
 from harness.job import Job
+from harness.layers import count_parameters
 from harness.model_file import save_model
 from harness.peers import Peers
 from harness.pipeline import Reviews

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from harness.architectures import BUILDERS, GlobalBatchDropout, count_parameters, for_training
+from harness.architectures import BUILDERS
 from harness.job import load_job
+from harness.layers import GlobalBatchDropout, count_parameters, for_training
 from tests.conftest import JOBS
 
 

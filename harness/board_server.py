@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
@@ -145,7 +146,10 @@ def start_tensorboard(
     # 600 MB and seconds, on a network file system minutes. It must be there before it first asks.
     sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
     from tensorboard import default, program
+    from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
+    # The checksum of a record in plain Python takes half of the time that runs take to load.
+    pywrap_tensorflow.crc32c = google_crc32c.value
     board = program.TensorBoard(
         plugins=default.get_plugins(),
         assets_zip_provider=_live_assets,

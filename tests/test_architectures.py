@@ -1,5 +1,9 @@
 """The five networks, and dropout that does not depend on who computes it."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +11,7 @@ import tensorflow as tf
 from harness.architectures import BUILDERS
 from harness.job import load_job
 from harness.layers import GlobalBatchDropout, count_parameters, for_training
-from tests.conftest import JOBS
+from tests.conftest import JOBS, PROJECT, Harness
 
 
 @pytest.mark.parametrize(
@@ -88,3 +92,17 @@ def test_the_training_copy_has_equal_weights_and_its_own_dropout() -> None:
     kinds = [type(layer).__name__ for layer in copy.layers]
     assert kinds.count("GlobalBatchDropout") == 2
     assert "Dropout" not in kinds
+
+
+def test_the_readme_s_own_architecture_is_one_function(harness: Harness, tmp_path: Path) -> None:
+    """What the README says to write at the end of the file is all that it takes."""
+    shutil.copytree(PROJECT / "harness", tmp_path / "harness")
+    snippet = (PROJECT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    with (tmp_path / "harness" / "architectures.py").open("a") as file:
+        file.write(f"\n\n{snippet}")
+    harness.environment["PYTHONPATH"] = str(tmp_path)
+    done = harness.train("gru", "own", "--set", "model.architecture=conv_gru", "--devices", "cpu:2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((harness.runs / "gru" / "own" / "result.json").read_text())
+    assert result["architecture"] == "conv_gru"
+    assert result["recurrent_parameters"] == 3 * 8 * (8 + 8 + 2)  # on the eight of the convolution

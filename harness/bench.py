@@ -4,6 +4,7 @@ Here is what is measured; `harness.bench_processes` starts it.
 """
 
 import importlib.util
+import itertools
 import json
 import platform
 import signal
@@ -34,6 +35,16 @@ TIMEOUT_S = 3600.0
 PIPELINE_S = 5.0  # that the pipeline alone is measured
 STEPS_S = 6.0  # that a plan is measured, evaluation included
 NUM_RUNS = 100  # that `status` looks at
+NUM_TRIALS = 8
+# The choices of `harness.yardsticks.by_keras_tuner`.
+SEARCH = f"""
+[search]
+tuner = "random"
+trials = {NUM_TRIALS}
+[search.space]
+model.dropout = {{ min = 0.1, max = 0.6, step = 0.01 }}
+train.learning_rate = {{ min = 0.0005, max = 0.005, log = true }}
+"""
 
 
 # What is measured
@@ -215,6 +226,26 @@ def side_by_side(bench: Bench) -> Iterator[Measured]:
         yield Measured(title, "s", False, got["wall"], "notebook")
 
 
+def sweep(bench: Bench) -> Iterator[Measured]:
+    """Trials an hour of the same search, from the command to its end."""
+    name = bench.settings.architectures[min(1, len(bench.settings.architectures) - 1)]
+    job = bench.folder / f"tune_{name}.toml"
+    job.write_text((PROJECT / "jobs" / "notebook" / f"{name}.toml").read_text() + SEARCH)
+    sweeps = itertools.count()
+
+    def alone() -> dict[str, float]:
+        folder = str(bench.folder / f"KerasTuner{next(sweeps)}")
+        ended, _ = bench.yardstick("KerasTuner", name, trials=NUM_TRIALS, folder=folder)
+        return {"trials": 3600 * NUM_TRIALS / ended.wall_s}
+
+    def ours() -> dict[str, float]:
+        words = ["tune", job, "--sweep-id", f"sweep{next(sweeps)}", *bench.size_words()]
+        return {"trials": 3600 * NUM_TRIALS / bench.harness(*words).wall_s}
+
+    got = bench.in_turn(f"{name} sweep", {"KerasTuner": alone, "harness": ours})
+    yield Measured(f"{name} sweep", "trials/hour", True, got["trials"], "KerasTuner")
+
+
 def commands(bench: Bench) -> Iterator[Measured]:
     """From the command to its answer, for those that import no TensorFlow."""
     runs = bench.folder / "many"
@@ -245,6 +276,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
     "plans": plans,
     "replicas": replicas,
     "side-by-side": side_by_side,
+    "sweep": sweep,
     "commands": commands,
 }
 

@@ -100,10 +100,14 @@ class Bench:
 
     def train_words(self, job: Path, run_id: str, *more: str | Path) -> list[str | Path]:
         """The words of a run of the measured size."""
-        words: list[str | Path] = ["train", job, "--run-id", run_id, "--runs", self.folder / "runs"]
+        return ["train", job, "--run-id", run_id, *self.size_words(), *more]
+
+    def size_words(self) -> list[str | Path]:
+        """The words of what is measured: where, on which data, how much of them."""
+        words: list[str | Path] = ["--runs", self.folder / "runs"]
         words += ["--data", self.settings.data] if self.settings.data else []
         words += ["--set", f"data.limit={self.settings.reviews}"]
-        return [*words, "--set", f"train.epochs={self.settings.epochs}", *more]
+        return [*words, "--set", f"train.epochs={self.settings.epochs}"]
 
     def train(self, job: Path, *words: str | Path, **variables: str) -> tuple[Ended, Run]:
         """Train a run of the measured size."""
@@ -112,7 +116,9 @@ class Bench:
         ended = self.harness(*self.train_words(job, run_id, *words), **variables)
         return ended, Run(self.folder / "runs" / load_job(job).name / run_id)
 
-    def yardstick(self, way: str, architecture: str) -> tuple[Ended, dict[str, float]]:
+    def yardstick(
+        self, way: str, architecture: str, **more: object
+    ) -> tuple[Ended, dict[str, float]]:
         """Train what a user would write instead."""
         request = {
             "way": way,
@@ -120,6 +126,7 @@ class Bench:
             "limit": self.settings.reviews,
             "epochs": self.settings.epochs,
             "keras_file": str(self.keras_file()),
+            "more": more,
         }
         ended = self.process(
             [sys.executable, "-m", "harness.yardsticks", json.dumps(request)],

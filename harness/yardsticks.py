@@ -1,8 +1,9 @@
 """What a user would write instead, to be measured beside the harness.
 
 `python -m harness.yardsticks REQUEST` trains one of the five networks in the notebook's own way
-(`Sequential` and `fit` on padded arrays), or on `torch.nn` where PyTorch is installed, and answers
-in a line of JSON. It is called by `harness.bench` alone.
+(`Sequential` and `fit` on padded arrays), searches as KerasTuner does by itself, or trains on
+`torch.nn` where PyTorch is installed, and answers in a line of JSON. It is called by
+`harness.bench` alone.
 """
 
 import itertools
@@ -11,11 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from harness.processes import age_s
+
+if TYPE_CHECKING:
+    import keras
 
 VOCAB_SIZE, MAXLEN, UNITS, EMBEDDING_DIM = 8000, 200, 32, 32
 BATCH_SIZE, VALIDATION_SPLIT = 128, 0.2
@@ -32,10 +36,14 @@ class Padded(NamedTuple):
 def main() -> None:
     """Answer the request in the first word as JSON on the last line of standard output."""
     request = json.loads(sys.argv[1])
-    ways: dict[str, Callable[..., dict[str, float]]] = {"notebook": by_keras, "torch": by_torch}
+    ways: dict[str, Callable[..., dict[str, float]]] = {
+        "notebook": by_keras,
+        "KerasTuner": by_keras_tuner,
+        "torch": by_torch,
+    }
     train = ways[request["way"]]
     reviews = load(Path(request["keras_file"]), request["limit"])
-    answer = train(request["architecture"], reviews, request["epochs"])
+    answer = train(request["architecture"], reviews, request["epochs"], **request.get("more", {}))
     print(json.dumps(answer))  # noqa: T201
 
 
@@ -68,27 +76,9 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
         `evaluation_reviews_per_s` in the last epoch.
     """
     import keras
-    from keras import layers
 
     tokens, labels, test = reviews
-    dropout = 0.5 if architecture == "stacked_lstm" else 0.4
-    recurrent: dict[str, Callable[[], list[Any]]] = {
-        "rnn": lambda: [layers.SimpleRNN(UNITS)],
-        "lstm": lambda: [layers.LSTM(UNITS)],
-        "gru": lambda: [layers.GRU(UNITS, reset_after=False)],
-        "bilstm": lambda: [layers.Bidirectional(layers.LSTM(UNITS))],
-        "stacked_lstm": lambda: [layers.LSTM(UNITS, return_sequences=True), layers.LSTM(UNITS)],
-    }
-    model = keras.Sequential(
-        [
-            layers.Embedding(VOCAB_SIZE, EMBEDDING_DIM),
-            layers.SpatialDropout1D(0.4),
-            *recurrent[architecture](),
-            layers.Dropout(dropout),
-            layers.Dense(1, activation="sigmoid"),
-        ]
-    )
-    model.compile(loss="binary_crossentropy", optimizer="rmsprop", metrics=["accuracy"])
+    model = _network(architecture, 0.5 if architecture == "stacked_lstm" else 0.4, 0.001)
     times: dict[str, float] = {}
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
@@ -121,6 +111,66 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
         "training_reviews_per_s": num_training / (times["test"] - times["epoch"]),
         "evaluation_reviews_per_s": (len(labels) - num_training) / (times["end"] - times["test"]),
     }
+
+
+def _network(architecture: str, dropout: float, learning_rate: float) -> "keras.Model":
+    import keras
+    from keras import layers
+
+    recurrent: dict[str, Callable[[], list[Any]]] = {
+        "rnn": lambda: [layers.SimpleRNN(UNITS)],
+        "lstm": lambda: [layers.LSTM(UNITS)],
+        "gru": lambda: [layers.GRU(UNITS, reset_after=False)],
+        "bilstm": lambda: [layers.Bidirectional(layers.LSTM(UNITS))],
+        "stacked_lstm": lambda: [layers.LSTM(UNITS, return_sequences=True), layers.LSTM(UNITS)],
+    }
+    model = keras.Sequential(
+        [
+            layers.Embedding(VOCAB_SIZE, EMBEDDING_DIM),
+            layers.SpatialDropout1D(0.4),
+            *recurrent[architecture](),
+            layers.Dropout(dropout),
+            layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+    optimizer = keras.optimizers.RMSprop(learning_rate)
+    model.compile(loss="binary_crossentropy", optimizer=optimizer, metrics=["accuracy"])
+    return model
+
+
+def by_keras_tuner(
+    architecture: str, reviews: Padded, epochs: int, trials: int, folder: str
+) -> dict[str, float]:
+    """Search for dropout and rate as KerasTuner does by itself: in one process, on all cores.
+
+    Args:
+        architecture: one of the five.
+        reviews: the last fifth of the training ones validates.
+        epochs: of each trial.
+        trials: how many.
+        folder: a new one, for KerasTuner's own files.
+
+    Returns:
+        How many `trials` it finished.
+    """
+    import keras_tuner
+
+    def build(choices: Any) -> "keras.Model":
+        dropout = choices.Float("dropout", 0.1, 0.6, step=0.01)
+        return _network(architecture, dropout, choices.Float("rate", 5e-4, 5e-3, sampling="log"))
+
+    tuner = keras_tuner.RandomSearch(
+        build, "val_accuracy", max_trials=trials, seed=1, directory=folder
+    )
+    tuner.search(
+        reviews.tokens,
+        reviews.labels,
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
+        validation_split=VALIDATION_SPLIT,
+        verbose=0,
+    )
+    return {"trials": len(tuner.oracle.end_order)}
 
 
 # The same on PyTorch

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.bench import SEARCH
 from harness.bench_processes import Bench, Settings
 from harness.errors import InputError, RunError
 from harness.measured import Measured, changes, read_record, to_record, write_record
 from harness.screen import Screen
-from harness.yardsticks import MAXLEN, Padded, by_keras
-from tests.conftest import Harness
+from harness.search import load_search
+from harness.yardsticks import MAXLEN, Padded, by_keras, by_keras_tuner
+from tests.conftest import JOBS, Harness
 
 
 def speeds(harness: tuple[float, ...], notebook: tuple[float, ...]) -> Measured:
@@ -89,6 +91,16 @@ def test_the_notebooks_way_trains_and_is_timed(architecture: str) -> None:
     assert min(got.values()) > 0
 
 
+def test_kerastuner_by_itself_searches(tmp_path: Path) -> None:
+    """Every trial that was asked for, of the choices that the harness's search has too."""
+    tokens = np.ones((80, MAXLEN), np.int32)
+    reviews = Padded(tokens, np.tile([0, 1], 40), tokens[:8])
+    assert by_keras_tuner("rnn", reviews, 1, trials=2, folder=str(tmp_path)) == {"trials": 2}
+    (tmp_path / "tune_rnn.toml").write_text((JOBS / "notebook" / "rnn.toml").read_text() + SEARCH)
+    search = load_search(tmp_path / "tune_rnn.toml")
+    assert [each.key for each in search.space] == ["model.dropout", "train.learning_rate"]
+
+
 def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
     """A B, B A, A B: the i-th values of both ways were measured one after the other."""
     order: list[str] = []
@@ -123,6 +135,15 @@ def test_the_bench_measures_beside_the_notebook(harness: Harness) -> None:
     assert 0.1 < held["rnn peak memory"]["harness"][0] < 10
     assert content["machine"]["packages"]["tensorflow"]
     assert str(harness.folder) not in record.read_text()
+
+
+@pytest.mark.slow
+def test_the_bench_measures_a_sweep(harness: Harness) -> None:
+    """KerasTuner by itself and a real sweep, to their ends."""
+    words = ("bench", "--only", "sweep", "--architecture", "rnn", "--pairs", "1")
+    done = harness.run(*words, "--reviews", "200", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "rnn sweep, trials/hour" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""How fast a sweep is beside KerasTuner alone: run by hand, `-m slow -s`, on a quiet machine."""
+"""What a sweep costs beside its trials: run by hand, `-m slow -s`, on a quiet machine.
+
+`harness bench --only sweep` measures trials an hour beside KerasTuner by itself.
+"""
 
 import subprocess
 import sys
@@ -28,32 +31,6 @@ trials = {trials}
 [search.space]
 model.dropout = {{ min = 0.1, max = 0.6, step = 0.01 }}
 train.learning_rate = {{ min = 0.0005, max = 0.005, log = true }}
-"""
-
-# The notebook's way: a builder, padded arrays, KerasTuner in one process on all cores.
-ALONE = """
-import sys, time
-began = time.perf_counter()
-import keras, keras_tuner as kt
-from harness.imdb_sources import open_sample
-from harness.vocabulary import encode_split
-limit, maxlen, epochs, trials = map(int, sys.argv[1:5])
-data = open_sample()
-tokens, offsets = encode_split(data.train.take(limit), 8000)
-x = keras.utils.pad_sequences(
-    [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:])], maxlen=maxlen)
-y = data.train.labels[:limit]
-def build(hp):
-    model = keras.Sequential([
-        keras.layers.Embedding(8000, 32), keras.layers.SpatialDropout1D(0.4),
-        keras.layers.LSTM(32), keras.layers.Dropout(hp.Float("dropout", 0.1, 0.6, step=0.01)),
-        keras.layers.Dense(1, activation="sigmoid")])
-    rate = hp.Float("rate", 0.0005, 0.005, sampling="log")
-    model.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", metrics=["accuracy"])
-    return model
-tuner = kt.RandomSearch(build, "val_accuracy", max_trials=trials, seed=1, directory=sys.argv[5])
-tuner.search(x, y, batch_size=128, epochs=epochs, validation_split=0.2, verbose=0)
-print(time.perf_counter() - began)
 """
 
 # The same runs one after another in one process, without chief and supervisor.
@@ -90,24 +67,6 @@ def took_s(harness: Harness, code: str, *words: object) -> float:
         check=True,
     )
     return float(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_trials_an_hour_beside_kerastuner_alone(harness: Harness) -> None:
-    """Two single-threaded workers do more trials an hour than one process on all cores."""
-    size = {"limit": 4000, "maxlen": 100, "epochs": 3, "trials": 12}
-    sweeps = Sweeps(harness, SEARCH.format(**size))
-    ratios = []
-    for i in range(3):  # in turn, so that a busy moment meets both
-        alone_s = took_s(harness, ALONE, *size.values(), harness.folder / f"alone{i}")
-        began = time.monotonic()
-        done = sweeps.tune(f"two{i}", "--workers", 2)
-        two_s = time.monotonic() - began
-        assert done.returncode == 0, done.stderr
-        ratios.append(alone_s / two_s)
-        print(f"KerasTuner alone {alone_s:.1f} s, two workers {two_s:.1f} s")  # noqa: T201
-    print("ratio", sorted(ratios)[1])  # noqa: T201
-    assert sorted(ratios)[1] > 1
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def plan_of(job: Job, devices: str | None, run: Run | None = None) -> Plan:
     begun = run.read_json("provenance.json").get("plan") if run else None
     times_ms = measured_ms(device, job.model.architecture)
     cpus = given_cpus(Allocation.from_environment())
-    return choose(job, device, cpus, begun or {}, times_ms)
+    return choose(job, kind, device, cpus, begun or {}, times_ms)
 
 
 def announce(run: Run, job: Job, dataset: Dataset, replicas: int, screen: Screen) -> None:

@@ -18,6 +18,7 @@ from harness.cluster import Allocation
 from harness.errors import InputError, RunError
 from harness.job import Job, load_job
 from harness.launch import plan_of
+from harness.plans import choose, without_cudnn
 from harness.probe import ARCHITECTURES, JOBS
 from harness.processes import age_s
 
@@ -97,7 +98,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             parts = batches(strategy, reviews, np.arange(64), batch_size=batch_size, maxlen=8)
             found = set(learner.kernels(learner.trace(iter(parts))).values())
             kernel = " and ".join(sorted(found))
-            on_gpu = expected_kernel(job, xla=learner.xla)
+            on_gpu = expected_kernel(job)
             why = reason(job, kernel, device)
             told = {"kernel": kernel, "on_gpu": on_gpu, "why": why, "device": device}
         except Exception as error:  # one architecture's trouble is not the others'
@@ -106,25 +107,16 @@ def _kernels(devices: str | None) -> dict[str, Any]:
     return answer
 
 
-def expected_kernel(job: Job, *, xla: bool) -> str:
+def expected_kernel(job: Job) -> str:
     """The kernel that a GPU should take: by Keras's own rules for cuDNN, and ours for XLA."""
-    if xla:
+    if choose(job, "gpu", "", 1, {}, {}).xla:
         return "xla"
-    return "loop" if _without_cudnn(job) else "cudnn"
-
-
-def _without_cudnn(job: Job) -> str:
-    """Why cuDNN can't take the job's layers, empty where it can."""
-    if job.model.architecture == "rnn":
-        return "cuDNN has no plain RNN in Keras"
-    if job.model.architecture == "gru" and not job.model.reset_after:
-        return "cuDNN has only the GRU with model.reset_after = true"
-    return ""
+    return "loop" if without_cudnn(job) else "cudnn"
 
 
 def reason(job: Job, kernel: str, device: str) -> str:
     """Why a job's recurrent layers take the kernel that their graph holds."""
-    because = _without_cudnn(job)
+    because = without_cudnn(job)
     if kernel == "xla":
         setting = f"train.xla = {job.train.xla} compiles it"
         return f"{setting}, {because}" if because else f"{setting}, so cuDNN is left out"

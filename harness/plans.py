@@ -34,22 +34,37 @@ def plan_name(xla: bool, threads: int) -> str:
     return f"{'xla' if xla else 'loop'} {threads}"
 
 
-def uses_xla(job: Job) -> bool:
+def without_cudnn(job: Job) -> str:
+    """Why cuDNN can't take the job's layers, by Keras's own rules; empty where it can."""
+    if job.model.architecture == "rnn":
+        return "cuDNN has no plain RNN in Keras"
+    if job.model.architecture == "gru" and not job.model.reset_after:
+        return "cuDNN has only the GRU with model.reset_after = true"
+    return ""
+
+
+def uses_xla(job: Job, kind: str) -> bool:
     """The rule without a measurement.
 
-    The plain RNN is compiled: its step is many small operations and Keras has no other fast path
-    for it. cuDNN's LSTM and GRU can't be compiled, and on a CPU XLA does nothing for them.
+    The plain RNN's step is many small operations: compiled it is faster on every device. On a CPU
+    XLA does nothing for the others. On a GPU it takes what cuDNN can't, and leaves cuDNN the rest.
     """
-    return job.model.architecture == "rnn"
+    return job.model.architecture == "rnn" or (kind == "gpu" and without_cudnn(job) != "")
 
 
 def choose(
-    job: Job, device: str, cpus: int, begun: Mapping[str, Any], times_ms: Mapping[str, float]
+    job: Job,
+    kind: str,
+    device: str,
+    cpus: int,
+    begun: Mapping[str, Any],
+    times_ms: Mapping[str, float],
 ) -> Plan:
     """The plan of a run.
 
     Args:
         job: whose `train.xla` may say on or off.
+        kind: of the device, cpu or gpu.
         device: what computes, such as a processor's name.
         cpus: that may be used; no plan takes more threads.
         begun: the plan in the record of a run that goes on, else nothing.
@@ -70,7 +85,7 @@ def choose(
         return Plan(xla, threads, f"{told}, the fastest measured on {device} (ms a step: {ms})")
     if len(allowed) == 1:
         return Plan(allowed[0], cpus, told)
-    xla = uses_xla(job)
+    xla = uses_xla(job, kind)
     return Plan(xla, cpus, f"{told}, by rule: {'compiled' if xla else 'not compiled'}")
 
 

@@ -216,7 +216,8 @@ def test_gpus_seen_are_those_given(variables: dict[str, str], gpus: list[str], l
         ("rnn", ["train.xla=off"], "loop", "cuDNN has no plain RNN"),
         ("lstm", [], "cudnn", "cuDNN takes the layer"),
         ("lstm", ["train.xla=on"], "xla", "cuDNN is left out"),
-        ("gru", [], "loop", "model.reset_after = true"),
+        ("gru", ["model.reset_after=false"], "xla", "cuDNN has only the GRU"),
+        ("gru", ["model.reset_after=false", "train.xla=off"], "loop", "model.reset_after = true"),
         ("gru", ["model.reset_after=true"], "cudnn", "cuDNN takes the layer"),
         ("bilstm", [], "cudnn", "cuDNN takes the layer"),
         ("stacked_lstm", [], "cudnn", "cuDNN takes the layer"),
@@ -227,8 +228,7 @@ def test_the_kernel_of_a_gpu_and_why(
 ) -> None:
     """Each job's kernel has its reason, and one that is slower than it should be is yellow."""
     loaded = load_job(JOBS / f"{name}.toml", overrides)
-    xla = loaded.train.xla == "on" or (loaded.train.xla == "auto" and name == "rnn")
-    assert expected_kernel(loaded, xla=xla) == kernel
+    assert expected_kernel(loaded) == kernel
     assert why in reason(loaded, kernel, "gpu")
     told = {"kernel": kernel, "on_gpu": kernel, "device": "gpu", "why": "because"}
     assert doctor.describe_kernel(name, told).level == "green"

@@ -24,13 +24,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_fastest_measured_plan_within_the_cpus_is_taken() -> None:
     """Of two CPUs' plans the fastest, of one's the other; the reason holds the times."""
-    best = choose(LSTM, "a CPU", 2, {}, TIMES)
+    best = choose(LSTM, "cpu", "a CPU", 2, {}, TIMES)
     assert (best.xla, best.threads) == (True, 2)
     assert best.why == (
         "train.xla = auto, the fastest measured on a CPU "
         "(ms a step: xla 2: 55, loop 2: 62, loop 1: 69, xla 1: 80)"
     )
-    one = choose(LSTM, "a CPU", 1, {}, TIMES)
+    one = choose(LSTM, "cpu", "a CPU", 1, {}, TIMES)
     assert (one.xla, one.threads) == (False, 1)
 
 
@@ -38,21 +38,35 @@ def test_the_fastest_measured_plan_within_the_cpus_is_taken() -> None:
 def test_what_the_job_says_comes_first(setting: str, xla: bool) -> None:
     """Measurements choose the threads alone then."""
     job = load_job(JOBS / "lstm.toml", [f"train.xla={setting}"])
-    assert choose(job, "a CPU", 2, {}, TIMES).xla is xla
-    plan = choose(job, "a CPU", 4, {}, {})
+    assert choose(job, "cpu", "a CPU", 2, {}, TIMES).xla is xla
+    plan = choose(job, "cpu", "a CPU", 4, {}, {})
     assert (plan.xla, plan.threads, plan.why) == (xla, 4, f"train.xla = {setting}")
 
 
 def test_without_a_measurement_the_rule_holds() -> None:
     """The plain RNN is compiled, the LSTM is not, on all CPUs."""
-    assert [choose(job, "a CPU", 3, {}, {}).xla for job in (RNN, LSTM)] == [True, False]
-    assert choose(RNN, "a CPU", 3, {}, {}).threads == 3
+    assert [choose(job, "cpu", "a CPU", 3, {}, {}).xla for job in (RNN, LSTM)] == [True, False]
+    assert choose(RNN, "cpu", "a CPU", 3, {}, {}).threads == 3
+
+
+def test_on_a_gpu_what_cudnn_can_not_take_is_compiled() -> None:
+    """The notebook's GRU, under several devices too; the others are left to cuDNN."""
+    gru = load_job(JOBS / "notebook" / "gru.toml")
+    after = load_job(JOBS / "notebook" / "gru.toml", ["model.reset_after=true"])
+    jobs = (RNN, gru, after, LSTM)
+    assert [choose(job, "gpu", "a GPU", 3, {}, {}).xla for job in jobs] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert choose(gru, "cpu", "a CPU", 3, {}, {}).xla is False
 
 
 def test_a_run_that_goes_on_keeps_its_plan() -> None:
     """Whatever was measured since, its bytes stay."""
-    assert choose(LSTM, "a CPU", 2, {"xla": False}, TIMES).xla is False
-    assert choose(RNN, "a CPU", 2, {"xla": False}, {}).xla is False
+    assert choose(LSTM, "cpu", "a CPU", 2, {"xla": False}, TIMES).xla is False
+    assert choose(RNN, "cpu", "a CPU", 2, {"xla": False}, {}).xla is False
 
 
 def test_times_are_kept_by_device_and_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,9 @@ from harness.sweep import Sweep
 from harness.train import train
 
 MAX_ATTEMPTS = 25  # of a run without a new checkpoint
-MIN_PEERS = 3  # finished trials that a trial is compared with before it may be called hopeless
+# Before a trial may be called hopeless: finished ones that it is compared with, and its own epochs,
+# of which the first tells little, since a moving average of the weights is cold in it.
+MIN_PEERS, MIN_EPOCHS = 3, 2
 
 
 class Trials:
@@ -139,6 +141,8 @@ class Hopeless(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
         """Compare, once enough others have come as far and are finished."""
         assert logs is not None  # noqa: S101 - the trainer gives them
         self.best = max(self.best, self.sign * float(logs[self.objective]))
+        if epoch + 1 < MIN_EPOCHS:
+            return
         others = [
             best
             for path in self.sweep.folder.glob("trials/*/result.json")

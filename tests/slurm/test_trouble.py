@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import JOBS, Harness, results
+from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
-from tests.slurm.project import JOB, SlurmProject, Submitted
+from tests.slurm.project import SlurmProject, Submitted
 
 Undisturbed = tuple[Harness, Path]
 
+# On several devices an epoch has its own price, and a step more so.
+TWO_REPLICAS = [*SHRUNK, "--set", "train.batch_size=8", "--set", "train.epochs=4"]
 TWO_NODES = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=8G")
 
 
 @pytest.fixture(scope="module")
 def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of JOB by the LSTM outside Slurm, on two devices of one process."""
+    """The LSTM's run outside Slurm, on two devices of one process."""
     harness = Harness(tmp_path_factory.mktemp("two"))
-    done = harness.run("train", JOBS / "lstm.toml", "--run-id", "calm", "--devices", "cpu:2", *JOB)
+    done = harness.train("lstm", "calm", "--devices", "cpu:2", *TWO_REPLICAS)
     assert done.returncode == 0, done.stderr
     return harness.runs / "lstm" / "calm"
 
@@ -104,7 +106,7 @@ def parent(process: int) -> int:
 
 def test_two_pretended_gpus_are_two_replicas(project: SlurmProject, on_two_devices: Path) -> None:
     """A job with two GPUs, for which two CPU devices stand, ends as two devices outside Slurm."""
-    job = project.sbatch("lstm", "--gres=gpu:2", arguments=["--devices", "cpu:2", *JOB])
+    job = project.sbatch("lstm", "--gres=gpu:2", arguments=["--devices", "cpu:2", *TWO_REPLICAS])
     job.wait()
     assert results(job.run) == results(on_two_devices)
 
@@ -112,7 +114,7 @@ def test_two_pretended_gpus_are_two_replicas(project: SlurmProject, on_two_devic
 @pytest.fixture(scope="module")
 def on_two_nodes(project: SlurmProject) -> Submitted:
     """A job on two nodes that nothing disturbed."""
-    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *JOB])
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS])
     job.wait(timeout_s=120)
     return job
 
@@ -149,7 +151,7 @@ def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_nodes: Submitted, node: str
 ) -> None:
     """Whichever of the two processes dies, the other ends, the job is requeued, the same bytes."""
-    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *JOB])
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS])
     job.wait_for_step(20)
     os.kill(workers(job)[node], signal.SIGKILL)
     wait_until(lambda: job.requeues() == 1, timeout_s=60)
@@ -163,7 +165,7 @@ def test_two_nodes_that_are_warned_save_and_go_on(
     project: SlurmProject, on_two_nodes: Submitted
 ) -> None:
     """The batch script's USR2 reaches the workers through srun; they stop at the same step."""
-    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *JOB])
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS])
     job.wait_for_step(20)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
     wait_until(lambda: job.requeues() == 1, timeout_s=60)
@@ -175,7 +177,7 @@ def test_two_nodes_that_are_warned_save_and_go_on(
 
 def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
     """What one worker refuses ends all, the log's last line says why, and nothing is requeued."""
-    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *JOB])
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *TWO_REPLICAS])
     job.wait("FAILED", timeout_s=60)
     assert "--devices cpu:2" in job.log.read_text()
     time.sleep(1)  # time to be requeued in

@@ -1,0 +1,33 @@
+"""Runs that are killed at a step of theirs."""
+
+import subprocess
+import time
+from pathlib import Path
+
+from tests.conftest import Harness
+
+
+def newest_step(run: Path) -> int:
+    """The step of the run's newest checkpoint, -1 before the first."""
+    paths = run.glob("checkpoints/step-*.npz")
+    return max((int(path.stem.partition("-")[2]) for path in paths), default=-1)
+
+
+def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
+    """Wait until the run's heartbeat has seen a checkpoint at `step` or later."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if newest_step(run) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint at step {step}: {process.poll()}")
+
+
+def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
+    """Start the run `killed`, and end it by SIGKILL once it has saved `step` or a later one."""
+    run = harness.runs / job / "killed"
+    step = max(step, newest_step(run) + 1)
+    process = harness.start(*harness.train_words(job, "killed", *words))
+    wait_for_step(process, run, step)
+    process.kill()
+    process.communicate()

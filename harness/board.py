@@ -112,7 +112,7 @@ def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """Where TensorBoard listens, and the way there."""
 
     target: str  # the node's end of the tunnel: 127.0.0.1:PORT, or the path of a socket
@@ -164,7 +164,7 @@ def is_private(file: IO[Any]) -> bool:
     return file.isatty() or (mine and not about.st_mode & 0o077)
 
 
-def write_connection(place: Place) -> Path:
+def write_connection(endpoint: Endpoint) -> Path:
     """Write the way to TensorBoard into a file that nobody else can read.
 
     In the user's cache, not among the runs: those may be another user's, or a group's.
@@ -178,12 +178,12 @@ def write_connection(place: Place) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         # A killed one leaves its file.
-        for old in folder.glob(f"{place.host}-*.txt"):
-            process = old.stem.removeprefix(f"{place.host}-")
+        for old in folder.glob(f"{endpoint.host}-*.txt"):
+            process = old.stem.removeprefix(f"{endpoint.host}-")
             if process.isdigit() and not _is_alive(int(process)):
                 old.unlink(missing_ok=True)
-        file = folder / f"{place.host}-{os.getpid()}.txt"
-        _write_private(file, place.text())
+        file = folder / f"{endpoint.host}-{os.getpid()}.txt"
+        _write_private(file, endpoint.text())
     except OSError as error:
         raise RunError(
             f"{folder}: can't be written: {error.strerror}; set XDG_CACHE_HOME to a folder of yours"
@@ -209,7 +209,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def open_browser(place: Place, folder: Path) -> bool:
+def open_browser(endpoint: Endpoint, folder: Path) -> bool:
     """Show the page in a browser of this desktop; whether there is one."""
     if (
         sys.platform == "linux"
@@ -221,7 +221,7 @@ def open_browser(place: Place, folder: Path) -> bool:
     _write_private(
         page,
         '<!doctype html><meta name="referrer" content="no-referrer">'
-        f'<meta http-equiv="refresh" content="0; url={place.address}">\n',
+        f'<meta http-equiv="refresh" content="0; url={endpoint.address}">\n',
     )
     return webbrowser.open(page.as_uri())
 
@@ -309,18 +309,18 @@ def serve(
         shown.refresh()
         listener = listen_on_socket(folder / "socket") if use_socket else listen(port)
         name = listener.getsockname()
-        place = Place(
+        endpoint = Endpoint(
             target=name if use_socket else f"{name[0]}:{name[1]}",
             port=port or LAPTOP_PORT if use_socket else name[1],
             secret=secrets.token_urlsafe(32),
             host=socket.gethostname(),
             login=jump_host(login, allocation),
         )
-        start_tensorboard(shown.folder, len(shown.found), listener, place.secret, watch.used)
-        connection = write_connection(place)
-        _announce(place, shown, connection, say)
+        start_tensorboard(shown.folder, len(shown.found), listener, endpoint.secret, watch.used)
+        connection = write_connection(endpoint)
+        _announce(endpoint, shown, connection, say)
         say(until.text(in_job=allocation is not None))
-        if open_page and not open_browser(place, folder):
+        if open_page and not open_browser(endpoint, folder):
             say("no browser found here: open the address yourself")
         watch.used()  # the time that it took to start is not idle
         say(f"ended: {_wait(watch, shown)}")
@@ -330,16 +330,18 @@ def serve(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _announce(place: Place, shown: Shown, connection: Path, say: Callable[[str], object]) -> None:
+def _announce(
+    endpoint: Endpoint, shown: Shown, connection: Path, say: Callable[[str], object]
+) -> None:
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found)} runs"
-    say(f"TensorBoard of {num} in {where}, on {place.target} of {place.host}")
+    say(f"TensorBoard of {num} in {where}, on {endpoint.target} of {endpoint.host}")
     if not shown.found:
         say("there is no run yet; runs show as they begin to log")
     elif shown.waiting():
         say(f"{shown.waiting()} of them logged nothing yet; runs show as they begin to log")
     if is_private(sys.stdout):
-        say(place.text().rstrip())
+        say(endpoint.text().rstrip())
     else:
         say("Others may be able to read this output, so the way there stands in a file:")
         say(f"  cat {shlex.quote(str(connection))}")

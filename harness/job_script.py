@@ -25,7 +25,7 @@ CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
 
 
 @dataclass(frozen=True)
-class Place:
+class Layout:
     """Where a job's code and runs are."""
 
     runs: Path  # absolute
@@ -35,7 +35,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Submission:
     """One job for sbatch, complete, with nothing written yet."""
 
     name: str
@@ -43,7 +43,7 @@ class Plan:
     seeds: tuple[int, ...]
     is_array: bool  # a task for each seed
     is_packed: bool  # the seeds side by side in one job
-    place: Place
+    layout: Layout
     folder: Path  # of the submission
     script: str
     job_file: Path | None
@@ -57,12 +57,12 @@ class Plan:
 
     def run_folders(self, job_id: str) -> list[Path]:
         """Where the runs will be, one for each seed."""
-        folder = self.place.runs / self.name
+        folder = self.layout.runs / self.name
         return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
 
     def logs(self, job_id: str) -> list[Path]:
         """Where it is written what they say."""
-        folder, slurm = self.place.runs / "logs", "slurm-" if self.is_packed else ""
+        folder, slurm = self.layout.runs / "logs", "slurm-" if self.is_packed else ""
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
     @property
@@ -72,7 +72,7 @@ class Plan:
 
     def record_by_id(self, job_id: str) -> Path:
         """The same record by the job's id."""
-        return submissions(self.place.runs) / f"{job_id}.json"
+        return submissions(self.layout.runs) / f"{job_id}.json"
 
     def _parts(self) -> list[str]:
         mark = "_" if self.is_array else "-seed" if self.is_packed else None
@@ -151,15 +151,15 @@ def script_of(job: Job | Search) -> str:
     return SEARCH if isinstance(job, Search) else job.model.architecture
 
 
-def plan_job(
+def job_submission(
     job: Job | Search,
     seeds: tuple[int, ...] | None,
     resources: Resources,
-    place: Place,
+    layout: Layout,
     *,
     full: bool,
     pack: bool = False,
-) -> Plan:
+) -> Submission:
     """A training job: one run, or an array with a seed a task; or a search, without seeds.
 
     Args:
@@ -167,10 +167,10 @@ def plan_job(
         seeds: several make an array; None leaves the job's own.
         pack: one job trains all seeds side by side instead.
         resources: checked.
-        place: where runs and code are.
+        layout: where runs and code are.
         full: refuse to train on the packaged sample.
     """
-    folder = _new_folder(place.runs, job.name)
+    folder = _new_folder(layout.runs, job.name)
     is_array, is_packed = len(seeds or ()) > 1 and not pack, bool(seeds) and pack
     # Never job.toml: by that name a run's folder is known.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
@@ -185,61 +185,61 @@ def plan_job(
         call += ["--seed", str(seeds[0])]
     if full:
         call.append("--full")
-    return Plan(
+    return Submission(
         name=job.name,
         architecture=single.model.architecture,
         seeds=seeds or (single.train.seed,),
         is_array=is_array,
         is_packed=is_packed,
-        place=place,
+        layout=layout,
         folder=folder,
-        script=render_script(read_header(place.code, script_of(job)), place.variables, call),
+        script=render_script(read_header(layout.code, script_of(job)), layout.variables, call),
         job_file=toml,
         job_toml=job.to_toml(),
-        words=_sbatch_words(job.name, place.runs, words, is_array=is_array),
+        words=_sbatch_words(job.name, layout.runs, words, is_array=is_array),
     )
 
 
-def plan_comparison(
-    trainings: Mapping[str, Plan],
+def comparison_submission(
+    trainings: Mapping[str, Submission],
     resources: Resources,
-    place: Place,
-) -> Plan:
+    layout: Layout,
+) -> Submission:
     """The comparison that starts when all trainings have ended, well or not.
 
     Args:
         trainings: by their jobs' ids.
         resources: of which partition, account and flags hold here too.
-        place: where runs and code are.
+        layout: where runs and code are.
     """
     # The job expands them, when it is known which runs were begun.
     patterns = [
-        f"{escape(str(place.runs / plan.name))}/slurm-{job_id}{_any_part(plan)}"
-        for job_id, plan in trainings.items()
+        f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
+        for job_id, submission in trainings.items()
     ]
-    header = read_header(place.code, COMPARISON)
+    header = read_header(layout.code, COMPARISON)
     words = [
         *resources.site_words(),
         *resources.flags,
         f"--dependency=afterany:{':'.join(trainings)}",
     ]
-    return Plan(
+    return Submission(
         name=COMPARISON,
         architecture=None,
         seeds=(),
         is_array=False,
         is_packed=False,
-        place=place,
-        folder=_new_folder(place.runs, COMPARISON),
-        script=render_script(header, place.variables, ["run_compare", *patterns]),
+        layout=layout,
+        folder=_new_folder(layout.runs, COMPARISON),
+        script=render_script(header, layout.variables, ["run_compare", *patterns]),
         job_file=None,
         job_toml="",
-        words=_sbatch_words(COMPARISON, place.runs, words, is_array=False),
+        words=_sbatch_words(COMPARISON, layout.runs, words, is_array=False),
     )
 
 
-def _any_part(plan: Plan) -> str:
-    return "_*" if plan.is_array else "-seed*" if plan.is_packed else ""
+def _any_part(submission: Submission) -> str:
+    return "_*" if submission.is_array else "-seed*" if submission.is_packed else ""
 
 
 def _new_folder(runs: Path, name: str) -> Path:

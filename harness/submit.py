@@ -23,12 +23,12 @@ from harness.job import Job, load_job
 from harness.job_data import open_data
 from harness.job_script import (
     COMPARISON,
-    Place,
-    Plan,
+    Layout,
+    Submission,
+    comparison_submission,
     job_environment,
+    job_submission,
     job_variables,
-    plan_comparison,
-    plan_job,
     read_header,
     script_of,
 )
@@ -161,13 +161,13 @@ def _trainings(request: Request) -> Iterator[Job]:
         yield job.job if isinstance(job, Search) else job
 
 
-def dry_plans(request: Request) -> Iterator[Plan]:
+def dry_submissions(request: Request) -> Iterator[Submission]:
     """All that would be submitted; the jobs' ids, not known yet, are their names."""
-    place = _place(request, snapshot_path(request.project, request.runs), request.project)
-    trainings = {f"<{job.name}>": _plan(request, job, place) for job in request.jobs}
+    layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
+    trainings = {f"<{job.name}>": _submission(request, job, layout) for job in request.jobs}
     yield from trainings.values()
     if request.compares:
-        yield plan_comparison(trainings, request.resources, place)
+        yield comparison_submission(trainings, request.resources, layout)
 
 
 def expected_starts(request: Request) -> Iterator[str]:
@@ -177,12 +177,12 @@ def expected_starts(request: Request) -> Iterator[str]:
         InputError: if sbatch does not know one of its flags.
         RunError: if there is no place for such a job.
     """
-    place = _place(request, snapshot_path(request.project, request.runs), request.project)
+    layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
     for job in request.jobs:
-        yield f"{job.name}: {_expected_start(_plan(request, job, place))}"
+        yield f"{job.name}: {_expected_start(_submission(request, job, layout))}"
 
 
-def submit(request: Request) -> dict[str, Plan]:
+def submit(request: Request) -> dict[str, Submission]:
     """Submit all or nothing.
 
     Returns:
@@ -193,15 +193,15 @@ def submit(request: Request) -> dict[str, Plan]:
     """
     scheduler.need("sbatch")  # before anything is written
     snapshot = take_snapshot(request.project, request.runs)
-    place = _place(request, snapshot, snapshot)
-    submitted: dict[str, Plan] = {}
+    layout = _layout(request, snapshot, snapshot)
+    submitted: dict[str, Submission] = {}
     try:
-        plans = [_plan(request, job, place) for job in request.jobs]
-        for plan in plans:
-            submitted[_submit(plan)] = plan
+        wanted = [_submission(request, job, layout) for job in request.jobs]
+        for submission in wanted:
+            submitted[_submit(submission)] = submission
         if request.compares:
-            plan = plan_comparison(submitted, request.resources, place)
-            submitted[_submit(plan)] = plan
+            submission = comparison_submission(submitted, request.resources, layout)
+            submitted[_submit(submission)] = submission
     except (InputError, RunError, OSError) as error:
         if not submitted:
             raise
@@ -213,79 +213,81 @@ def submit(request: Request) -> dict[str, Plan]:
     return submitted
 
 
-def _place(request: Request, snapshot: Path, code: Path) -> Place:
+def _layout(request: Request, snapshot: Path, code: Path) -> Layout:
     variables = job_variables(request.project, snapshot, request.runs)
-    return Place(request.runs, snapshot, code, variables)
+    return Layout(request.runs, snapshot, code, variables)
 
 
-def _plan(request: Request, job: Job | Search, place: Place) -> Plan:
-    return plan_job(
-        job, request.seeds, request.resources, place, full=request.full, pack=request.pack
+def _submission(request: Request, job: Job | Search, layout: Layout) -> Submission:
+    return job_submission(
+        job, request.seeds, request.resources, layout, full=request.full, pack=request.pack
     )
 
 
-def _submit(plan: Plan) -> str:
+def _submit(submission: Submission) -> str:
     """Submit a planned job, and return its id.
 
     Raises:
         RunError: if sbatch refuses, with its last words; then no trace of the submission is left.
     """
-    (plan.place.runs / "logs").mkdir(
+    (submission.layout.runs / "logs").mkdir(
         parents=True, exist_ok=True
     )  # Slurm says nothing if it is missing
-    plan.folder.mkdir(parents=True)
+    submission.folder.mkdir(parents=True)
     try:
-        (plan.folder / "job.sh").write_text(plan.script)
-        if plan.job_file:
-            plan.job_file.write_text(plan.job_toml)
-        done = scheduler.call(*plan.command, timeout_s=SBATCH_TIMEOUT_S)
+        (submission.folder / "job.sh").write_text(submission.script)
+        if submission.job_file:
+            submission.job_file.write_text(submission.job_toml)
+        done = scheduler.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
         job_id = done.stdout.strip().partition(";")[0]  # a cluster's name may follow
         if done.returncode != 0:
-            raise RunError(f"{plan.name}: was not submitted: {scheduler.last_words(done)}")
+            raise RunError(f"{submission.name}: was not submitted: {scheduler.last_words(done)}")
         if not job_id.isdigit():
-            raise RunError(f"{plan.name}: was not submitted: sbatch only said {job_id[:200]!r}")
+            raise RunError(
+                f"{submission.name}: was not submitted: sbatch only said {job_id[:200]!r}"
+            )
     except (OSError, InputError, RunError):
-        shutil.rmtree(plan.folder, ignore_errors=True)
+        shutil.rmtree(submission.folder, ignore_errors=True)
         raise
-    _record(plan, job_id)
+    _record(submission, job_id)
     return job_id
 
 
-def _record(plan: Plan, job_id: str) -> None:
+def _record(submission: Submission, job_id: str) -> None:
     record: dict[str, Any] = {
         "job_id": job_id,
-        "job": plan.name,
-        "architecture": plan.architecture,
-        "seeds": list(plan.seeds),
-        "runs": [str(run) for run in plan.run_folders(job_id)],
-        "logs": [str(log) for log in plan.logs(job_id)],
-        "command": plan.command,
-        "snapshot": str(plan.place.snapshot),
+        "job": submission.name,
+        "architecture": submission.architecture,
+        "seeds": list(submission.seeds),
+        "runs": [str(run) for run in submission.run_folders(job_id)],
+        "logs": [str(log) for log in submission.logs(job_id)],
+        "command": submission.command,
+        "snapshot": str(submission.layout.snapshot),
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    beside = plan.folder / ".submission.json.tmp"
+    beside = submission.folder / ".submission.json.tmp"
     beside.write_text(json.dumps(record, indent=2) + "\n")
-    beside.rename(plan.record)
+    beside.rename(submission.record)
     # By the job's id it is found; an id comes again where Slurm's own state was lost.
-    link = plan.folder / ".link.tmp"
-    link.symlink_to(Path(plan.folder.name) / plan.record.name)
-    link.rename(plan.record_by_id(job_id))
+    link = submission.folder / ".link.tmp"
+    link.symlink_to(Path(submission.folder.name) / submission.record.name)
+    link.rename(submission.record_by_id(job_id))
 
 
-def _withdraw(submitted: Mapping[str, Plan]) -> str:
+def _withdraw(submitted: Mapping[str, Submission]) -> str:
     """Cancel what was submitted, and say so: for when a later part of the whole was refused."""
     ids = ", ".join(submitted)
     try:
         scheduler.ask("scancel", *submitted)
     except (InputError, RunError) as error:
         return f"jobs {ids} could not be cancelled again ({error}); cancel them"
-    for job_id, plan in submitted.items():
-        plan.record_by_id(job_id).unlink(missing_ok=True)
-        shutil.rmtree(plan.folder, ignore_errors=True)
+    for job_id, submission in submitted.items():
+        submission.record_by_id(job_id).unlink(missing_ok=True)
+        shutil.rmtree(submission.folder, ignore_errors=True)
     return f"jobs {ids} were cancelled again"
 
 
-def _expected_start(plan: Plan) -> str:
+def _expected_start(submission: Submission) -> str:
     """When Slurm would start the job, in its own words; nothing is submitted or left behind.
 
     Raises:
@@ -294,8 +296,8 @@ def _expected_start(plan: Plan) -> str:
     """
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "job.sh"
-        script.write_text(plan.script)
+        script.write_text(submission.script)
         try:
-            return scheduler.would_start(script, *plan.words[1:], timeout_s=SBATCH_TIMEOUT_S)
+            return scheduler.would_start(script, *submission.words[1:], timeout_s=SBATCH_TIMEOUT_S)
         except (InputError, RunError) as error:
-            raise type(error)(f"{plan.name}: {error}") from None
+            raise type(error)(f"{submission.name}: {error}") from None

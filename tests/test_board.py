@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.board import Place, jump_host
+from harness.board import Endpoint, jump_host
 from harness.cluster import Allocation
 from harness.event_log import EventLog
 from tests.board import Board, make_run, sizes, wait_for
@@ -393,7 +393,7 @@ def test_the_tunnel_goes_through_the_login_node(
     """The site's word comes first, then the host where the job was submitted."""
     monkeypatch.setenv("LOGNAME", "ME")
     host = jump_host(login, Allocation.from_environment(environment))
-    place = Place("127.0.0.1:4000", 4000, "secret", "node1", host)
-    assert place.tunnel == f"ssh -N -L 4000:127.0.0.1:4000 {jump}ME@node1"
-    socket_place = Place("/tmp/a b/socket", 6006, "secret", "node1", host)  # noqa: S108 - not used
-    assert "'6006:/tmp/a b/socket'" in socket_place.tunnel
+    endpoint = Endpoint("127.0.0.1:4000", 4000, "secret", "node1", host)
+    assert endpoint.tunnel == f"ssh -N -L 4000:127.0.0.1:4000 {jump}ME@node1"
+    socket_endpoint = Endpoint("/tmp/a b/socket", 6006, "secret", "node1", host)  # noqa: S108 - not used
+    assert "'6006:/tmp/a b/socket'" in socket_endpoint.tunnel

@@ -10,7 +10,13 @@ import pytest
 
 from harness.errors import InputError
 from harness.job import load_job
-from harness.job_script import Place, job_variables, plan_comparison, plan_job, read_header
+from harness.job_script import (
+    Layout,
+    comparison_submission,
+    job_submission,
+    job_variables,
+    read_header,
+)
 from harness.resources import Resources, array_spec, parse_seeds
 from tests.conftest import JOBS
 
@@ -102,7 +108,7 @@ run_job '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3 --full
 """
 
 
-def place(tmp_path: Path) -> Place:
+def layout(tmp_path: Path) -> Layout:
     (tmp_path / "slurm").mkdir()
     header = "#!/bin/bash\n#SBATCH --job-name={0}\n# a comment\n\n#SBATCH --mem=16G\n"
     for name in ("lstm", "compare"):
@@ -111,7 +117,7 @@ def place(tmp_path: Path) -> Place:
     runs = Path("/my runs/100%")
     snapshot = runs / ".submissions/code-0"
     environment = {"HARNESS_VENV": "/venv", "HARNESS_DATA": "/it's data", "OTHER": "x"}
-    return Place(runs, snapshot, tmp_path, job_variables(tmp_path, snapshot, runs, environment))
+    return Layout(runs, snapshot, tmp_path, job_variables(tmp_path, snapshot, runs, environment))
 
 
 def untimed(text: str) -> str:
@@ -121,77 +127,80 @@ def untimed(text: str) -> str:
 def test_script_of_one_run(tmp_path: Path) -> None:
     """The whole text, with the header of the project's script as far as sbatch would read it."""
     job = load_job(JOBS / "lstm.toml")
-    plan = plan_job(job, (3,), Resources(nodes=1), place(tmp_path), full=True)
-    assert untimed(plan.script) == GOLDEN
-    assert untimed(shlex.join(plan.command)) == (
+    submission = job_submission(job, (3,), Resources(nodes=1), layout(tmp_path), full=True)
+    assert untimed(submission.script) == GOLDEN
+    assert untimed(shlex.join(submission.command)) == (
         "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --nodes=1 "
         "'/my runs/100%/.submissions/TIME-lstm/job.sh'"
     )
-    assert plan.run_folders("12") == [Path("/my runs/100%/lstm/slurm-12")]
-    assert plan.logs("12") == [Path("/my runs/100%/logs/lstm-12.out")]
+    assert submission.run_folders("12") == [Path("/my runs/100%/lstm/slurm-12")]
+    assert submission.logs("12") == [Path("/my runs/100%/logs/lstm-12.out")]
 
 
 def test_several_seeds_are_an_array(tmp_path: Path) -> None:
     """An array's tasks have a run and a log each, and its script leaves the seed to the task."""
     job = load_job(JOBS / "lstm.toml")
-    plan = plan_job(job, (1, 2, 7), Resources(gpus=2), place(tmp_path), full=False)
-    assert untimed(plan.script.splitlines()[-1]).endswith("lstm.toml'")
-    assert plan.command[3:6] == [
+    submission = job_submission(job, (1, 2, 7), Resources(gpus=2), layout(tmp_path), full=False)
+    assert untimed(submission.script.splitlines()[-1]).endswith("lstm.toml'")
+    assert submission.command[3:6] == [
         *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--gres=gpu:2"),
     ]
-    assert plan.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12_7")
-    assert plan.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
+    assert submission.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12_7")
+    assert submission.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
 
 
 def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
     """Its script trains them side by side; each has its run and its own log."""
     job = load_job(JOBS / "lstm.toml")
-    at = place(tmp_path)
-    plan = plan_job(job, (1, 2, 7), Resources(), at, full=False, pack=True)
-    assert plan.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
-    assert not any(word.startswith("--array") for word in plan.command)
-    assert plan.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12-seed7")
-    assert plan.logs("12")[2] == Path("/my runs/100%/logs/lstm-slurm-12-seed7.out")
-    comparison = plan_comparison({"12": plan}, Resources(), at)
+    at = layout(tmp_path)
+    submission = job_submission(job, (1, 2, 7), Resources(), at, full=False, pack=True)
+    assert submission.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
+    assert not any(word.startswith("--array") for word in submission.command)
+    assert submission.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12-seed7")
+    assert submission.logs("12")[2] == Path("/my runs/100%/logs/lstm-slurm-12-seed7.out")
+    comparison = comparison_submission({"12": submission}, Resources(), at)
     assert "slurm-12-seed*" in comparison.script
 
 
 def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
     """No seed is passed, and the record has the one that the job's file names."""
     job = load_job(JOBS / "lstm.toml", ["train.seed=9"])
-    plan = plan_job(job, None, Resources(), place(tmp_path), full=False)
-    assert (plan.seeds, plan.is_array) == ((9,), False)
-    assert "--seed" not in plan.script
-    assert "seed = 9\n" in plan.job_toml
+    submission = job_submission(job, None, Resources(), layout(tmp_path), full=False)
+    assert (submission.seeds, submission.is_array) == ((9,), False)
+    assert "--seed" not in submission.script
+    assert "seed = 9\n" in submission.job_toml
 
 
 def test_a_job_named_job_leaves_that_files_name_to_runs(tmp_path: Path) -> None:
     """A file job.toml among the submissions would be taken for a run."""
     job = load_job(JOBS / "lstm.toml").model_copy(update={"name": "job"})
-    plan = plan_job(job, None, Resources(), place(tmp_path), full=False)
-    assert plan.job_file
-    assert plan.job_file.name == "job_.toml"
+    submission = job_submission(job, None, Resources(), layout(tmp_path), full=False)
+    assert submission.job_file
+    assert submission.job_file.name == "job_.toml"
 
 
 def test_comparison_waits_for_all_and_names_their_runs(tmp_path: Path) -> None:
     """It starts after failed ones too, with patterns that bash expands to each job's runs."""
-    at = dataclasses.replace(place(tmp_path), runs=tmp_path / "r [1]*")
+    at = dataclasses.replace(layout(tmp_path), runs=tmp_path / "r [1]*")
     job = load_job(JOBS / "lstm.toml")
     asked = Resources(gpus=2, time="9", partition="p", flags=("--qos=q",))
-    array = plan_job(job, (1, 2), asked, at, full=False)
-    single = plan_job(job, None, asked, at, full=False)
-    plan = plan_comparison({"12": array, "13": single}, asked, at)
-    assert plan.command[4:-1] == [
+    array = job_submission(job, (1, 2), asked, at, full=False)
+    single = job_submission(job, None, asked, at, full=False)
+    submission = comparison_submission({"12": array, "13": single}, asked, at)
+    assert submission.command[4:-1] == [
         *("--partition=p", "--qos=q", "--dependency=afterany:12:13"),
     ]
-    patterns = shlex.split(plan.script.splitlines()[-1])[1:]
+    patterns = shlex.split(submission.script.splitlines()[-1])[1:]
     wanted = [*array.run_folders("12"), *single.run_folders("13")]
     for folder in [*wanted, at.runs / "lstm/slurm-123_1", tmp_path / "r 1x/lstm/slurm-12_1"]:
         folder.mkdir(parents=True)
     expand = 'for pattern; do compgen -G "$pattern"; done'
     found = subprocess.run(["bash", "-c", expand, "-", *patterns], capture_output=True, text=True)
     assert sorted(found.stdout.splitlines()) == sorted(map(str, wanted))
-    assert (plan.run_folders("14"), plan.logs("14")) == ([], [at.runs / "logs/compare-14.out"])
+    assert (submission.run_folders("14"), submission.logs("14")) == (
+        [],
+        [at.runs / "logs/compare-14.out"],
+    )
 
 
 def test_a_header_that_is_gone_is_named(tmp_path: Path) -> None:

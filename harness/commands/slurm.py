@@ -9,7 +9,7 @@ import typer
 from harness.commands import Full, Overrides, RunFolder, RunsFolder, quoted
 
 if TYPE_CHECKING:
-    from harness.job_script import Plan
+    from harness.job_script import Submission
     from harness.submit import Request
 
 app = typer.Typer()
@@ -56,7 +56,7 @@ def submit(
     """Submit a job to Slurm, from a snapshot of the code as it is now."""
     from harness.resources import Resources
     from harness.screen import Screen
-    from harness.submit import doubts, dry_plans, expected_starts, make_request
+    from harness.submit import doubts, dry_submissions, expected_starts, make_request
 
     words = list(flags or ())
     if all_jobs and job is not None:
@@ -70,8 +70,8 @@ def submit(
     for line in doubts(request):
         screen.warn(line)
     if dry_run:
-        for plan in dry_plans(request):
-            typer.echo(f"{plan.script}\n{shlex.join(plan.command)}\n")
+        for submission in dry_submissions(request):
+            typer.echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
     elif test:
         for line in expected_starts(request):
             typer.echo(line)
@@ -83,8 +83,8 @@ def _submit(request: "Request") -> None:
     from harness.submit import submit as submit_all
 
     submitted = submit_all(request)
-    for job_id, plan in submitted.items():
-        _print_submitted(job_id, plan)
+    for job_id, submission in submitted.items():
+        _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
     run = quoted(first.run_folders(first_id)[0])
     typer.echo("next  harness status")
@@ -92,14 +92,14 @@ def _submit(request: "Request") -> None:
     typer.echo(f"      harness cancel {run}")
 
 
-def _print_submitted(job_id: str, plan: "Plan") -> None:
+def _print_submitted(job_id: str, submission: "Submission") -> None:
     from harness.resources import array_spec
 
-    seeds = f", seed {array_spec(plan.seeds)}" if plan.seeds else ""
-    typer.echo(f"job {job_id}: {plan.name}{seeds}")
-    for run in plan.run_folders(job_id):
+    seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
+    typer.echo(f"job {job_id}: {submission.name}{seeds}")
+    for run in submission.run_folders(job_id):
         typer.echo(f"run   {run}")
-    for log in plan.logs(job_id):
+    for log in submission.logs(job_id):
         typer.echo(f"log   {log}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.data_folders import cache_folder, is_folder
 from harness.errors import InputError, RunError
 
 FORMAT = 1
@@ -214,16 +215,6 @@ def words_to_bytes(words: Sequence[str]) -> bytes:
 def words_from_bytes(content: bytes) -> list[str]:
     """The words of such a file. `str.splitlines` would break inside of one: rank 5135 is \\x85."""
     return content.decode().split("\n")[:-1]
-
-
-def cache_folder() -> Path:
-    """Where a user's datasets are kept; it may be removed at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
-
-
-def is_folder(folder: Path) -> bool:
-    """Whether a folder claims to hold a dataset as flat arrays."""
-    return (folder / "dataset.json").is_file()
 
 
 def open_folder(folder: Path) -> Dataset:

@@ -14,13 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from harness.data_folders import (
+    NPZ,
+    fetched_folder,
+    is_folder,
+    keras_folder,
+    named_folder,
+    unnamed_folders,
+)
 from harness.dataset import (
     SPLITS,
     Dataset,
     Split,
-    cache_folder,
     content_checksum,
-    is_folder,
     make_split,
     open_folder,
     save_folder,
@@ -30,7 +36,7 @@ from harness.errors import InputError, RunError
 from harness.imdb import make_dataset
 from harness.vocabulary import tokenize
 
-NPZ, INDEX = "imdb.npz", "imdb_word_index.json"
+INDEX = "imdb_word_index.json"
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
 # From keras/src/datasets/imdb.py, which names a sha256 for the one and an md5 for the other.
@@ -51,9 +57,9 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         InputError: if a named folder holds no dataset, or `full` finds none.
         RunError: if a dataset is there but broken.
     """
-    if named := data or _named_folder():
+    if named := data or named_folder():
         return _open_named(named, "--data" if data else "HARNESS_DATA")
-    looked = _unnamed_folders()
+    looked = unnamed_folders()
     for folder in looked:
         if is_folder(folder):
             return open_folder(folder)
@@ -75,30 +81,6 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
             "there is a network by: harness data fetch"
         )
     return open_sample(note=f"the full data is not in {where}; {reason}")
-
-
-def missing_in() -> list[Path]:
-    """The folders in which `open_dataset` would look in vain before a download; empty if one has
-    the dataset. Nothing is read or fetched."""
-    named = _named_folder()
-    folders = [named] if named else _unnamed_folders()
-    found = any(is_folder(folder) or (folder / NPZ).is_file() for folder in folders)
-    return [] if found else folders
-
-
-def _named_folder() -> Path | None:
-    named = os.environ.get("HARNESS_DATA")
-    return Path(named) if named else None
-
-
-def _unnamed_folders() -> list[Path]:
-    stage = os.environ.get("HARNESS_STAGE")
-    return [*([Path(stage)] if stage else []), fetched_folder(), _keras_folder()]
-
-
-def fetched_folder() -> Path:
-    """Where `harness data fetch` puts the dataset: in the user's cache."""
-    return cache_folder() / "imdb"
 
 
 def fetch(source: Path | None = None) -> Dataset:
@@ -132,10 +114,6 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return _convert(folder)
     what = "is no folder" if not folder.is_dir() else f"holds neither {NPZ} nor a staged copy"
     raise InputError(f"{name} {folder}: {what}; harness data fetch gets the data")
-
-
-def _keras_folder() -> Path:
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
 
 
 # imdb.npz
@@ -231,7 +209,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
     Raises:
         InputError: if the folder is not that of the reviews.
     """
-    homes = [home for home in (folder, folder.parent, _keras_folder()) if (home / INDEX).is_file()]
+    homes = [home for home in (folder, folder.parent, keras_folder()) if (home / INDEX).is_file()]
     words = _words(homes[0]) if homes else list(open_sample().words)
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.dataset import cache_folder
+from harness.data_folders import cache_folder
 from harness.folder import replace
 from harness.job import Job
 from harness.machine import gpu_name

@@ -17,10 +17,9 @@ from typing import Any
 
 from harness import PROJECT, scheduler
 from harness.checkout import code_version, is_checkout
+from harness.data_folders import missing_in
 from harness.errors import InputError, RunError
-from harness.imdb_sources import missing_in
 from harness.job import Job, load_job
-from harness.job_data import open_data
 from harness.job_script import (
     COMPARISON,
     Layout,
@@ -114,6 +113,8 @@ def _check_job(path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
 def _check_source(job: Job) -> None:
     """Refuse texts of the job's own that can't be trained on, rather than after a wait."""
     if job.data.source:
+        from harness.job_data import open_data  # with NumPy, which the others need not wait for
+
         open_data(job, None)
 
 

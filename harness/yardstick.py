@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.compare import DataGroup
+from harness.data_folders import cache_folder
 from harness.dataset import Dataset, Split
 from harness.errors import RunError
 from harness.folder import replace
-from harness.imdb_sources import fetched_folder
 from harness.observation import whole
 from harness.tested_data import tested_data
 from harness.vocabulary import encode_split
@@ -160,9 +160,7 @@ def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
 
 def _path(group: DataGroup, maxlen: int, vocab_size: int) -> Path:
     key = json.dumps([RECIPE, group.checksum, group.limit, maxlen, vocab_size])
-    return (
-        fetched_folder().with_name("yardstick") / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-    )
+    return cache_folder() / "yardstick" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
 def _read(group: DataGroup, maxlen: int, vocab_size: int) -> Yardstick | None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.data_folders import NPZ
 from harness.dataset import Dataset, make_split, open_folder, save_folder
 from harness.errors import InputError, RunError
 from harness.imdb import make_dataset, verify
 from harness.imdb_sources import (
     INDEX,
-    NPZ,
     SAMPLE,
     fetch,
     make_sample,

@@ -105,6 +105,15 @@ def test_dry_run_prints_everything_and_writes_nothing(harness: Harness) -> None:
     assert "packaged SAMPLE; get it first by: harness data fetch" in done.stderr
 
 
+def test_a_submission_waits_for_no_numpy(harness: Harness) -> None:
+    """Nor for anything else that training alone needs."""
+    harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
+    done = harness.run("submit", JOBS / "lstm.toml", "--dry-run")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "harness.submit" in imported
+    assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
+
+
 def test_data_that_are_there_need_no_warning(harness: Harness) -> None:
     """With the dataset's files in the folder named, nothing is said of the sample."""
     (harness.folder / "imdb.npz").touch()

@@ -33,7 +33,7 @@ class Settings:
     architectures: tuple[str, ...] = ARCHITECTURES
     pairs: int = 3  # turns of each comparison
     reviews: int = 5000  # of each split
-    epochs: int = 3  # of which the last is measured
+    epochs: int = 2  # of which the last is measured
     data: Path | None = None
 
 

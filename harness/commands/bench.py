@@ -27,7 +27,7 @@ def bench(
     ] = 5000,
     epochs: Annotated[
         int, typer.Option(min=2, metavar="N", help="epochs, of which the last is measured")
-    ] = 3,
+    ] = 2,
     data: DataFolder = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")

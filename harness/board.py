@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from harness.board_server import RELOAD_S, listen, listen_on_socket, start_tensorboard
 from harness.cluster import Allocation
+from harness.data_folders import cache_folder
 from harness.errors import InputError, RunError
 from harness.run import Run
 from harness.signals import STOPPING
@@ -172,8 +173,7 @@ def write_connection(endpoint: Endpoint) -> Path:
     Raises:
         RunError: if the cache can't be written, or the folder in it is another user's.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "harness" / "tensorboard"
+    folder = cache_folder() / "tensorboard"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)

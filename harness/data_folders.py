@@ -40,7 +40,7 @@ def fetched_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where a user's datasets are kept; it may be removed at any time."""
+    """The user's cache, of datasets and more; it may be removed at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 

@@ -17,6 +17,7 @@ class Evaluator:
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, maxlen: int) -> None:
         self.model, self.strategy, self.maxlen = model, strategy, maxlen
         self._run_forward = tf.function(self._forward)
+        self._opened: tuple[Reviews, tf.distribute.DistributedDataset] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
         """The probability of each review to be positive, `[num_reviews] float32`.
@@ -25,17 +26,24 @@ class Evaluator:
             Interrupted: between two batches, if `stop` says so.
         """
         stop = stop or StopRequest()
-        order = np.arange(len(reviews.labels))
         parts = []
-        for batch in batches(
-            self.strategy, reviews, order, batch_size=EVALUATION_BATCH, maxlen=self.maxlen
-        ):
+        for batch in self._open(reviews):
             stop.check()
             # A replica's share has fillers behind it where the batch does not divide.
             outputs, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
             stop.agree(float(votes.numpy().sum()))
             parts.append(outputs.numpy()[weights.numpy() > 0])
         return np.concatenate(parts)
+
+    def _open(self, reviews: Reviews) -> tf.distribute.DistributedDataset:
+        # Opened once, for a run validates on the same reviews after every epoch.
+        if self._opened is None or self._opened[0] is not reviews:
+            order = np.arange(len(reviews.labels), dtype=np.int32)[None]
+            opened = batches(
+                self.strategy, reviews, order, batch_size=EVALUATION_BATCH, maxlen=self.maxlen
+            )
+            self._opened = reviews, opened
+        return self._opened[1]
 
     def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:

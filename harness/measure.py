@@ -4,7 +4,6 @@ They trace and measure with the real learner and pipeline, and answer in a line 
 """
 
 import importlib.metadata
-import itertools
 import json
 import math
 import resource
@@ -24,11 +23,12 @@ from harness.processes import age_s
 
 if TYPE_CHECKING:
     from harness.learner import Learner
-    from harness.pipeline import Reviews
+    from harness.pipeline import Batch, Reviews
 
 WARM_UP_STEPS = 20  # by when graphs are traced and buffers are warm
 TRAIN_SHARE = 0.75  # of the measuring time, the rest is for the evaluation
 TIMED_BATCHES = 4  # of an evaluation
+TAKEN_AT_ONCE = 50  # batches, of the pipeline alone
 FULL_REVIEWS = 25_000  # of each split, where only the sample is here to measure on
 
 
@@ -95,7 +95,8 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             job = load_job(JOBS / f"{name}.toml", small)
             learner = Learner(job, strategy, xla=plan_of(job, devices).xla)
             batch_size = job.train.batch_size
-            parts = batches(strategy, reviews, np.arange(64), batch_size=batch_size, maxlen=8)
+            order = np.arange(64, dtype=np.int32)[None]
+            parts = batches(strategy, reviews, order, batch_size=batch_size, maxlen=8)
             found = set(learner.kernels(learner.trace(iter(parts))).values())
             kernel = " and ".join(sorted(found))
             on_gpu = expected_kernel(job)
@@ -179,28 +180,54 @@ def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
 
     loaded = load_job(Path(job))
     dataset = open_data(loaded, Path(data) if data else None)
-    import_tensorflow(Allocation.from_environment())
+    tf = import_tensorflow(Allocation.from_environment())
     strategy = make_strategy(parse_devices("cpu"))
 
-    from harness.pipeline import batches, epoch_order
     from harness.train import training_reviews
 
     training, _ = training_reviews(loaded, dataset)
-    num_reviews, batch_size = len(training.labels), loaded.train.batch_size
+
+    @tf.function  # type: ignore[untyped-decorator] # TensorFlow ships no types
+    def take(iterator: Any, num: Any) -> None:
+        for _ in tf.range(num):
+            next(iterator)
+
     done, began = 0, 0.0
-    for epoch in itertools.count():
-        order = epoch_order(loaded.train.seed, epoch, num_reviews)
-        sizes = {"batch_size": batch_size, "maxlen": loaded.data.maxlen}
-        for batch in batches(strategy, training, order, **sizes):
-            batch.tokens.numpy()
-            if not began:  # the first one starts the threads
+    for iterator, num_steps in _openings(loaded, strategy, training):
+        for first in range(0, num_steps, TAKEN_AT_ONCE):
+            num = min(TAKEN_AT_ONCE, num_steps - first)
+            take(iterator, tf.constant(num))
+            if not began:  # the first ones trace the graph and start the threads
                 began = time.perf_counter()
                 continue
-            done += batch_size
+            done += num * loaded.train.batch_size
             spent_s = time.perf_counter() - began
             if spent_s >= seconds:
                 return {"reviews_per_s": done / spent_s}
     raise AssertionError  # it goes on for ever
+
+
+def _openings(
+    job: Job, strategy: Any, training: "Reviews"
+) -> Iterator[tuple[Iterator["Batch"], int]]:
+    """The batches of training as a run opens them, for ever, with the steps of each opening."""
+    from harness.pipeline import batches, num_steps, orders_ahead
+
+    seed, num_reviews, epoch = job.train.seed, len(training.labels), 0
+    steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
+    while True:
+        orders = orders_ahead(seed, range(epoch, sys.maxsize), num_reviews)
+        opened = batches(
+            strategy,
+            training,
+            orders,
+            batch_size=job.train.batch_size,
+            maxlen=job.data.maxlen,
+            steps_before=epoch * steps_an_epoch,
+            timed=True,
+        )
+        yield iter(opened), len(orders) * steps_an_epoch
+        epoch += len(orders)
 
 
 def time_steps(
@@ -229,32 +256,21 @@ def _train(learner: "Learner", training: "Reviews") -> Iterator[int]:
 
     That is waited for after the first step, and then as often as a run does.
     """
-    from harness.pipeline import batches, epoch_order, num_steps
-
-    job, num_reviews = learner.job, len(training.labels)
-    steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
-    for epoch in itertools.count():
-        before = epoch * steps_an_epoch
-        parts = batches(
-            learner.strategy,
-            training,
-            epoch_order(job.train.seed, epoch, num_reviews),
-            batch_size=job.train.batch_size,
-            maxlen=job.data.maxlen,
-            steps_before=before,
-        )
-        iterator, done = iter(parts), 0
-        while done < steps_an_epoch:
+    job, before = learner.job, 0
+    for iterator, num_steps in _openings(job, learner.strategy, training):
+        done = 0
+        while done < num_steps:
             wait = job.train.log_every_steps if before + done else 1
-            until = min(done + wait, steps_an_epoch)
+            until = min(done + wait, num_steps)
             pending = []
             while done < until:
-                num = min(job.train.steps_per_execution, steps_an_epoch - done)
+                num = min(job.train.steps_per_execution, num_steps - done)
                 pending.append(learner.train_steps(iterator, num))
                 done += num
             for sums in pending:
                 sums.numpy()
             yield before + done
+        before += num_steps
 
 
 def time_evaluation(learner: "Learner", test: "Reviews", seconds: float) -> float:

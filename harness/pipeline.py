@@ -2,7 +2,7 @@
 
 Nothing here has a state: the batch of a step is a function of (order, step), and the order of an
 epoch a function of (seed, epoch). A run that goes on in the middle of an epoch asks for the steps
-that are left.
+that are left. To open a dataset takes as long as several steps, so it holds many epochs at once.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 TIMED_FETCHES = 100  # whose times tf.data keeps
+PREFETCHED = 4  # batches of a replica
+PLACES_AT_ONCE = 1_000_000  # of reviews in epochs that are opened together, 4 bytes each
 
 
 class Batch(NamedTuple):
@@ -46,6 +48,16 @@ def epoch_order(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_reviews)
 
 
+def orders_ahead(seed: int, epochs: range, num_reviews: int) -> np.ndarray:
+    """The orders of the first of these epochs, `[n, num_reviews] int32`, one at least.
+
+    As many as `PLACES_AT_ONCE` allows.
+    """
+    num = min(len(epochs), PLACES_AT_ONCE // num_reviews)
+    chosen = [epochs.start, *epochs[1:num]]
+    return np.stack([epoch_order(seed, epoch, num_reviews) for epoch in chosen]).astype(np.int32)
+
+
 def num_steps(num_reviews: int, batch_size: int) -> int:
     """How many global batches hold all reviews, the last one perhaps not full."""
     return -(-num_reviews // batch_size)
@@ -54,25 +66,30 @@ def num_steps(num_reviews: int, batch_size: int) -> int:
 def batches(
     strategy: tf.distribute.Strategy,
     reviews: Reviews,
-    order: np.ndarray,
+    orders: np.ndarray,
     *,
     batch_size: int,
     maxlen: int,
     first_step: int = 0,
     steps_before: int = 0,
+    timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
-    """The batches of one pass from `first_step` on, one `Batch` for each replica and step.
+    """The batches of some passes from `first_step` on, one `Batch` for each replica and step.
 
     Args:
         strategy: whose replicas share each global batch, in the order of their numbers.
         reviews: the encoded reviews.
-        order: `[num_reviews]`, which review stands where in this pass.
+        orders: `[num_passes, num_reviews]`, which review stands where in each pass.
         batch_size: reviews in a global batch.
         maxlen: tokens kept of each review, its last ones, as `pad_sequences` does.
-        first_step: the step of this pass to start at.
+        first_step: the step of the first pass to start at.
         steps_before: the steps of all passes before, so that `Batch.step` counts through.
+        timed: whether `waited_s` will be asked for.
     """
-    last_step = num_steps(len(order), batch_size)
+    num_passes, num_reviews = orders.shape
+    steps_a_pass = num_steps(num_reviews, batch_size)
+    # A row's words are gathered by their places: of half the size they take half the time.
+    place_type = tf.int32 if len(reviews.tokens) < 2**31 - maxlen else tf.int64
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_replicas = context.num_replicas_in_sync
@@ -81,33 +98,43 @@ def batches(
         # As tensors they are captured once; as arrays they would be written into the graph. On
         # the CPU, where tf.data works: by default they would lie on a GPU.
         with tf.device("/cpu:0"):
-            tokens, offsets = tf.constant(reviews.tokens), tf.constant(reviews.offsets)
-            labels, places = tf.constant(reviews.labels), tf.constant(order)
+            tokens = tf.constant(reviews.tokens)
+            offsets = tf.constant(reviews.offsets.astype(place_type.as_numpy_dtype))
+            labels, places = tf.constant(reviews.labels.astype(np.float32)), tf.constant(orders)
+            backwards = tf.range(-maxlen, 0, dtype=place_type)
 
         def share(k: tf.Tensor) -> Batch:
             step, local = k // num_local, k % num_local
+            place_in_pass = step % steps_a_pass * batch_size
             replica = context.input_pipeline_id * num_local + local
             rows = replica * num_rows + tf.range(num_rows, dtype=tf.int64)
-            place = step * batch_size + rows
-            real = (rows < batch_size) & (place < len(order))
-            chosen = tf.gather(places, tf.minimum(place, len(order) - 1))
+            place = place_in_pass + rows
+            real = (rows < batch_size) & (place < num_reviews)
+            order = places[step // steps_a_pass]
+            chosen = tf.gather(order, tf.minimum(place, num_reviews - 1))
             start, end = tf.gather(offsets, chosen), tf.gather(offsets, chosen + 1)
-            at = end[:, None] + tf.range(-maxlen, 0, dtype=tf.int64)
+            at = end[:, None] + backwards
             inside = (at >= start[:, None]) & real[:, None]
             return Batch(
                 tokens=tf.where(inside, tf.gather(tokens, tf.maximum(at, 0)), 0),
-                labels=tf.cast(tf.gather(labels, chosen), tf.float32),
+                labels=tf.gather(labels, chosen),
                 weights=tf.cast(real, tf.float32),
                 rows=tf.cast(tf.minimum(rows, batch_size - 1), tf.int32),
-                count=tf.cast(tf.minimum(len(order) - step * batch_size, batch_size), tf.float32),
+                count=tf.cast(tf.minimum(num_reviews - place_in_pass, batch_size), tf.float32),
                 step=steps_before + step,
             )
 
+        options = tf.data.Options()
+        # Off, for the thread that it starts may take half a second to end; but it is the one that
+        # notes the times of fetches.
+        options.autotune.enabled = timed
+        last_step = num_passes * steps_a_pass
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             # Not in parallel: with deterministic operations TensorFlow undoes that, and says so.
             .map(share)
-            .prefetch(tf.data.AUTOTUNE)
+            .prefetch(PREFETCHED)
+            .with_options(options)
         )
 
     # Not `experimental_distribute_dataset`: it would split the rows in its own way, and under

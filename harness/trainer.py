@@ -22,7 +22,7 @@ from harness.heartbeat import Heartbeat
 from harness.job import Job
 from harness.learner import Learner
 from harness.peers import Peers
-from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps, waited_s
+from harness.pipeline import Batch, Reviews, batches, num_steps, orders_ahead, waited_s
 from harness.processes import age_s
 from harness.run import Run
 from harness.scores import binary_loss_and_accuracy
@@ -66,13 +66,13 @@ class Trainer:
         self.callbacks = keras_callbacks(train, self.learner.model, callbacks)
         self._replay()
         self.fresh = not self.progress.event_mark  # nothing is in the log yet
-        self.graph = self.learner.trace(self._steps_left(training))
+        self._open(training)
+        self.graph = self.learner.trace(self._iterator)
         run.check_lease()  # tracing takes seconds, and the log is cut
         self.log = EventLog(run.path("tensorboard"), self.progress.event_mark, warn=screen.warn)
         self._write_metrics()
         self._profiling = self._profiled = False
         self.first_step_s: float | None = None  # from this process's start
-        self._iterator: Iterator[Batch] | None = None  # of the epoch
         self._pending: list[tf.Tensor] = []  # of each execution [steps, 3], still on the device
         self._votes = 0.0  # to stop, in the steps so far
         self._drain_every = train.log_every_steps
@@ -135,13 +135,14 @@ class Trainer:
 
     def _train_epoch(self, training: Reviews) -> None:
         train, progress = self.job.train, self.progress
-        iterator = self._iterator = self._steps_left(training)
+        if progress.epoch >= self._open_until:
+            self._open(training)
         done = progress.step
         while done < self.steps_an_epoch:
             self.stop.check()
             num = min(train.steps_per_execution, self.steps_an_epoch - done)
             self._profile(done)
-            self._pending.append(self.learner.train_steps(iterator, num, self.stop.vote))
+            self._pending.append(self.learner.train_steps(self._iterator, num, self.stop.vote))
             before, done = done, done + num
             if self.first_step_s is None:
                 self._pending[0].numpy()  # the clock counts when the step is done
@@ -156,18 +157,21 @@ class Trainer:
                 self.drain()
                 self.save()
 
-    def _steps_left(self, training: Reviews) -> Iterator[Batch]:
+    def _open(self, training: Reviews) -> None:
+        """Open the batches from here on, of as many epochs as are opened together."""
         train, progress = self.job.train, self.progress
-        order = epoch_order(train.seed, progress.epoch, self.num_reviews)
-        return iter(
+        orders = orders_ahead(train.seed, range(progress.epoch, train.epochs), self.num_reviews)
+        self._open_until = progress.epoch + len(orders)
+        self._iterator: Iterator[Batch] = iter(
             batches(
                 self.strategy,
                 training,
-                order,
+                orders,
                 batch_size=train.batch_size,
                 maxlen=self.job.data.maxlen,
                 first_step=progress.step,
                 steps_before=progress.epoch * self.steps_an_epoch,
+                timed=True,
             )
         )
 
@@ -270,7 +274,9 @@ class Trainer:
         if not device:
             return measured
         self.heartbeat.note(device=device, warning=self.gauge.warning)
-        if self._iterator and (wait_s := waited_s(self._iterator, num, took_s)) is not None:
+        # What stands before an epoch's first steps is no wait, but the validation.
+        in_epoch = self.progress.step > num
+        if in_epoch and (wait_s := waited_s(self._iterator, num, took_s)) is not None:
             measured["step/input_wait_ms"] = 1e3 * wait_s / num
             measured["step/input_wait_share"] = wait_s / took_s
             self.heartbeat.note(input_wait_share=round(wait_s / took_s, 4))

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from harness.pipeline import Batch, Reviews, batches, epoch_order, num_steps, waited_s
+from harness import pipeline
+from harness.pipeline import (
+    Batch,
+    Reviews,
+    batches,
+    epoch_order,
+    num_steps,
+    orders_ahead,
+    waited_s,
+)
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
@@ -24,7 +33,8 @@ def make_reviews() -> Reviews:
 def collect(order: np.ndarray, **settings: int) -> list[Batch]:
     """All batches of a pass, as arrays."""
     strategy = tf.distribute.get_strategy()
-    made = batches(strategy, make_reviews(), order, **({"batch_size": 4, "maxlen": 5} | settings))
+    sizes = {"batch_size": 4, "maxlen": 5} | settings
+    made = batches(strategy, make_reviews(), np.atleast_2d(order), **sizes)  # type: ignore[arg-type]
     return [Batch(*(np.asarray(part) for part in batch)) for batch in made]
 
 
@@ -63,6 +73,34 @@ def test_a_pass_can_be_entered_at_any_step() -> None:
         for left, right in zip(a, b, strict=True):
             np.testing.assert_array_equal(left, right)
     assert [int(batch.step) for batch in rest] == [7, 8]
+
+
+def test_passes_that_are_opened_together_are_those_opened_one_by_one() -> None:
+    """Each with its own last batch, entered at any step of the first one."""
+    num = len(LENGTHS)
+    orders = orders_ahead(7, range(2, 5), num)
+    np.testing.assert_array_equal(orders, [epoch_order(7, epoch, num) for epoch in (2, 3, 4)])
+    single = [
+        batch
+        for place, order in enumerate(orders)
+        for batch in collect(order, steps_before=6 + 3 * place)
+    ]
+    together = collect(orders, first_step=2, steps_before=6)
+    assert len(together) == len(single) - 2
+    for a, b in zip(single[2:], together, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_epochs_are_opened_together_as_far_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One at least, also where none is left."""
+    assert len(orders_ahead(1, range(3, 10), 11)) == 7
+    monkeypatch.setattr(pipeline, "PLACES_AT_ONCE", 25)
+    assert len(orders_ahead(1, range(3, 10), 11)) == 2
+    assert len(orders_ahead(1, range(3, 10), 26)) == 1
+    assert len(orders_ahead(1, range(3, 3), 11)) == 1
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:

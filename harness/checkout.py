@@ -68,11 +68,19 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         if not (record := snapshot_record(project)):
             return nothing
         return nothing | {k: record.get(k) for k in nothing} | {"snapshot": str(project)}
+    nothing["commit"] = commit_of(project)
     try:
-        nothing["commit"] = git(project, "rev-parse", "--verify", "HEAD").decode().strip()
-        return nothing | _changes(project, new_files(project, runs))
+        return nothing | (_changes(project, new_files(project, runs)) if nothing["commit"] else {})
     except (GitError, OSError):
         return nothing
+
+
+def commit_of(project: Path) -> str | None:
+    """The commit that a checkout stands at, None where git can't tell."""
+    try:
+        return git(project, "rev-parse", "--verify", "HEAD").decode().strip()
+    except (GitError, OSError):
+        return None
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:

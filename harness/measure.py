@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WARM_UP_STEPS = 20  # by when graphs are traced and buffers are warm
 TRAIN_SHARE = 0.75  # of the measuring time, the rest is for the evaluation
-TIMED_BATCHES = 4  # of an evaluation
+TIMED_BATCHES = 8  # of an evaluation
 TAKEN_AT_ONCE = 50  # batches, of the pipeline alone
 FULL_REVIEWS = 25_000  # of each split, where only the sample is here to measure on
 
@@ -143,6 +143,7 @@ def _speed(
     import_tensorflow(Allocation.from_environment())
     strategy = make_strategy(parse_devices(devices) if devices else None)
 
+    from harness.evaluator import evaluation_batch
     from harness.learner import Learner
     from harness.train import test_reviews, training_reviews
 
@@ -165,7 +166,7 @@ def _speed(
         "measured_s": training_s + time.perf_counter() - began,
         "peak_memory_gb": _peak_memory_gb(),
         "is_sample": dataset.is_sample,
-        **work_of(loaded, *counts),
+        **work_of(loaded, evaluation_batch(strategy), *counts),
     }
 
 
@@ -275,12 +276,13 @@ def _train(learner: "Learner", training: "Reviews") -> Iterator[int]:
 
 def time_evaluation(learner: "Learner", test: "Reviews", seconds: float) -> float:
     """Evaluate for some seconds, and give back the seconds that a global batch takes."""
-    from harness.evaluator import EVALUATION_BATCH
+    from harness.evaluator import evaluation_batch
 
+    size = evaluation_batch(learner.strategy)
     learner.take_weights()
     learner.evaluator.probabilities(test.between(0, 1))  # traced; a batch is always full
-    some = test.between(0, min(len(test.labels), TIMED_BATCHES * EVALUATION_BATCH))
-    batches_each = math.ceil(len(some.labels) / EVALUATION_BATCH)
+    some = test.between(0, min(len(test.labels), TIMED_BATCHES * size))
+    batches_each = math.ceil(len(some.labels) / size)
     began, done, now = time.perf_counter(), 0, 0.0
     while not done or now - began < seconds:
         learner.evaluator.probabilities(some)
@@ -288,18 +290,17 @@ def time_evaluation(learner: "Learner", test: "Reviews", seconds: float) -> floa
     return (now - began) / done
 
 
-def work_of(job: Job, num_train: int, num_test: int) -> dict[str, int]:
-    """The training steps and evaluation batches of a whole job, validation and test together."""
-    from harness.evaluator import EVALUATION_BATCH
+def work_of(job: Job, size: int, num_train: int, num_test: int) -> dict[str, int]:
+    """The training steps of a whole job, and the batches of `size` that it evaluates in all."""
     from harness.pipeline import num_steps
 
     if job.data.limit:
         num_train, num_test = min(num_train, job.data.limit), min(num_test, job.data.limit)
     training = int(num_train * (1 - job.data.validation_split))
-    validations = job.train.epochs * num_steps(num_train - training, EVALUATION_BATCH)
+    validations = job.train.epochs * num_steps(num_train - training, size)
     return {
         "num_steps": job.train.epochs * num_steps(training, job.train.batch_size),
-        "num_evaluation_batches": validations + num_steps(num_test, EVALUATION_BATCH),
+        "num_evaluation_batches": validations + num_steps(num_test, size),
     }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import PROJECT, scheduler
-from harness.checkout import code_version, is_checkout
+from harness.checkout import commit_of, is_checkout
 from harness.data_folders import missing_in
 from harness.errors import InputError, RunError
 from harness.job import Job, load_job
@@ -150,7 +150,7 @@ def doubts(request: Request) -> Iterator[str]:
             f"{program} is not there, and a job installs nothing; run bash slurm/common.sh "
             "--setup, or name an environment by HARNESS_VENV"
         )
-    if is_checkout(request.project) and not code_version(request.project)["commit"]:
+    if is_checkout(request.project) and not commit_of(request.project):
         yield (
             f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
             "runs will name no commit"

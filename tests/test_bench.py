@@ -10,10 +10,11 @@ from harness.bench import SEARCH
 from harness.bench_processes import Bench, Settings
 from harness.errors import InputError, RunError
 from harness.measured import Measured, changes, read_record, to_record, write_record
+from harness.probe import ARCHITECTURES
 from harness.screen import Screen
 from harness.search import load_search
 from harness.yardsticks import MAXLEN, Padded, by_keras, by_keras_tuner
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, PROJECT, Harness
 
 
 def speeds(harness: tuple[float, ...], notebook: tuple[float, ...]) -> Measured:
@@ -80,6 +81,16 @@ def test_what_is_no_record_is_refused(tmp_path: Path, content: str | None, said:
         read_record(path)
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
+
+
+def test_the_reference_is_a_record_of_every_section() -> None:
+    """What `bench --compare tests/bench.json` holds later figures against."""
+    record, held = read_record(PROJECT / "tests" / "bench.json")
+    assert record["machine"]["processor"]
+    names = {each.name for each in held}
+    assert {f"{name} training" for name in ARCHITECTURES} <= names
+    assert {"start to first step", "input pipeline", "rnn step", "lstm sweep"} <= names
+    assert {"lstm, five seeds", "stacked_lstm on several devices", "command to answer"} <= names
 
 
 @pytest.mark.parametrize("architecture", ["rnn", "stacked_lstm"])

@@ -49,11 +49,8 @@ def test_a_search_uses_every_gpu_of_its_job(
 ) -> None:
     """Two workers, each a step with one of two pretended GPUs; the scores of an undisturbed one."""
     job = tune(project, *TWO_GPUS, arguments=["jobs/small.toml"])
-    wait_until(lambda: (job.run / "workers/w1.log").exists(), timeout_s=60)
-    steps = job.cluster.run(
-        "squeue", "--steps", f"--jobs={job.job_id}", "--noheader", "--format=%j"
-    )
-    assert {"w0", "w1"} <= set(steps.split())
+    words = ("squeue", "--steps", f"--jobs={job.job_id}", "--noheader", "--format=%j")
+    wait_until(lambda: {"w0", "w1"} <= set(job.cluster.run(*words).split()), timeout_s=60)
     job.wait(timeout_s=180)
     gpus = [re.findall(r"GPU (\d)", (job.run / f"workers/w{i}.log").read_text()) for i in range(2)]
     assert gpus == [["0"], ["1"]]

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-# A shell may have started the tests with Ctrl-C ignored, which the processes that they start would
-# inherit, and then wait for ever.
+# A shell, or nohup, may have started the tests with these ignored, which the processes that they
+# start would inherit, and then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"

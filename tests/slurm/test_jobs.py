@@ -110,10 +110,11 @@ def test_jobs_warned_of_their_time_limit_go_on_later(
         wait_until(lambda j=job: j.requeues() >= 1, timeout_s=60)  # type: ignore[misc]
         job.wait()
         assert results(job.run) == results(undisturbed[1])
-        # Once, or once more where a busy machine needs over a minute for the rest.
-        times = job.requeues()
-        assert 1 <= times <= 3
-        assert (job.record()["restarts"], job.record()["requeues"]) == (times, times)
+        # Once, or once more where a busy machine needs over a minute for the rest. The run does not
+        # know of a warning that comes before TensorFlow is there: the script alone requeues then.
+        times, record = job.requeues(), job.record()
+        assert record["restarts"] == record["requeues"]
+        assert 1 <= record["requeues"] <= times <= 3
         assert f"interrupted by {number.name}" in job.log.read_text()
         assert f"job {job.job_id} is back in the queue" in job.log.read_text()
 

@@ -38,8 +38,7 @@ def place() -> Iterator[Harness]:
 
 @pytest.fixture(scope="module", params=[[], ["--socket"]], ids=["port", "socket"])
 def board(place: Harness, request: pytest.FixtureRequest) -> Iterator[Board]:
-    board = Board(place, *request.param).wait()
-    yield board
+    yield (board := Board(place, *request.param).wait())
     if board.process.poll() is None:
         board.end()
 
@@ -114,10 +113,10 @@ def test_the_secret_stands_nowhere_but_in_one_file_of_its_owner(board: Board) ->
 
 def test_it_listens_on_one_socket_alone(board: Board) -> None:
     """On the loopback's IPv4 address, or on the Unix socket of a private folder; no child does."""
-    children = Path(f"/proc/{board.process.pid}/task").glob("*/children")
-    assert {path.read_text() for path in children} <= {""}
+    process = Path(f"/proc/{board.process.pid}")
+    assert {path.read_text() for path in process.glob("task/*/children")} <= {""}
     links = []
-    for descriptor in Path(f"/proc/{board.process.pid}/fd").iterdir():
+    for descriptor in (process / "fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # it reads event files all the time
             links.append(str(descriptor.readlink()))
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
@@ -136,8 +135,7 @@ def test_it_listens_on_one_socket_alone(board: Board) -> None:
         assert stat.S_IMODE(Path(board.target).stat().st_mode) == 0o600
         assert stat.S_IMODE(Path(board.target).parent.stat().st_mode) == 0o700
     else:
-        port = int(board.target.rpartition(":")[2])
-        assert listening == [f"0100007F:{port:04X}"]
+        assert listening == [f"0100007F:{int(board.target.rpartition(':')[2]):04X}"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")

@@ -78,9 +78,9 @@ def sentiment(vocab_size: int, table: "ModelTable", *recurrent: "keras.Layer") -
 
     # The outputs over time to one vector; the notebook takes the last as it is.
     pooling = {
-        "last": [],
-        "max": [layers.GlobalMaxPooling1D()],
-        "mean": [layers.GlobalAveragePooling1D()],
+        "last": (),
+        "max": (layers.GlobalMaxPooling1D,),
+        "mean": (layers.GlobalAveragePooling1D,),
     }
     return keras.Sequential(
         [
@@ -88,7 +88,7 @@ def sentiment(vocab_size: int, table: "ModelTable", *recurrent: "keras.Layer") -
             layers.Embedding(vocab_size, table.embedding_dim),
             layers.SpatialDropout1D(table.spatial_dropout),
             *recurrent,
-            *pooling[table.pooling],
+            *(layer() for layer in pooling[table.pooling]),
             layers.Dropout(table.dropout),
             # In the precision of the weights: a probability in half of it would round to 0 or 1,
             # and make the loss infinite.

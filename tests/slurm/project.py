@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import SHRUNK
+from tests.kills import newest_step
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.stand_in import REPOSITORY, Project
 
@@ -42,12 +43,7 @@ class Submitted:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until a checkpoint of the run is at `step` or later."""
-
-        def saved() -> bool:
-            paths = self.run.glob("checkpoints/step-*.npz")
-            return max((int(path.stem.partition("-")[2]) for path in paths), default=-1) >= step
-
-        wait_until(saved, timeout_s=60, poll_s=0.02)
+        wait_until(lambda: newest_step(self.run) >= step, timeout_s=60, poll_s=0.02)
 
     def record(self) -> dict[str, Any]:
         """What the run says of itself."""

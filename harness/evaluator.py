@@ -23,7 +23,7 @@ class Evaluator:
 
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, maxlen: int) -> None:
         self.model, self.strategy, self.maxlen = model, strategy, maxlen
-        self._run_forward = tf.function(self._forward)
+        self._run_forward = tf.function(self._forward, autograph=False)  # as in the learner
         self._opened: tuple[Reviews, tf.distribute.DistributedDataset] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:

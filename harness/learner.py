@@ -66,7 +66,9 @@ class Learner:
             self.optimizer = build_optimizer(job.train)
             self.model.compile(self.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
             self.optimizer.build(self.model.trainable_variables)
-        self._run_steps = tf.function(self._steps, reduce_retracing=False)
+        # Without AutoGraph, here and below: it would rewrite Keras's functions too, and tracing
+        # take half as long again.
+        self._run_steps = tf.function(self._steps, autograph=False, reduce_retracing=False)
         self.evaluator = Evaluator(self.kept, strategy, job.data.maxlen)
 
     # Training
@@ -83,9 +85,12 @@ class Learner:
     def _steps(self, batches: Iterator[Batch], num_steps: int, vote: tf.Tensor) -> tf.Tensor:
         if num_steps == 1:
             return self._step(next(batches), vote)[None]
+
+        def step(i: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            return i + 1, sums.write(i, self._step(next(batches), vote))
+
         sums = tf.TensorArray(tf.float64, num_steps, element_shape=[3])
-        for i in tf.range(num_steps):
-            sums = sums.write(i, self._step(next(batches), vote))
+        _, sums = tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))
         return sums.stack()
 
     def _step(self, batch: Batch, vote: tf.Tensor) -> tf.Tensor:
@@ -95,7 +100,8 @@ class Learner:
     def _replica_step(self, batch: Batch, vote: tf.Tensor) -> tf.Tensor:
         # Only this part is compiled: the optimizer's variables have copies on other devices,
         # which XLA refuses to touch.
-        gradients, sums = tf.function(self._gradients, jit_compile=self.xla)(batch)
+        compiled = tf.function(self._gradients, jit_compile=self.xla, autograph=False)
+        gradients, sums = compiled(batch)
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
             gradients = self._whole_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)

@@ -182,6 +182,8 @@ def failures_noted(heartbeat: Heartbeat, peers: Peers | None = None) -> Iterator
         _note_failure(heartbeat, error)
         raise error from None
     except Exception as error:
+        # Who took the run over cuts its log and clears it up: what fails then fails by that.
+        heartbeat.run.check_lease()
         _note_failure(heartbeat, error)
         raise
 

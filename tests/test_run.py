@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.cluster import Allocation, given_cpus
-from harness.errors import InputError, RunError
+from harness.errors import InputError, RunError, TakenOver
 from harness.heartbeat import Heartbeat
 from harness.job import load_job
 from harness.run import Run
@@ -42,6 +42,19 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"process {os.getpid()} on "):
         older.write_text("note.txt", "older")
     assert (tmp_path / "note.txt").read_text() == "newer"
+
+
+def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:
+    """Who takes a run over removes what the older one writes: no word of a full disk then."""
+    from harness.train import failures_noted
+
+    older, newer = Run(tmp_path / "run"), Run(tmp_path / "run")
+    older.take_lease()
+    with pytest.raises(RunError, match="can't be written"), failures_noted(Heartbeat(older, None)):
+        raise RunError("log: can't be written: No such file or directory")
+    newer.take_lease()
+    with pytest.raises(TakenOver, match="took it over"), failures_noted(Heartbeat(older, None)):
+        raise RunError("log: can't be written: No such file or directory")
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The bench: ratios of pairs, records that are held against each other, real processes."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from harness.bench import SEARCH
 from harness.bench_processes import Bench, Settings
+from harness.commands.bench import bench
 from harness.errors import InputError, RunError
 from harness.measured import Measured, changes, read_record, to_record, write_record
 from harness.probe import ARCHITECTURES
@@ -148,6 +150,22 @@ def test_the_bench_measures_beside_the_notebook(harness: Harness) -> None:
     assert str(harness.folder) not in record.read_text()
 
 
+def test_an_interrupted_bench_keeps_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that fails after half an hour costs its own figures, not those before."""
+
+    def measure(*_: object) -> Iterator[Measured]:
+        yield speeds((2.0,), (1.0,))
+        raise RunError("the next one failed")
+
+    monkeypatch.setattr("harness.bench.measure", measure)
+    with pytest.raises(RunError, match="the next one"):
+        bench(json_file=tmp_path / "bench.json")
+    assert read_record(tmp_path / "bench.json")[1] == [speeds((2.0,), (1.0,))]
+    assert "rnn training, reviews/s" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_bench_measures_a_sweep(harness: Harness) -> None:
     """KerasTuner by itself and a real sweep, to their ends."""
@@ -163,6 +181,7 @@ def test_the_bench_measures_a_sweep(harness: Harness) -> None:
         (("--only", "speed"), "known: training,"),
         (("--architecture", "transformer"), "known: rnn,"),
         (("--compare", "nothing.json"), "nothing.json: can't be read"),
+        (("--json", "nowhere/bench.json"), "no such folder nowhere; make it first"),
         (("--only", "training", "--data", "nowhere"), "nowhere: is no folder"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from harness.commands import DataFolder
-from harness.errors import RunError
+from harness.errors import InputError, RunError
 
 app = typer.Typer()
 
@@ -48,16 +48,23 @@ def bench(
     from harness.bench_processes import Settings
     from harness.screen import Screen
 
+    if json_file and not json_file.absolute().parent.is_dir():
+        raise InputError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
     before = measured.read_record(reference) if reference else None
     names = check_architectures(architecture or ())
     settings = Settings(names, pairs, reviews, epochs, data.absolute() if data else None)
-    found = list(measure(settings, check_sections(only or ()), Screen()))
-    measured.print_table(found)
     here = machine()
+    told = {key: value for key, value in asdict(settings).items() if key != "data"}
+    found: list[measured.Measured] = []
+    try:
+        for each in measure(settings, check_sections(only or ()), Screen()):
+            found.append(each)
+            if json_file:
+                measured.write_record(measured.to_record(found, here, told), json_file)
+    finally:
+        if found:  # an interrupted one's figures count too
+            measured.print_table(found)
     typer.echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
-    if json_file:
-        told = {key: value for key, value in asdict(settings).items() if key != "data"}
-        measured.write_record(measured.to_record(found, here, told), json_file)
     if before:
         record, then = before
         typer.echo(

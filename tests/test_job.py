@@ -29,7 +29,10 @@ def write(folder: Path, text: str | bytes) -> Path:
     ],
 )
 def test_notebook_jobs_are_the_exercises(name: str, epochs: int, dropout: float) -> None:
-    """Each notebook job holds its exercise to the letter; the steady job has the same network."""
+    """Each notebook job holds its exercise to the letter; the steady job has the same network.
+
+    But for the GRU, which takes the variant that cuDNN knows.
+    """
     job = load_job(JOBS / "notebook" / f"{name}.toml")
     assert (job.model.architecture, job.train.epochs, job.model.dropout) == (name, epochs, dropout)
     assert (job.model.units, job.model.embedding_dim, job.model.spatial_dropout) == (32, 32, 0.4)
@@ -38,7 +41,7 @@ def test_notebook_jobs_are_the_exercises(name: str, epochs: int, dropout: float)
     assert (job.train.batch_size, job.train.optimizer) == (128, "rmsprop")
     assert (job.train.learning_rate, job.train.ema_momentum, job.train.keep) == (0.001, 0, "last")
     steady = load_job(JOBS / f"{name}.toml")
-    assert steady.model == job.model
+    assert steady.model == job.model.model_copy(update={"reset_after": name == "gru"})
     assert (steady.train.ema_momentum > 0, steady.train.keep) == (True, "best")
 
 

@@ -21,10 +21,10 @@ def bench(
         list[str] | None,
         typer.Option("--architecture", metavar="NAME", help="rnn, lstm, …; all five by default"),
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="turns of each comparison")] = 3,
+    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="turns of each comparison")] = 4,
     reviews: Annotated[
         int, typer.Option(min=200, metavar="N", help="reviews of each split that are used")
-    ] = 5000,
+    ] = 10_000,
     epochs: Annotated[
         int, typer.Option(min=2, metavar="N", help="epochs, of which the last is measured")
     ] = 2,

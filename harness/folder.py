@@ -74,12 +74,13 @@ class OwnedFolder:
         """Raise unless this process is still the writer.
 
         Raises:
-            TakenOver: if a newer process took the folder over.
+            TakenOver: if a newer process took the folder over, or it is gone.
         """
         holder = self.read_json("lease.json")
         if holder.get("token") != self._token:
-            newer = f"process {holder.get('process')} on {holder.get('host')}"
-            raise TakenOver(f"{self.kind} {self.folder}: {newer} took it over; this one stops")
+            newer = f"process {holder.get('process')} on {holder.get('host')} took it over"
+            told = newer if holder else "somebody removed it"
+            raise TakenOver(f"{self.kind} {self.folder}: {told}; this one stops")
 
     def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
         """Write a file, whole or not at all: `fill` gets it open for bytes.

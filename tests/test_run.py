@@ -42,6 +42,9 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"process {os.getpid()} on "):
         older.write_text("note.txt", "older")
     assert (tmp_path / "note.txt").read_text() == "newer"
+    (tmp_path / "lease.json").unlink()
+    with pytest.raises(TakenOver, match="somebody removed it; this one stops"):
+        newer.write_text("note.txt", "newest")
 
 
 def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:

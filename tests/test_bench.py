@@ -93,6 +93,7 @@ def test_the_reference_is_a_record_of_every_section() -> None:
     assert {f"{name} training" for name in ARCHITECTURES} <= names
     assert {"start to first step", "input pipeline", "rnn step", "lstm sweep"} <= names
     assert {"lstm, five seeds", "stacked_lstm on several devices", "command to answer"} <= names
+    assert all(each.base in each.ways for each in held if len(each.ways) > 1)
 
 
 @pytest.mark.parametrize("architecture", ["rnn", "stacked_lstm"])

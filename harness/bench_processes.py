@@ -20,7 +20,6 @@ from harness import PROJECT
 from harness.errors import RunError
 from harness.imdb_sources import open_dataset
 from harness.job import load_job
-from harness.probe import ARCHITECTURES
 from harness.run import Run
 from harness.screen import Screen
 from harness.vocabulary import encode_split
@@ -30,11 +29,11 @@ from harness.vocabulary import encode_split
 class Settings:
     """What is measured, and how long."""
 
-    architectures: tuple[str, ...] = ARCHITECTURES
-    pairs: int = 4  # turns of each comparison; even, so that each way is first as often
-    reviews: int = 10_000  # of each split; fewer are trained within a second
-    epochs: int = 2  # of which the last is measured
-    data: Path | None = None
+    architectures: tuple[str, ...]
+    pairs: int  # turns of each comparison; even, so that each way is first as often
+    reviews: int  # of each split; a few thousand are trained within a second
+    epochs: int  # of which the last is measured
+    data: Path | None
 
 
 @dataclass(frozen=True)

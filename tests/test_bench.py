@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from harness.screen import Screen
 from harness.search import load_search
 from harness.yardsticks import MAXLEN, Padded, by_keras, by_keras_tuner
 from tests.conftest import JOBS, PROJECT, Harness
+
+SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None)
 
 
 def speeds(harness: tuple[float, ...], notebook: tuple[float, ...]) -> Measured:
@@ -123,7 +126,7 @@ def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
         order.append(name)
         return {"x": float(len(order))}
 
-    bench = Bench(Settings(pairs=3), tmp_path, Screen())
+    bench = Bench(replace(SETTINGS, pairs=3), tmp_path, Screen())
     got = bench.in_turn("it", {"a": lambda: way("a"), "b": lambda: way("b")})
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert got == {"x": {"a": (1.0, 4.0, 5.0), "b": (2.0, 3.0, 6.0)}}
@@ -131,7 +134,7 @@ def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
 
 def test_a_process_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
     """Not a figure of what did not run."""
-    bench = Bench(Settings(), tmp_path, Screen())
+    bench = Bench(SETTINGS, tmp_path, Screen())
     with pytest.raises(RunError, match=r"ended with 2: harness: .*nothing\.toml"):
         bench.harness("train", "nothing.toml")
 

@@ -51,13 +51,13 @@ def bench(
     if json_file and not json_file.absolute().parent.is_dir():
         raise InputError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
     before = measured.read_record(reference) if reference else None
-    names = check_architectures(architecture or ())
+    names, sections = check_architectures(architecture or ()), check_sections(only or ())
     settings = Settings(names, pairs, reviews, epochs, data.absolute() if data else None)
     here = machine()
     told = {key: value for key, value in asdict(settings).items() if key != "data"}
     found: list[measured.Measured] = []
     try:
-        for each in measure(settings, check_sections(only or ()), Screen()):
+        for each in measure(settings, sections, Screen()):
             found.append(each)
             if json_file:
                 measured.write_record(measured.to_record(found, here, told), json_file)

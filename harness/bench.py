@@ -155,14 +155,14 @@ def plans(bench: Bench) -> Iterator[Measured]:
     kind = "gpu" if visible_gpus() else "cpu"
     device = device_name(kind)
     cpus = given_cpus(Allocation.from_environment())
-    step_ms: dict[str, dict[str, float]] = {}
-    for name in bench.settings.architectures:
-        job = PROJECT / "jobs" / f"{name}.toml"
+    steady = [PROJECT / "jobs" / f"{name}.toml" for name in bench.settings.architectures]
+    for path in bench.settings.jobs or steady:
+        job = load_job(path)
 
-        def step(xla: bool, threads: int, job: Path = job) -> dict[str, float]:
+        def step(xla: bool, threads: int, path: Path = path) -> dict[str, float]:
             request = {
                 "do": "speed",
-                "job": str(job),
+                "job": str(path),
                 "data": str(bench.settings.data) if bench.settings.data else None,
                 "devices": f"{kind}:1",
                 "seconds": STEPS_S,
@@ -176,11 +176,11 @@ def plans(bench: Bench) -> Iterator[Measured]:
             for xla in (False, True)
             for threads in sorted({1, cpus})
         }
-        got = bench.in_turn(f"{name} plans", ways)["step"]
-        step_ms[name] = {plan: statistics.median(values) for plan, values in got.items()}
-        yield Measured(f"{name} step", "ms", False, got, plan_name(False, cpus))
-    path = keep_measured(device, step_ms)
-    bench.screen.say(f"plans of {device}: kept in {path}; runs on it take the fastest")
+        got = bench.in_turn(f"{job.name} plans", ways)["step"]
+        step_ms = {plan: statistics.median(values) for plan, values in got.items()}
+        kept = keep_measured(device, job, step_ms)
+        yield Measured(f"{job.name} step", "ms", False, got, plan_name(False, cpus))
+    bench.screen.say(f"plans on {device}: kept in {kept}; runs of the same sizes take the fastest")
 
 
 def replicas(bench: Bench) -> Iterator[Measured]:

@@ -34,6 +34,7 @@ class Settings:
     reviews: int  # of each split; a few thousand are trained within a second
     epochs: int  # of which the last is measured
     data: Path | None
+    jobs: tuple[Path, ...]  # whose plans are measured; empty = the steady ones
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def plan_of(job: Job, devices: str | None, run: Run | None = None) -> Plan:
     kind = parse_devices(devices).kind if devices else "gpu" if visible_gpus() else "cpu"
     device = device_name(kind)
     begun = run.read_json("provenance.json").get("plan") if run else None
-    times_ms = measured_ms(device, job.model.architecture)
+    times_ms = measured_ms(device, job)
     cpus = given_cpus(Allocation.from_environment())
     return choose(job, kind, device, cpus, begun or {}, times_ms)
 

@@ -1,13 +1,13 @@
 """How a job's steps are computed: the fastest of the plans whose results agree to rounding.
 
-What is fastest depends on the device. `harness bench --only plans` measures a few steps of each
-plan on the device at hand and keeps the times in the user's cache; a run takes the fastest from
-there, and without a record the rule that held on the devices measured so far. A run that goes on
-keeps the plan that it began with, so its bytes do not depend on what was measured since.
+What is fastest depends on the device and on the job's sizes. `harness bench --only plans` measures
+a few steps of each plan and keeps the times in the user's cache; a run of the same sizes takes the
+fastest from there, and without a record the rule that held wherever it was measured. A run that
+goes on keeps the plan that it began with, so its bytes do not depend on what was measured since.
+No run measures by itself: two runs of one job would then differ by which plan won by a hair.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,12 @@ from harness.folder import replace
 from harness.job import Job
 from harness.machine import gpu_name
 from harness.provenance import installed_version, processor
+
+# Where XLA was the faster in every case on two CPU cores (README, "Plans"): reviews in a batch
+# times units in all recurrent layers, and words of which outputs are kept.
+LARGEST_COMPILED = {"rnn": 4096, "lstm": 2048, "gru": 2048, "bilstm": 2048, "stacked_lstm": 2048}
+LONGEST_COMPILED = 200
+DROPOUTS = ("dropout", "spatial_dropout")  # take the same time whatever their rate
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,31 @@ def without_cudnn(job: Job) -> str:
 def uses_xla(job: Job, kind: str) -> bool:
     """The rule without a measurement.
 
-    The plain RNN's step is many small operations: compiled it is faster on every device. On a CPU
-    XLA does nothing for the others. On a GPU it takes what cuDNN can't, and leaves cuDNN the rest.
+    On a GPU XLA takes what cuDNN can't. On a CPU it wins where a step is many small operations,
+    which cost TensorFlow's loop more to begin than to do; it loses where they are large, and where
+    outputs over many words are kept, which it copies at every word.
     """
-    return job.model.architecture == "rnn" or (kind == "gpu" and without_cudnn(job) != "")
+    if kind == "gpu":
+        return without_cudnn(job) != ""
+    model = job.model
+    limit = LARGEST_COMPILED.get(model.architecture, 0)
+    units = model.units
+    if model.architecture == "bilstm":
+        units *= 2
+    if model.architecture == "stacked_lstm":
+        units += model.second_units or units
+    keeps_outputs = model.pooling != "last" or model.architecture == "stacked_lstm"
+    return job.train.batch_size * units <= limit and not (
+        keeps_outputs and job.data.maxlen > LONGEST_COMPILED
+    )
+
+
+def shape(job: Job) -> str:
+    """What of a job decides how long a step takes; what was measured for one holds for its like."""
+    model = {name: value for name, value in job.model if name not in DROPOUTS}
+    what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
+    what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
+    return " ".join(f"{name}={value}" for name, value in what.items())
 
 
 def choose(
@@ -106,27 +133,29 @@ def record_path() -> Path:
     return cache_folder() / "plans.json"
 
 
-def measured_ms(device: str, architecture: str) -> dict[str, float]:
-    """A step's time by plan, as measured on a device with this TensorFlow; nothing if not."""
+def measured_ms(device: str, job: Job) -> dict[str, float]:
+    """A step's time by plan, as measured on a device with this TensorFlow for a job of the same
+    sizes; nothing if not.
+    """
     held = _read().get(device, {})
     if not isinstance(held, dict) or held.get("tensorflow") != installed_version("tensorflow"):
         return {}
-    times = held.get("step_ms", {}).get(architecture, {})
+    times = held.get("step_ms", {}).get(shape(job), {})
     return {name: float(ms) for name, ms in times.items() if isinstance(ms, int | float) and ms > 0}
 
 
-def keep_measured(device: str, step_ms: Mapping[str, Mapping[str, float]]) -> Path:
-    """Keep the times of a device, by architecture and plan, in place of what was known of it.
+def keep_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
+    """Keep a job's times on a device by plan, in place of what was known of its like.
 
     Raises:
         RunError: if the cache can't be written.
     """
-    record = _read()
-    record[device] = {
-        "tensorflow": installed_version("tensorflow"),
-        "at": time.strftime("%Y-%m-%d"),
-        "step_ms": {name: dict(times) for name, times in step_ms.items()},
-    }
+    record, version = _read(), installed_version("tensorflow")
+    held = record.get(device)
+    if not isinstance(held, dict) or held.get("tensorflow") != version:
+        held = {"tensorflow": version, "step_ms": {}}
+    held["step_ms"][shape(job)] = dict(step_ms)
+    record[device] = held
     path = record_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, lambda file: file.write(json.dumps(record, indent=1).encode()))

@@ -19,7 +19,7 @@ from harness.search import load_search
 from harness.yardsticks import MAXLEN, Padded, by_keras, by_keras_tuner
 from tests.conftest import JOBS, PROJECT, Harness
 
-SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None)
+SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None, jobs=())
 
 
 def speeds(harness: tuple[float, ...], notebook: tuple[float, ...]) -> Measured:

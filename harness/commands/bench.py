@@ -28,6 +28,10 @@ def bench(
     epochs: Annotated[
         int, typer.Option(min=2, metavar="N", help="epochs, of which the last is measured")
     ] = 2,
+    job: Annotated[
+        list[Path] | None,
+        typer.Option("--job", metavar="FILE", help="measure plans alone, for this job's sizes"),
+    ] = None,
     data: DataFolder = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")
@@ -46,15 +50,24 @@ def bench(
     from harness import measured
     from harness.bench import check_architectures, check_sections, machine, measure
     from harness.bench_processes import Settings
+    from harness.job import load_job
     from harness.screen import Screen
 
     if json_file and not json_file.absolute().parent.is_dir():
         raise InputError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
     before = measured.read_record(reference) if reference else None
     names, sections = check_architectures(architecture or ()), check_sections(only or ())
-    settings = Settings(names, pairs, reviews, epochs, data.absolute() if data else None)
+    jobs = tuple(path.absolute() for path in job or ())
+    for path in jobs:
+        load_job(path)  # refuse it now, not after the others
+    if jobs and only and sections != ("plans",):
+        raise InputError(f"--job {jobs[0]}: is measured by --only plans alone; leave --only out")
+    if jobs:
+        sections = ("plans",)
+    folder = data.absolute() if data else None
+    settings = Settings(names, pairs, reviews, epochs, folder, jobs)
     here = machine()
-    told = {key: value for key, value in asdict(settings).items() if key != "data"}
+    told = {key: value for key, value in asdict(settings).items() if key not in ("data", "jobs")}
     found: list[measured.Measured] = []
     try:
         for each in measure(settings, sections, Screen()):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster import Allocation, given_cpus, visible_gpus
+from harness.compiled import compiled_steps
 from harness.dataset import Dataset
 from harness.errors import InputError
 from harness.gauge import Gauge
@@ -60,6 +61,8 @@ def launch(
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
                 run = Run(Path(folder) / run.folder.name)
         plan = plan_of(job, devices, run)
+        if plan.xla:
+            stack.enter_context(compiled_steps(job))
         import_tensorflow(allocation, plan.threads)
         strategy = make_strategy(asked, peers)
         stop.listen()  # once more, over a handler that TensorFlow may have set

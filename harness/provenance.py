@@ -84,6 +84,16 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def processor_features() -> str:
+    """What the processor can do, in the words of Linux; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    features = [line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))]
+    return features[0].strip() if features else ""
+
+
 def nvidia_driver() -> str | None:
     """What the NVIDIA driver says of its version; None where there is no driver."""
     try:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from harness.cluster import Allocation, given_cpus
 from harness.errors import InputError
+from harness.noise import without_noise
 from harness.peers import Peers
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ MAX_DEVICES = 64
 
 START_S = 120.0  # for the workers' servers to find each other
 COLLECTIVE_S = 600.0  # for a worker to come to an operation of all, such as a step's sum
-
-# What TensorFlow 2.21 prints at every start on a machine without a GPU, whatever its log level.
-KNOWN_NOISE = re.compile(
-    r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error|before absl::InitializeLog"
-    r"|cpu_feature_guard|To enable the following instructions|oneDNN custom operations"
-    r"|computation_placer already registered|Unable to register cu"
-)
 
 
 @dataclass(frozen=True)
@@ -81,33 +74,17 @@ def one_device_each(text: str | None, what: str) -> str | None:
 
 
 def import_tensorflow(allocation: Allocation | None, threads: int | None = None) -> ModuleType:
-    """Import TensorFlow quietly, with `threads` or as many as given CPUs, and exact operations.
-
-    Its start-up noise can't be turned off by settings alone: two lines are written to file
-    descriptor 2 before any log level is read. So that descriptor is held back during the import
-    and the search for devices, and everything but the known noise is written after all.
-    """
+    """Import TensorFlow quietly, with `threads` or as many as given CPUs, and exact operations."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
     # oneDNN rounds differently on unlike CPUs, and a run may go on on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # CUDA puts the fastest GPU first otherwise; so, a GPU's number means the same to the driver.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            with quick_imports():
-                import tensorflow as tf
+    with without_noise():
+        with quick_imports():
+            import tensorflow as tf
 
-            gpus = tf.config.list_physical_devices("GPU")
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines():
-                if line.strip() and not KNOWN_NOISE.search(line):
-                    print(line, file=sys.stderr)  # noqa: T201
+        gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:  # else it takes all the memory of a GPU that others may share
         tf.config.experimental.set_memory_growth(gpu, True)
     threads = threads or given_cpus(allocation)

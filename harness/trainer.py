@@ -21,6 +21,7 @@ from harness.gauge import Gauge
 from harness.heartbeat import Heartbeat
 from harness.job import Job
 from harness.learner import Learner
+from harness.noise import without_noise
 from harness.peers import Peers
 from harness.pipeline import Batch, Reviews, batches, num_steps, orders_ahead, waited_s
 from harness.processes import age_s
@@ -142,12 +143,9 @@ class Trainer:
             self.stop.check()
             num = min(train.steps_per_execution, self.steps_an_epoch - done)
             self._profile(done)
-            self._pending.append(self.learner.train_steps(self._iterator, num, self.stop.vote))
+            with self._clocked():
+                self._pending.append(self.learner.train_steps(self._iterator, num, self.stop.vote))
             before, done = done, done + num
-            if self.first_step_s is None:
-                self._pending[0].numpy()  # the clock counts when the step is done
-                self.first_step_s = round(age_s() or 0.0, 3)
-                self.heartbeat.beat("training", first_step_s=self.first_step_s)
             # At the same steps on every worker, wherever in the epoch it began.
             every = self._drain_every
             if done // every > before // every or done == self.steps_an_epoch:
@@ -156,6 +154,18 @@ class Trainer:
             if time.perf_counter() - self._saved >= train.checkpoint_every_s:
                 self.drain()
                 self.save()
+
+    @contextlib.contextmanager
+    def _clocked(self) -> Iterator[None]:
+        """Note when this process's first step was done; before it stands what is compiled."""
+        if self.first_step_s is not None:
+            yield
+            return
+        with without_noise():
+            yield
+            self._pending[0].numpy()  # the clock counts when the step is done
+        self.first_step_s = round(age_s() or 0.0, 3)
+        self.heartbeat.beat("training", first_step_s=self.first_step_s)
 
     def _open(self, training: Reviews) -> None:
         """Open the batches from here on, of as many epochs as are opened together."""

@@ -30,11 +30,15 @@ FLAGS = "TF_XLA_FLAGS"  # which TensorFlow reads once, when it first compiles
 
 
 @contextlib.contextmanager
-def compiled_steps(job: Job) -> Iterator[None]:
+def compiled_steps(job: Job, threads: int) -> Iterator[None]:
     """Offer TensorFlow, before it is imported, what was compiled for jobs of the same sizes.
 
     Where nothing can be kept, safely or at all, it compiles as it would anyway. Only what is
     compiled for CPUs is kept.
+
+    Args:
+        job: what is trained.
+        threads: of an operation, among which XLA divides it when it compiles.
     """
     folder, asked = _cache(), os.environ.get(FLAGS)
     if folder is None or "persistent_cache" in (asked or ""):
@@ -46,7 +50,7 @@ def compiled_steps(job: Job) -> Iterator[None]:
         if " " in name or shutil.disk_usage(own).free < NEEDED_BYTES:
             yield
             return
-        key = _key(job)
+        key = _key(job, threads)
         offered = _offer(folder, key, own)
         os.environ[FLAGS] = (
             f"{asked or ''} --tf_xla_persistent_cache_directory={own}"
@@ -74,11 +78,11 @@ def _cache() -> Path | None:
     return folder if status.st_uid == os.getuid() and status.st_mode & 0o077 == 0 else None
 
 
-def _key(job: Job) -> str:
+def _key(job: Job, threads: int) -> str:
     """Names the entries of a job's sizes, made by this TensorFlow for this processor."""
     machine = f"{processor()} {processor_features()}"
     compiler = f"{installed_version('tensorflow')} {os.environ.get('XLA_FLAGS')}"
-    parts = (shape(job), machine, compiler)
+    parts = (shape(job), str(threads), machine, compiler)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

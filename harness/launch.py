@@ -62,7 +62,7 @@ def launch(
                 run = Run(Path(folder) / run.folder.name)
         plan = plan_of(job, devices, run)
         if plan.xla:
-            stack.enter_context(compiled_steps(job))
+            stack.enter_context(compiled_steps(job, plan.threads))
         import_tensorflow(allocation, plan.threads)
         strategy = make_strategy(asked, peers)
         stop.listen()  # once more, over a handler that TensorFlow may have set

@@ -7,7 +7,7 @@ import pytest
 
 from harness import compiled
 from harness.compiled import FLAGS, compiled_steps
-from harness.job import load_job
+from harness.job import Job, load_job
 from tests.conftest import JOBS, Harness
 
 RNN = load_job(JOBS / "rnn.toml")
@@ -28,15 +28,15 @@ def own_folder() -> Path:
     return Path(word.partition("=")[2])
 
 
-def offered(job: object = RNN) -> dict[str, bytes]:
+def offered(job: Job = RNN, threads: int = 2) -> dict[str, bytes]:
     """What TensorFlow would find for a job."""
-    with compiled_steps(job):  # type: ignore[arg-type]
+    with compiled_steps(job, threads):
         return {path.name: path.read_bytes() for path in own_folder().iterdir()}
 
 
 def compile_one(name: str = "a.pb") -> None:
     """What TensorFlow does: it writes an entry, and has a half-written one when it is killed."""
-    with compiled_steps(RNN):
+    with compiled_steps(RNN, 2):
         (own_folder() / name).write_bytes(ENTRY)
         (own_folder() / "b.pb123.tmp").write_bytes(ENTRY[:10])
 
@@ -45,7 +45,7 @@ def test_what_was_compiled_is_offered_to_the_next_process(cache: Path) -> None:
     """Whole entries alone, to nobody else; the process's own folder is gone afterwards."""
     assert offered() == {}
     compile_one()
-    with compiled_steps(RNN):
+    with compiled_steps(RNN, 2):
         folder = own_folder()
         assert folder.stat().st_mode & 0o077 == 0
     assert not folder.exists()
@@ -66,12 +66,13 @@ def test_a_damaged_entry_is_not_offered(cache: Path, damage: object) -> None:
     assert offered() == {"a.pb": ENTRY}
 
 
-def test_another_job_or_compiler_or_processor_is_offered_nothing(
+def test_another_job_or_number_of_threads_or_compiler_or_processor_is_offered_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Code for another processor may stop the process."""
     compile_one()
     assert offered(load_job(JOBS / "rnn.toml", ["train.batch_size=64"])) == {}
+    assert offered(threads=1) == {}
     with monkeypatch.context() as patched:
         patched.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
         assert offered() == {}
@@ -85,7 +86,7 @@ def test_a_folder_that_others_can_write_is_left_alone(cache: Path) -> None:
     """An entry is machine code; then TensorFlow compiles as it would anyway."""
     compile_one()
     cache.chmod(0o770)
-    with compiled_steps(RNN):
+    with compiled_steps(RNN, 2):
         assert FLAGS not in os.environ
     cache.chmod(0o700)
     assert offered() == {"a.pb": ENTRY}
@@ -95,7 +96,7 @@ def test_a_cache_of_the_users_own_making_is_left_alone(monkeypatch: pytest.Monke
     """Whoever sets TensorFlow's own option has it."""
     flags = "--tf_xla_persistent_cache_directory=/elsewhere"
     monkeypatch.setenv(FLAGS, flags)
-    with compiled_steps(RNN):
+    with compiled_steps(RNN, 2):
         assert os.environ[FLAGS] == flags
 
 
@@ -108,7 +109,7 @@ def test_without_a_place_nothing_is_kept(
         monkeypatch.setattr(compiled, "NEEDED_BYTES", 1e18)
     else:
         cache.parent.write_text("")
-    with compiled_steps(RNN):
+    with compiled_steps(RNN, 2):
         assert FLAGS not in os.environ
 
 

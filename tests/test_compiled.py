@@ -34,10 +34,10 @@ def offered(job: Job = RNN, threads: int = 2) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in own_folder().iterdir()}
 
 
-def compile_one(name: str = "a.pb") -> None:
+def compile_one(job: Job = RNN) -> None:
     """What TensorFlow does: it writes an entry, and has a half-written one when it is killed."""
-    with compiled_steps(RNN, 2):
-        (own_folder() / name).write_bytes(ENTRY)
+    with compiled_steps(job, 2):
+        (own_folder() / "a.pb").write_bytes(ENTRY)
         (own_folder() / "b.pb123.tmp").write_bytes(ENTRY[:10])
 
 
@@ -116,11 +116,14 @@ def test_without_a_place_nothing_is_kept(
 def test_the_entries_used_last_stay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search compiles hundreds."""
     monkeypatch.setattr(compiled, "MAX_ENTRIES", 3)
-    for i in range(5):
-        compile_one(f"{i}.pb")
-        for age, path in enumerate(sorted(cache.iterdir(), key=lambda p: p.stat().st_mtime_ns)):
-            os.utime(path, ns=(age, age))
-    assert sorted(offered()) == ["2.pb", "3.pb", "4.pb"]
+    jobs = [load_job(JOBS / "rnn.toml", [f"model.units={units}"]) for units in range(1, 6)]
+    for job in jobs[:3]:
+        compile_one(job)
+        for path in cache.iterdir():  # time goes by
+            os.utime(path, (path.stat().st_mtime - 10,) * 2)
+    assert offered(jobs[0])
+    compile_one(jobs[3])
+    assert [bool(offered(job)) for job in jobs[:4]] == [True, False, True, True]
 
 
 def test_a_run_that_finds_its_step_compiled_ends_with_the_same_bytes(

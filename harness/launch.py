@@ -50,6 +50,7 @@ def launch(
     asked = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
     dataset = dataset_of(run, job, data, full=full)
+    plan = plan_of(job, devices, run)  # every worker reads the run's record, not its own
     with contextlib.ExitStack() as stack:
         peers = None
         if allocation and not stop.alone:
@@ -60,7 +61,6 @@ def launch(
                 screen.silent = True
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
                 run = Run(Path(folder) / run.folder.name)
-        plan = plan_of(job, devices, run)
         if plan.xla:
             stack.enter_context(compiled_steps(job, plan.threads))
         import_tensorflow(allocation, plan.threads)

@@ -10,8 +10,10 @@ TensorFlow itself compares the whole program, so an entry never stands for anoth
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,11 @@ from harness.provenance import installed_version, processor, processor_features
 
 NEEDED_BYTES = 256e6  # of free space, else nothing is kept; an entry has about 1 MB
 MAX_ENTRIES = 64
+PREFIX = "harness-xla-"  # of a process's own folder
+STALE_S = 86_400.0
 FLAGS = "TF_XLA_FLAGS"  # which TensorFlow reads once, when it first compiles
+DIRECTORY = "--tf_xla_persistent_cache_directory"
+DEVICES = "--tf_xla_persistent_cache_device_types"
 
 
 @contextlib.contextmanager
@@ -40,31 +46,30 @@ def compiled_steps(job: Job, threads: int) -> Iterator[None]:
         job: what is trained.
         threads: of an operation, among which XLA divides it when it compiles.
     """
-    folder, asked = _cache(), os.environ.get(FLAGS)
-    if folder is None or "persistent_cache" in (asked or ""):
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="harness-xla-") as name:
+    folder, asked = _cache(), os.environ.get(FLAGS, "")
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         own = Path(name)
         # TensorFlow parts its options at spaces.
-        if " " in name or shutil.disk_usage(own).free < NEEDED_BYTES:
+        refused = f"{DIRECTORY}=" in asked or " " in name
+        if folder is None or refused or shutil.disk_usage(own).free < NEEDED_BYTES:
             yield
             return
         key = _key(job, threads)
         offered = _offer(folder, key, own)
-        os.environ[FLAGS] = (
-            f"{asked or ''} --tf_xla_persistent_cache_directory={own}"
-            " --tf_xla_persistent_cache_device_types=CPU"
-        )
+        os.environ[FLAGS] = f"{asked} {DIRECTORY}={own} {DEVICES}=CPU"
         try:
             yield
         finally:
-            if asked is None:
-                del os.environ[FLAGS]
-            else:
-                os.environ[FLAGS] = asked
+            os.environ[FLAGS] = asked
             with contextlib.suppress(OSError, RunError):  # a full disk: then not
                 _keep(folder, key, own, offered)
+
+
+def is_offered() -> bool:
+    """Whether TensorFlow may find the step that it is about to compile."""
+    folder = re.search(rf"{DIRECTORY}=(\S+)", os.environ.get(FLAGS, ""))
+    return folder is not None and any(Path(folder[1]).glob("*.pb"))
 
 
 def _cache() -> Path | None:
@@ -93,12 +98,12 @@ def _offer(folder: Path, key: str, own: Path) -> set[str]:
         _, checksum, name = path.name.split(".", 2)
         try:
             entry = path.read_bytes()
-        except OSError:
+            os.utime(path)  # the entries used last are those that stay
+        except OSError:  # another process removed it
             continue
         if hashlib.sha256(entry).hexdigest() == checksum:
             (own / name).write_bytes(entry)
             names.add(name)
-            os.utime(path)  # the entries used last are those that stay
     return names
 
 
@@ -109,10 +114,17 @@ def _keep(folder: Path, key: str, own: Path, offered: set[str]) -> None:
         entry = path.read_bytes()
         checksum = hashlib.sha256(entry).hexdigest()
         replace(folder / f"{key}.{checksum}.{path.name}", partial(_write, entry))
-    # What another process removes meanwhile is in nobody's way.
     entries = [(path.stat().st_mtime, path) for path in folder.iterdir()]
     for _, path in sorted(entries)[:-MAX_ENTRIES]:
         path.unlink(missing_ok=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of processes that were killed; TensorFlow makes a missing one anew."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left)
 
 
 def _write(entry: bytes, file: BinaryIO) -> None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from harness import checkpoint
 from harness.callbacks import keras_callbacks
+from harness.compiled import is_offered
 from harness.errors import Interrupted, RunError
 from harness.event_log import EventLog
 from harness.gauge import Gauge
@@ -157,11 +158,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _clocked(self) -> Iterator[None]:
-        """Note when this process's first step was done; before it stands what is compiled."""
+        """Note when this process's first step was done."""
         if self.first_step_s is not None:
             yield
             return
-        with without_noise():
+        # Not where it compiles: should it crash, what it says must not be held back.
+        with without_noise() if is_offered() else contextlib.nullcontext():
             yield
             self._pending[0].numpy()  # the clock counts when the step is done
         self.first_step_s = round(age_s() or 0.0, 3)

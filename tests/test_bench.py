@@ -183,6 +183,8 @@ def test_the_bench_measures_a_sweep(harness: Harness) -> None:
     ("words", "said"),
     [
         (("--only", "speed"), "known: training,"),
+        (("--job", JOBS / "mine.toml"), "mine.toml"),
+        (("--job", JOBS / "rnn.toml", "--only", "training"), "leave --only out"),
         (("--architecture", "transformer"), "known: rnn,"),
         (("--compare", "nothing.json"), "nothing.json: can't be read"),
         (("--json", "nowhere/bench.json"), "no such folder nowhere; make it first"),

@@ -1,12 +1,13 @@
 """Compiled steps: kept between processes, same bytes, and nothing that others or chance wrote."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from harness import compiled
-from harness.compiled import FLAGS, compiled_steps
+from harness.compiled import FLAGS, compiled_steps, is_offered
 from harness.job import Job, load_job
 from tests.conftest import JOBS, Harness
 
@@ -46,10 +47,11 @@ def test_what_was_compiled_is_offered_to_the_next_process(cache: Path) -> None:
     assert offered() == {}
     compile_one()
     with compiled_steps(RNN, 2):
+        assert is_offered()
         folder = own_folder()
         assert folder.stat().st_mode & 0o077 == 0
     assert not folder.exists()
-    assert FLAGS not in os.environ
+    assert not os.environ[FLAGS]
     assert cache.stat().st_mode & 0o777 == 0o700
     assert offered() == {"a.pb": ENTRY}
     assert offered(load_job(JOBS / "rnn.toml", ["train.seed=7"])) == {"a.pb": ENTRY}
@@ -87,7 +89,8 @@ def test_a_folder_that_others_can_write_is_left_alone(cache: Path) -> None:
     compile_one()
     cache.chmod(0o770)
     with compiled_steps(RNN, 2):
-        assert FLAGS not in os.environ
+        assert not is_offered()
+        assert not os.environ.get(FLAGS)
     cache.chmod(0o700)
     assert offered() == {"a.pb": ENTRY}
 
@@ -110,7 +113,22 @@ def test_without_a_place_nothing_is_kept(
     else:
         cache.parent.write_text("")
     with compiled_steps(RNN, 2):
-        assert FLAGS not in os.environ
+        assert not is_offered()
+        assert not os.environ.get(FLAGS)
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process's own folder stays behind when it is killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, new = tmp_path / "harness-xla-old", tmp_path / "harness-xla-new"
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with compiled_steps(RNN, 2):
+        assert not old.exists()
+        assert new.exists()
 
 
 def test_the_entries_used_last_stay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

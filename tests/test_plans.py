@@ -7,7 +7,7 @@ import pytest
 
 from harness import plans
 from harness.job import load_job
-from harness.plans import choose, keep_measured, measured_ms
+from harness.plans import choose, keep_measured, measured_ms, shape
 from harness.probe import ARCHITECTURES
 from harness.provenance import processor
 from tests.conftest import JOBS, Harness
@@ -142,11 +142,15 @@ def test_a_run_takes_the_plan_measured_and_keeps_it_when_it_goes_on(
 
 
 @pytest.mark.slow
-def test_the_bench_measures_and_keeps_the_plans(harness: Harness) -> None:
-    """Each plan of a job, in milliseconds a step, by this machine's name."""
-    words = ("bench", "--only", "plans", "--architecture", "lstm", "--pairs", "1")
-    done = harness.run(*words)
+def test_the_bench_measures_and_keeps_the_plans_of_a_job(harness: Harness, tmp_path: Path) -> None:
+    """In milliseconds a step, by this machine's name; a run of the job takes the fastest."""
+    path = tmp_path / "mine.toml"
+    path.write_text(load_job(JOBS / "lstm.toml", SETTINGS).to_toml())
+    done = harness.run("bench", "--job", path, "--pairs", "1")
     assert done.returncode == 0, done.stderr
     record = json.loads((harness.folder / "cache/harness/plans.json").read_text())
-    (device,) = record
-    assert {name.split()[0] for name in record[device]["step_ms"]["lstm"]} == {"loop", "xla"}
+    times = record[processor()]["step_ms"][shape(load_job(path))]
+    assert {name.split()[0] for name in times} == {"loop", "xla"}
+    assert harness.run("train", path, "--run-id", "a").returncode == 0
+    plan = json.loads((harness.runs / "lstm/a/provenance.json").read_text())["plan"]
+    assert f"measured on {processor()}" in plan["why"]

@@ -112,8 +112,13 @@ def choose(
         return Plan(xla, threads, f"{told}, the fastest measured on {device} (ms a step: {ms})")
     if len(allowed) == 1:
         return Plan(allowed[0], cpus, told)
-    xla = uses_xla(job, kind)
-    return Plan(xla, cpus, f"{told}, by rule: {'compiled' if xla else 'not compiled'}")
+    if not uses_xla(job, kind):
+        return Plan(False, cpus, f"{told}, by rule: not compiled")
+    if kind == "cpu" and job.model.architecture == "rnn":
+        # Its products are so small that a second thread gains nothing, and waits where the
+        # processor is shared.
+        return Plan(True, 1, f"{told}, by rule: compiled, on one thread")
+    return Plan(True, cpus, f"{told}, by rule: compiled")
 
 
 # What was measured

@@ -61,7 +61,7 @@ def launch(
                 screen.silent = True
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
                 run = Run(Path(folder) / run.folder.name)
-        if plan.xla and not peers:
+        if not peers:
             stack.enter_context(compiled_steps(job, plan.threads))
         import_tensorflow(allocation, plan.threads)
         strategy = make_strategy(asked, peers)

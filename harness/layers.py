@@ -32,15 +32,22 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
             return inputs
         assert step is not None, "training needs the step"  # noqa: S101 - a bug of ours, no input
         # [batch, …] as the inputs, but one draw for all times where a channel drops over all.
-        rest = tf.shape(inputs)[1:]
-        rest = tf.stack([1, rest[1]]) if self.over_time else rest
+        rest = (1, inputs.shape[2]) if self.over_time else tuple(inputs.shape[1:])
         # Every replica draws the whole global batch's mask, [batch, units], and takes its rows:
-        # a few thousand numbers. The algorithm is named, since the default differs by device.
-        drawn = tf.random.stateless_uniform(
-            tf.concat([[self.batch_size], rest], 0), tf.stack([self.seed, step]), alg="philox"
-        )
+        # a few thousand numbers.
+        drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
         kept = tf.gather(drawn, rows) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
+
+
+@tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
+def uniform(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
+    """Numbers from 0 up to 1 that depend on the seed, `[2] int64`, alone.
+
+    Compiled in every plan: from one seed XLA draws other numbers than TensorFlow's own kernel. The
+    algorithm is named, since the default differs by device.
+    """
+    return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
 def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:

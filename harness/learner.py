@@ -14,7 +14,8 @@ from harness.architectures import BUILDERS
 from harness.evaluator import Evaluator
 from harness.job import Job, TrainTable
 from harness.layers import for_training, recurrent_layers
-from harness.pipeline import Batch
+from harness.pipeline import Batch, in_parts
+from harness.plans import Plan
 
 WAYS = ("forward", "backward")  # of a Bidirectional layer
 
@@ -54,8 +55,9 @@ def _keep_from_cudnn(model: keras.Model) -> None:
 class Learner:
     """Models and optimizer in the strategy's scope, and the graphs over them."""
 
-    def __init__(self, job: Job, strategy: tf.distribute.Strategy, *, xla: bool) -> None:
-        self.job, self.strategy, self.xla = job, strategy, xla
+    def __init__(self, job: Job, strategy: tf.distribute.Strategy, plan: Plan) -> None:
+        self.job, self.strategy, self.xla = job, strategy, plan.xla
+        self.rows_a_part = -(-job.train.batch_size // plan.parts)
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():
@@ -101,7 +103,12 @@ class Learner:
         # Only this part is compiled: the optimizer's variables have copies on other devices,
         # which XLA refuses to touch.
         compiled = tf.function(self._gradients, jit_compile=self.xla, autograph=False)
-        gradients, sums = compiled(batch)
+        # Nothing orders the parts, so that they are computed side by side where there are threads.
+        found = [compiled(part) for part in in_parts(batch, self.rows_a_part)]
+        gradients = [
+            tf.add_n(list(parts)) for parts in zip(*(each[0] for each in found), strict=True)
+        ]
+        sums = tf.add_n([each[1] for each in found])
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
             gradients = self._whole_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)

@@ -93,7 +93,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             # Length and vocabulary have no part in the choice of a kernel.
             small = ["data.vocab_size=100", "data.maxlen=8"]
             job = load_job(JOBS / f"{name}.toml", small)
-            learner = Learner(job, strategy, xla=plan_of(job, devices).xla)
+            learner = Learner(job, strategy, plan_of(job, devices))
             batch_size = job.train.batch_size
             order = np.arange(64, dtype=np.int32)[None]
             parts = batches(strategy, reviews, order, batch_size=batch_size, maxlen=8)
@@ -149,7 +149,7 @@ def _speed(
 
     training, _ = training_reviews(loaded, dataset)
     test = test_reviews(loaded, dataset)
-    learner = Learner(loaded, strategy, xla=plan_of(loaded, devices).xla)
+    learner = Learner(loaded, strategy, plan_of(loaded, devices))
     first_step_s, step_s, training_s = time_steps(learner, training, seconds * TRAIN_SHARE)
     began = time.perf_counter()
     evaluation_batch_s = time_evaluation(learner, test, seconds * (1 - TRAIN_SHARE))

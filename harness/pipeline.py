@@ -32,6 +32,26 @@ class Batch(NamedTuple):
     step: tf.Tensor  # [] int64, the number that the dropout masks are drawn for
 
 
+def in_parts(batch: Batch, num_rows: int) -> list[Batch]:
+    """A batch as several of at most so many rows, in order; `count` stays the global batch's."""
+    cuts = range(0, batch.tokens.shape[0], num_rows)
+    if len(cuts) == 1:
+        return [batch]
+
+    def part(at: int) -> Batch:
+        rows = slice(at, at + num_rows)
+        return Batch(
+            tokens=batch.tokens[rows],
+            labels=batch.labels[rows],
+            weights=batch.weights[rows],
+            rows=batch.rows[rows],
+            count=batch.count,
+            step=batch.step,
+        )
+
+    return [part(at) for at in cuts]
+
+
 class Reviews(NamedTuple):
     """Encoded reviews, flat: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
 

@@ -19,10 +19,11 @@ from harness.job import Job
 from harness.machine import gpu_name
 from harness.provenance import installed_version, processor
 
-# Where XLA was the faster in every case on two CPU cores (README, "Plans"): reviews in a batch
-# times units in all recurrent layers, and words of which outputs are kept.
-LARGEST_COMPILED = {"rnn": 4096, "lstm": 2048, "gru": 2048, "bilstm": 2048, "stacked_lstm": 2048}
+# Up to where XLA was the faster on two CPU cores (README, "Plans"): reviews in a batch times units
+# in all recurrent layers, and words of which outputs are kept.
+LARGEST_COMPILED = 2048
 LONGEST_COMPILED = 200
+MAX_PARTS = 4  # of a batch
 DROPOUTS = ("dropout", "spatial_dropout")  # take the same time whatever their rate
 
 
@@ -32,6 +33,7 @@ class Plan:
 
     xla: bool  # forward and backward pass are compiled by XLA
     threads: int  # of each operation, and of operations at a time
+    parts: int  # of a global batch, that forward and backward pass take at once, side by side
     why: str
 
 
@@ -54,21 +56,38 @@ def uses_xla(job: Job, kind: str) -> bool:
 
     On a GPU XLA takes what cuDNN can't. On a CPU it wins where a step is many small operations,
     which cost TensorFlow's loop more to begin than to do; it loses where they are large, and where
-    outputs over many words are kept, which it copies at every word.
+    outputs over many words are kept, which it copies at every word. See `num_parts`.
     """
     if kind == "gpu":
         return without_cudnn(job) != ""
-    model = job.model
-    limit = LARGEST_COMPILED.get(model.architecture, 0)
-    units = model.units
-    if model.architecture == "bilstm":
-        units *= 2
-    if model.architecture == "stacked_lstm":
-        units += model.second_units or units
-    keeps_outputs = model.pooling != "last" or model.architecture == "stacked_lstm"
-    return job.train.batch_size * units <= limit and not (
-        keeps_outputs and job.data.maxlen > LONGEST_COMPILED
-    )
+    keeps_outputs = job.model.pooling != "last" or job.model.architecture == "stacked_lstm"
+    if keeps_outputs and job.data.maxlen > LONGEST_COMPILED:
+        return False
+    return 0 < _size(job) <= 2 * LARGEST_COMPILED  # in two parts, which pay on one thread too
+
+
+def num_parts(job: Job, kind: str) -> int:
+    """In how many parts a compiled step takes its batch, by the job alone.
+
+    Two halves of which each is fast are computed side by side, or one after the other where there
+    is one thread, to the same bytes.
+    """
+    if kind == "gpu":
+        return 1
+    return max(1, min(MAX_PARTS, -(-_size(job) // LARGEST_COMPILED), job.train.batch_size))
+
+
+def _size(job: Job) -> int:
+    """Reviews in a batch times units in all recurrent layers; 0 for an unknown architecture."""
+    units = job.model.units
+    recurrent = {
+        "rnn": units,
+        "lstm": units,
+        "gru": units,
+        "bilstm": 2 * units,
+        "stacked_lstm": units + (job.model.second_units or units),
+    }
+    return job.train.batch_size * recurrent.get(job.model.architecture, 0)
 
 
 def shape(job: Job) -> str:
@@ -97,8 +116,12 @@ def choose(
         begun: the plan in the record of a run that goes on, else nothing.
         times_ms: a step's time by each plan's name, as measured on the device, if it was.
     """
+
+    def plan(xla: bool, threads: int, why: str) -> Plan:
+        return Plan(xla, threads, num_parts(job, kind) if xla else 1, why)
+
     if isinstance(begun.get("xla"), bool):
-        return Plan(begun["xla"], cpus, "as the run began")
+        return Plan(begun["xla"], cpus, begun.get("parts", 1), "as the run began")
     allowed = {"on": [True], "off": [False]}.get(job.train.xla, [True, False])
     plans = {
         plan_name(xla, threads): (xla, threads) for xla in allowed for threads in range(1, cpus + 1)
@@ -107,18 +130,14 @@ def choose(
     told = f"train.xla = {job.train.xla}"
     if known:
         ranked = sorted(known, key=lambda name: known[name])
-        xla, threads = plans[ranked[0]]
         ms = ", ".join(f"{name}: {known[name]:.3g}" for name in ranked)
-        return Plan(xla, threads, f"{told}, the fastest measured on {device} (ms a step: {ms})")
+        return plan(
+            *plans[ranked[0]], f"{told}, the fastest measured on {device} (ms a step: {ms})"
+        )
     if len(allowed) == 1:
-        return Plan(allowed[0], cpus, told)
-    if not uses_xla(job, kind):
-        return Plan(False, cpus, f"{told}, by rule: not compiled")
-    if kind == "cpu" and job.model.architecture == "rnn":
-        # Its products are so small that a second thread gains nothing, and waits where the
-        # processor is shared.
-        return Plan(True, 1, f"{told}, by rule: compiled, on one thread")
-    return Plan(True, cpus, f"{told}, by rule: compiled")
+        return plan(allowed[0], cpus, told)
+    xla = uses_xla(job, kind)
+    return plan(xla, cpus, f"{told}, by rule: {'compiled' if xla else 'not compiled'}")
 
 
 # What was measured

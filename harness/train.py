@@ -83,7 +83,7 @@ def train(
         trainer = Trainer(
             *(run, job, strategy, training, identity, heartbeat, stop, screen, peers, gauge),
             callbacks,
-            xla=plan.xla,
+            plan=plan,
         )
         learner, log = trainer.learner, trainer.log
         with log, trainer.saved_when_interrupted():

@@ -25,6 +25,7 @@ from harness.learner import Learner
 from harness.noise import without_noise
 from harness.peers import Peers
 from harness.pipeline import Batch, Reviews, batches, num_steps, orders_ahead, waited_s
+from harness.plans import Plan
 from harness.processes import age_s
 from harness.run import Run
 from harness.scores import binary_loss_and_accuracy
@@ -52,12 +53,12 @@ class Trainer:
         gauge: Gauge,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         *,
-        xla: bool,
+        plan: Plan,
     ) -> None:
         self.run, self.job, self.strategy = run, job, strategy
         train = job.train
         self.heartbeat, self.stop, self.screen, self.gauge = heartbeat, stop, screen, gauge
-        self.learner = Learner(job, strategy, xla=xla)
+        self.learner = Learner(job, strategy, plan)
         self.num_reviews = len(training.labels)
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
         # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+import resource
 import shutil
 import tempfile
 import time
@@ -52,7 +53,7 @@ def compiled_steps(job: Job, threads: int) -> Iterator[None]:
         own = Path(name)
         # TensorFlow parts its options at spaces.
         refused = f"{DIRECTORY}=" in asked or " " in name
-        if folder is None or refused or shutil.disk_usage(own).free < NEEDED_BYTES:
+        if folder is None or refused or _room(own) < NEEDED_BYTES:
             yield
             return
         key = _key(job, threads)
@@ -64,6 +65,13 @@ def compiled_steps(job: Job, threads: int) -> Iterator[None]:
             os.environ[FLAGS] = asked
             with contextlib.suppress(OSError, RunError):  # a full disk: then not
                 _keep(folder, key, own, offered)
+
+
+def _room(folder: Path) -> float:
+    """The bytes that a file there may have."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    free = shutil.disk_usage(folder).free
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
 def is_offered() -> bool:

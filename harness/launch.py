@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def launch(
     asked = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
     dataset = dataset_of(run, job, data, full=full)
-    plan = plan_of(job, devices, run)  # every worker reads the run's record, not its own
+    record = run  # which every worker reads
+    threads = plan_of(job, devices, record).threads
     with contextlib.ExitStack() as stack:
         peers = None
         if allocation and not stop.alone:
@@ -62,9 +64,11 @@ def launch(
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
                 run = Run(Path(folder) / run.folder.name)
         if not peers:
-            stack.enter_context(compiled_steps(job, plan.threads))
-        import_tensorflow(allocation, plan.threads)
+            stack.enter_context(compiled_steps(job, threads))
+        import_tensorflow(allocation, threads)
         strategy = make_strategy(asked, peers)
+        # By the devices that are used: a GPU that Slurm gave need not be one that TensorFlow takes.
+        plan = replace(plan_of(job, "gpu" if num_own_gpus() else "cpu", record), threads=threads)
         stop.listen()  # once more, over a handler that TensorFlow may have set
         # Every node's process warns of its own GPUs, so not by a screen that may be silent.
         gauge = stack.enter_context(

@@ -57,6 +57,7 @@ class Learner:
 
     def __init__(self, job: Job, strategy: tf.distribute.Strategy, plan: Plan) -> None:
         self.job, self.strategy, self.xla = job, strategy, plan.xla
+        self.num_rows = -(-job.train.batch_size // strategy.num_replicas_in_sync)
         self.rows_a_part = -(-job.train.batch_size // plan.parts)
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
@@ -104,11 +105,12 @@ class Learner:
         # which XLA refuses to touch.
         compiled = tf.function(self._gradients, jit_compile=self.xla, autograph=False)
         # Nothing orders the parts, so that they are computed side by side where there are threads.
-        found = [compiled(part) for part in in_parts(batch, self.rows_a_part)]
+        parts = in_parts(batch, self.num_rows, self.rows_a_part)
+        found = [compiled(part) for part in parts]
         gradients = [
             tf.add_n(list(parts)) for parts in zip(*(each[0] for each in found), strict=True)
         ]
-        sums = tf.add_n([each[1] for each in found])
+        sums = tf.add_n([sums for _, sums in found])
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
             gradients = self._whole_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)

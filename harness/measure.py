@@ -120,7 +120,7 @@ def reason(job: Job, kernel: str, device: str) -> str:
     because = without_cudnn(job)
     if kernel == "xla":
         setting = f"train.xla = {job.train.xla} compiles it"
-        return f"{setting}, {because}" if because else f"{setting}, so cuDNN is left out"
+        return f"{setting}, {because or 'so cuDNN is left out'}" if device == "gpu" else setting
     if kernel == "cudnn":
         return "cuDNN takes the layer"
     if device != "gpu":

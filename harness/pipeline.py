@@ -32,14 +32,17 @@ class Batch(NamedTuple):
     step: tf.Tensor  # [] int64, the number that the dropout masks are drawn for
 
 
-def in_parts(batch: Batch, num_rows: int) -> list[Batch]:
-    """A batch as several of at most so many rows, in order; `count` stays the global batch's."""
-    cuts = range(0, batch.tokens.shape[0], num_rows)
+def in_parts(batch: Batch, num_rows: int, rows_a_part: int) -> list[Batch]:
+    """A batch of so many rows as several, in order; `count` stays the global batch's.
+
+    Under several workers TensorFlow does not know the number of rows while it traces.
+    """
+    cuts = range(0, num_rows, rows_a_part)
     if len(cuts) == 1:
         return [batch]
 
     def part(at: int) -> Batch:
-        rows = slice(at, at + num_rows)
+        rows = slice(at, at + rows_a_part)
         return Batch(
             tokens=batch.tokens[rows],
             labels=batch.labels[rows],

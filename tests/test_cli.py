@@ -125,7 +125,7 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
     }
     assert len(list((run / "checkpoints").iterdir())) == 2
     provenance = json.loads((run / "provenance.json").read_text())
-    assert provenance["kernels"] == {"bidirectional": "loop"}
+    assert provenance["kernels"] == {"bidirectional": "xla"}
     assert provenance["packages"]["tensorflow"].startswith("2.")
     result = json.loads((run / "result.json").read_text())
     assert result["parameters"] > result["recurrent_parameters"] > 0

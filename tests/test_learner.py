@@ -57,10 +57,10 @@ def test_parts_hold_all_rows_in_order() -> None:
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     strategy = tf.distribute.get_strategy()
     batch = next(iter(batches(strategy, reviews(), order, batch_size=20, maxlen=LENGTH)))
-    parts = in_parts(batch, 8)
+    parts = in_parts(batch, 20, 8)
     assert [len(part.rows) for part in parts] == [8, 8, 4]
     for field in ("tokens", "labels", "weights", "rows"):
         joined = np.concatenate([getattr(part, field) for part in parts])
         np.testing.assert_array_equal(joined, getattr(batch, field))
     assert {int(part.count) for part in parts} == {20}
-    assert in_parts(batch, 20) == [batch]
+    assert in_parts(batch, 20, 20) == [batch]

@@ -70,7 +70,7 @@ PreemptParameters=send_user_signal
 
 ReturnToService=2
 SlurmdTimeout=20
-KillWait=5
+KillWait=10
 
 GresTypes=gpu
 {nodes}

@@ -1,5 +1,7 @@
 """The inner loop: a step is the same to rounding however it is computed."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +23,7 @@ def reviews() -> Reviews:
     return Reviews(tokens, np.arange(0, 4 * NUM_REVIEWS + 1, 4), labels)
 
 
+@functools.cache
 def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """The sums of an epoch's three steps, the last of them not full, and the weights after it."""
     strategy = tf.distribute.get_strategy()
@@ -42,7 +45,7 @@ def precision() -> object:
 
 
 @pytest.mark.parametrize("name", ["rnn", "gru", "stacked_lstm"])
-@pytest.mark.parametrize(("xla", "parts"), [(True, 1), (True, 2), (True, 3), (False, 3)])
+@pytest.mark.parametrize(("xla", "parts"), [(True, 1), (True, 3), (False, 3)])
 def test_a_step_in_parts_is_the_step_as_a_whole(name: str, xla: bool, parts: int) -> None:
     """Dropout, fillers of the last batch and the loss's mean are the global batch's."""
     sums, weights = trained(name, xla=False, parts=1)

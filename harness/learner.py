@@ -108,7 +108,8 @@ class Learner:
         parts = in_parts(batch, self.num_rows, self.rows_a_part)
         found = [compiled(part) for part in parts]
         gradients = [
-            tf.add_n(list(parts)) for parts in zip(*(each[0] for each in found), strict=True)
+            tf.add_n(list(each))
+            for each in zip(*(gradients for gradients, _ in found), strict=True)
         ]
         sums = tf.add_n([sums for _, sums in found])
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":

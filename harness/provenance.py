@@ -76,22 +76,21 @@ def installed_version(package: str) -> str | None:
 
 def processor() -> str:
     """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def processor_features() -> str:
     """What the processor can do, in the words of Linux; empty elsewhere."""
+    return _cpuinfo("flags") or _cpuinfo("Features")
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor as Linux tells it, empty where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    features = [line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))]
-    return features[0].strip() if features else ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def nvidia_driver() -> str | None:

@@ -14,7 +14,7 @@ import tensorflow as tf
 TIMED_FETCHES = 100  # whose times tf.data keeps
 ROWS_AT_ONCE = 1024  # put together: to start an operation takes as long as to do it for few
 PREFETCHED = 2  # times as many rows
-PLACES_AT_ONCE = 1_000_000  # of reviews in epochs that are opened together, 4 bytes each
+PLACES_AT_ONCE = 5_000_000  # of reviews in epochs that are opened together, 4 bytes each
 
 
 class Batch(NamedTuple):
@@ -155,8 +155,8 @@ def batches(
             )
 
         options = tf.data.Options()
-        # Off, for the thread that it starts may take half a second to end; but it is the one that
-        # notes the times of fetches.
+        # Off, for the thread that it starts may not notice its end before its next turn, seconds
+        # later; but it is the one that notes the times of fetches.
         options.autotune.enabled = timed
         last_step = num_passes * steps_a_pass
         return (

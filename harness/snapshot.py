@@ -16,6 +16,7 @@ from harness.checkout import (
     SNAPSHOT_RECORD,
     GitError,
     code_version,
+    commit_of,
     is_checkout,
     new_files,
     snapshot_record,
@@ -47,7 +48,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     if is_snapshot(project):
         return project
     names = code_files(project, runs)
-    return _path(project, runs, names, code_version(project, runs)["commit"])
+    return _path(project, runs, names, commit_of(project) if is_checkout(project) else None)
 
 
 def take_snapshot(project: Path, runs: Path) -> Path:

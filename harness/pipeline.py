@@ -112,7 +112,6 @@ def batches(
     """
     num_passes, num_reviews = orders.shape
     steps_a_pass = num_steps(num_reviews, batch_size)
-    first, last = int(reviews.offsets[0]), int(reviews.offsets[-1])
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_replicas = context.num_replicas_in_sync
@@ -121,14 +120,9 @@ def batches(
         # As tensors they are captured once; as arrays they would be written into the graph. On
         # the CPU, where tf.data works: by default they would lie on a GPU.
         with tf.device("/cpu:0"):
-            # Read backwards a review's last tokens are its first, so that TensorFlow's own kernels
-            # cut and fill it: they copy whole rows, in half the time of a gather by token. Review i
-            # is row num_reviews - 1 - i, and one row more is empty, for the fillers.
-            backwards = tf.RaggedTensor.from_row_splits(
-                tf.constant(reviews.tokens[first:last][::-1]),
-                tf.constant(np.append(last - reviews.offsets[::-1], last - first)),
-                validate=False,
-            )
+            # Padded once, not a batch at a time: then a batch is whole rows to copy. The last row
+            # is empty, for the fillers.
+            padded = tf.constant(_padded(reviews, maxlen))
             labels = tf.constant(reviews.labels.astype(np.float32))
             chosen_in_turn = tf.constant(orders.ravel())
 
@@ -143,10 +137,8 @@ def batches(
             real = (rows < batch_size) & (place < num_reviews)
             turn = step // steps_a_pass * num_reviews + tf.minimum(place, num_reviews - 1)
             chosen = tf.gather(chosen_in_turn, turn)
-            source = tf.where(real, num_reviews - 1 - chosen, num_reviews)
-            filled = tf.gather(backwards, tf.reshape(source, [-1])).to_tensor(shape=[None, maxlen])
             return Batch(
-                tokens=tf.reshape(tf.reverse(filled, [1]), [-1, num_rows, maxlen]),
+                tokens=tf.gather(padded, tf.where(real, chosen, num_reviews)),
                 labels=tf.gather(labels, chosen),
                 weights=tf.cast(real, tf.float32),
                 rows=tf.cast(tf.minimum(rows, batch_size - 1), tf.int32),
@@ -173,6 +165,16 @@ def batches(
     # Not `experimental_distribute_dataset`: it would split the rows in its own way, and under
     # several workers read the whole set once a worker.
     return strategy.distribute_datasets_from_function(dataset)
+
+
+def _padded(reviews: Reviews, maxlen: int) -> np.ndarray:
+    """`[num_reviews + 1, maxlen] int32`: the reviews as `pad_sequences` has them, then an empty."""
+    rows = np.zeros((len(reviews.labels) + 1, maxlen), np.int32)
+    ends = reviews.offsets.tolist()
+    for row, first, end in zip(rows, ends, ends[1:], strict=False):
+        if kept := min(end - first, maxlen):
+            row[-kept:] = reviews.tokens[end - kept : end]
+    return rows
 
 
 def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float | None:

@@ -30,27 +30,28 @@ def make_reviews() -> Reviews:
     )
 
 
-def collect(order: np.ndarray, **settings: int) -> list[Batch]:
+def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) -> list[Batch]:
     """All batches of a pass, as arrays."""
     strategy = tf.distribute.get_strategy()
     sizes = {"batch_size": 4, "maxlen": 5} | settings
-    made = batches(strategy, make_reviews(), np.atleast_2d(order), **sizes)  # type: ignore[arg-type]
+    made = batches(strategy, reviews or make_reviews(), np.atleast_2d(order), **sizes)  # type: ignore[arg-type]
     return [Batch(*(np.asarray(part) for part in batch)) for batch in made]
 
 
-def test_padding_is_kerass_own() -> None:
+@pytest.mark.parametrize(("first", "last"), [(0, len(LENGTHS)), (3, 8)])
+@pytest.mark.parametrize("maxlen", [1, 5, 12])
+def test_padding_is_kerass_own(first: int, last: int, maxlen: int) -> None:
     """Rows are those of keras's pad_sequences: zeros first, the last words kept, int32."""
     from keras.utils import pad_sequences
 
-    reviews = make_reviews()
+    reviews = make_reviews().between(first, last)
     ragged = [
         reviews.tokens[a:b] for a, b in zip(reviews.offsets, reviews.offsets[1:], strict=False)
     ]
-    order = np.arange(len(LENGTHS))
-    made = collect(order)
+    made = collect(np.arange(last - first), reviews, maxlen=maxlen)
     tokens = np.concatenate([batch.tokens[batch.weights > 0] for batch in made])
     assert tokens.dtype == np.int32
-    np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=5))
+    np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=maxlen))
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:

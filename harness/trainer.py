@@ -24,7 +24,15 @@ from harness.job import Job
 from harness.learner import Learner
 from harness.noise import without_noise
 from harness.peers import Peers
-from harness.pipeline import Batch, Reviews, batches, num_steps, orders_ahead, waited_s
+from harness.pipeline import (
+    TIMED_FETCHES,
+    Batch,
+    Reviews,
+    batches,
+    num_steps,
+    orders_ahead,
+    waited_s,
+)
 from harness.plans import Plan
 from harness.processes import age_s
 from harness.run import Run
@@ -77,6 +85,7 @@ class Trainer:
         self._profiling = self._profiled = False
         self.first_step_s: float | None = None  # from this process's start
         self._pending: list[tf.Tensor] = []  # of each execution [steps, 3], still on the device
+        self._timed: list[tuple[int, float]] = []  # steps and their seconds, of this epoch's latest
         self._votes = 0.0  # to stop, in the steps so far
         self._drain_every = train.log_every_steps
         if not stop.alone:
@@ -283,16 +292,19 @@ class Trainer:
         """How the last steps used the machine, by tag; the heartbeat tells of it too."""
         measured = {"step/duration_ms": 1e3 * took_s / num}
         self.heartbeat.note(step_ms=round(measured["step/duration_ms"], 3))
+        # What stands before an epoch's first steps is no wait, but the validation.
+        self._timed = [*self._timed, (num, took_s)] if self.progress.step > num else []
+        while len(self._timed) > 1 and sum(n for n, _ in self._timed) > TIMED_FETCHES:
+            self._timed.pop(0)
         device = self.gauge.figures()
         if not device:
             return measured
         self.heartbeat.note(device=device, warning=self.gauge.warning)
-        # What stands before an epoch's first steps is no wait, but the validation.
-        in_epoch = self.progress.step > num
-        if in_epoch and (wait_s := waited_s(self._iterator, num, took_s)) is not None:
-            measured["step/input_wait_ms"] = 1e3 * wait_s / num
-            measured["step/input_wait_share"] = wait_s / took_s
-            self.heartbeat.note(input_wait_share=round(wait_s / took_s, 4))
+        timed, timed_s = sum(n for n, _ in self._timed), sum(s for _, s in self._timed)
+        if timed and (wait_s := waited_s(self._iterator, timed, timed_s)) is not None:
+            measured["step/input_wait_ms"] = 1e3 * wait_s / timed
+            measured["step/input_wait_share"] = wait_s / timed_s
+            self.heartbeat.note(input_wait_share=round(wait_s / timed_s, 4))
         return measured | {f"device/{name}": value for name, value in device.items()}
 
     def save(self) -> None:

@@ -39,7 +39,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
 
     Run by hand with `-m slow -s`, which shows where each kill fell.
     """
-    words = ["--devices", devices, "--set", "train.epochs=200", "--set", "data.limit=1000"]
+    words = ["--devices", devices, "--set", "train.epochs=500", "--set", "data.limit=1000"]
     calm = harness.train("gru", "calm", *words)
     assert calm.returncode == 0, calm.stderr
     moments = random.Random(7)  # noqa: S311 - not a secret

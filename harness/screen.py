@@ -1,13 +1,15 @@
 """What a run says: progress bars on a terminal, one plain line an epoch anywhere else."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 
 class Screen:
@@ -17,13 +19,21 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
         self.silent = False
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
+    @functools.cached_property
+    def console(self) -> "Console":
+        """Standard output; made when it is used, for commands that only warn answer at once."""
+        from rich.console import Console
+
+        return Console(highlight=False, soft_wrap=True, emoji=False)
+
     def __enter__(self) -> "Screen":
         if self.console.is_terminal and not self.silent:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -57,9 +67,7 @@ class Screen:
         """Print a line of warning on standard error."""
         if self.silent:
             return
-        Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False).print(
-            f"warning: {text}", markup=False
-        )
+        print(f"warning: {text}", file=sys.stderr)  # noqa: T201
 
     def advance(self, what: str, done: int, total: int, figures: str = "") -> None:
         """Move the bar, where there is one."""

@@ -30,8 +30,3 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def quoted(path: Path) -> str:
     """A path as a shell takes it."""
     return shlex.quote(str(path))
-
-
-def warn(text: str) -> None:
-    """Print a line of warning on standard error."""
-    typer.echo(f"warning: {text}", err=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.commands import Full, Overrides, RunFolder, RunsFolder, quoted, warn
+from harness.commands import Full, Overrides, RunFolder, RunsFolder, quoted
 
 if TYPE_CHECKING:
     from harness.job_script import Submission
@@ -55,6 +55,7 @@ def submit(
 ) -> None:
     """Submit a job to Slurm, from a snapshot of the code as it is now."""
     from harness.resources import Resources
+    from harness.screen import Screen
     from harness.submit import doubts, dry_submissions, expected_starts, make_request
 
     words = list(flags or ())
@@ -65,8 +66,9 @@ def submit(
     request = make_request(
         named, overrides or (), seeds, resources, runs, full=full, all_jobs=all_jobs, pack=pack
     )
+    screen = Screen()
     for line in doubts(request):
-        warn(line)
+        screen.warn(line)
     if dry_run:
         for submission in dry_submissions(request):
             typer.echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
@@ -111,13 +113,15 @@ def reproduce(
     """Put a run's code and job back into a new folder, and say how to run it again."""
     from harness.reproduce import reproduce as put_back
     from harness.run import Run
+    from harness.screen import Screen
     from harness.submit import project_folder
 
     run = Run.open(run_folder)
     at = run.folder.absolute()
     done = put_back(run, project_folder(), (to or at.with_name(f"{at.name}-code")).absolute())
+    screen = Screen()
     for warning in done.warnings:
-        warn(warning)
+        screen.warn(warning)
     typer.echo(f"code  {done.folder}, from {done.source}")
     typer.echo(f"job   {done.folder / done.job_file}")
     typer.echo(f"next  {done.command}")

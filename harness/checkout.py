@@ -76,7 +76,9 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 
 def commit_of(project: Path) -> str | None:
-    """The commit that a checkout stands at, None where git can't tell."""
+    """The commit that a checkout stands at, None for none and where git can't tell."""
+    if not is_checkout(project):  # git would answer for the checkout that it lies in
+        return None
     try:
         return git(project, "rev-parse", "--verify", "HEAD").decode().strip()
     except (GitError, OSError):

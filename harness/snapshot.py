@@ -48,7 +48,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     if is_snapshot(project):
         return project
     names = code_files(project, runs)
-    return _path(project, runs, names, commit_of(project) if is_checkout(project) else None)
+    return _path(project, runs, names, commit_of(project))
 
 
 def take_snapshot(project: Path, runs: Path) -> Path:

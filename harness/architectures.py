@@ -8,54 +8,57 @@ Keras is imported inside the functions, since a job is checked against the names
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from harness.config import ConfigSection, Share
 
 if TYPE_CHECKING:
     import keras
 
-    from harness.job import ModelTable
 
-
-def rnn(vocab_size: int, table: "ModelTable") -> "keras.Model":
+def rnn(vocab_size: int, config: "ModelConfig") -> "keras.Model":
     """Exercise 6.01, the plain RNN: 2,080 recurrent parameters at 32 units."""
     from keras.layers import SimpleRNN
 
-    layer = SimpleRNN(table.units, return_sequences=over_time(table))
-    return sentiment(vocab_size, table, layer)
+    layer = SimpleRNN(config.units, return_sequences=over_time(config))
+    return sentiment(vocab_size, config, layer)
 
 
-def lstm(vocab_size: int, table: "ModelTable") -> "keras.Model":
+def lstm(vocab_size: int, config: "ModelConfig") -> "keras.Model":
     """Exercise 6.02: 8,320 recurrent parameters at 32 units."""
     from keras.layers import LSTM
 
-    return sentiment(vocab_size, table, LSTM(table.units, return_sequences=over_time(table)))
+    return sentiment(vocab_size, config, LSTM(config.units, return_sequences=over_time(config)))
 
 
-def gru(vocab_size: int, table: "ModelTable") -> "keras.Model":
+def gru(vocab_size: int, config: "ModelConfig") -> "keras.Model":
     """Exercise 6.03: 6,240 recurrent parameters at 32 units and `reset_after = false`."""
     from keras.layers import GRU
 
-    layer = GRU(table.units, reset_after=table.reset_after, return_sequences=over_time(table))
-    return sentiment(vocab_size, table, layer)
+    layer = GRU(config.units, reset_after=config.reset_after, return_sequences=over_time(config))
+    return sentiment(vocab_size, config, layer)
 
 
-def bilstm(vocab_size: int, table: "ModelTable") -> "keras.Model":
+def bilstm(vocab_size: int, config: "ModelConfig") -> "keras.Model":
     """Exercise 6.04: 16,640 recurrent parameters at 32 units."""
     from keras.layers import LSTM, Bidirectional
 
-    layer = Bidirectional(LSTM(table.units, return_sequences=over_time(table)))
-    return sentiment(vocab_size, table, layer)
+    layer = Bidirectional(LSTM(config.units, return_sequences=over_time(config)))
+    return sentiment(vocab_size, config, layer)
 
 
-def stacked_lstm(vocab_size: int, table: "ModelTable") -> "keras.Model":
+def stacked_lstm(vocab_size: int, config: "ModelConfig") -> "keras.Model":
     """Exercise 6.05: 16,640 recurrent parameters at 32 units."""
     from keras.layers import LSTM
 
-    second = LSTM(table.second_units or table.units, return_sequences=over_time(table))
-    return sentiment(vocab_size, table, LSTM(table.units, return_sequences=True), second)
+    second = LSTM(config.second_units or config.units, return_sequences=over_time(config))
+    return sentiment(vocab_size, config, LSTM(config.units, return_sequences=True), second)
 
 
-BUILDERS: dict[str, Callable[[int, "ModelTable"], "keras.Model"]] = {
+BUILDERS: dict[str, Callable[[int, "ModelConfig"], "keras.Model"]] = {
     "rnn": rnn,
     "lstm": lstm,
     "gru": gru,
@@ -64,14 +67,14 @@ BUILDERS: dict[str, Callable[[int, "ModelTable"], "keras.Model"]] = {
 }
 
 
-def sentiment(vocab_size: int, table: "ModelTable", *recurrent: "keras.Layer") -> "keras.Model":
+def sentiment(vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer") -> "keras.Model":
     """Embedding, the recurrent layers, one probability: what all five exercises share.
 
     Args:
         vocab_size: indices that a word may have.
-        table: the job's settings of the model.
+        config: the job's settings of the model.
         recurrent: the layers between, `[rows, time, embedding_dim]` to `[rows, units]`, or over
-            time where `over_time(table)`.
+            time where `over_time(config)`.
     """
     import keras
     from keras import layers
@@ -85,19 +88,40 @@ def sentiment(vocab_size: int, table: "ModelTable", *recurrent: "keras.Layer") -
     return keras.Sequential(
         [
             keras.Input([None], dtype="int32", name="tokens"),
-            layers.Embedding(vocab_size, table.embedding_dim),
-            layers.SpatialDropout1D(table.spatial_dropout),
+            layers.Embedding(vocab_size, config.embedding_dim),
+            layers.SpatialDropout1D(config.spatial_dropout),
             *recurrent,
-            *(layer() for layer in pooling[table.pooling]),
-            layers.Dropout(table.dropout),
+            *(layer() for layer in pooling[config.pooling]),
+            layers.Dropout(config.dropout),
             # In the precision of the weights: a probability in half of it would round to 0 or 1,
             # and make the loss infinite.
             layers.Dense(1, activation="sigmoid", dtype=keras.config.dtype_policy().variable_dtype),
         ],
-        name=table.architecture,
+        name=config.architecture,
     )
 
 
-def over_time(table: "ModelTable") -> bool:
+def over_time(config: "ModelConfig") -> bool:
     """Whether the last recurrent layer should give its outputs of all times."""
-    return table.pooling != "last"
+    return config.pooling != "last"
+
+
+def _known(name: str) -> str:
+    # Asked when a job is checked, so that a name added to BUILDERS at the end of this file counts.
+    if name not in BUILDERS:
+        *most, last = map(repr, BUILDERS)
+        raise PydanticCustomError("literal_error", f"Input should be {', '.join(most)} or {last}")
+    return name
+
+
+class ModelConfig(ConfigSection):
+    """`[model]`: the network."""
+
+    architecture: Annotated[str, AfterValidator(_known)]
+    units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
+    embedding_dim: int = Field(32, ge=1, le=4096, description="numbers a word is embedded in")
+    spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
+    dropout: Share = Field(0.4, description="share of the last recurrent outputs dropped")
+    reset_after: bool = Field(False, description="GRU alone: reset gate after the product")
+    second_units: int = Field(0, ge=0, le=4096, description="stacked alone, 0 = as the first")
+    pooling: Literal["last", "max", "mean"] = Field("last", description="of outputs over time")

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from harness.architectures import BUILDERS
-from harness.job import load_job
+from harness.job_file import load_job
 from harness.layers import GlobalBatchDropout, count_parameters, for_training
 from tests.conftest import JOBS, PROJECT, Harness
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stand_in import REPOSITORY, Project
+from tests.conftest import PROJECT
+from tests.slurm.stand_in import Project
 
 # Builds the wheel of a package without setuptools, so that pip itself is what the tests run.
 BACKEND = """
@@ -132,7 +133,7 @@ def test_locks_agree() -> None:
     """The three locks hold one version of what they share, and name no index and no folder."""
 
     def pins(name: str) -> set[str]:
-        text = (REPOSITORY / name).read_text()
+        text = (PROJECT / name).read_text()
         assert "://" not in text
         assert "--find-links" not in text
         return {line.rstrip(" \\") for line in text.splitlines() if line[0].isalnum()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.job import load_job
+from harness.job_file import load_job
 from tests.conftest import JOBS
 
 LEAST = "[model]\narchitecture = 'lstm'\n"

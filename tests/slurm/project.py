@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import SHRUNK
-from tests.kills import newest_step
+from tests.conftest import PROJECT, SHRUNK
 from tests.slurm.cluster import SlurmCluster, wait_until
-from tests.stand_in import REPOSITORY, Project
+from tests.slurm.stand_in import Project
+from tests.training.kills import newest_step
 
 # The harness of this checkout, without an installation.
 HARNESS = f"""#!/bin/sh
-export PYTHONPATH={shlex.quote(str(REPOSITORY))}
+export PYTHONPATH={shlex.quote(str(PROJECT))}
 exec {shlex.quote(sys.executable)} -m harness "$@"
 """
 
@@ -62,7 +62,7 @@ class SlurmProject:
         self.cluster = cluster
         self.stand_in = Project(folder)
         self.path = self.stand_in.path
-        shutil.copytree(REPOSITORY / "jobs", self.path / "jobs")
+        shutil.copytree(PROJECT / "jobs", self.path / "jobs")
         if real:
             self.stand_in.executable(self.stand_in.venv / "bin/harness", HARNESS)
         # What a user sets for the site, and what keeps the tests off this machine's data.

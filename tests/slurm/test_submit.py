@@ -1,203 +1,350 @@
-"""`harness submit` on a real Slurm."""
+"""`submit` and `reproduce`, as far as no Slurm is needed: the command, snapshots, versions."""
 
 import json
-import shlex
+import os
 import shutil
 import subprocess
-import sys
-from glob import glob
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT, SHRUNK, Harness, results
-from tests.slurm.cluster import SlurmCluster, wait_until
-from tests.slurm.project import SlurmProject
-from tests.test_submit import git_init
+from harness.errors import InputError
+from harness.slurm.snapshot import MAX_NEW_FILES, snapshot_path, take_snapshot
+from harness.system.git import code_version
+from tests.conftest import JOBS, PROJECT, SHRUNK, Harness
 
-JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
-
-# The harness of the job's own code.
-HARNESS = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m harness "$@"\n'
+GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
 
 
-class Submitter:
-    """Calls `harness submit` for a project on the cluster."""
+def git(project: Path, *words: str) -> str:
+    done = subprocess.run(
+        [*GIT, *words], cwd=project, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
 
-    def __init__(self, cluster: SlurmCluster, folder: Path, project: Path, venv: Path) -> None:
-        self.cluster = cluster
-        self.harness = Harness(folder)
-        self.harness.runs = folder / "100% of the runs"
-        self.harness.environment |= {
-            **cluster.environment,
-            "HARNESS_HOME": str(project),
-            "HARNESS_VENV": str(venv),
-            "HARNESS_RUNS": str(self.harness.runs),
-        }
 
-    def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
-        return self.harness.run("submit", *words)
+def contents(folder: Path) -> dict[str, tuple[str, object]]:
+    """Every file by its path: what it is, and what is in it."""
+    found: dict[str, tuple[str, object]] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = ("link", os.fspath(path.readlink()))
+        elif path.is_file():
+            kind = "program" if os.access(path, os.X_OK) else "file"
+            found[name] = (kind, path.read_bytes())
+    return found
 
-    def submit(self, *words: object) -> list[dict[str, Any]]:
-        """Submit, and return the records in the order of the jobs' ids."""
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        ids = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if "job " in line]
-        folder = self.harness.runs / ".submissions"
-        return [json.loads((folder / f"{job_id}.json").read_text()) for job_id in ids]
 
-    def left(self) -> list[str]:
-        """What the folder of submissions holds beside snapshots of the code."""
-        folder = self.harness.runs / ".submissions"
-        names = [path.name for path in folder.iterdir()] if folder.exists() else []
-        return [name for name in names if not name.startswith("code-")]
+def code(folder: Path) -> dict[str, tuple[str, object]]:
+    """The contents that are code: not git's, Python's, or a snapshot's own."""
+    return {
+        name: content
+        for name, content in contents(folder).items()
+        if not name.startswith((".git/", "runs/"))
+        and "__pycache__" not in name
+        and name != "snapshot.json"
+    }
 
 
 @pytest.fixture
-def submitter(cluster: SlurmCluster, stand_in: SlurmProject, tmp_path: Path) -> Submitter:
-    """For the project whose harness only notes how it was called."""
-    return Submitter(cluster, tmp_path, stand_in.path, stand_in.stand_in.venv)
-
-
-def wait_for_reason(cluster: SlurmCluster, job_id: str, reason: str) -> None:
-    """Wait until Slurm says why a job does not start."""
-    wait_until(lambda: cluster.show(job_id)["Reason"] == reason, timeout_s=30)
-
-
-def test_a_submitted_job_is_not_changed_by_later_edits(
-    cluster: SlurmCluster, tmp_path: Path
-) -> None:
-    """While it waits, its job file and all code are edited: it trains what was submitted."""
-    project = tmp_path / "it's a project"
-    for name in ("harness", "jobs", "slurm"):
-        ignore = shutil.ignore_patterns("__pycache__", "site.sh")
-        shutil.copytree(PROJECT / name, project / name, ignore=ignore)
-    for name in ("pyproject.toml", ".gitignore"):
-        shutil.copy(PROJECT / name, project)
+def project(tmp_path: Path) -> Path:
+    """A minimal project in a git checkout, everything committed."""
+    project = tmp_path / "it's a: project"
+    for name in ("slurm", "jobs"):
+        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("site.sh"))
+    (project / ".gitignore").write_text("/runs/\n/slurm/site.sh\n")
+    (project / "edited.txt").write_text("print(1)\n")
+    (project / "gone.txt").write_text("print(2)\n")
+    (project / "slurm/tool.sh").write_text("#!/bin/sh\n")
+    (project / "slurm/tool.sh").chmod(0o755)
+    (project / "link").symlink_to("edited.txt")
     git_init(project)
-    version = project / "harness/__init__.py"
-    version.write_text(f"{version.read_text()}# not committed\n")
-    program = tmp_path / "venv/bin/harness"
-    program.parent.mkdir(parents=True)
-    program.write_text(HARNESS)
-    program.chmod(0o755)
-    submitter = Submitter(cluster, tmp_path, project, tmp_path / "venv")
-    words = [*SHRUNK, "--gpus", "0", "--seeds", "3", "--", "--hold"]
-    (record,) = submitter.submit(project / "jobs/lstm.toml", *words)
+    return project
 
-    shutil.rmtree(project / "jobs")
-    version.write_text("raise SystemExit('edited while it waited')\n")
-    (project / "slurm/common.sh").write_text("exit 3\n")
-    cluster.run("scontrol", "release", record["job_id"])
-    log = Path(record["logs"][0])
-    try:
-        cluster.wait(record["job_id"], ["COMPLETED"], timeout_s=120)
-    except Exception as error:
-        error.add_note(log.read_text() if log.exists() else "no log")
-        raise
 
-    run = Path(record["runs"][0])
-    assert run == submitter.harness.runs / f"lstm/slurm-{record['job_id']}"
-    assert str(run) in log.read_text()
-    assert (record["seeds"], record["architecture"]) == ([3], "lstm")
-    provenance = json.loads((run / "provenance.json").read_text())
-    assert provenance["snapshot"] == record["snapshot"]
-    assert "+# not committed\n" in provenance["uncommitted_diff"]
-    assert len(provenance["commit"]) == 40
-    calm = Harness(tmp_path)
-    done = calm.train("lstm", "calm", "--seed", 3)
+def git_init(project: Path) -> None:
+    git(project, "init", "--quiet")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=all")
+
+
+def edit(project: Path) -> None:
+    """Every kind of change that can be there uncommitted, some of it staged."""
+    (project / "edited.txt").write_bytes(b"print('\xff\r\n')\n \n")
+    (project / "gone.txt").unlink()
+    job = (project / "jobs/lstm.toml").read_text()
+    (project / "jobs/lstm.toml").write_text(job.replace("limit = 0", "limit = 99"))
+    (project / "new folder").mkdir()
+    (project / "new folder/n\u00e9w.py").write_text("without an end of line")
+    (project / "new folder/empty.py").touch()
+    (project / "weights.bin").write_bytes(bytes(range(256)) * 10)
+    (project / "tool").write_text("#!/bin/sh\n")
+    (project / "tool").chmod(0o755)
+    (project / "new link").symlink_to("nowhere")
+    (project / "staged.py").write_text("staged\n")
+    git(project, "add", "staged.py")
+    (project / "staged.py").write_text("and edited\n")
+    (project / "slurm/tool.sh").chmod(0o644)
+
+
+# The command
+
+
+def test_dry_run_prints_everything_and_writes_nothing(harness: Harness) -> None:
+    """The script and the command come out, and no folder is made; no Slurm is asked."""
+    harness.environment["PATH"] = "/nowhere"
+    before = contents(harness.folder)
+    words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]
+    done = harness.run("submit", JOBS / "lstm.toml", *SHRUNK, *words)
     assert done.returncode == 0, done.stderr
-    assert results(run) == results(calm.runs / "lstm/calm")
+    assert contents(harness.folder) == before
+    assert not harness.runs.exists()
+    assert f"export HARNESS_RUNS={harness.runs}\n" in done.stdout
+    assert "--array=1-2 --gres=gpu:2 --mem=4G" in done.stdout.strip().splitlines()[-1]
+    assert "packaged SAMPLE; get it first by: harness data fetch" in done.stderr
 
 
-def test_all_jobs_and_their_comparison(
-    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
-) -> None:
-    """Five arrays; the comparison waits for all, starts though one failed, and sees their runs."""
-    with (stand_in.path / "slurm/site.sh").open("a") as site:
-        site.write("[[ $SLURM_JOB_NAME != gru ]] || export EXIT=1\n")
-        site.write("id=$SLURM_JOB_NAME/slurm-${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}\n")
-        site.write('[[ $SLURM_JOB_NAME == compare ]] || mkdir -p "$HARNESS_RUNS/$id"\n')
-    *trainings, comparison = submitter.submit("--all", "--seeds", "1-2", "--gpus", 0, "--", "-H")
-    assert [record["job"] for record in trainings] == list(JOBS)
-    assert (comparison["job"], comparison["runs"]) == ("compare", [])
-    ids = [record["job_id"] for record in trainings]
-    cluster.run("scontrol", "release", comparison["job_id"])
-    wait_for_reason(cluster, comparison["job_id"], "Dependency")
-    for job_id in ids:
-        assert f"afterany:{job_id}" in cluster.show(comparison["job_id"])["Dependency"]
-    cluster.run("scontrol", "release", ",".join(ids))
-    cluster.wait(comparison["job_id"], ["COMPLETED"])
-    states = {record["job"]: cluster.state(f"{record['job_id']}_2") for record in trainings}
-    assert states == {name: "FAILED" if name == "gru" else "COMPLETED" for name in JOBS}
-    runs = [run for record in trainings for run in record["runs"]]
-    command, option, out, *patterns = stand_in.stand_in.call()["argv"]
-    assert (command, option) == ("compare", "--out")
-    assert out == str(submitter.harness.runs / "comparison")
-    compared = [run for pattern in patterns for run in glob(pattern)]  # noqa: PTH207
-    assert sorted(compared) == sorted(runs)
-    assert all(Path(log).exists() for record in trainings for log in record["logs"])
-    assert Path(comparison["logs"][0]).exists()
+def test_a_submission_waits_for_no_numpy(harness: Harness) -> None:
+    """Nor for anything else that training alone needs."""
+    harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
+    done = harness.run("submit", JOBS / "lstm.toml", "--dry-run")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "harness.slurm.submit" in imported
+    assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
 
 
-def test_a_later_refusal_takes_back_what_was_submitted(
-    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
-) -> None:
-    """Slurm refuses the comparison: the five jobs are cancelled, and one line says so."""
-    script = stand_in.path / "slurm/compare.sh"
-    lines = script.read_text().splitlines(keepends=True)
-    script.write_text("".join([lines[0], "#SBATCH --partition=nowhere\n", *lines[1:]]))
-    done = submitter.run("--all", "--", "--hold")
-    assert done.returncode == 1
-    said = done.stderr.splitlines()[-1]
-    assert "compare: was not submitted" in said
-    ids = said.rpartition("jobs ")[2].removesuffix(" were cancelled again").split(", ")
-    assert len(ids) == 5
-    assert {cluster.state(job_id) for job_id in ids} == {"CANCELLED"}
-    assert submitter.left() == []
+def test_data_that_are_there_need_no_warning(harness: Harness) -> None:
+    """With the dataset's files in the folder named, nothing is said of the sample."""
+    (harness.folder / "imdb.npz").touch()
+    harness.environment["HARNESS_DATA"] = str(harness.folder)
+    done = harness.run("submit", JOBS / "lstm.toml", "--dry-run")
+    assert (done.returncode, "SAMPLE" in done.stderr) == (0, False)
+    assert f"export HARNESS_DATA={harness.folder}\n" in done.stdout
 
 
-def test_refused_by_slurm(submitter: Submitter, stand_in: SlurmProject) -> None:
-    """A partition that is not there: Slurm's last words in one line, exit code 1."""
-    done = submitter.run(stand_in.path / "jobs/gru.toml", "--partition", "nowhere")
-    assert done.returncode == 1
-    assert "Invalid partition name" in done.stderr.splitlines()[-1]
-    assert submitter.left() == []
+def test_an_environment_without_harness_is_warned_of(harness: Harness) -> None:
+    """A job installs nothing, so an environment that lacks the program is named beforehand."""
+    harness.environment["HARNESS_VENV"] = str(harness.folder)
+    words = ["submit", JOBS / "lstm.toml", "--dry-run"]
+    assert f"warning: {harness.folder}/bin/harness is not there" in harness.run(*words).stderr
+    (harness.folder / "bin").mkdir()
+    (harness.folder / "bin/harness").touch()
+    assert "bin/harness" not in harness.run(*words).stderr
+
+
+def test_a_checkout_that_git_refuses_is_warned_of(harness: Harness, project: Path) -> None:
+    """Then the whole folder is copied, and that the commit is unknown is said beforehand."""
+    harness.environment["HARNESS_HOME"] = str(project)
+    words = ["submit", project / "jobs/lstm.toml", "--dry-run"]
+    assert "git can't" not in harness.run(*words).stderr
+    (project / ".git/HEAD").unlink()
+    done = harness.run(*words)
+    assert done.returncode == 0
+    assert f"warning: git can't tell the commit of {project}" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "named"),
     [
-        ([], 0, "gru: Job"),
-        (["--gpus", "3"], 1, "not available"),
-        (["--", "--no-such-flag"], 2, "no-such-flag"),
+        ([], "--all"),
+        (["lstn.toml"], "lstn.toml"),
+        ([JOBS / "lstm.toml", "--set", "model.unit=8"], "model.units"),
+        ([JOBS / "lstm.toml", "--seeds", "1,2147483648"], "--seed 2147483648"),
+        ([JOBS / "lstm.toml", "--gpu", "2"], "--gpus"),
+        ([JOBS / "lstm.toml", JOBS / "gru.toml"], "--all"),
+        ([JOBS / "lstm.toml", "--runs", PROJECT], "--runs"),
+        ([JOBS / "lstm.toml", "--runs", "a\\b"], "backslash"),
+        ([JOBS / "lstm.toml", "--", "--array=1-2"], "--seeds"),
     ],
 )
-def test_asked_for_a_start_nothing_is_submitted(
-    submitter: Submitter,
-    stand_in: SlurmProject,
-    cluster: SlurmCluster,
-    words: list[object],
-    code: int,
-    said: str,
+def test_bad_input_is_one_line_and_nothing_is_written(
+    harness: Harness, words: list[object], named: str
 ) -> None:
-    """`--test` tells the start, what can't be allocated, or a bad flag, and leaves nothing."""
-    before = cluster.run("squeue", "--noheader", "--format=%i")
-    done = submitter.run(stand_in.path / "jobs/gru.toml", "--test", *words)
-    assert done.returncode == code
-    assert said in (done.stdout if code == 0 else done.stderr.splitlines()[-1])
-    assert cluster.run("squeue", "--noheader", "--format=%i") == before
-    assert not submitter.harness.runs.exists()
+    """What can't be submitted is refused before anything is written, with the remedy."""
+    before = contents(harness.folder)
+    done = harness.run("submit", *words)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert named in done.stderr
+    assert contents(harness.folder) == before
+    assert not harness.runs.exists()
 
 
-def test_a_job_after_one_that_fails_does_not_wait_for_ever(
-    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
-) -> None:
-    """`--after` waits for the end of a job, and is cancelled where that was no good one."""
-    job = stand_in.path / "jobs/gru.toml"
-    (first,) = submitter.submit(job, "--gpus", 0, "--", "--hold")
-    (second,) = submitter.submit(job, "--gpus", 0, "--after", first["job_id"])
-    wait_for_reason(cluster, second["job_id"], "Dependency")
-    cluster.run("scancel", first["job_id"])
-    cluster.wait(second["job_id"], ["CANCELLED"])
+def test_without_slurm_nothing_is_written(harness: Harness) -> None:
+    """No sbatch on the PATH: refused with the remedy, and no snapshot is made."""
+    harness.environment["PATH"] = "/nowhere"
+    done = harness.run("submit", JOBS / "lstm.toml")
+    assert done.returncode == 2
+    assert "sbatch: is not on the PATH" in done.stderr
+    assert not harness.runs.exists()
+
+
+def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
+    """Its last words come out in one line, exit code 1, and the submission's folder is gone."""
+    sbatch = harness.folder / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho warming up >&2; echo 'sbatch: error: no way' >&2; exit 1\n")
+    sbatch.chmod(0o755)
+    harness.environment["PATH"] = f"{sbatch.parent}:{os.environ['PATH']}"
+    done = harness.run("submit", JOBS / "lstm.toml")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "harness: lstm: was not submitted: sbatch: error: no way"
+    )
+    left = [path.name for path in (harness.runs / ".submissions").iterdir()]
+    assert [name for name in left if not name.startswith("code-")] == []
+
+
+# The code
+
+
+def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
+    """Edits, new files, modes and links are in it, with the site's settings and no ignored file."""
+    edit(project)
+    (project / "runs").mkdir()
+    (project / "runs/ignored").touch()
+    (project / "slurm/site.sh").write_text("SECRET=1\n")
+    (project / "slurm/site.sh").chmod(0o600)
+    before = contents(project)
+    snapshot = take_snapshot(project, project / "runs")
+    assert code(snapshot) == code(project)
+    assert "runs/ignored" not in contents(snapshot)
+    assert (snapshot / "slurm/site.sh").stat().st_mode & 0o777 == 0o600
+    after = {k: v for k, v in contents(project).items() if ".submissions" not in k}
+    assert after == before, "the checkout, its index and its objects stay as they were"
+    assert [path.name for path in snapshot.parent.iterdir()] == [snapshot.name]
+
+
+def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
+    """Its name tells its content: the same again is the same folder, an edit makes another."""
+    runs = tmp_path / "runs"
+    first = take_snapshot(project, runs)
+    assert snapshot_path(project, runs) == first
+    assert take_snapshot(project, runs) == first
+    (project / "slurm/tool.sh").chmod(0o644)
+    second = take_snapshot(project, runs)
+    assert second != first
+    assert snapshot_path(project, runs) == second
+    assert take_snapshot(second, runs) == second, "a snapshot needs none of itself"
+
+
+def test_a_damaged_snapshot_is_made_anew(project: Path, tmp_path: Path) -> None:
+    """A cleaner of old files took one away, and something changed another."""
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    (snapshot / "jobs/lstm.toml").unlink()
+    (snapshot / "edited.txt").write_text("print(3)\n")
+    assert take_snapshot(project, tmp_path / "runs") == snapshot
+    assert code(snapshot) == code(project)
+
+
+def test_snapshot_of_a_folder_without_git(project: Path) -> None:
+    """Everything but environments, caches and runs is copied, and no commit is named."""
+    shutil.rmtree(project / ".git")
+    wanted = code(project)
+    (project / "my env").mkdir()
+    for name in (".venv-1/x", "__pycache__/x", "out/x", "my env/pyvenv.cfg", "1.out"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).touch()
+    snapshot = take_snapshot(project, project / "out")
+    assert code(snapshot) == wanted
+    assert json.loads((snapshot / "snapshot.json").read_text())["commit"] is None
+
+
+def test_runs_that_git_does_not_ignore_are_no_code(project: Path) -> None:
+    """Runs inside the project are neither copied nor part of its version."""
+    (project / "my runs/lstm").mkdir(parents=True)
+    (project / "my runs/lstm/job.toml").touch()
+    snapshot = take_snapshot(project, project / "my runs")
+    assert not (snapshot / "my runs").exists()
+    assert code_version(project, project / "my runs")["uncommitted_diff"] == ""
+    assert "my runs/lstm/job.toml" in code_version(project)["untracked_files"]
+
+
+def test_a_dataset_in_the_project_is_refused(project: Path, tmp_path: Path) -> None:
+    """Thousands of new files are no code: the refusal names their folder and the remedy."""
+    (project / "aclImdb").mkdir()
+    for number in range(MAX_NEW_FILES + 1):
+        (project / f"aclImdb/{number}.txt").touch()
+    with pytest.raises(InputError, match=r"aclImdb.*\.gitignore"):
+        take_snapshot(project, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert len(code_version(project)["untracked_files"]) == 1001, "a record stays small"
+
+
+def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -> None:
+    """The patch on a fresh checkout of the commit gives every byte, mode and link back."""
+    edit(project)
+    before = contents(project)
+    version = code_version(project)
+    assert contents(project) == before, "git's index and objects stay as they were"
+    assert version["commit"] == git(project, "rev-parse", "HEAD").strip()
+    assert version["left_out_files"] == []
+    assert "new folder/n\u00e9w.py" in version["untracked_files"]
+    fresh = tmp_path / "fresh"
+    git(tmp_path, "clone", "--quiet", str(project), str(fresh))
+    patch = json.loads(json.dumps(version["uncommitted_diff"])).encode(errors="surrogateescape")
+    subprocess.run(["git", "apply", "-"], cwd=fresh, input=patch, timeout=60, check=True)
+    assert code(fresh) == code(project)
+
+
+def test_an_edit_within_the_same_tick_as_gits_last_look_is_seen(project: Path) -> None:
+    """Same length, same time: git tells only by its index being no younger than the file."""
+    git(project, "config", "core.trustctime", "false")
+    path, index = project / "edited.txt", project / ".git/index"
+    path.write_text("2\n")
+    os.utime(path, (1e9, 1e9))
+    git(project, "commit", "--all", "--quiet", "--message=again")
+    path.write_text("3\n")
+    os.utime(path, (1e9, 1e9))
+    os.utime(index, (1e9, 1e9))
+    assert "-2\n+3\n" in code_version(project)["uncommitted_diff"]
+
+
+def test_large_new_files_are_named_and_left_out(project: Path) -> None:
+    """A new file over a megabyte is named, not recorded; a tracked one is recorded whole."""
+    (project / "data.bin").write_bytes(os.urandom(1_000_001))
+    version = code_version(project)
+    assert version["untracked_files"] == version["left_out_files"] == ["data.bin"]
+    assert version["uncommitted_diff"] == ""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("diff.noprefix=true", "diff.mnemonicPrefix=true", "diff.external=false"),
+        *("diff.context=0", "color.ui=always"),
+    ],
+)
+def test_a_users_settings_do_not_change_the_patch(project: Path, setting: str) -> None:
+    """What a user's own git prints is not what a record needs."""
+    edit(project)
+    before = code_version(project)
+    name, _, value = setting.partition("=")
+    git(project, "config", name, value)
+    assert code_version(project) == before
+
+
+def test_a_worktree_has_its_own_version(project: Path, tmp_path: Path) -> None:
+    """Where .git is a file, commit and changes are those of the worktree."""
+    tree = tmp_path / "tree"
+    git(project, "worktree", "add", "--quiet", "--detach", str(tree))
+    edit(tree)
+    assert code_version(tree)["commit"] == code_version(project)["commit"]
+    assert "weights.bin" in code_version(tree)["uncommitted_diff"]
+    assert code_version(project)["uncommitted_diff"] == ""
+
+
+def test_code_version_of_a_snapshot_is_that_of_its_source(project: Path, tmp_path: Path) -> None:
+    """A run from a snapshot records commit, changes and new files, and the snapshot itself."""
+    edit(project)
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert code_version(snapshot) == {**code_version(project), "snapshot": str(snapshot)}
+    assert code_version(project)["snapshot"] is None
+
+
+def test_code_version_knows_nothing_outside_git(tmp_path: Path) -> None:
+    """In a folder without git, or with a broken one, every part is None."""
+    assert set(code_version(tmp_path).values()) == {None}
+    (tmp_path / ".git").mkdir()
+    assert set(code_version(tmp_path).values()) == {None}

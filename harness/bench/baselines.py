@@ -1,0 +1,246 @@
+"""What a user would write instead, to be measured beside the harness.
+
+`python -m harness.bench.baselines REQUEST` trains one of the five networks in the notebook's own
+way (`Sequential` and `fit` on padded arrays), searches as KerasTuner does by itself, or trains on
+`torch.nn` where PyTorch is installed, and answers in a line of JSON. It is called by
+`harness.bench` alone.
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from harness.system.processes import age_s
+
+if TYPE_CHECKING:
+    import keras
+
+
+VOCAB_SIZE, MAXLEN, UNITS, EMBEDDING_DIM = 8000, 200, 32, 32
+BATCH_SIZE, VALIDATION_SPLIT = 128, 0.2
+
+
+class Padded(NamedTuple):
+    """Padded reviews."""
+
+    tokens: np.ndarray  # [n, MAXLEN] int
+    labels: np.ndarray  # [n] 0 or 1
+    test: np.ndarray  # [n, MAXLEN] int
+
+
+def main() -> None:
+    """Answer the request in the first word as JSON on the last line of standard output."""
+    request = json.loads(sys.argv[1])
+    ways: dict[str, Callable[..., dict[str, float]]] = {
+        "notebook": by_keras,
+        "KerasTuner": by_keras_tuner,
+        "torch": by_torch,
+    }
+    train = ways[request["way"]]
+    reviews = load(Path(request["keras_file"]), request["limit"])
+    answer = train(request["architecture"], reviews, request["epochs"], **request.get("more", {}))
+    print(json.dumps(answer))  # noqa: T201
+
+
+def load(keras_file: Path, limit: int) -> Padded:
+    """The first `limit` reviews of each split as the notebook loads and pads them."""
+    from keras.src.datasets import imdb
+    from keras.utils import pad_sequences
+
+    # It would download the file; what follows is what it does with it.
+    imdb.get_file = lambda *_, **__: str(keras_file)
+    (tokens, labels), (test, _) = imdb.load_data(num_words=VOCAB_SIZE)
+    # All of them, as the notebook does.
+    padded, padded_test = pad_sequences(tokens, maxlen=MAXLEN), pad_sequences(test, maxlen=MAXLEN)
+    return Padded(padded[:limit], labels[:limit], padded_test[:limit])
+
+
+# The notebook's way
+
+
+def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
+    """Train as the notebook does.
+
+    Args:
+        architecture: one of the five.
+        reviews: the last fifth of the training ones validates.
+        epochs: at least 2; the last one is measured.
+
+    Returns:
+        `first_step_s` from the start of the process, `training_reviews_per_s` and
+        `evaluation_reviews_per_s` in the last epoch.
+    """
+    import keras
+
+    tokens, labels, test = reviews
+    model = _network(architecture, 0.5 if architecture == "stacked_lstm" else 0.4, 0.001)
+    times: dict[str, float] = {}
+
+    class Clock(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            if "first_step" not in times:
+                times["first_step"] = age_s() or 0.0
+
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            times["epoch"] = time.perf_counter()
+
+        def on_test_begin(self, logs: object = None) -> None:
+            times["test"] = time.perf_counter()
+
+        def on_test_end(self, logs: object = None) -> None:
+            times["end"] = time.perf_counter()
+
+    model.fit(
+        tokens,
+        labels,
+        batch_size=BATCH_SIZE,
+        validation_split=VALIDATION_SPLIT,
+        epochs=epochs,
+        callbacks=[Clock()],
+        verbose=0,
+    )
+    model.predict(test, verbose=0)
+    num_training = int(len(labels) * (1 - VALIDATION_SPLIT))
+    return {
+        "first_step_s": times["first_step"],
+        "training_reviews_per_s": num_training / (times["test"] - times["epoch"]),
+        "evaluation_reviews_per_s": (len(labels) - num_training) / (times["end"] - times["test"]),
+    }
+
+
+def _network(architecture: str, dropout: float, learning_rate: float) -> "keras.Model":
+    import keras
+    from keras import layers
+
+    recurrent: dict[str, Callable[[], list[Any]]] = {
+        "rnn": lambda: [layers.SimpleRNN(UNITS)],
+        "lstm": lambda: [layers.LSTM(UNITS)],
+        "gru": lambda: [layers.GRU(UNITS, reset_after=False)],
+        "bilstm": lambda: [layers.Bidirectional(layers.LSTM(UNITS))],
+        "stacked_lstm": lambda: [layers.LSTM(UNITS, return_sequences=True), layers.LSTM(UNITS)],
+    }
+    model = keras.Sequential(
+        [
+            layers.Embedding(VOCAB_SIZE, EMBEDDING_DIM),
+            layers.SpatialDropout1D(0.4),
+            *recurrent[architecture](),
+            layers.Dropout(dropout),
+            layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+    optimizer = keras.optimizers.RMSprop(learning_rate)
+    model.compile(loss="binary_crossentropy", optimizer=optimizer, metrics=["accuracy"])
+    return model
+
+
+def by_keras_tuner(
+    architecture: str, reviews: Padded, epochs: int, trials: int, folder: str
+) -> dict[str, float]:
+    """Search for dropout and rate as KerasTuner does by itself: in one process, on all cores.
+
+    Args:
+        architecture: one of the five.
+        reviews: the last fifth of the training ones validates.
+        epochs: of each trial.
+        trials: how many.
+        folder: a new one, for KerasTuner's own files.
+
+    Returns:
+        How many `trials` it finished.
+    """
+    import keras_tuner
+
+    def build(choices: Any) -> "keras.Model":
+        dropout = choices.Float("dropout", 0.1, 0.6, step=0.01)
+        return _network(architecture, dropout, choices.Float("rate", 5e-4, 5e-3, sampling="log"))
+
+    tuner = keras_tuner.RandomSearch(
+        build, "val_accuracy", max_trials=trials, seed=1, directory=folder
+    )
+    tuner.search(
+        reviews.tokens,
+        reviews.labels,
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
+        validation_split=VALIDATION_SPLIT,
+        verbose=0,
+    )
+    return {"trials": len(tuner.oracle.end_order)}
+
+
+# The same on PyTorch
+
+
+def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
+    """Train the same network on `torch.nn`; arguments and answer are those of `by_keras`.
+
+    Its cells differ where PyTorch's do: a second bias, and a GRU that resets after the product.
+    """
+    import torch
+    from torch import nn
+
+    tokens, labels, test = reviews
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    one_way: dict[str, Callable[..., Any]] = {"rnn": nn.RNN, "gru": nn.GRU}
+    options: dict[str, Any] = {"bidirectional": architecture == "bilstm"}
+    options |= {"num_layers": 2} if architecture == "stacked_lstm" else {}
+    embedding = nn.Embedding(VOCAB_SIZE, EMBEDDING_DIM)
+    recurrent = one_way.get(architecture, nn.LSTM)(
+        EMBEDDING_DIM, UNITS, batch_first=True, **options
+    )
+    dense = nn.Linear(UNITS * (2 if architecture == "bilstm" else 1), 1)
+    dropout = 0.5 if architecture == "stacked_lstm" else 0.4
+    parts = nn.ModuleList([embedding, nn.Dropout1d(0.4), recurrent, nn.Dropout(dropout), dense]).to(
+        device
+    )
+
+    def logits(batch: Any) -> Any:
+        embedded, spatial, recurrent, dropout, dense = parts
+        channels = spatial(embedded(batch).transpose(1, 2)).transpose(1, 2)
+        last = recurrent(channels)[1]
+        state = last[0] if isinstance(last, tuple) else last  # [directions or layers, batch, units]
+        both = architecture == "bilstm"
+        return dense(dropout(torch.cat([state[0], state[1]], 1) if both else state[-1]))[:, 0]
+
+    optimizer = torch.optim.RMSprop(parts.parameters(), 0.001, alpha=0.9, eps=1e-7)
+    loss_of = nn.BCEWithLogitsLoss()
+    x = torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=device)
+    y = torch.as_tensor(np.asarray(labels), dtype=torch.float32, device=device)
+    num_training = int(len(labels) * (1 - VALIDATION_SPLIT))
+    first_step_s = 0.0
+    for _ in range(epochs):
+        began = time.perf_counter()
+        parts.train()
+        for chosen in torch.randperm(num_training, device=device).split(BATCH_SIZE):
+            optimizer.zero_grad()
+            loss = loss_of(logits(x[chosen]), y[chosen])
+            loss.backward()
+            optimizer.step()
+            loss.item()  # as Keras, whose bar shows it
+            first_step_s = first_step_s or age_s() or 0.0
+        trained = time.perf_counter()
+        parts.eval()
+        with torch.no_grad():
+            for first, last in itertools.pairwise(
+                [*range(num_training, len(labels), BATCH_SIZE), len(labels)]
+            ):
+                loss_of(logits(x[first:last]), y[first:last]).item()
+        end = time.perf_counter()
+    with torch.no_grad():
+        for batch in torch.as_tensor(test, dtype=torch.long, device=device).split(BATCH_SIZE):
+            torch.sigmoid(logits(batch)).cpu()
+    return {
+        "first_step_s": first_step_s,
+        "training_reviews_per_s": num_training / (trained - began),
+        "evaluation_reviews_per_s": (len(labels) - num_training) / (end - trained),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""How fast the harness is on this machine, beside what a user would do instead.
+
+Here is what is measured; `harness.bench_processes` starts it.
+"""
+
+import importlib.util
+import itertools
+import json
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import PROJECT
+from harness.bench.measured import Measured
+from harness.bench.processes import Bench, Ended, Settings
+from harness.checks.probe import ARCHITECTURES, ask_child
+from harness.compute.execution_plan import device_name, keep_measured, plan_name
+from harness.errors import InputError
+from harness.job_file import load_job
+from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
+from harness.system.console import Console
+from harness.system.host import installed_version, processor, total_memory_gb
+from harness.tracking.provenance import PACKAGES
+from harness.tracking.run_dir import RunDirectory
+
+TIMEOUT_S = 3600.0
+PIPELINE_S = 5.0  # that the pipeline alone is measured
+STEPS_S = 6.0  # that a plan is measured, evaluation included
+NUM_RUNS = 100  # that `status` looks at
+NUM_TRIALS = 8
+# The choices of `harness.bench.baselines.by_keras_tuner`.
+SEARCH = f"""
+[search]
+tuner = "random"
+trials = {NUM_TRIALS}
+[search.space]
+model.dropout = {{ min = 0.1, max = 0.6, step = 0.01 }}
+train.learning_rate = {{ min = 0.0005, max = 0.005, log = true }}
+"""
+
+
+# What is measured
+
+
+def training(bench: Bench) -> Iterator[Measured]:
+    """Start, training and evaluation of each architecture beside the notebook and PyTorch."""
+    others = ["notebook", *(["torch"] if importlib.util.find_spec("torch") else [])]
+    for name in bench.settings.architectures:
+        job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
+        if name == bench.settings.architectures[0]:
+            yield from _cold_start(bench, name, job)
+
+        def by(way: str, name: str = name) -> Callable[[], dict[str, float]]:
+            return lambda: _yardstick(bench, way, name)
+
+        def ours(job: Path = job) -> dict[str, float]:
+            return _train(bench, job)
+
+        got = bench.in_turn(name, {**{way: by(way) for way in others}, "harness": ours})
+        for quantity, unit, more_is_better in (
+            ("first step", "s", False),
+            ("training", "reviews/s", True),
+            ("evaluation", "reviews/s", True),
+            ("peak memory", "GB", False),
+        ):
+            yield Measured(f"{name} {quantity}", unit, more_is_better, got[quantity], "notebook")
+        share = {"harness": got["checkpoints"]["harness"]}
+        yield Measured(f"{name} checkpoints", "% of training", False, share)
+
+
+def _cold_start(bench: Bench, name: str, job: Path) -> Iterator[Measured]:
+    def cold() -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=bench.folder) as cache:
+            return _train(bench, job, XDG_CACHE_HOME=cache)
+
+    ways = {"notebook": lambda: _yardstick(bench, "notebook", name), "harness": cold}
+    got = bench.in_turn(f"{name} without a cache", ways)
+    yield Measured(f"{name} first step without a cache", "s", False, got["first step"], "notebook")
+
+
+def _yardstick(bench: Bench, way: str, architecture: str) -> dict[str, float]:
+    ended, answer = bench.baseline(way, architecture)
+    return {
+        "first step": answer["first_step_s"],
+        "training": answer["training_reviews_per_s"],
+        "evaluation": answer["evaluation_reviews_per_s"],
+        "peak memory": ended.peak_memory_gb,
+        "checkpoints": 0.0,
+    }
+
+
+def _train(bench: Bench, job: Path, *words: str, **variables: str) -> dict[str, float]:
+    ended, run = bench.train(job, *words, **variables)
+    result = run.result()
+    last = json.loads(run.path("metrics.jsonl").read_text().splitlines()[-1])
+    return {
+        "first step": result["first_step_s"],
+        "training": last["reviews_per_s"],
+        "evaluation": result["num_validation"] / max(last["validation_s"], 1e-3),
+        "peak memory": ended.peak_memory_gb,
+        "checkpoints": 100 * result["checkpoint_s"] / result["training_s"],
+    }
+
+
+def resuming(bench: Bench) -> Iterator[Measured]:
+    """From the start of a process to its first step: of a new run, and of one that was killed."""
+    job = PROJECT / "jobs" / "notebook" / f"{bench.settings.architectures[0]}.toml"
+    runs = bench.folder / "runs" / load_job(job).name
+    firsts, nexts = [], []
+    for turn in range(bench.settings.pairs):
+        bench.console.info(f"resume: {turn + 1} of {bench.settings.pairs}")
+        run = RunDirectory(runs / f"killed{turn}")
+        words = [sys.executable, "-m", "harness", *bench.train_words(job, run.folder.name)]
+        with subprocess.Popen(  # noqa: S603 - a list of words, no shell
+            [str(word) for word in words],
+            env=bench.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as child:
+            while child.poll() is None and not run.read_json("state.json").get("first_step_s"):
+                time.sleep(0.05)
+            child.send_signal(signal.SIGTERM)
+        firsts.append(run.read_json("state.json")["first_step_s"])
+        bench.harness(*bench.train_words(job, run.folder.name))
+        nexts.append(run.result()["first_step_s"])
+    ways = {"new run": tuple(firsts), "resumed run": tuple(nexts)}
+    yield Measured("start to first step", "s", False, ways, "new run")
+
+
+def pipeline(bench: Bench) -> Iterator[Measured]:
+    """Batches a second with nobody to train on them."""
+    name = bench.settings.architectures[0]
+    job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
+
+    def alone() -> dict[str, float]:
+        data = str(bench.settings.data) if bench.settings.data else None
+        request = {"do": "pipeline", "job": str(job), "data": data, "seconds": PIPELINE_S}
+        return {"speed": ask_child(request, TIMEOUT_S)["reviews_per_s"]}
+
+    ways = {f"{name} training": lambda: {"speed": _train(bench, job)["training"]}}
+    got = bench.in_turn("pipeline", {**ways, "pipeline alone": alone})
+    yield Measured("input pipeline", "reviews/s", True, got["speed"], f"{name} training")
+
+
+def plans(bench: Bench) -> Iterator[Measured]:
+    """A step of each job by each plan; the times are kept, and runs take the fastest."""
+    kind = "gpu" if visible_gpus() else "cpu"
+    device = device_name(kind)
+    cpus = given_cpus(SlurmEnvironment.from_environment())
+    steady = [PROJECT / "jobs" / f"{name}.toml" for name in bench.settings.architectures]
+    for path in bench.settings.jobs or steady:
+        job = load_job(path)
+
+        def step(xla: bool, threads: int, path: Path = path) -> dict[str, float]:
+            request = {
+                "do": "speed",
+                "job": str(path),
+                "data": str(bench.settings.data) if bench.settings.data else None,
+                "devices": f"{kind}:1",
+                "seconds": STEPS_S,
+                "overrides": [f"train.xla={'on' if xla else 'off'}"],
+            }
+            answer = ask_child(request, TIMEOUT_S, HARNESS_CPUS=str(threads))
+            return {"step": 1000 * answer["step_s"]}
+
+        ways = {
+            plan_name(xla, threads): partial(step, xla, threads)
+            for xla in (False, True)
+            for threads in sorted({1, cpus})
+        }
+        got = bench.in_turn(f"{job.name} plans", ways)["step"]
+        step_ms = {plan: statistics.median(values) for plan, values in got.items()}
+        kept = keep_measured(device, job, step_ms)
+        yield Measured(f"{job.name} step", "ms", False, got, plan_name(False, cpus))
+    bench.console.info(
+        f"plans on {device}: kept in {kept}; runs of the same sizes take the fastest"
+    )
+
+
+def replicas(bench: Bench) -> Iterator[Measured]:
+    """One device against all GPUs, or where there are none against two virtual devices."""
+    gpus = visible_gpus()
+    one, many = ("gpu:1", f"gpu:{gpus}") if gpus > 1 else ("cpu:1", "cpu:2")
+    name = bench.settings.architectures[-1]
+    job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
+
+    ways = {on: partial(_train, bench, job, "--devices", on) for on in (one, many)}
+    got = bench.in_turn("replicas", ways)
+    yield Measured(f"{name} on several devices", "reviews/s", True, got["training"], one)
+
+
+def side_by_side(bench: Bench) -> Iterator[Measured]:
+    """Five architectures, and five seeds of one, from the first command to the last result."""
+    notebook = PROJECT / "jobs" / "notebook"
+    names = bench.settings.architectures
+    cases: tuple[tuple[str, tuple[str, ...], str], ...] = (
+        (f"{len(names)} architectures, one seed", names, "1"),
+        (f"{names[min(1, len(names) - 1)]}, five seeds", (names[min(1, len(names) - 1)],), "1-5"),
+    )
+    for title, chosen, seeds in cases:
+
+        def one_by_one(
+            chosen: tuple[str, ...] = chosen, times: int = 5 if seeds == "1-5" else 1
+        ) -> dict[str, float]:
+            return {
+                "wall": sum(
+                    bench.baseline("notebook", name)[0].wall_s
+                    for name in chosen
+                    for _ in range(times)
+                )
+            }
+
+        def ours(chosen: tuple[str, ...] = chosen, seeds: str = seeds) -> dict[str, float]:
+            bench.num_runs += 1
+            first, *more = [notebook / f"{name}.toml" for name in chosen]
+            words = bench.train_words(first, f"run{bench.num_runs}", *more, "--seeds", seeds)
+            return {"wall": bench.harness(*words).wall_s}
+
+        got = bench.in_turn(title, {"notebook": one_by_one, "harness": ours})
+        yield Measured(title, "s", False, got["wall"], "notebook")
+
+
+def sweep(bench: Bench) -> Iterator[Measured]:
+    """Trials an hour of the same search, from the command to its end."""
+    name = bench.settings.architectures[min(1, len(bench.settings.architectures) - 1)]
+    job = bench.folder / f"tune_{name}.toml"
+    job.write_text((PROJECT / "jobs" / "notebook" / f"{name}.toml").read_text() + SEARCH)
+    sweeps = itertools.count()
+
+    def alone() -> dict[str, float]:
+        folder = str(bench.folder / f"KerasTuner{next(sweeps)}")
+        ended, _ = bench.baseline("KerasTuner", name, trials=NUM_TRIALS, folder=folder)
+        return {"trials": 3600 * NUM_TRIALS / ended.wall_s}
+
+    def ours() -> dict[str, float]:
+        words = ["tune", job, "--sweep-id", f"sweep{next(sweeps)}", *bench.size_words()]
+        return {"trials": 3600 * NUM_TRIALS / bench.harness(*words).wall_s}
+
+    got = bench.in_turn(f"{name} sweep", {"KerasTuner": alone, "harness": ours})
+    yield Measured(f"{name} sweep", "trials/hour", True, got["trials"], "KerasTuner")
+
+
+def commands(bench: Bench) -> Iterator[Measured]:
+    """From the command to its answer, for those that import no TensorFlow."""
+    runs = bench.folder / "many"
+    for i in range(NUM_RUNS):
+        run = RunDirectory(runs / "lstm" / f"run{i:03}")
+        run.folder.mkdir(parents=True)
+        run.write_text("job.toml", load_job(PROJECT / "jobs" / "lstm.toml", (), i).to_toml())
+        run.write_json("state.json", {"phase": "training", "epoch": 1, "time_s": time.time()})
+    job = PROJECT / "jobs" / "lstm.toml"
+    python = [sys.executable, "-c", "import typer"]
+    ways: dict[str, Callable[[], Ended]] = {
+        "--help": lambda: bench.harness("--help"),
+        f"status of {NUM_RUNS} runs": lambda: bench.harness("status", "--runs", runs),
+        "submit --dry-run": lambda: bench.harness("submit", job, "--dry-run", "--runs", runs),
+    }
+    got = bench.in_turn(
+        "commands",
+        {"import typer": lambda: {"wall": 1000 * bench.process(python).wall_s}}
+        | {name: (lambda way=way: {"wall": 1000 * way().wall_s}) for name, way in ways.items()},
+    )
+    yield Measured("command to answer", "ms", False, got["wall"], "import typer")
+
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
+    "training": training,
+    "resume": resuming,
+    "pipeline": pipeline,
+    "plans": plans,
+    "replicas": replicas,
+    "side-by-side": side_by_side,
+    "sweep": sweep,
+    "commands": commands,
+}
+
+
+def measure(settings: Settings, sections: Sequence[str], console: Console) -> Iterator[Measured]:
+    """Measure the sections named, in order.
+
+    Raises:
+        InputError: if the data named are not there.
+        RunError: if a process fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="harness-bench-") as folder:
+        bench = Bench(settings, Path(folder), console)
+        for section in sections:
+            yield from SECTIONS[section](bench)
+
+
+def machine() -> dict[str, Any]:
+    """The machine that was measured: a figure without it says nothing."""
+    allocation = SlurmEnvironment.from_environment()
+    return {
+        "processor": processor(),
+        "cpus": given_cpus(allocation),
+        "memory_gb": round(total_memory_gb(), 1),
+        "gpus": visible_gpus(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: installed_version(name) for name in (*PACKAGES, "torch")},
+    }
+
+
+def check_architectures(names: Sequence[str]) -> tuple[str, ...]:
+    """The architectures asked for, all by default.
+
+    Raises:
+        InputError: for an unknown one.
+    """
+    for name in names:
+        if name not in ARCHITECTURES:
+            raise InputError(f"--architecture {name}: unknown; known: {', '.join(ARCHITECTURES)}")
+    return tuple(dict.fromkeys(names)) or ARCHITECTURES
+
+
+def check_sections(names: Sequence[str]) -> tuple[str, ...]:
+    """The sections asked for, all by default.
+
+    Raises:
+        InputError: for an unknown one.
+    """
+    for name in names:
+        if name not in SECTIONS:
+            raise InputError(f"--only {name}: is not measured; known: {', '.join(SECTIONS)}")
+    return tuple(dict.fromkeys(names)) or tuple(SECTIONS)

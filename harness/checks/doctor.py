@@ -1,0 +1,278 @@
+"""Whether this site is set up: a list of checks, each with what was found and its remedy.
+
+TensorFlow is tried in a child process, so that even a crash inside it is a finding.
+"""
+
+import importlib.metadata
+import os
+import platform
+import re
+import socket
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from harness import PROJECT
+from harness.checks.finding import Finding, examine
+from harness.checks.probe import ARCHITECTURES, ask_child
+from harness.checks.slurm_checks import check_slurm
+from harness.checks.storage_checks import check_data, check_runs, check_scratch
+from harness.slurm.environment import (
+    SlurmEnvironment,
+    given_cpus,
+    given_gpus,
+    given_memory_gb,
+    visible_gpus,
+)
+from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT
+from harness.system.host import (
+    available_gb,
+    cpu_quota,
+    memory_limit_gb,
+    nvidia_driver,
+    total_memory_gb,
+)
+from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
+
+SET_UP = "bash slurm/common.sh --setup"
+PYTHONS = ((3, 11), (3, 13))  # as pyproject.toml
+TENSORFLOW_S = 300  # a first import from a network disk takes long
+LITTLE_GB = 3.0  # training one of the jobs takes about half
+PORTS = range(FIRST_PORT, LAST_PORT + 1)
+TRIED_PORTS = 100
+
+
+def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Finding]:
+    """Everything that is checked, in order; no check ends another."""
+    allocation = SlurmEnvironment.from_environment()
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "python": check_python,
+        "packages": check_packages,
+        "tensorflow": partial(check_tensorflow, allocation, devices),
+        "gpu use": partial(check_gpu_use, visible_gpus()),
+        "cpus": partial(check_cpus, allocation),
+        "memory": partial(check_memory, allocation),
+        "slurm": partial(check_slurm, allocation),
+        "scratch": partial(check_scratch, allocation),
+        "data": partial(check_data, data),
+        "runs": partial(check_runs, runs),
+        "ports": check_ports,
+    }
+    for name, check in checks.items():
+        yield from examine(name, check)
+
+
+# The environment
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter and the environment that it belongs to."""
+    is_virtual = sys.prefix != sys.base_prefix
+    kind = "virtual environment" if is_virtual else "no virtual environment"
+    found = f"{platform.python_version()}, {kind} {sys.prefix}"
+    if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        yield Finding("green", "python", found)
+    else:
+        remedy = f"set HARNESS_PYTHON to Python 3.11, 3.12 or 3.13 and {SET_UP}"
+        yield Finding("red", "python", found, remedy)
+
+
+def check_packages() -> Iterator[Finding]:
+    """Packages against the supported ranges, and against the lock that they were tested with."""
+    wrong = list(_wrong(_dependencies()))
+    if wrong:
+        yield Finding("red", "packages", "; ".join(wrong), SET_UP)
+        return
+    ours = ", ".join(f"{name} {_version(name)}" for name in ("tensorflow", "keras"))
+    lock = PROJECT / "requirements.lock"
+    if not lock.is_file():
+        yield Finding("green", "packages", f"{ours}, all in the supported ranges")
+        return
+    locked = re.findall(r"^[A-Za-z0-9].*==[^\\\n]*", lock.read_text(), re.MULTILINE)
+    others = list(_wrong(locked))
+    if others:
+        found = f"{ours}: supported, but {len(others)} not as in requirements.lock: " + ", ".join(
+            others[:3]
+        )
+        yield Finding("yellow", "packages", found, f"{SET_UP} installs what was tested")
+    else:
+        yield Finding("green", "packages", f"{ours}, all as in requirements.lock")
+
+
+def _dependencies() -> list[str]:
+    project = PROJECT / "pyproject.toml"
+    if not project.is_file():
+        return importlib.metadata.requires("harness") or []
+    dependencies: list[str] = tomllib.loads(project.read_text())["project"]["dependencies"]
+    return dependencies
+
+
+def _wrong(requirements: list[str]) -> Iterator[str]:
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            version = _version(requirement.name)
+            if version is None:
+                yield f"{requirement.name} is missing"
+            elif not requirement.specifier.contains(version, prereleases=True):
+                yield f"{requirement.name} {version}, not {requirement.specifier}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# TensorFlow
+
+
+def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -> Iterator[Finding]:
+    """TensorFlow, the devices that it sees, and the kernel of each architecture on them."""
+    request = {"do": "kernels", "devices": devices}
+    answer = ask_child(request, timeout_s=TENSORFLOW_S)
+    yield Finding("green", "tensorflow", f"imports in {answer['import_s']:.1f} s")
+    yield describe_gpus(answer, allocation)
+    if "refused" in answer:
+        found, _, remedy = answer["refused"].rpartition("; ")
+        yield Finding("red", "--devices", found, remedy)
+        return
+    for name in ARCHITECTURES:
+        yield describe_kernel(name, answer["kernels"][name])
+
+
+def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> Finding:
+    """The GPUs that TensorFlow sees, beside those that a driver or Slurm promises."""
+    gpus, driver = answer["gpus"], nvidia_driver()
+    given = given_gpus(allocation) if allocation else None
+    if gpus:
+        shown = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
+        if given and given != len(gpus):
+            found = f"{shown}, but Slurm gave {given}"
+            return Finding("yellow", "devices", found, _gpu_remedy(answer))
+        return Finding("green", "devices", f"{shown}; {driver or 'driver unknown'}")
+    if given:
+        found = f"Slurm gave {given} GPU{'s' if given > 1 else ''}, TensorFlow sees none"
+        return Finding("red", "devices", found, _gpu_remedy(answer))
+    if driver and allocation is None:
+        found = f"no GPU, but a driver is here: {driver}"
+        return Finding("yellow", "devices", found, _gpu_remedy(answer))
+    why = "this job was given none" if allocation else "no NVIDIA driver on this machine"
+    return Finding("green", "devices", f"CPU only, no GPU: {why}")
+
+
+def _gpu_remedy(answer: dict[str, Any]) -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides all GPUs: unset it"
+    if nvidia_driver() is None:
+        return "no NVIDIA driver on this node: ask your site, or run on another node"
+    if not answer["cuda_packages"]:
+        return f"the CUDA libraries are not installed: HARNESS_EXTRA=gpu {SET_UP}"
+    return "the CUDA libraries are installed: compare nvidia-smi, or in a container add --nv"
+
+
+def check_gpu_use(
+    num_gpus: int, monitor: Callable[..., ResourceMonitor] = ResourceMonitor
+) -> Iterator[Finding]:
+    """Whether the use of GPUs can be read, and when an idle one is told of; nothing without any."""
+    idle_min = idle_warning_min()
+    if not num_gpus:
+        return
+    problems: list[str] = []
+    with monitor(num_gpus, 1, warn=problems.append):
+        pass
+    for problem in problems:
+        found, _, remedy = problem.rpartition("; ")
+        yield Finding("yellow", "gpu use", found, remedy)
+    if not problems:
+        told = f"told of after {idle_min:g} min" if idle_min else "never told of"
+        yield Finding("green", "gpu use", f"is read through NVML; an idle GPU is {told}")
+
+
+def describe_kernel(name: str, told: dict[str, str]) -> Finding:
+    """The kernel that an architecture's graph holds here, and why."""
+    name = f"kernel {name}"
+    if "error" in told:
+        return Finding("red", name, told["error"], f"look at jobs/, or {SET_UP}")
+    kernel, expected = told["kernel"], told["on_gpu"]
+    found = f"{kernel}: {told['why']}"
+    if told["device"] != "gpu":
+        return Finding("green", name, f"{found}; by the rules a GPU takes {expected}")
+    if kernel == expected:
+        return Finding("green", name, found)
+    return Finding("yellow", name, found, f"{expected} was expected and is faster: {SET_UP}")
+
+
+# The machine
+
+
+def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+    """The CPUs that this process may use, beside those of the machine and the cgroup's quota."""
+    given, seen, quota = given_cpus(allocation), os.cpu_count() or 1, cpu_quota()
+    found = f"{given} of the machine's {seen}"
+    if quota is not None and quota < given:
+        found += f", but the cgroup's cpu.max allows {quota:g} of them"
+        remedy = f"taskset --cpu-list 0-{max(1, int(quota)) - 1} before the command, or more quota"
+        yield Finding("yellow", "cpus", found, remedy)
+    elif allocation and allocation.cpus_per_task is None and 1 < given == seen:
+        remedy = "sbatch --cpus-per-task=4, else other jobs on the node are disturbed"
+        yield Finding("yellow", "cpus", f"{found}: Slurm gave no number", remedy)
+    elif allocation and given == 1:
+        yield Finding("yellow", "cpus", found, "sbatch --cpus-per-task=4 is faster")
+    else:
+        yield Finding("green", "cpus", found)
+
+
+def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+    """The memory of the machine, and what of it this process may take."""
+    total_gb = total_memory_gb()
+    found, usable_gb = f"{total_gb:,.1f} GB", total_gb
+    limits = {
+        "are free": available_gb(),
+        "are this cgroup's": memory_limit_gb(),
+        "are this job's": given_memory_gb(allocation),
+    }
+    for what, limit_gb in limits.items():
+        if limit_gb is not None:
+            found += f", {limit_gb:,.1f} GB {what}"
+            usable_gb = min(usable_gb, limit_gb)
+    if usable_gb < LITTLE_GB:
+        remedy = "sbatch --mem=16G" if allocation else "close other programs"
+        yield Finding("yellow", "memory", found, f"{remedy}: a run takes about 1.5 GB")
+    else:
+        yield Finding("green", "memory", found)
+
+
+def check_ports() -> Iterator[Finding]:
+    """Whether the ports that several nodes use can be had here."""
+    tried = PORTS[:: len(PORTS) // TRIED_PORTS]
+    free = sum(map(_is_free, tried))
+    found = f"{PORTS[0]}-{PORTS[-1]} for several nodes: {free} of {len(tried)} tried are free"
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+        first, last = map(int, text.split())
+    except (OSError, ValueError):
+        first = last = 0  # unknown
+    if free < len(tried) * 0.5:
+        yield Finding("red" if free == 0 else "yellow", "ports", found, "use one node alone")
+    elif first <= PORTS[-1] and last >= PORTS[0]:
+        remedy = "a busy node may have taken one: submit again where a port is refused"
+        found += f"; the system takes its own from {first}-{last} too"
+        yield Finding("yellow", "ports", found, remedy)
+    else:
+        yield Finding("green", "ports", found)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        try:
+            trial.bind(("", port))  # on every interface, as several nodes need; nobody listens
+        except OSError:
+            return False
+    return True

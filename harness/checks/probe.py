@@ -1,0 +1,237 @@
+"""How fast this machine trains the five jobs, asked of child processes and extrapolated.
+
+Each job gets a child of its own: a process makes one strategy, gives its memory back whole, is
+started as a run is, and whatever kills it is an answer too. TensorFlow is imported there alone.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import PROJECT
+from harness.errors import InputError, RunError
+from harness.slurm.environment import SlurmEnvironment
+
+ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+JOBS = PROJECT / "jobs"
+SMALL_RUN = "lstm"
+TRY = f"try: {sys.executable} -c 'import tensorflow'"
+START_S = 300  # that a child may take beside what it measures
+MARGIN = 1.25  # of the time limit over the estimate: other nodes, busy disks
+WARNED_S = 120  # Slurm warns 90 s before the end, and looks every 30 s
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How fast a job is on these devices, and how long it takes."""
+
+    job: str
+    devices: str = ""
+    data: str = ""  # measured on
+    is_sample: bool = False  # then the estimate is for the full data all the same
+    measured_s: float = 0.0
+    reviews_per_s: float = 0.0  # training
+    first_step_s: float = 0.0  # from the start of the process
+    total_s: float = 0.0
+    time_limit: str = ""  # for sbatch --time
+    speed_of_two: float | None = None  # two GPUs over one, None where not measured
+    peak_memory_gb: float = 0.0
+    error: str = ""
+
+
+def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
+    """Let a child process answer: it may import TensorFlow, and it may die of that.
+
+    Args:
+        request: what `harness.checks.probe_child` takes.
+        timeout_s: after which it is ended.
+        variables: of its environment, beside this process's.
+
+    Raises:
+        InputError: if the child refused its input.
+        RunError: if it failed, died or took too long.
+    """
+    status, said, problems = _python(
+        "harness.checks.probe_child", json.dumps(request), timeout_s=timeout_s, **variables
+    )
+    try:
+        answer = json.loads(said.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (problems.strip().splitlines() or ["it said nothing"])[-1]
+        raise RunError(f"a process with TensorFlow {_how_ended(status)} ({last}); {TRY}") from None
+    if "refusal" in answer:
+        raise InputError(answer["refusal"])
+    if "failure" in answer:
+        raise RunError(answer["failure"])
+    return dict(answer)
+
+
+def _python(module: str, *words: str, timeout_s: float, **variables: str) -> tuple[int, str, str]:
+    """Run a module of ours as this process runs; returns exit code, output and errors."""
+    paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    try:
+        done = subprocess.run(  # noqa: S603 - a list of words, no shell
+            # -P: a folder where it is called from may hold a checkout that is named harness too.
+            [sys.executable, "-P", "-m", module, *words],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "HARNESS_OFFLINE": "1",  # a download is not to be measured
+                **variables,
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(f"a process with TensorFlow took over {timeout_s:.0f} s; {TRY}") from None
+    return done.returncode, done.stdout, done.stderr
+
+
+def _how_ended(status: int) -> str:
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"died of {signal.Signals(-status).name}"
+    return f"ended with code {status}"
+
+
+# The estimate
+
+
+def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estimate]:
+    """Measure each of the five jobs, `minutes` in total beside starts and warm-up.
+
+    Where two GPUs or more are to be had and no devices are named, a job is measured on one and on
+    two, and the estimate is for one.
+
+    Raises:
+        InputError, RunError: if nothing can be trained here at all.
+    """
+    allocation = SlurmEnvironment.from_environment()
+    if allocation and max(allocation.num_nodes, allocation.num_tasks) > 1:
+        raise InputError(
+            f"--probe in {allocation.num_nodes} nodes and {allocation.num_tasks} tasks: should be "
+            "in one of each; ask Slurm for --nodes=1 --ntasks=1"
+        )
+    gpus = ask_child({"do": "devices"}, START_S)["gpus"] if devices is None else []
+    variants = ["gpu:1", "gpu:2"] if len(gpus) > 1 else [devices]
+    run_s = time_small_run(variants[0], data)
+    seconds = minutes * 60 / len(ARCHITECTURES) / len(variants)
+    measured: dict[str, list[dict[str, Any]]] = {}
+    errors = {}
+    for name in ARCHITECTURES:
+        request = {
+            "do": "speed",
+            "job": str(JOBS / f"{name}.toml"),
+            "data": str(data) if data else None,
+            "seconds": seconds,
+        }
+        for each in variants:
+            try:
+                answer = ask_child({**request, "devices": each}, START_S + seconds)
+            except (InputError, RunError) as error:
+                errors[name] = f"on {each}: {error}" if each else str(error)
+                break  # two are of no use without one
+            measured.setdefault(name, []).append(answer)
+    start_s = measured[SMALL_RUN][0]["first_step_s"] if SMALL_RUN in measured else 0.0
+    return [
+        estimate(
+            name,
+            *measured[name],
+            rest_s=max(0.0, run_s - start_s),
+            error=errors.get(name, ""),
+        )
+        if name in measured
+        else Estimate(name, error=errors[name])
+        for name in ARCHITECTURES
+    ]
+
+
+def estimate(
+    name: str,
+    measured: dict[str, Any],
+    on_two: dict[str, Any] | None = None,
+    *,
+    rest_s: float,
+    error: str = "",
+) -> Estimate:
+    """What was measured of a job, extrapolated to all of its steps and evaluations.
+
+    Args:
+        name: the job's.
+        measured: what a child measured.
+        on_two: the same on two devices.
+        rest_s: what a run takes beside its start, its steps and its evaluations.
+        error: why there is no measurement on two.
+    """
+    ratio = measured["step_s"] / on_two["step_s"] if on_two else None
+    total_s = (
+        measured["first_step_s"]
+        + measured["num_steps"] * measured["step_s"]
+        + measured["num_evaluation_batches"] * measured["evaluation_batch_s"]
+        + rest_s
+    )
+    return Estimate(
+        name,
+        devices=measured["devices"],
+        data=measured["data"],
+        is_sample=measured["is_sample"],
+        measured_s=round(measured["measured_s"], 1),
+        reviews_per_s=round(measured["batch_size"] / measured["step_s"], 1),
+        first_step_s=round(measured["first_step_s"], 1),
+        total_s=round(total_s, 1),
+        time_limit=time_limit(total_s),
+        speed_of_two=None if ratio is None else round(ratio, 2),
+        peak_memory_gb=round(measured["peak_memory_gb"], 2),
+        error=error,
+    )
+
+
+def time_limit(seconds: float) -> str:
+    """What to ask for by `sbatch --time`: with a margin, in full five minutes, `[D-]HH:MM:SS`."""
+    minutes = math.ceil((seconds * MARGIN + WARNED_S) / 300) * 5
+    days, minutes = divmod(minutes, 24 * 60)
+    return f"{f'{days}-' if days else ''}{minutes // 60:02}:{minutes % 60:02}:00"
+
+
+def time_small_run(devices: str | None, data: Path | None) -> float:
+    """The seconds that a whole run of a handful of reviews takes.
+
+    Less the start, that is what any run takes beside steps and evaluations: traces, pictures,
+    files, its end.
+
+    Raises:
+        RunError: if such a run fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            "train",
+            str(JOBS / f"{SMALL_RUN}.toml"),
+            "--set",
+            "data.limit=64",
+            "--set",
+            "train.epochs=1",
+            "--runs",
+            folder,
+        ]
+        words += ["--devices", devices] if devices else []
+        words += ["--data", str(data)] if data else []
+        began = time.perf_counter()
+        status, _, problems = _python("harness", *words, timeout_s=START_S)
+        took_s = time.perf_counter() - began
+    if status != 0:
+        last = (problems.strip().splitlines() or [_how_ended(status)])[-1]
+        raise RunError(f"a run of 64 reviews failed: {last.removeprefix('harness: ')}")
+    return took_s

@@ -1,0 +1,314 @@
+"""The child processes of the probe: `python -m harness.checks.probe_child REQUEST`.
+
+They trace and measure with the real learner and pipeline, and answer in a line of JSON.
+"""
+
+import importlib.metadata
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.checks.probe import ARCHITECTURES, JOBS
+from harness.compute.execution_plan import choose, without_cudnn
+from harness.errors import InputError, RunError
+from harness.job import Job
+from harness.job_file import load_job
+from harness.slurm.environment import SlurmEnvironment
+from harness.system.processes import age_s
+from harness.training.launch import plan_of
+
+if TYPE_CHECKING:
+    from harness.compute.train_step import TrainStep
+    from harness.data.input_pipeline import Batch, Reviews
+
+
+WARM_UP_STEPS = 20  # by when graphs are traced and buffers are warm
+TRAIN_SHARE = 0.75  # of the measuring time, the rest is for the evaluation
+TIMED_BATCHES = 8  # of an evaluation
+TAKEN_AT_ONCE = 50  # batches, of the pipeline alone
+FULL_REVIEWS = 25_000  # of each split, where only the sample is here to measure on
+
+
+def main() -> None:
+    """Answer the request in the first word as JSON on the last line of standard output."""
+    request = json.loads(sys.argv[1])
+    known: dict[str, Callable[..., dict[str, Any]]] = {
+        "devices": _devices,
+        "kernels": _kernels,
+        "speed": _speed,
+        "pipeline": _pipeline,
+    }
+    do = known[request.pop("do")]
+    try:
+        answer = do(**request)
+    except InputError as error:
+        answer = {"refusal": str(error)}
+    except RunError as error:
+        answer = {"failure": str(error)}
+    print(json.dumps(answer))  # noqa: T201
+
+
+def _devices() -> dict[str, Any]:
+    from harness.compute.strategy import import_tensorflow
+
+    began = time.perf_counter()
+    tf = import_tensorflow(SlurmEnvironment.from_environment())
+    details = tf.config.experimental.get_device_details
+    gpus = tf.config.list_physical_devices("GPU")
+    return {
+        "import_s": time.perf_counter() - began,
+        "gpus": [str(details(gpu).get("device_name", "GPU")) for gpu in gpus],
+        "cuda_packages": _has_cuda_packages(),
+    }
+
+
+def _has_cuda_packages() -> bool:
+    names = {d.metadata["Name"] or "" for d in importlib.metadata.distributions()}
+    return any(name.startswith("nvidia-cudnn") for name in names)
+
+
+def _kernels(devices: str | None) -> dict[str, Any]:
+    from harness.compute.strategy import make_strategy, parse_devices
+
+    answer = _devices()
+    try:
+        strategy = make_strategy(parse_devices(devices) if devices else None)
+    except InputError as refusal:  # what was found before is worth telling all the same
+        return {**answer, "refused": str(refusal)}
+
+    import numpy as np
+
+    from harness.compute.strategy import describe_devices
+    from harness.compute.train_step import TrainStep
+    from harness.data.input_pipeline import Reviews, batches
+
+    device = describe_devices(strategy)[0]["device"].partition(":")[0]
+    reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
+    answer["kernels"] = {}
+    for name in ARCHITECTURES:
+        try:
+            # Length and vocabulary have no part in the choice of a kernel.
+            small = ["data.vocab_size=100", "data.maxlen=8"]
+            job = load_job(JOBS / f"{name}.toml", small)
+            train_step = TrainStep(job, strategy, plan_of(job, devices))
+            batch_size = job.train.batch_size
+            order = np.arange(64, dtype=np.int32)[None]
+            parts = batches(strategy, reviews, order, batch_size=batch_size, maxlen=8)
+            found = set(train_step.kernels(train_step.trace(iter(parts))).values())
+            kernel = " and ".join(sorted(found))
+            on_gpu = expected_kernel(job)
+            why = reason(job, kernel, device)
+            told = {"kernel": kernel, "on_gpu": on_gpu, "why": why, "device": device}
+        except Exception as error:  # one architecture's trouble is not the others'
+            told = {"error": f"{type(error).__name__}: {error}"}
+        answer["kernels"][name] = told
+    return answer
+
+
+def expected_kernel(job: Job) -> str:
+    """The kernel that a GPU should take: by Keras's own rules for cuDNN, and ours for XLA."""
+    if choose(job, "gpu", "", 1, {}, {}).xla:
+        return "xla"
+    return "loop" if without_cudnn(job) else "cudnn"
+
+
+def reason(job: Job, kernel: str, device: str) -> str:
+    """Why a job's recurrent layers take the kernel that their graph holds."""
+    because = without_cudnn(job)
+    if kernel == "xla":
+        setting = f"train.xla = {job.train.xla} compiles it"
+        return f"{setting}, {because or 'so cuDNN is left out'}" if device == "gpu" else setting
+    if kernel == "cudnn":
+        return "cuDNN takes the layer"
+    if device != "gpu":
+        return "no GPU is used here" + (f"; {because}" if because else "")
+    return because or "cuDNN should take it and does not"
+
+
+def _speed(
+    job: str,
+    devices: str | None,
+    data: str | None,
+    seconds: float,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    from harness.compute.strategy import (
+        describe_devices,
+        import_tensorflow,
+        make_strategy,
+        parse_devices,
+    )
+    from harness.data.resolve import open_data
+
+    loaded = load_job(Path(job), overrides)
+    dataset = open_data(loaded, Path(data) if data else None)
+    import_tensorflow(SlurmEnvironment.from_environment())
+    strategy = make_strategy(parse_devices(devices) if devices else None)
+
+    from harness.compute.train_step import TrainStep, evaluation_batch
+    from harness.training.train import test_reviews, training_reviews
+
+    training, _ = training_reviews(loaded, dataset)
+    test = test_reviews(loaded, dataset)
+    train_step = TrainStep(loaded, strategy, plan_of(loaded, devices))
+    first_step_s, step_s, training_s = time_steps(train_step, training, seconds * TRAIN_SHARE)
+    began = time.perf_counter()
+    evaluation_batch_s = time_evaluation(train_step, test, seconds * (1 - TRAIN_SHARE))
+    counts = [FULL_REVIEWS] * 2 if dataset.is_sample else [len(dataset.train), len(dataset.test)]
+    used = describe_devices(strategy)
+    kind = used[0].get("name") or used[0]["device"].partition(":")[0]
+    return {
+        "devices": f"{len(used)} x {kind}",
+        "data": dataset.title,
+        "batch_size": loaded.train.batch_size,
+        "first_step_s": first_step_s,
+        "step_s": step_s,
+        "evaluation_batch_s": evaluation_batch_s,
+        "measured_s": training_s + time.perf_counter() - began,
+        "peak_memory_gb": _peak_memory_gb(),
+        "is_sample": dataset.is_sample,
+        **work_of(loaded, evaluation_batch(strategy), *counts),
+    }
+
+
+def _peak_memory_gb() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
+    from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+    from harness.data.resolve import open_data
+
+    loaded = load_job(Path(job))
+    dataset = open_data(loaded, Path(data) if data else None)
+    tf = import_tensorflow(SlurmEnvironment.from_environment())
+    strategy = make_strategy(parse_devices("cpu"))
+
+    from harness.data import input_pipeline as pipeline
+    from harness.training.train import training_reviews
+
+    training, _ = training_reviews(loaded, dataset)
+    num_reviews = len(training.labels)
+
+    @tf.function  # type: ignore[untyped-decorator] # TensorFlow ships no types
+    def take(iterator: Any, num: Any) -> None:
+        for _ in tf.range(num):
+            next(iterator)
+
+    # Of one opening, which is longer than most runs; to open it belongs to the start of a run.
+    iterator, num_steps = next(_openings(loaded, strategy, training))
+    take(iterator, tf.constant(TAKEN_AT_ONCE))  # traces the graph and starts the threads
+    done, spent_s, began = 0, 0.0, time.perf_counter()
+    while spent_s < seconds and done < num_steps - 2 * TAKEN_AT_ONCE:
+        take(iterator, tf.constant(TAKEN_AT_ONCE))
+        done += TAKEN_AT_ONCE
+        spent_s = time.perf_counter() - began
+    # An epoch's last batch is seldom full.
+    reviews_a_batch = num_reviews / pipeline.num_steps(num_reviews, loaded.train.batch_size)
+    return {"reviews_per_s": done * reviews_a_batch / spent_s}
+
+
+def _openings(
+    job: Job, strategy: Any, training: "Reviews"
+) -> Iterator[tuple[Iterator["Batch"], int]]:
+    """The batches of training as a run opens them, for ever, with the steps of each opening."""
+    from harness.data.input_pipeline import batches, num_steps, orders_ahead
+
+    seed, num_reviews, epoch = job.train.seed, len(training.labels), 0
+    steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
+    while True:
+        orders = orders_ahead(seed, range(epoch, sys.maxsize), num_reviews)
+        opened = batches(
+            strategy,
+            training,
+            orders,
+            batch_size=job.train.batch_size,
+            maxlen=job.data.maxlen,
+            steps_before=epoch * steps_an_epoch,
+            timed=True,
+        )
+        yield iter(opened), len(orders) * steps_an_epoch
+        epoch += len(orders)
+
+
+def time_steps(
+    train_step: "TrainStep", training: "Reviews", seconds: float
+) -> tuple[float, float, float]:
+    """Train for some seconds after a warm-up.
+
+    Returns:
+        Seconds from the start of the process to the first step's end, seconds a step, and the
+        seconds that this was measured over.
+    """
+    progress = _train(train_step, training)
+    next(progress)
+    first_step_s = age_s() or 0.0
+    warm = next(steps for steps in progress if steps >= WARM_UP_STEPS)
+    began = time.perf_counter()
+    for steps in progress:
+        spent_s = time.perf_counter() - began
+        if spent_s >= seconds:
+            return first_step_s, spent_s / (steps - warm), spent_s
+    raise AssertionError  # it trains for ever
+
+
+def _train(train_step: "TrainStep", training: "Reviews") -> Iterator[int]:
+    """Train for ever; yields the number of steps whenever they are done on the device.
+
+    That is waited for after the first step, and then as often as a run does.
+    """
+    job, before = train_step.job, 0
+    for iterator, num_steps in _openings(job, train_step.strategy, training):
+        done = 0
+        while done < num_steps:
+            wait = job.train.log_every_steps if before + done else 1
+            until = min(done + wait, num_steps)
+            pending = []
+            while done < until:
+                num = min(job.train.steps_per_execution, num_steps - done)
+                pending.append(train_step.train_steps(iterator, num))
+                done += num
+            for sums in pending:
+                sums.numpy()
+            yield before + done
+        before += num_steps
+
+
+def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) -> float:
+    """Evaluate for some seconds, and give back the seconds that a global batch takes."""
+    from harness.compute.train_step import evaluation_batch
+
+    size = evaluation_batch(train_step.strategy)
+    train_step.take_weights()
+    train_step.evaluator.probabilities(test.between(0, 1))  # traced; a batch is always full
+    some = test.between(0, min(len(test.labels), TIMED_BATCHES * size))
+    batches_each = math.ceil(len(some.labels) / size)
+    began, done, now = time.perf_counter(), 0, 0.0
+    while not done or now - began < seconds:
+        train_step.evaluator.probabilities(some)
+        now, done = time.perf_counter(), done + batches_each
+    return (now - began) / done
+
+
+def work_of(job: Job, size: int, num_train: int, num_test: int) -> dict[str, int]:
+    """The training steps of a whole job, and the batches of `size` that it evaluates in all."""
+    from harness.data.input_pipeline import num_steps
+
+    if job.data.limit:
+        num_train, num_test = min(num_train, job.data.limit), min(num_test, job.data.limit)
+    training = int(num_train * (1 - job.data.validation_split))
+    validations = job.train.epochs * num_steps(num_train - training, size)
+    return {
+        "num_steps": job.train.epochs * num_steps(training, job.train.batch_size),
+        "num_evaluation_batches": validations + num_steps(num_test, size),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Checks of the cluster: does Slurm answer, where are its GPUs, would it take our scripts."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from harness import PROJECT
+from harness.checks.finding import Finding
+from harness.errors import InputError, RunError
+from harness.slurm.client import ask, has_client, would_start
+from harness.slurm.environment import SlurmEnvironment
+
+TIMEOUT_S = 10
+MAX_NAMES = 8  # of partitions in a line
+RUN_HERE = "bash slurm/lstm.sh runs on this machine"
+FORMAT = "%P|%a|%l|%L|%G"  # partition, state, time limit, default time, generic resources
+DEFAULTS = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_QOS")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition, or those nodes of it that are alike."""
+
+    name: str
+    is_default: bool
+    is_up: bool
+    time_limit: str
+    default_time: str
+    gpu_types: frozenset[str]  # "" for GPUs without a type; empty where there are none
+
+
+def parse_partitions(text: str) -> list[Partition]:
+    """Read what `sinfo --format=FORMAT` prints."""
+    partitions = []
+    for line in text.splitlines():
+        name, state, limit, default_time, gres = line.split("|", 4)
+        partitions.append(
+            Partition(
+                name.rstrip("*"),
+                name.endswith("*"),
+                state == "up",
+                limit,
+                default_time,
+                gpu_types(gres),
+            )
+        )
+    return partitions
+
+
+def gpu_types(gres: str) -> frozenset[str]:
+    """The types of GPU in a node's `Gres`, such as `gpu:a100:4(S:0-1),gpu:2`."""
+    types = set()
+    for item in re.sub(r"\([^)]*\)", "", gres).split(","):
+        name, *rest = item.strip().split(":")
+        if name == "gpu":
+            types.add(rest[0] if rest and not rest[0].isdigit() else "")
+    return frozenset(types)
+
+
+def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+    """Client, controller, partitions, GPUs and our own script, in four short calls."""
+    if not has_client("sinfo"):
+        where = f"in job {allocation.job_id} without Slurm's programs" if allocation else "none"
+        remedy = "harmless in a container: a job is put back into the queue from outside of it"
+        level = Finding("yellow", "slurm", where, remedy) if allocation else None
+        yield level or Finding("green", "slurm", f"no Slurm here: {RUN_HERE}")
+        return
+    try:
+        version = ask("sinfo", "--version", timeout_s=TIMEOUT_S).strip()
+    except RunError as error:
+        found = f"its programs are here but find no cluster: {error}"
+        yield Finding("yellow", "slurm", found, f"load your site's module; {RUN_HERE}")
+        return
+    try:
+        answers = " is UP" in ask("scontrol", "ping", timeout_s=TIMEOUT_S)
+    except RunError:
+        answers = False
+    if not answers:
+        found = f"{version}, but its controller does not answer (scontrol ping)"
+        yield Finding("red", "slurm", found, f"ask your site; meanwhile {RUN_HERE}")
+        return
+    yield Finding("green", "slurm", f"{version}, its controller answers")
+    text = ask("sinfo", "--noheader", f"--format={FORMAT}", timeout_s=TIMEOUT_S)
+    partitions = parse_partitions(text)
+    yield describe_partitions(partitions)
+    yield describe_gpus(partitions)
+    yield from check_script(partitions)
+    yield check_site_file()
+
+
+def describe_partitions(partitions: list[Partition]) -> Finding:
+    """The default partition and its limit, and what other partitions there are."""
+    up = [each for each in partitions if each.is_up]
+    default = next((each for each in up if each.is_default), None)
+    others = list(dict.fromkeys(each.name for each in up if not each.is_default))
+    also = f"; others: {_some(others)}" if others else ""
+    if default is None:
+        remedy = f"export SBATCH_PARTITION={others[0]}" if others else "ask your site"
+        return Finding("yellow", "partitions", f"none is the default and up{also}", remedy)
+    limits = f"at most {default.time_limit}"
+    if default.default_time not in ("n/a", "NONE", ""):
+        limits += f", {default.default_time} where none is asked for"
+    return Finding("green", "partitions", f"default {default.name}, {limits}{also}")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def describe_gpus(partitions: list[Partition]) -> Finding:
+    """Where GPUs are, and what to write to get one."""
+    having = [each for each in partitions if each.is_up and each.gpu_types]
+    if not having and os.environ.get("SBATCH_GRES") == "none":
+        return Finding("green", "gpus", "no partition that is up has any; SBATCH_GRES is none")
+    if not having:
+        remedy = "export SBATCH_GRES=none before sbatch: the scripts ask for a GPU"
+        return Finding("yellow", "gpus", "no partition that is up has any", remedy)
+    names = list(dict.fromkeys(each.name for each in having))
+    kinds = sorted({kind for each in having for kind in each.gpu_types if kind})
+    ask_for = "--gres=gpu:1" + "".join(f" or --gres=gpu:{kind}:1" for kind in kinds)
+    found = f"in {_some(names)}: {ask_for}"
+    in_use = os.environ.get("SBATCH_PARTITION")
+    if set((in_use or "").split(",")) & set(names) or (
+        not in_use and any(each.is_default for each in having)
+    ):
+        return Finding("green", "gpus", found)
+    remedy = f"export SBATCH_PARTITION={names[0]}, or sbatch --partition={names[0]}"
+    return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)
+
+
+def check_script(partitions: list[Partition]) -> Iterator[Finding]:
+    """Whether sbatch would take a script as it is, with this shell's SBATCH_ settings."""
+    settings = " ".join(f"{n}={os.environ[n]}" for n in DEFAULTS if os.environ.get(n))
+    name = f"slurm/lstm.sh with {settings}" if settings else "slurm/lstm.sh as it is"
+    try:
+        answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
+    except (InputError, RunError) as error:
+        has_gpus = any(each.gpu_types for each in partitions)
+        remedy = (
+            "sbatch --gres, --mem, --cpus-per-task, --time, or SBATCH_ACCOUNT and "
+            "SBATCH_PARTITION: see the end of slurm/site.example.sh"
+            if has_gpus or "SBATCH_GRES" in settings
+            else "export SBATCH_GRES=none"
+        )
+        yield Finding("red", "sbatch", f"{name} {error}", remedy)
+        return
+    yield Finding("green", "sbatch", f"{name} is accepted: {answer}")
+
+
+def check_site_file() -> Finding:
+    """Whether the site's settings stand in their file."""
+    if (PROJECT / "slurm" / "site.sh").is_file():
+        return Finding("green", "site", "slurm/site.sh is there")
+    remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"
+    return Finding("yellow", "site", "no slurm/site.sh", remedy)

@@ -1,0 +1,165 @@
+"""Checks of what is kept on disks: the dataset, the runs, a job's scratch, and their clock."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.checks.finding import Finding
+from harness.data.imdb import verify
+from harness.data.imdb_sources import open_dataset
+from harness.slurm.environment import SlurmEnvironment, scratch_folder
+
+WRITTEN_MB = 16  # to measure the speed by
+CHECKPOINT_MB = 4  # about what the models here take
+SLOW_MB_PER_S = 10
+LITTLE_GB, TOO_LITTLE_GB = 2.0, 0.1  # a run takes some 10 MB
+MAX_SKEW_S = 2.0  # heartbeats are 5 s apart
+
+
+def check_data(data: Path | None) -> Iterator[Finding]:
+    """Where a run would take its reviews from, and whether every byte is right; no download."""
+    dataset = open_dataset(data, download=False)
+    counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
+    remedy = "harness data fetch, where there is a network"
+    if dataset.is_sample:
+        yield Finding("yellow", "data", f"only the packaged SAMPLE of {counts}", remedy)
+        return
+    where = f"{counts} in {dataset.folder}"
+    if problems := verify(dataset):
+        yield Finding("red", "data", f"{where}: {'; '.join(problems)}", "harness data fetch")
+    elif not dataset.official:
+        yield Finding("yellow", "data", f"{where}: not the official IMDB reviews", remedy)
+    else:
+        yield Finding("green", "data", f"{where}: the official ones, every byte verified")
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest thing above it that is there.
+
+    Raises:
+        OSError: if it could not be made: a name too long, a folder that may not be entered.
+    """
+    path = path.absolute()
+    while True:
+        try:
+            path.lstat()  # a link to nothing is there, and in the way
+        except (FileNotFoundError, NotADirectoryError):
+            path = path.parent
+        else:
+            return path
+
+
+def check_runs(runs: Path) -> Iterator[Finding]:
+    """Room, speed and clock of the runs folder, or of the nearest folder above; nothing stays."""
+    remedy = "choose another --runs or HARNESS_RUNS"
+    where = str(runs)
+    try:
+        folder = nearest_folder(runs)
+        where = str(folder) if folder == runs.absolute() else f"{runs} is not made yet; {folder}"
+        with tempfile.TemporaryDirectory(prefix=".harness-doctor-", dir=folder) as name:
+            mb_per_s = _write_speed(Path(name))
+            checkpoint_s = _checkpoint_s(Path(name))
+            skew_s = _skew_s(Path(name))
+        free_gb = shutil.disk_usage(folder).free / 1e9
+    except OSError as error:
+        found = f"{where}: can't be written: {error.strerror or error}"
+        yield Finding("red", "runs", found, remedy)
+        return
+    found = (
+        f"{where} ({file_system(folder)}): {free_gb:,.1f} GB free, writes {mb_per_s:,.0f} MB/s, "
+        f"a checkpoint takes {checkpoint_s:.2f} s"
+    )
+    if free_gb < TOO_LITTLE_GB:
+        yield Finding("red", "runs", found, f"free some space, or {remedy}")
+    elif free_gb < LITTLE_GB:
+        yield Finding("yellow", "runs", found, f"free some space, or {remedy}")
+    elif mb_per_s < SLOW_MB_PER_S:
+        yield Finding("yellow", "runs", found, f"slow: {remedy}")
+    else:
+        yield Finding("green", "runs", found)
+    yield _clock(skew_s)
+
+
+def _clock(skew_s: float) -> Finding:
+    # A file's time is as coarse as the kernel's tick, so less than that means nothing.
+    found = f"the disk of the runs is {abs(skew_s):.2f} s {'ahead' if skew_s > 0 else 'behind'}"
+    if abs(skew_s) <= MAX_SKEW_S:
+        return Finding("green", "clock", found)
+    remedy = "heartbeats will look too old or too new; tell your site, its time service is off"
+    return Finding("yellow", "clock", found, remedy)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_speed(folder: Path) -> float:
+    content = os.urandom(WRITTEN_MB * 1_000_000)  # which no file system can compress
+    began = time.perf_counter()
+    _write_through(folder / "speed", content)
+    return WRITTEN_MB / max(time.perf_counter() - began, 1e-9)
+
+
+def _checkpoint_s(folder: Path) -> float:
+    content = os.urandom(CHECKPOINT_MB * 1_000_000)
+    began = time.perf_counter()
+    _write_through(folder / "beside", content)
+    (folder / "beside").replace(folder / "checkpoint")
+    return time.perf_counter() - began
+
+
+def _skew_s(folder: Path) -> float:
+    """How far the file system's clock is ahead of this machine's, seconds."""
+    before = time.time()
+    _write_through(folder / "clock", b"now")
+    after = time.time()
+    told = (folder / "clock").stat().st_mtime
+    return told - min(max(told, before), after)  # none where it lies between
+
+
+def check_scratch(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+    """The scratch folder of a job; outside of a job nothing is said."""
+    if allocation is None:
+        return
+    folder = scratch_folder(allocation)
+    remedy = "export TMPDIR=/your/node/scratch in slurm/site.sh"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+            file.flush()
+        free_gb = shutil.disk_usage(folder).free / 1e9
+        same_as_home = folder.stat().st_dev == Path.home().stat().st_dev
+    except OSError as error:
+        found = f"{folder}: can't be written: {error.strerror or error}"
+        yield Finding("red", "scratch", found, remedy)
+        return
+    kind = file_system(folder)
+    found = f"{folder} ({kind}): {free_gb:,.1f} GB free"
+    if kind in ("tmpfs", "ramfs"):
+        yield Finding("yellow", "scratch", f"{found}, in memory: it counts against --mem", remedy)
+    elif same_as_home:
+        yield Finding("yellow", "scratch", f"{found}, on the same disk as your home", remedy)
+    elif free_gb < LITTLE_GB:
+        yield Finding("yellow", "scratch", found, remedy)
+    else:
+        yield Finding("green", "scratch", found)
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that a path is on, such as nfs4, or `unknown`."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    kinds = {}
+    for line in lines:
+        _, at, kind, *_ = line.split()
+        kinds[at.replace("\\040", " ")] = kind  # the last mount on a place hides the others
+    real = path.resolve()
+    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

@@ -1,0 +1,147 @@
+"""`doctor`: whether this site is set up, and how fast it trains."""
+
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from harness.cli.options import AsJson, DataFolder, DeviceList, RunsFolder
+from harness.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.checks.finding import Finding
+    from harness.checks.probe import Estimate
+
+
+app = typer.Typer()
+T = TypeVar("T", "Finding", "Estimate")
+STYLES = {"green": "green", "yellow": "yellow", "red": "bold red"}
+MAX_MINUTES = 60
+
+
+@app.command(epilog="Example: harness doctor --runs /scratch/me/runs; harness doctor --probe")
+def doctor(
+    data: DataFolder = None,
+    runs: RunsFolder = Path("runs"),
+    devices: DeviceList = None,
+    as_json: AsJson = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="train for a minute: how fast, how long a job takes")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="what --probe measures for, 1 if not given")
+    ] = None,
+) -> None:
+    """Check this site, each thing with its remedy; exit code 1 where something is red."""
+    from harness.compute.strategy import parse_devices
+
+    if minutes is not None and not probe:
+        raise InputError(f"--minutes {minutes:g}: is the time of --probe; give that too")
+    if minutes is not None and not 0 < minutes <= MAX_MINUTES:
+        raise InputError(f"--minutes {minutes:g}: should be above 0, up to {MAX_MINUTES}")
+    if devices is not None:
+        parse_devices(devices)
+    try:
+        from harness.checks.doctor import diagnose
+        from harness.checks.probe import probe as measure
+    except ImportError as error:  # this environment is what is to be mended
+        raise RunError(f"{error}; mend it by: bash slurm/common.sh --setup") from None
+    if probe:
+        with _waiting("measuring"):
+            estimates = measure(minutes or 1.0, devices, data)
+        _print(estimates, _print_estimates, as_json=as_json)
+        is_well = not any(each.error for each in estimates)
+    else:
+        with _waiting("checking"):
+            findings = list(diagnose(data, runs, devices))
+        _print(findings, _print_findings, as_json=as_json)
+        is_well = not any(each.level == "red" for each in findings)
+    if not is_well:
+        raise typer.Exit(1)
+
+
+def _print(told: "list[T]", as_text: "Callable[[list[T]], None]", *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in told], indent=2))
+    else:
+        as_text(told)
+
+
+def _waiting(what: str) -> AbstractContextManager[object]:
+    """On a terminal, a sign that something goes on."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.status(what) if console.is_terminal else nullcontext()
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, emoji=False)
+    counts = {level: sum(each.level == level for each in findings) for level in STYLES}
+    if console.is_terminal:
+        table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+        for each in findings:
+            told = Text(each.found)
+            if each.remedy:
+                told.append(f"\n-> {each.remedy}", "bold")
+            table.add_row(Text(each.level, STYLES[each.level]), Text(each.name), told)
+        console.print(table)
+    else:  # a line each, for grep
+        for each in findings:
+            remedy = f" -> {each.remedy}" if each.remedy else ""
+            line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
+            typer.echo(_printable(" ".join(line.splitlines())))
+    typer.echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+
+
+def _printable(text: str) -> str:
+    # What a path or a driver's words hold may be more than this terminal can show.
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)
+
+
+def _print_estimates(estimates: "list[Estimate]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    heads = ("job", "reviews/s", "start s", "whole job s", "--time", "measured s", "memory GB")
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
+    good = [each for each in estimates if each.total_s]
+    for each in good:
+        table.add_row(
+            each.job,
+            f"{each.reviews_per_s:,.0f}",
+            f"{each.first_step_s:.1f}",
+            f"{each.total_s:,.0f}",
+            each.time_limit,
+            f"{each.measured_s:.1f}",
+            f"{each.peak_memory_gb:.1f}",
+        )
+    if good:
+        console.print(table)
+        full = "; the whole job is reckoned for the full data" if good[0].is_sample else ""
+        console.print(f"Measured on {good[0].devices} with {good[0].data}{full}.", markup=False)
+        if "cpu" in good[0].devices:
+            console.print("It holds for machines like this one. To ask a GPU node:")
+            console.print("srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe")
+    ratios = [f"{e.job} {e.speed_of_two:.2f}" for e in good if e.speed_of_two is not None]
+    told = (
+        f"{', '.join(ratios)} times as fast"
+        if ratios
+        else "not measured, needs two and no --devices"
+    )
+    console.print(f"Two GPUs against one: {told}.", markup=False)
+    for each in estimates:
+        if each.error:
+            console.print(f"{each.job}: {each.error}", markup=False)

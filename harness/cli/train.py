@@ -1,0 +1,193 @@
+"""`train`, `resume`, `evaluate` and `predict`: one run, and its model."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.options import (
+    AsJson,
+    DataFolder,
+    DeviceList,
+    Full,
+    Overrides,
+    RunFolder,
+    RunsFolder,
+    quoted,
+)
+from harness.errors import InputError, when_interrupted
+
+if TYPE_CHECKING:
+    from harness.job import Job
+    from harness.system.console import Console
+    from harness.tracking.run_dir import RunDirectory
+
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: harness train jobs/lstm.toml --set train.epochs=8 --seed 2 | "
+    "several, side by side: harness train jobs/lstm.toml jobs/gru.toml --seeds 1-5"
+)
+def train(
+    job_files: Annotated[
+        list[Path], typer.Argument(metavar="JOB...", help="job files, such as jobs/lstm.toml")
+    ],
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="train.seed")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N-M", help="a run for each, such as 1-5 or 1,3")
+    ] = None,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    full: Full = False,
+    runs: RunsFolder = Path("runs"),
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--run-id", metavar="ID", help="name the run, or go on with the one of that name"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="runs at a time, of several")
+    ] = None,
+    runs_per_gpu: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="of several, that share a GPU")
+    ] = 1,
+) -> None:
+    """Train one model, end to end: data, fit, test, record. Or several jobs and seeds at once."""
+    if len(job_files) == 1 and seeds is None:
+        if workers or runs_per_gpu > 1:
+            raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
+        from harness.job_file import load_job
+        from harness.tracking.run_dir import RunDirectory
+
+        job = load_job(job_files[0], overrides or (), seed)
+        _go(RunDirectory.new(runs, job, run_id), job, devices=devices, data=data, full=full)
+        return
+    if seed is not None and seeds is not None:
+        raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
+    from harness.compute.strategy import one_device_each
+    from harness.report.summary import print_runs
+    from harness.slurm.resources import parse_seeds
+    from harness.system.console import Console
+    from harness.tracking.batch import BatchRequest, jobs_of, train_several
+
+    kind = one_device_each(devices, "run")
+    chosen = parse_seeds(seeds) if seeds is not None else () if seed is None else (seed,)
+    options = [f"--devices={kind}"] if kind else []
+    options += [f"--data={data.absolute()}"] if data else []
+    options += ["--full"] if full else []
+    folders = train_several(
+        BatchRequest(
+            jobs=jobs_of(job_files, overrides or (), chosen),
+            runs=runs,
+            run_id=run_id,
+            options=tuple(options),
+            devices=kind,
+            workers=workers,
+            runs_per_gpu=runs_per_gpu,
+        ),
+        Console(),
+    )
+    print_runs(folders)
+
+
+@app.command(epilog="Example: harness resume runs/lstm/20260101-120000-seed1")
+def resume(run_folder: RunFolder, devices: DeviceList = None, data: DataFolder = None) -> None:
+    """Go on with an unfinished run or sweep where it was; a finished one stays as it is."""
+    from harness.search_space import is_sweep
+    from harness.tracking.run_dir import RunDirectory
+
+    if is_sweep(run_folder):
+        from harness.cli.tune import resume_sweep
+
+        resume_sweep(run_folder, devices, data)
+        return
+
+    run = RunDirectory.open(run_folder)
+    _go(run, run.job(), devices=devices, data=data, full=False)
+
+
+def _go(
+    run: "RunDirectory", job: "Job", *, devices: str | None, data: Path | None, full: bool
+) -> None:
+    from harness.system.console import Console
+    from harness.training.launch import launch
+
+    console = Console()
+    if run.finished():
+        console.info(f"run {run.folder}: finished already, nothing to do")
+        _print_result(run, run.result(), console)
+        return
+    with when_interrupted(f"checkpoint saved; go on by: harness resume {quoted(run.folder)}"):
+        result = launch(run, job, devices=devices, data=data, full=full, console=console)
+    _print_result(run, result, console)
+
+
+def _print_result(run: "RunDirectory", result: dict[str, Any], console: "Console") -> None:
+    from harness.training.metrics import describe_scores
+
+    folder = run.folder
+    scores = f"validation accuracy {result['val_accuracy']}, the test set left unread"
+    if "accuracy" in result:
+        scores = (
+            f"tested on {result['num_test']:,} reviews of {result['data']}: "
+            f"{describe_scores(result)}"
+        )
+    console.info(f"{result['architecture']}, seed {result['seed']}, {scores}")
+    console.info(f"model        {folder / 'model.keras'}")
+    console.info(f"TensorBoard  {folder / 'tensorboard'}")
+    console.info(f"records      {folder}")
+    console.info(f'next         harness predict {quoted(folder)} "An excellent movie!"')
+
+
+@app.command(epilog="Example: harness evaluate runs/lstm/20260101-120000-seed1")
+def evaluate(run_folder: RunFolder, data: DataFolder = None, as_json: AsJson = False) -> None:
+    """Test the model of a finished run again, on the test set that it was tested on."""
+    from harness.tracking.run_dir import RunDirectory
+    from harness.training.launch import evaluate_again
+    from harness.training.metrics import describe_scores
+
+    scores = evaluate_again(RunDirectory.open(run_folder), data)
+    typer.echo(json.dumps(scores) if as_json else describe_scores(scores))
+
+
+@app.command(epilog='Example: harness predict runs/lstm/my-run "An excellent movie!"')
+def predict(
+    run_folder: RunFolder,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="reviews; without any, lines of standard input"),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="a review a line")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the sentiment of raw text."""
+    from harness.inference.predict import check_texts, predict, read_texts, split_lines
+    from harness.tracking.run_dir import RunDirectory
+    from harness.training.launch import prepare_quietly
+
+    run = RunDirectory.open(run_folder)
+    if file is not None and texts:
+        raise InputError(f"--file {file}: give either texts or a file, not both")
+    if file is not None:
+        texts = read_texts(file)
+    elif not texts:
+        content = sys.stdin.buffer.read() if sys.stdin else b""
+        texts = split_lines(content, "standard input")
+    check_texts(texts)
+    prepare_quietly()
+    for prediction in predict(run, texts):
+        if as_json:
+            typer.echo(json.dumps(asdict(prediction)))
+        else:
+            typer.echo(
+                f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}"
+            )

@@ -1,0 +1,240 @@
+"""Devices to strategy: the one place that names tf.distribute's strategies.
+
+TensorFlow is imported inside the functions, so that a device's name is checked without it.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from harness.errors import InputError
+from harness.slurm.environment import SlurmEnvironment, given_cpus
+from harness.slurm.rendezvous import WorkerGroup
+from harness.system.stderr_filter import without_noise
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+MAX_DEVICES = 64
+
+START_S = 120.0  # for the workers' servers to find each other
+COLLECTIVE_S = 600.0  # for a worker to come to an operation of all, such as a step's sum
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What `--devices` asks for: `count` devices of `kind`, `gpu` or `cpu`."""
+
+    kind: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.count}"
+
+
+def parse_devices(text: str) -> Devices:
+    """Read `gpu`, `gpu:2`, `cpu` or `cpu:2`; several CPU devices are virtual ones.
+
+    Raises:
+        InputError: for another kind, or a count outside 1 to 64.
+    """
+    kind, colon, count = text.strip().lower().partition(":")
+    if kind not in ("cpu", "gpu"):
+        raise InputError(f"--devices {text}: unknown device; known: cpu, cpu:2, gpu, gpu:4")
+    if colon and not (re.fullmatch("[0-9]{1,3}", count) and 1 <= int(count) <= MAX_DEVICES):
+        raise InputError(
+            f"--devices {text[:40]}: the count should be 1 to {MAX_DEVICES}, as in cpu:2"
+        )
+    return Devices(kind, int(count or 1))
+
+
+def one_device_each(text: str | None, what: str) -> str | None:
+    """The kind of device, `gpu` or `cpu`, that each of several processes has one of.
+
+    Raises:
+        InputError: if each were to have several.
+    """
+    if text is None:
+        return None
+    asked = parse_devices(text)
+    if asked.count != 1:
+        raise InputError(
+            f"--devices {text}: a {what} takes one device; say how many {what}s at a time by "
+            "--workers"
+        )
+    return asked.kind
+
+
+def import_tensorflow(
+    allocation: SlurmEnvironment | None, threads: int | None = None
+) -> ModuleType:
+    """Import TensorFlow quietly, with `threads` or as many as given CPUs, and exact operations."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
+    # oneDNN rounds differently on unlike CPUs, and a run may go on on another node.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # CUDA puts the fastest GPU first otherwise; so, a GPU's number means the same to the driver.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    with without_noise():
+        with quick_imports():
+            import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:  # else it takes all the memory of a GPU that others may share
+        tf.config.experimental.set_memory_growth(gpu, True)
+    threads = threads or given_cpus(allocation)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.experimental.enable_op_determinism()
+    return tf  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import Keras in half the time.
+
+    It imports scikit-learn and matplotlib where they are there, for wrappers and galleries that
+    nothing here uses, and takes them for missing inside; whoever needs them imports them later.
+    And the garbage collector looks again and again at a million objects that stay for good.
+    """
+    hidden = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: ImportError
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.freeze()
+        if collects:
+            gc.enable()
+
+
+def make_strategy(
+    asked: Devices | None, worker_group: WorkerGroup | None = None
+) -> "tf.distribute.Strategy":
+    """The strategy for the devices asked for, or for all that this process sees.
+
+    With peers it spans the same devices on each of their nodes. Of one process, one device gets
+    TensorFlow's default strategy, under which XLA and cuDNN stay on, and several a
+    MirroredStrategy. Call it once a process, before anything is put on a device.
+
+    Raises:
+        InputError: if the devices asked for are not there.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    devices = asked or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
+    if worker_group and devices.kind == "cpu" and devices.count > 1:
+        raise InputError(
+            f"--devices {devices}: of several nodes each gives one CPU device; use --devices cpu"
+        )
+    if devices.kind == "gpu":
+        if devices.count > len(gpus):
+            raise InputError(
+                f"--devices {devices}: this process sees {len(gpus)} GPUs; ask for fewer, use "
+                "--devices cpu, or run harness where the GPUs are"
+            )
+        used = gpus[: devices.count]
+        tf.config.set_visible_devices(used, "GPU")
+        if worker_group:
+            return _across_nodes(worker_group)
+        if devices.count == 1:
+            return tf.distribute.get_strategy()
+        return tf.distribute.MirroredStrategy([f"gpu:{i}" for i in range(devices.count)])
+    tf.config.set_visible_devices([], "GPU")
+    if worker_group:
+        return _across_nodes(worker_group)
+    if devices.count == 1:
+        return tf.distribute.get_strategy()
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * devices.count
+    )
+    return tf.distribute.MirroredStrategy(
+        [f"cpu:{i}" for i in range(devices.count)],
+        # The collectives are made for one CPU device a process and hang or fail with several.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+
+
+def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
+    import tensorflow as tf
+
+    # Not SlurmClusterResolver: it puts n10 before n9, wants GPUs, and has one port for all jobs.
+    os.environ["TF_CONFIG"] = json.dumps(
+        {
+            "cluster": {"worker": worker_group.addresses},
+            "task": {"type": "worker", "index": worker_group.rank},
+        }
+    )
+    # It waits an hour for the others. All were there a moment ago, but one may have died since.
+    impatience = threading.Timer(
+        START_S,
+        worker_group.give_up,
+        [f"TensorFlow on {worker_group.node} waits for the other workers since {START_S:.0f} s"],
+    )
+    impatience.start()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                timeout_seconds=COLLECTIVE_S
+            )
+        )
+    finally:
+        impatience.cancel()
+
+
+def one_device() -> "tf.distribute.Strategy":
+    """The strategy of one device, the first GPU if there is one: for a model from a file."""
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy()
+
+
+def num_own_gpus() -> int:
+    """How many GPUs the strategy of this process uses, none of other nodes'."""
+    import tensorflow as tf
+
+    return len(tf.config.get_visible_devices("GPU"))
+
+
+def describe_devices(
+    strategy: "tf.distribute.Strategy", worker_group: WorkerGroup | None = None
+) -> list[dict[str, str]]:
+    """Name and kind of each device that the strategy uses, for the record.
+
+    Those of other nodes are named after this one's, which asked for the same.
+    """
+    nodes = worker_group.nodes if worker_group else [""]
+    own = _own_devices(strategy.num_replicas_in_sync // len(nodes))
+    return [
+        {**device, "device": f"{node}/{device['device']}".lstrip("/")}
+        for node in nodes
+        for device in own
+    ]
+
+
+def _own_devices(num: int) -> list[dict[str, str]]:
+    import tensorflow as tf
+
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return [{"device": f"cpu:{i}"} for i in range(num)]
+    return [
+        {
+            "device": gpu.name.removeprefix("/physical_device:").lower(),
+            "name": str(tf.config.experimental.get_device_details(gpu).get("device_name", "")),
+        }
+        for gpu in gpus
+    ]

@@ -1,0 +1,139 @@
+"""The steps that XLA compiled, kept in the user's cache, so that the next process starts sooner.
+
+TensorFlow can keep them in a folder, but raises in the middle of a run where the disk is full or
+an entry is damaged. So it gets a folder of the process's own with copies of the entries that are
+whole, and what it adds is moved to the cache at the end. An entry is machine code: it is taken
+only from a folder that nobody else can write to, for the same processor and the same TensorFlow.
+TensorFlow itself compares the whole program, so an entry never stands for another one.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.compute.execution_plan import shape
+from harness.errors import RunError
+from harness.files.atomic_file import atomic_write
+from harness.files.paths import cache_folder
+from harness.job import Job
+from harness.system.host import installed_version, processor, processor_features
+
+NEEDED_BYTES = 256e6  # of free space, else nothing is kept; an entry has about 1 MB
+MAX_ENTRIES = 64
+PREFIX = "harness-xla-"  # of a process's own folder
+STALE_S = 86_400.0
+FLAGS = "TF_XLA_FLAGS"  # which TensorFlow reads once, when it first compiles
+DIRECTORY = "--tf_xla_persistent_cache_directory"
+DEVICES = "--tf_xla_persistent_cache_device_types"
+
+
+@contextlib.contextmanager
+def compiled_steps(job: Job, threads: int) -> Iterator[None]:
+    """Offer TensorFlow, before it is imported, what was compiled for jobs of the same sizes.
+
+    Where nothing can be kept, safely or at all, it compiles as it would anyway. Only what is
+    compiled for CPUs is kept.
+
+    Args:
+        job: what is trained.
+        threads: of an operation, among which XLA divides it when it compiles.
+    """
+    folder, asked = _cache(), os.environ.get(FLAGS, "")
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        own = Path(name)
+        # TensorFlow parts its options at spaces.
+        refused = f"{DIRECTORY}=" in asked or " " in name
+        if folder is None or refused or _room(own) < NEEDED_BYTES:
+            yield
+            return
+        key = _key(job, threads)
+        offered = _offer(folder, key, own)
+        os.environ[FLAGS] = f"{asked} {DIRECTORY}={own} {DEVICES}=CPU"
+        try:
+            yield
+        finally:
+            os.environ[FLAGS] = asked
+            with contextlib.suppress(OSError, RunError):  # a full disk: then not
+                _keep(folder, key, own, offered)
+
+
+def _room(folder: Path) -> float:
+    """The bytes that a file there may have."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    free = shutil.disk_usage(folder).free
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+
+
+def is_offered() -> bool:
+    """Whether TensorFlow may find the step that it is about to compile."""
+    folder = re.search(rf"{DIRECTORY}=(\S+)", os.environ.get(FLAGS, ""))
+    return folder is not None and any(Path(folder[1]).glob("*.pb"))
+
+
+def _cache() -> Path | None:
+    """The folder of the entries, or None where others could put code into it."""
+    folder = cache_folder() / "xla"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return None
+    return folder if status.st_uid == os.getuid() and status.st_mode & 0o077 == 0 else None
+
+
+def _key(job: Job, threads: int) -> str:
+    """Names the entries of a job's sizes, made by this TensorFlow for this processor."""
+    machine = f"{processor()} {processor_features()}"
+    compiler = f"{installed_version('tensorflow')} {os.environ.get('XLA_FLAGS')}"
+    parts = (shape(job), str(threads), machine, compiler)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _offer(folder: Path, key: str, own: Path) -> set[str]:
+    """Copy a key's whole entries to where TensorFlow looks for them; returns their names."""
+    names = set()
+    for path in folder.glob(f"{key}.*"):
+        _, checksum, name = path.name.split(".", 2)
+        try:
+            entry = path.read_bytes()
+            os.utime(path)  # the entries used last are those that stay
+        except OSError:  # another process removed it
+            continue
+        if hashlib.sha256(entry).hexdigest() == checksum:
+            (own / name).write_bytes(entry)
+            names.add(name)
+    return names
+
+
+def _keep(folder: Path, key: str, own: Path, offered: set[str]) -> None:
+    for path in own.glob("*.pb"):
+        if path.name in offered:
+            continue
+        entry = path.read_bytes()
+        checksum = hashlib.sha256(entry).hexdigest()
+        atomic_write(folder / f"{key}.{checksum}.{path.name}", partial(_write, entry))
+    entries = [(path.stat().st_mtime, path) for path in folder.iterdir()]
+    for _, path in sorted(entries)[:-MAX_ENTRIES]:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of processes that were killed; TensorFlow makes a missing one anew."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left)
+
+
+def _write(entry: bytes, file: BinaryIO) -> None:
+    file.write(entry)

@@ -1,0 +1,64 @@
+"""IMDB as `keras.datasets.imdb.load_data` gives it: its order, and how the official one is known.
+
+Where the reviews come from stands in `harness.data.imdb_sources`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.dataset import Dataset, Split, checksum_of, content_checksum
+
+# sha256 of tokens and labels as little-endian int32, in the order of Keras's imdb.npz (sorted
+# file names, positive reviews first), by which any copy of the data can be told.
+OFFICIAL_TOKENS = {
+    "train": "839f238f42e49ed32804afd9148bb93e9a84328e97603b7bcd0a830b148a4281",
+    "test": "88455a6ba2a9e95ffeb943b563f338f13951733bc0c8fee0892a4f9f2d72f23c",
+}
+OFFICIAL_LABELS = "3b063f583079366a61c169bb086d088e464210f8b6ac62279241f38b39603fbd"
+
+
+def make_dataset(
+    train: Split, test: Split, words: Sequence[str], folder: Path | None = None
+) -> Dataset:
+    """Splits in the order of the file, arranged and named as `load_data` would have them."""
+    official = all(
+        _sha256(split.tokens) == OFFICIAL_TOKENS[name] and _sha256(split.labels) == OFFICIAL_LABELS
+        for name, split in (("train", train), ("test", test))
+    )
+    train_order, test_order = _load_data_orders(len(train), len(test))
+    train, test = train.arranged(train_order), test.arranged(test_order)
+    return Dataset(
+        train, test, words, content_checksum(train, test, words), official, folder=folder
+    )
+
+
+def verify(dataset: Dataset) -> list[str]:
+    """What is wrong with a dataset, by all its bytes; empty if nothing is."""
+    problems = []
+    if checksum_of(dataset) != dataset.checksum:
+        problems.append(f"the content does not have the checksum {dataset.checksum} of its record")
+    if dataset.official:
+        orders = _load_data_orders(len(dataset.train), len(dataset.test))
+        for (name, split), order in zip(dataset.splits().items(), orders, strict=True):
+            in_file = split.arranged(np.argsort(order))
+            if _sha256(in_file.tokens) != OFFICIAL_TOKENS[name]:
+                problems.append(f"the {name} reviews are not the official ones")
+            if _sha256(in_file.labels) != OFFICIAL_LABELS:
+                problems.append(f"the {name} labels are not the official ones")
+    return problems
+
+
+def _load_data_orders(num_train: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
+    # keras.datasets.imdb.load_data: one generator for both, so that test's order hangs on train.
+    generator = np.random.RandomState(113)
+    orders = np.arange(num_train), np.arange(num_test)
+    for order in orders:
+        generator.shuffle(order)
+    return orders
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array, "<i4").tobytes()).hexdigest()

@@ -1,0 +1,298 @@
+"""Where the IMDB reviews come from: a folder, a cache, a download, the raw reviews, the sample."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.dataset import (
+    SPLITS,
+    Dataset,
+    Split,
+    content_checksum,
+    make_split,
+    open_folder,
+    save_folder,
+    through_cache,
+)
+from harness.data.imdb import make_dataset
+from harness.data.locations import (
+    NPZ,
+    fetched_folder,
+    is_folder,
+    keras_folder,
+    named_folder,
+    unnamed_folders,
+)
+from harness.data.vocabulary import tokenize
+from harness.errors import InputError, RunError
+
+INDEX = "imdb_word_index.json"
+SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
+
+# From keras/src/datasets/imdb.py, which names a sha256 for the one and an md5 for the other.
+ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
+NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
+INDEX_MD5 = "bfafd718b763782e994055a2d397834f"
+CONNECT_S = 5
+
+
+def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
+    """Find the dataset: the folder that was named, a staged copy, Keras's cache, a download.
+
+    Where none is to be had, the packaged sample takes its place, unless `full`. A folder that was
+    named, by `data` or HARNESS_DATA, is used or refused, never passed over. HARNESS_OFFLINE and
+    `download` off forbid the download.
+
+    Raises:
+        InputError: if a named folder holds no dataset, or `full` finds none.
+        RunError: if a dataset is there but broken.
+    """
+    if named := data or named_folder():
+        return _open_named(named, "--data" if data else "HARNESS_DATA")
+    looked = unnamed_folders()
+    for folder in looked:
+        if is_folder(folder):
+            return open_folder(folder)
+        if (folder / NPZ).is_file():
+            return _convert(folder)
+    if os.environ.get("HARNESS_OFFLINE"):
+        reason = "no download with HARNESS_OFFLINE set"
+    elif not download:
+        reason = "no download was tried"
+    else:
+        try:
+            return fetch()
+        except RunError as error:
+            reason = str(error)
+    where = ", ".join(map(str, looked))
+    if full:
+        raise InputError(
+            f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; get it where "
+            "there is a network by: harness data fetch"
+        )
+    return open_sample(note=f"the full data is not in {where}; {reason}")
+
+
+def fetch(source: Path | None = None) -> Dataset:
+    """Get the dataset into the user's cache: from a folder, or by a download.
+
+    Args:
+        source: the raw reviews (`aclImdb/`), a folder with imdb.npz, or a dataset's own folder;
+            without one it is downloaded, unless it is there already.
+
+    Raises:
+        InputError: if the source holds none of these.
+        RunError: if the download or the disk fails.
+    """
+    folder = fetched_folder()
+    if source is None:
+        if is_folder(folder):
+            return open_folder(folder)
+        dataset = _download()
+    elif (source / "train" / "pos").is_dir():
+        dataset = read_raw_reviews(source)
+    else:
+        dataset = _open_named(source, "--from")
+    save_folder(dataset, folder)
+    return open_folder(folder)
+
+
+def _open_named(folder: Path, name: str) -> Dataset:
+    if is_folder(folder):
+        return open_folder(folder)
+    if (folder / NPZ).is_file():
+        return _convert(folder)
+    what = "is no folder" if not folder.is_dir() else f"holds neither {NPZ} nor a staged copy"
+    raise InputError(f"{name} {folder}: {what}; harness data fetch gets the data")
+
+
+# imdb.npz
+
+
+def _convert(folder: Path) -> Dataset:
+    """Read imdb.npz once, and from then on its flat arrays in the user's cache."""
+    digest = hashlib.sha256()
+    for name in (NPZ, INDEX):
+        if (folder / name).is_file():
+            digest.update(_read(folder / name))
+    dataset = through_cache(f"imdb-{digest.hexdigest()[:16]}", lambda: read_npz(folder))
+    return dataclasses.replace(dataset, folder=folder)
+
+
+def read_npz(folder: Path) -> Dataset:
+    """Read `imdb.npz` and `imdb_word_index.json` as Keras ships them.
+
+    Raises:
+        InputError: if the word index is missing.
+        RunError: if a file is broken, or holds anything but lists of numbers.
+    """
+    path = folder / NPZ
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {
+                name: _member(archive, f"{name}.npy")
+                for name in ("x_train", "y_train", "x_test", "y_test")
+            }
+        train, test = (make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError,
+            zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
+        raise RunError(f"{path}: is no {NPZ} of Keras's ({error})") from None
+    return make_dataset(train, test, _words(folder), folder)
+
+
+class _ListsOnly(pickle.Unpickler):
+    """Unpickles arrays of lists of numbers, and refuses whatever could run code."""
+
+    ALLOWED = frozenset({
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),  # how pickles of the older protocols hold bytes
+    })  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
+        # NumPy 2 knows the old module's name no more without a warning.
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        _, _, dtype = header(file)
+        if dtype.hasobject:
+            return np.asarray(_ListsOnly(file).load(), dtype=object)
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _words(folder: Path) -> list[str]:
+    path = folder / INDEX
+    if not path.is_file():
+        raise InputError(f"{folder}: holds {NPZ} without {INDEX}; put Keras's file beside it")
+    try:
+        index: dict[str, int] = json.loads(_read(path).decode())
+        words = sorted(index, key=index.__getitem__)
+        if [index[word] for word in words] != list(range(1, len(words) + 1)):
+            raise ValueError("the ranks are not 1, 2, 3, …")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: is no word index of Keras's ({error})") from None
+    return words
+
+
+# The raw reviews
+
+
+def read_raw_reviews(folder: Path) -> Dataset:
+    """Build the dataset from the raw review folder, `aclImdb/{train,test}/{pos,neg}/*.txt`.
+
+    The words come from a word index beside the reviews or in Keras's cache, else from the
+    packaged sample, which holds all of them.
+
+    Raises:
+        InputError: if the folder is not that of the reviews.
+    """
+    homes = [home for home in (folder, folder.parent, keras_folder()) if (home / INDEX).is_file()]
+    words = _words(homes[0]) if homes else list(open_sample().words)
+    ranks = {word: rank for rank, word in enumerate(words, 1)}
+    splits = {}
+    for name in SPLITS:
+        reviews, labels = [], []
+        for label, kind in ((1, "pos"), (0, "neg")):
+            paths = sorted((folder / name / kind).glob("*.txt"))
+            if not paths:
+                raise InputError(f"--from {folder}: holds no {name}/{kind}/*.txt")
+            for path in paths:
+                text = _read(path).decode(errors="replace")
+                reviews.append([ranks[word] for word in tokenize(text) if word in ranks])
+                labels.append(label)
+        splits[name] = make_split(reviews, labels)
+    return make_dataset(splits["train"], splits["test"], words, folder)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: can't be read: {error.strerror or error}") from None
+
+
+# The download
+
+
+def _download() -> Dataset:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, algorithm, digest in ((NPZ, "sha256", NPZ_SHA256), (INDEX, "md5", INDEX_MD5)):
+            try:
+                with (
+                    urllib.request.urlopen(ORIGIN + file, timeout=CONNECT_S) as source,  # noqa: S310
+                    (folder / file).open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target)
+            except OSError as error:
+                reason = getattr(error, "reason", error)
+                raise RunError(f"no download of {ORIGIN}{file} ({reason})") from None
+            if hashlib.new(algorithm, (folder / file).read_bytes()).hexdigest() != digest:
+                raise RunError(f"the download of {ORIGIN}{file} has another {algorithm}")
+        return read_npz(folder)
+
+
+# The sample
+
+
+def make_sample(dataset: Dataset, path: Path = SAMPLE, train: int = 5000, test: int = 2000) -> None:
+    """Write the packaged sample: the first reviews of each split, and all words."""
+    splits = {"train": dataset.train.take(train), "test": dataset.test.take(test)}
+    checksum = content_checksum(splits["train"], splits["test"], dataset.words)
+    arrays: dict[str, Any] = {"checksum": np.frombuffer(bytes.fromhex(checksum), np.uint8)}
+    for name, split in splits.items():
+        # Bytes of one significance together compress better than whole numbers.
+        planes = np.asarray(split.tokens, "<i4").view(np.uint8).reshape(-1, 4).T[:3]
+        arrays |= {
+            f"{name}_planes": np.ascontiguousarray(planes),
+            f"{name}_lengths": np.diff(split.offsets).astype(np.uint16),
+            f"{name}_labels": np.asarray(split.labels, np.uint8),
+        }
+    arrays["words"] = np.frombuffer("\n".join(dataset.words).encode(), np.uint8)
+    np.savez_compressed(path, **arrays)
+
+
+def open_sample(note: str = "") -> Dataset:
+    """The packaged 5,000 training and 2,000 test reviews, the first that `load_data` gives."""
+    with np.load(SAMPLE, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    splits = {}
+    for name in SPLITS:
+        planes = arrays[f"{name}_planes"]
+        tokens = np.zeros([planes.shape[1], 4], np.uint8)
+        tokens[:, :3] = planes.T
+        offsets = np.concatenate([[0], np.cumsum(arrays[f"{name}_lengths"], dtype=np.int64)])
+        labels = arrays[f"{name}_labels"].astype(np.int32)
+        splits[name] = Split(tokens.view("<i4")[:, 0].astype(np.int32), offsets, labels)
+    return Dataset(
+        splits["train"],
+        splits["test"],
+        arrays["words"].tobytes().decode().split("\n"),
+        checksum=arrays["checksum"].tobytes().hex(),
+        official=False,
+        is_sample=True,
+        note=note,
+    )

@@ -1,0 +1,46 @@
+"""The folders in which a dataset may lie; to look there needs no NumPy."""
+
+import os
+from pathlib import Path
+
+from harness.files.paths import cache_folder
+
+NPZ = "imdb.npz"  # of Keras
+
+
+def missing_in() -> list[Path]:
+    """The folders in which `open_dataset` would look in vain before a download.
+
+    Empty if one of them has the dataset. Nothing is read or fetched.
+    """
+    named = named_folder()
+    folders = [named] if named else unnamed_folders()
+    found = any(is_folder(folder) or (folder / NPZ).is_file() for folder in folders)
+    return [] if found else folders
+
+
+def named_folder() -> Path | None:
+    """The folder that HARNESS_DATA names, which is used or refused, never passed over."""
+    named = os.environ.get("HARNESS_DATA")
+    return Path(named) if named else None
+
+
+def unnamed_folders() -> list[Path]:
+    """Where to look without a name, in this order: staged copy, user's cache, Keras's cache."""
+    stage = os.environ.get("HARNESS_STAGE")
+    return [*([Path(stage)] if stage else []), fetched_folder(), keras_folder()]
+
+
+def keras_folder() -> Path:
+    """Where Keras puts what it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
+
+
+def fetched_folder() -> Path:
+    """Where `harness data fetch` puts the dataset: in the user's cache."""
+    return cache_folder() / "imdb"
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder claims to hold a dataset as flat arrays."""
+    return (folder / "dataset.json").is_file()

@@ -1,0 +1,99 @@
+"""The data of a job: its own texts or IMDB; of a run or sweep that goes on, those it began with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.dataset import Dataset, validation_cut
+from harness.data.imdb_sources import open_dataset, open_sample
+from harness.data.text_dataset import open_source
+from harness.errors import InputError
+from harness.job import Job
+
+
+def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
+    """The data that a new run of a job takes.
+
+    A job with `data.source` takes that and nothing else: HARNESS_DATA, the caches of IMDB and the
+    sample have no part in it, so there is nothing that `full` could refuse.
+
+    Args:
+        job: whose `data.source` is an absolute path, or empty for IMDB.
+        data: folder with IMDB, where one was named.
+        full: refuse the sample.
+
+    Raises:
+        InputError: if the data are not there, are no data, or do not suit the job.
+        RunError: if a dataset is there but broken.
+    """
+    if not job.data.source:
+        return open_dataset(data, full=full)
+    if data:
+        raise InputError(
+            f"--data {data}: says where IMDB is, but the job has texts of its own, data.source = "
+            f"{job.data.source}; leave --data out, or set data.source to ''"
+        )
+    dataset = open_source(Path(job.data.source))
+    _check_parts(job, dataset)
+    return dataset
+
+
+def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, whose: str) -> Dataset:
+    """The data that a run or sweep was begun with.
+
+    Args:
+        record: what it noted of them: checksum, is_sample, folder.
+        job: its job.
+        data: folder with IMDB, where it has moved.
+        whose: the run or sweep, for messages.
+
+    Raises:
+        InputError: if the data found are others.
+        RunError: if a dataset is there but broken.
+    """
+    if job.data.source:
+        dataset = open_data(job, data)
+    elif record.get("is_sample"):
+        return open_sample()
+    else:
+        folder = Path(record["folder"]) if record.get("folder") else None
+        dataset = open_dataset(data or (folder if folder and folder.is_dir() else None), full=True)
+    check_same(dataset, str(record.get("checksum")), whose)
+    return dataset
+
+
+def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
+    """Refuse to go on with a run or sweep on other data.
+
+    Raises:
+        InputError: if the dataset has another checksum.
+    """
+    if dataset.checksum == checksum:
+        return
+    which = f"checksum {checksum[:12]}, here {dataset.checksum[:12]}"
+    if dataset.is_own:
+        raise InputError(
+            f"{whose}: data.source {dataset.folder} has changed since it was begun ({which}); put "
+            "the file back as it was, or train anew"
+        )
+    raise InputError(f"{whose}: was begun with other data ({which}); give its folder by --data")
+
+
+def _check_parts(job: Job, dataset: Dataset) -> None:
+    """Refuse own texts of which a part of the job would hold one class alone."""
+    limit, share = job.data.limit or None, job.data.validation_split
+    labels = dataset.train.labels[:limit]
+    cut = validation_cut(len(labels), share)
+    parts = {"training": labels[:cut], "test": dataset.test.labels[:limit]}
+    if share > 0:
+        parts["validation"] = labels[cut:]
+    for name, part in parts.items():
+        for label, count in zip(dataset.classes, np.bincount(part, minlength=2), strict=True):
+            if not count:
+                raise InputError(
+                    f"data.source {dataset.folder}: none of the {len(part)} {name} reviews is "
+                    f"{label!r}, with data.limit = {job.data.limit} and data.validation_split = "
+                    f"{share}; raise them, or add reviews"
+                )

@@ -1,0 +1,227 @@
+"""From a user's own texts to a dataset like IMDB, made once and kept in the user's cache.
+
+Classes
+    Exactly two. Where their names are known to mean less and more (0 and 1, neg and pos, no and
+    yes, …) they do, else the one that comes first in the alphabet is label 0. Every run says which
+    is which, and keeps the names in its result.
+
+Split
+    What the source says. Where it says nothing, a review's place follows from the hash of its
+    words: a fifth of all reviews is the test set, reviews of the same words are never in both
+    splits, and reviews that are added move no other. The order inside of a split is that of the
+    same hash, so that the last share of the training reviews, which validates, holds both classes,
+    and no order of rows or names of files has a part in a result.
+
+Words
+    As `harness.vocabulary` has it for raw text. Their ranks are by frequency in the training
+    split, equal ones by the alphabet; words of the test split alone have no rank.
+
+The cache, `~/.cache/harness/texts-<checksum of the source>/`, is a folder of flat arrays as of
+IMDB. It may be removed at any time; a source that has changed gets a new one.
+"""
+
+import dataclasses
+import hashlib
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, through_cache
+from harness.data.text_files import read_texts, source_checksum
+from harness.data.vocabulary import UNRANKED, tokenize
+from harness.errors import InputError
+
+FORMAT = 1  # of what is made of a source: another one has caches of its own
+TEST_SHARE = 0.2
+MIN_REVIEWS = 10  # of each split
+MAX_CLASS_CHARACTERS = 60
+SHOWN = 3  # places and classes in a message
+HASH_BYTES = 16
+
+# Names that say what they mean: of the label 0, and of 1.
+NEGATIVE = {"0", "-1", "-", "neg", "negative", "false", "f", "no", "n", "bad", "sad", "rotten"}
+POSITIVE = {"1", "+1", "+", "pos", "positive", "true", "t", "yes", "y", "good", "happy", "fresh"}
+
+
+def open_source(source: Path) -> Dataset:
+    """The dataset of a source, from the cache or made now.
+
+    Args:
+        source: a file or folder as `harness.data.text_files` reads it.
+
+    Raises:
+        InputError: one line that names the source, the place in it, the rule and the remedy.
+    """
+    checksum = source_checksum(source)
+
+    def make() -> Dataset:
+        dataset = make_dataset(source)
+        if source_checksum(source) != checksum:
+            raise InputError(f"data.source {source}: changed while it was read; run it again")
+        return dataset
+
+    dataset = through_cache(f"texts-{checksum[:32]}-{FORMAT}", make)
+    return dataclasses.replace(dataset, folder=source, is_own=True)
+
+
+@dataclass
+class _Gathered:
+    """The reviews of a source in its order, and what is to be refused in it."""
+
+    # Plain arrays, since lists would take ten times their memory.
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of words
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))
+    labels: "array[int]" = field(default_factory=lambda: array("b"))  # numbers of classes
+    splits: "array[int]" = field(default_factory=lambda: array("b"))  # -1 where not said
+    hashes: bytearray = field(default_factory=bytearray)
+    words: dict[str, int] = field(default_factory=dict)  # their numbers, as they first came
+    classes: dict[str, int] = field(default_factory=dict)
+    blanks: list[str] = field(default_factory=list)  # the first of them
+    num_blanks: int = 0
+
+
+def make_dataset(source: Path) -> Dataset:
+    """Read a source and make the dataset of it, as this module's docstring says.
+
+    It takes some 16 bytes of memory for each word that is read.
+
+    Raises:
+        InputError: one line that names the source, the place in it, the rule and the remedy.
+    """
+    gathered = _gather(source)
+    classes = _classes(source, gathered)
+    negative = gathered.classes[classes[0]]
+    labels = (np.frombuffer(gathered.labels, np.int8) != negative).astype(np.int32)
+    hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
+    said = np.frombuffer(gathered.splits, np.int8)
+    in_test = np.where(said < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, said == 1)
+    offsets = np.concatenate([[0], np.cumsum(np.frombuffer(gathered.lengths, np.int32))])
+    whole = Split(np.frombuffer(gathered.tokens, np.int32), offsets.astype(np.int64), labels)
+    # By the label last: reviews of the same words stand in one order, whatever that of the rows.
+    order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
+    parts = [whole.arranged(order[in_test[order] == is_test]) for is_test in (False, True)]
+    for name, part in zip(SPLITS, parts, strict=True):
+        _check_split(source, name, part, classes)
+    counts = np.bincount(parts[0].tokens, minlength=len(gathered.words))
+    words, ranks = _ranked(list(gathered.words), counts)
+    train, test = (Split(ranks[part.tokens], part.offsets, part.labels) for part in parts)
+    if said[0] < 0:
+        note = f"split by the hash of their words, {TEST_SHARE:.0%} to test"
+    else:
+        twice = int(np.isin(hashes[in_test, 0], hashes[~in_test, 0]).sum())
+        note = "split as the source says"
+        if twice:
+            note += f" ({twice:,} of the test reviews have the words of a training review)"
+    checksum = content_checksum(train, test, words)
+    return Dataset(
+        train, test, words, checksum, official=False,
+        folder=source, note=note, classes=classes, is_own=True,
+    )  # fmt: skip
+
+
+def _gather(source: Path) -> _Gathered:
+    found = _Gathered()
+    found.words = defaultdict(lambda: len(found.words))
+    for each in read_texts(source):
+        words, label = tokenize(each.text), each.label.strip()
+        if not words or not label:
+            what = "label" if not label else "word in its text" if each.text.strip() else "text"
+            found.num_blanks += 1
+            if found.num_blanks <= SHOWN:
+                found.blanks.append(f"{each.place} has no {what}")
+            continue
+        found.labels.append(found.classes.setdefault(label, len(found.classes)))
+        if len(found.classes) > SHOWN + 2:
+            break  # no label at all, by the looks of it
+        found.tokens.extend(map(found.words.__getitem__, words))
+        found.lengths.append(len(words))
+        found.splits.append(SPLITS.index(each.split) if each.split else -1)
+        found.hashes += hashlib.sha256(" ".join(words).encode()).digest()[:HASH_BYTES]
+    if found.num_blanks:
+        more = found.num_blanks - len(found.blanks)
+        places = ", ".join(found.blanks) + (f", and {more:,} more" if more else "")
+        raise InputError(f"data.source {source}: {places}; complete them or take them out")
+    return found
+
+
+def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
+    names = list(gathered.classes)
+    for name in names:
+        if len(name) > MAX_CLASS_CHARACTERS or not name.isprintable():
+            raise InputError(
+                f"data.source {source}: the label {name[:MAX_CLASS_CHARACTERS]!r} is no name of a "
+                f"class, which has up to {MAX_CLASS_CHARACTERS} printable characters; put the "
+                "class into the column label"
+            )
+    if len(names) != 2:
+        shown = ", ".join(map(repr, names[: SHOWN + 2]))
+        found = f"more than two classes: {shown}" if len(names) > 2 else f"one class, {shown}"
+        if not names:
+            found = "no review"
+        raise InputError(
+            f"data.source {source}: holds {found}{', …' if len(names) > SHOWN + 2 else ''}; the "
+            "models tell two classes apart, name each review's by one of two labels"
+        )
+    first, second = sorted(names, key=lambda name: (name.casefold(), name))
+    if first.casefold() in POSITIVE and second.casefold() in NEGATIVE:
+        return second, first
+    return first, second
+
+
+def _check_split(source: Path, name: str, split: Split, classes: tuple[str, str]) -> None:
+    what = "training" if name == "train" else "test"
+    remedy = "add reviews, or say the split in a column split"
+    if len(split) < MIN_REVIEWS:
+        raise InputError(
+            f"data.source {source}: {len(split)} {what} reviews, should be at least "
+            f"{MIN_REVIEWS}; {remedy}"
+        )
+    counts = np.bincount(split.labels, minlength=2)
+    for label, count in zip(classes, counts, strict=True):
+        if not count:
+            raise InputError(
+                f"data.source {source}: none of the {len(split)} {what} reviews is {label!r}; "
+                f"{remedy}"
+            )
+
+
+def _ranked(words: list[str], counts: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The words by their frequency, and the rank of each number, `[num_words] int32`."""
+    known = np.flatnonzero(counts).tolist()
+    frequency = counts.tolist()
+    order = sorted(known, key=lambda number: (-frequency[number], words[number]))
+    ranks = np.full(len(words), UNRANKED, np.int32)
+    ranks[order] = np.arange(1, len(order) + 1)
+    return [words[number] for number in order], ranks
+
+
+# What a user asks before training
+
+
+def describe(dataset: Dataset) -> Iterator[str]:
+    """What is in a dataset, in lines that help to choose `data.vocab_size` and `data.maxlen`."""
+    yield dataset.introduction or dataset.title
+    for name, split in dataset.splits().items():
+        share = float(np.mean(split.labels))
+        yield (
+            f"{name:8}{len(split):,} reviews: {1 - share:.1%} {dataset.classes[0]}, "
+            f"{share:.1%} {dataset.classes[1]}"
+        )
+    counts = np.bincount(dataset.train.tokens, minlength=len(dataset.words) + 1)
+    shares = np.cumsum(counts) / counts.sum()  # of the words read, by rank
+    known = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.words)]
+    told = [f"{size:,} knows {shares[size - 4]:.1%} of all read" for size in known]
+    yield f"words   {len(dataset.words):,} different in training; data.vocab_size " + (
+        ", ".join(told) or f"{len(dataset.words) + 4:,} knows all"
+    )
+    lengths = np.diff(dataset.train.offsets)
+    shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]
+    yield (
+        f"length  words of a training review: {', '.join(shown)}, longest {lengths.max():,}; "
+        "data.maxlen keeps the last ones, and a mark for the start"
+    )
+    yield f"sha256  {dataset.checksum}"

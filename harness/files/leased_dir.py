@@ -1,0 +1,117 @@
+"""A folder with one writer, whose files are whole or not there.
+
+Whatever is written is written beside and renamed, so that a reader finds a file whole or not at
+all. The writer is the process that took the folder's lease last. An older one that is still alive
+finds the lease gone and stops.
+"""
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.errors import RunError, TakenOver
+from harness.files.atomic_file import atomic_write, write_refusal
+
+
+class LeasedDirectory:
+    """A folder to read from, and for one process at a time to write into."""
+
+    kind = "folder"  # what people call it
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._token: str | None = None
+        self._is_new = False  # the folder must be nobody's
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the folder."""
+        return self.folder.joinpath(*parts)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder, empty where it is missing or broken."""
+        try:
+            content = json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def leftovers(self) -> Iterator[Path]:
+        """What a process that was killed while it wrote has left in the folder."""
+        return self.folder.glob(".*.tmp*")
+
+    # Writing
+
+    def take_lease(self) -> None:
+        """Become the only writer, making the folder first where it is missing.
+
+        Raises:
+            RunError: if the folder can't be written.
+        """
+        self._token = uuid.uuid4().hex
+        stem, number = self.folder, 1
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=not self._is_new)
+                break
+            except OSError as error:
+                if self._is_new and isinstance(error, FileExistsError):
+                    number += 1  # another run of this second
+                    self.folder = stem.with_name(f"{stem.name}-{number}")
+                    continue
+                raise RunError(write_refusal(self.folder, error)) from None
+        self._is_new = False
+        holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
+        atomic_write(self.path("lease.json"), lambda file: file.write(json.dumps(holder).encode()))
+        for leftover in self.leftovers():
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
+
+    def check_lease(self) -> None:
+        """Raise unless this process is still the writer.
+
+        Raises:
+            TakenOver: if a newer process took the folder over, or it is gone.
+        """
+        holder = self.read_json("lease.json")
+        if holder.get("token") != self._token:
+            newer = f"process {holder.get('process')} on {holder.get('host')} took it over"
+            told = newer if holder else "somebody removed it"
+            raise TakenOver(f"{self.kind} {self.folder}: {told}; this one stops")
+
+    def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
+        """Write a file, whole or not at all: `fill` gets it open for bytes.
+
+        Raises:
+            RunError: if the disk refuses, or the lease is gone.
+        """
+        self.check_lease()
+        try:
+            atomic_write(self.path(name), fill)
+        except RunError:
+            self.check_lease()  # who took it over clears away what is half-written
+            raise
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        self.write(name, lambda file: file.write(text.encode()))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
+        """Like `write`, for a library that takes a path and looks at its ending."""
+        self.check_lease()
+        target = self.path(name)
+        beside = target.with_name(f".{os.getpid()}.tmp{target.suffix}")
+        try:
+            save(beside)
+            atomic_write(target, lambda file: file.write(beside.read_bytes()))
+        except OSError as error:
+            raise RunError(write_refusal(target, error)) from None
+        finally:
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""Reads records of other processes, of which half may be missing."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+MAX_NUMBER = 1e15  # what is larger in a record is none of ours
+
+
+# Reading what may be missing, broken or of another type
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file, empty where it is missing or broken."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def table(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of a TOML file, empty where it is missing."""
+    table = content.get(name)
+    return table if isinstance(table, dict) else {}
+
+
+def text(value: object) -> str | None:
+    """A string with something in it, None for anything else."""
+    return value if isinstance(value, str) and value else None
+
+
+def number(value: object) -> float | None:
+    """A finite number, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < MAX_NUMBER else None
+
+
+def numbers(content: object) -> dict[str, float]:
+    """The finite numbers of a JSON object, by name."""
+    items = content.items() if isinstance(content, dict) else ()
+    return {str(name): value for name, each in items if (value := number(each)) is not None}
+
+
+def whole(value: object) -> int | None:
+    """A whole number, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if abs(value) < MAX_NUMBER else None

@@ -1,0 +1,61 @@
+"""`model.keras`: the trained model as plain Keras, the same bytes for the same weights."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import keras
+
+from harness.errors import InputError
+from harness.tracking.run_dir import RunDirectory
+
+# The earliest that a zip archive can hold; Keras writes the clock's time instead.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def save_model(run: RunDirectory, model: keras.Model) -> None:
+    """Write the run's `model.keras`, loadable by any Keras 3 without this package."""
+
+    def save(path: Path) -> None:
+        model.save(path)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        metadata = json.loads(members["metadata.json"])
+        metadata["date_saved"] = "1980-01-01@00:00:00"
+        members["metadata.json"] = json.dumps(metadata).encode()
+        members["config.json"] = _number_shared_objects(members["config.json"].decode()).encode()
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in sorted(members):
+                archive.writestr(zipfile.ZipInfo(name, EPOCH), members[name])
+
+    run.write_by_path("model.keras", save)
+
+
+def _number_shared_objects(config: str) -> str:
+    # Keras names an object that several layers share by its address in memory.
+    numbers: dict[str, int] = {}
+    return re.sub(
+        r'("shared_object_id": )(\d+)',
+        lambda found: f"{found[1]}{numbers.setdefault(found[2], len(numbers))}",
+        config,
+    )
+
+
+def load_model(run: RunDirectory) -> keras.Model:
+    """Load the model of a finished run.
+
+    Raises:
+        InputError: if the run has none yet, or the file is broken.
+    """
+    path = run.path("model.keras")
+    if not run.finished() or not path.is_file():
+        raise InputError(
+            f"run {run.folder}: is unfinished and has no model yet; harness resume {run.folder}"
+        )
+    try:
+        # Safe mode refuses to unpickle code, wherever the file came from.
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"model {path}: can't be loaded: {reason}") from None

@@ -1,0 +1,127 @@
+"""Raw text to sentiment, by the model of a finished run. TensorFlow comes late, bad input first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.dataset import CLASSES, words_from_bytes
+from harness.data.vocabulary import encode_text, tokenize
+from harness.errors import InputError
+from harness.tracking.run_dir import RunDirectory
+
+# The longest review of IMDB has 14,000 characters; a model reads a few hundred words of it.
+MAX_CHARACTERS = 100_000
+TEXTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of one text."""
+
+    text: str
+    sentiment: str  # positive or negative, or what the classes of the run's own texts are
+    probability: float  # of being positive, or of the class that is label 1
+    num_words: int
+    num_unknown: int  # words that the model does not know, and reads as 2
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, each a text.
+
+    Raises:
+        InputError: if it is no such file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
+    return split_lines(content, f"--file {path}")
+
+
+def split_lines(content: bytes, name: str) -> list[str]:
+    """UTF-8 bytes to lines; a newline ends a line, and nothing else does.
+
+    `str.splitlines` would also break at characters that stand inside of reviews, such as \\x85.
+
+    Raises:
+        InputError: if it is not UTF-8.
+    """
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    lines = [line.removesuffix("\r") for line in lines]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_vocabulary(run: RunDirectory) -> list[str]:
+    """The run's words, the commonest first.
+
+    Raises:
+        InputError: if the file is gone.
+    """
+    try:
+        return words_from_bytes(run.path("vocabulary.txt").read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train it anew"
+        ) from None
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no review before anything slow is done.
+
+    Raises:
+        InputError: for no text, an empty one, or one of more than 100,000 characters.
+    """
+    if not texts:
+        raise InputError("no text: give one as an argument, by --file, or on standard input")
+    for number, text in enumerate(texts, 1):
+        which = f"text {number}" if len(texts) > 1 else "the text"
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(
+                f"{which} has {len(text):,} characters, {MAX_CHARACTERS:,} is the most; cut it, "
+                "the model reads its last words alone"
+            )
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{which} is not UTF-8; check your terminal's encoding")
+        if not tokenize(text):
+            raise InputError(f"{which} {text[:40]!r} holds no word; write one, or leave it out")
+
+
+def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
+    """The sentiment of each text, encoded as the run's training data was.
+
+    Raises:
+        InputError: for a text that `check_texts` refuses, or an unfinished run.
+    """
+    check_texts(texts)
+    # Outside any strategy: a model in a scope can't take fewer texts than replicas.
+    from harness.inference.model_file import load_model
+
+    model = load_model(run)
+    data = run.job().data
+    negative, positive = run.result().get("classes", CLASSES)  # an earlier version has none
+    ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
+    encoded = [encode_text(text, ranks, data.vocab_size) for text in texts]
+    padded = np.zeros([len(texts), data.maxlen], np.int32)
+    for row, tokens in zip(padded, encoded, strict=True):
+        tail = tokens[-data.maxlen :]
+        row[len(row) - len(tail) :] = tail
+    # Not `predict`, which makes a tf.data pipeline, for which a handful of texts is too little.
+    chunks = range(0, len(padded), TEXTS_AT_ONCE)
+    probabilities = np.concatenate(
+        [model.predict_on_batch(padded[i : i + TEXTS_AT_ONCE])[:, 0] for i in chunks]
+    )
+    return [
+        Prediction(
+            text=text,
+            sentiment=positive if probability > 0.5 else negative,
+            probability=float(probability),
+            num_words=len(tokens) - 1,
+            num_unknown=tokens.count(2),
+        )
+        for text, tokens, probability in zip(texts, encoded, probabilities, strict=True)
+    ]

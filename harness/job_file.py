@@ -1,0 +1,239 @@
+"""Job files: read from TOML, overridden by `--set`, checked, refused in one line."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.architectures import BUILDERS
+from harness.config import ConfigSection
+from harness.errors import InputError
+from harness.job import TABLES, Job
+
+MAX_JOB_BYTES = 1_000_000
+
+
+def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:
+    """Read a job file, apply `--set` overrides and the seed, and check the whole.
+
+    Args:
+        path: the TOML file.
+        overrides: each `table.key=value`, the value as TOML writes it, bare words allowed.
+        seed: `train.seed`, when given.
+
+    Raises:
+        InputError: one line that names the key, the value, the rule and the remedy.
+    """
+    content = read_toml_file(path)
+    content.setdefault("name", path.stem)
+    if "search" in content:
+        raise InputError(f"job {path}: holds a [search]; run it by: harness tune {path}")
+    said = put_overrides(content, overrides, path)
+    if seed is not None:
+        said["train.seed"] = f"--seed {seed}"
+        _put(content, "train", "seed", seed, path)
+    settle_source(content, path, said)
+    return check_job(content, path, said)
+
+
+def settle_source(content: dict[str, Any], path: Path, said: Mapping[str, str]) -> None:
+    """Make `data.source` absolute, so that a copy of the job finds it from anywhere.
+
+    A relative path is relative to the job file, as `--set` gives it to the working folder; `~` is
+    the home folder.
+    """
+    data = content.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(source, str) and source:
+        base = Path.cwd() if "data.source" in said else path.absolute().parent
+        expanded = os.path.expanduser(source)  # noqa: PTH111 - never raises
+        data["source"] = os.path.normpath(base / expanded)
+
+
+def check_job(content: dict[str, Any], path: Path, said: Mapping[str, str] | None = None) -> Job:
+    """Make a job of a file's content.
+
+    Args:
+        content: its tables and keys.
+        path: the file, for messages.
+        said: what gave the value of a key, where that was not the file.
+
+    Raises:
+        InputError: one line that names the key, the value, the rule and the remedy.
+    """
+    try:
+        job = Job.model_validate(content)
+    except ValidationError as error:
+        raise InputError(explain(error, path, said or {})) from None
+    _check_together(job, path)
+    return job
+
+
+def put_overrides(
+    content: dict[str, Any],
+    overrides: Sequence[str],
+    path: Path,
+    tables: Mapping[str, type[ConfigSection]] = TABLES,
+) -> dict[str, str]:
+    """Put `--set` overrides into a file's content, and give back what was said of which key.
+
+    Raises:
+        InputError: for one that is no `table.key=value` of these tables.
+    """
+    said = {}
+    for override in overrides:
+        table, key, value = _parse_override(override, tables)
+        said[f"{table}.{key}"] = f"--set {override}"
+        _put(content, table, key, value, path)
+    return said
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean …?`, or the known names where none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def read_toml_file(path: Path) -> dict[str, Any]:
+    """The content of a job file, not checked yet.
+
+    Raises:
+        InputError: if it can't be read, or is no TOML.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(
+                f"job {path}: is a folder, a job is a TOML file such as jobs/lstm.toml"
+            )
+        if not path.exists():
+            folders = (path.parent, Path("jobs"))
+            others = [str(p) for folder in folders for p in folder.glob("*.toml") if p != path]
+            near = nearest(str(path), others)
+            raise InputError(f"job {path}: no such file{near or '; jobs stand under jobs/'}")
+        if not path.is_file():
+            raise InputError(f"job {path}: is no plain file, a job is a TOML file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_JOB_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            f"job {path}: can't be read ({error.strerror}); check its name and mode"
+        ) from None
+    if len(raw) > MAX_JOB_BYTES:
+        raise InputError(f"job {path}: has over {MAX_JOB_BYTES:,} bytes and is no job file")
+    if not raw.strip():
+        raise InputError(f"job {path}: is empty, a job needs at least model.architecture")
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"job {path}: is not UTF-8 (byte {error.start}), save it as UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
+
+
+def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tuple[str, str, Any]:
+    name, equals, value = text.partition("=")
+    table, dot, key = name.strip().partition(".")
+    if not equals or not dot or not table or not key:
+        raise InputError(f"--set {text}: is not table.key=value, such as train.epochs=8")
+    if table not in tables or key not in tables[table].model_fields:
+        near = nearest_key(name, tables)
+        raise InputError(f"--set {text}: a job has no key {name.strip()}{near}")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")
+    except (ValueError, RecursionError):
+        parsed = {}
+    # What is no TOML value, or more than one, is a bare word: gru, best, off.
+    return table, key, parsed["value"] if len(parsed) == 1 else value.strip()
+
+
+def _put(content: dict[str, Any], table: str, key: str, value: object, path: Path) -> None:
+    inner = content.setdefault(table, {})
+    if not isinstance(inner, dict):
+        raise InputError(f"job {path}: {table} = {inner!r} is not a table; write [{table}]")
+    inner[key] = value
+
+
+def nearest_key(name: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> str:
+    """`; did you mean train.epochs?`, or the known keys where none is near."""
+    known = [f"{table}.{key}" for table, cls in tables.items() for key in cls.model_fields]
+    name = name.strip()
+    # The key alone, when it stands in the wrong table or in none.
+    alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
+    return f"; did you mean {alone[0]}?" if alone else nearest(name, known)
+
+
+def explain(
+    error: ValidationError,
+    path: Path,
+    said: Mapping[str, str],
+    tables: Mapping[str, type[ConfigSection]] = TABLES,
+) -> str:
+    """The first of pydantic's complaints in one line."""
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    where = f"job {path}: {key}"
+    if first["type"] == "missing":
+        known = f"; known: {', '.join(BUILDERS)}" if "architecture" in key else ""
+        text = f"{where} is missing and has no default; write it into the file{known}"
+        if key == "model":
+            text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
+    elif first["type"] == "extra_forbidden":
+        text = f"{where} is not a key of a job" + (
+            nearest_key(key, tables) if "." in key else _nearest_top(key, tables)
+        )
+    else:
+        value = repr(first["input"])
+        shown = said.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
+        rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
+        text = f"{shown}: {rule.replace('input should', 'should')}"
+        if first["type"] == "literal_error":
+            text += nearest(str(first["input"]), _choices(key, tables))
+        elif first["type"] == "model_type":
+            text = f"{where} = {value}: should be a table; write [{key}]"
+    return text + (f" (and {len(others)} more)" if others else "")
+
+
+def _nearest_top(key: str, tables: Mapping[str, type[ConfigSection]]) -> str:
+    near = difflib.get_close_matches(key, [*tables, "name"], n=1)
+    return f"; did you mean {near[0]}?" if near else nearest_key(key, tables)
+
+
+def _choices(key: str, tables: Mapping[str, type[ConfigSection]]) -> list[str]:
+    table, _, field = key.partition(".")
+    if key == "model.architecture":
+        return list(BUILDERS)
+    annotation = tables[table].model_fields[field].annotation
+    return [str(choice) for choice in getattr(annotation, "__args__", ())]
+
+
+def _check_together(job: Job, path: Path) -> None:
+    train = job.train
+    if job.data.validation_split == 0:
+        if not job.data.test:
+            raise InputError(
+                f"job {path}: data.test = false: with data.validation_split = 0 nothing would be "
+                "scored; set one of them"
+            )
+        for key, value in (
+            ("keep", train.keep == "best"),
+            ("early_stopping_patience", train.early_stopping_patience > 0),
+            ("reduce_lr_patience", train.reduce_lr_patience > 0),
+        ):
+            if value:
+                raise InputError(
+                    f"job {path}: train.{key} = {getattr(train, key)!r} needs validation reviews, "
+                    "data.validation_split is 0; set train.keep = 'last' and the patiences to 0"
+                )
+    if 0 < job.data.limit < 2:
+        raise InputError(
+            f"job {path}: data.limit = {job.data.limit}: should leave a review to train on and "
+            "one to validate; take 2 or more, or 0 for all"
+        )

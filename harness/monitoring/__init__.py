@@ -1,0 +1,5 @@
+"""Watching runs from afar: status, logs, cancel, and TensorBoard for one user.
+
+Everything here reads run folders first and asks Slurm second; nothing here trains.
+It may import the modules of `harness` itself and the packages up to `tracking`.
+"""

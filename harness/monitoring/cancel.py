@@ -1,0 +1,115 @@
+"""Stops runs so that they save and stay stopped, wherever they are at work."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from harness.errors import RunError
+from harness.monitoring.status import refresh
+from harness.slurm import client as scheduler
+from harness.slurm.queue import ASK_EVERY_S, Queue
+from harness.system.processes import keeps_run
+from harness.tracking.records import ALIVE, RunStatus
+
+# Slurm kills what has not ended some time after it was told to, by default after 30 s.
+WAIT_S = 90.0
+POLL_S = 0.5
+FIRST_QUESTION_S = 2.0
+OVER = ("interrupted", "failed", "result")
+
+
+def ask_to_stop(status: RunStatus) -> str | None:
+    """Tell a run to stop.
+
+    Returns:
+        What came of it in a line, None where the run is at work and has to save first.
+
+    Raises:
+        RunError: if it can't be stopped from here, with where or why not.
+    """
+    if status.state == "finished":
+        return f"{status.run}: is finished, nothing to cancel"
+    in_slurm = status.told_job or status.phase is None
+    is_queued = status.slurm_job and in_slurm and (status.job_lives or status.state in ALIVE)
+    if is_queued and _is_own_job(status):
+        return _cancel_job(status)
+    if status.state not in ("running", "starting", "stale"):
+        note = f" ({status.note})" if status.note else ""
+        return f"{status.run}: is {status.state}, nothing to cancel{note}"
+    _stop_process(status)
+    return None
+
+
+def _is_own_job(status: RunStatus) -> bool:
+    """Whether the job is the run's, and not a shell on a node that a person keeps open."""
+    if status.folder.name == f"slurm-{status.slurm_job}":
+        return True
+    told = scheduler.ask("scontrol", "--oneliner", "show", "job", str(status.slurm_job))
+    return "BatchFlag=0" not in told.split()
+
+
+def _cancel_job(status: RunStatus) -> str | None:
+    job = status.slurm_job
+    scheduler.ask("scancel", str(job))
+    if status.state not in ("pending", "submitted"):
+        return None
+    saved = f"; saved at {status.position}, go on by {status.resume}" if status.position else ""
+    return f"{status.run}: job {job} is out of the queue{saved}"
+
+
+def _stop_process(status: RunStatus) -> None:
+    process = status.process or 0
+    where = f"run {status.run}: process {process}"
+    if status.host != socket.gethostname():
+        raise RunError(f"{where} is on {status.host}; there: harness cancel {status.folder}")
+    if not keeps_run(process, status.time_s):
+        raise RunError(f"{where} is not this run's any more; go on by {status.resume}")
+    try:
+        os.kill(process, signal.SIGTERM)
+    except ProcessLookupError:  # it ended just now, which the wait will see
+        pass
+    except PermissionError:
+        raise RunError(f"{where} is another user's; ask them to stop it") from None
+
+
+def wait_until_saved(
+    status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
+) -> str:
+    """Wait for a run that was told to stop, and say in a line how it ended.
+
+    Raises:
+        RunError: if it does not end in time.
+    """
+    waited_s, queue.every_s = 0.0, FIRST_QUESTION_S
+    while waited_s < WAIT_S:
+        asked_at = queue.asked_at
+        now = refresh(status, queue)
+        if queue.asked_at > asked_at:
+            queue.every_s = min(2 * queue.every_s, ASK_EVERY_S)
+        is_new = now.time_s > status.time_s or status.phase not in OVER
+        if (now.phase in OVER and is_new) or (not now.alive and now.state != "stale"):
+            # Once more: it may have saved and ended between its record and its process.
+            return _outcome(refresh(status, queue))
+        sleep(POLL_S)
+        waited_s += POLL_S
+    raise RunError(
+        f"run {status.run}: was told to stop and has not within {WAIT_S:.0f} s; "
+        f"see harness status {status.run}"
+    )
+
+
+def _outcome(now: RunStatus) -> str:
+    if now.phase == "result":
+        return f"{now.run}: finished before it was stopped"
+    if now.phase == "interrupted":
+        at = f" at {now.position}" if now.position else ""
+        return f"{now.run}: saved{at}; go on by {now.resume}"
+    if now.phase == "failed":
+        return f"{now.run}: failed before it was stopped: {now.note}"
+    if not now.folder.exists():
+        return f"{now.run}: stopped before it began"
+    return f"{now.run}: ended without saving once more; go on from its last checkpoint by " + (
+        now.resume
+    )

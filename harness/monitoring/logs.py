@@ -1,0 +1,158 @@
+"""A run's log: read, cut to its last lines, followed while the run goes on."""
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from harness.errors import InputError, RunError
+from harness.monitoring.status import refresh
+from harness.slurm.queue import ASK_EVERY_S, Queue
+from harness.tracking.records import RunStatus
+
+MAX_LINE_BYTES = 1_000_000  # of what has no line ends at all
+POLL_S = 1.0
+FIRST_PATIENCE_S = 2.0
+
+# What would move a terminal's cursor or change its colours.
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def log_of(status: RunStatus, *, yet_to_come: bool = False) -> Path:
+    """The file that a run prints into, which may be `yet_to_come`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if status.log and (yet_to_come or Path(status.log).exists()):
+        return Path(status.log)
+    if status.log:
+        what = f"its log {status.log} is not there" if status.phase else "it has no log yet"
+        note = f" ({status.note})" if status.note else ""
+        raise InputError(f"run {status.run}: {what}; it is {status.state}{note}")
+    if status.phase is None:
+        raise InputError(f"run {status.run}: its log is not known yet; it is {status.state}")
+    raise InputError(
+        f"run {status.run}: has no log, it printed where it was started; "
+        f"its figures are in {status.folder / 'metrics.jsonl'}"
+    )
+
+
+def clean(line: bytes) -> str:
+    """A line as a terminal shows it in the end, and harmless there."""
+    text = line.decode(errors="replace").rstrip("\r\n")
+    text = text.rpartition("\r")[2]  # a progress bar: what it said last
+    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+
+
+def read_lines(path: Path, num_lines: int | None = None) -> Iterator[str]:
+    """The lines of a log, the last ones alone if a number is given.
+
+    Raises:
+        RunError: if it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+            yield from map(clean, lines if num_lines is None else deque(lines, num_lines))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+class Follower:
+    """Gives what a log has grown by since the last time, whole lines alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inode = 0
+        self._position = 0
+        self._rest = b""
+
+    def seek_last(self, num_lines: int) -> Iterator[str]:
+        """The last lines of what is there now; from then on only what is new."""
+        lines = deque(self.new_lines(), num_lines)
+        return iter(lines)
+
+    def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
+        """What is new; with `at_end` a last line without its end too.
+
+        A file that was cut or replaced is read from its beginning. It is opened anew each time,
+        because only then does NFS show what another node wrote.
+        """
+        try:
+            with self.path.open("rb") as file:
+                now = os.fstat(file.fileno())
+                if now.st_ino != self._inode or now.st_size < self._position:
+                    self._inode, self._position, self._rest = now.st_ino, 0, b""
+                file.seek(self._position)
+                for part in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
+                    self._position += len(part)
+                    self._rest += part
+                    if part.endswith(b"\n") or len(self._rest) >= MAX_LINE_BYTES:
+                        line, self._rest = self._rest, b""
+                        yield clean(line)
+        except FileNotFoundError:  # the job has yet to start
+            pass
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        if at_end and self._rest:
+            line, self._rest = self._rest, b""
+            yield clean(line)
+
+
+def _unreadable(path: Path, error: OSError) -> RunError:
+    return RunError(f"log {path}: can't be read: {error.strerror or error}")
+
+
+def follow(
+    follower: Follower,
+    look: Callable[[], RunStatus],
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[str]:
+    """The new lines of a run's log until the run is over.
+
+    Args:
+        follower: of the log.
+        look: reads the run's state anew.
+        sleep: waits between two looks.
+    """
+    while not is_over(look()):
+        yield from follower.new_lines()
+        sleep(POLL_S)
+    sleep(POLL_S)  # its last words come after its result
+    yield from follower.new_lines(at_end=True)
+
+
+def is_over(status: RunStatus) -> bool:
+    """Whether nothing more can come: the run has ended, and it is not between two starts."""
+    if status.state == "finished":
+        return True
+    return not status.alive and status.state != "stale" and not status.job_lives
+
+
+class Look:
+    """Reads a run's state anew; asks the queue again soon after the run stopped to be at work.
+
+    Only the queue knows whether an interrupted run is cancelled or comes back.
+    """
+
+    def __init__(self, status: RunStatus, queue: Queue) -> None:
+        self.status, self.queue = status, queue
+        self._patience_s = FIRST_PATIENCE_S
+
+    def __call__(self) -> RunStatus:
+        """The run as it is now."""
+        self.status = refresh(self.status, self.queue)
+        if self.status.state == "running":
+            self._patience_s = FIRST_PATIENCE_S
+        elif self.status.told_job or self.status.slurm_job:
+            before, self.queue.every_s = self.queue.every_s, self._patience_s
+            asked_at = self.queue.asked_at
+            self.status = refresh(self.status, self.queue)
+            self.queue.every_s = before
+            if self.queue.asked_at > asked_at:
+                self._patience_s = min(2 * self._patience_s, ASK_EVERY_S)
+        return self.status

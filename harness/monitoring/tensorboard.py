@@ -1,0 +1,362 @@
+"""TensorBoard for one user, on a machine that others use as well.
+
+TensorBoard has no login, and whoever is on a node can connect to the ports of its loopback. So
+every request must begin with a secret path. It is made in this process and told to its user
+alone, in a file of mode 0600: no command line, environment, log or readable file holds it.
+"""
+
+import getpass
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import time
+import webbrowser
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from harness.errors import InputError, RunError
+from harness.files.paths import cache_folder
+from harness.monitoring.tensorboard_server import (
+    RELOAD_S,
+    listen,
+    listen_on_socket,
+    start_tensorboard,
+)
+from harness.slurm.environment import SlurmEnvironment
+from harness.system.signals import STOPPING
+from harness.tracking.run_dir import RunDirectory
+
+POLL_S = 0.2
+DEPTH = 4  # of a run below the folder asked for; runs/<job>/<sweep>/trials/<trial> is 4
+LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
+
+
+# Which runs
+
+
+class Shown:
+    """The runs asked for, as a folder of links `<job>/<run-id>` for TensorBoard to walk."""
+
+    def __init__(self, folder: Path, roots: Sequence[Path], runs: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.roots = roots
+        self.runs = runs.resolve()
+        self.found: list[Path] = []
+        self.finished = False  # whether there is a run, and all of them ended well
+        self._links: dict[Path, Path] = {}
+
+    def refresh(self) -> None:
+        """Find the runs again, and link those that have begun to log."""
+        self.found = find_runs(self.roots)
+        self.finished = bool(self.found) and all(RunDirectory(run).finished() for run in self.found)
+        for run in self.found:
+            events = run / "tensorboard"
+            if run not in self._links and events.is_dir():
+                link = self._free_name(run)
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(events, target_is_directory=True)
+                self._links[run] = link
+
+    def waiting(self) -> int:
+        """How many runs have logged nothing yet."""
+        return len(self.found) - len(self._links)
+
+    def _free_name(self, run: Path) -> Path:
+        # Two levels exactly: a link below another link would be a file in a run's own folder.
+        group = run.parent.name or "runs"
+        if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
+            group = ".".join(run.relative_to(self.runs).parts[:-1])
+        link, number = self.folder / group / run.name, 1
+        while link in self._links.values():
+            number += 1
+            link = link.with_name(f"{run.name}-{number}")
+        return link
+
+
+def find_runs(roots: Iterable[Path]) -> list[Path]:
+    """The runs among and below some folders, resolved, each once."""
+    return list(dict.fromkeys(run for root in roots for run in _below(root.resolve())))
+
+
+def _below(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        if "job.toml" in files:
+            yield here
+        deep = len(here.relative_to(root).parts) >= DEPTH
+        inner = {"checkpoints", "tensorboard"}
+        names[:] = [] if deep else sorted(n for n in names if n not in inner and n[0] != ".")
+
+
+def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
+    """The folders to look for runs in: those given, or else the folder of all runs.
+
+    Raises:
+        InputError: for what is no folder, or was given and holds no run.
+    """
+    for path in paths or [runs]:
+        if not path.is_dir():
+            name = "RUN" if paths else "--runs"
+            raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
+    for path in paths:
+        if not find_runs([path]):
+            raise InputError(f"RUN {path}: holds no run, for a run's folder holds job.toml")
+    return paths or [runs]
+
+
+# How to reach it
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where TensorBoard listens, and the way there."""
+
+    target: str  # the node's end of the tunnel: 127.0.0.1:PORT, or the path of a socket
+    port: int  # the laptop's end
+    secret: str
+    host: str
+    login: str | None  # USER@HOST of the login node to jump through
+
+    @property
+    def address(self) -> str:
+        """The secret address; by number, since `localhost` may be another user's port on ::1."""
+        return f"http://127.0.0.1:{self.port}/{self.secret}/"
+
+    @property
+    def tunnel(self) -> str:
+        """The command to paste on a laptop."""
+        words = ["ssh", "-N", "-L", f"{self.port}:{self.target}"]
+        words += ["-J", self.login] if self.login else []
+        return shlex.join([*words, f"{_user()}@{self.host}"])
+
+    def text(self) -> str:
+        """What its user needs to know."""
+        return f"on your laptop:  {self.tunnel}\nthen open:       {self.address}\n"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container that lists no users
+        return str(os.getuid())
+
+
+def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
+    """The login node to jump through: the site's word, or else where the job was submitted."""
+    if login or allocation is None:
+        return login
+    submitted_at = allocation.submit_host
+    elsewhere = submitted_at not in ("", socket.gethostname())
+    return f"{_user()}@{submitted_at}" if elsewhere else None
+
+
+def is_private(file: IO[Any]) -> bool:
+    """Whether what is printed into this file stays with its user: a terminal, or mode 0600."""
+    try:
+        about = os.fstat(file.fileno())
+    except (OSError, ValueError):
+        return False
+    mine = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
+    return file.isatty() or (mine and not about.st_mode & 0o077)
+
+
+def write_connection(endpoint: Endpoint) -> Path:
+    """Write the way to TensorBoard into a file that nobody else can read.
+
+    In the user's cache, not among the runs: those may be another user's, or a group's.
+
+    Raises:
+        RunError: if the cache can't be written, or the folder in it is another user's.
+    """
+    folder = cache_folder() / "tensorboard"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        # A killed one leaves its file.
+        for old in folder.glob(f"{endpoint.host}-*.txt"):
+            process = old.stem.removeprefix(f"{endpoint.host}-")
+            if process.isdigit() and not _is_alive(int(process)):
+                old.unlink(missing_ok=True)
+        file = folder / f"{endpoint.host}-{os.getpid()}.txt"
+        _write_private(file, endpoint.text())
+    except OSError as error:
+        raise RunError(
+            f"{folder}: can't be written: {error.strerror}; set XDG_CACHE_HOME to a folder of yours"
+        ) from None
+    return file
+
+
+def _write_private(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(text)
+    beside.replace(path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def open_browser(endpoint: Endpoint, folder: Path) -> bool:
+    """Show the page in a browser of this desktop; whether there is one."""
+    if (
+        sys.platform == "linux"
+        and not {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
+    ):
+        return False
+    # Everyone sees a browser's command line, so it holds the name of a file that leads there.
+    page = folder / "open.html"
+    _write_private(
+        page,
+        '<!doctype html><meta name="referrer" content="no-referrer">'
+        f'<meta http-equiv="refresh" content="0; url={endpoint.address}">\n',
+    )
+    return webbrowser.open(page.as_uri())
+
+
+# Serving
+
+
+@dataclass(frozen=True)
+class Until:
+    """When TensorBoard ends by itself."""
+
+    hours: float
+    idle_min: float  # without a request that knew the secret
+    finished: bool  # as soon as every run that it shows is
+
+    def text(self, in_job: bool) -> str:
+        """What its user needs to know."""
+        end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
+        finished = " when all runs are finished," if self.finished else ""
+        job = ", or with its Slurm job" if in_job else ""
+        return f"ends{finished} after {self.idle_min:g} min without a request, or {end}{job}"
+
+
+class Watch:
+    """Tells when it is time to end."""
+
+    def __init__(self, until: Until, clock: Callable[[], float] = time.monotonic) -> None:
+        self.until = until
+        self.clock = clock
+        self.started_s = clock()
+        self.used_s = self.started_s  # when somebody who knows the secret last asked for something
+        self.signal: signal.Signals | None = None
+
+    def listen(self) -> None:
+        """Handle the signals that end it, and the end of the terminal unless nohup ignores that."""
+        for number in (*STOPPING, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+
+    def used(self) -> None:
+        """Count the idle time from now."""
+        self.used_s = self.clock()
+
+    def reason(self, all_finished: bool) -> str | None:
+        """Why it is time to end, if it is."""
+        if self.signal is not None:
+            return f"{self.signal.name} came"
+        if self.until.finished and all_finished:
+            return "all runs are finished"
+        now_s = self.clock()
+        if now_s - self.started_s >= 3600 * self.until.hours:
+            return f"{self.until.hours:g} hours are over"
+        if now_s - self.used_s >= 60 * self.until.idle_min:
+            return f"no request for {self.until.idle_min:g} min"
+        return None
+
+
+def serve(
+    roots: Sequence[Path],
+    runs: Path,
+    until: Until,
+    *,
+    port: int | None = None,
+    use_socket: bool = False,
+    login: str | None = None,
+    open_page: bool = False,
+    say: Callable[[str], object] = print,
+) -> None:
+    """Show the runs below `roots` until it is time to end; leaves nothing behind.
+
+    Raises:
+        InputError: if the port can't be listened on, or the socket's path is too long.
+    """
+    os.umask(0o077)
+    allocation = SlurmEnvironment.from_environment()
+    watch = Watch(until)
+    watch.listen()
+    folder = Path(tempfile.mkdtemp(prefix="harness-board-"))
+    connection = None
+    try:
+        shown = Shown(folder / "runs", roots, runs)
+        shown.refresh()
+        listener = listen_on_socket(folder / "socket") if use_socket else listen(port)
+        name = listener.getsockname()
+        endpoint = Endpoint(
+            target=name if use_socket else f"{name[0]}:{name[1]}",
+            port=port or LAPTOP_PORT if use_socket else name[1],
+            secret=secrets.token_urlsafe(32),
+            host=socket.gethostname(),
+            login=jump_host(login, allocation),
+        )
+        start_tensorboard(shown.folder, len(shown.found), listener, endpoint.secret, watch.used)
+        connection = write_connection(endpoint)
+        _announce(endpoint, shown, connection, say)
+        say(until.text(in_job=allocation is not None))
+        if open_page and not open_browser(endpoint, folder):
+            say("no browser found here: open the address yourself")
+        watch.used()  # the time that it took to start is not idle
+        say(f"ended: {_wait(watch, shown)}")
+    finally:
+        if connection:
+            connection.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _announce(
+    endpoint: Endpoint, shown: Shown, connection: Path, say: Callable[[str], object]
+) -> None:
+    where = ", ".join(map(str, shown.roots))
+    num = "1 run" if len(shown.found) == 1 else f"{len(shown.found)} runs"
+    say(f"TensorBoard of {num} in {where}, on {endpoint.target} of {endpoint.host}")
+    if not shown.found:
+        say("there is no run yet; runs show as they begin to log")
+    elif shown.waiting():
+        say(f"{shown.waiting()} of them logged nothing yet; runs show as they begin to log")
+    if is_private(sys.stdout):
+        say(endpoint.text().rstrip())
+    else:
+        say("Others may be able to read this output, so the way there stands in a file:")
+        say(f"  cat {shlex.quote(str(connection))}")
+
+
+def _wait(watch: Watch, shown: Shown) -> str:
+    refresh_s = watch.clock() + RELOAD_S
+    while not (reason := watch.reason(shown.finished)):
+        time.sleep(POLL_S)
+        if watch.clock() >= refresh_s:
+            shown.refresh()
+            refresh_s = watch.clock() + RELOAD_S
+    return reason

@@ -1,0 +1,307 @@
+"""From folders to rows: which runs there are, which belong together, and which are kept apart."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+from harness.files.lenient_json import number, read_toml, table, text, whole
+from harness.search_space import is_sweep, short_names
+from harness.tracking.records import run_folders
+from harness.tracking.run_dir import RunDirectory
+
+# Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
+# Learning Workshop, exercises 6.01 to 6.05.
+BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lstm": 87.53}
+
+NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
+
+# Settings of a job that change nothing in its result.
+WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
+                  "train.profile_steps",
+                  "data.source")  # the checksum says which data, wherever they are  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A finished run that was scored on a test set."""
+
+    folder: Path
+    job: str
+    architecture: str
+    seed: int
+    accuracy: float  # on the test set, per cent
+    result: Mapping[str, Any]  # result.json
+    settings: Mapping[str, Any]  # of its job by table.key, without those that change no result
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that stands in no table, and why."""
+
+    folder: Path
+    kind: str  # failed, unfinished, broken, not tested, search or repeated
+    why: str
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The runs of one job with the same settings on the same data, a run a seed."""
+
+    name: str  # the job's, with the settings in which it differs from its usual ones
+    runs: tuple[ScoredRun, ...]  # by seed
+
+    @property
+    def job(self) -> str:
+        """The job's own name."""
+        return self.runs[0].job
+
+    @property
+    def architecture(self) -> str:
+        """The network's name."""
+        return self.runs[0].architecture
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """Test accuracy of each seed, per cent."""
+        return {run.seed: run.accuracy for run in self.runs}
+
+    @property
+    def mean(self) -> float:
+        """Mean test accuracy, per cent."""
+        return statistics.fmean(run.accuracy for run in self.runs)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds, n - 1, in points; none for one run."""
+        return statistics.stdev(self.by_seed.values()) if len(self.runs) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean, by Student's t over the seeds, cut to 0 to 100; none for one
+        run, or where all have the same accuracy, which says nothing about the spread."""
+        if self.deviation is None or self.deviation < NO_SPREAD:
+            return None
+        half = students_t(0.95, len(self.runs) - 1) * self.deviation / len(self.runs) ** 0.5
+        return max(self.mean - half, 0.0), min(self.mean + half, 100.0)
+
+    def mean_of(self, key: str) -> float | None:
+        """The mean over the seeds of a number in `result.json`, None where one lacks it."""
+        values = [number(run.result.get(key)) for run in self.runs]
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if len(known) == len(values) else None
+
+    def setting(self, key: str) -> Any:
+        """What the job says of a `table.key`, None where it says nothing."""
+        return self.runs[0].settings.get(key)
+
+
+@dataclass(frozen=True)
+class DatasetGroup:
+    """The rows that were trained and tested on the same reviews; only these may be compared."""
+
+    data: str  # the dataset's name
+    checksum: str
+    limit: int  # first reviews of each split, 0 for all
+    is_sample: bool
+    num_test: int | None
+    rows: tuple[JobResult, ...]
+
+    @property
+    def title(self) -> str:
+        """Which reviews these are."""
+        limited = f", the first {self.limit:,} reviews of each split" if self.limit else ""
+        return f"{self.data}{limited}"
+
+    @property
+    def in_book(self) -> bool:
+        """Whether the book's figures are of these data: the whole of IMDB."""
+        return self.data == "IMDB" and not self.limit and not self.is_sample
+
+    @property
+    def num_runs(self) -> int:
+        """Runs in all rows."""
+        return sum(len(row.runs) for row in self.rows)
+
+
+def students_t(level: float, freedom: int) -> float:
+    """Half the width of a two-sided interval at this level, in standard errors."""
+    from scipy.special import stdtrit  # a tenth of the time that scipy.stats takes
+
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
+# Finding runs
+
+
+def find_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
+    """The scored runs at or below the folders and patterns given, and what is left out.
+
+    Raises:
+        InputError: for a folder that is not there, or where no run is found at all.
+    """
+    runs: list[ScoredRun] = []
+    left_out: list[LeftOut] = []
+    seen: set[Path] = set()
+    for top in expand(named, left_out):
+        # In the order of their names, which begin with the time.
+        for folder in sorted(_with_winners(run_folders(top))):
+            if (real := folder.resolve()) in seen:
+                continue
+            seen.add(real)
+            found = read_run(folder)
+            runs.append(found) if isinstance(found, ScoredRun) else left_out.append(found)
+    if not seen:
+        raise InputError(f"{', '.join(map(str, named))}: holds no run; harness train makes one")
+    return runs, left_out
+
+
+def _with_winners(folders: Iterable[Path]) -> Iterator[Path]:
+    """The folders, and in a sweep's the runs of its winner: its trials are not to be compared."""
+    for folder in folders:
+        yield folder
+        if is_sweep(folder):
+            yield from run_folders(folder / "winner")
+
+
+def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
+    """The folders of these names, patterns expanded.
+
+    A pattern that fits nothing is only noted: one of several jobs may never have begun.
+
+    Raises:
+        InputError: for a name that is no pattern and no folder.
+    """
+    for path in named:
+        if path.is_dir():
+            yield path
+        elif has_magic(str(path)):
+            matching = sorted(glob(str(path)))  # noqa: PTH207 - with folders in its pattern
+            if not matching:
+                left_out.append(LeftOut(path, "unmatched", "no run matches it"))
+            yield from map(Path, matching)
+        else:
+            raise InputError(f"{path}: is no folder; give runs, or a folder of runs")
+
+
+def read_run(folder: Path) -> ScoredRun | LeftOut:
+    """Read what a run came to, or why it is not to be compared."""
+    run = RunDirectory(folder)
+    if is_sweep(folder):
+        count = sum(1 for _ in folder.glob("trials/*/"))
+        return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
+    settings = _settings(read_toml(folder / "job.toml"))
+    if settings.get("data.test") is False:
+        return LeftOut(folder, "not tested", "data.test = false")
+    if not run.finished():
+        return _unfinished(folder, run.read_json("state.json"))
+    result = run.read_json("result.json")
+    job, architecture = text(result.get("job")), text(result.get("architecture"))
+    accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
+    known = text(result.get("data")) and text(result.get("dataset_checksum"))
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        accuracy = None
+    if job is None or architecture is None or accuracy is None or seed is None or not known:
+        return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
+    return ScoredRun(folder, job, architecture, seed, 100 * accuracy, result, settings)
+
+
+def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
+    phase, epoch = text(state.get("phase")), whole(state.get("epoch"))
+    if phase == "failed":
+        lines = (text(state.get("error")) or "").splitlines() or ["no reason is known"]
+        return LeftOut(folder, "failed", _printable(lines[-1]))
+    at = f" in epoch {epoch}" if epoch else ""
+    return LeftOut(folder, "unfinished", f"{_printable(phase or 'not begun')}{at}")
+
+
+def _printable(line: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in line).split())
+
+
+def _settings(job: dict[str, Any]) -> dict[str, Any]:
+    flat = {f"{name}.{key}": v for name in job for key, v in table(job, name).items()}
+    return {name: value for name, value in flat.items() if name not in WITHOUT_RESULT}
+
+
+# Grouping them
+
+
+def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[LeftOut]]:
+    """Group runs by their data, and within by job and settings; unlike ones never mix.
+
+    Returns:
+        The groups, the whole of a dataset first and samples last; and the runs that repeat a seed
+        of which another was found before: trying again must not be a way to a better figure.
+    """
+    by_data: dict[tuple[str, int], list[ScoredRun]] = {}
+    for run in runs:
+        limit = whole(run.result.get("limit")) or 0
+        by_data.setdefault((run.result["dataset_checksum"], limit), []).append(run)
+    repeated: list[LeftOut] = []
+    groups = [
+        DatasetGroup(
+            data=members[0].result["data"],
+            checksum=checksum,
+            limit=limit,
+            is_sample=members[0].result.get("is_sample") is True,
+            num_test=whole(members[0].result.get("num_test", members[0].result.get("num_reviews"))),
+            rows=tuple(_make_rows(members, repeated)),
+        )
+        for (checksum, limit), members in by_data.items()
+    ]
+    groups.sort(key=lambda each: (each.is_sample, each.limit != 0, each.data, each.limit))
+    return groups, repeated
+
+
+def _make_rows(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobResult]:
+    by_job: dict[str, dict[str, list[ScoredRun]]] = {}
+    for run in runs:
+        settings = json.dumps(run.settings, sort_keys=True, default=str)
+        by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
+    rows = []
+    for job, by_settings in by_job.items():
+        # The usual settings are those of the most runs, the first found of two as common.
+        counts = Counter({settings: len(alike) for settings, alike in by_settings.items()})
+        usual = by_settings[counts.most_common(1)[0][0]][0].settings
+        for alike in by_settings.values():
+            name = " ".join([job, *_differing(alike[0].settings, usual)])
+            once = _each_seed_once(alike, repeated)
+            rows.append(JobResult(name, tuple(once[seed] for seed in sorted(once))))
+    return sorted(rows, key=_place)
+
+
+def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    names = short_names([*{**usual, **settings}])
+    return [
+        f"{name}={settings.get(key, 'unset')}"
+        for key, name in names.items()
+        if settings.get(key) != usual.get(key)
+    ]
+
+
+def _each_seed_once(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> dict[int, ScoredRun]:
+    once: dict[int, ScoredRun] = {}
+    for run in runs:
+        first = once.setdefault(run.seed, run)
+        if first is not run:
+            why = f"seed {run.seed} counts once, as {first.folder}"
+            if run.accuracy != first.accuracy:
+                why += f" with {first.accuracy:.2f} %, here {run.accuracy:.2f} %"
+            repeated.append(LeftOut(run.folder, "repeated", why))
+    return once
+
+
+def _place(row: JobResult) -> tuple[bool, int, str]:
+    order = list(BOOK)
+    known = row.architecture in order
+    return (
+        row.job.startswith("notebook"),
+        order.index(row.architecture) if known else len(order),
+        row.name,
+    )

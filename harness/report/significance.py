@@ -1,0 +1,130 @@
+"""What the data show: differences between rows over the same seeds, each in one sentence.
+
+For each pair of rows the difference of the two runs of each seed is taken, and from these a
+paired t interval. Many pairs are looked at together, so the intervals are simultaneous, by
+Bonferroni's correction: with 95 % confidence all of them hold at once. A row is called better
+only where its interval lies above 0, so sentence and interval always say the same.
+"""
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.report.collect import NO_SPREAD, DatasetGroup, JobResult, students_t
+
+LEVEL = 0.95
+NORMAL_95 = 1.959964  # half of a 95 % interval in standard errors, of the normal distribution
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two rows over the seeds that both have; `first` has the higher mean over these."""
+
+    first: JobResult
+    second: JobResult
+    points: tuple[float, ...]  # first less second of each shared seed, points of accuracy
+    num_comparisons: int  # that are made together
+
+    @property
+    def mean(self) -> float:
+        """Mean difference in points, 0 or more."""
+        return statistics.fmean(self.points)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Simultaneous 95 % interval; none where all differences are the same."""
+        return self._interval(1 - (1 - LEVEL) / self.num_comparisons)
+
+    @property
+    def interval_alone(self) -> tuple[float, float] | None:
+        """The 95 % interval of this pair, had no other been looked at."""
+        return self._interval(LEVEL)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the data show that the first is better."""
+        return self.interval is not None and self.interval[0] > 0
+
+    def _interval(self, level: float) -> tuple[float, float] | None:
+        num = len(self.points)
+        deviation = statistics.stdev(self.points)
+        if deviation < NO_SPREAD:  # then nothing is known about the spread
+            return None
+        half = students_t(level, num - 1) * deviation / num**0.5
+        return self.mean - half, self.mean + half
+
+    @property
+    def sentence(self) -> str:
+        """What the data show, or don't."""
+        first, second, num = self.first.name, self.second.name, len(self.points)
+        if self.interval is None:
+            how = f"{self.mean:.2f} points on each of {num} seeds, too alike for an interval"
+            return f"{first} and {second} differ by {how}"
+        low, high = self.interval
+        figures = f"95 % interval {low:.2f} to {high:.2f}, over {num} seeds"
+        if self.is_shown:
+            return f"{first} is better than {second} by {self.mean:.2f} points, {figures}"
+        return (
+            f"not shown which of {first} and {second} is better: {first} is ahead by "
+            f"{self.mean:.2f} points, {figures}"
+        )
+
+
+def differences(group: DatasetGroup) -> list[Difference]:
+    """Every pair of rows that share two seeds or more, the largest difference that is shown first.
+
+    Within one group, since only its rows were tested on the same reviews.
+    """
+    pairs = []
+    for one, other in itertools.combinations(group.rows, 2):
+        shared = [seed for seed in one.by_seed if seed in other.by_seed]
+        if len(shared) < 2:
+            continue
+        points = [one.by_seed[seed] - other.by_seed[seed] for seed in shared]
+        if statistics.fmean(points) < 0:
+            one, other, points = other, one, [-each for each in points]
+        pairs.append((one, other, tuple(points)))
+    found = [Difference(*pair, num_comparisons=len(pairs)) for pair in pairs]
+    return sorted(found, key=lambda each: (not each.is_shown, -each.mean))
+
+
+def sampling_half_width(accuracy: float, num_reviews: int) -> float:
+    """Half the 95 % interval of an accuracy over other reviews of the same kind (binomial).
+
+    Args:
+        accuracy: per cent.
+        num_reviews: in the test set.
+
+    Returns:
+        Points.
+    """
+    share = accuracy / 100
+    return float(100 * NORMAL_95 * (share * (1 - share) / num_reviews) ** 0.5)
+
+
+def explanations(group: DatasetGroup, found: Sequence[Difference]) -> list[str]:
+    """How the sentences are to be read, and what they cannot say."""
+    lines = []
+    num_pairs = len(group.rows) * (len(group.rows) - 1) // 2
+    if found:
+        count = len(found)
+        corrected = (
+            f"{count} comparisons are made at once, so each interval is widened to hold together "
+            "with all others (Bonferroni); name fewer runs for fewer comparisons"
+            if count > 1
+            else "one comparison is made"
+        )
+        lines.append(f"Paired t intervals over the seeds that both have: {corrected}.")
+    if left := num_pairs - len(found):
+        are = "pair shares" if left == 1 else "pairs share"
+        lines.append(f"{left} {are} fewer than two seeds and can't be compared.")
+    if group.num_test:
+        best = max(row.mean for row in group.rows)
+        half = sampling_half_width(best, group.num_test)
+        lines.append(
+            "All this is about seeds on one test set. Over other "
+            f"{group.num_test:,} reviews of the same kind an accuracy of {best:.1f} % has a 95 % "
+            f"interval of {half:.2f} points to each side (binomial)."
+        )
+    return lines

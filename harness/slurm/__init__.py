@@ -1,0 +1,5 @@
+"""Slurm: its environment, its client programs, submission, process pools, and the rendezvous.
+
+Everything that knows a Slurm variable or a Slurm program is here.
+It may import the modules of `harness` itself and the packages up to `data`.
+"""

@@ -1,0 +1,133 @@
+"""Where processes go that share a machine or an allocation: nodes, GPUs, CPUs, within memory."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.errors import InputError
+from harness.slurm import client as scheduler
+from harness.slurm.environment import (
+    SlurmEnvironment,
+    given_cpus,
+    given_gpus,
+    given_memory_gb,
+    job_nodes,
+    visible_gpus,
+)
+from harness.system.host import available_gb, memory_limit_gb, total_memory_gb
+
+
+def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
+    """The memory that this process and its children may take here, in GB."""
+    limits = (total_memory_gb(), available_gb(), memory_limit_gb(), given_memory_gb(allocation))
+    return min(limit for limit in limits if limit is not None)
+
+
+MAX_WORKERS = 1000
+WORKER_MEMORY_GB = 1.5  # of a training process with its share of TensorFlow
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a worker runs: a GPU of a node, or some of its CPUs."""
+
+    node: str | None  # as Slurm names it, None for this machine without Slurm
+    gpu: int | None  # its place among those given on the node
+    threads: int  # its share of the CPUs
+    cpus: int  # given on the node, to all who work there
+
+    def variables(self) -> dict[str, str]:
+        """What a process of ours is told by its environment to stay in its place."""
+        told = {"HARNESS_CPUS": str(self.threads)}
+        if self.gpu is not None:
+            told["CUDA_VISIBLE_DEVICES"] = _gpu_name(self.gpu)
+        return told
+
+
+def _gpu_name(place: int) -> str:
+    """A GPU as CUDA_VISIBLE_DEVICES names it, by its place among those that are visible here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    listed = visible.split(",") if visible else []
+    return listed[place] if place < len(listed) else str(place)
+
+
+def places(
+    allocation: SlurmEnvironment | None,
+    num_workers: int | None,
+    workers_per_gpu: int,
+    devices: str | None,
+    at_most: int = MAX_WORKERS,
+) -> list[Slot]:
+    """One place for each worker, spread over nodes and GPUs.
+
+    Where several single-threaded workers share CPUs they do far more than one with all of them,
+    since a recurrent network's operations are too small to be divided.
+
+    Args:
+        allocation: the Slurm job, if this is one.
+        num_workers: how many; by default one a GPU or a CPU, as far as the memory goes.
+        workers_per_gpu: how many share a GPU.
+        devices: `cpu` leaves GPUs alone.
+        at_most: for how many there is work.
+
+    Raises:
+        InputError: if that is more than the allocation holds.
+    """
+    nodes: Sequence[str | None] = job_nodes(allocation) if allocation else [None]
+    cpus = given_cpus(allocation)
+    gpus = (given_gpus(allocation) if allocation else visible_gpus()) or 0
+    if devices == "cpu":
+        gpus = 0
+    if workers_per_gpu > 1 and not gpus:
+        raise InputError(
+            f"--workers-per-gpu {workers_per_gpu}: there is no GPU here; leave it out, or say how "
+            "many by --workers"
+        )
+    room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
+    held = len(nodes) * max(1, int(usable_memory_gb(allocation) / WORKER_MEMORY_GB))
+    wanted = num_workers or min(room, held)
+    if wanted > MAX_WORKERS:
+        raise InputError(f"--workers {wanted}: should be {MAX_WORKERS} at most")
+    if (allocation or gpus) and wanted > room:
+        what = f"{gpus} GPUs" if gpus else f"{cpus} CPUs"
+        more = " or raise --workers-per-gpu" if gpus else ""
+        raise InputError(
+            f"--workers {wanted}: {len(nodes)} node{'s' if len(nodes) > 1 else ''} with {what} "
+            f"hold {room}; ask for fewer,{more} or for a larger allocation"
+        )
+    wanted = min(wanted, at_most)
+    threads = max(1, cpus // -(-wanted // len(nodes)))
+    return [
+        Slot(nodes[i % len(nodes)], (i // len(nodes)) % gpus if gpus else None, threads, cpus)
+        for i in range(wanted)
+    ]
+
+
+def step_words(place: Slot, name: str) -> list[str]:
+    """`srun` for one task on a place's node, which shares the job's GPUs with the other steps.
+
+    It shares all CPUs as well: steps that overlap would each be given the first ones.
+    """
+    where = [f"--nodelist={place.node}"] if place.node else []
+    return [
+        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *where, "--cpu-bind=none"),
+        *(f"--cpus-per-task={place.cpus}", f"--job-name={name}", "--export=ALL", "--quiet"),
+    ]
+
+
+def needs_steps(allocation: SlurmEnvironment | None) -> bool:
+    """Whether workers are job steps. Without srun, as in a container, they are children.
+
+    Raises:
+        InputError: if there are several nodes, which only srun reaches.
+    """
+    if allocation is None:
+        return False
+    if scheduler.has_client("srun"):
+        return True
+    if allocation.num_nodes > 1:
+        raise InputError(
+            "srun: is not on the PATH, and without it all processes are on one node; ask for "
+            "--nodes=1"
+        )
+    return False

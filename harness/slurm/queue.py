@@ -1,0 +1,108 @@
+"""The user's jobs in Slurm's queue: one question for all of them, and not often."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.errors import InputError, RunError
+from harness.slurm import client as scheduler
+
+ASK_EVERY_S = 30.0  # some sites forbid to ask more often
+TIMEOUT_S = 5.0
+
+# Ended jobs too: Slurm knows of them for some minutes, and of why they ended.
+SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
+          "--format=%i|%A|%T|%M|%r|%o")  # fmt: skip
+
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
+         "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job or an array task as Slurm knows it."""
+
+    id: str  # as people write it: 12, or 12_3 for a task
+    raw_id: str  # of its own, which the job itself sees
+    state: str  # such as RUNNING
+    reason: str  # why it waits, such as Priority
+    elapsed_s: float  # since it was started, the last time
+    command: str  # the script that was submitted, empty for a command line
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has yet to start, for the first time or again."""
+        return self.state in WAITING
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.state in ENDED
+
+
+class Queue:
+    """Asks squeue for all of the user's jobs, at most every `every_s` seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.every_s = ASK_EVERY_S
+        self.asked_at = float("-inf")
+        self.problem: str | None = None  # why there was no answer, though there is a squeue
+        self._jobs: list[QueuedJob] | None = None
+
+    def jobs(self) -> list[QueuedJob] | None:
+        """The jobs, None where there is no Slurm or it gave no answer."""
+        if scheduler.has_client("squeue") and self.clock() - self.asked_at >= self.every_s:
+            self.problem = None
+            self.asked_at = self.clock()
+            try:
+                self._jobs = parse(scheduler.ask(*SQUEUE, timeout_s=TIMEOUT_S))
+            except (InputError, RunError, OSError) as error:
+                self._jobs = None
+                self.problem = f"squeue gives no answer ({str(error).rpartition(': ')[2]})"
+        return self._jobs
+
+
+def parse(text: str) -> list[QueuedJob]:
+    """The jobs in what squeue printed; a line that is no job's is left out."""
+    jobs = []
+    for line in text.splitlines():
+        words = line.split("|", 5)
+        if len(words) == 6 and words[1].isdigit():
+            job_id, raw_id, state, elapsed, reason, command = words
+            command = "" if command == "(null)" else command.strip()
+            jobs.append(QueuedJob(job_id, raw_id, state, reason, seconds(elapsed), command))
+    return jobs
+
+
+def seconds(text: str) -> float:
+    """Slurm's `[days-][[hours:]minutes:]seconds` in seconds, 0 for what is no time."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        return 0.0
+    days, _, rest = text.rpartition("-")
+    total = 0
+    for part in rest.split(":"):
+        total = 60 * total + int(part)
+    return float(86_400 * int(days or 0) + total)
+
+
+def find_job(
+    jobs: Sequence[QueuedJob], raw_id: str | None, shown_id: str | None
+) -> QueuedJob | None:
+    """The job of a run, by the id that its heartbeat told or else by the one in its name."""
+    by_name = [job for job in jobs if job.id == shown_id]
+    if raw_id is None:
+        return by_name[0] if by_name else None
+    own = [job for job in jobs if job.raw_id == raw_id]
+    # Tasks that never started share the id of their array, so there the name counts.
+    both = [job for job in own if job.id == shown_id or (shown_id or "").count("_") == 0]
+    return both[0] if both else None
+
+
+def training_script(job: QueuedJob) -> tuple[str, str] | None:
+    """The project's folder and the name of a job that was submitted as `slurm/<name>.sh`."""
+    found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(?:\s.*)?", job.command)
+    return (os.path.realpath(found[1]), found[2]) if found else None

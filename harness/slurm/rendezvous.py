@@ -1,0 +1,376 @@
+"""The processes that train one model on several nodes: that all came, and that none is lost.
+
+TensorFlow's own start waits an hour for a worker that never comes, and later one that hangs holds
+the others for ever. So before the strategy is made every worker connects to the first, the chief,
+which tells each where all are. The connections stay: over them the chief shares its checkpoint, a
+worker that fails says so before it ends, and one that is lost is missed within a minute.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from harness.errors import InputError, Interrupted, RunError
+from harness.slurm.environment import SlurmEnvironment, node_names
+
+# Below the ports that systems give out to clients (from 32768 on Linux), so that few are taken.
+FIRST_PORT, LAST_PORT = 20_000, 31_999
+PORTS_A_JOB = 32
+MEETING_PORTS = 8  # of them, where the chief may be met
+
+JOIN_S = 50.0  # the time that all have to come
+BEAT_S = 5.0
+LOST_S = 30.0  # without a beat
+END_S = 20.0  # that TensorFlow has to notice that another worker ended
+
+BEAT, SHARED, ENDED, LEAVING = b"B", b"S", b"E", b"L"  # the kinds of messages
+
+
+class WorkerGroup:
+    """This worker's connections to the others; a context manager that says how it ended.
+
+    Workers are numbered as Slurm numbers the tasks of a step; number 0 is the chief.
+    """
+
+    def __init__(self, nodes: list[str], rank: int, secret: str, first_port: int) -> None:
+        self.nodes, self.rank = nodes, rank
+        self.addresses: list[str] = []  # of TensorFlow's servers, host:port, in the workers' order
+        self.ended: tuple[str, int] | None = None  # why the run can't go on, and the exit code
+        self._secret, self._first_port = secret, first_port
+        self._links: dict[int, _Link] = {}
+        self._shared: queue.Queue[bytes] = queue.Queue()
+        self._left: set[int] = set()
+        self._changed = threading.Condition()
+        self._leaving = False
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker keeps the run's folder."""
+        return self.rank == 0
+
+    @property
+    def node(self) -> str:
+        """This worker's node, as Slurm names it."""
+        return self.nodes[self.rank]
+
+    # Coming together
+
+    @classmethod
+    def join(
+        cls, allocation: SlurmEnvironment, purpose: str, join_s: float = JOIN_S
+    ) -> "WorkerGroup":
+        """Meet the other workers of this job step.
+
+        Args:
+            allocation: whose step has several tasks, one on each node.
+            purpose: what is to be trained on what; all must say the same.
+            join_s: how long to wait for the others, in seconds.
+
+        Raises:
+            RunError: if not all came in time, naming those that are missing.
+            InputError: if they have not come for the same purpose, or are two on one node.
+        """
+        nodes = node_names(allocation)
+        if len(nodes) != allocation.num_tasks:
+            raise InputError(
+                f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one a node, which "
+                "drives all its GPUs; give srun --ntasks-per-node=1"
+            )
+        worker_group = cls(nodes, allocation.rank, allocation.secret, first_port(allocation.job_id))
+        own = free_port(worker_group._first_port + MEETING_PORTS + worker_group.rank)
+        deadline = time.monotonic() + join_s
+        if worker_group.is_chief:
+            worker_group._gather(own, purpose, deadline)
+        else:
+            worker_group._report(own, purpose, deadline)
+        for link in worker_group._links.values():
+            threading.Thread(target=worker_group._listen, args=(link,), daemon=True).start()
+        threading.Thread(target=worker_group._beat, daemon=True).start()
+        return worker_group
+
+    def _gather(self, own_port: int, purpose: str, deadline: float) -> None:
+        addresses, problem = {0: f"{self.node}:{own_port}"}, ""
+        with _listener(self._first_port) as listener:
+            while len(addresses) < len(self.nodes) and not problem:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    missing = [n for i, n in enumerate(self.nodes) if i not in addresses]
+                    problem = (
+                        f"no worker came from {', '.join(missing)} to {self.node}; see whether its "
+                        f"task started, and the network between at ports from {self._first_port}"
+                    )
+                    break
+                listener.settimeout(left_s)
+                hello = self._accept(listener)
+                if hello is None or hello["rank"] in addresses:
+                    continue
+                addresses[hello["rank"]] = f"{self.nodes[hello['rank']]}:{hello['port']}"
+                if hello["purpose"] != purpose:
+                    problem = (
+                        f"{self.nodes[hello['rank']]} has another job, other data or another "
+                        f"version than {self.node}; give all nodes the same files"
+                    )
+        self.addresses = [addresses[rank] for rank in sorted(addresses)]
+        for link in self._links.values():
+            link.send_json({"addresses": self.addresses, "problem": problem})
+        if problem:
+            raise RunError(problem)
+
+    def _accept(self, listener: socket.socket) -> dict[str, Any] | None:
+        # A worker's hello, None for a stranger's.
+        try:
+            link = _Link(listener.accept()[0])
+        except TimeoutError:
+            return None
+        try:
+            hello = link.receive_json(timeout_s=5)
+            link.rank = hello["rank"]
+            if (
+                hmac.compare_digest(hello["token"], self._token("worker"))
+                and link.rank in range(1, len(self.nodes))
+                and isinstance(hello["port"], int)
+            ):
+                link.send_json({"token": self._token("chief")})
+                self._links[link.rank] = link
+                return hello
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        link.close()
+        return None
+
+    def _report(self, own_port: int, purpose: str, deadline: float) -> None:
+        hello = {
+            "token": self._token("worker"),
+            "rank": self.rank,
+            "port": own_port,
+            "purpose": purpose,
+        }
+        link = None
+        while link is None:
+            for port in range(self._first_port, self._first_port + MEETING_PORTS):
+                link = link or self._meet(port, hello)
+            if link is None and time.monotonic() > deadline:
+                raise RunError(
+                    f"{self.node}: the chief on {self.nodes[0]} can't be reached at port "
+                    f"{self._first_port}; see whether its task started, and the network between"
+                )
+            time.sleep(0.2)
+        try:
+            answer = link.receive_json(timeout_s=JOIN_S + 10)
+        except (OSError, ValueError):
+            raise RunError(f"{self.node}: the chief on {self.nodes[0]} ended") from None
+        if answer["problem"]:
+            raise RunError(str(answer["problem"]))
+        self.addresses = answer["addresses"]
+        self._links[0] = link
+
+    def _meet(self, port: int, hello: dict[str, Any]) -> "_Link | None":
+        try:
+            link = _Link(socket.create_connection((self.nodes[0], port), timeout=3))
+        except OSError:
+            return None
+        try:
+            link.send_json(hello)
+            answer = link.receive_json(timeout_s=5)
+            if hmac.compare_digest(answer["token"], self._token("chief")):
+                return link
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # somebody else's port
+        link.close()
+        return None
+
+    def _token(self, role: str) -> str:
+        return hashlib.sha256(f"{role}\0{self._secret}".encode()).hexdigest()
+
+    # Sharing
+
+    def share(self, content: bytes = b"") -> bytes:
+        """The chief's bytes, on every worker.
+
+        Raises:
+            Interrupted, RunError: if the chief is gone.
+        """
+        if self.is_chief:
+            self._tell_all(SHARED, content)
+            return content
+        while True:
+            try:
+                return self._shared.get(timeout=1)
+            except queue.Empty:
+                self.check()
+
+    # Going
+
+    def check(self) -> None:
+        """Raise if another worker is lost or has failed.
+
+        Raises:
+            Interrupted: one was lost; the job can go on from its last checkpoint.
+            RunError: one failed, with its reason.
+        """
+        if self.ended:
+            text, code = self.ended
+            raise Interrupted(text) if code == Interrupted.exit_code else RunError(text)
+
+    def explain(self) -> None:
+        """Raise what is behind an error of TensorFlow's if another worker's end is, else return.
+
+        Raises:
+            Interrupted, RunError: as `check` says.
+        """
+        with self._changed:
+            # TensorFlow may have noticed before the connection told.
+            self._changed.wait_for(lambda: self.ended is not None, timeout=LOST_S)
+        self.check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leaving = True
+        code = getattr(error, "exit_code", 1) if error else 0
+        said = json.dumps({"code": code, "text": " ".join(str(error or "").split())[:500]})
+        self._tell_all(LEAVING, said.encode())
+        if not self.is_chief and code == 0:
+            # The chief still writes, and Slurm may end a step soon after its first task ends.
+            with self._changed:
+                self._changed.wait_for(lambda: 0 in self._left or self.ended is not None)
+
+    def give_up(self, text: str, code: int = Interrupted.exit_code) -> None:
+        """End this process at once: it hangs in an operation that nobody will complete.
+
+        What a run keeps is written whole or not at all, so nothing breaks.
+        """
+        interrupted = "interrupted by " if code == Interrupted.exit_code else ""
+        print(f"harness: {self.node}: {interrupted}{text}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(code)
+
+    def _tell_all(self, kind: bytes, content: bytes = b"") -> None:
+        for link in self._links.values():
+            with contextlib.suppress(OSError):  # its listener will find it gone
+                link.send(kind + content)
+
+    # Threads
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            self._tell_all(BEAT)
+
+    def _listen(self, link: "_Link") -> None:
+        node = self.nodes[link.rank]
+        while True:
+            try:
+                message = link.receive(timeout_s=LOST_S)
+            except (OSError, ValueError):
+                self._end(link.rank, f"the loss of the worker on {node}", Interrupted.exit_code)
+                return
+            kind, content = message[:1], message[1:]
+            if kind == SHARED:
+                self._shared.put(content)
+            elif kind == ENDED:
+                said = json.loads(content)
+                self._end(None, said["text"], said["code"])
+            elif kind == LEAVING:
+                said = json.loads(content)
+                text, code = f"the worker on {node} failed: {said['text']}", said["code"]
+                # Who is interrupted is so by common consent, or by a loss that all are told of.
+                self._end(link.rank, text, 0 if code in (0, Interrupted.exit_code) else 1)
+                return
+
+    def _end(self, rank: int | None, text: str, code: int) -> None:
+        with self._changed:
+            if rank is not None:
+                self._left.add(rank)
+            news = bool(code) and not self.ended
+            if news:
+                self.ended = text, code
+            self._changed.notify_all()
+        if news and self.is_chief:  # the others are connected to the chief alone
+            self._tell_all(ENDED, json.dumps({"text": text, "code": code}).encode())
+        if not code or self._leaving:
+            return
+        time.sleep(END_S)
+        if not self._leaving:
+            self.give_up(text, code)
+
+
+class _Link:
+    """A connection that carries messages: eight bytes of length, then the content."""
+
+    def __init__(self, connection: socket.socket, rank: int = 0) -> None:
+        self.connection, self.rank = connection, rank
+        self._sending = threading.Lock()
+
+    def send(self, content: bytes) -> None:
+        with self._sending:
+            self.connection.sendall(len(content).to_bytes(8, "big") + content)
+
+    def send_json(self, content: dict[str, Any]) -> None:
+        self.send(json.dumps(content).encode())
+
+    def receive(self, timeout_s: float, limit: int = 1 << 40) -> bytes:
+        """The next message; TimeoutError, or ConnectionError at the connection's end."""
+        self.connection.settimeout(timeout_s)
+        length = int.from_bytes(self._read(8), "big")
+        if length > limit:
+            raise ValueError("not a message of ours")
+        return self._read(length)
+
+    def receive_json(self, timeout_s: float) -> dict[str, Any]:
+        content = json.loads(self.receive(timeout_s, limit=1 << 20))
+        if not isinstance(content, dict):
+            raise ValueError("not a message of ours")
+        return content
+
+    def _read(self, length: int) -> bytes:
+        parts = []
+        while length:
+            part = self.connection.recv(min(length, 1 << 20))
+            if not part:
+                raise ConnectionError("closed")
+            parts.append(part)
+            length -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def first_port(job_id: str) -> int:
+    """The first of the ports that a job's workers use: jobs that share a node seldom collide."""
+    places = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
+    return FIRST_PORT + int(job_id) % places * PORTS_A_JOB
+
+
+def free_port(first: int) -> int:
+    """The first port from `first` on that is free here, in steps of what a job uses.
+
+    Raises:
+        RunError: if none is.
+    """
+    for port in range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise RunError(f"no port from {first} to {LAST_PORT} is free here")
+
+
+def _listener(first: int) -> socket.socket:
+    for port in range(first, first + MEETING_PORTS):
+        with contextlib.suppress(OSError):
+            return socket.create_server(("", port))
+    raise RunError(f"no port from {first} to {first + MEETING_PORTS - 1} is free here")

@@ -1,0 +1,259 @@
+"""A job for sbatch as text: its script, its command, where its runs and logs will be.
+
+Nothing here writes or calls anything.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from glob import escape
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.job import Job
+from harness.search_space import SearchSpec
+from harness.slurm.resources import Resources, array_spec
+
+COMPARISON, SEARCH = "compare", "tune"
+
+# What decides where data and caches are, carried over whatever sbatch's own --export says.
+CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a job's code and runs are."""
+
+    runs: Path  # absolute
+    snapshot: Path  # the code when the job runs
+    code: Path  # the same code now
+    variables: Mapping[str, str]  # that the script exports
+
+
+@dataclass(frozen=True)
+class SbatchJob:
+    """One job for sbatch, complete, with nothing written yet."""
+
+    name: str
+    architecture: str | None  # none for a comparison
+    seeds: tuple[int, ...]
+    is_array: bool  # a task for each seed
+    is_packed: bool  # the seeds side by side in one job
+    layout: Layout
+    folder: Path  # of the submission
+    script: str
+    job_file: Path | None
+    job_toml: str
+    words: tuple[str, ...]  # sbatch's, without the script
+
+    @property
+    def command(self) -> list[str]:
+        """The call of sbatch."""
+        return [*self.words, str(self.folder / "job.sh")]
+
+    def run_folders(self, job_id: str) -> list[Path]:
+        """Where the runs will be, one for each seed."""
+        folder = self.layout.runs / self.name
+        return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
+
+    def logs(self, job_id: str) -> list[Path]:
+        """Where it is written what they say."""
+        folder, slurm = self.layout.runs / "logs", "slurm-" if self.is_packed else ""
+        return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
+
+    @property
+    def record(self) -> Path:
+        """The record of the submission, once there is one."""
+        return self.folder / "submission.json"
+
+    def record_by_id(self, job_id: str) -> Path:
+        """The same record by the job's id."""
+        return submissions(self.layout.runs) / f"{job_id}.json"
+
+    def _parts(self) -> list[str]:
+        mark = "_" if self.is_array else "-seed" if self.is_packed else None
+        return [f"{mark}{seed}" for seed in self.seeds] if mark else [""]
+
+
+def read_header(code: Path, name: str) -> list[str]:
+    """The `#SBATCH` lines of one of the project's own scripts, a site's edits included.
+
+    Raises:
+        InputError: if there is no such script.
+    """
+    path = code / "slurm" / f"{name}.sh"
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be read ({error.strerror}), it has the #SBATCH lines for {name}; "
+            "bring it back from git"
+        ) from None
+    header = []
+    for line in lines:
+        if line.strip() and not line.startswith("#"):
+            break  # sbatch reads no further either
+        if line.startswith("#SBATCH"):
+            header.append(line)
+    return header
+
+
+def render_script(
+    header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
+) -> str:
+    """The job script: header, variables, and the call of one of common.sh's functions."""
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    lines = [
+        "#!/usr/bin/env bash",
+        *header,
+        "",
+        "# Written by harness submit: the code, the job and the runs as they were then.",
+        *exports,
+        'source "$HARNESS_HOME/slurm/common.sh"',
+        shlex.join(map(str, call)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def job_variables(
+    project: Path, snapshot: Path, runs: Path, environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """What the job's script exports: code, environment, runs, data and caches."""
+    carried = {
+        name: str(Path(environment[name]).absolute()) for name in CARRIED if environment.get(name)
+    }
+    return {
+        "HARNESS_HOME": str(snapshot),
+        "HARNESS_VENV": str(job_environment(project, environment)),
+        "HARNESS_RUNS": str(runs),
+        "HARNESS_SNAPSHOT": "1",
+        **carried,
+    }
+
+
+def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """The Python environment of a job: HARNESS_VENV, or the one that is running, or .venv."""
+    if named := environment.get("HARNESS_VENV"):
+        return project / named  # the scripts too take it from the project
+    prefix = Path(sys.prefix)
+    # A conda environment calls itself no virtual one.
+    if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
+        return prefix
+    return project / ".venv"
+
+
+def script_of(job: Job | SearchSpec) -> str:
+    """The name of the script in `slurm/` that runs a job."""
+    return SEARCH if isinstance(job, SearchSpec) else job.model.architecture
+
+
+def job_submission(
+    job: Job | SearchSpec,
+    seeds: tuple[int, ...] | None,
+    resources: Resources,
+    layout: Layout,
+    *,
+    full: bool,
+    pack: bool = False,
+) -> SbatchJob:
+    """A training job: one run, or an array with a seed a task; or a search, without seeds.
+
+    Args:
+        job: checked.
+        seeds: several make an array; None leaves the job's own.
+        pack: one job trains all seeds side by side instead.
+        resources: checked.
+        layout: where runs and code are.
+        full: refuse to train on the packaged sample.
+    """
+    folder = _new_folder(layout.runs, job.name)
+    is_array, is_packed = len(seeds or ()) > 1 and not pack, bool(seeds) and pack
+    # Never job.toml: by that name a run's folder is known.
+    toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
+    single = job.job if isinstance(job, SearchSpec) else job
+    call: list[str | Path] = ["run_tune" if isinstance(job, SearchSpec) else "run_job", toml]
+    words = resources.words()
+    if seeds and is_array:
+        words.insert(0, f"--array={array_spec(seeds)}")
+    elif seeds and is_packed:
+        call += ["--seeds", array_spec(seeds)]
+    elif seeds:
+        call += ["--seed", str(seeds[0])]
+    if full:
+        call.append("--full")
+    return SbatchJob(
+        name=job.name,
+        architecture=single.model.architecture,
+        seeds=seeds or (single.train.seed,),
+        is_array=is_array,
+        is_packed=is_packed,
+        layout=layout,
+        folder=folder,
+        script=render_script(read_header(layout.code, script_of(job)), layout.variables, call),
+        job_file=toml,
+        job_toml=job.to_toml(),
+        words=_sbatch_words(job.name, layout.runs, words, is_array=is_array),
+    )
+
+
+def comparison_submission(
+    trainings: Mapping[str, SbatchJob],
+    resources: Resources,
+    layout: Layout,
+) -> SbatchJob:
+    """The comparison that starts when all trainings have ended, well or not.
+
+    Args:
+        trainings: by their jobs' ids.
+        resources: of which partition, account and flags hold here too.
+        layout: where runs and code are.
+    """
+    # The job expands them, when it is known which runs were begun.
+    patterns = [
+        f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
+        for job_id, submission in trainings.items()
+    ]
+    header = read_header(layout.code, COMPARISON)
+    words = [
+        *resources.site_words(),
+        *resources.flags,
+        f"--dependency=afterany:{':'.join(trainings)}",
+    ]
+    return SbatchJob(
+        name=COMPARISON,
+        architecture=None,
+        seeds=(),
+        is_array=False,
+        is_packed=False,
+        layout=layout,
+        folder=_new_folder(layout.runs, COMPARISON),
+        script=render_script(header, layout.variables, ["run_compare", *patterns]),
+        job_file=None,
+        job_toml="",
+        words=_sbatch_words(COMPARISON, layout.runs, words, is_array=False),
+    )
+
+
+def _any_part(submission: SbatchJob) -> str:
+    return "_*" if submission.is_array else "-seed*" if submission.is_packed else ""
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    # To the microsecond: a shell's loop submits several at once.
+    return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
+
+
+def _sbatch_words(
+    name: str, runs: Path, words: Sequence[str], *, is_array: bool
+) -> tuple[str, ...]:
+    logs = str(runs / "logs").replace("%", "%%")
+    log = f"{logs}/%x-{'%A_%a' if is_array else '%j'}.out"
+    return ("sbatch", "--parsable", f"--job-name={name}", f"--output={log}", *words)
+
+
+def submissions(runs: Path) -> Path:
+    """The folder, among the runs, of what was submitted and of the code that it runs."""
+    return runs / ".submissions"

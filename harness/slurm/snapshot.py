@@ -1,0 +1,175 @@
+"""A snapshot of the code, so that a job which waits in a queue trains what was submitted.
+
+`<runs>/.submissions/code-<hash>/`: complete or absent, and one for the same code at the same
+commit, however often it is submitted.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.errors import InputError, RunError
+from harness.slurm.script import submissions
+from harness.system.git import (
+    SNAPSHOT_RECORD,
+    GitError,
+    code_version,
+    commit_of,
+    is_checkout,
+    new_files,
+    snapshot_record,
+    tracked_files,
+)
+
+SITE = "slurm/site.sh"  # which git ignores
+MAX_NEW_FILES = 2000
+MAX_NEW_BYTES = 200_000_000
+
+# What is no code where git can't tell.
+NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
+           ".*_cache", ".setup.lock*")  # fmt: skip
+
+
+def is_snapshot(project: Path) -> bool:
+    """Whether the project is itself a snapshot."""
+    return not is_checkout(project) and bool(snapshot_record(project))
+
+
+def snapshot_path(project: Path, runs: Path) -> Path:
+    """Where the snapshot of the code as it is now stands, or would stand; nothing is written.
+
+    Raises:
+        InputError: if there is too much in the project that is no code.
+    """
+    if is_snapshot(project):
+        return project
+    names = code_files(project, runs)
+    return _path(project, runs, names, commit_of(project))
+
+
+def take_snapshot(project: Path, runs: Path) -> Path:
+    """Copy the code as it is now, uncommitted changes and new files included.
+
+    Returns:
+        The snapshot's folder: the project itself if that is a snapshot already.
+
+    Raises:
+        InputError: if there is too much in the project that is no code.
+        RunError: if the disk refuses.
+    """
+    if is_snapshot(project):
+        return project
+    names = code_files(project, runs)
+    version = code_version(project, runs)
+    copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"
+    try:
+        copy.mkdir(parents=True)
+        for name in names:
+            target = copy / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(project / name, target, follow_symlinks=False)
+        record = {**version, "project": str(project)}
+        del record["snapshot"]
+        (copy / SNAPSHOT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        # Named after what was copied: a file may have been edited meanwhile.
+        folder = _path(copy, runs, names, version["commit"])
+        if not _holds(folder, [*names, SNAPSHOT_RECORD], copy, names):
+            _replace(folder, copy)
+    except OSError as error:
+        raise RunError(
+            f"snapshot of {project}: {error.filename or copy}: {error.strerror or error}"
+        ) from None
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    return folder
+
+
+def code_files(project: Path, runs: Path) -> list[str]:
+    """The paths in the project of every tracked file, every new one, and the site's settings.
+
+    Where git can't tell, of every file that does not look like a run, a cache or an environment.
+
+    Raises:
+        InputError: if the new files are more than code can be.
+    """
+    try:
+        if not is_checkout(project):
+            raise GitError(f"{project} is no git checkout")
+        new, tracked = new_files(project, runs), tracked_files(project)
+    except GitError:
+        new, tracked = list(_walk(project, runs)), []
+    new = [name for name in new if not name.startswith(".submissions/")]
+    total = sum((project / name).lstat().st_size for name in new if not name.endswith("/"))
+    if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
+        folders = sorted({name.partition("/")[0] for name in new})
+        raise InputError(
+            f"{project}: {len(new):,} new files of {total / 1e6:,.0f} MB can't be all code "
+            f"({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}), a snapshot takes "
+            f"{MAX_NEW_FILES:,} of {MAX_NEW_BYTES / 1e6:.0f} MB; name those that are none in "
+            ".gitignore, or move them away"
+        )
+    names = {*tracked, *new, SITE}
+    # Not what is deleted, nor the folder of another repository, nor a socket.
+    return sorted(n for n in names if (project / n).is_symlink() or (project / n).is_file())
+
+
+def _walk(project: Path, runs: Path) -> Iterable[str]:
+    for at, folders, files in os.walk(project):
+        here = Path(at)
+        links = [name for name in folders if (here / name).is_symlink()]
+        folders[:] = [
+            name
+            for name in folders
+            if not _is_no_code(name)
+            and (here / name).resolve() != runs.resolve()
+            and name not in links
+            and not (here / name / "pyvenv.cfg").exists()
+        ]
+        for name in [*files, *links]:
+            if not _is_no_code(name):
+                yield str((here / name).relative_to(project))
+
+
+def _is_no_code(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in NO_CODE)
+
+
+def _path(root: Path, runs: Path, names: Iterable[str], commit: str | None) -> Path:
+    digest = hashlib.sha256(str(commit).encode())
+    for name in names:
+        digest.update(b"\0".join([b"", os.fsencode(name), *_content(root / name)]))
+    return submissions(runs) / f"code-{digest.hexdigest()[:16]}"
+
+
+def _content(path: Path) -> list[bytes]:
+    """All of a file that a snapshot keeps: its kind and its content, of one length each."""
+    if path.is_symlink():
+        return [b"link", hashlib.sha256(os.fsencode(path.readlink())).digest()]
+    kind = b"run" if path.stat().st_mode & 0o100 else b"file"
+    return [kind, hashlib.sha256(path.read_bytes()).digest()]
+
+
+def _holds(folder: Path, needed: Iterable[str], copy: Path, names: Iterable[str]) -> bool:
+    """Whether a snapshot is still whole: scratch folders lose old files to their cleaner."""
+    try:
+        return all(os.path.lexists(folder / name) for name in needed) and all(
+            _content(folder / name) == _content(copy / name) for name in names
+        )
+    except OSError:
+        return False
+
+
+def _replace(folder: Path, copy: Path) -> None:
+    aside = copy.with_suffix(".old")
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    try:
+        copy.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise

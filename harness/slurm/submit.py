@@ -1,0 +1,308 @@
+"""Jobs through sbatch, from a snapshot of the code.
+
+`<runs>/.submissions/<time>-<job>/` holds the script and the job with every default filled in, so
+that an edit while the job waits changes nothing, and `<runs>/.submissions/<job id>.json` says
+where its runs and logs are.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import PROJECT
+from harness.data.locations import missing_in
+from harness.errors import InputError, RunError
+from harness.job import Job
+from harness.job_file import load_job
+from harness.search_space import SearchSpec, is_search, load_search
+from harness.slurm import client as scheduler
+from harness.slurm.resources import Resources, array_spec, parse_seeds
+from harness.slurm.script import (
+    COMPARISON,
+    Layout,
+    SbatchJob,
+    comparison_submission,
+    job_environment,
+    job_submission,
+    job_variables,
+    read_header,
+    script_of,
+)
+from harness.slurm.snapshot import snapshot_path, take_snapshot
+from harness.system.git import commit_of, is_checkout
+
+ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+SBATCH_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be submitted, all of it checked."""
+
+    project: Path
+    runs: Path  # absolute
+    jobs: tuple[Job | SearchSpec, ...]
+    seeds: tuple[int, ...] | None  # of each job; None leaves its own
+    resources: Resources
+    full: bool  # refuse to train on the packaged sample
+    compares: bool  # when all have ended
+    pack: bool  # the seeds side by side in one job, not an array
+
+
+def make_request(
+    job_file: Path | None,
+    overrides: Sequence[str],
+    seeds: str | None,
+    resources: Resources,
+    runs: Path,
+    *,
+    full: bool,
+    all_jobs: bool,
+    pack: bool = False,
+) -> Request:
+    """Check everything that is asked for; nothing is written, but texts of the job's own are read
+    and kept in the user's cache, where the job then finds them.
+
+    Raises:
+        InputError: one line that names what can't be, and the remedy.
+    """
+    if job_file is None and not all_jobs:
+        raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
+    resources.check()
+    chosen = parse_seeds(seeds) if seeds is not None else None
+    if pack and not chosen:
+        raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
+    project, runs = project_folder(), runs.absolute()
+    files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
+    jobs = [_check_job(file, overrides, chosen) for file in files]
+    scripts = [script_of(job) for job in jobs]
+    _check_places(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
+    return Request(
+        project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs, pack=pack
+    )
+
+
+def project_folder() -> Path:
+    """The project whose code is submitted: HARNESS_HOME, or the one that is running."""
+    named = os.environ.get("HARNESS_HOME")
+    return Path(named).absolute() if named else PROJECT
+
+
+def _check_job(
+    path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
+) -> Job | SearchSpec:
+    """The job or the search with its overrides, good for every seed."""
+    if is_search(path):
+        if seeds:
+            raise InputError(
+                f"--seeds {array_spec(seeds)}: job {path} is a search; how many seeds each trial "
+                "is trained with says --set search.executions=N"
+            )
+        search = load_search(path, overrides)
+        _check_source(search.job)
+        return search
+    for seed in seeds or ():
+        load_job(path, overrides, seed)
+    job = load_job(path, overrides)
+    _check_source(job)
+    return job
+
+
+def _check_source(job: Job) -> None:
+    """Refuse texts of the job's own that can't be trained on, rather than after a wait."""
+    if job.data.source:
+        from harness.data.resolve import open_data
+
+        open_data(job, None)
+
+
+def _check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
+    if not (project / "slurm" / "common.sh").is_file():
+        raise InputError(
+            f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
+            "HARNESS_HOME to one"
+        )
+    if project.resolve() == runs.resolve():
+        raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
+    if "\\" in str(runs) or "\n" in str(runs):
+        raise InputError(
+            f"--runs {str(runs)!r}: Slurm can't log into a folder with a backslash or a line's end "
+            "in its name; choose another"
+        )
+    for name in scripts:
+        read_header(project, name)
+
+
+def doubts(request: Request) -> Iterator[str]:
+    """What may keep the jobs from training as they should, though they can be submitted."""
+    yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
+    if (folders := missing_in()) and not all(job.data.source for job in _trainings(request)):
+        then = "be refused" if request.full else "train on the packaged SAMPLE"
+        yield (
+            f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
+            f"not find it either, the job will {then}; get it first by: harness data fetch"
+        )
+    program = job_environment(request.project) / "bin" / "harness"
+    if not program.exists():
+        yield (
+            f"{program} is not there, and a job installs nothing; run bash slurm/common.sh "
+            "--setup, or name an environment by HARNESS_VENV"
+        )
+    if is_checkout(request.project) and not commit_of(request.project):
+        yield (
+            f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
+            "runs will name no commit"
+        )
+
+
+def _trainings(request: Request) -> Iterator[Job]:
+    for job in request.jobs:
+        yield job.job if isinstance(job, SearchSpec) else job
+
+
+def dry_submissions(request: Request) -> Iterator[SbatchJob]:
+    """All that would be submitted; the jobs' ids, not known yet, are their names."""
+    layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
+    trainings = {f"<{job.name}>": _submission(request, job, layout) for job in request.jobs}
+    yield from trainings.values()
+    if request.compares:
+        yield comparison_submission(trainings, request.resources, layout)
+
+
+def expected_starts(request: Request) -> Iterator[str]:
+    """When Slurm would start each job, in its own words; nothing is submitted or left behind.
+
+    Raises:
+        InputError: if sbatch does not know one of its flags.
+        RunError: if there is no place for such a job.
+    """
+    layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
+    for job in request.jobs:
+        yield f"{job.name}: {_expected_start(_submission(request, job, layout))}"
+
+
+def submit(request: Request) -> dict[str, SbatchJob]:
+    """Submit all or nothing.
+
+    Returns:
+        What was submitted, by the jobs' ids.
+
+    Raises:
+        RunError: if sbatch refuses, with its last words; then no submission is left.
+    """
+    scheduler.need("sbatch")  # before anything is written
+    snapshot = take_snapshot(request.project, request.runs)
+    layout = _layout(request, snapshot, snapshot)
+    submitted: dict[str, SbatchJob] = {}
+    try:
+        wanted = [_submission(request, job, layout) for job in request.jobs]
+        for submission in wanted:
+            submitted[_submit(submission)] = submission
+        if request.compares:
+            submission = comparison_submission(submitted, request.resources, layout)
+            submitted[_submit(submission)] = submission
+    except (InputError, RunError, OSError) as error:
+        if not submitted:
+            raise
+        raise RunError(f"{error}; {_withdraw(submitted)}") from None
+    except KeyboardInterrupt:
+        if submitted:
+            _withdraw(submitted)
+        raise
+    return submitted
+
+
+def _layout(request: Request, snapshot: Path, code: Path) -> Layout:
+    variables = job_variables(request.project, snapshot, request.runs)
+    return Layout(request.runs, snapshot, code, variables)
+
+
+def _submission(request: Request, job: Job | SearchSpec, layout: Layout) -> SbatchJob:
+    return job_submission(
+        job, request.seeds, request.resources, layout, full=request.full, pack=request.pack
+    )
+
+
+def _submit(submission: SbatchJob) -> str:
+    """Submit a planned job, and return its id.
+
+    Raises:
+        RunError: if sbatch refuses, with its last words; then no trace of the submission is left.
+    """
+    (submission.layout.runs / "logs").mkdir(
+        parents=True, exist_ok=True
+    )  # Slurm says nothing if it is missing
+    submission.folder.mkdir(parents=True)
+    try:
+        (submission.folder / "job.sh").write_text(submission.script)
+        if submission.job_file:
+            submission.job_file.write_text(submission.job_toml)
+        done = scheduler.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
+        job_id = done.stdout.strip().partition(";")[0]  # a cluster's name may follow
+        if done.returncode != 0:
+            raise RunError(f"{submission.name}: was not submitted: {scheduler.last_words(done)}")
+        if not job_id.isdigit():
+            raise RunError(
+                f"{submission.name}: was not submitted: sbatch only said {job_id[:200]!r}"
+            )
+    except (OSError, InputError, RunError):
+        shutil.rmtree(submission.folder, ignore_errors=True)
+        raise
+    _record(submission, job_id)
+    return job_id
+
+
+def _record(submission: SbatchJob, job_id: str) -> None:
+    record: dict[str, Any] = {
+        "job_id": job_id,
+        "job": submission.name,
+        "architecture": submission.architecture,
+        "seeds": list(submission.seeds),
+        "runs": [str(run) for run in submission.run_folders(job_id)],
+        "logs": [str(log) for log in submission.logs(job_id)],
+        "command": submission.command,
+        "snapshot": str(submission.layout.snapshot),
+        "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    beside = submission.folder / ".submission.json.tmp"
+    beside.write_text(json.dumps(record, indent=2) + "\n")
+    beside.rename(submission.record)
+    # By the job's id it is found; an id comes again where Slurm's own state was lost.
+    link = submission.folder / ".link.tmp"
+    link.symlink_to(Path(submission.folder.name) / submission.record.name)
+    link.rename(submission.record_by_id(job_id))
+
+
+def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
+    """Cancel what was submitted, and say so: for when a later part of the whole was refused."""
+    ids = ", ".join(submitted)
+    try:
+        scheduler.ask("scancel", *submitted)
+    except (InputError, RunError) as error:
+        return f"jobs {ids} could not be cancelled again ({error}); cancel them"
+    for job_id, submission in submitted.items():
+        submission.record_by_id(job_id).unlink(missing_ok=True)
+        shutil.rmtree(submission.folder, ignore_errors=True)
+    return f"jobs {ids} were cancelled again"
+
+
+def _expected_start(submission: SbatchJob) -> str:
+    """When Slurm would start the job, in its own words; nothing is submitted or left behind.
+
+    Raises:
+        InputError: if sbatch does not know one of its flags.
+        RunError: if there is no place for such a job.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        script = Path(name) / "job.sh"
+        script.write_text(submission.script)
+        try:
+            return scheduler.would_start(script, *submission.words[1:], timeout_s=SBATCH_TIMEOUT_S)
+        except (InputError, RunError) as error:
+            raise type(error)(f"{submission.name}: {error}") from None

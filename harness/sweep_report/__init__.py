@@ -1,0 +1,5 @@
+"""What a sweep found: leaderboard, importance of each key, plots, and the best trial as a job.
+
+Everything here reads a sweep's folder; `best_trial` also trains the winner again over seeds.
+It may import the modules of `harness` itself and the packages up to `tuning`.
+"""

@@ -1,0 +1,150 @@
+"""What mattered in a search: how the score goes with the values of each hyperparameter."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.search_space import Parameter, SearchSpec, Value, settled
+
+MIN_TRIALS = 3  # fewer say nothing about any key
+NUM_BINS = 3  # of a range
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A finished trial with what it was trained with."""
+
+    trial: str
+    score: float  # the objective
+    epochs: int | None  # trained
+    values: Mapping[str, Value]  # by the job's keys, without those that had no part in it
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trials with like values of a key."""
+
+    label: str  # `gru`, or `0.1 to 0.3`
+    middle: float | None  # median of the values, where they are numbers
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return statistics.fmean(self.scores)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How the score goes with a key."""
+
+    dimension: Parameter
+    groups: tuple[Group, ...]  # in the order of the values, none empty
+    num_trials: int
+
+    @property
+    def explained(self) -> float:
+        """Eta squared, the share in 0..1 of the scores' variation that lies between the groups:
+        between-group sum of squares over total (Fisher, 1925); 0 where all scores are the same."""
+        scores = [score for group in self.groups for score in group.scores]
+        middle = statistics.fmean(scores)
+        total = sum((score - middle) ** 2 for score in scores)
+        between = sum(len(g.scores) * (g.mean - middle) ** 2 for g in self.groups)
+        return min(between / total, 1.0) if total > 0 else 0.0
+
+    @property
+    def by_chance(self) -> float:
+        """What eta squared is in the mean where the key has no effect: (k - 1) / (n - 1)."""
+        return (len(self.groups) - 1) / (self.num_trials - 1)
+
+
+def value_of(dimension: Parameter, text: str) -> Value | None:
+    """A value as `leaderboard.csv` writes it, None where it is empty or none of the key's."""
+    if dimension.choices:
+        for choice in dimension.choices:
+            if text == str(settled(choice)):
+                return choice
+        return None
+    try:
+        return int(text) if dimension.is_whole else float(text)
+    except ValueError:
+        return None
+
+
+def scored_trials(rows: Sequence[Mapping[str, str]], search: SearchSpec) -> list[Scored]:
+    """The finished trials of a leaderboard in its order, without scores that are not finite."""
+    found = []
+    for row in rows:
+        try:
+            score = float(row.get(search.table.objective) or "nan")
+        except ValueError:
+            score = math.nan
+        if row.get("status") != "finished" or not math.isfinite(score):
+            continue
+        texts = {d.key: value_of(d, row.get(d.key) or "") for d in search.space}
+        values = {key: value for key, value in texts.items() if value is not None}
+        epochs = row.get("epochs") or ""
+        found.append(Scored(row["trial"], score, int(epochs) if epochs.isdigit() else None, values))
+    return found
+
+
+def comparable(trials: Sequence[Scored], search: SearchSpec) -> list[Scored]:
+    """The trials whose scores may be compared: all, but of hyperband's those of one length.
+
+    That is the number of epochs that most trials had, the larger of two as common: hyperband
+    trains its good settings longer, so over all lengths whatever it chose early would look good.
+    """
+    if search.table.tuner != "hyperband" or not trials:
+        return list(trials)
+    counts = Counter(trial.epochs or 0 for trial in trials)
+    usual = max(counts, key=lambda epochs: (counts[epochs], epochs))
+    return [trial for trial in trials if (trial.epochs or 0) == usual]
+
+
+def effects_of(trials: Sequence[Scored], search: SearchSpec) -> list[Effect]:
+    """The effect of each key that had several values, the one that explains most first."""
+    found = []
+    for dimension in search.space:
+        having = [trial for trial in trials if dimension.key in trial.values]
+        groups = _groups(dimension, having)
+        if len(having) >= MIN_TRIALS and len(groups) > 1:
+            found.append(Effect(dimension, tuple(groups), len(having)))
+    return sorted(found, key=lambda effect: -effect.explained)
+
+
+def _groups(dimension: Parameter, trials: Sequence[Scored]) -> list[Group]:
+    if dimension.choices:
+        order = dimension.choices
+        kinds = [order.index(trial.values[dimension.key]) for trial in trials]
+    else:
+        kinds = _bins([float(trial.values[dimension.key]) for trial in trials])
+    return [
+        _group([trial for trial, its in zip(trials, kinds, strict=True) if its == kind], dimension)
+        for kind in sorted(set(kinds))
+    ]
+
+
+def _bins(values: Sequence[float]) -> list[int]:
+    """The bin of each value: all bins as full as can be, the same value never in two of them."""
+    distinct = sorted(set(values))
+    if len(distinct) <= NUM_BINS:
+        return [distinct.index(value) for value in values]
+    places, below = {}, 0.0
+    for value in distinct:
+        count = values.count(value)
+        places[value] = int(NUM_BINS * (below + count / 2) / len(values))
+        below += count
+    return [places[value] for value in values]
+
+
+def _group(trials: Sequence[Scored], dimension: Parameter) -> Group:
+    values = [trial.values[dimension.key] for trial in trials]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    middle = statistics.median(numbers) if len(numbers) == len(values) else None
+    if dimension.choices:
+        label = str(values[0])
+    else:
+        label = " to ".join(f"{end:.3g}" for end in sorted({min(numbers), max(numbers)}))
+    return Group(label, middle, tuple(trial.score for trial in trials))

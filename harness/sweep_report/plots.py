@@ -1,0 +1,256 @@
+"""The pictures of a sweep: a line a trial over all hyperparameters, and the score by each."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.search_space import Parameter, SearchSpec, Value, short_names
+from harness.sweep_report.importance import Effect, Scored
+from harness.training.metrics import png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+
+
+MISSING = -0.12  # where a trial stands on the axis of a key that it does not have
+SPREAD = 0.045  # of the lines through one value of a list, in parts of an axis
+MAX_COLUMNS = 4
+MAX_LETTERS = 22  # of one line of values below a small plot
+COLOURS = "viridis"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A vertical axis: which height a value has, and what is written beside it."""
+
+    name: str
+    ticks: tuple[tuple[float, str], ...]  # height in 0..1, text
+    choices: tuple[Value, ...] = ()  # of a list
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+
+    def height(self, value: Value | None) -> float:
+        """Where a value stands, 0 at the bottom and 1 at the top."""
+        if value is None:
+            return MISSING
+        if self.choices:
+            return _part(self.choices.index(value), len(self.choices))
+        return _share(float(value), self.low, self.high, log=self.log)
+
+
+def _part(place: int, of: int) -> float:
+    return place / (of - 1) if of > 1 else 0.5
+
+
+def _share(value: float, low: float, high: float, *, log: bool) -> float:
+    if log:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def axis_of(dimension: Parameter, name: str) -> Axis:
+    """The axis of a key: of a list each value by its name, of a range its ends and between."""
+    if dimension.choices:
+        return _list_axis(name, dimension.choices)
+    return _range_axis(name, dimension.low, dimension.high, log=dimension.log)
+
+
+def _list_axis(name: str, values: Sequence[Value]) -> Axis:
+    count = len(values)
+    ticks = tuple((_part(place, count), str(value)) for place, value in enumerate(values))
+    return Axis(name, ticks, choices=tuple(values))
+
+
+def _range_axis(name: str, low: float, high: float, *, log: bool = False) -> Axis:
+    values = (low, *_round_values(low, high, log=log), high)
+    ticks = tuple((_share(v, low, high, log=log), f"{v:.4g}") for v in values)
+    return Axis(name, ticks, low=low, high=high, log=log)
+
+
+def _round_values(low: float, high: float, *, log: bool) -> list[float]:
+    """Round values inside a range, none so near to an end that it would stand over its number."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    locator: Any = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5)
+    return [
+        value
+        for value in map(float, locator.tick_values(low, high))
+        if low < value < high and 0.08 < _share(value, low, high, log=log) < 0.92
+    ]
+
+
+def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
+    """Draw each finished trial as a line over the axes of all keys, as a PNG of 480 pixels' height.
+
+    Its colour is its score, those of the worst tenth are one colour; the winner is thick. Where
+    trials of hyperband have unlike numbers of epochs, these have an axis too.
+
+    Args:
+        trials: one at least, the best first.
+        search: where they are from.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+
+    names = short_names([dimension.key for dimension in search.space])
+    axes = [axis_of(dimension, names[dimension.key]) for dimension in search.space]
+    columns = [[trial.values.get(d.key) for trial in trials] for d in search.space]
+    lengths = sorted({trial.epochs for trial in trials if trial.epochs is not None})
+    if search.table.tuner == "hyperband" and len(lengths) > 1:
+        axes.append(_list_axis("epochs", lengths))
+        columns.append([trial.epochs for trial in trials])
+    scores = [trial.score for trial in trials]
+    axes.append(_range_axis(search.table.objective, min(scores), max(scores)))
+    columns.append([*scores])
+
+    figure, plot = _figure(max(6.4, 1.2 + 1.05 * len(axes)), 4.8)
+    norm = _norm(scores, search)
+    lines = list(zip(*map(_heights, axes, columns), strict=True))
+    for place in reversed(range(len(trials))):  # the best is drawn last, over the others
+        is_best = place == 0
+        plot.plot(
+            range(len(axes)),
+            lines[place],
+            color=colormaps[COLOURS](norm(scores[place])),
+            linewidth=4 if is_best else 1.2,
+            alpha=1 if is_best else 0.75,
+            solid_joinstyle="round",
+            zorder=3 if is_best else 2,
+        )
+    _draw_axes(plot, axes, columns)
+    plot.set_title(
+        f"{search.name}: {len(trials)} finished trial{'s' if len(trials) > 1 else ''}, "
+        f"the thick one is the best ({trials[0].trial}, {scores[0]:.4f})"
+    )
+    end: Any = "neither"
+    if len(trials) >= 10:  # the worst tenth lies beyond it
+        end = "min" if search.goal == "max" else "max"
+    bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=plot, pad=0.01, extend=end)
+    bar.set_label(search.table.objective)
+    return png(figure)
+
+
+def _heights(axis: Axis, values: Sequence[Value | None]) -> list[float]:
+    """The heights of all trials on an axis; through one value of a list they lie side by side."""
+    heights = [axis.height(value) for value in values]
+    if len(values) < 2:
+        return heights
+    last = len(values) - 1
+    return [
+        height + SPREAD * (0.5 - place / last) if axis.choices or height == MISSING else height
+        for place, height in enumerate(heights)
+    ]
+
+
+def _draw_axes(plot: "Axes", axes: Sequence[Axis], columns: Sequence[Sequence[Any]]) -> None:
+    for place, (axis, values) in enumerate(zip(axes, columns, strict=True)):
+        plot.plot([place, place], [0, 1], color="black", linewidth=0.8, zorder=4)
+        missing = [(MISSING, "none")] if None in values else []
+        for height, text in (*axis.ticks, *missing):
+            plot.plot([place, place + 0.04], [height, height], color="black", linewidth=0.8)
+            plot.text(
+                *(place + 0.06, height, text),
+                va="center",
+                fontsize=8,
+                zorder=5,
+                bbox={"facecolor": "white", "alpha": 0.75, "pad": 0.8, "linewidth": 0},
+            )
+    plot.set_xticks(range(len(axes)), [axis.name.replace("_", "\n") for axis in axes])
+    plot.tick_params(axis="x", length=0, labelsize=9)
+    plot.set_yticks([])
+    plot.set_xlim(-0.15, len(axes) - 0.45)
+    plot.set_ylim((MISSING if any(None in values for values in columns) else 0) - 0.05, 1.05)
+    plot.spines[:].set_visible(False)
+
+
+def _norm(scores: Sequence[float], search: SearchSpec) -> "Normalize":
+    """Scores to colours. One that failed to learn would leave a single colour to all others, so
+    the worst tenth share the colour at the end."""
+    from matplotlib.colors import Normalize
+
+    in_order = sorted(scores, reverse=search.goal == "min")  # the worst first
+    worst, best = in_order[len(scores) // 10], in_order[-1]
+    return Normalize(min(worst, best), max(worst, best))
+
+
+def objective_by_key(
+    trials: Sequence[Scored], effects: Sequence[Effect], search: SearchSpec
+) -> bytes:
+    """Draw the score of each trial over each key's values, as a PNG, a small plot a key.
+
+    The line joins the means: of each value of a list, of each third of a range.
+
+    Args:
+        trials: those of `effects`.
+        effects: one at least; the plots are in their order.
+        search: where they are from.
+    """
+    columns = min(MAX_COLUMNS, len(effects))
+    rows = -(-len(effects) // columns)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6.4, 2.7 * columns), 0.6 + 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    names = short_names([dimension.key for dimension in search.space])
+    for place, plot in enumerate(grid):
+        if place < len(effects):
+            _draw_effect(plot, effects[place], trials, names[effects[place].dimension.key])
+        else:
+            plot.set_visible(False)
+    of_epochs = ""
+    if search.table.tuner == "hyperband":
+        epochs = trials[0].epochs or 0
+        of_epochs = f" of {epochs} epoch{'' if epochs == 1 else 's'}"
+    figure.suptitle(
+        f"{search.name}: {search.table.objective} of {len(trials)} trials{of_epochs}, and the share"
+        " of its variation that each key explains"
+    )
+    return png(figure)
+
+
+def _draw_effect(plot: "Axes", effect: Effect, trials: Sequence[Scored], name: str) -> None:
+    dimension = effect.dimension
+    having = [trial for trial in trials if dimension.key in trial.values]
+    scores = [trial.score for trial in having]
+    values = [trial.values[dimension.key] for trial in having]
+    if dimension.choices:
+        kinds = [dimension.choices.index(value) for value in values]
+        width = 0.3  # of the band in which the trials of a value lie side by side
+        # By the golden ratio, for they are in the order of their scores.
+        at = [kind + width * (i * 0.618 % 1 - 0.5) for i, kind in enumerate(kinds)]
+        middles = [float(kind) for kind in sorted(set(kinds))]
+        texts = [str(choice) for choice in dimension.choices]
+        tilted: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+        plot.set_xticks(
+            range(len(texts)), texts, **(tilted if sum(map(len, texts)) > MAX_LETTERS else {})
+        )
+        plot.set_xlim(-0.5, len(dimension.choices) - 0.5)
+    else:
+        at = [float(value) for value in values]
+        middles = [group.middle or 0.0 for group in effect.groups]
+        low, high, margin = dimension.low, dimension.high, 0.05
+        plot.set_xlim(low - margin * (high - low), high + margin * (high - low))
+        if dimension.log:
+            plot.set_xscale("log")
+            plot.set_xlim(low * (low / high) ** margin, high * (high / low) ** margin)
+            plot.minorticks_off()
+        ticks = [low, *_round_values(low, high, log=dimension.log), high]
+        plot.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+    plot.scatter(at, scores, s=14, alpha=0.6, linewidths=0)
+    means = [group.mean for group in effect.groups]
+    plot.plot(middles, means, "o-", color="black", markersize=4, linewidth=1)
+    shares = f"{100 * effect.explained:.0f} %, by chance {100 * effect.by_chance:.0f} %"
+    plot.set_title(f"{name}: {shares}", fontsize=9)
+    plot.grid(axis="y", alpha=0.3)
+    plot.tick_params(labelsize=8)
+
+
+def _figure(width: float, height: float) -> Any:
+    # The object API: pyplot keeps its figures in a global list, and picks a backend with a window.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    return figure, figure.subplots()

@@ -1,0 +1,74 @@
+"""The heartbeat: what a run or a sweep is doing, for people and programs that watch from afar."""
+
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from harness.errors import Interrupted, RunError
+from harness.files.leased_dir import LeasedDirectory
+from harness.slurm.environment import SlurmEnvironment
+
+HEARTBEAT_S = 5.0  # between two writings of state.json
+
+
+class Heartbeat:
+    """Keeps `state.json` of a run, or of a sweep."""
+
+    def __init__(
+        self,
+        run: LeasedDirectory,
+        allocation: SlurmEnvironment | None,
+        every_s: float = HEARTBEAT_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run, self.every_s, self.clock = run, every_s, clock
+        before = run.read_json("state.json")
+        self.state: dict[str, Any] = {
+            "restarts": int(before.get("restarts") or 0) + 1 if before else 0,
+            "requeues": int(before.get("requeues") or 0),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "slurm_job": allocation.job_id if allocation else None,
+            "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
+        }
+        self.max_requeues = allocation.max_requeues if allocation else None
+        self._last = float("-inf")
+
+    def beat(self, phase: str, **values: object) -> None:
+        """Note where the run is; written at a change of phase and every few seconds.
+
+        Args:
+            phase: starting, training, validating, testing, finished, interrupted or failed.
+            values: epoch, step, reviews_per_s, eta_s and whatever else is known.
+        """
+        changed = phase != self.state.get("phase")
+        now = self.clock()
+        self.state.update(phase=phase, **values)
+        if changed or now - self._last >= self.every_s:
+            self._last = now
+            self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
+
+    def note(self, **values: object) -> None:
+        """Take values along with the next beat."""
+        self.state.update(values)
+
+    def interrupted(self, reason: Interrupted) -> None:
+        """Note that the run is saved and stops, and whether its job may go back into the queue.
+
+        Raises:
+            RunError: if it has been there too often.
+        """
+        requeues = int(self.state["requeues"])
+        # The job scripts put a job back that was warned; not one that somebody cancelled.
+        if self.max_requeues is not None and not reason.by_cancel:
+            if requeues >= self.max_requeues:
+                raise RunError(
+                    f"interrupted by {reason}, checkpoint saved; not requeued: that was done "
+                    f"{requeues} times, HARNESS_MAX_REQUEUES is {self.max_requeues}; give more "
+                    f"--time, and go on by: harness resume {shlex.quote(str(self.run.folder))}"
+                )
+            requeues += 1
+        self.beat("interrupted", signal=str(reason), requeues=requeues)

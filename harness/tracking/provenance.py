@@ -1,0 +1,65 @@
+"""Where a run came from: code, packages, machine, data. What a stranger needs to repeat it."""
+
+import platform
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from harness import PROJECT
+from harness.data.dataset import Dataset
+from harness.slurm.environment import SlurmEnvironment, given_cpus
+from harness.system.git import code_version
+from harness.system.host import installed_version, nvidia_driver, processor
+from harness.tracking.run_dir import RunDirectory
+
+PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
+
+
+def write_provenance(
+    run: RunDirectory,
+    dataset: Dataset,
+    allocation: SlurmEnvironment | None,
+    devices: list[dict[str, str]],
+    devices_asked: str | None,
+    plan: Mapping[str, Any],
+) -> None:
+    """Record the first start of a run whole, and each later one in a line of `starts`.
+
+    Before anything is trained: a run that goes on takes devices and data from here.
+    """
+    record = run.read_json("provenance.json") or {
+        **code_version(PROJECT, run.folder.absolute().parent.parent),
+        "packages": {name: installed_version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor(),
+        "driver": nvidia_driver(),
+        "devices_asked": devices_asked,
+        "plan": dict(plan),
+        "kernels": {},  # known when the graph is traced
+        "slurm": allocation.variables if allocation else {},
+        "dataset": {
+            "checksum": dataset.checksum,
+            "official": dataset.official,
+            "is_sample": dataset.is_sample,
+            "is_own": dataset.is_own,
+            "folder": str(dataset.folder.absolute()) if dataset.folder else None,
+        },
+        "starts": [],
+    }
+    record.setdefault("starts", []).append(
+        {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "host": socket.gethostname(),
+            "slurm_job": allocation.job_id if allocation else None,
+            "devices": devices,
+            "cpus": given_cpus(allocation),
+        }
+    )
+    run.write_json("provenance.json", record)
+
+
+def record_kernels(run: RunDirectory, kernels: dict[str, str]) -> None:
+    """Add the kernel that each recurrent layer takes."""
+    run.write_json("provenance.json", {**run.read_json("provenance.json"), "kernels": kernels})

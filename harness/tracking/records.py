@@ -1,0 +1,302 @@
+"""What the folder of a run says of it, and the record of a submission, read with open eyes."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.files.lenient_json import number, numbers, read_toml, table, text, whole
+from harness.search_space import is_sweep
+from harness.slurm.queue import QueuedJob
+from harness.slurm.script import submissions
+from harness.tracking.run_dir import RunDirectory, is_whole
+
+MAX_DEPTH = 4  # of a run below --runs
+
+ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run that `harness submit` sent to the queue, from its record."""
+
+    folder: Path
+    job: str | None
+    architecture: str | None
+    seed: int | None
+    log: str | None
+    time_s: float
+
+
+@dataclass
+class RunStatus:
+    """A run, or a job that will make one, and the state that follows from what is seen."""
+
+    run: str  # its path below --runs, such as lstm/slurm-12_3
+    folder: Path
+    state: str = "unknown"
+    note: str = ""  # why, or what can be done, in a few words
+    job: str | None = None
+    architecture: str | None = None
+    seed: int | None = None
+    epoch: int | None = None
+    num_epochs: int | None = None
+    step: int | None = None
+    num_steps: int | None = None
+    reviews_per_s: float | None = None
+    eta_s: float | None = None
+    step_ms: float | None = None
+    input_wait_share: float | None = None  # of a step's time
+    device: dict[str, float] = field(
+        default_factory=dict
+    )  # as harness.system.resource_monitor names its figures
+    warning: str | None = None  # of what may end the run, such as an idle GPU
+    val_accuracy: float | None = None  # of the last epoch, or the one kept
+    test_accuracy: float | None = None
+    trials: dict[str, Any] | None = None  # of a sweep: how many are finished, failed and so on
+    restarts: int = 0
+    slurm_job: str | None = None  # as people write it: 12, or 12_3 for an array task
+    host: str | None = None
+    process: int | None = None
+    log: str | None = None
+    heartbeat_age_s: float | None = None
+    time_s: float = 0.0  # the last sign of life, seconds since 1970
+    phase: str | None = field(default=None, repr=False)
+    signal: str | None = field(default=None, repr=False)
+    error: str | None = field(default=None, repr=False)
+    is_mine: bool = field(default=True, repr=False)  # the scheduler tells of own jobs alone
+    told_job: str | None = field(default=None, repr=False)  # the job's id in the heartbeat
+    submission: Submission | None = field(default=None, repr=False)
+    expected_s: float = field(default=0.0, repr=False)  # between two writes of the heartbeat
+    queued: QueuedJob | None = field(default=None, repr=False)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run goes on or waits."""
+        return self.state in ALIVE and (self.state != "stale" or self.job_lives)
+
+    @property
+    def job_lives(self) -> bool:
+        """Whether Slurm knows its job and it is not over."""
+        return self.queued is not None and not self.queued.ended
+
+    @property
+    def position(self) -> str:
+        """Where it is: `epoch 2, step 40`; empty before the first step."""
+        words = [f"{k} {v}" for k, v in (("epoch", self.epoch), ("step", self.step)) if v]
+        return ", ".join(words)
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return f"harness resume {shlex.quote(str(self.folder))}"
+
+    def forget_speed(self) -> None:
+        """Leave out what was so while it trained."""
+        self.reviews_per_s = self.eta_s = self.step_ms = self.input_wait_share = None
+        self.device, self.warning = {}, None
+
+    def as_json(self) -> dict[str, Any]:
+        """What programs get."""
+        hidden = {"is_mine", "told_job", "submission", "expected_s", "queued"}
+        told = {k: v for k, v in asdict(self).items() if k not in hidden}
+        waits = self.queued.reason if self.queued and self.queued.waits else None
+        return {**told, "folder": str(self.folder.absolute()), "reason": waits}
+
+
+def run_folders(top: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
+    """The folders of runs and sweeps at or below a folder; what is inside of one is not looked at.
+
+    A run's folder holds the lease from the first moment on, and its job a little later.
+    """
+    try:
+        with os.scandir(top) as entries:
+            names = {entry.name: entry.is_dir() for entry in entries}
+    except OSError:  # it is gone meanwhile, or may not be read
+        return
+    if not names.keys().isdisjoint(("job.toml", "lease.json", "state.json")):  # or a sweep's
+        yield top
+    elif depth:
+        for name, is_folder in names.items():
+            if is_folder and not name.startswith("."):
+                yield from run_folders(top / name, depth - 1)
+
+
+def read_submissions(runs: Path) -> Iterator[Submission]:
+    """The runs in the records of `harness submit`; what is no record is passed over."""
+    for path in submissions(runs).glob("*.json"):
+        record = RunDirectory(path.parent).read_json(path.name)
+        folders = record.get("runs")
+        for place, folder in enumerate(folders if isinstance(folders, list) else []):
+            if isinstance(folder, str):
+                yield Submission(
+                    Path(folder),
+                    text(record.get("job")),
+                    text(record.get("architecture")),
+                    whole(_item(record.get("seeds"), place)),
+                    text(_item(record.get("logs"), place)),
+                    sent.st_mtime if (sent := _stat(path)) else 0.0,
+                )
+
+
+# What a folder says
+
+
+def observe(folder: Path, name: str, submission: Submission | None, now: float) -> RunStatus:
+    """Read a run's folder, whatever of it is there and whole; its state is not judged yet."""
+    run = RunDirectory(folder)
+    state = run.read_json("state.json")
+    file = _stat(folder / "state.json")
+    modified = file.st_mtime if file else None
+    status = RunStatus(
+        run=name,
+        folder=folder,
+        job=folder.parent.name,
+        epoch=whole(state.get("epoch")),
+        num_epochs=whole(state.get("num_epochs")),
+        step=whole(state.get("step")),
+        num_steps=whole(state.get("num_steps")),
+        reviews_per_s=number(state.get("reviews_per_s")),
+        eta_s=number(state.get("eta_s")),
+        step_ms=number(state.get("step_ms")),
+        input_wait_share=number(state.get("input_wait_share")),
+        device=numbers(state.get("device")),
+        warning=text(state.get("warning")),
+        restarts=whole(state.get("restarts")) or 0,
+        host=text(state.get("host")),
+        process=whole(state.get("process")),
+        log=text(state.get("log")),
+        time_s=number(state.get("time_s")) or modified or 0.0,
+        phase=text(state.get("phase")),
+        signal=text(state.get("signal")),
+        error=text(state.get("error")),
+        is_mine=file is None or file.st_uid == os.getuid(),
+        told_job=text(state.get("slurm_job")),
+    )
+    # The node's clock or the file server's may go wrong, but hardly both.
+    ages = [now - at for at in (number(state.get("time_s")), modified) if at is not None]
+    if ages:
+        status.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
+    if submission:
+        _add_submission(status, submission)
+    if is_sweep(folder):
+        _add_sweep(status, state)
+        return status
+    result = run.read_json("result.json") if run.finished() else {}
+    if not is_whole(result):
+        _add_job(status)
+    if run.finished():
+        _add_result(status, result)
+    if not status.time_s and (there := _stat(folder)):
+        status.time_s = there.st_mtime
+    status.slurm_job = _shown_job(status)
+    return status
+
+
+def _add_submission(status: RunStatus, submission: Submission) -> None:
+    status.job = submission.job or status.job
+    status.architecture, status.seed = submission.architecture, submission.seed
+    status.log = status.log or submission.log
+    status.time_s = status.time_s or submission.time_s
+    status.submission = submission
+
+
+def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
+    status.phase = "result"
+    status.error = None if is_whole(result) else "result.json is broken; remove it and"
+    status.job = text(result.get("job")) or status.job
+    status.architecture = text(result.get("architecture")) or status.architecture
+    status.seed = status.seed if whole(result.get("seed")) is None else whole(result.get("seed"))
+    status.val_accuracy = number(result.get("val_accuracy")) or status.val_accuracy
+    status.test_accuracy = number(result.get("accuracy"))
+    status.forget_speed()
+
+
+def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
+    """What a sweep's heartbeat and result tell."""
+    result = RunDirectory(status.folder).read_json("result.json")
+    if result:
+        status.phase, status.eta_s = "result", None
+    best = state.get("best") if isinstance(state.get("best"), dict) else {}
+    counts = ("trials", "finished", "failed", "running", "waiting", "workers")
+    status.trials = {**{key: whole(state.get(key)) for key in counts}, "best": best or None}
+    status.slurm_job = _shown_job(status)
+
+
+def describe_trials(trials: dict[str, Any]) -> str:
+    """`5 of 24 trials finished, 1 failed, 4 running, best 0.8812 (trial 07)`."""
+    total = f" of {trials['trials']}" if trials["trials"] else ""
+    words = [f"{trials['finished'] or 0}{total} trials finished"]
+    words += [f"{trials[k]} {k}" for k in ("failed", "running", "waiting") if trials[k]]
+    if best := trials["best"]:
+        words.append(f"best {number(best.get('score')) or 0:.4f} (trial {best.get('trial')})")
+    return ", ".join(words)
+
+
+def _add_job(status: RunStatus) -> None:
+    """What an unfinished run's job and last epoch tell."""
+    job = read_toml(status.folder / "job.toml")
+    train = table(job, "train")
+    status.job = text(job.get("name")) or status.job
+    status.architecture = text(table(job, "model").get("architecture")) or status.architecture
+    status.seed = status.seed if whole(train.get("seed")) is None else whole(train.get("seed"))
+    status.num_epochs = status.num_epochs or whole(train.get("epochs"))
+    last = _last_line(status.folder / "metrics.jsonl")
+    status.epoch = status.epoch or whole(last.get("epoch"))
+    status.val_accuracy = number(last.get("val_accuracy"))
+    steps = max(whole(train.get(key)) or 1 for key in ("log_every_steps", "steps_per_execution"))
+    reviews = steps * (whole(train.get("batch_size")) or 1)
+    status.expected_s = reviews / status.reviews_per_s if status.reviews_per_s else 0.0
+
+
+def _shown_job(status: RunStatus) -> str | None:
+    """The Slurm job's id as people write it: a task's own stands only in its folder's name."""
+    found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)", status.folder.name)
+    if not found or (status.phase and not status.told_job):
+        return status.told_job  # a heartbeat without a job is that of a run outside Slurm
+    return found[1] if "_" in found[1] or not status.told_job else status.told_job
+
+
+def last_words(status: RunStatus) -> str:
+    """The last line of a run's log that is not blank, empty where there is none."""
+    if not status.log:
+        return ""
+    lines = _tail(Path(status.log)).decode(errors="replace").splitlines()
+    line = next((line for line in reversed(lines) if line.strip()), "")
+    return " ".join("".join(c if c.isprintable() else " " for c in line).split())
+
+
+def _tail(path: Path, num_bytes: int = 8192) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
+            return file.read(num_bytes)
+    except OSError:
+        return b""
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of metrics."""
+    for line in reversed(_tail(path).splitlines()):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _item(items: object, place: int) -> object:
+    return items[place] if isinstance(items, list) and place < len(items) else None
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None

@@ -1,0 +1,172 @@
+"""A run's code and job put back into a folder of their own, from what its record says."""
+
+import contextlib
+import shlex
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.data.dataset import save_folder
+from harness.data.imdb_sources import open_sample
+from harness.errors import InputError, RunError
+from harness.system.git import (
+    COMMIT,
+    SNAPSHOT_RECORD,
+    GitError,
+    has_commit,
+    snapshot_record,
+    write_version,
+)
+from harness.system.host import installed_version
+from harness.tracking.provenance import PACKAGES
+from harness.tracking.run_dir import RunDirectory
+
+SAMPLE_FOLDER = "imdb-sample"
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """Code and job that were put back."""
+
+    folder: Path
+    source: str  # where the code came from
+    job_file: Path  # inside the folder
+    command: str  # for a shell
+    warnings: list[str] = field(default_factory=list)
+
+
+def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
+    """Put the code of a run into a new folder, with the run's job under `jobs/`.
+
+    From the commit and the recorded changes, or from the snapshot that the run was started from
+    where the project does not know the commit or the record lacks a file.
+
+    Args:
+        run: an existing run.
+        project: the checkout that has the commit.
+        folder: complete afterwards, or absent.
+
+    Raises:
+        InputError: if the folder is there already, or the code is nowhere to be had.
+        RunError: if the recorded changes do not fit or the disk refuses.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"--to {folder}: is there already; name a new folder")
+    record = run.read_json("provenance.json")
+    if not record:
+        raise InputError(f"run {run.folder}: has no readable provenance.json, its code is unknown")
+    warnings = list(_differences(record))
+    with _written_beside(folder) as beside:
+        source = _put_code(run, record, project, beside, warnings)
+        job_file = _put_job(run, beside)
+        _put_data(record, beside, warnings)
+    return Reproduced(folder, source, job_file, _command(record, folder, job_file), warnings)
+
+
+@contextlib.contextmanager
+def _written_beside(folder: Path) -> Iterator[Path]:
+    beside = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        beside.rename(folder)
+    except OSError as error:
+        raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _put_code(
+    run: RunDirectory, record: dict[str, Any], project: Path, folder: Path, warnings: list[str]
+) -> str:
+    commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
+    left_out = [str(name) for name in record.get("left_out_files") or []]
+    snapshot = Path(record["snapshot"]) if record.get("snapshot") else None
+    snapshot = snapshot if snapshot and snapshot_record(snapshot) else None
+    is_whole = isinstance(patch, str) and not left_out
+    if has_commit(project, commit) and (is_whole or not snapshot):
+        try:
+            write_version(project, commit, patch or "", folder)
+        except GitError as error:
+            raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
+        if patch is None:
+            warnings.append("changes since the commit, if there were any, were not recorded")
+        if left_out:
+            warnings.append(f"too large for the record, so not put back: {', '.join(left_out)}")
+        return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
+    if snapshot:
+        ignore = shutil.ignore_patterns("__pycache__", SNAPSHOT_RECORD)
+        shutil.copytree(snapshot, folder, symlinks=True, ignore=ignore, dirs_exist_ok=True)
+        return f"snapshot {snapshot}"
+    if not COMMIT.fullmatch(commit):
+        raise InputError(
+            f"run {run.folder}: names neither a commit nor a snapshot that is still there; it was "
+            "started from a folder that was no git checkout"
+        )
+    raise InputError(
+        f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, or run "
+        "harness reproduce from the checkout that it was started from"
+    )
+
+
+def _put_job(run: RunDirectory, folder: Path) -> Path:
+    jobs = folder / "jobs"
+    jobs.mkdir(exist_ok=True)
+    name, number = run.folder.absolute().name, 1
+    target = jobs / f"{name}.toml"
+    while target.exists():
+        number += 1
+        target = jobs / f"{name}-{number}.toml"
+    target.write_bytes(run.path("job.toml").read_bytes())
+    return target.relative_to(folder)
+
+
+def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None:
+    """The sample as a folder: without one, the full data would be taken where they are found."""
+    data = record.get("dataset") or {}
+    if data.get("is_sample"):
+        sample = open_sample()
+        save_folder(sample, folder / SAMPLE_FOLDER)
+        if sample.checksum != data.get("checksum"):
+            warnings.append("the run had another sample than this version of harness")
+    elif data.get("is_own"):
+        if not Path(str(data.get("folder"))).exists():
+            warnings.append(
+                f"the run's texts were in {data.get('folder')}, which is not here; put them there, "
+                "or write where they are into the job"
+            )
+    elif not _data_folder(data):
+        warnings.append(
+            f"the run's data (checksum {str(data.get('checksum'))[:12]}) were in "
+            f"{data.get('folder')}, which is not here; harness data verify shows what others are"
+        )
+
+
+def _data_folder(data: dict[str, Any]) -> str | None:
+    """Where the run's data still are; a copy on a node's own disk is gone."""
+    folder = data.get("folder")
+    return str(folder) if folder and Path(folder).is_dir() else None
+
+
+def _differences(record: dict[str, Any]) -> Iterator[str]:
+    packages = record.get("packages") or {}
+    for name in PACKAGES:
+        then, now = packages.get(name), installed_version(name)
+        if then != now:
+            yield f"{name} was {then} then and is {now} here"
+
+
+def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
+    data = record.get("dataset") or {}
+    words = [sys.executable, "-m", "harness", "train", str(job_file)]
+    if record.get("devices_asked"):
+        words += ["--devices", str(record["devices_asked"])]
+    if data.get("is_sample"):
+        words += ["--data", SAMPLE_FOLDER]
+    elif not data.get("is_own") and (folder_of_data := _data_folder(data)):
+        words += ["--data", folder_of_data]
+    return f"cd {shlex.quote(str(folder))} && {shlex.join(words)}"

@@ -1,0 +1,119 @@
+"""The run folder: what stands where, and the one place that writes into it."""
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError, RunError
+from harness.files.leased_dir import LeasedDirectory
+from harness.job import Job
+from harness.job_file import load_job, nearest
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+class RunDirectory(LeasedDirectory):
+    """One run's folder, `runs/<job>/<run-id>/`."""
+
+    kind = "run"
+
+    @classmethod
+    def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
+        """Name the folder of a run; it is made when the lease is taken.
+
+        With a `run_id` the folder may be there already: then the run goes on, provided that it
+        is the same job.
+
+        Raises:
+            InputError: if the id is no file name, or the run there is of another job.
+        """
+        if run_id is None:
+            run = cls(runs / job.name / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}")
+            run._is_new = True
+            return run
+        check_id("--run-id", run_id)
+        run = cls(runs / job.name / run_id)
+        if run.exists() and run.job() != job:
+            raise InputError(
+                f"run {run.folder}: holds another job; choose another --run-id, or go on with it "
+                f"by: harness resume {run.folder}"
+            )
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "RunDirectory":
+        """An existing run.
+
+        Raises:
+            InputError: if there is no such folder, or it is not a run's.
+        """
+        run = cls(folder)
+        if not _is_dir(folder):
+            others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
+            near = nearest(str(folder), others[-5:]) or "; harness train makes one"
+            raise InputError(f"run {folder}: no such folder{near}")
+        if not run.exists():
+            raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")
+        return run
+
+    def exists(self) -> bool:
+        """Whether the run was begun."""
+        return (self.folder / "job.toml").is_file()
+
+    def finished(self) -> bool:
+        """Whether the run ended well: the result is written last."""
+        return (self.folder / "result.json").is_file()
+
+    def result(self) -> dict[str, Any]:
+        """The scores of a finished run.
+
+        Raises:
+            RunError: if the file is broken.
+        """
+        result = self.read_json("result.json")
+        if not is_whole(result):
+            raise RunError(
+                f"{self.path('result.json')}: is broken; remove it and run harness resume"
+            )
+        return result
+
+    def job(self) -> Job:
+        """The run's job, every default filled in."""
+        return load_job(self.folder / "job.toml")
+
+    def leftovers(self) -> Iterator[Path]:
+        """What a process that was killed while it wrote has left, checkpoints included."""
+        return self.folder.rglob(".*.tmp*")
+
+
+def check_id(option: str, text: str) -> None:
+    """Refuse the id of a run or sweep that is no file name.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if not RUN_ID.fullmatch(text):
+        raise InputError(
+            f"{option} {text!r}: should be letters, digits, '.', '_', '-', at most 100"
+        )
+
+
+def is_whole(result: dict[str, Any]) -> bool:
+    """Whether this is all of a result: it has test scores, or by `data.test = false` others."""
+    return "accuracy" in result or result.get("val_accuracy") is not None
+
+
+def run_identity(job: Job, checksum: str) -> str:
+    """What a checkpoint belongs to: this very job on these very data, wherever they are."""
+    settings = job.to_toml(without_source=True)
+    return hashlib.sha256(f"{settings}\n{checksum}".encode()).hexdigest()
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError(f"run {path}: can't be opened: {error.strerror}") from None

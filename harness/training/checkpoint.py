@@ -1,0 +1,189 @@
+"""All that a run needs to go on exactly where it was, in one file a checkpoint.
+
+Not `tf.train.Checkpoint`: a checkpoint is several files there, and a run is more than variables.
+One NumPy archive is complete or absent, holds a checksum for each array, and is never unpickled.
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from harness.compute.train_step import TrainStep
+from harness.errors import RunError
+from harness.slurm.rendezvous import WorkerGroup
+from harness.tracking.run_dir import RunDirectory
+
+KEPT = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside the variables on its devices."""
+
+    identity: str = ""  # of job and data
+    epoch: int = 0  # the epoch at hand, from 0
+    step: int = 0  # steps of it that are done
+    loss_sum: float = 0.0  # over the reviews of these steps
+    right_sum: float = 0.0
+    epoch_s: float = 0.0  # training time of these steps
+    training_s: float = 0.0  # of the whole run, lost work of killed processes aside
+    history: list[dict[str, Any]] = field(default_factory=list)  # a metrics line an epoch
+    best_epoch: int = 0  # from 1, 0 for none
+    event_mark: dict[str, int] = field(default_factory=dict)  # what of the TensorBoard log counts
+    best_weights: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The metrics line of the best epoch."""
+        return self.history[self.best_epoch - 1]
+
+
+def save(run: RunDirectory, train_step: TrainStep, progress: Progress, total_steps: int) -> None:
+    """Write a checkpoint named after the steps done, and remove all but the last two.
+
+    Raises:
+        RunError: if the disk refuses, or a newer process took the run over.
+    """
+    meta = asdict(progress)
+    arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
+    for name, variables in _variables(train_step).items():
+        for i, variable in enumerate(variables):
+            arrays[f"{name}/{i}"] = variable.numpy()
+    arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    _write(run, f"step-{total_steps:09d}.npz", arrays)
+    for old in list_checkpoints(run)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def restore(
+    run: RunDirectory, train_step: TrainStep, identity: str, worker_group: WorkerGroup | None = None
+) -> tuple[Progress, list[str]]:
+    """Take up the newest checkpoint that is whole, or a fresh start where there is none.
+
+    Of several workers only the chief looks, and gives the others what it found: they may see
+    another state of a shared file system, or none.
+
+    Returns:
+        The progress, and a line about each checkpoint that was passed over.
+
+    Raises:
+        RunError: if a checkpoint is of another job or other data.
+    """
+    if worker_group and not worker_group.is_chief:
+        content = worker_group.share()
+        if not content:
+            return Progress(identity=identity), []
+        arrays = _load(io.BytesIO(content))
+        _assign(arrays, train_step)
+        return _progress(arrays), []
+    progress, path, passed_over = _newest(run, train_step, identity)
+    if worker_group:
+        worker_group.share(path.read_bytes() if path else b"")
+    return progress, passed_over
+
+
+def adopt(source: RunDirectory, target: RunDirectory, identity: str) -> None:
+    """Begin a run where another one ended, of the same job but for more epochs.
+
+    Its course is the same to the byte as if it had trained from the start. Where the source has
+    no whole checkpoint, it does train from the start.
+
+    Args:
+        source: the run that ended.
+        target: the new one, whose lease is taken.
+        identity: of the new one.
+    """
+    for path in reversed(list_checkpoints(source)):
+        try:
+            arrays: dict[str, Any] = _load(path)
+            meta = json.loads(arrays["progress"].tobytes())
+        except Exception:  # noqa: S112 - at junk zipfile and NumPy raise whatever comes
+            continue
+        meta |= {"identity": identity, "event_mark": {}}  # its log is its own
+        arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        _write(target, path.name, arrays)
+        return
+
+
+def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:
+    run.write(f"checkpoints/{name}", lambda file: np.savez(file, **arrays))
+
+
+def remove_all(run: RunDirectory) -> None:
+    """Remove the checkpoints of a finished run that nothing will go on with."""
+    for path in list_checkpoints(run):
+        path.unlink(missing_ok=True)
+
+
+def _newest(
+    run: RunDirectory, train_step: TrainStep, identity: str
+) -> tuple[Progress, Path | None, list[str]]:
+    passed_over = []
+    for path in reversed(list_checkpoints(run)):
+        try:
+            arrays = _load(path)
+            progress = _progress(arrays)
+            if progress.identity == identity:
+                _check(arrays, train_step)
+        except Exception as error:  # at junk zipfile and NumPy raise whatever comes
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            passed_over.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
+            continue
+        if progress.identity != identity:
+            raise RunError(
+                f"{path}: is of another job or other data than {run.path('job.toml')} says; "
+                "restore that file, or start a new run"
+            )
+        _assign(arrays, train_step)
+        return progress, path, passed_over
+    if passed_over:
+        passed_over.append("no checkpoint is whole: the run starts from its beginning")
+    return Progress(identity=identity), None, passed_over
+
+
+def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
+    for name, variables in _variables(train_step).items():
+        for i, variable in enumerate(variables):
+            variable.assign(arrays[f"{name}/{i}"])
+
+
+def list_checkpoints(run: RunDirectory) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted(run.path("checkpoints").glob("step-*.npz"))
+
+
+def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
+    # The model's variables, not just its weights: a layer that draws random numbers keeps its
+    # generator among them. The optimizer's hold the step, the learning rate, its moments and the
+    # moving average.
+    return {"model": train_step.model.variables, "optimizer": train_step.optimizer.variables}
+
+
+def _load(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
+    # Reading a member to its end compares its checksum.
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _progress(arrays: dict[str, np.ndarray]) -> Progress:
+    meta = json.loads(arrays["progress"].tobytes())
+    num_best = sum(name.startswith("best/") for name in arrays)
+    known = {f.name for f in fields(Progress)}
+    return Progress(
+        **{key: value for key, value in meta.items() if key in known},
+        best_weights=[arrays[f"best/{i}"] for i in range(num_best)],
+    )
+
+
+def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
+    # All before any: half a checkpoint must not reach the variables.
+    for name, variables in _variables(train_step).items():
+        for i, variable in enumerate(variables):
+            found = arrays[f"{name}/{i}"].shape
+            if found != tuple(variable.shape):
+                raise ValueError(f"{name}/{i} is {found}, should be {tuple(variable.shape)}")

@@ -1,0 +1,378 @@
+"""A run's `tensorboard/` folder: its one writer, exact across kills.
+
+The tags below are a contract with people's dashboards:
+
+| folder | tags | step |
+| --- | --- | --- |
+| `train/` | `step/loss step/accuracy step/learning_rate step/reviews_per_s` | optimizer step |
+| `train/` | `step/duration_ms step/input_wait_ms step/input_wait_share` | optimizer step |
+| `train/` | `device/cpu_share device/memory_gb` | optimizer step |
+| `train/` | `device/gpu0_share device/gpu0_memory_gb` and so on | optimizer step |
+| `train/` | `epoch/loss epoch/accuracy epoch/learning_rate epoch/reviews_per_s` | epoch, from 1 |
+| `validation/` | `epoch/loss epoch/accuracy` | epoch, from 1 |
+| the root | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
+
+A checkpoint holds the log's `mark`, the size of each event file at that moment. A run that goes on
+from it cuts the files to the mark, and what it writes next is what an undisturbed run would have
+written there.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+from tensorboard.plugins.hparams import api as hp
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import summary as hparams_summary
+from tensorboard.plugins.image import metadata as image_plugin
+from tensorboard.plugins.scalar import metadata as scalar_plugin
+from tensorboard.plugins.text import metadata as text_plugin
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from harness.errors import RunError
+
+LOG = logging.getLogger(__name__)
+
+# "." is the root. TensorBoard calls each folder a run, and wants one writer in each.
+FOLDERS = (".", "train", "validation")
+
+# TensorBoard would read a file whose name holds "tfevents".
+BESIDE = ".replacement.tmp"
+
+
+class TensorBoardLog:
+    """The writer of a `tensorboard/` folder; a context manager.
+
+    What a method writes is handed to the operating system before the method returns, so that a
+    TensorBoard that is watching shows it, and a killed process loses none of it.
+
+    Every method raises RunError, in one line, where the disk refuses.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mark: Mapping[str, int] | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        warn: Callable[[str], object] = LOG.warning,
+    ) -> None:
+        """Open the log as it was at `mark`; without one, as an empty log.
+
+        Args:
+            folder: of the run's event files; made where it is missing.
+            mark: what `mark()` gave when the checkpoint was saved. An event file that is longer is
+                cut, one that is not in it removed; one that is missing or shorter is warned about.
+            clock: gives the time of an event, in seconds since 1970.
+            warn: takes the one line of warning.
+        """
+        self._folder = folder
+        self._clock = clock
+        self._started: set[str] = set()
+        with _one_line(folder):
+            latest_s = _cut_back(folder, mark or {}, warn)
+            # TensorBoard reads a folder's files in the order of their names, and never turns back
+            # to an earlier one. So the new name sorts after all that stand or stood here, even if
+            # they were made within this second, or by a host whose clock is ahead.
+            start_s = max(int(clock()), latest_s + 1)
+            name = f"events.out.tfevents.{start_s:010d}.{socket.gethostname()}.{os.getpid()}"
+            self._paths = {key: folder / key / name for key in FOLDERS}
+            self._writers = {
+                key: tf.io.TFRecordWriter(str(path)) for key, path in self._paths.items()
+            }
+        for key in FOLDERS:
+            self._write(key, Event(file_version="brain.Event:2"))
+        self.flush()
+
+    def steps(
+        self,
+        first_step: int,
+        losses: ArrayLike,
+        accuracies: ArrayLike,
+        learning_rate: float,
+        reviews_per_s: float,
+        measured: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log n training steps; learning rate, speed and `measured` stand at the last of them.
+
+        Args:
+            first_step: the number of the first of them, counted over the whole run.
+            losses: [n], mean over the global batch.
+            accuracies: [n], share of the global batch.
+            measured: more of the machine's figures, by tag.
+        """
+        losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
+        self._start("train", first_step)
+        # One event for each step, made once and filled in again: a hundredth of the time that
+        # tf.summary.scalar takes.
+        event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})
+        loss, accuracy = (value.tensor.float_val for value in event.summary.value)
+        for row, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
+            event.step = first_step + row
+            loss[0], accuracy[0] = pair
+            self._write("train", event)
+        speed = {"step/learning_rate": learning_rate, "step/reviews_per_s": reviews_per_s}
+        last_step = first_step + len(losses) - 1
+        self._write("train", _scalar_event({**speed, **(measured or {})}, last_step))
+        self.flush()
+
+    def epoch(
+        self, epoch: int, train: Mapping[str, float], validation: Mapping[str, float]
+    ) -> None:
+        """Log an epoch, counted from 1.
+
+        Args:
+            train: `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
+            validation: `loss` and `accuracy`, or empty where there is no validation set. It has
+                the tags of `train`, so TensorBoard draws both into one chart.
+        """
+        self._write("train", _scalar_event(_tagged("epoch", train), epoch))
+        if validation:
+            self._start("validation", epoch)
+            self._write("validation", _scalar_event(_tagged("epoch", validation), epoch))
+        self.flush()
+
+    def test(self, scores: Mapping[str, object]) -> None:
+        """Log the numbers among the test set's scores, `test/accuracy` and so on."""
+        numbers = {name: n for name, n in scores.items() if isinstance(n, int | float)}
+        self._write(".", _scalar_event(_tagged("test", numbers)))
+        self.flush()
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Log a text in Markdown, such as the model's summary."""
+        metadata = text_plugin.create_summary_metadata(display_name=None, description=None)
+        tensor = make_tensor_proto(markdown.encode(), dtype=np.object_)
+        self._write(".", Event(summary=_summary(tag, metadata, tensor)))
+        self.flush()
+
+    def picture(self, tag: str, png: bytes) -> None:
+        """Log a PNG, as it is."""
+        # A PNG's first chunk gives width and height as 32-bit big-endian numbers (RFC 2083).
+        width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+        metadata = image_plugin.create_summary_metadata(display_name=None, description=None)
+        content = [str(width).encode(), str(height).encode(), png]
+        tensor = make_tensor_proto(content, dtype=np.object_)
+        self._write(".", Event(summary=_summary(tag, metadata, tensor)))
+        self.flush()
+
+    def graph(self, graph: tf.Graph) -> None:
+        """Log a graph of operations, such as `step.get_concrete_function(...).graph`."""
+        self._write(".", Event(graph_def=graph.as_graph_def().SerializeToString()))
+        self.flush()
+
+    def hyperparameters(
+        self, values: Mapping[str, bool | int | float | str], run_name: str
+    ) -> None:
+        """Log the job for the HParams page, beside validation and test metrics.
+
+        Args:
+            values: the job's keys in dotted form, such as `train.learning_rate`.
+            run_name: the name of the row; two runs of one name would be averaged.
+
+        TensorBoard finds the validation metrics where its --logdir is a folder above this one; for
+        this one itself it looks for a run named "./validation".
+        """
+        # TensorBoard takes the first run's description for all the runs it shows. So a key has its
+        # type but no domain: the value of this run alone would hide all the others.
+        infos = [api_pb2.HParamInfo(name=key, type=_type(values[key])) for key in sorted(values)]
+        metrics = [
+            hp.Metric("epoch/accuracy", group="validation", display_name="validation accuracy"),
+            hp.Metric("epoch/loss", group="validation", display_name="validation loss"),
+            hp.Metric("test/accuracy", display_name="test accuracy"),
+        ]
+        now_s = self._clock()
+        experiment = hparams_summary.experiment_pb(
+            infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
+        )
+        session = hp.hparams_pb(dict(values), trial_id=run_name, start_time_secs=now_s)
+        # This one is TensorFlow's message: another class of the same content.
+        self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
+        self._write(".", Event(summary=session))
+        self.flush()
+
+    def embedding(self, matrix: ArrayLike, words: Sequence[str]) -> None:
+        """Write the word vectors for the Projector page; a second call replaces the first.
+
+        Args:
+            matrix: [vocab, dim] float.
+            words: [vocab], in the order of the rows.
+        """
+        matrix = np.asarray(matrix, np.float32)
+        if matrix.shape[:1] != (len(words),):
+            raise ValueError(f"{len(words)} words for a matrix {matrix.shape}: should be one a row")
+        # A line with nothing in it, or with a tab, would shift the words against their rows.
+        labels = [" ".join(word.split()) or repr(word) for word in words]
+        config = (
+            "embeddings {\n"
+            '  tensor_name: "embedding"\n'
+            '  tensor_path: "embedding.tsv"\n'
+            '  metadata_path: "words.tsv"\n'
+            f"  tensor_shape: {matrix.shape[0]}\n"
+            f"  tensor_shape: {matrix.shape[1]}\n"
+            "}\n"
+        )
+        with _one_line(self._folder):
+            _replace(
+                self._folder / "embedding.tsv",
+                lambda file: np.savetxt(file, matrix, fmt="%.5g", delimiter="\t"),
+            )
+            text = "".join(f"{label}\n" for label in labels)
+            _replace(self._folder / "words.tsv", lambda file: file.write(text.encode()))
+            # Last, since it names the other two.
+            _replace(
+                self._folder / "projector_config.pbtxt", lambda file: file.write(config.encode())
+            )
+
+    def mark(self) -> dict[str, int]:
+        """Give the size in bytes of every event file, by its path in the folder.
+
+        All of it is on the disk then, and not just with the operating system.
+        """
+        self.flush()
+        with _one_line(self._folder):
+            for path in self._paths.values():
+                _sync(path)
+            return {
+                path.relative_to(self._folder).as_posix(): path.stat().st_size
+                for path in _event_files(self._folder)
+            }
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        for key, writer in self._writers.items():
+            with _one_line(self._paths[key]):
+                writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the files; a second call does nothing."""
+        if self._writers:
+            # First of all, for closing a file that can't be flushed loses data without a word.
+            self.flush()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _write(self, key: str, event: Any) -> None:
+        event.wall_time = self._clock()
+        with _one_line(self._paths[key]):
+            self._writers[key].write(event.SerializeToString())
+
+    def _start(self, key: str, step: int) -> None:
+        """Tell a TensorBoard that is watching to forget what it read from this step on.
+
+        It has read what a killed process wrote after its checkpoint, and doesn't see the cut.
+        """
+        if key not in self._started:
+            self._started.add(key)
+            self._write(key, Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+
+def _tagged(group: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": value for name, value in values.items()}
+
+
+def _scalar_event(values: Mapping[str, float], step: int = 0) -> Any:
+    metadata = scalar_plugin.create_summary_metadata(display_name=None, description=None)
+    event = Event(step=step)
+    for tag, value in values.items():
+        tensor = TensorProto(dtype=DT_FLOAT, tensor_shape={}, float_val=[value])
+        event.summary.value.add(tag=tag, metadata=metadata, tensor=tensor)
+    return event
+
+
+def _summary(tag: str, metadata: Any, tensor: Any) -> Any:
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+
+
+def _type(value: bool | float | str) -> int:
+    if isinstance(value, bool):
+        return int(api_pb2.DATA_TYPE_BOOL)
+    if isinstance(value, int | float):
+        return int(api_pb2.DATA_TYPE_FLOAT64)
+    return int(api_pb2.DATA_TYPE_STRING)
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return [path for key in FOLDERS for path in sorted((folder / key).glob("*.tfevents.*"))]
+
+
+def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], object]) -> int:
+    """Bring the folder to `mark`; return the latest second in the name of any event file."""
+    for key in FOLDERS:
+        (folder / key).mkdir(parents=True, exist_ok=True)
+        (folder / key / BESIDE).unlink(missing_ok=True)  # of a process killed while it wrote
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in _event_files(folder)
+    }
+    for name, size in sizes.items():
+        if name not in mark:
+            (folder / name).unlink()
+        elif size > mark[name]:
+            _cut(folder / name, mark[name])
+    short = [name for name, size in mark.items() if sizes.get(name, 0) < size]
+    if short:
+        warn(
+            f"{folder}: {len(short)} of {len(mark)} event files are missing or shorter than at the "
+            f"checkpoint, so their curves have a gap: {', '.join(short)}"
+        )
+    seconds = [re.search(r"tfevents\.(\d+)\.", name) for name in {*sizes, *mark}]
+    return max((int(match[1]) for match in seconds if match), default=0)
+
+
+def _cut(path: Path, size: int) -> None:
+    # Beside and renamed, since a TensorBoard may be reading the file.
+    with path.open("rb") as file:
+        kept = file.read(size)
+    _replace(path, lambda file: file.write(kept))
+
+
+def _replace(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    beside = path.with_name(BESIDE)
+    try:
+        with beside.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except tf.errors.OpError as error:
+        reason = error.message
+    else:
+        return
+    raise RunError(f"{path}: can't be written: {reason}; free space there, then resume the run")

@@ -1,0 +1,338 @@
+"""The supervisor of a sweep: starts chief and workers, starts the dead again, ends with the search.
+
+A worker that was killed is started again under its name, by which it gets its trial back; that
+counts for nothing. One that ends by itself with an error can't work at all, whatever the trial:
+after three such ends without a trial between them the sweep ends with that error. A worker whose
+trial makes no progress for `stall_s` is killed, and so started again.
+"""
+
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError, Interrupted, RunError
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import Slot, needs_steps, step_words
+from harness.slurm.process_pool import AGAIN, POLL_S, ManagedProcess, ask_to_save, end_all, wait_for
+from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, first_port
+from harness.system.console import Console
+from harness.system.signals import STOPPING, StopRequest
+from harness.tracking.heartbeat import Heartbeat
+from harness.tuning.sweep_dir import SweepDirectory
+
+
+def chief_words(sweep: SweepDirectory, host: str, port: int) -> list[str]:
+    """The command of the chief: a child of the supervisor, on its node."""
+    words = [sys.executable, "-m", "harness.tuning.oracle_server", str(sweep.folder)]
+    return [*words, "--host", host, "--port", str(port)]
+
+
+def worker_words(
+    sweep: SweepDirectory, name: str, place: Slot, devices: str | None, data: Path | None
+) -> list[str]:
+    """The command of a worker."""
+    words = [sys.executable, "-m", "harness.tuning.worker", str(sweep.folder), name]
+    words += ["--threads", str(place.threads)]
+    if place.gpu is not None:
+        words += ["--gpu", str(place.gpu)]
+    else:
+        words += ["--devices", "cpu"]
+    if devices and place.gpu is not None:
+        words += ["--devices", devices]
+    if data:
+        words += ["--data", str(data)]
+    return words
+
+
+LOOK_S = 2.0  # between two looks at the workers' progress
+STALL_S = 900.0  # compiling and validating take their time without a sign
+MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker by itself, and seconds between two
+MAX_SRUN_FAILURES, SRUN_AGAIN_S = 30, 10.0
+LEAVE_S = 30.0  # that workers have to hear that the search is over
+CHIEF_GONE_S = 600.0  # after which a worker from another job gives up
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who works for a sweep, and how."""
+
+    places: list[Slot]
+    devices: str | None
+    data: Path | None
+    stall_s: float = STALL_S
+    port: int = 0  # of the chief, 0 = a free one
+
+
+class Supervisor:
+    """Runs a sweep's processes; with `joins` only workers, for a sweep whose chief is elsewhere."""
+
+    def __init__(
+        self,
+        sweep: SweepDirectory,
+        crew: Crew,
+        allocation: SlurmEnvironment | None,
+        console: Console,
+        *,
+        joins: bool = False,
+    ) -> None:
+        self.sweep, self.crew, self.allocation, self.console = sweep, crew, allocation, console
+        self.joins = joins
+        self.steps = needs_steps(allocation)
+        self.stop = StopRequest()
+        self.heartbeat = None if joins else Heartbeat(sweep, allocation)
+        self.chief = ManagedProcess("chief", None, sweep.path("workers", "chief.log"))
+        prefix = f"{_job_name(allocation)}-" if joins else ""
+        self.workers = [self._member(f"{prefix}w{i}", p) for i, p in enumerate(crew.places)]
+        self._chief_said = 0  # bytes of its log that were passed on
+        self._looked_s = 0.0
+        self._finished = 0  # trials, when a worker last failed
+
+    def _member(self, name: str, place: Slot) -> ManagedProcess:
+        return ManagedProcess(
+            name, place, self.sweep.path("workers", f"{name}.log"), in_step=self.steps
+        )
+
+    # The course of it
+
+    def run(self) -> None:
+        """Go on until the search is over; no process is left then, however it ends.
+
+        Raises:
+            Interrupted: a signal came; all is saved, and the sweep can go on.
+            InputError, RunError: the sweep can't go on, and why.
+        """
+        self.stop.listen()
+        try:
+            if not self.joins:
+                self._start_chief()
+            for worker in self.workers:
+                self._start(worker)
+            while not self._is_over():
+                self.stop.check()
+                self._tend()
+                time.sleep(POLL_S)
+            self._dismiss()
+        except Interrupted as reason:
+            ask_to_save(self.workers, STOPPING[0])
+            if self.heartbeat:
+                self.heartbeat.interrupted(reason)
+            raise
+        except (InputError, RunError) as error:
+            if self.heartbeat:
+                self.heartbeat.beat("failed", error=str(error))
+            raise
+        finally:
+            end_all((*self.workers, self.chief))
+
+    def _start_chief(self) -> None:
+        host = chief_host(self.allocation)
+        port = self.crew.port or free_port(host, self.allocation)
+        self._chief_said = self.chief.log.stat().st_size if self.chief.log.exists() else 0
+        self.chief.start(chief_words(self.sweep, host, port))
+
+    def _start(self, worker: ManagedProcess) -> None:
+        assert worker.place is not None  # noqa: S101 - the chief is no worker
+        place, crew = worker.place, self.crew
+        words = worker_words(self.sweep, worker.name, place, crew.devices, crew.data)
+        worker.start([*step_words(place, worker.name), *words] if self.steps else words)
+
+    def _is_over(self) -> bool:
+        if self.joins:
+            return all(worker.retired for worker in self.workers) or self.sweep.finished()
+        return self.chief.code == 0
+
+    def _tend(self) -> None:
+        """Look after everybody once."""
+        if not self.joins:
+            self._tend_chief()
+        for worker in self.workers:
+            if not worker.alive and not worker.retired:
+                self._tend_ended(worker)
+        now = time.monotonic()
+        if now - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now
+        progress = self.sweep.progress()
+        self._end_stalled(progress, now)
+        if self.heartbeat:
+            self._call_back(progress)
+            self.heartbeat.beat("searching", **describe(self.sweep, progress, self._num_alive()))
+        elif time.time() - float(progress.get("time_s") or time.time()) > CHIEF_GONE_S:
+            raise RunError(
+                f"sweep {self.sweep.folder}: its chief has been gone for {CHIEF_GONE_S:.0f} s; go "
+                f"on by: harness resume {self.sweep.folder}"
+            )
+
+    def _num_alive(self) -> int:
+        return sum(worker.alive for worker in self.workers)
+
+    def _tend_chief(self) -> None:
+        self._pass_on_words()
+        code = self.chief.code
+        if code is None or code == 0:
+            return
+        if code in (RunError.exit_code, InputError.exit_code):
+            kind = InputError if code == InputError.exit_code else RunError
+            raise kind(self.chief.last_words())
+        self.console.warning(f"the chief was ended (exit code {code}) and is started again")
+        self._start_chief()
+
+    def _tend_ended(self, worker: ManagedProcess) -> None:
+        code = worker.code
+        if code == 0:
+            worker.retired = True
+        elif code == InputError.exit_code:
+            raise InputError(f"worker {worker.name}: {worker.last_words()}")
+        elif code == RunError.exit_code:
+            self._tend_failed(worker)
+        elif code == AGAIN:
+            self._start(worker)
+        elif time.monotonic() - worker.started_s > 1:  # not more often than that
+            how = "said that it was interrupted" if code == 75 else f"was ended (exit code {code})"
+            self.console.warning(f"worker {worker.name} {how} and is started again")
+            self._start(worker)
+
+    def _tend_failed(self, worker: ManagedProcess) -> None:
+        now = time.monotonic()
+        if worker.noted_start != worker.num_starts:
+            worker.noted_start = worker.num_starts
+            finished = int(self.sweep.progress().get("finished") or 0)
+            worker.num_failures = 1 if finished > self._finished else worker.num_failures + 1
+            self._finished = finished
+            words = worker.last_words()
+            # Slurm's controller may be down for minutes.
+            by_slurm = words.startswith("srun: error")
+            if worker.num_failures >= (MAX_SRUN_FAILURES if by_slurm else MAX_FAILURES):
+                raise RunError(f"worker {worker.name} failed {worker.num_failures} times: {words}")
+            self.console.warning(f"worker {worker.name} failed and will be started again: {words}")
+            worker.not_before_s = now + (SRUN_AGAIN_S if by_slurm else AGAIN_S)
+        if now >= worker.not_before_s:
+            self._start(worker)
+
+    def _end_stalled(self, progress: dict[str, Any], now: float) -> None:
+        at = progress.get("at") or {}
+        for worker in self.workers:
+            if not worker.alive:
+                continue
+            sign = worker.process, _last_sign(self.sweep, at.get(worker.name))
+            if sign != worker.seen:
+                worker.seen, worker.seen_s = sign, now
+            elif at.get(worker.name) and now - worker.seen_s > self.crew.stall_s:
+                self.console.warning(
+                    f"worker {worker.name} made no progress for {self.crew.stall_s:.0f} s with "
+                    f"trial {at[worker.name]} and is ended"
+                )
+                worker.kill()
+
+    def _call_back(self, progress: dict[str, Any]) -> None:
+        """Start a worker that had nothing more to do, where there is something now."""
+        if self.chief.code is not None or progress.get("is_over"):
+            return
+        retired = [worker for worker in self.workers if worker.retired]
+        needed = int(progress.get("waiting") or 0)
+        if not needed and len(retired) == len(self.workers):
+            needed = 1  # somebody must ask, for the chief to see that all is over
+        for worker in retired[:needed]:
+            if time.monotonic() - worker.started_s > LOOK_S:
+                self._start(worker)
+
+    def _pass_on_words(self) -> None:
+        try:
+            with self.chief.log.open("rb") as log:
+                log.seek(self._chief_said)
+                said = log.read()
+        except OSError:
+            return
+        whole, newline, _ = said.rpartition(b"\n")
+        self._chief_said += len(whole) + len(newline)
+        for line in whole.decode(errors="replace").splitlines():
+            if line.startswith(("trial ", "worker ")):
+                self.console.info(line)
+
+    # The end
+
+    def _dismiss(self) -> None:
+        """The search is over: the workers hear it when they ask next."""
+        self._pass_on_words() if not self.joins else None
+        wait_for(lambda: not self._num_alive(), LEAVE_S)
+
+
+def _last_sign(sweep: SweepDirectory, trial: str | None) -> float:
+    """When the newest heartbeat of a trial's runs was written, 0 before the first."""
+    newest = 0.0
+    for path in sweep.folder.glob(f"trials/{trial}-seed*/state.json") if trial else ():
+        try:
+            newest = max(newest, path.stat().st_mtime)
+        except OSError:
+            continue
+    return newest
+
+
+def _job_name(allocation: SlurmEnvironment | None) -> str:
+    """What tells this job's workers from others'."""
+    if allocation:
+        return f"job{allocation.job_id}"
+    return f"{socket.gethostname()}-{time.time_ns() // 1_000_000}"
+
+
+def describe(sweep: SweepDirectory, progress: dict[str, Any], num_workers: int) -> dict[str, Any]:
+    """What a sweep's heartbeat says, of the chief's progress."""
+    counts = {k: int(progress.get(k) or 0) for k in ("finished", "failed", "running", "waiting")}
+    total = progress.get("trials")
+    times = [float(t) for row in sweep.leaderboard() if (t := row.get("training_s"))]
+    eta_s = None
+    if total and times and num_workers:
+        left = total - counts["finished"] - counts["failed"] - counts["running"] / 2
+        eta_s = round(max(left, 0) * sum(times) / len(times) / num_workers, 1)
+    return {
+        **counts,
+        "trials": total,
+        "best": progress.get("best"),
+        "workers": num_workers,
+        "eta_s": eta_s,
+    }
+
+
+# Where the chief listens
+
+
+def chief_host(allocation: SlurmEnvironment | None) -> str:
+    """The chief's address: this node's own in an allocation, for workers from other nodes and
+    jobs; the loopback elsewhere."""
+    if allocation is None:
+        return "127.0.0.1"
+    for name in (allocation.node, socket.gethostname()):
+        try:
+            return socket.gethostbyname(name)
+        except OSError:
+            continue
+    return "127.0.0.1"
+
+
+def free_port(host: str, allocation: SlurmEnvironment | None) -> int:
+    """A port that is free at an address; in an allocation one of the job's own.
+
+    Raises:
+        RunError: if none is.
+    """
+    if allocation is None:
+        with socket.create_server((host, 0)) as server:
+            port: int = server.getsockname()[1]
+            return port
+    first = first_port(allocation.job_id)
+    for port in (*range(first, LAST_PORT + 1), *range(FIRST_PORT, first)):
+        if is_free(host, port):
+            return port
+    raise RunError(f"no port from {FIRST_PORT} to {LAST_PORT} is free at {host}")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a port can be listened on."""
+    try:
+        with socket.create_server((host, port)):
+            return True
+    except (OSError, OverflowError):
+        return False

@@ -1,0 +1,161 @@
+"""A trial is a run: trained and validated by the same code, in its own folder of the sweep."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from harness.compute.strategy import describe_devices
+from harness.data.dataset import Dataset
+from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_write
+from harness.search_space import Value
+from harness.slurm.environment import SlurmEnvironment
+from harness.system.console import Console
+from harness.system.resource_monitor import ResourceMonitor
+from harness.system.signals import StopRequest
+from harness.tracking.run_dir import RunDirectory, run_identity
+from harness.training import checkpoint
+from harness.training.launch import plan_of
+from harness.training.train import train
+from harness.tuning.oracle import epochs_of
+from harness.tuning.sweep_dir import SweepDirectory
+
+MAX_ATTEMPTS = 25  # of a run without a new checkpoint
+# Before a trial may be called hopeless: finished ones that it is compared with, and its own epochs,
+# of which the first tells little, since a moving average of the weights is cold in it.
+MIN_PEERS, MIN_EPOCHS = 3, 2
+
+
+class Trials:
+    """Runs trials of a sweep, one after another in this process."""
+
+    def __init__(
+        self,
+        sweep: SweepDirectory,
+        dataset: Dataset,
+        strategy: tf.distribute.Strategy,
+        stop: StopRequest,
+        console: Console,
+        monitor: ResourceMonitor,
+    ) -> None:
+        self.sweep, self.search = sweep, sweep.search()
+        self.dataset, self.strategy, self.stop, self.console = dataset, strategy, stop, console
+        self.monitor = monitor
+        self.allocation = SlurmEnvironment.from_environment()
+        self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
+
+    def run(self, trial: str, values: Mapping[str, Value]) -> dict[str, float]:
+        """Train a trial's runs, or go on with them, and give the means of their scores.
+
+        Raises:
+            InputError: if its values do not go together.
+            Interrupted, RunError, TakenOver: as `harness.training.train.train` says.
+        """
+        epochs, parent = epochs_of(values)
+        mine = {d.key: values[d.key] for d in self.search.space if d.key in values}
+        results = []
+        for seed in self.search.seeds():
+            job = self.search.job_of(mine, seed=seed, epochs=epochs)
+            run = self.sweep.trial_run(trial, seed)
+            if run.finished():
+                results.append(run.result())
+                continue
+            keras.utils.clear_session()  # else names and memory grow from trial to trial
+            run.take_lease()
+            _count_attempt(run)
+            if parent and not checkpoint.list_checkpoints(run):
+                before = self.sweep.trial_run(parent, seed)
+                checkpoint.adopt(before, run, run_identity(job, self.dataset.checksum))
+            hopeless = [Hopeless(self.sweep, run)] if self.search.table.stop_hopeless else []
+            self.console.info(f"trial {trial}, seed {seed}: {_told(mine)}")
+            results.append(
+                train(
+                    run,
+                    job,
+                    self.dataset,
+                    self.strategy,
+                    devices_asked=None,
+                    allocation=self.allocation,
+                    stop=self.stop,
+                    console=self.console,
+                    plan=plan_of(job, self.devices, run),
+                    monitor=self.monitor,
+                    callbacks=hopeless,
+                )
+            )
+            if self.search.table.tuner != "hyperband":  # which may go on with it
+                checkpoint.remove_all(run)
+        return {
+            name: statistics.fmean(result[name] for result in results)
+            for name in ("val_accuracy", "val_loss")
+        }
+
+    def note_failure(self, trial: str, error: Exception) -> None:
+        """Write down why a trial failed, where the chief looks: KerasTuner's protocol loses it."""
+        words = f"{type(error).__name__}: {error}"
+        if isinstance(error, InputError | RunError):
+            words = str(error)
+        path = self.sweep.path("errors", f"{trial}.txt")
+        atomic_write(path, lambda file: file.write(words.encode()))
+
+
+def _count_attempt(run: RunDirectory) -> None:
+    """Note that a run is tried, and give up one whose worker never lives to its next checkpoint.
+
+    Raises:
+        RunError: after `MAX_ATTEMPTS`.
+    """
+    newest = [path.name for path in checkpoint.list_checkpoints(run)][-1:]
+    before = run.read_json("attempts.json")
+    count = before.get("count", 0) + 1 if before.get("newest") == newest else 1
+    if count > MAX_ATTEMPTS:
+        raise RunError(
+            f"its worker was killed {MAX_ATTEMPTS} times before the next checkpoint: a lack of "
+            "memory? lower train.checkpoint_every_s, or the model's size"
+        )
+    run.write_json("attempts.json", {"newest": newest, "count": count})
+
+
+def _told(values: Mapping[str, Value]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in values.items())
+
+
+class Hopeless(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
+    """Ends a run whose best so far is below the median of the others' at the same epoch.
+
+    The median rule of Google Vizier (Golovin et al., 2017, section 3.2.1), on finished trials.
+    """
+
+    def __init__(self, sweep: SweepDirectory, run: RunDirectory) -> None:
+        super().__init__()
+        search = sweep.search()
+        self.sweep, self.own = sweep, run.folder.name
+        self.objective, self.sign = search.table.objective, 1 if search.goal == "max" else -1
+        self.best = float("-inf")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compare, once enough others have come as far and are finished."""
+        assert logs is not None  # noqa: S101 - the trainer gives them
+        self.best = max(self.best, self.sign * float(logs[self.objective]))
+        if epoch + 1 < MIN_EPOCHS:
+            return
+        others = [
+            best
+            for path in self.sweep.folder.glob("trials/*/result.json")
+            if path.parent.name != self.own
+            and (best := self._best_of(RunDirectory(path.parent), epoch))
+        ]
+        if len(others) >= MIN_PEERS and self.best < statistics.median(b for b in others):
+            self.model.stop_training = True
+
+    def _best_of(self, run: RunDirectory, epoch: int) -> float | None:
+        try:
+            lines = run.path("metrics.jsonl").read_text().splitlines()[: epoch + 1]
+            scores = [self.sign * float(json.loads(line)[self.objective]) for line in lines]
+        except (OSError, ValueError, KeyError):
+            return None
+        return max(scores) if len(scores) == epoch + 1 else None

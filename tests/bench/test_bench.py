@@ -1,0 +1,201 @@
+"""The bench: ratios of pairs, records that are held against each other, real processes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.bench.baselines import MAXLEN, Padded, by_keras, by_keras_tuner
+from harness.bench.bench import SEARCH
+from harness.bench.measured import Measured, changes, read_record, to_record, write_record
+from harness.bench.processes import Bench, Settings
+from harness.checks.probe import ARCHITECTURES
+from harness.cli.bench import bench
+from harness.errors import InputError, RunError
+from harness.search_space import load_search
+from harness.system.console import Console
+from tests.conftest import JOBS, PROJECT, Harness
+
+SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None, jobs=())
+
+
+def speeds(harness: tuple[float, ...], notebook: tuple[float, ...]) -> Measured:
+    ways = {"notebook": notebook, "harness": harness}
+    return Measured("rnn training", "reviews/s", True, ways, "notebook")
+
+
+def test_a_ratio_is_the_median_over_pairs_and_above_one_where_better() -> None:
+    """Neighbours are divided, not medians; of seconds fewer are better."""
+    ratio = speeds((200.0, 100.0, 330.0), (100.0, 100.0, 110.0)).ratio("harness")
+    assert ratio is not None
+    assert ratio.pairs == (2.0, 1.0, 3.0)
+    assert str(ratio) == "2.00 (1.00 to 3.00)"
+    start = Measured("start", "s", False, {"a": (4.0,), "b": (2.0,)}, "a")
+    assert str(start.ratio("b")) == "2.00"
+    assert start.ratio("a") is None
+
+
+@pytest.mark.parametrize(
+    ("now", "verdict"),
+    [((150.0, 160.0), "same"), ((210.0, 220.0), "better"), ((110.0, 120.0), "worse")],
+)
+def test_a_change_counts_beyond_the_spread_of_both(now: tuple[float, ...], verdict: str) -> None:
+    """Ratios of 1.4 to 1.8 then: what overlaps is the same, what lies apart has changed."""
+    then = [speeds((140.0, 180.0), (100.0, 100.0))]
+    (change,) = changes([speeds(now, (100.0, 100.0))], then)
+    assert change.verdict == verdict
+    assert change.name == "rnn training, harness over notebook"
+
+
+def test_what_only_one_of_them_measured_is_no_change() -> None:
+    """Another name, another way, or no base: there is nothing to be held against."""
+    lonely = Measured("help", "ms", False, {"harness": (3.0,)})
+    other = Measured("lstm training", "reviews/s", True, {"notebook": (1.0,)}, "notebook")
+    assert changes([lonely, other], [lonely, speeds((1.0,), (1.0,))]) == []
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Machine, settings and every value."""
+    measured = [speeds((200.0, 100.0), (100.0, 50.0))]
+    record = to_record(measured, {"processor": "a", "cpus": 2}, {"pairs": 2})
+    write_record(record, tmp_path / "bench.json")
+    read, held = read_record(tmp_path / "bench.json")
+    assert (read["machine"], held) == ({"processor": "a", "cpus": 2}, measured)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "can't be read (No such file or directory)"),
+        ("{", "is no record of harness bench"),
+        ("[]", "is no record of harness bench"),
+        ('{"format": 7}', "can't be read (its format is 7, not 1)"),
+        ('{"format": 1, "machine": {}, "measured": []}', "is no record"),
+        ('{"format": 1, "machine": {"processor": ""}, "measured": [{"name": 1}]}', "is no record"),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+    """One line with the file and how to make one, before anything is measured."""
+    path = tmp_path / "bench.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError) as refused:
+        read_record(path)
+    assert said in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_the_reference_is_a_record_of_every_section() -> None:
+    """What `bench --compare tests/bench.json` holds later figures against."""
+    record, held = read_record(PROJECT / "tests" / "bench.json")
+    assert record["machine"]["processor"]
+    names = {each.name for each in held}
+    assert {f"{name} training" for name in ARCHITECTURES} <= names
+    assert {"start to first step", "input pipeline", "rnn step", "lstm sweep"} <= names
+    assert {"lstm, five seeds", "stacked_lstm on several devices", "command to answer"} <= names
+    assert all(each.base in each.ways for each in held if len(each.ways) > 1)
+
+
+@pytest.mark.parametrize("architecture", ["rnn", "stacked_lstm"])
+def test_the_notebooks_way_trains_and_is_timed(architecture: str) -> None:
+    """Reviews a second of both kinds and the first step are measured, not guessed."""
+    tokens = np.ones((80, MAXLEN), np.int32)
+    got = by_keras(architecture, Padded(tokens, np.tile([0, 1], 40), tokens[:8]), epochs=2)
+    assert got.keys() == {"first_step_s", "training_reviews_per_s", "evaluation_reviews_per_s"}
+    assert min(got.values()) > 0
+
+
+def test_kerastuner_by_itself_searches(tmp_path: Path) -> None:
+    """Every trial that was asked for, of the choices that the harness's search has too."""
+    tokens = np.ones((80, MAXLEN), np.int32)
+    reviews = Padded(tokens, np.tile([0, 1], 40), tokens[:8])
+    assert by_keras_tuner("rnn", reviews, 1, trials=2, folder=str(tmp_path)) == {"trials": 2}
+    (tmp_path / "tune_rnn.toml").write_text((JOBS / "notebook" / "rnn.toml").read_text() + SEARCH)
+    search = load_search(tmp_path / "tune_rnn.toml")
+    assert [each.key for each in search.space] == ["model.dropout", "train.learning_rate"]
+
+
+def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
+    """A B, B A, A B: the i-th values of both ways were measured one after the other."""
+    order: list[str] = []
+
+    def way(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"x": float(len(order))}
+
+    bench = Bench(replace(SETTINGS, pairs=3), tmp_path, Console())
+    got = bench.in_turn("it", {"a": lambda: way("a"), "b": lambda: way("b")})
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert got == {"x": {"a": (1.0, 4.0, 5.0), "b": (2.0, 3.0, 6.0)}}
+
+
+def test_a_process_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
+    """Not a figure of what did not run."""
+    bench = Bench(SETTINGS, tmp_path, Console())
+    with pytest.raises(RunError, match=r"ended with 2: harness: .*nothing\.toml"):
+        bench.harness("train", "nothing.toml")
+
+
+def test_the_bench_measures_beside_the_notebook(harness: Harness) -> None:
+    """Whole processes on the packaged sample: a table, a record, and the same again against it."""
+    record = harness.folder / "bench.json"
+    words = ("bench", "--only", "training", "--architecture", "rnn", "--pairs", "1")
+    done = harness.run(*words, "--reviews", "200", "--epochs", "2", "--json", record)
+    assert done.returncode == 0, done.stderr
+    assert "rnn training, reviews/s" in done.stdout
+    content = json.loads(record.read_text())
+    held = {each["name"]: each["ways"] for each in content["measured"]}
+    assert held["rnn training"].keys() >= {"notebook", "harness"}
+    assert 0.1 < held["rnn peak memory"]["harness"][0] < 10
+    assert content["machine"]["packages"]["tensorflow"]
+    assert str(harness.folder) not in record.read_text()
+
+
+def test_an_interrupted_bench_keeps_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that fails after half an hour costs its own figures, not those before."""
+
+    def measure(*_: object) -> Iterator[Measured]:
+        yield speeds((2.0,), (1.0,))
+        raise RunError("the next one failed")
+
+    monkeypatch.setattr("harness.bench.bench.measure", measure)
+    with pytest.raises(RunError, match="the next one"):
+        bench(json_file=tmp_path / "bench.json")
+    assert read_record(tmp_path / "bench.json")[1] == [speeds((2.0,), (1.0,))]
+    assert "rnn training, reviews/s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_bench_measures_a_sweep(harness: Harness) -> None:
+    """KerasTuner by itself and a real sweep, to their ends."""
+    words = ("bench", "--only", "sweep", "--architecture", "rnn", "--pairs", "1")
+    done = harness.run(*words, "--reviews", "200", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "rnn sweep, trials/hour" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--only", "speed"), "known: training,"),
+        (("--job", JOBS / "mine.toml"), "mine.toml"),
+        (("--job", JOBS / "rnn.toml", "--only", "training"), "leave --only out"),
+        (("--architecture", "transformer"), "known: rnn,"),
+        (("--compare", "nothing.json"), "nothing.json: can't be read"),
+        (("--json", "nowhere/bench.json"), "no such folder nowhere; make it first"),
+        (("--only", "training", "--data", "nowhere"), "nowhere: is no folder"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(
+    harness: Harness, words: tuple[str, ...], said: str
+) -> None:
+    """One line, exit code 2."""
+    done = harness.run("bench", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,117 @@
+"""A folder of runs as their processes would have left them, and a squeue that tests write for."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.job_file import load_job
+from harness.monitoring.status import survey
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.queue import Queue
+from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.records import RunStatus
+from harness.tracking.run_dir import RunDirectory
+from tests.conftest import JOBS
+
+ELSEWHERE = "node7"
+RESULT = {"accuracy": 0.88, "val_accuracy": 0.87, "seed": 3, "architecture": "lstm"}
+
+
+@dataclass
+class Site:
+    """A folder of runs, and a squeue that prints what a test wrote for it."""
+
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def slurm(self, *lines: str, script: str = "") -> None:
+        """Put a squeue on the PATH that notes each question."""
+        answer = self.folder / "answer"
+        answer.write_text("".join(f"{line}\n" for line in lines))
+        client = self.folder / "bin/squeue"
+        client.parent.mkdir(exist_ok=True)
+        client.write_text(
+            f'#!/bin/sh\necho >> "{self.folder}/asked"\n{script or f"cat {answer}"}\n'
+        )
+        client.chmod(0o755)
+
+    def questions(self) -> int:
+        asked = self.folder / "asked"
+        return len(asked.read_text()) if asked.exists() else 0
+
+    def run(
+        self,
+        run_id: str,
+        phase: str = "",
+        age_s: float = 1.0,
+        *,
+        slurm_job: str | None = None,
+        host: str = ELSEWHERE,
+        process: int | None = None,
+        log: Path | None = None,
+        job: str = "lstm",
+        **values: Any,
+    ) -> RunDirectory:
+        """A run as its own process would have left it `age_s` ago."""
+        allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": slurm_job or "0"})
+        if allocation:
+            allocation = replace(allocation, log=str(log)) if log else allocation
+        then = time.time() - age_s
+        run = RunDirectory.new(self.runs, load_job(JOBS / f"{job}.toml"), run_id)
+        run.take_lease()
+        run.write_text("job.toml", load_job(JOBS / f"{job}.toml").to_toml())
+        heart = Heartbeat(run, allocation if slurm_job else None, clock=lambda: then)
+        heart.state |= {"host": host, "log": str(log) if log else None}
+        if process is not None:
+            heart.state["process"] = process
+        if phase:
+            heart.beat(phase, **values)
+            os.utime(run.path("state.json"), (then, then))
+        if phase == "finished":
+            run.write_json("result.json", RESULT)
+        return run
+
+    def submission(self, job_id: str, seeds: list[int], **more: Any) -> dict[str, Any]:
+        """A record as `harness submit` writes it."""
+        names = (
+            [f"slurm-{job_id}_{seed}" for seed in seeds] if len(seeds) > 1 else [f"slurm-{job_id}"]
+        )
+        record = {
+            "job_id": job_id,
+            "job": "gru",
+            "architecture": "gru",
+            "seeds": seeds,
+            "runs": [str(self.runs / "gru" / name) for name in names],
+            "logs": [str(self.folder / f"{name}.out") for name in names],
+            **more,
+        }
+        folder = self.runs / ".submissions"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{job_id}.json").write_text(json.dumps(record))
+        return record
+
+    def only(self) -> RunStatus:
+        (status,) = survey(self.runs, Queue())
+        return status
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A machine without Slurm, until a test puts one there."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin" if Path("/bin/cat").exists() else "")
+    clients = Path("/bin/squeue").exists()
+    if clients:  # merged /usr: a PATH of what the stand-in needs
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        for name in ("cat", "sleep", "sh"):
+            (tools / name).symlink_to(f"/bin/{name}")
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tools}")
+    return Site(tmp_path)

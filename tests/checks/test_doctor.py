@@ -1,0 +1,353 @@
+"""`doctor`: every check says what it found and how to mend it, and none ends the others."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.checks import doctor, probe, slurm_checks
+from harness.checks.finding import Finding, examine
+from harness.checks.probe_child import expected_kernel, reason
+from harness.checks.storage_checks import check_data, check_runs, check_scratch
+from harness.errors import InputError
+from harness.job_file import load_job
+from harness.slurm.environment import SlurmEnvironment
+from tests.conftest import JOBS, PROJECT, Harness
+
+RECURRENT = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+
+
+def only(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+def by_name(text: str) -> dict[str, dict[str, str]]:
+    return {each["name"]: each for each in json.loads(text)}
+
+
+def test_a_machine_without_slurm_or_gpu_is_well(harness: Harness) -> None:
+    """Nothing is red, what is yellow has a remedy, kernels are told, and nothing is left behind."""
+    harness.environment["PATH"] = ""
+    done = harness.run("doctor", "--json", "--devices", "cpu")
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+    found = by_name(done.stdout)
+    assert [
+        each for each in found.values() if each["level"] != "green" and not each["remedy"]
+    ] == []
+    for name in RECURRENT:
+        kernel, why = found[f"kernel {name}"]["found"].split(": ", 1)
+        assert kernel == "xla"
+        assert why.startswith("train.xla = auto compiles it")
+    assert found["kernel lstm"]["found"].endswith("by the rules a GPU takes cudnn")
+    assert "runs on this machine" in found["slurm"]["found"]
+    assert (found["data"]["level"], found["data"]["remedy"][:18]) == (
+        "yellow",
+        "harness data fetch",
+    )
+    assert "scratch" not in found
+    assert {path.name for path in harness.folder.iterdir()} <= {"keras", "cache"}  # Keras's own
+
+
+def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -> None:
+    """On a processor that TensorFlow is not made for, it dies of SIGILL: the rest still stands."""
+    package = tmp_path / "broken" / "tensorflow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    harness.environment["PYTHONPATH"] = f"{PROJECT}{os.pathsep}{package.parent}"
+    done = harness.run("doctor", "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    found = by_name(done.stdout)
+    assert found["tensorflow"]["level"] == "red"
+    assert "died of SIGILL" in found["tensorflow"]["found"]
+    assert "import tensorflow" in found["tensorflow"]["remedy"]
+    assert found["ports"]
+    plain = harness.run("doctor")
+    assert plain.returncode == 1
+    assert "red    tensorflow " in plain.stdout
+    assert plain.stdout.count("\n") == len(found) + 1  # a line each, and their counts
+    assert plain.stdout.endswith(" 1 red\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "tpu"], "--devices tpu"),
+        (["--minutes", "2"], "--minutes 2: is the time of --probe"),
+        (["--probe", "--minutes", "0"], "--minutes 0: should be above 0"),
+        (["--probe", "--minutes", "nan"], "--minutes nan: should be above 0"),
+        (["--porbe"], "--probe"),
+    ],
+)
+def test_bad_words_are_refused(harness: Harness, words: list[str], said: str) -> None:
+    """A wrong option ends with code 2 and one line, before anything is checked."""
+    done = harness.run("doctor", *words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_a_check_that_breaks_is_red_and_does_not_end_the_others() -> None:
+    """What was found before stays; the error is told, and an own message is split at its remedy."""
+
+    def breaks() -> Iterator[Finding]:
+        yield Finding("green", "first", "well")
+        raise KeyError("x")
+
+    def refuses() -> Iterator[Finding]:
+        yield from ()
+        raise InputError("--data no: is no folder; harness data fetch gets the data")
+
+    first, broken = examine("both", breaks)
+    assert first == Finding("green", "first", "well")
+    assert (broken.level, broken.found) == ("red", "the check broke: KeyError: 'x'")
+    assert only(examine("data", refuses)) == Finding(
+        "red", "data", "--data no: is no folder", "harness data fetch gets the data"
+    )
+
+
+# Disks
+
+
+def test_a_runs_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """The nearest folder above is measured, and nothing is left in it."""
+    runs, clock = check_runs(tmp_path / "it's my" / "runs")
+    assert runs.level == "green"
+    assert f"is not made yet; {tmp_path}" in runs.found
+    assert clock.level == "green"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "long", "proc"])
+def test_a_runs_folder_that_can_not_be_is_red(tmp_path: Path, kind: str) -> None:
+    """A file, a link to nothing, a name too long and a folder that takes no file are told."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    place = {"proc": Path("/proc/self"), "long": tmp_path / ("x" * 300)}.get(kind, tmp_path / kind)
+    finding = only(examine("runs", lambda: check_runs(place)))
+    assert finding.level == "red"
+    assert "--runs" in finding.remedy
+
+
+def test_a_broken_dataset_is_red(tmp_path: Path) -> None:
+    """A copy that lost a file is named with its remedy."""
+    (tmp_path / "dataset.json").write_text("{")
+    finding = only(examine("data", lambda: check_data(tmp_path)))
+    assert finding.level == "red"
+    assert "is broken" in finding.found
+    assert "harness data fetch" in finding.remedy
+
+
+def test_scratch_is_checked_in_a_job_alone(tmp_path: Path) -> None:
+    """Outside a job nothing is said; in one a site's folder that is gone is red."""
+    assert list(check_scratch(None)) == []
+    assert only(check_scratch(job(SLURM_TMPDIR=str(tmp_path)))).found.startswith(f"{tmp_path} (")
+    assert only(check_scratch(job(SLURM_TMPDIR=str(tmp_path / "gone")))).level == "red"
+
+
+def job(**variables: str) -> SlurmEnvironment:
+    """A job that Slurm says these things of."""
+    allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "7", **variables})
+    assert allocation
+    return allocation
+
+
+# Machine
+
+
+def test_busy_ports_are_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no port of the range can be had, several nodes could not find each other."""
+    assert only(doctor.check_ports()).level != "red"
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        port = busy.getsockname()[1]
+        monkeypatch.setattr(doctor, "PORTS", range(port, port + 1))
+        monkeypatch.setattr(doctor, "TRIED_PORTS", 1)
+        assert only(doctor.check_ports()).level == "red"
+
+
+def test_a_missing_package_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is missing and one out of its range are named, with the remedy."""
+    assert only(doctor.check_packages()).level != "red"
+    monkeypatch.setattr(doctor, "_dependencies", lambda: ["no-such-package>=1", "keras<2"])
+    finding = only(doctor.check_packages())
+    assert finding.level == "red"
+    assert "no-such-package is missing; keras 3" in finding.found
+    assert finding.remedy == "bash slurm/common.sh --setup"
+
+
+def test_cpus_that_nobody_limits_are_told() -> None:
+    """In a job without a number of CPUs, or with one alone, more should be asked for."""
+    one = only(doctor.check_cpus(job(SLURM_CPUS_PER_TASK="1")))
+    assert one.found.startswith("1 of ")
+    assert "--cpus-per-task" in one.remedy
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpus", "level"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "2"}, [], "red"),
+        ({"SLURM_GPUS_ON_NODE": "2"}, ["A100"], "yellow"),
+        ({"SLURM_GPUS_ON_NODE": "2"}, ["A100", "A100"], "green"),
+        ({"SLURM_JOB_GPUS": "0,1"}, [], "red"),
+        ({}, [], "green"),
+    ],
+)
+def test_gpus_seen_are_those_given(variables: dict[str, str], gpus: list[str], level: str) -> None:
+    """GPUs that Slurm gave and TensorFlow does not see are red, fewer than given yellow."""
+    finding = doctor.describe_gpus({"gpus": gpus, "cuda_packages": False}, job(**variables))
+    assert finding.level == level
+    assert bool(finding.remedy) == (level != "green")
+
+
+# Kernels on a GPU, by the rules: what the graph holds there, only a GPU can show
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "kernel", "why"),
+    [
+        ("rnn", [], "xla", "train.xla = auto compiles it"),
+        ("rnn", ["train.xla=off"], "loop", "cuDNN has no plain RNN"),
+        ("lstm", [], "cudnn", "cuDNN takes the layer"),
+        ("lstm", ["train.xla=on"], "xla", "cuDNN is left out"),
+        ("gru", ["model.reset_after=false"], "xla", "cuDNN has only the GRU"),
+        ("gru", ["model.reset_after=false", "train.xla=off"], "loop", "model.reset_after = true"),
+        ("gru", ["model.reset_after=true"], "cudnn", "cuDNN takes the layer"),
+        ("bilstm", [], "cudnn", "cuDNN takes the layer"),
+        ("stacked_lstm", [], "cudnn", "cuDNN takes the layer"),
+    ],
+)
+def test_the_kernel_of_a_gpu_and_why(
+    name: str, overrides: list[str], kernel: str, why: str
+) -> None:
+    """Each job's kernel has its reason, and one that is slower than it should be is yellow."""
+    loaded = load_job(JOBS / f"{name}.toml", overrides)
+    assert expected_kernel(loaded) == kernel
+    assert why in reason(loaded, kernel, "gpu")
+    told = {"kernel": kernel, "on_gpu": kernel, "device": "gpu", "why": "because"}
+    assert doctor.describe_kernel(name, told).level == "green"
+    slower = doctor.describe_kernel(name, {**told, "kernel": "none"})
+    assert (slower.level, slower.remedy[: len(kernel)]) == ("yellow", kernel)
+
+
+# Slurm
+
+
+@pytest.mark.parametrize(
+    ("gres", "types"),
+    [
+        ("(null)", set()),
+        ("gpu:2", {""}),
+        ("gpu:2(S:0-1)", {""}),
+        ("gpu", {""}),
+        ("gpu:a100:4(S:0,1),nvme:1", {"a100"}),
+        ("gpu:a100:2(IDX:0-1),gpu:v100:1,shard:8", {"a100", "v100"}),
+        ("craynetwork:4,license:gpu", set()),
+    ],
+)
+def test_gpu_types_are_read_from_gres(gres: str, types: set[str]) -> None:
+    """Types stand between name and number; other resources are none of ours."""
+    assert slurm_checks.gpu_types(gres) == types
+
+
+@pytest.mark.parametrize(
+    ("lines", "level", "said"),
+    [
+        ("cpu*|up|1:00:00|n/a|(null)", "yellow", "export SBATCH_GRES=none"),
+        ("cpu*|up|1:00:00|n/a|(null)\nbig|up|1:00|n/a|gpu:a100:4", "yellow", "PARTITION=big"),
+        ("all*|up|1:00:00|n/a|gpu:a100:4(S:0-1)", "green", "--gres=gpu:1 or --gres=gpu:a100:1"),
+        ("all*|down|1:00:00|n/a|gpu:4", "yellow", "export SBATCH_GRES=none"),
+    ],
+)
+def test_where_gpus_are_and_what_to_write(
+    monkeypatch: pytest.MonkeyPatch, lines: str, level: str, said: str
+) -> None:
+    """GPUs of the default partition are green, elsewhere or nowhere there is something to set."""
+    for name in slurm_checks.DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    finding = slurm_checks.describe_gpus(slurm_checks.parse_partitions(lines))
+    assert finding.level == level
+    assert said in f"{finding.found} {finding.remedy}"
+
+
+def test_programs_without_a_cluster_are_yellow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Slurm's programs that know no cluster are told with their own words."""
+    client = tmp_path / "sinfo"
+    client.write_text("#!/bin/sh\necho 'fatal: no configuration' >&2; exit 1\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = only(slurm_checks.check_slurm(None))
+    assert finding.level == "yellow"
+    assert "fatal: no configuration" in finding.found
+
+
+# The probe
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit"),
+    [
+        (10, "00:05:00"),
+        (145, "00:10:00"),
+        (3600, "01:20:00"),
+        (24 * 3600, "1-06:05:00"),
+    ],
+)
+def test_the_time_limit_has_a_margin_and_is_as_sbatch_wants_it(seconds: float, limit: str) -> None:
+    """A quarter more, two minutes for the warning, rounded up to five minutes."""
+    assert probe.time_limit(seconds) == limit
+
+
+def test_an_estimate_counts_every_step_and_evaluation() -> None:
+    """Start, steps, evaluations and the rest are added up, and two devices compared with one."""
+    measured: dict[str, Any] = {
+        "devices": "1 x A100",
+        "data": "IMDB",
+        "is_sample": False,
+        "batch_size": 32,
+        "first_step_s": 4.0,
+        "step_s": 0.02,
+        "evaluation_batch_s": 0.5,
+        "measured_s": 10.0,
+        "peak_memory_gb": 1.0,
+        "num_steps": 1000,
+        "num_evaluation_batches": 30,
+    }
+    told = probe.estimate("lstm", measured, {**measured, "step_s": 0.025}, rest_s=6.0)
+    assert (told.total_s, told.reviews_per_s) == (4 + 20 + 15 + 6, 1600)
+    assert told.speed_of_two == 0.8
+
+
+def test_the_probe_measures_and_names_the_job_that_it_could_not(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real children measure a shrunk job; the steps are those that the job would take."""
+    for name in set(os.environ) - set(harness.environment):
+        monkeypatch.delenv(name)
+    for name, value in harness.environment.items():
+        monkeypatch.setenv(name, value)
+    text = (JOBS / "lstm.toml").read_text().replace("limit = 0", "limit = 500")
+    (harness.folder / "lstm.toml").write_text(text.replace("maxlen = 200", "maxlen = 30"))
+    monkeypatch.setattr(probe, "JOBS", harness.folder)
+    monkeypatch.setattr(probe, "ARCHITECTURES", ("rnn", "lstm"))
+    before = "tensorflow" in sys.modules  # another test may have imported it
+    rnn, lstm = probe.probe(0.02, "cpu", None)
+    assert "no such file" in rnn.error
+    assert lstm.error == ""
+    assert (lstm.devices, lstm.is_sample, lstm.speed_of_two) == ("1 x cpu", True, None)
+    assert lstm.reviews_per_s > 0
+    assert lstm.total_s > lstm.first_step_s > 0
+    request = {"do": "speed", "job": str(harness.folder / "lstm.toml"), "data": None}
+    measured = probe.ask_child({**request, "devices": "cpu:2", "seconds": 0.1}, timeout_s=100)
+    # 450 of 500 reviews train in batches of 32, 7 times; 50 validate as often, and 500 test.
+    assert (measured["num_steps"], measured["num_evaluation_batches"]) == (7 * 15, 7 + 1)
+    assert measured["devices"] == "2 x cpu"
+    assert ("tensorflow" in sys.modules) == before

@@ -1,0 +1,279 @@
+"""The command line: bad input is refused in one line, before anything is written."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import JOBS, Harness
+
+LSTM = JOBS / "lstm.toml"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], ("trian", "Did you mean 'train'?")),
+        (["train"], ("JOB",)),
+        (["train", "jobs/none.toml"], ("jobs/none.toml", "no such file")),
+        (["train", JOBS], ("is a folder",)),
+        (["train", LSTM, "--sede", "3"], ("--sede", "--seed")),
+        (["train", LSTM, "--seed", "x"], ("--seed", "integer")),
+        (["train", LSTM, "--seed", "-1"], ("--seed -1", "greater than or equal to 0")),
+        (["train", LSTM, "--set", "train.epochs=0"], ("--set train.epochs=0",)),
+        (["train", LSTM, "--devices", "tpu"], ("--devices tpu", "cpu:2")),
+        (["train", LSTM, "--devices", "cpu:0"], ("--devices cpu:0", "1 to 64")),
+        (["train", LSTM, "--devices", "cpu:999999"], ("cpu:999999", "1 to 64")),
+        (["train", LSTM, "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
+        (["train", LSTM, "--full"], ("the full dataset", "harness data fetch")),
+        (["train", LSTM, "--run-id", "../x"], ("--run-id '../x'",)),
+        (["resume", "runs/none"], ("runs/none", "no such folder")),
+        (["resume", "."], ("is not a run's folder",)),
+        (["evaluate", "runs/none"], ("runs/none",)),
+        (["predict", "runs/none", "good"], ("runs/none",)),
+        (["compare", "runs/none"], ("runs/none",)),
+        (["compare", "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
+        (["compare", "--out", LSTM], ("--out", "is no folder")),
+        (["data", "stage", "copy"], ("the full dataset", "harness data fetch")),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    harness: Harness, words: list[object], said: tuple[str, ...]
+) -> None:
+    """The line names the thing and its remedy; no traceback, nothing written, no TensorFlow."""
+    done = harness.run(*words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in said:
+        assert part in done.stderr
+    assert list(harness.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "gpu:2"], ("gpu:2", "sees 0 GPUs")),
+        (["--devices", "cpu:4", "--set", "train.batch_size=3"], ("train.batch_size = 3", "4")),
+    ],
+)
+def test_devices_that_do_not_fit_are_refused(
+    harness: Harness, words: list[str], said: tuple[str, ...]
+) -> None:
+    """GPUs that are not there and a batch smaller than the replicas leave no run behind."""
+    done = harness.train("lstm", "never", *words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in said:
+        assert part in done.stderr
+    assert not harness.runs.exists()
+
+
+def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
+    """Outside of srun several nodes would train apart from each other without a word."""
+    harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    done = harness.train("lstm", "never")
+    assert done.returncode == 2
+    assert "2 nodes: should be used through srun" in done.stderr
+    assert not harness.runs.exists()
+
+
+def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path]) -> None:
+    """An id that names another job's run is refused, and the run stays as it is."""
+    harness, run = finished
+    before = (run / "result.json").read_bytes()
+    done = harness.train("bilstm", "calm", "--set", "model.units=9")
+    assert done.returncode == 2
+    assert "another job" in done.stderr
+    assert (run / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["data", "--help"]])
+def test_help_never_imports_tensorflow(harness: Harness, words: list[str]) -> None:
+    """--help is answered without TensorFlow, Keras, scikit-learn or NumPy, with an example."""
+    harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
+    done = harness.run(*words)
+    assert done.returncode == 0
+    assert "Usage: " in done.stdout
+    assert done.stdout.count("\n") > 8
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported  # the profile is there
+    assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
+    if words == ["train", "--help"]:
+        assert "Example: harness train jobs/lstm.toml" in " ".join(done.stdout.split())
+
+
+def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, Path]) -> None:
+    """The record is complete in itself, and no start-up noise stands on the screen."""
+    harness, run = finished
+    done = harness.train("gru", "spoken", "--devices", "cpu:2")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("epoch ") for line in lines) == 3
+    assert lines[-1].startswith("next         harness predict ")
+    for name in ("model.keras", "tensorboard"):
+        assert any(line.endswith(name) for line in lines)
+    kinds = {path.name for path in run.iterdir()}
+    assert kinds == {
+        *("job.toml", "provenance.json", "state.json", "lease.json", "metrics.jsonl"),
+        *("checkpoints", "tensorboard", "model.keras", "predictions.npz", "result.json"),
+        "vocabulary.txt",
+    }
+    assert len(list((run / "checkpoints").iterdir())) == 2
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["kernels"] == {"bidirectional": "xla"}
+    assert provenance["packages"]["tensorflow"].startswith("2.")
+    result = json.loads((run / "result.json").read_text())
+    assert result["parameters"] > result["recurrent_parameters"] > 0
+    newest = max(path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file())
+    assert (run / "result.json").stat().st_mtime_ns == newest
+
+
+def test_a_runs_job_file_repeats_the_run(finished: tuple[Harness, Path]) -> None:
+    """`harness train` on the job.toml of a run gives the same bytes again."""
+    harness, run = finished
+    done = harness.run("train", run / "job.toml", "--run-id", "again")
+    assert done.returncode == 0, done.stderr
+    for name in ("model.keras", "predictions.npz"):
+        again = harness.runs / "bilstm" / "again" / name
+        assert again.read_bytes() == (run / name).read_bytes()
+
+
+def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> None:
+    """Loaded from its file, the model scores as it did at the end of its run."""
+    harness, run = finished
+    done = harness.run("evaluate", run, "--json")
+    assert done.returncode == 0, done.stderr
+    scores, result = json.loads(done.stdout), json.loads((run / "result.json").read_text())
+    assert scores["confusion_matrix"] == result["confusion_matrix"]
+    assert abs(scores["log_loss"] - result["log_loss"]) < 1e-6
+
+
+def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harness, Path]) -> None:
+    """The same text gives the same probability, wherever it comes from."""
+    harness, run = finished
+    texts = ["An excellent movie!", "Qwertzuiop, a bad film."]
+    given = harness.run("predict", run, *texts, "--json")
+    assert given.returncode == 0, given.stderr
+    assert given.stderr == ""
+    predictions = [json.loads(line) for line in given.stdout.splitlines()]
+    assert [p["text"] for p in predictions] == texts
+    assert [(p["num_words"], p["num_unknown"]) for p in predictions] == [(3, 0), (4, 1)]
+    (harness.folder / "reviews.txt").write_text("\n".join(texts) + "\n")
+    from_file = harness.run("predict", run, "--file", harness.folder / "reviews.txt", "--json")
+    from_stdin = harness.run("predict", run, "--json", stdin="\n".join(texts))
+    assert from_file.stdout == from_stdin.stdout == given.stdout
+    assert harness.run("predict", run, texts[0]).stdout.split()[0] in ("positive", "negative")
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "said"),
+    [
+        ([""], "", "holds no word"),
+        (["?!"], "", "holds no word"),
+        ([], "", "no text"),
+        ([], "good\n\nbad\n", "text 2 ''"),
+        ([], "a" * 1_000_000, "1,000,000 characters"),
+        (["good", "--file", "x"], "", "not both"),
+        (["--file", "none.txt"], "", "none.txt"),
+    ],
+)
+def test_a_text_that_is_none_is_refused(
+    finished: tuple[Harness, Path], words: list[str], stdin: str, said: str
+) -> None:
+    """Empty, wordless and megabyte-long texts get one line and exit code 2."""
+    harness, run = finished
+    done = harness.run("predict", run, *words, stdin=stdin)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path]) -> None:
+    """A run reads its words as they were written, though one of them is a line separator."""
+    from harness.data.imdb_sources import open_sample
+    from harness.inference.predict import read_vocabulary
+    from harness.tracking.run_dir import RunDirectory
+
+    _, run = finished
+    words = read_vocabulary(RunDirectory(run))
+    assert words == list(open_sample().words[: len(words)])
+    assert len(words) == 8000 - 4
+    assert "\x85" in words
+
+
+def test_a_line_ends_at_a_newline_alone(finished: tuple[Harness, Path]) -> None:
+    """Characters that Python takes for line ends stay inside of a review; CRLF is a line end."""
+    harness, run = finished
+    done = harness.run("predict", run, "--json", stdin="bad\x0cfilm\x85x\r\ngood\n")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [
+        "bad\x0cfilm\x85x",
+        "good",
+    ]
+
+
+def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path]) -> None:
+    """A command that is interrupted while it waits ends with 75 and one line."""
+    harness, run = finished
+    command = harness.command("predict", run)
+    waiting = subprocess.Popen(
+        command,
+        env=harness.environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(2)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.stderr is not None
+    said = waiting.stderr.read()
+    assert waiting.wait(30) == 75
+    assert "interrupted" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "x" * 300],
+        ["resume", "x" * 300],
+        ["train", LSTM, "--devices", "cpu:" + "9" * 5000],
+        ["train", LSTM, "--set", "train.epochs=" + "9" * 5000],
+        ["train", LSTM, "--set", "train.epochs=" + "[" * 3000],
+        ["train", "/dev/zero"],
+    ],
+)
+def test_monstrous_input_is_one_line_too(harness: Harness, words: list[object]) -> None:
+    """Names, numbers and nestings beyond any sense, and devices for files, are refused."""
+    done = harness.run(*words, timeout_s=20)
+    assert done.returncode == 2, done.stderr[-300:]
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unfinished_run_predicts_nothing(harness: Harness) -> None:
+    """A run without a result says how to finish it."""
+    folder = harness.runs / "lstm" / "begun"
+    folder.mkdir(parents=True)
+    (folder / "job.toml").write_text(LSTM.read_text())
+    for words in (["predict", folder, "good"], ["evaluate", folder]):
+        done = harness.run(*words)
+        assert done.returncode == 2
+        assert "harness resume" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_tensorflow_comes_without_what_keras_would_import_beside_it() -> None:
+    """A second of each start; whoever needs scikit-learn later gets it all the same."""
+    code = (
+        "import gc, sys; from harness.strategy import import_tensorflow;"
+        "import_tensorflow(None, 1);"
+        "print(sorted({'keras', 'sklearn', 'matplotlib'} & {*sys.modules}), gc.isenabled());"
+        "import sklearn.metrics, matplotlib.figure"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['keras'] True\n"

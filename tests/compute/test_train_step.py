@@ -1,0 +1,69 @@
+"""The inner loop: a step is the same to rounding however it is computed."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.train_step import TrainStep
+from harness.data.input_pipeline import Reviews, batches, in_parts
+from harness.job_file import load_job
+from tests.conftest import JOBS
+
+NUM_REVIEWS, LENGTH = 50, 6
+SETTINGS = ("data.vocab_size=100", f"data.maxlen={LENGTH}", "train.batch_size=20", "model.units=4")
+
+
+def reviews() -> Reviews:
+    """Reviews of four words each, made up."""
+    tokens = np.random.default_rng(1).integers(4, 100, 4 * NUM_REVIEWS).astype(np.int32)
+    labels = (np.arange(NUM_REVIEWS) % 2).astype(np.int32)
+    return Reviews(tokens, np.arange(0, 4 * NUM_REVIEWS + 1, 4), labels)
+
+
+@functools.cache
+def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The sums of an epoch's three steps, the last of them not full, and the weights after it."""
+    strategy = tf.distribute.get_strategy()
+    job = load_job(JOBS / f"{name}.toml", [*SETTINGS, "train.precision=float64"])
+    train_step = TrainStep(job, strategy, ExecutionPlan(xla=xla, threads=1, parts=parts, why=""))
+    order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
+    opened = batches(strategy, reviews(), order, batch_size=20, maxlen=LENGTH)
+    sums = train_step.train_steps(iter(opened), 3).numpy()
+    return sums, train_step.model.get_weights()
+
+
+@pytest.fixture(autouse=True)
+def precision() -> object:
+    """The precision of the other tests, after these."""
+    yield
+    import keras
+
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "stacked_lstm"])
+@pytest.mark.parametrize(("xla", "parts"), [(True, 1), (True, 3), (False, 3)])
+def test_a_step_in_parts_is_the_step_as_a_whole(name: str, xla: bool, parts: int) -> None:
+    """Dropout, fillers of the last batch and the loss's mean are the global batch's."""
+    sums, weights = trained(name, xla=False, parts=1)
+    found, weights_found = trained(name, xla=xla, parts=parts)
+    np.testing.assert_allclose(found, sums, rtol=1e-10)
+    for one, other in zip(weights_found, weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_parts_hold_all_rows_in_order() -> None:
+    """The last part has what is left; a batch that fits is left as it is."""
+    order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
+    strategy = tf.distribute.get_strategy()
+    batch = next(iter(batches(strategy, reviews(), order, batch_size=20, maxlen=LENGTH)))
+    parts = in_parts(batch, 20, 8)
+    assert [len(part.rows) for part in parts] == [8, 8, 4]
+    for field in ("tokens", "labels", "weights", "rows"):
+        joined = np.concatenate([getattr(part, field) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(batch, field))
+    assert {int(part.count) for part in parts} == {20}
+    assert in_parts(batch, 20, 20) == [batch]

@@ -1,0 +1,327 @@
+"""The dataset: as Keras gives it, from wherever it comes, and never by running what it holds."""
+
+import io
+import itertools
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.data.dataset import Dataset, make_split, open_folder, save_folder
+from harness.data.imdb import make_dataset, verify
+from harness.data.imdb_sources import INDEX, SAMPLE, fetch, make_sample, open_dataset, open_sample
+from harness.data.locations import NPZ
+from harness.data.vocabulary import encode_split, encode_text, tokenize
+from harness.errors import InputError, RunError
+from tests.conftest import Harness
+
+WORDS = ["the", "movie", "was", "good", "bad", "it's"]
+TRAIN = [[1, 2, 3, 4], [2, 5], [1, 1, 6], [4]]
+TEST = [[3, 3], [5, 4, 3, 2, 1], [6]]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HARNESS_DATA", "HARNESS_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HARNESS_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+
+def small() -> Dataset:
+    return make_dataset(make_split(TRAIN, [1, 1, 0, 0]), make_split(TEST, [1, 0, 0]), WORDS)
+
+
+def write_npz(folder: Path, **changed: object) -> Path:
+    """Keras's two files, as Keras ships them: pickled object arrays in an npz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, object] = {
+        "x_train": np.array(TRAIN, dtype=object),
+        "y_train": np.array([1, 1, 0, 0]),
+        "x_test": np.array(TEST, dtype=object),
+        "y_test": np.array([1, 0, 0]),
+    }
+    arrays |= changed
+    np.savez(folder / NPZ, **{k: v for k, v in arrays.items() if v is not None})  # type: ignore[arg-type]
+    index = {word: rank for rank, word in enumerate(WORDS, 1)}
+    (folder / INDEX).write_text(json.dumps(index))
+    return folder
+
+
+def load_data(x: list[list[int]], vocab_size: int) -> list[list[int]]:
+    """The encoding of keras.datasets.imdb.load_data, written out as it stands there."""
+    return [[1] + [w + 3 if w + 3 < vocab_size else 2 for w in review] for review in x]
+
+
+def as_lists(dataset: Dataset, vocab_size: int) -> list[list[list[int]]]:
+    both = []
+    for split in (dataset.train, dataset.test):
+        tokens, offsets = encode_split(split, vocab_size)
+        pairs = itertools.pairwise(offsets)
+        both.append([tokens[a:b].tolist() for a, b in pairs])
+    return both
+
+
+@pytest.mark.parametrize("vocab_size", [6, 8, 100])
+def test_order_and_encoding_are_load_datas(tmp_path: Path, vocab_size: int) -> None:
+    """Reviews come shuffled and encoded as Keras's load_data gives them."""
+    dataset = open_dataset(write_npz(tmp_path / "data"))
+    generator = np.random.RandomState(113)
+    orders = np.arange(len(TRAIN)), np.arange(len(TEST))
+    for order in orders:
+        generator.shuffle(order)
+    train = [load_data(TRAIN, vocab_size)[i] for i in orders[0]]
+    test = [load_data(TEST, vocab_size)[i] for i in orders[1]]
+    assert as_lists(dataset, vocab_size) == [train, test]
+    assert dataset.train.labels.tolist() == [[1, 1, 0, 0][i] for i in orders[0]]
+    assert not dataset.official
+    assert verify(dataset) == []
+
+
+def test_after_the_first_conversion_nothing_is_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second open takes the flat arrays, by memory map, and gives the same."""
+    folder = write_npz(tmp_path / "data")
+    first = open_dataset(folder)
+    monkeypatch.setattr("harness.data.imdb_sources.read_npz", None)
+    second = open_dataset(folder)
+    assert second.checksum == first.checksum
+    assert isinstance(second.train.tokens, np.memmap)
+    assert as_lists(second, 8) == as_lists(first, 8)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([NPZ, INDEX])
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    """An npz that would run code when unpickled is refused in one line."""
+    mark = tmp_path / "was-run"
+    folder = write_npz(tmp_path / "data", x_train=np.array([Hostile(mark)], dtype=object))
+    with pytest.raises(RunError, match="which is no data"):
+        open_dataset(folder)
+    assert not mark.exists()
+    with np.load(folder / NPZ, allow_pickle=True) as trusting:  # the trap is a real one
+        _ = trusting["x_train"]
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x_train": None},
+        {"y_train": np.array([1, 0])},
+        {"y_test": np.array([1, 0, 7])},
+        {"x_test": np.array([["a"], ["b"], ["c"]], dtype=object)},
+        {"x_test": np.array([[0, -4], [1], [2]], dtype=object)},
+    ],
+)
+def test_a_wrong_npz_is_refused(tmp_path: Path, changed: dict[str, object]) -> None:
+    """Missing arrays, unequal lengths, other labels and words that are no ranks: one line."""
+    with pytest.raises(RunError, match=r"imdb\.npz: is no imdb\.npz") as refusal:
+        open_dataset(write_npz(tmp_path / "data", **changed))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_cut_npz_and_a_missing_index_are_refused(tmp_path: Path) -> None:
+    """A truncated archive and a lone archive say what they lack; both files stay."""
+    folder = write_npz(tmp_path / "data")
+    whole = (folder / NPZ).read_bytes()
+    (folder / NPZ).write_bytes(whole[:-100])
+    with pytest.raises(RunError, match="is no imdb"):
+        open_dataset(folder)
+    assert (folder / NPZ).read_bytes() == whole[:-100]
+    (folder / NPZ).write_bytes(whole)
+    (folder / INDEX).unlink()
+    with pytest.raises(InputError, match="put Keras's file beside it"):
+        open_dataset(folder)
+
+
+def test_the_search_goes_from_the_named_to_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--data, HARNESS_DATA, staged copy, own cache, Keras's cache, sample: in this order."""
+    assert open_dataset().is_sample
+    with pytest.raises(InputError, match="harness data fetch"):
+        open_dataset(full=True)
+    keras = write_npz(tmp_path / "keras" / "datasets")
+    assert open_dataset().folder == keras
+    fetched = fetch(keras).folder
+    assert open_dataset().folder == fetched
+    save_folder(small(), tmp_path / "stage")
+    monkeypatch.setenv("HARNESS_STAGE", str(tmp_path / "stage"))
+    assert open_dataset().folder == tmp_path / "stage"
+    named = write_npz(tmp_path / "named")
+    monkeypatch.setenv("HARNESS_DATA", str(named))
+    assert open_dataset().folder == named
+    given = write_npz(tmp_path / "given")
+    assert open_dataset(given).folder == given
+
+
+def test_a_named_folder_is_never_passed_over(tmp_path: Path) -> None:
+    """A typo in --data is refused, though other data would be at hand."""
+    write_npz(tmp_path / "keras" / "datasets")
+    with pytest.raises(InputError, match="is no folder"):
+        open_dataset(tmp_path / "typo")
+    with pytest.raises(InputError, match="holds neither"):
+        open_dataset(tmp_path)
+
+
+def test_a_staged_copy_is_whole_or_refused(tmp_path: Path) -> None:
+    """It opens as what was put in; a second time nothing is written; a cut file is named."""
+    folder = tmp_path / "a folder" / "imdb"
+    assert save_folder(small(), folder)
+    copy = open_folder(folder)
+    assert (copy.checksum, list(copy.words)) == (small().checksum, WORDS)
+    assert verify(copy) == []
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert not save_folder(small(), folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    tokens = folder / "train_tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-4])
+    with pytest.raises(RunError, match=r"train_tokens\.npy has"):
+        open_folder(folder)
+    assert save_folder(small(), folder)  # made anew
+    content = bytearray(tokens.read_bytes())
+    content[-4] ^= 1
+    tokens.write_bytes(content)
+    assert save_folder(small(), folder)  # the right size is not enough
+    assert open_folder(folder).checksum == small().checksum
+    assert [path.name for path in folder.parent.iterdir()] == ["imdb"]
+
+
+def test_verify_sees_a_changed_byte(tmp_path: Path) -> None:
+    """A flipped token of the same length is found by the checksum."""
+    save_folder(small(), tmp_path / "imdb")
+    path = tmp_path / "imdb" / "test_tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in verify(open_folder(tmp_path / "imdb"))[0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
+def test_stage_takes_no_folder_of_another_user(tmp_path: Path) -> None:
+    """On a disk that others share, a copy that its owner could change later is refused."""
+    folder = tmp_path / "imdb"
+    save_folder(small(), folder)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(InputError, match="belongs to another user"):
+        save_folder(small(), folder)
+
+
+def test_stage_never_overwrites_another_folder(tmp_path: Path) -> None:
+    """A folder that holds something else is refused, and stays as it is."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="something else"):
+        save_folder(small(), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    with pytest.raises(RunError, match="/proc/imdb"):
+        save_folder(small(), Path("/proc/imdb"))
+
+
+def test_the_raw_review_folder_gives_the_same_content(tmp_path: Path) -> None:
+    """aclImdb/ read by the tokenizer's rule gives what the archive holds, to the token."""
+    raw = tmp_path / "aclImdb"
+    halves = {"train": (TRAIN[:2], TRAIN[2:]), "test": (TEST[:1], TEST[1:])}
+    for name, (positive, negative) in halves.items():
+        for kind, reviews in (("pos", positive), ("neg", negative)):
+            (raw / name / kind).mkdir(parents=True)
+            for i, review in enumerate(reviews):
+                text = ", ".join(WORDS[rank - 1].upper() for rank in review) + " <br /> zzz!"
+                (raw / name / kind / f"{i}_7.txt").write_text(text)
+    index = {word: rank for rank, word in enumerate(WORDS, 1)}
+    (raw / INDEX).write_text(json.dumps(index))
+    assert fetch(raw).checksum == small().checksum
+    (raw / "test" / "neg" / "0_7.txt").unlink()
+    (raw / "test" / "neg" / "1_7.txt").unlink()
+    with pytest.raises(InputError, match=r"holds no test/neg"):
+        fetch(raw)
+
+
+def test_raw_text_is_encoded_as_the_training_data() -> None:
+    """The notebook's example comes out shifted by 3, with a start, and unknown words as 2."""
+    sample = open_sample()
+    ranks = {word: rank for rank, word in enumerate(sample.words, 1)}
+    assert encode_text("An excellent movie!", ranks, 8000) == [1, 35, 321, 20]
+    assert encode_text("An\texcellent qwertzu-movie", ranks, 8000) == [1, 35, 321, 2, 20]
+    assert encode_text("An excellent movie!", ranks, 40) == [1, 35, 2, 20]
+    assert tokenize("Don't  É (WATCH)\n`this`") == ["don't", "É", "watch", "this"]
+
+
+def test_the_sample_is_what_its_maker_makes(tmp_path: Path) -> None:
+    """5,000 and 2,000 balanced reviews and all words, whose checksum holds; made byte by byte."""
+    sample = open_sample()
+    assert (len(sample.train), len(sample.test), len(sample.words)) == (5000, 2000, 88_584)
+    for split in (sample.train, sample.test):
+        assert 0.45 < split.labels.mean() < 0.55
+    assert verify(sample) == []
+    make_sample(sample, tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == SAMPLE.read_bytes()
+    with zipfile.ZipFile(SAMPLE) as archive:
+        for name in archive.namelist():
+            np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+
+
+def test_the_sample_names_itself_in_every_place(harness: Harness) -> None:
+    """A run without the full data says so first, in its record and in its scores."""
+    words = ["--set", "train.epochs=1", "--set", "data.maxlen=5"]
+    done = harness.train("rnn", "sample", *words)
+    assert done.returncode == 0, done.stderr
+    assert "SAMPLE" in done.stdout.splitlines()[0]
+    assert "SAMPLE" in done.stdout.split("tested on")[1]
+    run = harness.runs / "rnn" / "sample"
+    result = json.loads((run / "result.json").read_text())
+    assert result["is_sample"]
+    assert "SAMPLE" in result["data"]
+    assert json.loads((run / "provenance.json").read_text())["dataset"]["is_sample"]
+    refused = harness.train("rnn", "full", "--full")
+    assert refused.returncode == 2
+    assert "harness data fetch" in refused.stderr
+    assert not (harness.runs / "rnn" / "full").exists()
+
+
+FULL = os.environ.get("HARNESS_DATA_FOR_TESTS")
+
+
+@pytest.mark.skipif(not FULL, reason="HARNESS_DATA_FOR_TESTS=DIR names no folder of Keras's files")
+def test_the_full_data_is_the_official_one() -> None:
+    """Keras's own files convert to the published checksums, and the sample is their beginning."""
+    assert FULL
+    dataset = open_dataset(Path(FULL))
+    assert dataset.official
+    assert verify(dataset) == []
+    sample = open_sample()
+    np.testing.assert_array_equal(sample.train.tokens, dataset.train.take(5000).tokens)
+    np.testing.assert_array_equal(sample.test.tokens, dataset.test.take(2000).tokens)
+    assert list(sample.words) == list(dataset.words)
+
+
+def test_pickles_of_old_and_new_numpy_are_read(tmp_path: Path) -> None:
+    """Archives written before NumPy 2, which names its modules otherwise, open too."""
+    folder = write_npz(tmp_path / "data")
+    with zipfile.ZipFile(folder / NPZ) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / NPZ, "w") as archive:
+        for name, content in members.items():
+            header, pickled = content[:128], content[128:]
+            if name.startswith("x_"):
+                old = pickle.dumps(pickle.loads(pickled), protocol=2)  # noqa: S301 - our own
+                pickled = old.replace(b"cnumpy._core.", b"cnumpy.core.")
+                assert b"numpy.core" in pickled
+            archive.writestr(name, header + pickled)
+    assert open_dataset(folder).checksum == small().checksum

@@ -1,0 +1,165 @@
+"""Batches: what is in them, and that they depend on nothing but seed, epoch and step."""
+
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from harness.data import input_pipeline as pipeline
+from harness.data.input_pipeline import (
+    Batch,
+    Reviews,
+    batches,
+    epoch_order,
+    num_steps,
+    orders_ahead,
+    waited_s,
+)
+
+LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
+
+
+def make_reviews() -> Reviews:
+    """A handful of reviews of unequal lengths, every token another number."""
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    return Reviews(
+        np.arange(1, offsets[-1] + 1, dtype=np.int32),
+        offsets.astype(np.int64),
+        (np.arange(len(LENGTHS)) % 2).astype(np.int32),
+    )
+
+
+def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) -> list[Batch]:
+    """All batches of a pass, as arrays."""
+    strategy = tf.distribute.get_strategy()
+    sizes = {"batch_size": 4, "maxlen": 5} | settings
+    made = batches(strategy, reviews or make_reviews(), np.atleast_2d(order), **sizes)  # type: ignore[arg-type]
+    return [Batch(*(np.asarray(part) for part in batch)) for batch in made]
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, len(LENGTHS)), (3, 8)])
+@pytest.mark.parametrize("maxlen", [1, 5, 12])
+def test_padding_is_kerass_own(first: int, last: int, maxlen: int) -> None:
+    """Rows are those of keras's pad_sequences: zeros first, the last words kept, int32."""
+    from keras.utils import pad_sequences
+
+    reviews = make_reviews().between(first, last)
+    ragged = [
+        reviews.tokens[a:b] for a, b in zip(reviews.offsets, reviews.offsets[1:], strict=False)
+    ]
+    made = collect(np.arange(last - first), reviews, maxlen=maxlen)
+    tokens = np.concatenate([batch.tokens[batch.weights > 0] for batch in made])
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=maxlen))
+
+
+def test_every_batch_has_one_shape_and_the_true_count() -> None:
+    """The last batch is filled up with rows of weight 0, and says how many are real."""
+    made = collect(np.arange(len(LENGTHS)))
+    assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
+    assert [float(batch.count) for batch in made] == [4, 4, 3]
+    assert made[-1].weights.tolist() == [1, 1, 1, 0]
+    assert made[-1].tokens[-1].tolist() == [0] * 5
+    assert [int(batch.step) for batch in made] == [0, 1, 2]
+
+
+def test_a_pass_can_be_entered_at_any_step() -> None:
+    """The steps from the second on are the same whether or not the first was taken."""
+    order = epoch_order(7, 2, len(LENGTHS))
+    whole = collect(order, steps_before=6)
+    rest = collect(order, first_step=1, steps_before=6)
+    assert len(rest) == len(whole) - 1
+    for a, b in zip(whole[1:], rest, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert [int(batch.step) for batch in rest] == [7, 8]
+
+
+def test_passes_that_are_opened_together_are_those_opened_one_by_one() -> None:
+    """Each with its own last batch, entered at any step of the first one."""
+    num = len(LENGTHS)
+    orders = orders_ahead(7, range(2, 5), num)
+    np.testing.assert_array_equal(orders, [epoch_order(7, epoch, num) for epoch in (2, 3, 4)])
+    single = [
+        batch
+        for place, order in enumerate(orders)
+        for batch in collect(order, steps_before=6 + 3 * place)
+    ]
+    together = collect(orders, first_step=2, steps_before=6)
+    assert len(together) == len(single) - 2
+    for a, b in zip(single[2:], together, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_epochs_are_opened_together_as_far_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One at least, also where none is left."""
+    assert len(orders_ahead(1, range(3, 10), 11)) == 7
+    monkeypatch.setattr(pipeline, "PLACES_AT_ONCE", 25)
+    assert len(orders_ahead(1, range(3, 10), 11)) == 2
+    assert len(orders_ahead(1, range(3, 10), 26)) == 1
+    assert len(orders_ahead(1, range(3, 3), 11)) == 1
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    """Each epoch and each seed has an order of its own, and the same one every time."""
+    orders = [epoch_order(seed, epoch, 50) for seed in (1, 2) for epoch in (0, 1)]
+    assert len({order.tobytes() for order in orders}) == 4
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(50))
+    np.testing.assert_array_equal(orders[0], epoch_order(1, 0, 50))
+    # Another NumPy must not change the data of a run that goes on.
+    assert epoch_order(1, 0, 8).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
+
+
+def test_steps_are_rounded_up() -> None:
+    """A last batch that is not full is a step too."""
+    assert [num_steps(n, 4) for n in (1, 4, 5, 8)] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("input_s", "work_s"), [(0.03, 0.005), (0.0, 0.02)])
+def test_the_wait_for_input_is_what_steps_take_beyond_their_work(
+    mirrored: bool, input_s: float, work_s: float
+) -> None:
+    """A slow input is waited for, a quick one is not; before there is enough to tell it is None."""
+
+    def slowly(k: int) -> int:
+        time.sleep(input_s)
+        return k
+
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        numbers = tf.data.Dataset.range(100)
+        return numbers.map(lambda k: tf.numpy_function(slowly, [k], tf.int64)).prefetch(1)
+
+    cpu = tf.distribute.MirroredStrategy(["cpu:0"])
+    strategy = cpu if mirrored else tf.distribute.get_strategy()
+    iterator = iter(strategy.distribute_datasets_from_function(dataset))
+    worked_s = 0.0
+
+    def work() -> None:
+        nonlocal worked_s
+        began = time.perf_counter()
+        time.sleep(work_s)
+        worked_s += time.perf_counter() - began
+
+    def steps(num: tf.Tensor) -> None:
+        for _ in tf.range(num):
+            next(iterator)
+            tf.numpy_function(work, [], [])
+
+    graph = tf.function(steps)
+    assert waited_s(iterator, 1, 1.0) is None
+    graph(tf.constant(1))
+    assert waited_s(iterator, 1, 1.0) is None
+    num, began, worked_s = 20, time.perf_counter(), 0.0
+    graph(tf.constant(num))
+    took_s = time.perf_counter() - began
+    found = waited_s(iterator, num, took_s)
+    assert found is not None
+    assert found == pytest.approx(took_s - worked_s, abs=0.25 * took_s)
+    assert (found > 0.5 * took_s) == (input_s > 0)
+    assert waited_s(iterator, num + 1, took_s) is None

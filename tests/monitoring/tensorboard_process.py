@@ -1,0 +1,110 @@
+"""A running TensorBoard for one user, as tests start it and ask it."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.training.tensorboard_log import TensorBoardLog
+from tests.conftest import Harness
+
+
+def wait_for(ready: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := ready()):
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.05)
+    return found
+
+
+def log_steps(run: Path, first: int, num: int) -> None:
+    with TensorBoardLog(run / "tensorboard", {} if first == 0 else None) as log:
+        log.steps(first, [0.5] * num, [0.5] * num, 0.001, 100.0)
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "job.toml").write_text("")
+    log_steps(folder, 0, 10)
+    return folder
+
+
+class Board:
+    """A running `harness tensorboard`, and a browser's view of it."""
+
+    def __init__(self, harness: Harness, *words: object, stdout: Any = subprocess.PIPE) -> None:
+        self.cache = harness.folder / "cache"
+        self.temporary = harness.folder / "t"  # short: a socket's path holds 107 bytes
+        self.temporary.mkdir(exist_ok=True)
+        self.process = subprocess.Popen(
+            harness.command("tensorboard", *words),
+            cwd=harness.folder,
+            env=harness.environment | {"TMPDIR": str(self.temporary)},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.connection = Path()
+        self.address = self.target = self.secret = ""
+
+    def wait(self) -> "Board":
+        """Until it can be used."""
+        pattern = f"harness/tensorboard/*-{self.process.pid}.txt"
+
+        def find() -> list[Path]:
+            assert self.process.poll() is None, self.process.communicate()
+            return list(self.cache.glob(pattern))
+
+        self.connection = wait_for(find, "the connection file")[0]
+        words = self.connection.read_text().split()
+        self.address = words[-1]
+        self.target = words[words.index("-L") + 1].partition(":")[2]
+        self.secret = self.address.split("/")[3]
+        return self
+
+    def ask(self, path: str, method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers; the path goes as it stands, unlike in urllib."""
+        connection = http.client.HTTPConnection("127.0.0.1", timeout=30)
+        if self.target.startswith("/"):
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(self.target)
+        else:
+            connection.port = int(self.target.rpartition(":")[2])
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        connection.endheaders()
+        response = connection.getresponse()
+        return response.status, response.read(), dict(response.getheaders())
+
+    def json(self, path: str) -> Any:
+        status, body, _ = self.ask(f"/{self.secret}/data/{path}")
+        assert status == 200, body
+        return json.loads(body)
+
+    def wait_for_runs(self, *names: str) -> None:
+        wait_for(lambda: set(names) <= set(self.json("runs")), f"runs {names}")
+
+    def num_points(self, run: str, tag: str = "step/loss") -> int:
+        status, body, _ = self.ask(
+            f"/{self.secret}/data/plugin/scalars/scalars?run={run}&tag={tag}&format=json"
+        )
+        return len(json.loads(body)) if status == 200 else 0
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
+        """Exit code and output."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+    def leftovers(self) -> list[Path]:
+        return [*self.temporary.iterdir(), *self.cache.rglob("*.txt")]
+
+
+def sizes(run: Path) -> dict[str, int]:
+    folder = run / "tensorboard"
+    files = folder.rglob("*.tfevents.*")
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

@@ -1,0 +1,124 @@
+"""Runs found by name and cancelled: real ones of this machine, and what is not here."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.monitoring.status import pick, survey
+from harness.slurm.queue import Queue
+from harness.tracking.run_dir import RunDirectory
+from tests.checks.site import ELSEWHERE, Site, site
+from tests.conftest import JOBS, Harness
+
+__all__ = ["site"]  # a fixture
+
+
+def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way that people write a run leads to it; an array's id to all of its tasks."""
+    site.run("slurm-12_1", "finished", slurm_job="13")
+    site.run("slurm-12_2", "finished", slurm_job="12")
+    site.run("mine", "finished", job="gru")
+    site.run("mine", "finished")
+    found = survey(site.runs, Queue())
+    monkeypatch.chdir(site.runs / "lstm")
+
+    def names(name: str, *, many: bool = False) -> list[str]:
+        return sorted(each.run for each in pick(name, found, site.runs, many=many))
+
+    for name in (
+        "slurm-12_1",
+        "lstm/slurm-12_1",
+        str(site.runs / "lstm/slurm-12_1"),
+        "12_1",
+        "./slurm-12_1/",
+    ):
+        assert names(name) == ["lstm/slurm-12_1"], name
+    assert names("13") == ["lstm/slurm-12_1"]
+    assert names("12") == ["lstm/slurm-12_1", "lstm/slurm-12_2"]
+    assert names("gru") == ["gru/mine"]
+    assert names("lstm", many=True) == ["lstm/mine", "lstm/slurm-12_1", "lstm/slurm-12_2"]
+    with pytest.raises(InputError, match="lstm: fits 3 runs, name one of them: "):
+        names("lstm")
+    for name in ("", " "):
+        with pytest.raises(InputError, match="give a folder"):
+            names(name)
+    with pytest.raises(InputError, match=r"did you mean .*slurm-12_1"):
+        names("slurm-12-1")
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_name_that_fits_no_run_is_refused(harness: Harness, site: Site, command: str) -> None:
+    """Exit code 2 and one line with what is near."""
+    site.run("calmest", "finished")
+    done = harness.run(command, "calmost")
+    assert done.returncode == 2
+    assert "did you mean calmest" in done.stderr.splitlines()[-1]
+
+
+def test_commands_that_watch_never_import_tensorflow(site: Site) -> None:
+    """They answer at once, so they do without what takes seconds to load."""
+    site.run("a", "finished")
+    code = (
+        "import sys; from harness.cli import main; sys.argv = ['harness', *sys.argv[1:]]; main();"
+        "sys.exit('tensorflow' in sys.modules or 'numpy' in sys.modules)"
+    )
+    for words in (["status"], ["status", "--json"], ["cancel", "a"], ["logs", "a"]):
+        line = [sys.executable, "-c", code, *words, "--runs", str(site.runs)]
+        assert subprocess.run(line, cwd=JOBS.parent, check=False).returncode == 0, words
+
+
+def is_training(run: RunDirectory, process: int) -> bool:
+    state = run.read_json("state.json")
+    return (state.get("process"), state.get("phase")) == (process, "training") and "step" in state
+
+
+def start_run(harness: Harness) -> "tuple[subprocess.Popen[str], Path]":
+    """A training process, once it has told of a step."""
+    words = harness.train_words("lstm", "live", "--set", "train.epochs=1000")
+    process = harness.start(*words)
+    run = RunDirectory(harness.runs / "lstm/live")
+    deadline = time.monotonic() + 120
+    while not is_training(run, process.pid):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process, run.folder
+
+
+def test_a_real_run_is_seen_cancelled_and_seen_dead(harness: Harness, site: Site) -> None:
+    """Running by its process, saved by `cancel`, and dead after a KILL with the way to go on."""
+    process, folder = start_run(harness)
+    seen = json.loads(harness.run("status", "--json").stdout)
+    assert [(each["state"], each["process"]) for each in seen] == [("running", process.pid)]
+    done = harness.run("cancel", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lstm/live: saved at epoch ")
+    assert f"go on by harness resume {folder}" in done.stdout
+    assert process.wait(timeout=20) == 75
+    assert "nothing to cancel" in harness.run("cancel", "live").stdout
+    process.communicate()
+
+    process, _ = start_run(harness)
+    process.kill()
+    process.communicate()
+    table = harness.run("status").stdout
+    assert "dead" in table
+    assert f"harness resume {folder}" in table
+    done = harness.run("cancel", "live")
+    assert (done.returncode, "is dead, nothing to cancel" in done.stdout) == (0, True)
+
+
+def test_a_run_elsewhere_is_cancelled_there(harness: Harness, site: Site) -> None:
+    """Another host's process gets no signal, and the line says where to go; others are stopped."""
+    site.run("a", "training", process=os.getpid())
+    site.run("b", "finished")
+    done = harness.run("cancel", "a", "b")
+    assert done.returncode == 1
+    assert f"is on {ELSEWHERE}; there: harness cancel" in done.stderr
+    assert "lstm/b: is finished, nothing to cancel" in done.stdout

@@ -1,0 +1,114 @@
+"""`harness logs`: a log is read, cut and followed, and ends with its run."""
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.monitoring.logs import Follower, clean
+from tests.checks.site import Site, site
+from tests.conftest import Harness
+
+__all__ = ["site"]  # a fixture
+
+
+def test_a_log_is_harmless_and_cut_to_its_end(harness: Harness, site: Site) -> None:
+    """Binary junk, colours and progress bars come out as the text that a terminal would show."""
+    log = site.folder / "it's a log.out"
+    log.write_bytes(b"one\n\x1b[31mtwo\x1b[0m\x07\n10%\r50%\r100%\nthr\xffee\r\nfour")
+    site.run("a", "finished", log=log)
+    assert harness.run("logs", "a").stdout.splitlines() == [
+        "one",
+        "two",
+        "100%",
+        "thr\ufffdee",
+        "four",
+    ]
+    assert harness.run("logs", "a", "-n", "2").stdout.splitlines() == ["thr\ufffdee", "four"]
+    assert harness.run("logs", "a", "-n", "0").stdout == ""
+    assert clean(b"\x1b]0;title\x07\x00a\tb") == "a\tb"
+
+
+def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
+    """What the terminal can't show is a question mark."""
+    log = site.folder / "log"
+    log.write_text("naïve ☃\n")
+    site.run("a", "failed", log=log, error="ValueError: ☃")
+    harness.environment["PYTHONIOENCODING"] = "latin-1"
+    done = subprocess.run(
+        harness.command("logs", "a"), env=harness.environment, capture_output=True, check=True
+    )
+    assert done.stdout == b"na\xefve ?\n"
+    harness.environment["PYTHONIOENCODING"] = "ascii"
+    assert "ValueError: ?" in harness.run("status").stdout
+
+
+def test_a_run_without_a_log_says_so(harness: Harness, site: Site) -> None:
+    """One that ran on a terminal, and one that waits, get a line each."""
+    site.run("a", "finished")
+    site.submission("12", [1])
+    done = harness.run("logs", "a")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no log, it printed where it was started" in done.stderr
+    assert "it has no log yet; it is" in harness.run("logs", "12").stderr
+
+
+def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
+    """What is appended comes once, whole lines alone; a cut or new file comes from its start."""
+    log = tmp_path / "log"
+    follower = Follower(log)
+    assert list(follower.new_lines()) == []
+    log.write_text("a\nb\nha")
+    assert list(follower.seek_last(1)) == ["b"]
+    with log.open("a") as file:
+        file.write("lf\n")
+    assert list(follower.new_lines()) == ["half"]
+    assert list(follower.new_lines()) == []
+    log.write_text("n\n")
+    assert list(follower.new_lines()) == ["n"]
+    (tmp_path / "other").write_text("other, and longer\nrest")
+    (tmp_path / "other").replace(log)
+    assert list(follower.new_lines()) == ["other, and longer"]
+    assert list(follower.new_lines(at_end=True)) == ["rest"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "code"), [("finished", 0), ("failed", 1), ("interrupted", 75), ("training", 1)]
+)
+def test_following_ends_with_the_run(harness: Harness, site: Site, phase: str, code: int) -> None:
+    """`logs -f` prints what there is and ends as the run did; a dead one has failed."""
+    log = site.folder / "log"
+    log.write_text("said\nlast words")
+    site.run("a", phase, log=log, host=socket.gethostname(), process=os.getpid())
+    done = harness.run("logs", "-f", "a", timeout_s=20)
+    assert (done.returncode, done.stdout) == (code, "said\nlast words\n")
+
+
+def test_a_reader_may_stop_reading(harness: Harness, site: Site) -> None:
+    """`harness logs | head` ends without a word."""
+    log = site.folder / "log"
+    log.write_text("line\n" * 200_000)
+    site.run("a", "finished", log=log)
+    reading = harness.start("logs", "a")
+    assert reading.stdout
+    assert reading.stdout.readline() == "line\n"
+    reading.stdout.close()
+    assert reading.stderr
+    assert reading.stderr.read() == ""
+    reading.wait(timeout=20)
+
+
+def test_ctrl_c_ends_following_quietly(harness: Harness, site: Site) -> None:
+    """No traceback, no complaint."""
+    log = site.folder / "log"
+    log.write_text("said\n")
+    site.run("a", "training", log=log)
+    following = harness.start("logs", "-f", "a")
+    assert following.stdout
+    assert following.stdout.readline() == "said\n"
+    following.send_signal(signal.SIGINT)
+    _, said = following.communicate(timeout=20)
+    assert (following.returncode, said) == (0, "")

@@ -1,0 +1,184 @@
+"""From folders to rows: nothing is mixed that does not belong together, nothing lost unnamed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import InputError
+from harness.report.collect import LeftOut, find_runs, group_runs
+from harness.report.summary import make_parts, row_cells
+from tests.conftest import Harness
+from tests.report.made_up_runs import write_run
+
+EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
+
+
+def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
+    """Five seeds give the textbook's mean, deviation and 95 % interval."""
+    for seed, accuracy in enumerate((0.86, 0.87, 0.88, 0.89, 0.90), 1):
+        write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy, training_s=10.0 * seed)
+    runs, left_out = find_runs([tmp_path, tmp_path / "1"])  # no run counts twice
+    assert left_out == []
+    ((group,), repeated) = group_runs(runs)
+    (row,) = group.rows
+    assert (list(row.by_seed), repeated) == ([1, 2, 3, 4, 5], [])
+    cells = row_cells(row, in_book=group.in_book)
+    # s = sqrt(2.5), t(0.975, 4) = 2.776: half the interval is 2.776 s / sqrt 5 = 1.963.
+    assert [cells[name] for name in ("recurrent", "seeds", "test %", "s.d.", "train s")] == [
+        *("8,320", "5", "88.00", "1.58", "30")
+    ]
+    assert (cells["95 % interval"], cells["book %"]) == ("86.04 to 89.96", "87.05")
+    assert cells["F1"] == ""  # not in these records
+
+
+def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:
+    """An interval of width 0 would promise what two equal runs can't."""
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), seed=seed)
+    (row,) = group_runs(find_runs([tmp_path])[0])[0][0].rows
+    assert (row.deviation, row.interval) == (0.0, None)
+
+
+def test_an_interval_ends_where_accuracies_end(tmp_path: Path) -> None:
+    """Two seeds far apart give an interval within 0 to 100 %."""
+    for seed, accuracy in enumerate((0.6, 0.9), 1):
+        write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
+    (row,) = group_runs(find_runs([tmp_path])[0])[0][0].rows
+    assert row.interval == (0.0, 100.0)
+
+
+def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: Path) -> None:
+    """Checksum and limit part the tables; a row of rarer settings says how it differs."""
+    write_run(tmp_path / "a", EPOCHS.format(1, 3))
+    write_run(tmp_path / "b", EPOCHS.format(1, 3), dataset_checksum="b", is_sample=True)
+    write_run(tmp_path / "c", EPOCHS.format(2, 4), seed=2)
+    write_run(tmp_path / "d", EPOCHS.format(3, 4), seed=3)
+    write_run(tmp_path / "e", "[train]\nseed = 4\n", seed=4)
+    write_run(tmp_path / "f", EPOCHS.format(1, 3), limit=500)
+    groups, _ = group_runs(find_runs([tmp_path])[0])
+    assert [(each.checksum, each.limit) for each in groups] == [("a", 0), ("a", 500), ("b", 0)]
+    names = {row.name: list(row.by_seed) for row in groups[0].rows}
+    assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=unset": [4]}
+    assert [part.heading for part in make_parts(groups)][1] == (
+        "IMDB, the first 500 reviews of each split"
+    )
+
+
+@pytest.mark.parametrize("changed", [{"limit": 500}, {"data": "mine"}, {"is_sample": True}])
+def test_the_books_figure_stands_beside_the_whole_of_imdb_alone(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """Part of the data, other data and the sample have no figure of the book's."""
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", dataset_checksum="b", **changed)
+    parts = make_parts(group_runs(find_runs([tmp_path])[0])[0])
+    assert [part.lines[0]["book %"] for part in parts if part.group.checksum == "a"] == ["87.05"]
+    assert [part.lines[0]["book %"] for part in parts if part.group.checksum == "b"] == [""]
+
+
+def test_what_stands_in_no_table_is_named_with_its_reason(tmp_path: Path) -> None:
+    """Failed, unfinished, broken and untested runs, and searches, each with a why of its own."""
+    write_run(tmp_path / "good")
+    for name, state in (
+        ("failed", {"phase": "failed", "error": "RunError: two\nlines, the \x1b[31mlast"}),
+        ("training", {"phase": "training", "epoch": 3}),
+        ("broken", {}),
+        ("empty", {}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.toml").write_text("")
+        (tmp_path / name / "state.json").write_text(json.dumps(state))
+    (tmp_path / "broken" / "result.json").write_text('{"accuracy": "high"}')
+    write_run(tmp_path / "over", accuracy=7)
+    write_run(tmp_path / "untested", "[data]\ntest = false", accuracy=None)
+    runs, left_out = find_runs([tmp_path, tmp_path / "none*"])
+    assert [run.folder.name for run in runs] == ["good"]
+    assert {each.folder.name: (each.kind, each.why) for each in left_out} == {
+        "failed": ("failed", "lines, the [31mlast"),
+        "training": ("unfinished", "training in epoch 3"),
+        "broken": ("broken", "result.json is broken; remove it and harness resume"),
+        "over": ("broken", "result.json is broken; remove it and harness resume"),
+        "empty": ("unfinished", "not begun"),
+        "untested": ("not tested", "data.test = false"),
+        "none*": ("unmatched", "no run matches it"),
+    }
+
+
+def test_of_a_search_its_winner_alone_is_compared(tmp_path: Path) -> None:
+    """Its trials are counted, whatever they scored; the winner trained anew is a run."""
+    sweep = tmp_path / "tune" / "s"
+    for number in ("0", "1"):
+        write_run(sweep / "trials" / number, "[data]\ntest = false")
+    for name in ("search.toml", "lease.json"):
+        (sweep / name).write_text("")
+    write_run(sweep / "winner" / "tune_best" / "seed1", "[train]\nseed = 1\n")
+    runs, left_out = find_runs([tmp_path])
+    assert [run.folder.name for run in runs] == ["seed1"]
+    assert left_out == [LeftOut(sweep, "search", "its 2 trials leave the test set unread")]
+
+
+def test_a_seed_counts_once_and_the_first_run_counts(tmp_path: Path) -> None:
+    """A repeated seed makes no interval narrower, and a better repetition no mean higher."""
+    for name, seed, accuracy in (("a", 1, 0.85), ("b", 1, 0.95), ("c", 2, 0.87)):
+        write_run(tmp_path / name, f"[train]\nseed = {seed}", seed=seed, accuracy=accuracy)
+    ((group,), (repeated,)) = group_runs(find_runs([tmp_path])[0])
+    assert group.rows[0].by_seed == {1: 85.0, 2: 87.0}
+    assert repeated.folder == tmp_path / "b"
+    assert repeated.why.endswith("/a with 85.00 %, here 95.00 %")
+
+
+def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
+    """A pattern finds its runs; a name of nothing, and a folder without runs, get one line each."""
+    for name in ("slurm-1_1", "slurm-1_2", "slurm-2_1"):
+        write_run(tmp_path / "lstm" / name, seed=int(name[-1]))
+    runs, _ = find_runs([tmp_path / "*" / "slurm-1_*"])
+    assert [run.folder.name for run in runs] == ["slurm-1_1", "slurm-1_2"]
+    with pytest.raises(InputError, match="is no folder"):
+        find_runs([tmp_path / "nope"])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError, match="holds no run"):
+        find_runs([tmp_path / "bare"])
+
+
+def test_fifty_runs_are_compared_without_a_heavy_import(tmp_path: Path) -> None:
+    """The table needs neither TensorFlow nor scikit-learn, Matplotlib or pandas."""
+    for seed in range(50):
+        write_run(tmp_path / "lstm" / str(seed), seed=seed)
+    script = (
+        "import sys; from harness.cli import main; code = main();"
+        "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib', 'scipy.stats'} & {*sys.modules};"
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    command = [sys.executable, "-c", script, "compare", str(tmp_path), "--no-yardstick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "   50   87.00" in done.stdout
+
+
+def test_nothing_finished_is_refused_and_nothing_written(harness: Harness) -> None:
+    """Runs that are all unfinished are named, and no folder of a comparison is made."""
+    (harness.runs / "lstm" / "a").mkdir(parents=True)
+    (harness.runs / "lstm" / "a" / "job.toml").write_text("")
+    done = harness.run("compare", "--out", harness.folder / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("harness: nothing to compare: 1 found")
+    assert not (harness.folder / "out").exists()
+
+
+def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -> None:
+    """A real run's table, Markdown, yardstick, and report with its reviews' words."""
+    harness, run = finished
+    out = harness.folder / "out"
+    done = harness.run("compare", run, "--markdown", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"report       {out}/report.html\n"
+    assert any(line.startswith("| bilstm | bilstm | ") for line in done.stdout.splitlines())
+    assert "| tf-idf, last 30 | tf-idf | " in done.stdout
+    page = (out / "report.html").read_text()
+    assert "A sample, not the full data." in page
+    assert "are not at hand" not in page
+    assert "tf-idf, whole" in harness.run("compare").stdout  # all under HARNESS_RUNS

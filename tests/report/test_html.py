@@ -1,0 +1,340 @@
+"""The folder of a comparison: whole or not there, and a page that is right and loads nothing."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import InputError, RunError
+from harness.report.collect import JobResult, LeftOut, find_runs, group_runs
+from harness.report.export import FILES, check_folder, write_comparison
+from harness.report.plots import COLOURS, pictures_of, styles_of
+from harness.report.predictions import (
+    Predictions,
+    calibration,
+    epochs_of,
+    mean_confusion,
+    mean_roc,
+    most_disputed,
+    over_reviews,
+    read_predictions,
+    wrong_by_all,
+)
+from harness.report.significance import NORMAL_95
+from harness.report.summary import Part, make_parts
+from tests.report.made_up_runs import small_data, write_run, write_scored_run
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """What a browser makes of the page: its tags, what they load, its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _patterns() -> dict[str, list[bool]]:
+    """Where each architecture is right: of 60 reviews the first 6 nowhere, the last 6 by bilstm."""
+    lstm = [False] * 6 + [True] * 48 + [False] * 6
+    return {"lstm": lstm, "bilstm": [False] * 6 + [True] * 54}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_other_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither this machine's data nor its cache."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("XDG_CACHE_HOME", "KERAS_HOME"):
+            patched.setenv(name, str(tmp_path_factory.mktemp(name)))
+        for name in ("HARNESS_DATA", "HARNESS_STAGE"):
+            patched.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two architectures with two seeds each, and their data."""
+    return make_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison's folder, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("written")
+    left_out = [LeftOut(Path("runs/<i>"), "failed", "<b>out of memory</b> & more")]
+    _, said = write(make_runs(folder), folder / "out", left_out)
+    assert said == []
+    return folder / "out"
+
+
+@pytest.fixture
+def bare_runs(tmp_path: Path) -> Path:
+    """Runs without a picture to draw."""
+    for seed in (1, 2):
+        write_run(
+            tmp_path / "runs" / str(seed), seed=seed, recurrent_parameters=None, training_s=None
+        )
+    return tmp_path / "runs"
+
+
+def make_runs(folder: Path) -> Path:
+    dataset = small_data(folder / "data")
+    for architecture, right in _patterns().items():
+        for seed in (1, 2):
+            pattern = [*right[:-seed], False] if seed == 1 else right
+            run = folder / "runs" / architecture / str(seed)
+            write_scored_run(run, dataset, pattern, architecture=architecture, seed=seed)
+    return folder / "runs"
+
+
+def parts_of(runs: Path) -> list[Part]:
+    return make_parts(group_runs(find_runs([runs])[0])[0])
+
+
+def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> tuple[str, list[str]]:
+    """Write a comparison; gives back the page and what was said."""
+    said: list[str] = []
+    path = write_comparison(out, parts_of(runs), left_out, runs.parent / "data", said.append)
+    return path.read_text(), said
+
+
+def predictions_of(runs: Path) -> Predictions:
+    found = read_predictions(parts_of(runs)[0].group, print)
+    assert found
+    return found
+
+
+# The page
+
+
+def test_the_page_is_whole_and_loads_nothing(written: Path) -> None:
+    """Tags are balanced, pictures stand inside with words for them, no script, no address."""
+    text = (written / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 6
+    for picture in pictures:
+        assert (picture["src"] or "").startswith("data:image/png;base64,iVBOR")
+        assert "lstm" in (picture["alt"] or "")
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "base", "form"}
+    loaded = [a[key] for _, a in page.tags for key in ("href", "src", "srcset") if a.get(key)]
+    assert all((each or "").startswith(("data:image/png;", "#")) for each in loaded)
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+
+
+def test_words_from_outside_are_no_markup(written: Path) -> None:
+    """A review, a record, a run's name and an error with markup in them are shown as text."""
+    text = (written / "report.html").read_text()
+    for harmful in ("<script", "<i>", "<b>", "Xeon <&>"):
+        assert harmful not in text
+    page = Page(text)
+    for shown in ("<script>alert(1)</script>", "<b>out of memory</b> & more", "Xeon <&>"):
+        assert shown in page.text
+
+
+def test_without_the_data_reviews_are_named_by_their_numbers(runs: Path) -> None:
+    """The words are gone with the data, and the page says what the numbers are."""
+    (runs.parent / "data").rename(runs.parent / "away")
+    said: list[str] = []
+    page = write_comparison(runs.parent / "out", parts_of(runs), [], None, said.append)
+    text = page.read_text()
+    assert "alert(1)" not in text
+    assert "their places in the test set" in text
+    assert "<strong>Review 5</strong>" in text
+
+
+def test_other_data_of_the_same_name_never_give_the_words(runs: Path) -> None:
+    """A folder with other reviews is no source for these."""
+    (runs.parent / "data").rename(runs.parent / "away")
+    small_data(runs.parent / "data", num=40)
+    text, _ = write(runs, runs.parent / "out")
+    assert "alert(1)" not in text
+
+
+def test_predictions_of_other_labels_get_no_words(runs: Path) -> None:
+    """Where the labels are not the dataset's, place by place, its words are not these reviews'."""
+    for path in runs.glob("*/*/predictions.npz"):
+        with np.load(path) as arrays:
+            turned = {name: 1 - arrays[name] for name in ("labels", "probabilities")}
+        np.savez(path, **turned)
+    text, said = write(runs, runs.parent / "out")
+    assert said == []
+    assert "alert(1)" not in text
+
+
+def test_a_run_without_good_predictions_is_named(runs: Path) -> None:
+    """Missing, broken or unlike ones leave the scores in the table and the run out of curves."""
+    np.savez(runs / "lstm" / "1" / "predictions.npz", probabilities=[0.5], labels=[1])
+    (runs / "bilstm" / "1" / "predictions.npz").write_bytes(b"PK\x03\x04 cut")
+    (runs / "bilstm" / "2" / "predictions.npz").unlink()
+    text, said = write(runs, runs.parent / "out")
+    assert [line.split(":")[0].split("/runs/")[1] for line in said] == [
+        *("lstm/1", "bilstm/1", "bilstm/2")
+    ]
+    assert "result.json says" in said[0]
+    assert "ROC curves" in text
+    for run in (runs / "lstm" / "1", runs / "lstm" / "2"):
+        (run / "predictions.npz").unlink(missing_ok=True)
+    assert "No run has predictions" in write(runs, runs.parent / "out")[0]
+
+
+# The folder
+
+
+def test_the_folder_holds_every_form_of_the_same_figures(written: Path) -> None:
+    """Markdown, CSV, LaTeX and JSON hold the rows; CSV and JSON unrounded."""
+    out, runs = written, written.parent / "runs"
+    assert {path.name for path in out.iterdir()} == FILES
+    with (out / "comparison.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    record = json.loads((out / "comparison.json").read_text())
+    assert [row["job"] for row in table] == ["lstm", "bilstm"]
+    (lstm, bilstm) = record["parts"][0]["rows"]
+    assert float(table[0]["accuracy"]) == lstm["accuracy"] == pytest.approx(100 * 48 / 60)
+    assert bilstm["accuracy"] == pytest.approx(100 * (53 + 54) / 2 / 60)
+    assert [run["folder"] for run in lstm["runs"]] == [str(runs / "lstm" / n) for n in "12"]
+    assert "| lstm | lstm |" in (out / "comparison.md").read_text()
+    assert "\nlstm & 2 & 80.00 &" in (out / "comparison.tex").read_text()
+
+
+def test_an_earlier_comparison_is_replaced_and_nothing_is_left(bare_runs: Path) -> None:
+    """Written again the folder is the new one, also behind a link, with no leftovers beside it."""
+    runs = bare_runs
+    out, link = runs.parent / "out", runs.parent / "link"
+    link.symlink_to(out)
+    write(runs, link)
+    (out / "report.html").write_text("old")
+    check_folder(link)
+    write(runs, link)
+    assert "<!doctype html>" in (out / "report.html").read_text()
+    assert link.is_symlink()
+    assert not list(runs.parent.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "names", [["notes.txt"], ["comparison.json", "notes.txt"], ["report.html"]]
+)
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, names: list[str]) -> None:
+    """What is none of a comparison's files is never replaced, nor a file of that name."""
+    (tmp_path / "out").mkdir()
+    check_folder(tmp_path / "out")  # empty it may be
+    for name in names:
+        (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(InputError, match=f"--out .*out: holds {names[-1]}"):
+        check_folder(tmp_path / "out")
+    with pytest.raises(InputError, match="is no folder"):
+        check_folder(tmp_path / "out" / names[0])
+
+
+def test_a_disk_that_refuses_leaves_the_earlier_comparison(
+    bare_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the new one can't take its place the old one is put back."""
+    runs = bare_runs
+    out = runs.parent / "out"
+    write(runs, out)
+    (out / "report.html").write_text("old")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        with pytest.raises(RunError, match="No space left"):
+            write(runs, out)
+    assert (out / "report.html").read_text() == "old"
+    assert not list(runs.parent.glob(".*"))
+
+
+# Figures of predictions
+
+
+def test_reviews_that_all_get_wrong_and_that_are_disputed(runs: Path) -> None:
+    """The first six are wrong in every run, the surest first; the last five part the rows."""
+    found = predictions_of(runs)
+    # The last one is wrong in seed 1 of both.
+    assert wrong_by_all(found).tolist() == [5, 4, 3, 2, 1, 0]
+    assert sorted(most_disputed(found, 5).tolist()) == [54, 55, 56, 57, 58]
+
+
+def test_curves_are_means_over_the_seeds() -> None:
+    """ROC, confusion matrix and calibration of two seeds, by hand."""
+    labels = np.array([0, 0, 1, 1])
+    perfect, reverse = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.9, 0.8, 0.2, 0.1])
+    both = np.stack([perfect, reverse])
+    assert mean_confusion(labels, both).tolist() == [[1, 1], [1, 1]]
+    assert mean_confusion(labels, perfect[None]).tolist() == [[2, 0], [0, 2]]
+    rates, curve = mean_roc(labels, both)
+    assert curve[(rates > 0.01) & (rates < 0.99)] == pytest.approx(0.5)
+    means, shares, error = calibration(labels, perfect[None])
+    assert (means.tolist(), shares.tolist()) == ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
+    assert error == pytest.approx(0.15)
+    assert calibration(labels, both)[2] == pytest.approx(0.35)
+
+
+def test_a_difference_over_other_reviews_is_paired(runs: Path) -> None:
+    """Its interval comes from the reviews on which the two are not equally right."""
+    part = parts_of(runs)[0]
+    (only,) = part.differences
+    gain = np.array([0.0] * 54 + [1.0] * 5 + [0.5])
+    expected = 100 * NORMAL_95 * gain.std(ddof=1) / 60**0.5
+    assert over_reviews(only, predictions_of(runs)) == pytest.approx(expected)
+
+
+def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
+    """A run that stopped early leaves the later epochs to the others; a broken file counts not."""
+    (row,) = (each for each in parts_of(runs)[0].group.rows if each.name == "lstm")
+    (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.9}\n')
+    assert epochs_of(row, "loss") == {1: [0.9, 0.72], 2: [0.37], 3: [pytest.approx(0.7 / 3 + 0.02)]}
+    (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "lo')
+    assert len(epochs_of(row, "loss")[1]) == 1
+
+
+def test_an_architecture_keeps_its_colour(runs: Path) -> None:
+    """Rows of one architecture have one colour and unlike lines; an unknown one has its own."""
+    group = parts_of(runs)[0].group
+    lstm, bilstm = group.rows
+    again = JobResult("lstm epochs=2", lstm.runs)
+    make: Callable[..., Part] = Part
+    styles = styles_of(make(type(group)(**{**vars(group), "rows": (lstm, again, bilstm)}), (), ()))
+    assert styles["lstm"].colour == styles["lstm epochs=2"].colour == COLOURS["lstm"]
+    assert styles["lstm"].line != styles["lstm epochs=2"].line
+    assert styles["bilstm"].colour == COLOURS["bilstm"]
+    assert styles["bilstm"].marker != styles["lstm"].marker
+
+
+def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
+    """A picture depends on the runs alone, to the byte."""
+    part, predictions = parts_of(runs)[0], predictions_of(runs)
+    first, again = (pictures_of(part, predictions) for _ in range(2))
+    assert [each.title for each in first] == [
+        *("Validation accuracy", "Training loss", "Accuracy and training time"),
+        *("Accuracy and size", "ROC curves", "Calibration"),
+    ]
+    assert first == again

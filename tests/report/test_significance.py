@@ -1,0 +1,92 @@
+"""What the data show: sentence, interval and the textbook agree."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.report.collect import DatasetGroup, JobResult, ScoredRun
+from harness.report.significance import differences, explanations, sampling_half_width
+
+LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
+BILSTM = {1: 88.30, 2: 88.42, 3: 88.36, 4: 88.31, 5: 88.52}
+NOISY = {1: 87.10, 2: 89.60, 3: 88.00, 4: 87.20, 5: 89.90}
+
+
+def group_of(**rows: Mapping[int, float]) -> DatasetGroup:
+    """Rows with these accuracies by seed."""
+    made = [
+        JobResult(
+            name,
+            tuple(ScoredRun(Path(name), name, "lstm", s, a, {}, {}) for s, a in by_seed.items()),
+        )
+        for name, by_seed in rows.items()
+    ]
+    return DatasetGroup("IMDB", "a", 0, False, 25_000, tuple(made))
+
+
+def test_one_pair_is_the_textbooks_paired_t() -> None:
+    """Of two rows the interval is that of scipy's paired t test, and no wider."""
+    (only,) = differences(group_of(lstm=LSTM, bilstm=BILSTM))
+    expected = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()]).confidence_interval(0.95)
+    assert (only.first.name, only.second.name) == ("bilstm", "lstm")
+    assert only.interval == pytest.approx((expected.low, expected.high))
+    assert only.interval_alone == only.interval
+    assert only.sentence == (
+        f"bilstm is better than lstm by {only.mean:.2f} points, 95 % interval "
+        f"{expected.low:.2f} to {expected.high:.2f}, over 5 seeds"
+    )
+
+
+def test_many_pairs_widen_each_interval() -> None:
+    """Three comparisons: each interval is that of 1 - 0.05 / 3, and they say so."""
+    group = group_of(lstm=LSTM, bilstm=BILSTM, noisy=NOISY)
+    found = differences(group)
+    assert len(found) == 3
+    pair = next(each for each in found if each.first.name == "bilstm")
+    test = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()])
+    wide, narrow = (test.confidence_interval(level) for level in (1 - 0.05 / 3, 0.95))
+    assert pair.interval == pytest.approx((wide.low, wide.high))
+    assert pair.interval_alone == pytest.approx((narrow.low, narrow.high))
+    assert "3 comparisons are made at once" in explanations(group, found)[0]
+
+
+def test_what_is_not_shown_is_said_to_be_so() -> None:
+    """An interval that holds 0 names neither row as better, whatever the means are."""
+    (only,) = differences(group_of(lstm=LSTM, noisy=NOISY))
+    assert not only.is_shown
+    assert only.sentence.startswith("not shown which of noisy and lstm is better: noisy is ahead")
+
+
+def test_differences_without_any_spread_have_no_interval() -> None:
+    """The same difference on each seed is no proof, though a t interval of width 0 would be one."""
+    (only,) = differences(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
+    assert (only.interval, only.is_shown) == (None, False)
+    assert "0.10 points on each of 2 seeds, too alike for an interval" in only.sentence
+
+
+def test_only_seeds_that_both_have_are_compared() -> None:
+    """Seeds of one row alone are left out; with one in common there is no comparison."""
+    (only,) = differences(group_of(lstm=LSTM, other={4: 87.0, 5: 87.1, 6: 99.0}))
+    assert only.points == pytest.approx((1.15, 1.3))
+    group = group_of(lstm=LSTM, other={5: 87.1, 6: 99.0})
+    assert differences(group) == []
+    assert explanations(group, [])[0].startswith("1 pair shares fewer than two seeds")
+
+
+def test_the_simultaneous_intervals_hold_all_at_once() -> None:
+    """Of a thousand experiments without any difference at most about one in twenty shows one."""
+    generator = np.random.default_rng(7)
+    errors = 0
+    for _ in range(1000):
+        table = generator.normal(88, 0.1, size=(4, 5))
+        rows = {f"row{n}": dict(enumerate(values)) for n, values in enumerate(table)}
+        errors += any(each.is_shown for each in differences(group_of(**rows)))
+    assert 5 <= errors <= 70
+
+
+def test_the_test_sets_own_error_is_binomial() -> None:
+    """88 % of 25,000 reviews is uncertain by 1.96 sqrt(0.88 0.12 / 25,000) = 0.40 points."""
+    assert sampling_half_width(88.0, 25_000) == pytest.approx(0.4028, abs=1e-4)

@@ -1,0 +1,65 @@
+"""Tables as text: nothing that stands in a cell is taken for markup."""
+
+import csv
+import io
+
+from harness.report.text_tables import (
+    csv_table,
+    fitting,
+    latex,
+    latex_table,
+    markdown_table,
+    table_lines,
+)
+
+COLUMNS = ("job", "test %", "note")
+ROWS = [
+    {"job": "lstm", "test %": "88.22", "note": "a|b"},
+    {"job": "stacked_lstm", "test %": "9.10", "note": ""},
+]
+
+
+def test_columns_are_as_wide_as_they_need() -> None:
+    """Names stand at the left, numbers at the right, and no line ends in blanks."""
+    assert table_lines(COLUMNS, ROWS) == [
+        "job           test %  note",
+        "lstm           88.22  a|b",
+        "stacked_lstm    9.10",
+    ]
+
+
+def test_a_narrow_screen_goes_without_what_is_dispensable() -> None:
+    """Columns go in their order until the rest fits, and no longer."""
+    assert fitting(COLUMNS, ROWS, 26, ["note", "test %"]) == [*COLUMNS]
+    assert fitting(COLUMNS, ROWS, 25, ["note", "test %"]) == ["job", "test %"]
+    assert fitting(COLUMNS, ROWS, 5, ["note", "test %"]) == ["job"]
+
+
+def test_markdown_keeps_its_columns() -> None:
+    """A bar inside of a cell ends no cell."""
+    assert markdown_table(COLUMNS, ROWS).splitlines() == [
+        "| job | test % | note |",
+        "| --- | ---: | --- |",
+        "| lstm | 88.22 | a\\|b |",
+        "| stacked_lstm | 9.10 |  |",
+    ]
+
+
+def test_csv_is_read_back_as_it_was() -> None:
+    """Commas, quotes and line ends in a cell come back, and None is empty."""
+    row = {"job": 'a,"b"\nc', "test %": 0.1 + 0.2, "note": None}
+    (read,) = csv.DictReader(io.StringIO(csv_table(COLUMNS, [row]), newline=""))
+    assert read == {"job": row["job"], "test %": "0.30000000000000004", "note": ""}
+
+
+def test_latex_prints_every_character() -> None:
+    """What LaTeX takes for an order is escaped, a rule stands where it is asked for."""
+    assert latex(r"50 % of $x_1^2 & #{a}~\b <c>") == (
+        r"50 \% of \$x\_1\textasciicircum{}2 \& \#\{a\}\textasciitilde{}\textbackslash{}b "
+        r"\textless{}c\textgreater{}"
+    )
+    lines = latex_table(COLUMNS, ROWS, "All_of it", rules_before={1}).splitlines()
+    assert r"\caption{All\_of it}" in lines
+    assert lines[lines.index(r"\midrule", lines.index(r"lstm & 88.22 & a|b \\")) + 1] == (
+        r"stacked\_lstm & 9.10 &  \\"
+    )

@@ -1,0 +1,146 @@
+"""A copy of the job scripts in which a note of how it was called stands for training."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import PROJECT
+
+# Notes how it was called, then waits for a signal where it is told to. It starts as pip's own
+# commands do, since a path with a space cannot stand after `#!`.
+STAND_IN = f"""#!/bin/sh
+'''exec' "{sys.executable}" "$0" "$@"
+' '''
+import json, os, signal, sys, time
+from pathlib import Path
+note = Path(os.environ["NOTE"])
+def write():
+    note.write_text(json.dumps(call))
+    with note.with_suffix(".all").open("a") as file:
+        file.write(json.dumps(call) + "\\n")
+call = {{
+    "argv": sys.argv[1:],
+    "runs": os.environ["HARNESS_RUNS"],
+    "image": os.environ.get("IMAGE"),
+    "nodes": os.environ.get("HARNESS_NODES"),
+    "data": os.environ.get("HARNESS_DATA"),
+    "offline": os.environ.get("HARNESS_OFFLINE"),
+    "signals": [],
+}}
+def stop(number, frame):
+    call["signals"].append(signal.Signals(number).name)
+    time.sleep(0.2)  # saving takes a while, in which signals may repeat
+    write()
+    sys.exit(75)
+if "WAIT" in os.environ:
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), stop)
+    note.with_suffix(".ready").touch()
+    time.sleep(20)
+write()
+sys.exit(int(os.environ.get("EXIT", "0")))
+"""
+
+PYPROJECT = """[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "harness"
+version = "0"
+"""
+
+
+class Project:
+    """A copy of the scripts in a folder with an awkward name, and an environment to run them in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.outside = folder
+        self.path = folder / "it's a project"
+        self.note = folder / "note.json"
+        shutil.copytree(
+            PROJECT / "slurm", self.path / "slurm", ignore=shutil.ignore_patterns("site.sh")
+        )
+        (self.path / "pyproject.toml").write_text(PYPROJECT)
+        self.venv = self.executable(folder / "my venv/bin/harness", STAND_IN).parent.parent
+        self.commands = folder / "commands"
+        self.environment = {
+            "PATH": f"{self.commands}:{os.environ['PATH']}",
+            "HARNESS_VENV": str(self.venv),
+            "HARNESS_EXTRA": "none",
+            "NOTE": str(self.note),
+        }
+
+    def executable(self, path: Path, text: str) -> Path:
+        """Write an executable file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def spool(self, job: str = "bilstm") -> Path:
+        """Copy a script to where Slurm would run it from."""
+        copy = self.outside / "spool/job00042/slurm_script"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(self.path / f"slurm/{job}.sh", copy))
+
+    def slurm(self, **more: str) -> dict[str, str]:
+        """Return the environment of a batch job that was submitted in the project."""
+        return {
+            **self.environment,
+            "SLURM_JOB_ID": "42",
+            "SLURM_SUBMIT_DIR": str(self.path),
+            **more,
+        }
+
+    def run(
+        self, script: Path, *arguments: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script from a folder that is not the project's."""
+        return subprocess.run(
+            ["bash", str(script), *arguments],
+            env=env or self.environment,
+            cwd=self.outside,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def call(self) -> dict[str, Any]:
+        """Return how the stand-in was called."""
+        call: dict[str, Any] = json.loads(self.note.read_text())
+        return call
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Return how the stand-in was called each time."""
+        lines = self.note.with_suffix(".all").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def signalled(
+        self, script: Path, *signals: signal.Signals, env: dict[str, str]
+    ) -> tuple[int, str]:
+        """Send signals while the harness waits; return the script's exit code and what it said."""
+        with subprocess.Popen(
+            ["bash", str(script)],
+            env={**env, "WAIT": "1"},
+            cwd=self.outside,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            deadline = time.monotonic() + 15
+            while not self.note.with_suffix(".ready").exists():
+                assert time.monotonic() < deadline, "the stand-in never started"
+                time.sleep(0.02)
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(0.05)
+            code = process.wait(timeout=20)
+            assert self.note.exists(), "the script did not wait for the harness to save"
+            assert process.stderr is not None
+            return code, process.stderr.read()

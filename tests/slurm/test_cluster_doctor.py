@@ -1,0 +1,42 @@
+"""`harness doctor` on a login node of a real Slurm, and in a job there."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from harness.checks.slurm_checks import check_slurm
+from tests.conftest import Harness
+from tests.slurm.cluster import SlurmCluster
+
+
+def test_doctor_on_a_login_node_and_in_a_job(
+    cluster: SlurmCluster, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm, GPUs and the script are well; in a job the GPU that TensorFlow can't see is red."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    login = {each.name: each for each in check_slurm(None)}
+    assert login["slurm"].level == "green"
+    assert "default low, at most 1-00:00:00; others: high" in login["partitions"].found
+    assert login["gpus"].found == "in low, high: --gres=gpu:1"
+    assert login["sbatch"].level == "green"
+    assert " on nodes n" in login["sbatch"].found
+    monkeypatch.setenv("SBATCH_GRES", "gpu:7")
+    refused = {each.name: each for each in check_slurm(None)}["sbatch"]
+    assert refused.level == "red"
+    assert "with SBATCH_GRES=gpu:7 would not be started" in refused.found
+
+    script = tmp_path / "job.sh"
+    words = shlex.join(harness.command("doctor", "--json", "--runs", tmp_path))
+    script.write_text(f"#!/bin/sh\n{words} > {tmp_path}/found.json\n")
+    flags = ["--gres=gpu:1", "--cpus-per-task=2", "--mem=8G", f"--output={tmp_path}/log"]
+    job_id = cluster.sbatch(script, *flags, cwd=tmp_path, env=harness.environment)
+    cluster.wait(job_id, ["FAILED"])
+    assert cluster.show(job_id)["ExitCode"] == "1:0"
+    found = {each["name"]: each for each in json.loads((tmp_path / "found.json").read_text())}
+    assert found["devices"]["level"] == "red"
+    assert "Slurm gave 1 GPU, TensorFlow sees none" in found["devices"]["found"]
+    assert "8.6 GB are this job's" in found["memory"]["found"]
+    assert found["scratch"]
+    assert (tmp_path / "log").read_text() == ""

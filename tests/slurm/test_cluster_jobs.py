@@ -1,0 +1,274 @@
+"""The job scripts under a real Slurm: submitted, warned, requeued, preempted, cancelled."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.data.dataset import save_folder
+from harness.data.imdb_sources import open_sample
+from tests.conftest import SHRUNK, Harness, results
+from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until
+from tests.slurm.project import JOB, SlurmProject, Submitted
+from tests.slurm.test_scripts import JOBS, SCRIPTS
+
+Undisturbed = tuple[Harness, Path]
+
+
+def test_sbatch_trains_to_a_result(finished: Submitted, undisturbed: Undisturbed) -> None:
+    """A submitted script trains in the folder of its job's id, as the same job outside Slurm."""
+    assert results(finished.run) == results(undisturbed[1])
+    assert finished.record()["slurm_job"] == finished.job_id
+    assert finished.record()["restarts"] == 0
+    assert str(finished.run) in finished.log.read_text()
+
+
+def test_a_finished_job_that_is_requeued_changes_nothing(finished: Submitted) -> None:
+    """Requeued after its end a job completes again, adds a line to its log and leaves its run."""
+    before = {path: path.stat().st_mtime_ns for path in finished.run.rglob("*")}
+    log = finished.log.read_text()
+    finished.cluster.run("scontrol", "requeue", finished.job_id)
+    finished.wait()
+    assert finished.requeues() == 1
+    assert {path: path.stat().st_mtime_ns for path in finished.run.rglob("*")} == before
+    assert finished.log.read_text().startswith(log)
+    assert "finished already" in finished.log.read_text().removeprefix(log)
+
+
+def test_array_tasks_are_seeds(project: SlurmProject) -> None:
+    """`--array=1-2` trains seeds 1 and 2 into a folder each, and their results differ."""
+    array = project.sbatch("lstm", "--array=1-2", arguments=SHRUNK)
+    tasks = [
+        project.submitted("lstm", f"{array.job_id}_{seed}", array.log.with_name("none"))
+        for seed in (1, 2)
+    ]
+    for task in tasks:
+        task.wait()
+    one, two = (json.loads((task.run / "result.json").read_text()) for task in tasks)
+    assert (one["seed"], two["seed"]) == (1, 2)
+    assert one["log_loss"] != two["log_loss"]
+
+
+def test_a_requeued_job_ends_with_the_same_bytes(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """`scontrol requeue` in the middle: the same folder goes on and its log with it."""
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    job.cluster.run("scontrol", "requeue", job.job_id)
+    job.wait()
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    assert job.log.read_text().count(f"run {job.run}:") == 2
+
+
+def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """`--seeds 1-2` after a script's name: both are job steps, both go on when it is requeued."""
+    job = project.sbatch(
+        "lstm", "--gres=none", "--cpus-per-task=2", arguments=[*JOB, "--seeds", "1-2"]
+    )
+    runs = [job.run.with_name(f"{job.run.name}-seed{seed}") for seed in (1, 2)]
+    for run in runs:
+        dataclasses.replace(job, run=run).wait_for_step(20)
+    job.cluster.run("scontrol", "requeue", job.job_id)
+    job.wait()
+    assert job.requeues() == 1
+    assert results(runs[0]) == results(undisturbed[1])
+    assert [json.loads((run / "state.json").read_text())["restarts"] for run in runs] == [1, 1]
+    assert json.loads((runs[1] / "result.json").read_text())["seed"] == 2
+
+
+def test_jobs_warned_of_their_time_limit_go_on_later(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """USR1 or USR2 before a limit of a minute: saved, requeued by itself, the same bytes.
+
+    Slurm looks at time limits every 30 s. The harness stands still until the warning is there,
+    which costs nothing, where training for so long would.
+    """
+    jobs = {
+        number: project.sbatch("lstm", "--time=1", f"--signal=B:{number.name[3:]}@30")
+        for number in (signal.SIGUSR1, signal.SIGUSR2)
+    }
+    processes = {}
+    for number, job in jobs.items():
+        job.wait_for_step(1)
+        processes[number] = job.record()["process"]
+        os.kill(processes[number], signal.SIGSTOP)
+    for number, job in jobs.items():
+        wait_until(lambda n=number: has_pending(processes[n], n), timeout_s=90)  # type: ignore[misc]
+        job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")
+        os.kill(processes[number], signal.SIGCONT)
+    for number, job in jobs.items():
+        wait_until(lambda j=job: j.requeues() >= 1, timeout_s=60)  # type: ignore[misc]
+        job.wait()
+        assert results(job.run) == results(undisturbed[1])
+        # Once, or once more where a busy machine needs over a minute for the rest. The run does not
+        # know of a warning that comes before TensorFlow is there: the script alone requeues then.
+        times, record = job.requeues(), job.record()
+        assert record["restarts"] == record["requeues"]
+        assert 1 <= record["requeues"] <= times <= 3
+        assert f"interrupted by {number.name}" in job.log.read_text()
+        assert f"job {job.job_id} is back in the queue" in job.log.read_text()
+
+
+def has_pending(process: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that stands still."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("ShdPnd:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def test_a_preempted_job_ends_with_the_same_bytes(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """A job of the partition `high` takes the node; the other one waits for it and goes on."""
+    job = project.sbatch("lstm", "--partition=low", "--nodelist=n1", "--gres=gpu:2")
+    job.wait_for_step(20)
+    urgent = job.cluster.run(
+        *("sbatch", "--parsable", "--partition=high", "--nodelist=n1", "--gres=gpu:2"),
+        *("--output=/dev/null", "--mem=1G", "--wrap=sleep 2"),
+    ).strip()
+    job.cluster.wait(urgent, ["RUNNING", "COMPLETED"])
+    assert not (job.run / "result.json").exists()
+    job.wait()
+    assert job.cluster.state(urgent) == "COMPLETED"
+    assert results(job.run) == results(undisturbed[1])
+    assert job.record()["restarts"] == 1
+    # Slurm 24.11 requeues a job that requeued itself in its grace once more after it completes.
+    assert job.requeues() in (1, 2)
+    assert "interrupted by SIGUSR2" in job.log.read_text()
+
+
+def test_a_cancelled_job_stays_cancelled_and_can_be_resumed(
+    project: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """`scancel` saves the run and does not requeue; `harness resume` ends with the same bytes."""
+    job = project.sbatch("lstm")
+    job.wait_for_step(20)
+    job.cluster.run("scancel", job.job_id)
+    job.wait("CANCELLED")
+    wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=10)
+    assert not (job.run / "result.json").exists()
+    resumed = undisturbed[0].run("resume", job.run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.cluster.state(job.job_id), job.requeues()) == ("CANCELLED", 0)
+
+
+def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> None:
+    """A refused setting ends the job with exit code 2, and the log's last line names it."""
+    job = project.sbatch("gru", arguments=["--set", "model.unit=8"])
+    job.wait("FAILED", timeout_s=30)
+    assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"
+    assert "model.unit" in job.log.read_text().splitlines()[-1]
+    time.sleep(1)  # time to be requeued in
+    assert (job.cluster.state(job.job_id), job.requeues()) == ("FAILED", 0)
+    assert not job.run.exists()
+
+
+def test_a_job_needs_nothing_of_the_callers_environment(stand_in: SlurmProject) -> None:
+    """With `--export=NONE` a script finds its project, its settings, and scontrol to requeue."""
+    with (stand_in.path / "slurm/site.sh").open("a") as site:
+        site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export WAIT=1\n")
+    job = stand_in.sbatch("bilstm", "--export=NONE", arguments=["--set", "a.b=two words"])
+    wait_until(stand_in.stand_in.note.with_suffix(".ready").exists, timeout_s=30)
+    job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    job.wait()
+    assert job.requeues() == 1
+    assert stand_in.stand_in.call()["argv"] == [
+        *("train", f"{stand_in.path}/jobs/bilstm.toml", "--run-id", f"slurm-{job.job_id}"),
+        *("--set", "a.b=two words"),
+    ]
+
+
+def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path) -> None:
+    """Outside the project, whose path has a space and a quote, a script finds its own project."""
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    job = stand_in.sbatch("gru", cwd=elsewhere, arguments=[])
+    job.wait()
+    assert " " in str(stand_in.path)
+    assert stand_in.stand_in.call()["argv"][1] == f"{stand_in.path}/jobs/gru.toml"
+    assert stand_in.stand_in.call()["runs"] == f"{stand_in.path}/runs"
+    assert job.log.exists()
+
+
+def test_a_job_reads_the_data_from_its_nodes_own_disk(
+    project: SlurmProject, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """The dataset is copied to TMPDIR, checked, and trained on there, with the same bytes."""
+    data, scratch = tmp_path / "shared data", tmp_path / "node's disk"
+    save_folder(open_sample(), data)
+    scratch.mkdir()
+    copy = scratch / f"harness-imdb-{os.getuid()}"
+    save_folder(open_sample(), copy)
+    tokens = copy / "train_tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-1] + b"!")  # as a failing disk leaves it
+    job = project.sbatch("lstm", HARNESS_DATA=str(data), TMPDIR=str(scratch))
+    job.wait()
+    record = json.loads((job.run / "provenance.json").read_text())
+    assert record["dataset"]["folder"] == str(copy)
+    assert f"{copy}: written" in job.log.read_text()
+    assert results(job.run) == results(undisturbed[1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs_as_a_job(stand_in: SlurmProject, script: str) -> None:
+    """Each script, submitted as it is, comes to its command and leaves a log in a log folder."""
+    arguments = ["jobs/tune_lstm.toml"] if script == "tune" else []
+    job = stand_in.sbatch(script, arguments=arguments)
+    job.wait(timeout_s=30)
+    command = script if script in SCRIPTS[len(JOBS) :] else "train"
+    assert stand_in.stand_in.call()["argv"][0] == command
+    assert job.log.is_file()
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_job_sees_the_gpus_that_it_asked_for(stand_in: SlurmProject, gpus: int) -> None:
+    """`--gres=gpu:N` on sbatch's command line wins over the script's own."""
+    with (stand_in.path / "slurm/site.sh").open("a") as site:
+        site.write('echo "sees GPUs: $CUDA_VISIBLE_DEVICES"\n')
+    job = stand_in.sbatch("rnn", f"--gres=gpu:{gpus}", arguments=[])
+    job.wait()
+    said = re.search("^sees GPUs: ([01,]+)$", job.log.read_text(), re.MULTILINE)
+    assert said
+    assert len(said[1].split(",")) == gpus
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_script_is_accepted(cluster: SlurmCluster, stand_in: SlurmProject, name: str) -> None:
+    """`sbatch --test-only` finds a place for each script as it is, and none for what nobody has."""
+    script = str(stand_in.path / f"slurm/{name}.sh")
+    cluster.run("sbatch", "--test-only", script)
+    with pytest.raises(SlurmError, match="not available"):
+        cluster.run("sbatch", "--test-only", "--gres=gpu:3", script)
+
+
+def test_nothing_is_left_of_a_cluster() -> None:
+    """Left with a job that ignores TERM, a cluster ends every process and removes its folder."""
+    with SlurmCluster() as cluster:
+        line = "trap '' TERM; touch there; while :; do sleep 1; done"
+        job = cluster.run("sbatch", "--parsable", "--output=/dev/null", f"--wrap={line}").strip()
+        wait_until((cluster.folder / "there").exists, timeout_s=20)
+        assert cluster.state(job) == "RUNNING"
+        assert len(cluster.processes()) > 8
+    assert cluster.processes() == []
+    assert not cluster.folder.exists()
+
+
+def test_a_cluster_that_does_not_come_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that refuses its configuration ends the start with that daemon's last lines."""
+    monkeypatch.setattr("tests.slurm.cluster.CGROUP_CONF", "NoSuchKey=1\n")
+    cluster = SlurmCluster()
+    with pytest.raises(SlurmError, match="NoSuchKey"):
+        cluster.__enter__()
+    assert cluster.processes() == []

@@ -1,0 +1,203 @@
+"""`harness submit` on a real Slurm."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PROJECT, SHRUNK, Harness, results
+from tests.slurm.cluster import SlurmCluster, wait_until
+from tests.slurm.project import SlurmProject
+from tests.slurm.test_submit import git_init
+
+JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+
+# The harness of the job's own code.
+HARNESS = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m harness "$@"\n'
+
+
+class Submitter:
+    """Calls `harness submit` for a project on the cluster."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, project: Path, venv: Path) -> None:
+        self.cluster = cluster
+        self.harness = Harness(folder)
+        self.harness.runs = folder / "100% of the runs"
+        self.harness.environment |= {
+            **cluster.environment,
+            "HARNESS_HOME": str(project),
+            "HARNESS_VENV": str(venv),
+            "HARNESS_RUNS": str(self.harness.runs),
+        }
+
+    def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
+        return self.harness.run("submit", *words)
+
+    def submit(self, *words: object) -> list[dict[str, Any]]:
+        """Submit, and return the records in the order of the jobs' ids."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        ids = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if "job " in line]
+        folder = self.harness.runs / ".submissions"
+        return [json.loads((folder / f"{job_id}.json").read_text()) for job_id in ids]
+
+    def left(self) -> list[str]:
+        """What the folder of submissions holds beside snapshots of the code."""
+        folder = self.harness.runs / ".submissions"
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        return [name for name in names if not name.startswith("code-")]
+
+
+@pytest.fixture
+def submitter(cluster: SlurmCluster, stand_in: SlurmProject, tmp_path: Path) -> Submitter:
+    """For the project whose harness only notes how it was called."""
+    return Submitter(cluster, tmp_path, stand_in.path, stand_in.stand_in.venv)
+
+
+def wait_for_reason(cluster: SlurmCluster, job_id: str, reason: str) -> None:
+    """Wait until Slurm says why a job does not start."""
+    wait_until(lambda: cluster.show(job_id)["Reason"] == reason, timeout_s=30)
+
+
+def test_a_submitted_job_is_not_changed_by_later_edits(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """While it waits, its job file and all code are edited: it trains what was submitted."""
+    project = tmp_path / "it's a project"
+    for name in ("harness", "jobs", "slurm"):
+        ignore = shutil.ignore_patterns("__pycache__", "site.sh")
+        shutil.copytree(PROJECT / name, project / name, ignore=ignore)
+    for name in ("pyproject.toml", ".gitignore"):
+        shutil.copy(PROJECT / name, project)
+    git_init(project)
+    version = project / "harness/__init__.py"
+    version.write_text(f"{version.read_text()}# not committed\n")
+    program = tmp_path / "venv/bin/harness"
+    program.parent.mkdir(parents=True)
+    program.write_text(HARNESS)
+    program.chmod(0o755)
+    submitter = Submitter(cluster, tmp_path, project, tmp_path / "venv")
+    words = [*SHRUNK, "--gpus", "0", "--seeds", "3", "--", "--hold"]
+    (record,) = submitter.submit(project / "jobs/lstm.toml", *words)
+
+    shutil.rmtree(project / "jobs")
+    version.write_text("raise SystemExit('edited while it waited')\n")
+    (project / "slurm/common.sh").write_text("exit 3\n")
+    cluster.run("scontrol", "release", record["job_id"])
+    log = Path(record["logs"][0])
+    try:
+        cluster.wait(record["job_id"], ["COMPLETED"], timeout_s=120)
+    except Exception as error:
+        error.add_note(log.read_text() if log.exists() else "no log")
+        raise
+
+    run = Path(record["runs"][0])
+    assert run == submitter.harness.runs / f"lstm/slurm-{record['job_id']}"
+    assert str(run) in log.read_text()
+    assert (record["seeds"], record["architecture"]) == ([3], "lstm")
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["snapshot"] == record["snapshot"]
+    assert "+# not committed\n" in provenance["uncommitted_diff"]
+    assert len(provenance["commit"]) == 40
+    calm = Harness(tmp_path)
+    done = calm.train("lstm", "calm", "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    assert results(run) == results(calm.runs / "lstm/calm")
+
+
+def test_all_jobs_and_their_comparison(
+    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
+) -> None:
+    """Five arrays; the comparison waits for all, starts though one failed, and sees their runs."""
+    with (stand_in.path / "slurm/site.sh").open("a") as site:
+        site.write("[[ $SLURM_JOB_NAME != gru ]] || export EXIT=1\n")
+        site.write("id=$SLURM_JOB_NAME/slurm-${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}\n")
+        site.write('[[ $SLURM_JOB_NAME == compare ]] || mkdir -p "$HARNESS_RUNS/$id"\n')
+    *trainings, comparison = submitter.submit("--all", "--seeds", "1-2", "--gpus", 0, "--", "-H")
+    assert [record["job"] for record in trainings] == list(JOBS)
+    assert (comparison["job"], comparison["runs"]) == ("compare", [])
+    ids = [record["job_id"] for record in trainings]
+    cluster.run("scontrol", "release", comparison["job_id"])
+    wait_for_reason(cluster, comparison["job_id"], "Dependency")
+    for job_id in ids:
+        assert f"afterany:{job_id}" in cluster.show(comparison["job_id"])["Dependency"]
+    cluster.run("scontrol", "release", ",".join(ids))
+    cluster.wait(comparison["job_id"], ["COMPLETED"])
+    states = {record["job"]: cluster.state(f"{record['job_id']}_2") for record in trainings}
+    assert states == {name: "FAILED" if name == "gru" else "COMPLETED" for name in JOBS}
+    runs = [run for record in trainings for run in record["runs"]]
+    command, option, out, *patterns = stand_in.stand_in.call()["argv"]
+    assert (command, option) == ("compare", "--out")
+    assert out == str(submitter.harness.runs / "comparison")
+    compared = [run for pattern in patterns for run in glob(pattern)]  # noqa: PTH207
+    assert sorted(compared) == sorted(runs)
+    assert all(Path(log).exists() for record in trainings for log in record["logs"])
+    assert Path(comparison["logs"][0]).exists()
+
+
+def test_a_later_refusal_takes_back_what_was_submitted(
+    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
+) -> None:
+    """Slurm refuses the comparison: the five jobs are cancelled, and one line says so."""
+    script = stand_in.path / "slurm/compare.sh"
+    lines = script.read_text().splitlines(keepends=True)
+    script.write_text("".join([lines[0], "#SBATCH --partition=nowhere\n", *lines[1:]]))
+    done = submitter.run("--all", "--", "--hold")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert "compare: was not submitted" in said
+    ids = said.rpartition("jobs ")[2].removesuffix(" were cancelled again").split(", ")
+    assert len(ids) == 5
+    assert {cluster.state(job_id) for job_id in ids} == {"CANCELLED"}
+    assert submitter.left() == []
+
+
+def test_refused_by_slurm(submitter: Submitter, stand_in: SlurmProject) -> None:
+    """A partition that is not there: Slurm's last words in one line, exit code 1."""
+    done = submitter.run(stand_in.path / "jobs/gru.toml", "--partition", "nowhere")
+    assert done.returncode == 1
+    assert "Invalid partition name" in done.stderr.splitlines()[-1]
+    assert submitter.left() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 0, "gru: Job"),
+        (["--gpus", "3"], 1, "not available"),
+        (["--", "--no-such-flag"], 2, "no-such-flag"),
+    ],
+)
+def test_asked_for_a_start_nothing_is_submitted(
+    submitter: Submitter,
+    stand_in: SlurmProject,
+    cluster: SlurmCluster,
+    words: list[object],
+    code: int,
+    said: str,
+) -> None:
+    """`--test` tells the start, what can't be allocated, or a bad flag, and leaves nothing."""
+    before = cluster.run("squeue", "--noheader", "--format=%i")
+    done = submitter.run(stand_in.path / "jobs/gru.toml", "--test", *words)
+    assert done.returncode == code
+    assert said in (done.stdout if code == 0 else done.stderr.splitlines()[-1])
+    assert cluster.run("squeue", "--noheader", "--format=%i") == before
+    assert not submitter.harness.runs.exists()
+
+
+def test_a_job_after_one_that_fails_does_not_wait_for_ever(
+    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
+) -> None:
+    """`--after` waits for the end of a job, and is cancelled where that was no good one."""
+    job = stand_in.path / "jobs/gru.toml"
+    (first,) = submitter.submit(job, "--gpus", 0, "--", "--hold")
+    (second,) = submitter.submit(job, "--gpus", 0, "--after", first["job_id"])
+    wait_for_reason(cluster, second["job_id"], "Dependency")
+    cluster.run("scancel", first["job_id"])
+    cluster.wait(second["job_id"], ["CANCELLED"])

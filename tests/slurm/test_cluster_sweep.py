@@ -1,0 +1,103 @@
+"""Searches as jobs on a real Slurm: workers as steps, warned, requeued, joined."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import wait_until
+from tests.slurm.project import SlurmProject, Submitted
+from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm
+
+__all__ = ["calm"]  # pytest takes the fixture from here
+
+TWO_GPUS = ("--gres=gpu:2", "--cpus-per-task=2", "--mem=8G")
+
+
+@pytest.fixture(scope="module")
+def search(project: SlurmProject) -> Path:
+    """The search of tests/test_sweep.py among the project's jobs."""
+    path = project.path / "jobs/small.toml"
+    path.write_text(SEARCH)
+    return path
+
+
+def tune(project: SlurmProject, *flags: str, arguments: list[str]) -> Submitted:
+    """Submit `slurm/tune.sh`; the sweep's folder stands for the run's."""
+    job = project.sbatch("tune", *flags, arguments=arguments)
+    return Submitted(
+        job.cluster, job.job_id, job.log, project.path / f"runs/small/slurm-{job.job_id}"
+    )
+
+
+def rows(job: Submitted) -> list[dict[str, str]]:
+    """The leaderboard of a job's sweep."""
+    with (job.run / "leaderboard.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ended_once(job: Submitted) -> bool:
+    """Whether the oracle counts each of the eight trials once."""
+    order = json.loads((job.run / "oracle/oracle.json").read_text())["end_order"]
+    return len(order) == len(set(order)) == 8
+
+
+def test_a_search_uses_every_gpu_of_its_job(
+    project: SlurmProject, search: Path, calm: Sweeps
+) -> None:
+    """Two workers, each a step with one of two pretended GPUs; the scores of an undisturbed one."""
+    job = tune(project, *TWO_GPUS, arguments=["jobs/small.toml"])
+    words = ("squeue", "--steps", f"--jobs={job.job_id}", "--noheader", "--format=%j")
+    wait_until(lambda: {"w0", "w1"} <= set(job.cluster.run(*words).split()), timeout_s=60)
+    job.wait(timeout_s=180)
+    gpus = [re.findall(r"GPU (\d)", (job.run / f"workers/w{i}.log").read_text()) for i in range(2)]
+    assert gpus == [["0"], ["1"]]
+    assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
+    assert "best of 8 trials" in job.log.read_text()
+
+
+def test_a_search_that_is_warned_goes_on_and_others_join(
+    project: SlurmProject, search: Path, calm: Sweeps
+) -> None:
+    """USR2 in the middle: the job is requeued and no trial lost, while a task of an array joins."""
+    flags = ("--gres=none", "--cpus-per-task=1", "--mem=4G")
+    job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
+    progress = job.run / "oracle/progress.json"
+    wait_until(
+        lambda: progress.exists() and json.loads(progress.read_text())["finished"] >= 1,
+        timeout_s=90,
+    )
+    joined = project.sbatch("tune", *flags, "--array=1-2", arguments=["--join", str(job.run)])
+    job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    wait_until(lambda: job.requeues() == 1, timeout_s=60)
+    job.wait(timeout_s=180)
+    for task in (1, 2):
+        of = project.submitted("tune", f"{joined.job_id}_{task}", joined.log)
+        of.wait(timeout_s=90)
+    assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
+    assert ended_once(job)
+    assert (job.requeues(), job.record()["requeues"]) == (1, 1)
+    assert "interrupted by SIGUSR2, trials saved" in job.log.read_text()
+    assert len(list((job.run / "workers").glob("job*-w0.log"))) == 2
+
+
+def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
+    project: SlurmProject, search: Path, calm: Sweeps
+) -> None:
+    """A worker on each node reaches the chief; scancel saves, and resume goes on anywhere."""
+    flags = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=4G")
+    job = tune(project, *flags, arguments=["jobs/small.toml"])
+    progress = job.run / "oracle/progress.json"
+    wait_until(
+        lambda: progress.exists() and json.loads(progress.read_text())["finished"] >= 2,
+        timeout_s=120,
+    )
+    job.cluster.run("scancel", job.job_id)
+    job.wait("CANCELLED")
+    wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=30)
+    done = calm.harness.run("resume", job.run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
+    assert ended_once(job)

@@ -1,0 +1,198 @@
+"""Runs side by side: signals, failures, places; several jobs and seeds in one command."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError, Interrupted, RunError
+from harness.slurm import placement as places_module
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import Slot, places
+from harness.slurm.process_pool import ProcessPool, Task
+from harness.system.console import Console
+from harness.system.signals import STOPPING
+from harness.tracking.run_dir import RunDirectory
+from tests.conftest import JOBS, Harness, wait_for
+
+TWO = [Slot(None, None, 1, 2)] * 2
+
+
+@pytest.fixture
+def handlers_kept() -> Iterator[None]:
+    """Listening for signals is undone after the test."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def tasks_of(folder: Path, script: str, names: str = "abc") -> list[Task]:
+    """Tasks that run the script, each with its name as its argument."""
+    return [
+        Task(name, [sys.executable, "-c", script, name], folder / f"{name}.log") for name in names
+    ]
+
+
+@pytest.mark.usefixtures("handlers_kept")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Signals) -> None:
+    """Each run at work gets the very signal, and has the time to save; no other is begun."""
+    tasks = tasks_of(
+        tmp_path,
+        "import signal, sys, time\n"
+        "def save(number, frame):\n"
+        "    time.sleep(0.3); print('saved by', number, flush=True); sys.exit(75)\n"
+        f"signal.signal({int(number)}, save)\n"
+        "print('ready', flush=True); time.sleep(60)",
+    )
+    logs = [task.log for task in tasks]
+
+    def send() -> None:
+        wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs[:2]))
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(Interrupted, match=number.name):
+        ProcessPool(tasks, TWO, None, Console()).run()
+    sender.join()
+    assert [log.read_text() for log in logs[:2]] == [f"ready\nsaved by {int(number)}\n"] * 2
+    assert not logs[2].exists()
+
+
+@pytest.mark.usefixtures("handlers_kept")
+@pytest.mark.parametrize(
+    ("child", "kind", "words"),
+    [
+        ("print('harness: --x: unknown'); sys.exit(2)", InputError, "a: --x: unknown"),
+        ("sys.exit(75)", Interrupted, "a signal to a"),
+    ],
+)
+def test_a_refusal_and_an_interruption_end_all(
+    tmp_path: Path, child: str, kind: type[Exception], words: str
+) -> None:
+    """What one is refused all would be; the run beside it is ended and none is begun."""
+    script = f"import os, sys, time\nif sys.argv[1] != 'a': time.sleep(60)\n{child}"
+    begun = time.monotonic()
+    with pytest.raises(kind, match=words):
+        ProcessPool(tasks_of(tmp_path, script), TWO, None, Console()).run()
+    assert time.monotonic() - begun < 30
+    assert not (tmp_path / "c.log").exists()
+
+
+@pytest.mark.usefixtures("handlers_kept")
+def test_a_failure_stops_no_other(tmp_path: Path) -> None:
+    """The others are trained to their end; then the error names which failed, and why."""
+    script = (
+        "import os, sys\n"
+        "if sys.argv[1] == 'a': os.kill(os.getpid(), 9)\n"
+        "if sys.argv[1] == 'b': sys.exit('harness: the disk is full')\n"
+        "print('well', os.environ['HARNESS_CPUS'])"
+    )
+    with pytest.raises(RunError) as error:
+        ProcessPool(tasks_of(tmp_path, script), TWO, None, Console()).run()
+    said = str(error.value)
+    assert said.startswith("2 of 3: ")
+    assert "a: was ended by signal 9" in said
+    assert "b: the disk is full" in said
+    assert (tmp_path / "c.log").read_text() == "well 1\n"
+
+
+def test_places_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default one a CPU as far as the memory goes; no more than there is work for."""
+    monkeypatch.setattr(places_module, "given_cpus", lambda _: 8)
+    monkeypatch.setattr(places_module, "visible_gpus", lambda: 0)
+    memory_gb = 100.0
+    monkeypatch.setattr(places_module, "usable_memory_gb", lambda _: memory_gb)
+
+    def shape(num_workers: int | None = None, at_most: int = 100) -> list[int]:
+        return [place.threads for place in places(None, num_workers, 1, None, at_most)]
+
+    assert shape() == [1] * 8
+    assert shape(at_most=2) == [4, 4]
+    assert shape(num_workers=3) == [2, 2, 2]
+    memory_gb = 5.0
+    assert shape() == [2, 2, 2]
+    memory_gb = 0.5
+    assert shape() == [8]
+
+
+def test_places_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every GPU of every node has its process, told by the number that is visible there."""
+    environment = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "2",
+        "SLURM_GPUS_ON_NODE": "2",
+        "HARNESS_NODES": "n08 n10",
+    }
+    monkeypatch.setattr(places_module, "given_cpus", lambda _: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    found = places(SlurmEnvironment.from_environment(environment), None, 1, None)
+    assert [(p.node, p.variables()["CUDA_VISIBLE_DEVICES"]) for p in found] == [
+        *(("n08", "3"), ("n10", "3"), ("n08", "5"), ("n10", "5"))
+    ]
+
+
+# The command
+
+SMALL = ("--set", "data.limit=200", "--set", "data.maxlen=20", "--set", "train.epochs=2")
+
+
+def test_several_jobs_and_seeds_are_the_runs_that_one_by_one_they_would_be(
+    harness: Harness,
+) -> None:
+    """Same bytes as a run of its own; told again nothing is trained; a table is printed."""
+    jobs = [JOBS / "lstm.toml", JOBS / "gru.toml"]
+    words = ("train", *jobs, "--seeds", "1-2", "--run-id", "x", "--workers", "2", *SMALL)
+    words += ("--runs", harness.runs)
+    done = harness.run(*words)
+    assert done.returncode == 0, done.stderr
+    runs = [
+        RunDirectory(harness.runs / job / f"x-seed{seed}")
+        for job in ("lstm", "gru")
+        for seed in (1, 2)
+    ]
+    assert [run.result()["seed"] for run in runs] == [1, 2, 1, 2]
+    first = {word for line in done.stdout.splitlines() for word in line.split()[:1]}
+    assert first >= {"lstm", "gru"}
+    log = harness.runs / "logs" / "lstm-x-seed1.out"
+    assert runs[0].read_json("state.json")["log"] == str(log)
+    assert "epoch 2/2" in log.read_text()
+
+    alone = harness.run(
+        *("train", jobs[0], "--seed", "2", "--run-id", "alone", *SMALL, "--runs", harness.runs)
+    )
+    assert alone.returncode == 0, alone.stderr
+    model = RunDirectory(harness.runs / "lstm" / "alone").path("model.keras").read_bytes()
+    assert model == runs[1].path("model.keras").read_bytes()
+
+    before = [run.read_json("state.json") for run in runs]
+    assert harness.run(*words).returncode == 0
+    assert [run.read_json("state.json") for run in runs] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--seed", "1", "--seeds", "2"), "--seed 1 and --seeds 2: give one"),
+        (("--workers", "2"), "--seeds too"),
+        (("--seeds", "3-1"), "--seeds 3-1"),
+        (("--seeds", "1-2", "--devices", "cpu:2"), "a run takes one device"),
+        (("--seeds", "1-2", "--runs-per-gpu", "2", "--devices", "cpu"), "no GPU here"),
+    ],
+)
+def test_what_several_runs_can_not_have_is_refused(
+    harness: Harness, words: tuple[str, ...], said: str
+) -> None:
+    """One line with the option and the rule, exit code 2, nothing written."""
+    done = harness.run("train", JOBS / "lstm.toml", "--runs", harness.runs, *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not harness.runs.exists()

@@ -1,0 +1,209 @@
+"""What `submit` asks of Slurm, as text: seeds, resources, scripts and commands."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.job_file import load_job
+from harness.slurm.resources import Resources, array_spec, parse_seeds
+from harness.slurm.script import (
+    Layout,
+    comparison_submission,
+    job_submission,
+    job_variables,
+    read_header,
+)
+from tests.conftest import JOBS
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("2", (2,)), ("1-3", (1, 2, 3)), ("7,1,3", (1, 3, 7)), ("1-2, 2-3", (1, 2, 3)), ("0", (0,))],
+)
+def test_seeds_are_numbers_and_ranges(text: str, seeds: tuple[int, ...]) -> None:
+    """A list of seeds is read in order, each once."""
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "a", "3-1", "1-", "-1", "1..3", "1-1001", "1-999,2000-3000"]
+)
+def test_seeds_that_are_none_are_refused(text: str) -> None:
+    """What is no list of at most a thousand seeds is refused by its name."""
+    with pytest.raises(InputError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_neighbouring_seeds_make_a_range() -> None:
+    """An array is written as short as Slurm takes it."""
+    assert array_spec((1, 2, 3, 7, 9, 10)) == "1-3,7,9-10"
+
+
+@pytest.mark.parametrize("time", ["30", "30:00", "2:00:00", "1-12", "1-12:30", "1-12:30:00"])
+def test_times_of_sbatch_are_taken(time: str) -> None:
+    """Each of sbatch's own formats of a time limit is taken and passed on."""
+    resources = Resources(time=time)
+    resources.check()
+    assert resources.words() == [f"--time={time}"]
+
+
+REFUSED: list[tuple[Resources, str]] = [
+    (Resources(gpus=-1), "--gpus -1"),
+    (Resources(gpus=65), "--gpus 65"),
+    (Resources(nodes=0), "--nodes 0"),
+    (Resources(nodes=1001), "--nodes 1001"),
+    *((Resources(time=text), "--time") for text in ("", "2h", "1:2:3:4", "-5", "1-", "1.5")),
+    (Resources(after="lstm"), "--after lstm"),
+    (Resources(partition=" "), "--partition"),
+    (Resources(flags=("lstm.sh",)), "lstm.sh"),
+    (Resources(flags=("-C", "a100", "lstm.sh")), "lstm.sh"),
+    *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "--outp=x")),
+    *((Resources(flags=(flag,)), flag) for flag in ("--wait", "--wrap=true", "-Jname")),
+    (Resources(after="1", flags=("-d", "after:2")), "--after"),
+]
+
+
+@pytest.mark.parametrize(("resources", "named"), REFUSED)
+def test_what_sbatch_could_not_take_is_refused(resources: Resources, named: str) -> None:
+    """A value out of range or a flag that submit sets itself is refused by its name."""
+    with pytest.raises(InputError, match=re.escape(named)):
+        resources.check()
+
+
+def test_resources_become_flags() -> None:
+    """Each becomes sbatch's flag, sbatch's own stand last, and what is not given says nothing."""
+    flags = ("-C", "a100", "--mem=4G", "--wait-all-nodes=1")
+    resources = Resources(0, 2, "30", "gpu", "me", "12", flags)
+    resources.check()
+    assert resources.words() == [
+        *("--gres=none", "--nodes=2", "--time=30", "--partition=gpu", "--account=me"),
+        *("--dependency=afterok:12", "--kill-on-invalid-dep=yes", *flags),
+    ]
+    assert Resources(gpus=3).words() == ["--gres=gpu:3"]
+    assert Resources().words() == []
+
+
+# The script
+
+GOLDEN = """\
+#!/usr/bin/env bash
+#SBATCH --job-name=lstm
+#SBATCH --mem=16G
+
+# Written by harness submit: the code, the job and the runs as they were then.
+export HARNESS_HOME='/my runs/100%/.submissions/code-0'
+export HARNESS_VENV=/venv
+export HARNESS_RUNS='/my runs/100%'
+export HARNESS_SNAPSHOT=1
+export HARNESS_DATA='/it'"'"'s data'
+source "$HARNESS_HOME/slurm/common.sh"
+run_job '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3 --full
+"""
+
+
+def layout(tmp_path: Path) -> Layout:
+    (tmp_path / "slurm").mkdir()
+    header = "#!/bin/bash\n#SBATCH --job-name={0}\n# a comment\n\n#SBATCH --mem=16G\n"
+    for name in ("lstm", "compare"):
+        text = header.format(name) + "true\n#SBATCH --too=late\n"
+        (tmp_path / f"slurm/{name}.sh").write_text(text)
+    runs = Path("/my runs/100%")
+    snapshot = runs / ".submissions/code-0"
+    environment = {"HARNESS_VENV": "/venv", "HARNESS_DATA": "/it's data", "OTHER": "x"}
+    return Layout(runs, snapshot, tmp_path, job_variables(tmp_path, snapshot, runs, environment))
+
+
+def untimed(text: str) -> str:
+    return re.sub(r"\d{8}-\d{6}-\d{6}", "TIME", text)
+
+
+def test_script_of_one_run(tmp_path: Path) -> None:
+    """The whole text, with the header of the project's script as far as sbatch would read it."""
+    job = load_job(JOBS / "lstm.toml")
+    submission = job_submission(job, (3,), Resources(nodes=1), layout(tmp_path), full=True)
+    assert untimed(submission.script) == GOLDEN
+    assert untimed(shlex.join(submission.command)) == (
+        "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --nodes=1 "
+        "'/my runs/100%/.submissions/TIME-lstm/job.sh'"
+    )
+    assert submission.run_folders("12") == [Path("/my runs/100%/lstm/slurm-12")]
+    assert submission.logs("12") == [Path("/my runs/100%/logs/lstm-12.out")]
+
+
+def test_several_seeds_are_an_array(tmp_path: Path) -> None:
+    """An array's tasks have a run and a log each, and its script leaves the seed to the task."""
+    job = load_job(JOBS / "lstm.toml")
+    submission = job_submission(job, (1, 2, 7), Resources(gpus=2), layout(tmp_path), full=False)
+    assert untimed(submission.script.splitlines()[-1]).endswith("lstm.toml'")
+    assert submission.command[3:6] == [
+        *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--gres=gpu:2"),
+    ]
+    assert submission.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12_7")
+    assert submission.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
+
+
+def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
+    """Its script trains them side by side; each has its run and its own log."""
+    job = load_job(JOBS / "lstm.toml")
+    at = layout(tmp_path)
+    submission = job_submission(job, (1, 2, 7), Resources(), at, full=False, pack=True)
+    assert submission.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
+    assert not any(word.startswith("--array") for word in submission.command)
+    assert submission.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12-seed7")
+    assert submission.logs("12")[2] == Path("/my runs/100%/logs/lstm-slurm-12-seed7.out")
+    comparison = comparison_submission({"12": submission}, Resources(), at)
+    assert "slurm-12-seed*" in comparison.script
+
+
+def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
+    """No seed is passed, and the record has the one that the job's file names."""
+    job = load_job(JOBS / "lstm.toml", ["train.seed=9"])
+    submission = job_submission(job, None, Resources(), layout(tmp_path), full=False)
+    assert (submission.seeds, submission.is_array) == ((9,), False)
+    assert "--seed" not in submission.script
+    assert "seed = 9\n" in submission.job_toml
+
+
+def test_a_job_named_job_leaves_that_files_name_to_runs(tmp_path: Path) -> None:
+    """A file job.toml among the submissions would be taken for a run."""
+    job = load_job(JOBS / "lstm.toml").model_copy(update={"name": "job"})
+    submission = job_submission(job, None, Resources(), layout(tmp_path), full=False)
+    assert submission.job_file
+    assert submission.job_file.name == "job_.toml"
+
+
+def test_comparison_waits_for_all_and_names_their_runs(tmp_path: Path) -> None:
+    """It starts after failed ones too, with patterns that bash expands to each job's runs."""
+    at = dataclasses.replace(layout(tmp_path), runs=tmp_path / "r [1]*")
+    job = load_job(JOBS / "lstm.toml")
+    asked = Resources(gpus=2, time="9", partition="p", flags=("--qos=q",))
+    array = job_submission(job, (1, 2), asked, at, full=False)
+    single = job_submission(job, None, asked, at, full=False)
+    submission = comparison_submission({"12": array, "13": single}, asked, at)
+    assert submission.command[4:-1] == [
+        *("--partition=p", "--qos=q", "--dependency=afterany:12:13"),
+    ]
+    patterns = shlex.split(submission.script.splitlines()[-1])[1:]
+    wanted = [*array.run_folders("12"), *single.run_folders("13")]
+    for folder in [*wanted, at.runs / "lstm/slurm-123_1", tmp_path / "r 1x/lstm/slurm-12_1"]:
+        folder.mkdir(parents=True)
+    expand = 'for pattern; do compgen -G "$pattern"; done'
+    found = subprocess.run(["bash", "-c", expand, "-", *patterns], capture_output=True, text=True)
+    assert sorted(found.stdout.splitlines()) == sorted(map(str, wanted))
+    assert (submission.run_folders("14"), submission.logs("14")) == (
+        [],
+        [at.runs / "logs/compare-14.out"],
+    )
+
+
+def test_a_header_that_is_gone_is_named(tmp_path: Path) -> None:
+    """A missing script is refused in one line with its path."""
+    with pytest.raises(InputError, match=r"slurm/gru\.sh"):
+        read_header(tmp_path, "gru")

@@ -1,0 +1,274 @@
+"""The job scripts, run by a real bash: what reaches the harness, and what comes back."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.slurm.stand_in import Project
+
+JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+SCRIPTS = (*JOBS, "tune", "compare", "tensorboard")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Return a project whose environment is a stand-in that was made by other means."""
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_script_trains_its_job(project: Project, job: str) -> None:
+    """Each script trains the job of its name, into the project's runs, from any folder."""
+    result = project.run(project.path / f"slurm/{job}.sh")
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"] == ["train", f"{project.path}/jobs/{job}.toml"]
+    assert project.call()["runs"] == f"{project.path}/runs"
+
+
+def test_training_scripts_differ_in_their_name_only() -> None:
+    """What the scripts say beyond their job's name is the same, so a mend reaches all."""
+    texts = {(PROJECT / f"slurm/{job}.sh").read_text().replace(job, "NAME") for job in JOBS}
+    assert len(texts) == 1
+
+
+def test_arguments_pass_unchanged(project: Project) -> None:
+    """Arguments with spaces, quotes, globs and nothing in them reach the harness as they are."""
+    arguments = ["--set", "train.note=two words", "it's", '"', "*", "", "$HOME"]
+    result = project.run(project.path / "slurm/bilstm.sh", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"][2:] == arguments
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("tune", ["jobs/a b.toml"], ["tune", "jobs/a b.toml", "--sweep-id", "slurm-42"]),
+        ("compare", ["{runs}/x*"], ["compare", "--out", "{runs}/comparison", "{runs}/x*"]),
+        ("compare", [], ["compare", "--out", "{runs}/comparison"]),
+        ("compare", ["--out=a b", "{runs}"], ["compare", "--out=a b", "{runs}"]),
+        ("tensorboard", ["--hours", "2"], ["tensorboard", "--hours", "2"]),
+    ],
+)
+def test_script_calls_its_command(
+    project: Project, script: str, arguments: list[str], words: list[str]
+) -> None:
+    """The other scripts pass their arguments to the command of their name, patterns as they are."""
+    runs = project.path / "runs"
+    result = project.run(
+        project.spool(script), *(word.format(runs=runs) for word in arguments), env=project.slurm()
+    )
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"] == [word.format(runs=runs) for word in words]
+
+
+def test_dataset_is_staged_on_the_nodes_own_disk(project: Project, tmp_path: Path) -> None:
+    """Where a node has scratch, the dataset is put there and read from there, by a job alone."""
+    scratch = tmp_path / "my scratch"
+    scratch.mkdir()
+    copy = f"{scratch}/harness-imdb-{os.getuid()}"
+    for variable in ("TMPDIR", "SLURM_TMPDIR"):
+        env = {**project.slurm(), variable: str(scratch)}
+        assert project.run(project.spool(), env=env).returncode == 0
+        assert project.calls()[-2]["argv"] == ["data", "stage", copy]
+        assert (project.call()["data"], project.call()["offline"]) == (copy, "1")
+    here = {**project.environment, "TMPDIR": str(scratch)}
+    assert project.run(project.path / "slurm/lstm.sh", env=here).returncode == 0
+    assert (project.call()["data"], project.call()["offline"]) == (None, None)
+    assert [call["argv"][0] for call in project.calls()[-2:]] == ["train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "stages"),
+    [
+        ('source = ""  # or "reviews.csv"', [], True),
+        ('# source = "reviews.csv"', [], True),
+        ('source = "reviews.csv"', [], False),
+        ("data.source='reviews.csv'", [], False),
+        ("", ["--set", "data.source=reviews.csv"], False),
+        ("", ["--set=data.source=reviews.csv"], False),
+    ],
+)
+def test_texts_of_a_jobs_own_need_no_copy_of_imdb(
+    project: Project, tmp_path: Path, job: str, words: list[str], stages: bool
+) -> None:
+    """A job or a search that names its own source is started without IMDB on the node's disk."""
+    (project.path / "jobs").mkdir()
+    path = project.path / "jobs/lstm.toml"
+    path.write_text(f"[data]\n{job}\n")
+    env = {**project.slurm(), "TMPDIR": str(tmp_path)}
+    calls = [("lstm", words), ("tune", [str(path), *words])]
+    for number, (script, arguments) in enumerate(calls, 1):
+        assert project.run(project.spool(script), *arguments, env=env).returncode == 0
+        staged = [call["argv"][0] for call in project.calls()].count("data")
+        assert staged == (number if stages else 0)
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_exit_code_is_the_harness_own(project: Project, code: int) -> None:
+    """The script ends with the exit code of the run."""
+    env = {**project.environment, "EXIT": str(code)}
+    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == code
+
+
+def test_bare_environment_is_enough(project: Project) -> None:
+    """A script runs without HOME and PATH, which `--export=NONE` drops."""
+    env = project.slurm()
+    del env["PATH"]
+    result = subprocess.run(
+        [shutil.which("bash") or "bash", str(project.spool())],
+        env=env,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_spool_copy_finds_the_project(project: Project) -> None:
+    """Slurm knows where the script is that it copied; the job's id names the run."""
+    script = project.path / "slurm/gru.sh"
+    project.executable(
+        project.commands / "squeue", f"#!/bin/sh\necho {shlex.quote(str(script))}\necho more\n"
+    )
+    result = project.run(
+        project.spool("gru"), "--set", "a.b=1", env=project.slurm(SLURM_SUBMIT_DIR="/")
+    )
+    assert result.returncode == 0, result.stderr
+    job = f"{project.path}/jobs/gru.toml"
+    assert project.call()["argv"] == ["train", job, "--run-id", "slurm-42", "--set", "a.b=1"]
+
+
+def test_submit_folder_is_the_project_where_slurm_does_not_answer(project: Project) -> None:
+    """With a scheduler that is down the project is where sbatch was called."""
+    project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")
+    result = project.run(project.spool("gru"), env=project.slurm())
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"][1] == f"{project.path}/jobs/gru.toml"
+
+
+def test_home_overrides_the_submit_folder(project: Project) -> None:
+    """HARNESS_HOME names the project wherever sbatch was called."""
+    env = project.slurm(SLURM_SUBMIT_DIR="/", HARNESS_HOME=str(project.path))
+    assert project.run(project.spool(), env=env).returncode == 0
+    assert project.call()["argv"][1] == f"{project.path}/jobs/bilstm.toml"
+
+
+@pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
+def test_no_project_is_one_line(project: Project, name: str) -> None:
+    """Where the project is not found, the folder that was looked in is named last."""
+    project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")
+    result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
+    assert result.returncode == 2
+    assert f"{project.outside}/slurm/common.sh: No such file" in result.stderr.splitlines()[-1]
+
+
+def test_interactive_allocation_starts_fresh_runs(project: Project) -> None:
+    """Inside salloc, where many runs share the job's id, the harness names the run."""
+    env = project.slurm(SLURM_SUBMIT_DIR="/")
+    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == 0
+    assert "--run-id" not in project.call()["argv"]
+
+
+def test_array_task_is_the_seed(project: Project) -> None:
+    """An array task's number becomes the seed and a part of the run's id."""
+    env = project.slurm(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+    assert project.run(project.spool(), env=env).returncode == 0
+    assert project.call()["argv"][2:] == ["--seed", "3", "--run-id", "slurm-42_3"]
+
+
+@pytest.mark.parametrize("given", [["--seed", "7"], ["--seed=7"]])
+def test_given_seed_wins(project: Project, given: list[str]) -> None:
+    """A seed on the command line wins over the array task's number."""
+    env = project.slurm(SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+    assert project.run(project.spool(), *given, env=env).returncode == 0
+    assert project.call()["argv"][2:] == ["--run-id", "slurm-42_3", *given]
+
+
+def test_two_nodes_start_a_process_on_each(project: Project) -> None:
+    """On several nodes srun starts one harness a node, with the job's CPUs and environment."""
+    project.executable(project.commands / "srun", '#!/bin/bash\necho "$@" >&2\nexec "${@: -5}"\n')
+    project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
+    env = project.slurm(
+        SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[08,10]", SLURM_CPUS_PER_TASK="4"
+    )
+    result = project.run(project.spool(), env=env)
+    assert result.returncode == 0, result.stderr
+    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --export=ALL" in result.stderr
+    assert "--cpus-per-task=4" in result.stderr
+    assert project.call()["nodes"].split() == ["n08", "n10"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signal_is_passed_on_once(project: Project, number: signal.Signals) -> None:
+    """A signal reaches the harness once, however often it comes, and its 75 is returned."""
+    code, _ = project.signalled(
+        project.path / "slurm/bilstm.sh", number, number, env=project.environment
+    )
+    assert code == 75
+    assert project.call()["signals"] == [number.name]
+
+
+def test_interrupt_reaches_the_harness_as_term(project: Project) -> None:
+    """Ctrl-C stops the harness too, though a background child ignores INT."""
+    code, _ = project.signalled(
+        project.path / "slurm/bilstm.sh", signal.SIGINT, env=project.environment
+    )
+    assert code == 75
+    assert project.call()["signals"] == ["SIGTERM"]
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "requeued"),
+    [
+        (signal.SIGUSR2, 0, "requeue 42\n"),
+        (signal.SIGUSR2, 2, "requeue 42\n"),
+        (signal.SIGUSR2, 3, ""),
+        (signal.SIGTERM, 0, ""),
+    ],
+)
+def test_warned_job_goes_back_into_the_queue(
+    project: Project, number: signal.Signals, times: int, requeued: str
+) -> None:
+    """A job that was warned requeues itself up to its limit; a cancelled one stays cancelled."""
+    asked = project.outside / "asked"
+    asked.touch()
+    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
+    env = project.slurm(ASKED=str(asked), SLURM_RESTART_COUNT=str(times), HARNESS_MAX_REQUEUES="3")
+    code, said = project.signalled(project.spool(), number, env=env)
+    assert code == 75, said
+    assert asked.read_text() == requeued
+
+
+def test_requeue_is_tried_again_while_the_scheduler_is_down(project: Project) -> None:
+    """A controller that is being restarted costs no job its place."""
+    asked = project.outside / "asked"
+    answer = 'echo "$@" >>"$ASKED"; [ "$(wc -l <"$ASKED")" = 2 ]'
+    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
+    env = project.slurm(ASKED=str(asked), HARNESS_RETRY_S="0.1")
+    code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
+    assert (code, asked.read_text()) == (75, "requeue 42\n" * 2)
+    assert "is back in the queue" in said.splitlines()[-1]
+
+
+def test_death_by_a_signal_is_told_in_the_last_line(project: Project) -> None:
+    """A harness that is killed, as for its memory, is told of and its job not requeued."""
+    result = project.run(project.spool(), env=project.slurm(EXIT="137"))
+    assert result.returncode == 137
+    assert "exit code 137" in result.stderr.splitlines()[-1]
+
+
+def test_site_settings_and_container(project: Project) -> None:
+    """slurm/site.sh is read, may use unset variables, and its container starts the harness."""
+    (project.path / "slurm/site.sh").write_text(
+        'export HARNESS_RUNS=/elsewhere\nHARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
+    )
+    assert project.run(project.path / "slurm/bilstm.sh").returncode == 0
+    assert project.call()["runs"] == "/elsewhere"
+    assert project.call()["image"] == "an image"

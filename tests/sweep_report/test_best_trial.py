@@ -1,0 +1,149 @@
+"""The winner of a sweep: as a job, and trained anew over seeds, whatever is killed."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.job_file import load_job
+from harness.sweep_report.best_trial import retrain, retrained_job, winner_toml, winning_row
+from harness.system.console import Console
+from harness.tracking.run_dir import RunDirectory
+from tests.conftest import Harness, wait_for
+from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
+
+VALUES = {"model.pooling": "max", "model.units": 32, "train.learning_rate": 0.00123}
+
+
+def test_the_winner_is_a_job_that_train_takes(tmp_path: Path) -> None:
+    """All that the trial had, the test set read; an early stop is no other number of epochs."""
+    sweep = make_sweep(
+        tmp_path / "s",
+        RANDOM,
+        trial(0, 0.7, values=VALUES | {"model.units": 16}),
+        trial(1, 0.8, values=VALUES, epochs=4),
+        trial(2, None, error="it broke"),
+    )
+    text = winner_toml(sweep)
+    (tmp_path / "mine.toml").write_text(text)
+    job = load_job(tmp_path / "mine.toml")
+    assert job.name == "tune_lstm_best"
+    assert (job.model.units, job.model.pooling, job.train.learning_rate) == (32, "max", 0.00123)
+    assert (job.data.test, job.data.validation_split, job.train.epochs) == (True, 0.2, 6)
+    assert job.train.early_stopping_patience == 2
+    said = " ".join(line for line in text.splitlines() if line.startswith("#"))
+    for words in (str(sweep.folder), "trial 0001", "val_accuracy 0.8000", "best of 2", "SAMPLE"):
+        assert words in said
+
+
+def test_hyperbands_winner_has_the_epochs_of_its_trial(tmp_path: Path) -> None:
+    """Not the most that hyperband would give; and a key that it did not have is as in the job."""
+    sweep = make_sweep(
+        tmp_path / "s",
+        HYPERBAND,
+        trial(0, 0.8, values={"model.architecture": "gru", "model.dropout": 0.3}, epochs=3),
+    )
+    (tmp_path / "mine.toml").write_text(winner_toml(sweep))
+    job = load_job(tmp_path / "mine.toml")
+    assert (job.train.epochs, job.model.dropout, job.model.second_units) == (3, 0.3, 0)
+
+
+def test_without_a_finished_trial_there_is_no_winner(tmp_path: Path) -> None:
+    """One line that says how to go on; nothing is trained then."""
+    sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, error="it broke"))
+    with pytest.raises(InputError, match=r"no finished trial.*harness resume"):
+        winner_toml(sweep)
+    with pytest.raises(InputError, match="no finished trial"):
+        retrain(sweep, (1,), None, None, Console())
+    assert not sweep.path("winner").exists()
+
+
+def test_trained_anew_it_needs_no_validation_reviews(tmp_path: Path) -> None:
+    """All reviews train; the epochs are those of the best weights, rounded up."""
+    toml = RANDOM.replace("epochs = 6", "epochs = 6\nreduce_lr_patience = 1\nkeep = 'best'")
+    sweep = make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=VALUES, kept_epoch=2.5))
+    job = retrained_job(sweep.search(), winning_row(sweep))
+    assert (job.data.validation_split, job.data.test) == (0, True)
+    assert (job.train.epochs, job.train.keep) == (3, "last")
+    assert (job.train.early_stopping_patience, job.train.reduce_lr_patience) == (0, 0)
+    assert not [*job.without_effect()]
+
+
+def test_another_winner_is_not_mixed_with_the_first(tmp_path: Path) -> None:
+    """A sweep that went on to a better trial does not go on with the runs of the old one."""
+    sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
+    job = retrained_job(sweep.search(), winning_row(sweep))
+    run = RunDirectory(sweep.path("winner", job.name, "seed1"))
+    run.take_lease()
+    other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
+    run.write_text("job.toml", other.to_toml())
+    with pytest.raises(InputError, match=r"another winner.*move .*winner/tune_lstm_best away"):
+        retrain(sweep, (1, 2), None, None, Console())
+
+
+# Children
+
+
+SHRUNK_SEARCH = """
+name = "tune_lstm"
+[model]
+architecture = "lstm"
+units = 8
+[data]
+limit = 500
+maxlen = 30
+[train]
+epochs = 25
+batch_size = 32
+checkpoint_every_s = 0.2
+log_every_steps = 3
+[search]
+trials = 1
+[search.space]
+model.pooling = ["last", "max"]
+"""
+
+
+def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> None:
+    """No process outlives the command; told again it goes on, and leaves alone what is done.
+
+    The data are the sweep's packaged sample, whatever HARNESS_DATA names by then.
+    """
+    harness.environment["HARNESS_DATA"] = str(harness.folder / "elsewhere")
+    sweep = make_sweep(
+        harness.runs / "tune_lstm" / "s",
+        SHRUNK_SEARCH,
+        trial(0, 0.8, values={"model.pooling": "max"}, kept_epoch=25.0),
+        finished=True,
+    )
+    folder = sweep.path("winner", "tune_lstm_best")
+    runs = [RunDirectory(folder / f"seed{seed}") for seed in (1, 2)]
+    words = ("tune", "--retrain", sweep.folder, "--seeds", "1-2", "--workers", "2")
+
+    command = harness.start(*words)
+    wait_for(lambda: all([*run.folder.glob("checkpoints/step-*")] for run in runs))
+    command.kill()
+    command.communicate()
+    wait_for(lambda: all(run.read_json("state.json")["phase"] == "interrupted" for run in runs))
+    assert not any(run.finished() for run in runs)
+
+    done = harness.run(*words)
+    assert done.returncode == 0, done.stderr
+    assert [run.read_json("state.json")["restarts"] for run in runs] == [1, 1]
+    results = [run.result() for run in runs]
+    assert [(r["seed"], r["num_epochs"], r["num_training"]) for r in results] == [
+        *((1, 25, 500), (2, 25, 500))
+    ]
+    assert all(result["is_sample"] and "accuracy" in result for result in results)
+    assert "SAMPLE of IMDB" in done.stdout
+    assert "tune_lstm_best" in done.stdout
+
+    def traces() -> list[object]:
+        logs = [sweep.path("winner", f"seed{seed}.log").read_text() for seed in (1, 2)]
+        return [*logs, *(run.read_json("lease.json") for run in runs)]
+
+    before = traces()
+    again = harness.run(*words)
+    assert again.returncode == 0
+    assert "tune_lstm_best" in again.stdout
+    assert traces() == before

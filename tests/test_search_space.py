@@ -1,0 +1,145 @@
+"""Searches as job files: what is refused, each in one line, before TensorFlow is imported."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.search_space import load_search
+from tests.conftest import JOBS, Harness
+
+SEARCHES = sorted(path.name for path in JOBS.glob("tune_*.toml"))
+
+GOOD = """
+[model]
+architecture = "lstm"
+[search]
+tuner = "random"
+trials = 4
+[search.space]
+model.units = [8, 16]
+"""
+
+
+def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
+    path = tmp_path / "tune_it.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        load_search(path, overrides)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_the_searches_are_those_of_the_architectures() -> None:
+    """One search an architecture, one over all, and the one that found jobs/best.toml."""
+    names = ["all", "best", "bilstm", "gru", "lstm", "rnn", "stacked_lstm"]
+    assert [f"tune_{name}.toml" for name in names] == SEARCHES
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
+    """Each is read, and its file with every default gives the same search."""
+    search = load_search(JOBS / name)
+    assert len(search.space) >= 4
+    kept = tmp_path / "search.toml"
+    kept.write_text(search.to_toml())
+    again = load_search(kept)
+    assert search.same_as(again)
+    assert set(again.space) == set(search.space)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model.units = []", "search.space.model.units = []: is empty"),
+        ("model.units = 8", "should be a list such as [32, 64], or a range"),
+        ("model.units = [8, 8]", "different values of one type"),
+        ("model.units = [8, 'a']", "different values of one type"),
+        ("model.units = [0, 8]", "model.units = 0: should be greater than or equal to 1"),
+        ("model.units = { min = 8 }", "model.units.max = None: a range needs numbers"),
+        ("model.units = { min = 9, max = 8 }", "min = 9 should be below max = 8"),
+        ("model.units = { min = 8, max = 16.5 }", "should be a whole number"),
+        ("model.units = { min = 8, max = 9000 }", "model.units = 9000: should be less"),
+        ("model.units = { min = 8, max = 16, step = 9 }", "should be above 0, up to 8"),
+        ("model.units = { min = 8, max = 16, stepp = 2 }", "units.stepp is unknown; known: "),
+        ("model.units = { values = [8], min = 8 }", "has values and a range"),
+        ("train.learning_rate = { min = 0.0, max = 1.0, log = true }", "should begin above 0"),
+        (
+            "train.learning_rate = { min = 0.1, max = 1.0, log = true, step = 0.1 }",
+            "a log range has no step",
+        ),
+        ("train.learning_rate = { min = 0.1, max = inf }", "learning_rate.max = inf"),
+        ("model.pooling = { min = 1, max = 2 }", "is no number, so it has no range"),
+        ("model.pooling = ['lost']", "model.pooling = 'lost': should be 'last', 'max' or 'mean'"),
+        ("model.unit = [8]", "model.unit is not a key of a job; did you mean model.units?"),
+        ("modell.units = [8]", "search.space.modell is no table of a job"),
+        ("train.seed = [1, 2]", "search.executions"),
+        ("data.limit = [10, 20]", "must have the same reviews"),
+        ("data.source = ['a.csv', 'b.csv']", "must have the same reviews"),
+        (
+            "model.dropout = { values = [0.1], when = { model.units = [8] } }",
+            "names model.units, which should be a list of search.space",
+        ),
+        (
+            "model.dropout = { values = [0.1], when = 3 }",
+            "should name one key and its values",
+        ),
+    ],
+)
+def test_a_space_that_can_not_be_searched(tmp_path: Path, line: str, said: str) -> None:
+    """One line names the key, the value and the rule."""
+    assert said in refusal(tmp_path, GOOD.replace("model.units = [8, 16]", line))
+
+
+def test_a_condition_on_a_value_that_never_comes(tmp_path: Path) -> None:
+    """The parent must be able to have the value."""
+    line = "model.dropout = { values = [0.1], when = { model.units = [9] } }"
+    assert "model.units never has this value" in refusal(tmp_path, f"{GOOD}{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["search.tuner=gridd"], "should be 'random', 'grid', 'bayesian' or 'hyperband'; did"),
+        (["search.objective=accuracy"], "did you mean val_accuracy?"),
+        (["search.trials=0"], "the random tuner needs a number of trials"),
+        (["search.trails=4"], "a job has no key search.trails; did you mean search.trials?"),
+        (["search.seed=0"], "--set search.seed=0: should be greater than or equal to 1"),
+        (["search.factor=4"], "search.factor is a setting of the hyperband tuner alone"),
+        (["data.validation_split=0", "train.keep=last"], "judged on validation reviews"),
+    ],
+)
+def test_a_search_that_can_not_be(tmp_path: Path, overrides: list[str], said: str) -> None:
+    """So are the tuner's own settings."""
+    assert said in refusal(tmp_path, GOOD, *overrides)
+
+
+def test_a_space_that_the_tuner_can_not_search(tmp_path: Path) -> None:
+    """Grid search has no end of a continuous range, hyperband sets the epochs itself."""
+    continuous = "train.learning_rate = { min = 0.1, max = 1.0 }\n"
+    said = refusal(tmp_path, GOOD + continuous, "search.tuner=grid")
+    assert "search.space.train.learning_rate: the grid tuner needs a list" in said
+    said = refusal(tmp_path, f"{GOOD}train.epochs = [1, 2]\n", "search.tuner=hyperband")
+    assert "search.space.train.epochs: hyperband chooses the epochs itself" in said
+    said = refusal(tmp_path, GOOD.partition("[search.space]")[0])
+    assert "search.space is empty" in said
+
+
+def test_a_search_is_no_training_and_a_training_no_search(harness: Harness) -> None:
+    """Each command names the other, without TensorFlow and without a trace on the disk."""
+    done = harness.run("train", JOBS / "tune_lstm.toml")
+    assert done.returncode == 2
+    assert "holds a [search]; run it by: harness tune" in done.stderr
+    done = harness.run("tune", JOBS / "lstm.toml")
+    assert done.returncode == 2
+    assert "has no [search] table; train it by: harness train" in done.stderr
+    assert not harness.runs.exists()
+
+
+def test_a_trials_job_never_reads_the_test_set(tmp_path: Path) -> None:
+    """Its values are the tuner's, settled to six digits; its score is on validation."""
+    path = tmp_path / "tune_it.toml"
+    path.write_text(f"{GOOD}model.dropout = {{ min = 0.1, max = 0.6, step = 0.1 }}\n")
+    job = load_search(path).job_of({"model.units": 16, "model.dropout": 0.1 + 0.2}, seed=3)
+    assert (job.model.units, job.model.dropout, job.train.seed) == (16, 0.3, 3)
+    assert job.data.test is False

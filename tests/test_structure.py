@@ -1,0 +1,83 @@
+"""The packages import in one direction, and none grows past twelve modules."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+HARNESS = PROJECT / "harness"
+ORDER = (
+    *("files", "system", "data", "slurm", "tracking", "monitoring", "compute", "inference"),
+    *("training", "report", "tuning", "sweep_report", "checks", "bench", "cli"),
+)
+MODULES = sorted(path for path in HARNESS.rglob("*.py") if path.name != "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules of `harness` that a module imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in whole if name in NAMES]
+            yield from modules or ([node.module] if node.module in NAMES else [])
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in NAMES)
+
+
+def level(name: str) -> int:
+    """The place of a module's package in the order; 0 for the modules of `harness` itself."""
+    parts = name.split(".")
+    return ORDER.index(parts[1]) + 1 if len(parts) > 2 else 0
+
+
+def test_packages_are_those_of_the_order() -> None:
+    """Every folder with code is a package that the order names."""
+    assert {path.parent.name for path in HARNESS.glob("*/*.py")} == set(ORDER)
+    assert not list(HARNESS.glob("*/*/*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down(path: Path) -> None:
+    """A module imports from its own package and those before it, never from a later one."""
+    own = name_of(path)
+    if own == "harness.__main__":
+        return
+    assert [name for name in imported(path) if level(name) > level(own)] == []
+
+
+def test_no_circles() -> None:
+    """No modules import each other in a circle."""
+    arrows = {name_of(path): set(imported(path)) - {name_of(path)} for path in MODULES}
+    while ends := [name for name, others in arrows.items() if not others & arrows.keys()]:
+        for name in ends:
+            del arrows[name]
+    assert sorted(arrows) == []
+
+
+@pytest.mark.parametrize("package", ["", *ORDER])
+def test_no_package_is_too_large(package: str) -> None:
+    """A package has twelve modules at most, and says in its docstring what it may import."""
+    folder = HARNESS / package
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 12
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    assert not package or "It may import" in text
+
+
+def test_no_module_is_too_long() -> None:
+    """No source file has more than 400 lines."""
+    files = [
+        *HARNESS.rglob("*.py"),
+        *(PROJECT / "tests").rglob("*.py"),
+        *PROJECT.rglob("slurm/*.sh"),
+    ]
+    assert [path.name for path in files if len(path.read_text().splitlines()) > 400] == []

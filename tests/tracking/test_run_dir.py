@@ -1,0 +1,135 @@
+"""The run folder: whole files, one writer, and what is known of the machine."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.compute.strategy import Devices, parse_devices
+from harness.errors import InputError, RunError, TakenOver
+from harness.job_file import load_job
+from harness.slurm.environment import SlurmEnvironment, given_cpus
+from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.run_dir import RunDirectory
+from tests.conftest import JOBS
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A failure in the middle of writing leaves the old content and nothing beside it."""
+    run = RunDirectory(tmp_path / "run")
+    run.take_lease()
+    run.write_text("note.txt", "old")
+
+    def fail(file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match=r"note\.txt: can't be written: No space left on device"):
+        run.write("note.txt", fail)
+    assert run.path("note.txt").read_text() == "old"
+    assert {path.name for path in run.folder.iterdir()} == {"note.txt", "lease.json"}
+
+
+def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
+    """An older writer is refused from then on, by a line that says who has the run."""
+    older, newer = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    older.take_lease()
+    older.write_text("note.txt", "older")
+    (tmp_path / ".left.over.tmp").write_text("half")
+    newer.take_lease()
+    assert not (tmp_path / ".left.over.tmp").exists()
+    newer.write_text("note.txt", "newer")
+    with pytest.raises(RunError, match=f"process {os.getpid()} on "):
+        older.write_text("note.txt", "older")
+    assert (tmp_path / "note.txt").read_text() == "newer"
+    (tmp_path / "lease.json").unlink()
+    with pytest.raises(TakenOver, match="somebody removed it; this one stops"):
+        newer.write_text("note.txt", "newest")
+
+
+def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:
+    """Who takes a run over removes what the older one writes: no word of a full disk then."""
+    from harness.training.train import failures_noted
+
+    older, newer = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    older.take_lease()
+    with pytest.raises(RunError, match="can't be written"), failures_noted(Heartbeat(older, None)):
+        raise RunError("log: can't be written: No such file or directory")
+    newer.take_lease()
+    with pytest.raises(TakenOver, match="took it over"), failures_noted(Heartbeat(older, None)):
+        raise RunError("log: can't be written: No such file or directory")
+
+
+def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
+    """Without an id no run ever lands in the folder of another."""
+    job = load_job(JOBS / "lstm.toml")
+    folders = set()
+    for _ in range(3):
+        run = RunDirectory.new(tmp_path, job, None)
+        run.take_lease()
+        folders.add(run.folder)
+    assert len(folders) == 3
+
+
+def test_an_id_names_a_folder_below_runs(tmp_path: Path) -> None:
+    """An id with a path in it is refused, and so is one that another job has."""
+    job = load_job(JOBS / "lstm.toml")
+    for bad in ("../x", "a/b", "", ".hidden", "x" * 101):
+        with pytest.raises(InputError, match="--run-id"):
+            RunDirectory.new(tmp_path, job, bad)
+    run = RunDirectory.new(tmp_path, job, "mine")
+    run.take_lease()
+    run.write_text("job.toml", job.to_toml())
+    assert RunDirectory.new(tmp_path, job, "mine").job() == job
+    with pytest.raises(InputError, match="another job"):
+        RunDirectory.new(tmp_path, load_job(JOBS / "lstm.toml", seed=9), "mine")
+
+
+def test_the_heartbeat_is_written_at_a_change_and_by_the_clock(tmp_path: Path) -> None:
+    """A phase shows at once, steps only every few seconds, a restart is counted."""
+    now = [100.0]
+    run = RunDirectory(tmp_path)
+    run.take_lease()
+
+    def beat(phase: str, **values: object) -> dict[str, object]:
+        heart.beat(phase, **values)
+        return run.read_json("state.json")
+
+    heart = Heartbeat(run, None, every_s=5.0, clock=lambda: now[0])
+    assert beat("training", step=1)["step"] == 1
+    now[0] += 4
+    assert beat("training", step=2)["step"] == 1
+    assert beat("validating")["phase"] == "validating"
+    now[0] += 6
+    state = beat("validating", step=3)
+    assert (state["step"], state["time_s"], state["restarts"]) == (3, 110.0, 0)
+    heart = Heartbeat(run, None, clock=lambda: now[0])
+    assert beat("starting")["restarts"] == 1
+
+
+def test_broken_json_reads_as_missing(tmp_path: Path) -> None:
+    """A half-written or foreign record is no reason to fail."""
+    for content in ('{"phase": "trai', "[1]", ""):
+        (tmp_path / "state.json").write_text(content)
+        assert RunDirectory(tmp_path).read_json("state.json") == {}
+
+
+def test_the_allocation_is_what_slurm_says() -> None:
+    """Outside Slurm there is none; inside, threads follow its CPUs, and no token is recorded."""
+    assert SlurmEnvironment.from_environment({}) is None
+    environment = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_JWT": "secret"}
+    allocation = SlurmEnvironment.from_environment(environment | {"HOME": "/root"})
+    assert allocation is not None
+    assert allocation.job_id == "7"
+    assert json.dumps(allocation.variables) == '{"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7"}'
+    assert given_cpus(allocation) == 1
+    assert given_cpus(None) == len(os.sched_getaffinity(0))
+
+
+def test_devices_are_read_strictly() -> None:
+    """Kinds and counts that make sense are read, all else is refused by name."""
+    assert parse_devices("cpu:2") == Devices("cpu", 2)
+    assert parse_devices(" GPU ") == Devices("gpu", 1)
+    for bad in ("tpu", "cpu:", "cpu:x", "cpu:-1", "cpu:65", "cpu:²", "", "2"):
+        with pytest.raises(InputError, match="--devices"):
+            parse_devices(bad)

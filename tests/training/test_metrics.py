@@ -1,0 +1,138 @@
+"""Scores against values worked out by hand, against Keras, and their pictures."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike
+
+from harness.errors import RunError
+from harness.training import metrics as scores
+
+PICTURES = [scores.confusion_picture, scores.roc_picture, scores.calibration_picture]
+Picture = Callable[[ArrayLike, ArrayLike], bytes]
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+
+
+def test_worked_example() -> None:
+    """Six reviews give the scores worked out by hand; 0.5 itself is negative."""
+    found = scores.test_scores([0, 0, 0, 1, 1, 1], [0.1, 0.5, 0.8, 0.4, 0.6, 0.9])
+    assert found["confusion_matrix"] == [[2, 1], [1, 2]]
+    assert found["num_reviews"] == 6
+    assert found["roc_auc_reason"] is None
+    for name in ("accuracy", "precision", "recall", "f1"):
+        assert found[name] == pytest.approx(2 / 3)
+    # Of the 9 pairs of a positive and a negative review, 6 are in the right order:
+    # 0.4 is over 0.1 alone, 0.6 over 0.1 and 0.5, 0.9 over all three.
+    assert found["roc_auc"] == pytest.approx(6 / 9)
+    assert found["log_loss"] == pytest.approx(
+        -np.log([0.9, 0.5, 0.2, 0.4, 0.6, 0.9]).mean(), rel=1e-12
+    )
+
+
+def test_json_ready() -> None:
+    """Scores of float32 predictions and int32 labels go through JSON unchanged."""
+    labels = np.array([0, 1, 1, 0], np.int32)
+    probabilities = np.array([0.2, 0.7, 0.4, 0.6], np.float32)
+    found = scores.test_scores(labels, probabilities)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize(("label", "name"), [(0, "negative"), (1, "positive")])
+@pytest.mark.filterwarnings("error")
+def test_one_class(label: int, name: str) -> None:
+    """With one class alone there is no ROC AUC but a reason, and no warning, whatever is said."""
+    found = scores.test_scores([label] * 3, [0.1, 0.2, 0.3])
+    assert found["roc_auc"] is None
+    assert found["roc_auc_reason"] == f"all 3 reviews are {name}"
+    assert found["precision"] == found["recall"] == found["f1"] == 0.0
+    assert found["confusion_matrix"] == ([[3, 0], [0, 0]] if label == 0 else [[0, 0], [3, 0]])
+
+
+def test_loss_and_accuracy_are_those_of_keras() -> None:
+    """Loss and accuracy equal Keras's own in float64, at the clipped ends too."""
+    import keras
+
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, 2, 1000).astype(np.float64)
+    probabilities = generator.uniform(size=1000)
+    probabilities[:4] = [0.0, 1.0, 0.5, 1e-9]
+    labels[:4] = [1, 0, 1, 1]
+    loss, accuracy = scores.binary_loss_and_accuracy(labels, probabilities)
+    keras_loss = keras.ops.binary_crossentropy(labels, probabilities)
+    assert loss == pytest.approx(float(np.mean(keras_loss)), rel=1e-12)
+    keras_accuracy = keras.metrics.binary_accuracy(labels, probabilities)
+    assert accuracy == pytest.approx(float(np.mean(keras_accuracy)), rel=1e-6)
+
+
+def test_loss_of_a_diverged_model() -> None:
+    """One NaN among the probabilities makes the loss NaN."""
+    assert np.isnan(scores.binary_loss_and_accuracy([0, 1], [0.5, np.nan])[0])
+
+
+@pytest.mark.parametrize("score", [scores.test_scores, *PICTURES])
+def test_diverged_is_refused(score: Callable[[ArrayLike, ArrayLike], object]) -> None:
+    """Scores and pictures of NaN are refused in one line that counts them."""
+    with pytest.raises(RunError, match=r"^probabilities: 1 of 2 are not finite.*learning_rate$"):
+        score([0, 1], [0.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([0, 1], [0.5], r"labels \[2\] and probabilities \[1\]"),
+        ([[0], [1]], [[0.5], [0.5]], r"should be \[n\] both"),
+        ([], [], "n at least 1"),
+        ([0, 2], [0.5, 0.5], r"labels: hold \[0, 2\]"),
+    ],
+)
+def test_wrong_input(labels: ArrayLike, probabilities: ArrayLike, message: str) -> None:
+    """Wrong shapes and labels are refused with what was given and the rule."""
+    with pytest.raises(ValueError, match=message):
+        scores.test_scores(labels, probabilities)
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.filterwarnings("error")
+def test_pictures(picture: Picture) -> None:
+    """A picture is a PNG 640 pixels wide, the same bytes each time, for one class as well."""
+    generator = np.random.default_rng(2)
+    labels = generator.integers(0, 2, 500)
+    probabilities = generator.uniform(size=500)
+    png = picture(labels, probabilities)
+    assert png_size(png)[0] == 640
+    assert png == picture(labels, probabilities)
+    assert png != picture(labels, 1 - probabilities)
+    assert png_size(picture([1, 1], [0.0, 1.0]))[0] == 640
+
+
+def test_import_is_cheap() -> None:
+    """Importing the module loads neither TensorFlow nor scikit-learn nor Matplotlib."""
+    code = (
+        "import sys, harness.scores; "
+        "print(sorted({'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert answer.stdout == "[]\n"
+
+
+def test_no_pyplot() -> None:
+    """Drawing leaves pyplot, and so its global state, out."""
+    code = (
+        "import sys; from harness import scores; "
+        "scores.calibration_picture([0, 1], [0.2, 0.8]); print('matplotlib.pyplot' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert answer.stdout == "False\n"

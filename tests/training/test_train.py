@@ -1,0 +1,167 @@
+"""Whole runs in processes of their own: replicas, signals, disks, settings."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import JOBS, SHRUNK, Harness, results
+from tests.training.kills import kill_at, wait_for_step
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
+    """Each stopping signal finishes the step, saves, says how to go on and ends with 75."""
+    words = harness.train_words("lstm", "stopped", "--set", "train.checkpoint_every_s=86400")
+    process = harness.start(*words, "--set", "train.epochs=200")
+    run = harness.runs / "lstm" / "stopped"
+    wait_for_step(process, run, 13)
+    process.send_signal(signal.Signals[name])
+    said, warned = process.communicate(timeout=60)
+    assert process.returncode == 75, warned
+    assert f"harness resume {run}" in warned
+    assert "Traceback" not in warned
+    assert json.loads((run / "state.json").read_text())["phase"] == "interrupted"
+    assert "epoch 1/200" in said
+
+
+def test_a_job_goes_back_into_the_queue_as_often_as_its_limit_says(harness: Harness) -> None:
+    """The run's folder counts; beyond the limit it is saved all the same and ends with 1."""
+    harness.environment |= {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "1"}
+    words = harness.train_words("lstm", "stopped", "--set", "train.epochs=200")
+    run = harness.runs / "lstm" / "stopped"
+    ends = [(signal.SIGTERM, 75, 0), (signal.SIGUSR2, 75, 1), (signal.SIGUSR2, 1, 1)]
+    for start, (number, code, requeues) in enumerate(ends):
+        process = harness.start(*words)
+        wait_for_step(process, run, 20 * start + 13)
+        process.send_signal(number)
+        _, warned = process.communicate(timeout=60)
+        state = json.loads((run / "state.json").read_text())
+        assert (process.returncode, state["requeues"], state["restarts"]) == (code, requeues, start)
+    assert "HARNESS_MAX_REQUEUES is 1" in warned
+    assert f"harness resume {run}" in warned
+    assert (state["phase"], "HARNESS_MAX_REQUEUES is 1" in state["error"]) == ("failed", True)
+
+
+def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
+    """Dropout included, losses and predictions agree to rounding, with unequal shares too.
+
+    In float64, for what is not rounding would show; in float32 an LSTM makes a difference in the
+    last digit grow tenfold every dozen of steps.
+    """
+    precise = ["--set", "train.precision=float64"]
+    for devices in ("cpu:1", "cpu:2", "cpu:3"):
+        done = harness.train("lstm", devices.replace(":", ""), "--devices", devices, *precise)
+        assert done.returncode == 0, done.stderr
+    one, two, three = (results(harness.runs / "lstm" / f"cpu{n}") for n in (1, 2, 3))
+    for other in (two, three):
+        for mine, theirs in zip(one["metrics"], other["metrics"], strict=True):  # type: ignore[call-overload]
+            assert abs(mine["loss"] - theirs["loss"]) < 1e-10
+            assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
+    probabilities = [
+        np.load(harness.runs / "lstm" / f"cpu{n}" / "predictions.npz")["probabilities"]
+        for n in (1, 2, 3)
+    ]
+    np.testing.assert_allclose(probabilities[0], probabilities[1], atol=1e-10)
+    np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-10)
+    other_seed = harness.train("lstm", "seed2", "--seed", "2", *precise)
+    assert other_seed.returncode == 0
+    assert results(harness.runs / "lstm" / "seed2")["model"] != one["model"]
+
+
+def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:
+    """Started again it changes nothing, ends with 0 and says so."""
+    harness, run = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    for done in (harness.run("resume", run), harness.train("bilstm", "calm")):
+        assert done.returncode == 0
+        assert "finished already" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) -> None:
+    """A run whose weights have become NaN stops at the next step, names it, and has no result."""
+    kill_at(harness, "lstm", 16)
+    run = harness.runs / "lstm" / "killed"
+    for path in run.glob("checkpoints/*.npz"):
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        arrays["model/0"][:] = np.nan
+        np.savez(path, **arrays)
+    step = max(int(path.stem.partition("-")[2]) for path in run.glob("checkpoints/*.npz"))
+    done = harness.run("resume", run)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"the loss is not finite at step {step + 1} " in done.stderr
+    assert not (run / "result.json").exists()
+    state = json.loads((run / "state.json").read_text())
+    assert (state["phase"], "not finite" in state["error"]) == ("failed", True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
+    """Where a file can't be written whole, none is written half, and the exit code is 1."""
+    words = harness.command(*harness.train_words("lstm", "full"))
+    # The kernel refuses any file over 200 KB: a checkpoint of this run has 3 MB.
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *words]
+    done = subprocess.run(
+        limited, env=harness.environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    run = harness.runs / "lstm" / "full"
+    assert not list(run.rglob("*.tmp*"))
+    assert not list(run.glob("checkpoints/*"))
+    assert not (run / "result.json").exists()
+    again = harness.train("lstm", "full")  # with room it goes on
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> None:
+    """Runs under a file, or in a place that takes none, give one line and exit code 1."""
+    for runs in ("/dev/null/runs", "/proc/runs"):
+        done = harness.run("train", JOBS / "lstm.toml", *SHRUNK, "--runs", runs)
+        assert done.returncode == 1
+        assert runs in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
+    """Early stopping ends, cuts cut, clipping and half precision change, packed steps do not."""
+    sets = {
+        "stop": ["train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.05"],
+        "cut": ["train.reduce_lr_patience=1", "train.epochs=8", "train.learning_rate=0.05"],
+        "clip": ["train.clipnorm=0.001"],
+        "half": ["train.precision=bfloat16"],
+        "float16": ["train.precision=float16"],
+        "float16_clipped": ["train.precision=float16", "train.clipnorm=1000"],
+        "packed": ["train.steps_per_execution=5"],
+        "plain": [],
+    }
+    lines = {}
+    for name, words in sets.items():
+        done = harness.train("gru", name, *(part for word in words for part in ("--set", word)))
+        assert done.returncode == 0, done.stderr
+        lines[name] = results(harness.runs / "gru" / name)["metrics"]
+    assert len(lines["stop"]) < 40  # type: ignore[arg-type]
+    rates = [line["learning_rate"] for line in lines["cut"]]  # type: ignore[attr-defined]
+    assert min(rates) < rates[0] / 1.9
+    assert lines["packed"] == lines["plain"]
+    for name in ("clip", "half", "float16"):
+        assert lines[name] != lines["plain"]
+    # A limit that no gradient reaches cuts nothing, scaled loss or not.
+    assert lines["float16_clipped"] == lines["float16"]
+
+
+def test_float16_is_the_same_on_two_replicas(harness: Harness) -> None:
+    """The scale of the loss and its overflows are the global batch's, not each replica's own."""
+    for devices in ("cpu:1", "cpu:2"):
+        words = ["--devices", devices, "--set", "train.precision=float16"]
+        done = harness.train("lstm", devices.replace(":", ""), *words)
+        assert done.returncode == 0, done.stderr
+    one, two = (results(harness.runs / "lstm" / f"cpu{n}")["metrics"] for n in (1, 2))
+    for mine, theirs in zip(one, two, strict=True):  # type: ignore[call-overload]
+        assert abs(mine["loss"] - theirs["loss"]) < 1e-3

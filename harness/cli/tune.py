@@ -84,7 +84,7 @@ def tune(
         "devices": one_device_each(devices, "trial"),
         "data": data,
         "stall_s": stall,
-        "screen": console,
+        "console": console,
     }
     if show:
         from harness.sweep_report.leaderboard import show as show_sweep
@@ -118,7 +118,7 @@ def go(sweep: "SweepDirectory", search: "SearchSpec", **options: Any) -> None:
     """Begin a sweep or go on with one, and say how it ended."""
     from harness.tuning.tune import tune as run_tune
 
-    console = options["screen"]
+    console = options["console"]
     result = sweep.read_json("result.json") if sweep.finished() else {}
     if result and search.table.trials == sweep.search().table.trials:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")

@@ -22,7 +22,7 @@ from harness import PROJECT
 from harness.bench.measured import Measured
 from harness.bench.processes import Bench, Ended, Settings
 from harness.checks.probe import ARCHITECTURES, ask_child
-from harness.compute.execution_plan import device_name, keep_measured, plan_name
+from harness.compute.execution_plan import device_name, save_measured, plan_name
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
@@ -178,10 +178,10 @@ def plans(bench: Bench) -> Iterator[Measured]:
         }
         got = bench.in_turn(f"{job.name} plans", ways)["step"]
         step_ms = {plan: statistics.median(values) for plan, values in got.items()}
-        kept = keep_measured(device, job, step_ms)
+        path = save_measured(device, job, step_ms)
         yield Measured(f"{job.name} step", "ms", False, got, plan_name(False, cpus))
     bench.console.info(
-        f"plans on {device}: kept in {kept}; runs of the same sizes take the fastest"
+        f"plans on {device}: saved in {path}; runs of the same sizes take the fastest"
     )
 
 

@@ -167,7 +167,7 @@ def measured_ms(device: str, job: Job) -> dict[str, float]:
     return {name: float(ms) for name, ms in times.items() if isinstance(ms, int | float) and ms > 0}
 
 
-def keep_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
+def save_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
     """Keep a job's times on a device by plan, in place of what was known of its like.
 
     Raises:

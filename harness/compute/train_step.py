@@ -1,7 +1,7 @@
 """The inner loop: models, optimizer and the two graphs that run on the devices.
 
 Two models stand in the strategy's scope. `model` is trained; its dropout is the global batch's.
-`kept` is the notebook's own, plain Keras: it takes the weights that a run would keep (the last
+`export_model` is the notebook's own, plain Keras: it takes the weights that a run would keep (the last
 ones or the optimizer's moving average), and is what is validated, tested and saved.
 """
 
@@ -63,8 +63,8 @@ class TrainStep:
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():
-            self.kept = BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
-            self.model = for_training(self.kept, job.train.seed, job.train.batch_size)
+            self.export_model = BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
+            self.model = for_training(self.export_model, job.train.seed, job.train.batch_size)
             if self.xla:
                 _keep_from_cudnn(self.model)
             self.optimizer = build_optimizer(job.train)
@@ -73,7 +73,7 @@ class TrainStep:
         # Without AutoGraph, here and below: it would rewrite Keras's functions too, and tracing
         # take half as long again.
         self._run_steps = tf.function(self._steps, autograph=False, reduce_retracing=False)
-        self.evaluator = Evaluator(self.kept, strategy, job.data.maxlen)
+        self.evaluator = Evaluator(self.export_model, strategy, job.data.maxlen)
 
     # Training
 
@@ -145,17 +145,17 @@ class TrainStep:
             # and a last batch need not fill them equally.
             target = self.optimizer.scale_loss(loss / count)
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(target, variables)]
-        right = tf.equal(probabilities[:, 0] > 0.5, batch.labels > 0.5)
-        num_right = tf.reduce_sum(tf.cast(right, losses.dtype) * weights)
-        return gradients, tf.cast(tf.stack([loss, num_right]), tf.float64)
+        correct = tf.equal(probabilities[:, 0] > 0.5, batch.labels > 0.5)
+        num_correct = tf.reduce_sum(tf.cast(correct, losses.dtype) * weights)
+        return gradients, tf.cast(tf.stack([loss, num_correct]), tf.float64)
 
     # The weights that would be kept
 
     def take_weights(self) -> None:
-        """Give `kept` the weights as they stand now: the moving average if there is one."""
-        self.kept.set_weights(self.model.get_weights())
+        """Give `export_model` the weights as they stand now: the moving average if there is one."""
+        self.export_model.set_weights(self.model.get_weights())
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        optimizer.finalize_variable_values(self.kept.trainable_variables)
+        optimizer.finalize_variable_values(self.export_model.trainable_variables)
 
     # What the record says
 

@@ -18,7 +18,7 @@ from harness.errors import RunError
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.run_dir import RunDirectory
 
-KEPT = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
+MAX_CHECKPOINTS = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Progress:
     epoch: int = 0  # the epoch at hand, from 0
     step: int = 0  # steps of it that are done
     loss_sum: float = 0.0  # over the reviews of these steps
-    right_sum: float = 0.0
+    num_correct: float = 0.0
     epoch_s: float = 0.0  # training time of these steps
     training_s: float = 0.0  # of the whole run, lost work of killed processes aside
     history: list[dict[str, Any]] = field(default_factory=list)  # a metrics line an epoch
@@ -56,7 +56,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, total_ste
             arrays[f"{name}/{i}"] = variable.numpy()
     arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     _write(run, f"step-{total_steps:09d}.npz", arrays)
-    for old in list_checkpoints(run)[:-KEPT]:
+    for old in list_checkpoints(run)[:-MAX_CHECKPOINTS]:
         old.unlink(missing_ok=True)
 
 
@@ -69,7 +69,7 @@ def restore(
     another state of a shared file system, or none.
 
     Returns:
-        The progress, and a line about each checkpoint that was passed over.
+        The progress, and a line about each checkpoint that was skipped.
 
     Raises:
         RunError: if a checkpoint is of another job or other data.
@@ -81,10 +81,10 @@ def restore(
         arrays = _load(io.BytesIO(content))
         _assign(arrays, train_step)
         return _progress(arrays), []
-    progress, path, passed_over = _newest(run, train_step, identity)
+    progress, path, skipped = _newest(run, train_step, identity)
     if worker_group:
         worker_group.share(path.read_bytes() if path else b"")
-    return progress, passed_over
+    return progress, skipped
 
 
 def adopt(source: RunDirectory, target: RunDirectory, identity: str) -> None:
@@ -123,7 +123,7 @@ def remove_all(run: RunDirectory) -> None:
 def _newest(
     run: RunDirectory, train_step: TrainStep, identity: str
 ) -> tuple[Progress, Path | None, list[str]]:
-    passed_over = []
+    skipped = []
     for path in reversed(list_checkpoints(run)):
         try:
             arrays = _load(path)
@@ -132,7 +132,7 @@ def _newest(
                 _check(arrays, train_step)
         except Exception as error:  # at junk zipfile and NumPy raise whatever comes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            passed_over.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
+            skipped.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
             continue
         if progress.identity != identity:
             raise RunError(
@@ -140,10 +140,10 @@ def _newest(
                 "restore that file, or start a new run"
             )
         _assign(arrays, train_step)
-        return progress, path, passed_over
-    if passed_over:
-        passed_over.append("no checkpoint is whole: the run starts from its beginning")
-    return Progress(identity=identity), None, passed_over
+        return progress, path, skipped
+    if skipped:
+        skipped.append("no checkpoint is whole: the run starts from its beginning")
+    return Progress(identity=identity), None, skipped
 
 
 def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
@@ -174,6 +174,8 @@ def _progress(arrays: dict[str, np.ndarray]) -> Progress:
     meta = json.loads(arrays["progress"].tobytes())
     num_best = sum(name.startswith("best/") for name in arrays)
     known = {f.name for f in fields(Progress)}
+    if "right_sum" in meta:  # of an earlier version
+        meta["num_correct"] = meta["right_sum"]
     return Progress(
         **{key: value for key, value in meta.items() if key in known},
         best_weights=[arrays[f"best/{i}"] for i in range(num_best)],

@@ -115,12 +115,12 @@ def train(
                 **describe_job(job, run),
                 **describe_data(job, dataset, training, validation),
                 **trainer.summary(),
-                **count_parameters(train_step.kept),
+                **count_parameters(train_step.export_model),
                 **scores,
                 "devices": [device["device"] for device in devices],
                 "kernels": kernels,
             }
-            save_model(run, train_step.kept)
+            save_model(run, train_step.export_model)
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
     return result
@@ -254,9 +254,9 @@ def describe_data(
 
 def describe_run(trainer: Trainer) -> None:
     """Write job, model and graph to the TensorBoard log, once a run."""
-    job, kept = trainer.job, trainer.train_step.kept
+    job, model = trainer.job, trainer.train_step.export_model
     lines: list[str] = []
-    kept.summary(line_length=100, print_fn=lines.append)
+    model.summary(line_length=100, print_fn=lines.append)
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
     trainer.log.graph(trainer.graph)
@@ -282,7 +282,7 @@ def log_test(
     log.picture("test/calibration", calibration_picture(labels, probabilities))
     if scores["roc_auc"] is not None:
         log.picture("test/roc", roc_picture(labels, probabilities))
-    embeddings = [layer for layer in trainer.train_step.kept.layers if isinstance(layer, Embedding)]
+    embeddings = [layer for layer in trainer.train_step.export_model.layers if isinstance(layer, Embedding)]
     if not embeddings:
         return
     matrix = embeddings[0].get_weights()[0]

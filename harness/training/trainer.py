@@ -45,7 +45,7 @@ PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm
 
 
 class Trainer:
-    """The course of one run's training; `fit` leaves the weights to keep in `learner.kept`."""
+    """The course of one run's training; `fit` leaves the weights to keep in `TrainStep.export_model`."""
 
     def __init__(
         self,
@@ -71,10 +71,10 @@ class Trainer:
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
         # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,
         # (3) the event log, cut to what the checkpoint knows of.
-        self.progress, passed_over = checkpoint.restore(
+        self.progress, skipped = checkpoint.restore(
             run, self.train_step, identity, worker_group
         )
-        for line in passed_over:
+        for line in skipped:
             console.warning(line)
         self.callbacks = keras_callbacks(train, self.train_step.model, callbacks)
         self._replay()
@@ -112,12 +112,12 @@ class Trainer:
     def summary(self) -> dict[str, Any]:
         """What came of the training."""
         progress = self.progress
-        kept = progress.best if self.job.train.keep == "best" else progress.history[-1]
+        exported = progress.best if self.job.train.keep == "best" else progress.history[-1]
         return {
             "num_epochs": len(progress.history),
-            "kept_epoch": kept["epoch"],
-            "val_loss": kept.get("val_loss"),
-            "val_accuracy": kept.get("val_accuracy"),
+            "kept_epoch": exported["epoch"],
+            "val_loss": exported.get("val_loss"),
+            "val_accuracy": exported.get("val_accuracy"),
             "training_s": round(progress.training_s, 3),
             "first_step_s": self.first_step_s,
             "checkpoint_s": round(self.checkpoint_s, 3),
@@ -145,7 +145,7 @@ class Trainer:
                 line |= self._validate(validation)
             self._end_epoch(line)
         if train.keep == "best":
-            self.train_step.kept.set_weights(progress.best_weights)
+            self.train_step.export_model.set_weights(progress.best_weights)
         else:
             self.train_step.take_weights()
 
@@ -225,9 +225,9 @@ class Trainer:
             or sign * line[train.monitor] < sign * progress.best[train.monitor]
         ):
             progress.best_epoch = line["epoch"]
-            progress.best_weights = self.train_step.kept.get_weights()
+            progress.best_weights = self.train_step.export_model.get_weights()
         progress.epoch, progress.step = line["epoch"], 0
-        progress.loss_sum = progress.right_sum = progress.epoch_s = 0.0
+        progress.loss_sum = progress.num_correct = progress.epoch_s = 0.0
         train_line = {k: line[k] for k in ("loss", "accuracy", "learning_rate", "reviews_per_s")}
         validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
@@ -242,7 +242,7 @@ class Trainer:
         return {
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / self.num_reviews,
-            "accuracy": progress.right_sum / self.num_reviews,
+            "accuracy": progress.num_correct / self.num_reviews,
             "learning_rate": float(self.train_step.optimizer.learning_rate.numpy()),
             "epoch_s": round(progress.epoch_s, 3),
             "reviews_per_s": round(self.num_reviews / max(progress.epoch_s, 1e-9), 1),
@@ -281,9 +281,9 @@ class Trainer:
                 f"the loss is not finite at step {at} (epoch {progress.epoch + 1}); lower "
                 "train.learning_rate or set train.clipnorm, and start anew"
             )
-        for loss, right, votes in sums.tolist():  # in order, so that the sum is always the same
+        for loss, num_correct, votes in sums.tolist():  # in order, so that the sum is always the same
             progress.loss_sum += loss
-            progress.right_sum += right
+            progress.num_correct += num_correct
             self._votes += votes
         progress.step += len(sums)
         progress.epoch_s += took

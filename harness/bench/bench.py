@@ -22,7 +22,7 @@ from harness import PROJECT
 from harness.bench.measured import Measured
 from harness.bench.processes import Bench, Ended, Settings
 from harness.checks.probe import ARCHITECTURES, ask_child
-from harness.compute.execution_plan import device_name, save_measured, plan_name
+from harness.compute.execution_plan import device_name, plan_name, save_measured
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus

@@ -1,8 +1,8 @@
 """The inner loop: models, optimizer and the two graphs that run on the devices.
 
 Two models stand in the strategy's scope. `model` is trained; its dropout is the global batch's.
-`export_model` is the notebook's own, plain Keras: it takes the weights that a run would keep (the last
-ones or the optimizer's moving average), and is what is validated, tested and saved.
+`export_model` is the notebook's own, plain Keras: it takes the weights that a run would keep (the
+last ones or the optimizer's moving average), and is what is validated, tested and saved.
 """
 
 from collections.abc import Iterator

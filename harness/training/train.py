@@ -282,7 +282,8 @@ def log_test(
     log.picture("test/calibration", calibration_picture(labels, probabilities))
     if scores["roc_auc"] is not None:
         log.picture("test/roc", roc_picture(labels, probabilities))
-    embeddings = [layer for layer in trainer.train_step.export_model.layers if isinstance(layer, Embedding)]
+    layers = trainer.train_step.export_model.layers
+    embeddings = [layer for layer in layers if isinstance(layer, Embedding)]
     if not embeddings:
         return
     matrix = embeddings[0].get_weights()[0]

@@ -45,7 +45,7 @@ PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm
 
 
 class Trainer:
-    """The course of one run's training; `fit` leaves the weights to keep in `TrainStep.export_model`."""
+    """The course of one run's training; `fit` leaves the weights to keep in `export_model`."""
 
     def __init__(
         self,
@@ -71,9 +71,7 @@ class Trainer:
         self.steps_an_epoch = num_steps(self.num_reviews, job.train.batch_size)
         # The order matters: (1) variables and progress, (2) Keras's callbacks from the history,
         # (3) the event log, cut to what the checkpoint knows of.
-        self.progress, skipped = checkpoint.restore(
-            run, self.train_step, identity, worker_group
-        )
+        self.progress, skipped = checkpoint.restore(run, self.train_step, identity, worker_group)
         for line in skipped:
             console.warning(line)
         self.callbacks = keras_callbacks(train, self.train_step.model, callbacks)
@@ -281,7 +279,7 @@ class Trainer:
                 f"the loss is not finite at step {at} (epoch {progress.epoch + 1}); lower "
                 "train.learning_rate or set train.clipnorm, and start anew"
             )
-        for loss, num_correct, votes in sums.tolist():  # in order, so that the sum is always the same
+        for loss, num_correct, votes in sums.tolist():  # in order: the sum is always the same
             progress.loss_sum += loss
             progress.num_correct += num_correct
             self._votes += votes

@@ -7,7 +7,7 @@ import pytest
 
 from harness.checks.probe import ARCHITECTURES
 from harness.compute import execution_plan as plans
-from harness.compute.execution_plan import choose, save_measured, measured_ms, shape
+from harness.compute.execution_plan import choose, measured_ms, save_measured, shape
 from harness.job_file import load_job
 from harness.system.host import processor
 from tests.conftest import JOBS, Harness

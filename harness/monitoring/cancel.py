@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from harness.errors import RunError
 from harness.monitoring.status import refresh
-from harness.slurm import client as scheduler
+from harness.slurm import client
 from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.system.processes import keeps_run
 from harness.tracking.records import ALIVE, RunStatus
@@ -46,13 +46,13 @@ def _is_own_job(status: RunStatus) -> bool:
     """Whether the job is the run's, and not a shell on a node that a person keeps open."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
-    told = scheduler.ask("scontrol", "--oneliner", "show", "job", str(status.slurm_job))
+    told = client.ask("scontrol", "--oneliner", "show", "job", str(status.slurm_job))
     return "BatchFlag=0" not in told.split()
 
 
 def _cancel_job(status: RunStatus) -> str | None:
     job = status.slurm_job
-    scheduler.ask("scancel", str(job))
+    client.ask("scancel", str(job))
     if status.state not in ("pending", "submitted"):
         return None
     saved = f"; saved at {status.position}, go on by {status.resume}" if status.position else ""

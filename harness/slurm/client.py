@@ -1,4 +1,4 @@
-"""Slurm's client programs, each called with a list of words and a time limit."""
+"""Slurm's client programs, each called with a list of arguments and a time limit."""
 
 import shlex
 import shutil
@@ -16,21 +16,21 @@ def has_client(program: str = "sbatch") -> bool:
     return shutil.which(program) is not None
 
 
-def call(*words: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
+def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
     """Call a client program, and give back how it ended and what it printed.
 
     Raises:
         InputError: if the program is not here.
         RunError: if it does not answer in time.
     """
-    need(words[0])
+    need(args[0])
     try:
-        return subprocess.run(  # noqa: S603 - a list of words, no shell
-            words, capture_output=True, text=True, timeout=timeout_s, check=False
+        return subprocess.run(  # noqa: S603 - a list of arguments, no shell
+            args, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
         raise RunError(
-            f"{shlex.join(words)}: no answer within {timeout_s:.0f} s; is Slurm up?"
+            f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; is Slurm up?"
         ) from None
 
 
@@ -47,23 +47,23 @@ def need(program: str) -> None:
         )
 
 
-def last_words(done: "subprocess.CompletedProcess[str]") -> str:
+def last_line(done: "subprocess.CompletedProcess[str]") -> str:
     """What a program that failed said last, without its hint at its own help."""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith("Try ")]
     return said[-1].strip() if said else f"exit code {done.returncode}"
 
 
-def ask(*words: str, timeout_s: float = TIMEOUT_S) -> str:
+def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
     """Call a client program, and give back what it printed.
 
     Raises:
         InputError: if the program is not here.
         RunError: if it fails or does not answer in time, with its own last line.
     """
-    done = call(*words, timeout_s=timeout_s)
+    done = call(*args, timeout_s=timeout_s)
     if done.returncode != 0:
-        raise RunError(f"{shlex.join(words)}: {last_words(done)}")
+        raise RunError(f"{shlex.join(args)}: {last_line(done)}")
     return done.stdout
 
 
@@ -72,10 +72,10 @@ def would_start(script: Path, *flags: str, timeout_s: float = TIMEOUT_S) -> str:
 
     Raises:
         InputError: if sbatch is not here, or does not know one of the flags.
-        RunError: if there is no place for such a job, with the reason.
+        RunError: if there is no room for such a job, with the reason.
     """
     done = call("sbatch", "--test-only", *flags, str(script), timeout_s=timeout_s)
-    said = last_words(done).removeprefix("sbatch: ")  # on standard error, whatever it is
+    said = last_line(done).removeprefix("sbatch: ")  # on standard error, whatever it is
     if done.returncode == BAD_OPTION:
         raise InputError(f"{said}; see man sbatch")
     if done.returncode != 0:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
-from harness.slurm import client as scheduler
+from harness.slurm import client
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -32,33 +32,34 @@ class Slot:
     """Where a worker runs: a GPU of a node, or some of its CPUs."""
 
     node: str | None  # as Slurm names it, None for this machine without Slurm
-    gpu: int | None  # its place among those given on the node
+    gpu: int | None  # its index among those given on the node
     threads: int  # its share of the CPUs
     cpus: int  # given on the node, to all who work there
 
     def variables(self) -> dict[str, str]:
-        """What a process of ours is told by its environment to stay in its place."""
-        told = {"HARNESS_CPUS": str(self.threads)}
+        """The environment variables that keep a process of ours in its slot."""
+        variables = {"HARNESS_CPUS": str(self.threads)}
         if self.gpu is not None:
-            told["CUDA_VISIBLE_DEVICES"] = _gpu_name(self.gpu)
-        return told
+            variables["CUDA_VISIBLE_DEVICES"] = _gpu_name(self.gpu)
+        return variables
 
 
-def _gpu_name(place: int) -> str:
-    """A GPU as CUDA_VISIBLE_DEVICES names it, by its place among those that are visible here."""
+def _gpu_name(index: int) -> str:
+    """A GPU as CUDA_VISIBLE_DEVICES names it, by its index among those that are visible here."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     listed = visible.split(",") if visible else []
-    return listed[place] if place < len(listed) else str(place)
+    return listed[index] if index < len(listed) else str(index)
 
 
-def places(
+def allocate_slots(
     allocation: SlurmEnvironment | None,
     num_workers: int | None,
-    workers_per_gpu: int,
-    devices: str | None,
+    *,
+    workers_per_gpu: int = 1,
+    devices: str | None = None,
     at_most: int = MAX_WORKERS,
 ) -> list[Slot]:
-    """One place for each worker, spread over nodes and GPUs.
+    """One slot for each worker, spread over nodes and GPUs.
 
     Where several single-threaded workers share CPUs they do far more than one with all of them,
     since a recurrent network's operations are too small to be divided.
@@ -103,15 +104,15 @@ def places(
     ]
 
 
-def step_words(place: Slot, name: str) -> list[str]:
-    """`srun` for one task on a place's node, which shares the job's GPUs with the other steps.
+def srun_args(slot: Slot, name: str) -> list[str]:
+    """`srun` for one task on a slot's node, which shares the job's GPUs with the other steps.
 
     It shares all CPUs as well: steps that overlap would each be given the first ones.
     """
-    where = [f"--nodelist={place.node}"] if place.node else []
+    nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     return [
-        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *where, "--cpu-bind=none"),
-        *(f"--cpus-per-task={place.cpus}", f"--job-name={name}", "--export=ALL", "--quiet"),
+        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *nodelist, "--cpu-bind=none"),
+        *(f"--cpus-per-task={slot.cpus}", f"--job-name={name}", "--export=ALL", "--quiet"),
     ]
 
 
@@ -123,7 +124,7 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
     """
     if allocation is None:
         return False
-    if scheduler.has_client("srun"):
+    if client.has_client("srun"):
         return True
     if allocation.num_nodes > 1:
         raise InputError(

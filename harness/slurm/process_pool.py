@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.slurm import client as scheduler
+from harness.slurm import client
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, needs_steps, step_words
+from harness.slurm.placement import Slot, needs_steps, srun_args
 from harness.system.console import Console
 from harness.system.signals import StopRequest
 
 POLL_S = 0.2
-SAVE_S = 60.0  # that members have to save
+SAVE_S = 60.0  # that processes have to save
 AGAIN = 76  # the exit code of a worker that wants to be started anew
 
 
@@ -26,9 +26,9 @@ class ManagedProcess:
     """A process of the crew."""
 
     name: str
-    place: Slot | None  # None for the chief
+    slot: Slot | None  # None for the chief
     log: Path
-    process: "subprocess.Popen[bytes] | None" = None
+    popen: "subprocess.Popen[bytes] | None" = None
     started_s: float = 0.0
     num_starts: int = 0
     num_failures: int = 0  # by itself, one after another
@@ -42,19 +42,19 @@ class ManagedProcess:
     @property
     def alive(self) -> bool:
         """Whether it runs."""
-        return self.process is not None and self.process.poll() is None
+        return self.popen is not None and self.popen.poll() is None
 
     @property
     def code(self) -> int | None:
         """How it ended, None while it runs."""
-        return self.process.poll() if self.process else None
+        return self.popen.poll() if self.popen else None
 
-    def start(self, words: Sequence[str]) -> None:
+    def start(self, args: Sequence[str]) -> None:
         """Start it, its output at the end of its log; it ends when this process does."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - a list of words, no shell
-                words,
+            self.popen = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+                args,
                 # A pipe that nobody writes to: its end is this process's end.
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -67,9 +67,9 @@ class ManagedProcess:
 
     def tell(self, number: signal.Signals) -> None:
         """Send it a signal; srun passes it on."""
-        if self.process:
+        if self.popen:
             with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number)
+                self.popen.send_signal(number)
 
     def kill(self) -> None:
         """End it at once, wherever it is."""
@@ -77,7 +77,7 @@ class ManagedProcess:
             _kill_step(self.name)
         self.tell(signal.SIGKILL)
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line of its log that says something."""
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
@@ -87,23 +87,23 @@ class ManagedProcess:
         return f"it ended with exit code {self.code}"
 
 
-def ask_to_save(members: Iterable[ManagedProcess], number: signal.Signals) -> None:
+def ask_to_save(processes: Iterable[ManagedProcess], number: signal.Signals) -> None:
     """Have those that are alive save and end, and give them the time for it."""
-    at_work = [member for member in members if member.alive]
-    for member in at_work:
-        member.tell(number)
-    wait_for(lambda: not any(member.alive for member in at_work), SAVE_S)
+    at_work = [process for process in processes if process.alive]
+    for process in at_work:
+        process.tell(number)
+    wait_for(lambda: not any(process.alive for process in at_work), SAVE_S)
 
 
-def end_all(members: Iterable[ManagedProcess]) -> None:
+def end_all(processes: Iterable[ManagedProcess]) -> None:
     """End those that are alive at once; no process is left then."""
-    members = list(members)
-    for member in members:
-        if member.alive:
-            member.kill()
-    for member in members:
-        if member.process:
-            member.process.wait()
+    processes = list(processes)
+    for process in processes:
+        if process.alive:
+            process.kill()
+    for process in processes:
+        if process.popen:
+            process.popen.wait()
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
@@ -117,12 +117,12 @@ def _kill_step(name: str) -> None:
     allocation = SlurmEnvironment.from_environment()
     job = allocation.job_id if allocation else ""
     with contextlib.suppress(InputError, RunError):
-        for line in scheduler.ask(
+        for line in client.ask(
             "squeue", "--steps", f"--jobs={job}", "--noheader", "--format=%i %j"
         ).splitlines():
             step, _, step_name = line.strip().partition(" ")
             if step_name == name:
-                scheduler.ask("scancel", "--signal=KILL", step)
+                client.ask("scancel", "--signal=KILL", step)
 
 
 @dataclass(frozen=True)
@@ -130,26 +130,26 @@ class Task:
     """A run that is to be made."""
 
     name: str  # unique, such as lstm-seed1
-    words: Sequence[str]  # the command
+    args: Sequence[str]  # the command
     log: Path  # what it prints
 
 
-def child_words(*words: str) -> list[str]:
+def child_args(*args: str) -> list[str]:
     """The command of a `harness …` that ends with the process that started it."""
-    return [sys.executable, "-m", "harness", "--exit-with-parent", *words]
+    return [sys.executable, "-m", "harness", "--exit-with-parent", *args]
 
 
 class ProcessPool:
-    """Runs tasks, as many at a time as there are places; no process is left when it ends."""
+    """Runs tasks, as many at a time as there are slots; no process is left when it ends."""
 
     def __init__(
         self,
         tasks: Sequence[Task],
-        places: Sequence[Slot],
+        slots: Sequence[Slot],
         allocation: SlurmEnvironment | None,
         console: Console,
     ) -> None:
-        self.waiting, self.free = list(tasks), list(places)
+        self.waiting, self.free = list(tasks), list(slots)
         self.num_tasks, self.num_done = len(tasks), 0
         self.steps = needs_steps(allocation)
         self.console, self.stop = console, StopRequest()
@@ -171,10 +171,10 @@ class ProcessPool:
                 while self.waiting and self.free:
                     self._start(self.waiting.pop(0), self.free.pop(0))
                 for name in [name for name, each in self.at_work.items() if not each.alive]:
-                    member = self.at_work.pop(name)
-                    self._note_end(member)
-                    assert member.place  # noqa: S101 - it was given one
-                    self.free.append(member.place)
+                    process = self.at_work.pop(name)
+                    self._note_end(process)
+                    assert process.slot  # noqa: S101 - it was given one
+                    self.free.append(process.slot)
                 time.sleep(POLL_S)
         finally:
             ask_to_save(self.at_work.values(), self.stop.signal or signal.SIGTERM)
@@ -182,26 +182,26 @@ class ProcessPool:
         if self.failures:
             raise RunError(f"{len(self.failures)} of {self.num_tasks}: {'; '.join(self.failures)}")
 
-    def _start(self, task: Task, place: Slot) -> None:
-        member = ManagedProcess(task.name, place, task.log, in_step=self.steps)
-        variables = {**place.variables(), "HARNESS_LOG": str(task.log.absolute())}
-        words = ["env", *(f"{name}={value}" for name, value in variables.items())]
-        words += task.words
-        member.start([*step_words(place, task.name), *words] if self.steps else words)
-        self.at_work[task.name] = member
+    def _start(self, task: Task, slot: Slot) -> None:
+        process = ManagedProcess(task.name, slot, task.log, in_step=self.steps)
+        variables = {**slot.variables(), "HARNESS_LOG": str(task.log.absolute())}
+        args = ["env", *(f"{name}={value}" for name, value in variables.items())]
+        args += task.args
+        process.start([*srun_args(slot, task.name), *args] if self.steps else args)
+        self.at_work[task.name] = process
         self.console.info(f"{task.name}: begins, log {task.log}")
 
-    def _note_end(self, member: ManagedProcess) -> None:
-        code = member.code
+    def _note_end(self, process: ManagedProcess) -> None:
+        code = process.code
         if code == 0:
             self.num_done += 1
-            self.console.info(f"{member.name}: done, {self.num_done} of {self.num_tasks}")
+            self.console.info(f"{process.name}: done, {self.num_done} of {self.num_tasks}")
         elif code == InputError.exit_code:
-            raise InputError(f"{member.name}: {member.last_words()}")
+            raise InputError(f"{process.name}: {process.last_line()}")
         elif code == Interrupted.exit_code:
-            raise Interrupted(f"a signal to {member.name}")
+            raise Interrupted(f"a signal to {process.name}")
         else:
             by_signal = code is not None and code < 0
-            why = f"was ended by signal {-(code or 0)}" if by_signal else member.last_words()
-            self.failures.append(f"{member.name}: {why} (log {member.log})")
+            why = f"was ended by signal {-(code or 0)}" if by_signal else process.last_line()
+            self.failures.append(f"{process.name}: {why} (log {process.log})")
             self.console.warning(self.failures[-1])

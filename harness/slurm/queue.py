@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError, RunError
-from harness.slurm import client as scheduler
+from harness.slurm import client
 
 ASK_EVERY_S = 30.0  # some sites forbid to ask more often
 TIMEOUT_S = 5.0
@@ -55,11 +55,11 @@ class Queue:
 
     def jobs(self) -> list[QueuedJob] | None:
         """The jobs, None where there is no Slurm or it gave no answer."""
-        if scheduler.has_client("squeue") and self.clock() - self.asked_at >= self.every_s:
+        if client.has_client("squeue") and self.clock() - self.asked_at >= self.every_s:
             self.problem = None
             self.asked_at = self.clock()
             try:
-                self._jobs = parse(scheduler.ask(*SQUEUE, timeout_s=TIMEOUT_S))
+                self._jobs = parse(client.ask(*SQUEUE, timeout_s=TIMEOUT_S))
             except (InputError, RunError, OSError) as error:
                 self._jobs = None
                 self.problem = f"squeue gives no answer ({str(error).rpartition(': ')[2]})"
@@ -70,9 +70,9 @@ def parse(text: str) -> list[QueuedJob]:
     """The jobs in what squeue printed; a line that is no job's is left out."""
     jobs = []
     for line in text.splitlines():
-        words = line.split("|", 5)
-        if len(words) == 6 and words[1].isdigit():
-            job_id, raw_id, state, elapsed, reason, command = words
+        fields = line.split("|", 5)
+        if len(fields) == 6 and fields[1].isdigit():
+            job_id, raw_id, state, elapsed, reason, command = fields
             command = "" if command == "(null)" else command.strip()
             jobs.append(QueuedJob(job_id, raw_id, state, reason, seconds(elapsed), command))
     return jobs

@@ -353,8 +353,8 @@ class _Link:
 
 def first_port(job_id: str) -> int:
     """The first of the ports that a job's workers use: jobs that share a node seldom collide."""
-    places = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
-    return FIRST_PORT + int(job_id) % places * PORTS_A_JOB
+    num_jobs = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
+    return FIRST_PORT + int(job_id) % num_jobs * PORTS_A_JOB
 
 
 def free_port(first: int) -> int:

@@ -76,22 +76,22 @@ class Resources:
                         + (" and give --seeds" if own == "array" else "")
                     )
 
-    def words(self) -> list[str]:
+    def sbatch_args(self) -> list[str]:
         """Sbatch's flags for it."""
-        words = []
+        args = []
         if self.gpus is not None:
-            words.append(f"--gres=gpu:{self.gpus}" if self.gpus else "--gres=none")
+            args.append(f"--gres=gpu:{self.gpus}" if self.gpus else "--gres=none")
         if self.nodes is not None:
-            words.append(f"--nodes={self.nodes}")
+            args.append(f"--nodes={self.nodes}")
         if self.time is not None:
-            words.append(f"--time={self.time}")
-        words += self.site_words()
+            args.append(f"--time={self.time}")
+        args += self.site_args()
         if self.after is not None:
             # Else it would wait for ever where that job fails.
-            words += [f"--dependency=afterok:{self.after}", "--kill-on-invalid-dep=yes"]
-        return words + list(self.flags)
+            args += [f"--dependency=afterok:{self.after}", "--kill-on-invalid-dep=yes"]
+        return args + list(self.flags)
 
-    def site_words(self) -> list[str]:
+    def site_args(self) -> list[str]:
         """The flags that every job of this user needs, whatever it does."""
         named = (("partition", self.partition), ("account", self.account))
         return [f"--{name}={value}" for name, value in named if value is not None]

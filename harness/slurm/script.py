@@ -47,12 +47,12 @@ class SbatchJob:
     script: str
     job_file: Path | None
     job_toml: str
-    words: tuple[str, ...]  # sbatch's, without the script
+    args: tuple[str, ...]  # sbatch's, without the script
 
     @property
     def command(self) -> list[str]:
         """The call of sbatch."""
-        return [*self.words, str(self.folder / "job.sh")]
+        return ["sbatch", *self.args, str(self.folder / "job.sh")]
 
     def run_folders(self, job_id: str) -> list[Path]:
         """Where the runs will be, one for each seed."""
@@ -175,9 +175,9 @@ def job_submission(
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     single = job.job if isinstance(job, SearchSpec) else job
     call: list[str | Path] = ["run_tune" if isinstance(job, SearchSpec) else "run_job", toml]
-    words = resources.words()
+    args = resources.sbatch_args()
     if seeds and is_array:
-        words.insert(0, f"--array={array_spec(seeds)}")
+        args.insert(0, f"--array={array_spec(seeds)}")
     elif seeds and is_packed:
         call += ["--seeds", array_spec(seeds)]
     elif seeds:
@@ -195,7 +195,7 @@ def job_submission(
         script=render_script(read_header(layout.code, script_of(job)), layout.variables, call),
         job_file=toml,
         job_toml=job.to_toml(),
-        words=_sbatch_words(job.name, layout.runs, words, is_array=is_array),
+        args=_sbatch_args(job.name, layout.runs, args, is_array=is_array),
     )
 
 
@@ -217,8 +217,8 @@ def comparison_submission(
         for job_id, submission in trainings.items()
     ]
     header = read_header(layout.code, COMPARISON)
-    words = [
-        *resources.site_words(),
+    args = [
+        *resources.site_args(),
         *resources.flags,
         f"--dependency=afterany:{':'.join(trainings)}",
     ]
@@ -233,7 +233,7 @@ def comparison_submission(
         script=render_script(header, layout.variables, ["run_compare", *patterns]),
         job_file=None,
         job_toml="",
-        words=_sbatch_words(COMPARISON, layout.runs, words, is_array=False),
+        args=_sbatch_args(COMPARISON, layout.runs, args, is_array=False),
     )
 
 
@@ -246,12 +246,10 @@ def _new_folder(runs: Path, name: str) -> Path:
     return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
 
 
-def _sbatch_words(
-    name: str, runs: Path, words: Sequence[str], *, is_array: bool
-) -> tuple[str, ...]:
+def _sbatch_args(name: str, runs: Path, args: Sequence[str], *, is_array: bool) -> tuple[str, ...]:
     logs = str(runs / "logs").replace("%", "%%")
     log = f"{logs}/%x-{'%A_%a' if is_array else '%j'}.out"
-    return ("sbatch", "--parsable", f"--job-name={name}", f"--output={log}", *words)
+    return ("--parsable", f"--job-name={name}", f"--output={log}", *args)
 
 
 def submissions(runs: Path) -> Path:

@@ -21,7 +21,7 @@ from harness.errors import InputError, RunError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
-from harness.slurm import client as scheduler
+from harness.slurm import client
 from harness.slurm.resources import Resources, array_spec, parse_seeds
 from harness.slurm.script import (
     COMPARISON,
@@ -82,7 +82,7 @@ def make_request(
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [_check_job(file, overrides, chosen) for file in files]
     scripts = [script_of(job) for job in jobs]
-    _check_places(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
+    _check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
     return Request(
         project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs, pack=pack
     )
@@ -122,7 +122,7 @@ def _check_source(job: Job) -> None:
         open_data(job, None)
 
 
-def _check_places(project: Path, runs: Path, scripts: Iterable[str]) -> None:
+def _check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
     if not (project / "slurm" / "common.sh").is_file():
         raise InputError(
             f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
@@ -180,7 +180,7 @@ def expected_starts(request: Request) -> Iterator[str]:
 
     Raises:
         InputError: if sbatch does not know one of its flags.
-        RunError: if there is no place for such a job.
+        RunError: if there is no room for such a job.
     """
     layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
     for job in request.jobs:
@@ -194,9 +194,9 @@ def submit(request: Request) -> dict[str, SbatchJob]:
         What was submitted, by the jobs' ids.
 
     Raises:
-        RunError: if sbatch refuses, with its last words; then no submission is left.
+        RunError: if sbatch refuses, with its last line; then no submission is left.
     """
-    scheduler.need("sbatch")  # before anything is written
+    client.need("sbatch")  # before anything is written
     snapshot = take_snapshot(request.project, request.runs)
     layout = _layout(request, snapshot, snapshot)
     submitted: dict[str, SbatchJob] = {}
@@ -233,7 +233,7 @@ def _submit(submission: SbatchJob) -> str:
     """Submit a planned job, and return its id.
 
     Raises:
-        RunError: if sbatch refuses, with its last words; then no trace of the submission is left.
+        RunError: if sbatch refuses, with its last line; then no trace of the submission is left.
     """
     (submission.layout.runs / "logs").mkdir(
         parents=True, exist_ok=True
@@ -243,10 +243,10 @@ def _submit(submission: SbatchJob) -> str:
         (submission.folder / "job.sh").write_text(submission.script)
         if submission.job_file:
             submission.job_file.write_text(submission.job_toml)
-        done = scheduler.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
+        done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
         job_id = done.stdout.strip().partition(";")[0]  # a cluster's name may follow
         if done.returncode != 0:
-            raise RunError(f"{submission.name}: was not submitted: {scheduler.last_words(done)}")
+            raise RunError(f"{submission.name}: was not submitted: {client.last_line(done)}")
         if not job_id.isdigit():
             raise RunError(
                 f"{submission.name}: was not submitted: sbatch only said {job_id[:200]!r}"
@@ -283,7 +283,7 @@ def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
     """Cancel what was submitted, and say so: for when a later part of the whole was refused."""
     ids = ", ".join(submitted)
     try:
-        scheduler.ask("scancel", *submitted)
+        client.ask("scancel", *submitted)
     except (InputError, RunError) as error:
         return f"jobs {ids} could not be cancelled again ({error}); cancel them"
     for job_id, submission in submitted.items():
@@ -297,12 +297,12 @@ def _expected_start(submission: SbatchJob) -> str:
 
     Raises:
         InputError: if sbatch does not know one of its flags.
-        RunError: if there is no place for such a job.
+        RunError: if there is no room for such a job.
     """
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "job.sh"
         script.write_text(submission.script)
         try:
-            return scheduler.would_start(script, *submission.words[1:], timeout_s=SBATCH_TIMEOUT_S)
+            return client.would_start(script, *submission.args, timeout_s=SBATCH_TIMEOUT_S)
         except (InputError, RunError) as error:
             raise type(error)(f"{submission.name}: {error}") from None

@@ -17,8 +17,8 @@ from harness.job_file import check_job
 from harness.report.summary import print_runs
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import places
-from harness.slurm.process_pool import ProcessPool, Task, child_words
+from harness.slurm.placement import allocate_slots
+from harness.slurm.process_pool import ProcessPool, Task, child_args
 from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import value_of
 from harness.system.console import Console
@@ -174,10 +174,10 @@ def retrain(
     ]
     if tasks:
         allocation = SlurmEnvironment.from_environment()
-        where = places(allocation, workers, 1, None, at_most=len(tasks))
+        slots = allocate_slots(allocation, workers, at_most=len(tasks))
         again = f"--retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
         with when_interrupted(f"checkpoints saved; go on by: harness tune {again}"):
-            ProcessPool(tasks, where, allocation, console).run()
+            ProcessPool(tasks, slots, allocation, console).run()
     print_runs([run.folder for run in runs])
 
 
@@ -231,5 +231,5 @@ def _words(sweep: SweepDirectory, job: Job, data: Path | None) -> list[str]:
     job_file = sweep.path("winner", f"{job.name}.toml").absolute()
     job_file.parent.mkdir(exist_ok=True)
     atomic_write(job_file, lambda file: file.write(job.to_toml().encode()))
-    words = child_words("train", str(job_file), "--runs", str(job_file.parent))
+    words = child_args("train", str(job_file), "--runs", str(job_file.parent))
     return [*words, "--data", str(data)] if data else words

@@ -10,8 +10,8 @@ from harness.errors import InputError, when_interrupted
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import places
-from harness.slurm.process_pool import ProcessPool, Task, child_words
+from harness.slurm.placement import allocate_slots
+from harness.slurm.process_pool import ProcessPool, Task, child_args
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 
@@ -68,19 +68,23 @@ def train_several(asked: BatchRequest, console: Console) -> list[Path]:
     todo = [(run, job) for run, job in zip(runs, asked.jobs, strict=True) if not run.finished()]
     if todo:
         allocation = SlurmEnvironment.from_environment()
-        where = places(
-            allocation, asked.workers, asked.runs_per_gpu, asked.devices, at_most=len(todo)
+        slots = allocate_slots(
+            allocation,
+            asked.workers,
+            workers_per_gpu=asked.runs_per_gpu,
+            devices=asked.devices,
+            at_most=len(todo),
         )
         console.info(
-            f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, {len(where)} at "
-            f"a time, on {where[0].threads} CPU{'s' if where[0].threads > 1 else ''} each"
+            f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, {len(slots)} at "
+            f"a time, on {slots[0].threads} CPU{'s' if slots[0].threads > 1 else ''} each"
         )
         # The jobs as they are now: an edit while a run waits changes nothing.
         with tempfile.TemporaryDirectory(prefix="harness-") as folder:
             tasks = [_task(asked, run, job, Path(folder)) for run, job in todo]
             how = f"go on by the same command with --run-id {prefix}"
             with when_interrupted(f"checkpoints saved; {how}"):
-                ProcessPool(tasks, where, allocation, console).run()
+                ProcessPool(tasks, slots, allocation, console).run()
     return [run.folder for run in runs]
 
 
@@ -89,6 +93,6 @@ def _task(asked: BatchRequest, run: RunDirectory, job: Job, folder: Path) -> Tas
     file.parent.mkdir(exist_ok=True)
     file.write_text(job.to_toml())
     name = f"{job.name}-{run.folder.name}"
-    words = child_words("train", str(file), "--runs", str(asked.runs.absolute()))
-    words += ["--run-id", run.folder.name, *asked.options]
-    return Task(name, words, asked.runs / "logs" / f"{name}.out")
+    args = child_args("train", str(file), "--runs", str(asked.runs.absolute()))
+    args += ["--run-id", run.folder.name, *asked.options]
+    return Task(name, args, asked.runs / "logs" / f"{name}.out")

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, needs_steps, step_words
+from harness.slurm.placement import Slot, needs_steps, srun_args
 from harness.slurm.process_pool import AGAIN, POLL_S, ManagedProcess, ask_to_save, end_all, wait_for
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, first_port
 from harness.system.console import Console
@@ -24,27 +24,27 @@ from harness.tracking.heartbeat import Heartbeat
 from harness.tuning.sweep_dir import SweepDirectory
 
 
-def chief_words(sweep: SweepDirectory, host: str, port: int) -> list[str]:
+def chief_args(sweep: SweepDirectory, host: str, port: int) -> list[str]:
     """The command of the chief: a child of the supervisor, on its node."""
-    words = [sys.executable, "-m", "harness.tuning.oracle_server", str(sweep.folder)]
-    return [*words, "--host", host, "--port", str(port)]
+    args = [sys.executable, "-m", "harness.tuning.oracle_server", str(sweep.folder)]
+    return [*args, "--host", host, "--port", str(port)]
 
 
-def worker_words(
-    sweep: SweepDirectory, name: str, place: Slot, devices: str | None, data: Path | None
+def worker_args(
+    sweep: SweepDirectory, name: str, slot: Slot, devices: str | None, data: Path | None
 ) -> list[str]:
     """The command of a worker."""
-    words = [sys.executable, "-m", "harness.tuning.worker", str(sweep.folder), name]
-    words += ["--threads", str(place.threads)]
-    if place.gpu is not None:
-        words += ["--gpu", str(place.gpu)]
+    args = [sys.executable, "-m", "harness.tuning.worker", str(sweep.folder), name]
+    args += ["--threads", str(slot.threads)]
+    if slot.gpu is not None:
+        args += ["--gpu", str(slot.gpu)]
     else:
-        words += ["--devices", "cpu"]
-    if devices and place.gpu is not None:
-        words += ["--devices", devices]
+        args += ["--devices", "cpu"]
+    if devices and slot.gpu is not None:
+        args += ["--devices", devices]
     if data:
-        words += ["--data", str(data)]
-    return words
+        args += ["--data", str(data)]
+    return args
 
 
 LOOK_S = 2.0  # between two looks at the workers' progress
@@ -59,7 +59,7 @@ CHIEF_GONE_S = 600.0  # after which a worker from another job gives up
 class Crew:
     """Who works for a sweep, and how."""
 
-    places: list[Slot]
+    slots: list[Slot]
     devices: str | None
     data: Path | None
     stall_s: float = STALL_S
@@ -85,14 +85,14 @@ class Supervisor:
         self.heartbeat = None if joins else Heartbeat(sweep, allocation)
         self.chief = ManagedProcess("chief", None, sweep.path("workers", "chief.log"))
         prefix = f"{_job_name(allocation)}-" if joins else ""
-        self.workers = [self._member(f"{prefix}w{i}", p) for i, p in enumerate(crew.places)]
+        self.workers = [self._process(f"{prefix}w{i}", slot) for i, slot in enumerate(crew.slots)]
         self._chief_said = 0  # bytes of its log that were passed on
         self._looked_s = 0.0
         self._finished = 0  # trials, when a worker last failed
 
-    def _member(self, name: str, place: Slot) -> ManagedProcess:
+    def _process(self, name: str, slot: Slot) -> ManagedProcess:
         return ManagedProcess(
-            name, place, self.sweep.path("workers", f"{name}.log"), in_step=self.steps
+            name, slot, self.sweep.path("workers", f"{name}.log"), in_step=self.steps
         )
 
     # The course of it
@@ -131,13 +131,13 @@ class Supervisor:
         host = chief_host(self.allocation)
         port = self.crew.port or free_port(host, self.allocation)
         self._chief_said = self.chief.log.stat().st_size if self.chief.log.exists() else 0
-        self.chief.start(chief_words(self.sweep, host, port))
+        self.chief.start(chief_args(self.sweep, host, port))
 
     def _start(self, worker: ManagedProcess) -> None:
-        assert worker.place is not None  # noqa: S101 - the chief is no worker
-        place, crew = worker.place, self.crew
-        words = worker_words(self.sweep, worker.name, place, crew.devices, crew.data)
-        worker.start([*step_words(place, worker.name), *words] if self.steps else words)
+        assert worker.slot is not None  # noqa: S101 - the chief is no worker
+        slot, crew = worker.slot, self.crew
+        args = worker_args(self.sweep, worker.name, slot, crew.devices, crew.data)
+        worker.start([*srun_args(slot, worker.name), *args] if self.steps else args)
 
     def _is_over(self) -> bool:
         if self.joins:
@@ -170,13 +170,13 @@ class Supervisor:
         return sum(worker.alive for worker in self.workers)
 
     def _tend_chief(self) -> None:
-        self._pass_on_words()
+        self._pass_on_log()
         code = self.chief.code
         if code is None or code == 0:
             return
         if code in (RunError.exit_code, InputError.exit_code):
             kind = InputError if code == InputError.exit_code else RunError
-            raise kind(self.chief.last_words())
+            raise kind(self.chief.last_line())
         self.console.warning(f"the chief was ended (exit code {code}) and is started again")
         self._start_chief()
 
@@ -185,7 +185,7 @@ class Supervisor:
         if code == 0:
             worker.retired = True
         elif code == InputError.exit_code:
-            raise InputError(f"worker {worker.name}: {worker.last_words()}")
+            raise InputError(f"worker {worker.name}: {worker.last_line()}")
         elif code == RunError.exit_code:
             self._tend_failed(worker)
         elif code == AGAIN:
@@ -202,12 +202,12 @@ class Supervisor:
             finished = int(self.sweep.progress().get("finished") or 0)
             worker.num_failures = 1 if finished > self._finished else worker.num_failures + 1
             self._finished = finished
-            words = worker.last_words()
+            line = worker.last_line()
             # Slurm's controller may be down for minutes.
-            by_slurm = words.startswith("srun: error")
+            by_slurm = line.startswith("srun: error")
             if worker.num_failures >= (MAX_SRUN_FAILURES if by_slurm else MAX_FAILURES):
-                raise RunError(f"worker {worker.name} failed {worker.num_failures} times: {words}")
-            self.console.warning(f"worker {worker.name} failed and will be started again: {words}")
+                raise RunError(f"worker {worker.name} failed {worker.num_failures} times: {line}")
+            self.console.warning(f"worker {worker.name} failed and will be started again: {line}")
             worker.not_before_s = now + (SRUN_AGAIN_S if by_slurm else AGAIN_S)
         if now >= worker.not_before_s:
             self._start(worker)
@@ -217,7 +217,7 @@ class Supervisor:
         for worker in self.workers:
             if not worker.alive:
                 continue
-            sign = worker.process, _last_sign(self.sweep, at.get(worker.name))
+            sign = worker.popen, _last_sign(self.sweep, at.get(worker.name))
             if sign != worker.seen:
                 worker.seen, worker.seen_s = sign, now
             elif at.get(worker.name) and now - worker.seen_s > self.crew.stall_s:
@@ -239,7 +239,7 @@ class Supervisor:
             if time.monotonic() - worker.started_s > LOOK_S:
                 self._start(worker)
 
-    def _pass_on_words(self) -> None:
+    def _pass_on_log(self) -> None:
         try:
             with self.chief.log.open("rb") as log:
                 log.seek(self._chief_said)
@@ -256,7 +256,7 @@ class Supervisor:
 
     def _dismiss(self) -> None:
         """The search is over: the workers hear it when they ask next."""
-        self._pass_on_words() if not self.joins else None
+        self._pass_on_log() if not self.joins else None
         wait_for(lambda: not self._num_alive(), LEAVE_S)
 
 

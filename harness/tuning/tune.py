@@ -6,7 +6,7 @@ from typing import Any
 from harness.errors import InputError, RunError
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import places
+from harness.slurm.placement import allocate_slots
 from harness.system.console import Console
 from harness.system.resource_monitor import idle_warning_min
 from harness.tuning.supervisor import STALL_S, Crew, Supervisor, chief_host, describe, is_free
@@ -36,7 +36,9 @@ def tune(
         Interrupted, RunError: as `harness.tuning.supervisor` says.
     """
     allocation = SlurmEnvironment.from_environment()
-    where = places(allocation, num_workers, workers_per_gpu, devices)
+    slots = allocate_slots(
+        allocation, num_workers, workers_per_gpu=workers_per_gpu, devices=devices
+    )
     idle_warning_min()  # refused here, before each worker would
     if port and not is_free(chief_host(allocation), port):
         raise InputError(f"--port {port}: is in use at {chief_host(allocation)}; leave --port out")
@@ -51,14 +53,14 @@ def tune(
     table = search.table
     much = f"{table.trials} trials" if table.trials else "all trials"
     console.info(
-        f"sweep {sweep.folder}: {table.tuner}, {much}, {len(where)} worker"
-        f"{'s' if len(where) > 1 else ''}, data: {dataset.title}"
+        f"sweep {sweep.folder}: {table.tuner}, {much}, {len(slots)} worker"
+        f"{'s' if len(slots) > 1 else ''}, data: {dataset.title}"
     )
-    supervisor = Supervisor(sweep, Crew(where, devices, data, stall_s, port), allocation, console)
+    supervisor = Supervisor(sweep, Crew(slots, devices, data, stall_s, port), allocation, console)
     supervisor.run()
     result = conclude(sweep, search)
     assert supervisor.heartbeat  # noqa: S101 - it does not join
-    supervisor.heartbeat.beat("finished", **describe(sweep, sweep.progress(), len(where)))
+    supervisor.heartbeat.beat("finished", **describe(sweep, sweep.progress(), len(slots)))
     sweep.write_json("result.json", result)
     return result
 
@@ -83,12 +85,14 @@ def join(
         console.info(f"sweep {sweep.folder}: is finished, nothing to do")
         return
     allocation = SlurmEnvironment.from_environment()
-    where = places(allocation, num_workers, workers_per_gpu, devices)
+    slots = allocate_slots(
+        allocation, num_workers, workers_per_gpu=workers_per_gpu, devices=devices
+    )
     idle_warning_min()  # refused here, before each worker would
     sweep.secret()
     sweep.dataset(sweep.search().job, data)
-    console.info(f"sweep {sweep.folder}: {len(where)} more workers")
-    crew = Crew(where, devices, data, stall_s)
+    console.info(f"sweep {sweep.folder}: {len(slots)} more workers")
+    crew = Crew(slots, devices, data, stall_s)
     Supervisor(sweep, crew, allocation, console, joins=True).run()
 
 

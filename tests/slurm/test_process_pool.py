@@ -1,4 +1,4 @@
-"""Runs side by side: signals, failures, places; several jobs and seeds in one command."""
+"""Runs side by side: signals, failures, slots; several jobs and seeds in one command."""
 
 import os
 import signal
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.slurm import placement as places_module
+from harness.slurm import placement
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, places
+from harness.slurm.placement import Slot, allocate_slots
 from harness.slurm.process_pool import ProcessPool, Task
 from harness.system.console import Console
 from harness.system.signals import STOPPING
@@ -104,15 +104,15 @@ def test_a_failure_stops_no_other(tmp_path: Path) -> None:
     assert (tmp_path / "c.log").read_text() == "well 1\n"
 
 
-def test_places_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default one a CPU as far as the memory goes; no more than there is work for."""
-    monkeypatch.setattr(places_module, "given_cpus", lambda _: 8)
-    monkeypatch.setattr(places_module, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(placement, "given_cpus", lambda _: 8)
+    monkeypatch.setattr(placement, "visible_gpus", lambda: 0)
     memory_gb = 100.0
-    monkeypatch.setattr(places_module, "usable_memory_gb", lambda _: memory_gb)
+    monkeypatch.setattr(placement, "usable_memory_gb", lambda _: memory_gb)
 
     def shape(num_workers: int | None = None, at_most: int = 100) -> list[int]:
-        return [place.threads for place in places(None, num_workers, 1, None, at_most)]
+        return [slot.threads for slot in allocate_slots(None, num_workers, at_most=at_most)]
 
     assert shape() == [1] * 8
     assert shape(at_most=2) == [4, 4]
@@ -123,7 +123,7 @@ def test_places_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch
     assert shape() == [8]
 
 
-def test_places_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every GPU of every node has its process, told by the number that is visible there."""
     environment = {
         "SLURM_JOB_ID": "1",
@@ -132,10 +132,10 @@ def test_places_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> N
         "SLURM_GPUS_ON_NODE": "2",
         "HARNESS_NODES": "n08 n10",
     }
-    monkeypatch.setattr(places_module, "given_cpus", lambda _: 2)
+    monkeypatch.setattr(placement, "given_cpus", lambda _: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    found = places(SlurmEnvironment.from_environment(environment), None, 1, None)
-    assert [(p.node, p.variables()["CUDA_VISIBLE_DEVICES"]) for p in found] == [
+    slots = allocate_slots(SlurmEnvironment.from_environment(environment), None)
+    assert [(p.node, p.variables()["CUDA_VISIBLE_DEVICES"]) for p in slots] == [
         *(("n08", "3"), ("n10", "3"), ("n08", "5"), ("n10", "5"))
     ]
 

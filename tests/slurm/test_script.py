@@ -51,7 +51,7 @@ def test_times_of_sbatch_are_taken(time: str) -> None:
     """Each of sbatch's own formats of a time limit is taken and passed on."""
     resources = Resources(time=time)
     resources.check()
-    assert resources.words() == [f"--time={time}"]
+    assert resources.sbatch_args() == [f"--time={time}"]
 
 
 REFUSED: list[tuple[Resources, str]] = [
@@ -82,12 +82,12 @@ def test_resources_become_flags() -> None:
     flags = ("-C", "a100", "--mem=4G", "--wait-all-nodes=1")
     resources = Resources(0, 2, "30", "gpu", "me", "12", flags)
     resources.check()
-    assert resources.words() == [
+    assert resources.sbatch_args() == [
         *("--gres=none", "--nodes=2", "--time=30", "--partition=gpu", "--account=me"),
         *("--dependency=afterok:12", "--kill-on-invalid-dep=yes", *flags),
     ]
-    assert Resources(gpus=3).words() == ["--gres=gpu:3"]
-    assert Resources().words() == []
+    assert Resources(gpus=3).sbatch_args() == ["--gres=gpu:3"]
+    assert Resources().sbatch_args() == []
 
 
 # The script

@@ -117,11 +117,15 @@ def _known(name: str) -> str:
 class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
-    architecture: Annotated[str, AfterValidator(_known)]
+    architecture: Annotated[str, AfterValidator(_known)] = Field(description="name of the network")
     units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
-    embedding_dim: int = Field(32, ge=1, le=4096, description="numbers a word is embedded in")
+    embedding_dim: int = Field(32, ge=1, le=4096, description="length of a word's vector")
     spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
-    dropout: Share = Field(0.4, description="share of the last recurrent outputs dropped")
-    reset_after: bool = Field(False, description="GRU alone: reset gate after the product")
-    second_units: int = Field(0, ge=0, le=4096, description="stacked alone, 0 = as the first")
-    pooling: Literal["last", "max", "mean"] = Field("last", description="of outputs over time")
+    dropout: Share = Field(0.4, description="share of the recurrent layers' outputs dropped")
+    reset_after: bool = Field(False, description="gru only: the variant that cuDNN can run")
+    second_units: int = Field(
+        0, ge=0, le=4096, description="stacked_lstm only: units of the second layer; 0 = `units`"
+    )
+    pooling: Literal["last", "max", "mean"] = Field(
+        "last", description="what the classifier gets of the outputs over time"
+    )

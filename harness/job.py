@@ -17,37 +17,81 @@ class DataConfig(ConfigSection):
         "",
         max_length=4000,
         pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="own texts, a CSV or TSV file or a folder; empty = IMDB",
+        description="your own texts, a CSV or TSV file or a folder; empty = IMDB",
     )
     # 88,584 words and the three indices that Keras keeps free.
-    vocab_size: int = Field(8000, ge=4, le=88_587, description="indices, the rarer words are 2")
-    maxlen: int = Field(200, ge=1, le=5000, description="last tokens kept of each review")
-    validation_split: Share = Field(0.2, description="last share of the training reviews")
-    limit: int = Field(0, ge=0, le=25_000, description="first reviews of each split, 0 = all")
-    test: bool = Field(True, description="score the test set at the end; else validation alone")
+    vocab_size: int = Field(
+        8000, ge=4, le=88_587, description="word indices; every rarer word becomes index 2"
+    )
+    maxlen: int = Field(
+        200, ge=1, le=5000, description="words used of each review, counted from its end"
+    )
+    validation_split: Share = Field(
+        0.2, description="share of the training reviews, from their end, used for validation"
+    )
+    limit: int = Field(
+        0, ge=0, le=25_000, description="reviews used of each split, from its start; 0 = all"
+    )
+    test: bool = Field(True, description="score the test set at the end of the run")
 
 
 class TrainConfig(ConfigSection):
-    """`[train]`: the recipe."""
+    """`[train]`: how to train."""
 
     epochs: int = Field(6, ge=1, le=1000, description="passes over the training reviews")
-    batch_size: int = Field(128, ge=1, le=25_000, description="reviews in a global batch")
-    optimizer: Literal["rmsprop", "adam", "adamw", "nadam", "sgd"] = "rmsprop"
-    learning_rate: float = Field(0.001, gt=0, le=10, allow_inf_nan=False)
-    seed: int = Field(1, ge=0, le=2**31 - 1, description="of weights, order and dropout")
-    ema_momentum: Share = Field(0.99, description="moving average of the weights, 0 = none")
-    keep: Literal["best", "last"] = Field("best", description="which epoch's weights")
-    monitor: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="what best means")
-    early_stopping_patience: int = Field(0, ge=0, le=1000, description="epochs, 0 = off")
-    reduce_lr_patience: int = Field(0, ge=0, le=1000, description="epochs, 0 = off")
-    reduce_lr_factor: float = Field(0.5, gt=0, lt=1, allow_inf_nan=False)
-    clipnorm: float = Field(0.0, ge=0, le=1e6, allow_inf_nan=False, description="0 = off")
-    precision: Literal["float32", "float64", "float16", "bfloat16"] = "float32"
-    xla: Literal["auto", "on", "off"] = "auto"
-    steps_per_execution: int = Field(1, ge=1, le=10_000, description="steps a graph call")
-    checkpoint_every_s: float = Field(60.0, gt=0, le=86_400, allow_inf_nan=False)
-    log_every_steps: int = Field(10, ge=1, le=10_000, description="steps between two log writes")
-    profile_steps: int = Field(0, ge=0, le=100, description="steps profiled after warm-up, 0 = off")
+    batch_size: int = Field(
+        128, ge=1, le=25_000, description="reviews in a global batch, over all replicas"
+    )
+    optimizer: Literal["rmsprop", "adam", "adamw", "nadam", "sgd"] = Field(
+        "rmsprop", description="Keras optimizer"
+    )
+    learning_rate: float = Field(
+        0.001, gt=0, le=10, allow_inf_nan=False, description="learning rate at the start"
+    )
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
+    ema_momentum: Share = Field(
+        0.99,
+        description="momentum of the moving average of the weights, which is validated and saved; "
+        "0 = no average",
+    )
+    keep: Literal["best", "last"] = Field("best", description="save the best or the last epoch")
+    monitor: Literal["val_loss", "val_accuracy"] = Field(
+        "val_loss", description="score that decides which epoch is better"
+    )
+    early_stopping_patience: int = Field(
+        0, ge=0, le=1000, description="epochs without a better one before training ends; 0 = off"
+    )
+    reduce_lr_patience: int = Field(
+        0, ge=0, le=1000, description="epochs without a better one before a cut; 0 = off"
+    )
+    reduce_lr_factor: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="learning rate is multiplied by it at a cut",
+    )
+    clipnorm: float = Field(
+        0.0, ge=0, le=1e6, allow_inf_nan=False, description="largest norm of the gradient; 0 = off"
+    )
+    precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
+        "float32", description="of the computation; with float16 and bfloat16 weights stay float32"
+    )
+    xla: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile forward and backward pass with XLA; auto = where it is faster"
+    )
+    steps_per_execution: int = Field(
+        1, ge=1, le=10_000, description="training steps in one call of the graph"
+    )
+    checkpoint_every_s: float = Field(
+        60.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds between two checkpoints"
+    )
+    log_every_steps: int = Field(
+        10, ge=1, le=10_000, description="steps between two writes to the log"
+    )
+    profile_steps: int = Field(
+        0, ge=0, le=100, description="steps to profile, after 20 steps of warm-up; 0 = off"
+    )
 
 
 class Job(ConfigSection):

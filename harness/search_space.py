@@ -36,13 +36,29 @@ Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
 class SearchConfig(ConfigSection):
     """`[search]`: how to search, and for what."""
 
-    tuner: Literal["random", "grid", "bayesian", "hyperband"] = "random"
-    objective: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    trials: int = Field(0, ge=0, le=100_000, description="settings tried, 0 = all that there are")
-    executions: int = Field(1, ge=1, le=100, description="runs of a trial, each of another seed")
-    seed: int = Field(1, ge=1, le=2**31 - 1, description="of the tuner's choices")
-    stop_hopeless: bool = Field(False, description="end a trial that is below the median")
-    factor: int = Field(3, ge=2, le=10, description="hyperband alone: one in so many goes on")
+    tuner: Literal["random", "grid", "bayesian", "hyperband"] = Field(
+        "random", description="KerasTuner oracle that chooses the trials"
+    )
+    objective: Literal["val_accuracy", "val_loss"] = Field(
+        "val_accuracy", description="score to optimise"
+    )
+    trials: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="largest number of trials; 0 = all, grid and hyperband only",
+    )
+    executions: int = Field(1, ge=1, le=100, description="runs of a trial, each with its own seed")
+    seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner's choices")
+    stop_hopeless: bool = Field(
+        False, description="end a trial whose best epoch is below the median of the others"
+    )
+    factor: int = Field(
+        3,
+        ge=2,
+        le=10,
+        description="hyperband only: one trial in `factor` goes on to the next round",
+    )
 
 
 # Keys whose change would compare what can't be compared, and why.

@@ -155,6 +155,20 @@ def test_words_from_outside_are_no_markup(written: Path) -> None:
         assert shown in page.text
 
 
+def test_a_quote_in_a_name_ends_no_attribute(bare_runs: Path) -> None:
+    """A job's name reaches labels and pictures' descriptions, and adds no attribute of its own."""
+    name = 'lstm" onerror="alert(2)'
+    for path in bare_runs.glob("*/result.json"):
+        content = json.loads(path.read_text()) | {"job": name, "recurrent_parameters": 8320}
+        path.write_text(json.dumps(content))
+    text, _ = write(bare_runs, bare_runs.parent / "out")
+    page = Page(text)
+    (picture,) = (attributes for tag, attributes in page.tags if tag == "img")
+    assert name in (picture["alt"] or "")
+    assert name in page.text
+    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
+
+
 def test_without_the_data_reviews_are_named_by_their_numbers(runs: Path) -> None:
     """The words are gone with the data, and the page says what the numbers are."""
     (runs.parent / "data").rename(runs.parent / "away")
@@ -162,7 +176,7 @@ def test_without_the_data_reviews_are_named_by_their_numbers(runs: Path) -> None
     page = write_comparison(runs.parent / "out", parts_of(runs), [], None, said.append)
     text = page.read_text()
     assert "alert(1)" not in text
-    assert "their places in the test set" in text
+    assert "their indices in the test set" in text
     assert "<strong>Review 5</strong>" in text
 
 

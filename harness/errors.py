@@ -38,7 +38,7 @@ class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not
 
 
 @contextlib.contextmanager
-def when_interrupted(told: str) -> Iterator[None]:
+def explain_interruption(told: str) -> Iterator[None]:
     """Have an interruption of what is done inside say what is saved, and how to go on.
 
     Raises:

@@ -32,15 +32,15 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     content.setdefault("name", path.stem)
     if "search" in content:
         raise InputError(f"job {path}: holds a [search]; run it by: harness tune {path}")
-    said = put_overrides(content, overrides, path)
+    origins = put_overrides(content, overrides, path)
     if seed is not None:
-        said["train.seed"] = f"--seed {seed}"
+        origins["train.seed"] = f"--seed {seed}"
         _put(content, "train", "seed", seed, path)
-    settle_source(content, path, said)
-    return check_job(content, path, said)
+    resolve_source(content, path, origins)
+    return check_job(content, path, origins)
 
 
-def settle_source(content: dict[str, Any], path: Path, said: Mapping[str, str]) -> None:
+def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
     """Make `data.source` absolute, so that a copy of the job finds it from anywhere.
 
     A relative path is relative to the job file, as `--set` gives it to the working folder; `~` is
@@ -49,18 +49,18 @@ def settle_source(content: dict[str, Any], path: Path, said: Mapping[str, str]) 
     data = content.get("data")
     source = data.get("source") if isinstance(data, dict) else None
     if isinstance(data, dict) and isinstance(source, str) and source:
-        base = Path.cwd() if "data.source" in said else path.absolute().parent
+        base = Path.cwd() if "data.source" in origins else path.absolute().parent
         expanded = os.path.expanduser(source)  # noqa: PTH111 - never raises
         data["source"] = os.path.normpath(base / expanded)
 
 
-def check_job(content: dict[str, Any], path: Path, said: Mapping[str, str] | None = None) -> Job:
+def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | None = None) -> Job:
     """Make a job of a file's content.
 
     Args:
         content: its tables and keys.
         path: the file, for messages.
-        said: what gave the value of a key, where that was not the file.
+        origins: what gave the value of a key, where that was not the file.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
@@ -68,7 +68,7 @@ def check_job(content: dict[str, Any], path: Path, said: Mapping[str, str] | Non
     try:
         job = Job.model_validate(content)
     except ValidationError as error:
-        raise InputError(explain(error, path, said or {})) from None
+        raise InputError(explain(error, path, origins or {})) from None
     _check_together(job, path)
     return job
 
@@ -79,20 +79,20 @@ def put_overrides(
     path: Path,
     tables: Mapping[str, type[ConfigSection]] = TABLES,
 ) -> dict[str, str]:
-    """Put `--set` overrides into a file's content, and give back what was said of which key.
+    """Put `--set` overrides into a file's content, and give back what was origins of which key.
 
     Raises:
         InputError: for one that is no `table.key=value` of these tables.
     """
-    said = {}
+    origins = {}
     for override in overrides:
         table, key, value = _parse_override(override, tables)
-        said[f"{table}.{key}"] = f"--set {override}"
+        origins[f"{table}.{key}"] = f"--set {override}"
         _put(content, table, key, value, path)
-    return said
+    return origins
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
+def suggest(name: str, known: Sequence[str]) -> str:
     """`; did you mean …?`, or the known names where none is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
@@ -114,7 +114,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         if not path.exists():
             folders = (path.parent, Path("jobs"))
             others = [str(p) for folder in folders for p in folder.glob("*.toml") if p != path]
-            near = nearest(str(path), others)
+            near = suggest(str(path), others)
             raise InputError(f"job {path}: no such file{near or '; jobs stand under jobs/'}")
         if not path.is_file():
             raise InputError(f"job {path}: is no plain file, a job is a TOML file")
@@ -144,7 +144,7 @@ def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tup
     if not equals or not dot or not table or not key:
         raise InputError(f"--set {text}: is not table.key=value, such as train.epochs=8")
     if table not in tables or key not in tables[table].model_fields:
-        near = nearest_key(name, tables)
+        near = suggest_key(name, tables)
         raise InputError(f"--set {text}: a job has no key {name.strip()}{near}")
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")
@@ -161,19 +161,19 @@ def _put(content: dict[str, Any], table: str, key: str, value: object, path: Pat
     inner[key] = value
 
 
-def nearest_key(name: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> str:
+def suggest_key(name: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> str:
     """`; did you mean train.epochs?`, or the known keys where none is near."""
     known = [f"{table}.{key}" for table, cls in tables.items() for key in cls.model_fields]
     name = name.strip()
     # The key alone, when it stands in the wrong table or in none.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
-    return f"; did you mean {alone[0]}?" if alone else nearest(name, known)
+    return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
 
 
 def explain(
     error: ValidationError,
     path: Path,
-    said: Mapping[str, str],
+    origins: Mapping[str, str],
     tables: Mapping[str, type[ConfigSection]] = TABLES,
 ) -> str:
     """The first of pydantic's complaints in one line."""
@@ -187,23 +187,23 @@ def explain(
             text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
     elif first["type"] == "extra_forbidden":
         text = f"{where} is not a key of a job" + (
-            nearest_key(key, tables) if "." in key else _nearest_top(key, tables)
+            suggest_key(key, tables) if "." in key else _suggest_top(key, tables)
         )
     else:
         value = repr(first["input"])
-        shown = said.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
+        shown = origins.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
         text = f"{shown}: {rule.replace('input should', 'should')}"
         if first["type"] == "literal_error":
-            text += nearest(str(first["input"]), _choices(key, tables))
+            text += suggest(str(first["input"]), _choices(key, tables))
         elif first["type"] == "model_type":
             text = f"{where} = {value}: should be a table; write [{key}]"
     return text + (f" (and {len(others)} more)" if others else "")
 
 
-def _nearest_top(key: str, tables: Mapping[str, type[ConfigSection]]) -> str:
+def _suggest_top(key: str, tables: Mapping[str, type[ConfigSection]]) -> str:
     near = difflib.get_close_matches(key, [*tables, "name"], n=1)
-    return f"; did you mean {near[0]}?" if near else nearest_key(key, tables)
+    return f"; did you mean {near[0]}?" if near else suggest_key(key, tables)
 
 
 def _choices(key: str, tables: Mapping[str, type[ConfigSection]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What holds for every architecture: dropout over the global batch, the recurrent layers."""
+"""What every architecture shares: dropout over the global batch, the recurrent layers."""
 
 import keras
 import tensorflow as tf
@@ -6,55 +6,55 @@ from keras.layers import RNN, Bidirectional, Dropout, SpatialDropout1D
 
 
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
-    """Dropout whose mask depends on (seed, step, the row's place in the global batch) alone.
+    """Dropout whose mask depends only on (seed, step, the example's position in the global batch).
 
-    Keras's own draws the same mask on every replica, and keeps a generator that stands in no
-    saved file. Here nothing is kept, and one or several replicas drop the same numbers.
+    Keras's own layer draws the same mask on every replica, and its generator's state is in no
+    saved file. This one has no state, and drops the same numbers on one replica or on several.
 
-    `step` is the number of the training step and `rows` `[rows] int32` the places of this
-    replica's rows in the global batch; both reach the layer from the call of the model.
+    `step` is the number of the training step and `positions`, `[examples] int32`, where this
+    replica's examples are in the global batch; both reach the layer through the model's call.
     """
 
     def __init__(self, rate: float, seed: int, batch_size: int, over_time: bool, name: str) -> None:
         super().__init__(name=name)
         self.rate, self.seed, self.batch_size, self.over_time = rate, seed, batch_size, over_time
-        self._register_call_context_args("step", "rows")
+        self._register_call_context_args("step", "positions")
 
     def call(
         self,
         inputs: tf.Tensor,
         training: bool = False,
         step: tf.Tensor | None = None,
-        rows: tf.Tensor | None = None,
+        positions: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Drop in training, pass on otherwise; `[rows, …]`, over time `[rows, time, channels]`."""
+        """Drop in training; `[examples, …]`, `[examples, time, channels]` over time."""
         if not training or self.rate == 0:
             return inputs
         assert step is not None, "training needs the step"  # noqa: S101 - a bug of ours, no input
-        # [batch, …] as the inputs, but one draw for all times where a channel drops over all.
+        # [batch, …] like the inputs, but one draw for all times where whole channels drop.
         rest = (1, inputs.shape[2]) if self.over_time else tuple(inputs.shape[1:])
-        # Every replica draws the whole global batch's mask, [batch, units], and takes its rows:
-        # a few thousand numbers.
+        # Every replica draws the mask of the whole global batch, [batch, units], a few thousand
+        # numbers, and takes its own rows.
         drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
-        kept = tf.gather(drawn, rows) >= self.rate
+        kept = tf.gather(drawn, positions) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
 def uniform(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
-    """Numbers from 0 up to 1 that depend on the seed, `[2] int64`, alone.
+    """Numbers from 0 up to 1 that depend only on the seed, `[2] int64`.
 
-    Compiled in every plan: from one seed XLA draws other numbers than TensorFlow's own kernel. The
-    algorithm is named, since the default differs by device.
+    Compiled in every plan: XLA draws other numbers from a seed than TensorFlow's own kernel. The
+    algorithm is named because the default differs by device.
     """
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
 def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
-    """Copy a model with its dropout layers exchanged for `GlobalBatchDropout`; equal weights."""
+    """Copy a model and its weights, with its dropout layers replaced by `GlobalBatchDropout`."""
     num_dropouts = 0
 
-    def exchange(layer: keras.Layer) -> keras.Layer:
+    def replace(layer: keras.Layer) -> keras.Layer:
         nonlocal num_dropouts
         if not isinstance(layer, Dropout | SpatialDropout1D):
             return layer.__class__.from_config(layer.get_config())
@@ -68,7 +68,7 @@ def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
             name=layer.name,
         )
 
-    copy = keras.models.clone_model(model, clone_function=exchange)
+    copy = keras.models.clone_model(model, clone_function=replace)
     copy.set_weights(model.get_weights())
     return copy
 

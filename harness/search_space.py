@@ -21,10 +21,10 @@ from harness.job import TABLES, Job
 from harness.job_file import (
     check_job,
     explain,
-    nearest_key,
     put_overrides,
     read_toml_file,
-    settle_source,
+    resolve_source,
+    suggest_key,
 )
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder
@@ -133,7 +133,7 @@ class SearchSpec:
         content = self.job.model_dump()
         for key, value in values.items():
             table, _, name = key.partition(".")
-            content[table][name] = settled(value)
+            content[table][name] = rounded(value)
         content["data"]["test"] = False
         if seed is not None:
             content["train"]["seed"] = seed
@@ -156,7 +156,7 @@ class SearchSpec:
         return without_trials(self) == without_trials(other)
 
 
-def settled(value: Value) -> Value:
+def rounded(value: Value) -> Value:
     """A tuner's value as a job has it: six digits are enough, 0.30000000000000004 is for no one."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
@@ -182,7 +182,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
-    said = put_overrides(content, overrides, path, SEARCH_TABLES)
+    origins = put_overrides(content, overrides, path, SEARCH_TABLES)
     table = content.get("search")
     if not isinstance(table, dict):
         raise InputError(f"job {path}: has no [search] table; train it by: harness train {path}")
@@ -190,16 +190,16 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     try:
         file = SearchFile.model_validate(content)
     except ValidationError as error:
-        raise InputError(explain(error, path, said, SEARCH_TABLES)) from None
+        raise InputError(explain(error, path, origins, SEARCH_TABLES)) from None
     del content["search"]
-    settle_source(content, path, said)
-    job = check_job(content, path, said)
+    resolve_source(content, path, origins)
+    job = check_job(content, path, origins)
     if not isinstance(raw_space, dict) or not raw_space:
         raise InputError(
             f"job {path}: search.space is empty; give a key of the job a list or a range, such as "
             "model.units = [32, 64]"
         )
-    space = _in_order([*_dimensions(raw_space, path)], path)
+    space = _in_order([*_parameters(raw_space, path)], path)
     search = SearchSpec(job, file.search, tuple(space), _filled(job, file.search, raw_space))
     _check_together(search, path)
     return search
@@ -212,7 +212,7 @@ def _filled(job: Job, table: SearchConfig, raw_space: dict[str, Any]) -> dict[st
 # The space
 
 
-def _dimensions(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
+def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
     for table, keys in raw.items():
         if table not in TABLES or not isinstance(keys, dict):
             known = ", ".join(TABLES)
@@ -224,14 +224,14 @@ def _dimensions(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
             key = f"{table}.{name}"
             if name not in TABLES[table].model_fields:
                 raise InputError(
-                    f"job {path}: search.space.{key} is not a key of a job{nearest_key(key)}"
+                    f"job {path}: search.space.{key} is not a key of a job{suggest_key(key)}"
                 )
             if key in FIXED:
                 raise InputError(f"job {path}: search.space.{key} can't be searched: {FIXED[key]}")
-            yield _dimension(key, value, path)
+            yield _parameter(key, value, path)
 
 
-def _dimension(key: str, raw: object, path: Path) -> Parameter:
+def _parameter(key: str, raw: object, path: Path) -> Parameter:
     where = f"job {path}: search.space.{key}"
     if isinstance(raw, list):
         raw = {"values": raw}
@@ -323,7 +323,7 @@ def _flat(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
     """Each parent before those that depend on it."""
-    known = {dimension.key: dimension for dimension in space}
+    known = {parameter.key: parameter for parameter in space}
     ordered: list[Parameter] = []
     waiting = list(space)
     while waiting:
@@ -334,16 +334,16 @@ def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
                 f"job {path}: search.space.{first.key}.when names {first.parent}, which should be "
                 "a list of search.space itself, and not depend on this key"
             )
-        for dimension in ready:
-            parent = known.get(dimension.parent or "")
-            strange = [v for v in dimension.parent_choices if parent and v not in parent.choices]
+        for parameter in ready:
+            parent = known.get(parameter.parent or "")
+            strange = [v for v in parameter.parent_choices if parent and v not in parent.choices]
             if strange:
                 raise InputError(
-                    f"job {path}: search.space.{dimension.key}.when = {strange[0]!r}: "
-                    f"{dimension.parent} never has this value in search.space"
+                    f"job {path}: search.space.{parameter.key}.when = {strange[0]!r}: "
+                    f"{parameter.parent} never has this value in search.space"
                 )
-            ordered.append(dimension)
-            waiting.remove(dimension)
+            ordered.append(parameter)
+            waiting.remove(parameter)
     return ordered
 
 
@@ -360,22 +360,22 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         )
     if table.factor != SearchConfig.model_fields["factor"].default and table.tuner != "hyperband":
         raise InputError(f"job {path}: search.factor is a setting of the hyperband tuner alone")
-    keys = [dimension.key for dimension in search.space]
+    keys = [parameter.key for parameter in search.space]
     if table.tuner == "hyperband" and "train.epochs" in keys:
         raise InputError(
             f"job {path}: search.space.train.epochs: hyperband chooses the epochs itself, up to "
             "train.epochs; leave the key out"
         )
-    for dimension in search.space:
-        continuous = not dimension.choices and dimension.step is None
-        if table.tuner == "grid" and continuous and (dimension.log or not dimension.is_whole):
+    for parameter in search.space:
+        continuous = not parameter.choices and parameter.step is None
+        if table.tuner == "grid" and continuous and (parameter.log or not parameter.is_whole):
             raise InputError(
-                f"job {path}: search.space.{dimension.key}: the grid tuner needs a list, or a "
+                f"job {path}: search.space.{parameter.key}: the grid tuner needs a list, or a "
                 "range with a step"
             )
-        for value in dimension.examples():  # is each allowed in a job?
+        for value in parameter.examples():  # is each allowed in a job?
             try:
-                search.job_of({dimension.key: value})
+                search.job_of({parameter.key: value})
             except InputError as error:
                 said = str(error).partition(": ")[2]
                 raise InputError(f"job {path}: search.space: {said}") from None

@@ -35,15 +35,17 @@ def test_parameters_are_the_notebooks(name: str, recurrent: int, total: int) -> 
     assert counted == {"parameters": total, "recurrent_parameters": recurrent}
 
 
-def dropped(rows: list[int], step: int, seed: int = 3, over_time: bool = False) -> np.ndarray:
+def dropped(positions: list[int], step: int, seed: int = 3, over_time: bool = False) -> np.ndarray:
     layer = GlobalBatchDropout(0.5, seed, batch_size=8, over_time=over_time, name="dropout")
-    inputs = tf.ones([len(rows), 5, 16] if over_time else [len(rows), 16])
-    outputs = layer(inputs, training=True, step=tf.constant(step, tf.int64), rows=tf.constant(rows))
+    inputs = tf.ones([len(positions), 5, 16] if over_time else [len(positions), 16])
+    outputs = layer(
+        inputs, training=True, step=tf.constant(step, tf.int64), positions=tf.constant(positions)
+    )
     return np.asarray(outputs)
 
 
 def test_a_rows_mask_depends_on_its_place_in_the_global_batch_alone() -> None:
-    """Two replicas with half the rows each drop what one with all of them drops."""
+    """Two replicas with half the examples each drop what one with all of them drops."""
     whole = dropped(list(range(8)), step=4)
     halves = [dropped([0, 1, 2, 3], step=4), dropped([4, 5, 6, 7], step=4)]
     np.testing.assert_array_equal(whole, np.concatenate(halves))
@@ -75,9 +77,11 @@ def test_spatial_dropout_drops_channels_over_all_time() -> None:
 def test_dropout_between_layers_drops_each_row_on_its_own() -> None:
     """Plain dropout over sequences draws for every row and time, however many there are."""
     layer = GlobalBatchDropout(0.5, 3, batch_size=4, over_time=False, name="dropout")
-    inputs = tf.ones([4, 4, 6])  # as many times as rows: a wrong shape would still broadcast
-    rows = tf.range(4)
-    outputs = np.asarray(layer(inputs, training=True, step=tf.constant(0, tf.int64), rows=rows))
+    inputs = tf.ones([4, 4, 6])  # as many times as positions: a wrong shape would still broadcast
+    positions = tf.range(4)
+    outputs = np.asarray(
+        layer(inputs, training=True, step=tf.constant(0, tf.int64), positions=positions)
+    )
     assert len({row.tobytes() for row in outputs}) == 4
     assert len({time.tobytes() for time in outputs[0]}) == 4
 

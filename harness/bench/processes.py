@@ -145,7 +145,7 @@ class Bench:
             dataset = open_dataset(self.settings.data)
             arrays: dict[str, Any] = {}
             for name, split in (("train", dataset.train), ("test", dataset.test)):
-                tokens, offsets = encode_split(split, len(dataset.words) + 4)
+                tokens, offsets = encode_split(split, len(dataset.vocab) + 4)
                 reviews = np.empty(len(split), object)
                 reviews[:] = [r.tolist() for r in np.split(tokens, offsets[1:-1])]
                 arrays |= {f"x_{name}": reviews, f"y_{name}": split.labels.astype(np.int64)}

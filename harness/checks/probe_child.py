@@ -218,23 +218,23 @@ def _openings(
     job: Job, strategy: Any, training: "Reviews"
 ) -> Iterator[tuple[Iterator["Batch"], int]]:
     """The batches of training as a run opens them, for ever, with the steps of each opening."""
-    from harness.data.input_pipeline import batches, num_steps, orders_ahead
+    from harness.data.input_pipeline import batches, num_steps, permutations_ahead
 
     seed, num_reviews, epoch = job.train.seed, len(training.labels), 0
     steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
     while True:
-        orders = orders_ahead(seed, range(epoch, sys.maxsize), num_reviews)
+        permutations = permutations_ahead(seed, range(epoch, sys.maxsize), num_reviews)
         opened = batches(
             strategy,
             training,
-            orders,
+            permutations,
             batch_size=job.train.batch_size,
             maxlen=job.data.maxlen,
             steps_before=epoch * steps_an_epoch,
             timed=True,
         )
-        yield iter(opened), len(orders) * steps_an_epoch
-        epoch += len(orders)
+        yield iter(opened), len(permutations) * steps_an_epoch
+        epoch += len(permutations)
 
 
 def time_steps(

@@ -18,7 +18,7 @@ from harness.cli.options import (
     RunsFolder,
     quoted,
 )
-from harness.errors import InputError, when_interrupted
+from harness.errors import InputError, explain_interruption
 
 if TYPE_CHECKING:
     from harness.job import Job
@@ -124,7 +124,7 @@ def _go(
         console.info(f"run {run.folder}: finished already, nothing to do")
         _print_result(run, run.result(), console)
         return
-    with when_interrupted(f"checkpoint saved; go on by: harness resume {quoted(run.folder)}"):
+    with explain_interruption(f"checkpoint saved; go on by: harness resume {quoted(run.folder)}"):
         result = launch(run, job, devices=devices, data=data, full=full, console=console)
     _print_result(run, result, console)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.options import DataFolder, DeviceList, Full, Overrides, RunsFolder, quoted
-from harness.errors import InputError, when_interrupted
+from harness.errors import InputError, explain_interruption
 
 if TYPE_CHECKING:
     from harness.search_space import SearchSpec
@@ -103,7 +103,7 @@ def tune(
         from harness.tuning.tune import join as join_sweep
 
         sweep = SweepDirectory.open(join)
-        with when_interrupted(f"trials saved; go on by: harness tune --join {quoted(join)}"):
+        with explain_interruption(f"trials saved; go on by: harness tune --join {quoted(join)}"):
             join_sweep(sweep, **common)
     else:
         assert job_file is not None  # noqa: S101 - one of them is given
@@ -123,7 +123,7 @@ def go(sweep: "SweepDirectory", search: "SearchSpec", **options: Any) -> None:
     if result and search.table.trials == sweep.search().table.trials:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
-        with when_interrupted(f"trials saved; go on by: harness resume {quoted(sweep.folder)}"):
+        with explain_interruption(f"trials saved; go on by: harness resume {quoted(sweep.folder)}"):
             result = run_tune(sweep, search, **options)
     failed = f", {result['num_failed']} failed" if result["num_failed"] else ""
     console.info(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from harness.errors import InputError
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system.stderr_filter import without_noise
+from harness.system.stderr_filter import filtered_stderr
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -83,7 +83,7 @@ def import_tensorflow(
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # CUDA puts the fastest GPU first otherwise; so, a GPU's number means the same to the driver.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    with without_noise():
+    with filtered_stderr():
         with quick_imports():
             import tensorflow as tf
 

@@ -58,8 +58,8 @@ class TrainStep:
 
     def __init__(self, job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan) -> None:
         self.job, self.strategy, self.xla = job, strategy, plan.xla
-        self.num_rows = -(-job.train.batch_size // strategy.num_replicas_in_sync)
-        self.rows_a_part = -(-job.train.batch_size // plan.parts)
+        self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
+        self.examples_per_part = -(-job.train.batch_size // plan.parts)
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():
@@ -106,7 +106,7 @@ class TrainStep:
         # which XLA refuses to touch.
         compiled = tf.function(self._gradients, jit_compile=self.xla, autograph=False)
         # Nothing orders the parts, so that they are computed side by side where there are threads.
-        parts = in_parts(batch, self.num_rows, self.rows_a_part)
+        parts = in_parts(batch, self.num_examples, self.examples_per_part)
         found = [compiled(part) for part in parts]
         gradients = [
             tf.add_n(list(each))
@@ -133,7 +133,7 @@ class TrainStep:
         variables = [v.value for v in self.model.trainable_variables]
         with tf.GradientTape() as tape:
             probabilities = self.model(
-                batch.tokens, training=True, step=batch.step, rows=batch.rows
+                batch.tokens, training=True, step=batch.step, positions=batch.positions
             )
             losses = keras.losses.binary_crossentropy(batch.labels[:, None], probabilities)
             weights, count = (

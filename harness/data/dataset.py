@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.locations import is_folder
+from harness.data.locations import is_dataset_folder
 from harness.errors import InputError, RunError
 from harness.files.paths import cache_folder
 
@@ -64,7 +64,7 @@ class Dataset:
 
     train: Split
     test: Split
-    words: Sequence[str]  # the word of rank i + 1 at i
+    vocab: Sequence[str]  # the word of rank i + 1 is `vocab[i]`
     checksum: str  # sha256 of the content
     official: bool  # the content is that of Keras's imdb.npz
     is_sample: bool = False
@@ -120,17 +120,17 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
 
 def checksum_of(dataset: Dataset) -> str:
     """The checksum that a dataset's content has, which should be the one of its record."""
-    return content_checksum(dataset.train, dataset.test, dataset.words)
+    return content_checksum(dataset.train, dataset.test, dataset.vocab)
 
 
-def content_checksum(train: Split, test: Split, words: Sequence[str]) -> str:
+def content_checksum(train: Split, test: Split, vocab: Sequence[str]) -> str:
     """The sha256 of a dataset's reviews, labels and words, whatever they are kept in."""
     digest = hashlib.sha256()
     for split in (train, test):
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    digest.update("\n".join(words).encode())
+    digest.update("\n".join(vocab).encode())
     return digest.hexdigest()
 
 
@@ -152,7 +152,7 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
         if folder.stat().st_uid != os.getuid():
             # Its owner could change it after it was checked: nodes' disks are shared.
             raise InputError(f"{folder}: belongs to another user; give a folder of your own")
-        if is_folder(folder):
+        if is_dataset_folder(folder):
             try:
                 known = open_folder(folder)
                 # By every byte: a node's disk may have flipped one since.
@@ -185,7 +185,7 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
         beside.rename(folder)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if is_folder(folder):
+        if is_dataset_folder(folder):
             return False
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
     return True
@@ -195,7 +195,7 @@ def _fill_folder(dataset: Dataset, folder: Path) -> None:
     for name, split in dataset.splits().items():
         for array, dtype in ARRAYS.items():
             np.save(folder / f"{name}_{array}.npy", getattr(split, array).astype(dtype))
-    (folder / "words.txt").write_bytes(words_to_bytes(dataset.words))
+    (folder / "words.txt").write_bytes(vocab_to_bytes(dataset.vocab))
     record = {
         "format": FORMAT,
         "checksum": dataset.checksum,
@@ -208,12 +208,12 @@ def _fill_folder(dataset: Dataset, folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def words_to_bytes(words: Sequence[str]) -> bytes:
+def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
     """A file of words, UTF-8, a line a word, the commonest first."""
-    return "".join(f"{word}\n" for word in words).encode()
+    return "".join(f"{word}\n" for word in vocab).encode()
 
 
-def words_from_bytes(content: bytes) -> list[str]:
+def vocab_from_bytes(content: bytes) -> list[str]:
     """The words of such a file. `str.splitlines` would break inside of one: rank 5135 is \\x85."""
     return content.decode().split("\n")[:-1]
 
@@ -236,12 +236,12 @@ def open_folder(folder: Path) -> Dataset:
             Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
             for name in SPLITS
         )
-        words = words_from_bytes((folder / "words.txt").read_bytes())
+        vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
         negative, positive = record.get("classes", CLASSES)  # an earlier version has none
         return Dataset(
             train,
             test,
-            words,
+            vocab,
             checksum=record["checksum"],
             official=record["official"],
             is_sample=record["is_sample"],
@@ -255,7 +255,7 @@ def open_folder(folder: Path) -> Dataset:
         ) from None
 
 
-def through_cache(name: str, make: Callable[[], Dataset]) -> Dataset:
+def cached_dataset(name: str, make: Callable[[], Dataset]) -> Dataset:
     """A dataset from its folder in the user's cache, made and put there where it is not, or broken.
 
     A cache that can't be written costs each start what this one took.
@@ -264,7 +264,7 @@ def through_cache(name: str, make: Callable[[], Dataset]) -> Dataset:
         InputError, RunError: as `make` does.
     """
     kept = cache_folder() / name
-    if is_folder(kept):
+    if is_dataset_folder(kept):
         with contextlib.suppress(RunError):
             return open_folder(kept)
     dataset = make()

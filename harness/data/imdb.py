@@ -21,7 +21,7 @@ OFFICIAL_LABELS = "3b063f583079366a61c169bb086d088e464210f8b6ac62279241f38b39603
 
 
 def make_dataset(
-    train: Split, test: Split, words: Sequence[str], folder: Path | None = None
+    train: Split, test: Split, vocab: Sequence[str], folder: Path | None = None
 ) -> Dataset:
     """Splits in the order of the file, arranged and named as `load_data` would have them."""
     official = all(
@@ -31,7 +31,7 @@ def make_dataset(
     train_order, test_order = _load_data_orders(len(train), len(test))
     train, test = train.arranged(train_order), test.arranged(test_order)
     return Dataset(
-        train, test, words, content_checksum(train, test, words), official, folder=folder
+        train, test, vocab, content_checksum(train, test, vocab), official, folder=folder
     )
 
 

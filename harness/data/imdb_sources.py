@@ -18,17 +18,17 @@ from harness.data.dataset import (
     SPLITS,
     Dataset,
     Split,
+    cached_dataset,
     content_checksum,
     make_split,
     open_folder,
     save_folder,
-    through_cache,
 )
 from harness.data.imdb import make_dataset
 from harness.data.locations import (
     NPZ,
     fetched_folder,
-    is_folder,
+    is_dataset_folder,
     keras_folder,
     named_folder,
     unnamed_folders,
@@ -61,7 +61,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         return _open_named(named, "--data" if data else "HARNESS_DATA")
     looked = unnamed_folders()
     for folder in looked:
-        if is_folder(folder):
+        if is_dataset_folder(folder):
             return open_folder(folder)
         if (folder / NPZ).is_file():
             return _convert(folder)
@@ -96,7 +96,7 @@ def fetch(source: Path | None = None) -> Dataset:
     """
     folder = fetched_folder()
     if source is None:
-        if is_folder(folder):
+        if is_dataset_folder(folder):
             return open_folder(folder)
         dataset = _download()
     elif (source / "train" / "pos").is_dir():
@@ -108,7 +108,7 @@ def fetch(source: Path | None = None) -> Dataset:
 
 
 def _open_named(folder: Path, name: str) -> Dataset:
-    if is_folder(folder):
+    if is_dataset_folder(folder):
         return open_folder(folder)
     if (folder / NPZ).is_file():
         return _convert(folder)
@@ -125,7 +125,7 @@ def _convert(folder: Path) -> Dataset:
     for name in (NPZ, INDEX):
         if (folder / name).is_file():
             digest.update(_read(folder / name))
-    dataset = through_cache(f"imdb-{digest.hexdigest()[:16]}", lambda: read_npz(folder))
+    dataset = cached_dataset(f"imdb-{digest.hexdigest()[:16]}", lambda: read_npz(folder))
     return dataclasses.replace(dataset, folder=folder)
 
 
@@ -210,7 +210,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
         InputError: if the folder is not that of the reviews.
     """
     homes = [home for home in (folder, folder.parent, keras_folder()) if (home / INDEX).is_file()]
-    words = _words(homes[0]) if homes else list(open_sample().words)
+    words = _words(homes[0]) if homes else list(open_sample().vocab)
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}
     for name in SPLITS:
@@ -261,7 +261,7 @@ def _download() -> Dataset:
 def make_sample(dataset: Dataset, path: Path = SAMPLE, train: int = 5000, test: int = 2000) -> None:
     """Write the packaged sample: the first reviews of each split, and all words."""
     splits = {"train": dataset.train.take(train), "test": dataset.test.take(test)}
-    checksum = content_checksum(splits["train"], splits["test"], dataset.words)
+    checksum = content_checksum(splits["train"], splits["test"], dataset.vocab)
     arrays: dict[str, Any] = {"checksum": np.frombuffer(bytes.fromhex(checksum), np.uint8)}
     for name, split in splits.items():
         # Bytes of one significance together compress better than whole numbers.
@@ -271,7 +271,7 @@ def make_sample(dataset: Dataset, path: Path = SAMPLE, train: int = 5000, test: 
             f"{name}_lengths": np.diff(split.offsets).astype(np.uint16),
             f"{name}_labels": np.asarray(split.labels, np.uint8),
         }
-    arrays["words"] = np.frombuffer("\n".join(dataset.words).encode(), np.uint8)
+    arrays["words"] = np.frombuffer("\n".join(dataset.vocab).encode(), np.uint8)
     np.savez_compressed(path, **arrays)
 
 

@@ -1,8 +1,9 @@
-"""Encoded reviews to batches of `[rows, maxlen] int32` for every replica, through tf.data.
+"""Encoded reviews to batches of `[examples, maxlen] int32` for every replica, through tf.data.
 
-Nothing here has a state: the batch of a step is a function of (order, step), and the order of an
-epoch a function of (seed, epoch). A run that goes on in the middle of an epoch asks for the steps
-that are left. To open a dataset takes as long as several steps, so it holds many epochs at once.
+Nothing here has a state: the batch of a step is a function of (permutation, step), and the
+permutation of an epoch a function of (seed, epoch). A run that resumes in the middle of an epoch
+requests the remaining steps. Opening a dataset takes as long as several steps, so one dataset
+holds many epochs.
 """
 
 from collections.abc import Iterator
@@ -12,47 +13,47 @@ import numpy as np
 import tensorflow as tf
 
 TIMED_FETCHES = 100  # whose times tf.data keeps
-ROWS_AT_ONCE = 1024  # put together: to start an operation takes as long as to do it for few
-PREFETCHED = 2  # times as many rows
-PLACES_AT_ONCE = 5_000_000  # of reviews in epochs that are opened together, 4 bytes each
+EXAMPLES_AT_ONCE = 1024  # assembled by one operation: starting it costs as much as a few examples
+PREFETCHED = 2  # times as many examples
+MAX_PERMUTED = 5_000_000  # indices of the epochs that one dataset holds, 4 bytes each
 
 
 class Batch(NamedTuple):
-    """One replica's share of a global batch: `rows` is the same number on every replica.
+    """One replica's part of a global batch, the same number of examples on every replica.
 
-    Where a global batch does not fill all rows, the rest stands with weight 0, so that no shape
-    ever changes: a new shape would mean a new trace, and a replica without rows would hang.
+    A global batch that is not full is padded with examples of weight 0, so that no shape ever
+    changes: a new shape would mean a new trace, and a replica without examples would hang.
     """
 
-    tokens: tf.Tensor  # [rows, maxlen] int32, zeros first
-    labels: tf.Tensor  # [rows] float32
-    weights: tf.Tensor  # [rows] float32, 1 for a review, 0 for a filler
-    rows: tf.Tensor  # [rows] int32, places in the global batch
+    tokens: tf.Tensor  # [examples, maxlen] int32, zeros first
+    labels: tf.Tensor  # [examples] float32
+    weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for padding
+    positions: tf.Tensor  # [examples] int32, in the global batch
     count: tf.Tensor  # [] float32, reviews in the global batch, of all replicas
     step: tf.Tensor  # [] int64, the number that the dropout masks are drawn for
 
 
-def in_parts(batch: Batch, num_rows: int, rows_a_part: int) -> list[Batch]:
-    """A batch of so many rows as several, in order; `count` stays the global batch's.
+def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Batch]:
+    """Split a batch of `num_examples` into parts, in order; `count` stays the global batch's.
 
-    Under several workers TensorFlow does not know the number of rows while it traces.
+    The number is an argument: with several workers TensorFlow does not know it during tracing.
     """
-    cuts = range(0, num_rows, rows_a_part)
-    if len(cuts) == 1:
+    starts = range(0, num_examples, examples_per_part)
+    if len(starts) == 1:
         return [batch]
 
-    def part(at: int) -> Batch:
-        rows = slice(at, at + rows_a_part)
+    def part(start: int) -> Batch:
+        examples = slice(start, start + examples_per_part)
         return Batch(
-            tokens=batch.tokens[rows],
-            labels=batch.labels[rows],
-            weights=batch.weights[rows],
-            rows=batch.rows[rows],
+            tokens=batch.tokens[examples],
+            labels=batch.labels[examples],
+            weights=batch.weights[examples],
+            positions=batch.positions[examples],
             count=batch.count,
             step=batch.step,
         )
 
-    return [part(at) for at in cuts]
+    return [part(start) for start in starts]
 
 
 class Reviews(NamedTuple):
@@ -67,30 +68,31 @@ class Reviews(NamedTuple):
         return Reviews(self.tokens, self.offsets[first : last + 1], self.labels[first:last])
 
 
-def epoch_order(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
+def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
     """The order of the training reviews in an epoch, `[num_reviews] int64`."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_reviews)
 
 
-def orders_ahead(seed: int, epochs: range, num_reviews: int) -> np.ndarray:
-    """The orders of the first of these epochs, `[n, num_reviews] int32`, one at least.
+def permutations_ahead(seed: int, epochs: range, num_reviews: int) -> np.ndarray:
+    """The permutations of the first of these epochs, `[n, num_reviews] int32`.
 
-    As many as `PLACES_AT_ONCE` allows.
+    As many as `MAX_PERMUTED` allows, but at least one.
     """
-    num = min(len(epochs), PLACES_AT_ONCE // num_reviews)
+    num = min(len(epochs), MAX_PERMUTED // num_reviews)
     chosen = [epochs.start, *epochs[1:num]]
-    return np.stack([epoch_order(seed, epoch, num_reviews) for epoch in chosen]).astype(np.int32)
+    permutations = [epoch_permutation(seed, epoch, num_reviews) for epoch in chosen]
+    return np.stack(permutations).astype(np.int32)
 
 
 def num_steps(num_reviews: int, batch_size: int) -> int:
-    """How many global batches hold all reviews, the last one perhaps not full."""
+    """How many global batches hold all reviews; the last one need not be full."""
     return -(-num_reviews // batch_size)
 
 
 def batches(
     strategy: tf.distribute.Strategy,
     reviews: Reviews,
-    orders: np.ndarray,
+    permutations: np.ndarray,
     *,
     batch_size: int,
     maxlen: int,
@@ -98,92 +100,92 @@ def batches(
     steps_before: int = 0,
     timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
-    """The batches of some passes from `first_step` on, one `Batch` for each replica and step.
+    """The batches of some epochs from `first_step` on, one `Batch` for each replica and step.
 
     Args:
-        strategy: whose replicas share each global batch, in the order of their numbers.
+        strategy: its replicas share each global batch, in the order of their numbers.
         reviews: the encoded reviews.
-        orders: `[num_passes, num_reviews]`, which review stands where in each pass.
+        permutations: `[num_epochs, num_reviews]`, the review at each position of each epoch.
         batch_size: reviews in a global batch.
         maxlen: tokens kept of each review, its last ones, as `pad_sequences` does.
-        first_step: the step of the first pass to start at.
-        steps_before: the steps of all passes before, so that `Batch.step` counts through.
+        first_step: the step of the first epoch to start at.
+        steps_before: the steps of all epochs before, so that `Batch.step` counts through.
         timed: whether `waited_s` will be asked for.
     """
-    num_passes, num_reviews = orders.shape
-    steps_a_pass = num_steps(num_reviews, batch_size)
+    num_epochs, num_reviews = permutations.shape
+    steps_per_epoch = num_steps(num_reviews, batch_size)
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
-        num_rows = -(-batch_size // num_replicas)
-        # As tensors they are captured once; as arrays they would be written into the graph. On
-        # the CPU, where tf.data works: by default they would lie on a GPU.
+        num_examples = -(-batch_size // num_replicas)  # on each replica
+        # As tensors they are captured once; arrays would be copied into the graph. On the CPU,
+        # where tf.data works: by default they would be placed on a GPU.
         with tf.device("/cpu:0"):
-            # Padded once, not a batch at a time: then a batch is whole rows to copy. The last row
-            # is empty, for the fillers.
+            # Padded once, not a batch at a time: a batch then copies whole rows. The last row is
+            # empty, for the padding examples.
             padded = tf.constant(_padded(reviews, maxlen))
             labels = tf.constant(reviews.labels.astype(np.float32))
-            chosen_in_turn = tf.constant(orders.ravel())
+            permuted = tf.constant(permutations.ravel())
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-        def shares(k: tf.Tensor) -> Batch:  # of some replicas and steps, each field [num, …]
+        def per_replica_batches(k: tf.Tensor) -> Batch:  # of consecutive k, each field [num, …]
             step, local = k[:, None] // num_local, k[:, None] % num_local
-            place_in_pass = step % steps_a_pass * batch_size
-            left = num_reviews - place_in_pass
+            first_in_epoch = step % steps_per_epoch * batch_size
+            left = num_reviews - first_in_epoch
             replica = context.input_pipeline_id * num_local + local
-            rows = replica * num_rows + tf.range(num_rows, dtype=tf.int64)
-            place = place_in_pass + rows
-            real = (rows < batch_size) & (place < num_reviews)
-            turn = step // steps_a_pass * num_reviews + tf.minimum(place, num_reviews - 1)
-            chosen = tf.gather(chosen_in_turn, turn)
+            position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
+            in_epoch = first_in_epoch + position
+            real = (position < batch_size) & (in_epoch < num_reviews)
+            at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
+            chosen = tf.gather(permuted, at)
             return Batch(
                 tokens=tf.gather(padded, tf.where(real, chosen, num_reviews)),
                 labels=tf.gather(labels, chosen),
                 weights=tf.cast(real, tf.float32),
-                rows=tf.cast(tf.minimum(rows, batch_size - 1), tf.int32),
+                positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
                 count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
                 step=(steps_before + step)[:, 0],
             )
 
         options = tf.data.Options()
-        # Off, for the thread that it starts may not notice its end before its next turn, seconds
-        # later; but it is the one that notes the times of fetches.
+        # Off unless needed: its thread may take seconds to notice that the dataset has ended.
+        # But it is what records the times of fetches.
         options.autotune.enabled = timed
-        last_step = num_passes * steps_a_pass
+        last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
-            .batch(-(-ROWS_AT_ONCE // num_rows))
-            # Not in parallel: with deterministic operations TensorFlow undoes that, and says so.
-            .map(shares)
+            .batch(-(-EXAMPLES_AT_ONCE // num_examples))
+            # Not in parallel: with deterministic operations TensorFlow undoes that, and warns.
+            .map(per_replica_batches)
             # Before they are taken apart: one hand-over between threads for all of them.
             .prefetch(PREFETCHED)
             .unbatch()
             .with_options(options)
         )
 
-    # Not `experimental_distribute_dataset`: it would split the rows in its own way, and under
-    # several workers read the whole set once a worker.
+    # Not `experimental_distribute_dataset`: it would split the examples in its own way, and with
+    # several workers each would read the whole set.
     return strategy.distribute_datasets_from_function(dataset)
 
 
 def _padded(reviews: Reviews, maxlen: int) -> np.ndarray:
-    """`[num_reviews + 1, maxlen] int32`: the reviews as `pad_sequences` has them, then an empty."""
+    """`[num_reviews + 1, maxlen] int32`: the reviews as `pad_sequences` gives them, then zeros."""
     rows = np.zeros((len(reviews.labels) + 1, maxlen), np.int32)
     ends = reviews.offsets.tolist()
     for row, first, end in zip(rows, ends, ends[1:], strict=False):
-        if kept := min(end - first, maxlen):
-            row[-kept:] = reviews.tokens[end - kept : end]
+        if length := min(end - first, maxlen):
+            row[-length:] = reviews.tokens[end - length : end]
     return rows
 
 
 def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float | None:
-    """The seconds that the last steps waited for their batches, None where it is not known.
+    """The seconds that the last steps waited for their batches, None where that is not known.
 
-    tf.data notes, for its own tuning, the microseconds from giving a batch to being asked for the
-    next, of the latest ones. What a step takes beyond that it waits. (`tf.timestamp` in the graph
-    would tell as much, but is refused where operations are deterministic.) On a GPU the wait is the
-    host's: as long as the GPU has work queued it loses nothing, so this is the most it can be.
+    For its own tuning, tf.data records the microseconds between delivering a batch and the next
+    request, for the latest batches. The rest of a step's time is waiting. (`tf.timestamp` in the
+    graph would give the same, but is refused where operations are deterministic.) On a GPU it is
+    the host that waits: while the GPU has work queued nothing is lost, so this is an upper limit.
 
     Args:
         iterator: over `batches`, from which the steps took theirs.
@@ -194,9 +196,9 @@ def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float 
     for each in _local_iterators(iterator):
         try:
             latest = tf.data.experimental.get_model_proto(each).gap_times[-num_steps:]
-        except tf.errors.OpError:  # nothing was asked of it yet
+        except tf.errors.OpError:  # nothing was requested yet
             return None
-        if len(latest) < min(num_steps, TIMED_FETCHES):  # its first batch has no time before it
+        if len(latest) < min(num_steps, TIMED_FETCHES):  # the first batch has no gap before it
             return None
         gaps.append(sum(latest) / len(latest) / 1e6)
     # The replica that waits the longest holds up the others.

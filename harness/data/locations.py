@@ -15,7 +15,7 @@ def missing_in() -> list[Path]:
     """
     named = named_folder()
     folders = [named] if named else unnamed_folders()
-    found = any(is_folder(folder) or (folder / NPZ).is_file() for folder in folders)
+    found = any(is_dataset_folder(folder) or (folder / NPZ).is_file() for folder in folders)
     return [] if found else folders
 
 
@@ -41,6 +41,6 @@ def fetched_folder() -> Path:
     return cache_folder() / "imdb"
 
 
-def is_folder(folder: Path) -> bool:
+def is_dataset_folder(folder: Path) -> bool:
     """Whether a folder claims to hold a dataset as flat arrays."""
     return (folder / "dataset.json").is_file()

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, through_cache
+from harness.data.dataset import SPLITS, Dataset, Split, cached_dataset, content_checksum
 from harness.data.text_files import read_texts, source_checksum
 from harness.data.vocabulary import UNRANKED, tokenize
 from harness.errors import InputError
@@ -64,7 +64,7 @@ def open_source(source: Path) -> Dataset:
             raise InputError(f"data.source {source}: changed while it was read; run it again")
         return dataset
 
-    dataset = through_cache(f"texts-{checksum[:32]}-{FORMAT}", make)
+    dataset = cached_dataset(f"texts-{checksum[:32]}-{FORMAT}", make)
     return dataclasses.replace(dataset, folder=source, is_own=True)
 
 
@@ -211,12 +211,12 @@ def describe(dataset: Dataset) -> Iterator[str]:
             f"{name:8}{len(split):,} reviews: {1 - share:.1%} {dataset.classes[0]}, "
             f"{share:.1%} {dataset.classes[1]}"
         )
-    counts = np.bincount(dataset.train.tokens, minlength=len(dataset.words) + 1)
+    counts = np.bincount(dataset.train.tokens, minlength=len(dataset.vocab) + 1)
     shares = np.cumsum(counts) / counts.sum()  # of the words read, by rank
-    known = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.words)]
+    known = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     told = [f"{size:,} knows {shares[size - 4]:.1%} of all read" for size in known]
-    yield f"words   {len(dataset.words):,} different in training; data.vocab_size " + (
-        ", ".join(told) or f"{len(dataset.words) + 4:,} knows all"
+    yield f"words   {len(dataset.vocab):,} different in training; data.vocab_size " + (
+        ", ".join(told) or f"{len(dataset.vocab) + 4:,} knows all"
     )
     lengths = np.diff(dataset.train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]

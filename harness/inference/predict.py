@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import CLASSES, words_from_bytes
+from harness.data.dataset import CLASSES, vocab_from_bytes
 from harness.data.vocabulary import encode_text, tokenize
 from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
@@ -63,7 +63,7 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
         InputError: if the file is gone.
     """
     try:
-        return words_from_bytes(run.path("vocabulary.txt").read_bytes())
+        return vocab_from_bytes(run.path("vocabulary.txt").read_bytes())
     except OSError as error:
         raise InputError(
             f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train it anew"

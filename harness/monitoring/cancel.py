@@ -10,7 +10,7 @@ from harness.errors import RunError
 from harness.monitoring.status import refresh
 from harness.slurm import client
 from harness.slurm.queue import ASK_EVERY_S, Queue
-from harness.system.processes import keeps_run
+from harness.system.processes import is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 
 # Slurm kills what has not ended some time after it was told to, by default after 30 s.
@@ -64,7 +64,7 @@ def _stop_process(status: RunStatus) -> None:
     where = f"run {status.run}: process {process}"
     if status.host != socket.gethostname():
         raise RunError(f"{where} is on {status.host}; there: harness cancel {status.folder}")
-    if not keeps_run(process, status.time_s):
+    if not is_run_alive(process, status.time_s):
         raise RunError(f"{where} is not this run's any more; go on by {status.resume}")
     try:
         os.kill(process, signal.SIGTERM)

@@ -11,7 +11,7 @@ from harness import PROJECT
 from harness.errors import InputError
 from harness.files.lenient_json import read_toml, table, text
 from harness.slurm.queue import Queue, QueuedJob, find_job, training_script
-from harness.system.processes import keeps_run
+from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
 from harness.tracking.records import (
     ALIVE,
@@ -202,7 +202,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         not status.told_job
         and status.is_mine
         and status.host == socket.gethostname()
-        and (status.process is None or not keeps_run(status.process, status.time_s))
+        and (status.process is None or not is_run_alive(status.process, status.time_s))
     ):
         return "dead", f"its process is gone; {status.resume}"
     if is_fresh:

@@ -137,7 +137,7 @@ def _predictions(predictions: Predictions, dataset: Dataset | None) -> dict[str,
 
 def _words(dataset: Dataset, index: int) -> list[str]:
     start, end = dataset.test.offsets[index : index + 2]
-    return [dataset.words[rank - 1] for rank in dataset.test.tokens[start:end].tolist()]
+    return [dataset.vocab[rank - 1] for rank in dataset.test.tokens[start:end].tolist()]
 
 
 UNKNOWN = "unknown"

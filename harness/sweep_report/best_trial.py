@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.data.dataset import save_folder
-from harness.errors import InputError, when_interrupted
+from harness.errors import InputError, explain_interruption
 from harness.files.atomic_file import atomic_write
 from harness.job import Job, TrainConfig
 from harness.job_file import check_job
@@ -176,7 +176,7 @@ def retrain(
         allocation = SlurmEnvironment.from_environment()
         slots = allocate_slots(allocation, workers, at_most=len(tasks))
         again = f"--retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
-        with when_interrupted(f"checkpoints saved; go on by: harness tune {again}"):
+        with explain_interruption(f"checkpoints saved; go on by: harness tune {again}"):
             ProcessPool(tasks, slots, allocation, console).run()
     print_runs([run.folder for run in runs])
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.search_space import Parameter, SearchSpec, Value, settled
+from harness.search_space import Parameter, SearchSpec, Value, rounded
 
 MIN_TRIALS = 3  # fewer say nothing about any key
 NUM_BINS = 3  # of a range
@@ -64,7 +64,7 @@ def value_of(dimension: Parameter, text: str) -> Value | None:
     """A value as `leaderboard.csv` writes it, None where it is empty or none of the key's."""
     if dimension.choices:
         for choice in dimension.choices:
-            if text == str(settled(choice)):
+            if text == str(rounded(choice)):
                 return choice
         return None
     try:

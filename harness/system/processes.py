@@ -42,7 +42,7 @@ def end_with_parent(grace_s: float = 60.0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def keeps_run(process: int, heartbeat_time_s: float) -> bool:
+def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     """Whether the process that wrote a heartbeat at that time still lives.
 
     A number that the system has given to another process since does not count: that one is no

@@ -94,7 +94,7 @@ class ResourceMonitor:
         """What there is to say of GPUs that are idle now."""
         return self._idle.warning if self._idle else None
 
-    def figures(self) -> dict[str, float]:
+    def sample(self) -> dict[str, float]:
         """What is used, by name; empty within READ_S of the last reading.
 
         `cpu_share`: of the processors that may be used, since the last reading. `memory_gb`: in

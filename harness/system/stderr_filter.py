@@ -22,7 +22,7 @@ KNOWN_NOISE = re.compile(
 
 
 @contextlib.contextmanager
-def without_noise() -> Iterator[None]:
+def filtered_stderr() -> Iterator[None]:
     """Hold back what is written to file descriptor 2, and write all but the noise afterwards."""
     sys.stderr.flush()
     kept = os.dup(2)

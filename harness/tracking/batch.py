@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import InputError, when_interrupted
+from harness.errors import InputError, explain_interruption
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
@@ -83,7 +83,7 @@ def train_several(asked: BatchRequest, console: Console) -> list[Path]:
         with tempfile.TemporaryDirectory(prefix="harness-") as folder:
             tasks = [_task(asked, run, job, Path(folder)) for run, job in todo]
             how = f"go on by the same command with --run-id {prefix}"
-            with when_interrupted(f"checkpoints saved; {how}"):
+            with explain_interruption(f"checkpoints saved; {how}"):
                 ProcessPool(tasks, slots, allocation, console).run()
     return [run.folder for run in runs]
 

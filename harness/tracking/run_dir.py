@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import InputError, RunError
 from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
-from harness.job_file import load_job, nearest
+from harness.job_file import load_job, suggest
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -53,7 +53,7 @@ class RunDirectory(LeasedDirectory):
         run = cls(folder)
         if not _is_dir(folder):
             others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
-            near = nearest(str(folder), others[-5:]) or "; harness train makes one"
+            near = suggest(str(folder), others[-5:]) or "; harness train makes one"
             raise InputError(f"run {folder}: no such folder{near}")
         if not run.exists():
             raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")

@@ -132,7 +132,7 @@ def announce(
         )
     for line in job.without_effect():
         console.warning(line)
-    num_words = len(dataset.words) + 4  # and the indices that are no words
+    num_words = len(dataset.vocab) + 4  # and the indices that are no words
     if dataset.is_own and job.data.vocab_size > num_words:
         console.warning(
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold {num_words - 4:,} "

@@ -13,7 +13,7 @@ from keras.layers import Embedding
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import describe_devices
-from harness.data.dataset import Dataset, Split, validation_cut, words_to_bytes
+from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
 from harness.data.input_pipeline import Reviews
 from harness.data.vocabulary import encode_split
 from harness.errors import InputError, Interrupted, RunError
@@ -82,7 +82,7 @@ def train(
         plan = agree(plan, worker_group)
         write_provenance(run, dataset, allocation, devices, devices_asked, asdict(plan))
         run.write_text("job.toml", job.to_toml())  # from here on the run is one that can go on
-        vocabulary = words_to_bytes(known_words(job, dataset))
+        vocabulary = vocab_to_bytes(known_words(job, dataset))
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
         identity = run_identity(job, dataset.checksum)
         trainer = Trainer(
@@ -174,7 +174,7 @@ def _encoded(split: Split, job: Job) -> Reviews:
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
     """The words that the model knows, the commonest first: those with the indices 4 and up."""
-    return dataset.words[: job.data.vocab_size - 4]
+    return dataset.vocab[: job.data.vocab_size - 4]
 
 
 @contextlib.contextmanager
@@ -288,5 +288,5 @@ def log_test(
         return
     matrix = embeddings[0].get_weights()[0]
     words = ["<pad>", "<start>", "<unknown>", "<unused>"]
-    words += dataset.words[: len(matrix) - len(words)]
+    words += dataset.vocab[: len(matrix) - len(words)]
     log.embedding(matrix[: len(words)], words)

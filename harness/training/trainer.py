@@ -22,7 +22,7 @@ from harness.data.input_pipeline import (
     Reviews,
     batches,
     num_steps,
-    orders_ahead,
+    permutations_ahead,
     waited_s,
 )
 from harness.errors import Interrupted, RunError
@@ -32,7 +32,7 @@ from harness.system.console import Console
 from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
-from harness.system.stderr_filter import without_noise
+from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
@@ -177,7 +177,7 @@ class Trainer:
             yield
             return
         # Not where it compiles: should it crash, what it says must not be held back.
-        with without_noise() if is_offered() else contextlib.nullcontext():
+        with filtered_stderr() if is_offered() else contextlib.nullcontext():
             yield
             self._pending[0].numpy()  # the clock counts when the step is done
         self.first_step_s = round(age_s() or 0.0, 3)
@@ -186,13 +186,14 @@ class Trainer:
     def _open(self, training: Reviews) -> None:
         """Open the batches from here on, of as many epochs as are opened together."""
         train, progress = self.job.train, self.progress
-        orders = orders_ahead(train.seed, range(progress.epoch, train.epochs), self.num_reviews)
-        self._open_until = progress.epoch + len(orders)
+        epochs = range(progress.epoch, train.epochs)
+        permutations = permutations_ahead(train.seed, epochs, self.num_reviews)
+        self._open_until = progress.epoch + len(permutations)
         self._iterator: Iterator[Batch] = iter(
             batches(
                 self.strategy,
                 training,
-                orders,
+                permutations,
                 batch_size=train.batch_size,
                 maxlen=self.job.data.maxlen,
                 first_step=progress.step,
@@ -300,7 +301,7 @@ class Trainer:
         self._timed = [*self._timed, (num, took_s)] if self.progress.step > num else []
         while len(self._timed) > 1 and sum(n for n, _ in self._timed) > TIMED_FETCHES:
             self._timed.pop(0)
-        device = self.monitor.figures()
+        device = self.monitor.sample()
         if not device:
             return measured
         self.heartbeat.note(device=device, warning=self.monitor.warning)

@@ -32,7 +32,7 @@ from harness.errors import InputError
 from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
-from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search, settled
+from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search, rounded
 from harness.tracking.run_dir import RunDirectory, check_id
 
 LEADERBOARD, SECRET = "leaderboard.csv", "secret"
@@ -242,7 +242,7 @@ def _trial(sweep: SweepDirectory, search: SearchSpec, told: dict[str, Any]) -> T
         trial=told["trial"],
         status=told["status"],
         score=told["score"],
-        values={key: settled(value) for key, value in told["values"].items()},
+        values={key: rounded(value) for key, value in told["values"].items()},
         epochs=results[0].get("num_epochs") if results else None,
         kept_epoch=sum(r["kept_epoch"] for r in results) / len(results) if results else None,
         training_s=round(sum(n for n in numbers if n), 3) if results else None,

@@ -201,7 +201,7 @@ def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path
 
     _, run = finished
     words = read_vocabulary(RunDirectory(run))
-    assert words == list(open_sample().words[: len(words)])
+    assert words == list(open_sample().vocab[: len(words)])
     assert len(words) == 8000 - 4
     assert "\x85" in words
 

@@ -61,8 +61,8 @@ def test_parts_hold_all_rows_in_order() -> None:
     strategy = tf.distribute.get_strategy()
     batch = next(iter(batches(strategy, reviews(), order, batch_size=20, maxlen=LENGTH)))
     parts = in_parts(batch, 20, 8)
-    assert [len(part.rows) for part in parts] == [8, 8, 4]
-    for field in ("tokens", "labels", "weights", "rows"):
+    assert [len(part.positions) for part in parts] == [8, 8, 4]
+    for field in ("tokens", "labels", "weights", "positions"):
         joined = np.concatenate([getattr(part, field) for part in parts])
         np.testing.assert_array_equal(joined, getattr(batch, field))
     assert {int(part.count) for part in parts} == {20}

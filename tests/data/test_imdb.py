@@ -186,7 +186,7 @@ def test_a_staged_copy_is_whole_or_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a folder" / "imdb"
     assert save_folder(small(), folder)
     copy = open_folder(folder)
-    assert (copy.checksum, list(copy.words)) == (small().checksum, WORDS)
+    assert (copy.checksum, list(copy.vocab)) == (small().checksum, WORDS)
     assert verify(copy) == []
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert not save_folder(small(), folder)
@@ -256,7 +256,7 @@ def test_the_raw_review_folder_gives_the_same_content(tmp_path: Path) -> None:
 def test_raw_text_is_encoded_as_the_training_data() -> None:
     """The notebook's example comes out shifted by 3, with a start, and unknown words as 2."""
     sample = open_sample()
-    ranks = {word: rank for rank, word in enumerate(sample.words, 1)}
+    ranks = {word: rank for rank, word in enumerate(sample.vocab, 1)}
     assert encode_text("An excellent movie!", ranks, 8000) == [1, 35, 321, 20]
     assert encode_text("An\texcellent qwertzu-movie", ranks, 8000) == [1, 35, 321, 2, 20]
     assert encode_text("An excellent movie!", ranks, 40) == [1, 35, 2, 20]
@@ -266,7 +266,7 @@ def test_raw_text_is_encoded_as_the_training_data() -> None:
 def test_the_sample_is_what_its_maker_makes(tmp_path: Path) -> None:
     """5,000 and 2,000 balanced reviews and all words, whose checksum holds; made byte by byte."""
     sample = open_sample()
-    assert (len(sample.train), len(sample.test), len(sample.words)) == (5000, 2000, 88_584)
+    assert (len(sample.train), len(sample.test), len(sample.vocab)) == (5000, 2000, 88_584)
     for split in (sample.train, sample.test):
         assert 0.45 < split.labels.mean() < 0.55
     assert verify(sample) == []
@@ -308,7 +308,7 @@ def test_the_full_data_is_the_official_one() -> None:
     sample = open_sample()
     np.testing.assert_array_equal(sample.train.tokens, dataset.train.take(5000).tokens)
     np.testing.assert_array_equal(sample.test.tokens, dataset.test.take(2000).tokens)
-    assert list(sample.words) == list(dataset.words)
+    assert list(sample.vocab) == list(dataset.vocab)
 
 
 def test_pickles_of_old_and_new_numpy_are_read(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from harness.data.input_pipeline import (
     Batch,
     Reviews,
     batches,
-    epoch_order,
+    epoch_permutation,
     num_steps,
-    orders_ahead,
+    permutations_ahead,
     waited_s,
 )
 
@@ -31,7 +31,7 @@ def make_reviews() -> Reviews:
 
 
 def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) -> list[Batch]:
-    """All batches of a pass, as arrays."""
+    """All batches of one or more epochs, as arrays."""
     strategy = tf.distribute.get_strategy()
     sizes = {"batch_size": 4, "maxlen": 5} | settings
     made = batches(strategy, reviews or make_reviews(), np.atleast_2d(order), **sizes)  # type: ignore[arg-type]
@@ -41,7 +41,7 @@ def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) 
 @pytest.mark.parametrize(("first", "last"), [(0, len(LENGTHS)), (3, 8)])
 @pytest.mark.parametrize("maxlen", [1, 5, 12])
 def test_padding_is_kerass_own(first: int, last: int, maxlen: int) -> None:
-    """Rows are those of keras's pad_sequences: zeros first, the last words kept, int32."""
+    """Examples are padded as by Keras's pad_sequences: zeros first, the last words kept, int32."""
     from keras.utils import pad_sequences
 
     reviews = make_reviews().between(first, last)
@@ -55,7 +55,7 @@ def test_padding_is_kerass_own(first: int, last: int, maxlen: int) -> None:
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:
-    """The last batch is filled up with rows of weight 0, and says how many are real."""
+    """The last batch is padded with examples of weight 0, and says how many are real."""
     made = collect(np.arange(len(LENGTHS)))
     assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
     assert [float(batch.count) for batch in made] == [4, 4, 3]
@@ -64,9 +64,9 @@ def test_every_batch_has_one_shape_and_the_true_count() -> None:
     assert [int(batch.step) for batch in made] == [0, 1, 2]
 
 
-def test_a_pass_can_be_entered_at_any_step() -> None:
+def test_an_epoch_can_be_entered_at_any_step() -> None:
     """The steps from the second on are the same whether or not the first was taken."""
-    order = epoch_order(7, 2, len(LENGTHS))
+    order = epoch_permutation(7, 2, len(LENGTHS))
     whole = collect(order, steps_before=6)
     rest = collect(order, first_step=1, steps_before=6)
     assert len(rest) == len(whole) - 1
@@ -76,17 +76,18 @@ def test_a_pass_can_be_entered_at_any_step() -> None:
     assert [int(batch.step) for batch in rest] == [7, 8]
 
 
-def test_passes_that_are_opened_together_are_those_opened_one_by_one() -> None:
+def test_epochs_that_are_opened_together_are_those_opened_one_by_one() -> None:
     """Each with its own last batch, entered at any step of the first one."""
     num = len(LENGTHS)
-    orders = orders_ahead(7, range(2, 5), num)
-    np.testing.assert_array_equal(orders, [epoch_order(7, epoch, num) for epoch in (2, 3, 4)])
+    permutations = permutations_ahead(7, range(2, 5), num)
+    expected = [epoch_permutation(7, epoch, num) for epoch in (2, 3, 4)]
+    np.testing.assert_array_equal(permutations, expected)
     single = [
         batch
-        for place, order in enumerate(orders)
-        for batch in collect(order, steps_before=6 + 3 * place)
+        for index, order in enumerate(permutations)
+        for batch in collect(order, steps_before=6 + 3 * index)
     ]
-    together = collect(orders, first_step=2, steps_before=6)
+    together = collect(permutations, first_step=2, steps_before=6)
     assert len(together) == len(single) - 2
     for a, b in zip(single[2:], together, strict=True):
         for left, right in zip(a, b, strict=True):
@@ -96,23 +97,23 @@ def test_passes_that_are_opened_together_are_those_opened_one_by_one() -> None:
 def test_epochs_are_opened_together_as_far_as_memory_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One at least, also where none is left."""
-    assert len(orders_ahead(1, range(3, 10), 11)) == 7
-    monkeypatch.setattr(pipeline, "PLACES_AT_ONCE", 25)
-    assert len(orders_ahead(1, range(3, 10), 11)) == 2
-    assert len(orders_ahead(1, range(3, 10), 26)) == 1
-    assert len(orders_ahead(1, range(3, 3), 11)) == 1
+    """At least one, even where none is left."""
+    assert len(permutations_ahead(1, range(3, 10), 11)) == 7
+    monkeypatch.setattr(pipeline, "MAX_PERMUTED", 25)
+    assert len(permutations_ahead(1, range(3, 10), 11)) == 2
+    assert len(permutations_ahead(1, range(3, 10), 26)) == 1
+    assert len(permutations_ahead(1, range(3, 3), 11)) == 1
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     """Each epoch and each seed has an order of its own, and the same one every time."""
-    orders = [epoch_order(seed, epoch, 50) for seed in (1, 2) for epoch in (0, 1)]
-    assert len({order.tobytes() for order in orders}) == 4
-    for order in orders:
+    permutations = [epoch_permutation(seed, epoch, 50) for seed in (1, 2) for epoch in (0, 1)]
+    assert len({order.tobytes() for order in permutations}) == 4
+    for order in permutations:
         assert sorted(order.tolist()) == list(range(50))
-    np.testing.assert_array_equal(orders[0], epoch_order(1, 0, 50))
+    np.testing.assert_array_equal(permutations[0], epoch_permutation(1, 0, 50))
     # Another NumPy must not change the data of a run that goes on.
-    assert epoch_order(1, 0, 8).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
+    assert epoch_permutation(1, 0, 8).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
 
 
 def test_steps_are_rounded_up() -> None:

@@ -37,7 +37,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def texts_of(dataset: Dataset, split: Split) -> list[tuple[str, ...]]:
     """The words of each review, the unranked ones as None."""
-    words = [*dataset.words]
+    words = [*dataset.vocab]
     told = []
     for first, last in zip(split.offsets[:-1], split.offsets[1:], strict=True):
         ranks = split.tokens[first:last].tolist()
@@ -93,10 +93,10 @@ def test_words_are_ranked_by_the_training_split_alone(tmp_path: Path) -> None:
     dataset = open_source(write_csv(tmp_path / "a.csv", rows, ("text", "label", "split")))
     told = {split: [tokenize(row[0]) for row in rows if row[2] == split] for split in SPLITS}
     counts = Counter(word for review in told["train"] for word in review)
-    assert list(dataset.words) == sorted(counts, key=lambda word: (-counts[word], word))
-    assert "zebra" not in dataset.words
+    assert list(dataset.vocab) == sorted(counts, key=lambda word: (-counts[word], word))
+    assert "zebra" not in dataset.vocab
     # A test review is encoded as `harness predict` encodes its text, however large the vocabulary.
-    ranks = {word: rank for rank, word in enumerate(dataset.words, 1)}
+    ranks = {word: rank for rank, word in enumerate(dataset.vocab, 1)}
     for vocab_size in (10, 80_000):
         tokens, offsets = encode_split(dataset.test, vocab_size)
         found = [tokens[a:b].tolist() for a, b in pairwise(offsets)]

@@ -112,12 +112,12 @@ def test_figures_are_of_the_time_since_the_last_reading() -> None:
     """Half a processor's time of two is a quarter; another question within READ_S costs nothing."""
     clock, nvml = Clock(), FakeNvml(gpu0=83)
     with gauge_over(nvml, clock=clock) as (monitor, said):
-        assert "cpu_share" not in monitor.figures()  # no time has passed
+        assert "cpu_share" not in monitor.sample()  # no time has passed
         clock.now_s += READ_S / 2
         calls = nvml.calls
-        assert (monitor.figures(), nvml.calls) == ({}, calls)
+        assert (monitor.sample(), nvml.calls) == ({}, calls)
         clock.now_s += READ_S
-        figures = monitor.figures()
+        figures = monitor.sample()
         assert figures.pop("memory_gb") == pytest.approx(resident_memory_gb(), abs=0.05)
         assert figures == {"cpu_share": 0.25, "gpu0_share": 0.83, "gpu0_memory_gb": 2.5}
         assert said == []
@@ -136,7 +136,7 @@ def test_gpus_are_those_that_the_process_sees(
 ) -> None:
     """In the order of CUDA_VISIBLE_DEVICES, numbered as TensorFlow does, and no more than used."""
     with gauge_over(FakeNvml(gpu0=10, gpu1=20, GPU_a=30), num, seen=seen) as (monitor, _):
-        figures = monitor.figures()
+        figures = monitor.sample()
     assert {name: share for name, share in figures.items() if name.endswith("_share")} == shares
 
 
@@ -151,7 +151,7 @@ def test_gpus_are_those_that_the_process_sees(
 def test_without_nvml_the_rest_is_read(nvml: FakeNvml | None, told: str) -> None:
     """One line says what is not measured; without a GPU there is nothing to say."""
     with gauge_over(nvml) as (monitor, said):
-        assert monitor.figures().keys() == {"memory_gb"}
+        assert monitor.sample().keys() == {"memory_gb"}
     (line,) = said
     assert told in line
     with gauge_over(nvml, num_gpus=0) as (_, said):
@@ -162,7 +162,7 @@ def test_a_part_of_a_gpu_has_no_use_and_is_never_idle() -> None:
     """NVML does not tell the use of a MIG instance: its memory is read, and nothing is guessed."""
     clock = Clock()
     with gauge_over(FakeNvml(MIG_1=None), seen="MIG-1", clock=clock) as (monitor, said):
-        assert monitor.figures().keys() == {"memory_gb", "gpu0_memory_gb"}
+        assert monitor.sample().keys() == {"memory_gb", "gpu0_memory_gb"}
         for _ in range(100):
             clock.now_s += MINUTE / 2
             monitor.look()

@@ -32,7 +32,7 @@ def compare(
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Compare finished runs: test scores by job over seeds, and what the differences show."""
-    from harness.report.collect import find_runs, group_runs
+    from harness.report.collect import group_runs, scored_runs
     from harness.report.summary import left_out_lines, make_parts, print_parts, to_markdown
 
     if out:
@@ -44,7 +44,7 @@ def compare(
 
         open_dataset(data)  # a typo is refused, also where nothing is read from there in the end
     say = partial(typer.echo, err=True)
-    scored, left_out = find_runs(named or [runs])
+    scored, left_out = scored_runs(named or [runs])
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):

@@ -17,10 +17,10 @@ from harness.tracking.records import (
     ALIVE,
     RunStatus,
     describe_trials,
+    find_runs,
     last_words,
     observe,
     read_submissions,
-    run_folders,
 )
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
@@ -38,11 +38,9 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     now = time.time()
     submissions = {os.path.realpath(each.folder): each for each in read_submissions(runs)}
     found: dict[str, RunStatus] = {}
-    for top in (runs, *folders):
-        for folder in run_folders(top):
-            key = os.path.realpath(folder)
-            if key not in found:
-                found[key] = observe(folder, _name(folder, runs), submissions.get(key), now)
+    for folder in find_runs((runs, *folders)):
+        key = os.path.realpath(folder)
+        found[key] = observe(folder, _name(folder, runs), submissions.get(key), now)
     for key, submission in submissions.items():
         if key not in found:
             name = _name(Path(key), Path(os.path.realpath(runs)))
@@ -59,7 +57,7 @@ def trials_of(sweep: RunStatus) -> list[RunStatus]:
     """The runs of a sweep's trials: those that go on first, then the newest."""
     now = time.time()
     found = []
-    for folder in run_folders(sweep.folder / "trials"):
+    for folder in find_runs([sweep.folder / "trials"]):
         status = observe(folder, f"{sweep.run}/trials/{folder.name}", None, now)
         infer_state(status, None, asked_s_ago=0.0)
         found.append(status)

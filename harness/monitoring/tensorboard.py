@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import webbrowser
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,12 +31,13 @@ from harness.monitoring.tensorboard_server import (
     listen_on_socket,
     start_tensorboard,
 )
+from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.signals import STOPPING
+from harness.tracking.records import find_runs
 from harness.tracking.run_dir import RunDirectory
 
 POLL_S = 0.2
-DEPTH = 4  # of a run below the folder asked for; runs/<job>/<sweep>/trials/<trial> is 4
 LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 
 
@@ -57,7 +58,7 @@ class Shown:
 
     def refresh(self) -> None:
         """Find the runs again, and link those that have begun to log."""
-        self.found = find_runs(self.roots)
+        self.found = _runs_below(self.roots)
         self.finished = bool(self.found) and all(RunDirectory(run).finished() for run in self.found)
         for run in self.found:
             events = run / "tensorboard"
@@ -83,19 +84,10 @@ class Shown:
         return link
 
 
-def find_runs(roots: Iterable[Path]) -> list[Path]:
-    """The runs among and below some folders, resolved, each once."""
-    return list(dict.fromkeys(run for root in roots for run in _below(root.resolve())))
-
-
-def _below(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
-        here = Path(folder)
-        if "job.toml" in files:
-            yield here
-        deep = len(here.relative_to(root).parts) >= DEPTH
-        inner = {"checkpoints", "tensorboard"}
-        names[:] = [] if deep else sorted(n for n in names if n not in inner and n[0] != ".")
+def _runs_below(roots: Iterable[Path]) -> list[Path]:
+    """The runs at or below some folders, those of sweeps among them, resolved."""
+    found = find_runs((root.resolve() for root in roots), in_sweeps=("trials", "winner"))
+    return [folder for folder in found if not is_sweep(folder)]
 
 
 def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
@@ -109,8 +101,8 @@ def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
             name = "RUN" if paths else "--runs"
             raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
     for path in paths:
-        if not find_runs([path]):
-            raise InputError(f"RUN {path}: holds no run, for a run's folder holds job.toml")
+        if not _runs_below([path]):
+            raise InputError(f"RUN {path}: holds no run; give runs, or a folder of runs")
     return paths or [runs]
 
 

@@ -75,7 +75,7 @@ def baselines(group: DatasetGroup, data: Path | None, say: Callable[[str], None]
         if dataset is None:
             say(
                 f"no tf-idf for {group.title}: these data are not to be found here; name their "
-                "folder by --data, or leave it out by --no-yardstick"
+                "folder by --data, or leave it out by --no-baseline"
             )
             return []
         for length, known in kept.items():

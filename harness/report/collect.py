@@ -12,7 +12,7 @@ from typing import Any
 from harness.errors import InputError
 from harness.files.lenient_json import number, read_toml, table, text, whole
 from harness.search_space import is_sweep, short_names
-from harness.tracking.records import run_folders
+from harness.tracking.records import find_runs
 from harness.tracking.run_dir import RunDirectory
 
 # Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
@@ -139,34 +139,22 @@ def students_t(level: float, freedom: int) -> float:
 # Finding runs
 
 
-def find_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
+def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
     """The scored runs at or below the folders and patterns given, and what is left out.
+
+    Of a sweep these are the runs of its winner: its trials are not to be compared.
 
     Raises:
         InputError: for a folder that is not there, or where no run is found at all.
     """
-    runs: list[ScoredRun] = []
     left_out: list[LeftOut] = []
-    seen: set[Path] = set()
-    for top in expand(named, left_out):
-        # In the order of their names, which begin with the time.
-        for folder in sorted(_with_winners(run_folders(top))):
-            if (real := folder.resolve()) in seen:
-                continue
-            seen.add(real)
-            found = read_run(folder)
-            runs.append(found) if isinstance(found, ScoredRun) else left_out.append(found)
-    if not seen:
+    found = [
+        read_run(folder) for folder in find_runs(expand(named, left_out), in_sweeps=("winner",))
+    ]
+    if not found:
         raise InputError(f"{', '.join(map(str, named))}: holds no run; harness train makes one")
-    return runs, left_out
-
-
-def _with_winners(folders: Iterable[Path]) -> Iterator[Path]:
-    """The folders, and in a sweep's the runs of its winner: its trials are not to be compared."""
-    for folder in folders:
-        yield folder
-        if is_sweep(folder):
-            yield from run_folders(folder / "winner")
+    left_out += [each for each in found if isinstance(each, LeftOut)]
+    return [each for each in found if isinstance(each, ScoredRun)], left_out
 
 
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:

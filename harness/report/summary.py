@@ -17,8 +17,8 @@ from harness.report.collect import (
     JobResult,
     LeftOut,
     ScoredRun,
-    find_runs,
     group_runs,
+    scored_runs,
 )
 from harness.report.significance import Difference, differences, explanations
 from harness.report.text_tables import (
@@ -169,7 +169,7 @@ def print_parts(parts: Sequence[Part]) -> None:
 
 def print_runs(folders: Sequence[Path]) -> None:
     """Print the comparison of runs that have just been made, without a yardstick."""
-    scored, _ = find_runs(folders)
+    scored, _ = scored_runs(folders)
     print_parts(make_parts(group_runs(scored)[0]))
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,22 +108,36 @@ class RunStatus:
         return {**told, "folder": str(self.folder.absolute()), "reason": waits}
 
 
-def run_folders(top: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
-    """The folders of runs and sweeps at or below a folder; what is inside of one is not looked at.
+def find_runs(tops: Iterable[Path], in_sweeps: Sequence[str] = ()) -> Iterator[Path]:
+    """The folders of runs and sweeps at or below some folders, each once, in order of their paths.
 
-    A run's folder holds the lease from the first moment on, and its job a little later.
+    Args:
+        tops: where to look.
+        in_sweeps: the parts of a sweep whose runs are found too: `trials`, `winner`.
     """
+    seen = set()
+    for top in tops:
+        for folder in sorted(_run_folders(top, in_sweeps, MAX_DEPTH)):
+            if (real := folder.resolve()) not in seen:
+                seen.add(real)
+                yield folder
+
+
+def _run_folders(top: Path, in_sweeps: Sequence[str], depth: int) -> Iterator[Path]:
+    """A run's folder holds the lease from the first moment on, and its job a little later."""
     try:
         with os.scandir(top) as entries:
             names = {entry.name: entry.is_dir() for entry in entries}
-    except OSError:  # it is gone meanwhile, or may not be read
+    except OSError:  # it was removed meanwhile, or may not be read
         return
     if not names.keys().isdisjoint(("job.toml", "lease.json", "state.json")):  # or a sweep's
         yield top
+        for name in in_sweeps if is_sweep(top) else ():
+            yield from _run_folders(top / name, in_sweeps, MAX_DEPTH)
     elif depth:
         for name, is_folder in names.items():
             if is_folder and not name.startswith("."):
-                yield from run_folders(top / name, depth - 1)
+                yield from _run_folders(top / name, in_sweeps, depth - 1)
 
 
 def read_submissions(runs: Path) -> Iterator[Submission]:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.data.dataset import make_split
 from harness.report.baseline import baselines, count_words, fit
-from harness.report.collect import DatasetGroup, find_runs, group_runs
+from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from tests.report.made_up_runs import small_data, write_scored_run
 
 pytestmark = pytest.mark.usefixtures("no_other_data")
@@ -27,7 +27,7 @@ def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def group(tmp_path: Path) -> DatasetGroup:
     dataset = small_data(tmp_path / "data")
     write_scored_run(tmp_path / "runs" / "a", dataset, [True] * 60)
-    return group_runs(find_runs([tmp_path / "runs"])[0])[0][0]
+    return group_runs(scored_runs([tmp_path / "runs"])[0])[0][0]
 
 
 def test_words_are_counted_where_the_networks_read() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.report.collect import LeftOut, find_runs, group_runs
+from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, row_cells
 from tests.conftest import Harness
 from tests.report.made_up_runs import write_run
@@ -21,7 +21,7 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     """Five seeds give the textbook's mean, deviation and 95 % interval."""
     for seed, accuracy in enumerate((0.86, 0.87, 0.88, 0.89, 0.90), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy, training_s=10.0 * seed)
-    runs, left_out = find_runs([tmp_path, tmp_path / "1"])  # no run counts twice
+    runs, left_out = scored_runs([tmp_path, tmp_path / "1"])  # no run counts twice
     assert left_out == []
     ((group,), repeated) = group_runs(runs)
     (row,) = group.rows
@@ -39,7 +39,7 @@ def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:
     """An interval of width 0 would promise what two equal runs can't."""
     for seed in (1, 2):
         write_run(tmp_path / str(seed), seed=seed)
-    (row,) = group_runs(find_runs([tmp_path])[0])[0][0].rows
+    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].rows
     assert (row.deviation, row.interval) == (0.0, None)
 
 
@@ -47,7 +47,7 @@ def test_an_interval_ends_where_accuracies_end(tmp_path: Path) -> None:
     """Two seeds far apart give an interval within 0 to 100 %."""
     for seed, accuracy in enumerate((0.6, 0.9), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
-    (row,) = group_runs(find_runs([tmp_path])[0])[0][0].rows
+    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].rows
     assert row.interval == (0.0, 100.0)
 
 
@@ -59,7 +59,7 @@ def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: P
     write_run(tmp_path / "d", EPOCHS.format(3, 4), seed=3)
     write_run(tmp_path / "e", "[train]\nseed = 4\n", seed=4)
     write_run(tmp_path / "f", EPOCHS.format(1, 3), limit=500)
-    groups, _ = group_runs(find_runs([tmp_path])[0])
+    groups, _ = group_runs(scored_runs([tmp_path])[0])
     assert [(each.checksum, each.limit) for each in groups] == [("a", 0), ("a", 500), ("b", 0)]
     names = {row.name: list(row.by_seed) for row in groups[0].rows}
     assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=unset": [4]}
@@ -75,7 +75,7 @@ def test_the_books_figure_stands_beside_the_whole_of_imdb_alone(
     """Part of the data, other data and the sample have no figure of the book's."""
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", dataset_checksum="b", **changed)
-    parts = make_parts(group_runs(find_runs([tmp_path])[0])[0])
+    parts = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
     assert [part.lines[0]["book %"] for part in parts if part.group.checksum == "a"] == ["87.05"]
     assert [part.lines[0]["book %"] for part in parts if part.group.checksum == "b"] == [""]
 
@@ -95,7 +95,7 @@ def test_what_stands_in_no_table_is_named_with_its_reason(tmp_path: Path) -> Non
     (tmp_path / "broken" / "result.json").write_text('{"accuracy": "high"}')
     write_run(tmp_path / "over", accuracy=7)
     write_run(tmp_path / "untested", "[data]\ntest = false", accuracy=None)
-    runs, left_out = find_runs([tmp_path, tmp_path / "none*"])
+    runs, left_out = scored_runs([tmp_path, tmp_path / "none*"])
     assert [run.folder.name for run in runs] == ["good"]
     assert {each.folder.name: (each.kind, each.why) for each in left_out} == {
         "failed": ("failed", "lines, the [31mlast"),
@@ -116,7 +116,7 @@ def test_of_a_search_its_winner_alone_is_compared(tmp_path: Path) -> None:
     for name in ("search.toml", "lease.json"):
         (sweep / name).write_text("")
     write_run(sweep / "winner" / "tune_best" / "seed1", "[train]\nseed = 1\n")
-    runs, left_out = find_runs([tmp_path])
+    runs, left_out = scored_runs([tmp_path])
     assert [run.folder.name for run in runs] == ["seed1"]
     assert left_out == [LeftOut(sweep, "search", "its 2 trials leave the test set unread")]
 
@@ -125,7 +125,7 @@ def test_a_seed_counts_once_and_the_first_run_counts(tmp_path: Path) -> None:
     """A repeated seed makes no interval narrower, and a better repetition no mean higher."""
     for name, seed, accuracy in (("a", 1, 0.85), ("b", 1, 0.95), ("c", 2, 0.87)):
         write_run(tmp_path / name, f"[train]\nseed = {seed}", seed=seed, accuracy=accuracy)
-    ((group,), (repeated,)) = group_runs(find_runs([tmp_path])[0])
+    ((group,), (repeated,)) = group_runs(scored_runs([tmp_path])[0])
     assert group.rows[0].by_seed == {1: 85.0, 2: 87.0}
     assert repeated.folder == tmp_path / "b"
     assert repeated.why.endswith("/a with 85.00 %, here 95.00 %")
@@ -135,13 +135,13 @@ def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
     """A pattern finds its runs; a name of nothing, and a folder without runs, get one line each."""
     for name in ("slurm-1_1", "slurm-1_2", "slurm-2_1"):
         write_run(tmp_path / "lstm" / name, seed=int(name[-1]))
-    runs, _ = find_runs([tmp_path / "*" / "slurm-1_*"])
+    runs, _ = scored_runs([tmp_path / "*" / "slurm-1_*"])
     assert [run.folder.name for run in runs] == ["slurm-1_1", "slurm-1_2"]
     with pytest.raises(InputError, match="is no folder"):
-        find_runs([tmp_path / "nope"])
+        scored_runs([tmp_path / "nope"])
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="holds no run"):
-        find_runs([tmp_path / "bare"])
+        scored_runs([tmp_path / "bare"])
 
 
 def test_fifty_runs_are_compared_without_a_heavy_import(tmp_path: Path) -> None:
@@ -149,11 +149,11 @@ def test_fifty_runs_are_compared_without_a_heavy_import(tmp_path: Path) -> None:
     for seed in range(50):
         write_run(tmp_path / "lstm" / str(seed), seed=seed)
     script = (
-        "import sys; from harness.cli import main; code = main();"
+        "import sys; from harness.cli.main import main; code = main();"
         "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib', 'scipy.stats'} & {*sys.modules};"
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
-    command = [sys.executable, "-c", script, "compare", str(tmp_path), "--no-yardstick"]
+    command = [sys.executable, "-c", script, "compare", str(tmp_path), "--no-baseline"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "   50   87.00" in done.stdout

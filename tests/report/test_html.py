@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.report.collect import JobResult, LeftOut, find_runs, group_runs
+from harness.report.collect import JobResult, LeftOut, group_runs, scored_runs
 from harness.report.export import FILES, check_folder, write_comparison
 from harness.report.plots import COLOURS, pictures_of, styles_of
 from harness.report.predictions import (
@@ -108,7 +108,7 @@ def make_runs(folder: Path) -> Path:
 
 
 def parts_of(runs: Path) -> list[Part]:
-    return make_parts(group_runs(find_runs([runs])[0])[0])
+    return make_parts(group_runs(scored_runs([runs])[0])[0])
 
 
 def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> tuple[str, list[str]]:

@@ -1,43 +1,35 @@
-"""The processes that a supervisor keeps: how each is started, ended, and watched."""
+"""Processes that run at the same time, as children or as job steps: started, signalled, ended."""
 
 import contextlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import client
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, needs_steps, srun_args
-from harness.system.console import Console
+from harness.system.console import Console, strip_prefix
 from harness.system.signals import StopRequest
 
 POLL_S = 0.2
-SAVE_S = 60.0  # that processes have to save
-AGAIN = 76  # the exit code of a worker that wants to be started anew
+SAVE_S = 60.0  # for processes to save after a signal
 
 
-@dataclass
+@dataclass(eq=False)
 class ManagedProcess:
-    """A process of the crew."""
+    """A process by its name: may be started again after its end, with the same log."""
 
-    name: str
-    slot: Slot | None  # None for the chief
+    name: str  # unique in its pool
+    slot: Slot | None  # None for a process that is always a child, never a job step
     log: Path
     popen: "subprocess.Popen[bytes] | None" = None
-    started_s: float = 0.0
-    num_starts: int = 0
-    num_failures: int = 0  # by itself, one after another
-    noted_start: int = 0  # whose failure was counted
-    not_before_s: float = 0.0  # to start it again
-    seen: object = None  # the last sign of progress
-    seen_s: float = 0.0
-    retired: bool = False  # there was nothing more to do for it
-    in_step: bool = False
 
     @property
     def alive(self) -> bool:
@@ -46,64 +38,95 @@ class ManagedProcess:
 
     @property
     def code(self) -> int | None:
-        """How it ended, None while it runs."""
+        """Its exit code, below 0 if a signal ended it, None before that."""
         return self.popen.poll() if self.popen else None
 
     def start(self, args: Sequence[str]) -> None:
-        """Start it, its output at the end of its log; it ends when this process does."""
+        """Start it, with its output appended to its log; it ends when this process does."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
                 args,
-                # A pipe that nobody writes to: its end is this process's end.
-                stdin=subprocess.PIPE,
+                stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is this process's to pass on
+                start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
             )
-        self.started_s = self.seen_s = time.monotonic()
-        self.num_starts += 1
-        self.retired = False
 
-    def tell(self, number: signal.Signals) -> None:
-        """Send it a signal; srun passes it on."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal, which srun passes on; SIGKILL ends only srun, see `ProcessPool.kill`.
+
+        A process that has ended is left alone.
+        """
         if self.popen:
             with contextlib.suppress(ProcessLookupError):
                 self.popen.send_signal(number)
 
-    def kill(self) -> None:
-        """End it at once, wherever it is."""
-        if self.in_step:
-            _kill_step(self.name)
-        self.tell(signal.SIGKILL)
-
     def last_line(self) -> str:
-        """The last line of its log that says something."""
+        """The last line of its log that is not blank, else its exit code in words."""
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
-            said = [line for line in lines if line.strip()]
-            if said:
-                return said[-1].removeprefix("harness: ").strip()
+            if filled := [line for line in lines if line.strip()]:
+                return strip_prefix(filled[-1])
         return f"it ended with exit code {self.code}"
 
 
-def ask_to_save(processes: Iterable[ManagedProcess], number: signal.Signals) -> None:
-    """Have those that are alive save and end, and give them the time for it."""
-    at_work = [process for process in processes if process.alive]
-    for process in at_work:
-        process.tell(number)
-    wait_for(lambda: not any(process.alive for process in at_work), SAVE_S)
+class ProcessPool:
+    """Processes of which none is left at the end of the `with` block."""
 
+    def __init__(self, allocation: SlurmEnvironment | None) -> None:
+        self.processes: list[ManagedProcess] = []
+        self._allocation = allocation
+        self._in_steps = needs_steps(allocation)
 
-def end_all(processes: Iterable[ManagedProcess]) -> None:
-    """End those that are alive at once; no process is left then."""
-    processes = list(processes)
-    for process in processes:
-        if process.alive:
-            process.kill()
-    for process in processes:
-        if process.popen:
-            process.popen.wait()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill(self.processes)
+        for process in self.processes:
+            if process.popen:
+                process.popen.wait()
+
+    def start(self, process: ManagedProcess, args: Sequence[str]) -> None:
+        """Start a process, again if it has ended; in a job step of its slot's node under Slurm."""
+        if process not in self.processes:
+            self.processes.append(process)
+        if self._in_steps and process.slot:
+            args = [*srun_args(process.slot, process.name), *args]
+        process.start(args)
+
+    def ask_to_save(self, processes: Sequence[ManagedProcess], number: signal.Signals) -> None:
+        """Send processes a signal to save and end, and wait up to `SAVE_S` for that."""
+        for process in processes:
+            if process.alive:
+                process.send_signal(number)
+        wait_for(lambda: not any(process.alive for process in processes), SAVE_S)
+
+    def kill(self, processes: Sequence[ManagedProcess]) -> None:
+        """End processes at once, on whatever node they are."""
+        alive = [process for process in processes if process.alive]
+        if self._in_steps:
+            self._kill_steps({process.name for process in alive if process.slot})
+        for process in alive:
+            process.send_signal(signal.SIGKILL)
+
+    def _kill_steps(self, names: set[str]) -> None:
+        if not names or not self._allocation:
+            return
+        with contextlib.suppress(InputError, RunError):
+            listed = client.ask(
+                *("squeue", "--steps", f"--jobs={self._allocation.job_id}"),
+                *("--noheader", "--format=%i %j"),
+            )
+            pairs = [line.strip().partition(" ") for line in listed.splitlines()]
+            if steps := [step for step, _, name in pairs if name in names]:
+                client.ask("scancel", "--signal=KILL", *steps)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
@@ -113,25 +136,16 @@ def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def _kill_step(name: str) -> None:
-    allocation = SlurmEnvironment.from_environment()
-    job = allocation.job_id if allocation else ""
-    with contextlib.suppress(InputError, RunError):
-        for line in client.ask(
-            "squeue", "--steps", f"--jobs={job}", "--noheader", "--format=%i %j"
-        ).splitlines():
-            step, _, step_name = line.strip().partition(" ")
-            if step_name == name:
-                client.ask("scancel", "--signal=KILL", step)
+# Independent tasks
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run that is to be made."""
+    """A command to be run once."""
 
     name: str  # unique, such as lstm-seed1
-    args: Sequence[str]  # the command
-    log: Path  # what it prints
+    args: Sequence[str]
+    log: Path  # of its output
 
 
 def child_args(*args: str) -> list[str]:
@@ -139,69 +153,64 @@ def child_args(*args: str) -> list[str]:
     return [sys.executable, "-m", "harness", "--exit-with-parent", *args]
 
 
-class ProcessPool:
-    """Runs tasks, as many at a time as there are slots; no process is left when it ends."""
+def run_tasks(
+    tasks: Sequence[Task],
+    slots: Sequence[Slot],
+    *,
+    allocation: SlurmEnvironment | None,
+    console: Console,
+) -> None:
+    """Run tasks, as many at a time as there are slots. One that fails stops no other.
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        slots: Sequence[Slot],
-        allocation: SlurmEnvironment | None,
-        console: Console,
-    ) -> None:
-        self.waiting, self.free = list(tasks), list(slots)
-        self.num_tasks, self.num_done = len(tasks), 0
-        self.steps = needs_steps(allocation)
-        self.console, self.stop = console, StopRequest()
-        self.at_work: dict[str, ManagedProcess] = {}
-        self.failures: list[str] = []
-
-    def run(self) -> None:
-        """Run all; one that fails stops no other.
-
-        Raises:
-            InputError: a run's input was refused, which ends the others too.
-            Interrupted: a signal came; those at work have saved and can go on.
-            RunError: some failed: which, and why.
-        """
-        self.stop.listen()
+    Raises:
+        InputError: a task's input was refused, which ends the others too.
+        Interrupted: a signal came; the tasks that ran have saved and can go on.
+        RunError: some tasks failed: which, and why.
+    """
+    waiting, free, num_done = list(tasks), list(slots), 0
+    failures: list[str] = []
+    stop = StopRequest()
+    stop.listen()
+    with ProcessPool(allocation) as pool:
         try:
-            while self.waiting or self.at_work:
-                self.stop.check()
-                while self.waiting and self.free:
-                    self._start(self.waiting.pop(0), self.free.pop(0))
-                for name in [name for name, each in self.at_work.items() if not each.alive]:
-                    process = self.at_work.pop(name)
-                    self._note_end(process)
-                    assert process.slot  # noqa: S101 - it was given one
-                    self.free.append(process.slot)
+            while waiting or pool.processes:
+                stop.check()
+                while waiting and free:
+                    task, slot = waiting.pop(0), free.pop(0)
+                    variables = {**slot.variables(), "HARNESS_LOG": str(task.log.absolute())}
+                    settings = [f"{name}={value}" for name, value in variables.items()]
+                    process = ManagedProcess(task.name, slot, task.log)
+                    pool.start(process, ["env", *settings, *task.args])
+                    console.info(f"{task.name}: starts, log {task.log}")
+                for process in [each for each in pool.processes if not each.alive]:
+                    pool.processes.remove(process)
+                    free += [process.slot] if process.slot else []
+                    if failure := _failure(process):
+                        failures.append(failure)
+                        console.warning(failure)
+                    else:
+                        num_done += 1
+                        console.info(f"{process.name}: done, {num_done} of {len(tasks)}")
                 time.sleep(POLL_S)
         finally:
-            ask_to_save(self.at_work.values(), self.stop.signal or signal.SIGTERM)
-            end_all(self.at_work.values())
-        if self.failures:
-            raise RunError(f"{len(self.failures)} of {self.num_tasks}: {'; '.join(self.failures)}")
+            pool.ask_to_save(pool.processes, stop.signal or signal.SIGTERM)
+    if failures:
+        raise RunError(f"{len(failures)} of {len(tasks)}: {'; '.join(failures)}")
 
-    def _start(self, task: Task, slot: Slot) -> None:
-        process = ManagedProcess(task.name, slot, task.log, in_step=self.steps)
-        variables = {**slot.variables(), "HARNESS_LOG": str(task.log.absolute())}
-        args = ["env", *(f"{name}={value}" for name, value in variables.items())]
-        args += task.args
-        process.start([*srun_args(slot, task.name), *args] if self.steps else args)
-        self.at_work[task.name] = process
-        self.console.info(f"{task.name}: begins, log {task.log}")
 
-    def _note_end(self, process: ManagedProcess) -> None:
-        code = process.code
-        if code == 0:
-            self.num_done += 1
-            self.console.info(f"{process.name}: done, {self.num_done} of {self.num_tasks}")
-        elif code == InputError.exit_code:
-            raise InputError(f"{process.name}: {process.last_line()}")
-        elif code == Interrupted.exit_code:
-            raise Interrupted(f"a signal to {process.name}")
-        else:
-            by_signal = code is not None and code < 0
-            why = f"was ended by signal {-(code or 0)}" if by_signal else process.last_line()
-            self.failures.append(f"{process.name}: {why} (log {process.log})")
-            self.console.warning(self.failures[-1])
+def _failure(process: ManagedProcess) -> str:
+    """Why a task failed, empty if it did not.
+
+    Raises:
+        InputError, Interrupted: if it ended in a way that ends all tasks.
+    """
+    code = process.code
+    if code == 0:
+        return ""
+    if code == InputError.exit_code:
+        raise InputError(f"{process.name}: {process.last_line()}")
+    if code == Interrupted.exit_code:
+        raise Interrupted(f"a signal to {process.name}")
+    by_signal = code is not None and code < 0
+    why = f"was ended by signal {-(code or 0)}" if by_signal else process.last_line()
+    return f"{process.name}: {why} (log {process.log})"

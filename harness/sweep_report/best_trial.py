@@ -18,7 +18,7 @@ from harness.report.summary import print_runs
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import allocate_slots
-from harness.slurm.process_pool import ProcessPool, Task, child_args
+from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import value_of
 from harness.system.console import Console
@@ -177,7 +177,7 @@ def retrain(
         slots = allocate_slots(allocation, workers, at_most=len(tasks))
         again = f"--retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
         with explain_interruption(f"checkpoints saved; go on by: harness tune {again}"):
-            ProcessPool(tasks, slots, allocation, console).run()
+            run_tasks(tasks, slots, allocation=allocation, console=console)
     print_runs([run.folder for run in runs])
 
 

@@ -6,6 +6,7 @@ The lines go through the standard `logging` module, so that a Slurm log shows wh
 import functools
 import logging
 import os
+import re
 import stat
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message among other output
 
 
 class Console:
@@ -107,6 +109,13 @@ def log(level: int, text: str) -> None:
     stream = sys.stdout if level < logging.WARNING else sys.stderr
     record = logging.LogRecord("harness", level, "", 0, text, None, None)
     _Handler(stream).handle(record)
+
+
+def strip_prefix(line: str) -> str:
+    """The message of a line from a log, or from the standard error of a command of ours."""
+    line = line.strip()
+    prefix = PREFIX.match(line)
+    return line[prefix.end() :] if prefix else line
 
 
 def _is_file(stream: TextIO) -> bool:

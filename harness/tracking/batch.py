@@ -11,7 +11,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import allocate_slots
-from harness.slurm.process_pool import ProcessPool, Task, child_args
+from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 
@@ -84,7 +84,7 @@ def train_several(asked: BatchRequest, console: Console) -> list[Path]:
             tasks = [_task(asked, run, job, Path(folder)) for run, job in todo]
             how = f"go on by the same command with --run-id {prefix}"
             with explain_interruption(f"checkpoints saved; {how}"):
-                ProcessPool(tasks, slots, allocation, console).run()
+                run_tasks(tasks, slots, allocation=allocation, console=console)
     return [run.folder for run in runs]
 
 

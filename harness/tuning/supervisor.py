@@ -15,13 +15,13 @@ from typing import Any
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, needs_steps, srun_args
-from harness.slurm.process_pool import AGAIN, POLL_S, ManagedProcess, ask_to_save, end_all, wait_for
+from harness.slurm.placement import Slot
+from harness.slurm.process_pool import POLL_S, ManagedProcess, ProcessPool, wait_for
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, first_port
 from harness.system.console import Console
 from harness.system.signals import STOPPING, StopRequest
 from harness.tracking.heartbeat import Heartbeat
-from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
 
 
 def chief_args(sweep: SweepDirectory, host: str, port: int) -> list[str]:
@@ -66,6 +66,19 @@ class Crew:
     port: int = 0  # of the chief, 0 = a free one
 
 
+@dataclass(eq=False)
+class Worker(ManagedProcess):
+    """A worker, and what the supervisor remembers of it."""
+
+    started_s: float = 0.0
+    retired: bool = False  # there was nothing more for it to do
+    failure_noted: bool = False  # of the last start
+    num_failures: int = 0  # by itself, one after another
+    not_before_s: float = 0.0  # to start it again
+    seen: object = None  # the last sign of progress
+    seen_s: float = 0.0
+
+
 class Supervisor:
     """Runs a sweep's processes; with `joins` only workers, for a sweep whose chief is elsewhere."""
 
@@ -80,20 +93,18 @@ class Supervisor:
     ) -> None:
         self.sweep, self.crew, self.allocation, self.console = sweep, crew, allocation, console
         self.joins = joins
-        self.steps = needs_steps(allocation)
+        self.pool = ProcessPool(allocation)
         self.stop = StopRequest()
         self.heartbeat = None if joins else Heartbeat(sweep, allocation)
         self.chief = ManagedProcess("chief", None, sweep.path("workers", "chief.log"))
         prefix = f"{_job_name(allocation)}-" if joins else ""
-        self.workers = [self._process(f"{prefix}w{i}", slot) for i, slot in enumerate(crew.slots)]
+        self.workers = [
+            Worker(f"{prefix}w{i}", slot, sweep.path("workers", f"{prefix}w{i}.log"))
+            for i, slot in enumerate(crew.slots)
+        ]
         self._chief_said = 0  # bytes of its log that were passed on
         self._looked_s = 0.0
         self._finished = 0  # trials, when a worker last failed
-
-    def _process(self, name: str, slot: Slot) -> ManagedProcess:
-        return ManagedProcess(
-            name, slot, self.sweep.path("workers", f"{name}.log"), in_step=self.steps
-        )
 
     # The course of it
 
@@ -105,39 +116,43 @@ class Supervisor:
             InputError, RunError: the sweep can't go on, and why.
         """
         self.stop.listen()
-        try:
-            if not self.joins:
-                self._start_chief()
-            for worker in self.workers:
-                self._start(worker)
-            while not self._is_over():
-                self.stop.check()
-                self._tend()
-                time.sleep(POLL_S)
-            self._dismiss()
-        except Interrupted as reason:
-            ask_to_save(self.workers, STOPPING[0])
-            if self.heartbeat:
-                self.heartbeat.interrupted(reason)
-            raise
-        except (InputError, RunError) as error:
-            if self.heartbeat:
-                self.heartbeat.beat("failed", error=str(error))
-            raise
-        finally:
-            end_all((*self.workers, self.chief))
+        with self.pool:
+            try:
+                self._search()
+            except Interrupted as reason:
+                self.pool.ask_to_save(self.workers, STOPPING[0])
+                if self.heartbeat:
+                    self.heartbeat.interrupted(reason)
+                raise
+            except (InputError, RunError) as error:
+                if self.heartbeat:
+                    self.heartbeat.beat("failed", error=str(error))
+                raise
+
+    def _search(self) -> None:
+        if not self.joins:
+            self._start_chief()
+        for worker in self.workers:
+            self._start(worker)
+        while not self._is_over():
+            self.stop.check()
+            self._tend()
+            time.sleep(POLL_S)
+        self._dismiss()
 
     def _start_chief(self) -> None:
         host = chief_host(self.allocation)
         port = self.crew.port or free_port(host, self.allocation)
         self._chief_said = self.chief.log.stat().st_size if self.chief.log.exists() else 0
-        self.chief.start(chief_args(self.sweep, host, port))
+        self.pool.start(self.chief, chief_args(self.sweep, host, port))
 
-    def _start(self, worker: ManagedProcess) -> None:
-        assert worker.slot is not None  # noqa: S101 - the chief is no worker
-        slot, crew = worker.slot, self.crew
-        args = worker_args(self.sweep, worker.name, slot, crew.devices, crew.data)
-        worker.start([*srun_args(slot, worker.name), *args] if self.steps else args)
+    def _start(self, worker: Worker) -> None:
+        assert worker.slot  # noqa: S101 - every worker has one
+        crew = self.crew
+        args = worker_args(self.sweep, worker.name, worker.slot, crew.devices, crew.data)
+        self.pool.start(worker, args)
+        worker.started_s = worker.seen_s = time.monotonic()
+        worker.retired = worker.failure_noted = False
 
     def _is_over(self) -> bool:
         if self.joins:
@@ -180,7 +195,7 @@ class Supervisor:
         self.console.warning(f"the chief was ended (exit code {code}) and is started again")
         self._start_chief()
 
-    def _tend_ended(self, worker: ManagedProcess) -> None:
+    def _tend_ended(self, worker: Worker) -> None:
         code = worker.code
         if code == 0:
             worker.retired = True
@@ -188,17 +203,17 @@ class Supervisor:
             raise InputError(f"worker {worker.name}: {worker.last_line()}")
         elif code == RunError.exit_code:
             self._tend_failed(worker)
-        elif code == AGAIN:
+        elif code == RESTART_CODE:
             self._start(worker)
         elif time.monotonic() - worker.started_s > 1:  # not more often than that
             how = "said that it was interrupted" if code == 75 else f"was ended (exit code {code})"
             self.console.warning(f"worker {worker.name} {how} and is started again")
             self._start(worker)
 
-    def _tend_failed(self, worker: ManagedProcess) -> None:
+    def _tend_failed(self, worker: Worker) -> None:
         now = time.monotonic()
-        if worker.noted_start != worker.num_starts:
-            worker.noted_start = worker.num_starts
+        if not worker.failure_noted:
+            worker.failure_noted = True
             finished = int(self.sweep.progress().get("finished") or 0)
             worker.num_failures = 1 if finished > self._finished else worker.num_failures + 1
             self._finished = finished
@@ -225,7 +240,7 @@ class Supervisor:
                     f"worker {worker.name} made no progress for {self.crew.stall_s:.0f} s with "
                     f"trial {at[worker.name]} and is ended"
                 )
-                worker.kill()
+                self.pool.kill([worker])
 
     def _call_back(self, progress: dict[str, Any]) -> None:
         """Start a worker that had nothing more to do, where there is something now."""

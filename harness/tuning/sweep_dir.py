@@ -37,6 +37,7 @@ from harness.tracking.run_dir import RunDirectory, check_id
 
 LEADERBOARD, SECRET = "leaderboard.csv", "secret"
 ADDRESS, PROGRESS = "address.json", "progress.json"  # in the oracle's folder
+RESTART_CODE = 76  # the exit code of a worker that asks to be started again
 
 
 class SweepDirectory(LeasedDirectory):

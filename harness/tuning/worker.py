@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 from harness.compute.strategy import import_tensorflow, make_strategy, num_own_gpus, parse_devices
 from harness.errors import InputError, Interrupted, RunError, TakenOver
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.process_pool import AGAIN
 from harness.system.console import Console
 from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tuning.auth_proxy import WorkerGate
-from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
 
 if TYPE_CHECKING:
     from harness.tuning.trial import Trials
@@ -214,7 +213,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (InputError, RunError, Interrupted) as end:
         print(f"harness: {' '.join(str(end).split())}", file=sys.stderr, flush=True)  # noqa: T201
         return end.exit_code
-    return AGAIN if more else 0
+    return RESTART_CODE if more else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import placement
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots
-from harness.slurm.process_pool import ProcessPool, Task
+from harness.slurm.process_pool import Task, run_tasks
 from harness.system.console import Console
 from harness.system.signals import STOPPING
 from harness.tracking.run_dir import RunDirectory
@@ -60,7 +60,7 @@ def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Sig
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(Interrupted, match=number.name):
-        ProcessPool(tasks, TWO, None, Console()).run()
+        run_tasks(tasks, TWO, allocation=None, console=Console())
     sender.join()
     assert [log.read_text() for log in logs[:2]] == [f"ready\nsaved by {int(number)}\n"] * 2
     assert not logs[2].exists()
@@ -81,7 +81,7 @@ def test_a_refusal_and_an_interruption_end_all(
     script = f"import os, sys, time\nif sys.argv[1] != 'a': time.sleep(60)\n{child}"
     begun = time.monotonic()
     with pytest.raises(kind, match=words):
-        ProcessPool(tasks_of(tmp_path, script), TWO, None, Console()).run()
+        run_tasks(tasks_of(tmp_path, script), TWO, allocation=None, console=Console())
     assert time.monotonic() - begun < 30
     assert not (tmp_path / "c.log").exists()
 
@@ -96,7 +96,7 @@ def test_a_failure_stops_no_other(tmp_path: Path) -> None:
         "print('well', os.environ['HARNESS_CPUS'])"
     )
     with pytest.raises(RunError) as error:
-        ProcessPool(tasks_of(tmp_path, script), TWO, None, Console()).run()
+        run_tasks(tasks_of(tmp_path, script), TWO, allocation=None, console=Console())
     said = str(error.value)
     assert said.startswith("2 of 3: ")
     assert "a: was ended by signal 9" in said

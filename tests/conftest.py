@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests import guard
+
 # A shell, or nohup, may have started the tests with these ignored, which the processes that they
 # start would inherit, and then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +21,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave no process behind, however the tests end; a worker of xdist is below the guard."""
+    if not hasattr(config, "workerinput"):
+        guard.enter()
 
 
 class Harness:

@@ -4,11 +4,13 @@ import shlex
 import signal
 import sys
 
+from tests import guard
 from tests.slurm.cluster import SlurmCluster, SlurmError
 
 
 def main() -> int:
-    """Start the cluster, say how to use it, and stop it on Ctrl-C or TERM."""
+    """Start the cluster, say how to use it, and stop it on Ctrl-C or TERM (or KILL)."""
+    guard.enter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with SlurmCluster() as cluster:

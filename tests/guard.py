@@ -1,0 +1,105 @@
+"""No process outlives the tests: a guard ends what is left, however they end.
+
+Three processes share the work:
+
+- pytest as it was started only waits, and passes signals on;
+- its child, the guard, is the subreaper of everything below it: a daemon or an orphan becomes
+  the guard's child, never the system's;
+- the guard's child, a copy of pytest, runs the tests.
+
+When either pytest is gone, by SIGKILL too, the guard kills the other and all that tests started.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+import psutil
+
+PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_S = 10
+STDIN = 0
+
+
+def enter() -> None:
+    """Return in a child process that is guarded; this process waits for it and ends as it does."""
+    if sys.platform != "linux":
+        return
+    is_started_alive, stay_alive = os.pipe()
+    guard = os.fork()
+    if guard == 0:
+        os.close(stay_alive)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        tests = os.fork()
+        if tests == 0:
+            os.close(is_started_alive)
+            return
+        # Under another name and in another session, so that what ends pytest spares the guard.
+        os.setsid()
+        os.dup2(is_started_alive, STDIN)
+        os.execv(sys.executable, [sys.executable, "-P", __file__, str(tests)])  # noqa: S606 - no shell is wanted
+    os.close(is_started_alive)
+    os._exit(_wait(guard))
+
+
+def _wait(guard: int) -> int:
+    """Pass signals on to the guard until it ends; return its exit code."""
+    expected = {*PASSED_ON, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, expected)
+    while True:
+        received = signal.sigwaitinfo(expected)
+        if received.si_signo == signal.SIGCHLD:
+            process, status = os.waitpid(guard, os.WNOHANG)
+            if process == guard:
+                return os.waitstatus_to_exitcode(status)
+        elif received.si_code <= 0:  # from a process; the terminal's reach the tests as well
+            os.kill(guard, received.si_signo)
+
+
+def main(tests: int) -> int:
+    """Guard the process that runs the tests; return its exit code, as a shell gives it."""
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(tests, number)
+
+    def end_with_started() -> None:
+        os.read(STDIN, 1)
+        pass_on(signal.SIGKILL, None)
+
+    for number in PASSED_ON:
+        signal.signal(number, pass_on)
+    threading.Thread(target=end_with_started, daemon=True).start()
+    while True:
+        process, status = os.wait()
+        if process == tests:
+            break
+    _end_descendants()
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _end_descendants() -> None:
+    """Kill what the tests have left running, and what that starts meanwhile."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (left := _descendants()) and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.05)
+
+
+def _descendants() -> list[psutil.Process]:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    return psutil.Process().children(recursive=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -40,7 +40,7 @@ class SearchConfig(ConfigSection):
         "random", description="KerasTuner oracle that chooses the trials"
     )
     objective: Literal["val_accuracy", "val_loss"] = Field(
-        "val_accuracy", description="score to optimise"
+        "val_accuracy", description="score that ranks the trials"
     )
     trials: int = Field(
         0,

@@ -99,9 +99,9 @@ def test_the_training_copy_has_equal_weights_and_its_own_dropout() -> None:
 
 
 def test_the_readme_s_own_architecture_is_one_function(harness: Harness, tmp_path: Path) -> None:
-    """What the README says to write at the end of the file is all that it takes."""
+    """What jobs/README.md says to write at the end of the file is all that it takes."""
     shutil.copytree(PROJECT / "harness", tmp_path / "harness")
-    snippet = (PROJECT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    snippet = (JOBS / "README.md").read_text().split("```python\n")[1].split("```")[0]
     with (tmp_path / "harness" / "architectures.py").open("a") as file:
         file.write(f"\n\n{snippet}")
     harness.environment["PYTHONPATH"] = str(tmp_path)

@@ -1,0 +1,75 @@
+"""The tables of job keys in `jobs/README.md`, made from the schema.
+
+`python -m tests.job_keys` writes them in place; `tests/test_papers.py` compares them.
+"""
+
+import json
+from typing import Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from harness.architectures import BUILDERS
+from harness.config import ConfigSection
+from harness.search_space import SEARCH_TABLES
+from tests.conftest import PROJECT
+
+README = PROJECT / "jobs" / "README.md"
+BEGIN, END = "<!-- job keys: python -m tests.job_keys -->\n", "<!-- end of job keys -->\n"
+TYPES: dict[object, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "float",
+}  # as TOML says; else a string
+
+
+def tables() -> str:
+    """A Markdown table for each section of a job file."""
+    return "\n".join(_table(name, section) for name, section in SEARCH_TABLES.items())
+
+
+def _table(name: str, section: type[ConfigSection]) -> str:
+    lines = [
+        f"### `[{name}]`",
+        "",
+        "| key | type | range | default | meaning |",
+        "| --- " * 5 + "|",
+    ]
+    for key, field in section.model_fields.items():
+        default = "none" if field.is_required() else f"`{json.dumps(field.default)}`"
+        kind = TYPES.get(field.annotation, "string")
+        allowed = _range(f"{name}.{key}", field)
+        lines.append(f"| `{key}` | {kind} | {allowed} | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(key: str, field: FieldInfo) -> str:
+    if key == "model.architecture":
+        return ", ".join(f"`{name}`" for name in BUILDERS)
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    if field.annotation is bool:
+        return "`true`, `false`"
+    low = high = ""
+    for rule in field.metadata:
+        match rule:
+            case Ge(ge=value):
+                low = f"{value:,}"
+            case Gt(gt=value):
+                low = f"above {value:,}"
+            case Le(le=value):
+                high = f"to {value:,.10g}"
+            case Lt(lt=value):
+                high = f"to below {value:,}"
+    return f"{low} {high}".strip() or "a path"
+
+
+def with_tables(text: str) -> str:
+    """The README with what stands between its two markers replaced."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))

@@ -285,7 +285,7 @@ def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) ->
     from harness.compute.train_step import evaluation_batch
 
     size = evaluation_batch(train_step.strategy)
-    train_step.take_weights()
+    train_step.export_weights()
     train_step.evaluator.probabilities(test.between(0, 1))  # traced; a batch is always full
     some = test.between(0, min(len(test.labels), TIMED_BATCHES * size))
     batches_each = math.ceil(len(some.labels) / size)

@@ -138,14 +138,14 @@ class Trainer:
         while progress.epoch < train.epochs and not self.train_step.model.stop_training:
             self._train_epoch(training)
             line = self._metrics()
-            self.train_step.take_weights()
+            self.train_step.export_weights()
             if len(validation.labels):
                 line |= self._validate(validation)
             self._end_epoch(line)
         if train.keep == "best":
             self.train_step.export_model.set_weights(progress.best_weights)
         else:
-            self.train_step.take_weights()
+            self.train_step.export_weights()
 
     def _train_epoch(self, training: Reviews) -> None:
         train, progress = self.job.train, self.progress

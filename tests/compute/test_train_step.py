@@ -1,6 +1,9 @@
 """The inner loop: a step is the same to rounding however it is computed."""
 
 import functools
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import TrainStep
 from harness.data.input_pipeline import Reviews, batches, in_parts
 from harness.job_file import load_job
-from tests.conftest import JOBS
+from tests.conftest import JOBS, PROJECT
 
 NUM_REVIEWS, LENGTH = 50, 6
 SETTINGS = ("data.vocab_size=100", f"data.maxlen={LENGTH}", "train.batch_size=20", "model.units=4")
@@ -67,3 +70,24 @@ def test_parts_hold_all_rows_in_order() -> None:
         np.testing.assert_array_equal(joined, getattr(batch, field))
     assert {int(part.count) for part in parts} == {20}
     assert in_parts(batch, 20, 20) == [batch]
+
+
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_the_record_names_the_kernel_that_the_graph_holds(devices: str) -> None:
+    """Where Keras sees a GPU it fuses LSTM and GRU layers on every replica, and no others.
+
+    In a process of its own, since Keras's own question for a GPU is answered yes in it.
+    """
+    command = [sys.executable, "-m", "tests.compute.trace_kernels", devices]
+    done = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "rnn": ["loop"],
+        "lstm": ["cudnn"],
+        "gru": ["cudnn"],
+        "bilstm": ["cudnn"],
+        "stacked_lstm": ["cudnn", "cudnn"],
+        "half fused": ["cudnn", "loop"],
+    }

@@ -1,0 +1,63 @@
+"""`python -m tests.compute.trace_kernels DEVICES`: the kernels where Keras believes in a GPU."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+from harness.job_file import load_job
+
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+SMALL = ["data.vocab_size=100", "data.maxlen=8", "train.steps_per_execution=2"]
+
+
+def main() -> None:
+    """Print the kernels of each job, and of a stack whose second layer cuDNN can't take."""
+    tf: Any = import_tensorflow(None, 1)
+    strategy = make_strategy(parse_devices(sys.argv[1]))
+    tf.config.list_logical_devices = _with_a_gpu(tf.config.list_logical_devices, tf)
+    from harness import architectures
+
+    kernels = {name: _kernels(name, strategy) for name in architectures.BUILDERS}
+    architectures.BUILDERS["stacked_lstm"] = _half_fused
+    kernels["half fused"] = _kernels("stacked_lstm", strategy)
+    print(json.dumps(kernels))  # noqa: T201
+
+
+def _with_a_gpu(list_devices: Any, tf: Any) -> Any:
+    def list_logical_devices(kind: str | None = None) -> Any:
+        if kind == "GPU":
+            return [tf.config.LogicalDevice("/device:GPU:0", "GPU")]
+        return list_devices(kind)
+
+    return list_logical_devices
+
+
+def _half_fused(vocab_size: int, config: Any) -> Any:
+    from keras.layers import LSTM
+
+    from harness.architectures import sentiment
+
+    first = LSTM(config.units, return_sequences=True)
+    return sentiment(vocab_size, config, first, LSTM(config.units, activation="relu"))
+
+
+def _kernels(name: str, strategy: Any) -> list[str]:
+    import numpy as np
+
+    from harness.compute.train_step import TrainStep
+    from harness.data.input_pipeline import Reviews, batches
+
+    settings = [*SMALL, "model.reset_after=true"] if name == "gru" else SMALL
+    job = load_job(JOBS / f"{name}.toml", settings)
+    train_step = TrainStep(job, strategy, ExecutionPlan(xla=False, threads=1, parts=1, why=""))
+    reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
+    order = np.arange(64, dtype=np.int32)[None]
+    opened = batches(strategy, reviews, order, batch_size=job.train.batch_size, maxlen=8)
+    return list(train_step.kernels(train_step.trace(iter(opened))).values())
+
+
+if __name__ == "__main__":
+    main()

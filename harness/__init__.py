@@ -4,4 +4,4 @@ from pathlib import Path
 
 # The folder of the checkout, or of the snapshot, that this code is in.
 PROJECT = Path(__file__).resolve().parent.parent
-__version__ = "0.1.0"
+__version__ = "0.2.0"

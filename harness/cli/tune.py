@@ -147,6 +147,7 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     from harness.tuning.sweep_dir import SweepDirectory
 
     sweep = SweepDirectory.open(folder)
+    sweep.check_format()  # before its search is read, which a later version may write otherwise
     go(
         sweep,
         sweep.search(),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import PROJECT
+from harness import PROJECT, __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.job import Job
@@ -39,6 +39,7 @@ from harness.system.git import commit_of, is_checkout
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 SBATCH_TIMEOUT_S = 60
+SUBMISSION_FORMAT = 2  # of a submission's record; 1, of harness 0.1.0, names no format
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,8 @@ def _submit(submission: SbatchJob) -> str:
 
 def _record(submission: SbatchJob, job_id: str) -> None:
     record: dict[str, Any] = {
+        "format": SUBMISSION_FORMAT,
+        "harness": __version__,
         "job_id": job_id,
         "job": submission.name,
         "architecture": submission.architecture,

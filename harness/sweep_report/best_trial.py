@@ -152,10 +152,12 @@ def retrain(
         screen: where it is said how far it is.
 
     Raises:
-        InputError: if there is no winner, these are other data, or the folder has another winner.
+        InputError: if there is no winner, these are other data, the folder has another winner, or a
+            later version of harness wrote the sweep.
         Interrupted: a signal came; the runs are saved and can go on.
         RunError: a run failed, and why.
     """
+    sweep.check_format()
     search, row = sweep.search(), winning_row(sweep)
     job = retrained_job(search, row)
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]

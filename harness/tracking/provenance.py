@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from harness import PROJECT
+from harness import PROJECT, __version__
 from harness.data.dataset import Dataset
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.system.git import code_version
 from harness.system.host import installed_version, nvidia_driver, processor
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.record_format import RECORD, stamped
+from harness.tracking.run_dir import RUN_FORMAT, RunDirectory
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
 
@@ -28,7 +29,7 @@ def write_provenance(
 
     Before anything is trained: a run that goes on takes devices and data from here.
     """
-    record = run.read_json("provenance.json") or {
+    record = run.read_json(RECORD) or {
         **code_version(PROJECT, run.folder.absolute().parent.parent),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -51,15 +52,16 @@ def write_provenance(
     record.setdefault("starts", []).append(
         {
             "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "harness": __version__,
             "host": socket.gethostname(),
             "slurm_job": allocation.job_id if allocation else None,
             "devices": devices,
             "cpus": given_cpus(allocation),
         }
     )
-    run.write_json("provenance.json", record)
+    run.write_json(RECORD, stamped(record, RUN_FORMAT))
 
 
 def record_kernels(run: RunDirectory, kernels: dict[str, str]) -> None:
     """Add the kernel that each recurrent layer takes."""
-    run.write_json("provenance.json", {**run.read_json("provenance.json"), "kernels": kernels})
+    run.write_json(RECORD, {**run.read_json(RECORD), "kernels": kernels})

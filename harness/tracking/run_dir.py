@@ -11,7 +11,9 @@ from harness.errors import InputError, RunError
 from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
 from harness.job_file import load_job, suggest
+from harness.tracking.record_format import RECORD, check_format
 
+RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -81,8 +83,22 @@ class RunDirectory(LeasedDirectory):
         return result
 
     def job(self) -> Job:
-        """The run's job, every default filled in."""
+        """The run's job, every default filled in.
+
+        Raises:
+            InputError: if a later version wrote the run, or its file is broken.
+        """
+        self.check_format()
         return load_job(self.folder / "job.toml")
+
+    def check_format(self) -> None:
+        """Refuse to go on with a run that a later version wrote.
+
+        Raises:
+            InputError: if one did, with how to get that version.
+        """
+        remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
+        check_format(f"run {self.folder}", self.read_json(RECORD), RUN_FORMAT, remedy)
 
     def leftovers(self) -> Iterator[Path]:
         """What a process that was killed while it wrote has left, checkpoints included."""

@@ -14,10 +14,12 @@ import keras
 import numpy as np
 
 from harness.compute.train_step import TrainStep
-from harness.errors import RunError
+from harness.errors import InputError, RunError
 from harness.slurm.rendezvous import WorkerGroup
+from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
 
+CHECKPOINT_FORMAT = 2  # 1 had `right_sum` for `num_correct`
 MAX_CHECKPOINTS = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
 
 
@@ -54,7 +56,8 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, total_ste
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             arrays[f"{name}/{i}"] = variable.numpy()
-    arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    record = json.dumps(stamped(meta, CHECKPOINT_FORMAT))
+    arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     _write(run, f"step-{total_steps:09d}.npz", arrays)
     for old in list_checkpoints(run)[:-MAX_CHECKPOINTS]:
         old.unlink(missing_ok=True)
@@ -72,6 +75,7 @@ def restore(
         The progress, and a line about each checkpoint that was skipped.
 
     Raises:
+        InputError: if a later version of harness wrote the checkpoint.
         RunError: if a checkpoint is of another job or other data.
     """
     if worker_group and not worker_group.is_chief:
@@ -80,7 +84,7 @@ def restore(
             return Progress(identity=identity), []
         arrays = _load(io.BytesIO(content))
         _assign(arrays, train_step)
-        return _progress(arrays), []
+        return _progress(arrays, "the chief's checkpoint"), []
     progress, path, skipped = _newest(run, train_step, identity)
     if worker_group:
         worker_group.share(path.read_bytes() if path else b"")
@@ -127,9 +131,11 @@ def _newest(
     for path in reversed(list_checkpoints(run)):
         try:
             arrays = _load(path)
-            progress = _progress(arrays)
+            progress = _progress(arrays, f"checkpoint {path}")
             if progress.identity == identity:
                 _check(arrays, train_step)
+        except InputError:  # it is whole, but of a later version
+            raise
         except Exception as error:  # at junk zipfile and NumPy raise whatever comes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             skipped.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
@@ -170,11 +176,12 @@ def _load(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def _progress(arrays: dict[str, np.ndarray]) -> Progress:
+def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
     meta = json.loads(arrays["progress"].tobytes())
+    check_format(name, meta, CHECKPOINT_FORMAT)
     num_best = sum(name.startswith("best/") for name in arrays)
     known = {f.name for f in fields(Progress)}
-    if "right_sum" in meta:  # of an earlier version
+    if "right_sum" in meta:  # of format 1
         meta["num_correct"] = meta["right_sum"]
     return Progress(
         **{key: value for key, value in meta.items() if key in known},

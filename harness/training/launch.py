@@ -41,9 +41,11 @@ def launch(
     A run that goes on takes the devices and the data that its record names, unless told others.
 
     Raises:
-        InputError: for devices or data that are not there; nothing is written then.
+        InputError: for devices or data that are not there, or a run that a later version wrote;
+            nothing is written then.
         Interrupted, RunError: as `harness.training.train.train` says.
     """
+    run.check_format()
     allocation = SlurmEnvironment.from_environment()
     if allocation and allocation.num_nodes > 1 and not allocation.in_step:
         raise InputError(

@@ -7,6 +7,7 @@
 | `leaderboard.csv` | every trial, the best first | chief |
 | `oracle/` | what KerasTuner knows, the chief's address | chief |
 | `data.json` | what the trials are trained on | supervisor |
+| `provenance.json` | which version of harness went on with it last | supervisor |
 | `secret` | by which the workers and the chief know each other, mode 0600 | supervisor |
 | `trials/<trial>-seed<N>/` | the run of a trial | its worker |
 | `errors/<trial>.txt` | why a trial failed | its worker |
@@ -33,8 +34,10 @@ from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
 from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search, rounded
+from harness.tracking.record_format import RECORD, check_format, stamped
 from harness.tracking.run_dir import RunDirectory, check_id
 
+SWEEP_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 LEADERBOARD, SECRET = "leaderboard.csv", "secret"
 ADDRESS, PROGRESS = "address.json", "progress.json"  # in the oracle's folder
 RESTART_CODE = 76  # the exit code of a worker that asks to be started again
@@ -84,10 +87,12 @@ class SweepDirectory(LeasedDirectory):
         """Refuse to go on with the sweep by another search.
 
         Raises:
-            InputError: if the sweep was begun with another space, job or tuner.
+            InputError: if the sweep was begun with another space, job or tuner, or a later version
+                of harness wrote it.
         """
         if not self.exists():
             return
+        self.check_format()
         known = self.search()
         if not search.same_as(known):
             changed = "".join(_first_difference(known.content, search.content))
@@ -101,6 +106,18 @@ class SweepDirectory(LeasedDirectory):
                 f"sweep {self.folder}: search.trials = {limit}: has been {before or 'all'}; a "
                 "sweep goes on with as many or more"
             )
+
+    def check_format(self) -> None:
+        """Refuse to go on with a sweep that a later version wrote.
+
+        Raises:
+            InputError: if one did.
+        """
+        check_format(f"sweep {self.folder}", self.read_json(RECORD), SWEEP_FORMAT)
+
+    def write_format(self) -> None:
+        """Note that this version writes the sweep from here on."""
+        self.write_json(RECORD, stamped({}, SWEEP_FORMAT))
 
     def exists(self) -> bool:
         """Whether the sweep was begun."""

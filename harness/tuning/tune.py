@@ -32,9 +32,11 @@ def tune(
         The content of `result.json`: the winner and its score.
 
     Raises:
-        InputError: for what can't be searched here; nothing is written then.
+        InputError: for what can't be searched here, or a sweep that a later version of harness
+            wrote; nothing is written then.
         Interrupted, RunError: as `harness.tuning.supervisor` says.
     """
+    sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
     slots = allocate_slots(
         allocation, num_workers, workers_per_gpu=workers_per_gpu, devices=devices
@@ -44,6 +46,7 @@ def tune(
         raise InputError(f"--port {port}: is in use at {chief_host(allocation)}; leave --port out")
     dataset = sweep.dataset(search.job, data, full=full)
     sweep.take_lease()
+    sweep.write_format()
     sweep.make_secret()
     sweep.write_data(dataset)
     sweep.write_text(SEARCH_FILE, search.to_toml())  # from here on the sweep is one that can go on
@@ -81,6 +84,7 @@ def join(
         InputError: if the sweep's secret can't be read, or it has other data.
         Interrupted, RunError: as `harness.tuning.supervisor` says.
     """
+    sweep.check_format()
     if sweep.finished():
         console.info(f"sweep {sweep.folder}: is finished, nothing to do")
         return

@@ -32,7 +32,7 @@ class Checkout:
         version = self.path / "harness/__init__.py"
         # A change that only a new file makes whole.
         text = version.read_text().replace(
-            '__version__ = "0.1.0"', "from harness.new import __version__ as __version__"
+            '__version__ = "0.2.0"', "from harness.new import __version__ as __version__"
         )
         version.write_text(text)
         (self.path / "harness/new.py").write_text('__version__ = "edited"\n')

@@ -1,0 +1,45 @@
+"""The version that wrote a record, so that a later version's is refused rather than misread.
+
+A record without a format is of format 1: harness 0.1.0 wrote no number. A change that an earlier
+version would misread raises the number, and the code that reads the record converts the older one.
+Commands that only look (status, logs, compare, tensorboard) read any format as far as they can.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness import __version__
+from harness.errors import InputError
+
+RECORD = "provenance.json"  # of a run and of a sweep
+
+
+def stamped(record: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A record with its format's number and the version that writes it."""
+    return {"format": number, "harness": __version__, **_unstamped(record)}
+
+
+def check_format(name: str, record: Mapping[str, Any], known: int, remedy: str = "") -> None:
+    """Refuse to go on with what a later version of harness wrote.
+
+    Args:
+        name: of what the record describes, such as `run runs/lstm/a`.
+        record: may be empty, and of any version.
+        known: the highest format that this version goes on with.
+        remedy: how to get that version.
+
+    Raises:
+        InputError: if its format is another than those up to `known`.
+    """
+    number = record.get("format", 1)
+    if isinstance(number, int) and number <= known:
+        return
+    version = f"harness {record.get('harness', 'of an unknown version')}"
+    raise InputError(
+        f"{name}: was written by {version} (format {number}), this is harness {__version__} "
+        f"(format {known}); go on with it by that version{remedy}"
+    )
+
+
+def _unstamped(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in ("format", "harness")}

@@ -1,0 +1,61 @@
+"""Sweeps of other versions: what a later one wrote is looked at, and not gone on with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness import __version__
+from harness.tuning.sweep_dir import SweepDirectory
+from tests.conftest import Harness
+from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
+
+VALUES = {"model.pooling": "last", "model.units": 16, "train.learning_rate": 0.001}
+
+
+@pytest.fixture
+def later(harness: Harness) -> Path:
+    """A sweep that a later version wrote, whose search has a table of that version's."""
+    folder = harness.runs / "tune_lstm" / "later"
+    make_sweep(folder, RANDOM, trial(0, 0.8, values=VALUES), trial(1, 0.7, values=VALUES))
+    (folder / "provenance.json").write_text(json.dumps({"format": 99, "harness": "9.9.0"}))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["resume", "tune", "--join", "--retrain"])
+def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, command: str) -> None:
+    """Exit code 2, one line with both versions, nothing written."""
+    job = harness.folder / "tune_lstm.toml"
+    job.write_text(RANDOM)
+    if command == "resume":  # which must not stumble over the search before it sees the version
+        search = later / "search.toml"
+        search.write_text(search.read_text() + "\n[new]\nkey = 1\n")
+    words = {"resume": ["resume", later], "tune": ["tune", job, "--sweep-id", "later"]}
+    before = {path: path.read_bytes() for path in later.rglob("*") if path.is_file()}
+    done = harness.run(*words.get(command, ["tune", command, later]))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"sweep {later}: was written by harness 9.9.0 (format 99)" in line
+    assert f"this is harness {__version__} (format 2); go on with it by that version" in line
+    assert {path: path.read_bytes() for path in later.rglob("*") if path.is_file()} == before
+
+
+def test_readers_show_a_later_versions_sweep(harness: Harness, later: Path) -> None:
+    """The leaderboard and the status are shown as far as they can be read."""
+    shown = harness.run("tune", "--show", later)
+    assert shown.returncode == 0, shown.stderr
+    assert "0.8" in shown.stdout
+    assert harness.run("status", later, "--json").returncode == 0
+
+
+def test_a_sweep_notes_the_version_that_writes_it(tmp_path: Path) -> None:
+    """An earlier version's sweep, which names no format, goes on, and is then this one's."""
+    sweep = make_sweep(tmp_path / "sweep", RANDOM)
+    sweep.check_format()
+    sweep.take_lease()
+    sweep.write_format()
+    assert json.loads((tmp_path / "sweep/provenance.json").read_text()) == {
+        "format": 2,
+        "harness": __version__,
+    }
+    SweepDirectory(sweep.folder).check_format()

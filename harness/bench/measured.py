@@ -91,7 +91,7 @@ def to_record(
 
 def write_record(record: dict[str, Any], path: Path) -> None:
     """Write it beside and rename it."""
-    atomic_write(path, lambda file: file.write(f"{json.dumps(record, indent=1)}\n".encode()))
+    atomic_write(path, f"{json.dumps(record, indent=1)}\n")
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], list[Measured]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files.atomic_file import atomic_write
+from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder
 from harness.job import Job
 from harness.system.host import gpu_name, installed_version, processor
@@ -160,7 +161,7 @@ def measured_ms(device: str, job: Job) -> dict[str, float]:
     """A step's time by plan, as measured on a device with this TensorFlow for a job of the same
     sizes; nothing if not.
     """
-    held = _read().get(device, {})
+    held = read_json(record_path()).get(device, {})
     if not isinstance(held, dict) or held.get("tensorflow") != installed_version("tensorflow"):
         return {}
     times = held.get("step_ms", {}).get(shape(job), {})
@@ -173,7 +174,7 @@ def save_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
     Raises:
         RunError: if the cache can't be written.
     """
-    record, version = _read(), installed_version("tensorflow")
+    record, version = read_json(record_path()), installed_version("tensorflow")
     held = record.get(device)
     if not isinstance(held, dict) or held.get("tensorflow") != version:
         held = {"tensorflow": version, "step_ms": {}}
@@ -181,13 +182,5 @@ def save_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
     record[device] = held
     path = record_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+    atomic_write(path, json.dumps(record, indent=1))
     return path
-
-
-def _read() -> dict[str, Any]:
-    try:
-        record = json.loads(record_path().read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

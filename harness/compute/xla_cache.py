@@ -16,9 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from harness.compute.execution_plan import shape
 from harness.errors import RunError
@@ -121,7 +119,7 @@ def _keep(folder: Path, key: str, own: Path, offered: set[str]) -> None:
             continue
         entry = path.read_bytes()
         checksum = hashlib.sha256(entry).hexdigest()
-        atomic_write(folder / f"{key}.{checksum}.{path.name}", partial(_write, entry))
+        atomic_write(folder / f"{key}.{checksum}.{path.name}", entry)
     entries = [(path.stat().st_mtime, path) for path in folder.iterdir()]
     for _, path in sorted(entries)[:-MAX_ENTRIES]:
         path.unlink(missing_ok=True)
@@ -133,7 +131,3 @@ def _remove_leftovers() -> None:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE_S:
                 shutil.rmtree(left)
-
-
-def _write(entry: bytes, file: BinaryIO) -> None:
-    file.write(entry)

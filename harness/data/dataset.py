@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +15,7 @@ import numpy as np
 
 from harness.data.locations import is_dataset_folder
 from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_directory
 from harness.files.paths import cache_folder
 
 FORMAT = 1
@@ -163,8 +163,6 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
         elif not folder.is_dir() or any(folder.iterdir()):
             raise InputError(f"{folder}: holds something else; give a new or an empty folder")
     folder = folder.absolute()
-    # Not by the process's number: other nodes, with the same numbers, may write beside it too.
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         needed = (
@@ -177,14 +175,12 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
         free = shutil.disk_usage(folder.parent).free
         if free < needed:
             raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
-        beside.mkdir()
-        _fill_folder(dataset, beside)
-        if there:
-            shutil.rmtree(folder)
-        # Where another process was faster this fails, and its copy stays.
-        beside.rename(folder)
+        with atomic_directory(folder) as temporary:
+            _fill_folder(dataset, temporary)
+            if there:
+                shutil.rmtree(folder)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        # Renaming fails if another process was faster; then its copy stays.
         if is_dataset_folder(folder):
             return False
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None

@@ -1,35 +1,95 @@
-"""Files that are whole or absent, never half-written."""
+"""Files and folders that are complete or absent, never half-written.
+
+Each is written under a temporary name next to its target, `.<random>.tmp`, and renamed. The name
+is random because processes of several nodes, with the same process ids, may write the same file.
+"""
 
 import contextlib
 import os
-from collections.abc import Callable
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import RunError
 
+REMEDY = "free or choose another --runs"
 
-def atomic_write(target: Path, fill: Callable[[BinaryIO], object], mode: int = 0o666) -> None:
-    """Write a file beside and rename it, whoever may write here; `fill` gets it open for bytes.
+
+def atomic_write(
+    target: Path,
+    content: str | bytes | Callable[[BinaryIO], object],
+    mode: int = 0o666,
+    *,
+    remedy: str = REMEDY,
+) -> None:
+    """Write a file. Its folder is made where it is missing.
+
+    Args:
+        target: the file.
+        content: text, bytes, or a function that writes into a binary file.
+        mode: the permissions, before the user's umask.
+        remedy: what the user can do if the disk refuses.
 
     Raises:
         RunError: if the disk refuses.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+    def save(temporary: Path) -> None:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+
+    _write(target, save, _temporary(target), remedy)
+
+
+def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
+    """Like `atomic_write`, for a library that takes a path and looks at its suffix.
+
+    Raises:
+        RunError: if the disk refuses.
+    """
+    _write(target, save, _temporary(target, target.suffix), REMEDY)
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a new folder to fill, which is renamed to `target` at the end, or removed on failure.
+
+    Raises:
+        OSError: if the disk refuses, or `target` exists and is no empty folder.
+    """
+    temporary = _temporary(target)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
+    """The message for a file that the system refuses to write."""
+    return f"{path}: can't be written: {error.strerror or error}; {remedy}"
+
+
+def _temporary(target: Path, suffix: str = "") -> Path:
+    return target.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
+
+
+def _write(target: Path, save: Callable[[Path], object], temporary: Path, remedy: str) -> None:
     try:
         target.parent.mkdir(exist_ok=True)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            fill(file)
-            file.flush()
+        save(temporary)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        beside.replace(target)
+        temporary.replace(target)
     except OSError as error:
+        raise RunError(write_refusal(target, error, remedy)) from None
+    finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise RunError(write_refusal(target, error)) from None
-
-
-def write_refusal(path: Path, error: OSError) -> str:
-    """The message for a file that the system refuses to write."""
-    return f"{path}: can't be written: {error.strerror or error}; free or choose another --runs"
+            temporary.unlink(missing_ok=True)

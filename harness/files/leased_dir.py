@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.errors import RunError, TakenOver
-from harness.files.atomic_file import atomic_write, write_refusal
+from harness.files.atomic_file import atomic_save, atomic_write, write_refusal
+from harness.files.lenient_json import read_json
 
 
 class LeasedDirectory:
@@ -33,11 +34,7 @@ class LeasedDirectory:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, empty where it is missing or broken."""
-        try:
-            content = json.loads((self.folder / name).read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return read_json(self.folder / name)
 
     def leftovers(self) -> Iterator[Path]:
         """What a process that was killed while it wrote has left in the folder."""
@@ -65,7 +62,7 @@ class LeasedDirectory:
                 raise RunError(write_refusal(self.folder, error)) from None
         self._is_new = False
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
-        atomic_write(self.path("lease.json"), lambda file: file.write(json.dumps(holder).encode()))
+        atomic_write(self.path("lease.json"), json.dumps(holder))
         for leftover in self.leftovers():
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
@@ -82,22 +79,17 @@ class LeasedDirectory:
             told = newer if holder else "somebody removed it"
             raise TakenOver(f"{self.kind} {self.folder}: {told}; this one stops")
 
-    def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
-        """Write a file, whole or not at all: `fill` gets it open for bytes.
+    def write(self, name: str, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+        """Write a file, complete or not at all; `content` as `atomic_write` takes it.
 
         Raises:
             RunError: if the disk refuses, or the lease is gone.
         """
-        self.check_lease()
-        try:
-            atomic_write(self.path(name), fill)
-        except RunError:
-            self.check_lease()  # who took it over clears away what is half-written
-            raise
+        self._write_leased(lambda: atomic_write(self.path(name), content))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""
-        self.write(name, lambda file: file.write(text.encode()))
+        self.write(name, text)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
@@ -105,13 +97,12 @@ class LeasedDirectory:
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
         """Like `write`, for a library that takes a path and looks at its ending."""
+        self._write_leased(lambda: atomic_save(self.path(name), save))
+
+    def _write_leased(self, write: Callable[[], None]) -> None:
         self.check_lease()
-        target = self.path(name)
-        beside = target.with_name(f".{os.getpid()}.tmp{target.suffix}")
         try:
-            save(beside)
-            atomic_write(target, lambda file: file.write(beside.read_bytes()))
-        except OSError as error:
-            raise RunError(write_refusal(target, error)) from None
-        finally:
-            beside.unlink(missing_ok=True)
+            write()
+        except RunError:
+            self.check_lease()  # the process that took it over removes half-written files
+            raise

@@ -1,5 +1,6 @@
 """Reads records of other processes, of which half may be missing."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,24 @@ MAX_NUMBER = 1e15  # what is larger in a record is none of ours
 
 
 # Reading what may be missing, broken or of another type
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where it is missing or broken."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON value a line, none where it is missing or broken."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import IO, Any
 
 from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_write, write_refusal
 from harness.files.paths import cache_folder
 from harness.monitoring.tensorboard_server import (
     RELOAD_S,
@@ -38,6 +39,7 @@ from harness.tracking.records import find_runs
 from harness.tracking.run_dir import RunDirectory
 
 POLL_S = 0.2
+CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"
 LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 
 
@@ -179,21 +181,11 @@ def write_connection(endpoint: Endpoint) -> Path:
             process = old.stem.removeprefix(f"{endpoint.host}-")
             if process.isdigit() and not _is_alive(int(process)):
                 old.unlink(missing_ok=True)
-        file = folder / f"{endpoint.host}-{os.getpid()}.txt"
-        _write_private(file, endpoint.text())
     except OSError as error:
-        raise RunError(
-            f"{folder}: can't be written: {error.strerror}; set XDG_CACHE_HOME to a folder of yours"
-        ) from None
+        raise RunError(write_refusal(folder, error, CACHE_REMEDY)) from None
+    file = folder / f"{endpoint.host}-{os.getpid()}.txt"
+    atomic_write(file, endpoint.text(), mode=0o600, remedy=CACHE_REMEDY)
     return file
-
-
-def _write_private(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(text)
-    beside.replace(path)
 
 
 def _is_alive(process: int) -> bool:
@@ -215,10 +207,11 @@ def open_browser(endpoint: Endpoint, folder: Path) -> bool:
         return False
     # Everyone sees a browser's command line, so it holds the name of a file that leads there.
     page = folder / "open.html"
-    _write_private(
+    atomic_write(
         page,
         '<!doctype html><meta name="referrer" content="no-referrer">'
         f'<meta http-equiv="refresh" content="0; url={endpoint.address}">\n',
+        mode=0o600,
     )
     return webbrowser.open(page.as_uri())
 

@@ -180,4 +180,4 @@ def _keep(group: DatasetGroup, found: Baseline) -> None:
     # A cache that can't be written costs the next call a second.
     with contextlib.suppress(OSError, RunError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda file: file.write(content.encode()))
+        atomic_write(path, content)

@@ -13,6 +13,7 @@ import numpy as np
 from harness import __version__
 from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_directory
 from harness.report.collect import DatasetGroup, LeftOut
 from harness.report.dataset_lookup import tested_data
 from harness.report.html import Section, render
@@ -77,21 +78,19 @@ def write_comparison(
         REPORT: render(sections, left_out, made),
     }
     target = folder.resolve()  # a link stays one
-    beside, old = (target.with_name(f".{target.name}.{os.getpid()}.{n}") for n in ("tmp", "old"))
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
-        beside.mkdir(parents=True)
-        for name, content in contents.items():
-            (beside / name).write_text(content, encoding="utf-8")
-        check_folder(target)  # something may have come into it meanwhile
-        with contextlib.suppress(FileNotFoundError):
-            target.rename(old)
-        beside.rename(target)
+        with atomic_directory(target) as temporary:
+            for name, content in contents.items():
+                (temporary / name).write_text(content, encoding="utf-8")
+            check_folder(target)  # something may have come into it meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(old)
     except OSError as error:
         raise RunError(
             f"--out {folder}: can't be written: {error.strerror or error}; choose another"
         ) from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
         if not target.exists() and old.exists():
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,17 +1,14 @@
 """What the runs said of each test review: curves over seeds, and the reviews that are hard."""
 
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.files.lenient_json import number, whole
+from harness.files.lenient_json import number, read_json_lines, whole
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun
 from harness.report.significance import NORMAL_95, Difference
 
@@ -180,16 +177,8 @@ def epochs_of(row: JobResult, key: str) -> dict[int, list[float]]:
     """A number of `metrics.jsonl` in each epoch, of every seed that has it."""
     found: dict[int, list[float]] = {}
     for run in row.runs:
-        for line in _lines(run.folder / "metrics.jsonl"):
+        for line in read_json_lines(run.folder / "metrics.jsonl"):
             epoch, value = whole(line.get("epoch")), number(line.get(key))
             if epoch is not None and value is not None:
                 found.setdefault(epoch, []).append(value)
     return dict(sorted(found.items()))
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError):
-        return []
-    return [line for line in lines if isinstance(line, dict)]

@@ -65,7 +65,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         return project
     names = code_files(project, runs)
     version = code_version(project, runs)
-    copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"
+    copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed once its hash is known
     try:
         copy.mkdir(parents=True)
         for name in names:

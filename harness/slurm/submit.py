@@ -18,6 +18,7 @@ from typing import Any
 from harness import PROJECT, __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_write
 from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
@@ -273,10 +274,9 @@ def _record(submission: SbatchJob, job_id: str) -> None:
         "snapshot": str(submission.layout.snapshot),
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    beside = submission.folder / ".submission.json.tmp"
-    beside.write_text(json.dumps(record, indent=2) + "\n")
-    beside.rename(submission.record)
-    # By the job's id it is found; an id comes again where Slurm's own state was lost.
+    atomic_write(submission.record, json.dumps(record, indent=2) + "\n")
+    # It is found by the job's id. An id can come again if Slurm's own state was lost, so the link
+    # is renamed over an old one; only files have `atomic_write`.
     link = submission.folder / ".link.tmp"
     link.symlink_to(Path(submission.folder.name) / submission.record.name)
     link.rename(submission.record_by_id(job_id))

@@ -232,6 +232,6 @@ def _words(sweep: SweepDirectory, job: Job, data: Path | None) -> list[str]:
     """The command of a run, its seed aside."""
     job_file = sweep.path("winner", f"{job.name}.toml").absolute()
     job_file.parent.mkdir(exist_ok=True)
-    atomic_write(job_file, lambda file: file.write(job.to_toml().encode()))
+    atomic_write(job_file, job.to_toml())
     words = child_args("train", str(job_file), "--runs", str(job_file.parent))
     return [*words, "--data", str(data)] if data else words

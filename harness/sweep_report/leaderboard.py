@@ -4,9 +4,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -226,13 +224,9 @@ def draw(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> lis
     written = []
     for name, picture in pictures.items():
         try:
-            atomic_write(sweep.path(name), partial(_write, picture))
+            atomic_write(sweep.path(name), picture)
         except RunError as error:
             print(f"harness: {error}", file=sys.stderr)  # noqa: T201
         else:
             written.append(sweep.path(name))
     return written
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)

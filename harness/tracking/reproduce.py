@@ -1,10 +1,8 @@
 """A run's code and job put back into a folder of their own, from what its record says."""
 
-import contextlib
 import shlex
 import shutil
 import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from harness.data.dataset import save_folder
 from harness.data.imdb_sources import open_sample
 from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_directory
 from harness.system.git import (
     COMMIT,
     SNAPSHOT_RECORD,
@@ -60,24 +59,14 @@ def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
     if not record:
         raise InputError(f"run {run.folder}: has no readable provenance.json, its code is unknown")
     warnings = list(_differences(record))
-    with _written_beside(folder) as beside:
-        source = _put_code(run, record, project, beside, warnings)
-        job_file = _put_job(run, beside)
-        _put_data(record, beside, warnings)
-    return Reproduced(folder, source, job_file, _command(record, folder, job_file), warnings)
-
-
-@contextlib.contextmanager
-def _written_beside(folder: Path) -> Iterator[Path]:
-    beside = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        beside.rename(folder)
+        with atomic_directory(folder) as temporary:
+            source = _put_code(run, record, project, temporary, warnings)
+            job_file = _put_job(run, temporary)
+            _put_data(record, temporary, warnings)
     except OSError as error:
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    return Reproduced(folder, source, job_file, _command(record, folder, job_file), warnings)
 
 
 def _put_code(

@@ -18,6 +18,7 @@ written there.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -25,7 +26,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -43,14 +44,14 @@ from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import RunError
+from harness.files.atomic_file import atomic_write
 
 LOG = logging.getLogger(__name__)
 
 # "." is the root. TensorBoard calls each folder a run, and wants one writer in each.
 FOLDERS = (".", "train", "validation")
 
-# TensorBoard would read a file whose name holds "tfevents".
-BESIDE = ".replacement.tmp"
+REMEDY = "free space there, then resume the run"
 
 
 class TensorBoardLog:
@@ -225,16 +226,14 @@ class TensorBoardLog:
             "}\n"
         )
         with _one_line(self._folder):
-            _replace(
+            write = functools.partial(atomic_write, remedy=REMEDY)
+            write(
                 self._folder / "embedding.tsv",
                 lambda file: np.savetxt(file, matrix, fmt="%.5g", delimiter="\t"),
             )
-            text = "".join(f"{label}\n" for label in labels)
-            _replace(self._folder / "words.tsv", lambda file: file.write(text.encode()))
+            write(self._folder / "words.tsv", "".join(f"{label}\n" for label in labels))
             # Last, since it names the other two.
-            _replace(
-                self._folder / "projector_config.pbtxt", lambda file: file.write(config.encode())
-            )
+            write(self._folder / "projector_config.pbtxt", config)
 
     def mark(self) -> dict[str, int]:
         """Give the size in bytes of every event file, by its path in the folder.
@@ -319,7 +318,8 @@ def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], objec
     """Bring the folder to `mark`; return the latest second in the name of any event file."""
     for key in FOLDERS:
         (folder / key).mkdir(parents=True, exist_ok=True)
-        (folder / key / BESIDE).unlink(missing_ok=True)  # of a process killed while it wrote
+        for leftover in (folder / key).glob(".*.tmp"):  # of a process killed while it wrote
+            leftover.unlink(missing_ok=True)
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in _event_files(folder)
     }
@@ -339,22 +339,10 @@ def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], objec
 
 
 def _cut(path: Path, size: int) -> None:
-    # Beside and renamed, since a TensorBoard may be reading the file.
+    # Not truncated in place: a TensorBoard may be reading the file.
     with path.open("rb") as file:
-        kept = file.read(size)
-    _replace(path, lambda file: file.write(kept))
-
-
-def _replace(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    beside = path.with_name(BESIDE)
-    try:
-        with beside.open("wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        start = file.read(size)
+    atomic_write(path, start, remedy=REMEDY)
 
 
 def _sync(path: Path) -> None:
@@ -375,4 +363,4 @@ def _one_line(path: Path) -> Iterator[None]:
         reason = error.message
     else:
         return
-    raise RunError(f"{path}: can't be written: {reason}; free space there, then resume the run")
+    raise RunError(f"{path}: can't be written: {reason}; {REMEDY}")

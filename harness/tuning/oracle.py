@@ -83,12 +83,10 @@ class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             "trials": {trial_id: trial.get_state() for trial_id, trial in self.trials.items()},
         }
         target = self.folder / STATE
-        text = json.dumps(content).encode()
         try:
             if target.exists():
-                before = target.read_bytes()
-                atomic_write(self.folder / BEFORE, lambda file: file.write(before))
-            atomic_write(target, lambda file: file.write(text))
+                atomic_write(self.folder / BEFORE, target.read_bytes())
+            atomic_write(target, json.dumps(content))
         except (RunError, OSError) as error:
             # Not raised: the lock would stay locked. The chief looks, and ends.
             self.problem = RunError(str(error))

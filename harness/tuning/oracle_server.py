@@ -129,7 +129,7 @@ class Chief:
         self._told_s = time.monotonic()
         trials = gather(self.sweep, self.search, summary)
         content = leaderboard_csv(trials, self.search)
-        atomic_write(self.sweep.path(LEADERBOARD), lambda file: file.write(content))
+        atomic_write(self.sweep.path(LEADERBOARD), content)
         counts = {
             status: sum(trial.status == status for trial in trials)
             for status in ("finished", "running", "waiting", "failed")

@@ -16,10 +16,8 @@
 | `winner/` | the winner trained anew: see `harness.winner` | `harness tune --retrain` |
 """
 
-import contextlib
 import csv
 import io
-import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -162,8 +160,7 @@ class SweepDirectory(LeasedDirectory):
     def make_secret(self) -> None:
         """Write the secret of chief and workers, once."""
         if not self.path(SECRET).exists():
-            word = secrets.token_hex(32).encode()
-            atomic_write(self.path(SECRET), lambda file: file.write(word), mode=0o600)
+            atomic_write(self.path(SECRET), secrets.token_hex(32), mode=0o600)
 
     def secret(self) -> bytes:
         """What chief and workers know each other by.
@@ -252,9 +249,8 @@ def _trial(sweep: SweepDirectory, search: SearchSpec, told: dict[str, Any]) -> T
     results = []
     if told["status"] == "finished":
         for seed in search.seeds():
-            with contextlib.suppress(OSError, ValueError):
-                path = sweep.trial_run(told["trial"], seed).path("result.json")
-                results.append(json.loads(path.read_text()))
+            if result := sweep.trial_run(told["trial"], seed).read_json("result.json"):
+                results.append(result)
     numbers = [r.get("training_s") for r in results]
     return Trial(
         trial=told["trial"],

@@ -100,7 +100,7 @@ class Trials:
         if isinstance(error, InputError | RunError):
             words = str(error)
         path = self.sweep.path("errors", f"{trial}.txt")
-        atomic_write(path, lambda file: file.write(words.encode()))
+        atomic_write(path, words)
 
 
 def _count_attempt(run: RunDirectory) -> None:

@@ -1,0 +1,79 @@
+"""Files and folders that are complete or absent."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import RunError
+from harness.files.atomic_file import atomic_directory, atomic_save, atomic_write
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.parametrize(("mode", "expected"), [(0o666, 0o644), (0o600, 0o600)])
+def test_content_and_permissions(tmp_path: Path, mode: int, expected: int) -> None:
+    """Text, bytes and a writing function give the same file, which replaces an open one."""
+    target = tmp_path / "new/file"
+    for content in ("é\n", "é\n".encode(), lambda file: file.write("é\n".encode())):
+        atomic_write(target, "old", mode=0o640)
+        atomic_write(target, content, mode=mode)
+        assert target.read_bytes() == b"\xc3\xa9\n"
+        assert target.stat().st_mode & 0o777 == expected
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_library_sees_the_suffix_of_its_file(tmp_path: Path) -> None:
+    """It gets a path next to the target that ends alike, and the target is what it saved."""
+    seen: list[Path] = []
+
+    def save(path: Path) -> None:
+        seen.append(path)
+        path.write_text("saved")
+
+    atomic_save(tmp_path / "model.keras", save)
+    assert (seen[0].parent, seen[0].suffix) == (tmp_path, ".keras")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("a bug")])
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: Exception) -> None:
+    """Neither a refusing disk nor another error harms it, and no temporary file is left."""
+    target = tmp_path / "file"
+    atomic_write(target, "old")
+
+    def fail(file: object) -> None:
+        raise error
+
+    expected = RunError if isinstance(error, OSError) else KeyError
+    with pytest.raises(expected) as raised:
+        atomic_write(target, fail, remedy="free space")
+    if expected is RunError:
+        assert str(raised.value) == (
+            f"{target}: can't be written: No space left on device; free space"
+        )
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
+    """It appears with all its files, never replaces one with content, and vanishes on an error."""
+    target = tmp_path / "deep/folder"
+    with atomic_directory(target) as temporary:
+        (temporary / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "a").read_text() == "1"
+    with pytest.raises(OSError, match="not empty"), atomic_directory(target) as temporary:
+        (temporary / "b").touch()
+    with pytest.raises(KeyError), atomic_directory(tmp_path / "deep/other"):
+        raise KeyError
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "deep", "deep/folder", "deep/folder/a",
+    ]  # fmt: skip

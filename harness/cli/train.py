@@ -75,19 +75,19 @@ def train(
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds
     from harness.system.console import Console
-    from harness.tracking.batch import BatchRequest, jobs_of, train_several
+    from harness.tracking.batch import BatchRequest, jobs_of, train_batch
 
     kind = one_device_each(devices, "run")
     chosen = parse_seeds(seeds) if seeds is not None else () if seed is None else (seed,)
     options = [f"--devices={kind}"] if kind else []
     options += [f"--data={data.absolute()}"] if data else []
     options += ["--full"] if full else []
-    folders = train_several(
+    folders = train_batch(
         BatchRequest(
             jobs=jobs_of(job_files, overrides or (), chosen),
             runs=runs,
             run_id=run_id,
-            options=tuple(options),
+            train_args=tuple(options),
             devices=kind,
             workers=workers,
             runs_per_gpu=runs_per_gpu,

@@ -18,26 +18,27 @@ from harness.tracking.run_dir import RunDirectory
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What is to be trained, and how."""
+    """Which runs to train, and with what."""
 
-    jobs: tuple[Job, ...]  # a seed each
+    jobs: tuple[Job, ...]  # one for each run: a job with several seeds is there several times
     runs: Path
-    run_id: str | None  # what the runs' names begin with, by default the time
-    options: tuple[str, ...]  # of train, for every run alike
-    devices: str | None  # cpu leaves GPUs alone
-    workers: int | None  # runs at a time, by default as many as there is room for
-    runs_per_gpu: int
+    run_id: str | None = None  # what the runs' names begin with, by default the time
+    train_args: tuple[str, ...] = ()  # for `harness train`, the same for every run
+    devices: str | None = None  # cpu leaves GPUs alone
+    workers: int | None = None  # runs at a time, by default as many as there is room for
+    runs_per_gpu: int = 1
 
 
 def jobs_of(
     files: Sequence[Path], overrides: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Job, ...]:
-    """Every job with every seed, or with its own if there are no seeds; all of them checked.
+    """Each job with each seed, or with its own seed if none is given; all of them checked.
 
-    Seed by seed, so that all jobs have a result for the first seed before one has for the second.
+    Ordered by seed, so that all jobs have a result for the first seed before any has for the
+    second.
 
     Raises:
-        InputError: for a job that is refused, or two of one name.
+        InputError: if a job is invalid, or two have the same name.
     """
     jobs = tuple(load_job(file, overrides, seed) for seed in (seeds or (None,)) for file in files)
     names = [job.name for job in jobs[: len(files)]]
@@ -50,49 +51,54 @@ def jobs_of(
     return jobs
 
 
-def train_several(asked: BatchRequest, console: Console) -> list[Path]:
-    """Train all; what is finished stays as it is, the rest goes on.
+def train_batch(request: BatchRequest, console: Console) -> list[Path]:
+    """Train every run that is not finished yet; a run that was begun goes on.
 
     Returns:
-        The folders of all the runs.
+        The folders of all the runs, in the order of the jobs.
 
     Raises:
-        InputError: for a run that is refused, or more workers than there is room for.
+        InputError: if a run is refused, or there is no room for so many workers.
         Interrupted: a signal came; the runs are saved and can go on.
         RunError: some runs failed: which, and why.
     """
-    prefix = asked.run_id or time.strftime("%Y%m%d-%H%M%S")
-    runs = [
-        RunDirectory.new(asked.runs, job, f"{prefix}-seed{job.train.seed}") for job in asked.jobs
+    prefix = request.run_id or time.strftime("%Y%m%d-%H%M%S")
+    pairs = [
+        (RunDirectory.new(request.runs, job, f"{prefix}-seed{job.train.seed}"), job)
+        for job in request.jobs
     ]
-    todo = [(run, job) for run, job in zip(runs, asked.jobs, strict=True) if not run.finished()]
-    if todo:
-        allocation = SlurmEnvironment.from_environment()
-        slots = allocate_slots(
-            allocation,
-            asked.workers,
-            workers_per_gpu=asked.runs_per_gpu,
-            devices=asked.devices,
-            at_most=len(todo),
-        )
-        console.info(
-            f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, {len(slots)} at "
-            f"a time, on {slots[0].threads} CPU{'s' if slots[0].threads > 1 else ''} each"
-        )
-        # The jobs as they are now: an edit while a run waits changes nothing.
-        with tempfile.TemporaryDirectory(prefix="harness-") as folder:
-            tasks = [_task(asked, run, job, Path(folder)) for run, job in todo]
-            how = f"go on by the same command with --run-id {prefix}"
-            with explain_interruption(f"checkpoints saved; {how}"):
-                run_tasks(tasks, slots, allocation=allocation, console=console)
-    return [run.folder for run in runs]
+    folders = [run.folder for run, _ in pairs]
+    unfinished = [(run, job) for run, job in pairs if not run.finished()]
+    if not unfinished:
+        return folders
+    allocation = SlurmEnvironment.from_environment()
+    slots = allocate_slots(
+        allocation,
+        request.workers,
+        workers_per_gpu=request.runs_per_gpu,
+        devices=request.devices,
+        at_most=len(unfinished),
+    )
+    threads = slots[0].threads
+    console.info(
+        f"{len(pairs)} runs, {len(pairs) - len(unfinished)} of them finished already, "
+        f"{len(slots)} at a time, on {threads} CPU{'s' if threads > 1 else ''} each"
+    )
+    # A copy of each job, so that an edit while a run waits changes nothing.
+    with tempfile.TemporaryDirectory(prefix="harness-") as folder:
+        tasks = [_task(request, run, job=job, jobs=Path(folder)) for run, job in unfinished]
+        remedy = f"go on by the same command with --run-id {prefix}"
+        with explain_interruption(f"checkpoints saved; {remedy}"):
+            run_tasks(tasks, slots, allocation=allocation, console=console)
+    return folders
 
 
-def _task(asked: BatchRequest, run: RunDirectory, job: Job, folder: Path) -> Task:
-    file = folder / str(job.train.seed) / f"{job.name}.toml"
+def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:
+    """The process of one run, whose job it reads from a file of its own below `jobs`."""
+    file = jobs / str(job.train.seed) / f"{job.name}.toml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(job.to_toml())
     name = f"{job.name}-{run.folder.name}"
-    args = child_args("train", str(file), "--runs", str(asked.runs.absolute()))
-    args += ["--run-id", run.folder.name, *asked.options]
-    return Task(name, args, asked.runs / "logs" / f"{name}.out")
+    args = child_args("train", str(file), "--runs", str(request.runs.absolute()))
+    args += ["--run-id", run.folder.name, *request.train_args]
+    return Task(name, args, request.runs / "logs" / f"{name}.out")

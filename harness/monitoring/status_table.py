@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from harness.monitoring.status import format_duration
-from harness.tracking.records import RunStatus
+from harness.tracking.records import RunStatus, one_line
 
 NUM_ENDED_SHOWN = 20
 STYLES = {
@@ -28,6 +30,7 @@ STYLES = {
 }
 HEADINGS = ("run", "seed", "state", "epoch", "rev/s", "ETA", "val %", "test %")
 GAP = 2
+NO_LIMIT = 10**9  # columns
 RIGHT = {"seed", "epoch", "rev/s", "ETA", "val %", "test %", "restarts"}
 
 
@@ -37,8 +40,8 @@ def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[lis
     hidden = [] if everything else ended[NUM_ENDED_SHOWN:]
     left_out = {id(each) for each in hidden}
     counts = Counter(each.state for each in hidden)
-    told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    line = f"and {len(hidden)} older: {told} (--all shows them)" if hidden else ""
+    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    line = f"and {len(hidden)} older: {states} (--all shows them)" if hidden else ""
     return [each for each in statuses if id(each) not in left_out], line
 
 
@@ -47,12 +50,12 @@ def cells(status: RunStatus) -> dict[str, str]:
     goes_on = status.state in ("running", "stale")
     speed = status.reviews_per_s if goes_on else None
     eta = status.eta_s if status.state == "running" else None
-    epochs = status.epoch
-    return {
+    epochs = f"{status.epoch or '-'}/{status.num_epochs}" if status.num_epochs else ""
+    texts = {
         "run": status.run,
         "seed": "" if status.seed is None else str(status.seed),
         "state": status.state,
-        "epoch": f"{epochs or '-'}/{status.num_epochs}" if status.num_epochs else "",
+        "epoch": epochs,
         "rev/s": "" if speed is None else f"{speed:.0f}",
         "ETA": "" if eta is None else format_duration(eta),
         "val %": _per_cent(status.val_accuracy),
@@ -62,92 +65,95 @@ def cells(status: RunStatus) -> dict[str, str]:
         "restarts": str(status.restarts) if status.restarts else "",
         "Slurm job": status.slurm_job or "",
         "use": use(status),
-        "note": _one_line(status.note),
+        "note": status.note,
     }
+    return {name: one_line(text) for name, text in texts.items()}
 
 
 def _per_cent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
-def _one_line(words: str) -> str:
-    return " ".join(words.split())
-
-
 def use(status: RunStatus) -> str:
     """How a run uses its machine: `step 24 ms, 3 % of it waiting for input, CPU 96 %, 1.2 GB`."""
     if status.state != "running":
         return ""
-    told = [] if status.step_ms is None else [f"step {status.step_ms:.3g} ms"]
+    figures = [] if status.step_ms is None else [f"step {status.step_ms:.3g} ms"]
     if status.input_wait_share is not None:
-        told.append(f"{100 * status.input_wait_share:.0f} % of it waiting for input")
-    parts: dict[str, list[str]] = {}
+        figures.append(f"{100 * status.input_wait_share:.0f} % of it waiting for input")
+    by_device: dict[str, list[str]] = {}
     for name, value in sorted(
         status.device.items(), key=lambda item: (item[0].startswith("gpu"), "memory" in item[0])
     ):
         what, _, figure = name.partition("_")  # gpu0_share, gpu0_memory_gb, cpu_share, memory_gb
         shown = f"{100 * value:.0f} %" if figure == "share" else f"{value:.1f} GB"
-        parts.setdefault("CPU" if what in ("cpu", "memory") else what.upper(), []).append(shown)
-    return ", ".join((*told, *(" ".join((what, *shown)) for what, shown in parts.items())))
+        by_device.setdefault("CPU" if what in ("cpu", "memory") else what.upper(), []).append(shown)
+    figures += [" ".join((device, *shown)) for device, shown in by_device.items()]
+    return ", ".join(figures)
 
 
 def notes(status: RunStatus) -> str:
     """What has no column of its own on a terminal."""
-    told = []
+    parts = []
     job, architecture = status.job or "", status.architecture
     if architecture and job != architecture and not job.endswith(f"_{architecture}"):
-        told.append(architecture)
+        parts.append(architecture)
     if status.slurm_job and status.slurm_job not in status.run:
-        told.append(f"Slurm job {status.slurm_job}")
+        parts.append(f"Slurm job {status.slurm_job}")
     if status.restarts:
         times = "once" if status.restarts == 1 else f"{status.restarts} times"
-        told.append(f"{'requeued' if status.slurm_job else 'resumed'} {times}")
-    return "; ".join(filter(None, (*told, use(status), _one_line(status.note))))
+        parts.append(f"{'requeued' if status.slurm_job else 'resumed'} {times}")
+    return one_line("; ".join(filter(None, (*parts, use(status), status.note))))
 
 
 def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
-    """The table for a terminal: what has no column there stands in a line below its run."""
+    """The table for a terminal: what has no column there is in a line below its run."""
     rows = [cells(each) for each in statuses]
-    names = [name for name in HEADINGS if name == "run" or any(row[name] for row in rows)]
-    widths = _widths(names, rows)
-    widths["run"] -= max(0, sum(widths.values()) + GAP * (len(names) - 1) - width)
-    widths["run"] = max(widths["run"], len("run"))
-    parts: list[RenderableType] = [Text(_line(names, widths, {n: n for n in names}), "bold")]
-    for status, row in zip(statuses, rows, strict=True):
-        if len(row["run"]) > widths["run"]:  # a line of its own, so that it can be copied whole
+    figures = [name for name in HEADINGS[1:] if any(row[name] for row in rows)]
+    room = width - GAP - _table_lines(figures, rows)[0].cell_len
+    # A name that is too long gets a line of its own, so that it can be copied whole.
+    names = [row["run"] if cell_len(row["run"]) <= room else "" for row in rows]
+    shown = [{**row, "run": name} for row, name in zip(rows, names, strict=True)]
+    headings, *lines = _table_lines(["run", *figures], shown)
+    parts: list[RenderableType] = [headings]
+    for status, row, name, line in zip(statuses, rows, names, lines, strict=True):
+        if not name:
             parts.append(Text(row["run"], overflow="fold"))
-            row["run"] = ""
-        line = Text(_line(names, widths, row), overflow="fold")
-        line.highlight_words([row["state"]], STYLES.get(status.state, ""))
         parts.append(line)
-        if words := notes(status):
+        if note := notes(status):
             style = "red" if status.warning else "dim"
-            parts.append(Padding(Text(words, style), (0, 0, 0, 4)))
+            parts.append(Padding(Text(note, style), (0, 0, 0, 4)))
     return Group(*parts)
 
 
 def as_lines(statuses: Sequence[RunStatus]) -> list[str]:
-    """The table for a file: a line a run, every column, nothing cut."""
+    """The table for a file: a line for each run, with every column and nothing cut."""
     rows = [cells(each) for each in statuses]
-    names = [*HEADINGS, "job", "architecture", "restarts", "Slurm job", "use", "note"]
-    widths = _widths(names, rows)
-    return [_line(names, widths, row) for row in ({name: name for name in names}, *rows)]
+    columns = []  # not by rich, which takes a second for a thousand runs
+    for name in (*HEADINGS, "job", "architecture", "restarts", "Slurm job", "use", "note"):
+        texts = [name, *(row[name] for row in rows)]
+        width = max(map(len, texts))
+        columns.append([t.rjust(width) if name in RIGHT else t.ljust(width) for t in texts])
+    return [(" " * GAP).join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
-def _widths(names: Sequence[str], rows: Sequence[dict[str, str]]) -> dict[str, int]:
-    return {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-
-
-def _line(names: Sequence[str], widths: dict[str, int], row: dict[str, str]) -> str:
-    padded = (
-        row[name].rjust(widths[name]) if name in RIGHT else row[name].ljust(widths[name])
-        for name in names
-    )
-    return (" " * GAP).join(padded).rstrip()
+def _table_lines(names: Sequence[str], rows: Sequence[dict[str, str]]) -> list[Text]:
+    """A line of headings and one for each row; every column is as wide as its longest cell."""
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True)
+    for row in rows:
+        styles = {"state": STYLES.get(row["state"], "")}
+        table.add_row(*(Text(row[name], styles.get(name, "")) for name in names))
+    lines = Console(width=NO_LIMIT).render_lines(table, pad=False)
+    return [
+        Text.assemble(*((part.text, part.style or "") for part in line), overflow="fold")
+        for line in lines
+    ]
 
 
 class StatusScreen:
-    """Where the table is shown; a context manager for as long as it is drawn again and again."""
+    """Shows the table; a context manager while it is drawn again and again."""
 
     def __init__(self, runs: Path, *, everything: bool) -> None:
         self.runs, self.everything = runs, everything
@@ -167,7 +173,7 @@ class StatusScreen:
             self._live.stop()
 
     def show(self, statuses: Sequence[RunStatus], problem: str | None) -> None:
-        """Print the table, and on standard error what is wrong with the queue."""
+        """Print the table, and on standard error why the queue gives no answer."""
         shown, older = split_shown(statuses, everything=self.everything)
         if self.console.is_terminal:
             self.console.print(self._on_terminal(shown, older))
@@ -176,10 +182,10 @@ class StatusScreen:
         self.complain(problem)
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Draw the table over the one before, or print it anew where it changed in a file.
+        """Draw the table over the one before; where output is no terminal, print it if it changed.
 
         Returns:
-            Whether anything goes on or waits.
+            Whether any run is at work or waits.
         """
         shown, older = split_shown(statuses, everything=self.everything)
         if self._live:

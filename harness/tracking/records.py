@@ -280,8 +280,12 @@ def last_words(status: RunStatus) -> str:
     if not status.log:
         return ""
     lines = _tail(Path(status.log)).decode(errors="replace").splitlines()
-    line = next((line for line in reversed(lines) if line.strip()), "")
-    return " ".join("".join(c if c.isprintable() else " " for c in line).split())
+    return one_line(next((line for line in reversed(lines) if line.strip()), ""))
+
+
+def one_line(text: str) -> str:
+    """Text from a record as one line that can't move a terminal's cursor or change its colours."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _tail(path: Path, num_bytes: int = 8192) -> bytes:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from harness.monitoring.status import format_duration, survey
@@ -293,6 +294,35 @@ def test_a_terminal_of_80_columns_shows_every_id_whole(site: Site) -> None:
         assert "stacked_lstm/20261125-043403-seed1" in text
         assert "lstm/20261125-043403-seed2-with-a-very-long-name" in text
         assert "Slurm job 44" in text
+        words = out.getvalue().split()  # no line ends inside a number
+        assert [words.count(figure) for figure in ("123/1000", "12345", "1d01h")] == [2, 2, 2]
+
+
+def test_what_a_record_holds_can_not_write_on_the_terminal(site: Site) -> None:
+    """Escape sequences and line ends in names and errors are shown as spaces, in a file too."""
+    run = site.run("a", "failed", error="RunError: a\x1b]0;title\x07\nb\x9b2J")
+    run.folder.rename(run.folder.with_name("a\x1b[2Jb"))
+    out = io.StringIO()
+    console = Console(width=80, file=out, force_terminal=True, color_system=None)
+    console.print(as_renderable(survey(site.runs, Queue()), 80))
+    for text in (out.getvalue(), "\n".join(as_lines(survey(site.runs, Queue())))):
+        assert "lstm/a [2Jb" in text
+        assert "RunError: a ]0;title b 2J" in text
+        assert text.replace("\n", "").isprintable()
+
+
+def test_columns_line_up_below_a_name_of_wide_characters(site: Site) -> None:
+    """A terminal shows such a character over two columns, and the table counts it so."""
+    run = site.run("wide", "training", reviews_per_s=100.0)
+    run.folder.rename(run.folder.with_name("漢字"))
+    site.run("plain", "training", reviews_per_s=200.0)
+    out = io.StringIO()
+    Console(width=80, file=out, color_system=None).print(
+        as_renderable(survey(site.runs, Queue()), 80)
+    )
+    lines = [line for line in out.getvalue().splitlines() if "running" in line]
+    assert len({cell_len(line.partition("running")[0]) for line in lines}) == 1
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize(

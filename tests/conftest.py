@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests import guard
+from tests.slurm.cluster import REMEDY, is_installed
 
 # A shell, or nohup, may have started the tests with these ignored, which the processes that they
 # start would inherit, and then wait for ever.
@@ -22,11 +23,42 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
 
+# About how long the longest files take, on two cores.
+SECONDS = {
+    "test_cluster_trouble.py": 180,
+    "test_cluster_jobs.py": 150,
+    "test_cluster_sweep.py": 120,
+    "test_sweep.py": 110,
+    "test_exactness.py": 100,
+    "test_cluster_submit.py": 90,
+    "test_tensorboard.py": 80,
+    "test_cli.py": 70,
+    "test_cluster_status.py": 60,
+    "test_doctor.py": 50,
+    "test_tensorboard_browser.py": 50,
+    "test_guard.py": 40,
+    "test_bench.py": 40,
+}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Leave no process behind, however the tests end; a worker of xdist is below the guard."""
     if not hasattr(config, "workerinput"):
         guard.enter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests on a cluster, skip them where there is no Slurm, put the longest files first.
+
+    A file that starts last and takes long would leave the other workers idle.
+    """
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("cluster")
+        if item.get_closest_marker("cluster") and not is_installed():
+            item.add_marker(pytest.mark.skip(reason=REMEDY))
+    items.sort(key=lambda item: SECONDS.get(item.path.name, 0), reverse=True)
 
 
 class Harness:

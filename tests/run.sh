@@ -1,11 +1,43 @@
 #!/usr/bin/env bash
-# Checks everything: style, types, shell scripts, then the tests. Arguments go to pytest.
-# It makes an environment of its own first and leaves yours alone.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=slurm/common.sh
 source slurm/common.sh
+
+usage() {
+    cat <<'END'
+usage: bash tests/run.sh [--quick | --all] [PYTEST ARGUMENT...]
+
+Checks style, types and shell scripts, then runs the tests. It makes an environment of its own
+first (.venv-test) and leaves yours alone. As root on Debian or Ubuntu it also installs what some
+tests need: Slurm, and a browser. Where either is missing, its tests are skipped.
+
+  (neither)  everything but the nightly tests: under 15 minutes on two cores
+  --quick    no test on a cluster, in a browser or of long training: under two minutes
+  --all      the nightly tests too
+
+Other arguments go to pytest, for example: bash tests/run.sh --quick -x tests/slurm -k requeue
+END
+}
+
+TIER=()
+NEEDS_PROGRAMS=1
+case ${1:-} in
+-h | --help)
+    usage
+    exit
+    ;;
+--quick)
+    TIER=(-m 'not slow and not full and not cluster')
+    NEEDS_PROGRAMS=''
+    shift
+    ;;
+--all)
+    TIER=(-m '')
+    shift
+    ;;
+esac
 
 heading() { printf '\n== %s\n' "$*"; }
 
@@ -26,7 +58,7 @@ mypy
 heading shellcheck
 shellcheck --external-sources ./*/*.sh .ci/run
 
-# Installs the packages that follow for the tests of $1, where that is possible.
+# Installs the packages $2... for the tests of $1, where that is possible.
 install_for() {
     local what=$1 log=$VENV/$1-install.log
     shift
@@ -38,27 +70,27 @@ install_for() {
         ) >"$log" 2>&1 </dev/null || say "apt-get could not install $* (log: $log)"
     fi
 }
-SLURM=(slurmctld slurmd slurm-client munge)
+
+# Installs the packages $3... for the tests of $1 unless the command $2 finds them there.
+provide() {
+    local what=$1 is_there=$2
+    shift 2
+    $is_there || install_for "$what" "$@"
+    $is_there || say "the tests that need $what are skipped; on Debian or Ubuntu, install it by:" \
+        "sudo apt-get install $*"
+}
 has_slurm() {
     python -c 'import sys; from tests.slurm.cluster import is_installed as ok; sys.exit(not ok())'
 }
-BROWSER=(chromium chromium-driver openssh-server openssh-client)
 has_browser() { PATH=$PATH:/usr/sbin type -P chromium chromedriver ssh sshd >/dev/null; }
 
-NO_SLURM=()
-has_slurm || install_for slurm "${SLURM[@]}"
-if ! has_slurm; then
-    say "tests/slurm is left out; on Debian or Ubuntu its needs come by:" \
-        "sudo apt-get install ${SLURM[*]}"
-    NO_SLURM=(--ignore=tests/slurm)
+if [[ -n $NEEDS_PROGRAMS ]]; then
+    provide slurm has_slurm slurmctld slurmd slurm-client munge
+    provide browser has_browser chromium chromium-driver openssh-server openssh-client
 fi
-has_browser || install_for browser "${BROWSER[@]}"
-has_browser || say "the tests in a browser are left out; on Debian their needs come by:" \
-    "sudo apt-get install ${BROWSER[*]}"
 
 heading pytest
-# A file each, and more at a time than there are cores: they wait for processes more than they
-# compute. In their order, in which the longest come first.
+# One file at a time on each worker, the longest first. More workers than cores, because the tests
+# wait for processes more than they compute.
 exec python -m pytest --numprocesses="$(($(nproc) + 1))" --maxprocesses=6 \
-    --dist=loadfile --no-loadscope-reorder \
-    ${NO_SLURM[@]+"${NO_SLURM[@]}"} "$@"
+    --dist=loadfile --no-loadscope-reorder ${TIER[@]+"${TIER[@]}"} "$@"

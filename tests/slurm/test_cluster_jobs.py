@@ -253,6 +253,7 @@ def test_every_script_is_accepted(cluster: SlurmCluster, stand_in: SlurmProject,
         cluster.run("sbatch", "--test-only", "--gres=gpu:3", script)
 
 
+@pytest.mark.cluster
 def test_nothing_is_left_of_a_cluster() -> None:
     """Left with a job that ignores TERM, a cluster ends every process and removes its folder."""
     with SlurmCluster() as cluster:
@@ -265,6 +266,7 @@ def test_nothing_is_left_of_a_cluster() -> None:
     assert not cluster.folder.exists()
 
 
+@pytest.mark.cluster
 def test_a_cluster_that_does_not_come_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that refuses its configuration ends the start with that daemon's last lines."""
     monkeypatch.setattr("tests.slurm.cluster.CGROUP_CONF", "NoSuchKey=1\n")

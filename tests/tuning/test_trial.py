@@ -11,10 +11,10 @@ from harness.tuning.trial import Hopeless
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 
-def ended_at(folder: Path, scores: list[float], worker_group: list[list[float]]) -> int | None:
+def ended_at(folder: Path, scores: list[float], peers: list[list[float]]) -> int | None:
     """The epoch after which a trial with these scores is ended, among finished others."""
     sweep = make_sweep(folder, RANDOM.replace("[search]", "[search]\nstop_hopeless = true"))
-    for number, peer in enumerate(worker_group):
+    for number, peer in enumerate(peers):
         run = RunDirectory(sweep.folder / "trials" / f"000{number}-seed1")
         run.folder.mkdir(parents=True)
         lines = [json.dumps({"val_accuracy": score}) for score in peer]
@@ -45,7 +45,7 @@ GOOD = [0.8, 0.85, 0.87]
     ],
 )
 def test_a_trial_is_ended_below_the_median_of_the_others(
-    tmp_path: Path, scores: list[float], worker_group: list[list[float]], epoch: int | None
+    tmp_path: Path, scores: list[float], peers: list[list[float]], epoch: int | None
 ) -> None:
     """Its best so far is held against theirs at the same epoch, from the second one on."""
-    assert ended_at(tmp_path / "sweep", scores, worker_group) == epoch
+    assert ended_at(tmp_path / "sweep", scores, peers) == epoch

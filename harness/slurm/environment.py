@@ -25,7 +25,7 @@ class SlurmEnvironment:
     submit_host: str  # where sbatch or salloc was called, often a login node
     restarts: int  # how often Slurm put the job back into its queue
     max_requeues: int | None  # set by our job scripts, which requeue a job that was interrupted
-    secret: str  # by which the workers of a step know each other
+    secret: str | None  # of the workers of a step, made by our job scripts
     log: str | None  # the file that our job scripts print into
     variables: dict[str, str]
 
@@ -57,7 +57,7 @@ class SlurmEnvironment:
             submit_host=environment.get("SLURM_SUBMIT_HOST", ""),
             restarts=number("SLURM_RESTART_COUNT") or 0,
             max_requeues=number("HARNESS_MAX_REQUEUES"),
-            secret=environment.get("HARNESS_SECRET") or job_id,
+            secret=environment.get("HARNESS_SECRET"),
             log=environment.get("HARNESS_LOG"),
             variables={
                 name: value

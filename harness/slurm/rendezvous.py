@@ -7,8 +7,6 @@ worker that fails says so before it ends, and one that is lost is missed within 
 """
 
 import contextlib
-import hashlib
-import hmac
 import json
 import os
 import queue
@@ -16,11 +14,19 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment, node_names
+from harness.system.auth_channel import (
+    AuthServer,
+    Message,
+    receive_exactly,
+    say_hello,
+    user_secret,
+)
 
 # Below the ports that systems give out to clients (from 32768 on Linux), so that few are taken.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
@@ -41,12 +47,14 @@ class WorkerGroup:
     Workers are numbered as Slurm numbers the tasks of a step; number 0 is the chief.
     """
 
-    def __init__(self, nodes: list[str], rank: int, secret: str, first_port: int) -> None:
+    def __init__(self, nodes: list[str], rank: int, *, secret: bytes, first_port: int) -> None:
         self.nodes, self.rank = nodes, rank
         self.addresses: list[str] = []  # of TensorFlow's servers, host:port, in the workers' order
         self.ended: tuple[str, int] | None = None  # why the run can't go on, and the exit code
         self._secret, self._first_port = secret, first_port
         self._links: dict[int, _Link] = {}
+        self._hellos: dict[int, Message] = {}  # of the workers, to the chief
+        self._complete = threading.Event()  # each worker knows all addresses, or why it can't
         self._shared: queue.Queue[bytes] = queue.Queue()
         self._left: set[int] = set()
         self._changed = threading.Condition()
@@ -85,79 +93,98 @@ class WorkerGroup:
                 f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one a node, which "
                 "drives all its GPUs; give srun --ntasks-per-node=1"
             )
-        worker_group = cls(nodes, allocation.rank, allocation.secret, first_port(allocation.job_id))
+        secret = allocation.secret or user_secret(f"job {allocation.job_id}").hex()
+        worker_group = cls(
+            nodes,
+            allocation.rank,
+            secret=secret.encode(),
+            first_port=first_port(allocation.job_id),
+        )
         own = free_port(worker_group._first_port + MEETING_PORTS + worker_group.rank)
         deadline = time.monotonic() + join_s
         if worker_group.is_chief:
             worker_group._gather(own, purpose, deadline)
         else:
             worker_group._report(own, purpose, deadline)
-        for link in worker_group._links.values():
-            threading.Thread(target=worker_group._listen, args=(link,), daemon=True).start()
         threading.Thread(target=worker_group._beat, daemon=True).start()
         return worker_group
 
     def _gather(self, own_port: int, purpose: str, deadline: float) -> None:
-        addresses, problem = {0: f"{self.node}:{own_port}"}, ""
-        with _listener(self._first_port) as listener:
-            while len(addresses) < len(self.nodes) and not problem:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    missing = [n for i, n in enumerate(self.nodes) if i not in addresses]
-                    problem = (
-                        f"no worker came from {', '.join(missing)} to {self.node}; see whether its "
-                        f"task started, and the network between at ports from {self._first_port}"
-                    )
-                    break
-                listener.settimeout(left_s)
-                hello = self._accept(listener)
-                if hello is None or hello["rank"] in addresses:
-                    continue
-                addresses[hello["rank"]] = f"{self.nodes[hello['rank']]}:{hello['port']}"
-                if hello["purpose"] != purpose:
-                    problem = (
-                        f"{self.nodes[hello['rank']]} has another job, other data or another "
-                        f"version than {self.node}; give all nodes the same files"
-                    )
-        self.addresses = [addresses[rank] for rank in sorted(addresses)]
-        for link in self._links.values():
-            link.send_json({"addresses": self.addresses, "problem": problem})
+        """Wait for all workers, and tell each where all are."""
+        server = self._start_server()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    len(self._hellos) == len(self.nodes) - 1
+                    or any(hello["purpose"] != purpose for hello in self._hellos.values())
+                ),
+                timeout=max(0, deadline - time.monotonic()),
+            )
+        server.stop()
+        with self._changed:
+            hellos = {0: {"port": own_port, "purpose": purpose}, **self._hellos}
+            links = list(self._links.values())
+        problem = self._problem(hellos, purpose)
+        self.addresses = [f"{self.nodes[rank]}:{hellos[rank]['port']}" for rank in sorted(hellos)]
+        for link in links:
+            with contextlib.suppress(OSError):  # its listener will find it gone
+                link.send_json({"addresses": self.addresses, "problem": problem})
         if problem:
             raise RunError(problem)
+        self._complete.set()
 
-    def _accept(self, listener: socket.socket) -> dict[str, Any] | None:
-        # A worker's hello, None for a stranger's.
-        try:
-            link = _Link(listener.accept()[0])
-        except TimeoutError:
-            return None
-        try:
-            hello = link.receive_json(timeout_s=5)
-            link.rank = hello["rank"]
-            if (
-                hmac.compare_digest(hello["token"], self._token("worker"))
-                and link.rank in range(1, len(self.nodes))
-                and isinstance(hello["port"], int)
-            ):
-                link.send_json({"token": self._token("chief")})
-                self._links[link.rank] = link
-                return hello
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        link.close()
-        return None
+    def _start_server(self) -> AuthServer:
+        for port in range(self._first_port, self._first_port + MEETING_PORTS):
+            with contextlib.suppress(OSError):
+                server = AuthServer(("", port), self._secret, self._welcome)
+                server.start()
+                return server
+        last = self._first_port + MEETING_PORTS - 1
+        raise RunError(f"no port from {self._first_port} to {last} is free here")
+
+    def _welcome(self, connection: socket.socket, hello: Message) -> None:
+        """Keep a worker's connection for as long as it lives, in a thread of its own."""
+        rank = hello["rank"]
+        if rank not in range(1, len(self.nodes)):
+            return
+        link = _Link(connection, rank)
+        with self._changed:
+            self._hellos[rank], self._links[rank] = hello, link
+            self._changed.notify_all()
+        self._complete.wait()
+        if self._links[rank] is link:  # it may have come twice
+            self._listen(link)
+            connection.settimeout(None)
+            with contextlib.suppress(OSError):  # it stays open: the worker waits for the chief
+                while connection.recv(1 << 16):
+                    pass
+
+    def _problem(self, hellos: dict[int, Message], purpose: str) -> str:
+        """Why those that came can't work together, empty if they can."""
+        for rank, hello in hellos.items():
+            if hello["purpose"] != purpose:
+                return (
+                    f"{self.nodes[rank]} has another job, other data or another version than "
+                    f"{self.node}; give all nodes the same files"
+                )
+        if missing := [node for rank, node in enumerate(self.nodes) if rank not in hellos]:
+            return (
+                f"no worker came from {', '.join(missing)} to {self.node}; see whether its task "
+                f"started, and the network between at ports from {self._first_port}"
+            )
+        return ""
 
     def _report(self, own_port: int, purpose: str, deadline: float) -> None:
-        hello = {
-            "token": self._token("worker"),
-            "rank": self.rank,
-            "port": own_port,
-            "purpose": purpose,
-        }
+        """Connect to the chief, and learn where all are."""
+        hello = {"rank": self.rank, "port": own_port, "purpose": purpose}
+        ports = range(self._first_port, self._first_port + MEETING_PORTS)
         link = None
         while link is None:
-            for port in range(self._first_port, self._first_port + MEETING_PORTS):
-                link = link or self._meet(port, hello)
+            with ThreadPoolExecutor(MEETING_PORTS) as pool:  # a stranger's port can't delay others
+                links = [
+                    found for found in pool.map(lambda p: self._meet(p, hello), ports) if found
+                ]
+            link = links[0] if links else None
             if link is None and time.monotonic() > deadline:
                 raise RunError(
                     f"{self.node}: the chief on {self.nodes[0]} can't be reached at port "
@@ -172,24 +199,20 @@ class WorkerGroup:
             raise RunError(str(answer["problem"]))
         self.addresses = answer["addresses"]
         self._links[0] = link
+        threading.Thread(target=self._listen, args=(link,), daemon=True).start()
 
-    def _meet(self, port: int, hello: dict[str, Any]) -> "_Link | None":
+    def _meet(self, port: int, hello: Message) -> "_Link | None":
+        """A connection to the chief, None if it does not listen at this port."""
         try:
-            link = _Link(socket.create_connection((self.nodes[0], port), timeout=3))
+            connection = socket.create_connection((self.nodes[0], port), timeout=3)
         except OSError:
             return None
         try:
-            link.send_json(hello)
-            answer = link.receive_json(timeout_s=5)
-            if hmac.compare_digest(answer["token"], self._token("chief")):
-                return link
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # somebody else's port
-        link.close()
-        return None
-
-    def _token(self, role: str) -> str:
-        return hashlib.sha256(f"{role}\0{self._secret}".encode()).hexdigest()
+            say_hello(connection, self._secret, hello)
+        except (OSError, ValueError):  # another process's port
+            connection.close()
+            return None
+        return _Link(connection)
 
     # Sharing
 
@@ -326,29 +349,16 @@ class _Link:
     def receive(self, timeout_s: float, limit: int = 1 << 40) -> bytes:
         """The next message; TimeoutError, or ConnectionError at the connection's end."""
         self.connection.settimeout(timeout_s)
-        length = int.from_bytes(self._read(8), "big")
+        length = int.from_bytes(receive_exactly(self.connection, 8), "big")
         if length > limit:
             raise ValueError("not a message of ours")
-        return self._read(length)
+        return receive_exactly(self.connection, length)
 
     def receive_json(self, timeout_s: float) -> dict[str, Any]:
         content = json.loads(self.receive(timeout_s, limit=1 << 20))
         if not isinstance(content, dict):
             raise ValueError("not a message of ours")
         return content
-
-    def _read(self, length: int) -> bytes:
-        parts = []
-        while length:
-            part = self.connection.recv(min(length, 1 << 20))
-            if not part:
-                raise ConnectionError("closed")
-            parts.append(part)
-            length -= len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self.connection.close()
 
 
 def first_port(job_id: str) -> int:
@@ -367,10 +377,3 @@ def free_port(first: int) -> int:
         with contextlib.suppress(OSError), socket.create_server(("", port)):
             return port
     raise RunError(f"no port from {first} to {LAST_PORT} is free here")
-
-
-def _listener(first: int) -> socket.socket:
-    for port in range(first, first + MEETING_PORTS):
-        with contextlib.suppress(OSError):
-            return socket.create_server(("", port))
-    raise RunError(f"no port from {first} to {first + MEETING_PORTS - 1} is free here")

@@ -19,7 +19,7 @@ from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.processes import end_with_parent
-from harness.tuning.auth_proxy import ChiefGate
+from harness.tuning.auth_proxy import ChiefProxy
 from harness.tuning.sweep_dir import (
     ADDRESS,
     LEADERBOARD,
@@ -57,9 +57,11 @@ class Chief:
         self._private = tempfile.TemporaryDirectory(prefix="harness-chief-")
         socket_path = Path(self._private.name) / "oracle"
         self._serve_oracle(socket_path)
-        self.gate = ChiefGate(host, port, sweep.secret(), socket_path, self._note)
+        self.proxy = ChiefProxy(
+            (host, port), secret=sweep.secret(), oracle=socket_path, on_change=self._note
+        )
         self.folder.write_json(
-            ADDRESS, {"host": host, "port": self.gate.port, "process": os.getpid()}
+            ADDRESS, {"host": host, "port": self.proxy.port, "process": os.getpid()}
         )
 
     def _serve_oracle(self, path: Path) -> None:

@@ -24,7 +24,7 @@ from harness.system.console import Console
 from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
-from harness.tuning.auth_proxy import WorkerGate
+from harness.tuning.auth_proxy import WorkerProxy
 from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def work(
     monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
     with monitor, tempfile.TemporaryDirectory(prefix="harness-worker-") as private:
         trials = Trials(sweep, dataset, strategy, stop, console, monitor)
-        gate = WorkerGate(Path(private), name, sweep.secret(), sweep.address)
+        proxy = WorkerProxy(Path(private), name, sweep.secret(), sweep.address)
         os.environ |= {
             "KERASTUNER_TUNER_ID": name,
             "KERASTUNER_ORACLE_IP": "unix",
-            "KERASTUNER_ORACLE_PORT": str(gate.path),
+            "KERASTUNER_ORACLE_PORT": str(proxy.path),
         }
         return ask_for_trials(sweep, trials, stop, Path(private))
 

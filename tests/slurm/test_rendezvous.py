@@ -10,21 +10,23 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment, node_names
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, MEETING_PORTS, WorkerGroup, first_port
+from harness.system.auth_channel import HELLO_S, NONCE_BYTES
 from tests.slurm.cluster import wait_until
 
 # A worker that stands for one that hangs in TensorFlow, so that only its own watch can end it.
 HANGS = """
 import sys, time
-import harness.peers
-from harness.cluster import Allocation
-harness.peers.END_S = 0.5
-peers = harness.peers.Peers.join(Allocation.from_environment(), "the same")
+from harness.slurm import rendezvous
+from harness.slurm.environment import SlurmEnvironment
+rendezvous.END_S = 0.5
+group = rendezvous.WorkerGroup.join(SlurmEnvironment.from_environment(), "the same")
 print("met", flush=True)
 time.sleep(60)
 """
@@ -141,6 +143,7 @@ def test_strangers_and_taken_ports_are_passed_by(job_id: str) -> None:
         chief = pool.submit(join(job_id, 0))
         with connected(("localhost", first + 1)) as browser:
             browser.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert len(browser.recv(NONCE_BYTES)) == NONCE_BYTES  # the challenge, and no more
             with contextlib.suppress(ConnectionResetError):
                 assert browser.recv(1) == b""
         taken.close()  # else a worker would wait there for an answer
@@ -148,6 +151,47 @@ def test_strangers_and_taken_ports_are_passed_by(job_id: str) -> None:
             WorkerGroup.join(allocation(job_id, 1, **stranger), "the same", join_s=0.1)
         worker = pool.submit(join(job_id, 1))
         assert chief.result().addresses == worker.result().addresses
+
+
+def test_strangers_that_drip_delay_nobody(job_id: str) -> None:
+    """Strangers that are connected and send a byte now and then hold up no worker."""
+    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
+        chief = pool.submit(join(job_id, 0))
+        address = "localhost", first_port(job_id)
+        strangers = [stack.enter_context(connected(address)) for _ in range(3)]
+        for stranger in strangers:
+            stranger.sendall(b"\0")
+        begun = time.monotonic()
+        worker = pool.submit(join(job_id, 1))
+        assert chief.result().addresses == worker.result().addresses
+        assert time.monotonic() - begun < HELLO_S / 2
+
+
+def test_a_stranger_that_drips_holds_no_chief_past_its_deadline(job_id: str) -> None:
+    """With a stranger alone, the chief gives up when the time is over, not later."""
+    with ThreadPoolExecutor(1) as pool:
+        begun = time.monotonic()
+        chief = pool.submit(
+            WorkerGroup.join, allocation(job_id, 0, nodes="localhost elsewhere"), "any", join_s=1
+        )
+        with connected(("localhost", first_port(job_id))) as stranger:
+            while not chief.done() and time.monotonic() - begun < 10:
+                with contextlib.suppress(OSError):
+                    stranger.sendall(b"\0")
+                time.sleep(0.1)
+        with pytest.raises(RunError, match="no worker came from elsewhere"):
+            chief.result()
+        assert time.monotonic() - begun < 3
+
+
+def test_without_the_scripts_the_users_own_secret_serves(
+    job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under srun by hand there is no HARNESS_SECRET, and the job's id is no secret."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chief, worker = join_all(*(join(job_id, rank, HARNESS_SECRET="") for rank in (0, 1)))
+    assert chief.result().addresses == worker.result().addresses
+    assert (tmp_path / "harness" / "secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_chief_shares_with_all(job_id: str) -> None:

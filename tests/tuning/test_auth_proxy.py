@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.tuning.auth_proxy import ChiefGate, WorkerGate
+from harness.tuning.auth_proxy import ChiefProxy, WorkerProxy
 
 SECRET = b"a secret of the sweep"
 
@@ -27,7 +27,7 @@ class Echo(socketserver.StreamRequestHandler):
 
 
 class Chief:
-    """An oracle behind its gate."""
+    """An oracle behind its proxy."""
 
     def __init__(self, folder: Path) -> None:
         self.seen: list[tuple[str, bool]] = []
@@ -35,19 +35,22 @@ class Chief:
         self.oracle = socketserver.ThreadingUnixStreamServer(str(path), Echo)
         self.oracle.daemon_threads = True
         threading.Thread(target=self.oracle.serve_forever, daemon=True).start()
-        self.gate = ChiefGate(
-            "127.0.0.1", 0, SECRET, path, lambda worker, there: self.seen.append((worker, there))
+        self.proxy = ChiefProxy(
+            ("127.0.0.1", 0),
+            secret=SECRET,
+            oracle=path,
+            on_change=lambda worker, there: self.seen.append((worker, there)),
         )
 
     def address(self) -> dict[str, object]:
-        return {"host": "127.0.0.1", "port": self.gate.port}
+        return {"host": "127.0.0.1", "port": self.proxy.port}
 
 
 @pytest.fixture
 def chief(tmp_path: Path) -> Iterator[Chief]:
     chief = Chief(tmp_path)
     yield chief
-    chief.gate.close()
+    chief.proxy.close()
     chief.oracle.shutdown()
 
 
@@ -78,24 +81,24 @@ def wait_for(seen: list[tuple[str, bool]], event: tuple[str, bool]) -> None:
 def test_who_knows_the_secret_reaches_the_oracle(chief: Chief, tmp_path: Path) -> None:
     """A worker's connections go through, whole, wherever the chief is by then."""
     where = chief.address()
-    gate = WorkerGate(tmp_path, "w0", SECRET, lambda: where)
+    proxy = WorkerProxy(tmp_path, "w0", SECRET, lambda: where)
     content = os.urandom(3_000_000)
-    assert says_back(gate.path, content) == content
+    assert says_back(proxy.path, content) == content
     wait_for(chief.seen, ("w0", True))
     (tmp_path / "other").mkdir()
     other = Chief(tmp_path / "other")  # the chief was started again on another port
     where = other.address()
-    chief.gate.close()
-    assert says_back(gate.path, b"hello") == b"hello"
-    other.gate.close()
+    chief.proxy.close()
+    assert says_back(proxy.path, b"hello") == b"hello"
+    other.proxy.close()
 
 
 def test_who_does_not_know_it_gets_nothing(chief: Chief, tmp_path: Path) -> None:
     """Neither with another secret nor with KerasTuner's own protocol, nor by saying nothing."""
-    gate = WorkerGate(tmp_path, "w0", b"a guess", chief.address)
-    assert says_back(gate.path, b"hello") == b""
+    proxy = WorkerProxy(tmp_path, "w0", b"a guess", chief.address)
+    assert says_back(proxy.path, b"hello") == b""
     for content in (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b'{"worker": "w0"}\n', b"x" * 5000):
-        with socket.create_connection(("127.0.0.1", chief.gate.port)) as stranger:
+        with socket.create_connection(("127.0.0.1", chief.proxy.port)) as stranger:
             stranger.settimeout(10)
             assert len(stranger.recv(32)) == 32  # the challenge
             stranger.sendall(content)
@@ -108,10 +111,10 @@ def test_a_worker_does_not_trust_a_strangers_port(tmp_path: Path) -> None:
     """A chief that does not know the secret hears a proof for its challenge, no word more."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        gate = WorkerGate(tmp_path, "w0", SECRET, lambda: {"host": "127.0.0.1", "port": port})
+        proxy = WorkerProxy(tmp_path, "w0", SECRET, lambda: {"host": "127.0.0.1", "port": port})
         with socket.socket(socket.AF_UNIX) as worker:
             worker.settimeout(10)
-            worker.connect(str(gate.path))
+            worker.connect(str(proxy.path))
             worker.sendall(b"the scores of a trial")
             heard = []
             for _ in range(2):  # its presence, and its call
@@ -119,7 +122,7 @@ def test_a_worker_does_not_trust_a_strangers_port(tmp_path: Path) -> None:
                 connection.settimeout(2)
                 connection.sendall(b"c" * 32)
                 heard.append(connection.recv(4096))
-                connection.sendall(b'{"proof": "00"}\n')
+                connection.sendall(b'\0\0\0\x0f{"proof": "00"}')
                 assert connection.recv(4096) == b""
             with contextlib.suppress(ConnectionResetError):  # what it sent was never read
                 assert worker.recv(64) == b""
@@ -129,12 +132,13 @@ def test_a_worker_does_not_trust_a_strangers_port(tmp_path: Path) -> None:
 def test_a_killed_worker_is_missed_at_once(chief: Chief, tmp_path: Path) -> None:
     """Its presence ends with its process."""
     code = (
-        "import sys, time; from pathlib import Path; from harness.gate import WorkerGate\n"
-        "WorkerGate(Path(sys.argv[1]), 'w7', sys.argv[2].encode(),"
+        "import sys, time; from pathlib import Path\n"
+        "from harness.tuning.auth_proxy import WorkerProxy\n"
+        "WorkerProxy(Path(sys.argv[1]), 'w7', sys.argv[2].encode(),"
         " lambda: {'host': '127.0.0.1', 'port': int(sys.argv[3])})\n"
         "time.sleep(60)"
     )
-    words = [sys.executable, "-c", code, str(tmp_path), SECRET.decode(), str(chief.gate.port)]
+    words = [sys.executable, "-c", code, str(tmp_path), SECRET.decode(), str(chief.proxy.port)]
     process = subprocess.Popen(words)
     wait_for(chief.seen, ("w7", True))
     assert ("w7", False) not in chief.seen

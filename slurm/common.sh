@@ -356,16 +356,27 @@ run_job() {
 }
 
 # Searches as the job file $1 says, on all that the allocation has; ends the script.
+# `--join SWEEP` stands for `harness sweep join SWEEP` here, and so do --retrain, --show and --best.
 run_tune() {
-    local name
-    local -a options=()
+    local argument name option
+    local -a command=(tune) arguments=()
+    for argument; do
+        option=${argument%%=*}
+        case $option in
+            --join | --retrain | --show | --best)
+                command=(sweep "${option#--}")
+                [[ $argument != *=* ]] || arguments+=("${argument#*=}")
+                ;;
+            *) arguments+=("$argument") ;;
+        esac
+    done
     prepare
     has_option --data "$@" || has_source "$@" || stage_data
-    if name=$(run_name) && ! has_option --sweep-id "$@" && ! has_option --join "$@"; then
-        options+=(--sweep-id "$name")
+    if [[ ${command[0]} == tune ]] && name=$(run_name) && ! has_option --sweep-id "$@"; then
+        arguments+=(--sweep-id "$name")
     fi
     # Once: it starts its workers' steps by itself.
-    run_to_end "${HARNESS[@]}" tune "$@" ${options[@]+"${options[@]}"}
+    run_to_end "${HARNESS[@]}" "${command[@]}" ${arguments[@]+"${arguments[@]}"}
 }
 
 # Compares the runs given, patterns included, or all, and writes the report; ends the script.

@@ -7,7 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from harness import __version__
-from harness.cli import bench, compare, data, doctor, runs, submit, tensorboard, train, tune
+from harness.cli import bench, compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
 from harness.system.processes import end_with_parent
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 for commands in (train, tune, submit, runs, compare, tensorboard, doctor, bench):
     app.add_typer(commands.app)
+app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130  # as shells and Typer count a Ctrl-C

@@ -1,7 +1,4 @@
-"""The commands, by what they are about: each parses, calls a room of the house, and prints.
-
-They import what they need when they are called, so that `--help` answers at once.
-"""
+"""Arguments and options that several commands share."""
 
 import shlex
 from pathlib import Path
@@ -24,9 +21,20 @@ DeviceList = Annotated[
     str | None, typer.Option("--devices", metavar="KIND:N", help="gpu:2, cpu, cpu:2; else all")
 ]
 Full = Annotated[bool, typer.Option("--full", help="refuse to fall back to the packaged sample")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="how many; default: one a GPU, or one a CPU"),
+]
+WorkersPerGpu = Annotated[
+    int, typer.Option(min=1, max=64, metavar="N", help="that share a GPU and its memory")
+]
+Stall = Annotated[
+    float,
+    typer.Option(min=5, metavar="SECONDS", help="restart a worker after so long without progress"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
+def quoted(path: Path | str) -> str:
+    """A path, quoted for the shell."""
     return shlex.quote(str(path))

@@ -177,8 +177,8 @@ def retrain(
     if tasks:
         allocation = SlurmEnvironment.from_environment()
         slots = allocate_slots(allocation, workers, at_most=len(tasks))
-        again = f"--retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
-        with explain_interruption(f"checkpoints saved; go on by: harness tune {again}"):
+        again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+        with explain_interruption(f"checkpoints saved; go on by: harness sweep retrain {again}"):
             run_tasks(tasks, slots, allocation=allocation, console=console)
     print_runs([run.folder for run in runs])
 

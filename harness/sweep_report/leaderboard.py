@@ -1,4 +1,4 @@
-"""`harness tune --show`: the leaderboard of a sweep, what mattered, and pictures of both."""
+"""`harness sweep show`: the leaderboard of a sweep, what mattered, and pictures of both."""
 
 import shlex
 import sys

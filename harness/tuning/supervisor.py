@@ -9,43 +9,20 @@ trial makes no progress for `stall_s` is killed, and so started again.
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot
+from harness.slurm.placement import Slot, allocate_slots
 from harness.slurm.process_pool import POLL_S, ManagedProcess, ProcessPool, wait_for
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, first_port
 from harness.system.console import Console
 from harness.system.signals import STOPPING, StopRequest
 from harness.tracking.heartbeat import Heartbeat
 from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
-
-
-def chief_args(sweep: SweepDirectory, host: str, port: int) -> list[str]:
-    """The command of the chief: a child of the supervisor, on its node."""
-    args = [sys.executable, "-m", "harness.tuning.oracle_server", str(sweep.folder)]
-    return [*args, "--host", host, "--port", str(port)]
-
-
-def worker_args(
-    sweep: SweepDirectory, name: str, slot: Slot, devices: str | None, data: Path | None
-) -> list[str]:
-    """The command of a worker."""
-    args = [sys.executable, "-m", "harness.tuning.worker", str(sweep.folder), name]
-    args += ["--threads", str(slot.threads)]
-    if slot.gpu is not None:
-        args += ["--gpu", str(slot.gpu)]
-    else:
-        args += ["--devices", "cpu"]
-    if devices and slot.gpu is not None:
-        args += ["--devices", devices]
-    if data:
-        args += ["--data", str(data)]
-    return args
-
 
 LOOK_S = 2.0  # between two looks at the workers' progress
 STALL_S = 900.0  # compiling and validating take their time without a sign
@@ -56,14 +33,48 @@ CHIEF_GONE_S = 600.0  # after which a worker from another job gives up
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who works for a sweep, and how."""
+class WorkerRequest:
+    """The workers that a command asks for."""
 
-    slots: list[Slot]
-    devices: str | None
-    data: Path | None
+    num_workers: int | None = None  # by default one for each GPU or CPU
+    workers_per_gpu: int = 1
+    devices: str | None = None
+    data: Path | None = None
     stall_s: float = STALL_S
     port: int = 0  # of the chief, 0 = a free one
+
+    def slots(self, allocation: SlurmEnvironment | None) -> list[Slot]:
+        """A slot for each worker.
+
+        Raises:
+            InputError: if the allocation has no room for so many.
+        """
+        return allocate_slots(
+            allocation,
+            self.num_workers,
+            workers_per_gpu=self.workers_per_gpu,
+            devices=self.devices,
+        )
+
+
+def chief_args(sweep: SweepDirectory, host: str, port: int) -> list[str]:
+    """The command of the chief, a child of the supervisor on the same node."""
+    args = [sys.executable, "-m", "harness.tuning.oracle_server", str(sweep.folder)]
+    return [*args, "--host", host, "--port", str(port)]
+
+
+def worker_args(
+    sweep: SweepDirectory, name: str, *, slot: Slot, request: WorkerRequest
+) -> list[str]:
+    """The command of a worker."""
+    args = [sys.executable, "-m", "harness.tuning.worker", str(sweep.folder), name]
+    args += ["--threads", str(slot.threads)]
+    if slot.gpu is None:
+        args += ["--devices", "cpu"]
+    else:
+        args += ["--gpu", str(slot.gpu)]
+        args += ["--devices", request.devices] if request.devices else []
+    return [*args, "--data", str(request.data)] if request.data else args
 
 
 @dataclass(eq=False)
@@ -80,19 +91,20 @@ class Worker(ManagedProcess):
 
 
 class Supervisor:
-    """Runs a sweep's processes; with `joins` only workers, for a sweep whose chief is elsewhere."""
+    """Runs the processes of a sweep; with `joins` only workers, since the chief runs elsewhere."""
 
     def __init__(
         self,
         sweep: SweepDirectory,
-        crew: Crew,
+        request: WorkerRequest,
+        slots: Sequence[Slot],
+        *,
         allocation: SlurmEnvironment | None,
         console: Console,
-        *,
         joins: bool = False,
     ) -> None:
-        self.sweep, self.crew, self.allocation, self.console = sweep, crew, allocation, console
-        self.joins = joins
+        self.sweep, self.request = sweep, request
+        self.allocation, self.console, self.joins = allocation, console, joins
         self.pool = ProcessPool(allocation)
         self.stop = StopRequest()
         self.heartbeat = None if joins else Heartbeat(sweep, allocation)
@@ -100,9 +112,9 @@ class Supervisor:
         prefix = f"{_job_name(allocation)}-" if joins else ""
         self.workers = [
             Worker(f"{prefix}w{i}", slot, sweep.path("workers", f"{prefix}w{i}.log"))
-            for i, slot in enumerate(crew.slots)
+            for i, slot in enumerate(slots)
         ]
-        self._chief_said = 0  # bytes of its log that were passed on
+        self._chief_log_size = 0  # bytes of its log that were printed
         self._looked_s = 0.0
         self._finished = 0  # trials, when a worker last failed
 
@@ -142,14 +154,13 @@ class Supervisor:
 
     def _start_chief(self) -> None:
         host = chief_host(self.allocation)
-        port = self.crew.port or free_port(host, self.allocation)
-        self._chief_said = self.chief.log.stat().st_size if self.chief.log.exists() else 0
+        port = self.request.port or free_port(host, self.allocation)
+        self._chief_log_size = self.chief.log.stat().st_size if self.chief.log.exists() else 0
         self.pool.start(self.chief, chief_args(self.sweep, host, port))
 
     def _start(self, worker: Worker) -> None:
         assert worker.slot  # noqa: S101 - every worker has one
-        crew = self.crew
-        args = worker_args(self.sweep, worker.name, worker.slot, crew.devices, crew.data)
+        args = worker_args(self.sweep, worker.name, slot=worker.slot, request=self.request)
         self.pool.start(worker, args)
         worker.started_s = worker.seen_s = time.monotonic()
         worker.retired = worker.failure_noted = False
@@ -185,7 +196,7 @@ class Supervisor:
         return sum(worker.alive for worker in self.workers)
 
     def _tend_chief(self) -> None:
-        self._pass_on_log()
+        self._print_chief_log()
         code = self.chief.code
         if code is None or code == 0:
             return
@@ -235,9 +246,9 @@ class Supervisor:
             sign = worker.popen, _last_sign(self.sweep, at.get(worker.name))
             if sign != worker.seen:
                 worker.seen, worker.seen_s = sign, now
-            elif at.get(worker.name) and now - worker.seen_s > self.crew.stall_s:
+            elif at.get(worker.name) and now - worker.seen_s > self.request.stall_s:
                 self.console.warning(
-                    f"worker {worker.name} made no progress for {self.crew.stall_s:.0f} s with "
+                    f"worker {worker.name} made no progress for {self.request.stall_s:.0f} s with "
                     f"trial {at[worker.name]} and is ended"
                 )
                 self.pool.kill([worker])
@@ -254,15 +265,16 @@ class Supervisor:
             if time.monotonic() - worker.started_s > LOOK_S:
                 self._start(worker)
 
-    def _pass_on_log(self) -> None:
+    def _print_chief_log(self) -> None:
+        """Print what the chief has logged about trials and workers since the last call."""
         try:
             with self.chief.log.open("rb") as log:
-                log.seek(self._chief_said)
-                said = log.read()
+                log.seek(self._chief_log_size)
+                new = log.read()
         except OSError:
             return
-        whole, newline, _ = said.rpartition(b"\n")
-        self._chief_said += len(whole) + len(newline)
+        whole, newline, _ = new.rpartition(b"\n")
+        self._chief_log_size += len(whole) + len(newline)
         for line in whole.decode(errors="replace").splitlines():
             if line.startswith(("trial ", "worker ")):
                 self.console.info(line)
@@ -271,7 +283,8 @@ class Supervisor:
 
     def _dismiss(self) -> None:
         """The search is over: the workers hear it when they ask next."""
-        self._pass_on_log() if not self.joins else None
+        if not self.joins:
+            self._print_chief_log()
         wait_for(lambda: not self._num_alive(), LEAVE_S)
 
 

@@ -12,8 +12,8 @@
 | `trials/<trial>-seed<N>/` | the run of a trial | its worker |
 | `errors/<trial>.txt` | why a trial failed | its worker |
 | `workers/<worker>.log` | what a worker printed | its worker |
-| `*.png` | the pictures of `harness tune --show` | who asks for them |
-| `winner/` | the winner trained anew: see `harness.winner` | `harness tune --retrain` |
+| `*.png` | the pictures of `harness sweep show` | that command |
+| `winner/` | the best trial, trained again on all training data | `harness sweep retrain` |
 """
 
 import csv

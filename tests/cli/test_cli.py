@@ -38,6 +38,15 @@ LSTM = JOBS / "lstm.toml"
         (["compare", "runs/none"], ("runs/none",)),
         (["compare", "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
         (["compare", "--out", LSTM], ("--out", "is no folder")),
+        (["tune"], ("JOB",)),
+        (["tune", "--show", "a b"], ("--show a b", "use harness sweep show 'a b'")),
+        (["tune", "x.toml", "--best=s"], ("--best s", "use harness sweep best s")),
+        (["tune", "--retrain", "s", "--seeds", "1"], ("use harness sweep retrain s",)),
+        (["tune", "x.toml", "--seeds", "1"], ("--seeds 1", "harness sweep retrain SWEEP")),
+        (["tune", "--workers", "2", "--join", "s"], ("use harness sweep join s",)),
+        (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
+        (["sweep", "best", "s", "--workers", "2"], ("--workers",)),
+        (["sweep", "join", "s", "--seeds", "1"], ("--seeds",)),
         (["data", "stage", "copy"], ("the full dataset", "harness data fetch")),
     ],
 )
@@ -270,7 +279,7 @@ def test_an_unfinished_run_predicts_nothing(harness: Harness) -> None:
 def test_tensorflow_comes_without_what_keras_would_import_beside_it() -> None:
     """A second of each start; whoever needs scikit-learn later gets it all the same."""
     code = (
-        "import gc, sys; from harness.strategy import import_tensorflow;"
+        "import gc, sys; from harness.compute.strategy import import_tensorflow;"
         "import_tensorflow(None, 1);"
         "print(sorted({'keras', 'sklearn', 'matplotlib'} & {*sys.modules}), gc.isenabled());"
         "import sklearn.metrics, matplotlib.figure"

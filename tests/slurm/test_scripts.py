@@ -49,6 +49,10 @@ def test_arguments_pass_unchanged(project: Project) -> None:
     ("script", "arguments", "words"),
     [
         ("tune", ["jobs/a b.toml"], ["tune", "jobs/a b.toml", "--sweep-id", "slurm-42"]),
+        ("tune", ["j.toml", "--sweep-id=mine"], ["tune", "j.toml", "--sweep-id=mine"]),
+        ("tune", ["--workers", "2", "--join", "a b"], ["sweep", "join", "--workers", "2", "a b"]),
+        ("tune", ["--join=a=b"], ["sweep", "join", "a=b"]),
+        ("tune", ["--retrain", "s", "--seeds", "1"], ["sweep", "retrain", "s", "--seeds", "1"]),
         ("compare", ["{runs}/x*"], ["compare", "--out", "{runs}/comparison", "{runs}/x*"]),
         ("compare", [], ["compare", "--out", "{runs}/comparison"]),
         ("compare", ["--out=a b", "{runs}"], ["compare", "--out=a b", "{runs}"]),

@@ -118,7 +118,7 @@ def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> 
     )
     folder = sweep.path("winner", "tune_lstm_best")
     runs = [RunDirectory(folder / f"seed{seed}") for seed in (1, 2)]
-    words = ("tune", "--retrain", sweep.folder, "--seeds", "1-2", "--workers", "2")
+    words = ("sweep", "retrain", sweep.folder, "--seeds", "1-2", "--workers", "2")
 
     command = harness.start(*words)
     wait_for(lambda: all([*run.folder.glob("checkpoints/step-*")] for run in runs))

@@ -1,4 +1,4 @@
-"""What `harness tune --show` says of a sweep: the leaderboard, what mattered, the pictures."""
+"""What `harness sweep show` says of a sweep: the leaderboard, what mattered, the pictures."""
 
 import io
 import subprocess
@@ -237,13 +237,15 @@ def test_a_key_has_its_short_name_unless_two_would() -> None:
 
 
 def test_showing_needs_no_tensorflow(tmp_path: Path) -> None:
-    """`harness tune --show` and `--best` answer at once: they import neither it nor Keras."""
+    """`harness sweep show` and `best` answer at once: they import neither it nor Keras."""
     sweep: SweepDirectory = make_sweep(tmp_path / "s", RANDOM, *four_trials())
-    words = "import sys; from harness.cli import app; app(sys.argv[1:], standalone_mode=False); "
+    words = (
+        "import sys; from harness.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+    )
     words += "assert not {'tensorflow', 'keras', 'keras_tuner'} & set(sys.modules)"
-    for option, said in (("--show", "what mattered"), ("--best", "tune_lstm_best")):
+    for command, said in (("show", "what mattered"), ("best", "tune_lstm_best")):
         done = subprocess.run(
-            [sys.executable, "-c", words, "tune", option, sweep.folder],
+            [sys.executable, "-c", words, "sweep", command, sweep.folder],
             cwd=PROJECT,
             capture_output=True,
             text=True,

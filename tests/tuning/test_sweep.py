@@ -208,7 +208,7 @@ def test_a_worker_that_hangs_is_ended_and_one_may_join(calm: Sweeps) -> None:
     wait_for(lambda: calm.progress("hung").get("at"), timeout_s=90)
     hung = calm.processes("harness.tuning.worker", "hung")[0]
     os.kill(hung, signal.SIGSTOP)
-    joined = calm.harness.start("tune", "--join", calm.folder("hung"), "--workers", 1)
+    joined = calm.harness.start("sweep", "join", calm.folder("hung"), "--workers", 1)
     said, errors = process.communicate(timeout=200)
     assert process.returncode == 0, said + errors
     assert re.search(r"w0 made no progress for 6 s with trial \d+ and is ended", errors)
@@ -293,7 +293,7 @@ def test_what_is_refused_changes_nothing(calm: Sweeps) -> None:
     finally:
         del calm.harness.environment["SLURM_JOB_ID"]
         del calm.harness.environment["SLURM_CPUS_PER_TASK"]
-    done = calm.harness.run("tune", "--join", calm.harness.runs)
+    done = calm.harness.run("sweep", "join", calm.harness.runs)
     assert (done.returncode, "is not a sweep's folder" in done.stderr) == (2, True)
     assert {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")} == before
 

@@ -1,0 +1,79 @@
+"""`sweep show`, `best`, `retrain` and `join`: all that follows `harness tune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import DataFolder, DeviceList, Stall, Workers, WorkersPerGpu, quoted
+from harness.errors import explain_interruption
+
+app = typer.Typer(help="Show, use or join a search that harness tune began.")
+
+Sweep = Annotated[
+    Path, typer.Argument(metavar="SWEEP", help="a sweep's folder: runs/tune_lstm/20260101-120000")
+]
+
+
+@app.command(epilog="Example: harness sweep show runs/tune_lstm/20260101-120000")
+def show(folder: Sweep) -> None:
+    """Print the leaderboard and how much each key matters."""
+    from harness.sweep_report.leaderboard import show as show_sweep
+    from harness.tuning.sweep_dir import SweepDirectory
+
+    show_sweep(SweepDirectory.open(folder))
+
+
+@app.command(epilog="Example: harness sweep best runs/tune_lstm/20260101-120000 > jobs/mine.toml")
+def best(folder: Sweep) -> None:
+    """Print the best trial as a job file."""
+    from harness.sweep_report.best_trial import winner_toml
+    from harness.tuning.sweep_dir import SweepDirectory
+
+    typer.echo(winner_toml(SweepDirectory.open(folder)), nl=False)
+
+
+@app.command(epilog="Example: harness sweep retrain runs/tune_lstm/20260101-120000 --seeds 1-5")
+def retrain(
+    folder: Sweep,
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="1-5 or 1,3,7: a run each")] = "1-5",
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="runs at a time; default: all that fit")
+    ] = None,
+    data: DataFolder = None,
+) -> None:
+    """Train the best trial on all training data and test it."""
+    from harness.slurm.resources import parse_seeds
+    from harness.sweep_report.best_trial import retrain as retrain_best
+    from harness.system.console import Console
+    from harness.tuning.sweep_dir import SweepDirectory
+
+    retrain_best(SweepDirectory.open(folder), parse_seeds(seeds), data, workers, Console())
+
+
+@app.command(epilog="Example: harness sweep join runs/tune_lstm/20260101-120000 --workers 2")
+def join(
+    folder: Sweep,
+    workers: Workers = None,
+    workers_per_gpu: WorkersPerGpu = 1,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    stall: Stall = 900.0,
+) -> None:
+    """Add workers to a running sweep, from this machine or job."""
+    from harness.compute.strategy import one_device_each
+    from harness.system.console import Console
+    from harness.tuning.supervisor import WorkerRequest
+    from harness.tuning.sweep_dir import SweepDirectory
+    from harness.tuning.tune import join as join_sweep
+
+    request = WorkerRequest(
+        num_workers=workers,
+        workers_per_gpu=workers_per_gpu,
+        devices=one_device_each(devices, "trial"),
+        data=data,
+        stall_s=stall,
+    )
+    sweep = SweepDirectory.open(folder)
+    with explain_interruption(f"trials saved; go on by: harness sweep join {quoted(folder)}"):
+        join_sweep(sweep, request, Console())

@@ -1,5 +1,6 @@
 """The command line: its commands gathered, and every way to end as an exit code."""
 
+import signal
 import sys
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def main() -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would replace line and exit code
     print(f"harness: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return code
 

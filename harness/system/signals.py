@@ -1,20 +1,26 @@
 """Signals that ask a run to save and stop: they set a flag, the loop acts on it between steps."""
 
+import contextlib
+import os
 import signal
+import sys
 from types import FrameType
+from typing import NoReturn
 
 from harness.errors import Interrupted
+from harness.system import stderr_filter
 
 # TERM from schedulers, INT from the keyboard, USR1 and USR2 as sites send them before a time
 # limit (NCCL takes USR1 for itself, so our own job scripts ask for USR2).
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopRequest:
-    """Whether one of the stopping signals has come, to this process or to another of the run.
+    """Whether this process or another of the run has received one of the stopping signals.
 
-    Several workers must stop after the same step, or the rest wait in a collective operation for
-    ever. So each step carries every worker's vote, and all look at the sum at the same steps.
+    All workers must stop after the same step, or the rest would wait in a collective operation
+    for ever. So each step carries every worker's vote, and all read the sum at the same steps.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -23,26 +29,25 @@ class StopRequest:
 
     @property
     def vote(self) -> float:
-        """1 to stop, 0 to go on."""
+        """1 to stop, 0 to continue."""
         return float(self.signal is not None)
 
     def listen(self) -> None:
         """Handle the signals from now on.
 
-        Call it again once the strategy is made: the C++ side of a multi-worker strategy puts its
-        own handler for TERM over one that was there before.
+        Call it again after making the strategy: the C++ side of a multi-worker strategy replaces
+        the handler for TERM with its own.
         """
         for number in STOPPING:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            # Who presses Ctrl-C twice does not want to wait; a run survives any end.
-            raise KeyboardInterrupt
+            end_at_once()  # the user does not want to wait, and a run survives any end
         self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise if a signal has come, where this worker may stop by itself.
+        """Raise if a signal has come and this worker may stop by itself.
 
         Raises:
             Interrupted: with the signal's name.
@@ -58,3 +63,21 @@ class StopRequest:
         """
         if votes > 0:
             raise Interrupted(self.signal.name if self.signal else "a signal to another worker")
+
+
+def end_at_once() -> NoReturn:
+    """End this process and all that it started, with one line and the code of an interruption.
+
+    Not by an exception: code that runs while it is raised, such as an import of TensorFlow, may
+    turn it into a traceback or lose it.
+    """
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    if sys.stdout.isatty():
+        os.write(1, SHOW_CURSOR)  # which a progress bar hides
+    message = b"harness: interrupted at once; what was saved before stays\n"
+    os.write(stderr_filter.descriptor, message)
+    os._exit(Interrupted.exit_code)

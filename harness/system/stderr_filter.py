@@ -1,6 +1,6 @@
-"""What TensorFlow says on file descriptor 2 whatever its log level, and nobody can mend.
+"""Filters messages of TensorFlow that ignore its log level and that no user can act on.
 
-Some of it is written before any log level is read, some of it as an error that is none.
+Some are written before any log level is read, some are logged as errors without being any.
 """
 
 import contextlib
@@ -15,24 +15,30 @@ KNOWN_NOISE = re.compile(
     r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error|before absl::InitializeLog"
     r"|cpu_feature_guard|To enable the following instructions|oneDNN custom operations"
     r"|computation_placer already registered|Unable to register cu"
-    # Where a compiled step is loaded: it is tried as a text first, and two hints to the compiler
-    # are taken for abilities that the processor lacks.
+    # When a compiled step is loaded: it is first read as text, and two hints to the compiler are
+    # mistaken for features that the processor lacks.
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
+
+
+descriptor = 2  # of standard error, elsewhere while it is filtered
 
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[None]:
     """Hold back what is written to file descriptor 2, and write all but the noise afterwards."""
+    global descriptor
     sys.stderr.flush()
-    kept = os.dup(2)
+    original = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
+        descriptor = original
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            descriptor = 2
+            os.dup2(original, 2)
+            os.close(original)
             held.seek(0)
             for line in held.read().decode(errors="replace").splitlines():
                 if line.strip() and not KNOWN_NOISE.search(line):

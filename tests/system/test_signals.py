@@ -1,0 +1,96 @@
+"""A second Ctrl-C ends a command at once: one line, exit code 75, no traceback, no child left."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from signal import SIGINT
+
+import psutil
+import pytest
+
+from tests.conftest import Harness, wait_for
+from tests.training.kills import wait_for_step
+
+AT_ONCE = "harness: interrupted at once; what was saved before stays\n"
+
+WAITING = """
+import subprocess, time
+from harness.system.signals import StopRequest
+from harness.system.stderr_filter import filtered_stderr
+
+stop = StopRequest()
+stop.listen()
+child = subprocess.Popen(["sleep", "600"])
+print(child.pid, flush=True)
+with filtered_stderr():
+    while not stop.signal:
+        time.sleep(0.01)
+    print("first", flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("cleaned up", flush=True)
+"""
+
+
+def test_the_second_ends_all_at_once() -> None:
+    """The line comes out of a filtered standard error too, and nothing runs while it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    child = psutil.Process(int(process.stdout.readline()))
+    process.send_signal(SIGINT)
+    assert process.stdout.readline() == "first\n"
+    process.send_signal(SIGINT)
+    said, warned = process.communicate(timeout=10)
+    assert (process.returncode, said, warned) == (75, "", AT_ONCE)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+
+
+def press_until_it_ends(process: "subprocess.Popen[str]") -> str:
+    """Send one SIGINT after another; returns what the process wrote on standard error."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(SIGINT)
+        time.sleep(0.05)
+    _, warned = process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    return warned
+
+
+def has_loaded(process: "subprocess.Popen[str]", library: str) -> Callable[[], bool]:
+    return lambda: library in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("library", ["_pydantic_core", "libtensorflow"])
+def test_in_start_up(harness: Harness, library: str) -> None:
+    """While the command line or TensorFlow is imported."""
+    process = harness.start(*harness.train_words("lstm", "stopped"))
+    wait_for(has_loaded(process, library))
+    warned = press_until_it_ends(process)
+    assert process.returncode == 75
+    assert warned in (AT_ONCE, "harness: interrupted before anything began\n")
+
+
+def test_in_training(harness: Harness) -> None:
+    """Between two steps, or while the checkpoint is saved that the first one asked for."""
+    process = harness.start(*harness.train_words("lstm", "stopped"), "--set", "train.epochs=200")
+    wait_for_step(process, harness.runs / "lstm/stopped", 13)
+    warned = press_until_it_ends(process)
+    assert process.returncode == 75
+    assert len(warned.splitlines()) == 1
+    assert warned.startswith("harness: interrupted ")
+
+
+def test_runs_side_by_side(harness: Harness) -> None:
+    """The runs end with the process that started them, which does not wait for them to save."""
+    words = harness.train_words("lstm", "stopped", "--set", "train.epochs=200")
+    process = harness.start(*words, "--seeds", "1-2", "--workers", "2")
+    wait_for(lambda: len(list(harness.runs.glob("lstm/*/state.json"))) == 2, 120)
+    warned = press_until_it_ends(process)
+    assert (process.returncode, warned) == (75, AT_ONCE)

@@ -112,7 +112,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
 
 def expected_kernel(job: Job) -> str:
     """The kernel that a GPU should take: by Keras's own rules for cuDNN, and ours for XLA."""
-    if choose(job, "gpu", "", 1, {}, {}).xla:
+    if choose(job, "gpu", 1).xla:
         return "xla"
     return "loop" if without_cudnn(job) else "cudnn"
 

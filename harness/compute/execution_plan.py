@@ -101,10 +101,11 @@ def shape(job: Job) -> str:
 def choose(
     job: Job,
     kind: str,
-    device: str,
     cpus: int,
-    begun: Mapping[str, Any],
-    times_ms: Mapping[str, float],
+    *,
+    device: str = "",
+    begun: Mapping[str, Any] = {},
+    times_ms: Mapping[str, float] = {},
 ) -> ExecutionPlan:
     """The plan of a run.
 

@@ -1,19 +1,212 @@
-"""Keras's own callbacks, along with the training loop."""
+"""What happens around the training steps: small objects that the loop calls at its boundaries.
 
-from collections.abc import Sequence
+Each knows one thing, and has only what it needs for it. Keras's own callbacks are the last.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import keras
+import numpy as np
+import tensorflow as tf
 
+from harness.compute.train_step import TrainStep
+from harness.compute.xla_cache import is_offered
+from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job import TrainConfig
+from harness.system.console import Console
+from harness.system.processes import age_s
+from harness.system.resource_monitor import ResourceMonitor
+from harness.system.stderr_filter import filtered_stderr
+from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.run_dir import RunDirectory
+from harness.training import checkpoint
+from harness.training.checkpoint import Progress
+from harness.training.tensorboard_log import TensorBoardLog
+
+PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm
+
+
+@dataclass(frozen=True)
+class StepResults:
+    """The values of the latest n training steps, brought from the device together."""
+
+    first_step: int  # the number of the first, counted over the whole run from 1
+    begins_epoch: bool  # whether the first is the first of its epoch
+    losses: np.ndarray  # [n] float64, means over the global batch
+    accuracies: np.ndarray  # [n] float64
+    num_reviews: int
+    took_s: float
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps they are."""
+        return len(self.losses)
+
+    @property
+    def reviews_per_s(self) -> float:
+        """The training speed."""
+        return self.num_reviews / self.took_s
+
+
+class FirstStep:
+    """Measures when this process's first training step was done."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self.heartbeat = heartbeat
+        self.done_s: float | None = None  # from the start of the process
+
+    def measure(self, take_steps: Callable[[], tf.Tensor]) -> tf.Tensor:
+        """Take steps; the first time, wait until they are done and note the time."""
+        if self.done_s is not None:
+            return take_steps()
+        # Nothing is filtered where XLA compiles: if that crashes, its message must be seen.
+        with filtered_stderr() if is_offered() else contextlib.nullcontext():
+            sums = take_steps()
+            sums.numpy()  # arrives when the steps are done
+        self.done_s = round(age_s() or 0.0, 3)
+        self.heartbeat.beat("training", first_step_s=self.done_s)
+        return sums
+
+
+class Profiler:
+    """Profiles some steps of this process into the TensorBoard folder, once they are warm."""
+
+    def __init__(self, folder: Path, num_steps: int) -> None:
+        self.folder = folder
+        self.steps = range(PROFILE_AFTER, PROFILE_AFTER + num_steps)
+        self._is_on = self._was_on = False
+
+    def before_step(self, step: int) -> None:
+        """Start or stop as needed before a step, counted over the whole run from 0."""
+        if self._is_on and step >= self.steps.stop:
+            self.stop()
+        elif step in self.steps and not self._was_on:
+            tf.profiler.experimental.start(str(self.folder))
+            self._is_on = self._was_on = True
+
+    def stop(self) -> None:
+        """Write the profile, if one is being taken."""
+        if self._is_on:
+            tf.profiler.experimental.stop()
+            self._is_on = False
+
+
+class UsageMeter:
+    """Measures how training steps use the machine: their time, input wait and devices."""
+
+    def __init__(self, monitor: ResourceMonitor, heartbeat: Heartbeat) -> None:
+        self.monitor, self.heartbeat = monitor, heartbeat
+        self._recent: list[StepResults] = []  # the latest of this epoch, whose fetches are timed
+
+    def measure(self, results: StepResults, batches: Iterator[Batch]) -> dict[str, float]:
+        """The figures of the latest steps by TensorBoard tag; the heartbeat gets them too.
+
+        Args:
+            results: of the steps.
+            batches: where they came from.
+        """
+        duration_ms = 1e3 * results.took_s / results.num_steps
+        figures = {"step/duration_ms": duration_ms}
+        self.heartbeat.note(step_ms=round(duration_ms, 3))
+        # The time before an epoch's first steps is not input wait: it holds the validation.
+        self._recent = [] if results.begins_epoch else [*self._recent, results]
+        while len(self._recent) > 1 and sum(r.num_steps for r in self._recent) > TIMED_FETCHES:
+            self._recent.pop(0)
+        device = self.monitor.sample()
+        if not device:
+            return figures
+        self.heartbeat.note(device=device, warning=self.monitor.warning)
+        num_steps = sum(r.num_steps for r in self._recent)
+        took_s = sum(r.took_s for r in self._recent)
+        if num_steps and (wait_s := waited_s(batches, num_steps, took_s)) is not None:
+            figures["step/input_wait_ms"] = 1e3 * wait_s / num_steps
+            figures["step/input_wait_share"] = wait_s / took_s
+            self.heartbeat.note(input_wait_share=round(wait_s / took_s, 4))
+        return figures | {f"device/{name}": value for name, value in device.items()}
+
+
+class ProgressReport:
+    """Shows on the console and in the heartbeat how far the training is."""
+
+    def __init__(
+        self, console: Console, heartbeat: Heartbeat, *, num_epochs: int, steps_per_epoch: int
+    ) -> None:
+        self.console, self.heartbeat = console, heartbeat
+        self.num_epochs, self.num_steps = num_epochs, num_epochs * steps_per_epoch
+
+    def after_steps(self, results: StepResults, progress: Progress) -> None:
+        """Report the latest steps."""
+        step = results.first_step + results.num_steps - 1
+        self.heartbeat.beat(
+            "training",
+            epoch=progress.epoch + 1,
+            num_epochs=self.num_epochs,
+            step=step,
+            num_steps=self.num_steps,
+            reviews_per_s=round(results.reviews_per_s, 1),
+            eta_s=round((self.num_steps - step) * progress.training_s / step, 1),
+        )
+        figures = f"loss {results.losses[-1]:.4f}  {results.reviews_per_s:.0f} reviews/s"
+        epoch = f"epoch {progress.epoch + 1}/{self.num_epochs}"
+        self.console.advance(epoch, step, self.num_steps, figures)
+
+
+class BestWeights:
+    """Keeps the weights of the best epoch in the run's progress; of equal ones, the earliest."""
+
+    def __init__(self, train: TrainConfig) -> None:
+        self.is_on, self.monitor = train.keep == "best", train.monitor
+
+    def after_epoch(self, progress: Progress, model: keras.Model) -> None:
+        """Compare the latest epoch of the history, whose weights `model` has."""
+        line = progress.history[-1]
+        sign = 1 if self.monitor == "val_loss" else -1
+        if self.is_on and (
+            not progress.best_epoch
+            or sign * line[self.monitor] < sign * progress.best[self.monitor]
+        ):
+            progress.best_epoch = line["epoch"]
+            progress.best_weights = model.get_weights()
+
+
+class Checkpoints:
+    """Writes checkpoints, and says when the next one is due."""
+
+    def __init__(
+        self, run: RunDirectory, train_step: TrainStep, log: TensorBoardLog, *, every_s: float
+    ) -> None:
+        self.run, self.train_step, self.log, self.every_s = run, train_step, log, every_s
+        self.took_s = 0.0  # of this process, to write checkpoints
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count the time to the next checkpoint from now."""
+        self._saved_s = time.perf_counter()
+
+    def is_due(self) -> bool:
+        """Whether `every_s` have passed since the last one."""
+        return time.perf_counter() - self._saved_s >= self.every_s
+
+    def save(self, progress: Progress, total_steps: int) -> None:
+        """Write a checkpoint, with how much of the TensorBoard log belongs to it."""
+        began = time.perf_counter()
+        progress.event_mark = self.log.mark()
+        checkpoint.save(self.run, self.train_step, progress, total_steps=total_steps)
+        self.restart_clock()
+        self.took_s += self._saved_s - began
 
 
 def keras_callbacks(
     train: TrainConfig, model: keras.Model, more: Sequence[keras.callbacks.Callback] = ()
 ) -> keras.callbacks.CallbackList:
-    """Early stopping and learning-rate cuts as the job wants them, on `model` and its optimizer.
+    """Early stopping and learning-rate cuts as the job sets them, on `model` and its optimizer.
 
-    They see epochs alone, and everything they know they have from the epochs' logs: a resumed run
-    plays its history to them again and has them as they were.
+    They are called at the ends of epochs only, and all their state comes from the epochs' logs:
+    a resumed run replays its history to them, which restores it.
     """
     mode = "min" if train.monitor == "val_loss" else "max"
     callbacks = list(more)

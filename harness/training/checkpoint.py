@@ -45,7 +45,7 @@ class Progress:
         return self.history[self.best_epoch - 1]
 
 
-def save(run: RunDirectory, train_step: TrainStep, progress: Progress, total_steps: int) -> None:
+def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the steps done, and remove all but the last two.
 
     Raises:
@@ -64,7 +64,11 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, total_ste
 
 
 def restore(
-    run: RunDirectory, train_step: TrainStep, identity: str, worker_group: WorkerGroup | None = None
+    run: RunDirectory,
+    train_step: TrainStep,
+    identity: str,
+    *,
+    worker_group: WorkerGroup | None = None,
 ) -> tuple[Progress, list[str]]:
     """Take up the newest checkpoint that is whole, or a fresh start where there is none.
 

@@ -1,4 +1,4 @@
-"""From a command's words to a run: data and devices, checked in the order of what they cost."""
+"""From a command's arguments to a run: data and devices, the cheapest checks first."""
 
 import contextlib
 import tempfile
@@ -24,7 +24,8 @@ from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
-from harness.tracking.run_dir import RunDirectory, run_identity
+from harness.tracking.run_dir import RunDirectory
+from harness.training.context import Compute, Observers, RunContext
 
 
 def launch(
@@ -36,129 +37,141 @@ def launch(
     full: bool,
     console: Console,
 ) -> dict[str, Any]:
-    """Begin a run, or go on with one, and return its result.
+    """Begin or resume a run, and return its result.
 
-    A run that goes on takes the devices and the data that its record names, unless told others.
+    A resumed run uses the devices and the data in its record, unless others are given.
 
     Raises:
         InputError: for devices or data that are not there, or a run that a later version wrote;
             nothing is written then.
         Interrupted, RunError: as `harness.training.train.train` says.
     """
+    # 1. What can be checked without TensorFlow.
     run.check_format()
-    allocation = SlurmEnvironment.from_environment()
-    if allocation and allocation.num_nodes > 1 and not allocation.in_step:
-        raise InputError(
-            f"an allocation of {allocation.num_nodes} nodes: should be used through srun, a task a "
-            "node; start a script of slurm/, or srun --ntasks-per-node=1 harness …"
-        )
+    allocation = own_allocation()
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
     devices = devices or run.read_json("provenance.json").get("devices_asked")
-    asked = parse_devices(devices) if devices else None
+    requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
-    dataset = dataset_of(run, job, data, full=full)
-    record = run  # which every worker reads
-    threads = plan_of(job, devices, record).threads
+    context = RunContext(run, job, dataset_of(run, job, data, full=full))
+    plan = plan_of(job, devices, run)
     with contextlib.ExitStack() as stack:
+        # 2. The other workers of a run on several nodes.
         worker_group = None
         if allocation and not stop.alone:
-            purpose = run_identity(job, dataset.checksum)
-            worker_group = stack.enter_context(WorkerGroup.join(allocation, purpose))
+            worker_group = stack.enter_context(WorkerGroup.join(allocation, context.identity))
             if not worker_group.is_chief:
-                # It does all that the chief does, and nobody reads what it writes and says.
+                context = replace(context, run=_scratch_run(run, stack))
                 console.silent = True
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
-                run = RunDirectory(Path(folder) / run.folder.name)
+        # 3. TensorFlow and its devices.
         if not worker_group:
-            stack.enter_context(compiled_steps(job, threads))
-        import_tensorflow(allocation, threads)
-        strategy = make_strategy(asked, worker_group)
-        # By the devices that are used: a GPU that Slurm gave need not be one that TensorFlow takes.
-        plan = replace(plan_of(job, "gpu" if num_own_gpus() else "cpu", record), threads=threads)
-        stop.listen()  # once more, over a handler that TensorFlow may have set
-        # Every node's process warns of its own GPUs, so not by a screen that may be silent.
+            stack.enter_context(compiled_steps(job, plan.threads))
+        import_tensorflow(allocation, plan.threads)
+        strategy = make_strategy(requested, worker_group)
+        stop.listen()  # again, over a handler that TensorFlow may have set
+        # The plan again, for the devices in use: TensorFlow need not use a GPU that Slurm gave.
+        # By the run's own folder, which every worker can read.
+        kind = "gpu" if num_own_gpus() else "cpu"
+        plan = replace(plan_of(job, kind, run), threads=plan.threads)
+        # Every node warns about its own GPUs, so not on a console that may be silent.
         monitor = stack.enter_context(
             ResourceMonitor(
                 num_own_gpus(), given_cpus(allocation), idle_min=idle_min, warn=Console().warning
             )
         )
-        announce(run, job, dataset, strategy.num_replicas_in_sync, console)
-
+        announce(context, strategy.num_replicas_in_sync, console)
+        # 4. The run.
         from harness.training.train import train
 
         stack.enter_context(console)
         return train(
-            run,
-            job,
-            dataset,
-            strategy,
-            devices_asked=devices,
-            allocation=allocation,
-            stop=stop,
-            console=console,
-            monitor=monitor,
-            worker_group=worker_group,
-            plan=plan,
+            context,
+            Compute(strategy, plan, allocation, devices, worker_group),
+            Observers(console, monitor, stop),
         )
 
 
+def own_allocation() -> SlurmEnvironment | None:
+    """The Slurm allocation of this process, None outside of Slurm.
+
+    Raises:
+        InputError: on several nodes without srun, which would start a worker on each.
+    """
+    allocation = SlurmEnvironment.from_environment()
+    if allocation and allocation.num_nodes > 1 and not allocation.in_step:
+        raise InputError(
+            f"an allocation of {allocation.num_nodes} nodes: should be used through srun, one task "
+            "per node; start a script of slurm/, or srun --ntasks-per-node=1 harness …"
+        )
+    return allocation
+
+
+def _scratch_run(run: RunDirectory, stack: contextlib.ExitStack) -> RunDirectory:
+    # A worker that is not the chief does all that the chief does, but nobody reads its files.
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
+    return RunDirectory(Path(folder) / run.folder.name)
+
+
 def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> ExecutionPlan:
-    """How a job's steps are computed on the devices asked for, or seen; without TensorFlow.
+    """How a job's steps are computed on the devices requested, or seen; without TensorFlow.
 
     Args:
         job: the job.
         devices: as `--devices` names them.
-        run: it may have begun, and have its plan.
+        run: if it has begun, it keeps its plan.
     """
     kind = parse_devices(devices).kind if devices else "gpu" if visible_gpus() else "cpu"
     device = device_name(kind)
-    begun = run.read_json("provenance.json").get("plan") if run else None
-    times_ms = measured_ms(device, job)
-    cpus = given_cpus(SlurmEnvironment.from_environment())
-    return choose(job, kind, device, cpus, begun or {}, times_ms)
+    return choose(
+        job,
+        kind,
+        given_cpus(SlurmEnvironment.from_environment()),
+        device=device,
+        begun=(run.read_json("provenance.json").get("plan") if run else None) or {},
+        times_ms=measured_ms(device, job),
+    )
 
 
-def announce(
-    run: RunDirectory, job: Job, dataset: Dataset, replicas: int, console: Console
-) -> None:
-    """Say what is about to run, and what of it may surprise.
+def announce(context: RunContext, num_replicas: int, console: Console) -> None:
+    """Print what is about to run, and warn about settings that may surprise.
 
     Raises:
         InputError: if there are more replicas than reviews in a global batch.
     """
-    if job.train.batch_size < replicas:
+    run, job, dataset = context.run, context.job, context.dataset
+    if job.train.batch_size < num_replicas:
         raise InputError(
             f"train.batch_size = {job.train.batch_size}: is the global batch and should be at "
-            f"least the {replicas} replicas; raise it, or ask for fewer devices"
+            f"least the {num_replicas} replicas; raise it, or request fewer devices"
         )
     for line in job.without_effect():
         console.warning(line)
-    num_words = len(dataset.vocab) + 4  # and the indices that are no words
-    if dataset.is_own and job.data.vocab_size > num_words:
+    vocab_size = len(dataset.vocab) + 4  # and the indices that stand for no word
+    if dataset.is_own and job.data.vocab_size > vocab_size:
         console.warning(
-            f"data.vocab_size = {job.data.vocab_size}: the training reviews hold {num_words - 4:,} "
-            f"words, so what is over {num_words} has no effect"
+            f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
+            f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
         )
     before = (run.read_json("provenance.json").get("starts") or [{}])[-1].get("devices", [])
-    if before and len(before) != replicas:
+    if before and len(before) != num_replicas:
         console.warning(
-            f"the run had {len(before)} replicas and goes on with {replicas}: its numbers will "
+            f"the run had {len(before)} replicas and resumes with {num_replicas}: its numbers will "
             "agree to rounding, not to the byte"
         )
     if dataset.introduction:
         console.info(dataset.introduction)
     console.info(
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
-        f"{replicas} replica{'s' if replicas > 1 else ''}, data: {dataset.title}"
+        f"{num_replicas} replica{'s' if num_replicas > 1 else ''}, data: {dataset.title}"
     )
 
 
 def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = False) -> Dataset:
-    """The data of a run: what its record names, or for a new one what is found.
+    """The data of a run: those in its record, or for a new run those that are found.
 
     Raises:
-        InputError: if the data found are not the ones that the run was begun with.
+        InputError: if the data found are not those that the run began with.
     """
     recorded = run.read_json("provenance.json").get("dataset")
     if not recorded:
@@ -167,7 +180,7 @@ def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = F
 
 
 def prepare_quietly() -> None:
-    """Have TensorFlow ready on one device, for a command that needs no strategy."""
+    """Import TensorFlow for one device, for a command that needs no strategy."""
     import_tensorflow(SlurmEnvironment.from_environment())
 
 

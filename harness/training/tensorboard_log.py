@@ -103,6 +103,7 @@ class TensorBoardLog:
         first_step: int,
         losses: ArrayLike,
         accuracies: ArrayLike,
+        *,
         learning_rate: float,
         reviews_per_s: float,
         measured: Mapping[str, float] | None = None,

@@ -14,11 +14,9 @@ from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.search_space import Value
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.console import Console
-from harness.system.resource_monitor import ResourceMonitor
-from harness.system.signals import StopRequest
 from harness.tracking.run_dir import RunDirectory, run_identity
 from harness.training import checkpoint
+from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
 from harness.tuning.oracle import epochs_of
@@ -38,13 +36,11 @@ class Trials:
         sweep: SweepDirectory,
         dataset: Dataset,
         strategy: tf.distribute.Strategy,
-        stop: StopRequest,
-        console: Console,
-        monitor: ResourceMonitor,
+        *,
+        observers: Observers,
     ) -> None:
         self.sweep, self.search = sweep, sweep.search()
-        self.dataset, self.strategy, self.stop, self.console = dataset, strategy, stop, console
-        self.monitor = monitor
+        self.dataset, self.strategy, self.observers = dataset, strategy, observers
         self.allocation = SlurmEnvironment.from_environment()
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
@@ -71,19 +67,12 @@ class Trials:
                 before = self.sweep.trial_run(parent, seed)
                 checkpoint.adopt(before, run, run_identity(job, self.dataset.checksum))
             hopeless = [Hopeless(self.sweep, run)] if self.search.table.stop_hopeless else []
-            self.console.info(f"trial {trial}, seed {seed}: {_told(mine)}")
+            self.observers.console.info(f"trial {trial}, seed {seed}: {_told(mine)}")
             results.append(
                 train(
-                    run,
-                    job,
-                    self.dataset,
-                    self.strategy,
-                    devices_asked=None,
-                    allocation=self.allocation,
-                    stop=self.stop,
-                    console=self.console,
-                    plan=plan_of(job, self.devices, run),
-                    monitor=self.monitor,
+                    RunContext(run, job, self.dataset),
+                    Compute(self.strategy, plan_of(job, self.devices, run), self.allocation),
+                    self.observers,
                     callbacks=hopeless,
                 )
             )

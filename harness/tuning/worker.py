@@ -24,6 +24,7 @@ from harness.system.console import Console
 from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
+from harness.training.context import Observers
 from harness.tuning.auth_proxy import WorkerProxy
 from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
 
@@ -65,7 +66,7 @@ def work(
     console.info(f"worker {name} on {socket.gethostname()}, {on}")
     monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
     with monitor, tempfile.TemporaryDirectory(prefix="harness-worker-") as private:
-        trials = Trials(sweep, dataset, strategy, stop, console, monitor)
+        trials = Trials(sweep, dataset, strategy, observers=Observers(console, monitor, stop))
         proxy = WorkerProxy(Path(private), name, sweep.secret(), sweep.address)
         os.environ |= {
             "KERASTUNER_TUNER_ID": name,

@@ -25,13 +25,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_fastest_measured_plan_within_the_cpus_is_taken() -> None:
     """Of two CPUs' plans the fastest, of one's the other; the reason holds the times."""
-    best = choose(LSTM, "cpu", "a CPU", 2, {}, TIMES)
+    best = choose(LSTM, "cpu", 2, device="a CPU", times_ms=TIMES)
     assert (best.xla, best.threads) == (True, 2)
     assert best.why == (
         "train.xla = auto, the fastest measured on a CPU "
         "(ms a step: xla 2: 55, loop 2: 62, loop 1: 69, xla 1: 80)"
     )
-    one = choose(LSTM, "cpu", "a CPU", 1, {}, TIMES)
+    one = choose(LSTM, "cpu", 1, times_ms=TIMES)
     assert (one.xla, one.threads) == (False, 1)
 
 
@@ -39,17 +39,17 @@ def test_the_fastest_measured_plan_within_the_cpus_is_taken() -> None:
 def test_what_the_job_says_comes_first(setting: str, xla: bool) -> None:
     """Measurements choose the threads alone then."""
     job = load_job(JOBS / "lstm.toml", [f"train.xla={setting}"])
-    assert choose(job, "cpu", "a CPU", 2, {}, TIMES).xla is xla
-    plan = choose(job, "cpu", "a CPU", 4, {}, {})
+    assert choose(job, "cpu", 2, times_ms=TIMES).xla is xla
+    plan = choose(job, "cpu", 4)
     assert (plan.xla, plan.threads, plan.why) == (xla, 4, f"train.xla = {setting}")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_without_a_measurement_small_operations_are_compiled(name: str) -> None:
     """The steady jobs' batches of 32; the notebook's of 128 in halves, if there is one layer."""
-    plan = choose(load_job(JOBS / f"{name}.toml"), "cpu", "a CPU", 3, {}, {})
+    plan = choose(load_job(JOBS / f"{name}.toml"), "cpu", 3)
     assert (plan.xla, plan.threads, plan.parts) == (True, 3, 1)
-    plan = choose(load_job(JOBS / "notebook" / f"{name}.toml"), "cpu", "a CPU", 3, {}, {})
+    plan = choose(load_job(JOBS / "notebook" / f"{name}.toml"), "cpu", 3)
     halves = name in ("rnn", "lstm", "gru")
     assert (plan.xla, plan.parts) == (halves, 2 if halves else 1)
 
@@ -69,7 +69,7 @@ def test_large_operations_and_kept_outputs_are_left_to_the_loop(
 ) -> None:
     """Where XLA was slower when measured, or would be near it."""
     job = load_job(JOBS / f"{name}.toml", settings)
-    assert choose(job, "cpu", "a CPU", 1, {}, {}).xla is False
+    assert choose(job, "cpu", 1).xla is False
 
 
 def test_on_a_gpu_what_cudnn_can_not_take_is_compiled() -> None:
@@ -77,21 +77,21 @@ def test_on_a_gpu_what_cudnn_can_not_take_is_compiled() -> None:
     gru = load_job(JOBS / "notebook" / "gru.toml")
     after = load_job(JOBS / "notebook" / "gru.toml", ["model.reset_after=true"])
     jobs = (RNN, gru, after, LSTM)
-    assert [choose(job, "gpu", "a GPU", 3, {}, {}).xla for job in jobs] == [
+    assert [choose(job, "gpu", 3).xla for job in jobs] == [
         True,
         True,
         False,
         False,
     ]
-    assert choose(gru, "gpu", "a GPU", 3, {}, {}).parts == 1
+    assert choose(gru, "gpu", 3).parts == 1
 
 
 def test_a_run_that_goes_on_keeps_its_plan() -> None:
     """Whatever was measured since, its bytes stay."""
-    assert choose(LSTM, "cpu", "a CPU", 2, {"xla": False}, TIMES).xla is False
-    assert choose(RNN, "cpu", "a CPU", 2, {"xla": False}, {}).xla is False
-    assert choose(RNN, "cpu", "a CPU", 2, {"xla": True, "parts": 3}, {}).parts == 3
-    assert choose(RNN, "cpu", "a CPU", 2, {"xla": True}, {}).parts == 1  # of an earlier version
+    assert choose(LSTM, "cpu", 2, begun={"xla": False}, times_ms=TIMES).xla is False
+    assert choose(RNN, "cpu", 2, begun={"xla": False}).xla is False
+    assert choose(RNN, "cpu", 2, begun={"xla": True, "parts": 3}).parts == 3
+    assert choose(RNN, "cpu", 2, begun={"xla": True}).parts == 1  # of an earlier version
 
 
 def test_times_are_kept_by_device_and_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def wait_for(ready: Callable[[], Any], what: str) -> Any:
 
 def log_steps(run: Path, first: int, num: int) -> None:
     with TensorBoardLog(run / "tensorboard", {} if first == 0 else None) as log:
-        log.steps(first, [0.5] * num, [0.5] * num, 0.001, 100.0)
+        log.steps(first, [0.5] * num, [0.5] * num, learning_rate=0.001, reviews_per_s=100.0)
 
 
 def make_run(folder: Path) -> Path:

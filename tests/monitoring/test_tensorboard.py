@@ -243,7 +243,7 @@ def test_it_shows_what_is_written_meanwhile(start: Callable[..., Board], harness
     board.wait_for_runs("sweep.trials/003/train")
     wait_for(lambda: board.num_points("sweep.trials/003/train") == 10, "ten points")
     with TensorBoardLog(run / "tensorboard", sizes(run)) as log:
-        log.steps(10, [0.4] * 5, [0.6] * 5, 0.001, 100.0)
+        log.steps(10, [0.4] * 5, [0.6] * 5, learning_rate=0.001, reviews_per_s=100.0)
         wait_for(lambda: board.num_points("sweep.trials/003/train") == 15, "five more points")
 
 

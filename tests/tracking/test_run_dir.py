@@ -49,14 +49,17 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
 
 def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:
     """Who takes a run over removes what the older one writes: no word of a full disk then."""
-    from harness.training.train import failures_noted
+    from harness.training.failures import recorded_failures
 
     older, newer = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
     older.take_lease()
-    with pytest.raises(RunError, match="can't be written"), failures_noted(Heartbeat(older, None)):
+    with (
+        pytest.raises(RunError, match="can't be written"),
+        recorded_failures(Heartbeat(older, None)),
+    ):
         raise RunError("log: can't be written: No such file or directory")
     newer.take_lease()
-    with pytest.raises(TakenOver, match="took it over"), failures_noted(Heartbeat(older, None)):
+    with pytest.raises(TakenOver, match="took it over"), recorded_failures(Heartbeat(older, None)):
         raise RunError("log: can't be written: No such file or directory")
 
 

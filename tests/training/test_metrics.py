@@ -117,7 +117,7 @@ def test_pictures(picture: Picture) -> None:
 def test_import_is_cheap() -> None:
     """Importing the module loads neither TensorFlow nor scikit-learn nor Matplotlib."""
     code = (
-        "import sys, harness.scores; "
+        "import sys, harness.training.metrics; "
         "print(sorted({'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules)))"
     )
     answer = subprocess.run(
@@ -129,7 +129,7 @@ def test_import_is_cheap() -> None:
 def test_no_pyplot() -> None:
     """Drawing leaves pyplot, and so its global state, out."""
     code = (
-        "import sys; from harness import scores; "
+        "import sys; from harness.training import metrics as scores; "
         "scores.calibration_picture([0, 1], [0.2, 0.8]); print('matplotlib.pyplot' in sys.modules)"
     )
     answer = subprocess.run(

@@ -39,7 +39,9 @@ def write_epoch(log: TensorBoardLog, epoch: int) -> None:
     first = (epoch - 1) * STEPS_PER_EPOCH + 1
     for start, stop in ((first, first + 4), (first + 4, first + STEPS_PER_EPOCH)):
         steps = np.arange(start, stop)
-        log.steps(start, 1 / steps, 1 - 1 / steps, 0.1 / stop, 1000 + stop)
+        losses, accuracies = 1 / steps, 1 - 1 / steps
+        rate, speed = 0.1 / stop, 1000 + stop
+        log.steps(start, losses, accuracies, learning_rate=rate, reviews_per_s=speed)
     train = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.1, "reviews_per_s": 7.0}
     log.epoch(epoch, train, {"loss": 2 / epoch, "accuracy": 0.25})
 
@@ -229,7 +231,7 @@ def test_full_disk(tmp_path: Path) -> None:
     def write_more_than_fits() -> None:
         with TensorBoardLog(tmp_path) as log:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-            log.steps(1, values, values, 0.1, 1.0)
+            log.steps(1, values, values, learning_rate=0.1, reviews_per_s=1.0)
 
     try:
         with pytest.raises(RunError, match=r"^[^\n]*/train/[^\n]*can't be written[^\n]*$"):
@@ -245,14 +247,17 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
         TensorBoardLog(tmp_path / "file")
 
 
+SPEED = {"learning_rate": 0.1, "reviews_per_s": 7.0}
+
+
 def test_measured_figures_stand_once_at_the_last_step(tmp_path: Path) -> None:
     """They are cut back with all else, so a resumed log holds no measurement twice."""
     with TensorBoardLog(tmp_path) as log:
-        log.steps(1, [0.5, 0.4], [0.5, 0.6], 0.1, 7.0, {"device/cpu_share": 0.75})
+        log.steps(1, [0.5, 0.4], [0.5, 0.6], **SPEED, measured={"device/cpu_share": 0.75})
         mark = log.mark()
-        log.steps(3, [0.3, 0.2], [0.7, 0.8], 0.1, 7.0, {"device/cpu_share": 0.25})
+        log.steps(3, [0.3, 0.2], [0.7, 0.8], **SPEED, measured={"device/cpu_share": 0.25})
     with TensorBoardLog(tmp_path, mark) as log:
-        log.steps(3, [0.3, 0.2], [0.7, 0.8], 0.1, 7.0, {"device/cpu_share": 0.5})
+        log.steps(3, [0.3, 0.2], [0.7, 0.8], **SPEED, measured={"device/cpu_share": 0.5})
     found = [point[2:] for point in points(tmp_path) if point[1] == "device/cpu_share"]
     assert found == [(2, 0.75), (4, 0.5)]
 
@@ -261,7 +266,7 @@ def test_unequal_lengths(tmp_path: Path) -> None:
     """Losses and accuracies of different lengths are refused, and so are words without a row."""
     with TensorBoardLog(tmp_path) as log:
         with pytest.raises(ValueError, match="shorter"):
-            log.steps(1, [1.0, 2.0], [1.0], 0.1, 1.0)
+            log.steps(1, [1.0, 2.0], [1.0], learning_rate=0.1, reviews_per_s=1.0)
         with pytest.raises(ValueError, match=r"3 words for a matrix \(2, 1\)"):
             log.embedding([[1.0], [2.0]], ["a", "b", "c"])
 

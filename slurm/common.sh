@@ -358,8 +358,7 @@ run_job() {
 # Searches as the job file $1 says, on all that the allocation has; ends the script.
 # `--join SWEEP` stands for `harness sweep join SWEEP` here, and so do --retrain, --show and --best.
 run_tune() {
-    local argument name option
-    local -a command=(tune) arguments=()
+    local argument name option command=(tune) arguments=()
     for argument; do
         option=${argument%%=*}
         case $option in
@@ -394,10 +393,7 @@ run_tensorboard() {
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
-    if [[ $# != 1 || $1 != --setup ]]; then
-        say "usage: bash slurm/common.sh --setup"
-        exit 2
-    fi
+    [[ $# == 1 && $1 == --setup ]] || { say "usage: bash slurm/common.sh --setup"; exit 2; }
     prepare
     "${HARNESS[@]}" data fetch || say "the data is still missing; until it is there, runs use a SAMPLE"
     say "ready: $VENV"

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import socket
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from harness.system.host import (
     nvidia_driver,
     total_memory_gb,
 )
+from harness.system.network import is_free
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 
 SET_UP = "bash slurm/common.sh --setup"
@@ -252,7 +252,7 @@ def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 def check_ports() -> Iterator[Finding]:
     """Whether the ports that several nodes use can be had here."""
     tried = PORTS[:: len(PORTS) // TRIED_PORTS]
-    free = sum(map(_is_free, tried))
+    free = sum(is_free("", port) for port in tried)  # on every address, as several nodes need
     found = f"{PORTS[0]}-{PORTS[-1]} for several nodes: {free} of {len(tried)} tried are free"
     try:
         text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
@@ -267,12 +267,3 @@ def check_ports() -> Iterator[Finding]:
         yield Finding("yellow", "ports", found, remedy)
     else:
         yield Finding("green", "ports", found)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as trial:
-        try:
-            trial.bind(("", port))  # on every interface, as several nodes need; nobody listens
-        except OSError:
-            return False
-    return True

@@ -27,6 +27,7 @@ from harness.system.auth_channel import (
     say_hello,
     user_secret,
 )
+from harness.system.network import free_port
 
 # Below the ports that systems give out to clients (from 32768 on Linux), so that few are taken.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
@@ -100,7 +101,8 @@ class WorkerGroup:
             secret=secret.encode(),
             first_port=first_port(allocation.job_id),
         )
-        own = free_port(worker_group._first_port + MEETING_PORTS + worker_group.rank)
+        first = worker_group._first_port + MEETING_PORTS + worker_group.rank
+        own = free_port("", range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
         deadline = time.monotonic() + join_s
         if worker_group.is_chief:
             worker_group._gather(own, purpose, deadline)
@@ -365,15 +367,3 @@ def first_port(job_id: str) -> int:
     """The first of the ports that a job's workers use: jobs that share a node seldom collide."""
     num_jobs = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
     return FIRST_PORT + int(job_id) % num_jobs * PORTS_A_JOB
-
-
-def free_port(first: int) -> int:
-    """The first port from `first` on that is free here, in steps of what a job uses.
-
-    Raises:
-        RunError: if none is.
-    """
-    for port in range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB):
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            return port
-    raise RunError(f"no port from {first} to {LAST_PORT} is free here")

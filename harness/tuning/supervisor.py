@@ -20,6 +20,7 @@ from harness.slurm.placement import Slot, allocate_slots
 from harness.slurm.process_pool import POLL_S, ManagedProcess, ProcessPool, wait_for
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, first_port
 from harness.system.console import Console
+from harness.system.network import ANY, free_port
 from harness.system.signals import STOPPING, StopRequest
 from harness.tracking.heartbeat import Heartbeat
 from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
@@ -154,7 +155,7 @@ class Supervisor:
 
     def _start_chief(self) -> None:
         host = chief_host(self.allocation)
-        port = self.request.port or free_port(host, self.allocation)
+        port = self.request.port or free_port(host, chief_ports(self.allocation))
         self._chief_log_size = self.chief.log.stat().st_size if self.chief.log.exists() else 0
         self.pool.start(self.chief, chief_args(self.sweep, host, port))
 
@@ -340,27 +341,9 @@ def chief_host(allocation: SlurmEnvironment | None) -> str:
     return "127.0.0.1"
 
 
-def free_port(host: str, allocation: SlurmEnvironment | None) -> int:
-    """A port that is free at an address; in an allocation one of the job's own.
-
-    Raises:
-        RunError: if none is.
-    """
+def chief_ports(allocation: SlurmEnvironment | None) -> Sequence[int]:
+    """The ports that the chief may use: in an allocation those of its jobs, first the own."""
     if allocation is None:
-        with socket.create_server((host, 0)) as server:
-            port: int = server.getsockname()[1]
-            return port
+        return ANY
     first = first_port(allocation.job_id)
-    for port in (*range(first, LAST_PORT + 1), *range(FIRST_PORT, first)):
-        if is_free(host, port):
-            return port
-    raise RunError(f"no port from {FIRST_PORT} to {LAST_PORT} is free at {host}")
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a port can be listened on."""
-    try:
-        with socket.create_server((host, port)):
-            return True
-    except (OSError, OverflowError):
-        return False
+    return [*range(first, LAST_PORT + 1), *range(FIRST_PORT, first)]

@@ -6,8 +6,9 @@ from harness.errors import InputError, RunError
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import Console
+from harness.system.network import is_free
 from harness.system.resource_monitor import idle_warning_min
-from harness.tuning.supervisor import Supervisor, WorkerRequest, chief_host, describe, is_free
+from harness.tuning.supervisor import Supervisor, WorkerRequest, chief_host, describe
 from harness.tuning.sweep_dir import SweepDirectory, ranked_rows
 
 

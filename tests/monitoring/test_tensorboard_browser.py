@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from harness.system.network import free_port
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.conftest import Harness
 from tests.monitoring.tensorboard_process import Board, make_run, wait_for
@@ -40,15 +41,10 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture
 def ssh_config(tmp_path: Path) -> Iterator[Path]:
     """A configuration by which every host is this one, with a server that knows one key."""
-    port = free_port()
+    port = free_port("127.0.0.1")
     for name in ("host", "user"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
         subprocess.run(command, check=True, timeout=60)
@@ -79,7 +75,7 @@ def tunnel(board: Board, ssh_config: Path) -> Iterator[None]:
     """The printed command, run as it stands."""
     words = shlex.split(board.connection.read_text().splitlines()[0].partition(":")[2])
     if not board.target.startswith("/"):  # here the laptop is the node, where that port is taken
-        port = free_port()
+        port = free_port("127.0.0.1")
         words = [
             word.replace(f"{board.target.rpartition(':')[2]}:", f"{port}:", 1) for word in words
         ]
@@ -109,7 +105,7 @@ class Browser:
 
     def __init__(self, folder: Path) -> None:
         assert CHROMEDRIVER
-        port = free_port()
+        port = free_port("127.0.0.1")
         self._top = f"http://127.0.0.1:{port}"
         self._driver = subprocess.Popen(
             [CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -195,7 +191,7 @@ def test_the_page_reloads_by_itself_and_asks_its_tunnel_alone(
 ) -> None:
     """In forty seconds of its own time, over a socket's tunnel; nobody else hears the secret."""
     make_run(harness.runs / "lstm" / "a")
-    board = Board(harness, "--socket", "--port", free_port()).wait()
+    board = Board(harness, "--socket", "--port", free_port("127.0.0.1")).wait()
     log = harness.folder / "net.json"
     try:
         with tunnel(board, ssh_config):

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util import tensor_util
 
 from harness.errors import RunError
+from harness.system.network import free_port
 from harness.training import metrics as scores
 from harness.training.tensorboard_log import TensorBoardLog
 
@@ -296,9 +296,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
         log.picture("test/confusion", scores.confusion_picture(LABELS, PROBABILITIES))
         log.embedding([[0.5, 1.5], [-2.0, 0.25], [0.0, 3.0]], ["good", "", "a\tb"])
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")
 
     def get(page: str, **arguments: str) -> Any:
         url = f"http://127.0.0.1:{port}/data/{page}?{urllib.parse.urlencode(arguments)}"

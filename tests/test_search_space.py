@@ -125,6 +125,50 @@ def test_a_space_that_the_tuner_can_not_search(tmp_path: Path) -> None:
     assert "search.space is empty" in said
 
 
+CONDITIONAL = f"""{GOOD}model.architecture = ["lstm", "gru", "stacked_lstm"]
+model.second_units = {{ values = [8, 16], when = {{ model.architecture = ["stacked_lstm"] }} }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["model.units=12"], ["model.architecture", "model.second_units"]),
+        (["model.architecture=gru"], ["model.units"]),
+        (["model.architecture=stacked_lstm"], ["model.units", "model.second_units"]),
+        (["model.second_units=4", "model.units=8"], ["model.architecture"]),
+    ],
+)
+def test_an_override_replaces_the_search_of_its_key(
+    tmp_path: Path, overrides: list[str], keys: list[str]
+) -> None:
+    """All trials have the value, a line says so, and what depended on the key fits the value."""
+    path = tmp_path / "tune_it.toml"
+    path.write_text(CONDITIONAL)
+    search = load_search(path, overrides)
+    assert [parameter.key for parameter in search.space] == keys
+    assert {parameter.parent for parameter in search.space} <= {None, *keys}
+    lines = {
+        f"--set {each}: all trials have this value; it is not searched over" for each in overrides
+    }
+    assert set(search.fixed) == lines
+    job = search.job_of({})
+    for override in overrides:
+        key, _, value = override.partition("=")
+        table, _, name = key.partition(".")
+        assert str(getattr(getattr(job, table), name)) == value
+    path.write_text(search.to_toml())  # as the sweep's folder has it
+    again = load_search(path)
+    assert again.space == search.space
+    assert (again.job, again.fixed) == (search.job, ())
+
+
+def test_an_override_of_every_key_is_refused(tmp_path: Path) -> None:
+    """A search over nothing is no search."""
+    said = refusal(tmp_path, GOOD, "model.units=12")
+    assert said == "--set model.units=12: leaves nothing to search over; leave it out"
+
+
 def test_a_search_is_no_training_and_a_training_no_search(harness: Harness) -> None:
     """Each command names the other, without TensorFlow and without a trace on the disk."""
     done = harness.run("train", JOBS / "tune_lstm.toml")

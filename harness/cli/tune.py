@@ -83,8 +83,10 @@ def tune(
         stall_s=stall,
         port=port,
     )
-    search = load_search(job_file, overrides or ())
-    run_sweep(SweepDirectory.new(runs, search, sweep_id), search, request, Console(), full=full)
+    search, console = load_search(job_file, overrides or ()), Console()
+    for line in search.fixed:
+        console.info(line)
+    run_sweep(SweepDirectory.new(runs, search, sweep_id), search, request, console, full=full)
 
 
 def run_sweep(

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.search_space import Parameter, SearchSpec, Value, rounded
+from harness.search_parameters import Parameter, Value
+from harness.search_space import SearchSpec, rounded
 
 MIN_TRIALS = 3  # fewer say nothing about any key
 NUM_BINS = 3  # of a range

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.search_space import Parameter, SearchSpec, Value, short_names
+from harness.search_parameters import Parameter, Value
+from harness.search_space import SearchSpec, short_names
 from harness.sweep_report.importance import Effect, Scored
 from harness.training.metrics import png
 

@@ -33,7 +33,8 @@ from keras_tuner.src.engine import conditions
 
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
-from harness.search_space import SearchSpec, Values
+from harness.search_parameters import Values
+from harness.search_space import SearchSpec
 
 # It prints every condition's value, for each trial that is told.
 conditions.print = lambda *_: None

@@ -12,7 +12,7 @@ from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
-from harness.search_space import Value
+from harness.search_parameters import Value
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.run_dir import RunDirectory, run_identity
 from harness.training import checkpoint

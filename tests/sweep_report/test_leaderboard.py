@@ -9,7 +9,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from harness.search_space import Parameter, short_names
+from harness.search_parameters import Parameter
+from harness.search_space import short_names
 from harness.sweep_report.importance import comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import leaderboard, show
 from harness.sweep_report.plots import axis_of

@@ -99,6 +99,7 @@ def test_the_reference_is_a_record_of_every_section() -> None:
     assert all(each.base in each.ways for each in held if len(each.ways) > 1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("architecture", ["rnn", "stacked_lstm"])
 def test_the_notebooks_way_trains_and_is_timed(architecture: str) -> None:
     """Reviews a second of both kinds and the first step are measured, not guessed."""
@@ -108,6 +109,7 @@ def test_the_notebooks_way_trains_and_is_timed(architecture: str) -> None:
     assert min(got.values()) > 0
 
 
+@pytest.mark.full
 def test_kerastuner_by_itself_searches(tmp_path: Path) -> None:
     """Every trial that was asked for, of the choices that the harness's search has too."""
     tokens = np.ones((80, MAXLEN), np.int32)
@@ -139,6 +141,7 @@ def test_a_process_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
         bench.harness("train", "nothing.toml")
 
 
+@pytest.mark.full
 def test_the_bench_measures_beside_the_notebook(harness: Harness) -> None:
     """Whole processes on the packaged sample: a table, a record, and the same again against it."""
     record = harness.folder / "bench.json"
@@ -154,6 +157,7 @@ def test_the_bench_measures_beside_the_notebook(harness: Harness) -> None:
     assert str(harness.folder) not in record.read_text()
 
 
+@pytest.mark.full
 def test_an_interrupted_bench_keeps_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

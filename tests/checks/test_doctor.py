@@ -326,6 +326,7 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
     assert told.speed_of_two == 0.8
 
 
+@pytest.mark.full
 def test_the_probe_measures_and_names_the_job_that_it_could_not(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

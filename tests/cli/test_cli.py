@@ -162,6 +162,7 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
     assert abs(scores["log_loss"] - result["log_loss"]) < 1e-6
 
 
+@pytest.mark.full
 def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harness, Path]) -> None:
     """The same text gives the same probability, wherever it comes from."""
     harness, run = finished

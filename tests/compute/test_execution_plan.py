@@ -122,6 +122,7 @@ SETTINGS = ("data.limit=200", "data.maxlen=20", "train.epochs=1")
 SMALL = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
+@pytest.mark.full
 def test_a_run_takes_the_plan_measured_and_keeps_it_when_it_goes_on(
     harness: Harness, cache: Path
 ) -> None:

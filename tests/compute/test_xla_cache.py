@@ -145,6 +145,7 @@ def test_the_entries_used_last_stay(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert [bool(offered(job)) for job in jobs[:4]] == [True, False, True, True]
 
 
+@pytest.mark.full
 def test_a_run_that_finds_its_step_compiled_ends_with_the_same_bytes(
     harness: Harness, cache: Path
 ) -> None:

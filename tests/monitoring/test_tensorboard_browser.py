@@ -26,6 +26,8 @@ from harness.training.tensorboard_log import TensorBoardLog
 from tests.conftest import Harness
 from tests.monitoring.tensorboard_process import Board, make_run, wait_for
 
+pytestmark = pytest.mark.full
+
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")

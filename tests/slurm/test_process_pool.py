@@ -145,6 +145,7 @@ def test_slots_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> No
 SMALL = ("--set", "data.limit=200", "--set", "data.maxlen=20", "--set", "train.epochs=2")
 
 
+@pytest.mark.full
 def test_several_jobs_and_seeds_are_the_runs_that_one_by_one_they_would_be(
     harness: Harness,
 ) -> None:

@@ -104,6 +104,7 @@ model.pooling = ["last", "max"]
 """
 
 
+@pytest.mark.full
 def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> None:
     """No process outlives the command; told again it goes on, and leaves alone what is done.
 

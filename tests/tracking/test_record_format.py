@@ -95,6 +95,7 @@ def test_readers_show_a_later_versions_run(later: tuple[Harness, Path]) -> None:
     assert "it printed where it was started" in log.stderr
 
 
+@pytest.mark.full
 def test_an_earlier_versions_run_goes_on_to_the_same_bytes(harness: Harness) -> None:
     """A run of harness 0.1.0 that was killed inside an epoch ends as an undisturbed one."""
     calm = harness.train("gru", "calm")
@@ -125,6 +126,7 @@ def age(checkpoint: Path) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
+@pytest.mark.full
 def test_a_later_versions_checkpoint_is_refused_not_skipped(harness: Harness) -> None:
     """A whole checkpoint that this version can't read is no broken one: no step is thrown away."""
     kill_at(harness, "gru", 3)

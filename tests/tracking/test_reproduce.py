@@ -11,6 +11,8 @@ from harness.slurm.snapshot import take_snapshot
 from tests.conftest import JOBS, PROJECT, SHRUNK, Harness, results
 from tests.slurm.test_submit import code, edit, git, git_init
 
+pytestmark = pytest.mark.full
+
 JOB = [*SHRUNK, "--set", "train.epochs=1"]
 
 

@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import Harness, results
 from tests.training.kills import kill_at, wait_for_step
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize(
     ("job", "devices"), [("gru", "cpu:1"), ("bilstm", "cpu:2"), ("rnn", "cpu:2")]

@@ -12,6 +12,7 @@ from tests.conftest import JOBS, SHRUNK, Harness, results
 from tests.training.kills import kill_at, wait_for_step
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
     """Each stopping signal finishes the step, saves, says how to go on and ends with 75."""
@@ -28,6 +29,7 @@ def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
     assert "epoch 1/200" in said
 
 
+@pytest.mark.full
 def test_a_job_goes_back_into_the_queue_as_often_as_its_limit_says(harness: Harness) -> None:
     """The run's folder counts; beyond the limit it is saved all the same and ends with 1."""
     harness.environment |= {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "1"}
@@ -46,6 +48,7 @@ def test_a_job_goes_back_into_the_queue_as_often_as_its_limit_says(harness: Harn
     assert (state["phase"], "HARNESS_MAX_REQUEUES is 1" in state["error"]) == ("failed", True)
 
 
+@pytest.mark.full
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     """Dropout included, losses and predictions agree to rounding, with unequal shares too.
 
@@ -129,6 +132,7 @@ def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> Non
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.full
 def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
     """Early stopping ends, cuts cut, clipping and half precision change, packed steps do not."""
     sets = {
@@ -156,6 +160,7 @@ def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
     assert lines["float16_clipped"] == lines["float16"]
 
 
+@pytest.mark.full
 def test_float16_is_the_same_on_two_replicas(harness: Harness) -> None:
     """The scale of the loss and its overflows are the global batch's, not each replica's own."""
     for devices in ("cpu:1", "cpu:2"):

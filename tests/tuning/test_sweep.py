@@ -17,6 +17,8 @@ import pytest
 
 from tests.conftest import Harness, wait_for
 
+pytestmark = pytest.mark.full
+
 SEARCH = """
 [model]
 architecture = "lstm"

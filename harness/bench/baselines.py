@@ -7,15 +7,15 @@ way (`Sequential` and `fit` on padded arrays), searches as KerasTuner does by it
 """
 
 import itertools
-import json
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from harness.checks.child import answer_request
 from harness.system.processes import age_s
 
 if TYPE_CHECKING:
@@ -35,17 +35,26 @@ class Padded(NamedTuple):
 
 
 def main() -> None:
-    """Answer the request in the first word as JSON on the last line of standard output."""
-    request = json.loads(sys.argv[1])
-    ways: dict[str, Callable[..., dict[str, float]]] = {
-        "notebook": by_keras,
-        "KerasTuner": by_keras_tuner,
-        "torch": by_torch,
-    }
-    train = ways[request["way"]]
-    reviews = load(Path(request["keras_file"]), request["limit"])
-    answer = train(request["architecture"], reviews, request["epochs"], **request.get("more", {}))
-    print(json.dumps(answer))  # noqa: T201
+    """Answer the request in the first argument."""
+    answer_request(
+        {
+            "notebook": partial(_on_first_reviews, by_keras),
+            "KerasTuner": partial(_on_first_reviews, by_keras_tuner),
+            "torch": partial(_on_first_reviews, by_torch),
+        }
+    )
+
+
+def _on_first_reviews(
+    train: Callable[..., dict[str, float]],
+    architecture: str,
+    *,
+    keras_file: str,
+    limit: int,
+    epochs: int,
+    **more: Any,
+) -> dict[str, float]:
+    return train(architecture, load(Path(keras_file), limit), epochs, **more)
 
 
 def load(keras_file: Path, limit: int) -> Padded:

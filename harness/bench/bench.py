@@ -1,6 +1,6 @@
-"""How fast the harness is on this machine, beside what a user would do instead.
+"""How fast the harness is on this machine, next to what a user would write instead.
 
-Here is what is measured; `harness.bench_processes` starts it.
+This module says what is measured; `harness.bench.processes` runs it.
 """
 
 import importlib.util
@@ -20,7 +20,9 @@ from typing import Any
 
 from harness import PROJECT
 from harness.bench.measured import Measured
-from harness.bench.processes import Bench, Ended, Settings
+from harness.bench.processes import Arg, Bench, Settings, Way
+from harness.checks import child
+from harness.checks.child import Ended
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.compute.execution_plan import device_name, plan_name, save_measured
 from harness.errors import InputError
@@ -51,28 +53,23 @@ train.learning_rate = {{ min = 0.0005, max = 0.005, log = true }}
 
 
 def training(bench: Bench) -> Iterator[Measured]:
-    """Start, training and evaluation of each architecture beside the notebook and PyTorch."""
+    """Start, training and evaluation of each architecture, next to the notebook and PyTorch."""
     others = ["notebook", *(["torch"] if importlib.util.find_spec("torch") else [])]
     for name in bench.settings.architectures:
         job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
         if name == bench.settings.architectures[0]:
             yield from _cold_start(bench, name, job)
-
-        def by(way: str, name: str = name) -> Callable[[], dict[str, float]]:
-            return lambda: _yardstick(bench, way, name)
-
-        def ours(job: Path = job) -> dict[str, float]:
-            return _train(bench, job)
-
-        got = bench.in_turn(name, {**{way: by(way) for way in others}, "harness": ours})
+        ways: dict[str, Way] = {way: partial(_baseline, bench, way, name) for way in others}
+        ways["harness"] = partial(_train, bench, job)
+        values = bench.in_turn(name, ways)
         for quantity, unit, more_is_better in (
             ("first step", "s", False),
             ("training", "reviews/s", True),
             ("evaluation", "reviews/s", True),
             ("peak memory", "GB", False),
         ):
-            yield Measured(f"{name} {quantity}", unit, more_is_better, got[quantity], "notebook")
-        share = {"harness": got["checkpoints"]["harness"]}
+            yield Measured(f"{name} {quantity}", unit, more_is_better, values[quantity], "notebook")
+        share = {"harness": values["checkpoints"]["harness"]}
         yield Measured(f"{name} checkpoints", "% of training", False, share)
 
 
@@ -81,12 +78,13 @@ def _cold_start(bench: Bench, name: str, job: Path) -> Iterator[Measured]:
         with tempfile.TemporaryDirectory(dir=bench.folder) as cache:
             return _train(bench, job, XDG_CACHE_HOME=cache)
 
-    ways = {"notebook": lambda: _yardstick(bench, "notebook", name), "harness": cold}
-    got = bench.in_turn(f"{name} without a cache", ways)
-    yield Measured(f"{name} first step without a cache", "s", False, got["first step"], "notebook")
+    notebook = partial(_baseline, bench, "notebook", name)
+    ways: dict[str, Way] = {"notebook": notebook, "harness": cold}
+    values = bench.in_turn(f"{name} without a cache", ways)["first step"]
+    yield Measured(f"{name} first step without a cache", "s", False, values, "notebook")
 
 
-def _yardstick(bench: Bench, way: str, architecture: str) -> dict[str, float]:
+def _baseline(bench: Bench, way: str, architecture: str) -> dict[str, float]:
     ended, answer = bench.baseline(way, architecture)
     return {
         "first step": answer["first_step_s"],
@@ -97,8 +95,8 @@ def _yardstick(bench: Bench, way: str, architecture: str) -> dict[str, float]:
     }
 
 
-def _train(bench: Bench, job: Path, *words: str, **variables: str) -> dict[str, float]:
-    ended, run = bench.train(job, *words, **variables)
+def _train(bench: Bench, job: Path, *args: str, **variables: str) -> dict[str, float]:
+    ended, run = bench.train(job, *args, **variables)
     result = run.result()
     last = json.loads(run.path("metrics.jsonl").read_text().splitlines()[-1])
     return {
@@ -118,25 +116,25 @@ def resuming(bench: Bench) -> Iterator[Measured]:
     for turn in range(bench.settings.pairs):
         bench.console.info(f"resume: {turn + 1} of {bench.settings.pairs}")
         run = RunDirectory(runs / f"killed{turn}")
-        words = [sys.executable, "-m", "harness", *bench.train_words(job, run.folder.name)]
-        with subprocess.Popen(  # noqa: S603 - a list of words, no shell
-            [str(word) for word in words],
-            env=bench.environment(),
+        args = [*child.module_args("harness"), *bench.train_args(job, run.folder.name)]
+        with subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+            list(map(str, args)),
+            env=child.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        ) as child:
-            while child.poll() is None and not run.read_json("state.json").get("first_step_s"):
+        ) as process:
+            while process.poll() is None and not run.read_json("state.json").get("first_step_s"):
                 time.sleep(0.05)
-            child.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         firsts.append(run.read_json("state.json")["first_step_s"])
-        bench.harness(*bench.train_words(job, run.folder.name))
+        bench.harness(*bench.train_args(job, run.folder.name))
         nexts.append(run.result()["first_step_s"])
     ways = {"new run": tuple(firsts), "resumed run": tuple(nexts)}
     yield Measured("start to first step", "s", False, ways, "new run")
 
 
 def pipeline(bench: Bench) -> Iterator[Measured]:
-    """Batches a second with nobody to train on them."""
+    """The speed of the input pipeline alone, with no training on its batches."""
     name = bench.settings.architectures[0]
     job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
 
@@ -146,86 +144,83 @@ def pipeline(bench: Bench) -> Iterator[Measured]:
         return {"speed": ask_child(request, TIMEOUT_S)["reviews_per_s"]}
 
     ways = {f"{name} training": lambda: {"speed": _train(bench, job)["training"]}}
-    got = bench.in_turn("pipeline", {**ways, "pipeline alone": alone})
-    yield Measured("input pipeline", "reviews/s", True, got["speed"], f"{name} training")
+    values = bench.in_turn("pipeline", {**ways, "pipeline alone": alone})["speed"]
+    yield Measured("input pipeline", "reviews/s", True, values, f"{name} training")
 
 
 def plans(bench: Bench) -> Iterator[Measured]:
-    """A step of each job by each plan; the times are kept, and runs take the fastest."""
+    """A step of each job by each plan; the times are saved, and later runs use the fastest."""
     kind = "gpu" if visible_gpus() else "cpu"
     device = device_name(kind)
     cpus = given_cpus(SlurmEnvironment.from_environment())
     steady = [PROJECT / "jobs" / f"{name}.toml" for name in bench.settings.architectures]
     for path in bench.settings.jobs or steady:
         job = load_job(path)
-
-        def step(xla: bool, threads: int, path: Path = path) -> dict[str, float]:
-            request = {
-                "do": "speed",
-                "job": str(path),
-                "data": str(bench.settings.data) if bench.settings.data else None,
-                "devices": f"{kind}:1",
-                "seconds": STEPS_S,
-                "overrides": [f"train.xla={'on' if xla else 'off'}"],
-            }
-            answer = ask_child(request, TIMEOUT_S, HARNESS_CPUS=str(threads))
-            return {"step": 1000 * answer["step_s"]}
-
         ways = {
-            plan_name(xla, threads): partial(step, xla, threads)
+            plan_name(xla, threads): partial(_step, bench, path, kind, xla=xla, threads=threads)
             for xla in (False, True)
             for threads in sorted({1, cpus})
         }
-        got = bench.in_turn(f"{job.name} plans", ways)["step"]
-        step_ms = {plan: statistics.median(values) for plan, values in got.items()}
-        path = save_measured(device, job, step_ms)
-        yield Measured(f"{job.name} step", "ms", False, got, plan_name(False, cpus))
+        values = bench.in_turn(f"{job.name} plans", ways)["step"]
+        step_ms = {plan: statistics.median(times) for plan, times in values.items()}
+        saved = save_measured(device, job, step_ms)
+        yield Measured(f"{job.name} step", "ms", False, values, plan_name(False, cpus))
     bench.console.info(
-        f"plans on {device}: saved in {path}; runs of the same sizes take the fastest"
+        f"plans on {device}: saved in {saved}; runs of the same sizes use the fastest"
     )
 
 
+def _step(bench: Bench, job: Path, kind: str, *, xla: bool, threads: int) -> dict[str, float]:
+    request = {
+        "do": "speed",
+        "job": str(job),
+        "data": str(bench.settings.data) if bench.settings.data else None,
+        "devices": f"{kind}:1",
+        "seconds": STEPS_S,
+        "overrides": [f"train.xla={'on' if xla else 'off'}"],
+    }
+    answer = ask_child(request, TIMEOUT_S, HARNESS_CPUS=str(threads))
+    return {"step": 1000 * answer["step_s"]}
+
+
 def replicas(bench: Bench) -> Iterator[Measured]:
-    """One device against all GPUs, or where there are none against two virtual devices."""
+    """One GPU against all of them; without several GPUs one CPU device against two virtual ones."""
     gpus = visible_gpus()
     one, many = ("gpu:1", f"gpu:{gpus}") if gpus > 1 else ("cpu:1", "cpu:2")
     name = bench.settings.architectures[-1]
     job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
 
     ways = {on: partial(_train, bench, job, "--devices", on) for on in (one, many)}
-    got = bench.in_turn("replicas", ways)
-    yield Measured(f"{name} on several devices", "reviews/s", True, got["training"], one)
+    values = bench.in_turn("replicas", ways)["training"]
+    yield Measured(f"{name} on several devices", "reviews/s", True, values, one)
 
 
 def side_by_side(bench: Bench) -> Iterator[Measured]:
     """Five architectures, and five seeds of one, from the first command to the last result."""
-    notebook = PROJECT / "jobs" / "notebook"
     names = bench.settings.architectures
-    cases: tuple[tuple[str, tuple[str, ...], str], ...] = (
-        (f"{len(names)} architectures, one seed", names, "1"),
-        (f"{names[min(1, len(names) - 1)]}, five seeds", (names[min(1, len(names) - 1)],), "1-5"),
-    )
-    for title, chosen, seeds in cases:
+    one = names[min(1, len(names) - 1)]
+    for title, chosen, num_seeds in (
+        (f"{len(names)} architectures, one seed", names, 1),
+        (f"{one}, five seeds", (one,), 5),
+    ):
+        ways = {
+            "notebook": partial(_one_by_one, bench, chosen * num_seeds),
+            "harness": partial(_at_once, bench, chosen, num_seeds),
+        }
+        values = bench.in_turn(title, ways)["wall"]
+        yield Measured(title, "s", False, values, "notebook")
 
-        def one_by_one(
-            chosen: tuple[str, ...] = chosen, times: int = 5 if seeds == "1-5" else 1
-        ) -> dict[str, float]:
-            return {
-                "wall": sum(
-                    bench.baseline("notebook", name)[0].wall_s
-                    for name in chosen
-                    for _ in range(times)
-                )
-            }
 
-        def ours(chosen: tuple[str, ...] = chosen, seeds: str = seeds) -> dict[str, float]:
-            bench.num_runs += 1
-            first, *more = [notebook / f"{name}.toml" for name in chosen]
-            words = bench.train_words(first, f"run{bench.num_runs}", *more, "--seeds", seeds)
-            return {"wall": bench.harness(*words).wall_s}
+def _one_by_one(bench: Bench, names: Sequence[str]) -> dict[str, float]:
+    return {"wall": sum(bench.baseline("notebook", name)[0].wall_s for name in names)}
 
-        got = bench.in_turn(title, {"notebook": one_by_one, "harness": ours})
-        yield Measured(title, "s", False, got["wall"], "notebook")
+
+def _at_once(bench: Bench, names: Sequence[str], num_seeds: int) -> dict[str, float]:
+    bench.num_runs += 1
+    first, *more = [PROJECT / "jobs" / "notebook" / f"{name}.toml" for name in names]
+    seeds = f"1-{num_seeds}" if num_seeds > 1 else "1"
+    args = bench.train_args(first, f"run{bench.num_runs}", *more, "--seeds", seeds)
+    return {"wall": bench.harness(*args).wall_s}
 
 
 def sweep(bench: Bench) -> Iterator[Measured]:
@@ -241,15 +236,15 @@ def sweep(bench: Bench) -> Iterator[Measured]:
         return {"trials": 3600 * NUM_TRIALS / ended.wall_s}
 
     def ours() -> dict[str, float]:
-        words = ["tune", job, "--sweep-id", f"sweep{next(sweeps)}", *bench.size_words()]
-        return {"trials": 3600 * NUM_TRIALS / bench.harness(*words).wall_s}
+        args = ["tune", job, "--sweep-id", f"sweep{next(sweeps)}", *bench.size_args()]
+        return {"trials": 3600 * NUM_TRIALS / bench.harness(*args).wall_s}
 
-    got = bench.in_turn(f"{name} sweep", {"KerasTuner": alone, "harness": ours})
-    yield Measured(f"{name} sweep", "trials/hour", True, got["trials"], "KerasTuner")
+    values = bench.in_turn(f"{name} sweep", {"KerasTuner": alone, "harness": ours})["trials"]
+    yield Measured(f"{name} sweep", "trials/hour", True, values, "KerasTuner")
 
 
 def commands(bench: Bench) -> Iterator[Measured]:
-    """From the command to its answer, for those that import no TensorFlow."""
+    """From the command to its answer, for commands that do not import TensorFlow."""
     runs = bench.folder / "many"
     for i in range(NUM_RUNS):
         run = RunDirectory(runs / "lstm" / f"run{i:03}")
@@ -257,18 +252,20 @@ def commands(bench: Bench) -> Iterator[Measured]:
         run.write_text("job.toml", load_job(PROJECT / "jobs" / "lstm.toml", (), i).to_toml())
         run.write_json("state.json", {"phase": "training", "epoch": 1, "time_s": time.time()})
     job = PROJECT / "jobs" / "lstm.toml"
-    python = [sys.executable, "-c", "import typer"]
+    python: list[Arg] = [sys.executable, "-c", "import typer"]
     ways: dict[str, Callable[[], Ended]] = {
+        "import typer": lambda: bench.process(python),
         "--help": lambda: bench.harness("--help"),
         f"status of {NUM_RUNS} runs": lambda: bench.harness("status", "--runs", runs),
         "submit --dry-run": lambda: bench.harness("submit", job, "--dry-run", "--runs", runs),
     }
-    got = bench.in_turn(
-        "commands",
-        {"import typer": lambda: {"wall": 1000 * bench.process(python).wall_s}}
-        | {name: (lambda way=way: {"wall": 1000 * way().wall_s}) for name, way in ways.items()},
-    )
-    yield Measured("command to answer", "ms", False, got["wall"], "import typer")
+    timed = {name: partial(_milliseconds, way) for name, way in ways.items()}
+    values = bench.in_turn("commands", timed)["wall"]
+    yield Measured("command to answer", "ms", False, values, "import typer")
+
+
+def _milliseconds(way: Callable[[], Ended]) -> dict[str, float]:
+    return {"wall": 1000 * way().wall_s}
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
@@ -284,10 +281,10 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
 
 
 def measure(settings: Settings, sections: Sequence[str], console: Console) -> Iterator[Measured]:
-    """Measure the sections named, in order.
+    """Measure the named sections, in order.
 
     Raises:
-        InputError: if the data named are not there.
+        InputError: if the named data are not there.
         RunError: if a process fails.
     """
     with tempfile.TemporaryDirectory(prefix="harness-bench-") as folder:
@@ -297,7 +294,7 @@ def measure(settings: Settings, sections: Sequence[str], console: Console) -> It
 
 
 def machine() -> dict[str, Any]:
-    """The machine that was measured: a figure without it says nothing."""
+    """The machine that is measured: a figure means nothing without it."""
     allocation = SlurmEnvironment.from_environment()
     return {
         "processor": processor(),
@@ -311,7 +308,7 @@ def machine() -> dict[str, Any]:
 
 
 def check_architectures(names: Sequence[str]) -> tuple[str, ...]:
-    """The architectures asked for, all by default.
+    """The requested architectures, all by default.
 
     Raises:
         InputError: for an unknown one.
@@ -323,7 +320,7 @@ def check_architectures(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_sections(names: Sequence[str]) -> tuple[str, ...]:
-    """The sections asked for, all by default.
+    """The requested sections, all by default.
 
     Raises:
         InputError: for an unknown one.

@@ -4,20 +4,15 @@ Each job gets a child of its own: a process makes one strategy, gives its memory
 started as a run is, and whatever kills it is an answer too. TensorFlow is imported there alone.
 """
 
-import contextlib
-import json
 import math
-import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import PROJECT
+from harness.checks import child
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SlurmEnvironment
 
@@ -49,62 +44,23 @@ class Estimate:
 
 
 def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
-    """Let a child process answer: it may import TensorFlow, and it may die of that.
+    """The answer of a child process that measures: see `harness.checks.probe_child`.
 
     Args:
-        request: what `harness.checks.probe_child` takes.
-        timeout_s: after which it is ended.
-        variables: of its environment, beside this process's.
+        request: what it takes.
+        timeout_s: after which it is killed.
+        variables: of its environment, in addition to this process's.
 
     Raises:
         InputError: if the child refused its input.
         RunError: if it failed, died or took too long.
     """
-    status, said, problems = _python(
-        "harness.checks.probe_child", json.dumps(request), timeout_s=timeout_s, **variables
-    )
+    module = "harness.checks.probe_child"
     try:
-        answer = json.loads(said.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (problems.strip().splitlines() or ["it said nothing"])[-1]
-        raise RunError(f"a process with TensorFlow {_how_ended(status)} ({last}); {TRY}") from None
-    if "refusal" in answer:
-        raise InputError(answer["refusal"])
-    if "failure" in answer:
-        raise RunError(answer["failure"])
-    return dict(answer)
-
-
-def _python(module: str, *words: str, timeout_s: float, **variables: str) -> tuple[int, str, str]:
-    """Run a module of ours as this process runs; returns exit code, output and errors."""
-    paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    try:
-        done = subprocess.run(  # noqa: S603 - a list of words, no shell
-            # -P: a folder where it is called from may hold a checkout that is named harness too.
-            [sys.executable, "-P", "-m", module, *words],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                "HARNESS_OFFLINE": "1",  # a download is not to be measured
-                **variables,
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RunError(f"a process with TensorFlow took over {timeout_s:.0f} s; {TRY}") from None
-    return done.returncode, done.stdout, done.stderr
-
-
-def _how_ended(status: int) -> str:
-    if status < 0:
-        with contextlib.suppress(ValueError):
-            return f"died of {signal.Signals(-status).name}"
-    return f"ended with code {status}"
+        answer, ended = child.ask(module, request, timeout_s=timeout_s, **variables)
+    except child.ChildError as error:
+        raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
+    return {**answer, "peak_memory_gb": ended.peak_memory_gb}
 
 
 # The estimate
@@ -216,22 +172,11 @@ def time_small_run(devices: str | None, data: Path | None) -> float:
         RunError: if such a run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        words = [
-            "train",
-            str(JOBS / f"{SMALL_RUN}.toml"),
-            "--set",
-            "data.limit=64",
-            "--set",
-            "train.epochs=1",
-            "--runs",
-            folder,
-        ]
-        words += ["--devices", devices] if devices else []
-        words += ["--data", str(data)] if data else []
-        began = time.perf_counter()
-        status, _, problems = _python("harness", *words, timeout_s=START_S)
-        took_s = time.perf_counter() - began
-    if status != 0:
-        last = (problems.strip().splitlines() or [_how_ended(status)])[-1]
-        raise RunError(f"a run of 64 reviews failed: {last.removeprefix('harness: ')}")
-    return took_s
+        args = ["train", str(JOBS / f"{SMALL_RUN}.toml"), "--runs", folder]
+        args += ["--set", "data.limit=64", "--set", "train.epochs=1"]
+        args += ["--devices", devices] if devices else []
+        args += ["--data", str(data)] if data else []
+        ended = child.run_module("harness", *args, timeout_s=START_S)
+    if ended.code != 0:
+        raise RunError(f"a run of 64 reviews failed: it {ended}")
+    return ended.wall_s

@@ -4,18 +4,17 @@ They trace and measure with the real learner and pipeline, and answer in a line 
 """
 
 import importlib.metadata
-import json
 import math
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
 from harness.compute.execution_plan import choose, without_cudnn
-from harness.errors import InputError, RunError
+from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
@@ -35,22 +34,10 @@ FULL_REVIEWS = 25_000  # of each split, where only the sample is here to measure
 
 
 def main() -> None:
-    """Answer the request in the first word as JSON on the last line of standard output."""
-    request = json.loads(sys.argv[1])
-    known: dict[str, Callable[..., dict[str, Any]]] = {
-        "devices": _devices,
-        "kernels": _kernels,
-        "speed": _speed,
-        "pipeline": _pipeline,
-    }
-    do = known[request.pop("do")]
-    try:
-        answer = do(**request)
-    except InputError as error:
-        answer = {"refusal": str(error)}
-    except RunError as error:
-        answer = {"failure": str(error)}
-    print(json.dumps(answer))  # noqa: T201
+    """Answer the request in the first argument."""
+    answer_request(
+        {"devices": _devices, "kernels": _kernels, "speed": _speed, "pipeline": _pipeline}
+    )
 
 
 def _devices() -> dict[str, Any]:
@@ -170,15 +157,9 @@ def _speed(
         "step_s": step_s,
         "evaluation_batch_s": evaluation_batch_s,
         "measured_s": training_s + time.perf_counter() - began,
-        "peak_memory_gb": _peak_memory_gb(),
         "is_sample": dataset.is_sample,
         **work_of(loaded, evaluation_batch(strategy), *counts),
     }
-
-
-def _peak_memory_gb() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:

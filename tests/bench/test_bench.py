@@ -134,10 +134,10 @@ def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
     assert got == {"x": {"a": (1.0, 4.0, 5.0), "b": (2.0, 3.0, 6.0)}}
 
 
-def test_a_process_that_fails_is_told_by_its_last_words(tmp_path: Path) -> None:
+def test_a_process_that_fails_is_reported_by_its_last_line(tmp_path: Path) -> None:
     """Not a figure of what did not run."""
     bench = Bench(SETTINGS, tmp_path, Console())
-    with pytest.raises(RunError, match=r"ended with 2: harness: .*nothing\.toml"):
+    with pytest.raises(RunError, match=r"harness train .*ended with code 2 \(.*nothing\.toml"):
         bench.harness("train", "nothing.toml")
 
 

@@ -1,0 +1,172 @@
+"""Child processes that answer a JSON request with a line of JSON: `python -m MODULE REQUEST`.
+
+A child may import TensorFlow, and may die of that. It starts as a user's command does, gives its
+memory back whole, and its own peak of memory is known.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness import PROJECT
+from harness.errors import InputError, RunError
+from harness.system.console import strip_prefix
+
+NO_LIMIT_S = threading.TIMEOUT_MAX
+
+
+class ChildError(RunError):
+    """A child process gave no answer; the message says how it ended, without a subject."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A child process that has ended."""
+
+    code: int  # below 0 if a signal ended it
+    wall_s: float
+    peak_memory_gb: float  # of the process alone, without its children
+    output: str
+    errors: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line that it printed, on standard error first; empty if it printed nothing."""
+        lines = [*self.output.splitlines(), *self.errors.splitlines()]
+        return strip_prefix(next((line for line in reversed(lines) if line.strip()), ""))
+
+    def __str__(self) -> str:
+        how = f"ended with code {self.code}"
+        if self.code < 0:
+            names = {number.value: number.name for number in signal.Signals}
+            how = f"was ended by {names.get(-self.code, f'signal {-self.code}')}"
+        return f"{how} ({self.last_line[:300] or 'it printed nothing'})"
+
+
+# The parent's side
+
+
+def ask(
+    module: str, request: Mapping[str, Any], *, timeout_s: float = NO_LIMIT_S, **variables: str
+) -> tuple[dict[str, Any], Ended]:
+    """Have a module answer a request in a process of its own.
+
+    Args:
+        module: its `main` calls `answer_request`.
+        request: `do` names what is to be done, the rest are that function's arguments.
+        timeout_s: after which it is killed.
+        variables: of its environment, in addition to this process's.
+
+    Raises:
+        InputError: if the child refused its input.
+        RunError: if it failed; a `ChildError` if it died or took too long.
+    """
+    ended = run_module(module, json.dumps(request), timeout_s=timeout_s, **variables)
+    try:
+        answer = json.loads(ended.output.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise ChildError(str(ended)) from None
+    if "refusal" in answer:
+        raise InputError(answer["refusal"])
+    if "failure" in answer:
+        raise RunError(answer["failure"])
+    return dict(answer), ended
+
+
+def run_module(
+    module: str, *args: str | Path, timeout_s: float = NO_LIMIT_S, **variables: str
+) -> Ended:
+    """Run a module of this code to its end, by this process's Python.
+
+    Raises:
+        ChildError: if it takes too long.
+    """
+    return run_process([*module_args(module), *args], timeout_s=timeout_s, **variables)
+
+
+def module_args(module: str) -> list[str | Path]:
+    """The command that runs a module of this code."""
+    # -P: the current folder may hold another checkout that is named harness.
+    return [sys.executable, "-P", "-m", module]
+
+
+def run_process(
+    args: Sequence[str | Path], *, timeout_s: float = NO_LIMIT_S, **variables: str
+) -> Ended:
+    """Run a command to its end.
+
+    Raises:
+        ChildError: if it takes too long.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+            list(map(str, args)),
+            env=environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+        )
+        timer = threading.Timer(timeout_s, child.kill)
+        timer.start()
+        try:
+            # Not Popen.wait: only this gives the memory of this one child.
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        finally:
+            timer.cancel()
+        wall_s = time.perf_counter() - began
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+        memory_gb = usage.ru_maxrss * unit / 1e9
+        ended = Ended(child.returncode, wall_s, memory_gb, _text(output), _text(errors))
+    if wall_s >= timeout_s:
+        raise ChildError(f"took over {timeout_s:.0f} s and was ended")
+    return ended
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment, with this code before any other and downloads switched off.
+
+    A download is not to be measured.
+    """
+    paths = (str(PROJECT), os.environ.get("PYTHONPATH", ""))
+    path = os.pathsep.join(filter(None, paths))
+    return {**os.environ, "PYTHONPATH": path, "HARNESS_OFFLINE": "1", **variables}
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+# The child's side
+
+
+def answer_request(functions: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:
+    """Answer the request in the first argument, on the last line of standard output.
+
+    Args:
+        functions: what may be requested; each gives what is answered.
+    """
+    request = json.loads(sys.argv[1])
+    function = functions[request.pop("do")]
+    try:
+        result = function(**request)
+    except InputError as error:
+        result = {"refusal": str(error)}
+    except RunError as error:
+        result = {"failure": str(error)}
+    print(json.dumps(result))  # noqa: T201

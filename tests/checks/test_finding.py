@@ -1,0 +1,41 @@
+"""Findings of a check: one that ends early is a finding too."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from harness.checks.finding import Finding, examine
+from harness.errors import InputError, RunError
+
+FIRST = Finding("green", "disk", "is there")
+
+
+def failing(error: Exception) -> Callable[[], Iterator[Finding]]:
+    def check() -> Iterator[Finding]:
+        yield FIRST
+        raise error
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "remedy"),
+    [
+        (InputError("--data x: is no folder; name one"), "--data x: is no folder", "name one"),
+        (RunError("a; b; do c"), "a; b", "do c"),
+        (RunError("it is full"), "it is full", ""),
+        (OSError(5, "broken"), "the check broke: OSError: [Errno 5] broken", "see the error"),
+    ],
+)
+def test_a_check_that_breaks_is_red(error: Exception, found: str, remedy: str) -> None:
+    """What it found before is kept, and a message's remedy is the finding's."""
+    assert list(examine("disk", failing(error))) == [
+        FIRST,
+        Finding("red", "disk", found, remedy),
+    ]
+
+
+def test_a_check_that_is_interrupted_ends_the_others() -> None:
+    """Ctrl-C is no finding."""
+    with pytest.raises(KeyboardInterrupt):
+        list(examine("disk", failing(KeyboardInterrupt())))  # type: ignore[arg-type]

@@ -1,7 +1,6 @@
-"""What of this machine a process may use: the limits of its cgroup, the memory that is free."""
+"""What this machine is, and how much of it a process may use."""
 
 import importlib.metadata
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 
 
 def cgroup_limits(name: str) -> Iterator[list[str]]:
-    """The words of a control file of this process's cgroup (v2) and of each one above it."""
+    """The fields of a control file of this process's cgroup (v2) and of each one above it."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     path = next((line[3:] for line in lines if line.startswith("0::")), "/")
     here = Path("/sys/fs/cgroup") / path.lstrip("/")
@@ -21,8 +20,9 @@ def cgroup_limits(name: str) -> Iterator[list[str]]:
 def cpu_quota() -> float | None:
     """The least number of CPUs that a cgroup above this process allows, None for no limit."""
     try:
-        limits = [int(words[0]) / int(words[1]) for words in cgroup_limits("cpu.max")
-                  if words[0] != "max"]  # fmt: skip
+        limits = [
+            int(quota) / int(period) for quota, period in cgroup_limits("cpu.max") if quota != "max"
+        ]
     except OSError:  # no cgroups on this system
         return None
     return min(limits, default=None)
@@ -31,24 +31,21 @@ def cpu_quota() -> float | None:
 def memory_limit_gb() -> float | None:
     """The least memory that a cgroup above this process allows, None for no limit."""
     try:
-        limits = [int(words[0]) for words in cgroup_limits("memory.max") if words[0] != "max"]
+        limits = [int(limit) for (limit,) in cgroup_limits("memory.max") if limit != "max"]
     except OSError:
         return None
     return min(limits) / 1e9 if limits else None
 
 
-def available_gb() -> float | None:
-    """The memory that is free or can be freed, None where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    match = re.search(r"^MemAvailable: +(\d+) kB", text, re.MULTILINE)
-    return int(match[1]) * 1024 / 1e9 if match else None
+def available_gb() -> float:
+    """The memory that is free or can be freed."""
+    import psutil
+
+    return float(psutil.virtual_memory().available / 1e9)
 
 
 def gpu_name() -> str | None:
-    """The first GPU as its driver names it, None without one."""
+    """The first GPU by its driver's name, None without one."""
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
         if match:
@@ -57,8 +54,10 @@ def gpu_name() -> str | None:
 
 
 def total_memory_gb() -> float:
-    """The memory of the machine, in GB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    """The memory of the machine."""
+    import psutil
+
+    return float(psutil.virtual_memory().total / 1e9)
 
 
 def installed_version(package: str) -> str | None:
@@ -75,12 +74,12 @@ def processor() -> str:
 
 
 def processor_features() -> str:
-    """What the processor can do, in the words of Linux; empty elsewhere."""
+    """The features of the processor as Linux lists them; empty elsewhere."""
     return _cpuinfo("flags") or _cpuinfo("Features")
 
 
 def _cpuinfo(field: str) -> str:
-    """A field of the first processor as Linux tells it, empty where it does not."""
+    """A field of the first processor from /proc/cpuinfo, empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -89,7 +88,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def nvidia_driver() -> str | None:
-    """What the NVIDIA driver says of its version; None where there is no driver."""
+    """The NVIDIA driver's description of its version, None where there is no driver."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

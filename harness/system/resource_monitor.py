@@ -1,7 +1,7 @@
-"""How busy a process keeps its processors, its memory and its GPUs.
+"""How much a process uses of its CPUs, its memory and its GPUs.
 
 GPUs are read through NVML, the driver's own library. Without it, or without its Python package,
-everything else is read all the same.
+everything else is still read.
 """
 
 import os
@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,17 +41,17 @@ class ResourceMonitor:
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
-        """Make a gauge; nothing is read yet.
+        """Make a monitor; nothing is read yet.
 
         Args:
             num_gpus: how many this process uses, the first of those that it sees.
             num_cpus: how many it may use.
-            idle_min: minutes after which an idle GPU is warned of, 0 for never.
-            warn: takes a line of warning; called from a thread.
+            idle_min: minutes after which an idle GPU gets a warning, 0 for never.
+            warn: takes a warning of one line; called from a thread.
             nvml: finds NVML, as `find_nvml` does.
-            environment: its CUDA_VISIBLE_DEVICES tells which GPUs are seen.
+            environment: its CUDA_VISIBLE_DEVICES says which GPUs are visible.
             clock: gives seconds.
-            cpu_clock: gives the seconds of processor time that this process has used.
+            cpu_clock: gives the seconds of CPU time that this process has used.
         """
         self._num_gpus, self._num_cpus = num_gpus, num_cpus
         self._idle = IdleWatch(idle_min, clock) if idle_min > 0 else None
@@ -71,7 +70,7 @@ class ResourceMonitor:
             if problem:
                 self._warn(f"the use of GPUs is not measured: {problem}")
         if self._handles and self._idle:
-            # Not at the steps: where a loop hangs, its GPU is idle and no step comes.
+            # Not between steps: when the loop hangs, the GPU is idle and no step follows.
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
@@ -91,31 +90,31 @@ class ResourceMonitor:
 
     @property
     def warning(self) -> str | None:
-        """What there is to say of GPUs that are idle now."""
+        """The warning of GPUs that are idle now, None if none is."""
         return self._idle.warning if self._idle else None
 
     def sample(self) -> dict[str, float]:
-        """What is used, by name; empty within READ_S of the last reading.
+        """The current use, by name; empty within READ_S of the last reading.
 
-        `cpu_share`: of the processors that may be used, since the last reading. `memory_gb`: in
-        the machine's memory. Of each GPU `gpu0_share`, of the time in which a kernel ran, over
-        NVML's last period of at most a second, and `gpu0_memory_gb`, taken on it by any process.
+        `cpu_share`: of the CPUs that may be used, since the last reading. `memory_gb`: of the
+        machine's memory. For each GPU `gpu0_share`, the share of NVML's last period (at most a
+        second) in which a kernel ran, and `gpu0_memory_gb`, its memory used by all processes.
         """
         now = self._clock()
         if now - self._read_at < READ_S:
             return {}
         (then, used), self._before = self._before, (now, self._cpu_clock())
         self._read_at = now
-        found: dict[str, float | None] = {"memory_gb": resident_memory_gb()}
+        values: dict[str, float | None] = {"memory_gb": resident_memory_gb()}
         if now > then:
-            found["cpu_share"] = (self._before[1] - used) / (now - then) / self._num_cpus
+            values["cpu_share"] = (self._before[1] - used) / (now - then) / self._num_cpus
         for name, handle in self._handles.items():
-            found[f"gpu{name}_share"] = self._share(handle)
-            found[f"gpu{name}_memory_gb"] = self._memory_gb(handle)
-        return {name: round(value, 4) for name, value in found.items() if value is not None}
+            values[f"gpu{name}_share"] = self._share(handle)
+            values[f"gpu{name}_memory_gb"] = self._memory_gb(handle)
+        return {name: round(value, 4) for name, value in values.items() if value is not None}
 
     def look(self) -> None:
-        """Take a look at the use of the GPUs, and warn of those that are idle for too long."""
+        """Read the use of the GPUs, and warn of those that are idle for too long."""
         if self._idle:
             shares = {name: self._share(handle) for name, handle in self._handles.items()}
             if line := self._idle.look(shares):
@@ -126,7 +125,7 @@ class ResourceMonitor:
             self.look()
 
     def _open(self) -> str:
-        """Find the GPUs; returns what prevents it."""
+        """Find the GPUs; returns the problem, empty for none."""
         nvml = self._find()
         if nvml is None:
             return "nvidia-ml-py is not installed; HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
@@ -136,15 +135,15 @@ class ResourceMonitor:
             return f"NVML says {error}; compare nvidia-smi"
         self._nvml = nvml
         seen = self._environment.get("CUDA_VISIBLE_DEVICES")
-        names = seen.split(",") if seen else [str(place) for place in range(self._num_gpus)]
-        for place, name in enumerate(word.strip() for word in names[: self._num_gpus]):
+        names = seen.split(",") if seen else [str(index) for index in range(self._num_gpus)]
+        for index, name in enumerate(each.strip() for each in names[: self._num_gpus]):
             if name.isdigit():
                 handle = self._ask(nvml.nvmlDeviceGetHandleByIndex, int(name))
             else:  # GPU-... or MIG-...
                 handle = self._ask(nvml.nvmlDeviceGetHandleByUUID, name)
             if handle is None:
                 return f"NVML does not know GPU {name} of CUDA_VISIBLE_DEVICES; compare nvidia-smi"
-            self._handles[str(place)] = handle
+            self._handles[str(index)] = handle
         return ""
 
     def _share(self, handle: Any) -> float | None:
@@ -155,22 +154,19 @@ class ResourceMonitor:
         info = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, handle)
         return None if info is None else float(info.used) / 1e9
 
-    def _ask(self, call: Callable[..., Any], *words: object) -> Any:
-        """None where NVML has no answer, as for a part of a GPU (MIG), or one that is lost."""
+    def _ask(self, call: Callable[..., Any], *args: object) -> Any:
+        """None where NVML has no answer, as for a slice of a GPU (MIG) or a lost GPU."""
         try:
-            return call(*words)
+            return call(*args)
         except self._nvml.NVMLError:
             return None
 
 
-def resident_memory_gb() -> float | None:
-    """The machine's memory that this process holds, None where the system does not tell."""
-    try:
-        # The second number of statm is the resident set in pages, proc_pid_statm(5).
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+def resident_memory_gb() -> float:
+    """The machine's memory that this process holds."""
+    import psutil  # here, since the doctor's help needs none of it
+
+    return float(psutil.Process().memory_info().rss / 1e9)
 
 
 IDLE_BELOW = 0.05  # share of the time in which a kernel runs
@@ -180,14 +176,14 @@ ADVICE = (
     "and some sites end such jobs: where step/input_wait_share in TensorBoard is high ask for more "
     "CPUs, else raise train.batch_size or train.steps_per_execution, or take fewer GPUs"
 )
-GAP_S = 60.0  # between two looks, after which nothing is known of the time between
+GAP_S = 60.0  # between two readings, above which the time between counts as unknown
 
 
 def idle_warning_min(environment: Mapping[str, str] = os.environ) -> float:
-    """The minutes after which an idle GPU is told of, 0 for never: HARNESS_IDLE_WARNING_MIN.
+    """The minutes after which an idle GPU is reported, 0 for never: HARNESS_IDLE_WARNING_MIN.
 
     Raises:
-        InputError: if it is no such number.
+        InputError: if it is not a number in range.
     """
     text = environment.get("HARNESS_IDLE_WARNING_MIN", "").strip()
     if not text:
@@ -199,51 +195,51 @@ def idle_warning_min(environment: Mapping[str, str] = os.environ) -> float:
     if not 0 <= minutes <= LONGEST_MIN:
         raise InputError(
             f"HARNESS_IDLE_WARNING_MIN={text[:40]}: should be minutes, 0 to {LONGEST_MIN:.0f}, 0 "
-            "for no warning; mend it in slurm/site.sh or your shell"
+            "for no warning; correct it in slurm/site.sh or your shell"
         )
     return minutes
 
 
 class IdleWatch:
-    """Follows the use of GPUs, and knows which of them were idle for a whole window."""
+    """Follows the use of GPUs, and reports those that were idle for a whole window."""
 
     def __init__(self, window_min: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin to watch; nothing is idle before a window has passed.
+        """Start the window; no GPU counts as idle before it has passed.
 
         Args:
             window_min: minutes, above 0.
             clock: gives seconds.
         """
         self._window_s, self._clock = 60 * window_min, clock
-        self._busy: dict[str, float] = {}  # when each was last seen at work
-        self._told: dict[str, float] = {}
+        self._busy: dict[str, float] = {}  # when each was last busy
+        self._warned: dict[str, float] = {}
         self._looked = clock()
         self.warning: str | None = None  # of those that are idle now
 
     def look(self, shares: Mapping[str, float | None]) -> str | None:
-        """Take a new reading of each GPU's use; returns the warning where it is due.
+        """Take a new reading of each GPU's use; returns the warning if it is due.
 
-        It is due when a GPU has been idle for a window, and again after each further one.
+        It is due when a GPU has been idle for a window, and again after each further window.
 
         Args:
             shares: by the GPU's name, 0 to 1, None where unknown, which does not count as idle.
         """
         now = self._clock()
-        # A suspended job did not look, so it can't tell.
+        # A job that was suspended knows nothing of that time.
         blind, self._looked = now - self._looked > GAP_S, now
         idle_s = {}
         due = False
         for name, share in shares.items():
             if blind or share is None or share >= IDLE_BELOW:
-                self._busy[name] = self._told[name] = now
+                self._busy[name] = self._warned[name] = now
                 continue
             span_s = now - self._busy.setdefault(name, now)
             if span_s >= self._window_s:
                 idle_s[name] = span_s
-                due |= now - self._told.setdefault(name, self._busy[name]) >= self._window_s
+                due |= now - self._warned.setdefault(name, self._busy[name]) >= self._window_s
         self.warning = _text(idle_s) if idle_s else None
         if due:
-            self._told |= dict.fromkeys(idle_s, now)
+            self._warned |= dict.fromkeys(idle_s, now)
         return f"{self.warning}, {ADVICE}" if due else None
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What every job script shares: the site's settings, the virtual environment, the run itself.
+# What all job scripts share: the site's settings, the virtual environment, the run.
 #
 #   bash slurm/common.sh --setup    make the environment and get the data, e.g. on a login node
 #
@@ -11,9 +11,19 @@ PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # `--export=NONE` drops these two.
 export PATH HOME=${HOME:-~}
 
-SIGNALS='' # that this script has got
+SIGNALS='' # the names of those that this script received
 
-say() { printf 'harness: %s\n' "$*" >&2; }
+# Write one line to standard error. In a file, such as a job's log, it carries date, time and level
+# like the lines of the harness itself.
+say() { log_line INFO "$@"; }
+warn() { log_line WARNING "$@"; }
+complain() { log_line ERROR "$@"; }
+log_line() {
+    local prefix='harness:'
+    [[ ! -f /dev/stderr ]] || prefix="$(date '+%Y-%m-%d %H:%M:%S') $1"
+    shift
+    printf '%s %s\n' "$prefix" "$*" >&2
+}
 
 read_site() {
     HARNESS_CONTAINER=()
@@ -23,10 +33,11 @@ read_site() {
         # shellcheck source=slurm/site.example.sh
         source "$PROJECT/slurm/site.sh" || rc=$?
         set -u
-        [[ $rc == 0 ]] || say "slurm/site.sh ended with status $rc; going on"
+        [[ $rc == 0 ]] || warn "slurm/site.sh ended with status $rc; the job goes on"
     fi
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
-        # What the submission said stays. Of a container's environment only the site knows.
+        # The submission's settings win, except for a container's environment, which only site.sh
+        # can name.
         HARNESS_RUNS=$runs
         [[ ${#HARNESS_CONTAINER[@]} -gt 0 ]] || HARNESS_VENV=$venv
     fi
@@ -40,7 +51,7 @@ inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 find_python() {
     local found='' candidate version
     local -a candidates=(python3 python3.13 python3.12 python3.11)
-    # Who names an interpreter does not want another one.
+    # With HARNESS_PYTHON set, no other interpreter will do.
     [[ -z ${HARNESS_PYTHON:-} ]] || candidates=("$HARNESS_PYTHON")
     local probe='import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13)
 try: import ensurepip, venv
@@ -55,14 +66,14 @@ print("%d.%d.%d%s" % (v[0], v[1], v[2], note)); sys.exit(not ok)'
         found+="${version:+, $candidate is $version}"
     done
     found=${found:-, ${candidates[0]} does not run}
-    say "Python 3.11, 3.12 or 3.13 with venv is needed, but ${found#, };" \
+    complain "Python 3.11, 3.12 or 3.13 with venv is needed, but ${found#, };" \
         "load a module or set HARNESS_PYTHON in slurm/site.sh"
     exit 2
 }
 
-# Sets LOCKS to the locks that serve this machine, the one to install first. The gpu lock only
-# adds to the runtime's, so it serves a job without a GPU as well: nodes of both kinds can share
-# one environment and do not install over each other.
+# Sets LOCKS to the lock files that suit this machine, the one to install first. The gpu lock only
+# adds packages, so it also suits a job without a GPU: nodes of both kinds can share one
+# environment without installing over each other.
 choose_locks() {
     LOCKS=(requirements-gpu.lock)
     case ${HARNESS_EXTRA:-} in
@@ -75,48 +86,48 @@ choose_locks() {
         fi
         ;;
     *)
-        say "HARNESS_EXTRA is '$HARNESS_EXTRA'; it must be gpu, none or unset"
+        complain "HARNESS_EXTRA is '$HARNESS_EXTRA'; it must be gpu, none or unset"
         exit 2
         ;;
     esac
 }
 
-# Whether this is a login node of a cluster with GPUs. It asks the scheduler only where nothing
-# is installed yet.
+# Whether this is a login node of a cluster with GPUs. Asks the scheduler only if nothing is
+# installed yet.
 cluster_has_gpus() {
     [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
         sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null
 }
 
-# Prints what the stamp of a complete environment holds: where it is and what it was made from.
+# Prints the stamp of a complete environment: a checksum of its path and of what it was made from.
 stamp_of() {
     local sum=sha256sum
     command -v $sum >/dev/null || sum='shasum -a 256'
     (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
 }
 
-# Whether the environment is complete and made from one of the locks given.
+# Whether the environment is complete and was made from one of the locks given.
 is_ready() {
     local lock stamp
     stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) || return 1
-    [[ -x $VENV/bin/python ]] || return 1 # a link to an interpreter that is gone
+    [[ -x $VENV/bin/python ]] || return 1 # the interpreter that it links to is gone
     for lock; do
         [[ $stamp != "$(stamp_of "$lock")" ]] || return 0
     done
     return 1
 }
 
-# Runs the command given while no other process runs one, on this node or another.
+# Runs the command given under a lock that holds on all nodes.
 with_lock() (
     local lock=$PROJECT/.setup.lock
     exec 9>"$lock"
     if command -v flock >/dev/null; then
         flock --nonblock 9 && { "$@"; exit; }
-        say "waiting for another process that may be installing"
+        say "waiting for another process, which may be installing"
         flock 9 && { "$@"; exit; }
     fi
-    # No flock, or a file system without it: a folder can be made only once. An install that
-    # takes over half an hour has died.
+    # Without flock, or on a file system without it, a folder is the lock: only one process can
+    # make it. An install that is half an hour old is taken for dead.
     until mkdir "$lock.d" 2>/dev/null; do
         if [[ -n $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]]; then
             rmdir "$lock.d" 2>/dev/null || true
@@ -128,11 +139,11 @@ with_lock() (
     "$@"
 )
 
-# An install that was cut short can look complete to pip, so it is made afresh. A complete one
-# is changed in place: what stays the same goes on working for the jobs that are using it.
+# An interrupted install can look complete to pip, so it is removed first. A complete one is
+# changed in place, which keeps unchanged packages usable for running jobs.
 install() {
     local lock=$1 log=$VENV/setup.log extra=''
-    ! is_ready "$@" || return 0 # another process did it meanwhile
+    ! is_ready "$@" || return 0 # another process has installed it meanwhile
     if [[ -e $log && -e $VENV/pyvenv.cfg && ! -e $VENV/harness-lock.sha256 ]]; then
         rm -rf "$VENV"
     fi
@@ -142,7 +153,7 @@ install() {
     if ! install_steps "$lock" >"$log" 2>&1; then
         tail -n 8 "$log" >&2
         [[ $lock != requirements-gpu.lock ]] || extra='HARNESS_EXTRA=gpu '
-        say "the installation failed (log: $log); if this node is offline, run" \
+        complain "the installation failed (log: $log); if this node is offline, run" \
             "\`${extra}bash slurm/common.sh --setup\` on the login node first"
         return 1
     fi
@@ -150,25 +161,25 @@ install() {
     mv "$VENV/stamp.new" "$VENV/harness-lock.sha256"
 }
 
-# Ends at the first step that fails: `set -e` is off inside a condition.
+# Chained by &&, since `set -e` is off inside a condition.
 install_steps() {
     local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
-    # Many sites export these for the interpreters of their modules.
+    # Many sites' modules export these for their own interpreters.
     unset PYTHONPATH PYTHONHOME
     export PIP_USER=0
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
-        # An sdist would fetch what builds it without a hash.
+        # An sdist would fetch its build requirements without checking hashes.
         inside "${pip[@]}" install --progress-bar off --require-hashes --only-binary :all: \
             -r "$PROJECT/$1" &&
-        # setuptools comes from the lock.
+        # setuptools is in the lock.
         inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
 }
 
-# Makes the environment complete from the first lock given, unless it already is from any.
+# Installs the environment from the first lock given, unless it is complete from any of them.
 ensure_venv() {
     ! is_ready "$@" || return 0
     if [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; then
-        say "using $VENV as it is: it was made by other means"
+        say "using $VENV as it is: this script did not make it"
         return 0
     fi
     find_python
@@ -179,14 +190,15 @@ prepare() {
     read_site
     choose_locks
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
-        # It was there when the job was submitted, and others may be using it.
-        is_ready "${LOCKS[@]}" || say "$VENV is not, or no longer, made from the locks of $PROJECT"
+        # It existed when the job was submitted, and other jobs may be using it.
+        is_ready "${LOCKS[@]}" ||
+            warn "$VENV was not made from the lock files of $PROJECT"
     else
         ensure_venv "${LOCKS[@]}"
-        mkdir -p "$PROJECT/logs" # where sbatch would not make it, it must be there
+        mkdir -p "$PROJECT/logs" # older versions of sbatch do not make it
     fi
     unset PYTHONHOME
-    export PYTHONPATH=$PROJECT # the code that this script belongs to, whatever is installed
+    export PYTHONPATH=$PROJECT # this script's own code, whatever is installed
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
     HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
     ON_NODES=("${HARNESS[@]}") # once on each node of the job
@@ -195,46 +207,46 @@ prepare() {
     fi
 }
 
-# What a job of Slurm's needs beyond a run right here.
+# What a Slurm job needs beyond a local run.
 prepare_batch() {
     local log name
     for name in USR1 USR2 TERM; do
-        # Else the warning of a time limit that comes this early would end the job for good.
+        # Without a trap, a time limit's warning this early would end the job for good.
         # shellcheck disable=SC2064
         trap "SIGNALS+=' $name'" $name
     done
     export HARNESS_MAX_REQUEUES="${HARNESS_MAX_REQUEUES:-20}"
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
-    export HARNESS_OFFLINE=1 # compute nodes often have no network, and would wait for it
+    export HARNESS_OFFLINE=1 # compute nodes often have no network; a download would only time out
     if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
-        # srun takes neither the CPUs nor, at some sites, the environment from sbatch.
+        # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
         ON_NODES=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
             --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=0
             ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${HARNESS[@]}")
         HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
-        # By it the workers know each other: on shared nodes anyone may open a port.
+        # Workers prove by it who they are: on shared nodes, any user can open a port.
         HARNESS_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
         export HARNESS_NODES HARNESS_SECRET
     fi
 }
 
-# Copies the dataset to each node's own disk, where there is one, and has the job read it there.
+# Copies the dataset to each node's local disk, if there is one, for the job to read it from there.
 stage_data() {
-    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} said
+    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} output reason
     is_batch && [[ -n $scratch ]] || return 0
     scratch+=/harness-imdb-$(id -u)
-    if said=$("${ON_NODES[@]}" data stage "$scratch" 2>&1); then
+    if output=$("${ON_NODES[@]}" data stage "$scratch" 2>&1); then
         export HARNESS_DATA=$scratch
-        printf '%s\n' "$said"
+        printf '%s\n' "$output"
     else
-        said=$(grep '^harness: ' <<<"$said" | tail -n 1) || said=''
-        say "no data is put on the node's own disk: ${said#harness: }"
+        reason=$(sed -nE 's/^(harness: |[-0-9]{10} [0-9:]{8} ERROR )//p' <<<"$output" | tail -n 1)
+        warn "the dataset could not be copied to the node's local disk: $reason"
     fi
 }
 
-# Whether Slurm started this script: then it runs from a copy in a spool folder. In an
-# interactive allocation it does not, and many runs may share the job's id.
+# Whether Slurm started this script, which then runs from a copy in a spool folder. In an
+# interactive allocation it does not, and several runs may share the job's id.
 is_batch() { [[ -n ${SLURM_JOB_ID:-} && ! $(dirname "$0") -ef $PROJECT/slurm ]]; }
 
 # Whether the option $1 is among the other arguments.
@@ -247,19 +259,19 @@ has_option() {
     return 1
 }
 
-# Whether the job file $1, or --set among the other arguments, names texts of the job's own, which
-# are read where they are.
+# Whether the job file $1, or --set among the other arguments, names the user's own texts, which
+# are not copied.
 has_source() {
     [[ $* == *data.source=* ]] ||
         grep -q -e "^[^#]*source *= *[\"'][^\"']" -- "${1:-}" 2>/dev/null
 }
 
-# Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to
-# what came. In the background, because a trap waits for a command in the foreground.
+# Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to the
+# signals that came. It runs in the background, since a trap waits for a command in the foreground.
 run_child() {
     local child='' fresh status
     RC=127
-    # A background child ignores INT until it says otherwise, so it gets TERM.
+    # A child in the background ignores INT by default, so it gets TERM instead.
     trap 'pass_on INT TERM' INT
     trap 'pass_on TERM TERM' TERM
     trap 'pass_on USR1 USR1' USR1
@@ -270,15 +282,15 @@ run_child() {
     while fresh=''; do
         status=0
         wait "$child" || status=$?
-        # A signal ends `wait` early; 127 says that an earlier turn has the status already.
+        # A signal ends `wait` early; 127 means that an earlier turn already has the status.
         [[ $status == 127 && $RC != 127 ]] || RC=$status
         [[ -n $fresh ]] || break
     done
-    # It died of the signal, so it was still starting: no work is lost, and none is saved.
+    # Killed by the signal: it was still starting, so there was no work to save.
     [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
 }
 
-# Only the first signal of a kind: Slurm and users repeat themselves.
+# Passes on only the first signal of a kind, since Slurm and users repeat them.
 pass_on() {
     fresh=1
     [[ " $SIGNALS " != *" $1 "* ]] || return 0
@@ -286,23 +298,23 @@ pass_on() {
     [[ -z $child ]] || kill -s "$2" "$child" 2>/dev/null || true
 }
 
-# Whether the job ended in a way after which it can go on where it was: it saved and said so, or
-# one of several nodes' processes died, which the others survived long enough to say the same.
+# Whether the job can be resumed: it saved its state, or a process on one of several nodes died,
+# and those on the others lived long enough to save.
 can_go_on() {
     [[ $RC == 75 ]] || [[ $RC -ge 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]
 }
 
-# Back into the queue, unless TERM or INT came: that is a cancelled job, which must stay
-# cancelled, or a preempted one, which Slurm requeues by itself.
+# Puts the job back into the queue, unless TERM or INT came: a cancelled job must stay cancelled,
+# and a preempted one is requeued by Slurm.
 requeue() {
     if [[ $SIGNALS == *TERM* || $SIGNALS == *INT* ]] || ! command -v scontrol >/dev/null; then
-        say "interrupted; run it again to go on"
+        warn "interrupted; submit or run the job again to resume it"
         return
     fi
-    # The run counts as well; here counts a job that never comes as far as its run.
+    # The run counts requeues too; this limit is for a job that never gets as far as its run.
     if [[ ${SLURM_RESTART_COUNT:-0} -ge $HARNESS_MAX_REQUEUES ]]; then
-        say "interrupted; not requeued, that was done $SLURM_RESTART_COUNT times" \
-            "(HARNESS_MAX_REQUEUES is $HARNESS_MAX_REQUEUES); give more --time, or see above why"
+        complain "interrupted; not requeued again after $SLURM_RESTART_COUNT times" \
+            "(HARNESS_MAX_REQUEUES is $HARNESS_MAX_REQUEUES); see above why, or give more --time"
         return
     fi
     trap '' TERM # the requeue ends this script too
@@ -310,25 +322,26 @@ requeue() {
     for try in 1 2 3 4 5 6 7 8; do # the controller may be down for a moment
         [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
         if scontrol requeue "$SLURM_JOB_ID"; then
-            say "interrupted; job $SLURM_JOB_ID is back in the queue"
+            warn "interrupted; job $SLURM_JOB_ID is back in the queue"
             return
         fi
     done
-    say "interrupted, and the requeue failed: submit it again to go on"
+    complain "interrupted, and the requeue failed; submit the job again to resume it"
 }
 
-# Runs the command given, passes signals on to it, and ends the script as the job should end.
+# Runs the command given, passes signals on to it, requeues the job if need be, ends the script.
 run_to_end() {
     run_child "$@"
     if is_batch && can_go_on; then
         requeue
     elif [[ $RC -ge 126 ]]; then
-        say "harness ended with exit code $RC, by a signal if above 128: 137 may be a lack of memory"
+        complain "harness ended with exit code $RC, by a signal if above 128; 137 often means" \
+            "that memory ran out"
     fi
     exit "$RC"
 }
 
-# The name of this job's run, by which a requeued job finds it; fails outside of a job.
+# Prints the name of this job's run, by which a requeued job finds it; fails outside of a job.
 run_name() {
     is_batch || return 1
     local id=$SLURM_JOB_ID
@@ -350,13 +363,13 @@ run_job() {
     if name=$(run_name) && ! has_option --run-id "$@"; then
         options+=(--run-id "$name")
     fi
-    # Several runs are started by one process, which finds a place for each on all nodes.
+    # One process starts several runs, and spreads them over all nodes.
     ! has_option --seeds "$@" || ON_NODES=("${HARNESS[@]}")
     run_to_end "${ON_NODES[@]}" train "$job" ${options[@]+"${options[@]}"} "$@"
 }
 
-# Searches as the job file $1 says, on all that the allocation has; ends the script.
-# `--join SWEEP` stands for `harness sweep join SWEEP` here, and so do --retrain, --show and --best.
+# Runs the search of the job file $1 on the whole allocation; ends the script.
+# `--join SWEEP` means `harness sweep join SWEEP`; --retrain, --show and --best likewise.
 run_tune() {
     local argument name option command=(tune) arguments=()
     for argument; do
@@ -374,11 +387,11 @@ run_tune() {
     if [[ ${command[0]} == tune ]] && name=$(run_name) && ! has_option --sweep-id "$@"; then
         arguments+=(--sweep-id "$name")
     fi
-    # Once: it starts its workers' steps by itself.
+    # On one node only: it starts its workers' steps itself.
     run_to_end "${HARNESS[@]}" "${command[@]}" ${arguments[@]+"${arguments[@]}"}
 }
 
-# Compares the runs given, patterns included, or all, and writes the report; ends the script.
+# Compares the runs given by path or pattern, or all, and writes the report; ends the script.
 run_compare() {
     local -a options=()
     prepare
@@ -393,8 +406,9 @@ run_tensorboard() {
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
-    [[ $# == 1 && $1 == --setup ]] || { say "usage: bash slurm/common.sh --setup"; exit 2; }
+    [[ $# == 1 && $1 == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     prepare
-    "${HARNESS[@]}" data fetch || say "the data is still missing; until it is there, runs use a SAMPLE"
+    "${HARNESS[@]}" data fetch ||
+        warn "the full dataset is missing; until it is there, runs use a SAMPLE"
     say "ready: $VENV"
 fi

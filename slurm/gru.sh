@@ -8,7 +8,7 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR2@90
-# Slurm runs a copy of this file from its spool folder; squeue knows where the file itself is.
+# Slurm runs a copy of this file from its spool folder; squeue knows the original's path.
 home=$(dirname "$0")/..
 [[ -f $home/slurm/common.sh ]] ||
     home=${HARNESS_HOME:-$(dirname "$(squeue -h -j "$SLURM_JOB_ID" -o %o | head -n 1)")/..}

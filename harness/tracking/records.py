@@ -13,6 +13,7 @@ from harness.files.lenient_json import number, numbers, read_toml, table, text, 
 from harness.search_space import is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.slurm.script import submissions
+from harness.system.console import strip_prefix
 from harness.tracking.run_dir import RunDirectory, is_whole
 
 MAX_DEPTH = 4  # of a run below --runs
@@ -280,7 +281,7 @@ def last_words(status: RunStatus) -> str:
     if not status.log:
         return ""
     lines = _tail(Path(status.log)).decode(errors="replace").splitlines()
-    return one_line(next((line for line in reversed(lines) if line.strip()), ""))
+    return one_line(strip_prefix(next((line for line in reversed(lines) if line.strip()), "")))
 
 
 def one_line(text: str) -> str:

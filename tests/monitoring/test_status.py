@@ -189,7 +189,7 @@ def test_jobs_that_wait_are_shown_from_their_records(site: Site) -> None:
         "gru/slurm-12_1": ("starting", ""),
         "gru/slurm-12_2": ("pending", "Priority"),
         "gru/slurm-12_3": ("gone", "left the queue before it began"),
-        "gru/slurm-20": ("failed", "harness: model.unit is not a key"),
+        "gru/slurm-20": ("failed", "model.unit is not a key"),
     }
     assert [found[f"gru/slurm-12_{seed}"].seed for seed in (1, 2, 3)] == [1, 2, 3]
 

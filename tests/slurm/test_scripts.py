@@ -1,6 +1,7 @@
 """The job scripts, run by a real bash: what reaches the harness, and what comes back."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.system.console import strip_prefix
 from tests.conftest import PROJECT
 from tests.slurm.stand_in import Project
 
@@ -266,6 +268,23 @@ def test_death_by_a_signal_is_told_in_the_last_line(project: Project) -> None:
     result = project.run(project.spool(), env=project.slurm(EXIT="137"))
     assert result.returncode == 137
     assert "exit code 137" in result.stderr.splitlines()[-1]
+
+
+def test_lines_in_a_log_carry_time_and_level(project: Project, tmp_path: Path) -> None:
+    """In a file a line begins as the harness's own do, so that a log shows when and what."""
+    log = tmp_path / "job.out"
+    with log.open("w") as file:
+        done = subprocess.run(
+            ["bash", str(project.spool())],
+            env=project.slurm(EXIT="137"),
+            cwd=project.outside,
+            stderr=file,
+            timeout=60,
+        )
+    assert done.returncode == 137
+    line = log.read_text().splitlines()[-1]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR harness ended with exit code 137", line)
+    assert strip_prefix(line).startswith("harness ended with")
 
 
 def test_site_settings_and_container(project: Project) -> None:

@@ -31,6 +31,8 @@ def enter() -> None:
     if sys.platform != "linux":
         return
     is_started_alive, stay_alive = os.pipe()
+    # Until the guard can pass them on, they would end it and leave the tests alone.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
     guard = os.fork()
     if guard == 0:
         os.close(stay_alive)
@@ -38,6 +40,7 @@ def enter() -> None:
         tests = os.fork()
         if tests == 0:
             os.close(is_started_alive)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return
         # Under another name and in another session, so that what ends pytest spares the guard.
         os.setsid()
@@ -49,10 +52,8 @@ def enter() -> None:
 
 def _wait(guard: int) -> int:
     """Pass signals on to the guard until it ends; return its exit code."""
-    expected = {*PASSED_ON, signal.SIGCHLD}
-    signal.pthread_sigmask(signal.SIG_BLOCK, expected)
     while True:
-        received = signal.sigwaitinfo(expected)
+        received = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
         if received.si_signo == signal.SIGCHLD:
             process, status = os.waitpid(guard, os.WNOHANG)
             if process == guard:
@@ -74,6 +75,7 @@ def main(tests: int) -> int:
 
     for number in PASSED_ON:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     threading.Thread(target=end_with_started, daemon=True).start()
     while True:
         process, status = os.wait()

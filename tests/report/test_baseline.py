@@ -1,10 +1,15 @@
 """The yardstick: the same reviews, cut as the runs cut them, and kept in the cache."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
 
 from harness.data.dataset import make_split
 from harness.report.baseline import baselines, count_words, fit
@@ -47,6 +52,22 @@ def test_it_learns_what_the_words_tell(tmp_path: Path, group: DatasetGroup) -> N
     assert whole.accuracy == pytest.approx(90.0)
     assert last.accuracy < 75
     assert (whole.num_training, whole.parameters, said) == (60, 5, [])
+
+
+def test_it_is_what_scikit_learn_makes_of_the_words(tmp_path: Path) -> None:
+    """The loss is that of scikit-learn's own pipeline on the reviews as text."""
+    dataset = small_data(tmp_path)
+    texts = {
+        name: [
+            " ".join(f"word{rank}" for rank in split.tokens[first:end])
+            for first, end in itertools.pairwise(split.offsets)
+        ]
+        for name, split in dataset.splits().items()
+    }
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=1.0))
+    model.fit(texts["train"], dataset.train.labels)
+    loss = log_loss(dataset.test.labels, model.predict_proba(texts["test"])[:, 1])
+    assert fit(dataset, 0, 0, 9).log_loss == pytest.approx(loss, abs=1e-4)
 
 
 def test_the_second_time_it_comes_from_the_cache(

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,41 @@ def test_a_hello_is_no_answer_to_itself() -> None:
         with pytest.raises(ValueError, match="does not know the secret"):
             say_hello(here, SECRET, {})
         thread.join()
+
+
+def pass_on(source: socket.socket, target: socket.socket, wrong_digit: int | None) -> None:
+    """Pass a part of a hello on, with one digit of its proof made wrong."""
+    length = int.from_bytes(receive_exactly(source, 4), "big")
+    message = json.loads(receive_exactly(source, length))
+    if wrong_digit is not None:
+        digits = list(message["proof"])
+        digits[wrong_digit] = "1" if digits[wrong_digit] == "0" else "0"
+        message["proof"] = "".join(digits)
+    content = json.dumps(message).encode()
+    target.sendall(len(content).to_bytes(4, "big") + content)
+
+
+@pytest.mark.parametrize("digit", [0, 4, -1])
+@pytest.mark.parametrize("whose", ["client", "server"])
+def test_a_proof_with_one_wrong_digit_is_refused(server: Server, whose: str, digit: int) -> None:
+    """Wherever the digit stands, the server hands nothing on, and the client does not go on."""
+    here, there = socket.socketpair()
+
+    def relay() -> None:
+        with there, server.connect() as connection:
+            there.sendall(receive_exactly(connection, NONCE_BYTES))
+            pass_on(there, connection, digit if whose == "client" else None)
+            if whose == "client":
+                assert is_closed(connection)
+            else:
+                pass_on(connection, there, digit)
+
+    with here, ThreadPoolExecutor(1) as pool:
+        relayed = pool.submit(relay)
+        with pytest.raises((ConnectionError, ValueError)):
+            say_hello(here, SECRET, {"rank": 1})
+        relayed.result()
+    assert server.messages == ([] if whose == "client" else [{"rank": 1}])
 
 
 def test_a_replayed_hello_is_refused(server: Server) -> None:

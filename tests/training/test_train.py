@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.data.dataset import save_folder
+from harness.data.imdb import make_dataset
 from tests.conftest import JOBS, SHRUNK, Harness, results
+from tests.report.made_up_runs import WORDS, small_data
 from tests.training.kills import kill_at, wait_for_step
 
 
@@ -73,6 +76,28 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     other_seed = harness.train("lstm", "seed2", "--seed", "2", *precise)
     assert other_seed.returncode == 0
     assert results(harness.runs / "lstm" / "seed2")["model"] != one["model"]
+
+
+def test_the_loss_reported_is_that_of_the_reviews(harness: Harness) -> None:
+    """Where nothing is learnt, an epoch's loss and accuracy are those that the test set gives.
+
+    The test reviews are the training reviews; the last of two batches is not full.
+    """
+    reviews = small_data(harness.folder / "other").train
+    save_folder(make_dataset(reviews, reviews, WORDS), harness.folder / "data")
+    settings = ["data.maxlen=5", "data.vocab_size=8", "data.validation_split=0", "train.epochs=1"]
+    settings += ["train.keep=last", "train.batch_size=40", "train.learning_rate=1e-30"]
+    settings += ["model.dropout=0", "model.spatial_dropout=0"]
+    words = [part for setting in settings for part in ("--set", setting)]
+    words += ["--data", str(harness.folder / "data"), "--run-id", "still"]
+    done = harness.run("train", JOBS / "lstm.toml", *words)
+    assert done.returncode == 0, done.stderr
+    run = harness.runs / "lstm" / "still"
+    line = json.loads((run / "metrics.jsonl").read_text())
+    result = json.loads((run / "result.json").read_text())
+    assert line["loss"] == pytest.approx(result["log_loss"], abs=1e-6)
+    assert line["accuracy"] == pytest.approx(result["accuracy"], abs=1e-9)
+    assert 0 < line["accuracy"] < 1
 
 
 def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:

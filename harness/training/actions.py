@@ -24,7 +24,7 @@ from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
-from harness.training.checkpoint import Progress
+from harness.training.progress import Progress
 from harness.training.tensorboard_log import TensorBoardLog
 
 PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm

@@ -6,7 +6,7 @@ One NumPy archive is complete or absent, holds a checksum for each array, and is
 
 import io
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,10 @@ from harness.errors import InputError, RunError
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
+from harness.training.progress import Progress
 
 CHECKPOINT_FORMAT = 2  # 1 had `right_sum` for `num_correct`
 MAX_CHECKPOINTS = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
-
-
-@dataclass
-class Progress:
-    """Where a run stands, beside the variables on its devices."""
-
-    identity: str = ""  # of job and data
-    epoch: int = 0  # the epoch at hand, from 0
-    step: int = 0  # steps of it that are done
-    loss_sum: float = 0.0  # over the reviews of these steps
-    num_correct: float = 0.0
-    epoch_s: float = 0.0  # training time of these steps
-    training_s: float = 0.0  # of the whole run, lost work of killed processes aside
-    history: list[dict[str, Any]] = field(default_factory=list)  # a metrics line an epoch
-    best_epoch: int = 0  # from 1, 0 for none
-    event_mark: dict[str, int] = field(default_factory=dict)  # what of the TensorBoard log counts
-    best_weights: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The metrics line of the best epoch."""
-        return self.history[self.best_epoch - 1]
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:

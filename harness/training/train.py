@@ -102,7 +102,7 @@ def train(
             result = {
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
-                **trainer.summary(),
+                **describe_training(trainer),
                 **count_parameters(train_step.export_model),
                 **scores,
                 "devices": [device["device"] for device in devices],
@@ -190,6 +190,22 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
         "limit": context.job.data.limit,
         "num_training": len(training.labels),
         "num_validation": len(validation.labels),
+    }
+
+
+def describe_training(trainer: Trainer) -> dict[str, Any]:
+    """What the training came to, with the validation scores of the exported epoch."""
+    progress = trainer.progress
+    exported = progress.best if trainer.job.train.keep == "best" else progress.history[-1]
+    return {
+        "num_epochs": len(progress.history),
+        "kept_epoch": exported["epoch"],
+        "val_loss": exported.get("val_loss"),
+        "val_accuracy": exported.get("val_accuracy"),
+        "training_s": round(progress.training_s, 3),
+        "first_step_s": trainer.first_step.done_s,
+        "checkpoint_s": round(trainer.checkpoints.took_s, 3),
+        "num_replicas": trainer.train_step.strategy.num_replicas_in_sync,
     }
 
 

@@ -139,11 +139,11 @@ class Trainer:
         self.checkpoints.restart_clock()
         while progress.epoch < train.epochs and not train_step.model.stop_training:
             self._train_epoch()
-            line = self._training_metrics()
+            line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
             if len(validation.labels):
                 line |= self._validate(validation)
-            progress.history.append(line)
+            progress.end_epoch(line)
             self.best.after_epoch(progress, train_step.export_model)
             self._end_epoch(line)
         if train.keep == "best":
@@ -165,8 +165,8 @@ class Trainer:
             self._pending.append(self.first_step.measure(take_steps))
             before, step = step, step + num
             # At the same steps on every worker, wherever in the epoch it began.
-            is_crossed = step // self.drain_every > before // self.drain_every
-            if is_crossed or step == self.steps_per_epoch:
+            is_boundary = step // self.drain_every > before // self.drain_every
+            if is_boundary or step == self.steps_per_epoch:
                 self._drain()
                 self.stop.agree(self._votes)
             if self.checkpoints.is_due():
@@ -188,51 +188,39 @@ class Trainer:
         now_s = time.perf_counter()
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
-        progress = self.progress
-        for loss, num_correct, votes in sums.tolist():  # one by one, so that rounding is the same
-            progress.loss_sum += loss
-            progress.num_correct += num_correct
-            self._votes += votes
-        progress.step += len(sums)
-        progress.epoch_s += took_s
-        progress.training_s += took_s
-        figures = self.usage.measure(results, self._batches)
+        self.progress.add_steps(sums, took_s)
+        self._votes += float(sums[:, 2].sum())
         self.log.steps(
             results.first_step,
             results.losses,
             results.accuracies,
-            learning_rate=float(self.train_step.optimizer.learning_rate.numpy()),
+            learning_rate=self._learning_rate(),
             reviews_per_s=results.reviews_per_s,
-            measured=figures,
+            measured=self.usage.measure(results, self._batches),
         )
-        self.report.after_steps(results, progress)
+        self.report.after_steps(results, self.progress)
 
     def _results(self, sums: np.ndarray, took_s: float) -> StepResults:
         progress, batch_size = self.progress, self.job.train.batch_size
-        first_step = progress.epoch * self.steps_per_epoch + progress.step + 1
         sizes = np.full(len(sums), float(batch_size))
         if progress.step + len(sums) == self.steps_per_epoch:  # the last batch need not be full
             sizes[-1] = self.num_reviews - batch_size * (self.steps_per_epoch - 1)
-        losses, accuracies = sums[:, 0] / sizes, sums[:, 1] / sizes
-        if not np.isfinite(losses).all():
-            step = first_step + int(np.argmin(np.isfinite(losses)))
+        results = StepResults(
+            first_step=self._num_steps_done() + 1,
+            begins_epoch=progress.step == 0,
+            losses=sums[:, 0] / sizes,
+            accuracies=sums[:, 1] / sizes,
+            num_reviews=int(sizes.sum()),
+            took_s=took_s,
+        )
+        is_finite = np.isfinite(results.losses)
+        if not is_finite.all():
+            step = results.first_step + int(np.argmin(is_finite))
             raise RunError(
                 f"the loss is not finite at step {step} (epoch {progress.epoch + 1}); lower "
                 "train.learning_rate or set train.clipnorm, and start a new run"
             )
-        begins_epoch = progress.step == 0
-        return StepResults(first_step, begins_epoch, losses, accuracies, int(sizes.sum()), took_s)
-
-    def _training_metrics(self) -> dict[str, Any]:
-        progress = self.progress
-        return {
-            "epoch": progress.epoch + 1,
-            "loss": progress.loss_sum / self.num_reviews,
-            "accuracy": progress.num_correct / self.num_reviews,
-            "learning_rate": float(self.train_step.optimizer.learning_rate.numpy()),
-            "epoch_s": round(progress.epoch_s, 3),
-            "reviews_per_s": round(self.num_reviews / max(progress.epoch_s, 1e-9), 1),
-        }
+        return results
 
     def _validate(self, validation: Reviews) -> dict[str, float]:
         began = time.perf_counter()
@@ -248,28 +236,29 @@ class Trainer:
         }
 
     def _end_epoch(self, line: dict[str, Any]) -> None:
-        """Record an epoch; the checkpoint comes after the callbacks, which cut the rate."""
-        progress = self.progress
-        progress.epoch, progress.step = line["epoch"], 0
-        progress.loss_sum = progress.num_correct = progress.epoch_s = 0.0
-        train_line = {k: line[k] for k in ("loss", "accuracy", "learning_rate", "reviews_per_s")}
+        tags = ("loss", "accuracy", "learning_rate", "reviews_per_s")
+        train_line = {tag: line[tag] for tag in tags}
         validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
+        # Before the checkpoint, which must hold the learning rate that they may cut.
         self.callbacks.on_epoch_end(line["epoch"] - 1, dict(line))
         self._save()
         self._write_metrics()
         self.console.epoch(line, self.job.train.epochs)
 
     def _save(self) -> None:
-        progress = self.progress
-        self.checkpoints.save(progress, progress.epoch * self.steps_per_epoch + progress.step)
+        self.checkpoints.save(self.progress, self._num_steps_done())
+
+    def _num_steps_done(self) -> int:
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step
+
+    def _learning_rate(self) -> float:
+        return float(self.train_step.optimizer.learning_rate.numpy())
 
     def _write_metrics(self) -> None:
         # The whole file each time: after a kill, an appended line could be there twice or by half.
         lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.progress.history]
         self.run.write_text("metrics.jsonl", "".join(lines))
-
-    # Its end
 
     @contextlib.contextmanager
     def saved_when_interrupted(self) -> Iterator[None]:
@@ -282,18 +271,3 @@ class Trainer:
             raise
         finally:
             self.profiler.stop()
-
-    def summary(self) -> dict[str, Any]:
-        """The result of the training."""
-        progress = self.progress
-        exported = progress.best if self.job.train.keep == "best" else progress.history[-1]
-        return {
-            "num_epochs": len(progress.history),
-            "kept_epoch": exported["epoch"],
-            "val_loss": exported.get("val_loss"),
-            "val_accuracy": exported.get("val_accuracy"),
-            "training_s": round(progress.training_s, 3),
-            "first_step_s": self.first_step.done_s,
-            "checkpoint_s": round(self.checkpoints.took_s, 3),
-            "num_replicas": self.train_step.strategy.num_replicas_in_sync,
-        }

@@ -1,0 +1,217 @@
+"""A tiny run in this process, against the same training written with plain Keras and NumPy."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from harness.architectures import BUILDERS
+from harness.compute import train_step as train_step_module
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.train_step import Evaluator
+from harness.data.dataset import Dataset, Split, make_split
+from harness.data.input_pipeline import Reviews, epoch_permutation
+from harness.job import Job
+from harness.job_file import load_job
+from harness.system.console import Console
+from harness.system.resource_monitor import ResourceMonitor
+from harness.system.signals import StopRequest
+from harness.tracking.run_dir import RunDirectory
+from harness.training.actions import BestWeights
+from harness.training.context import Compute, Observers, RunContext
+from harness.training.progress import Progress
+from harness.training.train import train
+from tests.conftest import JOBS
+
+VOCAB_SIZE, LENGTH, BATCH_SIZE = 30, 6, 16
+NUM_TRAINING, NUM_VALIDATION, NUM_TEST = 90, 10, 21  # 5 full batches of 16 and one of 10
+SETTINGS = [
+    *("data.vocab_size=30", "data.maxlen=6", "data.validation_split=0.1"),
+    *("model.units=4", "model.embedding_dim=4", "model.dropout=0", "model.spatial_dropout=0"),
+    *("train.batch_size=16", "train.precision=float64", "train.ema_momentum=0"),
+    *("train.steps_per_execution=2", "train.log_every_steps=3", "train.xla=off"),
+]
+
+
+def made_up_split(num_reviews: int, seed: int) -> Split:
+    """Reviews of 3 to 9 words, some of them too rare for the vocabulary; the labels are noisy."""
+    generator = np.random.default_rng(seed)
+    reviews = [
+        generator.integers(1, 40, generator.integers(3, 10)).tolist() for _ in range(num_reviews)
+    ]
+    labels = [int(sum(review) / len(review) + generator.normal(0, 5) > 20) for review in reviews]
+    return make_split(reviews, labels)
+
+
+TRAIN, TEST = made_up_split(NUM_TRAINING + NUM_VALIDATION, 1), made_up_split(NUM_TEST, 2)
+
+
+def trained(folder: Path, *settings: str) -> tuple[RunDirectory, Job, list[dict[str, Any]]]:
+    """Train in `folder`; returns the run, its job and its metrics."""
+    job = load_job(JOBS / "lstm.toml", [*SETTINGS, *settings])
+    run = RunDirectory(folder / "run")
+    vocab = [f"word{i}" for i in range(40)]
+    dataset = Dataset(TRAIN, TEST, vocab, checksum="made up", official=False)
+    console = Console()
+    console.silent = True
+    train(
+        RunContext(run, job, dataset),
+        Compute(tf.distribute.get_strategy(), ExecutionPlan(False, 1, 1, "")),
+        Observers(console, ResourceMonitor(0, 1), StopRequest()),
+    )
+    lines = run.path("metrics.jsonl").read_text().splitlines()
+    return run, job, [json.loads(line) for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def precision() -> Iterator[None]:
+    """The precision of the other tests, after these."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+# The reference
+
+
+def encoded(split: Split) -> np.ndarray:
+    """`[num_reviews, LENGTH]`: 1, then each rank + 3 or 2, the last ones of them, zeros first."""
+    rows = []
+    for first, end in zip(split.offsets, split.offsets[1:], strict=False):
+        tokens = [1] + [t + 3 if t + 3 < VOCAB_SIZE else 2 for t in split.tokens[first:end]]
+        rows.append(([0] * LENGTH + tokens)[-LENGTH:])
+    return np.array(rows, np.int32)
+
+
+def losses_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The binary cross-entropy of each review."""
+    return -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
+
+
+def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
+    """Train the network with plain Keras, an epoch at each of the learning rates."""
+    keras.utils.set_random_seed(job.train.seed)
+    keras.config.set_dtype_policy("float64")
+    model = BUILDERS[job.model.architecture](VOCAB_SIZE, job.model)
+    optimizer = keras.optimizers.get(job.train.optimizer)
+    tokens, labels = encoded(TRAIN), TRAIN.labels
+    training, validation = slice(0, NUM_TRAINING), slice(NUM_TRAINING, None)
+    lines = []
+    for epoch, rate in enumerate(rates):
+        optimizer.learning_rate = rate
+        order = epoch_permutation(job.train.seed, epoch, NUM_TRAINING)
+        losses: list[float] = []
+        correct: list[bool] = []
+        for start in range(0, NUM_TRAINING, BATCH_SIZE):
+            chosen = order[start : start + BATCH_SIZE]
+            with tf.GradientTape() as tape:
+                outputs = model(tokens[training][chosen], training=True)[:, 0]
+                y = tf.constant(labels[chosen], tf.float64)
+                loss = -tf.reduce_mean(
+                    y * tf.math.log(outputs) + (1 - y) * tf.math.log(1 - outputs)
+                )
+            variables = model.trainable_variables
+            gradients = tape.gradient(loss, [v.value for v in variables])
+            optimizer.apply([tf.convert_to_tensor(g) for g in gradients], variables)
+            losses.extend(losses_of(labels[chosen], outputs.numpy()))
+            correct.extend((outputs.numpy() > 0.5) == labels[chosen])
+        outputs = model.predict_on_batch(tokens[validation])[:, 0]
+        lines.append(
+            {
+                "loss": np.mean(losses),
+                "accuracy": np.mean(correct),
+                "val_loss": np.mean(losses_of(labels[validation], outputs)),
+                "val_accuracy": np.mean((outputs > 0.5) == labels[validation]),
+            }
+        )
+    return lines
+
+
+# The tests
+
+
+def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
+    """Losses and accuracies of training and validation, over epochs with a partial last batch."""
+    _, job, lines = trained(tmp_path, "train.epochs=3", "train.learning_rate=0.05")
+    expected = reference(job, [0.05] * 3)
+    for line, other in zip(lines, expected, strict=True):
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            assert line[name] == pytest.approx(other[name], rel=1e-9), (name, line["epoch"])
+    assert len({line["accuracy"] for line in lines}) > 1  # else a constant would do
+
+
+def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path: Path) -> None:
+    """An epoch's rate follows from the epochs before it, is reported, and is what trains."""
+    cuts = ["train.reduce_lr_patience=2", "train.reduce_lr_factor=0.1", "train.monitor=val_loss"]
+    _, job, lines = trained(tmp_path, *cuts, "train.epochs=6", "train.learning_rate=0.5")
+    rates, best, waited = [0.5], np.inf, 0
+    for line in lines[:-1]:
+        waited = 0 if line["val_loss"] < best - 1e-4 else waited + 1
+        best = min(best, line["val_loss"]) if waited == 0 else best
+        rates.append(rates[-1] * (0.1 if waited == 2 else 1))
+        waited %= 2
+    assert [line["learning_rate"] for line in lines] == pytest.approx(rates, rel=1e-6)
+    assert rates[-2:] == [0.05, 0.05], "it should be cut once, after some epochs"
+    for line, other in zip(lines, reference(job, rates), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epoch"),
+    [
+        (("train.keep=best", "train.monitor=val_loss"), "lowest loss"),
+        (("train.keep=best", "train.monitor=val_accuracy"), "highest accuracy"),
+        (("train.keep=last",), "last"),
+    ],
+)
+def test_the_model_has_the_weights_of_the_epoch_to_keep(
+    tmp_path: Path, settings: tuple[str, ...], epoch: str
+) -> None:
+    """The saved model scores as the record of that epoch says, which is not the last one."""
+    run, _, lines = trained(tmp_path, *settings, "train.epochs=9", "train.learning_rate=0.2")
+    by_loss = min(lines, key=lambda line: (line["val_loss"], line["epoch"]))
+    by_accuracy = max(lines, key=lambda line: (line["val_accuracy"], -line["epoch"]))
+    line = {"lowest loss": by_loss, "highest accuracy": by_accuracy, "last": lines[-1]}[epoch]
+    assert by_loss["epoch"] != 9 != by_accuracy["epoch"], "the last epoch is the best: not tried"
+    assert run.result()["kept_epoch"] == line["epoch"]
+    model = keras.saving.load_model(run.path("model.keras"), compile=False)
+    validation = slice(NUM_TRAINING, None)
+    outputs = model.predict_on_batch(encoded(TRAIN)[validation])[:, 0]
+    loss = np.mean(losses_of(TRAIN.labels[validation], outputs))
+    assert loss == pytest.approx(line["val_loss"], rel=1e-9)
+    with np.load(run.path("predictions.npz")) as predictions:
+        np.testing.assert_array_equal(predictions["labels"], TEST.labels)
+        expected = model.predict_on_batch(encoded(TEST))[:, 0]
+        np.testing.assert_allclose(predictions["probabilities"], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("val_loss", 2), ("val_accuracy", 3)])
+def test_of_equal_epochs_the_earliest_is_best(monitor: str, best: int) -> None:
+    """Its weights are kept, and later ones replace them only if they are better."""
+    scores = [(0.7, 0.5), (0.5, 0.5), (0.6, 0.9), (0.5, 0.9), (0.8, 0.1)]
+    progress, action = Progress(), BestWeights(SimpleNamespace(keep="best", monitor=monitor))  # type: ignore[arg-type]
+    for epoch, (loss, accuracy) in enumerate(scores, 1):
+        progress.end_epoch({"epoch": epoch, "val_loss": loss, "val_accuracy": accuracy})
+        action.after_epoch(progress, SimpleNamespace(get_weights=lambda epoch=epoch: [epoch]))
+    assert progress.best_epoch == progress.best_weights[0] == best
+
+
+@pytest.mark.parametrize("num_reviews", [1, 7, 8, 9, 21])
+def test_every_review_gets_its_own_probability(
+    monkeypatch: pytest.MonkeyPatch, num_reviews: int
+) -> None:
+    """In order, without the padding of a last batch that is not full."""
+    monkeypatch.setitem(train_step_module.EVALUATION_BATCH, "cpu", 8)
+    job = load_job(JOBS / "lstm.toml", SETTINGS)
+    keras.utils.set_random_seed(1)
+    model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
+    rows = encoded(TEST)[:num_reviews]
+    offsets = np.arange(num_reviews + 1) * LENGTH
+    reviews = Reviews(rows.ravel(), offsets, TEST.labels[:num_reviews])
+    probabilities = Evaluator(model, tf.distribute.get_strategy(), LENGTH).probabilities(reviews)
+    np.testing.assert_allclose(probabilities, model.predict_on_batch(rows)[:, 0], rtol=1e-6)

@@ -48,7 +48,7 @@ class Ended:
         how = f"ended with code {self.code}"
         if self.code < 0:
             names = {number.value: number.name for number in signal.Signals}
-            how = f"was ended by {names.get(-self.code, f'signal {-self.code}')}"
+            how = f"died of {names.get(-self.code, f'signal {-self.code}')}"
         return f"{how} ({self.last_line[:300] or 'it printed nothing'})"
 
 

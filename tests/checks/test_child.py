@@ -32,7 +32,7 @@ def test_the_last_line_is_the_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("refuse", InputError, "^a: is no number; give one$"),
         ("fail", RunError, "^the disk is full$"),
         ("crash", child.ChildError, r"^ended with code 1 \(KeyError: 'own'\)$"),
-        ("die", child.ChildError, r"^was ended by SIGKILL \(it printed nothing\)$"),
+        ("die", child.ChildError, r"^died of SIGKILL \(it printed nothing\)$"),
     ],
 )
 def test_a_child_that_gives_no_answer_says_why(do: str, kind: type[Exception], line: str) -> None:

@@ -36,8 +36,7 @@ read_site() {
         [[ $rc == 0 ]] || warn "slurm/site.sh ended with status $rc; the job goes on"
     fi
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
-        # The submission's settings win, except for a container's environment, which only site.sh
-        # can name.
+        # The submission's settings win, but only site.sh can name a container's environment.
         HARNESS_RUNS=$runs
         [[ ${#HARNESS_CONTAINER[@]} -gt 0 ]] || HARNESS_VENV=$venv
     fi
@@ -72,8 +71,7 @@ print("%d.%d.%d%s" % (v[0], v[1], v[2], note)); sys.exit(not ok)'
 }
 
 # Sets LOCKS to the lock files that suit this machine, the one to install first. The gpu lock only
-# adds packages, so it also suits a job without a GPU: nodes of both kinds can share one
-# environment without installing over each other.
+# adds packages, so nodes with and without a GPU can share one environment.
 choose_locks() {
     LOCKS=(requirements-gpu.lock)
     case ${HARNESS_EXTRA:-} in
@@ -92,8 +90,7 @@ choose_locks() {
     esac
 }
 
-# Whether this is a login node of a cluster with GPUs. Asks the scheduler only if nothing is
-# installed yet.
+# Whether this login node's cluster has GPUs; asks the scheduler only before the first install.
 cluster_has_gpus() {
     [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
         sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null
@@ -129,11 +126,8 @@ with_lock() (
     # Without flock, or on a file system without it, a folder is the lock: only one process can
     # make it. An install that is half an hour old is taken for dead.
     until mkdir "$lock.d" 2>/dev/null; do
-        if [[ -n $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]]; then
-            rmdir "$lock.d" 2>/dev/null || true
-        else
-            sleep 2
-        fi
+        sleep 2
+        [[ -z $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]] || rmdir "$lock.d" || true
     done
     trap 'rmdir "$lock.d"' EXIT
     "$@"
@@ -144,9 +138,7 @@ with_lock() (
 install() {
     local lock=$1 log=$VENV/setup.log extra=''
     ! is_ready "$@" || return 0 # another process has installed it meanwhile
-    if [[ -e $log && -e $VENV/pyvenv.cfg && ! -e $VENV/harness-lock.sha256 ]]; then
-        rm -rf "$VENV"
-    fi
+    [[ ! -e $log || ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] || rm -rf "$VENV"
     mkdir -p "$VENV"
     rm -f "$VENV/harness-lock.sha256"
     say "installing $lock into $VENV: about two minutes (log: $log)"
@@ -191,8 +183,7 @@ prepare() {
     choose_locks
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # It existed when the job was submitted, and other jobs may be using it.
-        is_ready "${LOCKS[@]}" ||
-            warn "$VENV was not made from the lock files of $PROJECT"
+        is_ready "${LOCKS[@]}" || warn "$VENV was not made from the lock files of $PROJECT"
     else
         ensure_venv "${LOCKS[@]}"
         mkdir -p "$PROJECT/logs" # older versions of sbatch do not make it
@@ -202,9 +193,7 @@ prepare() {
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
     HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
     ON_NODES=("${HARNESS[@]}") # once on each node of the job
-    if is_batch; then
-        prepare_batch
-    fi
+    ! is_batch || prepare_batch
 }
 
 # What a Slurm job needs beyond a local run.
@@ -259,8 +248,7 @@ has_option() {
     return 1
 }
 
-# Whether the job file $1, or --set among the other arguments, names the user's own texts, which
-# are not copied.
+# Whether the job file $1, or --set among the other arguments, names the user's own texts.
 has_source() {
     [[ $* == *data.source=* ]] ||
         grep -q -e "^[^#]*source *= *[\"'][^\"']" -- "${1:-}" 2>/dev/null
@@ -335,8 +323,7 @@ run_to_end() {
     if is_batch && can_go_on; then
         requeue
     elif [[ $RC -ge 126 ]]; then
-        complain "harness ended with exit code $RC, by a signal if above 128; 137 often means" \
-            "that memory ran out"
+        complain "harness ended with exit code $RC; above 128: by a signal; 137: often no memory"
     fi
     exit "$RC"
 }
@@ -408,7 +395,6 @@ run_tensorboard() {
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     [[ $# == 1 && $1 == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     prepare
-    "${HARNESS[@]}" data fetch ||
-        warn "the full dataset is missing; until it is there, runs use a SAMPLE"
+    "${HARNESS[@]}" data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
     say "ready: $VENV"
 fi

@@ -148,10 +148,8 @@ def test_an_override_replaces_the_search_of_its_key(
     search = load_search(path, overrides)
     assert [parameter.key for parameter in search.space] == keys
     assert {parameter.parent for parameter in search.space} <= {None, *keys}
-    lines = {
-        f"--set {each}: all trials have this value; it is not searched over" for each in overrides
-    }
-    assert set(search.fixed) == lines
+    fixed = "all trials have this value; it is not searched over"
+    assert set(search.fixed) == {f"--set {override}: {fixed}" for override in overrides}
     job = search.job_of({})
     for override in overrides:
         key, _, value = override.partition("=")
@@ -161,6 +159,14 @@ def test_an_override_replaces_the_search_of_its_key(
     again = load_search(path)
     assert again.space == search.space
     assert (again.job, again.fixed) == (search.job, ())
+
+
+@pytest.mark.parametrize("command", [["submit", "--dry-run"], ["tune", "--workers", "1001"]])
+def test_a_command_says_what_is_not_searched_over(harness: Harness, command: list[str]) -> None:
+    """A value that is set in place of a search is announced."""
+    done = harness.run(*command, JOBS / "tune_lstm.toml", "--set", "model.units=32")
+    printed = done.stdout + done.stderr
+    assert "--set model.units=32: all trials have this value; it is not searched over" in printed
 
 
 def test_an_override_of_every_key_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`bench`: how fast this machine trains, beside what a user would do instead."""
+"""`bench`: how fast this machine trains, compared with the notebook's code."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,35 +15,36 @@ app = typer.Typer()
 def bench(
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="PART", help="training, pipeline, …; all by default"),
+        typer.Option("--only", metavar="PART", help="training, pipeline, …; default: all"),
     ] = None,
     architecture: Annotated[
         list[str] | None,
-        typer.Option("--architecture", metavar="NAME", help="rnn, lstm, …; all five by default"),
+        typer.Option("--architecture", metavar="NAME", help="rnn, lstm, …; default: all five"),
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="turns of each comparison")] = 4,
+    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="pairs in each comparison")] = 4,
     reviews: Annotated[
-        int, typer.Option(min=200, metavar="N", help="reviews of each split that are used")
+        int, typer.Option(min=200, metavar="N", help="number of reviews of each split")
     ] = 10_000,
     epochs: Annotated[
-        int, typer.Option(min=2, metavar="N", help="epochs, of which the last is measured")
+        int, typer.Option(min=2, metavar="N", help="number of epochs; the last is measured")
     ] = 2,
     job: Annotated[
         list[Path] | None,
-        typer.Option("--job", metavar="FILE", help="measure plans alone, for this job's sizes"),
+        typer.Option("--job", metavar="FILE", help="measure execution plans for this job"),
     ] = None,
     data: DataFolder = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="write the figures there")
+        Path | None, typer.Option("--json", metavar="FILE", help="write the measurements there")
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="FILE", help="hold the ratios against an earlier file"),
+        typer.Option("--compare", metavar="FILE", help="compare the ratios with an earlier file"),
     ] = None,
 ) -> None:
-    """Measure start, steps, pipeline, runs side by side and commands, against the notebook's way.
+    """Measure how fast this machine trains.
 
-    With --compare it ends with 1 where a ratio is worse than it was, beyond the spread of both.
+    Compares start, steps, input pipeline, parallel runs and commands with the notebook's code. With
+    --compare the exit code is 1 if a ratio is worse than before by more than the spread of both.
     """
     from dataclasses import asdict
 
@@ -59,31 +60,31 @@ def bench(
     names, sections = check_architectures(architecture or ()), check_sections(only or ())
     jobs = tuple(path.absolute() for path in job or ())
     for path in jobs:
-        load_job(path)  # refuse it now, not after the others
+        load_job(path)  # refuse a bad one now, not after the others
     if jobs and only and sections != ("plans",):
-        raise InputError(f"--job {jobs[0]}: is measured by --only plans alone; leave --only out")
+        raise InputError(f"--job {jobs[0]}: is for --only plans; leave --only out")
     if jobs:
         sections = ("plans",)
     folder = data.absolute() if data else None
     settings = Settings(names, pairs, reviews, epochs, folder, jobs)
     here = machine()
-    told = {key: value for key, value in asdict(settings).items() if key not in ("data", "jobs")}
-    found: list[measured.Measured] = []
+    recorded = {k: v for k, v in asdict(settings).items() if k not in ("data", "jobs")}
+    results: list[measured.Measured] = []
     try:
         for each in measure(settings, sections, Console()):
-            found.append(each)
+            results.append(each)
             if json_file:
-                measured.write_record(measured.to_record(found, here, told), json_file)
+                measured.write_record(measured.to_record(results, here, recorded), json_file)
     finally:
-        if found:  # an interrupted one's figures count too
-            measured.print_table(found)
+        if results:  # also those of an interrupted benchmark
+            measured.print_table(results)
     typer.echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
     if before:
-        record, then = before
+        record, earlier = before
         typer.echo(
             f"reference: {record['machine']['cpus']} CPUs of {record['machine']['processor']}"
         )
-        changes = measured.changes(found, then)
+        changes = measured.changes(results, earlier)
         measured.print_changes(changes)
         worse = [change.name for change in changes if change.verdict == "worse"]
         if worse:

@@ -1,4 +1,4 @@
-"""`compare`: what came of many runs."""
+"""`compare`: the test scores of many runs."""
 
 from functools import partial
 from pathlib import Path
@@ -17,21 +17,24 @@ def compare(
     named: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN...]", help="runs, folders of runs, patterns; else all under --runs"
+            metavar="RUN", help="runs, folders of runs or patterns; default: all in --runs"
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="write the report there, with Markdown, CSV and LaTeX"),
+        typer.Option(metavar="DIR", help="write a report there, with Markdown, CSV and LaTeX"),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
-    without_yardstick: Annotated[
-        bool, typer.Option("--no-baseline", help="leave out TF-IDF with logistic regression")
+    no_baseline: Annotated[
+        bool, typer.Option("--no-baseline", help="skip the TF-IDF and logistic regression baseline")
     ] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Compare finished runs: test scores by job over seeds, and what the differences show."""
+    """Compare the test scores of finished runs.
+
+    Groups the runs by job, over their seeds, and says which differences are significant.
+    """
     from harness.report.collect import group_runs, scored_runs
     from harness.report.summary import left_out_lines, make_parts, print_parts, to_markdown
 
@@ -42,7 +45,7 @@ def compare(
     if data:
         from harness.data.imdb_sources import open_dataset
 
-        open_dataset(data)  # a typo is refused, also where nothing is read from there in the end
+        open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
     say = partial(typer.echo, err=True)
     scored, left_out = scored_runs(named or [runs])
     groups, repeated = group_runs(scored)
@@ -51,7 +54,7 @@ def compare(
         say(line)
     if not groups:
         raise InputError(f"nothing to compare: {len(left_out)} found, none finished and tested")
-    if without_yardstick:
+    if no_baseline:
         parts = make_parts(groups, lambda group: ())
     else:
         from harness.report.baseline import baselines

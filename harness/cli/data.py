@@ -1,4 +1,4 @@
-"""`data fetch`, `verify` and `stage` for IMDB, and `data describe` for a user's own texts."""
+"""`data fetch`, `verify` and `stage` for IMDB, `data describe` for your own texts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from harness.data.dataset import Dataset
 
 
-app = typer.Typer(help="The data: fetch, check and stage IMDB, describe texts of your own.")
+app = typer.Typer(help="Fetch, verify and stage IMDB; describe your own texts.")
 
 
 @app.command(epilog="Example: harness data fetch --from /shared/datasets/aclImdb")
 def fetch(
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="the raw reviews, aclImdb/, or Keras's files"),
+        typer.Option("--from", metavar="DIR", help="folder with aclImdb/ or with Keras's files"),
     ] = None,
 ) -> None:
-    """Get the dataset into your cache: by a download, or from what a centre already holds."""
+    """Put IMDB into your cache.
+
+    Downloads it, or reads it from a folder that already holds it.
+    """
     from harness.data.imdb_sources import fetch as fetch_dataset
 
     _print_dataset(fetch_dataset(source))
@@ -30,7 +33,7 @@ def fetch(
 
 @app.command(epilog="Example: harness data verify --data /scratch/imdb")
 def verify(data: DataFolder = None) -> None:
-    """Check every byte of the dataset that a run would take."""
+    """Verify the checksums of the dataset that a run would use."""
     from harness.data.imdb import verify as find_problems
     from harness.data.imdb_sources import open_dataset
 
@@ -38,36 +41,42 @@ def verify(data: DataFolder = None) -> None:
     _print_dataset(dataset)
     problems = find_problems(dataset)
     if problems:
-        raise RunError(f"{dataset.folder}: {'; '.join(problems)}; harness data fetch anew")
-    typer.echo(f"checksum {dataset.checksum} holds")
+        raise RunError(f"{dataset.folder}: {'; '.join(problems)}; run harness data fetch again")
+    typer.echo(f"checksum {dataset.checksum} is right")
 
 
 @app.command(epilog='Example: harness data stage "$TMPDIR/imdb"')
 def stage(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder on the node's disk")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="new folder on the node's disk")],
     data: DataFolder = None,
 ) -> None:
-    """Put a copy on a node's own disk; HARNESS_STAGE=DIR makes runs take it."""
+    """Copy the dataset to a node's own disk.
+
+    Runs use the copy if HARNESS_STAGE names it.
+    """
     from harness.data.dataset import save_folder
     from harness.data.imdb_sources import open_dataset
 
     dataset = open_dataset(data, full=True)
     written = save_folder(dataset, folder)
-    typer.echo(f"{folder}: {'written' if written else 'is there already, left as it is'}")
+    typer.echo(f"{folder}: {'written' if written else 'already there, left as it is'}")
 
 
 @app.command(epilog="Example: harness data describe reviews.csv")
 def describe(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="a CSV or TSV file or a folder, as for data.source"),
+        typer.Argument(metavar="SOURCE", help="CSV or TSV file, or folder, as for data.source"),
     ],
 ) -> None:
-    """Check texts of your own, and tell their classes, split, words and lengths."""
-    from harness.data.text_dataset import describe as tell
+    """Check your own texts and describe them.
+
+    Prints their classes, splits, vocabulary and lengths.
+    """
+    from harness.data.text_dataset import describe as describe_texts
     from harness.data.text_dataset import open_source
 
-    for line in tell(open_source(source.absolute())):
+    for line in describe_texts(open_source(source.absolute())):
         typer.echo(line)
 
 

@@ -1,4 +1,4 @@
-"""`doctor`: whether this site is set up, and how fast it trains."""
+"""`doctor`: checks whether this site is set up, and how fast it trains."""
 
 import json
 import sys
@@ -32,17 +32,20 @@ def doctor(
     devices: DeviceList = None,
     as_json: AsJson = False,
     probe: Annotated[
-        bool, typer.Option("--probe", help="train for a minute: how fast, how long a job takes")
+        bool, typer.Option("--probe", help="train for a minute to estimate how long a job takes")
     ] = False,
     minutes: Annotated[
-        float | None, typer.Option(metavar="N", help="what --probe measures for, 1 if not given")
+        float | None, typer.Option(metavar="N", help="duration of --probe; default: 1")
     ] = None,
 ) -> None:
-    """Check this site, each thing with its remedy; exit code 1 where something is red."""
+    """Check whether this site is set up.
+
+    Prints a remedy for each problem. The exit code is 1 if any check is red.
+    """
     from harness.compute.strategy import parse_devices
 
     if minutes is not None and not probe:
-        raise InputError(f"--minutes {minutes:g}: is the time of --probe; give that too")
+        raise InputError(f"--minutes {minutes:g}: is the duration of --probe; give --probe too")
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
         raise InputError(f"--minutes {minutes:g}: should be above 0, up to {MAX_MINUTES}")
     if devices is not None:
@@ -50,8 +53,8 @@ def doctor(
     try:
         from harness.checks.doctor import diagnose
         from harness.checks.probe import probe as measure
-    except ImportError as error:  # this environment is what is to be mended
-        raise RunError(f"{error}; mend it by: bash slurm/common.sh --setup") from None
+    except ImportError as error:  # the environment itself is broken
+        raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
     if probe:
         with _waiting("measuring"):
             estimates = measure(minutes or 1.0, devices, data)
@@ -66,15 +69,15 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _print(told: "list[T]", as_text: "Callable[[list[T]], None]", *, as_json: bool) -> None:
+def _print(results: "list[T]", as_text: "Callable[[list[T]], None]", *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([asdict(each) for each in told], indent=2))
+        typer.echo(json.dumps([asdict(each) for each in results], indent=2))
     else:
-        as_text(told)
+        as_text(results)
 
 
 def _waiting(what: str) -> AbstractContextManager[object]:
-    """On a terminal, a sign that something goes on."""
+    """A spinner, on a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -91,10 +94,10 @@ def _print_findings(findings: "list[Finding]") -> None:
     if console.is_terminal:
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
         for each in findings:
-            told = Text(each.found)
+            text = Text(each.found)
             if each.remedy:
-                told.append(f"\n-> {each.remedy}", "bold")
-            table.add_row(Text(each.level, STYLES[each.level]), Text(each.name), told)
+                text.append(f"\n-> {each.remedy}", "bold")
+            table.add_row(Text(each.level, STYLES[each.level]), Text(each.name), text)
         console.print(table)
     else:  # a line each, for grep
         for each in findings:
@@ -105,7 +108,7 @@ def _print_findings(findings: "list[Finding]") -> None:
 
 
 def _printable(text: str) -> str:
-    # What a path or a driver's words hold may be more than this terminal can show.
+    # A path or a driver's message may hold characters that this terminal can't show.
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, errors="replace").decode(encoding)
 
@@ -130,18 +133,18 @@ def _print_estimates(estimates: "list[Estimate]") -> None:
         )
     if good:
         console.print(table)
-        full = "; the whole job is reckoned for the full data" if good[0].is_sample else ""
+        full = "; the whole job is estimated for the full data" if good[0].is_sample else ""
         console.print(f"Measured on {good[0].devices} with {good[0].data}{full}.", markup=False)
         if "cpu" in good[0].devices:
-            console.print("It holds for machines like this one. To ask a GPU node:")
+            console.print("It holds for machines like this one. To measure a GPU node:")
             console.print("srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe")
     ratios = [f"{e.job} {e.speed_of_two:.2f}" for e in good if e.speed_of_two is not None]
-    told = (
+    ratio = (
         f"{', '.join(ratios)} times as fast"
         if ratios
-        else "not measured, needs two and no --devices"
+        else "not measured; needs two GPUs and no --devices"
     )
-    console.print(f"Two GPUs against one: {told}.", markup=False)
+    console.print(f"Two GPUs against one: {ratio}.", markup=False)
     for each in estimates:
         if each.error:
             console.print(f"{each.job}: {each.error}", markup=False)

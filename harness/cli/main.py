@@ -1,10 +1,11 @@
-"""The command line: its commands gathered, and every way to end as an exit code."""
+"""The command line: gathers the commands and turns every ending into an exit code."""
 
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from harness import __version__
@@ -12,9 +13,35 @@ from harness.cli import bench, compare, data, doctor, runs, submit, sweep, tenso
 from harness.errors import InputError, Interrupted, RunError
 from harness.system.processes import end_with_parent
 
+SECTIONS = {  # of the help
+    "Train": ("train", "resume", "evaluate", "predict"),
+    "Search": ("tune", "sweep"),
+    "Look at results": ("compare", "tensorboard"),
+    "Submit and watch": ("submit", "status", "logs", "cancel", "reproduce"),
+    "Set up": ("data", "doctor", "bench"),
+}
+
+
+class Commands(TyperGroup):
+    """The commands in sections. Typer has such panels with rich alone, which starts slowly."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each section with a short sentence for every command."""
+        name_width = max(map(len, self.commands))
+        limit = formatter.width - 6 - name_width
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name.ljust(name_width), self.commands[name].get_short_help_str(limit))
+                        for name in names
+                    ]
+                )
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Train the notebook's recurrent sentiment models on any devices.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -27,10 +54,14 @@ INTERRUPTED = 130  # as shells and Typer count a Ctrl-C
 
 
 def main() -> int:
-    """Run the command line; returns the exit code: 0, 1 failed, 2 refused, 75 run me again."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, run it again.
+    """
     try:
-        # Typer gives back what typer.Exit was raised with, and 130 for a Ctrl-C.
-        code = app(standalone_mode=False)
+        # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.
+        code = app(prog_name="harness", standalone_mode=False)
     except (InputError, RunError, Interrupted) as end:
         return _fail(str(end), end.exit_code)
     except TyperException as refusal:
@@ -51,7 +82,7 @@ def _fail(message: str, code: int) -> int:
 @app.callback(invoke_without_command=True)
 def _without_command(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     if exit_with_parent:

@@ -1,4 +1,4 @@
-"""`status`, `logs` and `cancel`: what runs, how far it is, and how to stop it."""
+"""`status`, `logs` and `cancel`: what is running, how far it is, and how to stop it."""
 
 import io
 import itertools
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 OneRun = Annotated[
-    str, typer.Argument(metavar="RUN", help="a run's folder, its id, or its Slurm job's id")
+    str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
 ]
 
 
@@ -30,41 +30,45 @@ OneRun = Annotated[
 def status(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="folders, run ids or Slurm job ids; else all runs"),
+        typer.Argument(metavar="RUN", help="folders, run ids or Slurm job ids; default: all runs"),
     ] = None,
     runs: RunsFolder = Path("runs"),
     everything: Annotated[
-        bool, typer.Option("--all", help="show every ended run, not the newest 20 alone")
+        bool, typer.Option("--all", help="show all ended runs, not only the newest 20")
     ] = False,
     as_json: AsJson = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="draw it anew until nothing runs or waits")
+        bool, typer.Option("--watch", help="refresh until nothing is running or waiting")
     ] = False,
     every_s: Annotated[
-        float, typer.Option("--every", metavar="SECONDS", min=0.5, help="between two looks")
+        float,
+        typer.Option("--every", metavar="SECONDS", min=0.5, help="time between refreshes"),
     ] = 5.0,
 ) -> None:
-    """Show what runs, waits and has ended: run folders first, one question to Slurm at most."""
+    """Show which runs are running, waiting or finished.
+
+    Reads the run folders and asks Slurm at most once.
+    """
     from harness.monitoring.status import trials_of
     from harness.monitoring.status_table import StatusScreen
     from harness.slurm.queue import Queue
 
     if watch and as_json:
-        raise InputError("--json: is for one look, leave out --watch")
+        raise InputError("--json: prints once; leave out --watch")
     _encode_anything()
     queue = Queue()
     console = StatusScreen(runs, everything=everything or bool(names))
 
     def look() -> "list[RunStatus]":
-        found = _select(names or (), runs, queue, many=True)
-        # A sweep that is named is shown with its trials.
-        trials = (trials_of(each) if each.trials and names else () for each in found)
-        return [*found, *itertools.chain.from_iterable(trials)]
+        selected = _select(names or (), runs, queue, many=True)
+        # A sweep is shown with its trials if it was named.
+        trials = (trials_of(each) if each.trials and names else () for each in selected)
+        return [*selected, *itertools.chain.from_iterable(trials)]
 
     try:
         if as_json:
-            found = look()
-            typer.echo(json.dumps([each.as_json() for each in found], indent=2, allow_nan=False))
+            content = [each.as_json() for each in look()]
+            typer.echo(json.dumps(content, indent=2, allow_nan=False))
             console.complain(queue.problem)
         elif not watch:
             console.show(look(), queue.problem)
@@ -82,14 +86,17 @@ def status(
 def logs(
     name: OneRun,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="go on until the run is over, over requeues too")
+        bool, typer.Option("-f", "--follow", help="follow until the run ends, across requeues")
     ] = False,
     num_lines: Annotated[
-        int | None, typer.Option("-n", "--lines", metavar="N", min=0, help="the last lines alone")
+        int | None, typer.Option("-n", "--lines", metavar="N", min=0, help="only the last N lines")
     ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Print a run's log; with -f the exit code tells how the run ended: 0, 1, or 75 resume it."""
+    """Print or follow the log of a run.
+
+    With -f the exit code is that of the run: 0 = finished, 1 = failed, 75 = resume it.
+    """
     from harness.monitoring.logs import Follower, Look, log_of, read_lines
     from harness.monitoring.logs import follow as follow_log
     from harness.monitoring.status import one
@@ -97,7 +104,7 @@ def logs(
 
     _encode_anything()
     queue = Queue()
-    try:  # a log that is there is read without the scheduler
+    try:  # reading an existing log needs no scheduler
         path = log_of(run := one(name, _select([name], runs, None)))
     except InputError:
         path = log_of(run := one(name, _select([name], runs, queue)), yet_to_come=follow)
@@ -129,26 +136,29 @@ def logs(
 def cancel(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="folders, run ids or Slurm job ids"),
+        typer.Argument(metavar="RUN", help="folders, run ids or Slurm job ids"),
     ],
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Stop runs: each saves first, stays stopped, and goes on by harness resume."""
+    """Stop runs after each has saved a checkpoint.
+
+    A stopped run is not requeued; harness resume continues it.
+    """
     from harness.monitoring.cancel import ask_to_stop, wait_until_saved
     from harness.slurm.queue import Queue
 
     queue = Queue()
-    # All names first: a typo in the last one leaves every run as it is.
+    # Resolve all names first, so that a typo in the last one stops nothing.
     chosen = {each.folder: each for name in names for each in _select([name], runs, queue)}
-    told: list[RunStatus] = []
+    stopping: list[RunStatus] = []
     problems: list[str] = []
     for run in chosen.values():
         try:
             line = ask_to_stop(run)
-            typer.echo(line) if line else told.append(run)
+            typer.echo(line) if line else stopping.append(run)
         except (InputError, RunError) as error:
             problems.append(str(error))
-    for run in told:
+    for run in stopping:
         try:
             typer.echo(wait_until_saved(run, queue))
         except RunError as error:
@@ -162,23 +172,23 @@ def cancel(
 def _select(
     names: "list[str] | tuple[()]", runs: Path, queue: "Queue | None", *, many: bool = False
 ) -> "list[RunStatus]":
-    """The runs of these names, all without any, in the order of `survey`."""
+    """The runs with these names, or all runs without names, in the order of `survey`."""
     from harness.monitoring.status import pick, survey
 
     folders = [Path(name) for name in names if os.path.isdir(name)]  # noqa: PTH112 - never raises
-    found = survey(runs, queue, folders)
+    surveyed = survey(runs, queue, folders)
     if not names:
-        return found
-    chosen = {id(run) for name in names for run in pick(name, found, runs, many=many)}
-    return [run for run in found if id(run) in chosen]
+        return surveyed
+    chosen = {id(run) for name in names for run in pick(name, surveyed, runs, many=many)}
+    return [run for run in surveyed if id(run) in chosen]
 
 
 def _encode_anything() -> None:
-    """Print what a terminal's encoding lacks as a question mark, rather than fail."""
+    """Print characters that the terminal's encoding lacks as question marks."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def _ignore_broken_pipe() -> None:
-    """Whoever read has read enough; the interpreter's own flush at its end must not complain."""
+    """The reader has closed the pipe; keep the interpreter's last flush from failing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

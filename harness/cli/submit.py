@@ -1,4 +1,4 @@
-"""`submit` and `reproduce`: a run through Slurm from a snapshot of the code, and its code back."""
+"""`submit` and `reproduce`: run a snapshot of the code under Slurm, and restore it later."""
 
 import shlex
 from pathlib import Path
@@ -19,53 +19,53 @@ app = typer.Typer()
 @app.command(epilog="Example: harness submit jobs/lstm.toml --seeds 1-5 --gpus 2 --time 4:00:00")
 def submit(
     job: Annotated[
-        str | None, typer.Argument(metavar="JOB", help="a TOML file such as jobs/lstm.toml")
+        str | None, typer.Argument(metavar="JOB", help="job file, such as jobs/lstm.toml")
     ] = None,
     flags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- FLAGS", help="after --: sbatch's own, as they are"),
+        typer.Argument(metavar="-- FLAGS", help="flags for sbatch, after --"),
     ] = None,
     all_jobs: Annotated[
-        bool, typer.Option("--all", help="the five jobs, and then their comparison")
+        bool, typer.Option("--all", help="submit the five jobs and their comparison")
     ] = False,
     overrides: Overrides = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="LIST", help="1-5 or 1,3,7: a run for each")
+        str | None, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3,7")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="of each node, 0 = none")] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", help="how many")] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="number per node, 0 = none")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="number of nodes")] = None,
     time: Annotated[
-        str | None, typer.Option(metavar="T", help="limit: minutes, 2:00:00 or 1-12")
+        str | None, typer.Option(metavar="T", help="time limit: minutes, 2:00:00 or 1-12")
     ] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="where")] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="who pays")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm partition")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm account")] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="JOBID", help="start when that job has ended well")
+        str | None, typer.Option(metavar="JOBID", help="start after that job has succeeded")
     ] = None,
     pack: Annotated[
-        bool, typer.Option("--pack", help="the seeds side by side in one job, not a job each")
+        bool, typer.Option("--pack", help="train all seeds side by side in one job")
     ] = False,
     full: Full = False,
     runs: RunsFolder = Path("runs"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print script and command, write nothing")
+        bool, typer.Option("--dry-run", help="print script and command; submit nothing")
     ] = False,
     test: Annotated[
-        bool, typer.Option("--test", help="ask when it would start, submit nothing")
+        bool, typer.Option("--test", help="ask Slurm when it would start; submit nothing")
     ] = False,
 ) -> None:
-    """Submit a job to Slurm, from a snapshot of the code as it is now."""
+    """Submit a job to Slurm with a snapshot of the code."""
     from harness.slurm.resources import Resources
     from harness.slurm.submit import doubts, dry_submissions, expected_starts, make_request
     from harness.system.console import Console
 
-    words = list(flags or ())
+    sbatch_flags = list(flags or ())
     if all_jobs and job is not None:
-        words.insert(0, job)  # the first word after --, since no job is named
-    resources = Resources(gpus, nodes, time, partition, account, after, tuple(words))
-    named = None if all_jobs or job is None else Path(job)
+        sbatch_flags.insert(0, job)  # the first flag after --, since --all takes no job
+    resources = Resources(gpus, nodes, time, partition, account, after, tuple(sbatch_flags))
+    job_file = None if all_jobs or job is None else Path(job)
     request = make_request(
-        named, overrides or (), seeds, resources, runs, full=full, all_jobs=all_jobs, pack=pack
+        job_file, overrides or (), seeds, resources, runs, full=full, all_jobs=all_jobs, pack=pack
     )
     console = Console()
     for line in doubts(request):
@@ -108,21 +108,26 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 def reproduce(
     run_folder: RunFolder,
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="a new folder; else RUN-code")
+        Path | None, typer.Option("--to", metavar="DIR", help="new folder; default: RUN-code")
     ] = None,
 ) -> None:
-    """Put a run's code and job back into a new folder, and say how to run it again."""
+    """Restore the code and job of a run into a new folder.
+
+    Prints the command that repeats the run.
+    """
     from harness.slurm.submit import project_folder
     from harness.system.console import Console
-    from harness.tracking.reproduce import reproduce as put_back
+    from harness.tracking.reproduce import reproduce as restore
     from harness.tracking.run_dir import RunDirectory
 
     run = RunDirectory.open(run_folder)
-    at = run.folder.absolute()
-    done = put_back(run, project_folder(), (to or at.with_name(f"{at.name}-code")).absolute())
+    folder = run.folder.absolute()
+    restored = restore(
+        run, project_folder(), (to or folder.with_name(f"{folder.name}-code")).absolute()
+    )
     console = Console()
-    for warning in done.warnings:
+    for warning in restored.warnings:
         console.warning(warning)
-    typer.echo(f"code  {done.folder}, from {done.source}")
-    typer.echo(f"job   {done.folder / done.job_file}")
-    typer.echo(f"next  {done.command}")
+    typer.echo(f"code  {restored.folder}, from {restored.source}")
+    typer.echo(f"job   {restored.folder / restored.job_file}")
+    typer.echo(f"next  {restored.command}")

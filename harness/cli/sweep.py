@@ -11,11 +11,11 @@ from harness.errors import explain_interruption
 app = typer.Typer(help="Show, use or join a search that harness tune began.")
 
 Sweep = Annotated[
-    Path, typer.Argument(metavar="SWEEP", help="a sweep's folder: runs/tune_lstm/20260101-120000")
+    Path, typer.Argument(metavar="SWEEP", help="folder of a sweep: runs/tune_lstm/slurm-1234")
 ]
 
 
-@app.command(epilog="Example: harness sweep show runs/tune_lstm/20260101-120000")
+@app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
 def show(folder: Sweep) -> None:
     """Print the leaderboard and how much each key matters."""
     from harness.sweep_report.leaderboard import show as show_sweep
@@ -24,7 +24,7 @@ def show(folder: Sweep) -> None:
     show_sweep(SweepDirectory.open(folder))
 
 
-@app.command(epilog="Example: harness sweep best runs/tune_lstm/20260101-120000 > jobs/mine.toml")
+@app.command(epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/mine.toml")
 def best(folder: Sweep) -> None:
     """Print the best trial as a job file."""
     from harness.sweep_report.best_trial import winner_toml
@@ -33,12 +33,13 @@ def best(folder: Sweep) -> None:
     typer.echo(winner_toml(SweepDirectory.open(folder)), nl=False)
 
 
-@app.command(epilog="Example: harness sweep retrain runs/tune_lstm/20260101-120000 --seeds 1-5")
+@app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")
 def retrain(
     folder: Sweep,
-    seeds: Annotated[str, typer.Option(metavar="LIST", help="1-5 or 1,3,7: a run each")] = "1-5",
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3")] = "1-5",
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="runs at a time; default: all that fit")
+        int | None,
+        typer.Option(min=1, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
     data: DataFolder = None,
 ) -> None:
@@ -51,7 +52,7 @@ def retrain(
     retrain_best(SweepDirectory.open(folder), parse_seeds(seeds), data, workers, Console())
 
 
-@app.command(epilog="Example: harness sweep join runs/tune_lstm/20260101-120000 --workers 2")
+@app.command(epilog="Example: harness sweep join runs/tune_lstm/slurm-1234 --workers 2")
 def join(
     folder: Sweep,
     workers: Workers = None,

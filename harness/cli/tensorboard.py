@@ -1,4 +1,4 @@
-"""`tensorboard`: a look at runs, from afar."""
+"""`tensorboard`: shows runs, also to a browser on another machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,41 +15,48 @@ app = typer.Typer()
 def tensorboard(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN...]", help="runs, or folders of runs; else all under --runs"),
+        typer.Argument(metavar="RUN", help="runs or folders of runs; default: all in --runs"),
     ] = None,
     runs: RunsFolder = Path("runs"),
     port: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1024, max=65535, help="the port, else a free one"),
+        typer.Option(metavar="N", min=1024, max=65535, help="port; default: a free one"),
     ] = None,
     use_socket: Annotated[
-        bool, typer.Option("--socket", help="listen on a socket that only you can connect to")
+        bool, typer.Option("--socket", help="listen on a Unix socket that only you can open")
     ] = False,
     login: Annotated[
         str | None,
         typer.Option(
-            metavar="USER@HOST", envvar="HARNESS_LOGIN", help="the login node, as laptops know it"
+            metavar="USER@HOST", envvar="HARNESS_LOGIN", help="login node for the tunnel command"
         ),
     ] = None,
     hours: Annotated[
-        float, typer.Option(metavar="H", min=0, max=8760, help="end after this time")
+        float, typer.Option(metavar="H", min=0, max=8760, help="stop after so many hours")
     ] = 8,
     idle_min: Annotated[
         float,
         typer.Option(
-            "--idle-minutes", metavar="M", min=0, max=525600, help="end when nobody looks"
+            "--idle-minutes",
+            metavar="M",
+            min=0,
+            max=525600,
+            help="stop after this time without use",
         ),
     ] = 60,
     until_finished: Annotated[
-        bool, typer.Option("--until-finished", help="end when all of the runs are finished")
+        bool, typer.Option("--until-finished", help="stop when all the runs are finished")
     ] = False,
     open_page: Annotated[
-        bool, typer.Option("--open", help="open the browser of this desktop")
+        bool, typer.Option("--open", help="open it in this machine's browser")
     ] = False,
 ) -> None:
-    """Show runs in a TensorBoard that only you can open, with the tunnel command to paste."""
+    """Show runs in a TensorBoard that only you can open.
+
+    Prints the tunnel command to paste on your laptop.
+    """
     if open_page and use_socket:
-        raise InputError("--open: no browser can open a --socket; leave one of them out")
+        raise InputError("--open: a browser can't open a --socket; leave one of them out")
     for name, value in (("--hours", hours), ("--idle-minutes", idle_min)):
         if not value > 0:
             raise InputError(f"{name} {value:g}: should be greater than 0")

@@ -1,4 +1,4 @@
-"""`train`, `resume`, `evaluate` and `predict`: one run, and its model."""
+"""`train`, `resume`, `evaluate` and `predict`: runs and their models."""
 
 import json
 import sys
@@ -30,17 +30,17 @@ app = typer.Typer()
 
 
 @app.command(
-    epilog="Example: harness train jobs/lstm.toml --set train.epochs=8 --seed 2 | "
-    "several, side by side: harness train jobs/lstm.toml jobs/gru.toml --seeds 1-5"
+    epilog="Examples: harness train jobs/lstm.toml --set train.epochs=8 --seed 2; "
+    "harness train jobs/lstm.toml jobs/gru.toml --seeds 1-5"
 )
 def train(
     job_files: Annotated[
-        list[Path], typer.Argument(metavar="JOB...", help="job files, such as jobs/lstm.toml")
+        list[Path], typer.Argument(metavar="JOB", help="job files, such as jobs/lstm.toml")
     ],
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="train.seed")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="change train.seed")] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="N-M", help="a run for each, such as 1-5 or 1,3")
+        str | None, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3,7")
     ] = None,
     devices: DeviceList = None,
     data: DataFolder = None,
@@ -49,17 +49,22 @@ def train(
     run_id: Annotated[
         str | None,
         typer.Option(
-            "--run-id", metavar="ID", help="name the run, or go on with the one of that name"
+            "--run-id", metavar="ID", help="name of the run; an unfinished one is continued"
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="runs at a time, of several")
+        int | None,
+        typer.Option(min=1, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
     runs_per_gpu: Annotated[
-        int, typer.Option(min=1, max=64, metavar="N", help="of several, that share a GPU")
+        int,
+        typer.Option(min=1, max=64, metavar="N", help="runs that share a GPU"),
     ] = 1,
 ) -> None:
-    """Train one model, end to end: data, fit, test, record. Or several jobs and seeds at once."""
+    """Train a model, or several jobs and seeds side by side.
+
+    A run prepares the data, trains, tests and records everything in its folder.
+    """
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
@@ -70,7 +75,7 @@ def train(
         _go(RunDirectory.new(runs, job, run_id), job, devices=devices, data=data, full=full)
         return
     if seed is not None and seeds is not None:
-        raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
+        raise InputError(f"--seed {seed} and --seeds {seeds}: give only one of them")
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds
@@ -99,7 +104,10 @@ def train(
 
 @app.command(epilog="Example: harness resume runs/lstm/20260101-120000-seed1")
 def resume(run_folder: RunFolder, devices: DeviceList = None, data: DataFolder = None) -> None:
-    """Go on with an unfinished run or sweep where it was; a finished one stays as it is."""
+    """Continue an unfinished run or sweep where it stopped.
+
+    A finished one is left as it is.
+    """
     from harness.search_space import is_sweep
     from harness.tracking.run_dir import RunDirectory
 
@@ -133,7 +141,7 @@ def _print_result(run: "RunDirectory", result: dict[str, Any], console: "Console
     from harness.training.metrics import describe_scores
 
     folder = run.folder
-    scores = f"validation accuracy {result['val_accuracy']}, the test set left unread"
+    scores = f"validation accuracy {result['val_accuracy']}, test set not read"
     if "accuracy" in result:
         scores = (
             f"tested on {result['num_test']:,} reviews of {result['data']}: "
@@ -148,7 +156,7 @@ def _print_result(run: "RunDirectory", result: dict[str, Any], console: "Console
 
 @app.command(epilog="Example: harness evaluate runs/lstm/20260101-120000-seed1")
 def evaluate(run_folder: RunFolder, data: DataFolder = None, as_json: AsJson = False) -> None:
-    """Test the model of a finished run again, on the test set that it was tested on."""
+    """Test the model of a finished run again on its test set."""
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import evaluate_again
     from harness.training.metrics import describe_scores
@@ -162,14 +170,15 @@ def predict(
     run_folder: RunFolder,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="reviews; without any, lines of standard input"),
+        typer.Argument(metavar="TEXT", help="texts to classify; default: lines of standard input"),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="FILE", help="a review a line")
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="file with one text per line"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell the sentiment of raw text."""
+    """Classify raw text with the model of a finished run."""
     from harness.inference.predict import check_texts, predict, read_texts, split_lines
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import prepare_quietly

@@ -53,10 +53,13 @@ def tune(
     runs: RunsFolder = Path("runs"),
     sweep_id: Annotated[
         str | None,
-        typer.Option("--sweep-id", metavar="ID", help="name the sweep, or go on with that one"),
+        typer.Option(
+            "--sweep-id", metavar="ID", help="name of the sweep; continues an existing one"
+        ),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="N", help="port of the chief, 0 = a free one")
+        int,
+        typer.Option(min=0, max=65535, metavar="N", help="port of the chief, 0 = a free one"),
     ] = 0,
     stall: Stall = 900.0,
     show: Annotated[str | None, _moved("show")] = None,

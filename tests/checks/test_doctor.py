@@ -79,7 +79,7 @@ def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -
     ("words", "said"),
     [
         (["--devices", "tpu"], "--devices tpu"),
-        (["--minutes", "2"], "--minutes 2: is the time of --probe"),
+        (["--minutes", "2"], "--minutes 2: is the duration of --probe"),
         (["--probe", "--minutes", "0"], "--minutes 0: should be above 0"),
         (["--probe", "--minutes", "nan"], "--minutes nan: should be above 0"),
         (["--porbe"], "--probe"),

@@ -1,6 +1,7 @@
 """The command line: bad input is refused in one line, before anything is written."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
+from harness.cli.main import SECTIONS, Commands, app
 from tests.conftest import JOBS, Harness
 
 LSTM = JOBS / "lstm.toml"
@@ -112,7 +115,38 @@ def test_help_never_imports_tensorflow(harness: Harness, words: list[str]) -> No
     assert "typer" in imported  # the profile is there
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
     if words == ["train", "--help"]:
-        assert "Example: harness train jobs/lstm.toml" in " ".join(done.stdout.split())
+        assert "Examples: harness train jobs/lstm.toml" in " ".join(done.stdout.split())
+
+
+def test_help_names_each_command_in_a_whole_sentence(harness: Harness) -> None:
+    """All commands stand in the sections of the help, in 80 columns, with no sentence cut off."""
+    names = {name for section in SECTIONS.values() for name in section}
+    group = typer.main.get_command(app)
+    assert isinstance(group, Commands)
+    assert names == set(group.commands)
+    for words in ([], ["sweep"], ["data"]):
+        done = harness.run(*words, "--help")
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        lines = [line for line in done.stdout.splitlines() if re.match(r"  [a-z]+  +\S", line)]
+        assert len(lines) == (len(names) if not words else len(set(lines)))
+        assert all(line.endswith(".") and not line.endswith("..") for line in lines), lines
+
+
+def test_bash_completes_commands_and_options(harness: Harness) -> None:
+    """The script for bash is printed, and what it calls gives the names that fit."""
+    shown = harness.run("--show-completion", "bash")
+    assert "complete -o default -F _harness_completion harness" in shown.stdout
+    for words, number, names in (
+        ("harness tu", 1, ["tune"]),
+        ("harness sweep jo", 2, ["join"]),
+        ("harness tune --sweep", 2, ["--sweep-id"]),
+    ):
+        harness.environment |= {
+            "_HARNESS_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(number),
+        }
+        assert harness.run().stdout.split() == names
 
 
 def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, Path]) -> None:

@@ -1,46 +1,44 @@
-"""The project's code as git sees it: its files, its version, and a version put back.
+"""The project's code as git sees it: its files, its version, and a version written out again.
 
-Nothing is written into the user's repository: a changed index and new objects go into a folder
-of their own.
+Nothing is written into the user's repository, neither its index nor its objects.
 """
 
-import contextlib
-import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, where no git is
+from harness.files.lenient_json import read_json
+
+SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
 MAX_NEW_BYTES = 10_000_000  # of all new files that a record holds
-MAX_NAMES = 1000  # of new files that a record names
+MAX_NAMES = 1000  # new files that a record names
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
-# They lead git to another repository, or change what it prints.
+# They point git to another repository or change its output.
 HIDDEN = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"),
     *("GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# A user's settings must not change a patch, nor start what writes into the repository.
+# The user's settings must neither change a patch nor write into the repository.
 SETTINGS = (
-    *("-c", "core.fsmonitor=false", "-c", "core.splitIndex=false"),
+    *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
 )
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
-        "--ignore-submodules=all", "HEAD", "--")  # fmt: skip
+        "--ignore-submodules=all")  # fmt: skip
 
 
 class GitError(Exception):
-    """Git is not here, or could not do what it was asked; the message is its last line."""
+    """Git is missing or failed; the message is its last line."""
 
 
 def is_checkout(project: Path) -> bool:
@@ -49,17 +47,17 @@ def is_checkout(project: Path) -> bool:
 
 
 def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
-    """The commit, and all that differs from it.
+    """The commit and all differences from it.
 
     Args:
         project: the folder of a checkout or of a snapshot.
-        runs: where runs are kept; what lies there is no code.
+        runs: where runs are kept; files there are no code.
 
     Returns:
-        `commit`; `uncommitted_diff`, a binary patch against it that holds new files too;
+        `commit`; `uncommitted_diff`, a binary patch against it that includes new files;
         `untracked_files`, the names of new files that git does not ignore; `left_out_files`, those
         of them that are too large for the patch; `snapshot`, the folder if it is one. Bytes that
-        are no UTF-8 stand as surrogate escapes. Each is None where it can't be known.
+        are not UTF-8 become surrogate escapes. Each is None if unknown.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -76,8 +74,8 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 
 def commit_of(project: Path) -> str | None:
-    """The commit that a checkout stands at, None for none and where git can't tell."""
-    if not is_checkout(project):  # git would answer for the checkout that it lies in
+    """The commit of a checkout, None if there is none or git can't tell."""
+    if not is_checkout(project):  # git would answer for a checkout around it
         return None
     try:
         return git(project, "rev-parse", "--verify", "HEAD").decode().strip()
@@ -86,16 +84,12 @@ def commit_of(project: Path) -> str | None:
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:
-    """What a snapshot says of itself, empty for a folder that is none."""
-    try:
-        record = json.loads((folder / SNAPSHOT_RECORD).read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    """The version that a snapshot records, empty for a folder that is no snapshot."""
+    return read_json(folder / SNAPSHOT_RECORD)
 
 
 def _changes(project: Path, new: list[str]) -> dict[str, Any]:
-    kept, left_out, total = [], [], 0
+    recorded, left_out, total = [], [], 0
     for name in new:
         path = project / name
         # A folder's name ends in a slash: a repository within this one.
@@ -103,20 +97,28 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES:
             left_out.append(name)
         else:
-            kept.append(name)
+            recorded.append(name)
             total += size
-    with _apart(project) as apart:
-        # With its time: by that git knows which of its entries it must not trust.
-        shutil.copy2(_git_path(project, "index"), apart["GIT_INDEX_FILE"])
-        if kept:
-            names = b"".join(os.fsencode(name) + b"\0" for name in kept)
-            git(project, "update-index", "--add", "-z", "--stdin", stdin=names, apart=apart)
-        diff = git(project, *DIFF, apart=apart)
+    diff = git(project, *DIFF, "HEAD", "--") + _diff_of_new(project, recorded)
     return {
         "uncommitted_diff": diff.decode(errors="surrogateescape"),
         "untracked_files": _shortened(new),
         "left_out_files": _shortened(left_out),
     }
+
+
+def _diff_of_new(project: Path, names: list[str]) -> bytes:
+    """The patch that adds new files, made in a repository of its own."""
+    if not names:
+        return b""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            target = Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(project / name, target, follow_symlinks=False)
+        git(Path(folder), "init", "--quiet", "--template=")
+        git(Path(folder), "add", "--all", "--force")
+        return git(Path(folder), *DIFF, "--cached")
 
 
 def _shortened(names: list[str]) -> list[str]:
@@ -126,7 +128,7 @@ def _shortened(names: list[str]) -> list[str]:
 
 
 def tracked_files(project: Path) -> list[str]:
-    """The files that git tracks, those that are gone included, by their paths in the project.
+    """The files that git tracks, deleted ones included, by their paths in the project.
 
     Raises:
         GitError: if git can't tell.
@@ -135,7 +137,7 @@ def tracked_files(project: Path) -> list[str]:
 
 
 def new_files(project: Path, runs: Path | None = None) -> list[str]:
-    """The files that git neither tracks nor ignores, without those below `runs`.
+    """The files that git neither tracks nor ignores, except those below `runs`.
 
     Raises:
         GitError: if git can't tell.
@@ -164,51 +166,32 @@ def has_commit(project: Path, commit: str) -> bool:
 
 
 def write_version(project: Path, commit: str, patch: str, folder: Path) -> None:
-    """Write the files of a commit, changed by a patch, into a folder.
+    """Write the files of a commit, changed by a patch, into an empty folder.
 
     Raises:
         GitError: if the patch does not fit, or the folder can't be written.
     """
-    with _apart(project) as apart:
-        git(project, "read-tree", commit, apart=apart)
-        if patch:
-            content = patch.encode(errors="surrogateescape")
-            git(project, "apply", "--cached", "--whitespace=nowarn", stdin=content, apart=apart)
-        git(project, "checkout-index", "--all", f"--prefix={folder}/", apart=apart)
+    # Shared: it reads the project's objects, also those of a commit that no branch holds.
+    source, target = str(project.absolute()), str(folder.absolute())
+    git(project, "clone", "--quiet", "--shared", "--no-checkout", "--template=", source, target)
+    git(folder, "checkout", "--quiet", "--detach", commit)
+    if patch:
+        content = patch.encode(errors="surrogateescape")
+        git(folder, "apply", "--whitespace=nowarn", stdin=content)
+    shutil.rmtree(folder / ".git")
 
 
-@contextlib.contextmanager
-def _apart(project: Path) -> Iterator[dict[str, str]]:
-    """The variables by which git works on an empty index and writes objects elsewhere."""
-    objects = str(_git_path(project, "objects").absolute())
-    quoted = objects.replace("\\", "\\\\").replace('"', '\\"')  # a colon would end a bare path
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "objects").mkdir()
-        yield {
-            "GIT_INDEX_FILE": f"{name}/index",
-            "GIT_OBJECT_DIRECTORY": f"{name}/objects",
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{quoted}"',
-        }
-
-
-def _git_path(project: Path, name: str) -> Path:
-    path = git(project, "rev-parse", "--git-path", name).removesuffix(b"\n")
-    return project / os.fsdecode(path)
-
-
-def git(
-    project: Path, *words: str, stdin: bytes = b"", apart: Mapping[str, str] | None = None
-) -> bytes:
-    """What git prints, asked in the project's folder.
+def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
+    """What a git command prints in the project's folder.
 
     Raises:
         GitError: if there is no git, it fails, or it takes over a minute.
     """
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
-    environment |= {"LC_ALL": "C", **(apart or {})}
+    environment["LC_ALL"] = "C"
     try:
-        done = subprocess.run(  # noqa: S603 - a list of words, no shell
-            ["git", *SETTINGS, *words],  # noqa: S607
+        done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
+            ["git", *SETTINGS, *args],  # noqa: S607
             cwd=project,
             env=environment,
             input=stdin,
@@ -217,10 +200,10 @@ def git(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise GitError(f"git {words[0]}: no answer within {TIMEOUT_S} s") from None
+        raise GitError(f"git {args[0]}: no answer within {TIMEOUT_S} s") from None
     except OSError as error:
         raise GitError(f"git can't be started: {error.strerror or error}") from None
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise GitError(f"git {words[0]}: {said[-1] if said else f'code {done.returncode}'}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise GitError(f"git {args[0]}: {lines[-1] if lines else f'code {done.returncode}'}")
     return done.stdout

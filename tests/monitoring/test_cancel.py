@@ -65,7 +65,8 @@ def test_commands_that_watch_never_import_tensorflow(site: Site) -> None:
     """They answer at once, so they do without what takes seconds to load."""
     site.run("a", "finished")
     code = (
-        "import sys; from harness.cli.main import main; sys.argv = ['harness', *sys.argv[1:]]; main();"
+        "import sys; from harness.cli.main import main;"
+        "sys.argv = ['harness', *sys.argv[1:]]; main();"
         "sys.exit('tensorflow' in sys.modules or 'numpy' in sys.modules)"
     )
     for words in (["status"], ["status", "--json"], ["cancel", "a"], ["logs", "a"]):

@@ -1,7 +1,6 @@
 """The command line: gathers the commands and turns every ending into an exit code."""
 
 import signal
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -75,7 +74,11 @@ def main() -> int:
 
 def _fail(message: str, code: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would replace line and exit code
-    print(f"harness: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    import logging
+
+    from harness.system.console import log
+
+    log(logging.ERROR, " ".join(message.split()))
     return code
 
 

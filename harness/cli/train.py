@@ -75,7 +75,7 @@ def train(
         _go(RunDirectory.new(runs, job, run_id), job, devices=devices, data=data, full=full)
         return
     if seed is not None and seeds is not None:
-        raise InputError(f"--seed {seed} and --seeds {seeds}: give only one of them")
+        raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds

@@ -1,8 +1,9 @@
-"""What a run reports: progress bars on a terminal; anywhere else log lines with time and level.
+"""Progress and log lines: bars on a terminal, lines with time and level in a file.
 
-The lines go through the standard `logging` module, so that a Slurm log shows when a job stalled.
+A Slurm log so shows when a job stalled, and when and how it ended.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.progress import Progress, TaskID
 
+PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "harness: "}
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message among other output
 
 
 class Console:
-    """Standard output for the course of a run, standard error for warnings and errors.
+    """Shows the progress of a run on standard output, and warnings on standard error.
 
     A context manager: the bar is removed on the way out, whatever happens.
     """
@@ -34,7 +36,7 @@ class Console:
 
     @functools.cached_property
     def terminal(self) -> "RichConsole":
-        """Standard output; made when it is used, so that commands that only warn start fast."""
+        """Standard output; made on first use, so that commands that only warn start fast."""
         from rich.console import Console as RichConsole
 
         return RichConsole(highlight=False, soft_wrap=True, emoji=False)
@@ -78,7 +80,7 @@ class Console:
             log(logging.WARNING, text)
 
     def advance(self, what: str, done: int, total: int, figures: str = "") -> None:
-        """Move the bar, where there is one."""
+        """Move the progress bar, if there is one."""
         if not self._bar:
             return
         if self._task is None:
@@ -97,18 +99,16 @@ class Console:
 
 
 def log(level: int, text: str) -> None:
-    """Write a line of the log: information on standard output, all else on standard error.
+    """Write a line of the log: information to standard output, all else to standard error.
 
-    A file, a job's log among them, gets date, time and level; a terminal or a pipe the text, with
-    its level in front if that is a warning or an error.
+    In a file, such as a job's log, the line begins with date, time and level. On a terminal or in
+    a pipe a warning begins with `warning: `, an error with `harness: `.
 
     Args:
         level: of the `logging` module.
         text: one line.
     """
-    stream = sys.stdout if level < logging.WARNING else sys.stderr
-    record = logging.LogRecord("harness", level, "", 0, text, None, None)
-    _Handler(stream).handle(record)
+    LOGGER.log(level, "%s", text)
 
 
 def strip_prefix(line: str) -> str:
@@ -118,8 +118,8 @@ def strip_prefix(line: str) -> str:
     return line[prefix.end() :] if prefix else line
 
 
-def _is_file(stream: TextIO) -> bool:
-    # Under srun it is a pipe that ends in the job's log, which our job scripts name.
+def _goes_to_file(stream: TextIO) -> bool:
+    # Under srun the stream is a pipe that ends in the job's log, which the job scripts name.
     if "HARNESS_LOG" in os.environ:
         return True
     try:
@@ -128,14 +128,22 @@ def _is_file(stream: TextIO) -> bool:
         return False
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """Flushes each line, since a log file is read while the run goes on."""
+class _LineHandler(logging.Handler):
+    """Writes to the standard streams as they are at that moment, and flushes each line."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        if _is_file(self.stream):
-            return STAMPED.format(record)
-        prefixes = {logging.WARNING: "warning: ", logging.ERROR: "harness: "}
-        return prefixes.get(record.levelno, "") + record.getMessage()
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
+        if _goes_to_file(stream):
+            line = STAMPED.format(record)
+        else:
+            line = PREFIXES.get(record.levelno, "") + record.getMessage()
+        # A full disk under the log is no reason to end a run that writes elsewhere.
+        with contextlib.suppress(OSError, ValueError):
+            stream.write(f"{line}\n")
+            stream.flush()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of the base class
-        """Go on: a full disk under the log is no reason to end a run that writes elsewhere."""
+
+LOGGER = logging.getLogger("harness")
+LOGGER.addHandler(_LineHandler())
+LOGGER.setLevel(logging.INFO)
+LOGGER.propagate = False  # TensorFlow's and Keras's own handlers would print the lines twice

@@ -5,6 +5,7 @@ had, and keeps `leaderboard.csv` and `oracle/progress.json`. It ends when every 
 """
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from harness.errors import InputError, RunError, TakenOver
 from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.console import log
 from harness.system.processes import end_with_parent
 from harness.tuning.auth_proxy import ChiefProxy
 from harness.tuning.sweep_dir import (
@@ -120,7 +122,7 @@ class Chief:
         for worker in lost:
             trial = self.oracle.release(worker)
             if trial is not None:
-                self._say(f"worker {worker} is lost; trial {trial} goes to the next")
+                log(logging.INFO, f"worker {worker} is lost; trial {trial} goes to the next")
 
     def _tell(self, is_over: bool) -> None:
         """Write leaderboard and progress, where something changed."""
@@ -154,17 +156,15 @@ class Chief:
         before = {t["trial"]: t["status"] for t in self._told["trials"]}
         for trial in trials:
             if trial.status in ("finished", "failed") and before.get(trial.trial) != trial.status:
-                score = "" if trial.score is None else f" {self.search.table.objective} "
-                score += "" if trial.score is None else f"{trial.score:.4f}"
-                self._say(f"trial {trial.trial} {trial.status}{score} {trial.error}".rstrip())
+                objective = self.search.table.objective
+                score = "" if trial.score is None else f" {objective} {trial.score:.4f}"
+                line = f"trial {trial.trial} {trial.status}{score} {trial.error}"
+                log(logging.INFO, line.rstrip())
         self._told = now
 
     def _workers(self) -> list[str]:
         with self._lock:
             return sorted(worker for worker, count in self._there.items() if count > 0)
-
-    def _say(self, line: str) -> None:
-        print(line, flush=True)  # noqa: T201 - the supervisor reads it
 
 
 def main() -> int:
@@ -180,13 +180,13 @@ def main() -> int:
     try:
         Chief(SweepDirectory.open(arguments.sweep), arguments.host, arguments.port).work()
     except (InputError, RunError) as error:
-        print(f"harness: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        log(logging.ERROR, str(error))
         os._exit(TakenOver.exit_code if isinstance(error, TakenOver) else error.exit_code)
     except OSError as error:
-        print(f"harness: {error.strerror or error}", file=sys.stderr, flush=True)  # noqa: T201
+        log(logging.ERROR, str(error.strerror or error))
         os._exit(1)
     sys.stdout.flush()
-    os._exit(0)  # KerasTuner's server would go on
+    os._exit(0)  # at once, since KerasTuner's server thread would keep the process alive
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots
 from harness.slurm.process_pool import POLL_S, ManagedProcess, ProcessPool, wait_for
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, first_port
-from harness.system.console import Console
+from harness.system.console import Console, strip_prefix
 from harness.system.network import ANY, free_port
 from harness.system.signals import STOPPING, StopRequest
 from harness.tracking.heartbeat import Heartbeat
@@ -276,7 +276,7 @@ class Supervisor:
             return
         whole, newline, _ = new.rpartition(b"\n")
         self._chief_log_size += len(whole) + len(newline)
-        for line in whole.decode(errors="replace").splitlines():
+        for line in map(strip_prefix, whole.decode(errors="replace").splitlines()):
             if line.startswith(("trial ", "worker ")):
                 self.console.info(line)
 

@@ -1,0 +1,131 @@
+"""What the READMEs name exists: files, headings, commands, options, settings, examples."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from harness.cli.main import app
+from harness.job_file import load_job
+from harness.search_space import load_search
+from tests import job_keys
+from tests.conftest import PROJECT
+
+PAPERS = [PROJECT / name for name in ("README.md", "CHANGELOG.md")]
+PAPERS += sorted(PROJECT.glob("*/README.md"))
+TO_WRITE = {"jobs/mine.toml", "slurm/site.sh"}  # by the user
+SCRIPTS = {"compare": ["compare"], "tensorboard": ["tensorboard"], "tune": ["tune"]}  # else train
+FOR_TUNE_SH = {"--join", "--show", "--best", "--retrain"}
+
+papers = pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_to(PROJECT)))
+
+
+def code(paper: Path) -> Iterator[str]:
+    """Each line of a block of code without its comment, and each span of code."""
+    prose, text = "", paper.read_text()
+    for number, part in enumerate(re.split(r"^ *```", text, flags=re.MULTILINE)):
+        if number % 2:
+            yield from (line.split(" #")[0] for line in part.splitlines()[1:])
+        else:
+            prose += part
+    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
+
+
+def slugs(paper: Path) -> set[str]:
+    """The anchors of a paper's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", paper.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def command_of(args: list[str]) -> tuple[Any, list[str]]:
+    """The command that arguments call, and those that are left for it."""
+    command: Any = typer.main.get_command(app)
+    while args and hasattr(command, "commands"):
+        assert args[0] in command.commands, f"{args[0]}: known are {[*command.commands]}"
+        command, args = command.commands[args[0]], args[1:]
+    return command, args
+
+
+def test_the_first_readme_is_short() -> None:
+    """README.md has at most 150 lines."""
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= 150
+
+
+@papers
+def test_links_lead_somewhere(paper: Path) -> None:
+    """A relative link names a file of the project, and a heading in it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", paper.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = paper.parent / path if path else paper
+        assert file.exists(), target
+        assert not anchor or anchor in slugs(file), target
+
+
+@papers
+def test_files_exist(paper: Path) -> None:
+    """A file that a paper names as code is there, from the project or from the paper's folder."""
+    for text in code(paper):
+        for name in re.findall(r"(?<![\w./~-])[\w/.-]+\.(?:py|sh|toml|json)(?![\w/])", text):
+            here = "/" in name and not name.startswith(("runs/", "/"))
+            if here and name not in TO_WRITE:
+                assert any((folder / name).exists() for folder in (PROJECT, paper.parent)), name
+
+
+@papers
+def test_commands_and_options_exist(paper: Path) -> None:
+    """Each `harness X` is a command, and what begins with a dash after it is one of its options."""
+    for text in code(paper):
+        calls = re.findall(r"(?:^|[\s/])harness ([a-z][^|;&]*)", text)
+        for script, rest in re.findall(r"slurm/(\w+)\.sh\b([^|;&]*)", text):
+            if script not in ("common", "site"):
+                calls.append(shlex.join([*SCRIPTS.get(script, ["train", "JOB"])]) + rest)
+        for call in calls:
+            check_call(call)
+
+
+def check_call(call: str) -> None:
+    """Hold a call's options against its command."""
+    args = re.sub(r"[\[\]]", " ", call).split(" -- ")[0].split()
+    command, rest = command_of(args)
+    known = {option for each in command.params for option in each.opts} | {"--help"}
+    if call.startswith("tune"):
+        known |= FOR_TUNE_SH
+    given = {arg.partition("=")[0] for arg in rest if re.match(r"--?[a-z]", arg)}
+    assert given <= known, f"harness {call}: {given - known}"
+
+
+@papers
+def test_settings_exist(paper: Path) -> None:
+    """Each HARNESS_ variable that a paper names is read by the code or the scripts."""
+    files = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "slurm").glob("*.sh")]
+    known = "".join(file.read_text() for file in files)
+    named = set(re.findall(r"HARNESS_[A-Z_]+", paper.read_text()))
+    assert {name for name in named if name not in known} == set()
+
+
+def test_every_setting_of_a_site_is_explained() -> None:
+    """The table of slurm/README.md has each setting of site.example.sh."""
+    example = (PROJECT / "slurm" / "site.example.sh").read_text()
+    told = (PROJECT / "slurm" / "README.md").read_text()
+    assert set(re.findall(r"HARNESS_[A-Z_]+", example)) <= set(re.findall(r"HARNESS_[A-Z_]+", told))
+
+
+def test_the_tables_of_keys_are_those_of_the_schema() -> None:
+    """jobs/README.md has every key as the code has it; `python -m tests.job_keys` writes them."""
+    text = job_keys.README.read_text()
+    assert job_keys.BEGIN in text
+    assert text == job_keys.with_tables(text)
+
+
+def test_the_examples_are_jobs(tmp_path: Path) -> None:
+    """The job of README.md and the search of jobs/README.md are taken as they stand."""
+    for paper, load in ((PROJECT / "README.md", load_job), (job_keys.README, load_search)):
+        file = tmp_path / "mine.toml"
+        file.write_text(paper.read_text().split("```toml\n")[1].split("```")[0])
+        assert load(file).name == "mine"

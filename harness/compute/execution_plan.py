@@ -19,7 +19,7 @@ from harness.files.paths import cache_folder
 from harness.job import Job
 from harness.system.host import gpu_name, installed_version, processor
 
-# Up to where XLA was the faster on two CPU cores (README, "Plans"): reviews in a batch times units
+# Up to where XLA was the faster on two CPU cores (tests/README.md, "XLA"): reviews in a batch times units
 # in all recurrent layers, and words of which outputs are kept.
 LARGEST_COMPILED = 2048
 LONGEST_COMPILED = 200

@@ -19,8 +19,8 @@ from harness.files.paths import cache_folder
 from harness.job import Job
 from harness.system.host import gpu_name, installed_version, processor
 
-# Up to where XLA was the faster on two CPU cores (tests/README.md, "XLA"): reviews in a batch times units
-# in all recurrent layers, and words of which outputs are kept.
+# Up to where XLA was faster on two CPU cores (tests/README.md, "Where the time goes"): reviews in a
+# batch times units in all recurrent layers, and words of which outputs are kept.
 LARGEST_COMPILED = 2048
 LONGEST_COMPILED = 200
 MAX_PARTS = 4  # of a batch

@@ -98,6 +98,7 @@ def test_the_training_copy_has_equal_weights_and_its_own_dropout() -> None:
     assert "Dropout" not in kinds
 
 
+@pytest.mark.full
 def test_the_readme_s_own_architecture_is_one_function(harness: Harness, tmp_path: Path) -> None:
     """What jobs/README.md says to write at the end of the file is all that it takes."""
     shutil.copytree(PROJECT / "harness", tmp_path / "harness")

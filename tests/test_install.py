@@ -79,6 +79,7 @@ def locked_wheel(wheels: Path) -> str:
     return f"part==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
+@pytest.mark.full
 def test_failed_install_is_made_again(project: Project) -> None:
     """A failed install ends with 1 and its remedy, and leaves nothing that passes for complete."""
     wheels = project.outside / "wheels"

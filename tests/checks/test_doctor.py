@@ -31,6 +31,7 @@ def by_name(text: str) -> dict[str, dict[str, str]]:
     return {each["name"]: each for each in json.loads(text)}
 
 
+@pytest.mark.full
 def test_a_machine_without_slurm_or_gpu_is_well(harness: Harness) -> None:
     """Nothing is red, what is yellow has a remedy, kernels are told, and nothing is left behind."""
     harness.environment["PATH"] = ""

@@ -176,6 +176,7 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
     assert (run / "result.json").stat().st_mtime_ns == newest
 
 
+@pytest.mark.full
 def test_a_runs_job_file_repeats_the_run(finished: tuple[Harness, Path]) -> None:
     """`harness train` on the job.toml of a run gives the same bytes again."""
     harness, run = finished
@@ -186,6 +187,7 @@ def test_a_runs_job_file_repeats_the_run(finished: tuple[Harness, Path]) -> None
         assert again.read_bytes() == (run / name).read_bytes()
 
 
+@pytest.mark.full
 def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> None:
     """Loaded from its file, the model scores as it did at the end of its run."""
     harness, run = finished
@@ -250,6 +252,7 @@ def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path
     assert "\x85" in words
 
 
+@pytest.mark.full
 def test_a_line_ends_at_a_newline_alone(finished: tuple[Harness, Path]) -> None:
     """Characters that Python takes for line ends stay inside of a review; CRLF is a line end."""
     harness, run = finished

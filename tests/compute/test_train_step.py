@@ -47,6 +47,7 @@ def precision() -> object:
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["rnn", "gru", "stacked_lstm"])
 @pytest.mark.parametrize(("xla", "parts"), [(True, 1), (True, 3), (False, 3)])
 def test_a_step_in_parts_is_the_step_as_a_whole(name: str, xla: bool, parts: int) -> None:
@@ -72,6 +73,7 @@ def test_parts_hold_all_rows_in_order() -> None:
     assert in_parts(batch, 20, 20) == [batch]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
 def test_the_record_names_the_kernel_that_the_graph_holds(devices: str) -> None:
     """Where Keras sees a GPU it fuses LSTM and GRU layers on every replica, and no others.

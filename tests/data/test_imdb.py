@@ -277,6 +277,7 @@ def test_the_sample_is_what_its_maker_makes(tmp_path: Path) -> None:
             np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
 
 
+@pytest.mark.full
 def test_the_sample_names_itself_in_every_place(harness: Harness) -> None:
     """A run without the full data says so first, in its record and in its scores."""
     words = ["--set", "train.epochs=1", "--set", "data.maxlen=5"]

@@ -280,6 +280,7 @@ def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
         sweep.dataset(search.job, None)
 
 
+@pytest.mark.full
 def test_a_run_on_own_texts_from_job_to_prediction(harness: Harness) -> None:
     """It says which texts and classes, predicts by their names, and goes on with no others."""
     path = write_csv(harness.folder / "mine" / "reviews.csv", ROWS)

@@ -92,6 +92,7 @@ def start_run(harness: Harness) -> "tuple[subprocess.Popen[str], Path]":
     return process, run.folder
 
 
+@pytest.mark.full
 def test_a_real_run_is_seen_cancelled_and_seen_dead(harness: Harness, site: Site) -> None:
     """Running by its process, saved by `cancel`, and dead after a KILL with the way to go on."""
     process, folder = start_run(harness)

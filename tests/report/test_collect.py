@@ -169,6 +169,7 @@ def test_nothing_finished_is_refused_and_nothing_written(harness: Harness) -> No
     assert not (harness.folder / "out").exists()
 
 
+@pytest.mark.full
 def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -> None:
     """A real run's table, Markdown, yardstick, and report with its reviews' words."""
     harness, run = finished

@@ -255,6 +255,7 @@ def test_a_bad_window_stops_a_command_before_it_begins(harness: Harness, words: 
     assert not harness.runs.exists()
 
 
+@pytest.mark.full
 def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
     """TensorBoard gets duration, processors and memory; the exact records have none of it."""
     _, run = finished

@@ -84,6 +84,7 @@ def undisturbed(folder: Path, epochs: int) -> list[Point]:
     return points(folder)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["kill", "exit"])
 def test_killed_run_goes_on_exactly(tmp_path: Path, how: str) -> None:
     """A run killed after its mark and resumed has every point of an undisturbed one, once."""
@@ -330,6 +331,7 @@ def _has_loaded(get: Get) -> bool:
     return "epoch/loss" in tags.get(f"{RUN}/validation", {}) and "test/f1" in tags.get(RUN, {})
 
 
+@pytest.mark.full
 def test_board_shows_scalars(board: Get) -> None:
     """The Scalars page has every tag in its run, and each step's loss once."""
     tags = {run: sorted(tags) for run, tags in board("plugin/scalars/tags").items()}
@@ -348,6 +350,7 @@ def test_board_shows_scalars(board: Get) -> None:
     assert "step/loss" in board("plugin/timeseries/tags")["scalars"]["runTagInfo"][f"{RUN}/train"]
 
 
+@pytest.mark.full
 def test_board_shows_hyperparameters(board: Get) -> None:
     """The HParams page has the job in a row with validation's and the test set's metrics."""
     experiment = board("plugin/hparams/experiment", request=json.dumps({"experimentName": ""}))
@@ -375,6 +378,7 @@ def test_board_shows_hyperparameters(board: Get) -> None:
     }
 
 
+@pytest.mark.full
 def test_board_shows_picture_text_and_graph(board: Get) -> None:
     """The picture comes back to the byte, the text as HTML, the graph with its operations."""
     found = board("plugin/images/images", run=RUN, tag="test/confusion", sample="0")
@@ -387,6 +391,7 @@ def test_board_shows_picture_text_and_graph(board: Get) -> None:
     assert b'op: "AddV2"' in board("plugin/graphs/graph", run=RUN, conceptual="false")
 
 
+@pytest.mark.full
 def test_board_shows_embedding(board: Get) -> None:
     """The Projector page has each word beside its vector, an empty word and one with a tab too."""
     assert board("plugin/projector/runs") == [RUN]

@@ -100,6 +100,7 @@ def test_the_loss_reported_is_that_of_the_reviews(harness: Harness) -> None:
     assert 0 < line["accuracy"] < 1
 
 
+@pytest.mark.full
 def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:
     """Started again it changes nothing, ends with 0 and says so."""
     harness, run = finished
@@ -110,6 +111,7 @@ def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+@pytest.mark.full
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) -> None:
     """A run whose weights have become NaN stops at the next step, names it, and has no result."""
     kill_at(harness, "lstm", 16)
@@ -129,6 +131,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) 
     assert (state["phase"], "not finite" in state["error"]) == ("failed", True)
 
 
+@pytest.mark.full
 def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
     """Where a file can't be written whole, none is written half, and the exit code is 1."""
     words = harness.command(*harness.train_words("lstm", "full"))
@@ -148,6 +151,7 @@ def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.full
 def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> None:
     """Runs under a file, or in a place that takes none, give one line and exit code 1."""
     for runs in ("/dev/null/runs", "/proc/runs"):

@@ -93,6 +93,7 @@ def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
     assert not harness.runs.exists()
 
 
+@pytest.mark.full
 def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path]) -> None:
     """An id that names another job's run is refused, and the run stays as it is."""
     harness, run = finished

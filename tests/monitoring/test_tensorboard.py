@@ -22,6 +22,8 @@ from harness.training.tensorboard_log import TensorBoardLog
 from tests.conftest import Harness
 from tests.monitoring.tensorboard_process import Board, make_run, sizes, wait_for
 
+pytestmark = pytest.mark.full
+
 NOBODY = 65534
 
 

@@ -77,6 +77,7 @@ def test_in_start_up(harness: Harness, library: str) -> None:
     assert warned in (AT_ONCE, "harness: interrupted before anything began\n")
 
 
+@pytest.mark.full
 def test_in_training(harness: Harness) -> None:
     """Between two steps, or while the checkpoint is saved that the first one asked for."""
     process = harness.start(*harness.train_words("lstm", "stopped"), "--set", "train.epochs=200")

@@ -145,6 +145,7 @@ def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
     assert len({line["accuracy"] for line in lines}) > 1  # else a constant would do
 
 
+@pytest.mark.full
 def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path: Path) -> None:
     """An epoch's rate follows from the epochs before it, is reported, and is what trains."""
     cuts = ["train.reduce_lr_patience=2", "train.reduce_lr_factor=0.1", "train.monitor=val_loss"]
@@ -161,6 +162,7 @@ def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path:
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("settings", "epoch"),
     [

@@ -12,15 +12,15 @@ BAD_OPTION = 255  # sbatch's exit code
 
 
 def has_client(program: str = "sbatch") -> bool:
-    """Whether a client program of Slurm's is on the PATH."""
+    """Whether one of Slurm's client programs is on the PATH."""
     return shutil.which(program) is not None
 
 
 def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
-    """Call a client program, and give back how it ended and what it printed.
+    """Call a client program, and return its exit code and output.
 
     Raises:
-        InputError: if the program is not here.
+        InputError: if the program is not on the PATH.
         RunError: if it does not answer in time.
     """
     need(args[0])
@@ -42,23 +42,23 @@ def need(program: str) -> None:
     """
     if not has_client(program):
         raise InputError(
-            f"{program}: is not on the PATH; run this where Slurm's clients are, such as a login "
-            "node, or load the site's module"
+            f"{program}: is not on the PATH; run this on a node with Slurm's clients, such as a "
+            "login node, or load the site's module"
         )
 
 
 def last_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """What a program that failed said last, without its hint at its own help."""
+    """The last line of a failed program's errors, apart from its hint at --help."""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith("Try ")]
-    return said[-1].strip() if said else f"exit code {done.returncode}"
+    messages = [line for line in lines if not line.startswith("Try ")]
+    return messages[-1].strip() if messages else f"exit code {done.returncode}"
 
 
 def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Call a client program, and give back what it printed.
+    """Call a client program, and return what it printed.
 
     Raises:
-        InputError: if the program is not here.
+        InputError: if the program is not on the PATH.
         RunError: if it fails or does not answer in time, with its own last line.
     """
     done = call(*args, timeout_s=timeout_s)
@@ -68,16 +68,16 @@ def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
 
 
 def would_start(script: Path, *flags: str, timeout_s: float = TIMEOUT_S) -> str:
-    """When and where Slurm would start a script, in its own words; nothing is submitted.
+    """When and where Slurm would start a script, as sbatch words it; nothing is submitted.
 
     Raises:
-        InputError: if sbatch is not here, or does not know one of the flags.
+        InputError: if sbatch is not on the PATH, or does not know one of the flags.
         RunError: if there is no room for such a job, with the reason.
     """
     done = call("sbatch", "--test-only", *flags, str(script), timeout_s=timeout_s)
-    said = last_line(done).removeprefix("sbatch: ")  # on standard error, whatever it is
+    answer = last_line(done).removeprefix("sbatch: ")  # on standard error even if it is no error
     if done.returncode == BAD_OPTION:
-        raise InputError(f"{said}; see man sbatch")
+        raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
-        raise RunError(f"would not be started: {said}")
-    return said
+        raise RunError(f"would not start: {answer}")
+    return answer

@@ -1,4 +1,4 @@
-"""What Slurm says about this process: the one place that knows its variables' names."""
+"""Slurm's environment variables: the only module that knows their names."""
 
 import os
 import tempfile
@@ -19,21 +19,21 @@ class SlurmEnvironment:
     in_step: bool  # started by srun
     num_tasks: int  # of this job step, 1 outside of one
     rank: int  # of this process among them, from 0
-    node: str  # as Slurm names it; several nodes of a test cluster share a host name
+    node: str  # Slurm's name for it; the nodes of a test cluster share one host name
     node_list: str  # of the step, such as n[08-10]
-    nodes: tuple[str, ...]  # its names one by one, where our job scripts have asked for them
+    nodes: tuple[str, ...]  # the same, expanded, if our job scripts exported it
     submit_host: str  # where sbatch or salloc was called, often a login node
-    restarts: int  # how often Slurm put the job back into its queue
-    max_requeues: int | None  # set by our job scripts, which requeue a job that was interrupted
+    restarts: int  # number of times that the job was requeued
+    max_requeues: int | None  # set by our job scripts, which requeue an interrupted job
     secret: str | None  # of the workers of a step, made by our job scripts
-    log: str | None  # the file that our job scripts print into
+    log: str | None  # the job's log file, if our job scripts named it
     variables: dict[str, str]
 
     @classmethod
     def from_environment(
         cls, environment: Mapping[str, str] = os.environ
     ) -> "SlurmEnvironment | None":
-        """Read the allocation, `None` outside Slurm."""
+        """Read the allocation; None outside Slurm."""
         job_id = environment.get("SLURM_JOB_ID")
         if not job_id:
             return None
@@ -42,7 +42,7 @@ class SlurmEnvironment:
             text = environment.get(name, "")
             return int(text) if text.isdigit() else None
 
-        # salloc and sbatch set a rank and a number of tasks too, for steps that are yet to come.
+        # salloc and sbatch also set a rank and a number of tasks, meant for later steps.
         in_step = "SLURM_STEP_ID" in environment
         return cls(
             job_id=job_id,
@@ -62,7 +62,7 @@ class SlurmEnvironment:
             variables={
                 name: value
                 for name, value in sorted(environment.items())
-                # A job's token would let whoever reads the record act for it.
+                # A job's token would let any reader of the record act for the job.
                 if name.startswith("SLURM_") and "JWT" not in name
             },
         )
@@ -95,7 +95,7 @@ def job_nodes(allocation: SlurmEnvironment) -> list[str]:
 
 
 def given_cpus(allocation: SlurmEnvironment | None) -> int:
-    """The CPUs that this process may use: Slurm's word, or its affinity where there is less.
+    """The number of CPUs that this process may use: Slurm's, or the affinity's if that is less.
 
     `HARNESS_CPUS` says how many of them, for processes that share a machine.
     """
@@ -107,25 +107,25 @@ def given_cpus(allocation: SlurmEnvironment | None) -> int:
 
 
 def given_gpus(allocation: SlurmEnvironment) -> int | None:
-    """The GPUs that Slurm gave the job on this node, None where it does not say."""
+    """The number of GPUs that Slurm gave the job on this node; None if it does not say."""
     count = allocation.variables.get("SLURM_GPUS_ON_NODE", "")
     listed = allocation.variables.get("SLURM_JOB_GPUS", "")
     return int(count) if count.isdigit() else len(listed.split(",")) if listed else None
 
 
 def visible_gpus() -> int:
-    """The GPUs of this machine that a process may use, told without TensorFlow."""
+    """The number of GPUs here that a process may use, counted without TensorFlow."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len([part for part in chosen.split(",") if part.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # the driver's, one a GPU
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # the driver has one entry per GPU
 
 
 def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
-    """The memory that Slurm gave the job on this node, None where it does not say."""
+    """The memory in GB that Slurm gave the job on this node; None if it does not say."""
     mb = allocation.variables.get("SLURM_MEM_PER_NODE", "") if allocation else ""
-    return int(mb) * 2**20 / 1e9 if mb.isdigit() and int(mb) else None  # 0 is all of the node's
+    return int(mb) * 2**20 / 1e9 if mb.isdigit() and int(mb) else None  # 0 means all of the node's
 
 
 def scratch_folder(allocation: SlurmEnvironment) -> Path:
-    """Where a job keeps temporary files: the site's folder for the job, or else TMPDIR."""
+    """The folder for a job's temporary files: the site's for this job, or else TMPDIR."""
     return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())

@@ -1,4 +1,4 @@
-"""Where processes go that share a machine or an allocation: nodes, GPUs, CPUs, within memory."""
+"""Slots for processes that share a machine or an allocation: a node, a GPU or CPUs, memory."""
 
 import os
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Slot:
     node: str | None  # as Slurm names it, None for this machine without Slurm
     gpu: int | None  # its index among those given on the node
     threads: int  # its share of the CPUs
-    cpus: int  # given on the node, to all who work there
+    cpus: int  # given on the node, shared by all its workers
 
     def variables(self) -> dict[str, str]:
         """The environment variables that keep a process of ours in its slot."""
@@ -61,15 +61,15 @@ def allocate_slots(
 ) -> list[Slot]:
     """One slot for each worker, spread over nodes and GPUs.
 
-    Where several single-threaded workers share CPUs they do far more than one with all of them,
-    since a recurrent network's operations are too small to be divided.
+    Several single-threaded workers achieve far more than one with all CPUs, since the operations
+    of a recurrent network are too small to be divided.
 
     Args:
         allocation: the Slurm job, if this is one.
-        num_workers: how many; by default one a GPU or a CPU, as far as the memory goes.
+        num_workers: how many; by default one per GPU or CPU, as many as fit in memory.
         workers_per_gpu: how many share a GPU.
         devices: `cpu` leaves GPUs alone.
-        at_most: for how many there is work.
+        at_most: the number of tasks.
 
     Raises:
         InputError: if that is more than the allocation holds.
@@ -107,7 +107,7 @@ def allocate_slots(
 def srun_args(slot: Slot, name: str) -> list[str]:
     """`srun` for one task on a slot's node, which shares the job's GPUs with the other steps.
 
-    It shares all CPUs as well: steps that overlap would each be given the first ones.
+    It shares all CPUs too, since overlapping steps would each get the first ones.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     return [
@@ -117,10 +117,10 @@ def srun_args(slot: Slot, name: str) -> list[str]:
 
 
 def needs_steps(allocation: SlurmEnvironment | None) -> bool:
-    """Whether workers are job steps. Without srun, as in a container, they are children.
+    """Whether workers run as job steps. Without srun, as in a container, they are child processes.
 
     Raises:
-        InputError: if there are several nodes, which only srun reaches.
+        InputError: if there are several nodes, which only srun can reach.
     """
     if allocation is None:
         return False

@@ -1,4 +1,4 @@
-"""The user's jobs in Slurm's queue: one question for all of them, and not often."""
+"""The user's jobs in Slurm's queue, from one squeue call for all, made rarely."""
 
 import os
 import re
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from harness.errors import InputError, RunError
 from harness.slurm import client
 
-ASK_EVERY_S = 30.0  # some sites forbid to ask more often
+ASK_EVERY_S = 30.0  # some sites forbid more frequent calls
 TIMEOUT_S = 5.0
 
-# Ended jobs too: Slurm knows of them for some minutes, and of why they ended.
+# Ended jobs too: Slurm remembers them, and why they ended, for some minutes.
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
           "--format=%i|%A|%T|%M|%r|%o")  # fmt: skip
 
@@ -25,16 +25,16 @@ ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 class QueuedJob:
     """A job or an array task as Slurm knows it."""
 
-    id: str  # as people write it: 12, or 12_3 for a task
-    raw_id: str  # of its own, which the job itself sees
+    id: str  # as users write it: 12, or 12_3 for an array task
+    raw_id: str  # SLURM_JOB_ID inside the job
     state: str  # such as RUNNING
     reason: str  # why it waits, such as Priority
-    elapsed_s: float  # since it was started, the last time
-    command: str  # the script that was submitted, empty for a command line
+    elapsed_s: float  # since its last start
+    command: str  # the script that was submitted, empty for a job without one
 
     @property
     def waits(self) -> bool:
-        """Whether it has yet to start, for the first time or again."""
+        """Whether it waits for its start or restart."""
         return self.state in WAITING
 
     @property
@@ -50,11 +50,11 @@ class Queue:
         self.clock = clock
         self.every_s = ASK_EVERY_S
         self.asked_at = float("-inf")
-        self.problem: str | None = None  # why there was no answer, though there is a squeue
+        self.problem: str | None = None  # why squeue gave no answer
         self._jobs: list[QueuedJob] | None = None
 
     def jobs(self) -> list[QueuedJob] | None:
-        """The jobs, None where there is no Slurm or it gave no answer."""
+        """The jobs; None without Slurm or without an answer."""
         if client.has_client("squeue") and self.clock() - self.asked_at >= self.every_s:
             self.problem = None
             self.asked_at = self.clock()
@@ -67,7 +67,7 @@ class Queue:
 
 
 def parse(text: str) -> list[QueuedJob]:
-    """The jobs in what squeue printed; a line that is no job's is left out."""
+    """The jobs in squeue's output; other lines are skipped."""
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", 5)
@@ -79,7 +79,7 @@ def parse(text: str) -> list[QueuedJob]:
 
 
 def seconds(text: str) -> float:
-    """Slurm's `[days-][[hours:]minutes:]seconds` in seconds, 0 for what is no time."""
+    """Slurm's `[days-][[hours:]minutes:]seconds` in seconds; 0 for any other text."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
         return 0.0
     days, _, rest = text.rpartition("-")
@@ -92,12 +92,12 @@ def seconds(text: str) -> float:
 def find_job(
     jobs: Sequence[QueuedJob], raw_id: str | None, shown_id: str | None
 ) -> QueuedJob | None:
-    """The job of a run, by the id that its heartbeat told or else by the one in its name."""
+    """The job of a run, by the id in its heartbeat, or else by the one in its folder's name."""
     by_name = [job for job in jobs if job.id == shown_id]
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Tasks that never started share the id of their array, so there the name counts.
+    # Tasks that never started share the id of their array, so the name decides.
     both = [job for job in own if job.id == shown_id or (shown_id or "").count("_") == 0]
     return both[0] if both else None
 

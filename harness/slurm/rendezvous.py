@@ -1,9 +1,9 @@
-"""The processes that train one model on several nodes: that all came, and that none is lost.
+"""The processes that train one model on several nodes: they meet, and each notices a lost one.
 
-TensorFlow's own start waits an hour for a worker that never comes, and later one that hangs holds
-the others for ever. So before the strategy is made every worker connects to the first, the chief,
-which tells each where all are. The connections stay: over them the chief shares its checkpoint, a
-worker that fails says so before it ends, and one that is lost is missed within a minute.
+TensorFlow waits an hour for a worker that never comes, and forever for one that hangs later. So
+before the strategy is made, every worker connects to the first, the chief, which sends all of them
+the addresses of all. The connections stay open: over them the chief shares its checkpoint, a worker
+that fails reports it before it ends, and a lost worker is noticed within a minute.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from harness.system.auth_channel import (
 )
 from harness.system.network import free_port
 
-# Below the ports that systems give out to clients (from 32768 on Linux), so that few are taken.
+# Below the ports that systems assign to clients (from 32768 on Linux), so few of them are in use.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 PORTS_A_JOB = 32
-MEETING_PORTS = 8  # of them, where the chief may be met
+MEETING_PORTS = 8  # of them, at one of which the chief listens
 
-JOIN_S = 50.0  # the time that all have to come
+JOIN_S = 50.0  # for all workers to connect
 BEAT_S = 5.0
 LOST_S = 30.0  # without a beat
-END_S = 20.0  # that TensorFlow has to notice that another worker ended
+END_S = 20.0  # for TensorFlow to notice that another worker ended
 
 BEAT, SHARED, ENDED, LEAVING = b"B", b"S", b"E", b"L"  # the kinds of messages
 
 
 class WorkerGroup:
-    """This worker's connections to the others; a context manager that says how it ended.
+    """This worker's connections to the others; a context manager that reports how it ended.
 
     Workers are numbered as Slurm numbers the tasks of a step; number 0 is the chief.
     """
@@ -63,7 +63,7 @@ class WorkerGroup:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker keeps the run's folder."""
+        """Whether this worker writes the run's folder."""
         return self.rank == 0
 
     @property
@@ -81,12 +81,12 @@ class WorkerGroup:
 
         Args:
             allocation: whose step has several tasks, one on each node.
-            purpose: what is to be trained on what; all must say the same.
+            purpose: identifies job and data; it must be the same for all.
             join_s: how long to wait for the others, in seconds.
 
         Raises:
-            RunError: if not all came in time, naming those that are missing.
-            InputError: if they have not come for the same purpose, or are two on one node.
+            RunError: if not all came in time, or for different purposes; it names the nodes.
+            InputError: if two of them share a node.
         """
         nodes = node_names(allocation)
         if len(nodes) != allocation.num_tasks:
@@ -112,7 +112,7 @@ class WorkerGroup:
         return worker_group
 
     def _gather(self, own_port: int, purpose: str, deadline: float) -> None:
-        """Wait for all workers, and tell each where all are."""
+        """Wait for all workers, and send each the addresses of all."""
         server = self._start_server()
         with self._changed:
             self._changed.wait_for(
@@ -162,7 +162,7 @@ class WorkerGroup:
                     pass
 
     def _problem(self, hellos: dict[int, Message], purpose: str) -> str:
-        """Why those that came can't work together, empty if they can."""
+        """Why the workers that came can't train together; empty if they can."""
         for rank, hello in hellos.items():
             if hello["purpose"] != purpose:
                 return (
@@ -177,7 +177,7 @@ class WorkerGroup:
         return ""
 
     def _report(self, own_port: int, purpose: str, deadline: float) -> None:
-        """Connect to the chief, and learn where all are."""
+        """Connect to the chief, and receive the addresses of all."""
         hello = {"rank": self.rank, "port": own_port, "purpose": purpose}
         ports = range(self._first_port, self._first_port + MEETING_PORTS)
         link = None
@@ -204,7 +204,7 @@ class WorkerGroup:
         threading.Thread(target=self._listen, args=(link,), daemon=True).start()
 
     def _meet(self, port: int, hello: Message) -> "_Link | None":
-        """A connection to the chief, None if it does not listen at this port."""
+        """A connection to the chief; None if it does not listen at this port."""
         try:
             connection = socket.create_connection((self.nodes[0], port), timeout=3)
         except OSError:
@@ -219,13 +219,13 @@ class WorkerGroup:
     # Sharing
 
     def share(self, content: bytes = b"") -> bytes:
-        """The chief's bytes, on every worker.
+        """Return the chief's content on every worker.
 
         Raises:
             Interrupted, RunError: if the chief is gone.
         """
         if self.is_chief:
-            self._tell_all(SHARED, content)
+            self._send_all(SHARED, content)
             return content
         while True:
             try:
@@ -233,13 +233,13 @@ class WorkerGroup:
             except queue.Empty:
                 self.check()
 
-    # Going
+    # The end
 
     def check(self) -> None:
         """Raise if another worker is lost or has failed.
 
         Raises:
-            Interrupted: one was lost; the job can go on from its last checkpoint.
+            Interrupted: one was lost; the job can be resumed from its last checkpoint.
             RunError: one failed, with its reason.
         """
         if self.ended:
@@ -247,13 +247,13 @@ class WorkerGroup:
             raise Interrupted(text) if code == Interrupted.exit_code else RunError(text)
 
     def explain(self) -> None:
-        """Raise what is behind an error of TensorFlow's if another worker's end is, else return.
+        """Raise if an error of TensorFlow's is a consequence of another worker's end, else return.
 
         Raises:
             Interrupted, RunError: as `check` says.
         """
         with self._changed:
-            # TensorFlow may have noticed before the connection told.
+            # TensorFlow may notice it before the connection reports it.
             self._changed.wait_for(lambda: self.ended is not None, timeout=LOST_S)
         self.check()
 
@@ -268,23 +268,23 @@ class WorkerGroup:
     ) -> None:
         self._leaving = True
         code = getattr(error, "exit_code", 1) if error else 0
-        said = json.dumps({"code": code, "text": " ".join(str(error or "").split())[:500]})
-        self._tell_all(LEAVING, said.encode())
+        report = json.dumps({"code": code, "text": " ".join(str(error or "").split())[:500]})
+        self._send_all(LEAVING, report.encode())
         if not self.is_chief and code == 0:
-            # The chief still writes, and Slurm may end a step soon after its first task ends.
+            # The chief is still writing, and Slurm may end a step soon after its first task ends.
             with self._changed:
                 self._changed.wait_for(lambda: 0 in self._left or self.ended is not None)
 
     def give_up(self, text: str, code: int = Interrupted.exit_code) -> None:
-        """End this process at once: it hangs in an operation that nobody will complete.
+        """End this process at once: it hangs in an operation that will never complete.
 
-        What a run keeps is written whole or not at all, so nothing breaks.
+        A run's files are written atomically, so none is damaged.
         """
         interrupted = "interrupted by " if code == Interrupted.exit_code else ""
         print(f"harness: {self.node}: {interrupted}{text}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(code)
 
-    def _tell_all(self, kind: bytes, content: bytes = b"") -> None:
+    def _send_all(self, kind: bytes, content: bytes = b"") -> None:
         for link in self._links.values():
             with contextlib.suppress(OSError):  # its listener will find it gone
                 link.send(kind + content)
@@ -294,7 +294,7 @@ class WorkerGroup:
     def _beat(self) -> None:
         while True:
             time.sleep(BEAT_S)
-            self._tell_all(BEAT)
+            self._send_all(BEAT)
 
     def _listen(self, link: "_Link") -> None:
         node = self.nodes[link.rank]
@@ -308,12 +308,12 @@ class WorkerGroup:
             if kind == SHARED:
                 self._shared.put(content)
             elif kind == ENDED:
-                said = json.loads(content)
-                self._end(None, said["text"], said["code"])
+                report = json.loads(content)
+                self._end(None, report["text"], report["code"])
             elif kind == LEAVING:
-                said = json.loads(content)
-                text, code = f"the worker on {node} failed: {said['text']}", said["code"]
-                # Who is interrupted is so by common consent, or by a loss that all are told of.
+                report = json.loads(content)
+                text, code = f"the worker on {node} failed: {report['text']}", report["code"]
+                # Workers are interrupted by a common vote, or by a loss that is reported to all.
                 self._end(link.rank, text, 0 if code in (0, Interrupted.exit_code) else 1)
                 return
 
@@ -326,7 +326,7 @@ class WorkerGroup:
                 self.ended = text, code
             self._changed.notify_all()
         if news and self.is_chief:  # the others are connected to the chief alone
-            self._tell_all(ENDED, json.dumps({"text": text, "code": code}).encode())
+            self._send_all(ENDED, json.dumps({"text": text, "code": code}).encode())
         if not code or self._leaving:
             return
         time.sleep(END_S)
@@ -349,7 +349,7 @@ class _Link:
         self.send(json.dumps(content).encode())
 
     def receive(self, timeout_s: float, limit: int = 1 << 40) -> bytes:
-        """The next message; TimeoutError, or ConnectionError at the connection's end."""
+        """The next message; raises TimeoutError, or ConnectionError when the connection ends."""
         self.connection.settimeout(timeout_s)
         length = int.from_bytes(receive_exactly(self.connection, 8), "big")
         if length > limit:
@@ -364,6 +364,6 @@ class _Link:
 
 
 def first_port(job_id: str) -> int:
-    """The first of the ports that a job's workers use: jobs that share a node seldom collide."""
+    """The first of a job's ports: jobs on the same node seldom get the same ones."""
     num_jobs = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
     return FIRST_PORT + int(job_id) % num_jobs * PORTS_A_JOB

@@ -1,4 +1,4 @@
-"""What a job asks of Slurm: GPUs, nodes, time, seeds; checked before sbatch is called."""
+"""A job's requests to Slurm: GPUs, nodes, time, seeds; checked before sbatch is called."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 JOB_ID = re.compile(r"\d+(_\d+)?")
 
-# Flags of sbatch that submit itself needs another way: its name, and the letter for it.
+# Flags of sbatch that submit sets itself: the name, and its letter.
 OWN_FLAGS = {
     "array": "a", "job-name": "J", "output": "o", "wait": "W", "parsable": "", "wrap": "",
     "test-only": "",
@@ -21,18 +21,18 @@ OWN_FLAGS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What sbatch is asked for beyond the script's own header; None leaves that as it is."""
+    """Requests to sbatch that override the script's header; None keeps the header's."""
 
     gpus: int | None = None  # of each node
     nodes: int | None = None
     time: str | None = None
     partition: str | None = None
     account: str | None = None
-    after: str | None = None  # the id of a job that must end well first
+    after: str | None = None  # the id of a job that must succeed first
     flags: tuple[str, ...] = ()  # sbatch's own, as they are
 
     def check(self) -> None:
-        """Raise unless sbatch could take all of it.
+        """Raise unless sbatch can accept all of it.
 
         Raises:
             InputError: one line with the option, its value and the rule.
@@ -77,7 +77,7 @@ class Resources:
                     )
 
     def sbatch_args(self) -> list[str]:
-        """Sbatch's flags for it."""
+        """The flags for sbatch."""
         args = []
         if self.gpus is not None:
             args.append(f"--gres=gpu:{self.gpus}" if self.gpus else "--gres=none")
@@ -87,18 +87,18 @@ class Resources:
             args.append(f"--time={self.time}")
         args += self.site_args()
         if self.after is not None:
-            # Else it would wait for ever where that job fails.
+            # Without the second flag the job would wait forever if the other one fails.
             args += [f"--dependency=afterok:{self.after}", "--kill-on-invalid-dep=yes"]
         return args + list(self.flags)
 
     def site_args(self) -> list[str]:
-        """The flags that every job of this user needs, whatever it does."""
+        """The flags that all jobs of this user need."""
         named = (("partition", self.partition), ("account", self.account))
         return [f"--{name}={value}" for name, value in named if value is not None]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from `1-5`, `1,3,7` or `2`, in order, each once.
+    """Seeds from `1-5`, `1,3,7` or `2`, sorted, without duplicates.
 
     Raises:
         InputError: for anything else, or over a thousand of them.
@@ -118,7 +118,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def array_spec(seeds: Sequence[int]) -> str:
-    """Seeds in order as `--array` takes them, neighbours as ranges: `1-3,7`."""
+    """Seeds in order as `--array` takes them, consecutive ones as ranges: `1-3,7`."""
     spans: list[list[int]] = []
     for seed in seeds:
         if spans and seed == spans[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""A job for sbatch as text: its script, its command, where its runs and logs will be.
+"""A job for sbatch as text: its script, its command, the paths of its runs and logs.
 
 Nothing here writes or calls anything.
 """
@@ -19,7 +19,7 @@ from harness.slurm.resources import Resources, array_spec
 
 COMPARISON, SEARCH = "compare", "tune"
 
-# What decides where data and caches are, carried over whatever sbatch's own --export says.
+# The locations of data and caches, exported to the job whatever sbatch's --export says.
 CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
 
 
@@ -38,9 +38,9 @@ class SbatchJob:
     """One job for sbatch, complete, with nothing written yet."""
 
     name: str
-    architecture: str | None  # none for a comparison
+    architecture: str | None  # None for a comparison
     seeds: tuple[int, ...]
-    is_array: bool  # a task for each seed
+    is_array: bool  # one task per seed
     is_packed: bool  # the seeds side by side in one job
     layout: Layout
     folder: Path  # of the submission
@@ -51,22 +51,22 @@ class SbatchJob:
 
     @property
     def command(self) -> list[str]:
-        """The call of sbatch."""
+        """The sbatch command."""
         return ["sbatch", *self.args, str(self.folder / "job.sh")]
 
     def run_folders(self, job_id: str) -> list[Path]:
-        """Where the runs will be, one for each seed."""
+        """The folders of the runs, one per seed."""
         folder = self.layout.runs / self.name
         return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
 
     def logs(self, job_id: str) -> list[Path]:
-        """Where it is written what they say."""
+        """Their log files."""
         folder, slurm = self.layout.runs / "logs", "slurm-" if self.is_packed else ""
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
     @property
     def record(self) -> Path:
-        """The record of the submission, once there is one."""
+        """The path of the submission's record."""
         return self.folder / "submission.json"
 
     def record_by_id(self, job_id: str) -> Path:
@@ -89,13 +89,13 @@ def read_header(code: Path, name: str) -> list[str]:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise InputError(
-            f"{path}: can't be read ({error.strerror}), it has the #SBATCH lines for {name}; "
-            "bring it back from git"
+            f"{path}: can't be read ({error.strerror}), and has the #SBATCH lines for {name}; "
+            "restore it from git"
         ) from None
     header = []
     for line in lines:
         if line.strip() and not line.startswith("#"):
-            break  # sbatch reads no further either
+            break  # sbatch stops here too
         if line.startswith("#SBATCH"):
             header.append(line)
     return header
@@ -135,11 +135,11 @@ def job_variables(
 
 
 def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
-    """The Python environment of a job: HARNESS_VENV, or the one that is running, or .venv."""
+    """The Python environment of a job: HARNESS_VENV, the current one, or .venv."""
     if named := environment.get("HARNESS_VENV"):
-        return project / named  # the scripts too take it from the project
+        return project / named  # relative to the project, as in the scripts
     prefix = Path(sys.prefix)
-    # A conda environment calls itself no virtual one.
+    # A conda environment does not look like a virtual one.
     if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
         return prefix
     return project / ".venv"
@@ -159,19 +159,19 @@ def job_submission(
     full: bool,
     pack: bool = False,
 ) -> SbatchJob:
-    """A training job: one run, or an array with a seed a task; or a search, without seeds.
+    """A training job: one run, an array with one seed per task, or a search, without seeds.
 
     Args:
         job: checked.
-        seeds: several make an array; None leaves the job's own.
-        pack: one job trains all seeds side by side instead.
+        seeds: several make an array; None keeps the job's own.
+        pack: one job trains all seeds at the same time instead.
         resources: checked.
-        layout: where runs and code are.
+        layout: the locations of runs and code.
         full: refuse to train on the packaged sample.
     """
     folder = _new_folder(layout.runs, job.name)
     is_array, is_packed = len(seeds or ()) > 1 and not pack, bool(seeds) and pack
-    # Never job.toml: by that name a run's folder is known.
+    # Never job.toml: that name marks a run's folder.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     single = job.job if isinstance(job, SearchSpec) else job
     call: list[str | Path] = ["run_tune" if isinstance(job, SearchSpec) else "run_job", toml]
@@ -204,14 +204,14 @@ def comparison_submission(
     resources: Resources,
     layout: Layout,
 ) -> SbatchJob:
-    """The comparison that starts when all trainings have ended, well or not.
+    """The comparison, which starts when all trainings have succeeded or failed.
 
     Args:
         trainings: by their jobs' ids.
-        resources: of which partition, account and flags hold here too.
-        layout: where runs and code are.
+        resources: their partition, account and flags apply here too.
+        layout: the locations of runs and code.
     """
-    # The job expands them, when it is known which runs were begun.
+    # The job expands them, since only then it is known which runs were started.
     patterns = [
         f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()
@@ -242,7 +242,7 @@ def _any_part(submission: SbatchJob) -> str:
 
 
 def _new_folder(runs: Path, name: str) -> Path:
-    # To the microsecond: a shell's loop submits several at once.
+    # To the microsecond: a shell's loop can submit several in a second.
     return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
 
 
@@ -253,5 +253,5 @@ def _sbatch_args(name: str, runs: Path, args: Sequence[str], *, is_array: bool) 
 
 
 def submissions(runs: Path) -> Path:
-    """The folder, among the runs, of what was submitted and of the code that it runs."""
+    """The folder of submissions and code snapshots, next to the runs."""
     return runs / ".submissions"

@@ -1,4 +1,4 @@
-"""A snapshot of the code, so that a job which waits in a queue trains what was submitted.
+"""A snapshot of the code, so that a queued job runs the code as it was submitted.
 
 `<runs>/.submissions/code-<hash>/`: complete or absent, and one for the same code at the same
 commit, however often it is submitted.
@@ -25,11 +25,11 @@ from harness.system.git import (
     tracked_files,
 )
 
-SITE = "slurm/site.sh"  # which git ignores
+SITE = "slurm/site.sh"  # ignored by git
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
 
-# What is no code where git can't tell.
+# Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
            ".*_cache", ".setup.lock*")  # fmt: skip
 
@@ -40,10 +40,10 @@ def is_snapshot(project: Path) -> bool:
 
 
 def snapshot_path(project: Path, runs: Path) -> Path:
-    """Where the snapshot of the code as it is now stands, or would stand; nothing is written.
+    """The path that a snapshot of the current code has or would have; nothing is written.
 
     Raises:
-        InputError: if there is too much in the project that is no code.
+        InputError: if the project holds too much that is not code.
     """
     if is_snapshot(project):
         return project
@@ -52,14 +52,14 @@ def snapshot_path(project: Path, runs: Path) -> Path:
 
 
 def take_snapshot(project: Path, runs: Path) -> Path:
-    """Copy the code as it is now, uncommitted changes and new files included.
+    """Copy the current code, uncommitted changes and new files included.
 
     Returns:
-        The snapshot's folder: the project itself if that is a snapshot already.
+        The snapshot's folder: the project itself if it already is a snapshot.
 
     Raises:
-        InputError: if there is too much in the project that is no code.
-        RunError: if the disk refuses.
+        InputError: if the project holds too much that is not code.
+        RunError: if it can't be written.
     """
     if is_snapshot(project):
         return project
@@ -75,7 +75,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         record = {**version, "project": str(project)}
         del record["snapshot"]
         (copy / SNAPSHOT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        # Named after what was copied: a file may have been edited meanwhile.
+        # Named after the copy: a file may have been edited meanwhile.
         folder = _path(copy, runs, names, version["commit"])
         if not _holds(folder, [*names, SNAPSHOT_RECORD], copy, names):
             _replace(folder, copy)
@@ -91,10 +91,10 @@ def take_snapshot(project: Path, runs: Path) -> Path:
 def code_files(project: Path, runs: Path) -> list[str]:
     """The paths in the project of every tracked file, every new one, and the site's settings.
 
-    Where git can't tell, of every file that does not look like a run, a cache or an environment.
+    Without git, every file that does not look like part of a run, a cache or an environment.
 
     Raises:
-        InputError: if the new files are more than code can be.
+        InputError: if there are too many new files for code.
     """
     try:
         if not is_checkout(project):
@@ -113,7 +113,7 @@ def code_files(project: Path, runs: Path) -> list[str]:
             ".gitignore, or move them away"
         )
     names = {*tracked, *new, SITE}
-    # Not what is deleted, nor the folder of another repository, nor a socket.
+    # Without deleted files, folders of other repositories, and sockets.
     return sorted(n for n in names if (project / n).is_symlink() or (project / n).is_file())
 
 
@@ -146,7 +146,7 @@ def _path(root: Path, runs: Path, names: Iterable[str], commit: str | None) -> P
 
 
 def _content(path: Path) -> list[bytes]:
-    """All of a file that a snapshot keeps: its kind and its content, of one length each."""
+    """What a snapshot keeps of a file: its kind, and a checksum of its content."""
     if path.is_symlink():
         return [b"link", hashlib.sha256(os.fsencode(path.readlink())).digest()]
     kind = b"run" if path.stat().st_mode & 0o100 else b"file"
@@ -154,7 +154,7 @@ def _content(path: Path) -> list[bytes]:
 
 
 def _holds(folder: Path, needed: Iterable[str], copy: Path, names: Iterable[str]) -> bool:
-    """Whether a snapshot is still whole: scratch folders lose old files to their cleaner."""
+    """Whether a snapshot is still complete: cleaners of scratch folders remove old files."""
     try:
         return all(os.path.lexists(folder / name) for name in needed) and all(
             _content(folder / name) == _content(copy / name) for name in names
@@ -171,5 +171,5 @@ def _replace(folder: Path, copy: Path) -> None:
     try:
         copy.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise

@@ -1,8 +1,8 @@
 """Jobs through sbatch, from a snapshot of the code.
 
 `<runs>/.submissions/<time>-<job>/` holds the script and the job with every default filled in, so
-that an edit while the job waits changes nothing, and `<runs>/.submissions/<job id>.json` says
-where its runs and logs are.
+that edits while the job waits change nothing; `<runs>/.submissions/<job id>.json` names its runs
+and logs.
 """
 
 import json
@@ -45,16 +45,16 @@ SUBMISSION_FORMAT = 2  # of a submission's record; 1, of harness 0.1.0, names no
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be submitted, all of it checked."""
+    """A checked request to submit jobs."""
 
     project: Path
     runs: Path  # absolute
     jobs: tuple[Job | SearchSpec, ...]
-    seeds: tuple[int, ...] | None  # of each job; None leaves its own
+    seeds: tuple[int, ...] | None  # of each job; None keeps its own
     resources: Resources
     full: bool  # refuse to train on the packaged sample
-    compares: bool  # when all have ended
-    pack: bool  # the seeds side by side in one job, not an array
+    compares: bool  # once all have ended
+    pack: bool  # all seeds at the same time in one job, not an array
 
 
 def make_request(
@@ -68,11 +68,11 @@ def make_request(
     all_jobs: bool,
     pack: bool = False,
 ) -> Request:
-    """Check everything that is asked for; nothing is written, but texts of the job's own are read
-    and kept in the user's cache, where the job then finds them.
+    """Check the whole request. Nothing is written, except that the user's own texts are read and
+    cached, where the job then finds them.
 
     Raises:
-        InputError: one line that names what can't be, and the remedy.
+        InputError: one line with the value that is refused, and the remedy.
     """
     if job_file is None and not all_jobs:
         raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
@@ -91,7 +91,7 @@ def make_request(
 
 
 def project_folder() -> Path:
-    """The project whose code is submitted: HARNESS_HOME, or the one that is running."""
+    """The project whose code is submitted: HARNESS_HOME, or this one."""
     named = os.environ.get("HARNESS_HOME")
     return Path(named).absolute() if named else PROJECT
 
@@ -99,12 +99,12 @@ def project_folder() -> Path:
 def _check_job(
     path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
 ) -> Job | SearchSpec:
-    """The job or the search with its overrides, good for every seed."""
+    """The job or search with its overrides, checked for every seed."""
     if is_search(path):
         if seeds:
             raise InputError(
-                f"--seeds {array_spec(seeds)}: job {path} is a search; how many seeds each trial "
-                "is trained with says --set search.executions=N"
+                f"--seeds {array_spec(seeds)}: job {path} is a search; set the number "
+                "of seeds per trial by --set search.executions=N"
             )
         search = load_search(path, overrides)
         _check_source(search.job)
@@ -117,7 +117,7 @@ def _check_job(
 
 
 def _check_source(job: Job) -> None:
-    """Refuse texts of the job's own that can't be trained on, rather than after a wait."""
+    """Refuse unusable texts of the user's own now, not after the wait in the queue."""
     if job.data.source:
         from harness.data.resolve import open_data
 
@@ -142,7 +142,7 @@ def _check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
 
 
 def doubts(request: Request) -> Iterator[str]:
-    """What may keep the jobs from training as they should, though they can be submitted."""
+    """Warnings about jobs that can be submitted but may not train as intended."""
     for job in request.jobs:
         yield from job.fixed if isinstance(job, SearchSpec) else ()
     yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
@@ -171,7 +171,7 @@ def _trainings(request: Request) -> Iterator[Job]:
 
 
 def dry_submissions(request: Request) -> Iterator[SbatchJob]:
-    """All that would be submitted; the jobs' ids, not known yet, are their names."""
+    """All that would be submitted, with the jobs' names in place of their ids."""
     layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
     trainings = {f"<{job.name}>": _submission(request, job, layout) for job in request.jobs}
     yield from trainings.values()
@@ -180,7 +180,7 @@ def dry_submissions(request: Request) -> Iterator[SbatchJob]:
 
 
 def expected_starts(request: Request) -> Iterator[str]:
-    """When Slurm would start each job, in its own words; nothing is submitted or left behind.
+    """When Slurm would start each job, as sbatch words it; nothing is submitted or left behind.
 
     Raises:
         InputError: if sbatch does not know one of its flags.
@@ -195,10 +195,10 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     """Submit all or nothing.
 
     Returns:
-        What was submitted, by the jobs' ids.
+        The submitted jobs by their ids.
 
     Raises:
-        RunError: if sbatch refuses, with its last line; then no submission is left.
+        RunError: if sbatch refuses, with its last line; then nothing stays submitted.
     """
     client.need("sbatch")  # before anything is written
     snapshot = take_snapshot(request.project, request.runs)
@@ -237,23 +237,23 @@ def _submit(submission: SbatchJob) -> str:
     """Submit a planned job, and return its id.
 
     Raises:
-        RunError: if sbatch refuses, with its last line; then no trace of the submission is left.
+        RunError: if sbatch refuses, with its last line; then the submission's folder is removed.
     """
     (submission.layout.runs / "logs").mkdir(
         parents=True, exist_ok=True
-    )  # Slurm says nothing if it is missing
+    )  # without it, Slurm drops the log silently
     submission.folder.mkdir(parents=True)
     try:
         (submission.folder / "job.sh").write_text(submission.script)
         if submission.job_file:
             submission.job_file.write_text(submission.job_toml)
         done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
-        job_id = done.stdout.strip().partition(";")[0]  # a cluster's name may follow
+        job_id = done.stdout.strip().partition(";")[0]  # the cluster's name may follow
         if done.returncode != 0:
             raise RunError(f"{submission.name}: was not submitted: {client.last_line(done)}")
         if not job_id.isdigit():
             raise RunError(
-                f"{submission.name}: was not submitted: sbatch only said {job_id[:200]!r}"
+                f"{submission.name}: was not submitted: sbatch printed only {job_id[:200]!r}"
             )
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
@@ -285,20 +285,20 @@ def _record(submission: SbatchJob, job_id: str) -> None:
 
 
 def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
-    """Cancel what was submitted, and say so: for when a later part of the whole was refused."""
+    """Cancel the jobs submitted so far, since a later one was refused; return what was done."""
     ids = ", ".join(submitted)
     try:
         client.ask("scancel", *submitted)
     except (InputError, RunError) as error:
-        return f"jobs {ids} could not be cancelled again ({error}); cancel them"
+        return f"jobs {ids} could not be cancelled ({error}); cancel them yourself"
     for job_id, submission in submitted.items():
         submission.record_by_id(job_id).unlink(missing_ok=True)
         shutil.rmtree(submission.folder, ignore_errors=True)
-    return f"jobs {ids} were cancelled again"
+    return f"jobs {ids} were cancelled"
 
 
 def _expected_start(submission: SbatchJob) -> str:
-    """When Slurm would start the job, in its own words; nothing is submitted or left behind.
+    """When Slurm would start the job, as sbatch words it; nothing is submitted or left behind.
 
     Raises:
         InputError: if sbatch does not know one of its flags.

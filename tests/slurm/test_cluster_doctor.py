@@ -25,7 +25,7 @@ def test_doctor_on_a_login_node_and_in_a_job(
     monkeypatch.setenv("SBATCH_GRES", "gpu:7")
     refused = {each.name: each for each in check_slurm(None)}["sbatch"]
     assert refused.level == "red"
-    assert "with SBATCH_GRES=gpu:7 would not be started" in refused.found
+    assert "with SBATCH_GRES=gpu:7 would not start" in refused.found
 
     script = tmp_path / "job.sh"
     words = shlex.join(harness.command("doctor", "--json", "--runs", tmp_path))

@@ -152,7 +152,7 @@ def test_a_later_refusal_takes_back_what_was_submitted(
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
     assert "compare: was not submitted" in said
-    ids = said.rpartition("jobs ")[2].removesuffix(" were cancelled again").split(", ")
+    ids = said.rpartition("jobs ")[2].removesuffix(" were cancelled").split(", ")
     assert len(ids) == 5
     assert {cluster.state(job_id) for job_id in ids} == {"CANCELLED"}
     assert submitter.left() == []

@@ -1,0 +1,58 @@
+"""Slurm's client programs, with stand-ins for them on the PATH."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError, RunError
+from harness.slurm.client import ask, would_start
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for stand-ins, the first on the PATH."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_arguments_go_through_as_they_are(commands: Path) -> None:
+    """No shell reads them."""
+    stand_in(commands, "scontrol", 'printf "%s\\n" "$@"')
+    assert ask("scontrol", "a b", "$HOME", ";") == "a b\n$HOME\n;\n"
+
+
+def test_a_failure_is_told_by_its_last_line(commands: Path) -> None:
+    """Without the hint at --help; without any line the exit code serves."""
+    stand_in(commands, "scancel", "echo 'error: no such job' >&2; echo 'Try --help' >&2; exit 1")
+    with pytest.raises(RunError, match=r"^scancel 7: error: no such job$"):
+        ask("scancel", "7")
+    stand_in(commands, "scancel", "exit 3")
+    with pytest.raises(RunError, match=r"^scancel 7: exit code 3$"):
+        ask("scancel", "7")
+
+
+def test_no_program_and_no_answer_are_told_with_the_remedy(commands: Path) -> None:
+    """The user learns whether to look for Slurm or for its controller."""
+    with pytest.raises(InputError, match="no-such-client: is not on the PATH"):
+        ask("no-such-client")
+    stand_in(commands, "squeue", "exec sleep 20")
+    with pytest.raises(RunError, match="squeue: no answer within 0 s; is Slurm up"):
+        ask("squeue", timeout_s=0.2)
+
+
+def test_an_expected_start_and_the_two_refusals(commands: Path) -> None:
+    """A bad flag is the user's input; a job without room is not."""
+    script = commands / "job.sh"
+    stand_in(commands, "sbatch", "echo 'sbatch: Job 4 to start at noon' >&2")
+    assert would_start(script) == "Job 4 to start at noon"
+    stand_in(commands, "sbatch", "echo 'sbatch: unrecognized option' >&2; exit 255")
+    with pytest.raises(InputError, match=r"^unrecognized option; see man sbatch$"):
+        would_start(script, "--no-such")
+    stand_in(commands, "sbatch", "echo 'sbatch: error: no such node' >&2; exit 1")
+    with pytest.raises(RunError, match=r"^would not start: error: no such node$"):
+        would_start(script)

@@ -1,0 +1,85 @@
+"""Slots for workers: how many, where, with what; and what Slurm's variables say of them."""
+
+import pytest
+
+from harness.errors import InputError
+from harness.slurm import client, placement
+from harness.slurm.environment import (
+    SlurmEnvironment,
+    given_cpus,
+    given_gpus,
+    given_memory_gb,
+    visible_gpus,
+)
+from harness.slurm.placement import Slot, allocate_slots, needs_steps, srun_args
+
+
+def allocation(**variables: str) -> SlurmEnvironment:
+    environment = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "1", **variables})
+    assert environment
+    return environment
+
+
+def test_an_allocation_is_known_by_its_variables() -> None:
+    """Ranks count inside a step alone, a token is left out of the record."""
+    assert SlurmEnvironment.from_environment({"SLURM_NTASKS": "2"}) is None
+    batch = allocation(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_JWT="token")
+    assert (batch.in_step, batch.rank, batch.num_tasks) == (False, 0, 1)
+    assert sorted(batch.variables) == ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
+    assert batch.secret is None
+    step = allocation(SLURM_STEP_ID="0", SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
+    assert (step.in_step, step.rank, step.num_tasks) == (True, 1, 2)
+
+
+def test_cpus_gpus_and_memory_are_those_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither more than the affinity nor more than the process's share."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("HARNESS_CPUS", raising=False)
+    assert given_cpus(None) == 8
+    assert given_cpus(allocation(SLURM_CPUS_PER_TASK="4")) == 4
+    assert given_cpus(allocation(SLURM_CPUS_PER_TASK="16")) == 8
+    monkeypatch.setenv("HARNESS_CPUS", "2")
+    assert given_cpus(allocation(SLURM_CPUS_PER_TASK="4")) == 2
+    assert given_gpus(allocation(SLURM_GPUS_ON_NODE="2", SLURM_JOB_GPUS="0,1,2")) == 2
+    assert given_gpus(allocation(SLURM_JOB_GPUS="0,3,5")) == 3
+    assert given_gpus(allocation()) is None
+    assert given_memory_gb(allocation(SLURM_MEM_PER_NODE="2048")) == pytest.approx(2.147483648)
+    assert given_memory_gb(allocation(SLURM_MEM_PER_NODE="0")) is None
+    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,5", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert visible_gpus() == count
+
+
+def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the number, what is there, and what to do."""
+    monkeypatch.setattr(placement, "given_cpus", lambda _: 4)
+    here = allocation(SLURM_GPUS_ON_NODE="2", SLURM_JOB_NUM_NODES="1")
+    with pytest.raises(InputError, match="--workers 3: 1 node with 2 GPUs hold 2"):
+        allocate_slots(here, 3)
+    assert [slot.gpu for slot in allocate_slots(here, 4, workers_per_gpu=2)] == [0, 1, 0, 1]
+    with pytest.raises(InputError, match="--workers 5: 1 node with 4 CPUs hold 4"):
+        allocate_slots(here, 5, devices="cpu")
+    with pytest.raises(InputError, match="--workers-per-gpu 2: there is no GPU here"):
+        allocate_slots(here, 2, workers_per_gpu=2, devices="cpu")
+    with pytest.raises(InputError, match="--workers 2000: should be 1000 at most"):
+        allocate_slots(None, 2000)
+
+
+def test_a_step_runs_on_its_slots_node_and_shares_it() -> None:
+    """One task, all of the node's CPUs, and no binding to the first of them."""
+    args = srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
+    assert args[0] == "srun"
+    assert {"--overlap", "--ntasks=1", "--nodelist=n10", "--cpus-per-task=8"} <= set(args)
+    assert {"--cpu-bind=none", "--job-name=lstm-seed1", "--export=ALL"} <= set(args)
+    assert not any(arg.startswith("--nodelist") for arg in srun_args(Slot("", None, 1, 1), "x"))
+
+
+def test_without_srun_several_nodes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one node the workers are then children, outside Slurm always."""
+    monkeypatch.setattr(client, "has_client", lambda _: False)
+    assert needs_steps(None) is False
+    assert needs_steps(allocation()) is False
+    with pytest.raises(InputError, match="--nodes=1"):
+        needs_steps(allocation(SLURM_JOB_NUM_NODES="2"))
+    monkeypatch.setattr(client, "has_client", lambda _: True)
+    assert needs_steps(allocation()) is True

@@ -92,7 +92,7 @@ def baselines(group: DatasetGroup, data: Path | None, say: Callable[[str], None]
 def _commonest(group: DatasetGroup, key: str) -> int | None:
     """The value that most runs have, the largest of those as common."""
     counts: Counter[int] = Counter()
-    for row in group.rows:
+    for row in group.results:
         if (value := whole(row.setting(key))) is not None:
             counts[value] += len(row.runs)
     return max(counts, key=lambda value: (counts[value], value), default=None)

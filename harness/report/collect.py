@@ -110,7 +110,7 @@ class DatasetGroup:
     limit: int  # first reviews of each split, 0 for all
     is_sample: bool
     num_test: int | None
-    rows: tuple[JobResult, ...]
+    results: tuple[JobResult, ...]
 
     @property
     def title(self) -> str:
@@ -125,8 +125,8 @@ class DatasetGroup:
 
     @property
     def num_runs(self) -> int:
-        """Runs in all rows."""
-        return sum(len(row.runs) for row in self.rows)
+        """Runs of all jobs."""
+        return sum(len(each.runs) for each in self.results)
 
 
 def students_t(level: float, freedom: int) -> float:
@@ -239,7 +239,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
             limit=limit,
             is_sample=members[0].result.get("is_sample") is True,
             num_test=whole(members[0].result.get("num_test", members[0].result.get("num_reviews"))),
-            rows=tuple(_make_rows(members, repeated)),
+            results=tuple(_make_results(members, repeated)),
         )
         for (checksum, limit), members in by_data.items()
     ]
@@ -247,12 +247,12 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     return groups, repeated
 
 
-def _make_rows(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobResult]:
+def _make_results(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobResult]:
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
         settings = json.dumps(run.settings, sort_keys=True, default=str)
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
-    rows = []
+    results = []
     for job, by_settings in by_job.items():
         # The usual settings are those of the most runs, the first found of two as common.
         counts = Counter({settings: len(alike) for settings, alike in by_settings.items()})
@@ -260,8 +260,8 @@ def _make_rows(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobRe
         for alike in by_settings.values():
             name = " ".join([job, *_differing(alike[0].settings, usual)])
             once = _each_seed_once(alike, repeated)
-            rows.append(JobResult(name, tuple(once[seed] for seed in sorted(once))))
-    return sorted(rows, key=_place)
+            results.append(JobResult(name, tuple(once[seed] for seed in sorted(once))))
+    return sorted(results, key=_order)
 
 
 def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
@@ -285,11 +285,11 @@ def _each_seed_once(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> dict[
     return once
 
 
-def _place(row: JobResult) -> tuple[bool, int, str]:
-    order = list(BOOK)
-    known = row.architecture in order
+def _order(result: JobResult) -> tuple[bool, int, str]:
+    architectures = list(BOOK)
+    known = result.architecture in architectures
     return (
-        row.job.startswith("notebook"),
-        order.index(row.architecture) if known else len(order),
-        row.name,
+        result.job.startswith("notebook"),
+        architectures.index(result.architecture) if known else len(architectures),
+        result.name,
     )

@@ -29,7 +29,7 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
         return named
     places: list[Callable[[], Dataset]] = [open_sample] if group.is_sample else []
     places.append(partial(open_dataset, download=False))
-    sources = [text(row.setting("data.source")) for row in group.rows]
+    sources = [text(row.setting("data.source")) for row in group.results]
     places += [partial(open_source, Path(source)) for source in dict.fromkeys(sources) if source]
     places += [partial(open_dataset, folder) for folder in _folders(group)]
     for place in places:
@@ -45,7 +45,7 @@ def _folders(group: DatasetGroup) -> list[Path]:
     """Where the runs had the data from, as their records say."""
     records = (
         RunDirectory(run.folder).read_json("provenance.json")
-        for row in group.rows
+        for row in group.results
         for run in row.runs
     )
     named = (text(table(record, "dataset").get("folder")) for record in records)

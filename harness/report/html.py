@@ -51,13 +51,13 @@ def render(sections: Sequence[Section], left_out: Sequence[LeftOut], made: str) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rows = [row for section in sections for row in section.part.group.rows]
+    results = [each for section in sections for each in section.part.group.results]
     return environment.get_template("template.html").render(
         num_runs=sum(section.part.group.num_runs for section in sections),
         made=made,
         sections=[_section(each) for each in sections],
-        environments=environments(rows),
-        runs=run_lines(rows),
+        environments=environments(results),
+        runs=run_lines(results),
         left_out=[
             {"run": str(each.folder), "kind": each.kind, "why": each.why}
             for each in sorted(left_out, key=lambda each: each.kind)
@@ -74,8 +74,8 @@ def _section(section: Section) -> dict[str, Any]:
         "lines": part.lines,
         "numbers": numeric(part.columns, part.lines),
         "colours": {name: style.colour for name, style in styles_of(part).items()},
-        "baseline_notes": [note for note in part.notes if note.startswith("tf-idf")],
-        "notes": [note for note in part.notes if not note.startswith("tf-idf")],
+        "baseline_notes": part.baseline_notes,
+        "notes": part.notes,
         "shown": [each.sentence for each in part.differences if each.is_shown],
         "hidden": [each.sentence for each in part.differences if not each.is_shown],
         "differences": _difference_lines(part, predictions),
@@ -143,11 +143,11 @@ def _words(dataset: Dataset, index: int) -> list[str]:
 UNKNOWN = "unknown"
 
 
-def environments(rows: Sequence[JobResult]) -> list[Line]:
+def environments(results: Sequence[JobResult]) -> list[Line]:
     """Each unlike machine, set of versions and code, a line for each, with how many runs it had."""
     counts: dict[tuple[tuple[str, str], ...], int] = {}
-    for row in rows:
-        for run in row.runs:
+    for result in results:
+        for run in result.runs:
             known = tuple(_environment(run).items())
             counts[known] = counts.get(known, 0) + 1
     return [{"runs": str(count), **dict(known)} for known, count in counts.items()]
@@ -184,15 +184,15 @@ def _devices(run: ScoredRun, record: dict[str, Any]) -> str:
     return ", ".join(named)
 
 
-def run_lines(rows: Sequence[JobResult]) -> list[Line]:
+def run_lines(results: Sequence[JobResult]) -> list[Line]:
     """Each run with its seed, score and folder."""
     return [
         {
             "run": str(run.folder),
-            "row": row.name,
+            "job": result.name,
             "seed": str(run.seed),
             "test %": f"{run.accuracy:.2f}",
         }
-        for row in rows
-        for run in row.runs
+        for result in results
+        for run in result.runs
     ]

@@ -56,12 +56,12 @@ class Picture:
 
 def styles_of(part: Part) -> dict[str, Style]:
     """The style of each row by its name."""
-    architectures = list(dict.fromkeys(row.architecture for row in part.group.rows))
+    architectures = list(dict.fromkeys(row.architecture for row in part.group.results))
     unknown = [name for name in architectures if name not in COLOURS]
     order = [*COLOURS, *unknown]
     places: dict[str, int] = {}
     styles = {}
-    for row in part.group.rows:
+    for row in part.group.results:
         place = places[row.architecture] = places.get(row.architecture, -1) + 1
         number = order.index(row.architecture)
         colour = COLOURS.get(row.architecture) or OTHER_COLOURS[number % len(OTHER_COLOURS)]
@@ -92,7 +92,7 @@ def _learning_curve(
 
     figure, axes = _figure()
     told = []
-    for row in part.group.rows:
+    for row in part.group.results:
         epochs = epochs_of(row, key)
         if not epochs:
             continue
@@ -122,7 +122,7 @@ def _accuracy_by(
 ) -> Picture | None:
     figure, axes = _figure()
     told = []
-    for row in part.group.rows:
+    for row in part.group.results:
         at = row.mean_of(key)
         if at is None:
             continue
@@ -164,7 +164,7 @@ def _roc(part: Part, styles: Mapping[str, Style], predictions: Predictions) -> P
     figure, axes = _figure()
     corner = axes.inset_axes((0.42, 0.26, 0.54, 0.5))
     told = []
-    for row in part.group.rows:
+    for row in part.group.results:
         if row.name not in predictions.by_row:
             continue
         rates = mean_roc(predictions.labels, predictions.by_row[row.name])

@@ -48,7 +48,7 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
     labels: NDArray[np.int64] | None = None
     by_row: dict[str, Floats] = {}
     seeds: dict[str, tuple[int, ...]] = {}
-    for row in group.rows:
+    for row in group.results:
         found: dict[int, Floats] = {}
         for run in row.runs:
             try:

@@ -77,7 +77,7 @@ def differences(group: DatasetGroup) -> list[Difference]:
     Within one group, since only its rows were tested on the same reviews.
     """
     pairs = []
-    for one, other in itertools.combinations(group.rows, 2):
+    for one, other in itertools.combinations(group.results, 2):
         shared = [seed for seed in one.by_seed if seed in other.by_seed]
         if len(shared) < 2:
             continue
@@ -106,7 +106,7 @@ def sampling_half_width(accuracy: float, num_reviews: int) -> float:
 def explanations(group: DatasetGroup, found: Sequence[Difference]) -> list[str]:
     """How the sentences are to be read, and what they cannot say."""
     lines = []
-    num_pairs = len(group.rows) * (len(group.rows) - 1) // 2
+    num_pairs = len(group.results) * (len(group.results) - 1) // 2
     if found:
         count = len(found)
         corrected = (
@@ -120,7 +120,7 @@ def explanations(group: DatasetGroup, found: Sequence[Difference]) -> list[str]:
         are = "pair shares" if left == 1 else "pairs share"
         lines.append(f"{left} {are} fewer than two seeds and can't be compared.")
     if group.num_test:
-        best = max(row.mean for row in group.rows)
+        best = max(row.mean for row in group.results)
         half = sampling_half_width(best, group.num_test)
         lines.append(
             "All this is about seeds on one test set. Over other "

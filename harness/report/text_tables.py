@@ -1,14 +1,20 @@
-"""Tables as text: aligned for a screen and a log, as Markdown, as CSV, as LaTeX."""
+"""The one writer of tables: on a terminal, as plain text, Markdown, CSV and LaTeX."""
 
 import csv
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-GAP = "  "
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+GAP = 2  # blanks between two columns
+MAX_NAME = 16  # characters of a first column that a narrow terminal does not wrap
+UNLIMITED = 100_000  # columns, for text that is no terminal's
 
 Line = Mapping[str, str]  # a row of a table, by its columns
 
-# Each character that LaTeX takes for an order, and what prints it.
+# Each character that LaTeX would interpret, and what prints it.
 _LATEX = str.maketrans({
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -20,46 +26,66 @@ _LATEX = str.maketrans({
 
 
 def numeric(columns: Sequence[str], rows: Sequence[Line]) -> set[str]:
-    """The columns of numbers, which stand at their right."""
+    """The columns of numbers, which are aligned to the right."""
     return {name for name in columns if all((row[name] or "0")[0] in "-0123456789" for row in rows)}
 
 
-def table_lines(columns: Sequence[str], rows: Sequence[Line]) -> list[str]:
-    """A table as text, its headings first, each column as wide as it needs, numbers at its right.
+def screen_table(
+    columns: Sequence[str],
+    rows: Sequence[Line],
+    styles: Mapping[str, Mapping[str, str]] | None = None,
+) -> Table:
+    """A table for a terminal: text wraps where there is no room, a number never.
 
     Args:
         columns: in order; the headings.
-        rows: one at least.
+        rows: at least one.
+        styles: for some columns the Rich style of each text in them.
     """
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    styles = styles or {}
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     numbers = numeric(columns, rows)
-    return [
-        GAP.join(
-            row[name].rjust(widths[name]) if name in numbers else row[name].ljust(widths[name])
-            for name in columns
-        ).rstrip()
-        for row in ({name: name for name in columns}, *rows)
-    ]
+    for name in columns:
+        if name in numbers:
+            table.add_column(Text(name), justify="right", no_wrap=True)
+        else:
+            widest = max(len(name), *(len(row[name]) for row in rows))
+            table.add_column(Text(name), overflow="fold", min_width=min(widest, MAX_NAME))
+    for row in rows:
+        table.add_row(
+            *(Text(row[name], styles.get(name, {}).get(row[name], "")) for name in columns)
+        )
+    return table
+
+
+def narrowest(columns: Sequence[str], rows: Sequence[Line]) -> int:
+    """The columns of the narrowest terminal that `screen_table` fits on."""
+    console = Console(width=UNLIMITED)
+    return console.measure(screen_table(columns, rows)).minimum
+
+
+def table_lines(columns: Sequence[str], rows: Sequence[Line]) -> list[str]:
+    """A table as plain text for files and pipes, headings first: nothing is wrapped or cut."""
+    console = Console(width=UNLIMITED, color_system=None)
+    lines = console.render_lines(screen_table(columns, rows), pad=False)
+    return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
 def fitting(
     columns: Sequence[str], rows: Sequence[Line], width: int, dispensable: Iterable[str]
 ) -> list[str]:
-    """The columns without as many of the dispensable ones, in their order, as a width asks for."""
-    kept = list(columns)
+    """The columns without the dispensable ones, dropped in order until the rest fits a width."""
+    left = list(columns)
     for name in dispensable:
-        if len(table_lines(kept, rows)[0]) <= width and _widest(kept, rows) <= width:
+        if narrowest(left, rows) <= width:
             break
-        kept.remove(name)
-    return kept
-
-
-def _widest(columns: Sequence[str], rows: Sequence[Line]) -> int:
-    return max(map(len, table_lines(columns, rows)))
+        if name in left:
+            left.remove(name)
+    return left
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Line]) -> str:
-    """A table in Markdown, numbers at the right of their columns."""
+    """A table in Markdown, numbers aligned to the right."""
     numbers = numeric(columns, rows)
     marks = ["---:" if name in numbers else "---" for name in columns]
     lines = [list(columns), marks, *([row[name] for name in columns] for row in rows)]
@@ -71,7 +97,7 @@ def _markdown(cell: str) -> str:
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """A table as CSV after RFC 4180, but with a newline alone at the end of a line."""
+    """A table as CSV by RFC 4180, but with `\\n` as the line ending."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -86,9 +112,9 @@ def latex_table(
 
     Args:
         columns: in order; the headings.
-        rows: one at least.
+        rows: at least one.
         caption: plain text.
-        rules_before: numbers of rows that a rule stands above.
+        rules_before: indices of the rows below a rule.
     """
     numbers = numeric(columns, rows)
     kinds = "".join("r" if name in numbers else "l" for name in columns)
@@ -97,8 +123,8 @@ def latex_table(
         return " & ".join(map(latex, cells)) + r" \\"
 
     body = []
-    for place, row in enumerate(rows):
-        if place in rules_before:
+    for index, row in enumerate(rows):
+        if index in rules_before:
             body.append(r"\midrule")
         body.append(line(row[name] for name in columns))
     return "\n".join([
@@ -114,5 +140,5 @@ def latex_table(
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX prints it, whatever is in it."""
+    """Text with everything escaped that LaTeX would interpret."""
     return text.translate(_LATEX)

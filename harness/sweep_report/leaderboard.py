@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
 from harness.monitoring.status import format_duration
-from harness.report.text_tables import Line, table_lines
+from harness.report.text_tables import Line, narrowest, screen_table, table_lines
 from harness.search_space import SearchSpec, short_names
 from harness.sweep_report.importance import (
     MIN_TRIALS,
@@ -25,46 +24,42 @@ from harness.sweep_report.importance import (
 from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
 
 NUM_SHOWN = 10
-STYLES = {"running": "green", "waiting": "yellow", "failed": "red"}
+STYLES = {"status": {"running": "green", "waiting": "yellow", "failed": "red"}}
 COUNTED = ("finished", "failed", "running", "waiting")
 
 
 def show(sweep: SweepDirectory) -> None:
     """Print the leaderboard and what mattered, and draw both into the sweep's folder.
 
-    An unfinished sweep is shown as far as it is.
+    An unfinished sweep is shown as far as it has come.
 
     Raises:
         InputError: if the sweep's `search.toml` is none.
     """
     search, rows = sweep.search(), ranked_rows(sweep)
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False)
     for part in (
         *heading(sweep, search, rows),
         *leaderboard(sweep, search, rows, console),
-        *what_mattered(search, rows),
+        *what_mattered(search, rows, console),
+        *(Text(f"picture      {path}") for path in draw(sweep, search, rows)),
     ):
-        if console.is_terminal:
-            console.print(part, soft_wrap=False)
-        else:  # whole lines, without the blanks that fill a terminal's
-            console.print(part)
-    for path in draw(sweep, search, rows):
-        console.print(f"picture      {path}", markup=False)
+        console.print(part, soft_wrap=not console.is_terminal)
 
 
 # The leaderboard
 
 
 def heading(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> list[Text]:
-    """Which sweep this is, and how far."""
+    """Which sweep this is, and how far it has come."""
     table = search.table
     best = "highest" if search.goal == "max" else "lowest"
     counts = Counter(row["status"] for row in rows)
-    told = ", ".join(f"{counts[status]} {status}" for status in COUNTED)
+    by_status = ", ".join(f"{counts[status]} {status}" for status in COUNTED)
     total = f" of {table.trials:,} trials" if table.trials else ""
     lines = [
         Text(f"sweep {sweep.folder}: {table.tuner} search for the {best} {table.objective}"),
-        Text(f"{told}{total}"),
+        Text(f"{by_status}{total}"),
     ]
     if not sweep.finished():
         phase = sweep.read_json("state.json").get("phase")
@@ -78,29 +73,24 @@ def heading(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> 
 def leaderboard(
     sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line], console: Console
 ) -> list[RenderableType]:
-    """The best trials, how many more there are, and why others failed."""
+    """The best trials, the number of the others, and why trials failed."""
     going = [row for row in rows if row["status"] != "failed"]
     parts: list[RenderableType] = [Text()]
     if going:
         keys = [dimension.key for dimension in search.space]
         lines = [_cells(row, search, keys) for row in going[:NUM_SHOWN]]
-        names = short_names(keys)
         fields = ("rank", "trial", "status", search.table.objective)
-        columns = [*fields, *names.values(), "epochs", "time"]
-        if console.is_terminal and len(table_lines(columns, lines)[0]) > console.width:
-            parts += _narrow([*fields, "epochs", "time"], list(names.values()), lines)
-        else:
-            first, *others = table_lines(columns, lines)
-            parts += [Text(first, "bold"), *map(_coloured, others, going)]
+        columns = [*fields, *short_names(keys).values(), "epochs", "time"]
+        parts.append(_leaderboard_table(columns, lines, console))
     else:
         parts.append(Text("no trial has begun yet"))
-    if more := len(going) - NUM_SHOWN if len(going) > NUM_SHOWN else 0:
+    if (more := len(going) - NUM_SHOWN) > 0:
         parts.append(Text(f"and {more:,} more in {sweep.path(LEADERBOARD)}", "dim"))
     return parts + [Text(line, "red") for line in failures(rows)]
 
 
 def failures(rows: Iterable[Line]) -> list[str]:
-    """A line for each error, with the trials that failed by it."""
+    """A line for each error, with the trials that it ended."""
     by_error: dict[str, list[str]] = {}
     for row in rows:
         if row["status"] == "failed":
@@ -122,84 +112,89 @@ def _cells(row: Line, search: SearchSpec, keys: Sequence[str]) -> dict[str, str]
     }
 
 
-def _narrow(
-    columns: Sequence[str], values: Sequence[str], rows: Sequence[Line]
-) -> list[RenderableType]:
-    """A table for a narrow terminal: a trial's values stand below it."""
-    first, *others = table_lines(columns, rows)
-    parts: list[RenderableType] = [Text(first, "bold")]
-    for line, row in zip(others, rows, strict=True):
-        told = "  ".join(f"{name}={row[name]}" for name in values if row[name])
-        parts.append(Group(_coloured(line, row), Padding(Text(told, "dim"), (0, 0, 0, 6))))
-    return parts
-
-
-def _coloured(line: str, row: Line) -> Text:
-    text = Text(line)
-    if style := STYLES.get(row["status"]):
-        text.highlight_words([row["status"]], style)
-    return text
+def _leaderboard_table(
+    columns: Sequence[str], lines: Sequence[Line], console: Console
+) -> RenderableType:
+    if not console.is_terminal:
+        return Text("\n".join(table_lines(columns, lines)))
+    if narrowest(columns, lines) <= console.width:
+        return screen_table(columns, lines, STYLES)
+    # Too narrow for a column each: all figures of a trial in one cell, which wraps.
+    cells = [
+        {
+            **{name: line[name] for name in ("rank", "trial", "status")},
+            "values": "  ".join(f"{name}={line[name]}" for name in columns[3:] if line[name]),
+        }
+        for line in lines
+    ]
+    return screen_table(("rank", "trial", "status", "values"), cells, STYLES)
 
 
 # What mattered
 
 
-def what_mattered(search: SearchSpec, rows: Sequence[Line]) -> list[Text]:
+def what_mattered(
+    search: SearchSpec, rows: Sequence[Line], console: Console
+) -> list[RenderableType]:
     """The score by the values of each key, the key that explains most first."""
     finished = scored_trials(rows, search)
     trials = comparable(finished, search)
-    lines = [Text(), Text(f"what mattered for {search.table.objective}", "bold")]
+    parts: list[RenderableType] = [
+        Text(),
+        Text(f"what mattered for {search.table.objective}", "bold"),
+    ]
     if len(trials) < MIN_TRIALS:
-        told = f"{len(trials)} finished trials" + (
-            " of the same number of epochs" if len(trials) < len(finished) else ""
-        )
-        return [*lines, Text(f"not to be told yet: {told}, at least {MIN_TRIALS} are needed")]
+        alike = " with the same number of epochs" if len(trials) < len(finished) else ""
+        count = f"{len(trials)} finished trials{alike}"
+        return [*parts, Text(f"too early to say: {count}, at least {MIN_TRIALS} are needed")]
     effects = effects_of(trials, search)
     if not effects:
-        return [*lines, Text("not to be told: no key had several values")]
-    first, *others = table_lines(
-        ("key", "explains", "by chance", "value", "n", "mean", "best"),
-        [line for effect in effects for line in _effect_lines(effect, search)],
+        return [*parts, Text("nothing to compare: no key had several values")]
+    columns = ("key", "explains", "by chance", "value", "n", "mean", "best")
+    lines = [line for effect in effects for line in _effect_lines(effect, search)]
+    parts.append(
+        screen_table(columns, lines)
+        if console.is_terminal
+        else Text("\n".join(table_lines(columns, lines)))
     )
-    lines += [Text(first, "bold"), *map(Text, others)]
-    return lines + [Text(line, "dim") for line in caveats(search, len(trials), len(finished))]
+    return parts + [Text(line, "dim") for line in caveats(search, len(trials), len(finished))]
 
 
 def _effect_lines(effect: Effect, search: SearchSpec) -> list[Line]:
     names = short_names([dimension.key for dimension in search.space])
     best = max if search.goal == "max" else min
-    told = {
+    of_key = {
         "key": names[effect.dimension.key],
         "explains": f"{100 * effect.explained:.0f} %",
         "by chance": f"{100 * effect.by_chance:.0f} %",
     }
     return [
         {
-            **(told if place == 0 else dict.fromkeys(told, "")),
+            **(of_key if index == 0 else dict.fromkeys(of_key, "")),
             "value": group.label,
             "n": str(len(group.scores)),
             "mean": f"{group.mean:.4f}",
             "best": f"{best(group.scores):.4f}",
         }
-        for place, group in enumerate(effect.groups)
+        for index, group in enumerate(effect.groups)
     ]
 
 
 def caveats(search: SearchSpec, num_trials: int, num_finished: int) -> list[str]:
-    """What the table above it can't say."""
+    """What can't be concluded from the table above."""
     lines = [
         f"Hints, no proof: {num_trials} trials, in which {len(search.space)} keys change at once. "
-        "A key explains its share of the scores' variation (eta squared); one without any effect "
-        "would explain as much as stands under by chance."
+        "A key explains its share of the scores' variation (eta squared). A key without any effect "
+        "would explain the share under by chance."
     ]
     if search.table.tuner == "hyperband":
         lines.append(
             "Only trials of the same number of epochs may be compared, so these are the "
-            f"{num_trials} of {num_finished} with the most common one; after few epochs what "
-            "learns fast looks best."
+            f"{num_trials} of {num_finished} with the most common one. After few epochs, settings "
+            "that learn fast look best."
         )
     if search.table.stop_hopeless:
-        lines.append("Trials that were ended early as hopeless count with the score they had.")
+        lines.append("Trials that were stopped early as hopeless count with the score they had.")
     return lines
 
 
@@ -207,10 +202,10 @@ def caveats(search: SearchSpec, num_trials: int, num_finished: int) -> list[str]
 
 
 def draw(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> list[Path]:
-    """Draw the finished trials into the sweep's folder; a picture of nothing is left out.
+    """Draw the finished trials into the sweep's folder; a picture without content is left out.
 
     Returns:
-        What was written. Where the folder can't be, a line on standard error says so.
+        The files. A file that can't be written gets a line on standard error instead.
     """
     finished = scored_trials(rows, search)
     if not finished:

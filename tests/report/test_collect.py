@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.report.collect import LeftOut, group_runs, scored_runs
-from harness.report.summary import make_parts, row_cells
+from harness.report.summary import make_parts, result_cells
 from tests.conftest import Harness
 from tests.report.made_up_runs import write_run
 
@@ -24,9 +24,9 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     runs, left_out = scored_runs([tmp_path, tmp_path / "1"])  # no run counts twice
     assert left_out == []
     ((group,), repeated) = group_runs(runs)
-    (row,) = group.rows
+    (row,) = group.results
     assert (list(row.by_seed), repeated) == ([1, 2, 3, 4, 5], [])
-    cells = row_cells(row, in_book=group.in_book)
+    cells = result_cells(row, in_book=group.in_book)
     # s = sqrt(2.5), t(0.975, 4) = 2.776: half the interval is 2.776 s / sqrt 5 = 1.963.
     assert [cells[name] for name in ("recurrent", "seeds", "test %", "s.d.", "train s")] == [
         *("8,320", "5", "88.00", "1.58", "30")
@@ -39,7 +39,7 @@ def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:
     """An interval of width 0 would promise what two equal runs can't."""
     for seed in (1, 2):
         write_run(tmp_path / str(seed), seed=seed)
-    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].rows
+    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].results
     assert (row.deviation, row.interval) == (0.0, None)
 
 
@@ -47,7 +47,7 @@ def test_an_interval_ends_where_accuracies_end(tmp_path: Path) -> None:
     """Two seeds far apart give an interval within 0 to 100 %."""
     for seed, accuracy in enumerate((0.6, 0.9), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
-    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].rows
+    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].results
     assert row.interval == (0.0, 100.0)
 
 
@@ -61,7 +61,7 @@ def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: P
     write_run(tmp_path / "f", EPOCHS.format(1, 3), limit=500)
     groups, _ = group_runs(scored_runs([tmp_path])[0])
     assert [(each.checksum, each.limit) for each in groups] == [("a", 0), ("a", 500), ("b", 0)]
-    names = {row.name: list(row.by_seed) for row in groups[0].rows}
+    names = {row.name: list(row.by_seed) for row in groups[0].results}
     assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=unset": [4]}
     assert [part.heading for part in make_parts(groups)][1] == (
         "IMDB, the first 500 reviews of each split"
@@ -126,7 +126,7 @@ def test_a_seed_counts_once_and_the_first_run_counts(tmp_path: Path) -> None:
     for name, seed, accuracy in (("a", 1, 0.85), ("b", 1, 0.95), ("c", 2, 0.87)):
         write_run(tmp_path / name, f"[train]\nseed = {seed}", seed=seed, accuracy=accuracy)
     ((group,), (repeated,)) = group_runs(scored_runs([tmp_path])[0])
-    assert group.rows[0].by_seed == {1: 85.0, 2: 87.0}
+    assert group.results[0].by_seed == {1: 85.0, 2: 87.0}
     assert repeated.folder == tmp_path / "b"
     assert repeated.why.endswith("/a with 85.00 %, here 95.00 %")
 

@@ -323,7 +323,7 @@ def test_a_difference_over_other_reviews_is_paired(runs: Path) -> None:
 
 def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
     """A run that stopped early leaves the later epochs to the others; a broken file counts not."""
-    (row,) = (each for each in parts_of(runs)[0].group.rows if each.name == "lstm")
+    (row,) = (each for each in parts_of(runs)[0].group.results if each.name == "lstm")
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.9}\n')
     assert epochs_of(row, "loss") == {1: [0.9, 0.72], 2: [0.37], 3: [pytest.approx(0.7 / 3 + 0.02)]}
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "lo')
@@ -333,10 +333,12 @@ def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
 def test_an_architecture_keeps_its_colour(runs: Path) -> None:
     """Rows of one architecture have one colour and unlike lines; an unknown one has its own."""
     group = parts_of(runs)[0].group
-    lstm, bilstm = group.rows
+    lstm, bilstm = group.results
     again = JobResult("lstm epochs=2", lstm.runs)
     make: Callable[..., Part] = Part
-    styles = styles_of(make(type(group)(**{**vars(group), "rows": (lstm, again, bilstm)}), (), ()))
+    styles = styles_of(
+        make(type(group)(**{**vars(group), "results": (lstm, again, bilstm)}), (), ())
+    )
     assert styles["lstm"].colour == styles["lstm epochs=2"].colour == COLOURS["lstm"]
     assert styles["lstm"].line != styles["lstm epochs=2"].line
     assert styles["bilstm"].colour == COLOURS["bilstm"]

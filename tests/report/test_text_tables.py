@@ -2,6 +2,10 @@
 
 import csv
 import io
+import re
+
+import pytest
+from rich.console import Console
 
 from harness.report.text_tables import (
     csv_table,
@@ -9,6 +13,7 @@ from harness.report.text_tables import (
     latex,
     latex_table,
     markdown_table,
+    screen_table,
     table_lines,
 )
 
@@ -30,9 +35,26 @@ def test_columns_are_as_wide_as_they_need() -> None:
 
 def test_a_narrow_screen_goes_without_what_is_dispensable() -> None:
     """Columns go in their order until the rest fits, and no longer."""
-    assert fitting(COLUMNS, ROWS, 26, ["note", "test %"]) == [*COLUMNS]
-    assert fitting(COLUMNS, ROWS, 25, ["note", "test %"]) == ["job", "test %"]
+    assert fitting(COLUMNS, ROWS, 25, ["note", "test %"]) == [*COLUMNS]
+    assert fitting(COLUMNS, ROWS, 24, ["note", "test %"]) == ["job", "test %"]
     assert fitting(COLUMNS, ROWS, 5, ["note", "test %"]) == ["job"]
+
+
+@pytest.mark.parametrize("width", [80, 40, 26])
+def test_a_terminal_wraps_names_and_never_a_number(width: int) -> None:
+    """No line is too wide; a long name goes on below itself, and every number is whole."""
+    name = "lstm batch_size=128 learning_rate=0.0003"
+    rows = [*ROWS, {"job": name, "test %": "88.1234", "note": ""}]
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    columns = fitting(COLUMNS, rows, width, ["note"])
+    console.print(screen_table(columns, rows))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    text = "\n".join(lines)
+    assert re.findall(r" (\d+\.\d+)(?: |$)", text, re.MULTILINE) == ["88.22", "9.10", "88.1234"]
+    assert "…" not in text
+    assert "batch_size=128" in text  # a name is broken between its words first
 
 
 def test_markdown_keeps_its_columns() -> None:

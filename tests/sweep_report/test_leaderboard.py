@@ -143,7 +143,7 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
 
 
 def test_the_leaderboard_fits_a_narrow_terminal(tmp_path: Path) -> None:
-    """Where the table is wider the values stand below each trial, and none is cut."""
+    """Where the table is wider the values of a trial stand in one cell, and none is cut."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(3))
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
     for part in leaderboard(sweep, sweep.search(), ranked_rows(sweep), console):
@@ -175,7 +175,7 @@ def test_a_sweep_is_shown_as_far_as_it_is(
     said = capsys.readouterr()
     assert "unfinished: not begun; go on by: harness resume" in said.out
     finished = sum(each.status == "finished" for each in trials)
-    assert ("not to be told yet" in said.out) == (finished < 3)
+    assert ("too early to say" in said.out) == (finished < 3)
     assert ("no key had several values" in said.out) == (finished == 3)
     drawn = sorted(path.name for path in sweep.folder.glob("*.png"))
     scored = [t for t in trials if t.score is not None and t.score == t.score]

@@ -306,11 +306,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
             return json.loads(body) if "json" in answer.headers["Content-Type"] else body
 
     command = [sys.executable, "-m", "tensorboard.main", "--load_fast=false", "--host=127.0.0.1"]
-    server = subprocess.Popen(
-        [*command, f"--port={port}", f"--logdir={runs}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command += [f"--port={port}", f"--logdir={runs}"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline_s = time.monotonic() + 40
         while not _has_loaded(get):
@@ -335,8 +332,7 @@ def _has_loaded(get: Get) -> bool:
 def test_board_shows_scalars(board: Get) -> None:
     """The Scalars page has every tag in its run, and each step's loss once."""
     tags = {run: sorted(tags) for run, tags in board("plugin/scalars/tags").items()}
-    of_epoch = ["epoch/accuracy", "epoch/loss"]
-    assert tags[f"{RUN}/validation"] == of_epoch
+    assert tags[f"{RUN}/validation"] == ["epoch/accuracy", "epoch/loss"]
     names = ("accuracy", "learning_rate", "loss", "reviews_per_s")
     assert tags[f"{RUN}/train"] == [
         f"{group}/{name}" for group in ("epoch", "step") for name in names

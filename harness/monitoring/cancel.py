@@ -1,4 +1,4 @@
-"""Stops runs so that they save and stay stopped, wherever they are at work."""
+"""Stops runs so that they save first and are not restarted, wherever they run."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.system.processes import is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 
-# Slurm kills what has not ended some time after it was told to, by default after 30 s.
+# Slurm kills a job that has not ended some time after it was asked to, by default 30 s.
 WAIT_S = 90.0
 POLL_S = 0.5
 FIRST_QUESTION_S = 2.0
@@ -21,17 +21,17 @@ OVER = ("interrupted", "failed", "result")
 
 
 def ask_to_stop(status: RunStatus) -> str | None:
-    """Tell a run to stop.
+    """Ask a run to stop.
 
     Returns:
-        What came of it in a line, None where the run is at work and has to save first.
+        The outcome in a line, None where the run is at work and has to save first.
 
     Raises:
-        RunError: if it can't be stopped from here, with where or why not.
+        RunError: if it can't be stopped from here; the message says why, or where to do it.
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    in_slurm = status.told_job or status.phase is None
+    in_slurm = status.reported_job or status.phase is None
     is_queued = status.slurm_job and in_slurm and (status.job_lives or status.state in ALIVE)
     if is_queued and _is_own_job(status):
         return _cancel_job(status)
@@ -43,11 +43,11 @@ def ask_to_stop(status: RunStatus) -> str | None:
 
 
 def _is_own_job(status: RunStatus) -> bool:
-    """Whether the job is the run's, and not a shell on a node that a person keeps open."""
+    """Whether the job is the run's, not an interactive one whose shell somebody keeps open."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
-    told = client.ask("scontrol", "--oneliner", "show", "job", str(status.slurm_job))
-    return "BatchFlag=0" not in told.split()
+    answer = client.ask("scontrol", "--oneliner", "show", "job", str(status.slurm_job))
+    return "BatchFlag=0" not in answer.split()
 
 
 def _cancel_job(status: RunStatus) -> str | None:
@@ -65,10 +65,10 @@ def _stop_process(status: RunStatus) -> None:
     if status.host != socket.gethostname():
         raise RunError(f"{where} is on {status.host}; there: harness cancel {status.folder}")
     if not is_run_alive(process, status.time_s):
-        raise RunError(f"{where} is not this run's any more; go on by {status.resume}")
+        raise RunError(f"{where} no longer is this run's; go on by {status.resume}")
     try:
         os.kill(process, signal.SIGTERM)
-    except ProcessLookupError:  # it ended just now, which the wait will see
+    except ProcessLookupError:  # it has just ended, which the wait will see
         pass
     except PermissionError:
         raise RunError(f"{where} is another user's; ask them to stop it") from None
@@ -77,7 +77,7 @@ def _stop_process(status: RunStatus) -> None:
 def wait_until_saved(
     status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    """Wait for a run that was told to stop, and say in a line how it ended.
+    """Wait for a run that was asked to stop, and say in a line how it ended.
 
     Raises:
         RunError: if it does not end in time.
@@ -90,12 +90,13 @@ def wait_until_saved(
             queue.every_s = min(2 * queue.every_s, ASK_EVERY_S)
         is_new = now.time_s > status.time_s or status.phase not in OVER
         if (now.phase in OVER and is_new) or (not now.alive and now.state != "stale"):
-            # Once more: it may have saved and ended between its record and its process.
+            # Once more: it may have saved after its record was read and ended before its process
+            # was looked at.
             return _outcome(refresh(status, queue))
         sleep(POLL_S)
         waited_s += POLL_S
     raise RunError(
-        f"run {status.run}: was told to stop and has not within {WAIT_S:.0f} s; "
+        f"run {status.run}: was asked to stop and has not within {WAIT_S:.0f} s; "
         f"see harness status {status.run}"
     )
 

@@ -1,4 +1,4 @@
-"""A run's log: read, cut to its last lines, followed while the run goes on."""
+"""A run's log: whole, its last lines, or followed while the run goes on."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from harness.monitoring.status import refresh
 from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.tracking.records import RunStatus
 
-MAX_LINE_BYTES = 1_000_000  # of what has no line ends at all
+MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
 POLL_S = 1.0
 FIRST_PATIENCE_S = 2.0
 
@@ -22,7 +22,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def log_of(status: RunStatus, *, yet_to_come: bool = False) -> Path:
-    """The file that a run prints into, which may be `yet_to_come`.
+    """The file that a run prints into; with `yet_to_come` it need not exist yet.
 
     Raises:
         InputError: if there is none.
@@ -36,20 +36,20 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False) -> Path:
     if status.phase is None:
         raise InputError(f"run {status.run}: its log is not known yet; it is {status.state}")
     raise InputError(
-        f"run {status.run}: has no log, it printed where it was started; "
+        f"run {status.run}: has no log, it printed to the terminal where it was started; "
         f"its figures are in {status.folder / 'metrics.jsonl'}"
     )
 
 
 def clean(line: bytes) -> str:
-    """A line as a terminal shows it in the end, and harmless there."""
+    """A line as a terminal would finally show it, without control characters."""
     text = line.decode(errors="replace").rstrip("\r\n")
-    text = text.rpartition("\r")[2]  # a progress bar: what it said last
+    text = text.rpartition("\r")[2]  # a progress bar: its last state
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 
 def read_lines(path: Path, num_lines: int | None = None) -> Iterator[str]:
-    """The lines of a log, the last ones alone if a number is given.
+    """The lines of a log, only the last ones if a number is given.
 
     Raises:
         RunError: if it can't be read.
@@ -63,7 +63,7 @@ def read_lines(path: Path, num_lines: int | None = None) -> Iterator[str]:
 
 
 class Follower:
-    """Gives what a log has grown by since the last time, whole lines alone."""
+    """Reads what was added to a log since the last time, in complete lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,14 +72,14 @@ class Follower:
         self._rest = b""
 
     def seek_last(self, num_lines: int) -> Iterator[str]:
-        """The last lines of what is there now; from then on only what is new."""
+        """The last lines so far; `new_lines` then gives only later ones."""
         lines = deque(self.new_lines(), num_lines)
         return iter(lines)
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
-        """What is new; with `at_end` a last line without its end too.
+        """The new lines; with `at_end` also a last one without a line end.
 
-        A file that was cut or replaced is read from its beginning. It is opened anew each time,
+        A file that was cut or replaced is read from its beginning. It is opened again each time,
         because only then does NFS show what another node wrote.
         """
         try:
@@ -116,27 +116,27 @@ def follow(
 
     Args:
         follower: of the log.
-        look: reads the run's state anew.
+        look: reads the run's current state.
         sleep: waits between two looks.
     """
     while not is_over(look()):
         yield from follower.new_lines()
         sleep(POLL_S)
-    sleep(POLL_S)  # its last words come after its result
+    sleep(POLL_S)  # its last lines come after its result
     yield from follower.new_lines(at_end=True)
 
 
 def is_over(status: RunStatus) -> bool:
-    """Whether nothing more can come: the run has ended, and it is not between two starts."""
+    """Whether nothing more can come: the run has ended and will not be requeued."""
     if status.state == "finished":
         return True
     return not status.alive and status.state != "stale" and not status.job_lives
 
 
 class Look:
-    """Reads a run's state anew; asks the queue again soon after the run stopped to be at work.
+    """Reads a run's current state, and asks the queue soon after the run was interrupted.
 
-    Only the queue knows whether an interrupted run is cancelled or comes back.
+    Only the queue knows whether an interrupted run is cancelled or will be requeued.
     """
 
     def __init__(self, status: RunStatus, queue: Queue) -> None:
@@ -148,7 +148,7 @@ class Look:
         self.status = refresh(self.status, self.queue)
         if self.status.state == "running":
             self._patience_s = FIRST_PATIENCE_S
-        elif self.status.told_job or self.status.slurm_job:
+        elif self.status.reported_job or self.status.slurm_job:
             before, self.queue.every_s = self.queue.every_s, self._patience_s
             asked_at = self.queue.asked_at
             self.status = refresh(self.status, self.queue)

@@ -1,4 +1,4 @@
-"""The state of every run, from what is seen: run folders first, the scheduler's queue second."""
+"""The state of every run: from run folders first, from the scheduler's queue second."""
 
 import difflib
 import os
@@ -18,22 +18,22 @@ from harness.tracking.records import (
     RunStatus,
     describe_trials,
     find_runs,
-    last_words,
+    last_log_line,
     observe,
     read_submissions,
 )
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
-# Compiling, validating and testing take their time without a beat.
+# Compiling, validating and testing may take minutes without a heartbeat.
 STALE_AFTER_OTHERWISE_S = 600.0
 STALE_AFTER_WRITES = 5  # expected times between two writes, where those are further apart
 STARTED = ("RUNNING", "CONFIGURING")
 
 
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
-    """Every run below `runs`, and those in `folders`: what goes on first, then the newest.
+    """Every run below `runs` and in `folders`: those at work first, then the newest.
 
-    A job that waits in the queue is here too, by its record or, given a queue, by its script.
+    A job that waits in the queue is included: by its record or, given a queue, by its script.
     """
     now = time.time()
     submissions = {os.path.realpath(each.folder): each for each in read_submissions(runs)}
@@ -54,7 +54,7 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
 
 
 def trials_of(sweep: RunStatus) -> list[RunStatus]:
-    """The runs of a sweep's trials: those that go on first, then the newest."""
+    """The runs of a sweep's trials: those at work first, then the newest."""
     now = time.time()
     found = []
     for folder in find_runs([sweep.folder / "trials"]):
@@ -83,7 +83,7 @@ def _name(folder: Path, runs: Path) -> str:
 def _unrecorded(
     jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, now: float
 ) -> Iterator[RunStatus]:
-    """Jobs of this project that were sent by plain sbatch, and have no folder yet."""
+    """Jobs of this project that were submitted by plain sbatch and have no folder yet."""
     taken = {job.id for job in known if job}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
     for queued in jobs:
@@ -117,17 +117,17 @@ def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago
         jobs: the scheduler's, None where it gave no answer.
         asked_s_ago: how old that answer is.
     """
-    _judge_state(status, jobs, asked_s_ago)
+    _set_state(status, jobs, asked_s_ago)
     if status.warning and status.state in ("running", "stale"):
         status.note = "; ".join(filter(None, (status.note, status.warning)))
     if status.trials:
-        told = describe_trials(status.trials)
-        status.note = f"{told}; {status.note}" if status.note else told
+        counts = describe_trials(status.trials)
+        status.note = f"{counts}; {status.note}" if status.note else counts
 
 
-def _judge_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
-    if jobs is not None and status.is_mine:
-        status.queued = find_job(jobs, status.told_job, status.slurm_job)
+def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
+    if jobs is not None and status.is_own:
+        status.queued = find_job(jobs, status.reported_job, status.slurm_job)
     queued = status.queued
     if queued:
         status.slurm_job = queued.id
@@ -142,7 +142,7 @@ def _judge_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ag
         status.state = "interrupted"
         status.note = f"by {status.signal or 'a signal'}{at}; {status.resume}"
     elif status.phase == "failed":
-        status.state, status.note = "failed", status.error or last_words(status)
+        status.state, status.note = "failed", status.error or last_log_line(status)
     elif status.phase is None:
         status.state, status.note = _state_before_start(status, jobs is not None)
     else:
@@ -169,36 +169,35 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 
 
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
-    """The state of a run without a heartbeat that no living job is known of."""
+    """The state of a run without a heartbeat and without a job that is alive."""
     if status.queued:
-        words = last_words(status)
+        line = last_log_line(status)
         ended = status.queued.state.lower().replace("_", " ")
         state = "cancelled" if ended == "cancelled" else "failed"
-        return state, words if words and state == "failed" else f"Slurm says {ended}"
+        return state, line if line and state == "failed" else f"Slurm says {ended}"
     if status.folder.exists():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
     if not answered:
-        return "submitted", "no word from the scheduler"
-    words = last_words(status)
-    return ("failed", words) if words else ("gone", "left the queue before it began")
+        return "submitted", "no answer from the scheduler"
+    line = last_log_line(status)
+    return ("failed", line) if line else ("gone", "left the queue before it began")
 
 
 def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
-    """The state of a run that was at work by its last heartbeat."""
+    """The state of a run that was at work at its last heartbeat."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
     limit = STALE_AFTER_S if status.phase == "training" else STALE_AFTER_OTHERWISE_S
     is_fresh = age <= max(limit, STALE_AFTER_WRITES * status.expected_s)
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
-    if status.told_job and answered and status.is_mine and (not queued or queued.ended):
-        # A job that started after the question can't be in the answer.
+    if status.reported_job and answered and status.is_own and (not queued or queued.ended):
+        # A job that started after the queue was asked can't be in its answer.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
-            words = "; ".join(filter(None, (why, last_words(status))))
-            return "lost", f"{words}; {status.resume}"
+            return "lost", "; ".join(filter(None, (why, last_log_line(status), status.resume)))
     elif (
-        not status.told_job
-        and status.is_mine
+        not status.reported_job
+        and status.is_own
         and status.host == socket.gethostname()
         and (status.process is None or not is_run_alive(status.process, status.time_s))
     ):
@@ -207,7 +206,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         started = "starting" if status.phase == "starting" else "running"
         return started, status.phase if status.phase in ("validating", "testing") else ""
     where = f" on {status.host}" if status.host else ""
-    return "stale", f"no heartbeat for {format_duration(age)}{where}: it hangs, or its node is lost"
+    return "stale", f"no heartbeat for {format_duration(age)}{where}: it hangs or its node is down"
 
 
 # Finding one by a name
@@ -216,21 +215,21 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """The runs that a person means: by folder, by run id, by Slurm's job id, by a task's array.
+    """The runs that a user means: by folder, run id, Slurm job id, or the id of a job array.
 
     Args:
-        name: as it was typed.
-        statuses: of `survey`, which was given the name's folder.
+        name: as typed.
+        statuses: from `survey`, which was given the name's folder.
         runs: where runs are kept.
-        many: whether a folder of runs, or an id that several share, is an answer too.
+        many: whether a folder of runs, or an id that several share, is allowed.
 
     Raises:
-        InputError: if the name fits none, with near ones, or several where one is wanted.
+        InputError: if the name fits none, with similar ones, or several where one is needed.
     """
     if not name.strip():
         raise InputError("run '': give a folder, an id or a Slurm job's id")
-    for place in (Path(name), runs / name):
-        real = os.path.realpath(place)
+    for folder in (Path(name), runs / name):
+        real = os.path.realpath(folder)
         paths = [(os.path.realpath(each.folder), each) for each in statuses]
         found = [each for path, each in paths if path == real]
         found = found or [each for path, each in paths if path.startswith(real + os.sep)]
@@ -241,8 +240,8 @@ def pick(
         return found if many else [one(name, found)]
     # All tasks of an array are one job to Slurm.
     array = [each for each in statuses if (each.slurm_job or "").startswith(f"{name}_")]
-    # Last what logs are named by: a task's own id, which for one of them is its array's too.
-    found = array or [each for each in statuses if each.told_job == name]
+    # Last, the id that logs are named by: a task's own, which for one task is also its array's.
+    found = array or [each for each in statuses if each.reported_job == name]
     if found:
         return found
     known = {known for each in statuses for known in (each.run, each.folder.name, each.slurm_job)}

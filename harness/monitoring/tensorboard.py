@@ -1,8 +1,8 @@
 """TensorBoard for one user, on a machine that others use as well.
 
-TensorBoard has no login, and whoever is on a node can connect to the ports of its loopback. So
-every request must begin with a secret path. It is made in this process and told to its user
-alone, in a file of mode 0600: no command line, environment, log or readable file holds it.
+TensorBoard has no login, and any user of a node can connect to the ports of its loopback. So every
+request must begin with a secret path. It is made in this process and shown to its user only, on a
+terminal or in a file of mode 0600: no command line, environment or log that others read holds it.
 """
 
 import getpass
@@ -47,7 +47,7 @@ LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 
 
 class Shown:
-    """The runs asked for, as a folder of links `<job>/<run-id>` for TensorBoard to walk."""
+    """The requested runs, as a folder of links `<job>/<run-id>` for TensorBoard to walk."""
 
     def __init__(self, folder: Path, roots: Sequence[Path], runs: Path) -> None:
         self.folder = folder
@@ -93,10 +93,10 @@ def _runs_below(roots: Iterable[Path]) -> list[Path]:
 
 
 def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
-    """The folders to look for runs in: those given, or else the folder of all runs.
+    """The folders to look for runs in: those given, by default the folder of all runs.
 
     Raises:
-        InputError: for what is no folder, or was given and holds no run.
+        InputError: if one is not a folder, or was given and holds no run.
     """
     for path in paths or [runs]:
         if not path.is_dir():
@@ -113,7 +113,7 @@ def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where TensorBoard listens, and the way there."""
+    """Where TensorBoard listens, and how to reach it."""
 
     target: str  # the node's end of the tunnel: 127.0.0.1:PORT, or the path of a socket
     port: int  # the laptop's end
@@ -129,9 +129,9 @@ class Endpoint:
     @property
     def tunnel(self) -> str:
         """The command to paste on a laptop."""
-        words = ["ssh", "-N", "-L", f"{self.port}:{self.target}"]
-        words += ["-J", self.login] if self.login else []
-        return shlex.join([*words, f"{_user()}@{self.host}"])
+        args = ["ssh", "-N", "-L", f"{self.port}:{self.target}"]
+        args += ["-J", self.login] if self.login else []
+        return shlex.join([*args, f"{_user()}@{self.host}"])
 
     def text(self) -> str:
         """What its user needs to know."""
@@ -146,7 +146,7 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """The login node to jump through: the site's word, or else where the job was submitted."""
+    """The login node to jump through: the given one, by default where the job was submitted."""
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -160,12 +160,12 @@ def is_private(file: IO[Any]) -> bool:
         about = os.fstat(file.fileno())
     except (OSError, ValueError):
         return False
-    mine = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
-    return file.isatty() or (mine and not about.st_mode & 0o077)
+    is_own = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
+    return file.isatty() or (is_own and not about.st_mode & 0o077)
 
 
 def write_connection(endpoint: Endpoint) -> Path:
-    """Write the way to TensorBoard into a file that nobody else can read.
+    """Write how to reach TensorBoard into a file that nobody else can read.
 
     In the user's cache, not among the runs: those may be another user's, or a group's.
 
@@ -176,7 +176,7 @@ def write_connection(endpoint: Endpoint) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        # A killed one leaves its file.
+        # A killed process leaves its file.
         for old in folder.glob(f"{endpoint.host}-*.txt"):
             process = old.stem.removeprefix(f"{endpoint.host}-")
             if process.isdigit() and not _is_alive(int(process)):
@@ -236,17 +236,17 @@ class Until:
 
 
 class Watch:
-    """Tells when it is time to end."""
+    """Decides when it is time to end."""
 
     def __init__(self, until: Until, clock: Callable[[], float] = time.monotonic) -> None:
         self.until = until
         self.clock = clock
         self.started_s = clock()
-        self.used_s = self.started_s  # when somebody who knows the secret last asked for something
+        self.used_s = self.started_s  # of the last request that knew the secret
         self.signal: signal.Signals | None = None
 
     def listen(self) -> None:
-        """Handle the signals that end it, and the end of the terminal unless nohup ignores that."""
+        """Handle the signals that end it, and a hang-up of the terminal unless nohup ignores it."""
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -283,7 +283,7 @@ def serve(
     open_page: bool = False,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Show the runs below `roots` until it is time to end; leaves nothing behind.
+    """Show the runs below `roots` until it is time to end; no file is left behind.
 
     Raises:
         InputError: if the port can't be listened on, or the socket's path is too long.
@@ -333,7 +333,7 @@ def _announce(
     if is_private(sys.stdout):
         say(endpoint.text().rstrip())
     else:
-        say("Others may be able to read this output, so the way there stands in a file:")
+        say("Others may be able to read this output, so the address is in a file:")
         say(f"  cat {shlex.quote(str(connection))}")
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's server, made to answer only those who know a secret path."""
+"""TensorBoard's server, which answers only requests that begin with a secret path."""
 
 import hmac
 import io
@@ -19,16 +19,16 @@ from harness.errors import InputError
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-RELOAD_S = 5.0  # between two looks for new points
+RELOAD_S = 5.0  # between two searches for new points
 LONGEST_SOCKET = 107  # bytes of its path, sun_path in Linux's unix(7)
-# TensorBoard thins out by chance what is more, for its memory and the browser's. One run keeps
-# every step; a hundred keep a thousand points each, as is TensorBoard's default.
+# Beyond this, TensorBoard drops points at random, to save its memory and the browser's. One run
+# keeps every step; of a hundred, each curve keeps a thousand points, TensorBoard's default.
 POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
 
 class Guard:
-    """WSGI middleware: a request without the secret gets a 404 that tells nothing."""
+    """WSGI middleware: a request without the secret gets a 404 that reveals nothing."""
 
     def __init__(self, app: "WSGIApplication", secret: str, used: Callable[[], object]) -> None:
         self.app = app
@@ -40,7 +40,7 @@ class Guard:
     ) -> Iterable[bytes]:
         """Answer a request."""
         first = "/".join(str(environ.get("PATH_INFO", "")).split("/", 2)[:2])
-        # The time that a comparison takes would tell how much of a guess is right.
+        # The time of an ordinary comparison would reveal how much of a guess is correct.
         if not hmac.compare_digest(first.encode("utf-8", "surrogateescape"), self.prefix):
             body = b"Not found\n"
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
@@ -49,24 +49,24 @@ class Guard:
         self.used()
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
-            # A link from the page to another site must not tell it the secret.
+            # A link from the page to another site must not pass the secret on.
             return start_response(status, [*headers, ("Referrer-Policy", "no-referrer")], *error)
 
         return self.app(environ, start)
 
 
 class Handler(WSGIRequestHandler):
-    """Serves one connection, and lets it go when it is silent."""
+    """Serves one connection, and closes it when it is silent."""
 
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds; whoever connects and says nothing would hold a thread for ever
+    timeout = 60  # seconds; a silent client would otherwise hold a thread for ever
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         """Say nothing: the line of a request holds the secret, and a group may read the log."""
 
 
 class Server(ThreadedWSGIServer):
-    """Serves on a socket that is listening already."""
+    """Serves on a socket that already listens."""
 
     def __init__(self, app: "WSGIApplication", listener: socket.socket, secret: str) -> None:
         name = listener.getsockname()
@@ -81,21 +81,21 @@ class Server(ThreadedWSGIServer):
         print(text.replace(self._secret, "<secret>"), file=sys.stderr)  # noqa: T201
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Go on: a browser that went away is no error."""
+        """Do nothing: a browser that closed its connection is not an error."""
 
     def get_url(self) -> str:
-        """TensorBoard asks for it, and prints it in other uses."""
+        """An empty address: TensorBoard requires the method, and nothing here prints the result."""
         return ""
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket that listens on the loopback alone, on a free port where none is asked for.
+    """A socket that listens on the loopback only, by default on a free port.
 
     Raises:
         InputError: if the port is taken.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # The connections of one that ended a minute ago keep its port from being asked for again.
+    # Without it, connections of a server that has just ended would block its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
     try:
         listener.bind(("127.0.0.1", port or 0))
@@ -142,13 +142,13 @@ def start_tensorboard(
         secret: what the path of every request must begin with.
         used: called at each request that does.
     """
-    # TensorBoard's own switch: it then reads files without TensorFlow, whose import would take
-    # 600 MB and seconds, on a network file system minutes. It must be there before it first asks.
+    # TensorBoard's own switch for reading files without TensorFlow, whose import would take 600 MB
+    # and seconds, or minutes from a network file system. It must be set before the first import.
     sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
     from tensorboard import default, program
     from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
-    # The checksum of a record in plain Python takes half of the time that runs take to load.
+    # Checksums of records in plain Python would take half of the time that runs take to load.
     pywrap_tensorflow.crc32c = google_crc32c.value
     board = program.TensorBoard(
         plugins=default.get_plugins(),

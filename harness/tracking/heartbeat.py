@@ -1,4 +1,4 @@
-"""The heartbeat: what a run or a sweep is doing, for people and programs that watch from afar."""
+"""The heartbeat: what a run or a sweep is doing, for people and programs that watch it."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from harness.errors import Interrupted, RunError
 from harness.files.leased_dir import LeasedDirectory
 from harness.slurm.environment import SlurmEnvironment
 
-HEARTBEAT_S = 5.0  # between two writings of state.json
+HEARTBEAT_S = 5.0  # between two writes of state.json
 
 
 class Heartbeat:
@@ -25,10 +25,10 @@ class Heartbeat:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run, self.every_s, self.clock = run, every_s, clock
-        before = run.read_json("state.json")
+        previous = run.read_json("state.json")
         self.state: dict[str, Any] = {
-            "restarts": int(before.get("restarts") or 0) + 1 if before else 0,
-            "requeues": int(before.get("requeues") or 0),
+            "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
+            "requeues": int(previous.get("requeues") or 0),
             "host": socket.gethostname(),
             "process": os.getpid(),
             "slurm_job": allocation.job_id if allocation else None,
@@ -38,7 +38,7 @@ class Heartbeat:
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
-        """Note where the run is; written at a change of phase and every few seconds.
+        """Record where the run is; written when the phase changes, and every few seconds.
 
         Args:
             phase: starting, training, validating, testing, finished, interrupted or failed.
@@ -52,21 +52,21 @@ class Heartbeat:
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
 
     def note(self, **values: object) -> None:
-        """Take values along with the next beat."""
+        """Record values with the next beat."""
         self.state.update(values)
 
     def interrupted(self, reason: Interrupted) -> None:
-        """Note that the run is saved and stops, and whether its job may go back into the queue.
+        """Record that the run is saved and stops, and whether its job may be requeued.
 
         Raises:
-            RunError: if it has been there too often.
+            RunError: if it was requeued too often.
         """
         requeues = int(self.state["requeues"])
-        # The job scripts put a job back that was warned; not one that somebody cancelled.
+        # The job scripts requeue a job that Slurm warned, not one that somebody cancelled.
         if self.max_requeues is not None and not reason.by_cancel:
             if requeues >= self.max_requeues:
                 raise RunError(
-                    f"interrupted by {reason}, checkpoint saved; not requeued: that was done "
+                    f"interrupted by {reason}, checkpoint saved; not requeued after "
                     f"{requeues} times, HARNESS_MAX_REQUEUES is {self.max_requeues}; give more "
                     f"--time, and go on by: harness resume {shlex.quote(str(self.run.folder))}"
                 )

@@ -1,4 +1,4 @@
-"""Where a run came from: code, packages, machine, data. What a stranger needs to repeat it."""
+"""Where a run came from: code, packages, machine and data, so that anyone can repeat it."""
 
 import platform
 import socket
@@ -25,9 +25,9 @@ def write_provenance(
     devices_asked: str | None,
     plan: Mapping[str, Any],
 ) -> None:
-    """Record the first start of a run whole, and each later one in a line of `starts`.
+    """Record the first start of a run in full, and each later one as an item of `starts`.
 
-    Before anything is trained: a run that goes on takes devices and data from here.
+    Called before anything is trained: a resumed run takes its devices and data from here.
     """
     record = run.read_json(RECORD) or {
         **code_version(PROJECT, run.folder.absolute().parent.parent),
@@ -63,5 +63,5 @@ def write_provenance(
 
 
 def record_kernels(run: RunDirectory, kernels: dict[str, str]) -> None:
-    """Add the kernel that each recurrent layer takes."""
+    """Add the kernel that each recurrent layer uses."""
     run.write_json(RECORD, {**run.read_json(RECORD), "kernels": kernels})

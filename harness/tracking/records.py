@@ -1,4 +1,4 @@
-"""What the folder of a run says of it, and the record of a submission, read with open eyes."""
+"""What the folder of a run says about it, and the record of a submission, read with suspicion."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class Submission:
 
 @dataclass
 class RunStatus:
-    """A run, or a job that will make one, and the state that follows from what is seen."""
+    """A run, or a job that will become one, and the state that follows from what is seen."""
 
     run: str  # its path below --runs, such as lstm/slurm-12_3
     folder: Path
@@ -69,27 +69,27 @@ class RunStatus:
     phase: str | None = field(default=None, repr=False)
     signal: str | None = field(default=None, repr=False)
     error: str | None = field(default=None, repr=False)
-    is_mine: bool = field(default=True, repr=False)  # the scheduler tells of own jobs alone
-    told_job: str | None = field(default=None, repr=False)  # the job's id in the heartbeat
+    is_own: bool = field(default=True, repr=False)  # the scheduler only reports own jobs
+    reported_job: str | None = field(default=None, repr=False)  # the job's id in the heartbeat
     submission: Submission | None = field(default=None, repr=False)
     expected_s: float = field(default=0.0, repr=False)  # between two writes of the heartbeat
     queued: QueuedJob | None = field(default=None, repr=False)
 
     @property
     def alive(self) -> bool:
-        """Whether the run goes on or waits."""
+        """Whether the run is at work or waits."""
         return self.state in ALIVE and (self.state != "stale" or self.job_lives)
 
     @property
     def job_lives(self) -> bool:
-        """Whether Slurm knows its job and it is not over."""
+        """Whether Slurm knows its job and the job has not ended."""
         return self.queued is not None and not self.queued.ended
 
     @property
     def position(self) -> str:
         """Where it is: `epoch 2, step 40`; empty before the first step."""
-        words = [f"{k} {v}" for k, v in (("epoch", self.epoch), ("step", self.step)) if v]
-        return ", ".join(words)
+        parts = [f"{k} {v}" for k, v in (("epoch", self.epoch), ("step", self.step)) if v]
+        return ", ".join(parts)
 
     @property
     def resume(self) -> str:
@@ -97,16 +97,16 @@ class RunStatus:
         return f"harness resume {shlex.quote(str(self.folder))}"
 
     def forget_speed(self) -> None:
-        """Leave out what was so while it trained."""
+        """Clear the figures that only hold while it trains."""
         self.reviews_per_s = self.eta_s = self.step_ms = self.input_wait_share = None
         self.device, self.warning = {}, None
 
     def as_json(self) -> dict[str, Any]:
-        """What programs get."""
-        hidden = {"is_mine", "told_job", "submission", "expected_s", "queued"}
-        told = {k: v for k, v in asdict(self).items() if k not in hidden}
+        """The record for programs, as `harness status --json` prints it."""
+        hidden = {"is_own", "reported_job", "submission", "expected_s", "queued"}
+        shown = {k: v for k, v in asdict(self).items() if k not in hidden}
         waits = self.queued.reason if self.queued and self.queued.waits else None
-        return {**told, "folder": str(self.folder.absolute()), "reason": waits}
+        return {**shown, "folder": str(self.folder.absolute()), "reason": waits}
 
 
 def find_runs(tops: Iterable[Path], in_sweeps: Sequence[str] = ()) -> Iterator[Path]:
@@ -146,14 +146,14 @@ def read_submissions(runs: Path) -> Iterator[Submission]:
     for path in submissions(runs).glob("*.json"):
         record = RunDirectory(path.parent).read_json(path.name)
         folders = record.get("runs")
-        for place, folder in enumerate(folders if isinstance(folders, list) else []):
+        for index, folder in enumerate(folders if isinstance(folders, list) else []):
             if isinstance(folder, str):
                 yield Submission(
                     Path(folder),
                     text(record.get("job")),
                     text(record.get("architecture")),
-                    whole(_item(record.get("seeds"), place)),
-                    text(_item(record.get("logs"), place)),
+                    whole(_item(record.get("seeds"), index)),
+                    text(_item(record.get("logs"), index)),
                     sent.st_mtime if (sent := _stat(path)) else 0.0,
                 )
 
@@ -162,7 +162,7 @@ def read_submissions(runs: Path) -> Iterator[Submission]:
 
 
 def observe(folder: Path, name: str, submission: Submission | None, now: float) -> RunStatus:
-    """Read a run's folder, whatever of it is there and whole; its state is not judged yet."""
+    """Read as much of a run's folder as is there and whole; its state is inferred later."""
     run = RunDirectory(folder)
     state = run.read_json("state.json")
     file = _stat(folder / "state.json")
@@ -189,10 +189,10 @@ def observe(folder: Path, name: str, submission: Submission | None, now: float) 
         phase=text(state.get("phase")),
         signal=text(state.get("signal")),
         error=text(state.get("error")),
-        is_mine=file is None or file.st_uid == os.getuid(),
-        told_job=text(state.get("slurm_job")),
+        is_own=file is None or file.st_uid == os.getuid(),
+        reported_job=text(state.get("slurm_job")),
     )
-    # The node's clock or the file server's may go wrong, but hardly both.
+    # The clock of the node or of the file server may be wrong, but hardly both.
     ages = [now - at for at in (number(state.get("time_s")), modified) if at is not None]
     if ages:
         status.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
@@ -232,7 +232,7 @@ def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
 
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
-    """What a sweep's heartbeat and result tell."""
+    """Add what a sweep's heartbeat and result say."""
     result = RunDirectory(status.folder).read_json("result.json")
     if result:
         status.phase, status.eta_s = "result", None
@@ -245,15 +245,15 @@ def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
 def describe_trials(trials: dict[str, Any]) -> str:
     """`5 of 24 trials finished, 1 failed, 4 running, best 0.8812 (trial 07)`."""
     total = f" of {trials['trials']}" if trials["trials"] else ""
-    words = [f"{trials['finished'] or 0}{total} trials finished"]
-    words += [f"{trials[k]} {k}" for k in ("failed", "running", "waiting") if trials[k]]
+    parts = [f"{trials['finished'] or 0}{total} trials finished"]
+    parts += [f"{trials[k]} {k}" for k in ("failed", "running", "waiting") if trials[k]]
     if best := trials["best"]:
-        words.append(f"best {number(best.get('score')) or 0:.4f} (trial {best.get('trial')})")
-    return ", ".join(words)
+        parts.append(f"best {number(best.get('score')) or 0:.4f} (trial {best.get('trial')})")
+    return ", ".join(parts)
 
 
 def _add_job(status: RunStatus) -> None:
-    """What an unfinished run's job and last epoch tell."""
+    """Add what an unfinished run's job and last epoch say."""
     job = read_toml(status.folder / "job.toml")
     train = table(job, "train")
     status.job = text(job.get("name")) or status.job
@@ -269,14 +269,14 @@ def _add_job(status: RunStatus) -> None:
 
 
 def _shown_job(status: RunStatus) -> str | None:
-    """The Slurm job's id as people write it: a task's own stands only in its folder's name."""
+    """The Slurm job's id as people write it; only the folder's name says which array task it is."""
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)", status.folder.name)
-    if not found or (status.phase and not status.told_job):
-        return status.told_job  # a heartbeat without a job is that of a run outside Slurm
-    return found[1] if "_" in found[1] or not status.told_job else status.told_job
+    if not found or (status.phase and not status.reported_job):
+        return status.reported_job  # a heartbeat without a job is that of a run outside Slurm
+    return found[1] if "_" in found[1] or not status.reported_job else status.reported_job
 
 
-def last_words(status: RunStatus) -> str:
+def last_log_line(status: RunStatus) -> str:
     """The last line of a run's log that is not blank, empty where there is none."""
     if not status.log:
         return ""
@@ -299,7 +299,7 @@ def _tail(path: Path, num_bytes: int = 8192) -> bytes:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of metrics."""
+    """The last complete line of metrics."""
     for line in reversed(_tail(path).splitlines()):
         try:
             content = json.loads(line)
@@ -310,8 +310,8 @@ def _last_line(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _item(items: object, place: int) -> object:
-    return items[place] if isinstance(items, list) and place < len(items) else None
+def _item(items: object, index: int) -> object:
+    return items[index] if isinstance(items, list) and index < len(items) else None
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -1,4 +1,4 @@
-"""A run's code and job put back into a folder of their own, from what its record says."""
+"""Restore a run's code and job into a new folder, from what its record says."""
 
 import shlex
 import shutil
@@ -29,7 +29,7 @@ SAMPLE_FOLDER = "imdb-sample"
 
 @dataclass(frozen=True)
 class Reproduced:
-    """Code and job that were put back."""
+    """Code and job that were restored."""
 
     folder: Path
     source: str  # where the code came from
@@ -39,10 +39,10 @@ class Reproduced:
 
 
 def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
-    """Put the code of a run into a new folder, with the run's job under `jobs/`.
+    """Restore the code of a run into a new folder, with the run's job under `jobs/`.
 
-    From the commit and the recorded changes, or from the snapshot that the run was started from
-    where the project does not know the commit or the record lacks a file.
+    The code comes from the commit and the recorded changes; where the project does not know the
+    commit or the record lacks a file, from the snapshot that the run was started from.
 
     Args:
         run: an existing run.
@@ -50,11 +50,11 @@ def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
         folder: complete afterwards, or absent.
 
     Raises:
-        InputError: if the folder is there already, or the code is nowhere to be had.
-        RunError: if the recorded changes do not fit or the disk refuses.
+        InputError: if the folder exists already, or the code can't be found.
+        RunError: if the recorded changes do not apply, or the disk refuses.
     """
     if folder.exists() or folder.is_symlink():
-        raise InputError(f"--to {folder}: is there already; name a new folder")
+        raise InputError(f"--to {folder}: exists already; name a new folder")
     record = run.read_json("provenance.json")
     if not record:
         raise InputError(f"run {run.folder}: has no readable provenance.json, its code is unknown")
@@ -115,7 +115,7 @@ def _put_job(run: RunDirectory, folder: Path) -> Path:
 
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None:
-    """The sample as a folder: without one, the full data would be taken where they are found."""
+    """Write the sample as a folder: otherwise the full data would be used where they are found."""
     data = record.get("dataset") or {}
     if data.get("is_sample"):
         sample = open_sample()
@@ -136,7 +136,7 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None
 
 
 def _data_folder(data: dict[str, Any]) -> str | None:
-    """Where the run's data still are; a copy on a node's own disk is gone."""
+    """Where the run's data still are, None if they are gone, as from a node's own disk."""
     folder = data.get("folder")
     return str(folder) if folder and Path(folder).is_dir() else None
 
@@ -144,18 +144,18 @@ def _data_folder(data: dict[str, Any]) -> str | None:
 def _differences(record: dict[str, Any]) -> Iterator[str]:
     packages = record.get("packages") or {}
     for name in PACKAGES:
-        then, now = packages.get(name), installed_version(name)
-        if then != now:
-            yield f"{name} was {then} then and is {now} here"
+        recorded, installed = packages.get(name), installed_version(name)
+        if recorded != installed:
+            yield f"{name} was {recorded} in the run and is {installed} here"
 
 
 def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
     data = record.get("dataset") or {}
-    words = [sys.executable, "-m", "harness", "train", str(job_file)]
+    args = [sys.executable, "-m", "harness", "train", str(job_file)]
     if record.get("devices_asked"):
-        words += ["--devices", str(record["devices_asked"])]
+        args += ["--devices", str(record["devices_asked"])]
     if data.get("is_sample"):
-        words += ["--data", SAMPLE_FOLDER]
+        args += ["--data", SAMPLE_FOLDER]
     elif not data.get("is_own") and (folder_of_data := _data_folder(data)):
-        words += ["--data", folder_of_data]
-    return f"cd {shlex.quote(str(folder))} && {shlex.join(words)}"
+        args += ["--data", folder_of_data]
+    return f"cd {shlex.quote(str(folder))} && {shlex.join(args)}"

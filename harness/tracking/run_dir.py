@@ -1,4 +1,4 @@
-"""The run folder: what stands where, and the one place that writes into it."""
+"""A run's folder: its name, its files, and whether this version may go on with it."""
 
 import hashlib
 import re
@@ -26,11 +26,11 @@ class RunDirectory(LeasedDirectory):
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
         """Name the folder of a run; it is made when the lease is taken.
 
-        With a `run_id` the folder may be there already: then the run goes on, provided that it
-        is the same job.
+        With a `run_id` the folder may exist already: then the run goes on if it is of the same
+        job.
 
         Raises:
-            InputError: if the id is no file name, or the run there is of another job.
+            InputError: if the id is not a file name, or the run there is of another job.
         """
         if run_id is None:
             run = cls(runs / job.name / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}")
@@ -50,7 +50,7 @@ class RunDirectory(LeasedDirectory):
         """An existing run.
 
         Raises:
-            InputError: if there is no such folder, or it is not a run's.
+            InputError: if there is no such folder, or it holds no run.
         """
         run = cls(folder)
         if not _is_dir(folder):
@@ -101,15 +101,15 @@ class RunDirectory(LeasedDirectory):
         check_format(f"run {self.folder}", self.read_json(RECORD), RUN_FORMAT, remedy)
 
     def leftovers(self) -> Iterator[Path]:
-        """What a process that was killed while it wrote has left, checkpoints included."""
+        """The files that a process left half-written when it was killed, checkpoints included."""
         return self.folder.rglob(".*.tmp*")
 
 
 def check_id(option: str, text: str) -> None:
-    """Refuse the id of a run or sweep that is no file name.
+    """Refuse an id of a run or sweep that is not a file name.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is not.
     """
     if not RUN_ID.fullmatch(text):
         raise InputError(
@@ -118,12 +118,12 @@ def check_id(option: str, text: str) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether this is all of a result: it has test scores, or by `data.test = false` others."""
+    """Whether a result is complete: it has test scores, or validation scores if it has no test."""
     return "accuracy" in result or result.get("val_accuracy") is not None
 
 
 def run_identity(job: Job, checksum: str) -> str:
-    """What a checkpoint belongs to: this very job on these very data, wherever they are."""
+    """What a checkpoint belongs to: this job on these data, wherever the data are."""
     settings = job.to_toml(without_source=True)
     return hashlib.sha256(f"{settings}\n{checksum}".encode()).hexdigest()
 

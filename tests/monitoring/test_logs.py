@@ -52,7 +52,7 @@ def test_a_run_without_a_log_says_so(harness: Harness, site: Site) -> None:
     site.submission("12", [1])
     done = harness.run("logs", "a")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "has no log, it printed where it was started" in done.stderr
+    assert "has no log, it printed to the terminal where it was started" in done.stderr
     assert "it has no log yet; it is" in harness.run("logs", "12").stderr
 
 

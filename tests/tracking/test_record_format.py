@@ -92,7 +92,7 @@ def test_readers_show_a_later_versions_run(later: tuple[Harness, Path]) -> None:
     assert compared.returncode == 0, compared.stderr
     assert "bilstm" in compared.stdout
     log = harness.run("logs", run)
-    assert "it printed where it was started" in log.stderr
+    assert "it printed to the terminal where it was started" in log.stderr
 
 
 @pytest.mark.full

@@ -1,10 +1,10 @@
 """How a job's steps are computed: the fastest of the plans whose results agree to rounding.
 
-What is fastest depends on the device and on the job's sizes. `harness bench --only plans` measures
-a few steps of each plan and keeps the times in the user's cache; a run of the same sizes takes the
-fastest from there, and without a record the rule that held wherever it was measured. A run that
-goes on keeps the plan that it began with, so its bytes do not depend on what was measured since.
-No run measures by itself: two runs of one job would then differ by which plan won by a hair.
+Which plan is fastest depends on the device and on the job's sizes. `harness bench --only plans`
+measures a few steps of each plan and saves the times in the user's cache; a run of the same sizes
+takes the fastest from there. Without a measurement a rule decides. A resumed run keeps the plan
+that it began with, so later measurements do not change its bytes. No run measures by itself: two
+runs of one job could then differ because two plans are almost equally fast.
 """
 
 import json
@@ -19,12 +19,11 @@ from harness.files.paths import cache_folder
 from harness.job import Job
 from harness.system.host import gpu_name, installed_version, processor
 
-# Up to where XLA was faster on two CPU cores (tests/README.md, "Where the time goes"): reviews in a
-# batch times units in all recurrent layers, and words of which outputs are kept.
-LARGEST_COMPILED = 2048
-LONGEST_COMPILED = 200
-MAX_PARTS = 4  # of a batch
-DROPOUTS = ("dropout", "spatial_dropout")  # take the same time whatever their rate
+# Up to these sizes XLA was faster on two CPU cores (tests/README.md, "Where the time goes").
+LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layers
+LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
+MAX_PARTS = 4  # that a batch is split into
+DROPOUTS = ("dropout", "spatial_dropout")  # their rate does not change the time of a step
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,18 @@ class ExecutionPlan:
     """How steps are computed."""
 
     xla: bool  # forward and backward pass are compiled by XLA
-    threads: int  # of each operation, and of operations at a time
-    parts: int  # of a global batch, that forward and backward pass take at once, side by side
+    threads: int  # in each operation, and operations at a time
+    parts: int  # of a global batch, computed side by side
     why: str
 
 
 def plan_name(xla: bool, threads: int) -> str:
-    """`xla 2` or `loop 1`: what computes, on how many threads."""
+    """Such as `xla 2` or `loop 1`: the way of computing and the number of threads."""
     return f"{'xla' if xla else 'loop'} {threads}"
 
 
 def without_cudnn(job: Job) -> str:
-    """Why cuDNN can't take the job's layers, by Keras's own rules; empty where it can."""
+    """Why cuDNN can't compute the job's layers, by Keras's own rules; empty if it can."""
     if job.model.architecture == "rnn":
         return "cuDNN has no plain RNN in Keras"
     if job.model.architecture == "gru" and not job.model.reset_after:
@@ -54,23 +53,23 @@ def without_cudnn(job: Job) -> str:
 def uses_xla(job: Job, kind: str) -> bool:
     """The rule without a measurement.
 
-    On a GPU XLA takes what cuDNN can't. On a CPU it wins where a step is many small operations,
-    which cost TensorFlow's loop more to begin than to do; it loses where they are large, and where
-    outputs over many words are kept, which it copies at every word. See `num_parts`.
+    On a GPU XLA compiles what cuDNN can't compute. On a CPU XLA is faster for steps of many small
+    operations, which TensorFlow's loop spends more time starting than computing. It is slower for
+    large operations, and for long reviews if the outputs at all words are used, because it copies
+    them at every word.
     """
     if kind == "gpu":
         return without_cudnn(job) != ""
     keeps_outputs = job.model.pooling != "last" or job.model.architecture == "stacked_lstm"
     if keeps_outputs and job.data.maxlen > LONGEST_COMPILED:
         return False
-    return 0 < _size(job) <= 2 * LARGEST_COMPILED  # in two parts, which pay on one thread too
+    return 0 < _size(job) <= 2 * LARGEST_COMPILED  # in two parts, faster on one thread too
 
 
 def num_parts(job: Job, kind: str) -> int:
-    """In how many parts a compiled step takes its batch, by the job alone.
+    """How many parts a compiled step splits its batch into. It depends on the job alone.
 
-    Two halves of which each is fast are computed side by side, or one after the other where there
-    is one thread, to the same bytes.
+    The parts are computed side by side, or one after another on a single thread, to the same bytes.
     """
     if kind == "gpu":
         return 1
@@ -91,7 +90,7 @@ def _size(job: Job) -> int:
 
 
 def shape(job: Job) -> str:
-    """What of a job decides how long a step takes; what was measured for one holds for its like."""
+    """The settings that decide how long a step takes: jobs that share them share measurements."""
     model = {name: value for name, value in job.model if name not in DROPOUTS}
     what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
     what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
@@ -110,12 +109,12 @@ def choose(
     """The plan of a run.
 
     Args:
-        job: whose `train.xla` may say on or off.
+        job: its `train.xla` may be on or off.
         kind: of the device, cpu or gpu.
-        device: what computes, such as a processor's name.
-        cpus: that may be used; no plan takes more threads.
-        begun: the plan in the record of a run that goes on, else nothing.
-        times_ms: a step's time by each plan's name, as measured on the device, if it was.
+        cpus: the most threads that a plan may use.
+        device: its name, for the reason.
+        begun: the plan in the record of a resumed run, else nothing.
+        times_ms: the time of a step by plan name, if it was measured on the device.
     """
 
     def plan(xla: bool, threads: int, why: str) -> ExecutionPlan:
@@ -127,25 +126,25 @@ def choose(
     plans = {
         plan_name(xla, threads): (xla, threads) for xla in allowed for threads in range(1, cpus + 1)
     }
-    known = {name: times_ms[name] for name in plans if name in times_ms}
-    told = f"train.xla = {job.train.xla}"
-    if known:
-        ranked = sorted(known, key=lambda name: known[name])
-        ms = ", ".join(f"{name}: {known[name]:.3g}" for name in ranked)
+    measured = {name: times_ms[name] for name in plans if name in times_ms}
+    setting = f"train.xla = {job.train.xla}"
+    if measured:
+        ranked = sorted(measured, key=lambda name: measured[name])
+        ms = ", ".join(f"{name}: {measured[name]:.3g}" for name in ranked)
         return plan(
-            *plans[ranked[0]], f"{told}, the fastest measured on {device} (ms a step: {ms})"
+            *plans[ranked[0]], f"{setting}, the fastest measured on {device} (ms a step: {ms})"
         )
     if len(allowed) == 1:
-        return plan(allowed[0], cpus, told)
+        return plan(allowed[0], cpus, setting)
     xla = uses_xla(job, kind)
-    return plan(xla, cpus, f"{told}, by rule: {'compiled' if xla else 'not compiled'}")
+    return plan(xla, cpus, f"{setting}, by rule: {'compiled' if xla else 'not compiled'}")
 
 
-# What was measured
+# Measurements
 
 
 def device_name(kind: str) -> str:
-    """The device by whose name times are kept.
+    """The device's name in the record of measurements.
 
     Args:
         kind: cpu or gpu.
@@ -154,33 +153,33 @@ def device_name(kind: str) -> str:
 
 
 def record_path() -> Path:
-    """Where the times are kept."""
+    """The file of measurements."""
     return cache_folder() / "plans.json"
 
 
 def measured_ms(device: str, job: Job) -> dict[str, float]:
-    """A step's time by plan, as measured on a device with this TensorFlow for a job of the same
-    sizes; nothing if not.
+    """The time of a step by plan, measured on a device with this TensorFlow for jobs of the same
+    sizes; empty if there was no measurement.
     """
-    held = read_json(record_path()).get(device, {})
-    if not isinstance(held, dict) or held.get("tensorflow") != installed_version("tensorflow"):
+    entry = read_json(record_path()).get(device, {})
+    if not isinstance(entry, dict) or entry.get("tensorflow") != installed_version("tensorflow"):
         return {}
-    times = held.get("step_ms", {}).get(shape(job), {})
+    times = entry.get("step_ms", {}).get(shape(job), {})
     return {name: float(ms) for name, ms in times.items() if isinstance(ms, int | float) and ms > 0}
 
 
 def save_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
-    """Keep a job's times on a device by plan, in place of what was known of its like.
+    """Save a job's times by plan on a device, replacing those of jobs of the same sizes.
 
     Raises:
         RunError: if the cache can't be written.
     """
     record, version = read_json(record_path()), installed_version("tensorflow")
-    held = record.get(device)
-    if not isinstance(held, dict) or held.get("tensorflow") != version:
-        held = {"tensorflow": version, "step_ms": {}}
-    held["step_ms"][shape(job)] = dict(step_ms)
-    record[device] = held
+    entry = record.get(device)
+    if not isinstance(entry, dict) or entry.get("tensorflow") != version:
+        entry = {"tensorflow": version, "step_ms": {}}
+    entry["step_ms"][shape(job)] = dict(step_ms)
+    record[device] = entry
     path = record_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(record, indent=1))

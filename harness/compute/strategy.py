@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 MAX_DEVICES = 64
 
 START_S = 120.0  # for the workers' servers to find each other
-COLLECTIVE_S = 600.0  # for a worker to come to an operation of all, such as a step's sum
+COLLECTIVE_S = 600.0  # for all workers to join a collective operation, such as a step's sum
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What `--devices` asks for: `count` devices of `kind`, `gpu` or `cpu`."""
+    """The devices that `--devices` requests: `count` of `kind`, `gpu` or `cpu`."""
 
     kind: str
     count: int
@@ -58,37 +58,42 @@ def parse_devices(text: str) -> Devices:
 
 
 def one_device_each(text: str | None, what: str) -> str | None:
-    """The kind of device, `gpu` or `cpu`, that each of several processes has one of.
+    """The kind of device, `gpu` or `cpu`, of which each of several processes gets one.
 
     Raises:
-        InputError: if each were to have several.
+        InputError: if several are requested.
     """
     if text is None:
         return None
-    asked = parse_devices(text)
-    if asked.count != 1:
+    requested = parse_devices(text)
+    if requested.count != 1:
         raise InputError(
-            f"--devices {text}: a {what} takes one device; say how many {what}s at a time by "
+            f"--devices {text}: a {what} uses one device; set the number of {what}s at a time with "
             "--workers"
         )
-    return asked.kind
+    return requested.kind
 
 
 def import_tensorflow(
     allocation: SlurmEnvironment | None, threads: int | None = None
 ) -> ModuleType:
-    """Import TensorFlow quietly, with `threads` or as many as given CPUs, and exact operations."""
+    """Import TensorFlow with deterministic operations and without its noise on standard error.
+
+    Args:
+        allocation: of Slurm, if there is one.
+        threads: to use; by default as many as there are CPUs given to this process.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
-    # oneDNN rounds differently on unlike CPUs, and a run may go on on another node.
+    # oneDNN rounds differently on different CPUs, and a run may resume on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # CUDA puts the fastest GPU first otherwise; so, a GPU's number means the same to the driver.
+    # By default CUDA puts the fastest GPU first; this way it numbers them as the driver does.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     with filtered_stderr():
         with quick_imports():
             import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:  # else it takes all the memory of a GPU that others may share
+    for gpu in gpus:  # by default it takes all the memory of a GPU that others may share
         tf.config.experimental.set_memory_growth(gpu, True)
     threads = threads or given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -101,9 +106,9 @@ def import_tensorflow(
 def quick_imports() -> Iterator[None]:
     """Import Keras in half the time.
 
-    It imports scikit-learn and matplotlib where they are there, for wrappers and galleries that
-    nothing here uses, and takes them for missing inside; whoever needs them imports them later.
-    And the garbage collector looks again and again at a million objects that stay for good.
+    Keras imports scikit-learn and matplotlib if they are installed, for wrappers and galleries that
+    nothing here uses. Inside this context they appear to be missing; they can be imported later.
+    The garbage collector is off, because it would scan a million permanent objects repeatedly.
     """
     hidden = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: ImportError
@@ -120,29 +125,29 @@ def quick_imports() -> Iterator[None]:
 
 
 def make_strategy(
-    asked: Devices | None, worker_group: WorkerGroup | None = None
+    requested: Devices | None, worker_group: WorkerGroup | None = None
 ) -> "tf.distribute.Strategy":
-    """The strategy for the devices asked for, or for all that this process sees.
+    """The strategy for the devices requested, or for all that this process sees.
 
-    With peers it spans the same devices on each of their nodes. Of one process, one device gets
-    TensorFlow's default strategy, under which XLA and cuDNN stay on, and several a
-    MirroredStrategy. Call it once a process, before anything is put on a device.
+    With a worker group it spans the same devices on each of its nodes. In a single process, one
+    device gets TensorFlow's default strategy, which leaves XLA and cuDNN on, and several devices
+    get a MirroredStrategy. Call it once per process, before anything is placed on a device.
 
     Raises:
-        InputError: if the devices asked for are not there.
+        InputError: if the devices requested are not there.
     """
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    devices = asked or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
+    devices = requested or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
     if worker_group and devices.kind == "cpu" and devices.count > 1:
         raise InputError(
-            f"--devices {devices}: of several nodes each gives one CPU device; use --devices cpu"
+            f"--devices {devices}: on several nodes each has one CPU device; use --devices cpu"
         )
     if devices.kind == "gpu":
         if devices.count > len(gpus):
             raise InputError(
-                f"--devices {devices}: this process sees {len(gpus)} GPUs; ask for fewer, use "
+                f"--devices {devices}: this process sees {len(gpus)} GPUs; request fewer, use "
                 "--devices cpu, or run harness where the GPUs are"
             )
         used = gpus[: devices.count]
@@ -163,7 +168,7 @@ def make_strategy(
     )
     return tf.distribute.MirroredStrategy(
         [f"cpu:{i}" for i in range(devices.count)],
-        # The collectives are made for one CPU device a process and hang or fail with several.
+        # The default collectives expect one CPU device per process; with several they hang or fail.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
 
@@ -171,20 +176,20 @@ def make_strategy(
 def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
-    # Not SlurmClusterResolver: it puts n10 before n9, wants GPUs, and has one port for all jobs.
+    # Not SlurmClusterResolver: it sorts n10 before n9, needs GPUs, and uses one port for all jobs.
     os.environ["TF_CONFIG"] = json.dumps(
         {
             "cluster": {"worker": worker_group.addresses},
             "task": {"type": "worker", "index": worker_group.rank},
         }
     )
-    # It waits an hour for the others. All were there a moment ago, but one may have died since.
-    impatience = threading.Timer(
+    # It would wait an hour for the others. All were there a moment ago, but one may have died.
+    timer = threading.Timer(
         START_S,
         worker_group.give_up,
-        [f"TensorFlow on {worker_group.node} waits for the other workers since {START_S:.0f} s"],
+        [f"TensorFlow on {worker_group.node} has waited {START_S:.0f} s for the other workers"],
     )
-    impatience.start()
+    timer.start()
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(
             communication_options=tf.distribute.experimental.CommunicationOptions(
@@ -192,7 +197,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
             )
         )
     finally:
-        impatience.cancel()
+        timer.cancel()
 
 
 def one_device() -> "tf.distribute.Strategy":
@@ -203,7 +208,7 @@ def one_device() -> "tf.distribute.Strategy":
 
 
 def num_own_gpus() -> int:
-    """How many GPUs the strategy of this process uses, none of other nodes'."""
+    """How many GPUs of this node the strategy uses."""
     import tensorflow as tf
 
     return len(tf.config.get_visible_devices("GPU"))
@@ -214,7 +219,7 @@ def describe_devices(
 ) -> list[dict[str, str]]:
     """Name and kind of each device that the strategy uses, for the record.
 
-    Those of other nodes are named after this one's, which asked for the same.
+    All nodes use the same devices, so those of the other nodes get this node's names.
     """
     nodes = worker_group.nodes if worker_group else [""]
     own = _own_devices(strategy.num_replicas_in_sync // len(nodes))

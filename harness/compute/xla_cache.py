@@ -1,10 +1,10 @@
-"""The steps that XLA compiled, kept in the user's cache, so that the next process starts sooner.
+"""The user's cache of steps compiled by XLA, which lets the next process start sooner.
 
-TensorFlow can keep them in a folder, but raises in the middle of a run where the disk is full or
-an entry is damaged. So it gets a folder of the process's own with copies of the entries that are
-whole, and what it adds is moved to the cache at the end. An entry is machine code: it is taken
-only from a folder that nobody else can write to, for the same processor and the same TensorFlow.
-TensorFlow itself compares the whole program, so an entry never stands for another one.
+TensorFlow can cache them in a folder, but raises in the middle of a run if the disk is full or an
+entry is damaged. So it gets a private folder with copies of the intact entries, and what it adds
+is moved to the cache at the end. An entry is machine code: it is read only from a folder that
+nobody else can write to, and only for the same processor and the same TensorFlow. TensorFlow
+itself compares the whole program, so an entry is never mistaken for another one.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from harness.files.paths import cache_folder
 from harness.job import Job
 from harness.system.host import installed_version, processor, processor_features
 
-NEEDED_BYTES = 256e6  # of free space, else nothing is kept; an entry has about 1 MB
+NEEDED_BYTES = 256e6  # of free space, else nothing is cached; an entry has about 1 MB
 MAX_ENTRIES = 64
-PREFIX = "harness-xla-"  # of a process's own folder
+PREFIX = "harness-xla-"  # of a process's private folder
 STALE_S = 86_400.0
 FLAGS = "TF_XLA_FLAGS"  # which TensorFlow reads once, when it first compiles
 DIRECTORY = "--tf_xla_persistent_cache_directory"
@@ -36,50 +36,51 @@ DEVICES = "--tf_xla_persistent_cache_device_types"
 
 @contextlib.contextmanager
 def compiled_steps(job: Job, threads: int) -> Iterator[None]:
-    """Offer TensorFlow, before it is imported, what was compiled for jobs of the same sizes.
+    """Offer TensorFlow, before it is imported, the steps compiled for jobs of the same sizes.
 
-    Where nothing can be kept, safely or at all, it compiles as it would anyway. Only what is
-    compiled for CPUs is kept.
+    Only steps compiled for CPUs are cached. If the cache can't be used safely, TensorFlow compiles
+    as it would without one.
 
     Args:
-        job: what is trained.
-        threads: of an operation, among which XLA divides it when it compiles.
+        job: the job to train.
+        threads: of each operation; XLA divides the work among them when it compiles.
     """
-    folder, asked = _cache(), os.environ.get(FLAGS, "")
+    folder, flags = _cache(), os.environ.get(FLAGS, "")
     _remove_leftovers()
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         own = Path(name)
-        # TensorFlow parts its options at spaces.
-        refused = f"{DIRECTORY}=" in asked or " " in name
+        # The user has a cache of their own, or the folder can't be named: options end at spaces.
+        refused = f"{DIRECTORY}=" in flags or " " in name
         if folder is None or refused or _room(own) < NEEDED_BYTES:
             yield
             return
         key = _key(job, threads)
         offered = _offer(folder, key, own)
-        os.environ[FLAGS] = f"{asked} {DIRECTORY}={own} {DEVICES}=CPU"
+        os.environ[FLAGS] = f"{flags} {DIRECTORY}={own} {DEVICES}=CPU"
         try:
             yield
         finally:
-            os.environ[FLAGS] = asked
-            with contextlib.suppress(OSError, RunError):  # a full disk: then not
-                _keep(folder, key, own, offered)
+            os.environ[FLAGS] = flags
+            # On a full disk nothing is cached.
+            with contextlib.suppress(OSError, RunError):
+                _store([path for path in own.glob("*.pb") if path.name not in offered], folder, key)
 
 
 def _room(folder: Path) -> float:
-    """The bytes that a file there may have."""
+    """How many bytes a file there may have."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     free = shutil.disk_usage(folder).free
     return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
 def is_offered() -> bool:
-    """Whether TensorFlow may find the step that it is about to compile."""
+    """Whether TensorFlow may find the step that it would compile next."""
     folder = re.search(rf"{DIRECTORY}=(\S+)", os.environ.get(FLAGS, ""))
     return folder is not None and any(Path(folder[1]).glob("*.pb"))
 
 
 def _cache() -> Path | None:
-    """The folder of the entries, or None where others could put code into it."""
+    """The folder of the entries, or None if others could put code into it."""
     folder = cache_folder() / "xla"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def _cache() -> Path | None:
 
 
 def _key(job: Job, threads: int) -> str:
-    """Names the entries of a job's sizes, made by this TensorFlow for this processor."""
+    """The name of the entries for a job's sizes, this TensorFlow and this processor."""
     machine = f"{processor()} {processor_features()}"
     compiler = f"{installed_version('tensorflow')} {os.environ.get('XLA_FLAGS')}"
     parts = (shape(job), str(threads), machine, compiler)
@@ -98,13 +99,13 @@ def _key(job: Job, threads: int) -> str:
 
 
 def _offer(folder: Path, key: str, own: Path) -> set[str]:
-    """Copy a key's whole entries to where TensorFlow looks for them; returns their names."""
+    """Copy a key's intact entries to where TensorFlow looks for them; returns their names."""
     names = set()
     for path in folder.glob(f"{key}.*"):
         _, checksum, name = path.name.split(".", 2)
         try:
             entry = path.read_bytes()
-            os.utime(path)  # the entries used last are those that stay
+            os.utime(path)  # the cache keeps the entries used last
         except OSError:  # another process removed it
             continue
         if hashlib.sha256(entry).hexdigest() == checksum:
@@ -113,10 +114,8 @@ def _offer(folder: Path, key: str, own: Path) -> set[str]:
     return names
 
 
-def _keep(folder: Path, key: str, own: Path, offered: set[str]) -> None:
-    for path in own.glob("*.pb"):
-        if path.name in offered:
-            continue
+def _store(paths: list[Path], folder: Path, key: str) -> None:
+    for path in paths:
         entry = path.read_bytes()
         checksum = hashlib.sha256(entry).hexdigest()
         atomic_write(folder / f"{key}.{checksum}.{path.name}", entry)
@@ -126,7 +125,7 @@ def _keep(folder: Path, key: str, own: Path, offered: set[str]) -> None:
 
 
 def _remove_leftovers() -> None:
-    """Remove the folders of processes that were killed; TensorFlow makes a missing one anew."""
+    """Remove the folders of killed processes; TensorFlow makes a missing folder again."""
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE_S:

@@ -10,7 +10,7 @@ import keras
 from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
 
-# The earliest that a zip archive can hold; Keras writes the clock's time instead.
+# The earliest time that a zip archive can hold; Keras writes the current time instead.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -33,11 +33,11 @@ def save_model(run: RunDirectory, model: keras.Model) -> None:
 
 
 def _number_shared_objects(config: str) -> str:
-    # Keras names an object that several layers share by its address in memory.
+    # Keras identifies an object that several layers share by its address in memory.
     numbers: dict[str, int] = {}
     return re.sub(
         r'("shared_object_id": )(\d+)',
-        lambda found: f"{found[1]}{numbers.setdefault(found[2], len(numbers))}",
+        lambda match: f"{match[1]}{numbers.setdefault(match[2], len(numbers))}",
         config,
     )
 
@@ -46,7 +46,7 @@ def load_model(run: RunDirectory) -> keras.Model:
     """Load the model of a finished run.
 
     Raises:
-        InputError: if the run has none yet, or the file is broken.
+        InputError: if the run has no model yet, or the file is broken.
     """
     path = run.path("model.keras")
     if not run.finished() or not path.is_file():

@@ -1,4 +1,4 @@
-"""Raw text to sentiment, by the model of a finished run. TensorFlow comes late, bad input first."""
+"""Raw text to sentiment, by the model of a finished run. Input is checked before TensorFlow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ TEXTS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of one text."""
+    """A model's prediction for one text."""
 
     text: str
-    sentiment: str  # positive or negative, or what the classes of the run's own texts are
-    probability: float  # of being positive, or of the class that is label 1
+    sentiment: str  # positive or negative, or the run's own name of the class
+    probability: float  # of the positive class, which has label 1
     num_words: int
-    num_unknown: int  # words that the model does not know, and reads as 2
+    num_unknown: int  # words that are not in the model's vocabulary
 
 
 def read_texts(path: Path) -> list[str]:
     """The lines of a UTF-8 file, each a text.
 
     Raises:
-        InputError: if it is no such file.
+        InputError: if the file can't be read or is not UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -43,7 +43,7 @@ def read_texts(path: Path) -> list[str]:
 def split_lines(content: bytes, name: str) -> list[str]:
     """UTF-8 bytes to lines; a newline ends a line, and nothing else does.
 
-    `str.splitlines` would also break at characters that stand inside of reviews, such as \\x85.
+    `str.splitlines` would also break at characters that occur inside reviews, such as \\x85.
 
     Raises:
         InputError: if it is not UTF-8.
@@ -57,24 +57,24 @@ def split_lines(content: bytes, name: str) -> list[str]:
 
 
 def read_vocabulary(run: RunDirectory) -> list[str]:
-    """The run's words, the commonest first.
+    """The run's words, the most frequent first.
 
     Raises:
-        InputError: if the file is gone.
+        InputError: if the file can't be read.
     """
     try:
         return vocab_from_bytes(run.path("vocabulary.txt").read_bytes())
     except OSError as error:
         raise InputError(
-            f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train it anew"
+            f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train a new run"
         ) from None
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuse what is no review before anything slow is done.
+    """Refuse texts that are not reviews, before anything slow is done.
 
     Raises:
-        InputError: for no text, an empty one, or one of more than 100,000 characters.
+        InputError: for no text, one without words, or one of more than 100,000 characters.
     """
     if not texts:
         raise InputError("no text: give one as an argument, by --file, or on standard input")
@@ -82,8 +82,8 @@ def check_texts(texts: Sequence[str]) -> None:
         which = f"text {number}" if len(texts) > 1 else "the text"
         if len(text) > MAX_CHARACTERS:
             raise InputError(
-                f"{which} has {len(text):,} characters, {MAX_CHARACTERS:,} is the most; cut it, "
-                "the model reads its last words alone"
+                f"{which} has {len(text):,} characters, should be at most {MAX_CHARACTERS:,}; cut "
+                "it, the model reads only its last words"
             )
         if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError(f"{which} is not UTF-8; check your terminal's encoding")
@@ -98,19 +98,19 @@ def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
         InputError: for a text that `check_texts` refuses, or an unfinished run.
     """
     check_texts(texts)
-    # Outside any strategy: a model in a scope can't take fewer texts than replicas.
+    # Outside any strategy: a model in a scope can't predict fewer texts than replicas.
     from harness.inference.model_file import load_model
 
     model = load_model(run)
     data = run.job().data
-    negative, positive = run.result().get("classes", CLASSES)  # an earlier version has none
+    negative, positive = run.result().get("classes", CLASSES)  # old results have none
     ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
     encoded = [encode_text(text, ranks, data.vocab_size) for text in texts]
     padded = np.zeros([len(texts), data.maxlen], np.int32)
     for row, tokens in zip(padded, encoded, strict=True):
         tail = tokens[-data.maxlen :]
         row[len(row) - len(tail) :] = tail
-    # Not `predict`, which makes a tf.data pipeline, for which a handful of texts is too little.
+    # Not `predict`, which builds a tf.data pipeline: too slow for a handful of texts.
     chunks = range(0, len(padded), TEXTS_AT_ONCE)
     probabilities = np.concatenate(
         [model.predict_on_batch(padded[i : i + TEXTS_AT_ONCE])[:, 0] for i in chunks]

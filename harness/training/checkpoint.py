@@ -1,7 +1,7 @@
-"""All that a run needs to go on exactly where it was, in one file a checkpoint.
+"""Checkpoints: all that a run needs to resume exactly where it was, each in one file.
 
-Not `tf.train.Checkpoint`: a checkpoint is several files there, and a run is more than variables.
-One NumPy archive is complete or absent, holds a checksum for each array, and is never unpickled.
+Not `tf.train.Checkpoint`: it writes several files, and a run is more than its variables. A NumPy
+archive is complete or absent, holds a checksum for each array, and is never unpickled.
 """
 
 import io
@@ -21,14 +21,14 @@ from harness.tracking.run_dir import RunDirectory
 from harness.training.progress import Progress
 
 CHECKPOINT_FORMAT = 2  # 1 had `right_sum` for `num_correct`
-MAX_CHECKPOINTS = 2  # checkpoints in a run's folder: the newest may be broken by a failing disk
+MAX_CHECKPOINTS = 2  # in a run's folder: a failing disk may break the newest
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the steps done, and remove all but the last two.
 
     Raises:
-        RunError: if the disk refuses, or a newer process took the run over.
+        RunError: if it can't be written, or a newer process took the run over.
     """
     meta = asdict(progress)
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
@@ -49,10 +49,10 @@ def restore(
     *,
     worker_group: WorkerGroup | None = None,
 ) -> tuple[Progress, list[str]]:
-    """Take up the newest checkpoint that is whole, or a fresh start where there is none.
+    """Restore the newest intact checkpoint; without one, start from the beginning.
 
-    Of several workers only the chief looks, and gives the others what it found: they may see
-    another state of a shared file system, or none.
+    With several workers only the chief reads the folder, and shares what it found: the others may
+    see another state of a shared file system, or none.
 
     Returns:
         The progress, and a line about each checkpoint that was skipped.
@@ -75,10 +75,10 @@ def restore(
 
 
 def adopt(source: RunDirectory, target: RunDirectory, identity: str) -> None:
-    """Begin a run where another one ended, of the same job but for more epochs.
+    """Begin a run where another run of the same job with fewer epochs ended.
 
-    Its course is the same to the byte as if it had trained from the start. Where the source has
-    no whole checkpoint, it does train from the start.
+    It ends with the same bytes as if it had trained from the start, which it does if the source
+    has no intact checkpoint.
 
     Args:
         source: the run that ended.
@@ -89,9 +89,9 @@ def adopt(source: RunDirectory, target: RunDirectory, identity: str) -> None:
         try:
             arrays: dict[str, Any] = _load(path)
             meta = json.loads(arrays["progress"].tobytes())
-        except Exception:  # noqa: S112 - at junk zipfile and NumPy raise whatever comes
+        except Exception:  # noqa: S112 - zipfile and NumPy raise many kinds for a broken file
             continue
-        meta |= {"identity": identity, "event_mark": {}}  # its log is its own
+        meta |= {"identity": identity, "event_mark": {}}  # the new run has its own log
         arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         _write(target, path.name, arrays)
         return
@@ -102,7 +102,7 @@ def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:
 
 
 def remove_all(run: RunDirectory) -> None:
-    """Remove the checkpoints of a finished run that nothing will go on with."""
+    """Remove the checkpoints of a finished run that no other run will begin with."""
     for path in list_checkpoints(run):
         path.unlink(missing_ok=True)
 
@@ -117,21 +117,21 @@ def _newest(
             progress = _progress(arrays, f"checkpoint {path}")
             if progress.identity == identity:
                 _check(arrays, train_step)
-        except InputError:  # it is whole, but of a later version
+        except InputError:  # it is intact, but of a later version
             raise
-        except Exception as error:  # at junk zipfile and NumPy raise whatever comes
+        except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             skipped.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
             continue
         if progress.identity != identity:
             raise RunError(
-                f"{path}: is of another job or other data than {run.path('job.toml')} says; "
+                f"{path}: belongs to another job or other data than {run.path('job.toml')}; "
                 "restore that file, or start a new run"
             )
         _assign(arrays, train_step)
         return progress, path, skipped
     if skipped:
-        skipped.append("no checkpoint is whole: the run starts from its beginning")
+        skipped.append("no checkpoint is intact: the run starts from the beginning")
     return Progress(identity=identity), None, skipped
 
 
@@ -154,7 +154,7 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
 
 
 def _load(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
-    # Reading a member to its end compares its checksum.
+    # Reading a member to its end verifies its checksum.
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
@@ -173,9 +173,9 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
 
 
 def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
-    # All before any: half a checkpoint must not reach the variables.
+    # Check all arrays before assigning any: variables must not get half a checkpoint.
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
-            found = arrays[f"{name}/{i}"].shape
-            if found != tuple(variable.shape):
-                raise ValueError(f"{name}/{i} is {found}, should be {tuple(variable.shape)}")
+            shape = arrays[f"{name}/{i}"].shape
+            if shape != tuple(variable.shape):
+                raise ValueError(f"{name}/{i} is {shape}, should be {tuple(variable.shape)}")

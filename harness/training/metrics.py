@@ -1,7 +1,7 @@
 """Scores of a binary classifier, and the pictures that explain them.
 
-A label is 0 (negative) or 1 (positive); a probability is that of a positive review, and the
-model says positive where it is over 0.5, as Keras's binary accuracy does.
+Labels are 0 (negative) or 1 (positive). A probability is that of a positive review; above 0.5 the
+prediction is positive, as for Keras's binary accuracy.
 """
 
 import io
@@ -25,9 +25,9 @@ def test_scores(
 ) -> dict[str, float | int | str | list[list[int]] | None]:
     """Score predictions over a test set; every value can go into JSON.
 
-    Precision, recall and F1 are those of the positive class, and 0 where their denominator is.
-    `confusion_matrix` is [[tn, fp], [fn, tp]]. Where `labels` hold one class alone, `roc_auc` is
-    None and `roc_auc_reason` says so; else the reason is None.
+    Precision, recall and F1 are those of the positive class, and 0 if their denominator is 0.
+    `confusion_matrix` is [[tn, fp], [fn, tp]]. If `labels` hold only one class,
+    `roc_auc` is None and `roc_auc_reason` says why; otherwise the reason is None.
 
     Args:
         labels: [n], 0 or 1.
@@ -44,10 +44,10 @@ def test_scores(
         roc_auc_score,
     )
 
-    said = positive > 0.5
+    predicted = positive > 0.5
     log_loss, accuracy = binary_loss_and_accuracy(truth, positive)
     precision, recall, f1, _ = precision_recall_fscore_support(
-        truth, said, average="binary", zero_division=0.0
+        truth, predicted, average="binary", zero_division=0.0
     )
     reason = _roc_reason(truth)
     return {
@@ -58,17 +58,17 @@ def test_scores(
         "roc_auc": None if reason else float(roc_auc_score(truth, positive)),
         "roc_auc_reason": reason,
         "log_loss": log_loss,
-        "confusion_matrix": confusion_matrix(truth, said, labels=[0, 1]).tolist(),
+        "confusion_matrix": confusion_matrix(truth, predicted, labels=[0, 1]).tolist(),
         "num_reviews": len(truth),
     }
 
 
 def binary_loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[float, float]:
-    """Mean binary cross-entropy in nats, and the share of right answers, in float64.
+    """Mean binary cross-entropy in nats, and the share of correct predictions, in float64.
 
-    A probability is clipped into 1e-7..1 - 1e-7, `keras.config.epsilon()`, as by
-    `keras.ops.binary_crossentropy`; so is a float32 probability of exactly 1, for which Keras's
-    own float32 clips at 1 - 1.19e-7. The loss of a diverged model is NaN.
+    Probabilities are clipped to 1e-7..1 - 1e-7, `keras.config.epsilon()`, as by
+    `keras.ops.binary_crossentropy` in float64; in float32 Keras clips at 1 - 1.19e-7. The loss of
+    a diverged model is NaN.
 
     Args:
         labels: [n], 0 or 1.
@@ -123,8 +123,8 @@ def confusion_picture(
 def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw the ROC curve as a PNG of 640 x 480, the area under it in the legend.
 
-    Args and errors are those of `test_scores`; where labels hold one class alone, the picture
-    says that there is no curve.
+    Args and errors are those of `test_scores`. If labels hold only one class, the picture says that
+    there is no curve.
     """
     truth, positive = _checked(labels, probabilities)
     from sklearn.metrics import roc_auc_score, roc_curve
@@ -137,10 +137,9 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
         false_rate, true_rate, _ = roc_curve(truth, positive)
         area = roc_auc_score(truth, positive)
         axes.plot(false_rate, true_rate, linewidth=2, label=f"model (AUC {area:.4f})")
-        said = positive > 0.5
-        axes.plot(
-            said[truth == 0].mean(), said[truth == 1].mean(), "o", color="C0", label="threshold 0.5"
-        )
+        predicted = positive > 0.5
+        point = predicted[truth == 0].mean(), predicted[truth == 1].mean()
+        axes.plot(*point, "o", color="C0", label="threshold 0.5")
     axes.plot([0, 1], [0, 1], "--", color="grey", label="chance (AUC 0.5)")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_xlabel("false positive rate")
@@ -152,10 +151,10 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 
 
 def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
-    """Draw how often the model is right to be sure, as a PNG of 640 x 640.
+    """Draw how well the probabilities are calibrated, as a PNG of 640 x 640.
 
-    Above, for each of 10 equal bins of probability that is not empty, the share of positive
-    reviews over the mean probability; below, the reviews in each bin, counted, with their share.
+    Above, for each non-empty one of 10 equal bins of probability, the share of positive reviews
+    over the mean probability; below, the number and share of reviews in each bin.
 
     Args and errors are those of `test_scores`.
     """
@@ -201,7 +200,7 @@ def _checked(
             "[n] both, n at least 1"
         )
     if not np.isin(truth, (0, 1)).all():
-        raise ValueError(f"labels: hold {np.unique(truth)[:5].tolist()}; should be 0 or 1 alone")
+        raise ValueError(f"labels: hold {np.unique(truth)[:5].tolist()}; should be 0 or 1")
     broken = int((~np.isfinite(positive)).sum())
     if broken:
         raise RunError(
@@ -218,7 +217,7 @@ def _roc_reason(truth: NDArray[np.int64]) -> str | None:
 
 
 def _figure() -> "tuple[Figure, Axes]":
-    # The object API: pyplot keeps its figures in a global list, and picks a backend with a window.
+    # The object API: pyplot has a global list of figures, and may choose a backend with a window.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8), dpi=100, layout="constrained")
@@ -226,17 +225,17 @@ def _figure() -> "tuple[Figure, Axes]":
 
 
 def png(figure: "Figure") -> bytes:
-    """A picture as the bytes of a PNG."""
+    """The figure as the bytes of a PNG."""
     file = io.BytesIO()
-    # Without the version of Matplotlib in it, the same scores give the same bytes.
+    # Without Matplotlib's version in the file, the same scores give the same bytes.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:
-    """The scores that `test_scores` gave, in one line for the screen."""
+    """The scores of `test_scores` in one line for the console."""
     area = scores["roc_auc"]
-    shown = "none, one class alone" if area is None else f"{area:.4f}"
+    shown = "none, only one class" if area is None else f"{area:.4f}"
     return (
         f"accuracy {100 * scores['accuracy']:.2f} %, F1 {scores['f1']:.4f}, ROC AUC {shown}, "
         f"log loss {scores['log_loss']:.4f}"

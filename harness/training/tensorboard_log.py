@@ -1,6 +1,6 @@
-"""A run's `tensorboard/` folder: its one writer, exact across kills.
+"""The only writer of a run's `tensorboard/` folder, exact across kills.
 
-The tags below are a contract with people's dashboards:
+Users' dashboards rely on these tags:
 
 | folder | tags | step |
 | --- | --- | --- |
@@ -12,9 +12,8 @@ The tags below are a contract with people's dashboards:
 | `validation/` | `epoch/loss epoch/accuracy` | epoch, from 1 |
 | the root | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
 
-A checkpoint holds the log's `mark`, the size of each event file at that moment. A run that goes on
-from it cuts the files to the mark, and what it writes next is what an undisturbed run would have
-written there.
+A checkpoint holds the log's `mark`, the size of each event file at that moment. A resumed run cuts
+the files to the mark, and then writes the same events as an undisturbed run.
 """
 
 import contextlib
@@ -48,7 +47,7 @@ from harness.files.atomic_file import atomic_write
 
 LOG = logging.getLogger(__name__)
 
-# "." is the root. TensorBoard calls each folder a run, and wants one writer in each.
+# "." is the root. TensorBoard calls each folder a run, and expects one writer in each.
 FOLDERS = (".", "train", "validation")
 
 REMEDY = "free space there, then resume the run"
@@ -57,10 +56,10 @@ REMEDY = "free space there, then resume the run"
 class TensorBoardLog:
     """The writer of a `tensorboard/` folder; a context manager.
 
-    What a method writes is handed to the operating system before the method returns, so that a
-    TensorBoard that is watching shows it, and a killed process loses none of it.
+    Each method hands what it writes to the operating system before it returns: a running
+    TensorBoard shows it, and a killed process loses nothing.
 
-    Every method raises RunError, in one line, where the disk refuses.
+    Every method raises RunError, with one line, if the disk can't be written.
     """
 
     def __init__(
@@ -74,20 +73,20 @@ class TensorBoardLog:
         """Open the log as it was at `mark`; without one, as an empty log.
 
         Args:
-            folder: of the run's event files; made where it is missing.
-            mark: what `mark()` gave when the checkpoint was saved. An event file that is longer is
-                cut, one that is not in it removed; one that is missing or shorter is warned about.
+            folder: of the run's event files; created if missing.
+            mark: what `mark()` returned for the checkpoint. Longer event files are cut, those that
+                it does not list are removed, and missing or shorter ones cause a warning.
             clock: gives the time of an event, in seconds since 1970.
-            warn: takes the one line of warning.
+            warn: gets the warning, one line.
         """
         self._folder = folder
         self._clock = clock
         self._started: set[str] = set()
         with _one_line(folder):
             latest_s = _cut_back(folder, mark or {}, warn)
-            # TensorBoard reads a folder's files in the order of their names, and never turns back
-            # to an earlier one. So the new name sorts after all that stand or stood here, even if
-            # they were made within this second, or by a host whose clock is ahead.
+            # TensorBoard reads a folder's files in the order of their names, and never returns to
+            # an earlier one. So the new name sorts after all that are or were here, even if they
+            # were created within this second, or by a host whose clock is ahead.
             start_s = max(int(clock()), latest_s + 1)
             name = f"events.out.tfevents.{start_s:010d}.{socket.gethostname()}.{os.getpid()}"
             self._paths = {key: folder / key / name for key in FOLDERS}
@@ -108,22 +107,22 @@ class TensorBoardLog:
         reviews_per_s: float,
         measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Log n training steps; learning rate, speed and `measured` stand at the last of them.
+        """Log n training steps; learning rate, speed and `measured` are logged at the last one.
 
         Args:
             first_step: the number of the first of them, counted over the whole run.
             losses: [n], mean over the global batch.
             accuracies: [n], share of the global batch.
-            measured: more of the machine's figures, by tag.
+            measured: how the machine was used, by tag.
         """
         losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
         self._start("train", first_step)
-        # One event for each step, made once and filled in again: a hundredth of the time that
-        # tf.summary.scalar takes.
+        # One event, filled in again for each step: this takes a hundredth of the time of
+        # tf.summary.scalar.
         event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})
         loss, accuracy = (value.tensor.float_val for value in event.summary.value)
-        for row, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
-            event.step = first_step + row
+        for i, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
+            event.step = first_step + i
             loss[0], accuracy[0] = pair
             self._write("train", event)
         speed = {"step/learning_rate": learning_rate, "step/reviews_per_s": reviews_per_s}
@@ -138,8 +137,8 @@ class TensorBoardLog:
 
         Args:
             train: `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
-            validation: `loss` and `accuracy`, or empty where there is no validation set. It has
-                the tags of `train`, so TensorBoard draws both into one chart.
+            validation: `loss` and `accuracy`, or empty without a validation set. The tags are
+                those of `train`, so TensorBoard draws both in one chart.
         """
         self._write("train", _scalar_event(_tagged("epoch", train), epoch))
         if validation:
@@ -161,7 +160,7 @@ class TensorBoardLog:
         self.flush()
 
     def picture(self, tag: str, png: bytes) -> None:
-        """Log a PNG, as it is."""
+        """Log a PNG, unchanged."""
         # A PNG's first chunk gives width and height as 32-bit big-endian numbers (RFC 2083).
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
         metadata = image_plugin.create_summary_metadata(display_name=None, description=None)
@@ -178,17 +177,17 @@ class TensorBoardLog:
     def hyperparameters(
         self, values: Mapping[str, bool | int | float | str], run_name: str
     ) -> None:
-        """Log the job for the HParams page, beside validation and test metrics.
+        """Log the job for the HParams page, with the validation and test metrics.
 
         Args:
             values: the job's keys in dotted form, such as `train.learning_rate`.
-            run_name: the name of the row; two runs of one name would be averaged.
+            run_name: the name of the row; TensorBoard averages runs with the same name.
 
-        TensorBoard finds the validation metrics where its --logdir is a folder above this one; for
-        this one itself it looks for a run named "./validation".
+        TensorBoard finds the validation metrics if its --logdir is above this folder; for this
+        folder itself it looks for a run named "./validation".
         """
-        # TensorBoard takes the first run's description for all the runs it shows. So a key has its
-        # type but no domain: the value of this run alone would hide all the others.
+        # TensorBoard uses the first run's description for all runs. So a key has a type but no
+        # domain: a domain with only this run's value would hide the other runs.
         infos = [api_pb2.HParamInfo(name=key, type=_type(values[key])) for key in sorted(values)]
         metrics = [
             hp.Metric("epoch/accuracy", group="validation", display_name="validation accuracy"),
@@ -200,23 +199,25 @@ class TensorBoardLog:
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
         session = hp.hparams_pb(dict(values), trial_id=run_name, start_time_secs=now_s)
-        # This one is TensorFlow's message: another class of the same content.
+        # Converted from TensorFlow's class of the same message.
         self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
         self._write(".", Event(summary=session))
         self.flush()
 
-    def embedding(self, matrix: ArrayLike, words: Sequence[str]) -> None:
+    def embedding(self, matrix: ArrayLike, vocab: Sequence[str]) -> None:
         """Write the word vectors for the Projector page; a second call replaces the first.
 
         Args:
             matrix: [vocab, dim] float.
-            words: [vocab], in the order of the rows.
+            vocab: [vocab], the words in the order of the rows.
         """
         matrix = np.asarray(matrix, np.float32)
-        if matrix.shape[:1] != (len(words),):
-            raise ValueError(f"{len(words)} words for a matrix {matrix.shape}: should be one a row")
-        # A line with nothing in it, or with a tab, would shift the words against their rows.
-        labels = [" ".join(word.split()) or repr(word) for word in words]
+        if matrix.shape[:1] != (len(vocab),):
+            raise ValueError(
+                f"{len(vocab)} words for a matrix {matrix.shape}: should be one per row"
+            )
+        # An empty line, or one with a tab, would shift the words against their rows.
+        labels = [" ".join(word.split()) or repr(word) for word in vocab]
         config = (
             "embeddings {\n"
             '  tensor_name: "embedding"\n'
@@ -237,9 +238,9 @@ class TensorBoardLog:
             write(self._folder / "projector_config.pbtxt", config)
 
     def mark(self) -> dict[str, int]:
-        """Give the size in bytes of every event file, by its path in the folder.
+        """The size in bytes of every event file, by its path in the folder.
 
-        All of it is on the disk then, and not just with the operating system.
+        The files are synced to the disk first.
         """
         self.flush()
         with _one_line(self._folder):
@@ -259,7 +260,7 @@ class TensorBoardLog:
     def close(self) -> None:
         """Flush and close the files; a second call does nothing."""
         if self._writers:
-            # First of all, for closing a file that can't be flushed loses data without a word.
+            # Flushed first: closing a file that can't be flushed loses data silently.
             self.flush()
         for writer in self._writers.values():
             writer.close()
@@ -277,9 +278,9 @@ class TensorBoardLog:
             self._writers[key].write(event.SerializeToString())
 
     def _start(self, key: str, step: int) -> None:
-        """Tell a TensorBoard that is watching to forget what it read from this step on.
+        """Make a running TensorBoard forget what it read from this step on.
 
-        It has read what a killed process wrote after its checkpoint, and doesn't see the cut.
+        It has read what a killed process wrote after its checkpoint, and does not see the cut.
         """
         if key not in self._started:
             self._started.add(key)
@@ -316,7 +317,7 @@ def _event_files(folder: Path) -> list[Path]:
 
 
 def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], object]) -> int:
-    """Bring the folder to `mark`; return the latest second in the name of any event file."""
+    """Cut the folder back to `mark`; return the latest second in the name of any event file."""
     for key in FOLDERS:
         (folder / key).mkdir(parents=True, exist_ok=True)
         for leftover in (folder / key).glob(".*.tmp"):  # of a process killed while it wrote

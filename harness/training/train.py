@@ -140,7 +140,7 @@ def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews]:
-    """Training and validation reviews; the last share of the training set validates."""
+    """Training and validation reviews; the last part of the training set is for validation."""
     if len(dataset.train) < 2 or not len(dataset.test):
         raise InputError(
             f"data {dataset.folder}: {len(dataset.train)} training and {len(dataset.test)} test "
@@ -165,7 +165,7 @@ def _encoded(split: Split, job: Job) -> Reviews:
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
-    """The words that the model knows, the commonest first: those with the indices 4 and up."""
+    """The words in the model's vocabulary, the most frequent first: indices 4 and up."""
     return dataset.vocab[: job.data.vocab_size - 4]
 
 
@@ -194,7 +194,7 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
 
 
 def describe_training(trainer: Trainer) -> dict[str, Any]:
-    """What the training came to, with the validation scores of the exported epoch."""
+    """The results of the training, with the validation scores of the exported epoch."""
     progress = trainer.progress
     exported = progress.best if trainer.job.train.keep == "best" else progress.history[-1]
     return {

@@ -282,7 +282,7 @@ def test_what_is_refused_changes_nothing(calm: Sweeps) -> None:
     assert "(train.epochs is 4, and 5 is asked)" in refused("--set", "train.epochs=5", sweep="calm")
     assert "search.trials = 3: has been all" in refused("--set", "search.trials=3", sweep="calm")
     assert "--workers 1001: should be 1000 at most" in refused("--workers", 1001)
-    assert "a trial takes one device" in refused("--devices", "cpu:2")
+    assert "a trial uses one device" in refused("--devices", "cpu:2")
     assert "there is no GPU here" in refused("--workers-per-gpu", 2)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]

@@ -19,6 +19,17 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+class NodeFault(RunError):  # noqa: N818 - of the node
+    """This node can't do what the job was promised: exit code 75 where the job goes elsewhere.
+
+    Under our job scripts it goes back into the queue without the node, twice at most.
+    """
+
+    def __init__(self, message: str, *, will_requeue: bool) -> None:
+        super().__init__(message)
+        self.exit_code = Interrupted.exit_code if will_requeue else RunError.exit_code
+
+
 class TakenOver(RunError):  # noqa: N818 - no fault of its own
     """A newer process writes into this one's folder; whatever this one did, it stops."""
 

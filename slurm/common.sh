@@ -11,6 +11,7 @@ PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # `--export=NONE` drops these two.
 export PATH HOME=${HOME:-~}
 
+MAX_FAULTY_NODES=2 # before a job stays failed: then it may not be the nodes
 SIGNALS='' # the names of those that this script received
 
 # Write one line to standard error. In a file, such as a job's log, it carries date, time and level
@@ -46,137 +47,8 @@ read_site() {
 
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 
-# Sets PYTHON to the first interpreter that can make the environment.
-find_python() {
-    local found='' candidate version
-    local -a candidates=(python3 python3.13 python3.12 python3.11)
-    # With HARNESS_PYTHON set, no other interpreter will do.
-    [[ -z ${HARNESS_PYTHON:-} ]] || candidates=("$HARNESS_PYTHON")
-    local probe='import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13)
-try: import ensurepip, venv
-except ImportError: ok = False; note = " without venv"
-else: note = ""
-print("%d.%d.%d%s" % (v[0], v[1], v[2], note)); sys.exit(not ok)'
-    for candidate in "${candidates[@]}"; do
-        if version=$(inside "$candidate" -c "$probe" 2>/dev/null); then
-            PYTHON=$candidate
-            return
-        fi
-        found+="${version:+, $candidate is $version}"
-    done
-    found=${found:-, ${candidates[0]} does not run}
-    complain "Python 3.11, 3.12 or 3.13 with venv is needed, but ${found#, };" \
-        "load a module or set HARNESS_PYTHON in slurm/site.sh"
-    exit 2
-}
-
-# Sets LOCKS to the lock files that suit this machine, the one to install first. The gpu lock only
-# adds packages, so nodes with and without a GPU can share one environment.
-choose_locks() {
-    LOCKS=(requirements-gpu.lock)
-    case ${HARNESS_EXTRA:-} in
-    gpu) ;;
-    none) LOCKS=(requirements.lock requirements-gpu.lock) ;;
-    '')
-        if ! nvidia-smi -L >/dev/null 2>&1 && [[ ! -e /proc/driver/nvidia ]] &&
-            ! cluster_has_gpus; then
-            LOCKS=(requirements.lock requirements-gpu.lock)
-        fi
-        ;;
-    *)
-        complain "HARNESS_EXTRA is '$HARNESS_EXTRA'; it must be gpu, none or unset"
-        exit 2
-        ;;
-    esac
-}
-
-# Whether this login node's cluster has GPUs; asks the scheduler only before the first install.
-cluster_has_gpus() {
-    [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
-        sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null
-}
-
-# Prints the stamp of a complete environment: a checksum of its path and of what it was made from.
-stamp_of() {
-    local sum=sha256sum
-    command -v $sum >/dev/null || sum='shasum -a 256'
-    (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
-}
-
-# Whether the environment is complete and was made from one of the locks given.
-is_ready() {
-    local lock stamp
-    stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) || return 1
-    [[ -x $VENV/bin/python ]] || return 1 # the interpreter that it links to is gone
-    for lock; do
-        [[ $stamp != "$(stamp_of "$lock")" ]] || return 0
-    done
-    return 1
-}
-
-# Runs the command given under a lock that holds on all nodes.
-with_lock() (
-    local lock=$PROJECT/.setup.lock
-    exec 9>"$lock"
-    if command -v flock >/dev/null; then
-        flock --nonblock 9 && { "$@"; exit; }
-        say "waiting for another process, which may be installing"
-        flock 9 && { "$@"; exit; }
-    fi
-    # Without flock, or on a file system without it, a folder is the lock: only one process can
-    # make it. An install that is half an hour old is taken for dead.
-    until mkdir "$lock.d" 2>/dev/null; do
-        sleep 2
-        [[ -z $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]] || rmdir "$lock.d" || true
-    done
-    trap 'rmdir "$lock.d"' EXIT
-    "$@"
-)
-
-# An interrupted install can look complete to pip, so it is removed first. A complete one is
-# changed in place, which keeps unchanged packages usable for running jobs.
-install() {
-    local lock=$1 log=$VENV/setup.log extra=''
-    ! is_ready "$@" || return 0 # another process has installed it meanwhile
-    [[ ! -e $log || ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] || rm -rf "$VENV"
-    mkdir -p "$VENV"
-    rm -f "$VENV/harness-lock.sha256"
-    say "installing $lock into $VENV: about two minutes (log: $log)"
-    if ! install_steps "$lock" >"$log" 2>&1; then
-        tail -n 8 "$log" >&2
-        [[ $lock != requirements-gpu.lock ]] || extra='HARNESS_EXTRA=gpu '
-        complain "the installation failed (log: $log); if this node is offline, run" \
-            "\`${extra}bash slurm/common.sh --setup\` on the login node first"
-        return 1
-    fi
-    stamp_of "$lock" >"$VENV/stamp.new"
-    mv "$VENV/stamp.new" "$VENV/harness-lock.sha256"
-}
-
-# Chained by &&, since `set -e` is off inside a condition.
-install_steps() {
-    local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
-    # Many sites' modules export these for their own interpreters.
-    unset PYTHONPATH PYTHONHOME
-    export PIP_USER=0
-    { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
-        # An sdist would fetch its build requirements without checking hashes.
-        inside "${pip[@]}" install --progress-bar off --require-hashes --only-binary :all: \
-            -r "$PROJECT/$1" &&
-        # setuptools is in the lock.
-        inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
-}
-
-# Installs the environment from the first lock given, unless it is complete from any of them.
-ensure_venv() {
-    ! is_ready "$@" || return 0
-    if [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; then
-        say "using $VENV as it is: this script did not make it"
-        return 0
-    fi
-    find_python
-    with_lock install "$@"
-}
+# shellcheck source=slurm/environment.sh
+source "$PROJECT/slurm/environment.sh"
 
 prepare() {
     read_site
@@ -207,6 +79,9 @@ prepare_batch() {
     export HARNESS_MAX_REQUEUES="${HARNESS_MAX_REQUEUES:-20}"
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
+    # Each node that can't do what the job was promised gets a line in it: its name, and why.
+    export HARNESS_NODE_FAULTS=$HARNESS_RUNS/.submissions/node-faults-$SLURM_JOB_ID
+    mkdir -p "${HARNESS_NODE_FAULTS%/*}" || unset HARNESS_NODE_FAULTS
     export HARNESS_OFFLINE=1 # compute nodes often have no network; a download would only time out
     if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
         # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
@@ -311,16 +186,45 @@ requeue() {
         [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
         if scontrol requeue "$SLURM_JOB_ID"; then
             warn "interrupted; job $SLURM_JOB_ID is back in the queue"
+            exclude_faulty_nodes
             return
         fi
     done
     complain "interrupted, and the requeue failed; submit the job again to resume it"
 }
 
+faulty_nodes() {
+    [[ ! -f ${HARNESS_NODE_FAULTS:-} ]] || cut -d ' ' -f 1 "$HARNESS_NODE_FAULTS" | sort -u
+}
+
+# Keeps the job off the nodes that are at fault. Slurm takes that of a pending job alone, so it is
+# said after the requeue, in the seconds that this script has left.
+exclude_faulty_nodes() {
+    local nodes excluded try
+    nodes=$(faulty_nodes | paste -s -d , -)
+    [[ -n $nodes ]] || return 0
+    excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    [[ $excluded == '(null)' ]] || nodes=$excluded,$nodes
+    for try in 1 2 3 4 5; do
+        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$nodes"; then
+            warn "job $SLURM_JOB_ID will not run on $nodes again; tell your site"
+            return
+        fi
+        sleep 1
+    done
+    warn "job $SLURM_JOB_ID may run on $nodes again: Slurm does not exclude them"
+}
+
 # Runs the command given, passes signals on to it, requeues the job if need be, ends the script.
 run_to_end() {
+    local num_faulty
+    num_faulty=$(faulty_nodes | wc -l)
     run_child "$@"
-    if is_batch && can_go_on; then
+    if is_batch && [[ $num_faulty -ge $MAX_FAULTY_NODES &&
+        $(faulty_nodes | wc -l) -gt $num_faulty ]]; then
+        complain "not requeued: $(faulty_nodes | paste -s -d ' ' -) were at fault one after another"
+        RC=1
+    elif is_batch && can_go_on; then
         requeue
     elif [[ $RC -ge 126 ]]; then
         complain "harness ended with exit code $RC; above 128: by a signal; 137: often no memory"

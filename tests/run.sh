@@ -84,7 +84,10 @@ has_slurm() {
 }
 has_browser() { PATH=$PATH:/usr/sbin type -P chromium chromedriver ssh sshd >/dev/null; }
 
+has_compiler() { type -P cc >/dev/null; }
+
 if [[ -n $NEEDS_PROGRAMS ]]; then
+    provide compiler has_compiler gcc libc6-dev
     provide slurm has_slurm slurmctld slurmd slurm-client munge
     provide browser has_browser chromium chromium-driver openssh-server openssh-client
 fi

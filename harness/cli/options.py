@@ -20,7 +20,12 @@ DataFolder = Annotated[
 ]
 DeviceList = Annotated[
     str | None,
-    typer.Option("--devices", metavar="KIND:N", help="gpu:2, cpu, cpu:2; default: all"),
+    typer.Option(
+        "--devices",
+        metavar="KIND:N",
+        envvar="HARNESS_DEVICES",
+        help="gpu:2, cpu, cpu:2; default: all",
+    ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="fail if only the packaged sample is there")]
 Workers = Annotated[

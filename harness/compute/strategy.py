@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_DEVICES = 64
 
+device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
+
 START_S = 120.0  # for the workers' servers to find each other
 COLLECTIVE_S = 600.0  # for all workers to join a collective operation, such as a step's sum
 
@@ -88,11 +90,12 @@ def import_tensorflow(
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # By default CUDA puts the fastest GPU first; this way it numbers them as the driver does.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    with filtered_stderr():
+    with filtered_stderr() as lines:
         with quick_imports():
             import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
+    device_messages.extend(lines)
     for gpu in gpus:  # by default it takes all the memory of a GPU that others may share
         tf.config.experimental.set_memory_growth(gpu, True)
     threads = threads or given_cpus(allocation)
@@ -228,6 +231,23 @@ def describe_devices(
         for node in nodes
         for device in own
     ]
+
+
+def title_of_devices(strategy: "tf.distribute.Strategy", threads: int) -> str:
+    """What trains, for people: `2 × NVIDIA A100-SXM4-80GB`, or `CPU, 4 threads`.
+
+    Args:
+        strategy: of the run; on several nodes it counts the devices of all.
+        threads: of each operation on a CPU.
+    """
+    num = strategy.num_replicas_in_sync
+    names = [device["name"] or "GPU" for device in _own_devices(num) if "name" in device]
+    if names:
+        kinds = {name: names.count(name) for name in names}
+        scale = num // len(names)  # nodes
+        return ", ".join(f"{scale * count} × {name}" for name, count in kinds.items())
+    virtual = f"{num} × " if num > 1 else ""
+    return f"{virtual}CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _own_devices(num: int) -> list[dict[str, str]]:

@@ -129,3 +129,18 @@ def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
 def scratch_folder(allocation: SlurmEnvironment) -> Path:
     """The folder for a job's temporary files: the site's for this job, or else TMPDIR."""
     return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())
+
+
+def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell the job script that this node is at fault, so that the job goes on without the node.
+
+    Returns:
+        Whether a job script listens: it names a file, in which each faulty node gets a line.
+    """
+    path = environment.get("HARNESS_NODE_FAULTS")
+    node = environment.get("SLURMD_NODENAME")
+    if not path or not node:
+        return False
+    with Path(path).open("a") as file:
+        file.write(f"{node} {' '.join(reason.split())}\n")
+    return True

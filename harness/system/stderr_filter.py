@@ -10,9 +10,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from harness.system.cuda import has_driver
+
+# TensorFlow 2.21, at every start on a machine without a GPU. With a driver it is no noise.
+NO_DRIVER_NOISE = re.compile(r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error")
 KNOWN_NOISE = re.compile(
-    # TensorFlow 2.21, at every start on a machine without a GPU.
-    r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error|before absl::InitializeLog"
+    r"before absl::InitializeLog"
     r"|cpu_feature_guard|To enable the following instructions|oneDNN custom operations"
     r"|computation_placer already registered|Unable to register cu"
     # When a compiled step is loaded: it is first read as text, and two hints to the compiler are
@@ -25,8 +28,13 @@ descriptor = 2  # of standard error, elsewhere while it is filtered
 
 
 @contextlib.contextmanager
-def filtered_stderr() -> Iterator[None]:
-    """Hold back what is written to file descriptor 2, and write all but the noise afterwards."""
+def filtered_stderr() -> Iterator[list[str]]:
+    """Hold back what is written to file descriptor 2, and write all but the noise afterwards.
+
+    Yields:
+        A list that has all the lines, the noise included, once the block has ended.
+    """
+    lines: list[str] = []
     global descriptor
     sys.stderr.flush()
     original = os.dup(2)
@@ -34,12 +42,16 @@ def filtered_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         descriptor = original
         try:
-            yield
+            yield lines
         finally:
             descriptor = 2
             os.dup2(original, 2)
             os.close(original)
             held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines():
-                if line.strip() and not KNOWN_NOISE.search(line):
+            lines += held.read().decode(errors="replace").splitlines()
+            for line in lines:
+                is_noise = KNOWN_NOISE.search(line) or (
+                    NO_DRIVER_NOISE.search(line) and not has_driver()
+                )
+                if line.strip() and not is_noise:
                     print(line, file=sys.stderr)  # noqa: T201

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.compute.execution_plan import ExecutionPlan, choose, device_name, measured_ms
+from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
     import_tensorflow,
     make_strategy,
     num_own_gpus,
     one_device,
     parse_devices,
+    title_of_devices,
 )
 from harness.compute.xla_cache import compiled_steps
 from harness.data.dataset import Dataset
@@ -68,6 +70,7 @@ def launch(
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
         import_tensorflow(allocation, plan.threads)
+        check_gpus(promised_gpus(requested, allocation), console.warning)
         strategy = make_strategy(requested, worker_group)
         stop.listen()  # again, over a handler that TensorFlow may have set
         # The plan again, for the devices in use: TensorFlow need not use a GPU that Slurm gave.
@@ -80,6 +83,7 @@ def launch(
                 num_own_gpus(), given_cpus(allocation), idle_min=idle_min, warn=Console().warning
             )
         )
+        console.info(title_of_devices(strategy, plan.threads))
         announce(context, strategy.num_replicas_in_sync, console)
         # 4. The run.
         from harness.training.train import train

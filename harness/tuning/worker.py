@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import import_tensorflow, make_strategy, num_own_gpus, parse_devices
 from harness.errors import InputError, Interrupted, RunError, TakenOver
 from harness.slurm.environment import SlurmEnvironment
@@ -55,7 +56,9 @@ def work(
     import_tensorflow(SlurmEnvironment.from_environment(), threads)
     # It warns of graphs that are traced again, which each trial's are.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    strategy = make_strategy(parse_devices(devices) if devices else None)
+    requested = parse_devices(devices) if devices else None
+    check_gpus(promised_gpus(requested, SlurmEnvironment.from_environment()), Console().warning)
+    strategy = make_strategy(requested)
     stop.listen()
 
     from harness.tuning.trial import Trials

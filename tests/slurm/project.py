@@ -75,6 +75,8 @@ class SlurmProject:
             "NOTE": str(self.stand_in.note),
         }
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
+        # Behind the pretended GPUs there is no driver; a test that means them sets it to nothing.
+        lines.append("export HARNESS_DEVICES=${HARNESS_DEVICES-cpu}\n")
         # What one job needs elsewhere.
         lines.append("[[ -z ${BOARD_CACHE:-} ]] || export XDG_CACHE_HOME=$BOARD_CACHE\n")
         (self.path / "slurm/site.sh").write_text("".join(lines))

@@ -1,0 +1,133 @@
+"""CUDA on this machine, without TensorFlow: the driver, the libraries, and what is wrong with them.
+
+Loading a library needs no GPU and no driver, so everything here answers on any machine.
+"""
+
+import contextlib
+import ctypes
+import re
+import site
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+# What TensorFlow 2.21 opens by name before it registers a GPU (its dso_loader): it registers none
+# where one of them is missing.
+LIBRARIES = (
+    "libcudart.so.12",
+    "libcublas.so.12",
+    "libcublasLt.so.12",
+    "libcufft.so.11",
+    "libcusolver.so.11",
+    "libcusparse.so.12",
+    "libcudnn.so.9",
+)
+NCCL = "libnccl.so.2"  # for several GPUs alone
+INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
+ASK = "compare nvidia-smi, and ask your site"
+
+DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, without a name in TensorFlow
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a GPU that should be here can't be used."""
+
+    reason: str
+    remedy: str
+    fault: Literal["installation", "node"]  # another node helps with a fault of the node alone
+
+
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is here: its kernel module, or its library."""
+    return Path("/proc/driver/nvidia").exists() or _loads("libcuda.so.1")
+
+
+def library_folders() -> Iterator[Path]:
+    """Where the packages of NVIDIA on PyPI put their libraries."""
+    for folder in site.getsitepackages():
+        yield from sorted(Path(folder).glob("nvidia/*/lib"))
+
+
+def missing_libraries(names: tuple[str, ...] = LIBRARIES) -> list[str]:
+    """Those of the CUDA libraries that can't be loaded here."""
+    folders = list(library_folders())
+    return [
+        name
+        for name in names
+        if not any(_loads(str(folder / name)) for folder in folders if (folder / name).exists())
+        and not _loads(name)
+    ]
+
+
+def find_problem(
+    lines: str, environment: Mapping[str, str], *, is_cuda_build: bool, num_seen: int, promised: int
+) -> Problem:
+    """Why TensorFlow sees fewer GPUs than promised.
+
+    Args:
+        lines: what TensorFlow wrote on standard error when it was asked for its GPUs.
+        environment: its CUDA_VISIBLE_DEVICES may hide GPUs.
+        is_cuda_build: whether this TensorFlow was built for CUDA.
+        num_seen: the GPUs that TensorFlow sees.
+        promised: the GPUs that it should see.
+    """
+    hidden = environment.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not visible_names(hidden):
+        return Problem(
+            f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides all GPUs",
+            "unset it",
+            "installation",
+        )
+    if not is_cuda_build:
+        return Problem(
+            "this TensorFlow is no CUDA build", f"install one that is: {INSTALL}", "installation"
+        )
+    if not has_driver():
+        return Problem(
+            "there is no NVIDIA driver here: cannot dlopen libcuda.so.1",
+            "run on a node with GPUs; in a container add --nv (Apptainer) or --gpus all (Docker)",
+            "installation",
+        )
+    found = re.search(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))", lines)
+    if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
+        return Problem(
+            "cuInit failed: the driver's library libcuda.so.1 can't be loaded",
+            "in a container add --nv (Apptainer) or --gpus all (Docker)",
+            "installation",
+        )
+    if found:
+        return Problem(f"cuInit failed: {found[1]}", ASK, "node")
+    if missing := missing_libraries():
+        return Problem(
+            f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", "installation"
+        )
+    named = [name for name in visible_names(hidden or "") if not name.isdigit()]
+    if named and not num_seen:
+        return Problem(
+            f"CUDA_VISIBLE_DEVICES names {', '.join(named)}, and the driver knows no such device",
+            "compare nvidia-smi -L",
+            "node",
+        )
+    return Problem(f"the driver shows {num_seen} of {promised}", ASK, "node")
+
+
+def visible_names(text: str) -> list[str]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names: indices, UUIDs or MIG instances.
+
+    As CUDA reads it: what stands after the first invalid index is ignored.
+    """
+    names = []
+    for name in (part.strip() for part in text.split(",")):
+        if not name or name.startswith("-") or name == "NoDevFiles":
+            break
+        names.append(name)
+    return names
+
+
+def _loads(name: str) -> bool:
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(name)
+        return True
+    return False

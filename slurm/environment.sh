@@ -1,0 +1,136 @@
+# shellcheck shell=bash
+# The Python environment of the job scripts: found or made, complete or absent, once for all jobs.
+# Sourced by common.sh, whose PROJECT, VENV, say and inside it uses.
+
+# Sets PYTHON to the first interpreter that can make the environment.
+find_python() {
+    local found='' candidate version
+    local -a candidates=(python3 python3.13 python3.12 python3.11)
+    # With HARNESS_PYTHON set, no other interpreter will do.
+    [[ -z ${HARNESS_PYTHON:-} ]] || candidates=("$HARNESS_PYTHON")
+    local probe='import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13)
+try: import ensurepip, venv
+except ImportError: ok = False; note = " without venv"
+else: note = ""
+print("%d.%d.%d%s" % (v[0], v[1], v[2], note)); sys.exit(not ok)'
+    for candidate in "${candidates[@]}"; do
+        if version=$(inside "$candidate" -c "$probe" 2>/dev/null); then
+            PYTHON=$candidate
+            return
+        fi
+        found+="${version:+, $candidate is $version}"
+    done
+    found=${found:-, ${candidates[0]} does not run}
+    complain "Python 3.11, 3.12 or 3.13 with venv is needed, but ${found#, };" \
+        "load a module or set HARNESS_PYTHON in slurm/site.sh"
+    exit 2
+}
+
+# Sets LOCKS to the lock files that suit this machine, the one to install first. The gpu lock only
+# adds packages, so nodes with and without a GPU can share one environment.
+# shellcheck disable=SC2034 # common.sh reads LOCKS
+choose_locks() {
+    LOCKS=(requirements-gpu.lock)
+    case ${HARNESS_EXTRA:-} in
+    gpu) ;;
+    none) LOCKS=(requirements.lock requirements-gpu.lock) ;;
+    '')
+        if ! nvidia-smi -L >/dev/null 2>&1 && [[ ! -e /proc/driver/nvidia ]] &&
+            ! cluster_has_gpus; then
+            LOCKS=(requirements.lock requirements-gpu.lock)
+        fi
+        ;;
+    *)
+        complain "HARNESS_EXTRA is '$HARNESS_EXTRA'; it must be gpu, none or unset"
+        exit 2
+        ;;
+    esac
+}
+
+# Whether this login node's cluster has GPUs; asks the scheduler only before the first install.
+cluster_has_gpus() {
+    [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
+        sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null
+}
+
+# Prints the stamp of a complete environment: a checksum of its path and of what it was made from.
+stamp_of() {
+    local sum=sha256sum
+    command -v $sum >/dev/null || sum='shasum -a 256'
+    (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
+}
+
+# Whether the environment is complete and was made from one of the locks given.
+is_ready() {
+    local lock stamp
+    stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) || return 1
+    [[ -x $VENV/bin/python ]] || return 1 # the interpreter that it links to is gone
+    for lock; do
+        [[ $stamp != "$(stamp_of "$lock")" ]] || return 0
+    done
+    return 1
+}
+
+# Runs the command given under a lock that holds on all nodes.
+with_lock() (
+    local lock=$PROJECT/.setup.lock
+    exec 9>"$lock"
+    if command -v flock >/dev/null; then
+        flock --nonblock 9 && { "$@"; exit; }
+        say "waiting for another process, which may be installing"
+        flock 9 && { "$@"; exit; }
+    fi
+    # Without flock, or on a file system without it, a folder is the lock: only one process can
+    # make it. An install that is half an hour old is taken for dead.
+    until mkdir "$lock.d" 2>/dev/null; do
+        sleep 2
+        [[ -z $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]] || rmdir "$lock.d" || true
+    done
+    trap 'rmdir "$lock.d"' EXIT
+    "$@"
+)
+
+# An interrupted install can look complete to pip, so it is removed first. A complete one is
+# changed in place, which keeps unchanged packages usable for running jobs.
+install() {
+    local lock=$1 log=$VENV/setup.log extra=''
+    ! is_ready "$@" || return 0 # another process has installed it meanwhile
+    [[ ! -e $log || ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] || rm -rf "$VENV"
+    mkdir -p "$VENV"
+    rm -f "$VENV/harness-lock.sha256"
+    say "installing $lock into $VENV: about two minutes (log: $log)"
+    if ! install_steps "$lock" >"$log" 2>&1; then
+        tail -n 8 "$log" >&2
+        [[ $lock != requirements-gpu.lock ]] || extra='HARNESS_EXTRA=gpu '
+        complain "the installation failed (log: $log); if this node is offline, run" \
+            "\`${extra}bash slurm/common.sh --setup\` on the login node first"
+        return 1
+    fi
+    stamp_of "$lock" >"$VENV/stamp.new"
+    mv "$VENV/stamp.new" "$VENV/harness-lock.sha256"
+}
+
+# Chained by &&, since `set -e` is off inside a condition.
+install_steps() {
+    local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
+    # Many sites' modules export these for their own interpreters.
+    unset PYTHONPATH PYTHONHOME
+    export PIP_USER=0
+    { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
+        # An sdist would fetch its build requirements without checking hashes.
+        inside "${pip[@]}" install --progress-bar off --require-hashes --only-binary :all: \
+            -r "$PROJECT/$1" &&
+        # setuptools is in the lock.
+        inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
+}
+
+# Installs the environment from the first lock given, unless it is complete from any of them.
+ensure_venv() {
+    ! is_ready "$@" || return 0
+    if [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; then
+        say "using $VENV as it is: this script did not make it"
+        return 0
+    fi
+    find_python
+    with_lock install "$@"
+}

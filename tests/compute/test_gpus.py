@@ -1,0 +1,101 @@
+"""A promised GPU that can't be used is refused, with the reason and the remedy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Harness
+from tests.system.driver import broken_driver, whole_driver
+
+__all__ = ["broken_driver", "whole_driver"]  # pytest takes the fixtures from here
+
+SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
+
+
+def refused(
+    harness: Harness, variables: Mapping[str, str], *words: str
+) -> tuple[int, str, list[Path]]:
+    """Train with the variables; returns exit code, the last line of the refusal, what was made."""
+    harness.environment |= variables
+    done = harness.train("lstm", "refused", *words)
+    return done.returncode, done.stderr.splitlines()[-1], list(harness.folder.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "promise"),
+    [
+        (SLURM, (), "Slurm gave 1 GPU"),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, (), "Slurm gave 2 GPUs"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, (), "CUDA_VISIBLE_DEVICES=0"),
+        ({}, ("--devices", "gpu"), "--devices gpu:1"),
+    ],
+    ids=["slurm", "slurm-list", "visible", "devices"],
+)
+def test_without_a_driver(
+    harness: Harness, variables: dict[str, str], words: tuple[str, ...], promise: str
+) -> None:
+    """Whoever promised it is named; nothing is written."""
+    code, line, made = refused(harness, variables, *words)
+    assert (code, made) == (2, [])
+    assert line.startswith(f"harness: {promise}, but TensorFlow sees no GPU: there is no NVIDIA")
+    assert line.endswith("--devices cpu trains on the CPU")
+
+
+def test_a_broken_driver_is_the_node_s_fault(
+    harness: Harness, broken_driver: dict[str, str]
+) -> None:
+    """TensorFlow's own reason is in the line; outside a job script the run just fails."""
+    code, line, made = refused(harness, SLURM | broken_driver)
+    assert (code, made) == (1, [])
+    assert "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY" in line
+
+
+def test_a_broken_driver_is_told_to_the_job_script(
+    harness: Harness, broken_driver: dict[str, str]
+) -> None:
+    """The node and the reason stand in the file that the script names, and it is run again."""
+    faults = harness.folder / "faults"
+    listener = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n7"}
+    code, _, _ = refused(harness, SLURM | broken_driver | listener)
+    assert code == 75
+    (fault,) = faults.read_text().splitlines()
+    assert fault.startswith("n7 Slurm gave 1 GPU")
+
+
+def test_missing_libraries_are_named(harness: Harness, whole_driver: dict[str, str]) -> None:
+    """A MIG instance is visible and the driver is whole, but CUDA is not installed."""
+    visible = {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"}
+    code, line, _ = refused(harness, SLURM | whole_driver | visible)
+    assert code == 2
+    assert "CUDA_VISIBLE_DEVICES=MIG-8f2a, but" in line
+    assert "libcudnn.so.9" in line
+    assert "HARNESS_EXTRA=gpu bash slurm/common.sh --setup" in line
+
+
+def test_gpus_that_are_hidden(harness: Harness) -> None:
+    """Slurm gave one and CUDA_VISIBLE_DEVICES hides it."""
+    code, line, _ = refused(harness, SLURM | {"CUDA_VISIBLE_DEVICES": ""})
+    assert code == 2
+    assert "CUDA_VISIBLE_DEVICES is '', which hides all GPUs; unset it" in line
+
+
+def test_the_cpu_trains_where_it_is_meant(harness: Harness, broken_driver: dict[str, str]) -> None:
+    """`--devices cpu` refuses nothing and warns of nothing; the first line says what trains."""
+    harness.environment |= SLURM | broken_driver | {"HARNESS_CPUS": "1"}
+    done = harness.train("rnn", "meant", "--devices", "cpu", "--set", "train.epochs=1")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == "CPU, 1 thread"
+    assert "warning" not in done.stderr
+
+
+def test_a_driver_without_a_promise_is_warned_of(
+    harness: Harness, broken_driver: dict[str, str]
+) -> None:
+    """The CPU trains, a warning says why, and TensorFlow's own line is not hidden."""
+    harness.environment |= broken_driver
+    done = harness.train("rnn", "warned", "--set", "train.epochs=1")
+    assert done.returncode == 0
+    assert "failed call to cuInit" in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "the CPU trains: a driver is here, but TensorFlow sees no GPU: cuInit failed" in line

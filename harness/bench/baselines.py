@@ -1,9 +1,8 @@
-"""What a user would write instead, to be measured beside the harness.
+"""What a user would write instead, to be measured next to the harness.
 
 `python -m harness.bench.baselines REQUEST` trains one of the five networks in the notebook's own
 way (`Sequential` and `fit` on padded arrays), searches as KerasTuner does by itself, or trains on
-`torch.nn` where PyTorch is installed, and answers in a line of JSON. It is called by
-`harness.bench` alone.
+`torch.nn` where PyTorch is installed, and answers in a line of JSON. Only `harness.bench` calls it.
 """
 
 import itertools
@@ -62,7 +61,7 @@ def load(keras_file: Path, limit: int) -> Padded:
     from keras.src.datasets import imdb
     from keras.utils import pad_sequences
 
-    # It would download the file; what follows is what it does with it.
+    # Keras would download the file; the rest is as in Keras.
     imdb.get_file = lambda *_, **__: str(keras_file)
     (tokens, labels), (test, _) = imdb.load_data(num_words=VOCAB_SIZE)
     # All of them, as the notebook does.

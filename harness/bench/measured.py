@@ -1,4 +1,4 @@
-"""What was measured, way beside way: medians, spreads, ratios; as a table and as JSON."""
+"""What was measured, for each way: medians, spreads and ratios, as a table and as JSON."""
 
 import json
 import statistics
@@ -18,7 +18,7 @@ FORMAT = 1  # of the JSON
 
 @dataclass(frozen=True)
 class Ratio:
-    """How much better one way is than another, above 1 where it is: pair by pair."""
+    """How much better one way is than another, pair by pair; above 1 means better."""
 
     pairs: tuple[float, ...]
 
@@ -41,10 +41,10 @@ class Measured:
     unit: str  # such as reviews/s
     more_is_better: bool
     ways: dict[str, tuple[float, ...]]  # in the order of the table
-    base: str = ""  # the way that the others are held against; without one there is no ratio
+    base: str = ""  # the way that the others are compared with; without one there is no ratio
 
     def ratio(self, way: str) -> Ratio | None:
-        """How much better `way` is than the base, None where that is no question."""
+        """How much better `way` is than the base, None for the base itself or without one."""
         if way == self.base or self.base not in self.ways:
             return None
         pairs = zip(self.ways[way], self.ways[self.base], strict=True)
@@ -52,7 +52,7 @@ class Measured:
 
 
 def rounded(value: float) -> str:
-    """Three digits that count, no exponent."""
+    """Three significant digits, no exponent."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -65,10 +65,10 @@ def print_table(measured: Sequence[Measured]) -> None:
         "measured", "way", "median", "from", "to", "times", box=None, padding=(0, 1, 0, 0)
     )
     for each in measured:
-        for place, (way, values) in enumerate(each.ways.items()):
+        for index, (way, values) in enumerate(each.ways.items()):
             ratio = each.ratio(way)
             table.add_row(
-                f"{each.name}, {each.unit}" if place == 0 else "",
+                f"{each.name}, {each.unit}" if index == 0 else "",
                 way,
                 rounded(statistics.median(values)),
                 *(map(rounded, (min(values), max(values))) if len(values) > 1 else ("", "")),
@@ -80,7 +80,7 @@ def print_table(measured: Sequence[Measured]) -> None:
 def to_record(
     measured: Sequence[Measured], machine: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """All of it as JSON holds it."""
+    """Everything as a JSON record."""
     return {
         "format": FORMAT,
         "machine": machine,
@@ -90,7 +90,7 @@ def to_record(
 
 
 def write_record(record: dict[str, Any], path: Path) -> None:
-    """Write it beside and rename it."""
+    """Write a record, whole or not at all."""
     atomic_write(path, f"{json.dumps(record, indent=1)}\n")
 
 
@@ -98,7 +98,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Measured]]:
     """A record and what it holds.
 
     Raises:
-        InputError: if there is none, or it is none of ours.
+        InputError: if it can't be read, or is not a record of `harness bench`.
     """
     try:
         record = json.loads(path.read_text())
@@ -122,7 +122,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Measured]]:
 
 @dataclass(frozen=True)
 class Change:
-    """A ratio now beside what it was."""
+    """A ratio now, and what it was."""
 
     name: str
     now: Ratio
@@ -130,7 +130,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` only where the spreads of the pairs do not meet."""
+        """`better` or `worse` only where the spreads of the pairs do not overlap."""
         if min(self.now.pairs) > max(self.then.pairs):
             return "better"
         if max(self.now.pairs) < min(self.then.pairs):
@@ -139,20 +139,20 @@ class Change:
 
 
 def changes(now: Sequence[Measured], then: Sequence[Measured]) -> list[Change]:
-    """What both hold, as ratios: seconds of unlike machines, or hours, say nothing."""
+    """What both hold, as ratios: seconds of different machines or days can't be compared."""
     before = {each.name: each for each in then}
-    found = []
+    changed = []
     for each in now:
         other = before.get(each.name)
         for way in each.ways:
             ratio = each.ratio(way)
             if other and ratio and way in other.ways and (was := other.ratio(way)):
-                found.append(Change(f"{each.name}, {way} over {each.base}", ratio, was))
-    return found
+                changed.append(Change(f"{each.name}, {way} over {each.base}", ratio, was))
+    return changed
 
 
 def print_changes(found: Sequence[Change]) -> None:
-    """Print each ratio beside the reference's."""
+    """Print each ratio next to the reference's."""
     table = Table("ratio", "now", "reference", "", box=None, padding=(0, 1, 0, 0))
     for change in found:
         table.add_row(change.name, str(change.now), str(change.then), change.verdict)

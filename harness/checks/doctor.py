@@ -1,6 +1,6 @@
-"""Whether this site is set up: a list of checks, each with what was found and its remedy.
+"""Whether this site is set up: a list of checks, each with its result and remedy.
 
-TensorFlow is tried in a child process, so that even a crash inside it is a finding.
+TensorFlow is imported in a child process, so that even a crash inside it is a finding.
 """
 
 import importlib.metadata
@@ -41,14 +41,14 @@ from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 
 SET_UP = "bash slurm/common.sh --setup"
 PYTHONS = ((3, 11), (3, 13))  # as pyproject.toml
-TENSORFLOW_S = 300  # a first import from a network disk takes long
+TENSORFLOW_S = 300  # a first import from a network disk takes minutes
 LITTLE_GB = 3.0  # training one of the jobs takes about half
 PORTS = range(FIRST_PORT, LAST_PORT + 1)
 TRIED_PORTS = 100
 
 
 def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Finding]:
-    """Everything that is checked, in order; no check ends another."""
+    """Run every check, in order; one that breaks does not end the others."""
     allocation = SlurmEnvironment.from_environment()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "python": check_python,
@@ -71,7 +71,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter and the environment that it belongs to."""
+    """The interpreter and its environment."""
     is_virtual = sys.prefix != sys.base_prefix
     kind = "virtual environment" if is_virtual else "no virtual environment"
     found = f"{platform.python_version()}, {kind} {sys.prefix}"
@@ -83,7 +83,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Packages against the supported ranges, and against the lock that they were tested with."""
+    """Packages against the supported ranges, and against the lock that is tested."""
     wrong = list(_wrong(_dependencies()))
     if wrong:
         yield Finding("red", "packages", "; ".join(wrong), SET_UP)
@@ -133,7 +133,7 @@ def _version(package: str) -> str | None:
 
 
 def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -> Iterator[Finding]:
-    """TensorFlow, the devices that it sees, and the kernel of each architecture on them."""
+    """TensorFlow, the devices that it sees, and the kernel of each architecture there."""
     request = {"do": "kernels", "devices": devices}
     answer = ask_child(request, timeout_s=TENSORFLOW_S)
     yield Finding("green", "tensorflow", f"imports in {answer['import_s']:.1f} s")
@@ -147,7 +147,7 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 
 
 def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> Finding:
-    """The GPUs that TensorFlow sees, beside those that a driver or Slurm promises."""
+    """The GPUs that TensorFlow sees, against those that a driver or Slurm promises."""
     gpus, driver = answer["gpus"], nvidia_driver()
     given = given_gpus(allocation) if allocation else None
     if gpus:
@@ -180,7 +180,7 @@ def _gpu_remedy(answer: dict[str, Any]) -> str:
 def check_gpu_use(
     num_gpus: int, monitor: Callable[..., ResourceMonitor] = ResourceMonitor
 ) -> Iterator[Finding]:
-    """Whether the use of GPUs can be read, and when an idle one is told of; nothing without any."""
+    """Whether the use of GPUs can be read, and when an idle one is reported; only with GPUs."""
     idle_min = idle_warning_min()
     if not num_gpus:
         return
@@ -191,18 +191,18 @@ def check_gpu_use(
         found, _, remedy = problem.rpartition("; ")
         yield Finding("yellow", "gpu use", found, remedy)
     if not problems:
-        told = f"told of after {idle_min:g} min" if idle_min else "never told of"
-        yield Finding("green", "gpu use", f"is read through NVML; an idle GPU is {told}")
+        when = f"after {idle_min:g} min" if idle_min else "never"
+        yield Finding("green", "gpu use", f"is read through NVML; an idle GPU is reported {when}")
 
 
-def describe_kernel(name: str, told: dict[str, str]) -> Finding:
-    """The kernel that an architecture's graph holds here, and why."""
+def describe_kernel(name: str, answer: dict[str, str]) -> Finding:
+    """The kernel that an architecture uses here, and why."""
     name = f"kernel {name}"
-    if "error" in told:
-        return Finding("red", name, told["error"], f"look at jobs/, or {SET_UP}")
-    kernel, expected = told["kernel"], told["on_gpu"]
-    found = f"{kernel}: {told['why']}"
-    if told["device"] != "gpu":
+    if "error" in answer:
+        return Finding("red", name, answer["error"], f"look at jobs/, or {SET_UP}")
+    kernel, expected = answer["kernel"], answer["on_gpu"]
+    found = f"{kernel}: {answer['why']}"
+    if answer["device"] != "gpu":
         return Finding("green", name, f"{found}; by the rules a GPU takes {expected}")
     if kernel == expected:
         return Finding("green", name, found)
@@ -213,7 +213,7 @@ def describe_kernel(name: str, told: dict[str, str]) -> Finding:
 
 
 def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """The CPUs that this process may use, beside those of the machine and the cgroup's quota."""
+    """The CPUs that this process may use, against those of the machine and the cgroup's quota."""
     given, seen, quota = given_cpus(allocation), os.cpu_count() or 1, cpu_quota()
     found = f"{given} of the machine's {seen}"
     if quota is not None and quota < given:
@@ -230,7 +230,7 @@ def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """The memory of the machine, and what of it this process may take."""
+    """The memory of the machine, and how much of it this process may use."""
     total_gb = total_memory_gb()
     found, usable_gb = f"{total_gb:,.1f} GB", total_gb
     limits = {
@@ -250,7 +250,7 @@ def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def check_ports() -> Iterator[Finding]:
-    """Whether the ports that several nodes use can be had here."""
+    """Whether the ports that runs on several nodes use are free here."""
     tried = PORTS[:: len(PORTS) // TRIED_PORTS]
     free = sum(is_free("", port) for port in tried)  # on every address, as several nodes need
     found = f"{PORTS[0]}-{PORTS[-1]} for several nodes: {free} of {len(tried)} tried are free"

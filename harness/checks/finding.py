@@ -1,4 +1,4 @@
-"""What a check of the site found, and how a check is run so that it can't end the others."""
+"""The result of a check, and how a check is run so that it can't end the others."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from harness.errors import InputError, RunError
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked: green is well, yellow works with a drawback, red does not."""
+    """One thing that was checked: green works, yellow works with a drawback, red does not work."""
 
     level: Literal["green", "yellow", "red"]
     name: str
@@ -22,10 +22,10 @@ def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
     try:
         yield from check()
     except (InputError, RunError) as error:
-        # The house's messages end with their remedy.
+        # Messages of this project end with their remedy.
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
-    except Exception as error:  # whatever it is: the other checks have something to say
+    except Exception as error:  # whatever it is, the other checks must run
         yield Finding(
             "red", name, f"the check broke: {type(error).__name__}: {error}", "see the error"
         )

@@ -1,7 +1,7 @@
-"""How fast this machine trains the five jobs, asked of child processes and extrapolated.
+"""How fast this machine trains the five jobs: measured in child processes, and extrapolated.
 
-Each job gets a child of its own: a process makes one strategy, gives its memory back whole, is
-started as a run is, and whatever kills it is an answer too. TensorFlow is imported there alone.
+Each job gets a child of its own: a process can make one strategy only, frees all of its memory at
+its end, starts as a run does, and can crash without harm. Only the children import TensorFlow.
 """
 
 import math
@@ -20,7 +20,7 @@ ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
 SMALL_RUN = "lstm"
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
-START_S = 300  # that a child may take beside what it measures
+START_S = 300  # that a child may take in addition to what it measures
 MARGIN = 1.25  # of the time limit over the estimate: other nodes, busy disks
 WARNED_S = 120  # Slurm warns 90 s before the end, and looks every 30 s
 
@@ -67,10 +67,10 @@ def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> di
 
 
 def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estimate]:
-    """Measure each of the five jobs, `minutes` in total beside starts and warm-up.
+    """Measure each of the five jobs, for `minutes` in total without starts and warm-up.
 
-    Where two GPUs or more are to be had and no devices are named, a job is measured on one and on
-    two, and the estimate is for one.
+    Where there are two GPUs or more and no devices are named, a job is measured on one and on two,
+    and the estimate is for one.
 
     Raises:
         InputError, RunError: if nothing can be trained here at all.
@@ -123,13 +123,13 @@ def estimate(
     rest_s: float,
     error: str = "",
 ) -> Estimate:
-    """What was measured of a job, extrapolated to all of its steps and evaluations.
+    """Extrapolate what was measured of a job to all of its steps and evaluations.
 
     Args:
         name: the job's.
         measured: what a child measured.
         on_two: the same on two devices.
-        rest_s: what a run takes beside its start, its steps and its evaluations.
+        rest_s: what a run takes in addition to its start, its steps and its evaluations.
         error: why there is no measurement on two.
     """
     ratio = measured["step_s"] / on_two["step_s"] if on_two else None
@@ -156,7 +156,7 @@ def estimate(
 
 
 def time_limit(seconds: float) -> str:
-    """What to ask for by `sbatch --time`: with a margin, in full five minutes, `[D-]HH:MM:SS`."""
+    """The value for `sbatch --time`: with a margin, in steps of five minutes, `[D-]HH:MM:SS`."""
     minutes = math.ceil((seconds * MARGIN + WARNED_S) / 300) * 5
     days, minutes = divmod(minutes, 24 * 60)
     return f"{f'{days}-' if days else ''}{minutes // 60:02}:{minutes % 60:02}:00"
@@ -165,8 +165,8 @@ def time_limit(seconds: float) -> str:
 def time_small_run(devices: str | None, data: Path | None) -> float:
     """The seconds that a whole run of a handful of reviews takes.
 
-    Less the start, that is what any run takes beside steps and evaluations: traces, pictures,
-    files, its end.
+    Without its start, that is what any run takes in addition to steps and evaluations: tracing,
+    pictures, files, its end.
 
     Raises:
         RunError: if such a run fails.

@@ -1,6 +1,6 @@
 """The child processes of the probe: `python -m harness.checks.probe_child REQUEST`.
 
-They trace and measure with the real learner and pipeline, and answer in a line of JSON.
+They trace and measure with the training step and input pipeline of real runs.
 """
 
 import importlib.metadata
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 WARM_UP_STEPS = 20  # by when graphs are traced and buffers are warm
 TRAIN_SHARE = 0.75  # of the measuring time, the rest is for the evaluation
 TIMED_BATCHES = 8  # of an evaluation
-TAKEN_AT_ONCE = 50  # batches, of the pipeline alone
-FULL_REVIEWS = 25_000  # of each split, where only the sample is here to measure on
+TAKEN_AT_ONCE = 50  # batches, when only the pipeline is measured
+FULL_REVIEWS = 25_000  # of each split, where only the sample is there to measure on
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
     answer = _devices()
     try:
         strategy = make_strategy(parse_devices(devices) if devices else None)
-    except InputError as refusal:  # what was found before is worth telling all the same
+    except InputError as refusal:  # what was found before is reported all the same
         return {**answer, "refused": str(refusal)}
 
     import numpy as np
@@ -79,7 +79,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
     answer["kernels"] = {}
     for name in ARCHITECTURES:
         try:
-            # Length and vocabulary have no part in the choice of a kernel.
+            # Length and vocabulary do not affect the choice of a kernel.
             small = ["data.vocab_size=100", "data.maxlen=8"]
             job = load_job(JOBS / f"{name}.toml", small)
             train_step = TrainStep(job, strategy, plan_of(job, devices))
@@ -90,22 +90,22 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             kernel = " and ".join(sorted(found))
             on_gpu = expected_kernel(job)
             why = reason(job, kernel, device)
-            told = {"kernel": kernel, "on_gpu": on_gpu, "why": why, "device": device}
-        except Exception as error:  # one architecture's trouble is not the others'
-            told = {"error": f"{type(error).__name__}: {error}"}
-        answer["kernels"][name] = told
+            described = {"kernel": kernel, "on_gpu": on_gpu, "why": why, "device": device}
+        except Exception as error:  # the other architectures are still described
+            described = {"error": f"{type(error).__name__}: {error}"}
+        answer["kernels"][name] = described
     return answer
 
 
 def expected_kernel(job: Job) -> str:
-    """The kernel that a GPU should take: by Keras's own rules for cuDNN, and ours for XLA."""
+    """The kernel to expect on a GPU: by Keras's rules for cuDNN, and this project's for XLA."""
     if choose(job, "gpu", 1).xla:
         return "xla"
     return "loop" if without_cudnn(job) else "cudnn"
 
 
 def reason(job: Job, kernel: str, device: str) -> str:
-    """Why a job's recurrent layers take the kernel that their graph holds."""
+    """Why a job's recurrent layers use the kernel that their graph holds."""
     because = without_cudnn(job)
     if kernel == "xla":
         setting = f"train.xla = {job.train.xla} compiles it"
@@ -182,7 +182,7 @@ def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
         for _ in tf.range(num):
             next(iterator)
 
-    # Of one opening, which is longer than most runs; to open it belongs to the start of a run.
+    # One opening is longer than most runs; opening it counts to the start of a run.
     iterator, num_steps = next(_openings(loaded, strategy, training))
     take(iterator, tf.constant(TAKEN_AT_ONCE))  # traces the graph and starts the threads
     done, spent_s, began = 0, 0.0, time.perf_counter()
@@ -190,7 +190,7 @@ def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
         take(iterator, tf.constant(TAKEN_AT_ONCE))
         done += TAKEN_AT_ONCE
         spent_s = time.perf_counter() - began
-    # An epoch's last batch is seldom full.
+    # An epoch's last batch is rarely full.
     reviews_a_batch = num_reviews / pipeline.num_steps(num_reviews, loaded.train.batch_size)
     return {"reviews_per_s": done * reviews_a_batch / spent_s}
 
@@ -198,7 +198,7 @@ def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
 def _openings(
     job: Job, strategy: Any, training: "Reviews"
 ) -> Iterator[tuple[Iterator["Batch"], int]]:
-    """The batches of training as a run opens them, for ever, with the steps of each opening."""
+    """The batches of training as a run opens them, endlessly, with the steps of each opening."""
     from harness.data.input_pipeline import batches, num_steps, permutations_ahead
 
     seed, num_reviews, epoch = job.train.seed, len(training.labels), 0
@@ -236,13 +236,13 @@ def time_steps(
         spent_s = time.perf_counter() - began
         if spent_s >= seconds:
             return first_step_s, spent_s / (steps - warm), spent_s
-    raise AssertionError  # it trains for ever
+    raise AssertionError  # it trains endlessly
 
 
 def _train(train_step: "TrainStep", training: "Reviews") -> Iterator[int]:
-    """Train for ever; yields the number of steps whenever they are done on the device.
+    """Train endlessly; yields the number of steps whenever they are done on the device.
 
-    That is waited for after the first step, and then as often as a run does.
+    It waits for them after the first step, and then as often as a run does.
     """
     job, before = train_step.job, 0
     for iterator, num_steps in _openings(job, train_step.strategy, training):
@@ -262,7 +262,7 @@ def _train(train_step: "TrainStep", training: "Reviews") -> Iterator[int]:
 
 
 def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) -> float:
-    """Evaluate for some seconds, and give back the seconds that a global batch takes."""
+    """Evaluate for some seconds, and return the seconds that a global batch takes."""
     from harness.compute.train_step import evaluation_batch
 
     size = evaluation_batch(train_step.strategy)
@@ -278,7 +278,7 @@ def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) ->
 
 
 def work_of(job: Job, size: int, num_train: int, num_test: int) -> dict[str, int]:
-    """The training steps of a whole job, and the batches of `size` that it evaluates in all."""
+    """The training steps of a whole job, and how many batches of `size` it evaluates in total."""
     from harness.data.input_pipeline import num_steps
 
     if job.data.limit:

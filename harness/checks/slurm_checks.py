@@ -1,4 +1,4 @@
-"""Checks of the cluster: does Slurm answer, where are its GPUs, would it take our scripts."""
+"""Checks of the cluster: whether Slurm answers, where GPUs are, and if it accepts our scripts."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def gpu_types(gres: str) -> frozenset[str]:
 
 
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """Client, controller, partitions, GPUs and our own script, in four short calls."""
+    """Check client, controller, partitions, GPUs and our own script, in four short calls."""
     if not has_client("sinfo"):
         where = f"in job {allocation.job_id} without Slurm's programs" if allocation else "none"
         remedy = "harmless in a container: a job is put back into the queue from outside of it"
@@ -90,7 +90,7 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def describe_partitions(partitions: list[Partition]) -> Finding:
-    """The default partition and its limit, and what other partitions there are."""
+    """The default partition with its limit, and the other partitions."""
     up = [each for each in partitions if each.is_up]
     default = next((each for each in up if each.is_default), None)
     others = list(dict.fromkeys(each.name for each in up if not each.is_default))
@@ -131,7 +131,7 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
 
 
 def check_script(partitions: list[Partition]) -> Iterator[Finding]:
-    """Whether sbatch would take a script as it is, with this shell's SBATCH_ settings."""
+    """Whether sbatch would accept a script as it is, with this shell's SBATCH_ settings."""
     settings = " ".join(f"{n}={os.environ[n]}" for n in DEFAULTS if os.environ.get(n))
     name = f"slurm/lstm.sh with {settings}" if settings else "slurm/lstm.sh as it is"
     try:
@@ -150,7 +150,7 @@ def check_script(partitions: list[Partition]) -> Iterator[Finding]:
 
 
 def check_site_file() -> Finding:
-    """Whether the site's settings stand in their file."""
+    """Whether the file with the site's settings is there."""
     if (PROJECT / "slurm" / "site.sh").is_file():
         return Finding("green", "site", "slurm/site.sh is there")
     remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"

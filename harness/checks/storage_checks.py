@@ -1,4 +1,4 @@
-"""Checks of what is kept on disks: the dataset, the runs, a job's scratch, and their clock."""
+"""Checks of the disks: for the dataset, the runs and a job's scratch, and the clock of the runs."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ MAX_SKEW_S = 2.0  # heartbeats are 5 s apart
 
 
 def check_data(data: Path | None) -> Iterator[Finding]:
-    """Where a run would take its reviews from, and whether every byte is right; no download."""
+    """Where a run would take its reviews from, and whether every byte is correct; no download."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
     remedy = "harness data fetch, where there is a network"
@@ -37,15 +37,15 @@ def check_data(data: Path | None) -> Iterator[Finding]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest thing above it that is there.
+    """The folder itself, or the nearest one above it that exists.
 
     Raises:
-        OSError: if it could not be made: a name too long, a folder that may not be entered.
+        OSError: if it could not be created: a name too long, a folder without permission.
     """
     path = path.absolute()
     while True:
         try:
-            path.lstat()  # a link to nothing is there, and in the way
+            path.lstat()  # a broken link exists too, and is in the way
         except (FileNotFoundError, NotADirectoryError):
             path = path.parent
         else:
@@ -53,7 +53,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def check_runs(runs: Path) -> Iterator[Finding]:
-    """Room, speed and clock of the runs folder, or of the nearest folder above; nothing stays."""
+    """Space, speed and clock of the runs folder, or of the nearest one above; leaves nothing."""
     remedy = "choose another --runs or HARNESS_RUNS"
     where = str(runs)
     try:
@@ -84,7 +84,7 @@ def check_runs(runs: Path) -> Iterator[Finding]:
 
 
 def _clock(skew_s: float) -> Finding:
-    # A file's time is as coarse as the kernel's tick, so less than that means nothing.
+    # A file's time is only as precise as the kernel's tick.
     found = f"the disk of the runs is {abs(skew_s):.2f} s {'ahead' if skew_s > 0 else 'behind'}"
     if abs(skew_s) <= MAX_SKEW_S:
         return Finding("green", "clock", found)
@@ -119,12 +119,12 @@ def _skew_s(folder: Path) -> float:
     before = time.time()
     _write_through(folder / "clock", b"now")
     after = time.time()
-    told = (folder / "clock").stat().st_mtime
-    return told - min(max(told, before), after)  # none where it lies between
+    written = (folder / "clock").stat().st_mtime
+    return written - min(max(written, before), after)  # 0 if it is in between
 
 
 def check_scratch(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """The scratch folder of a job; outside of a job nothing is said."""
+    """The scratch folder of a job; no finding outside of a job."""
     if allocation is None:
         return
     folder = scratch_folder(allocation)
@@ -160,6 +160,6 @@ def file_system(path: Path) -> str:
     kinds = {}
     for line in lines:
         _, at, kind, *_ = line.split()
-        kinds[at.replace("\\040", " ")] = kind  # the last mount on a place hides the others
+        kinds[at.replace("\\040", " ")] = kind  # the last mount at a path hides the others
     real = path.resolve()
     return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

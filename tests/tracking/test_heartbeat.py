@@ -1,0 +1,69 @@
+"""The heartbeat's record: what it holds beside the phase, and how often a job is requeued."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import Interrupted, RunError
+from harness.slurm.environment import SlurmEnvironment
+from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.run_dir import RunDirectory
+
+SLURM = {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}
+
+
+def start(folder: Path, variables: dict[str, str] | None = None) -> tuple[Heartbeat, RunDirectory]:
+    """A process that takes the run, in a Slurm job if there are variables."""
+    run = RunDirectory(folder)
+    run.take_lease()
+    return Heartbeat(run, SlurmEnvironment.from_environment(variables or {})), run
+
+
+def state(run: RunDirectory) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(run.path("state.json").read_text())
+    return content
+
+
+def test_a_note_goes_with_the_next_beat(tmp_path: Path) -> None:
+    """It is no reason to write, and stays in every later record."""
+    heart, run = start(tmp_path)
+    heart.beat("training", step=1)
+    heart.note(warning="GPU 0 is idle")
+    assert "warning" not in state(run)
+    heart.beat("validating")
+    assert (state(run)["warning"], state(run)["step"]) == ("GPU 0 is idle", 1)
+
+
+def test_a_warned_job_is_requeued_only_so_often(tmp_path: Path) -> None:
+    """Each warning counts over restarts; after the last the run is refused with the way on."""
+    for requeues in (1, 2):
+        heart, run = start(tmp_path, SLURM)
+        heart.interrupted(Interrupted("SIGUSR1"))
+        assert (state(run)["phase"], state(run)["requeues"]) == ("interrupted", requeues)
+        assert (state(run)["signal"], state(run)["slurm_job"]) == ("SIGUSR1", "7")
+    heart, run = start(tmp_path, SLURM)
+    line = rf"not requeued after 2 times.*give more --time.*harness resume {tmp_path}"
+    with pytest.raises(RunError, match=line):
+        heart.interrupted(Interrupted("SIGUSR1"))
+
+
+@pytest.mark.parametrize(("variables", "reason"), [(SLURM, "SIGTERM"), ({}, "SIGUSR1")])
+def test_only_a_warned_job_counts_as_requeued(
+    tmp_path: Path, variables: dict[str, str], reason: str
+) -> None:
+    """A cancelled job is not put back, and outside Slurm there is no queue."""
+    for _ in range(4):
+        heart, run = start(tmp_path, variables)
+        heart.interrupted(Interrupted(reason))
+    assert (state(run)["requeues"], state(run)["phase"]) == (0, "interrupted")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"restarts": null, "requeues": null}'])
+def test_a_broken_record_does_not_keep_a_run_from_starting(tmp_path: Path, content: str) -> None:
+    """Counts that can't be read start from nothing."""
+    (tmp_path / "state.json").write_text(content)
+    heart, run = start(tmp_path)
+    heart.beat("starting")
+    assert state(run)["requeues"] == 0

@@ -40,11 +40,11 @@ class Slot:
         """The environment variables that keep a process of ours in its slot."""
         variables = {"HARNESS_CPUS": str(self.threads)}
         if self.gpu is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = _gpu_name(self.gpu)
+            variables["CUDA_VISIBLE_DEVICES"] = gpu_name(self.gpu)
         return variables
 
 
-def _gpu_name(index: int) -> str:
+def gpu_name(index: int) -> str:
     """A GPU as CUDA_VISIBLE_DEVICES names it, by its index among those that are visible here."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     listed = visible.split(",") if visible else []

@@ -1,15 +1,16 @@
-"""KerasTuner's oracles, made safe: what they know is on the disk whole, and no trial is lost.
+"""KerasTuner's oracles, made safe: their state on disk is always whole, and no trial is lost.
 
-What KerasTuner 1.4.8 does, and these undo:
+Problems of KerasTuner 1.4.8 that these classes solve:
 
-- `oracle.json` is overwritten in place, and a trial's file is written before it: a kill between
-  the two loses a trial. Here one file holds both, written beside and renamed, the last one kept.
-- A trial whose worker is gone waits for ever for a worker of that name. Here it goes back into
-  the queue (`release`), and whoever asks next goes on with it from its checkpoint.
-- A trial that ended twice, since two workers had it, is counted twice.
-- Grid search forgets its place (issue 1055 upstream), Bayesian search its random numbers.
-- After three failures in a row `end_trial` raises, and keeps its lock for ever. Here three trials
-  that failed alike are told by `same_failure`.
+- `oracle.json` is overwritten in place, after the trial's own file: a kill between the two loses a
+  trial. Here one file holds both, is written atomically, and the previous one is preserved.
+- A trial whose worker is gone waits forever for a worker of the same name. Here it goes back into
+  the queue (`release`), and the next worker continues it from its checkpoint.
+- A trial that ends twice, because two workers had it, is counted twice.
+- A restarted grid search loses its position (issue 1055 upstream), and a Bayesian search its random
+  numbers.
+- After three failures in a row `end_trial` raises and never releases its lock. Here `same_failure`
+  reports three trials that failed with the same error.
 """
 
 import contextlib
@@ -36,49 +37,49 @@ from harness.files.atomic_file import atomic_write
 from harness.search_parameters import Values
 from harness.search_space import SearchSpec
 
-# It prints every condition's value, for each trial that is told.
+# It would print every condition's value for each trial that is reported.
 conditions.print = lambda *_: None
 
 STATE, BEFORE = "oracle.json", "oracle-before.json"
-ALIKE = 3  # trials that fail in the same way are no accident
+MAX_SAME_FAILURES = 3  # trials that fail in the same way are no accident
 COMPLETED, FAILED, STOPPED = "COMPLETED", "FAILED", "STOPPED"
 
 
 def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
-    """The space as KerasTuner has it; a parameter's name is the job's key."""
+    """The search space as KerasTuner's hyperparameters, each named by its key of the job."""
     space = kt.HyperParameters()
-    for dimension in search.space:
+    for parameter in search.space:
         scope: Any = contextlib.nullcontext()
-        if dimension.parent:
-            scope = space.conditional_scope(dimension.parent, list(dimension.parent_choices))
+        if parameter.parent:
+            scope = space.conditional_scope(parameter.parent, list(parameter.parent_choices))
         with scope:
-            if dimension.choices:
-                space.Choice(dimension.key, list(dimension.choices))
+            if parameter.choices:
+                space.Choice(parameter.key, list(parameter.choices))
             else:
-                declare = space.Int if dimension.is_whole else space.Float
-                options: dict[str, Any] = {"sampling": "log" if dimension.log else "linear"}
-                if dimension.step is not None:
-                    options["step"] = dimension.step
-                declare(dimension.key, dimension.low, dimension.high, **options)
+                declare = space.Int if parameter.is_whole else space.Float
+                options: dict[str, Any] = {"sampling": "log" if parameter.log else "linear"}
+                if parameter.step is not None:
+                    options["step"] = parameter.step
+                declare(parameter.key, parameter.low, parameter.high, **options)
     return space
 
 
 class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
-    """What all four of ours share; stands before KerasTuner's own in the order of resolution.
+    """What the four oracles share; precedes KerasTuner's own class in the method resolution order.
 
-    Its calls come from the one thread that serves the workers and from the chief's own, so each
-    takes KerasTuner's lock (`kt.synchronized`), which an exception would leave locked for ever.
+    It is called from the thread that serves the workers and from the chief's own, so each method
+    takes KerasTuner's lock (`kt.synchronized`), which stays locked forever if a method raises.
     """
 
-    folder: Path  # where the state is kept
-    error_of: Callable[[str], str]  # why a trial failed: the workers' messages do not carry it
+    folder: Path  # of the state
+    error_of: Callable[[str], str]  # why a trial failed; KerasTuner's messages lack it
     problem: RunError | None = None  # why the state could not be written
-    _said_stop = False  # to the worker that asked last
+    _sent_stop = False  # in answer to the last request for a trial
 
     # The state
 
     def save(self) -> None:
-        """Write the state and all trials as one file, and keep the one before."""
+        """Write the state and all trials as one file, and preserve the previous one."""
         content = {
             **self.get_state(),
             "trials": {trial_id: trial.get_state() for trial_id, trial in self.trials.items()},
@@ -89,16 +90,16 @@ class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
                 atomic_write(self.folder / BEFORE, target.read_bytes())
             atomic_write(target, json.dumps(content))
         except (RunError, OSError) as error:
-            # Not raised: the lock would stay locked. The chief looks, and ends.
+            # Raising here would leave the lock locked. The chief checks `problem` and ends.
             self.problem = RunError(str(error))
 
     def _save_trial(self, trial: Trial) -> None:
-        """Do nothing: `save` writes the trials, and follows each change of one."""
+        """Do nothing: `save` writes the trials and is called after each change."""
 
     def reload(self) -> None:
-        """Take up the newest state that is whole, if there is one.
+        """Restore the newest state that is whole, if there is one.
 
-        A trial in progress stays its worker's: that one may be alive, and asks or tells soon.
+        A trial in progress stays with its worker, which may be alive and about to report.
         """
         content = load_state(self.folder)
         if content is None:
@@ -110,37 +111,37 @@ class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
 
     @kt.synchronized  # type: ignore[untyped-decorator]
     def create_trial(self, tuner_id: str) -> Trial:
-        """A trial for a worker: the one that it has, one that waits to go on, or a new one."""
+        """A trial for a worker: its own unfinished one, one from the queue, or a new one."""
         trial = super().create_trial(tuner_id)
-        self._said_stop = trial.status == STOPPED
+        self._sent_stop = trial.status == STOPPED
         return trial
 
     @kt.synchronized  # type: ignore[untyped-decorator]
     def update_trial(self, trial_id: str, metrics: dict[str, Any], step: int = 0) -> Trial:
-        """Note a trial's scores, before its worker may say that it ended."""
+        """Record the scores of a trial; its worker reports the end afterwards."""
         trial = super().update_trial(trial_id, metrics, step)
         self.save()
         return trial
 
     @kt.synchronized  # type: ignore[untyped-decorator]
     def end_trial(self, trial: Trial) -> None:
-        """Note how a trial ended, the first time that it is told."""
+        """Record how a trial ended, the first time that this is reported."""
         known = self.trials.get(trial.trial_id)
         if known is None or trial.trial_id in self.end_order:
             self._forget(trial.trial_id)
             return
         if trial.status == COMPLETED and not known.metrics.exists(self.objective.name):
-            # Its scores were told to a chief that could not write them. They stand in its run.
+            # A chief that could not save them got the scores. They are in the trial's run.
             self._forget(trial.trial_id)
             self._retry_queue.append(trial.trial_id)
             return
-        if trial.trial_id in self._retry_queue:  # its worker was thought lost, and was not
+        if trial.trial_id in self._retry_queue:  # its worker was taken for lost but was not
             self._retry_queue.remove(trial.trial_id)
         super().end_trial(trial)
         if known.status == FAILED:
             known.message = self.error_of(trial.trial_id)
         self._forget(trial.trial_id)
-        self.save()  # once more: KerasTuner's own is written before the trial is taken off
+        self.save()  # again: KerasTuner saves before the trial leaves the list of ongoing ones
 
     def _forget(self, trial_id: str) -> None:
         for worker in [k for k, t in self.ongoing_trials.items() if t.trial_id == trial_id]:
@@ -148,7 +149,7 @@ class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
 
     @kt.synchronized  # type: ignore[untyped-decorator]
     def release(self, tuner_id: str) -> str | None:
-        """Put the trial of a worker that is gone back into the queue, and give its id."""
+        """Put the trial of a lost worker back into the queue, and return its id."""
         trial = self.ongoing_trials.pop(tuner_id, None)
         self.tuner_ids.discard(tuner_id)
         if trial is None:
@@ -160,7 +161,7 @@ class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
 
     @kt.synchronized  # type: ignore[untyped-decorator]
     def summary(self) -> dict[str, Any]:
-        """The trials as plain values, and whose each is."""
+        """The trials as plain values, each with its worker."""
         workers = {trial.trial_id: worker for worker, trial in self.ongoing_trials.items()}
         return {
             "trials": [
@@ -179,8 +180,8 @@ class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
 
     @kt.synchronized  # type: ignore[untyped-decorator]
     def is_over(self) -> bool:
-        """Whether every trial has ended and the tuner has said that there are no more."""
-        return self._said_stop and not self.ongoing_trials and not self._retry_queue
+        """Whether every trial has ended and the tuner has no more."""
+        return self._sent_stop and not self.ongoing_trials and not self._retry_queue
 
     def _status(self, trial: Trial, workers: dict[str, str]) -> str:
         if trial.trial_id in self.end_order:
@@ -189,26 +190,26 @@ class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
 
     @kt.synchronized  # type: ignore[untyped-decorator]
     def same_failure(self) -> str | None:
-        """The error of trials that failed alike, once there are `ALIKE` of them."""
+        """The error that `MAX_SAME_FAILURES` trials have in common, None if there is none."""
         errors = [t.message or "" for t in self.trials.values() if t.status == FAILED]
-        alike = Counter(re.sub(r"[0-9.]+", "#", error) for error in errors)
-        for kind, count in alike.items():
-            if count >= ALIKE:
+        same = Counter(re.sub(r"[0-9.]+", "#", error) for error in errors)
+        for kind, count in same.items():
+            if count >= MAX_SAME_FAILURES:
                 return next(e for e in errors if re.sub(r"[0-9.]+", "#", e) == kind)
         return None
 
 
 class SafeGrid(SafeOracle, GridSearchOracle):  # type: ignore[misc]
-    """Grid search that knows its place after a restart."""
+    """Grid search that resumes at its position after a restart."""
 
     def get_state(self) -> dict[str, Any]:
-        """KerasTuner's state, and the places of the grid that come next."""
+        """KerasTuner's state with the position in the grid."""
         ids = self._ordered_ids
         linked = {"memory": ids._memory, "next": ids._next_index, "last": ids._last_index}
         return {**super().get_state(), "populate_next": self._populate_next, "linked": linked}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take the places up."""
+        """Restore the position."""
         super().set_state(state)
         self._populate_next = state["populate_next"]
         ids, linked = self._ordered_ids, state["linked"]
@@ -222,7 +223,7 @@ def _index(key: str) -> int | None:
 
 
 class SafeBayesian(SafeOracle, BayesianOptimizationOracle):  # type: ignore[misc]
-    """Bayesian search whose random numbers depend on how many trials there are, not on restarts."""
+    """Bayesian search whose random numbers depend on the number of trials, not on restarts."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """KerasTuner's choice of values."""
@@ -235,11 +236,11 @@ class SafeRandom(SafeOracle, RandomSearchOracle):  # type: ignore[misc]
 
 
 class SafeHyperband(SafeOracle, HyperbandOracle):  # type: ignore[misc]
-    """Hyperband: many trials of few epochs, the best third of which goes on, and so again."""
+    """Hyperband: rounds of trials, of which the best continue with more epochs."""
 
 
 def make_oracle(search: SearchSpec, folder: Path, error_of: Callable[[str], str]) -> SafeOracle:
-    """The oracle of a search, with what the folder knows of it."""
+    """The oracle of a search; its state is written to `folder`."""
     table = search.table
     options: dict[str, Any] = {
         "objective": kt.Objective(table.objective, search.goal),
@@ -247,7 +248,7 @@ def make_oracle(search: SearchSpec, folder: Path, error_of: Callable[[str], str]
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        "max_consecutive_failed_trials": 10**9,  # `same_failure` looks at them
+        "max_consecutive_failed_trials": 10**9,  # left to `same_failure`
     }
     if table.tuner == "hyperband":
         oracle: SafeOracle = SafeHyperband(
@@ -263,10 +264,10 @@ def make_oracle(search: SearchSpec, folder: Path, error_of: Callable[[str], str]
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state in the folder that is whole, None where the search has none yet.
+    """The newest state in the folder that is whole, None if there is none yet.
 
     Raises:
-        RunError: if there are states and none is whole.
+        RunError: if there are states but none is whole.
     """
     broken = []
     for name in (STATE, BEFORE):
@@ -285,6 +286,6 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def epochs_of(values: Values) -> tuple[int | None, str | None]:
-    """Hyperband's word in a trial's values: epochs to train, and the trial to go on from."""
+    """From a trial's values under hyperband: epochs to train, and the trial to continue."""
     epochs, parent = values.get("tuner/epochs"), values.get("tuner/trial_id")
     return (int(epochs) if epochs else None), (str(parent) if parent else None)

@@ -1,7 +1,7 @@
 """The chief of a sweep: `python -m harness.tuning.oracle_server SWEEP`, a child of the supervisor.
 
-It holds KerasTuner's oracle, gives trials to the workers that ask, takes back what a lost worker
-had, and keeps `leaderboard.csv` and `oracle/progress.json`. It ends when every trial has.
+It holds KerasTuner's oracle, gives trials to workers, takes back the trials of lost workers, and
+writes `leaderboard.csv` and `oracle/progress.json`. It ends when every trial has ended.
 """
 
 import argparse
@@ -31,15 +31,15 @@ from harness.tuning.sweep_dir import (
     leaderboard_csv,
 )
 
-CHIEF = "chief"  # KerasTuner knows its chief by this word in the tuner's id
+CHIEF = "chief"  # KerasTuner recognizes its chief by this word in the tuner's id
 POLL_S = 0.5
-GRACE_S = 15.0  # that a worker has to come back under its name before its trial goes to another
-TELL_S = 30.0  # at least so often, for whoever wants to know that there is a chief
-LEAVE_S = 20.0  # that the workers have to hear that the search is over
+GRACE_S = 15.0  # for a worker to come back under its name before another gets its trial
+REPORT_S = 30.0  # longest time between reports, which show that the chief is alive
+LEAVE_S = 20.0  # for the workers to learn that the search is over
 
 
 class Chief:
-    """The oracle, and who works for it."""
+    """The oracle and its workers."""
 
     def __init__(self, sweep: SweepDirectory, host: str, port: int) -> None:
         from harness.tuning.oracle import make_oracle
@@ -51,16 +51,16 @@ class Chief:
         self.oracle = make_oracle(self.search, self.folder.folder, sweep.trial_error)
         self.oracle.reload()
         self._lock = threading.Lock()
-        self._there: dict[str, int] = {}  # connections of each worker
-        # Those whose trials we know and who have not come yet may be dead.
+        self._connections: dict[str, int] = {}  # open ones of each worker
+        # Workers with a trial that have not connected yet may be dead.
         self._gone = dict.fromkeys(self.oracle.ongoing_trials, time.monotonic())
-        self._told: dict[str, Any] = self.oracle.summary()
-        self._told_s = 0.0
+        self._reported: dict[str, Any] = self.oracle.summary()
+        self._reported_s = 0.0
         self._private = tempfile.TemporaryDirectory(prefix="harness-chief-")
         socket_path = Path(self._private.name) / "oracle"
         self._serve_oracle(socket_path)
         self.proxy = ChiefProxy(
-            (host, port), secret=sweep.secret(), oracle=socket_path, on_change=self._note
+            (host, port), secret=sweep.secret(), oracle=socket_path, on_change=self._note_connection
         )
         self.folder.write_json(
             ADDRESS, {"host": host, "port": self.proxy.port, "process": os.getpid()}
@@ -69,7 +69,7 @@ class Chief:
     def _serve_oracle(self, path: Path) -> None:
         import keras_tuner
 
-        # KerasTuner makes of them the address "unix:/path", which gRPC takes for a Unix socket.
+        # KerasTuner joins them to "unix:/path", which gRPC takes for a Unix socket.
         os.environ |= {
             "KERASTUNER_TUNER_ID": CHIEF,
             "KERASTUNER_ORACLE_IP": "unix",
@@ -78,24 +78,24 @@ class Chief:
         tuner = keras_tuner.engine.base_tuner.BaseTuner(
             self.oracle, directory=self.folder.folder, project_name="tuner", overwrite=True
         )
-        # It would stop to serve once all workers are gone, though a lost one's trial waits; so one
-        # never goes, and the chief itself looks for the end.
+        # KerasTuner stops serving once all workers are gone, even if a lost worker's trial waits.
+        # So one worker never goes, and `work` decides when the search is over.
         self.oracle.tuner_ids.add(CHIEF)
         threading.Thread(target=tuner.search, kwargs={"verbose": 0}, daemon=True).start()
 
-    def _note(self, worker: str, is_there: bool) -> None:
+    def _note_connection(self, worker: str, is_open: bool) -> None:
         with self._lock:
-            self._there[worker] = self._there.get(worker, 0) + (1 if is_there else -1)
-            if self._there[worker] > 0:
+            self._connections[worker] = self._connections.get(worker, 0) + (1 if is_open else -1)
+            if self._connections[worker] > 0:
                 self._gone.pop(worker, None)
             else:
                 self._gone[worker] = time.monotonic()
 
     def work(self) -> None:
-        """Go on until every trial has ended.
+        """Serve until every trial has ended.
 
         Raises:
-            RunError: if trials fail alike, or the state can't be written.
+            RunError: if trials fail with the same error, or the state can't be written.
         """
         while True:
             self.folder.check_lease()  # before anything is written over a newer chief's state
@@ -103,14 +103,14 @@ class Chief:
             if self.oracle.problem:
                 raise self.oracle.problem
             is_over = self.oracle.is_over()
-            self._tell(is_over)
+            self._report(is_over)
             if error := self.oracle.same_failure():
                 raise RunError(f"three trials failed alike: {error}")
             if is_over:
                 break
             time.sleep(POLL_S)
         deadline = time.monotonic() + LEAVE_S
-        while any(n > 0 for n in self._there.values()) and time.monotonic() < deadline:
+        while any(n > 0 for n in self._connections.values()) and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
     def _release_lost(self) -> None:
@@ -124,13 +124,13 @@ class Chief:
             if trial is not None:
                 log(logging.INFO, f"worker {worker} is lost; trial {trial} goes to the next")
 
-    def _tell(self, is_over: bool) -> None:
-        """Write leaderboard and progress, where something changed."""
+    def _report(self, is_over: bool) -> None:
+        """Write leaderboard and progress if anything changed."""
         summary = self.oracle.summary()
         now = {**summary, "is_over": is_over, "workers": self._workers()}
-        if now == self._told and time.monotonic() - self._told_s < TELL_S:
+        if now == self._reported and time.monotonic() - self._reported_s < REPORT_S:
             return
-        self._told_s = time.monotonic()
+        self._reported_s = time.monotonic()
         trials = gather(self.sweep, self.search, summary)
         content = leaderboard_csv(trials, self.search)
         atomic_write(self.sweep.path(LEADERBOARD), content)
@@ -153,18 +153,18 @@ class Chief:
                 "time_s": round(time.time(), 3),
             },
         )
-        before = {t["trial"]: t["status"] for t in self._told["trials"]}
+        before = {t["trial"]: t["status"] for t in self._reported["trials"]}
         for trial in trials:
             if trial.status in ("finished", "failed") and before.get(trial.trial) != trial.status:
                 objective = self.search.table.objective
                 score = "" if trial.score is None else f" {objective} {trial.score:.4f}"
                 line = f"trial {trial.trial} {trial.status}{score} {trial.error}"
                 log(logging.INFO, line.rstrip())
-        self._told = now
+        self._reported = now
 
     def _workers(self) -> list[str]:
         with self._lock:
-            return sorted(worker for worker, count in self._there.items() if count > 0)
+            return sorted(worker for worker, count in self._connections.items() if count > 0)
 
 
 def main() -> int:
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
     end_with_parent()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # it computes nothing, and would take memory
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # it computes nothing but would take GPU memory
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
     try:
         Chief(SweepDirectory.open(arguments.sweep), arguments.host, arguments.port).work()

@@ -1,9 +1,9 @@
-"""The supervisor of a sweep: starts chief and workers, starts the dead again, ends with the search.
+"""The supervisor of a sweep: starts chief and workers, and restarts them until the search is over.
 
-A worker that was killed is started again under its name, by which it gets its trial back; that
-counts for nothing. One that ends by itself with an error can't work at all, whatever the trial:
-after three such ends without a trial between them the sweep ends with that error. A worker whose
-trial makes no progress for `stall_s` is killed, and so started again.
+A worker that was killed is started again under the same name and so gets its trial back; this does
+not count as a failure. A worker that ends with an error can't run any trial: after three such ends
+with no trial finished in between, the sweep ends with that error. A worker whose trial makes no
+progress for `stall_s` is killed and so started again.
 """
 
 import socket
@@ -26,10 +26,10 @@ from harness.tracking.heartbeat import Heartbeat
 from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
 
 LOOK_S = 2.0  # between two looks at the workers' progress
-STALL_S = 900.0  # compiling and validating take their time without a sign
-MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker by itself, and seconds between two
+STALL_S = 900.0  # compiling and validating take a while and show no progress
+MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker in a row, and seconds before the next start
 MAX_SRUN_FAILURES, SRUN_AGAIN_S = 30, 10.0
-LEAVE_S = 30.0  # that workers have to hear that the search is over
+LEAVE_S = 30.0  # for the workers to learn that the search is over
 CHIEF_GONE_S = 600.0  # after which a worker from another job gives up
 
 
@@ -83,11 +83,11 @@ class Worker(ManagedProcess):
     """A worker, and what the supervisor remembers of it."""
 
     started_s: float = 0.0
-    retired: bool = False  # there was nothing more for it to do
+    retired: bool = False  # there were no more trials for it
     failure_noted: bool = False  # of the last start
-    num_failures: int = 0  # by itself, one after another
+    num_failures: int = 0  # in a row
     not_before_s: float = 0.0  # to start it again
-    seen: object = None  # the last sign of progress
+    seen: object = None  # last sign of progress
     seen_s: float = 0.0
 
 
@@ -119,14 +119,14 @@ class Supervisor:
         self._looked_s = 0.0
         self._finished = 0  # trials, when a worker last failed
 
-    # The course of it
+    # The main loop
 
     def run(self) -> None:
-        """Go on until the search is over; no process is left then, however it ends.
+        """Run until the search is over; afterwards no process is left, however it ended.
 
         Raises:
             Interrupted: a signal came; all is saved, and the sweep can go on.
-            InputError, RunError: the sweep can't go on, and why.
+            InputError, RunError: the sweep can't go on.
         """
         self.stop.listen()
         with self.pool:
@@ -151,7 +151,7 @@ class Supervisor:
             self.stop.check()
             self._tend()
             time.sleep(POLL_S)
-        self._dismiss()
+        self._wait_for_workers()
 
     def _start_chief(self) -> None:
         host = chief_host(self.allocation)
@@ -172,7 +172,7 @@ class Supervisor:
         return self.chief.code == 0
 
     def _tend(self) -> None:
-        """Look after everybody once."""
+        """Check the chief and every worker once."""
         if not self.joins:
             self._tend_chief()
         for worker in self.workers:
@@ -185,7 +185,7 @@ class Supervisor:
         progress = self.sweep.progress()
         self._end_stalled(progress, now)
         if self.heartbeat:
-            self._call_back(progress)
+            self._restart_retired(progress)
             self.heartbeat.beat("searching", **describe(self.sweep, progress, self._num_alive()))
         elif time.time() - float(progress.get("time_s") or time.time()) > CHIEF_GONE_S:
             raise RunError(
@@ -217,8 +217,8 @@ class Supervisor:
             self._tend_failed(worker)
         elif code == RESTART_CODE:
             self._start(worker)
-        elif time.monotonic() - worker.started_s > 1:  # not more often than that
-            how = "said that it was interrupted" if code == 75 else f"was ended (exit code {code})"
+        elif time.monotonic() - worker.started_s > 1:  # at most once a second
+            how = "ended as interrupted" if code == 75 else f"was ended (exit code {code})"
             self.console.warning(f"worker {worker.name} {how} and is started again")
             self._start(worker)
 
@@ -254,14 +254,14 @@ class Supervisor:
                 )
                 self.pool.kill([worker])
 
-    def _call_back(self, progress: dict[str, Any]) -> None:
-        """Start a worker that had nothing more to do, where there is something now."""
+    def _restart_retired(self, progress: dict[str, Any]) -> None:
+        """Restart workers that had no more trials if trials wait again."""
         if self.chief.code is not None or progress.get("is_over"):
             return
         retired = [worker for worker in self.workers if worker.retired]
         needed = int(progress.get("waiting") or 0)
         if not needed and len(retired) == len(self.workers):
-            needed = 1  # somebody must ask, for the chief to see that all is over
+            needed = 1  # one must ask for a trial, for the chief to see that the search is over
         for worker in retired[:needed]:
             if time.monotonic() - worker.started_s > LOOK_S:
                 self._start(worker)
@@ -282,15 +282,15 @@ class Supervisor:
 
     # The end
 
-    def _dismiss(self) -> None:
-        """The search is over: the workers hear it when they ask next."""
+    def _wait_for_workers(self) -> None:
+        """Let the workers end, which learn with their next request that the search is over."""
         if not self.joins:
             self._print_chief_log()
         wait_for(lambda: not self._num_alive(), LEAVE_S)
 
 
 def _last_sign(sweep: SweepDirectory, trial: str | None) -> float:
-    """When the newest heartbeat of a trial's runs was written, 0 before the first."""
+    """When the newest heartbeat of a trial's runs was written; 0 before the first."""
     newest = 0.0
     for path in sweep.folder.glob(f"trials/{trial}-seed*/state.json") if trial else ():
         try:
@@ -301,14 +301,14 @@ def _last_sign(sweep: SweepDirectory, trial: str | None) -> float:
 
 
 def _job_name(allocation: SlurmEnvironment | None) -> str:
-    """What tells this job's workers from others'."""
+    """A prefix that distinguishes this job's workers from those of other jobs."""
     if allocation:
         return f"job{allocation.job_id}"
     return f"{socket.gethostname()}-{time.time_ns() // 1_000_000}"
 
 
 def describe(sweep: SweepDirectory, progress: dict[str, Any], num_workers: int) -> dict[str, Any]:
-    """What a sweep's heartbeat says, of the chief's progress."""
+    """The fields of a sweep's heartbeat, from the progress that the chief reports."""
     counts = {k: int(progress.get(k) or 0) for k in ("finished", "failed", "running", "waiting")}
     total = progress.get("trials")
     times = [float(t) for row in sweep.leaderboard() if (t := row.get("training_s"))]

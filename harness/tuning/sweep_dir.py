@@ -1,18 +1,18 @@
-"""A sweep's folder, `runs/<job>/<sweep-id>/`: what stands where, and who writes it.
+"""A sweep's folder, `runs/<job>/<sweep-id>/`: its files and who writes them.
 
 | file | what | writer |
 | --- | --- | --- |
 | `search.toml` | the search with every default filled in | supervisor |
-| `state.json`, `result.json` | as of a run: how far it is; its winner, written last | supervisor |
+| `state.json`, `result.json` | as of a run: progress; best trial, written last | supervisor |
 | `leaderboard.csv` | every trial, the best first | chief |
-| `oracle/` | what KerasTuner knows, the chief's address | chief |
+| `oracle/` | KerasTuner's state, the chief's address | chief |
 | `data.json` | what the trials are trained on | supervisor |
-| `provenance.json` | which version of harness went on with it last | supervisor |
-| `secret` | by which the workers and the chief know each other, mode 0600 | supervisor |
+| `provenance.json` | the version of harness that last wrote to it | supervisor |
+| `secret` | shared by chief and workers for authentication, mode 0600 | supervisor |
 | `trials/<trial>-seed<N>/` | the run of a trial | its worker |
 | `errors/<trial>.txt` | why a trial failed | its worker |
 | `workers/<worker>.log` | what a worker printed | its worker |
-| `*.png` | the pictures of `harness sweep show` | that command |
+| `*.png` | plots of `harness sweep show` | that command |
 | `winner/` | the best trial, trained again on all training data | `harness sweep retrain` |
 """
 
@@ -50,11 +50,11 @@ class SweepDirectory(LeasedDirectory):
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
         """Name the folder of a sweep; it is made when the lease is taken.
 
-        With a `sweep_id` the folder may be there already: then the sweep goes on, provided that
-        it is the same search, be it with more trials.
+        With a `sweep_id` the folder may exist already. Then the sweep continues, if the search is
+        the same; it may have more trials.
 
         Raises:
-            InputError: if the id is no file name, or the sweep there is another one.
+            InputError: if the id is not a file name, or the existing sweep is of another search.
         """
         if sweep_id is None:
             sweep = cls(runs / search.name / time.strftime("%Y%m%d-%H%M%S"))
@@ -63,7 +63,7 @@ class SweepDirectory(LeasedDirectory):
         check_id("--sweep-id", sweep_id)
         sweep = cls(runs / search.name / sweep_id)
         if sweep.path("job.toml").exists():
-            raise InputError(f"{sweep.folder}: is a run, no sweep; choose another --sweep-id")
+            raise InputError(f"{sweep.folder}: is a run, not a sweep; choose another --sweep-id")
         sweep.check_search(search)
         return sweep
 
@@ -76,13 +76,13 @@ class SweepDirectory(LeasedDirectory):
         """
         if not is_sweep(folder):
             raise InputError(
-                f"sweep {folder}: is not a sweep's folder, it holds no {SEARCH_FILE}; harness tune "
-                "makes one"
+                f"sweep {folder}: is not a sweep's folder, it holds no {SEARCH_FILE}; begin a "
+                "sweep by: harness tune JOB"
             )
         return cls(folder)
 
     def check_search(self, search: SearchSpec) -> None:
-        """Refuse to go on with the sweep by another search.
+        """Refuse to continue the sweep with another search.
 
         Raises:
             InputError: if the sweep was begun with another space, job or tuner, or a later version
@@ -101,12 +101,12 @@ class SweepDirectory(LeasedDirectory):
         limit, before = search.table.trials, known.table.trials
         if 0 < limit < before or (before == 0 < limit):
             raise InputError(
-                f"sweep {self.folder}: search.trials = {limit}: has been {before or 'all'}; a "
-                "sweep goes on with as many or more"
+                f"sweep {self.folder}: search.trials = {limit}: was {before or 'all'} before; "
+                "give as many or more"
             )
 
     def check_format(self) -> None:
-        """Refuse to go on with a sweep that a later version wrote.
+        """Refuse to continue a sweep that a later version wrote.
 
         Raises:
             InputError: if one did.
@@ -114,7 +114,7 @@ class SweepDirectory(LeasedDirectory):
         check_format(f"sweep {self.folder}", self.read_json(RECORD), SWEEP_FORMAT)
 
     def write_format(self) -> None:
-        """Note that this version writes the sweep from here on."""
+        """Record that this version writes the sweep from here on."""
         self.write_json(RECORD, stamped({}, SWEEP_FORMAT))
 
     def exists(self) -> bool:
@@ -126,7 +126,7 @@ class SweepDirectory(LeasedDirectory):
         return self.path("result.json").is_file()
 
     def search(self) -> SearchSpec:
-        """What is searched for."""
+        """The search, read from its file."""
         return load_search(self.path(SEARCH_FILE))
 
     def trial_run(self, trial: str, seed: int) -> RunDirectory:
@@ -134,20 +134,20 @@ class SweepDirectory(LeasedDirectory):
         return RunDirectory(self.path("trials", f"{trial}-seed{seed}"))
 
     def trial_error(self, trial: str) -> str:
-        """Why a trial failed, as its worker wrote it down; empty if it could not."""
+        """Why a trial failed, as its worker recorded it; empty if it could not."""
         try:
             return self.path("errors", f"{trial}.txt").read_text(errors="replace")
         except OSError:
             return ""
 
     def write_data(self, dataset: Dataset) -> None:
-        """Note what the trials are trained on."""
+        """Record which data the trials are trained on."""
         folder = str(dataset.folder.absolute()) if dataset.folder else None
         record = {"checksum": dataset.checksum, "is_sample": dataset.is_sample, "folder": folder}
         self.write_json("data.json", record)
 
     def dataset(self, job: Job, data: Path | None, *, full: bool = False) -> Dataset:
-        """The sweep's data: what its record names, or for a new one what is found.
+        """The sweep's data: what its record names, or for a new sweep what is found.
 
         Raises:
             InputError: if the data found are not the ones that the sweep was begun with.
@@ -163,7 +163,7 @@ class SweepDirectory(LeasedDirectory):
             atomic_write(self.path(SECRET), secrets.token_hex(32), mode=0o600)
 
     def secret(self) -> bytes:
-        """What chief and workers know each other by.
+        """The secret that chief and workers share.
 
         Raises:
             InputError: if it can't be read.
@@ -177,11 +177,11 @@ class SweepDirectory(LeasedDirectory):
             ) from None
 
     def progress(self) -> dict[str, Any]:
-        """How far the search is, as the chief says: see `harness.tuning.oracle_server`."""
+        """How far the search is, as the chief reports it: see `harness.tuning.oracle_server`."""
         return LeasedDirectory(self.path("oracle")).read_json(PROGRESS)
 
     def address(self) -> dict[str, Any]:
-        """Where the chief listens: host, port, and the token of this chief's life."""
+        """Where the chief listens: host, port, and the id of its process."""
         return LeasedDirectory(self.path("oracle")).read_json(ADDRESS)
 
     def leaderboard(self) -> list[dict[str, str]]:
@@ -194,20 +194,22 @@ class SweepDirectory(LeasedDirectory):
 
 
 def ranked_rows(sweep: SweepDirectory) -> list[dict[str, str]]:
-    """The leaderboard's rows, without those of trials that were never begun."""
+    """The leaderboard's rows, without those of trials that never began."""
     return [row for row in sweep.leaderboard() if row.get("trial")]
 
 
-def _first_difference(known: dict[str, Any], asked: dict[str, Any], at: str = "") -> Iterator[str]:
-    """` (train.epochs is 6, and 8 is asked)`, once."""
-    for key in {**known, **asked}:
-        was, now = known.get(key), asked.get(key)
+def _first_difference(
+    known: dict[str, Any], requested: dict[str, Any], at: str = ""
+) -> Iterator[str]:
+    """` (train.epochs was 6 and is 8)`, at most once."""
+    for key in {**known, **requested}:
+        was, now = known.get(key), requested.get(key)
         if f"{at}{key}" == "search.trials" or was == now:
             continue
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _first_difference(was, now, f"{at}{key}.")
         else:
-            yield f" ({at}{key} is {was}, and {now} is asked)"
+            yield f" ({at}{key} was {was} and is {now})"
         return
 
 
@@ -223,7 +225,7 @@ class Trial:
     score: float | None  # the objective, mean over its runs
     values: dict[str, Any]  # by the job's keys
     epochs: int | None  # trained
-    kept_epoch: float | None  # of which the weights are kept, mean over its runs
+    kept_epoch: float | None  # of the best weights, mean over its runs
     training_s: float | None  # of all its runs
     parameters: int | None
     worker: str
@@ -231,7 +233,7 @@ class Trial:
 
 
 def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
-    """The best first, then those that run, wait, and have failed."""
+    """The finished trials, best first, then the running, waiting and failed ones."""
     order = ("finished", "running", "waiting", "failed")
     sign = -1 if goal == "max" else 1
     return sorted(
@@ -241,43 +243,43 @@ def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
 
 
 def gather(sweep: SweepDirectory, search: SearchSpec, summary: dict[str, Any]) -> list[Trial]:
-    """The trials of an oracle's summary, with what their runs say."""
+    """The trials of an oracle's summary, with figures from the results of their runs."""
     return [_trial(sweep, search, each) for each in summary["trials"]]
 
 
-def _trial(sweep: SweepDirectory, search: SearchSpec, told: dict[str, Any]) -> Trial:
+def _trial(sweep: SweepDirectory, search: SearchSpec, reported: dict[str, Any]) -> Trial:
     results = []
-    if told["status"] == "finished":
+    if reported["status"] == "finished":
         for seed in search.seeds():
-            if result := sweep.trial_run(told["trial"], seed).read_json("result.json"):
+            if result := sweep.trial_run(reported["trial"], seed).read_json("result.json"):
                 results.append(result)
     numbers = [r.get("training_s") for r in results]
     return Trial(
-        trial=told["trial"],
-        status=told["status"],
-        score=told["score"],
-        values={key: rounded(value) for key, value in told["values"].items()},
+        trial=reported["trial"],
+        status=reported["status"],
+        score=reported["score"],
+        values={key: rounded(value) for key, value in reported["values"].items()},
         epochs=results[0].get("num_epochs") if results else None,
         kept_epoch=sum(r["kept_epoch"] for r in results) / len(results) if results else None,
         training_s=round(sum(n for n in numbers if n), 3) if results else None,
         parameters=results[0].get("parameters") if results else None,
-        worker=told["worker"] or "",
-        error=" ".join((told["error"] or "").split()),
+        worker=reported["worker"] or "",
+        error=" ".join((reported["error"] or "").split()),
     )
 
 
 def leaderboard_csv(trials: Sequence[Trial], search: SearchSpec) -> bytes:
-    """The ranked trials as CSV; a key that had no part in a trial is empty there."""
-    keys = [dimension.key for dimension in search.space]
+    """The ranked trials as CSV; a key that a trial does not have is empty."""
+    keys = [parameter.key for parameter in search.space]
     objective = search.table.objective
     fields = ("epochs", "kept_epoch", "training_s", "parameters", "worker", "error")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["rank", "trial", "status", objective, *keys, *fields])
-    for place, trial in enumerate(ranked(trials, search.goal), 1):
-        rank = place if trial.status == "finished" else None
+    for rank, trial in enumerate(ranked(trials, search.goal), 1):
         score = None if trial.score is None else repr(trial.score)
         values = [trial.values.get(key) for key in keys]
         rest = [getattr(trial, field) for field in fields]
-        writer.writerow([rank, trial.trial, trial.status, score, *values, *rest])
+        shown_rank = rank if trial.status == "finished" else None
+        writer.writerow([shown_rank, trial.trial, trial.status, score, *values, *rest])
     return text.getvalue().encode()

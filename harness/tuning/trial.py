@@ -23,13 +23,13 @@ from harness.tuning.oracle import epochs_of
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ATTEMPTS = 25  # of a run without a new checkpoint
-# Before a trial may be called hopeless: finished ones that it is compared with, and its own epochs,
-# of which the first tells little, since a moving average of the weights is cold in it.
+# A trial is hopeless only when compared with so many finished ones, and after so many epochs: the
+# first one says little, since a moving average of the weights has barely begun in it.
 MIN_PEERS, MIN_EPOCHS = 3, 2
 
 
 class Trials:
-    """Runs trials of a sweep, one after another in this process."""
+    """Runs trials of a sweep one after another in this process."""
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class Trials:
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
     def run(self, trial: str, values: Mapping[str, Value]) -> dict[str, float]:
-        """Train a trial's runs, or go on with them, and give the means of their scores.
+        """Train a trial's runs, or continue them, and return the means of their scores.
 
         Raises:
-            InputError: if its values do not go together.
-            Interrupted, RunError, TakenOver: as `harness.training.train.train` says.
+            InputError: if its values are not valid together.
+            Interrupted, RunError, TakenOver: see `harness.training.train.train`.
         """
         epochs, parent = epochs_of(values)
-        mine = {d.key: values[d.key] for d in self.search.space if d.key in values}
+        own = {p.key: values[p.key] for p in self.search.space if p.key in values}
         results = []
         for seed in self.search.seeds():
-            job = self.search.job_of(mine, seed=seed, epochs=epochs)
+            job = self.search.job_of(own, seed=seed, epochs=epochs)
             run = self.sweep.trial_run(trial, seed)
             if run.finished():
                 results.append(run.result())
@@ -67,7 +67,7 @@ class Trials:
                 before = self.sweep.trial_run(parent, seed)
                 checkpoint.adopt(before, run, run_identity(job, self.dataset.checksum))
             hopeless = [Hopeless(self.sweep, run)] if self.search.table.stop_hopeless else []
-            self.observers.console.info(f"trial {trial}, seed {seed}: {_told(mine)}")
+            self.observers.console.info(f"trial {trial}, seed {seed}: {_listed(own)}")
             results.append(
                 train(
                     RunContext(run, job, self.dataset),
@@ -76,7 +76,7 @@ class Trials:
                     callbacks=hopeless,
                 )
             )
-            if self.search.table.tuner != "hyperband":  # which may go on with it
+            if self.search.table.tuner != "hyperband":  # which may continue from them
                 checkpoint.remove_all(run)
         return {
             name: statistics.fmean(result[name] for result in results)
@@ -84,16 +84,14 @@ class Trials:
         }
 
     def note_failure(self, trial: str, error: Exception) -> None:
-        """Write down why a trial failed, where the chief looks: KerasTuner's protocol loses it."""
-        words = f"{type(error).__name__}: {error}"
-        if isinstance(error, InputError | RunError):
-            words = str(error)
-        path = self.sweep.path("errors", f"{trial}.txt")
-        atomic_write(path, words)
+        """Record for the chief why a trial failed, since KerasTuner's protocol loses it."""
+        known = isinstance(error, InputError | RunError)
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        atomic_write(self.sweep.path("errors", f"{trial}.txt"), message)
 
 
 def _count_attempt(run: RunDirectory) -> None:
-    """Note that a run is tried, and give up one whose worker never lives to its next checkpoint.
+    """Count an attempt at a run, and give up if no attempt reaches the next checkpoint.
 
     Raises:
         RunError: after `MAX_ATTEMPTS`.
@@ -103,20 +101,20 @@ def _count_attempt(run: RunDirectory) -> None:
     count = before.get("count", 0) + 1 if before.get("newest") == newest else 1
     if count > MAX_ATTEMPTS:
         raise RunError(
-            f"its worker was killed {MAX_ATTEMPTS} times before the next checkpoint: a lack of "
-            "memory? lower train.checkpoint_every_s, or the model's size"
+            f"its worker was killed {MAX_ATTEMPTS} times before the next checkpoint, perhaps for "
+            "lack of memory; lower train.checkpoint_every_s or the size of the model"
         )
     run.write_json("attempts.json", {"newest": newest, "count": count})
 
 
-def _told(values: Mapping[str, Value]) -> str:
+def _listed(values: Mapping[str, Value]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in values.items())
 
 
 class Hopeless(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
-    """Ends a run whose best so far is below the median of the others' at the same epoch.
+    """Ends a run whose best score so far is below the median of other runs' at the same epoch.
 
-    The median rule of Google Vizier (Golovin et al., 2017, section 3.2.1), on finished trials.
+    The median rule of Google Vizier (Golovin et al., 2017, section 3.2.1), over finished trials.
     """
 
     def __init__(self, sweep: SweepDirectory, run: RunDirectory) -> None:
@@ -127,7 +125,7 @@ class Hopeless(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
         self.best = float("-inf")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compare, once enough others have come as far and are finished."""
+        """Compare once enough finished runs have reached this epoch."""
         assert logs is not None  # noqa: S101 - the trainer gives them
         self.best = max(self.best, self.sign * float(logs[self.objective]))
         if epoch + 1 < MIN_EPOCHS:

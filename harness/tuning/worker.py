@@ -18,6 +18,7 @@ from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import import_tensorflow, make_strategy, num_own_gpus, parse_devices
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import gpu_name
 from harness.system.console import Console, log
 from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
@@ -81,10 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(args)
     end_with_parent()
     if arguments.gpu is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        names = visible.split(",") if visible else []
-        own = names[arguments.gpu] if arguments.gpu < len(names) else str(arguments.gpu)
-        os.environ["CUDA_VISIBLE_DEVICES"] = own
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(arguments.gpu)
     try:
         more = work(
             SweepDirectory.open(arguments.sweep),

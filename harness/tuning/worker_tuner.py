@@ -66,6 +66,8 @@ class PatientOracle:
 class WorkerTuner(kt.engine.base_tuner.BaseTuner):  # type: ignore[misc]
     """Trains each trial as a run of its own."""
 
+    oracle: Any  # of KerasTuner's base class
+
     def __init__(
         self, sweep: SweepDirectory, trials: Trials, stop: StopRequest, folder: Path
     ) -> None:

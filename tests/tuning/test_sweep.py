@@ -279,8 +279,8 @@ def test_what_is_refused_changes_nothing(calm: Sweeps) -> None:
         assert done.stderr.count("\n") == 1
         return done.stderr
 
-    assert "(train.epochs is 4, and 5 is asked)" in refused("--set", "train.epochs=5", sweep="calm")
-    assert "search.trials = 3: has been all" in refused("--set", "search.trials=3", sweep="calm")
+    assert "(train.epochs was 4 and is 5)" in refused("--set", "train.epochs=5", sweep="calm")
+    assert "search.trials = 3: was all before" in refused("--set", "search.trials=3", sweep="calm")
     assert "--workers 1001: should be 1000 at most" in refused("--workers", 1001)
     assert "a trial uses one device" in refused("--devices", "cpu:2")
     assert "there is no GPU here" in refused("--workers-per-gpu", 2)

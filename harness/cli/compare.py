@@ -65,5 +65,5 @@ def compare(
     else:
         print_parts(parts)
     if out:
-        report = write_comparison(out, parts, left_out, data, say)
+        report = write_comparison(out, parts, left_out, data=data, say=say)
         say(f"report       {report}")

@@ -49,7 +49,13 @@ def retrain(
     from harness.system.console import Console
     from harness.tuning.sweep_dir import SweepDirectory
 
-    retrain_best(SweepDirectory.open(folder), parse_seeds(seeds), data, workers, Console())
+    retrain_best(
+        SweepDirectory.open(folder),
+        parse_seeds(seeds),
+        data=data,
+        workers=workers,
+        console=Console(),
+    )
 
 
 @app.command(epilog="Example: harness sweep join runs/tune_lstm/slurm-1234 --workers 2")

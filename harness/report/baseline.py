@@ -1,8 +1,8 @@
-"""The yardstick: what TF-IDF with logistic regression makes of the same reviews.
+"""The baseline: TF-IDF with logistic regression on the same reviews.
 
-A model of words alone, without their order, that is fit in a second. A recurrent model should beat
-it. Nothing of it is chosen here on the test set: `sublinear_tf` was on the last 5,000 training
-reviews of IMDB (88.2 against 87.8 % on 200 words), the rest is as scikit-learn has it.
+A model of words without their order, fit in a second. A recurrent model should beat it. Nothing is
+tuned on the test set: `sublinear_tf` was chosen on the last 5,000 training reviews of IMDB (88.2
+against 87.8 % on 200 words), and everything else is scikit-learn's default.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 
-RECIPE = "1: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"  # what a cache holds
-FIRST_WORD = 4  # the indices below are padding, start, unknown and a free one
+RECIPE = "1: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"  # keys the cache
+FIRST_WORD = 4  # the lower indices are padding, start, unknown and an unused one
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """How well the yardstick does on the reviews of a group of runs."""
+    """How well the baseline does on the reviews of a group of runs."""
 
     maxlen: int  # last tokens of each review that it reads, 0 for all
     vocab_size: int
-    num_training: int  # reviews; it needs none for validation
+    num_training: int  # reviews, since it needs none for validation
     accuracy: float  # on the test set, per cent
     f1: float
     roc_auc: float | None
@@ -55,54 +55,61 @@ class Baseline:
 
 
 def baselines(group: DatasetGroup, data: Path | None, say: Callable[[str], None]) -> list[Baseline]:
-    """On as many last words as the runs read, and on whole reviews; from the cache, or fit now.
+    """Baselines on the last words that the runs read and on whole reviews, cached or fit now.
 
     Args:
-        group: whose reviews; of its rows' unlike settings the commonest count.
+        group: whose reviews; where its jobs' settings differ, the most common ones count.
         data: a folder to look for the dataset in first.
-        say: gets a line where there is none, and why.
+        say: is called with the reason if there is no baseline.
 
     Raises:
         InputError: if `data` holds no dataset.
     """
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
     if maxlen is None or vocab_size is None:
-        say(f"no tf-idf for {group.title}: the runs' job.toml don't say maxlen and vocab_size")
+        say(f"no tf-idf for {group.title}: no run's job.toml has maxlen and vocab_size")
         return []
-    kept = {length: _read(group, length, vocab_size) for length in (maxlen, 0)}
-    if None in kept.values():
+    cached = {length: _read_cache(group, length, vocab_size) for length in (maxlen, 0)}
+    if None in cached.values():
         dataset = tested_data(group, data)
         if dataset is None:
             say(
-                f"no tf-idf for {group.title}: these data are not to be found here; name their "
-                "folder by --data, or leave it out by --no-baseline"
+                f"no tf-idf for {group.title}: the dataset was not found here; give its folder by "
+                "--data, or leave it out by --no-baseline"
             )
             return []
-        for length, known in kept.items():
-            if known is None:
-                try:
-                    kept[length] = fresh = fit(dataset, group.limit, length, vocab_size)
-                except ValueError as error:
-                    say(f"no tf-idf for {group.title}: {error}")
-                    return []
-                _keep(group, fresh)
-    return [each for each in kept.values() if each]
+        for length in [length for length, known in cached.items() if known is None]:
+            try:
+                cached[length] = fitted = fit(
+                    dataset, limit=group.limit, maxlen=length, vocab_size=vocab_size
+                )
+            except ValueError as error:
+                say(f"no tf-idf for {group.title}: {error}")
+                return []
+            _write_cache(group, fitted)
+    return [each for each in cached.values() if each]
 
 
 def _commonest(group: DatasetGroup, key: str) -> int | None:
-    """The value that most runs have, the largest of those as common."""
+    """The value that most runs have; of equally common ones the largest."""
     counts: Counter[int] = Counter()
-    for row in group.results:
-        if (value := whole(row.setting(key))) is not None:
-            counts[value] += len(row.runs)
+    for result in group.results:
+        if (value := whole(result.setting(key))) is not None:
+            counts[value] += len(result.runs)
     return max(counts, key=lambda value: (counts[value], value), default=None)
 
 
-def fit(dataset: Dataset, limit: int, maxlen: int, vocab_size: int) -> Baseline:
-    """Fit it on all training reviews and score it on the test set.
+def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseline:
+    """Fit a baseline on all training reviews and score it on the test set.
+
+    Args:
+        dataset: both splits.
+        limit: first reviews of each split to use, 0 for all.
+        maxlen: last tokens of each review to read, 0 for all.
+        vocab_size: as the runs have it, the four special indices included.
 
     Raises:
-        ValueError: if there is nothing to learn from, such as reviews of one class alone.
+        ValueError: if all training reviews have the same class.
     """
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
@@ -114,13 +121,13 @@ def fit(dataset: Dataset, limit: int, maxlen: int, vocab_size: int) -> Baseline:
         splits = {name: split.take(limit) for name, split in splits.items()}
     train, test = splits["train"], splits["test"]
     if train.labels.min() == train.labels.max():
-        raise ValueError("its training reviews are of one class alone")
+        raise ValueError("all of its training reviews have the same class")
     began = time.perf_counter()
-    weights = TfidfTransformer(sublinear_tf=True)
+    tfidf = TfidfTransformer(sublinear_tf=True)
     model = LogisticRegression(max_iter=1000)
-    model.fit(weights.fit_transform(count_words(train, vocab_size, maxlen)), train.labels)
+    model.fit(tfidf.fit_transform(count_words(train, vocab_size, maxlen)), train.labels)
     training_s = time.perf_counter() - began
-    counts = weights.transform(count_words(test, vocab_size, maxlen))
+    counts = tfidf.transform(count_words(test, vocab_size, maxlen))
     scores: dict[str, Any] = test_scores(test.labels, model.predict_proba(counts)[:, 1])
     return Baseline(
         maxlen=maxlen,
@@ -136,10 +143,10 @@ def fit(dataset: Dataset, limit: int, maxlen: int, vocab_size: int) -> Baseline:
 
 
 def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
-    """How often each word stands in each review, `[num_reviews, vocab_size - 4]`.
+    """How often each word occurs in each review, `[num_reviews, vocab_size - 4]`.
 
-    The recurrent models' own tokens: the last `maxlen` with start and unknown words counted in,
-    which then are no words here.
+    From the tokens that the recurrent models read: the start and unknown tokens count towards
+    `maxlen`, but are no words here.
     """
     from scipy.sparse import csr_matrix
 
@@ -149,9 +156,9 @@ def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
         from_end = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(tokens))
         keep &= from_end <= maxlen
     ends = np.concatenate([[0], np.cumsum(keep)])[offsets]
-    words = tokens[keep] - FIRST_WORD
+    columns = tokens[keep] - FIRST_WORD
     shape = (len(split), vocab_size - FIRST_WORD)
-    counts = csr_matrix((np.ones(len(words)), words, ends), shape=shape)
+    counts = csr_matrix((np.ones(len(columns)), columns, ends), shape=shape)
     counts.sum_duplicates()
     return counts
 
@@ -161,23 +168,22 @@ def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
 
 def _path(group: DatasetGroup, maxlen: int, vocab_size: int) -> Path:
     key = json.dumps([RECIPE, group.checksum, group.limit, maxlen, vocab_size])
-    return cache_folder() / "yardstick" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    return cache_folder() / "baseline" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _read(group: DatasetGroup, maxlen: int, vocab_size: int) -> Baseline | None:
+def _read_cache(group: DatasetGroup, maxlen: int, vocab_size: int) -> Baseline | None:
     try:
-        kept = json.loads(_path(group, maxlen, vocab_size).read_text())
-        found = Baseline(**kept)
-        # A broken file is fit anew, never shown.
-        return found if 0 <= found.accuracy <= 100 and found.maxlen == maxlen else None
+        cached = Baseline(**json.loads(_path(group, maxlen, vocab_size).read_text()))
+        # A broken file is replaced, never shown.
+        return cached if 0 <= cached.accuracy <= 100 and cached.maxlen == maxlen else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _keep(group: DatasetGroup, found: Baseline) -> None:
-    path = _path(group, found.maxlen, found.vocab_size)
-    content = json.dumps(asdict(found), indent=2) + "\n"
-    # A cache that can't be written costs the next call a second.
+def _write_cache(group: DatasetGroup, baseline: Baseline) -> None:
+    path = _path(group, baseline.maxlen, baseline.vocab_size)
+    content = json.dumps(asdict(baseline), indent=2) + "\n"
+    # Without a cache, the next call takes a second longer.
     with contextlib.suppress(OSError, RunError):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)

@@ -1,4 +1,4 @@
-"""From folders to rows: which runs there are, which belong together, and which are kept apart."""
+"""Collects runs from folders: which there are, and which of them may be compared."""
 
 import json
 import statistics
@@ -21,7 +21,7 @@ BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lst
 
 NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
 
-# Settings of a job that change nothing in its result.
+# Settings of a job that don't change its result.
 WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
                   "train.profile_steps",
                   "data.source")  # the checksum says which data, wherever they are  # fmt: skip
@@ -42,7 +42,7 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that stands in no table, and why."""
+    """A folder that is in no table, and why."""
 
     folder: Path
     kind: str  # failed, unfinished, broken, not tested, search or repeated
@@ -51,9 +51,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The runs of one job with the same settings on the same data, a run a seed."""
+    """The runs of one job with the same settings on the same data, one for each seed."""
 
-    name: str  # the job's, with the settings in which it differs from its usual ones
+    name: str  # the job's, with the settings that differ from its usual ones
     runs: tuple[ScoredRun, ...]  # by seed
 
     @property
@@ -78,32 +78,34 @@ class JobResult:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over the seeds, n - 1, in points; none for one run."""
+        """Standard deviation over the seeds (n - 1), in points; None for one run."""
         return statistics.stdev(self.by_seed.values()) if len(self.runs) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mean, by Student's t over the seeds, cut to 0 to 100; none for one
-        run, or where all have the same accuracy, which says nothing about the spread."""
-        if self.deviation is None or self.deviation < NO_SPREAD:
+        """95 % interval of the mean, by Student's t over the seeds, clipped to 0 to 100.
+
+        None for one run, or if all have the same accuracy: that says nothing about the spread.
+        """
+        margin = t_margin([*self.by_seed.values()], 0.95)
+        if margin is None:
             return None
-        half = students_t(0.95, len(self.runs) - 1) * self.deviation / len(self.runs) ** 0.5
-        return max(self.mean - half, 0.0), min(self.mean + half, 100.0)
+        return max(self.mean - margin, 0.0), min(self.mean + margin, 100.0)
 
     def mean_of(self, key: str) -> float | None:
-        """The mean over the seeds of a number in `result.json`, None where one lacks it."""
+        """The mean over the seeds of a number in `result.json`, None if a run lacks it."""
         values = [number(run.result.get(key)) for run in self.runs]
         known = [value for value in values if value is not None]
         return statistics.fmean(known) if len(known) == len(values) else None
 
     def setting(self, key: str) -> Any:
-        """What the job says of a `table.key`, None where it says nothing."""
+        """The job's value of a `table.key`, None if it is not set."""
         return self.runs[0].settings.get(key)
 
 
 @dataclass(frozen=True)
 class DatasetGroup:
-    """The rows that were trained and tested on the same reviews; only these may be compared."""
+    """The results from the same reviews; only these may be compared with each other."""
 
     data: str  # the dataset's name
     checksum: str
@@ -129,11 +131,23 @@ class DatasetGroup:
         return sum(len(each.runs) for each in self.results)
 
 
-def students_t(level: float, freedom: int) -> float:
-    """Half the width of a two-sided interval at this level, in standard errors."""
+def t_margin(values: Sequence[float], level: float) -> float | None:
+    """Half the width of the two-sided interval of a mean, by Student's t.
+
+    Args:
+        values: the sample.
+        level: of confidence, such as 0.95.
+
+    Returns:
+        In the values' unit; None for one value or without any spread, where none is known.
+    """
     from scipy.special import stdtrit  # a tenth of the time that scipy.stats takes
 
-    return float(stdtrit(freedom, (1 + level) / 2))
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    if deviation < NO_SPREAD:
+        return None
+    dof = len(values) - 1
+    return float(stdtrit(dof, (1 + level) / 2) * deviation / len(values) ** 0.5)
 
 
 # Finding runs
@@ -148,19 +162,19 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
         InputError: for a folder that is not there, or where no run is found at all.
     """
     left_out: list[LeftOut] = []
-    found = [
+    read = [
         read_run(folder) for folder in find_runs(expand(named, left_out), in_sweeps=("winner",))
     ]
-    if not found:
+    if not read:
         raise InputError(f"{', '.join(map(str, named))}: holds no run; harness train makes one")
-    left_out += [each for each in found if isinstance(each, LeftOut)]
-    return [each for each in found if isinstance(each, ScoredRun)], left_out
+    left_out += [each for each in read if isinstance(each, LeftOut)]
+    return [each for each in read if isinstance(each, ScoredRun)], left_out
 
 
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
     """The folders of these names, patterns expanded.
 
-    A pattern that fits nothing is only noted: one of several jobs may never have begun.
+    A pattern that matches nothing is only noted: one of several jobs may never have started.
 
     Raises:
         InputError: for a name that is no pattern and no folder.
@@ -178,7 +192,7 @@ def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> ScoredRun | LeftOut:
-    """Read what a run came to, or why it is not to be compared."""
+    """Read the result of a run, or why it is not to be compared."""
     run = RunDirectory(folder)
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
@@ -221,11 +235,11 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[LeftOut]]:
-    """Group runs by their data, and within by job and settings; unlike ones never mix.
+    """Group runs by their data, and within a group by job and settings.
 
     Returns:
-        The groups, the whole of a dataset first and samples last; and the runs that repeat a seed
-        of which another was found before: trying again must not be a way to a better figure.
+        The groups, full datasets first and samples last; and the runs left out because an earlier
+        one has the same seed: trying again must not be a way to a better figure.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
@@ -254,13 +268,13 @@ def _make_results(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[Jo
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
     results = []
     for job, by_settings in by_job.items():
-        # The usual settings are those of the most runs, the first found of two as common.
+        # The usual settings are those of most runs; of two equally common ones the first found.
         counts = Counter({settings: len(alike) for settings, alike in by_settings.items()})
         usual = by_settings[counts.most_common(1)[0][0]][0].settings
         for alike in by_settings.values():
             name = " ".join([job, *_differing(alike[0].settings, usual)])
-            once = _each_seed_once(alike, repeated)
-            results.append(JobResult(name, tuple(once[seed] for seed in sorted(once))))
+            by_seed = _first_of_each_seed(alike, repeated)
+            results.append(JobResult(name, tuple(by_seed[seed] for seed in sorted(by_seed))))
     return sorted(results, key=_order)
 
 
@@ -273,16 +287,16 @@ def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[st
     ]
 
 
-def _each_seed_once(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> dict[int, ScoredRun]:
-    once: dict[int, ScoredRun] = {}
+def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> dict[int, ScoredRun]:
+    by_seed: dict[int, ScoredRun] = {}
     for run in runs:
-        first = once.setdefault(run.seed, run)
+        first = by_seed.setdefault(run.seed, run)
         if first is not run:
             why = f"seed {run.seed} counts once, as {first.folder}"
             if run.accuracy != first.accuracy:
                 why += f" with {first.accuracy:.2f} %, here {run.accuracy:.2f} %"
             repeated.append(LeftOut(run.folder, "repeated", why))
-    return once
+    return by_seed
 
 
 def _order(result: JobResult) -> tuple[bool, int, str]:

@@ -1,4 +1,4 @@
-"""The very dataset that runs were tested on, found again: for the yardstick and the reviews."""
+"""Finds the dataset that runs were tested on, for the baselines and the texts of reviews."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +14,9 @@ from harness.tracking.run_dir import RunDirectory
 
 
 def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
-    """The dataset with the checksum of these runs, None where it is not to be found.
+    """The dataset with the checksum of these runs, None if it is not found.
 
-    It is looked for where a run would look, without a download, and then where the runs found it.
+    Searches where a run would, but without a download, and then where the runs found it.
 
     Args:
         group: the runs.
@@ -27,26 +27,26 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
     """
     if data and (named := open_dataset(data)).checksum == group.checksum:
         return named
-    places: list[Callable[[], Dataset]] = [open_sample] if group.is_sample else []
-    places.append(partial(open_dataset, download=False))
-    sources = [text(row.setting("data.source")) for row in group.results]
-    places += [partial(open_source, Path(source)) for source in dict.fromkeys(sources) if source]
-    places += [partial(open_dataset, folder) for folder in _folders(group)]
-    for place in places:
+    candidates: list[Callable[[], Dataset]] = [open_sample] if group.is_sample else []
+    candidates.append(partial(open_dataset, download=False))
+    sources = dict.fromkeys(text(result.setting("data.source")) for result in group.results)
+    candidates += [partial(open_source, Path(source)) for source in sources if source]
+    candidates += [partial(open_dataset, folder) for folder in _folders(group)]
+    for open_candidate in candidates:
         try:
-            if (found := place()).checksum == group.checksum:
-                return found
-        except (InputError, RunError):  # moved, or broken: the next place may have it
+            if (dataset := open_candidate()).checksum == group.checksum:
+                return dataset
+        except (InputError, RunError):  # moved, or broken: another may be there
             continue
     return None
 
 
 def _folders(group: DatasetGroup) -> list[Path]:
-    """Where the runs had the data from, as their records say."""
+    """The folders that the runs read the data from, by their records."""
     records = (
         RunDirectory(run.folder).read_json("provenance.json")
-        for row in group.results
-        for run in row.runs
+        for result in group.results
+        for run in result.runs
     )
     named = (text(table(record, "dataset").get("folder")) for record in records)
     return [Path(folder) for folder in dict.fromkeys(named) if folder]

@@ -1,4 +1,4 @@
-"""The folder of a comparison: the report, the tables and the figures, all there or none."""
+"""Writes the folder of a comparison, complete or not at all: report, tables and figures."""
 
 import contextlib
 import json
@@ -34,15 +34,15 @@ def check_folder(folder: Path) -> None:
         if not folder.exists():
             return
         if not folder.is_dir():
-            raise InputError(f"--out {folder}: is no folder; choose another")
+            raise InputError(f"--out {folder}: is not a folder; choose another")
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
     if names and (RECORD not in names or names - FILES):
         foreign = sorted(names - FILES)[:1] or sorted(names)[:1]
         raise InputError(
-            f"--out {folder}: holds {foreign[0]}, which is none of a comparison's files; choose a "
-            "new folder, or that of an earlier comparison"
+            f"--out {folder}: holds {foreign[0]}, which is not part of a comparison; choose "
+            "a new folder, or that of an earlier comparison"
         )
 
 
@@ -50,17 +50,18 @@ def write_comparison(
     folder: Path,
     parts: Sequence[Part],
     left_out: Sequence[LeftOut],
+    *,
     data: Path | None,
     say: Callable[[str], None],
 ) -> Path:
-    """Write the folder beside and rename it, in the place of an earlier comparison.
+    """Write the folder, replacing an earlier comparison only once the new one is complete.
 
     Args:
-        folder: good by `check_folder`.
+        folder: accepted by `check_folder`.
         parts: what to write.
         left_out: the runs that are in none of them.
         data: a folder to look for the reviews in first.
-        say: gets a line for each run whose predictions can't be read.
+        say: is called with a line for each run whose predictions can't be read.
 
     Returns:
         The report.
@@ -83,7 +84,7 @@ def write_comparison(
         with atomic_directory(target) as temporary:
             for name, content in contents.items():
                 (temporary / name).write_text(content, encoding="utf-8")
-            check_folder(target)  # something may have come into it meanwhile
+            check_folder(target)  # something else may have been put there meanwhile
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
     except OSError as error:
@@ -108,7 +109,7 @@ def _section(part: Part, data: Path | None, say: Callable[[str], None]) -> Secti
 def _with_these_labels(
     dataset: Dataset | None, group: DatasetGroup, predictions: Predictions
 ) -> Dataset | None:
-    """The dataset, unless its reviews are not those of the predictions, place by place."""
+    """The dataset, or None if its labels differ from those of the predictions."""
     if dataset is None:
         return None
     test = dataset.test.take(group.limit) if group.limit else dataset.test

@@ -8,15 +8,15 @@ from typing import Any
 
 import jinja2
 
-from harness.data.dataset import Dataset
+from harness.data.dataset import CLASSES, Dataset
 from harness.files.lenient_json import table, text
 from harness.report.collect import JobResult, LeftOut, ScoredRun
 from harness.report.plots import pictures_of, styles_of
 from harness.report.predictions import (
     Predictions,
+    margin_over_reviews,
     mean_confusion,
     most_disputed,
-    over_reviews,
     wrong_by_all,
 )
 from harness.report.summary import Part
@@ -24,7 +24,6 @@ from harness.report.text_tables import Line, numeric
 from harness.tracking.run_dir import RunDirectory
 
 NUM_REVIEWS = 10
-CLASSES = ("negative", "positive")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _section(section: Section) -> dict[str, Any]:
 def _difference_lines(part: Part, predictions: Predictions | None) -> list[Line]:
     lines: list[Line] = []
     for each in part.differences:
-        margin = over_reviews(each, predictions) if predictions else None
+        margin = margin_over_reviews(each, predictions) if predictions else None
         lines.append({
             "pair": f"{each.first.name} − {each.second.name}",  # noqa: RUF001 - a minus
             "seeds": str(len(each.points)),
@@ -108,7 +107,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 
 def _predictions(predictions: Predictions, dataset: Dataset | None) -> dict[str, Any]:
-    means = dict(zip(predictions.by_row, predictions.means, strict=True))
+    means = dict(zip(predictions.by_job, predictions.means, strict=True))
 
     def review(index: int) -> dict[str, Any]:
         return {
@@ -119,12 +118,12 @@ def _predictions(predictions: Predictions, dataset: Dataset | None) -> dict[str,
         }
 
     wrong = wrong_by_all(predictions)
-    disputed = most_disputed(predictions, NUM_REVIEWS) if len(predictions.by_row) > 1 else wrong[:0]
-    num_runs, num_reviews = predictions.right.shape
+    disputed = most_disputed(predictions, NUM_REVIEWS) if len(predictions.by_job) > 1 else wrong[:0]
+    num_runs, num_reviews = predictions.is_correct.shape
     return {
         "confusions": {
             name: dict(zip(CLASSES, mean_confusion(predictions.labels, each).tolist(), strict=True))
-            for name, each in predictions.by_row.items()
+            for name, each in predictions.by_job.items()
         },
         "num_runs": num_runs,
         "num_reviews": num_reviews,

@@ -1,10 +1,9 @@
-"""The pictures of a comparison's report: one colour, line and marker a row in all of them.
+"""The plots of a comparison's report: each job has one colour, line and marker in all of them.
 
-A colour is an architecture's, of Okabe and Ito's set, which colour-blind people can tell apart;
-the marker says the same without colour. Rows of one architecture differ by their lines.
+The colour stands for the architecture, from Okabe and Ito's set, which colour-blind people can tell
+apart; the marker says the same without colour. Jobs of one architecture differ by their lines.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,7 @@ LEGEND_LINE = 0.165  # inches
 
 @dataclass(frozen=True)
 class Style:
-    """How a row is drawn."""
+    """How a job is drawn."""
 
     colour: str
     line: Any
@@ -46,7 +45,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows, for those who don't see it too."""
+    """A PNG with its title, caption and a description for those who can't see it."""
 
     title: str
     png: bytes
@@ -55,55 +54,56 @@ class Picture:
 
 
 def styles_of(part: Part) -> dict[str, Style]:
-    """The style of each row by its name."""
-    architectures = list(dict.fromkeys(row.architecture for row in part.group.results))
+    """The style of each job's result by its name."""
+    architectures = list(dict.fromkeys(result.architecture for result in part.group.results))
     unknown = [name for name in architectures if name not in COLOURS]
     order = [*COLOURS, *unknown]
-    places: dict[str, int] = {}
+    lines_used: dict[str, int] = {}
     styles = {}
-    for row in part.group.results:
-        place = places[row.architecture] = places.get(row.architecture, -1) + 1
-        number = order.index(row.architecture)
-        colour = COLOURS.get(row.architecture) or OTHER_COLOURS[number % len(OTHER_COLOURS)]
-        styles[row.name] = Style(colour, LINES[place % len(LINES)], MARKERS[number % len(MARKERS)])
+    for result in part.group.results:
+        line = lines_used[result.architecture] = lines_used.get(result.architecture, -1) + 1
+        number = order.index(result.architecture)
+        colour = COLOURS.get(result.architecture) or OTHER_COLOURS[number % len(OTHER_COLOURS)]
+        styles[result.name] = Style(
+            colour, LINES[line % len(LINES)], MARKERS[number % len(MARKERS)]
+        )
     return styles
 
 
 def pictures_of(part: Part, predictions: Predictions | None) -> list[Picture]:
-    """All pictures of a part that there is something for."""
-    styles = styles_of(part)
-    found = [
-        _learning_curve(part, styles, "val_accuracy", "Validation accuracy", 100, "%"),
-        _learning_curve(part, styles, "loss", "Training loss", 1, "nats"),
-        _accuracy_by(part, styles, "training_s", "training time in seconds", "training time"),
+    """All pictures of a part for which there is data."""
+    pictures = [
+        _learning_curve(part, "val_accuracy", title="Validation accuracy", factor=100, unit="%"),
+        _learning_curve(part, "loss", title="Training loss", factor=1, unit="nats"),
+        _accuracy_by(part, "training_s", "training time", label="training time in seconds"),
         _accuracy_by(
-            part, styles, "recurrent_parameters", "parameters of the recurrent layers", "size"
+            part, "recurrent_parameters", "size", label="parameters of the recurrent layers"
         ),
     ]
     if predictions:
-        found += [_roc(part, styles, predictions), _calibration(styles, predictions)]
-    return [picture for picture in found if picture]
+        pictures += [_roc(part, predictions), _calibration(part, predictions)]
+    return [picture for picture in pictures if picture]
 
 
 def _learning_curve(
-    part: Part, styles: Mapping[str, Style], key: str, title: str, factor: float, unit: str
+    part: Part, key: str, *, title: str, factor: float, unit: str
 ) -> Picture | None:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure()
-    told = []
-    for row in part.group.results:
-        epochs = epochs_of(row, key)
+    styles, described = styles_of(part), []
+    for result in part.group.results:
+        epochs = epochs_of(result, key)
         if not epochs:
             continue
-        style, at = styles[row.name], list(epochs)
+        style, at = styles[result.name], list(epochs)
         values = [factor * np.asarray(each) for each in epochs.values()]
         means = [float(each.mean()) for each in values]
         low, high = ([float(end(each)) for each in values] for end in (np.min, np.max))
         axes.fill_between(at, low, high, color=style.colour, alpha=0.15, linewidth=0)
-        _plot(axes, at, means, style, label=row.name)
-        told.append(f"{row.name} from {means[0]:.3g} to {means[-1]:.3g}")
-    if not told:
+        _plot(axes, at, means, style=style, label=result.name)
+        described.append(f"{result.name} from {means[0]:.3g} to {means[-1]:.3g}")
+    if not described:
         return None
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{title.lower()}, {unit}")
@@ -111,36 +111,35 @@ def _learning_curve(
     return _picture(
         figure,
         axes,
-        title,
-        f"{title} by epoch in {unit}, means over seeds, first to last epoch: {'; '.join(told)}.",
-        "The line is the mean over the seeds, the band reaches from the lowest to the highest.",
+        title=title,
+        alt=f"{title} by epoch in {unit}, means over seeds, first to last epoch: "
+        f"{'; '.join(described)}.",
+        caption="The line is the mean over the seeds; the band spans the lowest to the highest.",
     )
 
 
-def _accuracy_by(
-    part: Part, styles: Mapping[str, Style], key: str, label: str, short: str
-) -> Picture | None:
+def _accuracy_by(part: Part, key: str, short: str, *, label: str) -> Picture | None:
     figure, axes = _figure()
-    told = []
-    for row in part.group.results:
-        at = row.mean_of(key)
+    styles, described = styles_of(part), []
+    for result in part.group.results:
+        at = result.mean_of(key)
         if at is None:
             continue
-        style = styles[row.name]
-        half = row.mean - row.interval[0] if row.interval else 0.0
+        style = styles[result.name]
+        margin = result.mean - result.interval[0] if result.interval else None
         axes.errorbar(
-            *(at, row.mean, half or None),
+            *(at, result.mean, margin),
             color=style.colour,
             marker=style.marker,
-            # Hollow where an earlier row of the architecture has the full marker.
+            # Hollow if an earlier job of the architecture has the filled marker.
             markerfacecolor=style.colour if style.line == LINES[0] else "white",
             markersize=8,
             capsize=4,
             linestyle="none",
-            label=row.name,
+            label=result.name,
         )
-        told.append(f"{row.name} {row.mean:.2f} % at {at:,.0f}")
-    if not told:
+        described.append(f"{result.name} {result.mean:.2f} % at {at:,.0f}")
+    if not described:
         return None
     for baseline, line in zip(part.baselines, ("--", ":"), strict=False):
         axes.axhline(baseline.accuracy, linestyle=line, color=BASELINE_COLOUR, label=baseline.name)
@@ -148,32 +147,32 @@ def _accuracy_by(
     axes.set_ylabel("test accuracy, %")
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_major_formatter("{x:,.10g}")
     return _picture(
         figure,
         axes,
-        f"Accuracy and {short}",
-        f"Test accuracy over {label}: {'; '.join(told)}.",
-        "Means over the seeds; the bars are the 95 % intervals of the means.",
+        title=f"Accuracy and {short}",
+        alt=f"Test accuracy over {label}: {'; '.join(described)}.",
+        caption="Means over the seeds; the bars are the 95 % intervals of the means.",
     )
 
 
-def _roc(part: Part, styles: Mapping[str, Style], predictions: Predictions) -> Picture | None:
+def _roc(part: Part, predictions: Predictions) -> Picture | None:
     if predictions.labels.min() == predictions.labels.max():
         return None
     figure, axes = _figure()
     corner = axes.inset_axes((0.42, 0.26, 0.54, 0.5))
-    told = []
-    for row in part.group.results:
-        if row.name not in predictions.by_row:
+    styles, described = styles_of(part), []
+    for result in part.group.results:
+        if result.name not in predictions.by_job:
             continue
-        rates = mean_roc(predictions.labels, predictions.by_row[row.name])
-        area = row.mean_of("roc_auc")
-        label = row.name if area is None else f"{row.name} ({area:.4f})"
-        style = styles[row.name]
+        rates = mean_roc(predictions.labels, predictions.by_job[result.name])
+        area = result.mean_of("roc_auc")
+        label = result.name if area is None else f"{result.name} ({area:.4f})"
+        style = styles[result.name]
         for plot in (axes, corner):
             plot.plot(*rates, color=style.colour, linestyle=style.line, linewidth=1.4, label=label)
-        told.append(label)
+        described.append(label)
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     corner.set(xlim=(0, 0.3), ylim=(0.7, 1))
     corner.tick_params(labelsize=8)
@@ -187,35 +186,35 @@ def _roc(part: Part, styles: Mapping[str, Style], predictions: Predictions) -> P
     return _picture(
         figure,
         axes,
-        "ROC curves",
-        f"ROC curves with the area under each: {'; '.join(told)}.",
-        "True positive rates averaged over the seeds; in brackets the mean area under the curve.",
+        title="ROC curves",
+        alt=f"ROC curves with the area under each: {'; '.join(described)}.",
+        caption="True positive rates, averaged over the seeds. In brackets: mean area under it.",
     )
 
 
-def _calibration(styles: Mapping[str, Style], predictions: Predictions) -> Picture:
+def _calibration(part: Part, predictions: Predictions) -> Picture:
     figure, axes = _figure()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-    told = []
-    for name, probabilities in predictions.by_row.items():
+    styles, described = styles_of(part), []
+    for name, probabilities in predictions.by_job.items():
         means, shares, error = calibration(predictions.labels, probabilities)
         label = f"{name} ({error:.3f})"
-        _plot(axes, means, shares, styles[name], label=label)
-        told.append(label)
+        _plot(axes, means, shares, style=styles[name], label=label)
+        described.append(label)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_xlabel("predicted probability of a positive review")
     axes.set_ylabel("share of positive reviews")
     return _picture(
         figure,
         axes,
-        "Calibration",
-        f"Calibration with the expected calibration error of each: {'; '.join(told)}.",
-        "All seeds together, in ten bins; on the grey line a model is as right as it is sure. In "
-        "brackets the expected calibration error.",
+        title="Calibration",
+        alt=f"Calibration with the expected calibration error of each: {'; '.join(described)}.",
+        caption="All seeds together, in ten bins. On the grey line, probabilities are exact. "
+        "In brackets: expected calibration error.",
     )
 
 
-def _plot(axes: "Axes", at: Any, values: Any, style: Style, label: str) -> None:
+def _plot(axes: "Axes", at: Any, values: Any, *, style: Style, label: str) -> None:
     axes.plot(
         *(at, values),
         color=style.colour,
@@ -238,12 +237,12 @@ def _figure() -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _picture(figure: "Figure", axes: "Axes", title: str, alt: str, caption: str) -> Picture:
+def _picture(figure: "Figure", axes: "Axes", *, title: str, alt: str, caption: str) -> Picture:
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 30 else 2 if max(map(len, labels)) > 14 else 3
-    # The plot keeps its size however many rows there are.
+    # The plot keeps its size however long the legend is.
     figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(labels) // columns))
-    # Below the plot, where no curve can lie under it.
+    # Below the plot, where it covers no curve.
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
     )

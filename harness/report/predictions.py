@@ -1,4 +1,4 @@
-"""What the runs said of each test review: curves over seeds, and the reviews that are hard."""
+"""The runs' predictions for each test review: curves over seeds, and the hardest reviews."""
 
 import zipfile
 import zlib
@@ -21,49 +21,49 @@ TOLERANCE = 1e-6  # of an accuracy, between a run's predictions and its result
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a group's runs, those that have them."""
+    """The predictions of those runs of a group that have them."""
 
     labels: NDArray[np.int64]  # [num_reviews], 0 or 1, the same for all
-    by_row: Mapping[str, Floats]  # of each row's name [num_seeds, num_reviews], in 0..1
-    seeds: Mapping[str, tuple[int, ...]]  # of each row's name, in the same order
+    by_job: Mapping[str, Floats]  # by a result's name: [num_seeds, num_reviews], in 0..1
+    seeds: Mapping[str, tuple[int, ...]]  # by a result's name, in the same order
 
     @property
     def means(self) -> Floats:
-        """Mean probability of each row for each review, `[num_rows, num_reviews]`."""
-        return np.stack([each.mean(axis=0) for each in self.by_row.values()])
+        """Mean probability for each review over a job's seeds, `[num_jobs, num_reviews]`."""
+        return np.stack([each.mean(axis=0) for each in self.by_job.values()])
 
     @property
-    def right(self) -> NDArray[np.bool_]:
-        """Whether each run is right on each review, `[num_runs, num_reviews]`."""
-        said = np.concatenate([*self.by_row.values()]) > 0.5
-        return np.equal(said, self.labels)
+    def is_correct(self) -> NDArray[np.bool_]:
+        """Whether each run predicts each review correctly, `[num_runs, num_reviews]`."""
+        predicted = np.concatenate([*self.by_job.values()]) > 0.5
+        return np.equal(predicted, self.labels)
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
-    """Read `predictions.npz` of each run; None where no run has a good one.
+    """Read `predictions.npz` of each run; None if no run has a valid one.
 
-    A run whose file is missing, broken or of other reviews is named and left out of all pictures
-    of predictions; its scores stay.
+    A run whose file is missing, broken or of other reviews is reported and left out of all plots
+    of predictions; its scores stay in the tables.
     """
     labels: NDArray[np.int64] | None = None
-    by_row: dict[str, Floats] = {}
+    by_job: dict[str, Floats] = {}
     seeds: dict[str, tuple[int, ...]] = {}
-    for row in group.results:
-        found: dict[int, Floats] = {}
-        for run in row.runs:
+    for result in group.results:
+        by_seed: dict[int, Floats] = {}
+        for run in result.runs:
             try:
-                its_labels, probabilities = _read(run)
-                if labels is not None and not np.array_equal(its_labels, labels):
+                own_labels, probabilities = _read(run)
+                if labels is not None and not np.array_equal(own_labels, labels):
                     raise ValueError("its labels are not those of the other runs")
             except BROKEN as error:
                 reason = getattr(error, "strerror", None) or error
                 say(f"no predictions of {run.folder}: {reason}")
                 continue
-            labels, found[run.seed] = its_labels, probabilities
-        if found:
-            by_row[row.name] = np.stack([*found.values()])
-            seeds[row.name] = tuple(found)
-    return None if labels is None else Predictions(labels, by_row, seeds)
+            labels, by_seed[run.seed] = own_labels, probabilities
+        if by_seed:
+            by_job[result.name] = np.stack([*by_seed.values()])
+            seeds[result.name] = tuple(by_seed)
+    return None if labels is None else Predictions(labels, by_job, seeds)
 
 
 def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
@@ -77,12 +77,12 @@ def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
     accuracy = float(((probabilities > 0.5) == labels).mean())
     if abs(100 * accuracy - run.accuracy) > 100 * TOLERANCE:
         raise ValueError(
-            f"they have {accuracy:.4f} right, result.json says {run.accuracy / 100:.4f}"
+            f"their accuracy is {accuracy:.4f}, result.json says {run.accuracy / 100:.4f}"
         )
     return labels, probabilities
 
 
-# Curves, each the mean over the seeds of a row
+# Curves, each the mean over the seeds of a job
 
 
 def mean_roc(labels: NDArray[np.int64], probabilities: Floats) -> tuple[Floats, Floats]:
@@ -107,28 +107,28 @@ def mean_roc(labels: NDArray[np.int64], probabilities: Floats) -> tuple[Floats, 
 
 
 def calibration(labels: NDArray[np.int64], probabilities: Floats) -> tuple[Floats, Floats, float]:
-    """How sure and how right, all seeds together, in ten equal bins without the empty ones.
+    """Calibration over all seeds together, in ten equal bins without the empty ones.
 
     Returns:
         Mean probability and share of positive reviews of each bin; and the expected calibration
-        error, the mean distance of the two weighted by the bins' reviews (Guo et al., 2017).
+        error, their mean distance weighted by the number of reviews in a bin (Guo et al., 2017).
     """
     flat = probabilities.ravel()
     truth = np.tile(labels, len(probabilities))
     bins = np.minimum((flat * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
-    held = counts > 0
-    means = np.bincount(bins, flat, minlength=NUM_BINS)[held] / counts[held]
-    shares = np.bincount(bins, truth, minlength=NUM_BINS)[held] / counts[held]
-    error = float(np.abs(means - shares) @ counts[held] / len(flat))
+    filled = counts > 0
+    means = np.bincount(bins, flat, minlength=NUM_BINS)[filled] / counts[filled]
+    shares = np.bincount(bins, truth, minlength=NUM_BINS)[filled] / counts[filled]
+    error = float(np.abs(means - shares) @ counts[filled] / len(flat))
     return means, shares, error
 
 
 def mean_confusion(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
     """The confusion matrix [[tn, fp], [fn, tp]], counts averaged over the seeds."""
-    said = probabilities > 0.5
+    predicted = probabilities > 0.5
     return np.array([
-        [(said[:, labels == truth] == answer).sum(axis=1).mean() for answer in (0, 1)]
+        [(predicted[:, labels == truth] == label).sum(axis=1).mean() for label in (0, 1)]
         for truth in (0, 1)
     ])  # fmt: skip
 
@@ -137,33 +137,33 @@ def mean_confusion(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
 
 
 def wrong_by_all(predictions: Predictions) -> NDArray[np.int64]:
-    """The reviews that every run gets wrong, the surest mistake first."""
-    places = np.flatnonzero(~predictions.right.any(axis=0))
-    distance = np.abs(predictions.means.mean(axis=0) - predictions.labels)[places]
-    return places[np.argsort(-distance, kind="stable")].astype(np.int64)
+    """The reviews that every run gets wrong, the most confident mistakes first."""
+    indices = np.flatnonzero(~predictions.is_correct.any(axis=0))
+    distance = np.abs(predictions.means.mean(axis=0) - predictions.labels)[indices]
+    return indices[np.argsort(-distance, kind="stable")].astype(np.int64)
 
 
 def most_disputed(predictions: Predictions, num: int) -> NDArray[np.int64]:
-    """The reviews on which the rows' mean probabilities differ most, by their spread."""
+    """The reviews for which the jobs' mean probabilities have the largest standard deviation."""
     spread = predictions.means.std(axis=0)
     return np.argsort(-spread, kind="stable")[:num].astype(np.int64)
 
 
-def over_reviews(difference: Difference, predictions: Predictions) -> float | None:
+def margin_over_reviews(difference: Difference, predictions: Predictions) -> float | None:
     """Half the 95 % interval of a difference over other reviews of the same kind, in points.
 
-    The same two sets of trained models on other reviews: paired, by the normal approximation over
-    the reviews. None where a run has no predictions.
+    For the same trained models: paired over the reviews, by the normal approximation. None if a
+    run has no predictions.
     """
     shared = set(difference.first.by_seed) & set(difference.second.by_seed)
     means = []
-    for row in (difference.first, difference.second):
-        seeds = predictions.seeds.get(row.name, ())
+    for result in (difference.first, difference.second):
+        seeds = predictions.seeds.get(result.name, ())
         if not shared <= set(seeds):
             return None
-        places = [place for place, seed in enumerate(seeds) if seed in shared]
-        right = (predictions.by_row[row.name][places] > 0.5) == predictions.labels
-        means.append(right.mean(axis=0))
+        indices = [index for index, seed in enumerate(seeds) if seed in shared]
+        is_correct = (predictions.by_job[result.name][indices] > 0.5) == predictions.labels
+        means.append(is_correct.mean(axis=0))
     gain = means[0] - means[1]
     if len(gain) < 2:
         return None
@@ -173,12 +173,12 @@ def over_reviews(difference: Difference, predictions: Predictions) -> float | No
 # Epochs
 
 
-def epochs_of(row: JobResult, key: str) -> dict[int, list[float]]:
-    """A number of `metrics.jsonl` in each epoch, of every seed that has it."""
-    found: dict[int, list[float]] = {}
-    for run in row.runs:
+def epochs_of(result: JobResult, key: str) -> dict[int, list[float]]:
+    """A number of `metrics.jsonl` by epoch, for every seed that has it."""
+    by_epoch: dict[int, list[float]] = {}
+    for run in result.runs:
         for line in read_json_lines(run.folder / "metrics.jsonl"):
             epoch, value = whole(line.get("epoch")), number(line.get(key))
             if epoch is not None and value is not None:
-                found.setdefault(epoch, []).append(value)
-    return dict(sorted(found.items()))
+                by_epoch.setdefault(epoch, []).append(value)
+    return dict(sorted(by_epoch.items()))

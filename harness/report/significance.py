@@ -1,9 +1,9 @@
-"""What the data show: differences between rows over the same seeds, each in one sentence.
+"""What the data show: differences between jobs over the same seeds, each in one sentence.
 
-For each pair of rows the difference of the two runs of each seed is taken, and from these a
-paired t interval. Many pairs are looked at together, so the intervals are simultaneous, by
-Bonferroni's correction: with 95 % confidence all of them hold at once. A row is called better
-only where its interval lies above 0, so sentence and interval always say the same.
+For each pair of jobs, the differences between their runs of the same seed give a paired t interval.
+With several pairs the intervals are simultaneous, by Bonferroni's correction: with 95 % confidence
+all of them hold at once. A job is called better only if its interval lies above 0, so sentence and
+interval always agree.
 """
 
 import itertools
@@ -11,20 +11,20 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.report.collect import NO_SPREAD, DatasetGroup, JobResult, students_t
+from harness.report.collect import DatasetGroup, JobResult, t_margin
 
 LEVEL = 0.95
-NORMAL_95 = 1.959964  # half of a 95 % interval in standard errors, of the normal distribution
+NORMAL_95 = 1.959964  # half the width of a normal 95 % interval, in standard errors
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two rows over the seeds that both have; `first` has the higher mean over these."""
+    """Two jobs over the seeds that both have; `first` has the higher mean over these."""
 
     first: JobResult
     second: JobResult
-    points: tuple[float, ...]  # first less second of each shared seed, points of accuracy
-    num_comparisons: int  # that are made together
+    points: tuple[float, ...]  # first minus second for each shared seed, points of accuracy
+    num_comparisons: int  # made together
 
     @property
     def mean(self) -> float:
@@ -33,12 +33,12 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Simultaneous 95 % interval; none where all differences are the same."""
+        """Simultaneous 95 % interval; None if all differences are the same."""
         return self._interval(1 - (1 - LEVEL) / self.num_comparisons)
 
     @property
     def interval_alone(self) -> tuple[float, float] | None:
-        """The 95 % interval of this pair, had no other been looked at."""
+        """The 95 % interval of this pair, as if it were the only comparison."""
         return self._interval(LEVEL)
 
     @property
@@ -47,16 +47,12 @@ class Difference:
         return self.interval is not None and self.interval[0] > 0
 
     def _interval(self, level: float) -> tuple[float, float] | None:
-        num = len(self.points)
-        deviation = statistics.stdev(self.points)
-        if deviation < NO_SPREAD:  # then nothing is known about the spread
-            return None
-        half = students_t(level, num - 1) * deviation / num**0.5
-        return self.mean - half, self.mean + half
+        margin = t_margin(self.points, level)
+        return None if margin is None else (self.mean - margin, self.mean + margin)
 
     @property
     def sentence(self) -> str:
-        """What the data show, or don't."""
+        """What the data show, or don't show."""
         first, second, num = self.first.name, self.second.name, len(self.points)
         if self.interval is None:
             how = f"{self.mean:.2f} points on each of {num} seeds, too alike for an interval"
@@ -72,9 +68,9 @@ class Difference:
 
 
 def differences(group: DatasetGroup) -> list[Difference]:
-    """Every pair of rows that share two seeds or more, the largest difference that is shown first.
+    """Every pair of jobs that share two seeds or more, the largest difference that is shown first.
 
-    Within one group, since only its rows were tested on the same reviews.
+    Only within one group, whose jobs were all tested on the same reviews.
     """
     pairs = []
     for one, other in itertools.combinations(group.results, 2):
@@ -85,12 +81,14 @@ def differences(group: DatasetGroup) -> list[Difference]:
         if statistics.fmean(points) < 0:
             one, other, points = other, one, [-each for each in points]
         pairs.append((one, other, tuple(points)))
-    found = [Difference(*pair, num_comparisons=len(pairs)) for pair in pairs]
-    return sorted(found, key=lambda each: (not each.is_shown, -each.mean))
+    compared = [Difference(*pair, num_comparisons=len(pairs)) for pair in pairs]
+    return sorted(compared, key=lambda each: (not each.is_shown, -each.mean))
 
 
-def sampling_half_width(accuracy: float, num_reviews: int) -> float:
-    """Half the 95 % interval of an accuracy over other reviews of the same kind (binomial).
+def sampling_margin(accuracy: float, num_reviews: int) -> float:
+    """Half the width of the 95 % interval of an accuracy over other reviews of the same kind.
+
+    By the normal approximation of the binomial distribution.
 
     Args:
         accuracy: per cent.
@@ -103,28 +101,28 @@ def sampling_half_width(accuracy: float, num_reviews: int) -> float:
     return float(100 * NORMAL_95 * (share * (1 - share) / num_reviews) ** 0.5)
 
 
-def explanations(group: DatasetGroup, found: Sequence[Difference]) -> list[str]:
-    """How the sentences are to be read, and what they cannot say."""
+def explanations(group: DatasetGroup, compared: Sequence[Difference]) -> list[str]:
+    """How to read the sentences, and what they can't say."""
     lines = []
     num_pairs = len(group.results) * (len(group.results) - 1) // 2
-    if found:
-        count = len(found)
+    if compared:
+        count = len(compared)
         corrected = (
-            f"{count} comparisons are made at once, so each interval is widened to hold together "
-            "with all others (Bonferroni); name fewer runs for fewer comparisons"
+            f"{count} comparisons are made at once, so each interval is widened until all of them "
+            "hold together (Bonferroni); name fewer runs for fewer comparisons"
             if count > 1
             else "one comparison is made"
         )
-        lines.append(f"Paired t intervals over the seeds that both have: {corrected}.")
-    if left := num_pairs - len(found):
+        lines.append(f"Paired t intervals over the seeds that both jobs have: {corrected}.")
+    if left := num_pairs - len(compared):
         are = "pair shares" if left == 1 else "pairs share"
         lines.append(f"{left} {are} fewer than two seeds and can't be compared.")
     if group.num_test:
-        best = max(row.mean for row in group.results)
-        half = sampling_half_width(best, group.num_test)
+        best = max(result.mean for result in group.results)
+        margin = sampling_margin(best, group.num_test)
         lines.append(
-            "All this is about seeds on one test set. Over other "
-            f"{group.num_test:,} reviews of the same kind an accuracy of {best:.1f} % has a 95 % "
-            f"interval of {half:.2f} points to each side (binomial)."
+            "All this is about seeds on one test set. On another "
+            f"{group.num_test:,} reviews of the same kind, an accuracy of {best:.1f} % has a 95 % "
+            f"interval of ± {margin:.2f} points (binomial)."
         )
     return lines

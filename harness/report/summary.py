@@ -182,7 +182,7 @@ def results_table(part: Part, console: Console) -> RenderableType:
     columns, lines = part.columns, part.lines
     if not console.is_terminal:
         return Text("\n".join(table_lines(columns, lines)))
-    shown = fitting(columns, lines, console.width, DISPENSABLE)
+    shown = fitting(columns, lines, width=console.width, dispensable=DISPENSABLE)
     table = screen_table(shown, lines)
     if hidden := [name for name in columns if name not in shown]:
         note = Text(f"no room here for {', '.join(hidden)}; --markdown has all", "dim")

@@ -72,7 +72,7 @@ def table_lines(columns: Sequence[str], rows: Sequence[Line]) -> list[str]:
 
 
 def fitting(
-    columns: Sequence[str], rows: Sequence[Line], width: int, dispensable: Iterable[str]
+    columns: Sequence[str], rows: Sequence[Line], *, width: int, dispensable: Iterable[str]
 ) -> list[str]:
     """The columns without the dispensable ones, dropped in order until the rest fits a width."""
     left = list(columns)
@@ -106,7 +106,11 @@ def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> s
 
 
 def latex_table(
-    columns: Sequence[str], rows: Sequence[Line], caption: str, rules_before: Collection[int] = ()
+    columns: Sequence[str],
+    rows: Sequence[Line],
+    caption: str,
+    *,
+    rules_before: Collection[int] = (),
 ) -> str:
     """A table for LaTeX's booktabs.
 

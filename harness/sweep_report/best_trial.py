@@ -1,7 +1,7 @@
-"""The winner of a sweep: as a job file, and trained anew on all training reviews.
+"""The best trial of a sweep, as a job file, and retrained on all training reviews.
 
-`<sweep>/winner/` holds the job file, `data/` where the sweep has the packaged sample, a log for
-each seed, and the runs, `<job>/seed<N>/`.
+`<sweep>/winner/` holds the job file, a log for each seed, the runs in `<job>/seed<N>/`, and `data/`
+if the sweep used the packaged sample.
 """
 
 import math
@@ -29,17 +29,17 @@ WITHOUT_VALIDATION = {
     "keep": "last",
     "early_stopping_patience": 0,
     "reduce_lr_patience": 0,
-    # What has no effect then, as by default: else each run would warn of it.
+    # Without effect then, so they get their defaults: otherwise each run would warn.
     "monitor": TrainConfig.model_fields["monitor"].default,
     "reduce_lr_factor": TrainConfig.model_fields["reduce_lr_factor"].default,
 }
 
 
-# The winner as a job
+# The best trial as a job
 
 
 def winner_toml(sweep: SweepDirectory) -> str:
-    """The winner as a job file that trains and tests it as its trial was trained.
+    """A job file that trains the best trial as it was trained, and tests it.
 
     Raises:
         InputError: if no trial is finished yet.
@@ -48,15 +48,15 @@ def winner_toml(sweep: SweepDirectory) -> str:
     job = winning_job(search, row)
     finished = sum(each["status"] == "finished" for each in ranked_rows(sweep))
     objective = search.table.objective
-    so_far = "" if sweep.finished() else ", as far as the sweep has come"
-    said = (
+    so_far = "" if sweep.finished() else " so far"
+    comments = (
         f"{search.table.tuner} search, sweep {sweep.folder.absolute()}",
         f"trial {row['trial']}, {objective} {float(row[objective]):.4f}, the best of {finished} "
         f"finished trials{so_far}",
         f"data: {data_of(sweep, search)}, validated on the last "
         f"{100 * job.data.validation_split:.3g} % of the training reviews",
     )
-    return "".join(f"# {' '.join(line.split())}\n" for line in said) + f"\n{job.to_toml()}"
+    return "".join(f"# {' '.join(line.split())}\n" for line in comments) + f"\n{job.to_toml()}"
 
 
 def winning_row(sweep: SweepDirectory) -> dict[str, str]:
@@ -69,13 +69,13 @@ def winning_row(sweep: SweepDirectory) -> dict[str, str]:
         if row["status"] == "finished":
             return row
     raise InputError(
-        f"sweep {sweep.folder}: has no finished trial, and so no winner; go on with it by: "
+        f"sweep {sweep.folder}: has no finished trial, and so no winner; continue it by: "
         f"harness resume {shlex.quote(str(sweep.folder))}"
     )
 
 
 def winning_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
-    """The job of a trial, which reads the test set at its end.
+    """The job of a trial, with the test set read at its end.
 
     Raises:
         InputError: if the row does not say how many epochs hyperband gave the trial.
@@ -85,7 +85,7 @@ def winning_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
         for dimension in search.space
         if (value := value_of(dimension, row.get(dimension.key, ""))) is not None
     }
-    # Of other tuners' trials the search knows the epochs; fewer of them were an early stop.
+    # For other tuners the search fixes the epochs; a trial with fewer was stopped early.
     epochs = _epochs(row, "epochs") if search.table.tuner == "hyperband" else None
     content = search.job_of(values, epochs=epochs).model_dump()
     content["name"] = f"{search.name[:95]}_best"
@@ -94,7 +94,7 @@ def winning_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
 
 
 def retrained_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
-    """The winner on all training reviews: as many epochs as its best weights had, the last kept.
+    """The best trial on all training reviews, for as many epochs as its best weights had.
 
     Raises:
         InputError: if the row does not say how many epochs.
@@ -111,12 +111,12 @@ def _epochs(row: Mapping[str, str], field: str) -> int:
     except (KeyError, ValueError):
         raise InputError(
             f"{LEADERBOARD}: trial {row['trial']} has {field} {row.get(field)!r}, should be a "
-            "number of epochs; its run is gone: choose a trial by hand, in a job file of your own"
+            "number of epochs; its run is gone: write a job file for a trial of your choice"
         ) from None
 
 
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
-    """How a line names the data of a sweep: the title, how much of them, and their checksum."""
+    """The data of a sweep in words: title, limit and checksum."""
     record = sweep.read_json("data.json")
     titles = (
         RunDirectory(path.parent).read_json(path.name).get("data")
@@ -130,31 +130,32 @@ def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
     return f"{title}{limit} (checksum {str(record.get('checksum'))[:12]})"
 
 
-# Trained anew
+# Retraining
 
 
 def retrain(
     sweep: SweepDirectory,
     seeds: Sequence[int],
+    *,
     data: Path | None,
     workers: int | None,
     console: Console,
 ) -> None:
     """Train the winner on all training reviews with each seed, test it, and print the table.
 
-    A seed that is finished is left as it is, an unfinished one goes on.
+    A finished seed is left as it is, an unfinished one is resumed.
 
     Args:
         sweep: whose winner.
         seeds: of the runs.
-        data: folder of the sweep's data, where they have moved.
-        workers: runs at a time, by default as many as there is room for.
-        screen: where it is said how far it is.
+        data: the folder of the sweep's data, if it has moved.
+        workers: runs at a time, by default as many as fit.
+        console: shows the progress.
 
     Raises:
-        InputError: if there is no winner, these are other data, the folder has another winner, or a
-            later version of harness wrote the sweep.
-        Interrupted: a signal came; the runs are saved and can go on.
+        InputError: if there is no winner, the data are different, the folder holds another winner,
+            or a later version of harness wrote the sweep.
+        Interrupted: on a signal; the runs are saved and can be resumed.
         RunError: a run failed, and why.
     """
     sweep.check_format()
@@ -163,12 +164,12 @@ def retrain(
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]
     for run, seed in zip(runs, seeds, strict=True):
         _check_same(run, job, seed)
-    _announce(sweep, search, row, job, console)
-    words = _words(sweep, job, sweep_data(sweep, search, data))
+    _announce(sweep, row, job, console=console)
+    args = _train_args(sweep, job, sweep_data(sweep, search, data))
     tasks = [
         Task(
             f"seed{seed}",
-            [*words, "--seed", str(seed), "--run-id", f"seed{seed}"],
+            [*args, "--seed", str(seed), "--run-id", f"seed{seed}"],
             sweep.path("winner", f"seed{seed}.log"),
         )
         for seed, run in zip(seeds, runs, strict=True)
@@ -186,22 +187,21 @@ def retrain(
 def _check_same(run: RunDirectory, job: Job, seed: int) -> None:
     if not run.exists():
         return
-    mine = {**job.model_dump(), "train": {**job.train.model_dump(), "seed": seed}}
-    if run.job().model_dump() != mine:
+    expected = {**job.model_dump(), "train": {**job.train.model_dump(), "seed": seed}}
+    if run.job().model_dump() != expected:
         raise InputError(
-            f"run {run.folder}: is of another winner, since the sweep went on; move "
+            f"run {run.folder}: belongs to an earlier winner of the sweep; move "
             f"{run.folder.parent} away"
         )
 
 
-def _announce(
-    sweep: SweepDirectory, search: SearchSpec, row: Mapping[str, str], job: Job, console: Console
-) -> None:
+def _announce(sweep: SweepDirectory, row: Mapping[str, str], job: Job, *, console: Console) -> None:
+    search = sweep.search()
     if not sweep.finished():
         console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
     if search.job.train.reduce_lr_patience:
         console.warning(
-            "train.reduce_lr_patience needs validation reviews: the rate stays as it begins"
+            "train.reduce_lr_patience needs validation reviews: the learning rate stays constant"
         )
     objective = search.table.objective
     console.info(
@@ -211,10 +211,10 @@ def _announce(
 
 
 def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """A folder with the very data of a sweep; none where its job itself says what they are.
+    """The folder with the data of a sweep; None if its job names the data itself.
 
     Raises:
-        InputError: if the data found are others.
+        InputError: if the data found are different.
         RunError: if a copy of the sample is needed and can't be written.
     """
     dataset = sweep.dataset(search.job, data)
@@ -222,16 +222,16 @@ def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> 
         return None
     if dataset.folder and not dataset.is_sample:
         return dataset.folder.absolute()
-    # A run would look for the full data first.
+    # Without its own copy, a run would look for the full data first.
     folder = sweep.path("winner", "data")
     save_folder(dataset, folder)
     return folder.absolute()
 
 
-def _words(sweep: SweepDirectory, job: Job, data: Path | None) -> list[str]:
-    """The command of a run, its seed aside."""
+def _train_args(sweep: SweepDirectory, job: Job, data: Path | None) -> list[str]:
+    """The command of a run, without its seed."""
     job_file = sweep.path("winner", f"{job.name}.toml").absolute()
     job_file.parent.mkdir(exist_ok=True)
     atomic_write(job_file, job.to_toml())
-    words = child_args("train", str(job_file), "--runs", str(job_file.parent))
-    return [*words, "--data", str(data)] if data else words
+    args = child_args("train", str(job_file), "--runs", str(job_file.parent))
+    return [*args, "--data", str(data)] if data else args

@@ -1,4 +1,4 @@
-"""What mattered in a search: how the score goes with the values of each hyperparameter."""
+"""What mattered in a search: how the score depends on the values of each hyperparameter."""
 
 import math
 import statistics
@@ -9,26 +9,26 @@ from dataclasses import dataclass
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, rounded
 
-MIN_TRIALS = 3  # fewer say nothing about any key
+MIN_TRIALS = 3  # from fewer nothing can be concluded
 NUM_BINS = 3  # of a range
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished trial with what it was trained with."""
+    """A finished trial with its hyperparameters."""
 
     trial: str
     score: float  # the objective
     epochs: int | None  # trained
-    values: Mapping[str, Value]  # by the job's keys, without those that had no part in it
+    values: Mapping[str, Value]  # by the job's keys, without inactive ones
 
 
 @dataclass(frozen=True)
 class Group:
-    """The trials with like values of a key."""
+    """The trials with equal or similar values of a key."""
 
     label: str  # `gru`, or `0.1 to 0.3`
-    middle: float | None  # median of the values, where they are numbers
+    middle: float | None  # median of the values, if they are numbers
     scores: tuple[float, ...]
 
     @property
@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Effect:
-    """How the score goes with a key."""
+    """How the score depends on a key."""
 
     dimension: Parameter
     groups: tuple[Group, ...]  # in the order of the values, none empty
@@ -47,8 +47,10 @@ class Effect:
 
     @property
     def explained(self) -> float:
-        """Eta squared, the share in 0..1 of the scores' variation that lies between the groups:
-        between-group sum of squares over total (Fisher, 1925); 0 where all scores are the same."""
+        """Eta squared, the share in 0..1 of the scores' variation that lies between the groups.
+
+        Between-group sum of squares over total (Fisher, 1925); 0 if all scores are equal.
+        """
         scores = [score for group in self.groups for score in group.scores]
         middle = statistics.fmean(scores)
         total = sum((score - middle) ** 2 for score in scores)
@@ -57,12 +59,12 @@ class Effect:
 
     @property
     def by_chance(self) -> float:
-        """What eta squared is in the mean where the key has no effect: (k - 1) / (n - 1)."""
+        """The expected eta squared of a key without effect: (k - 1) / (n - 1)."""
         return (len(self.groups) - 1) / (self.num_trials - 1)
 
 
 def value_of(dimension: Parameter, text: str) -> Value | None:
-    """A value as `leaderboard.csv` writes it, None where it is empty or none of the key's."""
+    """The value for a cell of `leaderboard.csv`, None if it is empty or not one of the key's."""
     if dimension.choices:
         for choice in dimension.choices:
             if text == str(rounded(choice)):
@@ -75,8 +77,8 @@ def value_of(dimension: Parameter, text: str) -> Value | None:
 
 
 def scored_trials(rows: Sequence[Mapping[str, str]], search: SearchSpec) -> list[Scored]:
-    """The finished trials of a leaderboard in its order, without scores that are not finite."""
-    found = []
+    """The finished trials of a leaderboard in its order, without those whose score isn't finite."""
+    trials = []
     for row in rows:
         try:
             score = float(row.get(search.table.objective) or "nan")
@@ -87,15 +89,17 @@ def scored_trials(rows: Sequence[Mapping[str, str]], search: SearchSpec) -> list
         texts = {d.key: value_of(d, row.get(d.key) or "") for d in search.space}
         values = {key: value for key, value in texts.items() if value is not None}
         epochs = row.get("epochs") or ""
-        found.append(Scored(row["trial"], score, int(epochs) if epochs.isdigit() else None, values))
-    return found
+        trials.append(
+            Scored(row["trial"], score, int(epochs) if epochs.isdigit() else None, values)
+        )
+    return trials
 
 
 def comparable(trials: Sequence[Scored], search: SearchSpec) -> list[Scored]:
-    """The trials whose scores may be compared: all, but of hyperband's those of one length.
+    """The trials whose scores may be compared: all, but for hyperband only those of one length.
 
-    That is the number of epochs that most trials had, the larger of two as common: hyperband
-    trains its good settings longer, so over all lengths whatever it chose early would look good.
+    That is the number of epochs that most trials had, the larger one of two equally common:
+    hyperband trains good settings longer, so over all lengths its early choices would look good.
     """
     if search.table.tuner != "hyperband" or not trials:
         return list(trials)
@@ -105,14 +109,14 @@ def comparable(trials: Sequence[Scored], search: SearchSpec) -> list[Scored]:
 
 
 def effects_of(trials: Sequence[Scored], search: SearchSpec) -> list[Effect]:
-    """The effect of each key that had several values, the one that explains most first."""
-    found = []
+    """The effect of each key that had several values, in falling order of what it explains."""
+    effects = []
     for dimension in search.space:
         having = [trial for trial in trials if dimension.key in trial.values]
         groups = _groups(dimension, having)
         if len(having) >= MIN_TRIALS and len(groups) > 1:
-            found.append(Effect(dimension, tuple(groups), len(having)))
-    return sorted(found, key=lambda effect: -effect.explained)
+            effects.append(Effect(dimension, tuple(groups), len(having)))
+    return sorted(effects, key=lambda effect: -effect.explained)
 
 
 def _groups(dimension: Parameter, trials: Sequence[Scored]) -> list[Group]:
@@ -122,22 +126,22 @@ def _groups(dimension: Parameter, trials: Sequence[Scored]) -> list[Group]:
     else:
         kinds = _bins([float(trial.values[dimension.key]) for trial in trials])
     return [
-        _group([trial for trial, its in zip(trials, kinds, strict=True) if its == kind], dimension)
+        _group([trial for trial, own in zip(trials, kinds, strict=True) if own == kind], dimension)
         for kind in sorted(set(kinds))
     ]
 
 
 def _bins(values: Sequence[float]) -> list[int]:
-    """The bin of each value: all bins as full as can be, the same value never in two of them."""
+    """The bin of each value: bins as equal as possible, with equal values in the same bin."""
     distinct = sorted(set(values))
     if len(distinct) <= NUM_BINS:
         return [distinct.index(value) for value in values]
-    places, below = {}, 0.0
+    bins, below = {}, 0.0
     for value in distinct:
         count = values.count(value)
-        places[value] = int(NUM_BINS * (below + count / 2) / len(values))
+        bins[value] = int(NUM_BINS * (below + count / 2) / len(values))
         below += count
-    return [places[value] for value in values]
+    return [bins[value] for value in values]
 
 
 def _group(trials: Sequence[Scored], dimension: Parameter) -> Group:

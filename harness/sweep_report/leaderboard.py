@@ -40,7 +40,7 @@ def show(sweep: SweepDirectory) -> None:
     console = Console(highlight=False, emoji=False)
     for part in (
         *heading(sweep, search, rows),
-        *leaderboard(sweep, search, rows, console),
+        *leaderboard(sweep, rows, console),
         *what_mattered(search, rows, console),
         *(Text(f"picture      {path}") for path in draw(sweep, search, rows)),
     ):
@@ -71,9 +71,10 @@ def heading(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> 
 
 
 def leaderboard(
-    sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line], console: Console
+    sweep: SweepDirectory, rows: Sequence[Line], console: Console
 ) -> list[RenderableType]:
     """The best trials, the number of the others, and why trials failed."""
+    search = sweep.search()
     going = [row for row in rows if row["status"] != "failed"]
     parts: list[RenderableType] = [Text()]
     if going:

@@ -1,5 +1,6 @@
-"""The pictures of a sweep: a line a trial over all hyperparameters, and the score by each."""
+"""The plots of a sweep: each trial as a line over all hyperparameters, and the score by each."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
 
 
-MISSING = -0.12  # where a trial stands on the axis of a key that it does not have
-SPREAD = 0.045  # of the lines through one value of a list, in parts of an axis
+MISSING = -0.12  # height of a trial on the axis of a key that it does not have
+SPREAD = 0.045  # of the lines through one value of a list, as a share of the axis
 MAX_COLUMNS = 4
-MAX_LETTERS = 22  # of one line of values below a small plot
+MAX_LETTERS = 22  # in one line of values below a small plot
 COLOURS = "viridis"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A vertical axis: which height a value has, and what is written beside it."""
+    """A vertical axis: the height of each value, and its labels."""
 
     name: str
     ticks: tuple[tuple[float, str], ...]  # height in 0..1, text
@@ -34,7 +35,7 @@ class Axis:
     log: bool = False
 
     def height(self, value: Value | None) -> float:
-        """Where a value stands, 0 at the bottom and 1 at the top."""
+        """The height of a value, 0 at the bottom and 1 at the top."""
         if value is None:
             return MISSING
         if self.choices:
@@ -42,8 +43,8 @@ class Axis:
         return _share(float(value), self.low, self.high, log=self.log)
 
 
-def _part(place: int, of: int) -> float:
-    return place / (of - 1) if of > 1 else 0.5
+def _part(index: int, of: int) -> float:
+    return index / (of - 1) if of > 1 else 0.5
 
 
 def _share(value: float, low: float, high: float, *, log: bool) -> float:
@@ -53,7 +54,7 @@ def _share(value: float, low: float, high: float, *, log: bool) -> float:
 
 
 def axis_of(dimension: Parameter, name: str) -> Axis:
-    """The axis of a key: of a list each value by its name, of a range its ends and between."""
+    """The axis of a key: every value of a list; the ends of a range and round values between."""
     if dimension.choices:
         return _list_axis(name, dimension.choices)
     return _range_axis(name, dimension.low, dimension.high, log=dimension.log)
@@ -61,7 +62,7 @@ def axis_of(dimension: Parameter, name: str) -> Axis:
 
 def _list_axis(name: str, values: Sequence[Value]) -> Axis:
     count = len(values)
-    ticks = tuple((_part(place, count), str(value)) for place, value in enumerate(values))
+    ticks = tuple((_part(index, count), str(value)) for index, value in enumerate(values))
     return Axis(name, ticks, choices=tuple(values))
 
 
@@ -72,7 +73,7 @@ def _range_axis(name: str, low: float, high: float, *, log: bool = False) -> Axi
 
 
 def _round_values(low: float, high: float, *, log: bool) -> list[float]:
-    """Round values inside a range, none so near to an end that it would stand over its number."""
+    """Round values inside a range, none so close to an end that the labels would overlap."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     locator: Any = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5)
@@ -86,12 +87,12 @@ def _round_values(low: float, high: float, *, log: bool) -> list[float]:
 def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
     """Draw each finished trial as a line over the axes of all keys, as a PNG of 480 pixels' height.
 
-    Its colour is its score, those of the worst tenth are one colour; the winner is thick. Where
-    trials of hyperband have unlike numbers of epochs, these have an axis too.
+    The colour shows the score, with one colour for the worst tenth; the winner is thick. If trials
+    of hyperband differ in their number of epochs, it gets an axis too.
 
     Args:
-        trials: one at least, the best first.
-        search: where they are from.
+        trials: at least one, the best first.
+        search: the search they come from.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -110,12 +111,12 @@ def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
     figure, plot = _figure(max(6.4, 1.2 + 1.05 * len(axes)), 4.8)
     norm = _norm(scores, search)
     lines = list(zip(*map(_heights, axes, columns), strict=True))
-    for place in reversed(range(len(trials))):  # the best is drawn last, over the others
-        is_best = place == 0
+    for index in reversed(range(len(trials))):  # the best is drawn last, over the others
+        is_best = index == 0
         plot.plot(
             range(len(axes)),
-            lines[place],
-            color=colormaps[COLOURS](norm(scores[place])),
+            lines[index],
+            color=colormaps[COLOURS](norm(scores[index])),
             linewidth=4 if is_best else 1.2,
             alpha=1 if is_best else 0.75,
             solid_joinstyle="round",
@@ -135,25 +136,25 @@ def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
 
 
 def _heights(axis: Axis, values: Sequence[Value | None]) -> list[float]:
-    """The heights of all trials on an axis; through one value of a list they lie side by side."""
+    """The heights of all trials on an axis; lines through one value of a list are spread out."""
     heights = [axis.height(value) for value in values]
     if len(values) < 2:
         return heights
     last = len(values) - 1
     return [
-        height + SPREAD * (0.5 - place / last) if axis.choices or height == MISSING else height
-        for place, height in enumerate(heights)
+        height + SPREAD * (0.5 - index / last) if axis.choices or height == MISSING else height
+        for index, height in enumerate(heights)
     ]
 
 
 def _draw_axes(plot: "Axes", axes: Sequence[Axis], columns: Sequence[Sequence[Any]]) -> None:
-    for place, (axis, values) in enumerate(zip(axes, columns, strict=True)):
-        plot.plot([place, place], [0, 1], color="black", linewidth=0.8, zorder=4)
+    for x, (axis, values) in enumerate(zip(axes, columns, strict=True)):
+        plot.plot([x, x], [0, 1], color="black", linewidth=0.8, zorder=4)
         missing = [(MISSING, "none")] if None in values else []
         for height, text in (*axis.ticks, *missing):
-            plot.plot([place, place + 0.04], [height, height], color="black", linewidth=0.8)
+            plot.plot([x, x + 0.04], [height, height], color="black", linewidth=0.8)
             plot.text(
-                *(place + 0.06, height, text),
+                *(x + 0.06, height, text),
                 va="center",
                 fontsize=8,
                 zorder=5,
@@ -168,8 +169,10 @@ def _draw_axes(plot: "Axes", axes: Sequence[Axis], columns: Sequence[Sequence[An
 
 
 def _norm(scores: Sequence[float], search: SearchSpec) -> "Normalize":
-    """Scores to colours. One that failed to learn would leave a single colour to all others, so
-    the worst tenth share the colour at the end."""
+    """Maps scores to colours. The worst tenth share a colour.
+
+    Otherwise one trial that failed to learn would leave a single colour for all others.
+    """
     from matplotlib.colors import Normalize
 
     in_order = sorted(scores, reverse=search.goal == "min")  # the worst first
@@ -180,14 +183,14 @@ def _norm(scores: Sequence[float], search: SearchSpec) -> "Normalize":
 def objective_by_key(
     trials: Sequence[Scored], effects: Sequence[Effect], search: SearchSpec
 ) -> bytes:
-    """Draw the score of each trial over each key's values, as a PNG, a small plot a key.
+    """Draw the score of each trial over each key's values, as a PNG with a small plot for each key.
 
-    The line joins the means: of each value of a list, of each third of a range.
+    The line joins the means of each value of a list, or of each third of a range.
 
     Args:
         trials: those of `effects`.
-        effects: one at least; the plots are in their order.
-        search: where they are from.
+        effects: at least one; the plots are in their order.
+        search: the search they come from.
     """
     columns = min(MAX_COLUMNS, len(effects))
     rows = -(-len(effects) // columns)
@@ -196,9 +199,9 @@ def objective_by_key(
     figure = Figure(figsize=(max(6.4, 2.7 * columns), 0.6 + 2.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     names = short_names([dimension.key for dimension in search.space])
-    for place, plot in enumerate(grid):
-        if place < len(effects):
-            _draw_effect(plot, effects[place], trials, names[effects[place].dimension.key])
+    for plot, effect in itertools.zip_longest(grid, effects):
+        if effect:
+            _draw_effect(plot, effect, trials, name=names[effect.dimension.key])
         else:
             plot.set_visible(False)
     of_epochs = ""
@@ -212,15 +215,15 @@ def objective_by_key(
     return png(figure)
 
 
-def _draw_effect(plot: "Axes", effect: Effect, trials: Sequence[Scored], name: str) -> None:
+def _draw_effect(plot: "Axes", effect: Effect, trials: Sequence[Scored], *, name: str) -> None:
     dimension = effect.dimension
     having = [trial for trial in trials if dimension.key in trial.values]
     scores = [trial.score for trial in having]
     values = [trial.values[dimension.key] for trial in having]
     if dimension.choices:
         kinds = [dimension.choices.index(value) for value in values]
-        width = 0.3  # of the band in which the trials of a value lie side by side
-        # By the golden ratio, for they are in the order of their scores.
+        width = 0.3  # of the band over which the trials of a value are spread
+        # By the golden ratio, since they are in order of their scores.
         at = [kind + width * (i * 0.618 % 1 - 0.5) for i, kind in enumerate(kinds)]
         middles = [float(kind) for kind in sorted(set(kinds))]
         texts = [str(choice) for choice in dimension.choices]

@@ -1,4 +1,4 @@
-"""The yardstick: the same reviews, cut as the runs cut them, and kept in the cache."""
+"""The baseline: the same reviews, cut as the runs cut them, and kept in the cache."""
 
 import itertools
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_it_is_what_scikit_learn_makes_of_the_words(tmp_path: Path) -> None:
     model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=1.0))
     model.fit(texts["train"], dataset.train.labels)
     loss = log_loss(dataset.test.labels, model.predict_proba(texts["test"])[:, 1])
-    assert fit(dataset, 0, 0, 9).log_loss == pytest.approx(loss, abs=1e-4)
+    assert fit(dataset, limit=0, maxlen=0, vocab_size=9).log_loss == pytest.approx(loss, abs=1e-4)
 
 
 def test_the_second_time_it_comes_from_the_cache(
@@ -83,13 +83,13 @@ def test_the_second_time_it_comes_from_the_cache(
     with monkeypatch.context() as patched:
         patched.setattr("harness.report.baseline.fit", never)
         assert baselines(group, None, print) == first
-    kept = sorted((tmp_path / "cache" / "harness" / "yardstick").iterdir())
-    assert [path.suffix for path in kept] == [".json"] * 2
+    cached = sorted((tmp_path / "cache" / "harness" / "baseline").iterdir())
+    assert [path.suffix for path in cached] == [".json"] * 2
     for broken in ("{", "[]", '{"maxlen": 3}', '{"accuracy": "x"}'):
-        kept[0].write_text(broken)
+        cached[0].write_text(broken)
         said: list[str] = []
         assert baselines(group, None, said.append) == []
-        assert "not to be found here" in said[0]
+        assert "not found here" in said[0]
     again = baselines(group, tmp_path / "away", print)
     assert [each.accuracy for each in again] == [each.accuracy for each in first]
 
@@ -102,7 +102,7 @@ def test_it_is_found_where_the_runs_found_it(tmp_path: Path, group: DatasetGroup
 
 
 def test_other_data_are_never_taken_for_these(tmp_path: Path, group: DatasetGroup) -> None:
-    """A dataset of another checksum gives no yardstick, and one line says so."""
+    """A dataset of another checksum gives no baseline, and one line says so."""
     small_data(tmp_path / "other", num=40)
     said: list[str] = []
     assert baselines(group, tmp_path / "other", said.append) == []
@@ -114,5 +114,5 @@ def test_one_class_alone_teaches_nothing(tmp_path: Path) -> None:
     dataset = small_data(tmp_path / "data")
     places = np.flatnonzero(dataset.train.labels == dataset.train.labels[0])
     first_other = int(np.setdiff1d(np.arange(60), places)[0])
-    with pytest.raises(ValueError, match="one class alone"):
-        fit(dataset, first_other, 0, 8)
+    with pytest.raises(ValueError, match="have the same class"):
+        fit(dataset, limit=first_other, maxlen=0, vocab_size=8)

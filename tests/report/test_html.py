@@ -17,10 +17,10 @@ from harness.report.predictions import (
     Predictions,
     calibration,
     epochs_of,
+    margin_over_reviews,
     mean_confusion,
     mean_roc,
     most_disputed,
-    over_reviews,
     read_predictions,
     wrong_by_all,
 )
@@ -114,7 +114,9 @@ def parts_of(runs: Path) -> list[Part]:
 def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> tuple[str, list[str]]:
     """Write a comparison; gives back the page and what was said."""
     said: list[str] = []
-    path = write_comparison(out, parts_of(runs), left_out, runs.parent / "data", said.append)
+    path = write_comparison(
+        out, parts_of(runs), left_out, data=runs.parent / "data", say=said.append
+    )
     return path.read_text(), said
 
 
@@ -173,7 +175,7 @@ def test_without_the_data_reviews_are_named_by_their_numbers(runs: Path) -> None
     """The words are gone with the data, and the page says what the numbers are."""
     (runs.parent / "data").rename(runs.parent / "away")
     said: list[str] = []
-    page = write_comparison(runs.parent / "out", parts_of(runs), [], None, said.append)
+    page = write_comparison(runs.parent / "out", parts_of(runs), [], data=None, say=said.append)
     text = page.read_text()
     assert "alert(1)" not in text
     assert "their indices in the test set" in text
@@ -259,7 +261,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, names: list[str])
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(InputError, match=f"--out .*out: holds {names[-1]}"):
         check_folder(tmp_path / "out")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         check_folder(tmp_path / "out" / names[0])
 
 
@@ -318,7 +320,7 @@ def test_a_difference_over_other_reviews_is_paired(runs: Path) -> None:
     (only,) = part.differences
     gain = np.array([0.0] * 54 + [1.0] * 5 + [0.5])
     expected = 100 * NORMAL_95 * gain.std(ddof=1) / 60**0.5
-    assert over_reviews(only, predictions_of(runs)) == pytest.approx(expected)
+    assert margin_over_reviews(only, predictions_of(runs)) == pytest.approx(expected)
 
 
 def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:

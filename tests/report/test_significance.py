@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.report.collect import DatasetGroup, JobResult, ScoredRun
-from harness.report.significance import differences, explanations, sampling_half_width
+from harness.report.collect import DatasetGroup, JobResult, ScoredRun, t_margin
+from harness.report.significance import differences, explanations, sampling_margin
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
 BILSTM = {1: 88.30, 2: 88.42, 3: 88.36, 4: 88.31, 5: 88.52}
@@ -38,6 +38,23 @@ def test_one_pair_is_the_textbooks_paired_t() -> None:
         f"bilstm is better than lstm by {only.mean:.2f} points, 95 % interval "
         f"{expected.low:.2f} to {expected.high:.2f}, over 5 seeds"
     )
+
+
+@pytest.mark.parametrize("num", [2, 3, 5, 20])
+@pytest.mark.parametrize("level", [0.9, 0.95, 1 - 0.05 / 3])
+def test_a_margin_is_half_of_students_interval(num: int, level: float) -> None:
+    """Its width is that of scipy's interval of a mean, whatever the number of values and level."""
+    values = np.random.default_rng(num).normal(88, 0.3, num).tolist()
+    low, high = stats.t.interval(level, num - 1, np.mean(values), stats.sem(values))
+    assert t_margin(values, level) == pytest.approx((high - low) / 2)
+
+
+def test_paired_differences_by_hand() -> None:
+    """Differences of 1, 2 and 3 points: mean 2, s.d. 1, so t = 4.3027 gives 2 ± 4.3027 / sqrt 3."""
+    (only,) = differences(group_of(a={1: 80, 2: 84, 3: 81}, b={1: 81, 2: 86, 3: 84}))
+    assert (only.first.name, only.points, only.mean) == ("b", (1, 2, 3), 2)
+    assert only.interval == pytest.approx((-0.4841, 4.4841), abs=1e-4)
+    assert not only.is_shown
 
 
 def test_many_pairs_widen_each_interval() -> None:
@@ -89,4 +106,4 @@ def test_the_simultaneous_intervals_hold_all_at_once() -> None:
 
 def test_the_test_sets_own_error_is_binomial() -> None:
     """88 % of 25,000 reviews is uncertain by 1.96 sqrt(0.88 0.12 / 25,000) = 0.40 points."""
-    assert sampling_half_width(88.0, 25_000) == pytest.approx(0.4028, abs=1e-4)
+    assert sampling_margin(88.0, 25_000) == pytest.approx(0.4028, abs=1e-4)

@@ -35,9 +35,9 @@ def test_columns_are_as_wide_as_they_need() -> None:
 
 def test_a_narrow_screen_goes_without_what_is_dispensable() -> None:
     """Columns go in their order until the rest fits, and no longer."""
-    assert fitting(COLUMNS, ROWS, 25, ["note", "test %"]) == [*COLUMNS]
-    assert fitting(COLUMNS, ROWS, 24, ["note", "test %"]) == ["job", "test %"]
-    assert fitting(COLUMNS, ROWS, 5, ["note", "test %"]) == ["job"]
+    assert fitting(COLUMNS, ROWS, width=25, dispensable=["note", "test %"]) == [*COLUMNS]
+    assert fitting(COLUMNS, ROWS, width=24, dispensable=["note", "test %"]) == ["job", "test %"]
+    assert fitting(COLUMNS, ROWS, width=5, dispensable=["note", "test %"]) == ["job"]
 
 
 @pytest.mark.parametrize("width", [80, 40, 26])
@@ -46,7 +46,7 @@ def test_a_terminal_wraps_names_and_never_a_number(width: int) -> None:
     name = "lstm batch_size=128 learning_rate=0.0003"
     rows = [*ROWS, {"job": name, "test %": "88.1234", "note": ""}]
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    columns = fitting(COLUMNS, rows, width, ["note"])
+    columns = fitting(COLUMNS, rows, width=width, dispensable=["note"])
     console.print(screen_table(columns, rows))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()

@@ -54,7 +54,7 @@ def test_without_a_finished_trial_there_is_no_winner(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no finished trial.*harness resume"):
         winner_toml(sweep)
     with pytest.raises(InputError, match="no finished trial"):
-        retrain(sweep, (1,), None, None, Console())
+        retrain(sweep, (1,), data=None, workers=None, console=Console())
     assert not sweep.path("winner").exists()
 
 
@@ -77,8 +77,8 @@ def test_another_winner_is_not_mixed_with_the_first(tmp_path: Path) -> None:
     run.take_lease()
     other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
     run.write_text("job.toml", other.to_toml())
-    with pytest.raises(InputError, match=r"another winner.*move .*winner/tune_lstm_best away"):
-        retrain(sweep, (1, 2), None, None, Console())
+    with pytest.raises(InputError, match=r"earlier winner.*move .*winner/tune_lstm_best away"):
+        retrain(sweep, (1, 2), data=None, workers=None, console=Console())
 
 
 # Children

@@ -146,7 +146,7 @@ def test_the_leaderboard_fits_a_narrow_terminal(tmp_path: Path) -> None:
     """Where the table is wider the values of a trial stand in one cell, and none is cut."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(3))
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
-    for part in leaderboard(sweep, sweep.search(), ranked_rows(sweep), console):
+    for part in leaderboard(sweep, ranked_rows(sweep), console):
         console.print(part)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()

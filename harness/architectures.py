@@ -68,18 +68,18 @@ BUILDERS: dict[str, Callable[[int, "ModelConfig"], "keras.Model"]] = {
 
 
 def sentiment(vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer") -> "keras.Model":
-    """Embedding, the recurrent layers, one probability: what all five exercises share.
+    """The network that all five exercises share: embedding, recurrent layers, one probability.
 
     Args:
         vocab_size: indices that a word may have.
         config: the job's settings of the model.
-        recurrent: the layers between, `[rows, time, embedding_dim]` to `[rows, units]`, or over
-            time where `over_time(config)`.
+        recurrent: the layers between, `[batch, time, embedding_dim]` to `[batch, units]`, or
+            `[batch, time, units]` if `over_time(config)`.
     """
     import keras
     from keras import layers
 
-    # The outputs over time to one vector; the notebook takes the last as it is.
+    # From the outputs over time to one vector; the notebook takes the last output.
     pooling = {
         "last": (),
         "max": (layers.GlobalMaxPooling1D,),
@@ -93,8 +93,8 @@ def sentiment(vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer")
             *recurrent,
             *(layer() for layer in pooling[config.pooling]),
             layers.Dropout(config.dropout),
-            # In the precision of the weights: a probability in half of it would round to 0 or 1,
-            # and make the loss infinite.
+            # In the precision of the weights: in half precision a probability could round to 0
+            # or 1, and make the loss infinite.
             layers.Dense(1, activation="sigmoid", dtype=keras.config.dtype_policy().variable_dtype),
         ],
         name=config.architecture,
@@ -102,12 +102,12 @@ def sentiment(vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer")
 
 
 def over_time(config: "ModelConfig") -> bool:
-    """Whether the last recurrent layer should give its outputs of all times."""
+    """Whether the last recurrent layer returns its outputs of all times."""
     return config.pooling != "last"
 
 
 def _known(name: str) -> str:
-    # Asked when a job is checked, so that a name added to BUILDERS at the end of this file counts.
+    # Looked up when a job is checked, so that names added to BUILDERS later count too.
     if name not in BUILDERS:
         *most, last = map(repr, BUILDERS)
         raise PydanticCustomError("literal_error", f"Input should be {', '.join(most)} or {last}")

@@ -1,4 +1,4 @@
-"""What every table of a job file shares: a closed set of typed keys."""
+"""The base of every table of a job file: a closed set of typed keys."""
 
 from typing import Annotated
 
@@ -8,6 +8,6 @@ Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class ConfigSection(BaseModel):
-    """A table of a job file: no key beside the known ones, no value of another type."""
+    """A table of a job file: unknown keys and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -1,4 +1,4 @@
-"""The ways a command ends other than well, and the exit code of each."""
+"""The ways in which a command can fail or stop, and the exit code of each."""
 
 import contextlib
 from collections.abc import Iterator
@@ -31,31 +31,31 @@ class NodeFault(RunError):  # noqa: N818 - of the node
 
 
 class TakenOver(RunError):  # noqa: N818 - no fault of its own
-    """A newer process writes into this one's folder; whatever this one did, it stops."""
+    """A newer process has taken over this one's folder, so this one stops."""
 
 
 class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not an error
     """A signal asked the run to stop; its checkpoint is saved: exit code 75, run again to go on.
 
-    So it is when another worker of the run was lost.
+    Also raised when another worker of the run is lost.
     """
 
     exit_code = 75
 
     @property
     def by_cancel(self) -> bool:
-        """Whether somebody ended the run: by scancel, Ctrl-C or kill."""
+        """Whether a user ended the run: by scancel, Ctrl-C or kill."""
         return str(self) in ("SIGTERM", "SIGINT")
 
 
 @contextlib.contextmanager
-def explain_interruption(told: str) -> Iterator[None]:
-    """Have an interruption of what is done inside say what is saved, and how to go on.
+def explain_interruption(remedy: str) -> Iterator[None]:
+    """Make an interruption inside the block say what is saved and how to continue.
 
     Raises:
-        Interrupted: in place of the one that came, with `told` behind its reason.
+        Interrupted: in place of the one raised inside, with `remedy` after its reason.
     """
     try:
         yield
     except Interrupted as reason:
-        raise Interrupted(f"interrupted by {reason}, {told}") from None
+        raise Interrupted(f"interrupted by {reason}, {remedy}") from None

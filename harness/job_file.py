@@ -43,8 +43,8 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
     """Make `data.source` absolute, so that a copy of the job finds it from anywhere.
 
-    A relative path is relative to the job file, as `--set` gives it to the working folder; `~` is
-    the home folder.
+    A path in the file is relative to the file, one of `--set` to the working folder; `~` is the
+    home folder.
     """
     data = content.get("data")
     source = data.get("source") if isinstance(data, dict) else None
@@ -60,7 +60,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     Args:
         content: its tables and keys.
         path: the file, for messages.
-        origins: what gave the value of a key, where that was not the file.
+        origins: the option that set a key, for keys that the file did not set.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
@@ -93,7 +93,7 @@ def put_overrides(
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, or the known names where none is near."""
+    """`; did you mean …?`, or the known names if none is similar."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
@@ -150,7 +150,7 @@ def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tup
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
         parsed = {}
-    # What is no TOML value, or more than one, is a bare word: gru, best, off.
+    # Text that is not exactly one TOML value is a bare word: gru, best, off.
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip()
 
 
@@ -162,10 +162,10 @@ def _put(content: dict[str, Any], table: str, key: str, value: object, path: Pat
 
 
 def suggest_key(name: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> str:
-    """`; did you mean train.epochs?`, or the known keys where none is near."""
+    """`; did you mean train.epochs?`, or the known keys if none is similar."""
     known = [f"{table}.{key}" for table, cls in tables.items() for key in cls.model_fields]
     name = name.strip()
-    # The key alone, when it stands in the wrong table or in none.
+    # By the key alone, if it is in the wrong table or in none.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
 
@@ -176,7 +176,7 @@ def explain(
     origins: Mapping[str, str],
     tables: Mapping[str, type[ConfigSection]] = TABLES,
 ) -> str:
-    """The first of pydantic's complaints in one line."""
+    """The first of pydantic's errors in one line."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     where = f"job {path}: {key}"

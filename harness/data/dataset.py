@@ -1,4 +1,4 @@
-"""Reviews as flat arrays with the words that they hold, and the folder that keeps them."""
+"""Reviews as flat arrays with their vocabulary, and the folder that stores them."""
 
 import contextlib
 import hashlib
@@ -44,23 +44,23 @@ class Split:
         return Split(self.tokens[: offsets[-1]], offsets, self.labels[:limit])
 
     def arranged(self, order: np.ndarray) -> "Split":
-        """The reviews in another order, `[num_reviews]`, copied."""
+        """A copy with the reviews in another order, `[num_reviews]`."""
         lengths = np.diff(self.offsets)[order]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.empty(offsets[-1], np.int32)
-        # In parts: the places of all tokens at once would take four times their own memory.
+        # In parts: the indices of all tokens at once would take four times their memory.
         for first in range(0, len(order), ARRANGED_AT_ONCE):
             part = slice(first, first + ARRANGED_AT_ONCE)
             start, end = offsets[first], offsets[min(part.stop, len(order))]
-            # Each token's place: its review's old start, plus its place in the review.
-            places = np.repeat(self.offsets[:-1][order[part]] - offsets[:-1][part], lengths[part])
-            tokens[start:end] = self.tokens[places + np.arange(start, end)]
+            # Each token's index: its review's old start plus its offset in the review.
+            indices = np.repeat(self.offsets[:-1][order[part]] - offsets[:-1][part], lengths[part])
+            tokens[start:end] = self.tokens[indices + np.arange(start, end)]
         return Split(tokens, offsets, self.labels[order])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, the words that the ranks stand for, and the classes that the labels do."""
+    """Both splits, the words behind the ranks, and the classes behind the labels."""
 
     train: Split
     test: Split
@@ -68,14 +68,14 @@ class Dataset:
     checksum: str  # sha256 of the content
     official: bool  # the content is that of Keras's imdb.npz
     is_sample: bool = False
-    folder: Path | None = None  # where it was found; of own texts, their file or folder
-    note: str = ""  # why it is this one; of own texts, how they were split
+    folder: Path | None = None  # where it was found; for own texts, their file or folder
+    note: str = ""  # why the sample is used; for own texts, how they were split
     classes: tuple[str, str] = CLASSES  # of the labels 0 and 1
     is_own: bool = False  # the user's own texts, see `harness.data.text_dataset`
 
     @property
     def title(self) -> str:
-        """How a line or a table names the data."""
+        """The name of the data in lines and tables."""
         if self.is_sample:
             return "SAMPLE of IMDB, not the full data"
         if self.is_own and self.folder:
@@ -84,7 +84,7 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """What is said of the data before all else; empty where the title says it all."""
+        """A line about the data for the start of a run; empty for the whole of IMDB."""
         if self.is_own:
             return (
                 f"texts {self.folder}: {len(self.train):,} training and {len(self.test):,} test "
@@ -100,10 +100,10 @@ class Dataset:
 
 
 def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Split:
-    """Reviews as lists of word ranks to flat arrays.
+    """Turn reviews, lists of word ranks, into flat arrays.
 
     Raises:
-        ValueError: for lengths that differ, a label beside 0 and 1, or a rank below 1.
+        ValueError: for lengths that differ, a label other than 0 and 1, or a rank below 1.
     """
     if len(reviews) != len(labels):
         raise ValueError(f"{len(reviews)} reviews, but {len(labels)} labels")
@@ -119,12 +119,12 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
 
 
 def checksum_of(dataset: Dataset) -> str:
-    """The checksum that a dataset's content has, which should be the one of its record."""
+    """The checksum of a dataset's content, which should equal its recorded one."""
     return content_checksum(dataset.train, dataset.test, dataset.vocab)
 
 
 def content_checksum(train: Split, test: Split, vocab: Sequence[str]) -> str:
-    """The sha256 of a dataset's reviews, labels and words, whatever they are kept in."""
+    """The sha256 of a dataset's reviews, labels and words, independent of how they are stored."""
     digest = hashlib.sha256()
     for split in (train, test):
         for name, dtype in ARRAYS.items():
@@ -138,28 +138,28 @@ def content_checksum(train: Split, test: Split, vocab: Sequence[str]) -> str:
 
 
 def save_folder(dataset: Dataset, folder: Path) -> bool:
-    """Keep a dataset as flat arrays in a folder, which is complete or absent.
+    """Store a dataset as flat arrays in a folder, which is complete or absent.
 
     Returns:
         Whether it was written; a good copy of the same content is left as it is.
 
     Raises:
         InputError: if the folder holds something else.
-        RunError: if the disk refuses or has not the room.
+        RunError: if the disk refuses or is too full.
     """
     there = folder.exists()
     if there:
         if folder.stat().st_uid != os.getuid():
-            # Its owner could change it after it was checked: nodes' disks are shared.
+            # Its owner could change it after the check: disks of nodes are shared.
             raise InputError(f"{folder}: belongs to another user; give a folder of your own")
         if is_dataset_folder(folder):
             try:
                 known = open_folder(folder)
-                # By every byte: a node's disk may have flipped one since.
+                # All bytes are checked: a disk may have flipped one since.
                 if known.checksum == dataset.checksum == checksum_of(known):
                     return False
             except RunError:
-                pass  # broken: made anew
+                pass  # broken, so it is made again
         elif not folder.is_dir() or any(folder.iterdir()):
             raise InputError(f"{folder}: holds something else; give a new or an empty folder")
     folder = folder.absolute()
@@ -197,7 +197,7 @@ def _fill_folder(dataset: Dataset, folder: Path) -> None:
         "checksum": dataset.checksum,
         "official": dataset.official,
         "is_sample": dataset.is_sample,
-        "note": dataset.note if dataset.is_own else "",  # else it is of this one search for data
+        "note": dataset.note if dataset.is_own else "",  # otherwise it is about this start only
         "classes": dataset.classes,
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
@@ -205,20 +205,20 @@ def _fill_folder(dataset: Dataset, folder: Path) -> None:
 
 
 def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
-    """A file of words, UTF-8, a line a word, the commonest first."""
+    """A vocabulary file: UTF-8, one word a line, the most frequent first."""
     return "".join(f"{word}\n" for word in vocab).encode()
 
 
 def vocab_from_bytes(content: bytes) -> list[str]:
-    """The words of such a file. `str.splitlines` would break inside of one: rank 5135 is \\x85."""
+    """The words of such a file; `str.splitlines` would split one, since rank 5135 is \\x85."""
     return content.decode().split("\n")[:-1]
 
 
 def open_folder(folder: Path) -> Dataset:
-    """Open a dataset kept as flat arrays: milliseconds, since nothing is read before it is used.
+    """Open a dataset stored as flat arrays, in milliseconds: they are read when they are used.
 
     Raises:
-        RunError: if a file is missing, cut or of another kind.
+        RunError: if a file is missing, truncated or of another format.
     """
     try:
         record: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
@@ -252,30 +252,30 @@ def open_folder(folder: Path) -> Dataset:
 
 
 def cached_dataset(name: str, make: Callable[[], Dataset]) -> Dataset:
-    """A dataset from its folder in the user's cache, made and put there where it is not, or broken.
+    """A dataset from the user's cache; if it is not there, or broken, it is made and stored.
 
-    A cache that can't be written costs each start what this one took.
+    If the cache can't be written, every start makes the dataset again.
 
     Raises:
         InputError, RunError: as `make` does.
     """
-    kept = cache_folder() / name
-    if is_dataset_folder(kept):
+    cached = cache_folder() / name
+    if is_dataset_folder(cached):
         with contextlib.suppress(RunError):
-            return open_folder(kept)
+            return open_folder(cached)
     dataset = make()
     try:
-        save_folder(dataset, kept)
+        save_folder(dataset, cached)
     except (RunError, InputError):
         return dataset
-    return open_folder(kept)
+    return open_folder(cached)
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """How many of the training reviews train; the others, the last `share` of them, validate.
+    """The number of reviews to train on; the rest, the last `share`, are for validation.
 
     Keras's `validation_split` takes the same reviews.
     """
     cut = int(num_reviews * (1 - share))
-    # At least one of each: a share of a handful of reviews may round to none.
+    # At least one of each: a share of a few reviews could round to none.
     return min(max(cut, 1), num_reviews - 1) if share > 0 else cut

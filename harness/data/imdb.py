@@ -1,6 +1,6 @@
-"""IMDB as `keras.datasets.imdb.load_data` gives it: its order, and how the official one is known.
+"""IMDB as `keras.datasets.imdb.load_data` returns it: its order and its checksums.
 
-Where the reviews come from stands in `harness.data.imdb_sources`.
+`harness.data.imdb_sources` says where the reviews come from.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 from harness.data.dataset import Dataset, Split, checksum_of, content_checksum
 
 # sha256 of tokens and labels as little-endian int32, in the order of Keras's imdb.npz (sorted
-# file names, positive reviews first), by which any copy of the data can be told.
+# file names, positive reviews first), which identify any copy of the data.
 OFFICIAL_TOKENS = {
     "train": "839f238f42e49ed32804afd9148bb93e9a84328e97603b7bcd0a830b148a4281",
     "test": "88455a6ba2a9e95ffeb943b563f338f13951733bc0c8fee0892a4f9f2d72f23c",
@@ -23,7 +23,7 @@ OFFICIAL_LABELS = "3b063f583079366a61c169bb086d088e464210f8b6ac62279241f38b39603
 def make_dataset(
     train: Split, test: Split, vocab: Sequence[str], folder: Path | None = None
 ) -> Dataset:
-    """Splits in the order of the file, arranged and named as `load_data` would have them."""
+    """A dataset in the order of `load_data`, from splits in the order of the file."""
     official = all(
         _sha256(split.tokens) == OFFICIAL_TOKENS[name] and _sha256(split.labels) == OFFICIAL_LABELS
         for name, split in (("train", train), ("test", test))
@@ -36,7 +36,7 @@ def make_dataset(
 
 
 def verify(dataset: Dataset) -> list[str]:
-    """What is wrong with a dataset, by all its bytes; empty if nothing is."""
+    """The problems of a dataset, found from all its bytes; empty if there are none."""
     problems = []
     if checksum_of(dataset) != dataset.checksum:
         problems.append(f"the content does not have the checksum {dataset.checksum} of its record")
@@ -52,7 +52,7 @@ def verify(dataset: Dataset) -> list[str]:
 
 
 def _load_data_orders(num_train: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
-    # keras.datasets.imdb.load_data: one generator for both, so that test's order hangs on train.
+    # keras.datasets.imdb.load_data: one generator for both, so the test order depends on train.
     generator = np.random.RandomState(113)
     orders = np.arange(num_train), np.arange(num_test)
     for order in orders:

@@ -1,4 +1,4 @@
-"""Where the IMDB reviews come from: a folder, a cache, a download, the raw reviews, the sample."""
+"""The sources of the IMDB reviews: a folder, a cache, a download, the raw reviews, the sample."""
 
 import dataclasses
 import hashlib
@@ -39,7 +39,7 @@ from harness.errors import InputError, RunError
 INDEX = "imdb_word_index.json"
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
-# From keras/src/datasets/imdb.py, which names a sha256 for the one and an md5 for the other.
+# From keras/src/datasets/imdb.py, which gives a sha256 for one file and an md5 for the other.
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
 INDEX_MD5 = "bfafd718b763782e994055a2d397834f"
@@ -47,20 +47,20 @@ CONNECT_S = 5
 
 
 def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
-    """Find the dataset: the folder that was named, a staged copy, Keras's cache, a download.
+    """Find the dataset: a named folder, a staged copy, a cache, or a download.
 
-    Where none is to be had, the packaged sample takes its place, unless `full`. A folder that was
-    named, by `data` or HARNESS_DATA, is used or refused, never passed over. HARNESS_OFFLINE and
-    `download` off forbid the download.
+    If there is none, the packaged sample takes its place, unless `full`. A folder named by `data`
+    or HARNESS_DATA is used or refused, never skipped. HARNESS_OFFLINE and `download=False` forbid
+    the download.
 
     Raises:
         InputError: if a named folder holds no dataset, or `full` finds none.
-        RunError: if a dataset is there but broken.
+        RunError: if a dataset is broken.
     """
     if named := data or named_folder():
         return _open_named(named, "--data" if data else "HARNESS_DATA")
-    looked = unnamed_folders()
-    for folder in looked:
+    searched = unnamed_folders()
+    for folder in searched:
         if is_dataset_folder(folder):
             return open_folder(folder)
         if (folder / NPZ).is_file():
@@ -74,21 +74,21 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
             return fetch()
         except RunError as error:
             reason = str(error)
-    where = ", ".join(map(str, looked))
+    where = ", ".join(map(str, searched))
     if full:
         raise InputError(
-            f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; get it where "
-            "there is a network by: harness data fetch"
+            f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; get it on a "
+            "machine with a network by: harness data fetch"
         )
     return open_sample(note=f"the full data is not in {where}; {reason}")
 
 
 def fetch(source: Path | None = None) -> Dataset:
-    """Get the dataset into the user's cache: from a folder, or by a download.
+    """Put the dataset into the user's cache, from a folder or a download.
 
     Args:
-        source: the raw reviews (`aclImdb/`), a folder with imdb.npz, or a dataset's own folder;
-            without one it is downloaded, unless it is there already.
+        source: the raw reviews (`aclImdb/`), a folder with imdb.npz, or a stored dataset; None
+            downloads it, unless it is there already.
 
     Raises:
         InputError: if the source holds none of these.
@@ -120,7 +120,7 @@ def _open_named(folder: Path, name: str) -> Dataset:
 
 
 def _convert(folder: Path) -> Dataset:
-    """Read imdb.npz once, and from then on its flat arrays in the user's cache."""
+    """Read imdb.npz the first time, and later its flat arrays in the user's cache."""
     digest = hashlib.sha256()
     for name in (NPZ, INDEX):
         if (folder / name).is_file():
@@ -134,7 +134,7 @@ def read_npz(folder: Path) -> Dataset:
 
     Raises:
         InputError: if the word index is missing.
-        RunError: if a file is broken, or holds anything but lists of numbers.
+        RunError: if a file is broken or holds anything but lists of numbers.
     """
     path = folder / NPZ
     try:
@@ -146,25 +146,25 @@ def read_npz(folder: Path) -> Dataset:
         train, test = (make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError,
             zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
-        raise RunError(f"{path}: is no {NPZ} of Keras's ({error})") from None
-    return make_dataset(train, test, _words(folder), folder)
+        raise RunError(f"{path}: is not Keras's {NPZ} ({error})") from None
+    return make_dataset(train, test, _read_index(folder), folder)
 
 
 class _ListsOnly(pickle.Unpickler):
-    """Unpickles arrays of lists of numbers, and refuses whatever could run code."""
+    """Unpickles arrays of lists of numbers, and refuses anything that could run code."""
 
     ALLOWED = frozenset({
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
-        ("_codecs", "encode"),  # how pickles of the older protocols hold bytes
+        ("_codecs", "encode"),  # bytes in pickles of older protocols
     })  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
-        # NumPy 2 knows the old module's name no more without a warning.
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+        # NumPy 2 warns about the old name of the module.
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
@@ -183,17 +183,17 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _words(folder: Path) -> list[str]:
+def _read_index(folder: Path) -> list[str]:
     path = folder / INDEX
     if not path.is_file():
-        raise InputError(f"{folder}: holds {NPZ} without {INDEX}; put Keras's file beside it")
+        raise InputError(f"{folder}: holds {NPZ} without {INDEX}; put Keras's file next to it")
     try:
         index: dict[str, int] = json.loads(_read(path).decode())
         words = sorted(index, key=index.__getitem__)
         if [index[word] for word in words] != list(range(1, len(words) + 1)):
             raise ValueError("the ranks are not 1, 2, 3, …")
     except (ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: is no word index of Keras's ({error})") from None
+        raise RunError(f"{path}: is not Keras's word index ({error})") from None
     return words
 
 
@@ -203,14 +203,14 @@ def _words(folder: Path) -> list[str]:
 def read_raw_reviews(folder: Path) -> Dataset:
     """Build the dataset from the raw review folder, `aclImdb/{train,test}/{pos,neg}/*.txt`.
 
-    The words come from a word index beside the reviews or in Keras's cache, else from the
+    The words come from a word index next to the reviews or in Keras's cache, otherwise from the
     packaged sample, which holds all of them.
 
     Raises:
-        InputError: if the folder is not that of the reviews.
+        InputError: if the folder does not hold the reviews.
     """
     homes = [home for home in (folder, folder.parent, keras_folder()) if (home / INDEX).is_file()]
-    words = _words(homes[0]) if homes else list(open_sample().vocab)
+    words = _read_index(homes[0]) if homes else list(open_sample().vocab)
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}
     for name in SPLITS:
@@ -259,12 +259,12 @@ def _download() -> Dataset:
 
 
 def make_sample(dataset: Dataset, path: Path = SAMPLE, train: int = 5000, test: int = 2000) -> None:
-    """Write the packaged sample: the first reviews of each split, and all words."""
+    """Write the packaged sample: the first reviews of each split and all words."""
     splits = {"train": dataset.train.take(train), "test": dataset.test.take(test)}
     checksum = content_checksum(splits["train"], splits["test"], dataset.vocab)
     arrays: dict[str, Any] = {"checksum": np.frombuffer(bytes.fromhex(checksum), np.uint8)}
     for name, split in splits.items():
-        # Bytes of one significance together compress better than whole numbers.
+        # Grouped by significance, bytes compress better than whole numbers.
         planes = np.asarray(split.tokens, "<i4").view(np.uint8).reshape(-1, 4).T[:3]
         arrays |= {
             f"{name}_planes": np.ascontiguousarray(planes),
@@ -276,7 +276,7 @@ def make_sample(dataset: Dataset, path: Path = SAMPLE, train: int = 5000, test: 
 
 
 def open_sample(note: str = "") -> Dataset:
-    """The packaged 5,000 training and 2,000 test reviews, the first that `load_data` gives."""
+    """The packaged 5,000 training and 2,000 test reviews, the first of `load_data`."""
     with np.load(SAMPLE, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     splits = {}

@@ -1,4 +1,4 @@
-"""The folders in which a dataset may lie; to look there needs no NumPy."""
+"""The folders in which a dataset may be; looking there needs no NumPy."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ NPZ = "imdb.npz"  # of Keras
 
 
 def missing_in() -> list[Path]:
-    """The folders in which `open_dataset` would look in vain before a download.
+    """The folders that `open_dataset` would search before a download, if none has the dataset.
 
-    Empty if one of them has the dataset. Nothing is read or fetched.
+    Empty if one of them has it. Nothing is read or downloaded.
     """
     named = named_folder()
     folders = [named] if named else unnamed_folders()
@@ -20,24 +20,24 @@ def missing_in() -> list[Path]:
 
 
 def named_folder() -> Path | None:
-    """The folder that HARNESS_DATA names, which is used or refused, never passed over."""
+    """The folder that HARNESS_DATA names, which is used or refused, never skipped."""
     named = os.environ.get("HARNESS_DATA")
     return Path(named) if named else None
 
 
 def unnamed_folders() -> list[Path]:
-    """Where to look without a name, in this order: staged copy, user's cache, Keras's cache."""
+    """The folders searched if none is named, in order: staged copy, user's cache, Keras's cache."""
     stage = os.environ.get("HARNESS_STAGE")
     return [*([Path(stage)] if stage else []), fetched_folder(), keras_folder()]
 
 
 def keras_folder() -> Path:
-    """Where Keras puts what it downloads."""
+    """The folder of Keras's downloads."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
 
 
 def fetched_folder() -> Path:
-    """Where `harness data fetch` puts the dataset: in the user's cache."""
+    """The folder in the user's cache that `harness data fetch` fills."""
     return cache_folder() / "imdb"
 
 

@@ -1,4 +1,4 @@
-"""The data of a job: its own texts or IMDB; of a run or sweep that goes on, those it began with."""
+"""The data of a job: its own texts or IMDB; for a resumed run or sweep, its earlier data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +14,19 @@ from harness.job import Job
 
 
 def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
-    """The data that a new run of a job takes.
+    """The data for a new run of a job.
 
-    A job with `data.source` takes that and nothing else: HARNESS_DATA, the caches of IMDB and the
-    sample have no part in it, so there is nothing that `full` could refuse.
+    A job with `data.source` uses nothing else: HARNESS_DATA, the caches of IMDB and the sample
+    play no part, and `full` has no effect.
 
     Args:
-        job: whose `data.source` is an absolute path, or empty for IMDB.
-        data: folder with IMDB, where one was named.
+        job: its `data.source` is an absolute path, or empty for IMDB.
+        data: folder with IMDB, if one was named.
         full: refuse the sample.
 
     Raises:
-        InputError: if the data are not there, are no data, or do not suit the job.
-        RunError: if a dataset is there but broken.
+        InputError: if the data are missing, unreadable, or unsuitable for the job.
+        RunError: if a dataset is broken.
     """
     if not job.data.source:
         return open_dataset(data, full=full)
@@ -41,17 +41,17 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
 
 
 def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, whose: str) -> Dataset:
-    """The data that a run or sweep was begun with.
+    """The data that a run or sweep began with.
 
     Args:
-        record: what it noted of them: checksum, is_sample, folder.
+        record: what it recorded of them: checksum, is_sample, folder.
         job: its job.
-        data: folder with IMDB, where it has moved.
+        data: folder with IMDB, if it has moved.
         whose: the run or sweep, for messages.
 
     Raises:
-        InputError: if the data found are others.
-        RunError: if a dataset is there but broken.
+        InputError: if they have changed or are missing.
+        RunError: if a dataset is broken.
     """
     if job.data.source:
         dataset = open_data(job, data)
@@ -65,7 +65,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, whose: s
 
 
 def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
-    """Refuse to go on with a run or sweep on other data.
+    """Refuse to resume a run or sweep on other data.
 
     Raises:
         InputError: if the dataset has another checksum.
@@ -76,13 +76,13 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
     if dataset.is_own:
         raise InputError(
             f"{whose}: data.source {dataset.folder} has changed since it was begun ({which}); put "
-            "the file back as it was, or train anew"
+            "the file back as it was, or start a new run"
         )
     raise InputError(f"{whose}: was begun with other data ({which}); give its folder by --data")
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:
-    """Refuse own texts of which a part of the job would hold one class alone."""
+    """Refuse own texts if a part of the job would have reviews of one class only."""
     limit, share = job.data.limit or None, job.data.validation_split
     labels = dataset.train.labels[:limit]
     cut = validation_cut(len(labels), share)

@@ -1,22 +1,22 @@
-"""From a user's own texts to a dataset like IMDB, made once and kept in the user's cache.
+"""A dataset like IMDB from a user's own texts, made once and stored in the user's cache.
 
 Classes
-    Exactly two. Where their names are known to mean less and more (0 and 1, neg and pos, no and
-    yes, …) they do, else the one that comes first in the alphabet is label 0. Every run says which
-    is which, and keeps the names in its result.
+    Exactly two. The positive class gets label 1 if the names say which it is (0 and 1, neg and
+    pos, no and yes, …); otherwise labels follow the alphabet. Every run reports which class has
+    which label, and stores the names in its result.
 
 Split
-    What the source says. Where it says nothing, a review's place follows from the hash of its
+    As the source says. If it says nothing, the split of a review follows from the hash of its
     words: a fifth of all reviews is the test set, reviews of the same words are never in both
-    splits, and reviews that are added move no other. The order inside of a split is that of the
-    same hash, so that the last share of the training reviews, which validates, holds both classes,
-    and no order of rows or names of files has a part in a result.
+    splits, and adding reviews moves no other. The order within a split is that of the same hash.
+    So the last share of the training reviews, used for validation, holds both classes, and the
+    order of rows and the names of files do not affect a result.
 
 Words
-    As `harness.vocabulary` has it for raw text. Their ranks are by frequency in the training
+    As `harness.data.vocabulary` splits raw text. They are ranked by frequency in the training
     split, equal ones by the alphabet; words of the test split alone have no rank.
 
-The cache, `~/.cache/harness/texts-<checksum of the source>/`, is a folder of flat arrays as of
+The cache, `~/.cache/harness/texts-<checksum of the source>/`, is a folder of flat arrays as for
 IMDB. It may be removed at any time; a source that has changed gets a new one.
 """
 
@@ -35,14 +35,14 @@ from harness.data.text_files import read_texts, source_checksum
 from harness.data.vocabulary import UNRANKED, tokenize
 from harness.errors import InputError
 
-FORMAT = 1  # of what is made of a source: another one has caches of its own
+FORMAT = 1  # of the cached dataset; each format has caches of its own
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # of each split
 MAX_CLASS_CHARACTERS = 60
-SHOWN = 3  # places and classes in a message
+SHOWN = 3  # locations and classes in a message
 HASH_BYTES = 16
 
-# Names that say what they mean: of the label 0, and of 1.
+# Names that say what they mean, for labels 0 and 1.
 NEGATIVE = {"0", "-1", "-", "neg", "negative", "false", "f", "no", "n", "bad", "sad", "rotten"}
 POSITIVE = {"1", "+1", "+", "pos", "positive", "true", "t", "yes", "y", "good", "happy", "fresh"}
 
@@ -54,7 +54,7 @@ def open_source(source: Path) -> Dataset:
         source: a file or folder as `harness.data.text_files` reads it.
 
     Raises:
-        InputError: one line that names the source, the place in it, the rule and the remedy.
+        InputError: one line that names the source, the location in it, the rule and the remedy.
     """
     checksum = source_checksum(source)
 
@@ -70,15 +70,15 @@ def open_source(source: Path) -> Dataset:
 
 @dataclass
 class _Gathered:
-    """The reviews of a source in its order, and what is to be refused in it."""
+    """The reviews of a source in its order, and those that must be refused."""
 
-    # Plain arrays, since lists would take ten times their memory.
+    # Plain arrays: lists would take ten times the memory.
     tokens: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of words
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("b"))  # numbers of classes
-    splits: "array[int]" = field(default_factory=lambda: array("b"))  # -1 where not said
+    splits: "array[int]" = field(default_factory=lambda: array("b"))  # -1 if not given
     hashes: bytearray = field(default_factory=bytearray)
-    words: dict[str, int] = field(default_factory=dict)  # their numbers, as they first came
+    words: dict[str, int] = field(default_factory=dict)  # their numbers, in order of appearance
     classes: dict[str, int] = field(default_factory=dict)
     blanks: list[str] = field(default_factory=list)  # the first of them
     num_blanks: int = 0
@@ -87,21 +87,21 @@ class _Gathered:
 def make_dataset(source: Path) -> Dataset:
     """Read a source and make the dataset of it, as this module's docstring says.
 
-    It takes some 16 bytes of memory for each word that is read.
+    It takes about 16 bytes of memory for each word.
 
     Raises:
-        InputError: one line that names the source, the place in it, the rule and the remedy.
+        InputError: one line that names the source, the location in it, the rule and the remedy.
     """
     gathered = _gather(source)
     classes = _classes(source, gathered)
     negative = gathered.classes[classes[0]]
     labels = (np.frombuffer(gathered.labels, np.int8) != negative).astype(np.int32)
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
-    said = np.frombuffer(gathered.splits, np.int8)
-    in_test = np.where(said < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, said == 1)
+    given = np.frombuffer(gathered.splits, np.int8)
+    in_test = np.where(given < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, given == 1)
     offsets = np.concatenate([[0], np.cumsum(np.frombuffer(gathered.lengths, np.int32))])
     whole = Split(np.frombuffer(gathered.tokens, np.int32), offsets.astype(np.int64), labels)
-    # By the label last: reviews of the same words stand in one order, whatever that of the rows.
+    # By the label last, so that reviews of the same words have one order too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
     parts = [whole.arranged(order[in_test[order] == is_test]) for is_test in (False, True)]
     for name, part in zip(SPLITS, parts, strict=True):
@@ -109,7 +109,7 @@ def make_dataset(source: Path) -> Dataset:
     counts = np.bincount(parts[0].tokens, minlength=len(gathered.words))
     words, ranks = _ranked(list(gathered.words), counts)
     train, test = (Split(ranks[part.tokens], part.offsets, part.labels) for part in parts)
-    if said[0] < 0:
+    if given[0] < 0:
         note = f"split by the hash of their words, {TEST_SHARE:.0%} to test"
     else:
         twice = int(np.isin(hashes[in_test, 0], hashes[~in_test, 0]).sum())
@@ -124,28 +124,28 @@ def make_dataset(source: Path) -> Dataset:
 
 
 def _gather(source: Path) -> _Gathered:
-    found = _Gathered()
-    found.words = defaultdict(lambda: len(found.words))
+    gathered = _Gathered()
+    gathered.words = defaultdict(lambda: len(gathered.words))
     for each in read_texts(source):
         words, label = tokenize(each.text), each.label.strip()
         if not words or not label:
             what = "label" if not label else "word in its text" if each.text.strip() else "text"
-            found.num_blanks += 1
-            if found.num_blanks <= SHOWN:
-                found.blanks.append(f"{each.place} has no {what}")
+            gathered.num_blanks += 1
+            if gathered.num_blanks <= SHOWN:
+                gathered.blanks.append(f"{each.location} has no {what}")
             continue
-        found.labels.append(found.classes.setdefault(label, len(found.classes)))
-        if len(found.classes) > SHOWN + 2:
-            break  # no label at all, by the looks of it
-        found.tokens.extend(map(found.words.__getitem__, words))
-        found.lengths.append(len(words))
-        found.splits.append(SPLITS.index(each.split) if each.split else -1)
-        found.hashes += hashlib.sha256(" ".join(words).encode()).digest()[:HASH_BYTES]
-    if found.num_blanks:
-        more = found.num_blanks - len(found.blanks)
-        places = ", ".join(found.blanks) + (f", and {more:,} more" if more else "")
-        raise InputError(f"data.source {source}: {places}; complete them or take them out")
-    return found
+        gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
+        if len(gathered.classes) > SHOWN + 2:
+            break  # the column seems to hold no labels
+        gathered.tokens.extend(map(gathered.words.__getitem__, words))
+        gathered.lengths.append(len(words))
+        gathered.splits.append(SPLITS.index(each.split) if each.split else -1)
+        gathered.hashes += hashlib.sha256(" ".join(words).encode()).digest()[:HASH_BYTES]
+    if gathered.num_blanks:
+        more = gathered.num_blanks - len(gathered.blanks)
+        locations = ", ".join(gathered.blanks) + (f", and {more:,} more" if more else "")
+        raise InputError(f"data.source {source}: {locations}; complete them or take them out")
+    return gathered
 
 
 def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
@@ -164,7 +164,7 @@ def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
             found = "no review"
         raise InputError(
             f"data.source {source}: holds {found}{', …' if len(names) > SHOWN + 2 else ''}; the "
-            "models tell two classes apart, name each review's by one of two labels"
+            "models tell two classes apart; give each review one of two labels"
         )
     first, second = sorted(names, key=lambda name: (name.casefold(), name))
     if first.casefold() in POSITIVE and second.casefold() in NEGATIVE:
@@ -174,7 +174,7 @@ def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
 
 def _check_split(source: Path, name: str, split: Split, classes: tuple[str, str]) -> None:
     what = "training" if name == "train" else "test"
-    remedy = "add reviews, or say the split in a column split"
+    remedy = "add reviews, or give the split in a column named split"
     if len(split) < MIN_REVIEWS:
         raise InputError(
             f"data.source {source}: {len(split)} {what} reviews, should be at least "
@@ -190,7 +190,7 @@ def _check_split(source: Path, name: str, split: Split, classes: tuple[str, str]
 
 
 def _ranked(words: list[str], counts: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The words by their frequency, and the rank of each number, `[num_words] int32`."""
+    """The words by their frequency, and the rank of each word's number, `[num_words] int32`."""
     known = np.flatnonzero(counts).tolist()
     frequency = counts.tolist()
     order = sorted(known, key=lambda number: (-frequency[number], words[number]))
@@ -199,11 +199,11 @@ def _ranked(words: list[str], counts: np.ndarray) -> tuple[list[str], np.ndarray
     return [words[number] for number in order], ranks
 
 
-# What a user asks before training
+# For the user, before training
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
-    """What is in a dataset, in lines that help to choose `data.vocab_size` and `data.maxlen`."""
+    """Describe a dataset in lines that help to choose `data.vocab_size` and `data.maxlen`."""
     yield dataset.introduction or dataset.title
     for name, split in dataset.splits().items():
         share = float(np.mean(split.labels))
@@ -214,9 +214,9 @@ def describe(dataset: Dataset) -> Iterator[str]:
     counts = np.bincount(dataset.train.tokens, minlength=len(dataset.vocab) + 1)
     shares = np.cumsum(counts) / counts.sum()  # of the words read, by rank
     known = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
-    told = [f"{size:,} knows {shares[size - 4]:.1%} of all read" for size in known]
+    coverage = [f"{size:,} knows {shares[size - 4]:.1%} of all read" for size in known]
     yield f"words   {len(dataset.vocab):,} different in training; data.vocab_size " + (
-        ", ".join(told) or f"{len(dataset.vocab) + 4:,} knows all"
+        ", ".join(coverage) or f"{len(dataset.vocab) + 4:,} knows all"
     )
     lengths = np.diff(dataset.train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]

@@ -1,15 +1,14 @@
-"""A user's own texts as they stand on the disk: a CSV or TSV file, two of them, or folders.
+"""Reads a user's own texts from the disk: a CSV or TSV file, two of them, or folders.
 
-| source | what it is |
+| source | content |
 | --- | --- |
-| `reviews.csv`, `reviews.tsv` | columns `text` and `label`, perhaps `split` (train or test) |
-| a folder with `train.csv` and `test.csv`, or both `.tsv` | the same, and what is in which split |
-| a folder of folders | one for each class, of UTF-8 `.txt` files, a review each |
+| `reviews.csv`, `reviews.tsv` | columns `text` and `label`, optionally `split` (train or test) |
+| a folder with `train.csv` and `test.csv`, or both `.tsv` | the same, without a column `split` |
+| a folder of folders | one folder a class, with one UTF-8 `.txt` file a review |
 | a folder with `train/` and `test/` | each a folder of folders |
 
-The texts are data and nothing else: nothing in them is run, unpickled or followed. A link is
-refused, so that nothing outside the source is read. Hidden files and files of another ending in
-a folder are left alone.
+The texts are only data: nothing in them is run, unpickled or followed. A link is refused, so that
+nothing outside the source is read. Hidden files and files with another suffix are ignored.
 """
 
 import csv
@@ -35,12 +34,12 @@ MAX_LINE_BYTES = 16_000_000
 
 
 class Text(NamedTuple):
-    """A review as it was found; text or label may be blank."""
+    """A review as it is in the source; text or label may be blank."""
 
     text: str
     label: str
-    split: str  # train, test, or empty where the source does not say
-    place: str  # such as line 7, for messages
+    split: str  # train, test, or empty if the source does not say
+    location: str  # such as line 7, for messages
 
 
 class _Part(NamedTuple):
@@ -56,7 +55,7 @@ def read_texts(source: Path) -> Iterator[Text]:
     """The reviews of a source, one after another.
 
     Raises:
-        InputError: one line that names the source, the place in it, the rule and the remedy.
+        InputError: one line that names the source, the location in it, the rule and the remedy.
     """
     for part in _parts(source):
         if part.label:
@@ -66,10 +65,10 @@ def read_texts(source: Path) -> Iterator[Text]:
 
 
 def source_checksum(source: Path) -> str:
-    """The sha256 of all that `read_texts` reads: names where they say something, and bytes.
+    """The sha256 of all that `read_texts` reads: the bytes, and names that carry meaning.
 
     Raises:
-        InputError: if it can't be read, or is no source.
+        InputError: if it can't be read or is not a source.
     """
     digest = hashlib.sha256()
     for part in _parts(source):
@@ -146,7 +145,7 @@ def _class_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
 
 
 def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
-    """What is in a folder by name, in order, hidden things left out.
+    """The entries of a folder by name, sorted, without hidden ones.
 
     Raises:
         InputError: for a link.
@@ -206,7 +205,7 @@ def _read_table(source: Path, part: _Part) -> Iterator[Text]:
     where = f"data.source {source}: {f'{part.name}, ' if part.name else ''}"
     delimiter = DELIMITERS[part.path.suffix.lower()]
     with _opened(source, part) as file:
-        # Strict: else a lone quote would take the rows behind it into its own text.
+        # Strict: otherwise a lone quote would swallow the rows after it.
         rows = csv.reader(_lines(file, where), delimiter=delimiter, strict=True)
         header: list[str] = []
         while True:
@@ -229,14 +228,14 @@ def _read_table(source: Path, part: _Part) -> Iterator[Text]:
                 )
             named = dict(zip(header, row, strict=True))
             split = part.split or _checked_split(named, f"{where}line {line}")
-            place = f"{part.name} line {line}".lstrip()
-            yield Text(named["text"], named["label"], split, place)
+            location = f"{part.name} line {line}".lstrip()
+            yield Text(named["text"], named["label"], split, location)
     if not header:
         raise InputError(f"{where}is empty; it needs a header with the columns text and label")
 
 
 def _lines(file: BufferedReader, where: str) -> Iterator[str]:
-    encoding = "utf-8-sig"  # which takes the mark away that a file may begin with
+    encoding = "utf-8-sig"  # removes the byte order mark that a file may begin with
     for number in itertools.count(1):
         raw = file.readline(MAX_LINE_BYTES)
         if not raw:
@@ -251,15 +250,15 @@ def _lines(file: BufferedReader, where: str) -> Iterator[str]:
 
 
 def _explained(error: csv.Error, first: int, last: int) -> str:
-    place = f"line {first}" if first >= last else f"line {first} to {last}"
+    lines = f"line {first}" if first >= last else f"line {first} to {last}"
     if "field limit" in str(error):
         return (
-            f"{place}: a field has more than {csv.field_size_limit():,} characters; close its "
+            f"{lines}: a field has more than {csv.field_size_limit():,} characters; close its "
             "double quotes, or cut the text"
         )
     if "unexpected end" in str(error):
         return f"line {first}: the double quotes that begin here are never closed; close them"
-    return f"{place}: is no row ({error}); write a double quote inside of a text as two"
+    return f"{lines}: is no row ({error}); write a double quote inside a text as two"
 
 
 def _checked_header(row: Sequence[str], where: str, *, is_split: bool) -> list[str]:
@@ -280,7 +279,7 @@ def _checked_header(row: Sequence[str], where: str, *, is_split: bool) -> list[s
             raise InputError(f"{where}has {header.count(name)} columns {name}; leave one")
     if is_split and "split" in header:
         raise InputError(
-            f"{where}has a column split, though its name says the split; remove the column"
+            f"{where}has a column split, though the file's name says the split; remove the column"
         )
     return header
 

@@ -1,7 +1,7 @@
 """Words and their indices: how a text becomes words, and words the numbers that a model reads.
 
-Indices are laid out as by `keras.datasets.imdb.load_data`: 0 pads, 1 starts a review, 2 is a word
-that is unknown or too rare, 3 is unused, and from 4 on stand the words, the commonest first.
+The indices are those of `keras.datasets.imdb.load_data`: 0 pads, 1 starts a review, 2 is an
+unknown or too rare word, 3 is unused, and words begin at 4, the most frequent first.
 """
 
 import string
@@ -13,11 +13,11 @@ from harness.data.dataset import Split
 
 START, UNKNOWN, SHIFT = 1, 2, 3
 
-# The rank of a word that the vocabulary lacks: too rare for any job.
+# The rank of a word that is not in the vocabulary: too rare for any job.
 UNRANKED = np.iinfo(np.int32).max - SHIFT
 
-# What Keras's text_to_word_sequence takes for a space, and the only letters that it lowers; and
-# the carriage return, which ends lines elsewhere and stands in no word of IMDB.
+# What Keras's text_to_word_sequence takes for a space, and the only letters that it lowers; plus
+# the carriage return, which ends lines on other systems and is in no word of IMDB.
 _SPACES = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n\r'
 _PLAIN = str.maketrans(
     string.ascii_uppercase + _SPACES, string.ascii_lowercase + " " * len(_SPACES)
@@ -37,14 +37,14 @@ def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def tokenize(text: str) -> list[str]:
-    """A review's words, as the dataset was made: ASCII letters lowered, punctuation a space."""
+    """A review's words, split as for the dataset: ASCII letters lowered, punctuation a space."""
     return [word for word in text.translate(_PLAIN).split(" ") if word]
 
 
 def encode_text(text: str, ranks: Mapping[str, int], vocab_size: int) -> list[int]:
     """Encode raw text as the training data is: `An excellent movie!` gives 1, 35, 321, 20.
 
-    Words that are unknown or too rare give 2, so that their place still counts.
+    Unknown and too rare words give 2, so that they still take a position.
     """
     shifted = (ranks.get(word, vocab_size) + SHIFT for word in tokenize(text))
     return [START, *(token if token < vocab_size else UNKNOWN for token in shifted)]

@@ -1,8 +1,7 @@
-"""A folder with one writer, whose files are whole or not there.
+"""A folder with one writer, whose files are complete or absent.
 
-Whatever is written is written beside and renamed, so that a reader finds a file whole or not at
-all. The writer is the process that took the folder's lease last. An older one that is still alive
-finds the lease gone and stops.
+The writer is the process that took the folder's lease last. An older one that is still alive
+notices that its lease is gone, and stops.
 """
 
 import json
@@ -19,14 +18,14 @@ from harness.files.lenient_json import read_json
 
 
 class LeasedDirectory:
-    """A folder to read from, and for one process at a time to write into."""
+    """A folder that any process may read and one process at a time may write."""
 
-    kind = "folder"  # what people call it
+    kind = "folder"  # in messages
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._token: str | None = None
-        self._is_new = False  # the folder must be nobody's
+        self._is_new = False  # the folder must not exist yet
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""
@@ -37,13 +36,13 @@ class LeasedDirectory:
         return read_json(self.folder / name)
 
     def leftovers(self) -> Iterator[Path]:
-        """What a process that was killed while it wrote has left in the folder."""
+        """Temporary files of a process that was killed while writing."""
         return self.folder.glob(".*.tmp*")
 
     # Writing
 
     def take_lease(self) -> None:
-        """Become the only writer, making the folder first where it is missing.
+        """Become the only writer; the folder is made if it is missing.
 
         Raises:
             RunError: if the folder can't be written.
@@ -56,7 +55,7 @@ class LeasedDirectory:
                 break
             except OSError as error:
                 if self._is_new and isinstance(error, FileExistsError):
-                    number += 1  # another run of this second
+                    number += 1  # another run was started in the same second
                     self.folder = stem.with_name(f"{stem.name}-{number}")
                     continue
                 raise RunError(write_refusal(self.folder, error)) from None
@@ -76,8 +75,8 @@ class LeasedDirectory:
         holder = self.read_json("lease.json")
         if holder.get("token") != self._token:
             newer = f"process {holder.get('process')} on {holder.get('host')} took it over"
-            told = newer if holder else "somebody removed it"
-            raise TakenOver(f"{self.kind} {self.folder}: {told}; this one stops")
+            reason = newer if holder else "somebody removed it"
+            raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
 
     def write(self, name: str, content: str | bytes | Callable[[BinaryIO], object]) -> None:
         """Write a file, complete or not at all; `content` as `atomic_write` takes it.
@@ -88,15 +87,15 @@ class LeasedDirectory:
         self._write_leased(lambda: atomic_write(self.path(name), content))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
+        """Write a text file, complete or not at all."""
         self.write(name, text)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file, complete or not at all."""
         self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
-        """Like `write`, for a library that takes a path and looks at its ending."""
+        """Like `write`, for a library that takes a path and looks at its suffix."""
         self._write_leased(lambda: atomic_save(self.path(name), save))
 
     def _write_leased(self, write: Callable[[], None]) -> None:

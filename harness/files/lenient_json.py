@@ -1,14 +1,14 @@
-"""Reads records of other processes, of which half may be missing."""
+"""Reads JSON and TOML records that may be missing, broken or half-written.
+
+Anything unexpected reads as empty or None: a broken record must not break a status or a report.
+"""
 
 import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
-MAX_NUMBER = 1e15  # what is larger in a record is none of ours
-
-
-# Reading what may be missing, broken or of another type
+MAX_NUMBER = 1e15  # harness records no larger one
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -38,13 +38,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table of a TOML file, empty where it is missing."""
+    """A table of a TOML file, empty if missing."""
     table = content.get(name)
     return table if isinstance(table, dict) else {}
 
 
 def text(value: object) -> str | None:
-    """A string with something in it, None for anything else."""
+    """A string that is not empty, None for anything else."""
     return value if isinstance(value, str) and value else None
 
 

@@ -112,7 +112,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     """An npz that would run code when unpickled is refused in one line."""
     mark = tmp_path / "was-run"
     folder = write_npz(tmp_path / "data", x_train=np.array([Hostile(mark)], dtype=object))
-    with pytest.raises(RunError, match="which is no data"):
+    with pytest.raises(RunError, match="which is not data"):
         open_dataset(folder)
     assert not mark.exists()
     with np.load(folder / NPZ, allow_pickle=True) as trusting:  # the trap is a real one
@@ -132,7 +132,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
 )
 def test_a_wrong_npz_is_refused(tmp_path: Path, changed: dict[str, object]) -> None:
     """Missing arrays, unequal lengths, other labels and words that are no ranks: one line."""
-    with pytest.raises(RunError, match=r"imdb\.npz: is no imdb\.npz") as refusal:
+    with pytest.raises(RunError, match=r"imdb\.npz: is not Keras's imdb\.npz") as refusal:
         open_dataset(write_npz(tmp_path / "data", **changed))
     assert "\n" not in str(refusal.value)
 
@@ -142,12 +142,12 @@ def test_a_cut_npz_and_a_missing_index_are_refused(tmp_path: Path) -> None:
     folder = write_npz(tmp_path / "data")
     whole = (folder / NPZ).read_bytes()
     (folder / NPZ).write_bytes(whole[:-100])
-    with pytest.raises(RunError, match="is no imdb"):
+    with pytest.raises(RunError, match="is not Keras's imdb"):
         open_dataset(folder)
     assert (folder / NPZ).read_bytes() == whole[:-100]
     (folder / NPZ).write_bytes(whole)
     (folder / INDEX).unlink()
-    with pytest.raises(InputError, match="put Keras's file beside it"):
+    with pytest.raises(InputError, match="put Keras's file next to it"):
         open_dataset(folder)
 
 
@@ -195,7 +195,7 @@ def test_a_staged_copy_is_whole_or_refused(tmp_path: Path) -> None:
     tokens.write_bytes(tokens.read_bytes()[:-4])
     with pytest.raises(RunError, match=r"train_tokens\.npy has"):
         open_folder(folder)
-    assert save_folder(small(), folder)  # made anew
+    assert save_folder(small(), folder)  # made again
     content = bytearray(tokens.read_bytes())
     content[-4] ^= 1
     tokens.write_bytes(content)

@@ -159,7 +159,7 @@ def test_a_split_without_a_class_is_refused(
 
 
 def job_of(path: Path, *overrides: str) -> Job:
-    """A job on the source, from a file beside it."""
+    """A job on the source, from a file next to it."""
     job_file = path.parent / "mine.toml"
     job_file.write_text(f'[model]\narchitecture = "rnn"\n[data]\nsource = "{path.name}"\n')
     return load_job(job_file, overrides)
@@ -196,7 +196,7 @@ def test_a_relative_source_is_found_from_anywhere(
 def test_it_is_built_once_and_again_when_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second open maps the kept arrays; an edited source and a broken cache are read anew."""
+    """The second open maps cached arrays; an edited source or broken cache is read again."""
     path = write_csv(tmp_path / "a.csv", ROWS)
     first = open_source(path)
     (kept,) = (tmp_path / "cache" / "harness").iterdir()
@@ -235,7 +235,7 @@ def _open(path: Path, results: "multiprocessing.Queue[str]") -> None:
 
 
 def test_several_jobs_may_build_it_at_once(tmp_path: Path) -> None:
-    """Each has the same data, one whole copy is left, and nothing beside it."""
+    """Each has the same data, one whole copy is left, and nothing next to it."""
     path = write_csv(tmp_path / "a.csv", make_rows(2000))
     context = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[str] = context.Queue()

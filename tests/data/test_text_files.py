@@ -60,7 +60,7 @@ def test_a_source_may_say_the_split(tmp_path: Path) -> None:
     told = [list(read_texts(tmp_path / name)) for name in ("column.csv", "pair", "folders")]
     assert told[0] == [Text(*good, "train", "line 2"), Text(*bad, "test", "line 3")]
     assert [(t.text, t.split) for t in told[1]] == [("fine", "train"), ("dull", "test")]
-    assert told[1][1].place == "test.tsv line 2"
+    assert told[1][1].location == "test.tsv line 2"
     assert [t.split for t in told[2]] == ["train", "train", "test", "test"]
 
 

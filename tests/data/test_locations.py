@@ -1,0 +1,53 @@
+"""Where a dataset is looked for."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.data.locations import missing_in
+from harness.files.paths import cache_folder
+
+VARIABLES = ("HARNESS_DATA", "HARNESS_STAGE", "XDG_CACHE_HOME", "KERAS_HOME")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder without a dataset, and no variable that names another."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_folders_are_searched_in_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The staged copy first, then the user's cache, then Keras's, each where its variable says."""
+    keras = home / ".keras/datasets"
+    assert cache_folder() == home / ".cache/harness"
+    assert missing_in() == [home / ".cache/harness/imdb", keras]
+    for name in VARIABLES[1:]:
+        monkeypatch.setenv(name, str(home / name.lower()))
+    assert cache_folder() == home / "xdg_cache_home/harness"
+    assert missing_in() == [
+        home / "harness_stage",
+        home / "xdg_cache_home/harness/imdb",
+        home / "keras_home/datasets",
+    ]
+
+
+@pytest.mark.parametrize("name", ["imdb.npz", "dataset.json"])
+def test_one_that_has_the_dataset_is_enough(home: Path, name: str) -> None:
+    """Either of its forms counts, by its file's name alone."""
+    folder = home / ".keras/datasets"
+    folder.mkdir(parents=True)
+    (folder / "other.npz").touch()
+    assert missing_in()
+    (folder / name).touch()
+    assert missing_in() == []
+
+
+def test_a_named_folder_is_the_only_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With HARNESS_DATA set, the dataset in a cache does not count."""
+    (home / ".keras/datasets").mkdir(parents=True)
+    (home / ".keras/datasets/imdb.npz").touch()
+    monkeypatch.setenv("HARNESS_DATA", str(home / "named"))
+    assert missing_in() == [home / "named"]

@@ -26,7 +26,9 @@ PAIRS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in", "and"
 OTHER_OPERATOR = PAIRS | {new: old for old, new in PAIRS.items()}
 OTHER_OPERATOR |= {"*": "/", "/": "*", "//": "*", "%": "*"}
 # Calls that only say something, or draw it.
-LOOKS = re.compile(r"(.*\.)?(info|warning|print|add_note|echo)$|(.*\.)?(axes|axis|figure|plt)\.")
+LOOKS = re.compile(
+    r"(.*\.)?(info|warning|print|add_note|echo|log|sleep)$|(.*\.)?(axes|axis|figure|plt)\."
+)
 WAITING = re.compile(r"timeout|patience|poll|sleep|_s\b", re.IGNORECASE)
 QUICK = "not slow and not cluster and not full"
 END_TO_END = (PROJECT / "tests/training/test_train.py",)
@@ -85,7 +87,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             yield Mutant(path, node.lineno, begin(node), end(node), str(not node.value))
         elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             if not WAITING.search(lines[node.lineno - 1].decode()):
-                other = node.value + 1 if isinstance(node.value, int) else node.value * 0.9
+                other = node.value + 1 if isinstance(node.value, int) else node.value * 0.9 or 0.1
                 yield Mutant(path, node.lineno, begin(node), end(node), repr(other))
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             yield Mutant(path, node.lineno, begin(node), end(node), "pass")

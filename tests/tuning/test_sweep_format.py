@@ -22,7 +22,7 @@ def later(harness: Harness) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["resume", "tune", "--join", "--retrain"])
+@pytest.mark.parametrize("command", ["resume", "tune", "join", "retrain"])
 def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, command: str) -> None:
     """Exit code 2, one line with both versions, nothing written."""
     job = harness.folder / "tune_lstm.toml"
@@ -32,7 +32,7 @@ def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, comman
         search.write_text(search.read_text() + "\n[new]\nkey = 1\n")
     words = {"resume": ["resume", later], "tune": ["tune", job, "--sweep-id", "later"]}
     before = {path: path.read_bytes() for path in later.rglob("*") if path.is_file()}
-    done = harness.run(*words.get(command, ["tune", command, later]))
+    done = harness.run(*words.get(command, ["sweep", command, later]))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     assert f"sweep {later}: was written by harness 9.9.0 (format 99)" in line
@@ -42,7 +42,7 @@ def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, comman
 
 def test_readers_show_a_later_versions_sweep(harness: Harness, later: Path) -> None:
     """The leaderboard and the status are shown as far as they can be read."""
-    shown = harness.run("tune", "--show", later)
+    shown = harness.run("sweep", "show", later)
     assert shown.returncode == 0, shown.stderr
     assert "0.8" in shown.stdout
     assert harness.run("status", later, "--json").returncode == 0

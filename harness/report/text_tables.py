@@ -46,10 +46,11 @@ def screen_table(
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     numbers = numeric(columns, rows)
     for name in columns:
+        # Rich takes the longest word as the least width, though `95 % interval` must stay whole.
+        widest = max(len(name), *(len(row[name]) for row in rows))
         if name in numbers:
-            table.add_column(Text(name), justify="right", no_wrap=True)
+            table.add_column(Text(name), justify="right", no_wrap=True, min_width=widest)
         else:
-            widest = max(len(name), *(len(row[name]) for row in rows))
             table.add_column(Text(name), overflow="fold", min_width=min(widest, MAX_NAME))
     for row in rows:
         table.add_row(

@@ -1,5 +1,6 @@
 """From folders to rows: nothing is mixed that does not belong together, nothing lost unnamed."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness.errors import InputError
 from harness.report.collect import LeftOut, group_runs, scored_runs
-from harness.report.summary import make_parts, result_cells
+from harness.report.summary import make_parts, result_cells, results_table
 from tests.conftest import Harness
 from tests.report.made_up_runs import write_run
 
@@ -66,6 +68,30 @@ def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: P
     assert [part.heading for part in make_parts(groups)][1] == (
         "IMDB, the first 500 reviews of each split"
     )
+
+
+@pytest.mark.parametrize("width", [160, 95, 81, 80, 79, 60, 45, 30])
+def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
+    """No line is too wide, each figure of a shown column is whole, hidden columns are named."""
+    for seed, accuracy in enumerate((0.86, 0.87, 0.88), 1):
+        more: dict[str, Any] = {
+            "f1": 0.8712,
+            "roc_auc": 0.9412,
+            "log_loss": 0.3312,
+            "parameters": 258_113,
+        }
+        write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy, **more)
+    (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(results_table(part, console))
+    assert isinstance(console.file, io.StringIO)
+    heading, figures, *note = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, (heading, figures))) <= width
+    shown = [name for name in part.columns if name not in " ".join(note)]
+    assert heading.split() == " ".join(shown).split()
+    assert figures.split() == " ".join(part.lines[0][name] for name in shown).split()
+    assert "test %" in shown
+    assert (shown == part.columns) == (width >= 104)
 
 
 @pytest.mark.parametrize("changed", [{"limit": 500}, {"data": "mine"}, {"is_sample": True}])

@@ -35,8 +35,8 @@ def test_columns_are_as_wide_as_they_need() -> None:
 
 def test_a_narrow_screen_goes_without_what_is_dispensable() -> None:
     """Columns go in their order until the rest fits, and no longer."""
-    assert fitting(COLUMNS, ROWS, width=25, dispensable=["note", "test %"]) == [*COLUMNS]
-    assert fitting(COLUMNS, ROWS, width=24, dispensable=["note", "test %"]) == ["job", "test %"]
+    assert fitting(COLUMNS, ROWS, width=26, dispensable=["note", "test %"]) == [*COLUMNS]
+    assert fitting(COLUMNS, ROWS, width=25, dispensable=["note", "test %"]) == ["job", "test %"]
     assert fitting(COLUMNS, ROWS, width=5, dispensable=["note", "test %"]) == ["job"]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from harness import PROJECT
+from harness.checks.cuda_support import Build, Card, check_platform, judge_card
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.checks.slurm_checks import check_slurm
@@ -52,6 +53,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
     allocation = SlurmEnvironment.from_environment()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "python": check_python,
+        "platform": partial(check_platform, driver=nvidia_driver()),
         "packages": check_packages,
         "tensorflow": partial(check_tensorflow, allocation, devices),
         "gpu use": partial(check_gpu_use, visible_gpus()),
@@ -138,6 +140,7 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
     answer = ask_child(request, timeout_s=TENSORFLOW_S)
     yield Finding("green", "tensorflow", f"imports in {answer['import_s']:.1f} s")
     yield describe_gpus(answer, allocation)
+    yield from describe_cards(answer, nvidia_driver())
     if "refused" in answer:
         found, _, remedy = answer["refused"].rpartition("; ")
         yield Finding("red", "--devices", found, remedy)
@@ -164,6 +167,14 @@ def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -
         return Finding("yellow", "devices", found, _gpu_remedy(answer))
     why = "this job was given none" if allocation else "no NVIDIA driver on this machine"
     return Finding("green", "devices", f"CPU only, no GPU: {why}")
+
+
+def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Finding]:
+    """Each kind of GPU against the driver and the code in TensorFlow's wheel and in cuDNN."""
+    build = Build(answer["targets"], answer["cuda"], answer["cudnn"] or "")
+    pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
+    for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
+        yield judge_card(card, driver, build)
 
 
 def _gpu_remedy(answer: dict[str, Any]) -> str:

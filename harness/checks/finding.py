@@ -6,12 +6,17 @@ from typing import Literal
 
 from harness.errors import InputError, RunError
 
+Level = Literal["green", "yellow", "red", "not run"]
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked: green works, yellow works with a drawback, red does not work."""
+    """One thing that was checked: green works, yellow works with a drawback, red does not work.
 
-    level: Literal["green", "yellow", "red"]
+    What could not be checked here is `not run`.
+    """
+
+    level: Level
     name: str
     found: str
     remedy: str = ""  # what to do where it is not green

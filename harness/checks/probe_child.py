@@ -3,7 +3,6 @@
 They trace and measure with the training step and input pipeline of real runs.
 """
 
-import importlib.metadata
 import math
 import sys
 import time
@@ -18,6 +17,7 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.host import installed_version
 from harness.system.processes import age_s
 from harness.training.launch import plan_of
 
@@ -47,16 +47,17 @@ def _devices() -> dict[str, Any]:
     tf = import_tensorflow(SlurmEnvironment.from_environment())
     details = tf.config.experimental.get_device_details
     gpus = tf.config.list_physical_devices("GPU")
+    build = tf.sysconfig.get_build_info()
+    cudnn = installed_version("nvidia-cudnn-cu12")
     return {
         "import_s": time.perf_counter() - began,
         "gpus": [str(details(gpu).get("device_name", "GPU")) for gpu in gpus],
-        "cuda_packages": _has_cuda_packages(),
+        "capabilities": [list(details(gpu).get("compute_capability", (0, 0))) for gpu in gpus],
+        "targets": list(build.get("cuda_compute_capabilities", ())),
+        "cuda": str(build.get("cuda_version", "")),
+        "cudnn": cudnn,
+        "cuda_packages": cudnn is not None,
     }
-
-
-def _has_cuda_packages() -> bool:
-    names = {d.metadata["Name"] or "" for d in importlib.metadata.distributions()}
-    return any(name.startswith("nvidia-cudnn") for name in names)
 
 
 def _kernels(devices: str | None) -> dict[str, Any]:

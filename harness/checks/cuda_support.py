@@ -1,0 +1,148 @@
+"""Which machines, cards and drivers the wheels of the locks serve: rules alone, no GPU is asked.
+
+By the tags of the wheels, by TensorFlow's build info, and by the machine code that the libraries
+of `requirements-gpu.lock` hold. slurm/README.md has the same as a table.
+"""
+
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.checks.finding import Finding, Level
+
+OLDEST_GLIBC = (2, 27)  # the tags of TensorFlow, cuBLAS, cuDNN and NCCL: manylinux_2_27
+MACHINES = ("x86_64", "AMD64")  # the wheel for aarch64 is no CUDA build
+# The first driver branch of each CUDA: it compiles that CUDA's PTX, an older branch refuses it
+# (CUDA Toolkit release notes, "CUDA Toolkit and Corresponding Driver Versions").
+DRIVER_OF_CUDA = {"12.4": 550, "12.5": 555, "12.6": 560, "12.8": 570, "12.9": 575, "13.0": 580}
+OLDEST_DRIVER = 525  # that runs machine code of any CUDA 12 (minor version compatibility)
+BLACKWELL, BLACKWELL_DRIVER = (10, 0), 570  # older drivers do not know the card
+# cuDNN 9.11 dropped Volta and Pascal: libcudnn_adv, with the recurrent kernels, starts at sm_75.
+OLDEST_FOR_CUDNN, CUDNN_WITHOUT_VOLTA = (7, 5), (9, 11)
+OLDER_CUDNN = "pip install 'nvidia-cudnn-cu12<9.11' into the environment"
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What TensorFlow and cuDNN were built for."""
+
+    targets: Sequence[str]  # such as sm_80, machine code, or compute_90, PTX
+    cuda: str  # 12.5.1
+    cudnn: str = ""  # the installed version, empty if unknown
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its name and its compute capability, (8, 0) for an A100."""
+
+    name: str
+    capability: Version
+
+    @property
+    def title(self) -> str:
+        """Such as `NVIDIA A100 (8.0)`."""
+        return f"{self.name} ({'.'.join(map(str, self.capability))})"
+
+
+def parse_version(text: str | None) -> Version:
+    """The first dotted number in a text, `550.54.15` to (550, 54, 15); empty without one."""
+    found = re.search(r"\d+(?:\.\d+)+", text or "")
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def code_for(capability: Version, targets: Sequence[str]) -> str:
+    """What a card runs of the targets: `sm_80`, machine code, or `compute_90`, PTX; else empty.
+
+    Machine code runs on the same major version from its minor version on; PTX is compiled by the
+    driver for every later card.
+    """
+    versions = [(each, _capability(each)) for each in targets]
+    same = [
+        (version, each)
+        for each, version in versions
+        if each.startswith("sm_") and version[0] == capability[0] and version <= capability
+    ]
+    ptx = [
+        (version, each)
+        for each, version in versions
+        if each.startswith("compute_") and version <= capability
+    ]
+    return max(same or ptx, default=((), ""))[1]
+
+
+def _capability(target: str) -> Version:
+    digits = "".join(filter(str.isdigit, target))
+    return int(digits[:-1]), int(digits[-1])
+
+
+def judge_card(card: Card, driver: str | None, build: Build) -> Finding:
+    """Whether a card runs the installed TensorFlow under a driver.
+
+    Args:
+        card: which.
+        driver: as /proc/driver/nvidia/version has it; None if unknown.
+        build: what is installed.
+    """
+    code = code_for(card.capability, build.targets)
+    cuda = ".".join(build.cuda.split(".")[:2])
+    is_ptx = code.startswith("compute_")
+    needed = DRIVER_OF_CUDA.get(cuda, OLDEST_DRIVER) if is_ptx else OLDEST_DRIVER
+    if card.capability >= BLACKWELL:
+        needed = max(needed, BLACKWELL_DRIVER)
+    number = parse_version(driver)
+    shown = ".".join(map(str, number)) or "unknown"
+    found = f"{card.title}, driver {shown}: "
+
+    def finding(level: Level, text: str, remedy: str = "") -> Finding:
+        return Finding(level, "card", found + text, remedy)
+
+    if not code:
+        oldest = ", ".join(build.targets)
+        return finding("red", f"TensorFlow holds no code for it ({oldest})", "use a newer card")
+    if number and number[0] < needed:
+        what = f"compiling the PTX of CUDA {cuda}" if is_ptx else "CUDA 12"
+        if card.capability >= BLACKWELL:
+            what = "this card"
+        text = f"{what} needs driver {needed} or later"
+        return finding("red", text, "ask your site for a newer driver, or use other nodes")
+    cudnn = parse_version(build.cudnn)
+    if card.capability < OLDEST_FOR_CUDNN and cudnn >= CUDNN_WITHOUT_VOLTA:
+        text = f"cuDNN {build.cudnn} has no code for it, so no fused LSTM or GRU runs"
+        return finding("red", text, f"{OLDER_CUDNN}, or use a card from Turing (7.5) on")
+    if is_ptx:
+        text = f"no machine code, PTX {code}: the driver compiles for minutes at first use"
+        return finding("yellow", text, "harness doctor --probe fills the driver's cache once")
+    if not number:
+        return finding("yellow", f"machine code {code}", f"needs driver {needed}: see nvidia-smi")
+    return finding("green", f"machine code {code}")
+
+
+def check_platform(
+    machine: str = platform.machine(),
+    libc: tuple[str, str] = platform.libc_ver(),
+    driver: str | None = None,
+) -> Iterator[Finding]:
+    """Whether the wheels of the locks are made for this machine and its C library.
+
+    Args:
+        machine: the processor's architecture.
+        libc: name and version of the C library, as `platform.libc_ver` has them.
+        driver: of NVIDIA, None without one.
+    """
+    name, version = libc
+    found = f"{machine}, {name or 'no glibc'} {version}".rstrip()
+    if name == "glibc" and parse_version(version) < OLDEST_GLIBC:
+        oldest = ".".join(map(str, OLDEST_GLIBC))
+        remedy = "use a container with a newer system: HARNESS_CONTAINER in slurm/site.sh"
+        yield Finding("red", "platform", f"{found}: the wheels need glibc {oldest}", remedy)
+    elif name == "musl" or (not name and platform.system() == "Linux"):
+        remedy = "use a container with glibc: HARNESS_CONTAINER in slurm/site.sh"
+        yield Finding("red", "platform", f"{found}: TensorFlow has wheels for glibc alone", remedy)
+    elif driver and machine not in MACHINES:
+        found += ": TensorFlow's wheel for it is no CUDA build, so a GH200 trains on its CPU alone"
+        yield Finding("red", "platform", found, "use nodes with x86_64, or say --devices cpu")
+    else:
+        yield Finding("green", "platform", f"{found}: served by the locks")

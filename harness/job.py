@@ -77,6 +77,16 @@ class TrainConfig(ConfigSection):
     precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
         "float32", description="of the computation; with float16 and bfloat16 weights stay float32"
     )
+    tf32: bool = Field(
+        False,
+        description="multiply float32 on a GPU with 10 bits of mantissa instead of 23, which is "
+        "faster",
+    )
+    deterministic: bool = Field(
+        True,
+        description="repeat a run to the same bytes; false allows faster kernels on a GPU, whose "
+        "results differ from run to run in their last bits",
+    )
     xla: Literal["auto", "on", "off"] = Field(
         "auto", description="compile forward and backward pass with XLA; auto = where it is faster"
     )
@@ -94,6 +104,10 @@ class TrainConfig(ConfigSection):
     )
 
 
+# Keys that came after the first version.
+LATER_KEYS = {"train": ("tf32", "deterministic")}
+
+
 class Job(ConfigSection):
     """A whole job with every default filled in."""
 
@@ -102,9 +116,20 @@ class Job(ConfigSection):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
-    def to_toml(self, *, without_source: bool = False) -> str:
+    def to_toml(self) -> str:
         """The job as a file that `harness train` takes again."""
-        exclude = {"data": {"source"}} if without_source else None
+        return tomli_w.dumps(self.model_dump())
+
+    def identity(self) -> str:
+        """The job in TOML, as far as it decides the result, wherever the data are.
+
+        A later key at its default is left out, so that runs begun before the key was known keep
+        their identity.
+        """
+        exclude = {"data": {"source"}} | {
+            table: {key for key in keys if _is_default(getattr(self, table), key)}
+            for table, keys in LATER_KEYS.items()
+        }
         return tomli_w.dumps(self.model_dump(exclude=exclude))
 
     def without_effect(self) -> Iterator[str]:
@@ -120,6 +145,10 @@ class Job(ConfigSection):
         factor = TrainConfig.model_fields["reduce_lr_factor"].default
         if self.train.reduce_lr_factor != factor and self.train.reduce_lr_patience == 0:
             yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
+
+
+def _is_default(section: ConfigSection, key: str) -> bool:
+    return bool(getattr(section, key) == type(section).model_fields[key].default)
 
 
 TABLES: dict[str, type[ConfigSection]] = {

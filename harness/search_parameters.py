@@ -20,6 +20,8 @@ FIXED = {
     "data.validation_split": "all trials must be validated on the same reviews",
     "data.limit": "all trials must have the same reviews",
     "data.test": "the test set chooses nothing",
+    "train.deterministic": "all trials of a worker share it",
+    "train.tf32": "all trials of a worker share it",
     "train.seed": "search.executions trains each trial with several seeds",
 }
 

@@ -4,9 +4,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from harness.errors import InputError
 from harness.job_file import load_job
+from harness.tracking.run_dir import run_identity
 from tests.conftest import JOBS
 
 LEAST = "[model]\narchitecture = 'lstm'\n"
@@ -53,6 +55,20 @@ def test_a_filled_in_job_reads_back_as_itself(tmp_path: Path) -> None:
     assert again == job
     assert (again.name, again.train.epochs, again.train.seed) == ("mine", 9, 5)
     assert set(tomllib.loads(job.to_toml())["train"]) == set(type(job.train).model_fields)
+
+
+def test_a_key_added_later_changes_no_identity_at_its_default(tmp_path: Path) -> None:
+    """A run begun before a key was known resumes; with another value it is another run."""
+    job = load_job(JOBS / "lstm.toml")
+    known = "7d77512815c26b601d80701aa2510596908ffbfc4717bf09057dbc674e7855c4"
+    assert run_identity(job, "checksum") == known
+    for setting in ("train.tf32=true", "train.deterministic=false"):
+        changed = load_job(JOBS / "lstm.toml", [setting])
+        assert run_identity(changed, "checksum") != known
+    content = tomllib.loads(job.to_toml())
+    del content["train"]["tf32"], content["train"]["deterministic"]
+    before = load_job(write(tmp_path, tomli_w.dumps(content)))
+    assert before == job
 
 
 @pytest.mark.parametrize(

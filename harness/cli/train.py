@@ -192,7 +192,7 @@ def predict(
         content = sys.stdin.buffer.read() if sys.stdin else b""
         texts = split_lines(content, "standard input")
     check_texts(texts)
-    prepare_quietly()
+    prepare_quietly(run.job())
     for prediction in predict(run, texts):
         if as_json:
             typer.echo(json.dumps(asdict(prediction)))

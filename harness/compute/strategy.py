@@ -13,9 +13,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
+from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system.stderr_filter import filtered_stderr
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 MAX_DEVICES = 64
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
 
@@ -76,20 +78,40 @@ def one_device_each(text: str | None, what: str) -> str | None:
     return requested.kind
 
 
+@dataclass(frozen=True)
+class Numerics:
+    """How exactly numbers are computed."""
+
+    tf32: bool = False  # TensorFlow's own default is True
+    deterministic: bool = True
+
+    @classmethod
+    def of(cls, job: Job) -> "Numerics":
+        """As a job asks for."""
+        return cls(job.train.tf32, job.train.deterministic)
+
+
 def import_tensorflow(
-    allocation: SlurmEnvironment | None, threads: int | None = None
+    allocation: SlurmEnvironment | None,
+    threads: int | None = None,
+    numerics: Numerics = Numerics(),
 ) -> ModuleType:
-    """Import TensorFlow with deterministic operations and without its noise on standard error.
+    """Import TensorFlow, by default with deterministic operations, without its noise.
 
     Args:
         allocation: of Slurm, if there is one.
         threads: to use; by default as many as there are CPUs given to this process.
+        numerics: how exactly to compute.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
     # oneDNN rounds differently on different CPUs, and a run may resume on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # By default CUDA puts the fastest GPU first; this way it numbers them as the driver does.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if numerics.deterministic:
+        # cuBLAS reads it once. Without it cuDNN's recurrent layers are not reproducible (cuDNN's
+        # manual, "Reproducibility"), because cuBLAS may use another workspace on each stream.
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     with filtered_stderr() as lines:
         with quick_imports():
             import tensorflow as tf
@@ -101,7 +123,9 @@ def import_tensorflow(
     threads = threads or given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(numerics.tf32)
+    if numerics.deterministic:
+        tf.config.experimental.enable_op_determinism()
     return tf  # type: ignore[no-any-return]
 
 
@@ -231,6 +255,18 @@ def describe_devices(
         for node in nodes
         for device in own
     ]
+
+
+def describe_numerics() -> dict[str, Any]:
+    """How exactly this process computes, for the record."""
+    import tensorflow as tf
+    from tensorflow.python.framework import config  # there is no public question
+
+    return {
+        "tf32": bool(tf.config.experimental.tensor_float_32_execution_enabled()),
+        "deterministic": bool(config.is_op_determinism_enabled()),
+        "cublas_workspace": os.environ.get(CUBLAS_WORKSPACE),
+    }
 
 
 def title_of_devices(strategy: "tf.distribute.Strategy", threads: int) -> str:

@@ -21,13 +21,21 @@ def write_provenance(
     run: RunDirectory,
     dataset: Dataset,
     allocation: SlurmEnvironment | None,
-    devices: list[dict[str, str]],
     devices_asked: str | None,
     plan: Mapping[str, Any],
+    start: Mapping[str, Any],
 ) -> None:
     """Record the first start of a run in full, and each later one as an item of `starts`.
 
     Called before anything is trained: a resumed run takes its devices and data from here.
+
+    Args:
+        run: whose record it is.
+        dataset: of the run.
+        allocation: of Slurm, if there is one.
+        devices_asked: as `--devices` names them.
+        plan: how steps are computed.
+        start: what is true of this start alone, such as its devices.
     """
     record = run.read_json(RECORD) or {
         **code_version(PROJECT, run.folder.absolute().parent.parent),
@@ -55,8 +63,8 @@ def write_provenance(
             "harness": __version__,
             "host": socket.gethostname(),
             "slurm_job": allocation.job_id if allocation else None,
-            "devices": devices,
             "cpus": given_cpus(allocation),
+            **start,
         }
     )
     run.write_json(RECORD, stamped(record, RUN_FORMAT))

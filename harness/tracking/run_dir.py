@@ -124,8 +124,7 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 def run_identity(job: Job, checksum: str) -> str:
     """What a checkpoint belongs to: this job on these data, wherever the data are."""
-    settings = job.to_toml(without_source=True)
-    return hashlib.sha256(f"{settings}\n{checksum}".encode()).hexdigest()
+    return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()
 
 
 def _is_dir(path: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from harness.compute.execution_plan import ExecutionPlan, choose, device_name, measured_ms
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
+    Numerics,
     import_tensorflow,
     make_strategy,
     num_own_gpus,
@@ -69,7 +70,7 @@ def launch(
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
-        import_tensorflow(allocation, plan.threads)
+        import_tensorflow(allocation, plan.threads, Numerics.of(job))
         check_gpus(promised_gpus(requested, allocation), console.warning)
         strategy = make_strategy(requested, worker_group)
         stop.listen()  # again, over a handler that TensorFlow may have set
@@ -151,6 +152,11 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         )
     for line in job.without_effect():
         console.warning(line)
+    if not job.train.deterministic:
+        console.warning(
+            "train.deterministic = false: another run of this job, or a resumed one, gives "
+            "other bytes"
+        )
     vocab_size = len(dataset.vocab) + 4  # and the indices that stand for no word
     if dataset.is_own and job.data.vocab_size > vocab_size:
         console.warning(
@@ -183,9 +189,9 @@ def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = F
     return reopen_data(recorded, job, data, f"run {run.folder}")
 
 
-def prepare_quietly() -> None:
+def prepare_quietly(job: Job) -> None:
     """Import TensorFlow for one device, for a command that needs no strategy."""
-    import_tensorflow(SlurmEnvironment.from_environment())
+    import_tensorflow(SlurmEnvironment.from_environment(), numerics=Numerics.of(job))
 
 
 def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
@@ -204,7 +210,7 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
         )
     dataset = dataset_of(run, job, data)
     check_same(dataset, run.result()["dataset_checksum"], f"run {run.folder}")
-    prepare_quietly()
+    prepare_quietly(job)
 
     from harness.compute.train_step import Evaluator
     from harness.inference.model_file import load_model

@@ -10,7 +10,7 @@ import numpy as np
 from keras.layers import Embedding
 
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.strategy import describe_devices
+from harness.compute.strategy import describe_devices, describe_numerics
 from harness.compute.train_step import TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
 from harness.data.input_pipeline import Reviews
@@ -72,9 +72,9 @@ def train(
             run,
             dataset,
             allocation=compute.allocation,
-            devices=devices,
             devices_asked=compute.devices,
             plan=asdict(plan),
+            start={"devices": devices, **describe_numerics()},
         )
         run.write_text("job.toml", job.to_toml())  # from here on the run can be resumed
         vocabulary = vocab_to_bytes(known_words(job, dataset))

@@ -15,7 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.strategy import import_tensorflow, make_strategy, num_own_gpus, parse_devices
+from harness.compute.strategy import (
+    Numerics,
+    import_tensorflow,
+    make_strategy,
+    num_own_gpus,
+    parse_devices,
+)
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
@@ -42,8 +48,9 @@ def work(
     """
     stop = StopRequest()
     stop.listen()
-    dataset, idle_min = sweep.dataset(sweep.search().job, data), idle_warning_min()
-    import_tensorflow(SlurmEnvironment.from_environment(), threads)
+    job = sweep.search().job
+    dataset, idle_min = sweep.dataset(job, data), idle_warning_min()
+    import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(devices) if devices else None

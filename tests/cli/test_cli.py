@@ -171,6 +171,9 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["kernels"] == {"bidirectional": "xla"}
     assert provenance["packages"]["tensorflow"].startswith("2.")
+    (start,) = provenance["starts"]
+    numerics = {"tf32": False, "deterministic": True, "cublas_workspace": ":4096:8"}
+    assert start.items() >= numerics.items()
     result = json.loads((run / "result.json").read_text())
     assert result["parameters"] > result["recurrent_parameters"] > 0
     newest = max(path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file())

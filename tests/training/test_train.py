@@ -33,6 +33,18 @@ def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
 
 
 @pytest.mark.full
+def test_a_run_that_gives_up_exactness_says_so(harness: Harness) -> None:
+    """Both keys are in the record; the loss of same bytes is on the screen too."""
+    settings = ["--set", "train.deterministic=false", "--set", "train.tf32=true"]
+    done = harness.train("lstm", "loose", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "train.deterministic = false: another run" in done.stderr
+    record = json.loads((harness.runs / "lstm" / "loose" / "provenance.json").read_text())
+    start = record["starts"][0]
+    assert (start["tf32"], start["deterministic"], start["cublas_workspace"]) == (True, False, None)
+
+
+@pytest.mark.full
 def test_a_job_goes_back_into_the_queue_as_often_as_its_limit_says(harness: Harness) -> None:
     """The run's folder counts; beyond the limit it is saved all the same and ends with 1."""
     harness.environment |= {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "1"}

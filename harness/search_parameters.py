@@ -117,7 +117,7 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
             raise InputError(f"{where}: has values and a range; give one of them")
         choices = _choices(key, raw["values"], where)
         return Parameter(key, choices, parent=parent, parent_choices=parent_choices)
-    return _range(key, raw, where, parent, parent_choices)
+    return _range(key, raw, where, parent=parent, choices=parent_choices)
 
 
 def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
@@ -133,7 +133,7 @@ def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
 
 
 def _range(
-    key: str, raw: Mapping[str, Any], where: str, parent: str | None, choices: tuple[Value, ...]
+    key: str, raw: Mapping[str, Any], where: str, *, parent: str | None, choices: tuple[Value, ...]
 ) -> Parameter:
     kind, log, step = _kind(key), raw.get("log", False), raw.get("step")
     if kind not in (int, float):

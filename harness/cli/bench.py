@@ -81,11 +81,9 @@ def bench(
     typer.echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
     if before:
         record, earlier = before
-        typer.echo(
-            f"reference: {record['machine']['cpus']} CPUs of {record['machine']['processor']}"
-        )
+        there = record["machine"]
+        typer.echo(f"reference: {there['cpus']} CPUs of {there['processor']}")
         changes = measured.changes(results, earlier)
         measured.print_changes(changes)
-        worse = [change.name for change in changes if change.verdict == "worse"]
-        if worse:
+        if worse := [change.name for change in changes if change.verdict == "worse"]:
             raise RunError(f"worse than {reference}: {', '.join(worse)}")

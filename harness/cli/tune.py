@@ -89,15 +89,17 @@ def tune(
     search, console = load_search(job_file, overrides or ()), Console()
     for line in search.fixed:
         console.info(line)
-    run_sweep(SweepDirectory.new(runs, search, sweep_id), search, request, console, full=full)
+    run_sweep(
+        SweepDirectory.new(runs, search, sweep_id), search, request, console=console, full=full
+    )
 
 
 def run_sweep(
     sweep: "SweepDirectory",
     search: "SearchSpec",
     request: "WorkerRequest",
-    console: "Console",
     *,
+    console: "Console",
     full: bool,
 ) -> None:
     """Begin a sweep or go on with one, and print its result."""
@@ -133,4 +135,4 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     sweep = SweepDirectory.open(folder)
     sweep.check_format()  # before its search is read, which a later version may write otherwise
     request = WorkerRequest(devices=one_device_each(devices, "trial"), data=data)
-    run_sweep(sweep, sweep.search(), request, Console(), full=False)
+    run_sweep(sweep, sweep.search(), request, console=Console(), full=False)

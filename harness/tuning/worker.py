@@ -74,7 +74,7 @@ def work(
             "KERASTUNER_ORACLE_IP": "unix",
             "KERASTUNER_ORACLE_PORT": str(proxy.path),
         }
-        return run_trials(sweep, trials, stop, Path(private))
+        return run_trials(sweep, trials, stop=stop, folder=Path(private))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -69,7 +69,7 @@ class WorkerTuner(kt.engine.base_tuner.BaseTuner):  # type: ignore[misc]
     oracle: Any  # of KerasTuner's base class
 
     def __init__(
-        self, sweep: SweepDirectory, trials: Trials, stop: StopRequest, folder: Path
+        self, sweep: SweepDirectory, trials: Trials, *, stop: StopRequest, folder: Path
     ) -> None:
         oracle = make_oracle(sweep.search(), folder, sweep.trial_error)
         super().__init__(oracle, directory=folder, project_name="tuner")
@@ -116,7 +116,7 @@ class WorkerTuner(kt.engine.base_tuner.BaseTuner):  # type: ignore[misc]
             self.oracle.end_trial(trial)
 
 
-def run_trials(sweep: SweepDirectory, trials: Trials, stop: StopRequest, folder: Path) -> bool:
+def run_trials(sweep: SweepDirectory, trials: Trials, *, stop: StopRequest, folder: Path) -> bool:
     """Run trials until the chief has no more, or this process has run `MAX_TRIALS`.
 
     Args:
@@ -133,7 +133,7 @@ def run_trials(sweep: SweepDirectory, trials: Trials, stop: StopRequest, folder:
     """
     oracle_client.TIMEOUT = CALL_TIMEOUT_S  # by default an hour, in which no signal has an effect
     try:
-        WorkerTuner(sweep, trials, stop, folder).search()
+        WorkerTuner(sweep, trials, stop=stop, folder=folder).search()
     except EndSearch as end:
         if end.interruption:
             raise end.interruption from None

@@ -37,19 +37,20 @@ train.learning_rate = {{ min = 0.0005, max = 0.005, log = true }}
 DIRECT = """
 import sys, time
 from pathlib import Path
-from harness.gauge import Gauge
-from harness.imdb_sources import open_sample
-from harness.screen import Screen
-from harness.signals import StopRequest
-from harness.strategy import import_tensorflow, make_strategy
-from harness.sweep import Sweep
+from harness.compute.strategy import import_tensorflow, make_strategy
+from harness.data.imdb_sources import open_sample
+from harness.system.console import Console
+from harness.system.resource_monitor import ResourceMonitor
+from harness.system.signals import StopRequest
+from harness.tuning.sweep_dir import SweepDirectory
 import_tensorflow(None, 1)
 strategy = make_strategy(None)
-from harness.trials import Trials
-sweep = Sweep(Path(sys.argv[1]))
-screen = Screen()
-screen.silent = True
-trials = Trials(sweep, open_sample(), strategy, StopRequest(), screen, Gauge(0, 1))
+from harness.training.context import Observers
+from harness.tuning.trial import Trials
+console = Console()
+console.silent = True
+observers = Observers(console, ResourceMonitor(0, 1), StopRequest())
+trials = Trials(SweepDirectory(Path(sys.argv[1])), open_sample(), strategy, observers=observers)
 for i in range(24):
     if i == 4:
         began = time.perf_counter()

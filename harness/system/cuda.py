@@ -61,6 +61,50 @@ def missing_libraries(names: tuple[str, ...] = LIBRARIES) -> list[str]:
     ]
 
 
+def library_versions() -> dict[str, str | None]:
+    """The versions of cuDNN, cuBLAS and NCCL as the libraries report them, None without one.
+
+    Of the libraries that TensorFlow has loaded, where it has loaded them.
+    """
+    return {"cudnn": _cudnn_version(), "cublas": _cublas_version(), "nccl": _nccl_version()}
+
+
+def _cudnn_version() -> str | None:
+    library = _load("libcudnn.so.9")
+    if library is None:
+        return None
+    library.cudnnGetVersion.restype = ctypes.c_size_t
+    number = int(library.cudnnGetVersion())
+    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
+
+
+def _cublas_version() -> str | None:
+    library = _load("libcublas.so.12")
+    if library is None:
+        return None
+    value, parts = ctypes.c_int(), []
+    for part in range(3):  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of library_types.h
+        library.cublasGetProperty(part, ctypes.byref(value))
+        parts.append(str(value.value))
+    return ".".join(parts)
+
+
+def _nccl_version() -> str | None:
+    library = _load(NCCL)
+    if library is None:
+        return None
+    value = ctypes.c_int()
+    library.ncclGetVersion(ctypes.byref(value))
+    number = value.value  # 22105 is 2.21.5
+    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
+
+
+def has_mps(environment: Mapping[str, str]) -> bool:
+    """Whether NVIDIA's MPS serves this process: its daemon listens in the folder of its pipes."""
+    folder = environment.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108 - NVIDIA's
+    return (Path(folder) / "control").exists()
+
+
 def find_problem(
     lines: str, environment: Mapping[str, str], *, is_cuda_build: bool, num_seen: int, promised: int
 ) -> Problem:
@@ -124,6 +168,14 @@ def visible_names(text: str) -> list[str]:
             break
         names.append(name)
     return names
+
+
+def _load(name: str) -> ctypes.CDLL | None:
+    paths = [folder / name for folder in library_folders()]
+    for path in [name, *(str(path) for path in paths if path.exists())]:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(path)
+    return None
 
 
 def _loads(name: str) -> bool:

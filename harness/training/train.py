@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras.layers import Embedding
 
+from harness.compute.cuda_record import describe_cuda
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import describe_devices, describe_numerics
 from harness.compute.train_step import TrainStep
@@ -74,7 +75,7 @@ def train(
             allocation=compute.allocation,
             devices_asked=compute.devices,
             plan=asdict(plan),
-            start={"devices": devices, **describe_numerics()},
+            start={"devices": devices, **describe_numerics(), "cuda": describe_cuda()},
         )
         run.write_text("job.toml", job.to_toml())  # from here on the run can be resumed
         vocabulary = vocab_to_bytes(known_words(job, dataset))

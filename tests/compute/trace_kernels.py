@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from harness.job_file import load_job
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 SMALL = ["data.vocab_size=100", "data.maxlen=8", "train.steps_per_execution=2"]
+VARIANTS = [
+    ("lstm", "train.precision=float16"),
+    ("gru", "train.precision=bfloat16", "model.pooling=mean"),
+    ("bilstm", "train.precision=float16", "model.pooling=max"),
+    ("stacked_lstm", "train.precision=bfloat16", "model.pooling=max"),
+]
 
 
 def main() -> None:
@@ -21,6 +28,8 @@ def main() -> None:
     from harness import architectures
 
     kernels = {name: _kernels(name, strategy) for name in architectures.BUILDERS}
+    for name, *settings in VARIANTS:
+        kernels[" ".join([name, *settings])] = _kernels(name, strategy, settings)
     architectures.BUILDERS["stacked_lstm"] = _half_fused
     kernels["half fused"] = _kernels("stacked_lstm", strategy)
     print(json.dumps(kernels))  # noqa: T201
@@ -44,13 +53,13 @@ def _half_fused(vocab_size: int, config: Any) -> Any:
     return sentiment(vocab_size, config, first, LSTM(config.units, activation="relu"))
 
 
-def _kernels(name: str, strategy: Any) -> list[str]:
+def _kernels(name: str, strategy: Any, settings: Sequence[str] = ()) -> list[str]:
     import numpy as np
 
     from harness.compute.train_step import TrainStep
     from harness.data.input_pipeline import Reviews, batches
 
-    settings = [*SMALL, "model.reset_after=true"] if name == "gru" else SMALL
+    settings = [*SMALL, *settings, *(["model.reset_after=true"] if name == "gru" else [])]
     job = load_job(JOBS / f"{name}.toml", settings)
     train_step = TrainStep(job, strategy, ExecutionPlan(xla=False, threads=1, parts=1, why=""))
     reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))

@@ -1,0 +1,47 @@
+"""The record of CUDA, with made-up cards and libraries."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from harness.compute.cuda_record import describe_cuda
+from harness.system import cuda
+
+LIBRARIES = {
+    "libcudnn.so.9": "unsigned long cudnnGetVersion(void) { return 90300; }",
+    "libcublas.so.12": """int cublasGetProperty(int part, int *value)
+        { int parts[] = {12, 5, 3}; *value = parts[part]; return 0; }""",
+    "libnccl.so.2": "int ncclGetVersion(int *version) { *version = 22105; return 0; }",
+}
+
+
+def test_versions_are_those_of_the_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each library is asked for its version; one that is not there has none."""
+    monkeypatch.setattr(cuda, "library_folders", lambda: iter([tmp_path]))
+    assert cuda.library_versions() == {"cudnn": None, "cublas": None, "nccl": None}
+    for name, code in LIBRARIES.items():
+        command = ["cc", "-shared", "-fPIC", "-x", "c", "-o", str(tmp_path / name), "-"]
+        subprocess.run(command, input=code.encode(), check=True, timeout=60)
+    assert cuda.library_versions() == {"cudnn": "9.3.0", "cublas": "12.5.3", "nccl": "2.21.5"}
+
+
+def test_the_record_names_cards_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compute capability, MPS and the variables of NCCL and CUDA; nothing where the CPU trains."""
+    assert describe_cuda({}) == {}
+    details: Any = {"device_name": "NVIDIA A100", "compute_capability": (8, 0)}
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a", "b"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    variables = {"NCCL_SOCKET_IFNAME": "ib0", "CUDA_VISIBLE_DEVICES": "0,1"}
+    pipes = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
+    record = describe_cuda({**variables, **pipes, "HOME": "/home/me"})
+    assert record["compute_capabilities"] == ["8.0", "8.0"]
+    assert (record["mps"], record["variables"]) == (False, {**pipes, **variables})
+    (tmp_path / "control").touch()
+    assert describe_cuda(pipes)["mps"]

@@ -35,7 +35,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     origins = put_overrides(content, overrides, path)
     if seed is not None:
         origins["train.seed"] = f"--seed {seed}"
-        _put(content, "train", "seed", seed, path)
+        _put(content, "train", "seed", value=seed, path=path)
     resolve_source(content, path, origins)
     return check_job(content, path, origins)
 
@@ -77,6 +77,7 @@ def put_overrides(
     content: dict[str, Any],
     overrides: Sequence[str],
     path: Path,
+    *,
     tables: Mapping[str, type[ConfigSection]] = TABLES,
 ) -> dict[str, str]:
     """Put `--set` overrides into a file's content, and give back what was origins of which key.
@@ -88,7 +89,7 @@ def put_overrides(
     for override in overrides:
         table, key, value = _parse_override(override, tables)
         origins[f"{table}.{key}"] = f"--set {override}"
-        _put(content, table, key, value, path)
+        _put(content, table, key, value=value, path=path)
     return origins
 
 
@@ -154,7 +155,7 @@ def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tup
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip()
 
 
-def _put(content: dict[str, Any], table: str, key: str, value: object, path: Path) -> None:
+def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: Path) -> None:
     inner = content.setdefault(table, {})
     if not isinstance(inner, dict):
         raise InputError(f"job {path}: {table} = {inner!r} is not a table; write [{table}]")
@@ -174,6 +175,7 @@ def explain(
     error: ValidationError,
     path: Path,
     origins: Mapping[str, str],
+    *,
     tables: Mapping[str, type[ConfigSection]] = TABLES,
 ) -> str:
     """The first of pydantic's errors in one line."""

@@ -15,7 +15,9 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     replica's examples are in the global batch; both reach the layer through the model's call.
     """
 
-    def __init__(self, rate: float, seed: int, batch_size: int, over_time: bool, name: str) -> None:
+    def __init__(
+        self, rate: float, seed: int, batch_size: int, *, over_time: bool, name: str
+    ) -> None:
         super().__init__(name=name)
         self.rate, self.seed, self.batch_size, self.over_time = rate, seed, batch_size, over_time
         self._register_call_context_args("step", "positions")

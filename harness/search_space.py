@@ -148,7 +148,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
-    origins = put_overrides(content, overrides, path, SEARCH_TABLES)
+    origins = put_overrides(content, overrides, path, tables=SEARCH_TABLES)
     table = content.get("search")
     if not isinstance(table, dict):
         raise InputError(f"job {path}: has no [search] table; train it by: harness train {path}")
@@ -156,7 +156,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     try:
         file = SearchFile.model_validate(content)
     except ValidationError as error:
-        raise InputError(explain(error, path, origins, SEARCH_TABLES)) from None
+        raise InputError(explain(error, path, origins, tables=SEARCH_TABLES)) from None
     del content["search"]
     resolve_source(content, path, origins)
     job = check_job(content, path, origins)

@@ -81,3 +81,27 @@ def test_no_module_is_too_long() -> None:
         *PROJECT.rglob("slurm/*.sh"),
     ]
     assert [path.name for path in files if len(path.read_text().splitlines()) > 400] == []
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef, int]]:
+    """Each function of the packages but `cli`: its name, itself, and whether it has a `self`."""
+    for path in MODULES:
+        if path.parent.name == "cli":
+            continue
+        tree = ast.parse(path.read_text())
+        methods = {f for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for f in c.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
+                yield f"{name_of(path)}.{node.name}", node, node in methods and not static
+
+
+def test_no_function_takes_too_many_arguments() -> None:
+    """Six arguments at most, and three by position; Keras decides what a layer's call takes."""
+    many = [
+        name
+        for name, node, is_method in functions()
+        if (positional := len(node.args.posonlyargs + node.args.args) - is_method) > 3
+        or positional + len(node.args.kwonlyargs) > 6
+    ]
+    assert [name for name in many if name != "harness.layers.call"] == []

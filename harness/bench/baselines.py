@@ -148,7 +148,7 @@ def _network(architecture: str, dropout: float, learning_rate: float) -> "keras.
 
 
 def by_keras_tuner(
-    architecture: str, reviews: Padded, epochs: int, trials: int, folder: str
+    architecture: str, reviews: Padded, epochs: int, *, trials: int, folder: str
 ) -> dict[str, float]:
     """Search for dropout and rate as KerasTuner does by itself: in one process, on all cores.
 

@@ -86,7 +86,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             train_step = TrainStep(job, strategy, plan_of(job, devices))
             batch_size = job.train.batch_size
             order = np.arange(64, dtype=np.int32)[None]
-            parts = batches(strategy, reviews, order, batch_size=batch_size, maxlen=8)
+            parts = batches(strategy, reviews, order, shape=(batch_size, 8))
             found = set(train_step.kernels(train_step.trace(iter(parts))).values())
             kernel = " and ".join(sorted(found))
             on_gpu = expected_kernel(job)
@@ -122,6 +122,7 @@ def _speed(
     job: str,
     devices: str | None,
     data: str | None,
+    *,
     seconds: float,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _speed(
         "evaluation_batch_s": evaluation_batch_s,
         "measured_s": training_s + time.perf_counter() - began,
         "is_sample": dataset.is_sample,
-        **work_of(loaded, evaluation_batch(strategy), *counts),
+        **work_of(loaded, evaluation_batch(strategy), num_train=counts[0], num_test=counts[1]),
     }
 
 
@@ -200,7 +201,7 @@ def _openings(
     job: Job, strategy: Any, training: "Reviews"
 ) -> Iterator[tuple[Iterator["Batch"], int]]:
     """The batches of training as a run opens them, endlessly, with the steps of each opening."""
-    from harness.data.input_pipeline import batches, num_steps, permutations_ahead
+    from harness.data.input_pipeline import Start, batches, num_steps, permutations_ahead
 
     seed, num_reviews, epoch = job.train.seed, len(training.labels), 0
     steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
@@ -210,9 +211,8 @@ def _openings(
             strategy,
             training,
             permutations,
-            batch_size=job.train.batch_size,
-            maxlen=job.data.maxlen,
-            steps_before=epoch * steps_an_epoch,
+            shape=(job.train.batch_size, job.data.maxlen),
+            start=Start(0, epoch * steps_an_epoch),
             timed=True,
         )
         yield iter(opened), len(permutations) * steps_an_epoch
@@ -278,7 +278,7 @@ def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) ->
     return (now - began) / done
 
 
-def work_of(job: Job, size: int, num_train: int, num_test: int) -> dict[str, int]:
+def work_of(job: Job, size: int, *, num_train: int, num_test: int) -> dict[str, int]:
     """The training steps of a whole job, and how many batches of `size` it evaluates in total."""
     from harness.data.input_pipeline import num_steps
 

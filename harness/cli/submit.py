@@ -56,7 +56,13 @@ def submit(
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
     from harness.slurm.resources import Resources
-    from harness.slurm.submit import doubts, dry_submissions, expected_starts, make_request
+    from harness.slurm.submit import (
+        Options,
+        doubts,
+        dry_submissions,
+        expected_starts,
+        make_request,
+    )
     from harness.system.console import Console
 
     sbatch_flags = list(flags or ())
@@ -64,9 +70,8 @@ def submit(
         sbatch_flags.insert(0, job)  # the first flag after --, since --all takes no job
     resources = Resources(gpus, nodes, time, partition, account, after, tuple(sbatch_flags))
     job_file = None if all_jobs or job is None else Path(job)
-    request = make_request(
-        job_file, overrides or (), seeds, resources, runs, full=full, all_jobs=all_jobs, pack=pack
-    )
+    options = Options(job_file, overrides or (), seeds, full, all_jobs, pack)
+    request = make_request(options, resources, runs)
     console = Console()
     for line in doubts(request):
         console.warning(line)

@@ -61,16 +61,13 @@ def tensorboard(
         if not value > 0:
             raise InputError(f"{name} {value:g}: should be greater than 0")
 
-    from harness.monitoring.tensorboard import Until, check_roots, serve
+    from harness.monitoring.tensorboard import Access, Until, check_roots, serve
     from harness.system.console import Console
 
     serve(
         check_roots(folders or [], runs),
         runs,
         Until(hours=hours, idle_min=idle_min, finished=until_finished),
-        port=port,
-        use_socket=use_socket,
-        login=login,
-        open_page=open_page,
+        access=Access(port, use_socket, login, open_page),
         say=Console().info,
     )

@@ -180,7 +180,7 @@ class Evaluator:
         if self._opened is None or self._opened[0] is not reviews:
             order = np.arange(len(reviews.labels), dtype=np.int32)[None]
             size = evaluation_batch(self.strategy)
-            opened = batches(self.strategy, reviews, order, batch_size=size, maxlen=self.maxlen)
+            opened = batches(self.strategy, reviews, order, shape=(size, self.maxlen))
             self._opened = reviews, opened
         return self._opened[1]
 

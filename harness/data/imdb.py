@@ -21,7 +21,7 @@ OFFICIAL_LABELS = "3b063f583079366a61c169bb086d088e464210f8b6ac62279241f38b39603
 
 
 def make_dataset(
-    train: Split, test: Split, vocab: Sequence[str], folder: Path | None = None
+    train: Split, test: Split, vocab: Sequence[str], *, folder: Path | None = None
 ) -> Dataset:
     """A dataset in the order of `load_data`, from splits in the order of the file."""
     official = all(

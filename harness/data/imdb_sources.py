@@ -147,7 +147,7 @@ def read_npz(folder: Path) -> Dataset:
     except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError,
             zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
         raise RunError(f"{path}: is not Keras's {NPZ} ({error})") from None
-    return make_dataset(train, test, _read_index(folder), folder)
+    return make_dataset(train, test, _read_index(folder), folder=folder)
 
 
 class _ListsOnly(pickle.Unpickler):
@@ -224,7 +224,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
                 reviews.append([ranks[word] for word in tokenize(text) if word in ranks])
                 labels.append(label)
         splits[name] = make_split(reviews, labels)
-    return make_dataset(splits["train"], splits["test"], words, folder)
+    return make_dataset(splits["train"], splits["test"], words, folder=folder)
 
 
 def _read(path: Path) -> bytes:
@@ -258,7 +258,9 @@ def _download() -> Dataset:
 # The sample
 
 
-def make_sample(dataset: Dataset, path: Path = SAMPLE, train: int = 5000, test: int = 2000) -> None:
+def make_sample(
+    dataset: Dataset, path: Path = SAMPLE, train: int = 5000, *, test: int = 2000
+) -> None:
     """Write the packaged sample: the first reviews of each split and all words."""
     splits = {"train": dataset.train.take(train), "test": dataset.test.take(test)}
     checksum = content_checksum(splits["train"], splits["test"], dataset.vocab)

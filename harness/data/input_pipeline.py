@@ -89,29 +89,35 @@ def num_steps(num_reviews: int, batch_size: int) -> int:
     return -(-num_reviews // batch_size)
 
 
+class Start(NamedTuple):
+    """Where in a run the batches begin."""
+
+    step: int = 0  # of the first epoch given
+    steps_before: int = 0  # of all epochs before, so that `Batch.step` counts through
+
+
 def batches(
     strategy: tf.distribute.Strategy,
     reviews: Reviews,
     permutations: np.ndarray,
     *,
-    batch_size: int,
-    maxlen: int,
-    first_step: int = 0,
-    steps_before: int = 0,
+    shape: tuple[int, int],
+    start: Start | None = None,
     timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
-    """The batches of some epochs from `first_step` on, one `Batch` for each replica and step.
+    """The batches of some epochs from `start` on, one `Batch` for each replica and step.
 
     Args:
         strategy: its replicas share each global batch, in the order of their numbers.
         reviews: the encoded reviews.
         permutations: `[num_epochs, num_reviews]`, the review at each position of each epoch.
-        batch_size: reviews in a global batch.
-        maxlen: tokens kept of each review, its last ones, as `pad_sequences` does.
-        first_step: the step of the first epoch to start at.
-        steps_before: the steps of all epochs before, so that `Batch.step` counts through.
+        shape: of a global batch: its reviews, and the tokens kept of each, its last ones, as
+            `pad_sequences` does.
+        start: where to begin, by default at the first step of a run.
         timed: whether `waited_s` will be asked for.
     """
+    batch_size, maxlen = shape
+    first_step, steps_before = start or Start()
     num_epochs, num_reviews = permutations.shape
     steps_per_epoch = num_steps(num_reviews, batch_size)
 

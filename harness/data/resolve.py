@@ -40,7 +40,7 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
     return dataset
 
 
-def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, whose: str) -> Dataset:
+def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose: str) -> Dataset:
     """The data that a run or sweep began with.
 
     Args:

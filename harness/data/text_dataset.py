@@ -105,7 +105,7 @@ def make_dataset(source: Path) -> Dataset:
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
     parts = [whole.arranged(order[in_test[order] == is_test]) for is_test in (False, True)]
     for name, part in zip(SPLITS, parts, strict=True):
-        _check_split(source, name, part, classes)
+        _check_split(source, name, part, classes=classes)
     counts = np.bincount(parts[0].tokens, minlength=len(gathered.words))
     words, ranks = _ranked(list(gathered.words), counts)
     train, test = (Split(ranks[part.tokens], part.offsets, part.labels) for part in parts)
@@ -172,7 +172,7 @@ def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
     return first, second
 
 
-def _check_split(source: Path, name: str, split: Split, classes: tuple[str, str]) -> None:
+def _check_split(source: Path, name: str, split: Split, *, classes: tuple[str, str]) -> None:
     what = "training" if name == "train" else "test"
     remedy = "add reviews, or give the split in a column named split"
     if len(split) < MIN_REVIEWS:

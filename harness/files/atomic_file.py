@@ -44,7 +44,7 @@ def atomic_write(
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
 
-    _write(target, save, _temporary(target), remedy)
+    _write(target, save, _temporary(target), remedy=remedy)
 
 
 def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
@@ -53,7 +53,7 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
     Raises:
         RunError: if the disk refuses.
     """
-    _write(target, save, _temporary(target, target.suffix), REMEDY)
+    _write(target, save, _temporary(target, target.suffix), remedy=REMEDY)
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def _temporary(target: Path, suffix: str = "") -> Path:
     return target.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
 
 
-def _write(target: Path, save: Callable[[Path], object], temporary: Path, remedy: str) -> None:
+def _write(target: Path, save: Callable[[Path], object], temporary: Path, *, remedy: str) -> None:
     try:
         target.parent.mkdir(exist_ok=True)
         save(temporary)

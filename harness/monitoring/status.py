@@ -40,16 +40,16 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     found: dict[str, RunStatus] = {}
     for folder in find_runs((runs, *folders)):
         key = os.path.realpath(folder)
-        found[key] = observe(folder, _name(folder, runs), submissions.get(key), now)
+        found[key] = observe(folder, _name(folder, runs), submissions.get(key), now=now)
     for key, submission in submissions.items():
         if key not in found:
             name = _name(Path(key), Path(os.path.realpath(runs)))
-            found[key] = observe(submission.folder, name, submission, now)
+            found[key] = observe(submission.folder, name, submission, now=now)
     jobs = queue.jobs() if queue else None
     for status in found.values():
         infer_state(status, jobs, asked_s_ago=now - queue.asked_at if queue else 0.0)
     statuses = list(found.values())
-    statuses += _unrecorded(jobs or [], [each.queued for each in statuses], runs, now)
+    statuses += _unrecorded(jobs or [], [each.queued for each in statuses], runs, now=now)
     return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))
 
 
@@ -58,7 +58,7 @@ def trials_of(sweep: RunStatus) -> list[RunStatus]:
     now = time.time()
     found = []
     for folder in find_runs([sweep.folder / "trials"]):
-        status = observe(folder, f"{sweep.run}/trials/{folder.name}", None, now)
+        status = observe(folder, f"{sweep.run}/trials/{folder.name}", None, now=now)
         infer_state(status, None, asked_s_ago=0.0)
         found.append(status)
     return sorted(found, key=lambda each: (_rank(each), -each.time_s, each.run))
@@ -67,7 +67,7 @@ def trials_of(sweep: RunStatus) -> list[RunStatus]:
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
     """The same run as it is now."""
     now = time.time()
-    fresh = observe(status.folder, status.run, status.submission, now)
+    fresh = observe(status.folder, status.run, status.submission, now=now)
     infer_state(fresh, queue.jobs(), asked_s_ago=now - queue.asked_at)
     return fresh
 
@@ -81,7 +81,7 @@ def _name(folder: Path, runs: Path) -> str:
 
 
 def _unrecorded(
-    jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, now: float
+    jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
     """Jobs of this project that were submitted by plain sbatch and have no folder yet."""
     taken = {job.id for job in known if job}

@@ -272,15 +272,22 @@ class Watch:
         return None
 
 
+@dataclass(frozen=True)
+class Access:
+    """How the browser comes to the server."""
+
+    port: int | None = None  # by default a free one
+    use_socket: bool = False
+    login: str | None = None  # the host to come through
+    open_page: bool = False
+
+
 def serve(
     roots: Sequence[Path],
     runs: Path,
     until: Until,
     *,
-    port: int | None = None,
-    use_socket: bool = False,
-    login: str | None = None,
-    open_page: bool = False,
+    access: Access,
     say: Callable[[str], object] = print,
 ) -> None:
     """Show the runs below `roots` until it is time to end; no file is left behind.
@@ -297,20 +304,22 @@ def serve(
     try:
         shown = Shown(folder / "runs", roots, runs)
         shown.refresh()
-        listener = listen_on_socket(folder / "socket") if use_socket else listen(port)
+        listener = listen_on_socket(folder / "socket") if access.use_socket else listen(access.port)
         name = listener.getsockname()
         endpoint = Endpoint(
-            target=name if use_socket else f"{name[0]}:{name[1]}",
-            port=port or LAPTOP_PORT if use_socket else name[1],
+            target=name if access.use_socket else f"{name[0]}:{name[1]}",
+            port=access.port or LAPTOP_PORT if access.use_socket else name[1],
             secret=secrets.token_urlsafe(32),
             host=socket.gethostname(),
-            login=jump_host(login, allocation),
+            login=jump_host(access.login, allocation),
         )
-        start_tensorboard(shown.folder, len(shown.found), listener, endpoint.secret, watch.used)
+        start_tensorboard(
+            shown.folder, len(shown.found), listener, secret=endpoint.secret, used=watch.used
+        )
         connection = write_connection(endpoint)
-        _announce(endpoint, shown, connection, say)
+        _announce(endpoint, shown, connection, say=say)
         say(until.text(in_job=allocation is not None))
-        if open_page and not open_browser(endpoint, folder):
+        if access.open_page and not open_browser(endpoint, folder):
             say("no browser found here: open the address yourself")
         watch.used()  # the time that it took to start is not idle
         say(f"ended: {_wait(watch, shown)}")
@@ -321,7 +330,7 @@ def serve(
 
 
 def _announce(
-    endpoint: Endpoint, shown: Shown, connection: Path, say: Callable[[str], object]
+    endpoint: Endpoint, shown: Shown, connection: Path, *, say: Callable[[str], object]
 ) -> None:
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found)} runs"

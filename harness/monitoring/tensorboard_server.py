@@ -130,6 +130,7 @@ def start_tensorboard(
     folder: Path,
     num_runs: int,
     listener: socket.socket,
+    *,
     secret: str,
     used: Callable[[], object],
 ) -> None:

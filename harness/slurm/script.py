@@ -119,7 +119,7 @@ def render_script(
 
 
 def job_variables(
-    project: Path, snapshot: Path, runs: Path, environment: Mapping[str, str] = os.environ
+    project: Path, snapshot: Path, runs: Path, *, environment: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """What the job's script exports: code, environment, runs, data and caches."""
     carried = {
@@ -154,8 +154,8 @@ def job_submission(
     job: Job | SearchSpec,
     seeds: tuple[int, ...] | None,
     resources: Resources,
-    layout: Layout,
     *,
+    layout: Layout,
     full: bool,
     pack: bool = False,
 ) -> SbatchJob:

@@ -48,7 +48,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     if is_snapshot(project):
         return project
     names = code_files(project, runs)
-    return _path(project, runs, names, commit_of(project))
+    return _path(project, runs, names, commit=commit_of(project))
 
 
 def take_snapshot(project: Path, runs: Path) -> Path:
@@ -76,8 +76,8 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         del record["snapshot"]
         (copy / SNAPSHOT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         # Named after the copy: a file may have been edited meanwhile.
-        folder = _path(copy, runs, names, version["commit"])
-        if not _holds(folder, [*names, SNAPSHOT_RECORD], copy, names):
+        folder = _path(copy, runs, names, commit=version["commit"])
+        if not _holds(folder, [*names, SNAPSHOT_RECORD], copy, names=names):
             _replace(folder, copy)
     except OSError as error:
         raise RunError(
@@ -138,7 +138,7 @@ def _is_no_code(name: str) -> bool:
     return any(Path(name).match(pattern) for pattern in NO_CODE)
 
 
-def _path(root: Path, runs: Path, names: Iterable[str], commit: str | None) -> Path:
+def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -> Path:
     digest = hashlib.sha256(str(commit).encode())
     for name in names:
         digest.update(b"\0".join([b"", os.fsencode(name), *_content(root / name)]))
@@ -153,7 +153,7 @@ def _content(path: Path) -> list[bytes]:
     return [kind, hashlib.sha256(path.read_bytes()).digest()]
 
 
-def _holds(folder: Path, needed: Iterable[str], copy: Path, names: Iterable[str]) -> bool:
+def _holds(folder: Path, needed: Iterable[str], copy: Path, *, names: Iterable[str]) -> bool:
     """Whether a snapshot is still complete: cleaners of scratch folders remove old files."""
     try:
         return all(os.path.lexists(folder / name) for name in needed) and all(

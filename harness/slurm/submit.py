@@ -57,36 +57,46 @@ class Request:
     pack: bool  # all seeds at the same time in one job, not an array
 
 
-def make_request(
-    job_file: Path | None,
-    overrides: Sequence[str],
-    seeds: str | None,
-    resources: Resources,
-    runs: Path,
-    *,
-    full: bool,
-    all_jobs: bool,
-    pack: bool = False,
-) -> Request:
+@dataclass(frozen=True)
+class Options:
+    """What to train, as the command line has it."""
+
+    job_file: Path | None
+    overrides: Sequence[str] = ()
+    seeds: str | None = None
+    full: bool = False
+    all_jobs: bool = False
+    pack: bool = False
+
+
+def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     """Check the whole request. Nothing is written, except that the user's own texts are read and
     cached, where the job then finds them.
 
     Raises:
         InputError: one line with the value that is refused, and the remedy.
     """
+    job_file, all_jobs, seeds = options.job_file, options.all_jobs, options.seeds
     if job_file is None and not all_jobs:
         raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
     resources.check()
     chosen = parse_seeds(seeds) if seeds is not None else None
-    if pack and not chosen:
+    if options.pack and not chosen:
         raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
     project, runs = project_folder(), runs.absolute()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
-    jobs = [_check_job(file, overrides, chosen) for file in files]
+    jobs = [_check_job(file, options.overrides, chosen) for file in files]
     scripts = [script_of(job) for job in jobs]
     _check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
     return Request(
-        project, runs, tuple(jobs), chosen, resources, full, compares=all_jobs, pack=pack
+        project,
+        runs,
+        tuple(jobs),
+        chosen,
+        resources,
+        options.full,
+        compares=all_jobs,
+        pack=options.pack,
     )
 
 
@@ -229,7 +239,7 @@ def _layout(request: Request, snapshot: Path, code: Path) -> Layout:
 
 def _submission(request: Request, job: Job | SearchSpec, layout: Layout) -> SbatchJob:
     return job_submission(
-        job, request.seeds, request.resources, layout, full=request.full, pack=request.pack
+        job, request.seeds, request.resources, layout=layout, full=request.full, pack=request.pack
     )
 
 

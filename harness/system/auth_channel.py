@@ -116,7 +116,7 @@ def accept_hello(connection: socket.socket, secret: bytes, timeout_s: float = HE
 
 
 def say_hello(
-    connection: socket.socket, secret: bytes, message: Message, timeout_s: float = HELLO_S
+    connection: socket.socket, secret: bytes, message: Message, *, timeout_s: float = HELLO_S
 ) -> None:
     """The client's side of a hello, on a new connection.
 

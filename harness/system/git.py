@@ -165,7 +165,7 @@ def has_commit(project: Path, commit: str) -> bool:
     return True
 
 
-def write_version(project: Path, commit: str, patch: str, folder: Path) -> None:
+def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> None:
     """Write the files of a commit, changed by a patch, into an empty folder.
 
     Raises:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,16 @@ def find_nvml() -> Any:
     return pynvml
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What a monitor reads."""
+
+    nvml: Callable[[], Any] = find_nvml
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)  # which GPUs it sees
+    clock: Callable[[], float] = time.monotonic  # seconds
+    cpu_clock: Callable[[], float] = time.process_time  # seconds that this process has used
+
+
 class ResourceMonitor:
     """Reads what this process uses; a context manager, which also watches for idle GPUs."""
 
@@ -36,10 +47,7 @@ class ResourceMonitor:
         *,
         idle_min: float = 0.0,
         warn: Callable[[str], object] = lambda line: None,
-        nvml: Callable[[], Any] = find_nvml,
-        environment: Mapping[str, str] = os.environ,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] = time.process_time,
+        sources: Sources | None = None,
     ) -> None:
         """Make a monitor; nothing is read yet.
 
@@ -48,19 +56,16 @@ class ResourceMonitor:
             num_cpus: how many it may use.
             idle_min: minutes after which an idle GPU gets a warning, 0 for never.
             warn: takes a warning of one line; called from a thread.
-            nvml: finds NVML, as `find_nvml` does.
-            environment: its CUDA_VISIBLE_DEVICES says which GPUs are visible.
-            clock: gives seconds.
-            cpu_clock: gives the seconds of CPU time that this process has used.
+            sources: what it reads, by default of this process.
         """
-        self._num_gpus, self._num_cpus = num_gpus, num_cpus
-        self._idle = IdleWatch(idle_min, clock) if idle_min > 0 else None
-        self._warn, self._find, self._environment = warn, nvml, environment
-        self._clock, self._cpu_clock = clock, cpu_clock
+        self._num_gpus, self._num_cpus, self._warn = num_gpus, num_cpus, warn
+        self._sources = sources or Sources()
+        self._clock, self._cpu_clock = self._sources.clock, self._sources.cpu_clock
+        self._idle = IdleWatch(idle_min, self._clock) if idle_min > 0 else None
         self._nvml: Any = None
         self._handles: dict[str, Any] = {}  # by TensorFlow's number of the GPU
         self._read_at = float("-inf")
-        self._before = clock(), cpu_clock()
+        self._before = self._clock(), self._cpu_clock()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -126,7 +131,7 @@ class ResourceMonitor:
 
     def _open(self) -> str:
         """Find the GPUs; returns the problem, empty for none."""
-        nvml = self._find()
+        nvml = self._sources.nvml()
         if nvml is None:
             return "nvidia-ml-py is not installed; HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
         try:
@@ -134,7 +139,7 @@ class ResourceMonitor:
         except nvml.NVMLError as error:
             return f"NVML says {error}; compare nvidia-smi"
         self._nvml = nvml
-        seen = self._environment.get("CUDA_VISIBLE_DEVICES")
+        seen = self._sources.environment.get("CUDA_VISIBLE_DEVICES")
         names = seen.split(",") if seen else [str(index) for index in range(self._num_gpus)]
         for index, name in enumerate(each.strip() for each in names[: self._num_gpus]):
             if name.isdigit():

@@ -22,6 +22,7 @@ class Heartbeat:
         run: LeasedDirectory,
         allocation: SlurmEnvironment | None,
         every_s: float = HEARTBEAT_S,
+        *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run, self.every_s, self.clock = run, every_s, clock

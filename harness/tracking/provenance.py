@@ -21,6 +21,7 @@ def write_provenance(
     run: RunDirectory,
     dataset: Dataset,
     allocation: SlurmEnvironment | None,
+    *,
     devices_asked: str | None,
     plan: Mapping[str, Any],
     start: Mapping[str, Any],

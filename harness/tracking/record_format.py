@@ -19,7 +19,7 @@ def stamped(record: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {"format": number, "harness": __version__, **_unstamped(record)}
 
 
-def check_format(name: str, record: Mapping[str, Any], known: int, remedy: str = "") -> None:
+def check_format(name: str, record: Mapping[str, Any], known: int, *, remedy: str = "") -> None:
     """Refuse to go on with what a later version of harness wrote.
 
     Args:

@@ -161,7 +161,7 @@ def read_submissions(runs: Path) -> Iterator[Submission]:
 # What a folder says
 
 
-def observe(folder: Path, name: str, submission: Submission | None, now: float) -> RunStatus:
+def observe(folder: Path, name: str, submission: Submission | None, *, now: float) -> RunStatus:
     """Read as much of a run's folder as is there and whole; its state is inferred later."""
     run = RunDirectory(folder)
     state = run.read_json("state.json")

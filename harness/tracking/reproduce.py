@@ -61,7 +61,7 @@ def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
     warnings = list(_differences(record))
     try:
         with atomic_directory(folder) as temporary:
-            source = _put_code(run, record, project, temporary, warnings)
+            source = _put_code(run, record, project, folder=temporary, warnings=warnings)
             job_file = _put_job(run, temporary)
             _put_data(record, temporary, warnings)
     except OSError as error:
@@ -70,7 +70,7 @@ def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
 
 
 def _put_code(
-    run: RunDirectory, record: dict[str, Any], project: Path, folder: Path, warnings: list[str]
+    run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     left_out = [str(name) for name in record.get("left_out_files") or []]
@@ -79,7 +79,7 @@ def _put_code(
     is_whole = isinstance(patch, str) and not left_out
     if has_commit(project, commit) and (is_whole or not snapshot):
         try:
-            write_version(project, commit, patch or "", folder)
+            write_version(project, commit, patch or "", folder=folder)
         except GitError as error:
             raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
         if patch is None:

@@ -98,7 +98,7 @@ class RunDirectory(LeasedDirectory):
             InputError: if one did, with how to get that version.
         """
         remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
-        check_format(f"run {self.folder}", self.read_json(RECORD), RUN_FORMAT, remedy)
+        check_format(f"run {self.folder}", self.read_json(RECORD), RUN_FORMAT, remedy=remedy)
 
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""

@@ -152,7 +152,7 @@ class ProgressReport:
         )
         figures = f"loss {results.losses[-1]:.4f}  {results.reviews_per_s:.0f} reviews/s"
         epoch = f"epoch {progress.epoch + 1}/{self.num_epochs}"
-        self.console.advance(epoch, step, self.num_steps, figures)
+        self.console.advance(epoch, step, self.num_steps, figures=figures)
 
 
 class BestWeights:

@@ -186,7 +186,7 @@ def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = F
     recorded = run.read_json("provenance.json").get("dataset")
     if not recorded:
         return open_data(job, data, full=full)
-    return reopen_data(recorded, job, data, f"run {run.folder}")
+    return reopen_data(recorded, job, data, whose=f"run {run.folder}")
 
 
 def prepare_quietly(job: Job) -> None:

@@ -39,6 +39,7 @@ def train(
     context: RunContext,
     compute: Compute,
     observers: Observers,
+    *,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
     """Begin a run, or resume it where it was, and train it to its result.

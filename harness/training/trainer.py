@@ -15,7 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
-from harness.data.input_pipeline import Batch, Reviews, batches, num_steps, permutations_ahead
+from harness.data.input_pipeline import (
+    Batch,
+    Reviews,
+    Start,
+    batches,
+    num_steps,
+    permutations_ahead,
+)
 from harness.errors import Interrupted, RunError
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
@@ -123,10 +130,8 @@ class Trainer:
                 self.train_step.strategy,
                 self.training,
                 permutations,
-                batch_size=train.batch_size,
-                maxlen=self.job.data.maxlen,
-                first_step=progress.step,
-                steps_before=progress.epoch * self.steps_per_epoch,
+                shape=(train.batch_size, self.job.data.maxlen),
+                start=Start(progress.step, progress.epoch * self.steps_per_epoch),
                 timed=True,
             )
         )

@@ -91,7 +91,7 @@ class WorkerProxy:
         address: gives `host` and `port` of the chief as they are now, empty while there is none.
     """
 
-    def __init__(self, folder: Path, worker: str, secret: bytes, address: Address) -> None:
+    def __init__(self, folder: Path, worker: str, secret: bytes, *, address: Address) -> None:
         self.path = folder / "chief"
         self._worker, self._secret, self._address = worker, secret, address
         proxy = self

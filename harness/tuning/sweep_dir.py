@@ -155,7 +155,7 @@ class SweepDirectory(LeasedDirectory):
         record = self.read_json("data.json")
         if not record:
             return open_data(job, data, full=full)
-        return reopen_data(record, job, data, f"sweep {self.folder}")
+        return reopen_data(record, job, data, whose=f"sweep {self.folder}")
 
     def make_secret(self) -> None:
         """Write the secret of chief and workers, once."""

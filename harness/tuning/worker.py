@@ -68,7 +68,7 @@ def work(
     monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
     with monitor, tempfile.TemporaryDirectory(prefix="harness-worker-") as private:
         trials = Trials(sweep, dataset, strategy, observers=Observers(console, monitor, stop))
-        proxy = WorkerProxy(Path(private), name, sweep.secret(), sweep.address)
+        proxy = WorkerProxy(Path(private), name, sweep.secret(), address=sweep.address)
         os.environ |= {
             "KERASTUNER_TUNER_ID": name,
             "KERASTUNER_ORACLE_IP": "unix",

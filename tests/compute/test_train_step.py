@@ -33,7 +33,7 @@ def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarr
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, "train.precision=float64"])
     train_step = TrainStep(job, strategy, ExecutionPlan(xla=xla, threads=1, parts=parts, why=""))
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
-    opened = batches(strategy, reviews(), order, batch_size=20, maxlen=LENGTH)
+    opened = batches(strategy, reviews(), order, shape=(20, LENGTH))
     sums = train_step.train_steps(iter(opened), 3).numpy()
     return sums, train_step.model.get_weights()
 
@@ -63,7 +63,7 @@ def test_parts_hold_all_rows_in_order() -> None:
     """The last part has what is left; a batch that fits is left as it is."""
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     strategy = tf.distribute.get_strategy()
-    batch = next(iter(batches(strategy, reviews(), order, batch_size=20, maxlen=LENGTH)))
+    batch = next(iter(batches(strategy, reviews(), order, shape=(20, LENGTH))))
     parts = in_parts(batch, 20, 8)
     assert [len(part.positions) for part in parts] == [8, 8, 4]
     for field in ("tokens", "labels", "weights", "positions"):

@@ -64,7 +64,7 @@ def _kernels(name: str, strategy: Any, settings: Sequence[str] = ()) -> list[str
     train_step = TrainStep(job, strategy, ExecutionPlan(xla=False, threads=1, parts=1, why=""))
     reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
     order = np.arange(64, dtype=np.int32)[None]
-    opened = batches(strategy, reviews, order, batch_size=job.train.batch_size, maxlen=8)
+    opened = batches(strategy, reviews, order, shape=(job.train.batch_size, 8))
     return list(train_step.kernels(train_step.trace(iter(opened))).values())
 
 

@@ -10,6 +10,7 @@ from harness.data import input_pipeline as pipeline
 from harness.data.input_pipeline import (
     Batch,
     Reviews,
+    Start,
     batches,
     epoch_permutation,
     num_steps,
@@ -33,8 +34,11 @@ def make_reviews() -> Reviews:
 def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) -> list[Batch]:
     """All batches of one or more epochs, as arrays."""
     strategy = tf.distribute.get_strategy()
+    start = Start(settings.pop("first_step", 0), settings.pop("steps_before", 0))
     sizes = {"batch_size": 4, "maxlen": 5} | settings
-    made = batches(strategy, reviews or make_reviews(), np.atleast_2d(order), **sizes)  # type: ignore[arg-type]
+    shape = sizes["batch_size"], sizes["maxlen"]
+    orders, given = np.atleast_2d(order), reviews or make_reviews()
+    made = batches(strategy, given, orders, shape=shape, start=start)
     return [Batch(*(np.asarray(part) for part in batch)) for batch in made]
 
 

@@ -117,7 +117,9 @@ def layout(tmp_path: Path) -> Layout:
     runs = Path("/my runs/100%")
     snapshot = runs / ".submissions/code-0"
     environment = {"HARNESS_VENV": "/venv", "HARNESS_DATA": "/it's data", "OTHER": "x"}
-    return Layout(runs, snapshot, tmp_path, job_variables(tmp_path, snapshot, runs, environment))
+    return Layout(
+        runs, snapshot, tmp_path, job_variables(tmp_path, snapshot, runs, environment=environment)
+    )
 
 
 def untimed(text: str) -> str:
@@ -127,7 +129,7 @@ def untimed(text: str) -> str:
 def test_script_of_one_run(tmp_path: Path) -> None:
     """The whole text, with the header of the project's script as far as sbatch would read it."""
     job = load_job(JOBS / "lstm.toml")
-    submission = job_submission(job, (3,), Resources(nodes=1), layout(tmp_path), full=True)
+    submission = job_submission(job, (3,), Resources(nodes=1), layout=layout(tmp_path), full=True)
     assert untimed(submission.script) == GOLDEN
     assert untimed(shlex.join(submission.command)) == (
         "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --nodes=1 "
@@ -140,7 +142,9 @@ def test_script_of_one_run(tmp_path: Path) -> None:
 def test_several_seeds_are_an_array(tmp_path: Path) -> None:
     """An array's tasks have a run and a log each, and its script leaves the seed to the task."""
     job = load_job(JOBS / "lstm.toml")
-    submission = job_submission(job, (1, 2, 7), Resources(gpus=2), layout(tmp_path), full=False)
+    submission = job_submission(
+        job, (1, 2, 7), Resources(gpus=2), layout=layout(tmp_path), full=False
+    )
     assert untimed(submission.script.splitlines()[-1]).endswith("lstm.toml'")
     assert submission.command[3:6] == [
         *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--gres=gpu:2"),
@@ -153,7 +157,7 @@ def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
     """Its script trains them side by side; each has its run and its own log."""
     job = load_job(JOBS / "lstm.toml")
     at = layout(tmp_path)
-    submission = job_submission(job, (1, 2, 7), Resources(), at, full=False, pack=True)
+    submission = job_submission(job, (1, 2, 7), Resources(), layout=at, full=False, pack=True)
     assert submission.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
     assert not any(word.startswith("--array") for word in submission.command)
     assert submission.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12-seed7")
@@ -165,7 +169,7 @@ def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
 def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
     """No seed is passed, and the record has the one that the job's file names."""
     job = load_job(JOBS / "lstm.toml", ["train.seed=9"])
-    submission = job_submission(job, None, Resources(), layout(tmp_path), full=False)
+    submission = job_submission(job, None, Resources(), layout=layout(tmp_path), full=False)
     assert (submission.seeds, submission.is_array) == ((9,), False)
     assert "--seed" not in submission.script
     assert "seed = 9\n" in submission.job_toml
@@ -174,7 +178,7 @@ def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
 def test_a_job_named_job_leaves_that_files_name_to_runs(tmp_path: Path) -> None:
     """A file job.toml among the submissions would be taken for a run."""
     job = load_job(JOBS / "lstm.toml").model_copy(update={"name": "job"})
-    submission = job_submission(job, None, Resources(), layout(tmp_path), full=False)
+    submission = job_submission(job, None, Resources(), layout=layout(tmp_path), full=False)
     assert submission.job_file
     assert submission.job_file.name == "job_.toml"
 
@@ -184,8 +188,8 @@ def test_comparison_waits_for_all_and_names_their_runs(tmp_path: Path) -> None:
     at = dataclasses.replace(layout(tmp_path), runs=tmp_path / "r [1]*")
     job = load_job(JOBS / "lstm.toml")
     asked = Resources(gpus=2, time="9", partition="p", flags=("--qos=q",))
-    array = job_submission(job, (1, 2), asked, at, full=False)
-    single = job_submission(job, None, asked, at, full=False)
+    array = job_submission(job, (1, 2), asked, layout=at, full=False)
+    single = job_submission(job, None, asked, layout=at, full=False)
     submission = comparison_submission({"12": array, "13": single}, asked, at)
     assert submission.command[4:-1] == [
         *("--partition=p", "--qos=q", "--dependency=afterany:12:13"),

@@ -25,6 +25,7 @@ from harness.system.resource_monitor import (
     READ_S,
     IdleWatch,
     ResourceMonitor,
+    Sources,
     idle_warning_min,
     resident_memory_gb,
 )
@@ -100,10 +101,12 @@ def gauge_over(
         2,
         idle_min=idle_min,
         warn=said.append,
-        nvml=partial(give, nvml),
-        environment=environment,
-        clock=clock or Clock(),
-        cpu_clock=lambda: 7.0 + 0.5 * ((clock or Clock()).now_s - Clock.now_s),
+        sources=Sources(
+            nvml=partial(give, nvml),
+            environment=environment,
+            clock=clock or Clock(),
+            cpu_clock=lambda: 7.0 + 0.5 * ((clock or Clock()).now_s - Clock.now_s),
+        ),
     ) as monitor:
         yield monitor, said
 
@@ -284,7 +287,7 @@ def test_doctor_says_whether_the_use_of_gpus_is_read() -> None:
         (None, "yellow", "HARNESS_EXTRA=gpu"),
     ):
         (finding,) = check_gpu_use(
-            1, partial(ResourceMonitor, nvml=partial(give, nvml), environment={})
+            1, partial(ResourceMonitor, sources=Sources(nvml=partial(give, nvml), environment={}))
         )
         assert finding.level == level
         assert told in finding.found + finding.remedy

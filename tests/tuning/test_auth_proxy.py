@@ -81,7 +81,7 @@ def wait_for(seen: list[tuple[str, bool]], event: tuple[str, bool]) -> None:
 def test_who_knows_the_secret_reaches_the_oracle(chief: Chief, tmp_path: Path) -> None:
     """A worker's connections go through, whole, wherever the chief is by then."""
     where = chief.address()
-    proxy = WorkerProxy(tmp_path, "w0", SECRET, lambda: where)
+    proxy = WorkerProxy(tmp_path, "w0", SECRET, address=lambda: where)
     content = os.urandom(3_000_000)
     assert says_back(proxy.path, content) == content
     wait_for(chief.seen, ("w0", True))
@@ -95,7 +95,7 @@ def test_who_knows_the_secret_reaches_the_oracle(chief: Chief, tmp_path: Path) -
 
 def test_who_does_not_know_it_gets_nothing(chief: Chief, tmp_path: Path) -> None:
     """Neither with another secret nor with KerasTuner's own protocol, nor by saying nothing."""
-    proxy = WorkerProxy(tmp_path, "w0", b"a guess", chief.address)
+    proxy = WorkerProxy(tmp_path, "w0", b"a guess", address=chief.address)
     assert says_back(proxy.path, b"hello") == b""
     for content in (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b'{"worker": "w0"}\n', b"x" * 5000):
         with socket.create_connection(("127.0.0.1", chief.proxy.port)) as stranger:
@@ -111,7 +111,9 @@ def test_a_worker_does_not_trust_a_strangers_port(tmp_path: Path) -> None:
     """A chief that does not know the secret hears a proof for its challenge, no word more."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        proxy = WorkerProxy(tmp_path, "w0", SECRET, lambda: {"host": "127.0.0.1", "port": port})
+        proxy = WorkerProxy(
+            tmp_path, "w0", SECRET, address=lambda: {"host": "127.0.0.1", "port": port}
+        )
         with socket.socket(socket.AF_UNIX) as worker:
             worker.settimeout(10)
             worker.connect(str(proxy.path))

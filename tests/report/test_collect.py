@@ -37,6 +37,14 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     assert cells["F1"] == ""  # not in these records
 
 
+@pytest.mark.parametrize(("training_s", "shown"), [(9.94, "9.9"), (10.0, "10"), (10.6, "11")])
+def test_seconds_are_whole_from_ten_on(tmp_path: Path, training_s: float, shown: str) -> None:
+    """A tenth is told only where it is a hundredth of the time or more."""
+    write_run(tmp_path / "a", training_s=training_s)
+    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].results
+    assert result_cells(row)["train s"] == shown
+
+
 def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:
     """An interval of width 0 would promise what two equal runs can't."""
     for seed in (1, 2):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_the_page_is_whole_and_loads_nothing(written: Path) -> None:
     assert all((each or "").startswith(("data:image/png;", "#")) for each in loaded)
     assert "url(" not in text
     assert "default-src 'none'" in text
+
+
+def test_two_jobs_disagree_and_one_does_not(written: Path, runs: Path) -> None:
+    """Disputed reviews are shown where there are jobs to differ, from two on."""
+    heading = "Reviews on which they disagree most"
+    assert heading in (written / "report.html").read_text()
+    shutil.rmtree(runs / "bilstm")
+    assert heading not in write(runs, runs.parent / "out")[0]
 
 
 def test_words_from_outside_are_no_markup(written: Path) -> None:

@@ -37,12 +37,25 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     assert cells["F1"] == ""  # not in these records
 
 
+def test_a_narrow_terminal_names_the_columns_it_hides(tmp_path: Path) -> None:
+    """Those that do not fit are named below the table, and no other."""
+    write_run(tmp_path / "a")
+    (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
+    console = Console(file=io.StringIO(), width=50, force_terminal=True, color_system=None)
+    console.print(results_table(part, console))
+    assert isinstance(console.file, io.StringIO)
+    table, _, note = console.file.getvalue().partition("no room here for ")
+    hidden = " ".join(note.split()).removesuffix("; --markdown has all").split(", ")
+    assert hidden == [name for name in part.columns if name not in table]
+    assert 0 < len(hidden) < len(part.columns)
+
+
 @pytest.mark.parametrize(("training_s", "shown"), [(9.94, "9.9"), (10.0, "10"), (10.6, "11")])
 def test_seconds_are_whole_from_ten_on(tmp_path: Path, training_s: float, shown: str) -> None:
     """A tenth is told only where it is a hundredth of the time or more."""
     write_run(tmp_path / "a", training_s=training_s)
     (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].results
-    assert result_cells(row)["train s"] == shown
+    assert result_cells(row, in_book=False)["train s"] == shown
 
 
 def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:

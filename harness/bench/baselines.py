@@ -185,16 +185,11 @@ def by_keras_tuner(
 # The same on PyTorch
 
 
-def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
-    """Train the same network on `torch.nn`; arguments and answer are those of `by_keras`.
-
-    Its cells differ where PyTorch's do: a second bias, and a GRU that resets after the product.
-    """
+def _torch_network(architecture: str, device: str) -> tuple[Any, Callable[[Any], Any]]:
+    """The network's layers, and the function from a batch of tokens to its logits."""
     import torch
     from torch import nn
 
-    tokens, labels, test = reviews
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     one_way: dict[str, Callable[..., Any]] = {"rnn": nn.RNN, "gru": nn.GRU}
     options: dict[str, Any] = {"bidirectional": architecture == "bilstm"}
     options |= {"num_layers": 2} if architecture == "stacked_lstm" else {}
@@ -216,6 +211,20 @@ def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
         both = architecture == "bilstm"
         return dense(dropout(torch.cat([state[0], state[1]], 1) if both else state[-1]))[:, 0]
 
+    return parts, logits
+
+
+def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
+    """Train the same network on `torch.nn`; arguments and answer are those of `by_keras`.
+
+    Its cells differ where PyTorch's do: a second bias, and a GRU that resets after the product.
+    """
+    import torch
+    from torch import nn
+
+    tokens, labels, test = reviews
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parts, logits = _torch_network(architecture, device)
     optimizer = torch.optim.RMSprop(parts.parameters(), 0.001, alpha=0.9, eps=1e-7)
     loss_of = nn.BCEWithLogitsLoss()
     x = torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=device)

@@ -159,7 +159,7 @@ def test_a_folder_that_is_there_is_left_alone(checkout: Checkout, tmp_path: Path
     """Even an empty folder is refused, and a run without a record too."""
     done = checkout.harness.run("reproduce", checkout.run, "--to", tmp_path)
     assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
-    assert "is there already" in done.stderr
+    assert "exists already" in done.stderr
     (tmp_path / "run").mkdir()
     shutil.copy(checkout.run / "job.toml", tmp_path / "run")
     done = checkout.harness.run("reproduce", tmp_path / "run")
@@ -208,4 +208,4 @@ def test_other_packages_are_said(checkout: Checkout, tmp_path: Path) -> None:
     run = checkout.copy_of_run(tmp_path, packages={"numpy": "1.0"})
     done = checkout.harness.run("reproduce", run)
     assert done.returncode == 0
-    assert "warning: numpy was 1.0 then and is" in done.stderr
+    assert "warning: numpy was 1.0 in the run and is" in done.stderr

@@ -1,8 +1,11 @@
 """What every architecture shares: dropout over the global batch, the recurrent layers."""
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 import tensorflow as tf
-from keras.layers import RNN, Bidirectional, Dropout, SpatialDropout1D
+from keras.layers import RNN, Bidirectional, Dropout, Embedding, SpatialDropout1D
 
 
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
@@ -52,12 +55,38 @@ def uniform(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
+class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
+    """An embedding that can be given its output, looked up by the caller."""
+
+    _given: tf.Tensor | None = None
+
+    @contextlib.contextmanager
+    def given(self, embedded: tf.Tensor | None) -> Iterator[None]:
+        """Have calls return `embedded`, `[examples, time, channels]`; None changes nothing.
+
+        Not an argument of the model's call, which would turn it into integers like its tokens.
+        """
+        self._given = embedded
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Look up, unless that is done; in the layer's precision."""
+        if self._given is None:
+            return super().call(inputs)
+        return tf.cast(self._given, self.compute_dtype)
+
+
 def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
-    """Copy a model and its weights, with its dropout layers replaced by `GlobalBatchDropout`."""
+    """Copy a model and its weights, with layers of this module for dropout and embedding."""
     num_dropouts = 0
 
     def replace(layer: keras.Layer) -> keras.Layer:
         nonlocal num_dropouts
+        if type(layer) is Embedding:
+            return OuterEmbedding.from_config(layer.get_config())
         if not isinstance(layer, Dropout | SpatialDropout1D):
             return layer.__class__.from_config(layer.get_config())
         num_dropouts += 1
@@ -73,6 +102,14 @@ def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
     copy = keras.models.clone_model(model, clone_function=replace)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def outer_embedding(model: keras.Model) -> OuterEmbedding | None:
+    """The model's embedding, if it has one, which is trained and takes the model's input."""
+    found = [layer for layer in model.layers if isinstance(layer, Embedding)]
+    if len(found) != 1 or not isinstance(found[0], OuterEmbedding) or not found[0].trainable:
+        return None
+    return found[0] if found[0].input is model.inputs[0] else None
 
 
 def recurrent_layers(model: keras.Model) -> list[keras.Layer]:

@@ -5,8 +5,9 @@ Two models share the strategy's scope. `model` is trained, with dropout over the
 export (the latest ones, or the optimizer's moving average), and is validated, tested and saved.
 """
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ from harness.architectures import BUILDERS
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import Job, TrainConfig
-from harness.layers import for_training, recurrent_layers
+from harness.layers import for_training, outer_embedding, recurrent_layers
 from harness.system.signals import StopRequest
 
 KERAS_PRECISION = {
@@ -46,6 +47,9 @@ class TrainStep:
             self.model = for_training(self.export_model, job.train.seed, job.train.batch_size)
             if self.xla:
                 _turn_cudnn_off(self.model)
+            # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
+            # loop over all words of a batch; TensorFlow's own kernel sorts them.
+            self.embedding = outer_embedding(self.model) if self.xla and _uses_gpu() else None
             self.optimizer = build_optimizer(job.train)
             self.model.compile(self.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
             self.optimizer.build(self.model.trainable_variables)
@@ -84,7 +88,7 @@ class TrainStep:
         compiled = tf.function(self._gradients, jit_compile=self.xla, autograph=False)
         # Nothing orders the parts, so they run side by side where there are threads.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
-        results = [compiled(part) for part in parts]
+        results = [self._with_lookup(compiled, part) for part in parts]
         gradients = [
             tf.add_n(list(of_parts))
             for of_parts in zip(*(gradients for gradients, _ in results), strict=True)
@@ -106,9 +110,34 @@ class TrainStep:
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
         return [gradient / context.num_replicas_in_sync for gradient in gradients]
 
-    def _gradients(self, batch: Batch) -> tuple[list[tf.Tensor], tf.Tensor]:
-        variables = [v.value for v in self.model.trainable_variables]
-        with tf.GradientTape() as tape:
+    def _with_lookup(
+        self, compiled: Callable[..., tuple[list[tf.Tensor], tf.Tensor]], part: Batch
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """A part's gradients and sums, its embedding outside of what is compiled."""
+        if self.embedding is None:
+            return compiled(part)
+        table = self.embedding.embeddings
+        gradients, sums = compiled(part, tf.gather(table.value, part.tokens))
+        words, channels = table.shape
+        index = _index(table, self.model.trainable_variables)
+        gradients[index] = tf.math.unsorted_segment_sum(
+            tf.reshape(gradients[index], [-1, channels]), tf.reshape(part.tokens, [-1]), words
+        )
+        return gradients, sums
+
+    def _gradients(
+        self, batch: Batch, embedded: tf.Tensor | None = None
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The gradients of the weights and the sums; of `embedded` in the embedding's place."""
+        trained = self.model.trainable_variables
+        variables = [v.value for v in trained]
+        given: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.embedding is not None and embedded is not None:
+            given = self.embedding.given(embedded)
+            variables[_index(self.embedding.embeddings, trained)] = embedded
+        with tf.GradientTape() as tape, given:
+            if embedded is not None:
+                tape.watch(embedded)  # no variable, which a tape watches by itself
             probabilities = self.model(
                 batch.tokens, training=True, step=batch.step, positions=batch.positions
             )
@@ -192,9 +221,17 @@ class Evaluator:
         return tuple(self.strategy.gather(output, axis=0) for output in outputs)
 
 
+def _index(variable: keras.Variable, variables: Sequence[keras.Variable]) -> int:
+    return [each is variable for each in variables].index(True)
+
+
+def _uses_gpu() -> bool:
+    return bool(tf.config.get_visible_devices("GPU"))
+
+
 def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
     """Reviews in a global batch of an evaluation."""
-    kind = "gpu" if tf.config.get_visible_devices("GPU") else "cpu"
+    kind = "gpu" if _uses_gpu() else "cpu"
     return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)
 
 

@@ -59,6 +59,45 @@ def test_a_step_in_parts_is_the_step_as_a_whole(name: str, xla: bool, parts: int
         np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
 
 
+def hlo_of_gradients(train_step: TrainStep, *embedded: tf.Tensor) -> str:
+    """What XLA gets to compile, for one batch."""
+    strategy = tf.distribute.get_strategy()
+    order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
+    batch = next(iter(batches(strategy, reviews(), order, shape=(20, LENGTH))))
+    compiled = tf.function(
+        lambda *inputs: train_step._gradients(*inputs), jit_compile=True, autograph=False
+    )
+    return str(compiled.experimental_get_compiler_ir(batch, *embedded)(stage="hlo"))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "rtol"),
+    [("rnn", "float32", 1e-6), ("gru", "float64", 1e-10), ("rnn", "bfloat16", 0.02)],
+)
+def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, precision: str, rtol: float
+) -> None:
+    """No scatter is left, which would be a loop over words, and steps are the same to rounding."""
+    strategy = tf.distribute.get_strategy()
+    plan = ExecutionPlan(xla=True, threads=1, parts=1, why="")
+    job = load_job(JOBS / f"{name}.toml", [*SETTINGS, f"train.precision={precision}"])
+    order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
+    usual = TrainStep(job, strategy, plan)
+    monkeypatch.setattr("harness.compute.train_step._uses_gpu", lambda: True)
+    outside = TrainStep(job, strategy, plan)
+    assert (usual.embedding, outside.embedding is None) == (None, False)
+    embedded = tf.zeros([20, LENGTH, job.model.embedding_dim], outside.model.variable_dtype)
+    assert "scatter(" in hlo_of_gradients(usual)
+    assert "scatter(" not in hlo_of_gradients(outside, embedded)
+    results = []
+    for train_step in (usual, outside):
+        opened = batches(strategy, reviews(), order, shape=(20, LENGTH))
+        sums = train_step.train_steps(iter(opened), 3).numpy()
+        results.append([sums, *train_step.model.get_weights()])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
+
+
 def test_parts_hold_all_rows_in_order() -> None:
     """The last part has what is left; a batch that fits is left as it is."""
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]

@@ -156,6 +156,15 @@ def test_two_jobs_disagree_and_one_does_not(written: Path, runs: Path) -> None:
     assert heading not in write(runs, runs.parent / "out")[0]
 
 
+def test_the_record_names_versions_as_far_as_they_are_known(runs: Path) -> None:
+    """A package that the run's record lacks is unknown, and no other."""
+    for path in runs.glob("*/*/provenance.json"):
+        record = json.loads(path.read_text()) | {"packages": {"tensorflow": "2.21.0"}}
+        path.write_text(json.dumps(record))
+    text, _ = write(runs, runs.parent / "out")
+    assert "tensorflow 2.21.0, keras unknown, numpy unknown" in Page(text).text
+
+
 def test_words_from_outside_are_no_markup(written: Path) -> None:
     """A review, a record, a run's name and an error with markup in them are shown as text."""
     text = (written / "report.html").read_text()

@@ -165,6 +165,15 @@ def job_of(path: Path, *overrides: str) -> Job:
     return load_job(job_file, overrides)
 
 
+def test_a_class_is_a_short_name(tmp_path: Path) -> None:
+    """Of 60 printable characters at most; a longer one is a text in the wrong column."""
+    rows = [(text, {"pos": "p" * 60}.get(label, label)) for text, label in ROWS]
+    assert open_source(write_csv(tmp_path / "a.csv", rows)).classes == ("neg", "p" * 60)
+    rows = [(text, label + "p" * (label != "neg")) for text, label in rows]
+    with pytest.raises(InputError, match="up to 60 printable characters"):
+        open_source(write_csv(tmp_path / "b.csv", rows))
+
+
 def test_a_validation_part_without_a_class_is_refused(tmp_path: Path) -> None:
     """So is a limit that leaves one class alone; more of either mends it."""
     job = job_of(write_csv(tmp_path / "a.csv", ROWS))

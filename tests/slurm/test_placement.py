@@ -63,6 +63,7 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         allocate_slots(here, 2, workers_per_gpu=2, devices="cpu")
     with pytest.raises(InputError, match="--workers 2000: should be 1000 at most"):
         allocate_slots(None, 2000)
+    assert len(allocate_slots(None, 1000)) == 1000
 
 
 def test_a_step_runs_on_its_slots_node_and_shares_it() -> None:

@@ -182,7 +182,7 @@ def test_several_jobs_and_seeds_are_the_runs_that_one_by_one_they_would_be(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--seed", "1", "--seeds", "2"), "--seed 1 and --seeds 2: give only one of them"),
+        (("--seed", "1", "--seeds", "2"), "--seed 1 and --seeds 2: give one of them"),
         (("--workers", "2"), "--seeds too"),
         (("--seeds", "3-1"), "--seeds 3-1"),
         (("--seeds", "1-2", "--devices", "cpu:2"), "a run uses one device"),

@@ -228,6 +228,7 @@ def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
     assert second != first
     assert snapshot_path(project, runs) == second
     assert take_snapshot(second, runs) == second, "a snapshot needs none of itself"
+    assert {*first.parent.iterdir()} == {first, second}, "no copy is left"
 
 
 def test_a_damaged_snapshot_is_made_anew(project: Path, tmp_path: Path) -> None:

@@ -1,0 +1,16 @@
+"""Reviews in flat arrays."""
+
+import numpy as np
+import pytest
+
+from harness.data.dataset import make_split
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 9])
+def test_the_first_reviews_are_a_split_of_their_own(limit: int) -> None:
+    """Tokens, offsets and labels are those of a split made of them alone."""
+    reviews, labels = [[1, 2], [3], [4, 5, 6]], [0, 1, 1]
+    taken = make_split(reviews, labels).take(limit)
+    alone = make_split(reviews[:limit], labels[:limit])
+    for name in ("tokens", "offsets", "labels"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(alone, name))

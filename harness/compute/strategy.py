@@ -16,9 +16,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
+from harness.files.paths import private_cache
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
+from harness.system import cuda
 from harness.system.stderr_filter import filtered_stderr
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MAX_DEVICES = 64
+CUDA_CACHE_BYTES = 4 * 2**30 - 1  # the largest that CUDA takes is 4 GiB
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
@@ -112,6 +115,8 @@ def import_tensorflow(
         # cuBLAS reads it once. Without it cuDNN's recurrent layers are not reproducible (cuDNN's
         # manual, "Reproducibility"), because cuBLAS may use another workspace on each stream.
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+    if cuda.has_driver():
+        _keep_compiled_kernels()
     with filtered_stderr() as lines:
         with quick_imports():
             import tensorflow as tf
@@ -127,6 +132,18 @@ def import_tensorflow(
     if numerics.deterministic:
         tf.config.experimental.enable_op_determinism()
     return tf  # type: ignore[no-any-return]
+
+
+def _keep_compiled_kernels() -> None:
+    """Name CUDA a cache for kernels that the driver compiles, with room for all of TensorFlow's.
+
+    For cards after sm_89 TensorFlow holds no machine code: all is compiled at its first use. CUDA's
+    own cache may be too small for that, or on a disk of the node's that is emptied.
+    """
+    if "CUDA_CACHE_PATH" in os.environ or (folder := private_cache("cuda")) is None:
+        return
+    os.environ["CUDA_CACHE_PATH"] = str(folder)
+    os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(CUDA_CACHE_BYTES))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from harness.compute.execution_plan import shape
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
-from harness.files.paths import cache_folder
+from harness.files.paths import private_cache
 from harness.job import Job
 from harness.system.host import installed_version, processor, processor_features
 
@@ -45,7 +45,7 @@ def compiled_steps(job: Job, threads: int) -> Iterator[None]:
         job: the job to train.
         threads: of each operation; XLA divides the work among them when it compiles.
     """
-    folder, flags = _cache(), os.environ.get(FLAGS, "")
+    folder, flags = private_cache("xla"), os.environ.get(FLAGS, "")
     _remove_leftovers()
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         own = Path(name)
@@ -77,17 +77,6 @@ def is_offered() -> bool:
     """Whether TensorFlow may find the step that it would compile next."""
     folder = re.search(rf"{DIRECTORY}=(\S+)", os.environ.get(FLAGS, ""))
     return folder is not None and any(Path(folder[1]).glob("*.pb"))
-
-
-def _cache() -> Path | None:
-    """The folder of the entries, or None if others could put code into it."""
-    folder = cache_folder() / "xla"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError:
-        return None
-    return folder if status.st_uid == os.getuid() and status.st_mode & 0o077 == 0 else None
 
 
 def _key(job: Job, threads: int) -> str:

@@ -23,10 +23,13 @@ from harness.system.console import Console, strip_prefix
 from harness.system.network import ANY, free_port
 from harness.system.signals import STOPPING, StopRequest
 from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.run_dir import RunDirectory
 from harness.tuning.sweep_dir import RESTART_CODE, SweepDirectory
 
 LOOK_S = 2.0  # between two looks at the workers' progress
 STALL_S = 900.0  # compiling and validating take a while and show no progress
+# On a GPU whose machine code TensorFlow's package lacks, the first use of a kernel compiles it.
+START_STALL_S = 3600.0  # before the first step on a GPU; TensorFlow warns of 30 minutes
 MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker in a row, and seconds before the next start
 MAX_SRUN_FAILURES, SRUN_AGAIN_S = 30, 10.0
 LEAVE_S = 30.0  # for the workers to learn that the search is over
@@ -244,12 +247,17 @@ class Supervisor:
         for worker in self.workers:
             if not worker.alive:
                 continue
-            sign = worker.popen, _last_sign(self.sweep, at.get(worker.name))
+            run = _newest_run(self.sweep, at.get(worker.name))
+            sign = worker.popen, run and _written_at(run)
             if sign != worker.seen:
                 worker.seen, worker.seen_s = sign, now
-            elif at.get(worker.name) and now - worker.seen_s > self.request.stall_s:
+                continue
+            limit_s = self.request.stall_s
+            if worker.slot and worker.slot.gpu is not None and not (run and has_stepped(run)):
+                limit_s = max(limit_s, START_STALL_S)
+            if at.get(worker.name) and now - worker.seen_s > limit_s:
                 self.console.warning(
-                    f"worker {worker.name} made no progress for {self.request.stall_s:.0f} s with "
+                    f"worker {worker.name} made no progress for {limit_s:.0f} s with "
                     f"trial {at[worker.name]} and is ended"
                 )
                 self.pool.kill([worker])
@@ -289,15 +297,24 @@ class Supervisor:
         wait_for(lambda: not self._num_alive(), LEAVE_S)
 
 
-def _last_sign(sweep: SweepDirectory, trial: str | None) -> float:
-    """When the newest heartbeat of a trial's runs was written; 0 before the first."""
-    newest = 0.0
-    for path in sweep.folder.glob(f"trials/{trial}-seed*/state.json") if trial else ():
-        try:
-            newest = max(newest, path.stat().st_mtime)
-        except OSError:
-            continue
-    return newest
+def _newest_run(sweep: SweepDirectory, trial: str | None) -> RunDirectory | None:
+    """The run of a trial whose heartbeat was written last, None before the first."""
+    states = sweep.folder.glob(f"trials/{trial}-seed*/state.json") if trial else ()
+    newest = max(states, key=lambda path: _written_at(RunDirectory(path.parent)), default=None)
+    return RunDirectory(newest.parent) if newest else None
+
+
+def _written_at(run: RunDirectory) -> float:
+    """When a run's heartbeat was written, 0 where it is gone."""
+    try:
+        return run.path("state.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def has_stepped(run: RunDirectory) -> bool:
+    """Whether a run has taken a step since it was last started."""
+    return run.read_json("state.json").get("phase") not in (None, "starting")
 
 
 def _job_name(allocation: SlurmEnvironment | None) -> str:

@@ -1,5 +1,6 @@
 """The record of CUDA, with made-up cards and libraries."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
+from harness.compute import strategy
 from harness.compute.cuda_record import describe_cuda
 from harness.system import cuda
 
@@ -28,6 +30,24 @@ def test_versions_are_those_of_the_libraries(
         command = ["cc", "-shared", "-fPIC", "-x", "c", "-o", str(tmp_path / name), "-"]
         subprocess.run(command, input=code.encode(), check=True, timeout=60)
     assert cuda.library_versions() == {"cudnn": "9.3.0", "cublas": "12.5.3", "nccl": "2.21.5"}
+
+
+def test_kernels_that_the_driver_compiles_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a private folder of the user's cache, or where the user says."""
+    monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path)})
+    strategy._keep_compiled_kernels()
+    folder = tmp_path / "harness" / "cuda"
+    assert os.environ["CUDA_CACHE_PATH"] == str(folder)
+    assert int(os.environ["CUDA_CACHE_MAXSIZE"]) > 4e9
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    for variables in ({}, {"CUDA_CACHE_PATH": "/mine"}):
+        monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path), **variables})
+        strategy._keep_compiled_kernels()
+        assert os.environ.items() >= variables.items()
+        assert "CUDA_CACHE_MAXSIZE" not in os.environ
 
 
 def test_the_record_names_cards_and_settings(

@@ -89,7 +89,10 @@ def _without_command(
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     if exit_with_parent:
+        from harness.slurm.placement import take_own_gpu
+
         end_with_parent()
+        take_own_gpu()
     if version:
         typer.echo(__version__)
     elif context.invoked_subcommand is None:

@@ -1,7 +1,7 @@
 """Slots for processes that share a machine or an allocation: a node, a GPU or CPUs, memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
@@ -14,6 +14,7 @@ from harness.slurm.environment import (
     job_nodes,
     visible_gpus,
 )
+from harness.system import cuda, nvml
 from harness.system.host import available_gb, memory_limit_gb, total_memory_gb
 
 
@@ -24,6 +25,7 @@ def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
 
 
 MAX_WORKERS = 1000
+GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
 WORKER_MEMORY_GB = 1.5  # of a training process with its share of TensorFlow
 
 
@@ -40,15 +42,39 @@ class Slot:
         """The environment variables that keep a process of ours in its slot."""
         variables = {"HARNESS_CPUS": str(self.threads)}
         if self.gpu is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = gpu_name(self.gpu)
+            variables[GPU_INDEX] = str(self.gpu)
         return variables
+
+
+def take_own_gpu() -> None:
+    """Leave this process only the GPU of its slot, before CUDA is started.
+
+    The slot has the GPU's index alone, since every node has a list of its own.
+    """
+    index = os.environ.pop(GPU_INDEX, "")
+    if index.isdigit():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(int(index))
 
 
 def gpu_name(index: int) -> str:
     """A GPU as CUDA_VISIBLE_DEVICES names it, by its index among those that are visible here."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    listed = visible.split(",") if visible else []
+    listed = cuda.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return listed[index] if index < len(listed) else str(index)
+
+
+def check_sharing(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse to put several processes on a GPU that lets in only one.
+
+    Raises:
+        InputError: if there is such a GPU, and no MPS, whose processes count as one.
+    """
+    if cuda.has_mps(environment) or not (closed := nvml.closed_gpus(environment)):
+        return
+    modes = ", ".join(f"GPU {name} is in compute mode {mode}" for name, mode in closed.items())
+    raise InputError(
+        f"several runs on a GPU: {modes}, which would keep them waiting or fail; use one a GPU, "
+        "start NVIDIA's MPS, or ask your site for: nvidia-smi -c DEFAULT"
+    )
 
 
 def allocate_slots(
@@ -84,6 +110,8 @@ def allocate_slots(
             f"--workers-per-gpu {workers_per_gpu}: there is no GPU here; leave it out, or say how "
             "many by --workers"
         )
+    if workers_per_gpu > 1:
+        check_sharing()
     room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
     held = len(nodes) * max(1, int(usable_memory_gb(allocation) / WORKER_MEMORY_GB))
     wanted = num_workers or min(room, held)

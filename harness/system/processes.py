@@ -62,3 +62,21 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     if WORKER not in names and not (PROGRAMS & names and TRAINING & names):
         return False
     return found["create_time"] is None or found["create_time"] <= heartbeat_time_s + CLOCK_SLACK_S
+
+
+def title_of(process: int) -> str:
+    """What a process is, for people: a run of ours by its id, a worker by its name."""
+    import psutil
+
+    try:
+        args = psutil.Process(process).cmdline()
+        name = psutil.Process(process).name()
+    except psutil.Error:  # it has ended, or runs outside of this container
+        return f"process {process}"
+    for before, kind in (("--run-id", "run"), (WORKER, "worker")):
+        after = args[args.index(before) + 1 :] if before in args else []
+        if after:
+            # A worker has its sweep's folder before its name.
+            own = after[0] if kind == "run" else after[1] if len(after) > 1 else ""
+            return f"{kind} {own} (process {process})"
+    return f"process {process} ({name})"

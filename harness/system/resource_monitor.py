@@ -14,17 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from harness.errors import InputError
+from harness.system.nvml import find_nvml, open_gpu
 
 READ_S = 5.0  # between two readings
-
-
-def find_nvml() -> Any:
-    """The module `pynvml` of nvidia-ml-py, None where it is not installed."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    return pynvml
 
 
 @dataclass(frozen=True)
@@ -142,10 +134,7 @@ class ResourceMonitor:
         seen = self._sources.environment.get("CUDA_VISIBLE_DEVICES")
         names = seen.split(",") if seen else [str(index) for index in range(self._num_gpus)]
         for index, name in enumerate(each.strip() for each in names[: self._num_gpus]):
-            if name.isdigit():
-                handle = self._ask(nvml.nvmlDeviceGetHandleByIndex, int(name))
-            else:  # GPU-... or MIG-...
-                handle = self._ask(nvml.nvmlDeviceGetHandleByUUID, name)
+            handle = self._ask(open_gpu, nvml, name)
             if handle is None:
                 return f"NVML does not know GPU {name} of CUDA_VISIBLE_DEVICES; compare nvidia-smi"
             self._handles[str(index)] = handle

@@ -30,6 +30,8 @@ from harness.system.signals import StopRequest
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 
+FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
+
 
 def launch(
     run: RunDirectory,
@@ -152,6 +154,8 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         )
     for line in job.without_effect():
         console.warning(line)
+    if line := small_shares(job.train.batch_size, num_replicas, num_own_gpus()):
+        console.warning(line)
     if not job.train.deterministic:
         console.warning(
             "train.deterministic = false: another run of this job, or a resumed one, gives "
@@ -174,6 +178,23 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     console.info(
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{num_replicas} replica{'s' if num_replicas > 1 else ''}, data: {dataset.title}"
+    )
+
+
+def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:
+    """What to do where GPUs get so few reviews a step that they wait; empty elsewhere."""
+    per_gpu = batch_size // num_replicas
+    if not num_gpus or per_gpu >= FEWEST_PER_GPU:
+        return ""
+    text = (
+        f"train.batch_size = {batch_size} gives a GPU {per_gpu} reviews a step, and below "
+        f"{FEWEST_PER_GPU} it mostly waits: "
+    )
+    if num_replicas > 1:
+        return text + "use fewer GPUs, or raise train.batch_size, which changes the result"
+    return text + (
+        "share it among runs (harness train … --seeds 1-4 --runs-per-gpu 4), or raise "
+        "train.batch_size, which changes the result"
     )
 
 

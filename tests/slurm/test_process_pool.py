@@ -13,7 +13,7 @@ import pytest
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import placement
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots
+from harness.slurm.placement import Slot, allocate_slots, take_own_gpu
 from harness.slurm.process_pool import Task, run_tasks
 from harness.system.console import Console
 from harness.system.signals import STOPPING
@@ -124,7 +124,7 @@ def test_slots_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_slots_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every GPU of every node has its process, told by the number that is visible there."""
+    """Every GPU of every node has its process, told by its index in the list of its own node."""
     environment = {
         "SLURM_JOB_ID": "1",
         "SLURM_JOB_NUM_NODES": "2",
@@ -135,9 +135,29 @@ def test_slots_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(placement, "given_cpus", lambda _: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     slots = allocate_slots(SlurmEnvironment.from_environment(environment), None)
-    assert [(p.node, p.variables()["CUDA_VISIBLE_DEVICES"]) for p in slots] == [
-        *(("n08", "3"), ("n10", "3"), ("n08", "5"), ("n10", "5"))
+    assert [(p.node, p.variables()["HARNESS_GPU"]) for p in slots] == [
+        *(("n08", "0"), ("n10", "0"), ("n08", "1"), ("n10", "1"))
     ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "own"),
+    [("3,5", "5"), ("MIG-a, MIG-b", "MIG-b"), ("GPU-8f,GPU-2c", "GPU-2c"), (None, "1")],
+)
+def test_a_process_takes_its_gpu_from_its_own_node_s_list(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, own: str
+) -> None:
+    """Indices, UUIDs and MIG instances; the next process that it starts takes nothing more."""
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("HARNESS_GPU", "1")
+    take_own_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    assert "HARNESS_GPU" not in os.environ
+    take_own_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
 
 
 # The command

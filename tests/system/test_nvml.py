@@ -1,0 +1,94 @@
+"""GPUs as the driver describes them, by a stand-in for NVML."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.errors import InputError
+from harness.slurm.placement import check_sharing
+from harness.system import nvml
+from harness.system.nvml import closed_gpus, describe_memory
+
+
+class FakeNvml:
+    """Two GPUs: the second is exclusive, and another process holds memory of it."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, other: int) -> None:
+        self.other = other
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
+        raise self.NVMLError
+
+    def nvmlDeviceGetComputeMode(self, handle: int) -> int:  # noqa: N802
+        return (0, 3)[handle]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
+        return SimpleNamespace(free=1.5e9, total=80e9)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        pids = [(os.getpid(), 1_000_000_000), (self.other, 40_000_000_000)][: handle + 1]
+        return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, memory in pids]
+
+
+@pytest.fixture
+def neighbour(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Another process of ours on the second GPU."""
+    code = "import sys; sys.stdin.read()"
+    words = [sys.executable, "-c", code, "train", "--run-id", "b-seed2"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        monkeypatch.setattr(nvml, "find_nvml", lambda: FakeNvml(process.pid))
+        yield process.pid
+
+
+def test_memory_is_told_with_those_that_hold_it(neighbour: int) -> None:
+    """A run of ours by its id, this process not at all; a MIG instance has no answer."""
+    assert describe_memory({}) == (
+        "GPU 0 has 1.5 of 80.0 GB free; GPU 1 has 1.5 of 80.0 GB free, "
+        f"run b-seed2 (process {neighbour}) holds 40.0 GB"
+    )
+    assert describe_memory({"CUDA_VISIBLE_DEVICES": "0"}) == "GPU 0 has 1.5 of 80.0 GB free"
+    assert describe_memory({"CUDA_VISIBLE_DEVICES": "MIG-a"}) == ""
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_a_gpu_for_one_process_is_not_shared() -> None:
+    """One line says so, unless MPS stands between the processes and the GPU."""
+    assert closed_gpus({}) == {"1": "exclusive"}
+    check_sharing({"CUDA_VISIBLE_DEVICES": "0"})
+    with pytest.raises(InputError, match="GPU 1 is in compute mode exclusive") as refusal:
+        check_sharing({"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_under_mps_it_is_shared(tmp_path: Any) -> None:
+    """MPS's clients count as one process; its mode is then the one that NVIDIA advises."""
+    (tmp_path / "control").touch()
+    check_sharing({"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)})
+
+
+def test_without_nvml_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no answer, and no complaint."""
+    monkeypatch.setattr(nvml, "find_nvml", lambda: None)
+    assert (closed_gpus({}), describe_memory({})) == ({}, "")
+    check_sharing({})

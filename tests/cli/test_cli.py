@@ -68,7 +68,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--devices", "gpu:2"], ("gpu:2", "sees 0 GPUs")),
+        (["--devices", "gpu:2"], ("gpu:2", "sees no GPU")),
         (["--devices", "cpu:4", "--set", "train.batch_size=3"], ("train.batch_size = 3", "4")),
     ],
 )

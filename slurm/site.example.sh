@@ -38,6 +38,11 @@
 # default, 0 for never.
 # export HARNESS_IDLE_WARNING_MIN=10
 
+# The network between nodes with GPUs, where NCCL chooses a wrong one, and what NCCL says of it. A
+# run's record holds all variables of NCCL.
+# export NCCL_SOCKET_IFNAME=ib0
+# export NCCL_DEBUG=INFO
+
 # A container: every Python command is run by this command. The project's folder must be visible in
 # it; for an environment inside the image, set HARNESS_VENV.
 # HARNESS_CONTAINER=(apptainer exec --nv --bind "$PROJECT" /images/python-3.12.sif)

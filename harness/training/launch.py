@@ -73,6 +73,9 @@ def launch(
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
         import_tensorflow(allocation, plan.threads, Numerics.of(job))
+        from harness.training.failures import explained_device_errors
+
+        stack.enter_context(explained_device_errors())
         check_gpus(promised_gpus(requested, allocation), console.warning)
         strategy = make_strategy(requested, worker_group)
         stop.listen()  # again, over a handler that TensorFlow may have set

@@ -13,7 +13,7 @@ import grpc
 import keras_tuner as kt
 from keras_tuner.src.distribute import oracle_client
 
-from harness.errors import InputError, Interrupted, RunError, TakenOver
+from harness.errors import InputError, Interrupted, NodeFault, RunError, TakenOver
 from harness.system.signals import StopRequest
 from harness.tuning.oracle import make_oracle
 from harness.tuning.sweep_dir import SweepDirectory
@@ -102,6 +102,8 @@ class WorkerTuner(kt.engine.base_tuner.BaseTuner):  # type: ignore[misc]
             self._taken_over = True
             raise
         except (InputError, RunError) as error:
+            if isinstance(error, NodeFault):  # CUDA takes no more orders from this process
+                self._num_trials = MAX_TRIALS
             self._runner.note_failure(trial.trial_id, error)
             raise kt.errors.FailedTrialError(str(error)) from None
         except Exception as error:  # Keras and TensorFlow raise errors of any type

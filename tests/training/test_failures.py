@@ -1,0 +1,121 @@
+"""What CUDA reports ends a run in one line with a remedy; the messages are TensorFlow's."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from harness.errors import Interrupted, NodeFault, RunError
+from harness.training import failures
+from harness.training.failures import DEVICE_ERRORS, device_error, explained_losses
+from harness.tuning.worker_tuner import MAX_TRIALS, WorkerTuner
+
+
+def internal(text: str) -> tf.errors.OpError:
+    return tf.errors.InternalError(None, None, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (
+            "Failed to launch CUDA kernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable ECC error",
+            "memory or link is broken",
+        ),
+        ("CUDA_ERROR_HARDWARE_STACK_ERROR: hardware stack error", "lost to its driver"),
+        (
+            "stream did not block host until done\nCUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory "
+            "access was encountered\n\t [[{{node while}}]]",
+            "illegal access: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered;",
+        ),
+        ("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure", "report this one to your site"),
+        (
+            "cudaGetDevice() failed. Status: CUDA driver version is insufficient for CUDA runtime "
+            "version",
+            "driver is too old",
+        ),
+        ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX", "driver is too old"),
+        ("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image is available", "no code for this card"),
+        (
+            "CUDA runtime implicit initialization on GPU:0 failed. Status: all CUDA-capable "
+            "devices are busy or unavailable",
+            "exclusive compute mode",
+        ),
+        ("cuDeviceGet failed: CUDA_ERROR_INVALID_DEVICE: invalid device ordinal", "nvidia-smi -L"),
+        (
+            "NCCL: unhandled system error. Set NCCL_DEBUG=WARN for details.",
+            "NCCL_SOCKET_IFNAME=ib0",
+        ),
+        ("Failed to call DoRnnForward: CUDNN_STATUS_EXECUTION_FAILED", "doctor --probe"),
+        (
+            "A deterministic GPU implementation of X is not currently available.",
+            "train.deterministic = false",
+        ),
+    ],
+)
+def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> None:
+    """The first line that says why is quoted."""
+    error = device_error(internal(text))
+    assert error is not None
+    assert part in str(error)
+    assert "\n" not in str(error)
+    assert error.exit_code == 1
+
+
+def test_other_errors_are_left_alone() -> None:
+    """An error that no rule knows keeps its traceback; each rule has its own cause."""
+    assert device_error(internal("Cannot convert a string to a number")) is None
+    assert len({known.what for known in DEVICE_ERRORS}) == len(DEVICE_ERRORS)
+
+
+def test_a_fault_of_the_gpu_sends_the_job_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job script learns the node, and the exit code says to go on; other errors name none."""
+    monkeypatch.setenv("HARNESS_NODE_FAULTS", str(tmp_path / "faults"))
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    assert isinstance(device_error(internal("CUDA_ERROR_NO_BINARY_FOR_GPU")), RunError)
+    assert not (tmp_path / "faults").exists()
+    error = device_error(internal("CUDA_ERROR_ECC_UNCORRECTABLE"))
+    assert isinstance(error, NodeFault)
+    assert error.exit_code == 75
+    assert (tmp_path / "faults").read_text().startswith("n7 the GPU's memory")
+
+
+def test_out_of_memory_names_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much was free and who held it, on a GPU; a CPU has no such list."""
+    exhausted = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    assert str(device_error(exhausted)) == (
+        "the device is out of memory; lower train.batch_size or data.maxlen, or use more devices"
+    )
+    held = "GPU 0 has 0.1 of 80.0 GB free, run b-seed2 (process 12) holds 40.0 GB"
+    monkeypatch.setattr(failures, "describe_memory", lambda: held)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu"])
+    for error in (exhausted, internal("CUDA_ERROR_OUT_OF_MEMORY: out of memory")):
+        line = str(device_error(error))
+        assert line.startswith(f"the device is out of memory: {held}; lower train.batch_size")
+        assert line.endswith("or fewer runs a GPU")
+
+
+def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
+    """Like one that TensorFlow lost: the others have saved and can go on."""
+    group: Any = SimpleNamespace(explain=lambda: None)
+    with pytest.raises(Interrupted, match="lost another worker"), explained_losses(group):
+        raise internal("NCCL: ncclRemoteError: remote process exited or there was a network error")
+
+
+def test_a_sweep_s_worker_whose_gpu_failed_begins_again() -> None:
+    """CUDA refuses all that follows in the process, so no further trial is spent on it."""
+
+    def fail(*trial: object) -> None:
+        raise NodeFault("the GPU is lost to its driver", will_requeue=False)
+
+    worker: Any = SimpleNamespace(
+        _num_trials=1, _runner=SimpleNamespace(run=fail, note_failure=lambda *_: None)
+    )
+    trial: Any = SimpleNamespace(trial_id="1", hyperparameters=SimpleNamespace(values={}))
+    with pytest.raises(Exception, match="lost to its driver"):
+        WorkerTuner.run_trial(worker, trial)
+    assert worker._num_trials == MAX_TRIALS

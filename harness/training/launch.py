@@ -89,7 +89,8 @@ def launch(
                 num_own_gpus(), given_cpus(allocation), idle_min=idle_min, warn=Console().warning
             )
         )
-        console.info(title_of_devices(strategy, plan.threads))
+        title = title_of_devices(strategy, plan.threads)
+        console.info(f"{title}; data: {context.dataset.title}")
         announce(context, strategy.num_replicas_in_sync, console)
         # 4. The run.
         from harness.training.train import train

@@ -85,7 +85,7 @@ def test_the_cpu_trains_where_it_is_meant(harness: Harness, broken_driver: dict[
     harness.environment |= SLURM | broken_driver | {"HARNESS_CPUS": "1"}
     done = harness.train("rnn", "meant", "--devices", "cpu", "--set", "train.epochs=1")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[0] == "CPU, 1 thread"
+    assert done.stdout.splitlines()[0] == "CPU, 1 thread; data: SAMPLE of IMDB, not the full data"
     assert "warning" not in done.stderr
 
 

@@ -1,5 +1,6 @@
 """A promised GPU that can't be used is refused, with the reason and the remedy."""
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,6 +72,22 @@ def test_missing_libraries_are_named(harness: Harness, whole_driver: dict[str, s
     assert "CUDA_VISIBLE_DEVICES=MIG-8f2a, but" in line
     assert "libcudnn.so.9" in line
     assert "HARNESS_EXTRA=gpu bash slurm/common.sh --setup" in line
+
+
+def test_a_packed_run_takes_its_gpu_from_its_node_s_list(harness: Harness) -> None:
+    """A process of ours gets an index, and looks it up before anything asks for GPUs."""
+    harness.environment |= {"CUDA_VISIBLE_DEVICES": "MIG-8f2a, MIG-91b3", "HARNESS_GPU": "1"}
+    words = harness.command("--exit-with-parent", *harness.train_words("lstm", "second"))
+    log = harness.folder / "log"
+    with (
+        log.open("w") as file,
+        # It ends when its standard input does.
+        subprocess.Popen(
+            words, cwd=harness.folder, env=harness.environment, stdin=subprocess.PIPE, stderr=file
+        ) as process,
+    ):
+        assert process.wait(timeout=120) == 2
+    assert "CUDA_VISIBLE_DEVICES=MIG-91b3, but TensorFlow sees no GPU" in log.read_text()
 
 
 def test_gpus_that_are_hidden(harness: Harness) -> None:

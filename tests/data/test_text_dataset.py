@@ -297,7 +297,7 @@ def test_a_run_on_own_texts_from_job_to_prediction(harness: Harness) -> None:
     words = ["--run-id", "own", *(word for each in SHRUNK for word in ("--set", each))]
     done = harness.run("train", "mine/mine.toml", *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].startswith(f"texts {path}: 161 training and 39 test")
+    assert done.stdout.splitlines()[1].startswith(f"texts {path}: 161 training and 39 test")
     assert "data.vocab_size = 8000: the training reviews hold" in done.stderr
     assert "tested on 39 reviews of reviews.csv (161 + 39 reviews)" in done.stdout
     run = harness.runs / "mine" / "own"

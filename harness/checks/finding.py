@@ -6,6 +6,11 @@ from typing import Literal
 
 from harness.errors import InputError, RunError
 
+
+class NotRun(Exception):  # noqa: N818 - no error: a check needs what is not here
+    """A check could not run; the message says what it needs."""
+
+
 Level = Literal["green", "yellow", "red", "not run"]
 
 
@@ -23,9 +28,11 @@ class Finding:
 
 
 def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Run a check; one that breaks is a red finding with its error."""
+    """Run a check; one that breaks is a red finding with its error, one that can't is not run."""
     try:
         yield from check()
+    except NotRun as reason:
+        yield Finding("not run", name, f"not run: needs {reason}")
     except (InputError, RunError) as error:
         # Messages of this project end with their remedy.
         found, _, remedy = str(error).rpartition("; ")

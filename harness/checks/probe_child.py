@@ -19,6 +19,7 @@ from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.host import installed_version
 from harness.system.processes import age_s
+from harness.system.resource_monitor import ResourceMonitor
 from harness.training.launch import plan_of
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def _speed(
         describe_devices,
         import_tensorflow,
         make_strategy,
+        num_own_gpus,
         parse_devices,
     )
     from harness.data.resolve import open_data
@@ -145,7 +147,9 @@ def _speed(
     training, _ = training_reviews(loaded, dataset)
     test = test_reviews(loaded, dataset)
     train_step = TrainStep(loaded, strategy, plan_of(loaded, devices))
-    first_step_s, step_s, training_s = time_steps(train_step, training, seconds * TRAIN_SHARE)
+    with ResourceMonitor(num_own_gpus(), 1) as monitor:
+        first_step_s, step_s, training_s = time_steps(train_step, training, seconds * TRAIN_SHARE)
+        gpu_share = monitor.sample().get("gpu0_share")  # over NVML's last period, a second at most
     began = time.perf_counter()
     evaluation_batch_s = time_evaluation(train_step, test, seconds * (1 - TRAIN_SHARE))
     counts = [FULL_REVIEWS] * 2 if dataset.is_sample else [len(dataset.train), len(dataset.test)]
@@ -160,8 +164,19 @@ def _speed(
         "evaluation_batch_s": evaluation_batch_s,
         "measured_s": training_s + time.perf_counter() - began,
         "is_sample": dataset.is_sample,
+        "gpu_share": gpu_share,
+        "gpu_memory_gb": _peak_gpu_memory_gb(),
         **work_of(loaded, evaluation_batch(strategy), num_train=counts[0], num_test=counts[1]),
     }
+
+
+def _peak_gpu_memory_gb() -> float | None:
+    """The most memory that this process took of its first GPU, None without one."""
+    import tensorflow as tf
+
+    if not tf.config.get_visible_devices("GPU"):
+        return None
+    return float(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9)
 
 
 def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 app = typer.Typer()
 T = TypeVar("T", "Finding", "Estimate")
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red"}
+ACCEPTED_STYLES = {**STYLES, "not run": "dim"}
 MAX_MINUTES = 60
 
 
-@app.command(epilog="Example: harness doctor --runs /scratch/me/runs; harness doctor --probe")
+@app.command(
+    epilog="Examples: harness doctor --runs /scratch/me/runs; harness doctor --probe; "
+    "harness doctor --accept --full"
+)
 def doctor(
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
@@ -37,12 +41,26 @@ def doctor(
     minutes: Annotated[
         float | None, typer.Option(metavar="N", help="duration of --probe; default: 1")
     ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="prove this node by real runs, in about ten minutes")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="with --accept: several GPUs and nodes, memory, sharing")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="with --accept: where the JSON file goes")
+    ] = None,
 ) -> None:
     """Check whether this site is set up.
 
     Prints a remedy for each problem. The exit code is 1 if any check is red.
     """
     from harness.compute.strategy import parse_devices
+
+    if accept and probe:
+        raise InputError("--accept and --probe: give one of them")
+    if (full or out) and not accept:
+        raise InputError(f"{'--full' if full else '--out'}: belongs to --accept; give --accept too")
 
     if minutes is not None and not probe:
         raise InputError(f"--minutes {minutes:g}: is the duration of --probe; give --probe too")
@@ -51,11 +69,20 @@ def doctor(
     if devices is not None:
         parse_devices(devices)
     try:
+        from harness.checks.acceptance import accept as prove
+        from harness.checks.acceptance import report_name, write_report
         from harness.checks.doctor import diagnose
         from harness.checks.probe import probe as measure
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
-    if probe:
+    if accept:
+        report = prove(devices, data, full=full, show=_ignore if as_json else _print_check)
+        file = write_report(report, out or runs / report_name(report))
+        levels = [each["level"] for each in report["checks"]]
+        counts = ", ".join(f"{levels.count(each)} {each}" for each in ACCEPTED_STYLES)
+        typer.echo(json.dumps(report, indent=2) if as_json else f"{counts}; written to {file}")
+        is_well = "red" not in levels
+    elif probe:
         with _waiting("measuring"):
             estimates = measure(minutes or 1.0, devices, data)
         _print(estimates, _print_estimates, as_json=as_json)
@@ -105,6 +132,23 @@ def _print_findings(findings: "list[Finding]") -> None:
             line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
             typer.echo(_printable(" ".join(line.splitlines())))
     typer.echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+
+
+def _print_check(number: int, finding: "Finding") -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    level = "-" if finding.level == "not run" else finding.level
+    remedy = f" -> {finding.remedy}" if finding.remedy else ""
+    found = " ".join(f"{finding.found}{remedy}".split())
+    line = Text(f"{number:3} ")
+    line.append(f"{level:7}", ACCEPTED_STYLES[finding.level])
+    line.append(_printable(f"{finding.name:24} {found}"))
+    Console(highlight=False, emoji=False, soft_wrap=True).print(line)
+
+
+def _ignore(number: int, finding: "Finding") -> None:
+    """Print nothing: the JSON is printed at the end."""
 
 
 def _printable(text: str) -> str:

@@ -131,6 +131,11 @@ def scratch_folder(allocation: SlurmEnvironment) -> Path:
     return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())
 
 
+def variables_of_a_check() -> dict[str, str]:
+    """Variables for a process that checks this node alone, and whose faults are no job's."""
+    return {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
+
+
 def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Tell the job script that this node is at fault, so that the job goes on without the node.
 

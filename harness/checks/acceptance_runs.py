@@ -1,0 +1,180 @@
+"""The small runs of an acceptance: real `harness train` processes, and what they left behind."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.checks import child
+from harness.checks.finding import Finding, NotRun
+from harness.checks.probe import JOBS
+from harness.errors import RunError
+from harness.files.lenient_json import read_json
+from harness.slurm.environment import variables_of_a_check
+
+# A loss of one device against another's: rounding stays below the first, a mistake is above the
+# second (16 bits of a wrong mask or weight change a loss of 0.69 by 0.01 and more).
+ROUNDING, MISTAKE = 1e-4, 1e-3
+RUN_S = 900.0  # at most, where a GPU's driver first compiles
+POLL_S = 0.01
+# Fifty steps: two epochs of 25, the last step of each with 13 of 16 reviews, which no number of
+# replicas above one divides.
+SMALL = (
+    *("data.limit=497", "data.validation_split=0.2"),
+    *("train.batch_size=16", "train.epochs=2", "train.checkpoint_every_s=0.1"),
+)
+TINY = ("data.maxlen=40", "model.units=16")  # for a CPU
+KILLED_FROM = 25  # the step of a checkpoint from which on a run is killed
+
+
+@dataclass
+class Runs:
+    """Where the runs of an acceptance are, and how they are started."""
+
+    folder: Path
+    kind: str  # of the devices, gpu or cpu
+    num_devices: int
+    data: Path | None = None
+    values: dict[str, Any] = field(default_factory=dict)  # all numbers, for the JSON file
+
+    @property
+    def one(self) -> str:
+        """One device, as `--devices` names it."""
+        return f"{self.kind}:1"
+
+    def devices(self, count: int) -> str:
+        """Several devices.
+
+        Raises:
+            NotRun: if there are fewer; of virtual CPUs there are always enough.
+        """
+        if self.kind == "gpu" and self.num_devices < count:
+            raise NotRun(f"{count} GPUs, {self.num_devices} here")
+        return f"{self.kind}:{count}"
+
+    def need_gpu(self) -> None:
+        """Raise NotRun without a GPU."""
+        if self.kind != "gpu":
+            raise NotRun("a GPU")
+
+    def args(
+        self, job: str, run_id: str, devices: str, overrides: Sequence[str] = ()
+    ) -> list[str | Path]:
+        """The command that trains a small version of a job."""
+        sizes = (*SMALL, *(TINY if self.kind == "cpu" else ()), *overrides)
+        return [
+            *(*child.module_args("harness"), "train", JOBS / f"{job}.toml"),
+            *("--runs", self.folder, "--run-id", run_id, "--devices", devices),
+            *(part for each in sizes for part in ("--set", each)),
+            *(("--data", self.data) if self.data else ()),
+        ]
+
+    def train(
+        self, job: str, run_id: str, devices: str, overrides: Sequence[str] = ()
+    ) -> "SmallRun":
+        """Train to the end, unless that run is there already.
+
+        Raises:
+            RunError: if it fails.
+        """
+        run = SmallRun(self.folder / job / run_id)
+        if not run.result:
+            args = self.args(job, run_id, devices, overrides)
+            ended = child.run_process(args, timeout_s=RUN_S, **variables_of_a_check())
+            if ended.code != 0:
+                raise RunError(f"a run of {job} on {devices} {ended}; see its message")
+        return run
+
+    def kill(self, job: str, run_id: str, devices: str) -> int:
+        """Train, and end the process by SIGKILL in its second epoch; returns the step saved.
+
+        Raises:
+            RunError: if it ended before.
+        """
+        run = SmallRun(self.folder / job / run_id)
+        process = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+            list(map(str, self.args(job, run_id, devices))),
+            env=child.environment(**variables_of_a_check()),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + RUN_S
+            while process.poll() is None and time.monotonic() < deadline:
+                if run.saved_step >= KILLED_FROM:
+                    break
+                time.sleep(POLL_S)
+        finally:
+            process.kill()
+            code = process.wait()
+        if code != -signal.SIGKILL or run.result:
+            raise RunError(f"a run of {job} that was to be killed ended with code {code} before")
+        return run.saved_step
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """What a run left in its folder."""
+
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """`result.json`; empty before the run has finished."""
+        return read_json(self.folder / "result.json")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`provenance.json`."""
+        return read_json(self.folder / "provenance.json")
+
+    @property
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint, -1 before the first."""
+        paths = self.folder.glob("checkpoints/step-*.npz")
+        return max((int(path.stem.partition("-")[2]) for path in paths), default=-1)
+
+    def losses(self) -> list[float]:
+        """Training and validation loss of each epoch."""
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [float(line[key]) for line in lines for key in ("loss", "val_loss")]
+
+    def difference(self, other: "SmallRun") -> float:
+        """The largest difference of a loss."""
+        pairs = zip(self.losses(), other.losses(), strict=True)
+        return max(abs(own - others) for own, others in pairs)
+
+    def different_files(self, other: "SmallRun") -> list[str]:
+        """The files that differ in more than measured times and the run's name."""
+        return [
+            name for name, content in self._contents().items() if other._contents()[name] != content
+        ]
+
+    def _contents(self) -> dict[str, object]:
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return {
+            "metrics.jsonl": [_untimed(json.loads(line)) for line in lines],
+            "result.json": _untimed(self.result),
+            "model.keras": (self.folder / "model.keras").read_bytes(),
+            "predictions.npz": (self.folder / "predictions.npz").read_bytes(),
+        }
+
+
+def _untimed(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if not k.endswith("_s") and k != "run"}
+
+
+def judge(runs: Runs, name: str, difference: float) -> Finding:
+    """A difference of losses, against rounding."""
+    runs.values.setdefault("loss differences", {})[name] = difference
+    found = f"losses differ by at most {difference:.1e}"
+    if difference <= ROUNDING:
+        return Finding("green", name, found)
+    if difference <= MISTAKE:
+        return Finding("yellow", name, f"{found}, more than rounding mostly gives", "compare runs")
+    return Finding("red", name, found, f"should be below {MISTAKE}: do not trust these devices")

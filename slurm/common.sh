@@ -296,6 +296,12 @@ run_tensorboard() {
     run_to_end "${HARNESS[@]}" tensorboard "$@"
 }
 
+# Proves this node by real runs, on one node of the allocation; ends the script.
+run_doctor() {
+    prepare
+    run_to_end "${HARNESS[@]}" doctor --accept "$@"
+}
+
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     [[ $# == 1 && $1 == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     prepare

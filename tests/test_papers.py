@@ -18,7 +18,7 @@ from tests.conftest import PROJECT
 CHANGELOG = PROJECT / "CHANGELOG.md"
 PAPERS = [PROJECT / "README.md", CHANGELOG, *sorted(PROJECT.glob("*/README.md"))]
 TO_WRITE = {"jobs/mine.toml", "slurm/site.sh"}  # by the user
-SCRIPTS = {"compare": ["compare"], "tensorboard": ["tensorboard"], "tune": ["tune"]}  # else train
+SCRIPTS = {name: [name] for name in ("compare", "doctor", "tensorboard", "tune")}  # else train
 FOR_TUNE_SH = {"--join", "--show", "--best", "--retrain"}
 
 papers = pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_to(PROJECT)))

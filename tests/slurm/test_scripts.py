@@ -15,7 +15,7 @@ from tests.conftest import PROJECT
 from tests.slurm.stand_in import Project
 
 JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
-SCRIPTS = (*JOBS, "tune", "compare", "tensorboard")
+SCRIPTS = (*JOBS, "tune", "compare", "tensorboard", "doctor")
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def test_arguments_pass_unchanged(project: Project) -> None:
         ("compare", [], ["compare", "--out", "{runs}/comparison"]),
         ("compare", ["--out=a b", "{runs}"], ["compare", "--out=a b", "{runs}"]),
         ("tensorboard", ["--hours", "2"], ["tensorboard", "--hours", "2"]),
+        ("doctor", ["--full"], ["doctor", "--accept", "--full"]),
     ],
 )
 def test_script_calls_its_command(

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=doctor
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16G
+#SBATCH --time=01:00:00
+#SBATCH --output=logs/%x-%j.out
+#SBATCH --open-mode=append
+# Slurm runs a copy of this file from its spool folder; squeue knows the original's path.
+home=$(dirname "$0")/..
+[[ -f $home/slurm/common.sh ]] ||
+    home=${HARNESS_HOME:-$(dirname "$(squeue -h -j "$SLURM_JOB_ID" -o %o | head -n 1)")/..}
+[[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" || exit 2
+run_doctor "$@"

@@ -12,8 +12,8 @@ from harness.checks.child import answer_request
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.cuda import NCCL, library_folders
+from harness.system.nvml import find_nvml
 from harness.system.processes import age_s
-from harness.system.resource_monitor import find_nvml
 
 SEED, STEPS, RATE, SHAPE = 1, 3, 0.4, (32, 64)  # of the masks
 

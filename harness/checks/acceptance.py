@@ -270,7 +270,7 @@ def check_tf32(runs: Runs) -> Iterator[Finding]:
     runs.need_gpu()
     if "tf32" not in TrainConfig.model_fields:
         raise NotRun("the job key train.tf32")
-    on = runs.train("lstm", "tf32", runs.one, ["train.tf32=true"])
+    on = runs.train("lstm", "tf32", runs.one, overrides=["train.tf32=true"])
     difference = _calm(runs, "lstm").difference(on)
     runs.values["tf32"] = difference
     yield Finding("green", "tf32", f"on against off: a loss differs by at most {difference:.1e}")
@@ -296,7 +296,7 @@ def check_devices(runs: Runs, count: int) -> Iterator[Finding]:
         name = f"{devices}, {steps} step{'s' if steps > 1 else ''} a call"
         setting = f"train.steps_per_execution={steps}"
         one = _calm(runs, "lstm")
-        several = runs.train("lstm", f"{count}-devices-{steps}", devices, [setting])
+        several = runs.train("lstm", f"{count}-devices-{steps}", devices, overrides=[setting])
         used = several.result["num_replicas"]
         if used != count:
             yield Finding("red", name, f"{used} replicas trained")
@@ -306,7 +306,7 @@ def check_devices(runs: Runs, count: int) -> Iterator[Finding]:
 
 def check_precision(runs: Runs, precision: str) -> Iterator[Finding]:
     """A run in half precision ends with finite losses."""
-    run = runs.train("lstm", precision, runs.one, [f"train.precision={precision}"])
+    run = runs.train("lstm", precision, runs.one, overrides=[f"train.precision={precision}"])
     difference = _calm(runs, "lstm").difference(run)
     losses = ", ".join(f"{loss:.4f}" for loss in run.losses())
     found = f"losses {losses}: {difference:.1e} from float32"

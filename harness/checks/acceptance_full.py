@@ -93,7 +93,7 @@ def _start_on_two_nodes(
     args += ["--overlap", "--kill-on-bad-exit=0"]
     if allocation.cpus_per_task:
         args += [f"--cpus-per-task={allocation.cpus_per_task}"]
-    args += map(str, runs.args("lstm", run_id, runs.one, overrides))
+    args += map(str, runs.args("lstm", run_id, runs.one, overrides=overrides))
     environment = child.environment(HARNESS_NODE_FAULTS="")
     return subprocess.Popen(args, env=environment, stdin=subprocess.DEVNULL)  # noqa: S603 - a list
 
@@ -129,7 +129,7 @@ def check_sharing(runs: Runs) -> Iterator[Finding]:
 def check_memory(runs: Runs) -> Iterator[Finding]:
     """A run that is too large for the GPU ends in one line that says so."""
     runs.need_gpu()
-    args = runs.args("lstm", "too-large", runs.one, TOO_LARGE)
+    args = runs.args("lstm", "too-large", runs.one, overrides=TOO_LARGE)
     ended = child.run_process(args, timeout_s=RUN_S, **variables_of_a_check())
     if ended.code == 1 and "out of memory" in ended.last_line:
         yield Finding("green", "out of memory", ended.last_line)

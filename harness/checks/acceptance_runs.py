@@ -62,7 +62,7 @@ class Runs:
             raise NotRun("a GPU")
 
     def args(
-        self, job: str, run_id: str, devices: str, overrides: Sequence[str] = ()
+        self, job: str, run_id: str, devices: str, *, overrides: Sequence[str] = ()
     ) -> list[str | Path]:
         """The command that trains a small version of a job."""
         sizes = (*SMALL, *(TINY if self.kind == "cpu" else ()), *overrides)
@@ -74,7 +74,7 @@ class Runs:
         ]
 
     def train(
-        self, job: str, run_id: str, devices: str, overrides: Sequence[str] = ()
+        self, job: str, run_id: str, devices: str, *, overrides: Sequence[str] = ()
     ) -> "SmallRun":
         """Train to the end, unless that run is there already.
 
@@ -83,7 +83,7 @@ class Runs:
         """
         run = SmallRun(self.folder / job / run_id)
         if not run.result:
-            args = self.args(job, run_id, devices, overrides)
+            args = self.args(job, run_id, devices, overrides=overrides)
             ended = child.run_process(args, timeout_s=RUN_S, **variables_of_a_check())
             if ended.code != 0:
                 raise RunError(f"a run of {job} on {devices} {ended}; see its message")

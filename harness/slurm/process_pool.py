@@ -63,11 +63,15 @@ class ManagedProcess:
                 self.popen.send_signal(number)
 
     def last_line(self) -> str:
-        """The last line of its log that is not blank, else its exit code in words."""
+        """The last line of its own in its log, else its exit code in words.
+
+        As a job step it has a line of srun's below, which only repeats the exit code.
+        """
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
-            if filled := [line for line in lines if line.strip()]:
-                return strip_prefix(filled[-1])
+            filled = [line for line in lines if line.strip()]
+            if own := [line for line in filled if not line.startswith("srun: ")] or filled:
+                return strip_prefix(own[-1])
         return f"it ended with exit code {self.code}"
 
 

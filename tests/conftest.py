@@ -20,6 +20,12 @@ from tests.slurm.cluster import REMEDY, is_installed
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# The suite is for machines with and without a GPU: its runs are on the CPU on both, unless
+# HARNESS_TEST_GPU is set. The tests that are marked gpu show the GPUs to their own processes.
+OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+if not os.environ.get("HARNESS_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
 
@@ -67,7 +73,7 @@ class Harness:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
-        hidden = ("HARNESS_", "SLURM_", "KERAS_HOME", "CUDA_VISIBLE_DEVICES")
+        hidden = ("HARNESS_", "SLURM_", "KERAS_HOME")
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         self.environment |= {
             "HARNESS_OFFLINE": "1",
@@ -76,6 +82,12 @@ class Harness:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "PYTHONPATH": str(PROJECT),
         }
+
+    def show_gpus(self) -> None:
+        """Undo what hides this machine's GPUs from the commands."""
+        self.environment.pop("CUDA_VISIBLE_DEVICES", None)
+        if OUTER_GPUS is not None:
+            self.environment["CUDA_VISIBLE_DEVICES"] = OUTER_GPUS
 
     def command(self, *words: object) -> list[str]:
         return [sys.executable, "-m", "harness", *map(str, words)]

@@ -29,7 +29,7 @@ case ${1:-} in
     exit
     ;;
 --quick)
-    TIER=(-m 'not slow and not full and not cluster')
+    TIER=(-m 'not slow and not gpu and not full and not cluster')
     NEEDS_PROGRAMS=''
     shift
     ;;

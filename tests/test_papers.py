@@ -104,8 +104,9 @@ def check_call(call: str) -> None:
 
 @papers
 def test_settings_exist(paper: Path) -> None:
-    """Each HARNESS_ variable that a paper names is read by the code or the scripts."""
-    files = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "slurm").glob("*.sh")]
+    """Each HARNESS_ variable that a paper names is read by the code, the tests or the scripts."""
+    modules = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]
+    files = [*modules, *(PROJECT / "slurm").glob("*.sh")]
     known = "".join(file.read_text() for file in files)
     named = set(re.findall(r"HARNESS_[A-Z_]+", paper.read_text()))
     assert {name for name in named if name not in known} == set()

@@ -50,7 +50,7 @@ def check_gpus(
     """Refuse to train on less than was promised, with TensorFlow's own reason and the remedy.
 
     Without a promise the CPU may train; where a driver is here all the same, a warning says why no
-    GPU is used. Call it once TensorFlow is imported.
+    GPU is used, unless CUDA_VISIBLE_DEVICES hides them all. Call it once TensorFlow is imported.
 
     Args:
         promise: what this process should see, None where the CPU is meant.
@@ -68,8 +68,9 @@ def check_gpus(
     num_seen = len(tf.config.list_physical_devices("GPU"))
     if num_seen >= max(1, promise.num):
         return
-    if not promise.num and not cuda.has_driver():
-        return  # a machine without GPUs
+    is_hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # the CPU is meant
+    if not promise.num and (is_hidden or not cuda.has_driver()):
+        return
     problem = cuda.find_problem(
         "\n".join(device_messages),
         environment,

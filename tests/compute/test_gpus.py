@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.system import cuda
 from tests.conftest import Harness
 from tests.system.driver import broken_driver, whole_driver
 
 __all__ = ["broken_driver", "whole_driver"]  # pytest takes the fixtures from here
+
+no_driver = pytest.mark.skipif(cuda.has_driver(), reason="a driver is here")
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
 
@@ -18,11 +21,13 @@ def refused(
     harness: Harness, variables: Mapping[str, str], *words: str
 ) -> tuple[int, str, list[Path]]:
     """Train with the variables; returns exit code, the last line of the refusal, what was made."""
+    harness.environment.pop("CUDA_VISIBLE_DEVICES", None)
     harness.environment |= variables
     done = harness.train("lstm", "refused", *words)
     return done.returncode, done.stderr.splitlines()[-1], list(harness.folder.glob("runs/*"))
 
 
+@no_driver
 @pytest.mark.parametrize(
     ("variables", "words", "promise"),
     [
@@ -110,9 +115,20 @@ def test_a_driver_without_a_promise_is_warned_of(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
     """The CPU trains, a warning says why, and TensorFlow's own line is not hidden."""
+    harness.environment.pop("CUDA_VISIBLE_DEVICES", None)
     harness.environment |= broken_driver
     done = harness.train("rnn", "warned", "--set", "train.epochs=1")
     assert done.returncode == 0
     assert "failed call to cuInit" in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert "the CPU trains: a driver is here, but TensorFlow sees no GPU: cuInit failed" in line
+
+
+def test_a_driver_whose_gpus_are_hidden_is_not(
+    harness: Harness, broken_driver: dict[str, str]
+) -> None:
+    """An empty CUDA_VISIBLE_DEVICES without a promise says by itself that the CPU is meant."""
+    harness.environment |= broken_driver | {"CUDA_VISIBLE_DEVICES": ""}
+    done = harness.train("rnn", "hidden", "--set", "train.epochs=1")
+    assert done.returncode == 0
+    assert "warning: " not in done.stderr

@@ -1,0 +1,82 @@
+"""`doctor --accept`: what is wrong is red, what could not run is never green."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.checks.acceptance_runs import Runs, SmallRun, judge
+from harness.checks.finding import Finding, NotRun, examine
+from harness.system import cuda
+from tests.conftest import Harness
+
+
+def test_what_needs_a_gpu_is_not_run(tmp_path: Path) -> None:
+    """The line says what is missing; virtual CPUs are as many as are requested."""
+    runs = Runs(tmp_path, "cpu", 2)
+
+    def check() -> Iterator[Finding]:
+        runs.need_gpu()
+        yield Finding("green", "x", "it ran")
+
+    (finding,) = examine("x", check)
+    assert (finding.level, finding.found) == ("not run", "not run: needs a GPU")
+    assert runs.devices(4) == "cpu:4"
+    with pytest.raises(NotRun, match="4 GPUs, 2 here"):
+        Runs(tmp_path, "gpu", 2).devices(4)
+
+
+@pytest.mark.parametrize(
+    ("difference", "level"),
+    [(0.0, "green"), (5e-5, "green"), (5e-4, "yellow"), (0.01, "red"), (float("nan"), "red")],
+)
+def test_losses_are_judged(tmp_path: Path, difference: float, level: str) -> None:
+    """Rounding is green, a mistake red, and what is not a number too."""
+    assert judge(Runs(tmp_path, "cpu", 2), "x", difference).level == level
+
+
+@pytest.mark.full
+def test_files_are_compared_by_their_bytes(finished: tuple[Harness, Path], tmp_path: Path) -> None:
+    """A copy differs in nothing; another weight, loss or prediction is named."""
+    run = SmallRun(finished[1])
+    copy = SmallRun(shutil.copytree(run.folder, tmp_path / "copy"))
+    assert copy.different_files(run) == []
+    assert copy.difference(run) == 0
+    for name in ("model.keras", "predictions.npz"):
+        (copy.folder / name).write_bytes((copy.folder / name).read_bytes() + b"!")
+    lines = (copy.folder / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    lines[-1] = json.dumps(last | {"loss": last["loss"] + 0.5})
+    (copy.folder / "metrics.jsonl").write_text("\n".join(lines))
+    assert copy.different_files(run) == ["metrics.jsonl", "model.keras", "predictions.npz"]
+    assert copy.difference(run) == pytest.approx(0.5)
+
+
+def test_options_of_the_acceptance_alone(harness: Harness) -> None:
+    """Without --accept they are refused."""
+    done = harness.run("doctor", "--full")
+    assert (done.returncode, "--full: belongs to --accept" in done.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
+    """Nothing is red, and each line that needs a GPU says that it was not run."""
+    done = harness.run("doctor", "--accept", "--devices", "cpu:2", timeout_s=1800)
+    assert done.returncode == 0, done.stdout
+    (file,) = harness.runs.glob("acceptance-*.json")
+    checks = json.loads(file.read_text())["checks"]
+    assert {each["level"] for each in checks} == {"green", "not run"}
+    assert [each["number"] for each in checks] == list(range(1, len(checks) + 1))
+    named = {each["name"] for each in checks if each["found"] == "not run: needs a GPU"}
+    assert {"card", "modes", "gpu against cpu", "tf32", "masks of a gpu"} <= named
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not cuda.has_driver(), reason="no NVIDIA driver is here")
+def test_this_gpu_is_accepted(harness: Harness) -> None:
+    """The acceptance of this node has no red line; its lines are in the assertion's message."""
+    harness.show_gpus()
+    done = harness.run("doctor", "--accept", timeout_s=3600)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,34 @@
+"""The CUDA libraries of `requirements-gpu.lock`, which need no driver to be loaded."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+NEEDS_A_DRIVER = {"libcudnn_engines_runtime_compiled.so.9"}  # it links libcuda.so.1 itself
+LEAST = 25  # libraries in the lock
+
+
+@pytest.mark.slow
+def test_every_library_of_the_gpu_lock_loads() -> None:
+    """Each in a process of its own, by the Python of an environment made from the lock.
+
+    `pip install --require-hashes -r requirements-gpu.lock` makes one (some 6 GB);
+    HARNESS_GPU_ENV names its folder.
+    """
+    if "HARNESS_GPU_ENV" not in os.environ:
+        pytest.skip("HARNESS_GPU_ENV names no environment made from requirements-gpu.lock")
+    environment = Path(os.environ["HARNESS_GPU_ENV"])
+    libraries = sorted(environment.glob("lib/python3*/site-packages/nvidia/*/lib/lib*.so.*"))
+    failures = {}
+    for library in libraries:
+        args = [str(environment / "bin" / "python"), "-c", LOAD, str(library)]
+        done = subprocess.run(args, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode != 0:
+            failures[library.name] = done.stderr.strip().splitlines()[-1]
+    assert len(libraries) >= LEAST
+    missing = {name: line for name, line in failures.items() if "libcuda.so.1" in line}
+    assert failures == missing, "a library lacks more than the driver"
+    assert failures.keys() <= NEEDS_A_DRIVER

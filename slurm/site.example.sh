@@ -19,6 +19,9 @@
 # machine has an NVIDIA driver or, on a login node, if the cluster has GPUs.
 # HARNESS_EXTRA=gpu
 
+# What --devices is by default: cpu on a cluster whose GPUs are not to be used.
+# export HARNESS_DEVICES=cpu
+
 # The dataset's folder, and the folder for runs; the project's runs/ by default.
 # export HARNESS_DATA=/project/$USER/imdb
 # export HARNESS_RUNS=/project/$USER/runs

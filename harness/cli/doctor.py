@@ -55,7 +55,7 @@ def doctor(
 
     Prints a remedy for each problem. The exit code is 1 if any check is red.
     """
-    from harness.compute.strategy import parse_devices
+    from harness.compute.strategy import parse_devices, site_devices
 
     if accept and probe:
         raise InputError("--accept and --probe: give one of them")
@@ -66,6 +66,7 @@ def doctor(
         raise InputError(f"--minutes {minutes:g}: is the duration of --probe; give --probe too")
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
         raise InputError(f"--minutes {minutes:g}: should be above 0, up to {MAX_MINUTES}")
+    devices = devices or site_devices()
     if devices is not None:
         parse_devices(devices)
     try:

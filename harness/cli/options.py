@@ -23,8 +23,7 @@ DeviceList = Annotated[
     typer.Option(
         "--devices",
         metavar="KIND:N",
-        envvar="HARNESS_DEVICES",
-        help="gpu:2, cpu, cpu:2; default: all",
+        help="gpu:2, cpu, cpu:2; default: all GPUs",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="fail if only the packaged sample is there")]

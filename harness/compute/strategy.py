@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -64,12 +64,18 @@ def parse_devices(text: str) -> Devices:
     return Devices(kind, int(count or 1))
 
 
+def site_devices(environment: Mapping[str, str] = os.environ) -> str | None:
+    """HARNESS_DEVICES: the devices where neither the command nor the record of a run says which."""
+    return environment.get("HARNESS_DEVICES") or None
+
+
 def one_device_each(text: str | None, what: str) -> str | None:
     """The kind of device, `gpu` or `cpu`, of which each of several processes gets one.
 
     Raises:
         InputError: if several are requested.
     """
+    text = text or site_devices()
     if text is None:
         return None
     requested = parse_devices(text)

@@ -15,6 +15,7 @@ from harness.compute.strategy import (
     num_own_gpus,
     one_device,
     parse_devices,
+    site_devices,
     title_of_devices,
 )
 from harness.compute.xla_cache import compiled_steps
@@ -56,7 +57,7 @@ def launch(
     allocation = own_allocation()
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
-    devices = devices or run.read_json("provenance.json").get("devices_asked")
+    devices = devices or run.read_json("provenance.json").get("devices_asked") or site_devices()
     requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
     context = RunContext(run, job, dataset_of(run, job, data, full=full))

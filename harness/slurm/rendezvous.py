@@ -8,10 +8,10 @@ that fails reports it before it ends, and a lost worker is noticed within a minu
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +27,7 @@ from harness.system.auth_channel import (
     say_hello,
     user_secret,
 )
+from harness.system.console import log
 from harness.system.network import free_port
 
 # Below the ports that systems assign to clients (from 32768 on Linux), so few of them are in use.
@@ -281,7 +282,7 @@ class WorkerGroup:
         A run's files are written atomically, so none is damaged.
         """
         interrupted = "interrupted by " if code == Interrupted.exit_code else ""
-        print(f"harness: {self.node}: {interrupted}{text}", file=sys.stderr, flush=True)  # noqa: T201
+        log(logging.ERROR, f"{self.node}: {interrupted}{text}")
         os._exit(code)
 
     def _send_all(self, kind: bytes, content: bytes = b"") -> None:

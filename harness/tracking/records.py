@@ -142,7 +142,7 @@ def _run_folders(top: Path, in_sweeps: Sequence[str], depth: int) -> Iterator[Pa
 
 
 def read_submissions(runs: Path) -> Iterator[Submission]:
-    """The runs in the records of `harness submit`; what is no record is passed over."""
+    """The runs in the records of `harness submit`; what is no record is skipped."""
     for path in submissions(runs).glob("*.json"):
         record = RunDirectory(path.parent).read_json(path.name)
         folders = record.get("runs")

@@ -40,7 +40,7 @@ LSTM = JOBS / "lstm.toml"
         (["predict", "runs/none", "good"], ("runs/none",)),
         (["compare", "runs/none"], ("runs/none",)),
         (["compare", "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
-        (["compare", "--out", LSTM], ("--out", "is no folder")),
+        (["compare", "--out", LSTM], ("--out", "is not a folder")),
         (["tune"], ("JOB",)),
         (["tune", "--show", "a b"], ("--show a b", "use harness sweep show 'a b'")),
         (["tune", "x.toml", "--best=s"], ("--best s", "use harness sweep best s")),

@@ -137,7 +137,7 @@ def test_a_killed_worker_is_missed_at_once(chief: Chief, tmp_path: Path) -> None
         "import sys, time; from pathlib import Path\n"
         "from harness.tuning.auth_proxy import WorkerProxy\n"
         "WorkerProxy(Path(sys.argv[1]), 'w7', sys.argv[2].encode(),"
-        " lambda: {'host': '127.0.0.1', 'port': int(sys.argv[3])})\n"
+        " address=lambda: {'host': '127.0.0.1', 'port': int(sys.argv[3])})\n"
         "time.sleep(60)"
     )
     words = [sys.executable, "-c", code, str(tmp_path), SECRET.decode(), str(chief.proxy.port)]

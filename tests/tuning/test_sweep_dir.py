@@ -1,11 +1,13 @@
-"""With which search a sweep goes on."""
+"""With which search a sweep goes on, and what its trials show of their runs."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from harness.errors import InputError
 from harness.search_space import load_search
+from harness.tuning.sweep_dir import gather
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 
@@ -34,3 +36,22 @@ def test_a_sweep_goes_on_with_as_many_trials_or_more(
     else:
         with pytest.raises(InputError, match=f"search.trials = {now}: was {before or 'all'} "):
             sweep.check_search(search)
+
+
+def test_a_finished_trial_shows_the_figures_of_its_runs(tmp_path: Path) -> None:
+    """The time of both seeds' runs, the mean of their best epochs; of a running trial nothing."""
+    text = RANDOM.replace("trials = 24", "trials = 24\nexecutions = 2")
+    sweep = make_sweep(tmp_path / "sweep", text)
+    search = sweep.search()
+    figures = {"num_epochs": 6, "parameters": 99}
+    for number, seed in enumerate(search.seeds()):
+        run = sweep.trial_run("0000", seed)
+        run.folder.mkdir(parents=True)
+        result = {"training_s": 10.5 + number, "kept_epoch": 2 + number, **figures}
+        run.path("result.json").write_text(json.dumps(result))
+    common = {"trial": "0000", "score": 0.5, "values": {}, "worker": None, "error": None}
+    trials = [common | {"status": status} for status in ("finished", "running")]
+    finished, running = gather(sweep, search, {"trials": trials})
+    assert (finished.training_s, finished.kept_epoch) == (22.0, 2.5)
+    assert (finished.epochs, finished.parameters) == (6, 99)
+    assert {running.training_s, running.kept_epoch, running.epochs, running.parameters} == {None}

@@ -103,6 +103,7 @@ def test_gpus_that_are_hidden(harness: Harness) -> None:
     assert "CUDA_VISIBLE_DEVICES is '', which hides all GPUs; unset it" in line
 
 
+@pytest.mark.full
 def test_the_cpu_trains_where_it_is_meant(harness: Harness, broken_driver: dict[str, str]) -> None:
     """`--devices cpu` refuses nothing and warns of nothing; the first line says what trains."""
     harness.environment |= SLURM | broken_driver | {"HARNESS_CPUS": "1"}
@@ -112,6 +113,7 @@ def test_the_cpu_trains_where_it_is_meant(harness: Harness, broken_driver: dict[
     assert "warning" not in done.stderr
 
 
+@pytest.mark.full
 def test_a_driver_without_a_promise_is_warned_of(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
@@ -125,6 +127,7 @@ def test_a_driver_without_a_promise_is_warned_of(
     assert "the CPU trains: a driver is here, but TensorFlow sees no GPU: cuInit failed" in line
 
 
+@pytest.mark.full
 def test_a_driver_whose_gpus_are_hidden_is_not(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:

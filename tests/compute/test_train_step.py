@@ -70,6 +70,7 @@ def hlo_of_gradients(train_step: TrainStep, *embedded: tf.Tensor) -> str:
     return str(compiled.experimental_get_compiler_ir(batch, *embedded)(stage="hlo"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "precision", "rtol"),
     [("rnn", "float32", 1e-6), ("gru", "float64", 1e-10), ("rnn", "bfloat16", 0.02)],

@@ -1,6 +1,5 @@
 """The child processes of the acceptance: `python -m harness.checks.acceptance_child REQUEST`."""
 
-import contextlib
 import ctypes
 import hashlib
 import os
@@ -11,7 +10,7 @@ from typing import Any
 from harness.checks.child import answer_request
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.cuda import NCCL, library_folders
+from harness.system.cuda import library_versions
 from harness.system.nvml import find_nvml
 from harness.system.processes import age_s
 
@@ -63,25 +62,8 @@ def _masks(devices: Sequence[str]) -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, Any]:
-    """The versions that cuDNN and NCCL state themselves, None where one can't be loaded."""
-    number = ctypes.c_int()
-    cudnn, nccl = _load("libcudnn.so.9"), _load(NCCL)
-    cudnn_version = nccl_version = None
-    if cudnn:
-        cudnn.cudnnGetVersion.restype = ctypes.c_size_t
-        version = cudnn.cudnnGetVersion()  # 92800 is 9.28.0
-        cudnn_version = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
-    if nccl and nccl.ncclGetVersion(ctypes.byref(number)) == 0:  # 23203 is 2.32.3
-        version = number.value
-        nccl_version = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
-    return {"cudnn": cudnn_version, "nccl": nccl_version}
-
-
-def _load(name: str) -> ctypes.CDLL | None:
-    for path in [*(str(folder / name) for folder in library_folders()), name]:
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(path)
-    return None
+    """The versions that the CUDA libraries state themselves, None where one can't be loaded."""
+    return dict(library_versions())
 
 
 def _nvml() -> dict[str, Any]:

@@ -82,7 +82,7 @@ def check_gpus(
     if not promise.num:
         warn(
             f"the CPU trains: a driver is here, but {seen}: {problem.reason}; {problem.remedy}; "
-            f"--devices cpu says that the CPU is meant"
+            "--devices cpu says that the CPU is meant"
         )
         return
     text = (

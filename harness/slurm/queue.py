@@ -26,7 +26,7 @@ class QueuedJob:
     """A job or an array task as Slurm knows it."""
 
     id: str  # as users write it: 12, or 12_3 for an array task
-    raw_id: str  # SLURM_JOB_ID inside the job
+    raw_id: str  # by which the job knows itself
     state: str  # such as RUNNING
     reason: str  # why it waits, such as Priority
     elapsed_s: float  # since its last start

@@ -41,7 +41,7 @@ class Problem:
 
 def has_driver() -> bool:
     """Whether an NVIDIA driver is here: its kernel module, or its library."""
-    return Path("/proc/driver/nvidia").exists() or _loads("libcuda.so.1")
+    return Path("/proc/driver/nvidia").exists() or _open("libcuda.so.1") is not None
 
 
 def library_folders() -> Iterator[Path]:
@@ -52,13 +52,7 @@ def library_folders() -> Iterator[Path]:
 
 def missing_libraries(names: tuple[str, ...] = LIBRARIES) -> list[str]:
     """Those of the CUDA libraries that can't be loaded here."""
-    folders = list(library_folders())
-    return [
-        name
-        for name in names
-        if not any(_loads(str(folder / name)) for folder in folders if (folder / name).exists())
-        and not _loads(name)
-    ]
+    return [name for name in names if _load(name) is None]
 
 
 def library_versions() -> dict[str, str | None]:
@@ -91,10 +85,9 @@ def _cublas_version() -> str | None:
 
 def _nccl_version() -> str | None:
     library = _load(NCCL)
-    if library is None:
-        return None
     value = ctypes.c_int()
-    library.ncclGetVersion(ctypes.byref(value))
+    if library is None or library.ncclGetVersion(ctypes.byref(value)) != 0:
+        return None
     number = value.value  # 22105 is 2.21.5
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
@@ -171,15 +164,11 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    paths = [folder / name for folder in library_folders()]
-    for path in [name, *(str(path) for path in paths if path.exists())]:
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(path)
-    return None
+    paths = (name, *(str(folder / name) for folder in library_folders()))
+    return next((library for library in map(_open, paths) if library), None)
 
 
-def _loads(name: str) -> bool:
+def _open(path: str) -> ctypes.CDLL | None:
     with contextlib.suppress(OSError):
-        ctypes.CDLL(name)
-        return True
-    return False
+        return ctypes.CDLL(path)
+    return None

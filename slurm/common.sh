@@ -43,6 +43,33 @@ read_site() {
     fi
     VENV=${HARNESS_VENV:-$PROJECT/.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
+    export HARNESS_TRUSTED_NETWORK
+}
+
+AT_STAKE='any user who reaches the ports of your nodes could act as you and read and write your'
+AT_STAKE+=" files, because TensorFlow's servers have no login"
+
+# Refuses one model on several nodes without the site's word, before anything else is done. The
+# rule and its words are those of harness/slurm/trusted_network.py.
+need_trusted_network() {
+    [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 && ${HARNESS_TRUSTED_NETWORK:-} != 1 ]] || return 0
+    complain "one model on $SLURM_JOB_NUM_NODES nodes: $AT_STAKE; use one node, or, if nobody" \
+        "else reaches them, set HARNESS_TRUSTED_NETWORK=1 in slurm/site.sh"
+    exit 2
+}
+
+# Asks once, on a terminal of a cluster, whether its network is trusted; notes it in site.sh.
+ask_for_trusted_network() {
+    local site=$PROJECT/slurm/site.sh answer='' word=0
+    [[ -t 0 && -t 2 ]] && command -v sbatch >/dev/null || return 0
+    ! grep -qs '^[^#]*HARNESS_TRUSTED_NETWORK=' "$site" || return 0
+    say "one model can train on several nodes only in a network that nobody else reaches:" \
+        "$AT_STAKE."
+    read -r -p 'Can only people whom you trust reach the ports of the nodes? [y/N] ' answer || true
+    [[ $answer != [yY]* ]] || word=1
+    [[ ! -s $site || -z $(tail -c 1 "$site") ]] || echo >>"$site" # its last line is not ended
+    echo "HARNESS_TRUSTED_NETWORK=$word" >>"$site"
+    say "noted in slurm/site.sh"
 }
 
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
@@ -50,8 +77,10 @@ inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 # shellcheck source=slurm/environment.sh
 source "$PROJECT/slurm/environment.sh"
 
+# With an argument, for one model on all nodes of the job.
 prepare() {
     read_site
+    [[ -z ${1:-} ]] || need_trusted_network
     choose_locks
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # It existed when the job was submitted, and other jobs may be using it.
@@ -242,11 +271,12 @@ run_name() {
 
 # Trains the job file $1, relative to the project, with the other arguments; ends the script.
 run_job() {
-    local job=$1 name
+    local job=$1 name spans=yes
     local -a options=()
     shift
     [[ $job == /* ]] || job=$PROJECT/$job
-    prepare
+    ! has_option --seeds "$@" || spans='' # one process starts several runs, each on one node
+    prepare $spans
     has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
         options+=(--seed "$SLURM_ARRAY_TASK_ID")
@@ -254,8 +284,7 @@ run_job() {
     if name=$(run_name) && ! has_option --run-id "$@"; then
         options+=(--run-id "$name")
     fi
-    # One process starts several runs, and spreads them over all nodes.
-    ! has_option --seeds "$@" || ON_NODES=("${HARNESS[@]}")
+    [[ -n $spans ]] || ON_NODES=("${HARNESS[@]}")
     run_to_end "${ON_NODES[@]}" train "$job" ${options[@]+"${options[@]}"} "$@"
 }
 
@@ -306,5 +335,6 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     [[ $# == 1 && $1 == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     prepare
     "${HARNESS[@]}" data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
+    ask_for_trusted_network
     say "ready: $VENV"
 fi

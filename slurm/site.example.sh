@@ -26,6 +26,12 @@
 # export HARNESS_DATA=/project/$USER/imdb
 # export HARNESS_RUNS=/project/$USER/runs
 
+# One model on several nodes (--nodes=2) is refused until this is 1. TensorFlow's servers have no
+# login and listen on every interface: any user who reaches the ports of a job's nodes can act as
+# the owner of the run, and read and write their files. Set it only where nobody else reaches them:
+# nodes that are never shared, in a network of their own.
+# HARNESS_TRUSTED_NETWORK=1
+
 # Scratch on the node's local disk, for temporary files and pip's cache.
 # export TMPDIR=/scratch/$USER
 # export PIP_CACHE_DIR=/scratch/$USER/pip

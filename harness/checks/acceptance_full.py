@@ -17,6 +17,7 @@ from harness.checks.probe import JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
 from harness.slurm.environment import SlurmEnvironment, variables_of_a_check
+from harness.slurm.trusted_network import TRUSTED_NETWORK, is_trusted_network
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 LOST_S = 60.0  # within which the others end when a worker dies
@@ -89,6 +90,8 @@ def _start_on_two_nodes(
 ) -> "subprocess.Popen[bytes]":
     if allocation is None or allocation.num_nodes < 2:
         raise NotRun("a Slurm job on two nodes: sbatch --nodes=2 slurm/doctor.sh --full")
+    if not is_trusted_network():
+        raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
     args = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL"]
     args += ["--overlap", "--kill-on-bad-exit=0"]
     if allocation.cpus_per_task:

@@ -10,6 +10,7 @@ from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.trusted_network import AT_STAKE, REMEDY, TRUSTED_NETWORK, is_trusted_network
 
 TIMEOUT_S = 10
 MAX_NAMES = 8  # of partitions in a line
@@ -87,6 +88,7 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     yield describe_gpus(partitions)
     yield from check_script(partitions)
     yield check_site_file()
+    yield check_several_nodes(allocation)
 
 
 def describe_partitions(partitions: list[Partition]) -> Finding:
@@ -155,3 +157,13 @@ def check_site_file() -> Finding:
         return Finding("green", "site", "slurm/site.sh is there")
     remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"
     return Finding("yellow", "site", "no slurm/site.sh", remedy)
+
+
+def check_several_nodes(allocation: SlurmEnvironment | None) -> Finding:
+    """Whether one model may train on several nodes, and what is at stake."""
+    if is_trusted_network():
+        found = f"one model may train on them: {TRUSTED_NETWORK} is 1"
+        return Finding("green", "several nodes", found)
+    refused = allocation is not None and allocation.num_nodes > 1
+    found = f"refused for one model: {AT_STAKE}"
+    return Finding("red" if refused else "yellow", "several nodes", found, REMEDY)

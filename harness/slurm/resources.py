@@ -1,5 +1,6 @@
 """A job's requests to Slurm: GPUs, nodes, time, seeds; checked before sbatch is called."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ MAX_SEEDS = 1000
 
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
+NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
 JOB_ID = re.compile(r"\d+(_\d+)?")
 
 # Flags of sbatch that submit sets itself: the name, and its letter.
@@ -95,6 +97,17 @@ class Resources:
         """The flags that all jobs of this user need."""
         named = (("partition", self.partition), ("account", self.account))
         return [f"--{name}={value}" for name, value in named if value is not None]
+
+
+def max_nodes(args: Sequence[str]) -> int:
+    """The most nodes that sbatch would give a job with these flags; the last flag counts."""
+    num_nodes = 1
+    for flag, after in itertools.zip_longest(args, args[1:], fillvalue=""):
+        match = NODES.fullmatch(flag)
+        if match and (value := match["value"] or after):
+            counts = re.findall(r"(\d+)([kK]?)", value)
+            num_nodes = max((int(n) * (1024 if k else 1) for n, k in counts), default=num_nodes)
+    return num_nodes
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

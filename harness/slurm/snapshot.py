@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import InputError, RunError
+from harness.files.site_settings import SITE
 from harness.slurm.script import submissions
 from harness.system.git import (
     SNAPSHOT_RECORD,
@@ -25,7 +26,6 @@ from harness.system.git import (
     tracked_files,
 )
 
-SITE = "slurm/site.sh"  # ignored by git
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
 

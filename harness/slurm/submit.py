@@ -23,7 +23,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
-from harness.slurm.resources import Resources, array_spec, parse_seeds
+from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
 from harness.slurm.script import (
     COMPARISON,
     Layout,
@@ -36,6 +36,7 @@ from harness.slurm.script import (
     script_of,
 )
 from harness.slurm.snapshot import snapshot_path, take_snapshot
+from harness.slurm.trusted_network import check_trusted_network
 from harness.system.git import commit_of, is_checkout
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -88,6 +89,10 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     jobs = [_check_job(file, options.overrides, chosen) for file in files]
     scripts = [script_of(job) for job in jobs]
     _check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
+    if not options.pack:  # otherwise each model is on one node
+        for script in {script_of(job) for job in jobs if isinstance(job, Job)}:
+            header = [arg for line in read_header(project, script) for arg in line.split()[1:]]
+            check_trusted_network(max_nodes([*header, *resources.sbatch_args()]), project)
     return Request(
         project,
         runs,

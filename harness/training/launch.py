@@ -25,6 +25,7 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.trusted_network import check_trusted_network
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
@@ -108,7 +109,8 @@ def own_allocation() -> SlurmEnvironment | None:
     """The Slurm allocation of this process, None outside of Slurm.
 
     Raises:
-        InputError: on several nodes without srun, which would start a worker on each.
+        InputError: on several nodes without srun, which would start a worker on each, or in a
+            network that is not trusted.
     """
     allocation = SlurmEnvironment.from_environment()
     if allocation and allocation.num_nodes > 1 and not allocation.in_step:
@@ -116,6 +118,8 @@ def own_allocation() -> SlurmEnvironment | None:
             f"an allocation of {allocation.num_nodes} nodes: should be used through srun, one task "
             "per node; start a script of slurm/, or srun --ntasks-per-node=1 harness …"
         )
+    if allocation:
+        check_trusted_network(allocation.num_tasks)
     return allocation
 
 

@@ -76,7 +76,13 @@ def train(
             allocation=compute.allocation,
             devices_asked=compute.devices,
             plan=asdict(plan),
-            start={"devices": devices, **describe_numerics(), "cuda": describe_cuda()},
+            start={
+                "devices": devices,
+                # Refused elsewhere: see `harness.slurm.trusted_network`.
+                **({"trusted_network": True} if worker_group else {}),
+                **describe_numerics(),
+                "cuda": describe_cuda(),
+            },
         )
         run.write_text("job.toml", job.to_toml())  # from here on the run can be resumed
         vocabulary = vocab_to_bytes(known_words(job, dataset))

@@ -29,6 +29,7 @@ call = {{
     "runs": os.environ["HARNESS_RUNS"],
     "image": os.environ.get("IMAGE"),
     "nodes": os.environ.get("HARNESS_NODES"),
+    "trusted": os.environ.get("HARNESS_TRUSTED_NETWORK"),
     "data": os.environ.get("HARNESS_DATA"),
     "offline": os.environ.get("HARNESS_OFFLINE"),
     "signals": [],

@@ -1,6 +1,7 @@
 """Nodes, daemons and workers that go away in the middle of a job, and what becomes of the run."""
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -130,6 +131,8 @@ def test_two_nodes_are_two_replicas(on_two_nodes: Submitted, on_two_devices: Pat
     """Two nodes end with the same bytes as two devices of one process."""
     assert without_devices(on_two_nodes.run) == without_devices(on_two_devices)
     devices = results(on_two_nodes.run)["result"]["devices"]  # type: ignore[index]
+    record = json.loads((on_two_nodes.run / "provenance.json").read_text())
+    assert record["starts"][0]["trusted_network"]
     assert devices == ["n3/cpu:0", "n4/cpu:0"]
 
 

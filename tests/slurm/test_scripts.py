@@ -203,8 +203,9 @@ def test_two_nodes_start_a_process_on_each(project: Project) -> None:
     project.executable(project.commands / "srun", '#!/bin/bash\necho "$@" >&2\nexec "${@: -5}"\n')
     project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
     env = project.slurm(
-        SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[08,10]", SLURM_CPUS_PER_TASK="4"
-    )
+        SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[08,10]", SLURM_CPUS_PER_TASK="4",
+        HARNESS_TRUSTED_NETWORK="1",
+    )  # fmt: skip
     result = project.run(project.spool(), env=env)
     assert result.returncode == 0, result.stderr
     assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --export=ALL" in result.stderr

@@ -1,0 +1,195 @@
+"""One model on several nodes is refused everywhere until the site says that nobody listens in."""
+
+import os
+import pty
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.checks.slurm_checks import check_several_nodes
+from harness.errors import InputError
+from harness.files.site_settings import site_setting
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.resources import max_nodes
+from harness.slurm.trusted_network import AT_STAKE, REMEDY, check_trusted_network
+from harness.training.launch import own_allocation
+from tests.conftest import JOBS, Harness
+from tests.slurm.stand_in import Project
+
+TWO_NODES = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[08,10]"}
+WORD = "HARNESS_TRUSTED_NETWORK=1\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project on a cluster of two nodes, whose harness only notes how it was called."""
+    project = Project(tmp_path)
+    project.executable(project.commands / "srun", '#!/bin/bash\nexec "${@: -5}"\n')
+    project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
+    return project
+
+
+def test_a_job_script_refuses_in_its_first_second(project: Project) -> None:
+    """Before the environment is made or data are copied, in the same words as Python's."""
+    env = project.slurm(**TWO_NODES, HARNESS_VENV=str(project.outside / "never made"))
+    result = project.run(project.spool(), env=env)
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert line == f"harness: one model on 2 nodes: {AT_STAKE}; {REMEDY}"
+    assert not (project.outside / "never made").exists()
+
+
+@pytest.mark.parametrize("word", [WORD, f"export {WORD}", 'HARNESS_TRUSTED_NETWORK="1" # asked\n'])
+def test_with_the_sites_word_a_job_starts(project: Project, word: str) -> None:
+    """With or without export, the word reaches the processes on all nodes."""
+    (project.path / "slurm/site.sh").write_text(word)
+    result = project.run(project.spool(), env=project.slurm(**TWO_NODES))
+    assert result.returncode == 0, result.stderr
+    assert project.call()["trusted"] == "1"
+
+
+def test_runs_side_by_side_need_no_word(project: Project) -> None:
+    """Several seeds, or a search, use one node for each model, so nothing of TensorFlow listens."""
+    result = project.run(project.spool(), "--seeds", "1-2", env=project.slurm(**TWO_NODES))
+    assert result.returncode == 0, result.stderr
+    result = project.run(project.spool("tune"), "jobs/x.toml", env=project.slurm(**TWO_NODES))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("word", [None, "0", "yes", ""])
+def test_train_itself_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under plain srun too, and for any other word than 1."""
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0",
+                        "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HARNESS_TRUSTED_NETWORK", raising=False)
+    if word is not None:
+        monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", word)
+    with pytest.raises(InputError, match="could act as you"):
+        own_allocation()
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
+    assert own_allocation()
+
+
+def test_submit_refuses(harness: Harness) -> None:
+    """One line that says what is at stake, exit code 2, nothing written; one node passes."""
+    args = ["submit", JOBS / "lstm.toml", "--dry-run"]
+    for words in (["--nodes", "2"], ["--", "-N2"], ["--", "--nodes=1-4"]):
+        done = harness.run(*args, *words)
+        assert done.returncode == 2, done.stdout
+        assert AT_STAKE in done.stderr.splitlines()[-1]
+        assert not harness.runs.exists()
+    for words in (["--nodes", "1"], ["--nodes", "2", "--seeds", "1-3", "--pack"]):
+        assert harness.run(*args, *words).returncode == 0
+    harness.environment["HARNESS_TRUSTED_NETWORK"] = "1"
+    assert harness.run(*args, "--nodes", "2").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "num"),
+    [
+        ([], 1),
+        (["--nodes=2"], 2),
+        (["--nodes", "2"], 2),
+        (["-N", "3"], 3),
+        (["-N3"], 3),
+        (["--nod=2-4"], 4),
+        (["--nodes=2", "-N1"], 1),
+        (["--nodelist=n[1-9]", "--no-requeue", "-n8"], 1),
+        (["--nodes=1k"], 1024),
+    ],
+)
+def test_nodes_are_read_as_sbatch_reads_them(args: list[str], num: int) -> None:
+    """The last flag counts, short, abbreviated or as a range."""
+    assert max_nodes(args) == num
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", ""),
+        ("NAME=1\nNAME=2\n", "2"),
+        ("# NAME=1\n", ""),
+        ("  export NAME='a b' # why\n", "a b"),
+        ("OTHER_NAME=1\n", ""),
+        ("NAME='1\n", ""),
+    ],
+)
+def test_a_setting_is_read_without_running_the_file(tmp_path: Path, text: str, value: str) -> None:
+    """The last line counts, comments and broken lines do not; the environment is stronger."""
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/site.sh").write_text(text)
+    assert site_setting("NAME", tmp_path, {}) == value
+    assert site_setting("NAME", tmp_path, {"NAME": "here"}) == "here"
+
+
+def test_the_project_that_is_submitted_decides(tmp_path: Path) -> None:
+    """The word stands in that project's own slurm/site.sh."""
+    with pytest.raises(InputError):
+        check_trusted_network(2, tmp_path)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/site.sh").write_text(WORD)
+    check_trusted_network(2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "nodes", "level"), [("", "1", "yellow"), ("", "2", "red"), ("1", "2", "green")]
+)
+def test_doctor_says_what_is_at_stake(
+    word: str, nodes: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red in a job on several nodes, which would be refused."""
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", word)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": nodes}
+    finding = check_several_nodes(SlurmEnvironment.from_environment(job))
+    assert finding.level == level
+    assert ("could act as you" in finding.found) == (not word)
+
+
+@pytest.fixture
+def setup(project: Project) -> Callable[[str], str]:
+    """`common.sh --setup` on a terminal of a cluster, with an answer typed; what it prints."""
+    project.executable(project.commands / "sbatch", "#!/bin/sh\n")
+
+    def call(answer: str) -> str:
+        ours, theirs = pty.openpty()
+        with os.fdopen(ours, "r+b", buffering=0) as terminal:
+            terminal.write(answer.encode())
+            done = subprocess.run(
+                ["bash", str(project.path / "slurm/common.sh"), "--setup"],
+                env=project.environment, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60,
+            )  # fmt: skip
+            os.close(theirs)
+            assert done.returncode == 0
+            said = b""
+            try:
+                while part := terminal.read(1 << 16):
+                    said += part
+            except OSError:  # the other end is closed
+                pass
+        return said.decode()
+
+    return call
+
+
+@pytest.mark.parametrize(("answer", "word"), [("y\n", "1"), ("\n", "0"), ("no\n", "0")])
+def test_setup_asks_once_on_a_terminal(
+    project: Project, setup: Callable[[str], str], answer: str, word: str
+) -> None:
+    """The answer goes into slurm/site.sh, whose other lines stay; it is never asked again."""
+    site = project.path / "slurm/site.sh"
+    site.write_text("# my site")
+    assert AT_STAKE in " ".join(setup(answer).split())
+    assert site.read_text() == f"# my site\nHARNESS_TRUSTED_NETWORK={word}\n"
+    assert "could act as you" not in setup("y\n")
+    assert site.read_text() == f"# my site\nHARNESS_TRUSTED_NETWORK={word}\n"
+
+
+def test_setup_without_a_terminal_asks_nothing(project: Project) -> None:
+    """A script's set-up never waits for an answer, and gives none."""
+    project.executable(project.commands / "sbatch", "#!/bin/sh\n")
+    result = project.run(project.path / "slurm/common.sh", "--setup")
+    assert result.returncode == 0, result.stderr
+    assert not (project.path / "slurm/site.sh").exists()

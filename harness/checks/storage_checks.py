@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.checks.finding import Finding
 from harness.data.imdb import verify
 from harness.data.imdb_sources import open_dataset
+from harness.files.shared_disk import file_system
 from harness.slurm.environment import SlurmEnvironment, scratch_folder
 
 WRITTEN_MB = 16  # to measure the speed by
@@ -149,17 +150,3 @@ def check_scratch(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
         yield Finding("yellow", "scratch", found, remedy)
     else:
         yield Finding("green", "scratch", found)
-
-
-def file_system(path: Path) -> str:
-    """The kind of file system that a path is on, such as nfs4, or `unknown`."""
-    try:
-        lines = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    kinds = {}
-    for line in lines:
-        _, at, kind, *_ = line.split()
-        kinds[at.replace("\\040", " ")] = kind  # the last mount at a path hides the others
-    real = path.resolve()
-    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

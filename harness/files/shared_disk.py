@@ -1,0 +1,107 @@
+"""Files on a disk that several nodes share, where a node may see an older state for a while.
+
+Reading is open and read: what a file system says of a file that is not opened (that it exists, its
+size, its time) may be older than its content, or wrong.
+"""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+# File systems that other nodes may write to: what they cache is seen late.
+NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "fuse", "ceph", "afs", "9p")
+
+
+class SharedDisk:
+    """The operations that processes of several nodes need to meet in a folder.
+
+    Each raises an OSError where the file system fails, which never means that nothing was done.
+    """
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file, None where the file system says that there is none."""
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def opens(self, folder: Path) -> bool:
+        """Whether a folder can be opened."""
+        try:
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in a folder; new ones may be missing."""
+        try:
+            return os.listdir(folder)  # noqa: PTH208 - names, not paths
+        except FileNotFoundError:
+            return []
+
+    def make_folder(self, folder: Path) -> bool:
+        """Make a folder whose parent is there; False if it was there already."""
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return False
+        return True
+
+    def write(self, path: Path, content: bytes, *, synced: bool = False) -> None:
+        """Write a file whole: under a temporary name, then renamed.
+
+        Args:
+            path: of the file, whose folder is there.
+            content: of the file.
+            synced: whether it is on the disk before it is seen.
+        """
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                if synced:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def append(self, path: Path, content: bytes) -> None:
+        """Add to the end of a file, which is made where it is missing; on the disk at the end."""
+        with path.open("ab") as file:
+            is_new = file.tell() == 0
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            self.sync(path.parent)
+
+    def sync(self, path: Path) -> None:
+        """Bring a file's content, or a folder's names, onto the disk."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_network(path: Path) -> bool:
+    """Whether a folder is on a file system that other nodes may see too."""
+    return file_system(path).startswith(NETWORK)
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that a path is on, such as nfs4, or `unknown`."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    kinds = {}
+    for line in lines:
+        _, at, kind, *_ = line.split()
+        kinds[at.replace("\\040", " ")] = kind  # the last mount at a path hides the others
+    real = path.resolve()
+    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

@@ -1,0 +1,161 @@
+"""In which order an oracle proposes trials and gets their results: one that no clock decides.
+
+The order is that of a virtual clock, on which a fixed number of workers train an epoch a tick. A
+trial is proposed when a virtual worker is free; results are given in the order of their virtual
+ends. So the oracle's state is a function of the results alone: a restart replays it, and
+promotions are those of a search that nobody disturbed.
+"""
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from harness.errors import RunError
+from harness.search_parameters import Value
+from harness.tuning.journal import Proposal
+from harness.tuning.mailbox import Report
+
+EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # as KerasTuner names them in a trial's values
+RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
+
+
+class Oracle(Protocol):
+    """What a schedule calls of KerasTuner's `Oracle`."""
+
+    def create_trial(self, tuner_id: str) -> Any:
+        """The next trial; its status says whether there is one now."""
+
+    def update_trial(self, trial_id: str, metrics: dict[str, Any]) -> Any:
+        """Record a trial's scores."""
+
+    def end_trial(self, trial: Any) -> Any:
+        """Record that a trial has ended as its status says."""
+
+
+class Schedule:
+    """Calls an oracle on a virtual clock."""
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        *,
+        num_trials: int,
+        width: int | None,
+        known: Sequence[Proposal] = (),
+    ) -> None:
+        """Take an oracle that was not called yet.
+
+        Args:
+            oracle: proposes the trials.
+            num_trials: at most, 0 for as many as it proposes.
+            width: the number of virtual workers; None for an oracle that does not learn from
+                results, which then gets none.
+            known: the first proposals, as they were made before.
+        """
+        self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
+        self._trials: list[Any] = []  # of the oracle
+        self._numbers: dict[str, int] = {}  # by the oracle's name of a trial
+        self._epochs: list[int] = []
+        self._running: list[tuple[int, int]] = []  # a heap of (virtual end, trial)
+        self._now = 0  # virtual, in epochs
+        self._reports: dict[int, Report] = {}
+        self._is_idle = False  # the oracle waits for a result, or has no more trials
+
+    def offer(self, n: int, report: Report) -> None:
+        """Take a trial's result, which the oracle gets when it is due."""
+        self._reports[n] = report
+
+    def advance(self) -> Iterator[Proposal]:
+        """The trials that the oracle proposes by the results so far."""
+        while True:
+            if self._may_propose() and (proposal := self._propose()):
+                yield proposal
+            elif not self._give_result():
+                return
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no trial will be proposed any more."""
+        is_last = self._is_idle and (self.width is None or not self._running)
+        return is_last or 0 < self.num_trials <= len(self._trials)
+
+    def _may_propose(self) -> bool:
+        has_room = self.width is None or len(self._running) < self.width
+        return has_room and not self._is_idle and not self.is_over
+
+    def _propose(self) -> Proposal | None:
+        n = len(self._trials)
+        trial = self.oracle.create_trial(str(n))
+        if trial.status != RUNNING:
+            self._is_idle = True
+            return None
+        proposal = self._proposal(n, trial.hyperparameters.values)
+        if n < len(self.known) and proposal != self.known[n]:
+            raise RunError(
+                f"the oracle proposes {proposal.values} as trial {n}, which was "
+                f"{self.known[n].values}; go on with the version of harness and KerasTuner that "
+                "began the sweep, or begin a new one"
+            )
+        self._trials.append(trial)
+        self._numbers[trial.trial_id] = n
+        self._epochs.append(proposal.epochs or 1)
+        if self.width is not None:
+            before = self._epochs[proposal.parent] if proposal.parent is not None else 0
+            end = self._now + max(1, self._epochs[n] - before)
+            heapq.heappush(self._running, (end, n))
+        return proposal
+
+    def _proposal(self, n: int, values: Mapping[str, Any]) -> Proposal:
+        own: dict[str, Value] = {
+            key: value.item() if hasattr(value, "item") else value  # of NumPy
+            for key, value in values.items()
+            if not key.startswith("tuner/")
+        }
+        epochs, parent = values.get(EPOCHS), values.get(PARENT)
+        return Proposal(
+            n, own, int(epochs) if epochs else None, self._numbers[parent] if parent else None
+        )
+
+    def _give_result(self) -> bool:
+        """Give the oracle the result that is due; False if it is not known yet."""
+        if not self._running or self._running[0][1] not in self._reports:
+            return False
+        self._now, n = heapq.heappop(self._running)
+        trial, report = self._trials[n], self._reports.pop(n)
+        if report.error:
+            trial.status, trial.message = FAILED, report.error
+        else:
+            self.oracle.update_trial(trial.trial_id, dict(report.scores))
+            trial.status = COMPLETED
+        self.oracle.end_trial(trial)
+        self._is_idle = False
+        return True
+
+
+class Planner:
+    """A schedule as the supervisor uses it, in its own process and thread: for a quick oracle."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule, self._num_known = schedule, len(schedule.known)
+
+    def offer(self, n: int, report: Report) -> None:
+        """Take a trial's result."""
+        self._schedule.offer(n, report)
+
+    def take(self, limit: int) -> list[Proposal]:
+        """New trials, at most so many; none while the oracle waits for results, or computes."""
+        new: list[Proposal] = []
+        for proposal in self._schedule.advance() if limit > 0 else ():
+            if proposal.n >= self._num_known:
+                new.append(proposal)
+            if len(new) == limit:
+                break
+        return new
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no trial will come any more."""
+        return self._schedule.is_over
+
+    def close(self) -> None:
+        """Free what it holds."""

@@ -24,7 +24,7 @@ from harness.bench.processes import Arg, Bench, Settings, Way
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.checks.probe import ARCHITECTURES, ask_child
-from harness.compute.execution_plan import device_name, plan_name, save_measured
+from harness.compute.execution_plan import device_name, plan_name, save_measured_ms
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
@@ -163,7 +163,7 @@ def plans(bench: Bench) -> Iterator[Measured]:
         }
         values = bench.in_turn(f"{job.name} plans", ways)["step"]
         step_ms = {plan: statistics.median(times) for plan, times in values.items()}
-        saved = save_measured(device, job, step_ms)
+        saved = save_measured_ms(device, job, step_ms)
         yield Measured(f"{job.name} step", "ms", False, values, plan_name(False, cpus))
     bench.console.info(
         f"plans on {device}: saved in {saved}; runs of the same sizes use the fastest"

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.checks import child
 from harness.checks.finding import Finding, NotRun
-from harness.checks.probe import JOBS
+from harness.checks.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
 from harness.slurm.environment import variables_of_a_check
@@ -19,7 +19,7 @@ from harness.slurm.environment import variables_of_a_check
 # A loss of one device against another's: rounding stays below the first, a mistake is above the
 # second (16 bits of a wrong mask or weight change a loss of 0.69 by 0.01 and more).
 ROUNDING, MISTAKE = 1e-4, 1e-3
-RUN_S = 900.0  # at most, where a GPU's driver first compiles
+RUN_S = FIRST_USE_S  # at most
 POLL_S = 0.01
 # Fifty steps: two epochs of 25, the last step of each with 13 of 16 reviews, which no number of
 # replicas above one divides.

@@ -21,6 +21,8 @@ JOBS = PROJECT / "jobs"
 SMALL_RUN = "lstm"
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
 START_S = 300  # that a child may take in addition to what it measures
+# On a GPU for which TensorFlow holds no machine code; TensorFlow warns of 30 minutes.
+FIRST_USE_S = 2400
 MARGIN = 1.25  # of the time limit over the estimate: other nodes, busy disks
 WARNED_S = 120  # Slurm warns 90 s before the end, and looks every 30 s
 
@@ -41,6 +43,11 @@ class Estimate:
     speed_of_two: float | None = None  # two GPUs over one, None where not measured
     peak_memory_gb: float = 0.0
     error: str = ""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it was measured on a GPU."""
+        return bool(self.devices) and "cpu" not in self.devices
 
 
 def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
@@ -83,7 +90,8 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
         )
     gpus = ask_child({"do": "devices"}, START_S)["gpus"] if devices is None else []
     variants = ["gpu:1", "gpu:2"] if len(gpus) > 1 else [devices]
-    run_s = time_small_run(variants[0], data)
+    limit_s = FIRST_USE_S if gpus or (devices or "").startswith("gpu") else START_S
+    run_s = time_small_run(variants[0], data, limit_s)
     seconds = minutes * 60 / len(ARCHITECTURES) / len(variants)
     measured: dict[str, list[dict[str, Any]]] = {}
     errors = {}
@@ -96,7 +104,7 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
         }
         for each in variants:
             try:
-                answer = ask_child({**request, "devices": each}, START_S + seconds)
+                answer = ask_child({**request, "devices": each}, limit_s + seconds)
             except (InputError, RunError) as error:
                 errors[name] = f"on {each}: {error}" if each else str(error)
                 break  # two are of no use without one
@@ -162,7 +170,32 @@ def time_limit(seconds: float) -> str:
     return f"{f'{days}-' if days else ''}{minutes // 60:02}:{minutes % 60:02}:00"
 
 
-def time_small_run(devices: str | None, data: Path | None) -> float:
+def folder_gb(folder: Path | None) -> float:
+    """The size of the files below a folder, in GB."""
+    files = folder.rglob("*") if folder else ()
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e9
+
+
+def describe_kernel_cache(folder: Path | None, before_gb: float) -> str:
+    """What the probe's runs have put into CUDA's cache, from which later runs start at once.
+
+    Args:
+        folder: of the cache, None where nothing is kept.
+        before_gb: its size before the probe.
+    """
+    if folder is None:
+        return (
+            "CUDA keeps no compiled kernels: unset CUDA_CACHE_DISABLE, or name a folder of your "
+            "own by CUDA_CACHE_PATH"
+        )
+    now_gb = folder_gb(folder)
+    what = "had all that the five jobs need"
+    if now_gb > before_gb:
+        what = f"got {now_gb - before_gb:.2f} GB that the driver compiled for this card"
+    return f"CUDA's cache of kernels {what}: {now_gb:.2f} GB in {folder}"
+
+
+def time_small_run(devices: str | None, data: Path | None, limit_s: float) -> float:
     """The seconds that a whole run of a handful of reviews takes.
 
     Without its start, that is what any run takes in addition to steps and evaluations: tracing,
@@ -176,7 +209,7 @@ def time_small_run(devices: str | None, data: Path | None) -> float:
         args += ["--set", "data.limit=64", "--set", "train.epochs=1"]
         args += ["--devices", devices] if devices else []
         args += ["--data", str(data)] if data else []
-        ended = child.run_module("harness", *args, timeout_s=START_S)
+        ended = child.run_module("harness", *args, timeout_s=limit_s)
     if ended.code != 0:
         raise RunError(f"a run of 64 reviews failed: it {ended}")
     return ended.wall_s

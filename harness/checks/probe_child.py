@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
 from harness.compute.execution_plan import choose, without_cudnn
+from harness.compute.gpu_memory import keep_gb, measure_gb
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
@@ -153,7 +154,10 @@ def _speed(
     began = time.perf_counter()
     evaluation_batch_s = time_evaluation(train_step, test, seconds * (1 - TRAIN_SHARE))
     counts = [FULL_REVIEWS] * 2 if dataset.is_sample else [len(dataset.train), len(dataset.test)]
+    gpu_gb = measure_gb()
     used = describe_devices(strategy)
+    if gpu_gb is not None and len(used) == 1:
+        keep_gb(loaded, gpu_gb)
     kind = used[0].get("name") or used[0]["device"].partition(":")[0]
     return {
         "devices": f"{len(used)} x {kind}",
@@ -165,18 +169,9 @@ def _speed(
         "measured_s": training_s + time.perf_counter() - began,
         "is_sample": dataset.is_sample,
         "gpu_share": gpu_share,
-        "gpu_memory_gb": _peak_gpu_memory_gb(),
+        "gpu_memory_gb": gpu_gb,
         **work_of(loaded, evaluation_batch(strategy), num_train=counts[0], num_test=counts[1]),
     }
-
-
-def _peak_gpu_memory_gb() -> float | None:
-    """The most memory that this process took of its first GPU, None without one."""
-    import tensorflow as tf
-
-    if not tf.config.get_visible_devices("GPU"):
-        return None
-    return float(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9)
 
 
 def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:

@@ -36,7 +36,11 @@ def doctor(
     devices: DeviceList = None,
     as_json: AsJson = False,
     probe: Annotated[
-        bool, typer.Option("--probe", help="train for a minute to estimate how long a job takes")
+        bool,
+        typer.Option(
+            "--probe",
+            help="train for a minute: how long a job takes; fills CUDA's cache of kernels",
+        ),
     ] = False,
     minutes: Annotated[
         float | None, typer.Option(metavar="N", help="duration of --probe; default: 1")
@@ -73,7 +77,9 @@ def doctor(
         from harness.checks.acceptance import accept as prove
         from harness.checks.acceptance import report_name, write_report
         from harness.checks.doctor import diagnose
+        from harness.checks.probe import describe_kernel_cache, folder_gb
         from harness.checks.probe import probe as measure
+        from harness.system.cuda import kernel_cache
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
     if accept:
@@ -84,9 +90,13 @@ def doctor(
         typer.echo(json.dumps(report, indent=2) if as_json else f"{counts}; written to {file}")
         is_well = "red" not in levels
     elif probe:
+        cache = kernel_cache()
+        before_gb = folder_gb(cache)
         with _waiting("measuring"):
             estimates = measure(minutes or 1.0, devices, data)
         _print(estimates, _print_estimates, as_json=as_json)
+        if not as_json and any(each.on_gpu for each in estimates):
+            typer.echo(_printable(describe_kernel_cache(cache, before_gb)))
         is_well = not any(each.error for each in estimates)
     else:
         with _waiting("checking"):
@@ -180,7 +190,7 @@ def _print_estimates(estimates: "list[Estimate]") -> None:
         console.print(table)
         full = "; the whole job is estimated for the full data" if good[0].is_sample else ""
         console.print(f"Measured on {good[0].devices} with {good[0].data}{full}.", markup=False)
-        if "cpu" in good[0].devices:
+        if not good[0].on_gpu:
             console.print("It holds for machines like this one. To measure a GPU node:")
             console.print("srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe")
     ratios = [f"{e.job} {e.speed_of_two:.2f}" for e in good if e.speed_of_two is not None]

@@ -76,6 +76,7 @@ def train(
         return
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
+    from harness.compute.gpu_memory import kept_gb
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds
@@ -87,15 +88,17 @@ def train(
     options = [f"--devices={kind}"] if kind else []
     options += [f"--data={data.absolute()}"] if data else []
     options += ["--full"] if full else []
+    jobs = jobs_of(job_files, overrides or (), chosen)
     folders = train_batch(
         BatchRequest(
-            jobs=jobs_of(job_files, overrides or (), chosen),
+            jobs=jobs,
             runs=runs,
             run_id=run_id,
             train_args=tuple(options),
             devices=kind,
             workers=workers,
             runs_per_gpu=runs_per_gpu,
+            gpu_gb=tuple(map(kept_gb, jobs)),
         ),
         Console(),
     )

@@ -161,15 +161,31 @@ def measured_ms(device: str, job: Job) -> dict[str, float]:
     """The time of a step by plan, measured on a device with this TensorFlow for jobs of the same
     sizes; empty if there was no measurement.
     """
-    entry = read_json(record_path()).get(device, {})
-    if not isinstance(entry, dict) or entry.get("tensorflow") != installed_version("tensorflow"):
-        return {}
-    times = entry.get("step_ms", {}).get(shape(job), {})
+    times = read_measured(device, "step_ms").get(shape(job))
+    times = times if isinstance(times, dict) else {}
     return {name: float(ms) for name, ms in times.items() if isinstance(ms, int | float) and ms > 0}
 
 
-def save_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
+def save_measured_ms(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
     """Save a job's times by plan on a device, replacing those of jobs of the same sizes.
+
+    Raises:
+        RunError: if the cache can't be written.
+    """
+    return save_measured(device, "step_ms", {shape(job): dict(step_ms)})
+
+
+def read_measured(device: str, kind: str) -> dict[str, Any]:
+    """All measurements of a kind on a device, those with this TensorFlow; empty without any."""
+    entry = read_json(record_path()).get(device)
+    if not isinstance(entry, dict) or entry.get("tensorflow") != installed_version("tensorflow"):
+        return {}
+    values = entry.get(kind)
+    return values if isinstance(values, dict) else {}
+
+
+def save_measured(device: str, kind: str, values: Mapping[str, Any]) -> Path:
+    """Save measurements of a kind on a device beside those that are there; returns the file.
 
     Raises:
         RunError: if the cache can't be written.
@@ -177,8 +193,8 @@ def save_measured(device: str, job: Job, step_ms: Mapping[str, float]) -> Path:
     record, version = read_json(record_path()), installed_version("tensorflow")
     entry = record.get(device)
     if not isinstance(entry, dict) or entry.get("tensorflow") != version:
-        entry = {"tensorflow": version, "step_ms": {}}
-    entry["step_ms"][shape(job)] = dict(step_ms)
+        entry = {"tensorflow": version}
+    entry[kind] = {**read_measured(device, kind), **values}
     record[device] = entry
     path = record_path()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
-from harness.files.paths import private_cache
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 
 MAX_DEVICES = 64
-CUDA_CACHE_BYTES = 4 * 2**30 - 1  # the largest that CUDA takes is 4 GiB
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
@@ -122,7 +120,7 @@ def import_tensorflow(
         # manual, "Reproducibility"), because cuBLAS may use another workspace on each stream.
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     if cuda.has_driver():
-        _keep_compiled_kernels()
+        cuda.keep_compiled_kernels()
     with filtered_stderr() as lines:
         with quick_imports():
             import tensorflow as tf
@@ -138,18 +136,6 @@ def import_tensorflow(
     if numerics.deterministic:
         tf.config.experimental.enable_op_determinism()
     return tf  # type: ignore[no-any-return]
-
-
-def _keep_compiled_kernels() -> None:
-    """Name CUDA a cache for kernels that the driver compiles, with room for all of TensorFlow's.
-
-    For cards after sm_89 TensorFlow holds no machine code: all is compiled at its first use. CUDA's
-    own cache may be too small for that, or on a disk of the node's that is emptied.
-    """
-    if "CUDA_CACHE_PATH" in os.environ or (folder := private_cache("cuda")) is None:
-        return
-    os.environ["CUDA_CACHE_PATH"] = str(folder)
-    os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(CUDA_CACHE_BYTES))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Slots for processes that share a machine or an allocation: a node, a GPU or CPUs, memory."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from harness.errors import InputError
 from harness.slurm import client
@@ -26,6 +28,7 @@ def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
 
 MAX_WORKERS = 1000
 GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
+MEMORY_MARGIN = 0.1  # of what runs took of a GPU, for what a run takes at another time
 WORKER_MEMORY_GB = 1.5  # of a training process with its share of TensorFlow
 
 
@@ -77,11 +80,51 @@ def check_sharing(environment: Mapping[str, str] = os.environ) -> None:
     )
 
 
+def check_memory(
+    slots: Sequence[Slot],
+    runs: Sequence[tuple[str, float | None]],
+    *,
+    warn: Callable[[str], object],
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Refuse to put more runs on a GPU than its free memory holds, by what such runs took before.
+
+    Args:
+        slots: of the runs, several on a GPU.
+        runs: each with its job's name, and the GB that one of its sizes took of such a GPU.
+        warn: takes the warning that this is not known.
+        environment: its GPUs stand for those of the other nodes.
+
+    Raises:
+        InputError: if they do not fit; it says how many do.
+    """
+    sharing = max(Counter((slot.node, slot.gpu) for slot in slots).values())
+    free = nvml.free_gb(environment)
+    if sharing == 1 or slots[0].gpu is None or not free:
+        return
+    known = sorted((gb for _, gb in runs if gb is not None), reverse=True)
+    name, free_gb = min(free.items(), key=lambda item: item[1])
+    room_gb = free_gb / (1 + MEMORY_MARGIN)
+    num_fit = sum(total <= room_gb for total in accumulate(known))
+    if num_fit < min(sharing, len(known)):
+        remedy = f"use --runs-per-gpu {num_fit}" if num_fit else "use a GPU with more"
+        raise InputError(
+            f"{sharing} runs on a GPU: the largest took {known[0]:.1f} GB of such a GPU, and GPU "
+            f"{name} has {free_gb:.1f} GB free, which holds {num_fit}; {remedy}"
+        )
+    if unknown := dict.fromkeys(job for job, gb in runs if gb is None):
+        warn(
+            f"{sharing} runs on a GPU: how much of its memory a run of {', '.join(unknown)} takes "
+            "is not known yet; the first run measures it, and so does harness doctor --probe"
+        )
+
+
 def allocate_slots(
     allocation: SlurmEnvironment | None,
     num_workers: int | None,
     *,
     workers_per_gpu: int = 1,
+    option: str = "--workers-per-gpu",
     devices: str | None = None,
     at_most: int = MAX_WORKERS,
 ) -> list[Slot]:
@@ -94,6 +137,7 @@ def allocate_slots(
         allocation: the Slurm job, if this is one.
         num_workers: how many; by default one per GPU or CPU, as many as fit in memory.
         workers_per_gpu: how many share a GPU.
+        option: by which a user says so, for messages.
         devices: `cpu` leaves GPUs alone.
         at_most: the number of tasks.
 
@@ -107,7 +151,7 @@ def allocate_slots(
         gpus = 0
     if workers_per_gpu > 1 and not gpus:
         raise InputError(
-            f"--workers-per-gpu {workers_per_gpu}: there is no GPU here; leave it out, or say how "
+            f"{option} {workers_per_gpu}: there is no GPU here; leave it out, or say how "
             "many by --workers"
         )
     if workers_per_gpu > 1:
@@ -119,10 +163,10 @@ def allocate_slots(
         raise InputError(f"--workers {wanted}: should be {MAX_WORKERS} at most")
     if (allocation or gpus) and wanted > room:
         what = f"{gpus} GPUs" if gpus else f"{cpus} CPUs"
-        more = " or raise --workers-per-gpu" if gpus else ""
+        more = f", or raise {option}" if gpus else ""
         raise InputError(
             f"--workers {wanted}: {len(nodes)} node{'s' if len(nodes) > 1 else ''} with {what} "
-            f"hold {room}; ask for fewer,{more} or for a larger allocation"
+            f"hold {room}; ask for fewer or for a larger allocation{more}"
         )
     wanted = min(wanted, at_most)
     threads = max(1, cpus // -(-wanted // len(nodes)))

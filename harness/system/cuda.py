@@ -5,12 +5,15 @@ Loading a library needs no GPU and no driver, so everything here answers on any 
 
 import contextlib
 import ctypes
+import os
 import re
 import site
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from harness.files.paths import private_cache
 
 # What TensorFlow 2.21 opens by name before it registers a GPU (its dso_loader): it registers none
 # where one of them is missing.
@@ -26,6 +29,7 @@ LIBRARIES = (
 NCCL = "libnccl.so.2"  # for several GPUs alone
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 ASK = "compare nvidia-smi, and ask your site"
+CACHE_BYTES = 4 * 2**30 - 1  # the largest cache that CUDA takes is 4 GiB
 
 DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, without a name in TensorFlow
 
@@ -90,6 +94,26 @@ def _nccl_version() -> str | None:
         return None
     number = value.value  # 22105 is 2.21.5
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
+
+
+def keep_compiled_kernels() -> None:
+    """Name CUDA a cache for kernels that the driver compiles, with room for all of TensorFlow's.
+
+    For cards after sm_89 TensorFlow holds no machine code: all is compiled at its first use. CUDA's
+    own cache may be too small for that, or on a disk of the node's that is emptied.
+    """
+    if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache(os.environ)) is None:
+        return
+    os.environ["CUDA_CACHE_PATH"] = str(folder)
+    os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(CACHE_BYTES))
+
+
+def kernel_cache(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder of kernels that the driver compiled; None where nothing is kept."""
+    if environment.get("CUDA_CACHE_DISABLE") == "1":
+        return None
+    named = environment.get("CUDA_CACHE_PATH")
+    return Path(named) if named else private_cache("cuda")
 
 
 def has_mps(environment: Mapping[str, str]) -> bool:

@@ -64,6 +64,31 @@ def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
     return "; ".join(parts)
 
 
+def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
+    """The free memory of each visible GPU, in GB."""
+    free = {}
+    with _visible(environment) as (nvml, handles):
+        for name, handle in handles.items():
+            with contextlib.suppress(nvml.NVMLError):
+                free[name] = nvml.nvmlDeviceGetMemoryInfo(handle).free / 1e9
+    return free
+
+
+def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
+    """The memory that this process holds of its fullest GPU, in GB.
+
+    None where the driver does not know: in a container with process ids of its own, and without
+    NVML.
+    """
+    held = []
+    with _visible(environment) as (nvml, handles):
+        for handle in handles.values():
+            with contextlib.suppress(nvml.NVMLError):
+                running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                held += [each.usedGpuMemory for each in running if each.pid == os.getpid()]
+    return max((memory / 1e9 for memory in held if memory), default=None)
+
+
 @contextlib.contextmanager
 def _visible(environment: Mapping[str, str]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """NVML and its handles of the GPUs that this process may use, by name."""

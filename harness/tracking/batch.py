@@ -10,7 +10,7 @@ from harness.errors import InputError, explain_interruption
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import allocate_slots
+from harness.slurm.placement import allocate_slots, check_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
@@ -27,6 +27,7 @@ class BatchRequest:
     devices: str | None = None  # cpu leaves GPUs alone
     workers: int | None = None  # runs at a time, by default as many as there is room for
     runs_per_gpu: int = 1
+    gpu_gb: tuple[float | None, ...] = ()  # of each job, what a run took of such a GPU before
 
 
 def jobs_of(
@@ -76,9 +77,12 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         allocation,
         request.workers,
         workers_per_gpu=request.runs_per_gpu,
+        option="--runs-per-gpu",
         devices=request.devices,
         at_most=len(unfinished),
     )
+    names = [job.name for job in request.jobs]
+    check_memory(slots, list(zip(names, request.gpu_gb, strict=True)), warn=console.warning)
     threads = slots[0].threads
     console.info(
         f"{len(pairs)} runs, {len(pairs) - len(unfinished)} of them finished already, "

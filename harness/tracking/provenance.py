@@ -74,3 +74,10 @@ def write_provenance(
 def record_kernels(run: RunDirectory, kernels: dict[str, str]) -> None:
     """Add the kernel that each recurrent layer uses."""
     run.write_json(RECORD, {**run.read_json(RECORD), "kernels": kernels})
+
+
+def record_gpu_gb(run: RunDirectory, gb: float) -> None:
+    """Add the GB that the last start took of a GPU, the fullest of several."""
+    record = run.read_json(RECORD)
+    record["starts"][-1]["gpu_gb"] = round(gb, 3)
+    run.write_json(RECORD, record)

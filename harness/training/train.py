@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras.layers import Embedding
 
+from harness.compute import gpu_memory
 from harness.compute.cuda_record import describe_cuda
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import describe_devices, describe_numerics
@@ -22,7 +23,7 @@ from harness.job import Job
 from harness.layers import count_parameters
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.provenance import record_kernels, write_provenance
+from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.failures import recorded_failures
@@ -107,6 +108,7 @@ def train(
             trainer.fit(validation)
 
             scores = score_test(trainer, dataset) if job.data.test else {}
+            record_gpu_memory(trainer)
             result = {
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
@@ -128,6 +130,15 @@ def agreed_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> Execut
         return plan
     content = json.dumps(asdict(plan)).encode() if worker_group.is_chief else b""
     return ExecutionPlan(**json.loads(worker_group.share(content)))
+
+
+def record_gpu_memory(trainer: Trainer) -> None:
+    """Record what the run holds of a GPU, and keep it for jobs that will share one."""
+    if (gb := gpu_memory.measure_gb()) is None:
+        return
+    record_gpu_gb(trainer.run, gb)
+    if trainer.train_step.strategy.num_replicas_in_sync == 1:
+        gpu_memory.keep_gb(trainer.job, gb)
 
 
 def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:

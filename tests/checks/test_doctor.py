@@ -3,14 +3,12 @@
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.checks import doctor, probe, slurm_checks
+from harness.checks import doctor, slurm_checks
 from harness.checks.finding import Finding, examine
 from harness.checks.probe_child import expected_kernel, reason
 from harness.checks.storage_checks import check_data, check_runs, check_scratch
@@ -291,65 +289,3 @@ def test_programs_without_a_cluster_are_yellow(
 
 
 # The probe
-
-
-@pytest.mark.parametrize(
-    ("seconds", "limit"),
-    [
-        (10, "00:05:00"),
-        (145, "00:10:00"),
-        (3600, "01:20:00"),
-        (24 * 3600, "1-06:05:00"),
-    ],
-)
-def test_the_time_limit_has_a_margin_and_is_as_sbatch_wants_it(seconds: float, limit: str) -> None:
-    """A quarter more, two minutes for the warning, rounded up to five minutes."""
-    assert probe.time_limit(seconds) == limit
-
-
-def test_an_estimate_counts_every_step_and_evaluation() -> None:
-    """Start, steps, evaluations and the rest are added up, and two devices compared with one."""
-    measured: dict[str, Any] = {
-        "devices": "1 x A100",
-        "data": "IMDB",
-        "is_sample": False,
-        "batch_size": 32,
-        "first_step_s": 4.0,
-        "step_s": 0.02,
-        "evaluation_batch_s": 0.5,
-        "measured_s": 10.0,
-        "peak_memory_gb": 1.0,
-        "num_steps": 1000,
-        "num_evaluation_batches": 30,
-    }
-    told = probe.estimate("lstm", measured, {**measured, "step_s": 0.025}, rest_s=6.0)
-    assert (told.total_s, told.reviews_per_s) == (4 + 20 + 15 + 6, 1600)
-    assert told.speed_of_two == 0.8
-
-
-@pytest.mark.full
-def test_the_probe_measures_and_names_the_job_that_it_could_not(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Real children measure a shrunk job; the steps are those that the job would take."""
-    for name in set(os.environ) - set(harness.environment):
-        monkeypatch.delenv(name)
-    for name, value in harness.environment.items():
-        monkeypatch.setenv(name, value)
-    text = (JOBS / "lstm.toml").read_text().replace("limit = 0", "limit = 500")
-    (harness.folder / "lstm.toml").write_text(text.replace("maxlen = 200", "maxlen = 30"))
-    monkeypatch.setattr(probe, "JOBS", harness.folder)
-    monkeypatch.setattr(probe, "ARCHITECTURES", ("rnn", "lstm"))
-    before = "tensorflow" in sys.modules  # another test may have imported it
-    rnn, lstm = probe.probe(0.02, "cpu", None)
-    assert "no such file" in rnn.error
-    assert lstm.error == ""
-    assert (lstm.devices, lstm.is_sample, lstm.speed_of_two) == ("1 x cpu", True, None)
-    assert lstm.reviews_per_s > 0
-    assert lstm.total_s > lstm.first_step_s > 0
-    request = {"do": "speed", "job": str(harness.folder / "lstm.toml"), "data": None}
-    measured = probe.ask_child({**request, "devices": "cpu:2", "seconds": 0.1}, timeout_s=100)
-    # 450 of 500 reviews train in batches of 32, 7 times; 50 validate as often, and 500 test.
-    assert (measured["num_steps"], measured["num_evaluation_batches"]) == (7 * 15, 7 + 1)
-    assert measured["devices"] == "2 x cpu"
-    assert ("tensorflow" in sys.modules) == before

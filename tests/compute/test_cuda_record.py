@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from harness.compute import strategy
 from harness.compute.cuda_record import describe_cuda
 from harness.system import cuda
 
@@ -37,7 +36,7 @@ def test_kernels_that_the_driver_compiles_are_kept(
 ) -> None:
     """In a private folder of the user's cache, or where the user says."""
     monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path)})
-    strategy._keep_compiled_kernels()
+    cuda.keep_compiled_kernels()
     folder = tmp_path / "harness" / "cuda"
     assert os.environ["CUDA_CACHE_PATH"] == str(folder)
     assert int(os.environ["CUDA_CACHE_MAXSIZE"]) > 4e9
@@ -45,7 +44,7 @@ def test_kernels_that_the_driver_compiles_are_kept(
     folder.chmod(0o777)
     for variables in ({}, {"CUDA_CACHE_PATH": "/mine"}):
         monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path), **variables})
-        strategy._keep_compiled_kernels()
+        cuda.keep_compiled_kernels()
         assert os.environ.items() >= variables.items()
         assert "CUDA_CACHE_MAXSIZE" not in os.environ
 

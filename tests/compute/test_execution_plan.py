@@ -7,7 +7,7 @@ import pytest
 
 from harness.checks.probe import ARCHITECTURES
 from harness.compute import execution_plan as plans
-from harness.compute.execution_plan import choose, measured_ms, save_measured, shape
+from harness.compute.execution_plan import choose, measured_ms, save_measured_ms, shape
 from harness.job_file import load_job
 from harness.system.host import processor
 from tests.conftest import JOBS, Harness
@@ -96,9 +96,9 @@ def test_a_run_that_goes_on_keeps_its_plan() -> None:
 
 def test_times_are_kept_by_device_and_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another device's stay; those of another TensorFlow count no more, nor does a broken file."""
-    save_measured("a", LSTM, {"loop 1": 3.0})
-    path = save_measured("b", LSTM, {"xla 1": 2.0})
-    save_measured("b", RNN, {"xla 1": 1.0})
+    save_measured_ms("a", LSTM, {"loop 1": 3.0})
+    path = save_measured_ms("b", LSTM, {"xla 1": 2.0})
+    save_measured_ms("b", RNN, {"xla 1": 1.0})
     assert measured_ms("a", LSTM) == {"loop 1": 3.0}
     assert measured_ms("b", LSTM) == {"xla 1": 2.0}
     assert measured_ms("a", RNN) == measured_ms("c", LSTM) == {}
@@ -111,7 +111,7 @@ def test_times_are_kept_by_device_and_tensorflow(monkeypatch: pytest.MonkeyPatch
 
 def test_times_count_for_jobs_of_the_same_sizes_alone() -> None:
     """What was fastest in batches of 32 says nothing of 128; seed, rate and dropout are free."""
-    save_measured("a", LSTM, {"loop 1": 3.0})
+    save_measured_ms("a", LSTM, {"loop 1": 3.0})
     like = ["train.seed=7", "train.learning_rate=0.1", "model.dropout=0.1", "train.epochs=1"]
     assert measured_ms("a", load_job(JOBS / "lstm.toml", like)) == {"loop 1": 3.0}
     for setting in ("train.batch_size=128", "model.units=64", "data.maxlen=100"):
@@ -129,7 +129,7 @@ def test_a_run_takes_the_plan_measured_and_keeps_it_when_it_goes_on(
     """The run's record names plan and reason; what is measured later changes no run."""
     harness.environment["XDG_CACHE_HOME"] = str(cache)
     job = load_job(JOBS / "lstm.toml", SETTINGS)
-    save_measured(processor(), job, {"loop 1": 1.0, "xla 1": 2.0})
+    save_measured_ms(processor(), job, {"loop 1": 1.0, "xla 1": 2.0})
     words = ("train", JOBS / "lstm.toml", "--run-id", "a", *SMALL)
     assert harness.run(*words).returncode == 0
     run = harness.runs / "lstm" / "a"
@@ -139,7 +139,7 @@ def test_a_run_takes_the_plan_measured_and_keeps_it_when_it_goes_on(
     result = (run / "result.json").read_text()
     assert set(json.loads(result)["kernels"].values()) == {"loop"}
 
-    save_measured(processor(), job, {"loop 1": 2.0, "xla 1": 1.0})
+    save_measured_ms(processor(), job, {"loop 1": 2.0, "xla 1": 1.0})
     (run / "result.json").unlink()
     assert harness.run("resume", run).returncode == 0
     assert set(json.loads((run / "result.json").read_text())["kernels"].values()) == {"loop"}

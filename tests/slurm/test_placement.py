@@ -61,6 +61,8 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         allocate_slots(here, 5, devices="cpu")
     with pytest.raises(InputError, match="--workers-per-gpu 2: there is no GPU here"):
         allocate_slots(here, 2, workers_per_gpu=2, devices="cpu")
+    with pytest.raises(InputError, match=r"--workers 5: .* or raise --runs-per-gpu"):
+        allocate_slots(here, 5, workers_per_gpu=2, option="--runs-per-gpu")
     with pytest.raises(InputError, match="--workers 2000: should be 1000 at most"):
         allocate_slots(None, 2000)
     assert len(allocate_slots(None, 1000)) == 1000

@@ -206,7 +206,10 @@ def test_several_jobs_and_seeds_are_the_runs_that_one_by_one_they_would_be(
         (("--workers", "2"), "--seeds too"),
         (("--seeds", "3-1"), "--seeds 3-1"),
         (("--seeds", "1-2", "--devices", "cpu:2"), "a run uses one device"),
-        (("--seeds", "1-2", "--runs-per-gpu", "2", "--devices", "cpu"), "no GPU here"),
+        (
+            ("--seeds", "1-2", "--runs-per-gpu", "2", "--devices", "cpu"),
+            "--runs-per-gpu 2: there is no GPU",
+        ),
     ],
 )
 def test_what_several_runs_can_not_have_is_refused(

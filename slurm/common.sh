@@ -80,7 +80,6 @@ source "$PROJECT/slurm/environment.sh"
 # With an argument, for one model on all nodes of the job.
 prepare() {
     read_site
-    [[ -z ${1:-} ]] || need_trusted_network
     choose_locks
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # It existed when the job was submitted, and other jobs may be using it.
@@ -95,6 +94,7 @@ prepare() {
     HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
     ON_NODES=("${HARNESS[@]}") # once on each node of the job
     ! is_batch || prepare_batch
+    [[ -z ${1:-} ]] || need_trusted_network # after the line on what Slurm gave: it may say why
 }
 
 # What a Slurm job needs beyond a local run.
@@ -122,6 +122,8 @@ prepare_batch() {
         HARNESS_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
         export HARNESS_NODES HARNESS_SECRET
     fi
+    # The first line of the log: what Slurm gave the job.
+    "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
 }
 
 # Copies the dataset to each node's local disk, if there is one, for the job to read it from there.

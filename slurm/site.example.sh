@@ -56,8 +56,12 @@
 # it; for an environment inside the image, set HARNESS_VENV.
 # HARNESS_CONTAINER=(apptainer exec --nv --bind "$PROJECT" /images/python-3.12.sif)
 
-# sbatch reads these from the shell that calls it, so run `source slurm/site.sh` there first, or set
-# them in your ~/.bashrc. SBATCH_GRES=none is for a site without GPUs.
+# Options of sbatch for all jobs. harness submit reads these lines here; sbatch reads them from the
+# shell that calls it, so run `source slurm/site.sh` there first. SBATCH_GRES=none is for a site
+# without GPUs; with SBATCH_GPUS_PER_NODE, plain sbatch needs it too.
 # export SBATCH_ACCOUNT=my-account
 # export SBATCH_PARTITION=my-partition
 # export SBATCH_GRES=none
+# export SBATCH_GRES=gpu:a100:1
+# export SBATCH_GPUS_PER_NODE=a100:1
+# export SBATCH_MEM_PER_GPU=16G

@@ -37,6 +37,7 @@ SECONDS = {
     "test_sweep.py": 110,
     "test_exactness.py": 100,
     "test_cluster_submit.py": 90,
+    "test_cluster_elsewhere.py": 90,
     "test_tensorboard.py": 80,
     "test_cli.py": 70,
     "test_cluster_status.py": 60,
@@ -60,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A file that starts last and takes long would leave the other workers idle.
     """
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
+        if {"cluster", "elsewhere"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
         if item.get_closest_marker("cluster") and not is_installed():
             item.add_marker(pytest.mark.skip(reason=REMEDY))

@@ -64,12 +64,18 @@ def main() -> int:
     except (InputError, RunError, Interrupted) as end:
         return _fail(str(end), end.exit_code)
     except TyperException as refusal:
-        return _fail(f"{refusal.format_message()} See harness --help.", refusal.exit_code)
+        context = getattr(refusal, "ctx", None)
+        remedy = "; an option of sbatch goes after --." if _is_submit(context) else ""
+        return _fail(f"{refusal.format_message()}{remedy} See harness --help.", refusal.exit_code)
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     if code == INTERRUPTED:
         return _fail("interrupted at once; what was saved before stays", Interrupted.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _is_submit(context: typer.Context | None) -> bool:
+    return context is not None and context.info_name == "submit"
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,4 +1,7 @@
-"""`submit` and `reproduce`: run a snapshot of the code under Slurm, and restore it later."""
+"""`submit` and `reproduce`: run a snapshot of the code under Slurm, and restore it later.
+
+`job-begin` is for the job scripts.
+"""
 
 import shlex
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import Full, Overrides, RunFolder, RunsFolder, quoted
+from harness.errors import InputError
 
 if TYPE_CHECKING:
     from harness.slurm.script import SbatchJob
@@ -23,7 +27,7 @@ def submit(
     ] = None,
     flags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- FLAGS", help="flags for sbatch, after --"),
+        typer.Argument(metavar="-- FLAGS", help="any other option of sbatch, after --"),
     ] = None,
     all_jobs: Annotated[
         bool, typer.Option("--all", help="submit the five jobs and their comparison")
@@ -32,13 +36,26 @@ def submit(
     seeds: Annotated[
         str | None, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3,7")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="number per node, 0 = none")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="[TYPE:]N", help="per node: 2, a100:2, 0 = none")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="number of nodes")] = None,
     time: Annotated[
         str | None, typer.Option(metavar="T", help="time limit: minutes, 2:00:00 or 1-12")
     ] = None,
     partition: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm partition")] = None,
+    mem: Annotated[str | None, typer.Option(metavar="SIZE", help="memory per node: 16G")] = None,
     account: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm account")] = None,
+    qos: Annotated[str | None, typer.Option(metavar="NAME", help="quality of service")] = None,
+    constraint: Annotated[
+        str | None, typer.Option(metavar="LIST", help="features that the nodes must have")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(metavar="NODES", help="nodes to stay away from")
+    ] = None,
+    mail_type: Annotated[
+        str | None, typer.Option(metavar="LIST", help="when Slurm writes to you: END,FAIL")
+    ] = None,
     after: Annotated[
         str | None, typer.Option(metavar="JOBID", help="start after that job has succeeded")
     ] = None,
@@ -68,7 +85,20 @@ def submit(
     sbatch_flags = list(flags or ())
     if all_jobs and job is not None:
         sbatch_flags.insert(0, job)  # the first flag after --, since --all takes no job
-    resources = Resources(gpus, nodes, time, partition, account, after, tuple(sbatch_flags))
+    resources = Resources(
+        gpus=gpus,
+        nodes=nodes,
+        time=time,
+        mem=mem,
+        partition=partition,
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        exclude=exclude,
+        mail_type=mail_type,
+        after=after,
+        flags=tuple(sbatch_flags),
+    )
     job_file = None if all_jobs or job is None else Path(job)
     options = Options(job_file, overrides or (), seeds, full, all_jobs, pack)
     request = make_request(options, resources, runs)
@@ -107,6 +137,19 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
         typer.echo(f"run   {run}")
     for log in submission.logs(job_id):
         typer.echo(f"log   {log}")
+
+
+@app.command("job-begin", hidden=True)
+def job_begin() -> None:
+    """Say what Slurm gave the job of this process; the job scripts call it first."""
+    from harness.slurm.environment import SlurmEnvironment, describe_given, unmet_request
+    from harness.system.console import Console
+
+    allocation = SlurmEnvironment.from_environment()
+    if allocation is None:
+        raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
+    unmet, given, console = unmet_request(allocation), describe_given(allocation), Console()
+    console.warning(f"{given}; {unmet}") if unmet else console.info(given)
 
 
 @app.command(epilog="Example: harness reproduce runs/lstm/slurm-1234 --to ~/lstm-1234")

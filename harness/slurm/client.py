@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import InputError, RunError
@@ -67,14 +68,17 @@ def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
     return done.stdout
 
 
-def would_start(script: Path, *flags: str, timeout_s: float = TIMEOUT_S) -> str:
+def would_start(
+    script: Path, *flags: str, timeout_s: float = TIMEOUT_S, unset: Sequence[str] = ()
+) -> str:
     """When and where Slurm would start a script, as sbatch words it; nothing is submitted.
 
     Raises:
         InputError: if sbatch is not on the PATH, or does not know one of the flags.
         RunError: if there is no room for such a job, with the reason.
     """
-    done = call("sbatch", "--test-only", *flags, str(script), timeout_s=timeout_s)
+    env = ["env", *(f"-u{name}" for name in unset)] if unset else []
+    done = call(*env, "sbatch", "--test-only", *flags, str(script), timeout_s=timeout_s)
     answer = last_line(done).removeprefix("sbatch: ")  # on standard error even if it is no error
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")

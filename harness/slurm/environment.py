@@ -122,8 +122,60 @@ def visible_gpus() -> int:
 
 def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
     """The memory in GB that Slurm gave the job on this node; None if it does not say."""
-    mb = allocation.variables.get("SLURM_MEM_PER_NODE", "") if allocation else ""
-    return int(mb) * 2**20 / 1e9 if mb.isdigit() and int(mb) else None  # 0 means all of the node's
+    if allocation is None:
+        return None
+    on_node = {
+        "SLURM_MEM_PER_NODE": 1,
+        "SLURM_MEM_PER_CPU": _number(allocation, "SLURM_CPUS_ON_NODE"),
+        "SLURM_MEM_PER_GPU": given_gpus(allocation) or 0,
+    }
+    for name, factor in on_node.items():
+        if mb := factor * _number(allocation, name):  # 0 means all of the node's
+            return mb * 2**20 / 1e9
+    return None
+
+
+def _number(allocation: SlurmEnvironment, name: str) -> int:
+    text = allocation.variables.get(name, "")
+    return int(text) if text.isdigit() else 0
+
+
+def describe_given(allocation: SlurmEnvironment) -> str:
+    """What Slurm gave the job: `job 7 on n10: 2 GPUs, 4 CPUs, 17.2 GB`."""
+    gpus, memory_gb = given_gpus(allocation) or 0, given_memory_gb(allocation)
+    given = [
+        f"{gpus or 'no'} GPU{'' if gpus == 1 else 's'}",
+        f"{allocation.cpus_per_task} CPUs" if allocation.cpus_per_task else "",
+        f"{memory_gb:.1f} GB" if memory_gb else "",
+    ]
+    where = allocation.variables.get("SLURM_JOB_NODELIST") or allocation.node or "this node"
+    each = "each of " if allocation.num_nodes > 1 else ""
+    return f"job {allocation.job_id} on {each}{where}: {', '.join(filter(None, given))}"
+
+
+def unmet_request(allocation: SlurmEnvironment) -> str | None:
+    """What was asked for GPUs that the job did not get, and the option that asks for it.
+
+    The `--gres` of a script stays beside the other options for GPUs, and Slurm gives what suits
+    both. None if the job has what was asked, or if that can't be known.
+    """
+    given = given_gpus(allocation) or 0
+    asked = (
+        ("SLURM_GPUS_PER_NODE", "--gpus-per-node", 1),
+        ("SLURM_GPUS_PER_TASK", "--gpus-per-task", 1),
+        ("SLURM_GPUS", "--gpus", allocation.num_nodes),
+    )
+    for name, option, num_given in asked:
+        value = allocation.variables.get(name, "")
+        count = value.rpartition(":")[2]
+        # `--gpus=2` beside `--gres=gpu:1` gets two nodes with one GPU each.
+        spread = num_given > 1 and given == 1
+        if count.isdigit() and (given * num_given < int(count) or spread):
+            return (
+                f"{option}={value} was asked for, beside the --gres of the script; for {count} on "
+                f"one node: sbatch --gres=gpu:{value}, or {option}={value} with --gres=none"
+            )
+    return None
 
 
 def scratch_folder(allocation: SlurmEnvironment) -> Path:

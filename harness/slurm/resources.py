@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
+from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
 MAX_SEEDS = 1000
 
+MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
@@ -25,11 +27,16 @@ OWN_FLAGS = {
 class Resources:
     """Requests to sbatch that override the script's header; None keeps the header's."""
 
-    gpus: int | None = None  # of each node
+    gpus: str | None = None  # of each node: 2 or a100:2
     nodes: int | None = None
     time: str | None = None
+    mem: str | None = None  # of each node
     partition: str | None = None
     account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None  # nodes
+    mail_type: str | None = None
     after: str | None = None  # the id of a job that must succeed first
     flags: tuple[str, ...] = ()  # sbatch's own, as they are
 
@@ -39,8 +46,8 @@ class Resources:
         Raises:
             InputError: one line with the option, its value and the rule.
         """
-        if self.gpus is not None and not 0 <= self.gpus <= 64:
-            raise InputError(f"--gpus {self.gpus}: should be 0 to 64, of each node")
+        if self.gpus is not None:
+            check_gpus(self.gpus)
         if self.nodes is not None and not 1 <= self.nodes <= 1000:
             raise InputError(f"--nodes {self.nodes}: should be 1 to 1000")
         if self.time is not None and not TIME.fullmatch(self.time):
@@ -50,12 +57,16 @@ class Resources:
             )
         if self.after is not None and not JOB_ID.fullmatch(self.after):
             raise InputError(f"--after {self.after}: should be a job's id, such as 1234 or 1234_5")
-        for option, value in (("--partition", self.partition), ("--account", self.account)):
-            if value is not None and not value.strip():
-                raise InputError(f"{option} {value!r}: should be a name; leave the option out")
+        if self.mem is not None and not MEMORY.fullmatch(self.mem):
+            raise InputError(f"--mem {self.mem}: should be a number and a unit, such as 16G")
+        for name, value in self._named():
+            if not value.strip():
+                raise InputError(f"--{name} {value!r}: should have a value; leave the option out")
         self._check_flags()
 
     def _check_flags(self) -> None:
+        if self.gpus is not None and (twice := names_in(self.flags) & {*GPUS}):
+            raise InputError(f"--{min(twice)}: asks for GPUs, and so does --gpus; give one")
         may_be_value = False  # of the flag before it, as in `-C a100`
         for flag in self.flags:
             if not flag.startswith("-"):
@@ -79,14 +90,14 @@ class Resources:
                     )
 
     def sbatch_args(self) -> list[str]:
-        """The flags for sbatch."""
+        """The flags for sbatch, apart from the one for GPUs, which depends on the site."""
         args = []
-        if self.gpus is not None:
-            args.append(f"--gres=gpu:{self.gpus}" if self.gpus else "--gres=none")
         if self.nodes is not None:
             args.append(f"--nodes={self.nodes}")
         if self.time is not None:
             args.append(f"--time={self.time}")
+        if self.mem is not None:
+            args.append(f"--mem={self.mem}")
         args += self.site_args()
         if self.after is not None:
             # Without the second flag the job would wait forever if the other one fails.
@@ -95,8 +106,18 @@ class Resources:
 
     def site_args(self) -> list[str]:
         """The flags that all jobs of this user need."""
-        named = (("partition", self.partition), ("account", self.account))
-        return [f"--{name}={value}" for name, value in named if value is not None]
+        return [f"--{name}={value}" for name, value in self._named()]
+
+    def _named(self) -> list[tuple[str, str]]:
+        values = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "exclude": self.exclude,
+            "mail-type": self.mail_type,
+        }
+        return [(name, value) for name, value in values.items() if value is not None]
 
 
 def max_nodes(args: Sequence[str]) -> int:

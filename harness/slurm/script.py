@@ -16,6 +16,15 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.search_space import SearchSpec
 from harness.slurm.resources import Resources, array_spec
+from harness.slurm.sbatch_options import (
+    GPUS,
+    MEMORY,
+    NO_OPTIONS,
+    VARIABLES,
+    SiteOptions,
+    compose,
+    drop,
+)
 
 COMPARISON, SEARCH = "compare", "tune"
 
@@ -31,6 +40,7 @@ class Layout:
     snapshot: Path  # the code when the job runs
     code: Path  # the same code now
     variables: Mapping[str, str]  # that the script exports
+    site: SiteOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,13 @@ class SbatchJob:
     job_file: Path | None
     job_toml: str
     args: tuple[str, ...]  # sbatch's, without the script
+    unset: tuple[str, ...]  # variables that sbatch may not see
 
     @property
     def command(self) -> list[str]:
         """The sbatch command."""
-        return ["sbatch", *self.args, str(self.folder / "job.sh")]
+        env = ["env", *(f"-u{name}" for name in self.unset)] if self.unset else []
+        return [*env, "sbatch", *self.args, str(self.folder / "job.sh")]
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""
@@ -175,7 +187,14 @@ def job_submission(
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     single = job.job if isinstance(job, SearchSpec) else job
     call: list[str | Path] = ["run_tune" if isinstance(job, SearchSpec) else "run_job", toml]
-    args = resources.sbatch_args()
+    composed = compose(
+        read_header(layout.code, script_of(job)),
+        layout.site,
+        resources.sbatch_args(),
+        gpus=resources.gpus,
+        num_nodes=resources.nodes or 1,
+    )
+    args = composed.args
     if seeds and is_array:
         args.insert(0, f"--array={array_spec(seeds)}")
     elif seeds and is_packed:
@@ -192,10 +211,11 @@ def job_submission(
         is_packed=is_packed,
         layout=layout,
         folder=folder,
-        script=render_script(read_header(layout.code, script_of(job)), layout.variables, call),
+        script=render_script(composed.header, layout.variables, call),
         job_file=toml,
         job_toml=job.to_toml(),
         args=_sbatch_args(job.name, layout.runs, args, is_array=is_array),
+        unset=tuple(composed.unset),
     )
 
 
@@ -216,12 +236,11 @@ def comparison_submission(
         f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()
     ]
-    header = read_header(layout.code, COMPARISON)
-    args = [
-        *resources.site_args(),
-        *resources.flags,
-        f"--dependency=afterany:{':'.join(trainings)}",
-    ]
+    # What is asked for the trainings' GPUs and memory is not for this job.
+    site = layout.site.without(GPUS, MEMORY)
+    flags = drop(resources.flags, (*GPUS, *MEMORY))
+    args = [*resources.site_args(), *flags, f"--dependency=afterany:{':'.join(trainings)}"]
+    composed = compose(read_header(layout.code, COMPARISON), site, args)
     return SbatchJob(
         name=COMPARISON,
         architecture=None,
@@ -230,10 +249,11 @@ def comparison_submission(
         is_packed=False,
         layout=layout,
         folder=_new_folder(layout.runs, COMPARISON),
-        script=render_script(header, layout.variables, ["run_compare", *patterns]),
+        script=render_script(composed.header, layout.variables, ["run_compare", *patterns]),
         job_file=None,
         job_toml="",
-        args=_sbatch_args(COMPARISON, layout.runs, args, is_array=False),
+        args=_sbatch_args(COMPARISON, layout.runs, composed.args, is_array=False),
+        unset=tuple(name for name in layout.site.exported if VARIABLES[name] in (*GPUS, *MEMORY)),
     )
 
 

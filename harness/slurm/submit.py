@@ -24,6 +24,7 @@ from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
 from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
+from harness.slurm.sbatch_options import site_options
 from harness.slurm.script import (
     COMPARISON,
     Layout,
@@ -239,7 +240,7 @@ def submit(request: Request) -> dict[str, SbatchJob]:
 
 def _layout(request: Request, snapshot: Path, code: Path) -> Layout:
     variables = job_variables(request.project, snapshot, request.runs)
-    return Layout(request.runs, snapshot, code, variables)
+    return Layout(request.runs, snapshot, code, variables, site_options(code))
 
 
 def _submission(request: Request, job: Job | SearchSpec, layout: Layout) -> SbatchJob:
@@ -323,6 +324,8 @@ def _expected_start(submission: SbatchJob) -> str:
         script = Path(name) / "job.sh"
         script.write_text(submission.script)
         try:
-            return client.would_start(script, *submission.args, timeout_s=SBATCH_TIMEOUT_S)
+            return client.would_start(
+                script, *submission.args, timeout_s=SBATCH_TIMEOUT_S, unset=submission.unset
+            )
         except (InputError, RunError) as error:
             raise type(error)(f"{submission.name}: {error}") from None

@@ -1,4 +1,4 @@
-"""`python -m tests.slurm`: the test cluster for a person to play with, until Ctrl-C."""
+"""`python -m tests.slurm [elsewhere]`: a test cluster for a person to play with, until Ctrl-C."""
 
 import shlex
 import signal
@@ -6,15 +6,18 @@ import sys
 
 from tests import guard
 from tests.slurm.cluster import SlurmCluster, SlurmError
+from tests.slurm.configuration import ELSEWHERE, HOME
 
 
 def main() -> int:
     """Start the cluster, say how to use it, and stop it on Ctrl-C or TERM (or KILL)."""
+    site = ELSEWHERE if sys.argv[1:] == ["elsewhere"] else HOME
     guard.enter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with SlurmCluster() as cluster:
-            say("four nodes are up, n1 and n2 with two pretended GPUs each. In another terminal:")
+        with SlurmCluster(site) as cluster:
+            nodes = ", ".join(f"{name} {gres}".strip() for name, gres in site.nodes.items())
+            say(f"the nodes {nodes} are up, with pretended GPUs. In another terminal:")
             for name, value in cluster.environment.items():
                 say(f"  export {name}={shlex.quote(value)}")
             say("  sbatch slurm/lstm.sh --set data.limit=500 --set train.epochs=3")

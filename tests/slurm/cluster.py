@@ -1,4 +1,4 @@
-"""A private Slurm on 127.0.0.1: four nodes, two of them with two pretended GPUs each."""
+"""A private Slurm on 127.0.0.1, all of it in one folder, with pretended GPUs."""
 
 import contextlib
 import os
@@ -15,7 +15,15 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from harness.system.network import free_port
-from tests.slurm.configuration import CGROUP_CONF, GPU_TARGET, NODES, gres_conf, slurm_conf
+from tests.slurm.configuration import (
+    CGROUP_CONF,
+    GPU_TARGET,
+    HOME,
+    NUM_GPUS,
+    Site,
+    gres_conf,
+    slurm_conf,
+)
 
 # Daemons stand where a user's PATH often does not lead.
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -29,7 +37,7 @@ PATIENCE = 3  # times what a wait takes on a quiet machine, at most
 CLIENT_TIMEOUT_S = 20
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
-# Bound over the nodes' own /etc/hosts, so that a job finds n1 to n4 by name as on a real cluster.
+# Bound over the nodes' own /etc/hosts, so that a job finds the nodes by name as on a real cluster.
 HOSTS_SHELL = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
@@ -49,7 +57,8 @@ class SlurmCluster:
         SlurmError: if Slurm is not installed or does not come up, with the daemons' last lines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, site: Site = HOME) -> None:
+        self.site = site
         self.folder = Path()  # one for each time the cluster is entered
         self.port = 0
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -179,10 +188,8 @@ class SlurmCluster:
 
     def node_state(self, node: str) -> str:
         """A node's state as sinfo names it, e.g. idle, without its marks."""
-        states = self.run(
-            "sinfo", "--noheader", f"--nodes={node}", "--partition=low", "--format=%T"
-        )
-        return states.strip().rstrip("*~#!%$@^-+")
+        states = self.run("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T")
+        return states.split()[0].rstrip("*~#!%$@^-+")  # one line for each of its partitions
 
     def _kill(self, name: str) -> None:
         daemon = self.daemons.pop(name)
@@ -192,19 +199,20 @@ class SlurmCluster:
     # Start and stop
 
     def _write_configuration(self) -> None:
-        self.port, *node_ports = free_ports(1 + len(NODES))
+        self.port, *_ = ports = free_ports(1 + len(self.site.nodes))
         user = pwd.getpwuid(os.getuid()).pw_name
         texts = {
-            "slurm.conf": slurm_conf(self.folder, user, self.port, node_ports),
-            "gres.conf": gres_conf(self.folder),
+            "slurm.conf": slurm_conf(self.site, self.folder, user, ports),
+            "gres.conf": gres_conf(self.site, self.folder),
             "cgroup.conf": CGROUP_CONF,
-            "hosts": f"127.0.0.1 localhost {' '.join(NODES)} {socket.gethostname()}\n",
+            "hosts": f"127.0.0.1 localhost {' '.join(self.site.nodes)} {socket.gethostname()}\n",
+            **self.site.files,
         }
         for name, text in texts.items():
             (self.folder / name).write_text(text)
-        for number in range(2):
+        for number in range(NUM_GPUS):
             (self.folder / f"gpu{number}").symlink_to(GPU_TARGET)
-        for name in ("state", *(f"spool/{node}" for node in NODES)):
+        for name in ("state", *(f"spool/{node}" for node in self.site.nodes)):
             (self.folder / name).mkdir(parents=True)
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
@@ -223,7 +231,7 @@ class SlurmCluster:
         self._ready((self.folder / "munge.socket").exists, timeout_s=10)
         self._spawn("slurmctld", "slurmctld", "-D", "-i")
         self._ready(self._is_listening, timeout_s=20)  # a client would try for long
-        for node in NODES:
+        for node in self.site.nodes:
             self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
         self._ready(self._all_idle, timeout_s=30)
 
@@ -271,8 +279,8 @@ class SlurmCluster:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _all_idle(self) -> bool:
-        states = self.run("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T")
-        return states.split() == ["idle"] * len(NODES)
+        states = self.run("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
+        return set(states) == {f"{node} idle" for node in self.site.nodes}
 
     def stop(self) -> None:
         """Cancel every job, end every process and remove the folder.
@@ -284,7 +292,7 @@ class SlurmCluster:
             with contextlib.suppress(SlurmError, TimeoutError):
                 self.run("scancel", "--me")
                 wait_until(lambda: not self.run("squeue", "--noheader"), timeout_s=10)
-        self._terminate(*NODES)
+        self._terminate(*self.site.nodes)
         self._terminate("slurmctld")
         self._terminate("munged")
         # A job's steps outlive the daemon that started them.

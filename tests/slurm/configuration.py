@@ -1,40 +1,105 @@
-"""The configuration of the test cluster, as text."""
+"""The sites that a test cluster can be, and their configuration as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-NODES = ("n1", "n2", "n3", "n4")
-GPU_NODES = "n[1-2]"
-PLAIN_NODES = "n[3-4]"
 CRED_EXPIRE_S = 5
 GRACE_S = 10
 
 # Links to this stand for GPUs: Slurm opens them, and sets CUDA_VISIBLE_DEVICES, as for real ones.
 GPU_TARGET = "/dev/null"
+NUM_GPUS = 2  # of a node that has any
 
 CGROUP_CONF = "CgroupPlugin=disabled\n"
 
 
-def gres_conf(folder: Path) -> str:
-    """Two GPUs on each node that has any."""
-    return f"NodeName={GPU_NODES} Name=gpu File={folder}/gpu[0-1]\n"
+@dataclass(frozen=True)
+class Site:
+    """What differs between clusters."""
+
+    nodes: Mapping[str, str]  # the GPUs of each, as in `Gres=`; empty for none
+    settings: str  # lines of slurm.conf, the partitions among them
+    files: Mapping[str, str] = field(default_factory=dict)  # beside slurm.conf, by their names
 
 
-def slurm_conf(folder: Path, user: str, controller_port: int, node_ports: Sequence[int]) -> str:
+# Jobs in the partition `low` are requeued when one in `high` wants their node.
+HOME = Site(
+    nodes={"n1": "gpu:2", "n2": "gpu:2", "n3": "", "n4": ""},
+    settings=f"""
+KillWait=10
+EnforcePartLimits=ALL
+PreemptMode=REQUEUE
+PreemptParameters=send_user_signal
+PartitionName=low Nodes=ALL Default=YES MaxTime=1-0 PriorityTier=1 GraceTime={GRACE_S}
+PartitionName=high Nodes=ALL MaxTime=1-0 PriorityTier=2
+""",
+)
+
+# Refuses, in three lines as a site's own rules do, whatever names the comment `refuse`.
+REFUSING_PLUGIN = """\
+function slurm_job_submit(job, partitions, uid)
+    if job.comment == "refuse" then
+        slurm.log_user("Jobs of this kind need a project.")
+        slurm.log_user("Yours are: alpha, beta.")
+        slurm.log_user("Name one by --account=PROJECT.")
+        return slurm.ERROR
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
+return slurm.SUCCESS
+"""
+
+# GPUs have types, one partition has none, one ends after a minute, and one is cleared by CANCEL.
+ELSEWHERE = Site(
+    nodes={"n9": "", "n10": "gpu:t4:2", "gpu-a-01": "gpu:a100:2"},
+    settings=f"""
+KillWait=2
+JobRequeue=0
+MaxArraySize=100
+JobSubmitPlugins=lua
+PreemptMode=CANCEL
+PartitionName=DEFAULT PriorityTier=2 PreemptMode=OFF
+PartitionName=gpu Nodes=n10,gpu-a-01 Default=YES MaxTime=1-0
+PartitionName=cpu Nodes=n9 MaxTime=1-0
+PartitionName=short Nodes=ALL MaxTime=1
+PartitionName=spare Nodes=ALL MaxTime=1-0 PriorityTier=1 PreemptMode=CANCEL GraceTime={GRACE_S}
+""",
+    files={"job_submit.lua": REFUSING_PLUGIN},
+)
+
+
+def gres_conf(site: Site, folder: Path) -> str:
+    """The GPUs of each node that has any."""
+    lines = []
+    for name, gres in site.nodes.items():
+        kind = f"Type={gres.split(':')[1]} " if gres.count(":") > 1 else ""
+        if gres:
+            lines.append(f"NodeName={name} Name=gpu {kind}File={folder}/gpu[0-{NUM_GPUS - 1}]\n")
+    return "".join(lines)
+
+
+def slurm_conf(site: Site, folder: Path, user: str, ports: Sequence[int]) -> str:
     """The text of slurm.conf for a cluster that keeps everything in `folder`.
 
-    Each node claims the resources of a small GPU server whatever this machine has. Jobs in the
-    partition `low` are requeued when one in `high` wants their node.
+    Each node claims the resources of a small GPU server whatever this machine has.
+
+    Args:
+        site: what the cluster is.
+        folder: for all that it writes.
+        user: who starts it.
+        ports: of the controller and of each node.
     """
     nodes = "\n".join(
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
-        f"CPUs=8 RealMemory=64000 {'Gres=gpu:2' if name in ('n1', 'n2') else ''}"
-        for name, port in zip(NODES, node_ports, strict=True)
+        f"CPUs=8 RealMemory=64000 {f'Gres={gres}' if gres else ''}"
+        for (name, gres), port in zip(site.nodes.items(), ports[1:], strict=True)
     )
     return f"""\
 ClusterName=tests
 SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort={controller_port}
+SlurmctldPort={ports[0]}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmUser={user}
 SlurmdUser={user}
@@ -63,17 +128,9 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
-EnforcePartLimits=ALL
 PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
-
 ReturnToService=2
 SlurmdTimeout=20
-KillWait=10
-
 GresTypes=gpu
 {nodes}
-PartitionName=low Nodes=ALL Default=YES MaxTime=1-0 PriorityTier=1 GraceTime={GRACE_S}
-PartitionName=high Nodes=ALL MaxTime=1-0 PriorityTier=2
-"""
+{site.settings}"""

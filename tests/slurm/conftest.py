@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import JOBS, Harness
 from tests.slurm.cluster import SlurmCluster
+from tests.slurm.configuration import ELSEWHERE
 from tests.slurm.project import JOB, SlurmProject, Submitted
 
 
@@ -14,6 +15,13 @@ from tests.slurm.project import JOB, SlurmProject, Submitted
 def cluster() -> Iterator[SlurmCluster]:
     """A running Slurm."""
     with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[SlurmCluster]:
+    """A running Slurm of another making."""
+    with SlurmCluster(ELSEWHERE) as cluster:
         yield cluster
 
 

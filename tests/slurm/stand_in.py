@@ -19,6 +19,8 @@ STAND_IN = f"""#!/bin/sh
 ' '''
 import json, os, signal, sys, time
 from pathlib import Path
+if sys.argv[1] == "job-begin":
+    sys.exit(0)
 note = Path(os.environ["NOTE"])
 def write():
     note.write_text(json.dumps(call))

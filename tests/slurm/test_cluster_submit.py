@@ -36,6 +36,12 @@ class Submitter:
             "HARNESS_RUNS": str(self.harness.runs),
         }
 
+    @classmethod
+    def of(cls, project: SlurmProject) -> "Submitter":
+        """For a project whose harness is a stand-in."""
+        stand_in = project.stand_in
+        return cls(project.cluster, stand_in.outside, project.path, stand_in.venv)
+
     def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.harness.run("submit", *words)
 
@@ -55,9 +61,9 @@ class Submitter:
 
 
 @pytest.fixture
-def submitter(cluster: SlurmCluster, stand_in: SlurmProject, tmp_path: Path) -> Submitter:
+def submitter(stand_in: SlurmProject) -> Submitter:
     """For the project whose harness only notes how it was called."""
-    return Submitter(cluster, tmp_path, stand_in.path, stand_in.stand_in.venv)
+    return Submitter.of(stand_in)
 
 
 def wait_for_reason(cluster: SlurmCluster, job_id: str, reason: str) -> None:

@@ -45,6 +45,10 @@ def test_cpus_gpus_and_memory_are_those_that_were_given(monkeypatch: pytest.Monk
     assert given_gpus(allocation()) is None
     assert given_memory_gb(allocation(SLURM_MEM_PER_NODE="2048")) == pytest.approx(2.147483648)
     assert given_memory_gb(allocation(SLURM_MEM_PER_NODE="0")) is None
+    by_cpu = allocation(SLURM_MEM_PER_CPU="1024", SLURM_CPUS_ON_NODE="3")
+    assert given_memory_gb(by_cpu) == pytest.approx(3.221225472)
+    by_gpu = allocation(SLURM_MEM_PER_GPU="1024", SLURM_GPUS_ON_NODE="2")
+    assert given_memory_gb(by_gpu) == pytest.approx(2.147483648)
     for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,5", 2)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert visible_gpus() == count

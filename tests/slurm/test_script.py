@@ -11,6 +11,7 @@ import pytest
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.resources import Resources, array_spec, parse_seeds
+from harness.slurm.sbatch_options import NO_OPTIONS, SiteOptions, compose, site_options
 from harness.slurm.script import (
     Layout,
     comparison_submission,
@@ -55,8 +56,10 @@ def test_times_of_sbatch_are_taken(time: str) -> None:
 
 
 REFUSED: list[tuple[Resources, str]] = [
-    (Resources(gpus=-1), "--gpus -1"),
-    (Resources(gpus=65), "--gpus 65"),
+    *((Resources(gpus=text), f"--gpus {text}") for text in ("-1", "65", "a100", "2:a100", "")),
+    (Resources(gpus="2", flags=("--gpus-per-n=4",)), "--gpus-per-node"),
+    (Resources(mem="16 G"), "--mem 16 G"),
+    (Resources(qos=""), "--qos"),
     (Resources(nodes=0), "--nodes 0"),
     (Resources(nodes=1001), "--nodes 1001"),
     *((Resources(time=text), "--time") for text in ("", "2h", "1:2:3:4", "-5", "1-", "1.5")),
@@ -80,14 +83,105 @@ def test_what_sbatch_could_not_take_is_refused(resources: Resources, named: str)
 def test_resources_become_flags() -> None:
     """Each becomes sbatch's flag, sbatch's own stand last, and what is not given says nothing."""
     flags = ("-C", "a100", "--mem=4G", "--wait-all-nodes=1")
-    resources = Resources(0, 2, "30", "gpu", "me", "12", flags)
+    resources = Resources(
+        gpus="a100:2",
+        nodes=2,
+        time="30",
+        mem="4G",
+        partition="gpu",
+        account="me",
+        qos="long",
+        constraint="ib",
+        exclude="n[1-2]",
+        mail_type="END",
+        after="12",
+        flags=flags,
+    )
     resources.check()
     assert resources.sbatch_args() == [
-        *("--gres=none", "--nodes=2", "--time=30", "--partition=gpu", "--account=me"),
+        *("--nodes=2", "--time=30", "--mem=4G", "--partition=gpu", "--account=me", "--qos=long"),
+        *("--constraint=ib", "--exclude=n[1-2]", "--mail-type=END"),
         *("--dependency=afterok:12", "--kill-on-invalid-dep=yes", *flags),
     ]
-    assert Resources(gpus=3).sbatch_args() == ["--gres=gpu:3"]
     assert Resources().sbatch_args() == []
+
+
+# What replaces what
+
+HEADER = ["#SBATCH --gres=gpu:1", "#SBATCH --mem=16G -p main  # a note", "#SBATCH --time=5"]
+
+
+@pytest.mark.parametrize(
+    ("args", "header"),
+    [
+        (["--gpus-per-node=2"], HEADER[1:]),
+        (["--gpus-per-n", "2"], HEADER[1:]),
+        (["-G2"], HEADER[1:]),
+        (["--mem-per-gpu=4G"], [HEADER[0], "#SBATCH -p main", HEADER[2]]),
+        (["--mem-bind=local", "-C", "gpu"], HEADER),
+    ],
+)
+def test_an_option_replaces_other_ways_to_ask_for_the_same(
+    args: list[str], header: list[str]
+) -> None:
+    """What asks for GPUs or memory drops the script's own request, whatever its form."""
+    composed = compose(HEADER, NO_OPTIONS, args)
+    assert (composed.header, composed.args, composed.unset) == (header, args, [])
+
+
+@pytest.mark.parametrize(
+    ("site", "gpus", "args"),
+    [
+        ({}, "2", ["--gres=gpu:2"]),
+        ({}, "a100:2", ["--gres=gpu:a100:2"]),
+        ({}, "1g.10gb:1", ["--gres=gpu:1g.10gb:1"]),
+        ({}, "0", ["--gres=none"]),
+        ({"SBATCH_GRES": "gpu:t4:1"}, "2", ["--gres=gpu:t4:2"]),
+        ({"SBATCH_GRES": "gpu:t4:1"}, "a100:2", ["--gres=gpu:a100:2"]),
+        ({"SBATCH_GRES": "none"}, "2", ["--gres=gpu:2"]),
+        ({"SBATCH_GRES": "none", "SBATCH_GPUS_PER_NODE": "t4:1"}, "2", ["--gpus-per-node=t4:2"]),
+        ({"SBATCH_GPUS_PER_TASK": "1"}, "2", ["--gpus-per-task=2", "--ntasks-per-node=1"]),
+        ({"SBATCH_GPUS": "1"}, "2", ["--gpus=6", "--nodes=3"]),
+    ],
+)
+def test_gpus_are_asked_for_in_the_sites_way(
+    site: dict[str, str], gpus: str, args: list[str]
+) -> None:
+    """Option and type are those of the site's own request; the script's request is dropped."""
+    for options in (SiteOptions({}, site), SiteOptions(site, {})):
+        composed = compose(HEADER, options, [], gpus=gpus, num_nodes=3)
+        assert (composed.args, composed.header) == (args, HEADER[1:])
+        # An exported variable that stayed would ask a second time.
+        assert composed.unset == list(options.exported)
+
+
+def test_a_sites_file_counts_without_being_sourced(tmp_path: Path) -> None:
+    """Its exports become options unless the shell has them; they too replace the script's own."""
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/site.sh").write_text(
+        "# export SBATCH_QOS=none\nexport SBATCH_ACCOUNT='my lab' # ours\nexport OTHER=1\n"
+        "export SBATCH_PARTITION=a\n  export SBATCH_MEM_PER_GPU=8G\nmodule load x\n"
+    )
+    site = site_options(tmp_path, {"SBATCH_PARTITION": "b"})
+    composed = compose(HEADER, site, ["--qos=q"])
+    assert composed.args == ["--account=my lab", "--mem-per-gpu=8G", "--qos=q"]
+    assert composed.header == [HEADER[0], "#SBATCH -p main", HEADER[2]]
+    assert composed.unset == []
+    assert site_options(tmp_path / "none", {}) == NO_OPTIONS
+
+
+def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) -> None:
+    """The command says so; the comparison asks neither for GPUs nor for the trainings' memory."""
+    site = SiteOptions({"SBATCH_GPUS_PER_NODE": "1", "SBATCH_QOS": "q"}, {})
+    at = dataclasses.replace(layout(tmp_path), site=site)
+    asked = Resources(mem="9G", flags=("--gres", "gpu:3", "-C", "ib"))
+    job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at, full=False)
+    assert job.command[:3] == ["env", "-uSBATCH_GPUS_PER_NODE", "sbatch"]
+    assert "--mem=16G" not in job.script
+    comparison = comparison_submission({"12": job}, asked, at)
+    assert comparison.command[:3] == ["env", "-uSBATCH_GPUS_PER_NODE", "sbatch"]
+    assert comparison.args[3:] == ("-C", "ib", "--dependency=afterany:12")
+    assert "--mem=16G" in comparison.script
 
 
 # The script
@@ -143,7 +237,7 @@ def test_several_seeds_are_an_array(tmp_path: Path) -> None:
     """An array's tasks have a run and a log each, and its script leaves the seed to the task."""
     job = load_job(JOBS / "lstm.toml")
     submission = job_submission(
-        job, (1, 2, 7), Resources(gpus=2), layout=layout(tmp_path), full=False
+        job, (1, 2, 7), Resources(gpus="2"), layout=layout(tmp_path), full=False
     )
     assert untimed(submission.script.splitlines()[-1]).endswith("lstm.toml'")
     assert submission.command[3:6] == [
@@ -187,7 +281,7 @@ def test_comparison_waits_for_all_and_names_their_runs(tmp_path: Path) -> None:
     """It starts after failed ones too, with patterns that bash expands to each job's runs."""
     at = dataclasses.replace(layout(tmp_path), runs=tmp_path / "r [1]*")
     job = load_job(JOBS / "lstm.toml")
-    asked = Resources(gpus=2, time="9", partition="p", flags=("--qos=q",))
+    asked = Resources(gpus="2", time="9", partition="p", flags=("--qos=q",))
     array = job_submission(job, (1, 2), asked, layout=at, full=False)
     single = job_submission(job, None, asked, layout=at, full=False)
     submission = comparison_submission({"12": array, "13": single}, asked, at)

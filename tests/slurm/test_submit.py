@@ -153,6 +153,7 @@ def test_a_checkout_that_git_refuses_is_warned_of(harness: Harness, project: Pat
         ([JOBS / "lstm.toml", "--set", "model.unit=8"], "model.units"),
         ([JOBS / "lstm.toml", "--seeds", "1,2147483648"], "--seed 2147483648"),
         ([JOBS / "lstm.toml", "--gpu", "2"], "--gpus"),
+        ([JOBS / "lstm.toml", "--reservation=x"], "--reservation; an option of sbatch goes after"),
         ([JOBS / "lstm.toml", JOBS / "gru.toml"], "--all"),
         ([JOBS / "lstm.toml", "--runs", PROJECT], "--runs"),
         ([JOBS / "lstm.toml", "--runs", "a\\b"], "backslash"),

@@ -1,0 +1,223 @@
+"""sbatch's options in layers: the script's header, the site's variables, the user's own.
+
+sbatch replaces an option by the same one of a later layer only. `--gres=gpu:1` in a script stays
+beside `--gpus-per-node=2`, and the job gets one GPU without a word. Here an option replaces
+whatever asks for the same thing in another way.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import InputError
+
+# Ways to ask for the same thing, as sbatch names them.
+GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
+LETTERS = {"-G": "gpus"}
+
+# The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
+VARIABLES = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_GPUS": "gpus",
+    "SBATCH_GPUS_PER_NODE": "gpus-per-node",
+    "SBATCH_GPUS_PER_TASK": "gpus-per-task",
+    "SBATCH_GRES": "gres",
+    "SBATCH_MEM_PER_CPU": "mem-per-cpu",
+    "SBATCH_MEM_PER_GPU": "mem-per-gpu",
+    "SBATCH_MEM_PER_NODE": "mem",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_RESERVATION": "reservation",
+    "SBATCH_TIMELIMIT": "time",
+}
+GPU_REQUEST = re.compile(r"(?:([A-Za-z][\w.-]*|\d+g\.[\w.+-]+):)?(\d{1,2})")  # MIG: 1g.10gb:1
+
+
+@dataclass(frozen=True)
+class SiteOptions:
+    """The site's own options of sbatch by their variables, such as SBATCH_ACCOUNT."""
+
+    exported: Mapping[str, str]  # which sbatch reads itself
+    written: Mapping[str, str]  # in slurm/site.sh, and not exported here
+
+    @property
+    def both(self) -> dict[str, str]:
+        """Each option's value by the name of the option."""
+        values = {**self.written, **self.exported}
+        return {VARIABLES[name]: value for name, value in values.items()}
+
+    def without(self, *groups: Collection[str]) -> "SiteOptions":
+        """The other options than those of some groups."""
+
+        def kept(options: Mapping[str, str]) -> dict[str, str]:
+            return {n: v for n, v in options.items() if not any(VARIABLES[n] in g for g in groups)}
+
+        return SiteOptions(kept(self.exported), kept(self.written))
+
+
+NO_OPTIONS = SiteOptions({}, {})
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What is given to sbatch."""
+
+    header: list[str]  # the script's `#SBATCH` lines
+    args: list[str]
+    unset: list[str]  # variables that would bring back what was replaced
+
+
+def site_options(project: Path, environment: Mapping[str, str] = os.environ) -> SiteOptions:
+    """The site's options: those exported here and those in `slurm/site.sh`, which is not run.
+
+    Of that file only lines `export SBATCH_NAME=value` count; of two for a name, the last one.
+    """
+    exported = {name: value for name in VARIABLES if (value := environment.get(name))}
+    try:
+        lines = (project / "slurm" / "site.sh").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    written = {}
+    for line in lines:
+        found = re.fullmatch(r"\s*export\s+(SBATCH_\w+)=(.*)", line)
+        if found and found[1] in VARIABLES and found[1] not in exported:
+            words = shlex.split(found[2], comments=True)
+            written[found[1]] = os.path.expandvars(words[0]) if words else ""
+    return SiteOptions(exported, {name: value for name, value in written.items() if value})
+
+
+def check_gpus(text: str) -> None:
+    """Raise unless `text` says how many GPUs of each node, such as 2 or a100:2.
+
+    Raises:
+        InputError: one line with the value and the rule.
+    """
+    found = GPU_REQUEST.fullmatch(text)
+    if not found or int(found[2]) > 64:
+        raise InputError(
+            f"--gpus {text}: should be 0 to 64 of each node, with or without a type: 2 or a100:2"
+        )
+
+
+def compose(
+    header: Sequence[str],
+    site: SiteOptions,
+    args: Sequence[str],
+    *,
+    gpus: str | None = None,
+    num_nodes: int = 1,
+) -> Composed:
+    """What to give to sbatch, so that the user's own options replace the site's and the script's.
+
+    Args:
+        header: the script's `#SBATCH` lines.
+        site: from `site_options`.
+        args: the user's options, apart from `--gpus`.
+        gpus: of each node, as `check_gpus` takes it; None to ask as site and script do.
+        num_nodes: that are asked for, 1 if nothing is said.
+    """
+    args = [*gpu_args(gpus, num_nodes, _usual_request(site, header)), *args] if gpus else list(args)
+    by_user = _replaced_by(names_in(args))
+    written = {VARIABLES[name]: value for name, value in site.written.items()}
+    of_site = [f"--{name}={value}" for name, value in written.items() if name not in by_user]
+    exported = {name for variable in site.exported if (name := VARIABLES[variable]) not in by_user}
+    replaced = by_user | _replaced_by({*exported, *names_in(of_site)})
+    return Composed(
+        header=[line for each in header if (line := _without(each, replaced))],
+        args=[*of_site, *args],
+        unset=[variable for variable in site.exported if VARIABLES[variable] in by_user],
+    )
+
+
+def gpu_args(gpus: str, num_nodes: int, usual: tuple[str, str]) -> list[str]:
+    """Ask for GPUs of each node by the usual option, and of its type where the user names none."""
+    kind, _, count = gpus.rpartition(":")
+    if not int(count):
+        return ["--gres=none"]
+    way, usual_kind = usual
+    kind = kind or usual_kind
+    amount = f"{kind}:" if kind else ""
+    if way == "gres":
+        return [f"--gres=gpu:{amount}{count}"]
+    if way == "gpus":  # of the whole job; without --nodes Slurm may spread them
+        return [f"--gpus={amount}{int(count) * num_nodes}", f"--nodes={num_nodes}"]
+    one_task = ["--ntasks-per-node=1"] if way == "gpus-per-task" else []
+    return [f"--{way}={amount}{count}", *one_task]
+
+
+def _usual_request(site: SiteOptions, header: Sequence[str]) -> tuple[str, str]:
+    """The option by which the site, or else the script, asks for GPUs, and the type it names."""
+    script = dict(option for line in header for option in _options(_words(line)))
+    for options in (site.both, script):
+        for name in reversed(GPUS):
+            value = options.get(name, "none").partition(",")[0]
+            if value not in ("none", "0"):
+                kinds = [part for part in value.split(":") if part != "gpu" and not part.isdigit()]
+                return name, (kinds or [""])[0]
+    return "gres", ""
+
+
+def names_in(args: Iterable[str]) -> set[str]:
+    """The options of GPUS and MEMORY among sbatch's arguments; sbatch takes them abbreviated."""
+    return {name for name, _ in _options(args)} & {*GPUS, *MEMORY}
+
+
+def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
+    """sbatch's arguments without some options and their values."""
+    kept: list[str] = []
+    is_value = False  # of an option that is dropped, as in `-G 2`
+    for arg in args:
+        if {name for name, _ in _options([arg])} & {*names}:
+            is_value = "=" not in arg and (arg.startswith("--") or len(arg) == 2)
+        elif not is_value or arg.startswith("-"):
+            kept.append(arg)
+            is_value = False
+        else:
+            is_value = False
+    return kept
+
+
+def _replaced_by(names: Iterable[str]) -> set[str]:
+    named = set(names)
+    return {each for group in (GPUS, MEMORY) if named & {*group} for each in group}
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line.removeprefix("#SBATCH"), comments=True)
+    except ValueError:  # an odd quote, which sbatch will refuse
+        return []
+
+
+def _options(args: Iterable[str]) -> list[tuple[str, str]]:
+    """The long names of options and their values, where those stand in the same word."""
+    found = []
+    for arg in args:
+        name, _, value = arg.partition("=")
+        if name.startswith("--"):
+            found.append((_whole(name[2:]), value))
+        elif name[:2] in LETTERS:
+            found.append((LETTERS[name[:2]], arg[2:]))
+    return found
+
+
+def _whole(name: str) -> str:
+    """The option that an abbreviation means, if it is one of ours."""
+    if name in (*GPUS, *MEMORY):
+        return name
+    fitting = [each for each in (*GPUS, *MEMORY) if len(name) > 2 and each.startswith(name)]
+    return fitting[0] if len(fitting) == 1 else name
+
+
+def _without(line: str, names: Collection[str]) -> str:
+    """A `#SBATCH` line without some of its options; empty if none is left."""
+    words = _words(line)
+    kept = drop(words, names)
+    if kept == words:
+        return line
+    return f"#SBATCH {shlex.join(kept)}" if kept else ""

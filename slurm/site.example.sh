@@ -32,6 +32,10 @@
 # nodes that are never shared, in a network of their own.
 # HARNESS_TRUSTED_NETWORK=1
 
+# The interface by which the nodes of a job reach each other; by default the one that the name of a
+# node leads to. The workers meet on this interface alone, so the names must lead there.
+# HARNESS_INTERFACE=eth1
+
 # Scratch on the node's local disk, for temporary files and pip's cache.
 # export TMPDIR=/scratch/$USER
 # export PIP_CACHE_DIR=/scratch/$USER/pip

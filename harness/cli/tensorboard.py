@@ -23,8 +23,13 @@ def tensorboard(
         typer.Option(metavar="N", min=1024, max=65535, help="port; default: a free one"),
     ] = None,
     use_socket: Annotated[
-        bool, typer.Option("--socket", help="listen on a Unix socket that only you can open")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--socket/--tcp",
+            help="listen on a Unix socket that only you can open, or on a port of the loopback; "
+            "default: the socket in a Slurm job and over ssh, if ssh can forward to it",
+        ),
+    ] = None,
     login: Annotated[
         str | None,
         typer.Option(

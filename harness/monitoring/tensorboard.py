@@ -5,6 +5,7 @@ request must begin with a secret path. It is made in this process and shown to i
 terminal or in a file of mode 0600: no command line, environment or log that others read holds it.
 """
 
+import contextlib
 import getpass
 import os
 import secrets
@@ -30,6 +31,7 @@ from harness.monitoring.tensorboard_server import (
     RELOAD_S,
     listen,
     listen_on_socket,
+    ssh_reaches,
     start_tensorboard,
 )
 from harness.search_space import is_sweep
@@ -277,9 +279,29 @@ class Access:
     """How the browser comes to the server."""
 
     port: int | None = None  # by default a free one
-    use_socket: bool = False
+    use_socket: bool | None = None  # by default where it can: see `open_listener`
     login: str | None = None  # the host to come through
     open_page: bool = False
+
+
+def open_listener(
+    folder: Path, port: int | None, *, use_socket: bool | None, is_elsewhere: bool
+) -> socket.socket:
+    """Listen where no other user can connect, if the browser can come there; else on the loopback.
+
+    Args:
+        folder: of mode 0700, for a socket.
+        port: if one was asked for.
+        use_socket: whether a socket was asked for; None leaves it to this machine.
+        is_elsewhere: whether the browser is on another machine, so that ssh forwards to it.
+
+    Raises:
+        InputError: if the port can't be listened on, or the path is too long for a socket.
+    """
+    if use_socket is None and port is None and is_elsewhere and ssh_reaches(folder.resolve()):
+        with contextlib.suppress(InputError):
+            return listen_on_socket(folder / "socket")
+    return listen_on_socket(folder / "socket") if use_socket else listen(port)
 
 
 def serve(
@@ -304,11 +326,17 @@ def serve(
     try:
         shown = Shown(folder / "runs", roots, runs)
         shown.refresh()
-        listener = listen_on_socket(folder / "socket") if access.use_socket else listen(access.port)
-        name = listener.getsockname()
+        listener = open_listener(
+            folder,
+            access.port,
+            use_socket=access.use_socket,
+            is_elsewhere=not access.open_page
+            and (bool(allocation) or "SSH_CONNECTION" in os.environ),
+        )
+        name, is_socket = listener.getsockname(), listener.family == socket.AF_UNIX
         endpoint = Endpoint(
-            target=name if access.use_socket else f"{name[0]}:{name[1]}",
-            port=access.port or LAPTOP_PORT if access.use_socket else name[1],
+            target=name if is_socket else f"{name[0]}:{name[1]}",
+            port=access.port or LAPTOP_PORT if is_socket else name[1],
             secret=secrets.token_urlsafe(32),
             host=socket.gethostname(),
             login=jump_host(access.login, allocation),

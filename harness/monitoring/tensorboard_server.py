@@ -15,10 +15,12 @@ import google_crc32c
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
+from harness.system.network import Newcomers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+MAX_NEWCOMERS = 256  # open connections without a request that knew the secret
 RELOAD_S = 5.0  # between two searches for new points
 LONGEST_SOCKET = 107  # bytes of its path, sun_path in Linux's unix(7)
 # Beyond this, TensorBoard drops points at random, to save its memory and the browser's. One run
@@ -34,6 +36,8 @@ class Guard:
         self.app = app
         self.prefix = f"/{secret}".encode()
         self.used = used
+        # All on the loopback are one peer.
+        self.newcomers = Newcomers(MAX_NEWCOMERS, MAX_NEWCOMERS)
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -46,6 +50,7 @@ class Guard:
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
             start_response("404 Not Found", headers)
             return [body]
+        self.newcomers.remove(environ["werkzeug.socket"])
         self.used()
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
@@ -68,12 +73,23 @@ class Handler(WSGIRequestHandler):
 class Server(ThreadedWSGIServer):
     """Serves on a socket that already listens."""
 
-    def __init__(self, app: "WSGIApplication", listener: socket.socket, secret: str) -> None:
+    def __init__(self, app: Guard, listener: socket.socket, secret: str) -> None:
         name = listener.getsockname()
         host = f"unix://{name}" if listener.family == socket.AF_UNIX else name[0]
         super().__init__(host, 0, app, Handler, fd=listener.fileno())
         listener.close()  # the server has a copy
-        self._secret = secret
+        self._secret, self._newcomers = secret, app.newcomers
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Count a new connection, which nobody knows before its first request."""
+        del client_address
+        self._newcomers.add(request, "loopback")
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        self._newcomers.remove(request)
+        super().shutdown_request(request)
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         """Print an error of TensorBoard's own."""
@@ -124,6 +140,21 @@ def listen_on_socket(path: Path) -> socket.socket:
     path.chmod(0o600)
     listener.listen(128)
     return listener
+
+
+def ssh_reaches(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether sshd on this machine, and so `ssh -L`, sees a socket in a folder.
+
+    Slurm's job_container/tmpfs gives each job a /tmp of its own: a folder of the disk, mounted over
+    it for this job alone. Its root, the fourth field of proc(5)'s mountinfo, is not that of a disk.
+    """
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return True
+    over = [line for line in lines if folder.is_relative_to(line[4])]
+    innermost = max(over, key=lambda line: len(Path(line[4]).parts), default=None)
+    return innermost is None or innermost[3] == "/"
 
 
 def start_tensorboard(

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.errors import InputError, Interrupted, RunError
+from harness.files.site_settings import site_setting
 from harness.slurm.environment import SlurmEnvironment, node_names
 from harness.system.auth_channel import (
     AuthServer,
@@ -28,12 +29,14 @@ from harness.system.auth_channel import (
     user_secret,
 )
 from harness.system.console import log
-from harness.system.network import free_port
+from harness.system.network import free_port, interface_address, with_port
 
 # Below the ports that systems assign to clients (from 32768 on Linux), so few of them are in use.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 PORTS_A_JOB = 32
 MEETING_PORTS = 8  # of them, at one of which the chief listens
+
+INTERFACE = "HARNESS_INTERFACE"
 
 JOIN_S = 50.0  # for all workers to connect
 BEAT_S = 5.0
@@ -51,6 +54,7 @@ class WorkerGroup:
 
     def __init__(self, nodes: list[str], rank: int, *, secret: bytes, first_port: int) -> None:
         self.nodes, self.rank = nodes, rank
+        self.host = ""  # the address to be reached at, where the site chooses an interface
         self.addresses: list[str] = []  # of TensorFlow's servers, host:port, in the workers' order
         self.ended: tuple[str, int] | None = None  # why the run can't go on, and the exit code
         self._secret, self._first_port = secret, first_port
@@ -87,7 +91,7 @@ class WorkerGroup:
 
         Raises:
             RunError: if not all came in time, or for different purposes; it names the nodes.
-            InputError: if two of them share a node.
+            InputError: if two of them share a node, or HARNESS_INTERFACE is not here.
         """
         nodes = node_names(allocation)
         if len(nodes) != allocation.num_tasks:
@@ -102,6 +106,8 @@ class WorkerGroup:
             secret=secret.encode(),
             first_port=first_port(allocation.job_id),
         )
+        if interface := site_setting(INTERFACE):
+            worker_group.host = interface_address(interface, INTERFACE)
         first = worker_group._first_port + MEETING_PORTS + worker_group.rank
         own = free_port("", range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
         deadline = time.monotonic() + join_s
@@ -125,10 +131,14 @@ class WorkerGroup:
             )
         server.stop()
         with self._changed:
-            hellos = {0: {"port": own_port, "purpose": purpose}, **self._hellos}
+            own = {"host": self.host, "port": own_port, "purpose": purpose}
+            hellos = {0: own, **self._hellos}
             links = list(self._links.values())
         problem = self._problem(hellos, purpose)
-        self.addresses = [f"{self.nodes[rank]}:{hellos[rank]['port']}" for rank in sorted(hellos)]
+        self.addresses = [
+            with_port(hellos[rank]["host"] or self.nodes[rank], hellos[rank]["port"])
+            for rank in sorted(hellos)
+        ]
         for link in links:
             with contextlib.suppress(OSError):  # its listener will find it gone
                 link.send_json({"addresses": self.addresses, "problem": problem})
@@ -139,7 +149,7 @@ class WorkerGroup:
     def _start_server(self) -> AuthServer:
         for port in range(self._first_port, self._first_port + MEETING_PORTS):
             with contextlib.suppress(OSError):
-                server = AuthServer(("", port), self._secret, self._welcome)
+                server = AuthServer((self.host, port), self._secret, self._welcome)
                 server.start()
                 return server
         last = self._first_port + MEETING_PORTS - 1
@@ -179,7 +189,7 @@ class WorkerGroup:
 
     def _report(self, own_port: int, purpose: str, deadline: float) -> None:
         """Connect to the chief, and receive the addresses of all."""
-        hello = {"rank": self.rank, "port": own_port, "purpose": purpose}
+        hello = {"rank": self.rank, "host": self.host, "port": own_port, "purpose": purpose}
         ports = range(self._first_port, self._first_port + MEETING_PORTS)
         link = None
         while link is None:
@@ -192,6 +202,7 @@ class WorkerGroup:
                 raise RunError(
                     f"{self.node}: the chief on {self.nodes[0]} can't be reached at port "
                     f"{self._first_port}; see whether its task started, and the network between"
+                    + (f" ({INTERFACE}: the node's name must lead there)" if self.host else "")
                 )
             time.sleep(0.2)
         try:

@@ -21,6 +21,7 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.files.paths import cache_folder
+from harness.system.network import Newcomers, address_family
 
 HELLO_S = 5.0  # from the connection to the last byte of the hello
 MAX_HELLO_BYTES = 4096  # of each part of it
@@ -34,7 +35,7 @@ class AuthServer(socketserver.ThreadingTCPServer):
     """Hands each connection that proves itself to `handle`, in a thread of the connection's own.
 
     The connection is closed when `handle` returns. Where too many hellos are open, the oldest is
-    cut off: that of a process of ours lasts milliseconds, so a flood can't keep it out.
+    cut off. An empty host listens on all addresses, by IPv4 and IPv6.
 
     Raises OSError if the port is taken.
     """
@@ -49,10 +50,10 @@ class AuthServer(socketserver.ThreadingTCPServer):
         secret: bytes,
         handle: Callable[[socket.socket, Message], None],
     ) -> None:
+        self.address_family = address_family(address[0])
         super().__init__(address, socketserver.BaseRequestHandler)
         self._secret, self._handle = secret, handle
-        self._hellos: dict[socket.socket, str] = {}  # the peer of each, the oldest first
-        self._lock = threading.Lock()
+        self._newcomers = Newcomers(MAX_HELLOS, MAX_HELLOS_PER_PEER)
         self.port: int = self.server_address[1]
 
     def start(self) -> None:
@@ -64,22 +65,16 @@ class AuthServer(socketserver.ThreadingTCPServer):
         self.shutdown()
         self.server_close()
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Note a new connection, and cut off the oldest hello where there are too many."""
-        peer = str(client_address[0])
-        with self._lock:
-            same = [hello for hello, other in self._hellos.items() if other == peer]
-            if len(same) >= MAX_HELLOS_PER_PEER:
-                self._cut_off(same[0])
-            if len(self._hellos) >= MAX_HELLOS:
-                self._cut_off(next(iter(self._hellos)))
-            self._hellos[request] = peer
-        return True
+    def server_bind(self) -> None:
+        """Listen by IPv4 too where it is on all addresses."""
+        if self.address_family == socket.AF_INET6 and not self.server_address[0]:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
-    def _cut_off(self, hello: socket.socket) -> None:
-        del self._hellos[hello]
-        with contextlib.suppress(OSError):
-            hello.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Count a new connection."""
+        self._newcomers.add(request, str(client_address[0]))
+        return True
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Let a connection prove itself, then handle it."""
@@ -89,8 +84,7 @@ class AuthServer(socketserver.ThreadingTCPServer):
         except (OSError, ValueError):
             return
         finally:
-            with self._lock:
-                self._hellos.pop(request, None)
+            self._newcomers.remove(request)
         self._handle(request, message)
 
 
@@ -223,7 +217,8 @@ def user_secret(purpose: str) -> bytes:
             with contextlib.suppress(FileExistsError):  # another process was faster
                 os.link(draft, path)
             draft.unlink()
-        status, content = path.stat(), path.read_bytes()
+        with path.open("rb") as file:
+            status, content = os.fstat(file.fileno()), file.read(MAX_HELLO_BYTES)
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}; it holds the secret of processes on several nodes: set "

@@ -38,7 +38,7 @@ def place() -> Iterator[Harness]:
         yield harness
 
 
-@pytest.fixture(scope="module", params=[[], ["--socket"]], ids=["port", "socket"])
+@pytest.fixture(scope="module", params=[["--tcp"], ["--socket"]], ids=["port", "socket"])
 def board(place: Harness, request: pytest.FixtureRequest) -> Iterator[Board]:
     yield (board := Board(place, *request.param).wait())
     if board.process.poll() is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
@@ -88,6 +89,44 @@ def test_workers_meet_and_are_named_in_the_order_of_their_tasks(job_id: str) -> 
     assert [address.partition(":")[0] for address in found[0]] == nodes.split()
     assert len(set(found[0])) == 3
     assert all(FIRST_PORT <= int(a.partition(":")[2]) <= LAST_PORT for a in found[0])
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_workers_meet_over_ipv6(job_id: str) -> None:
+    """The chief is found by either protocol, as the name of its node leads there."""
+    nodes = "::1 localhost 127.0.0.1"
+    chief, *workers = join_all(*(join(job_id, rank, nodes=nodes) for rank in range(3)))
+    assert chief.result().addresses[0].startswith("[::1]:")
+    assert {worker.result().addresses[0] for worker in workers} == {chief.result().addresses[0]}
+
+
+def test_workers_meet_on_the_sites_interface_alone(
+    job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address is given to TensorFlow, and no other address of the chief is listened on."""
+    monkeypatch.setenv("HARNESS_INTERFACE", "lo")
+    outside = next(
+        (each.address for name, addresses in psutil.net_if_addrs().items() if name != "lo"
+         for each in addresses if each.family == socket.AF_INET), None,
+    )  # fmt: skip
+    with ThreadPoolExecutor(2) as pool:
+        chief = pool.submit(join(job_id, 0))
+        with connected(("127.0.0.1", first_port(job_id))):
+            if outside:
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection((outside, first_port(job_id)), timeout=5)
+        worker = pool.submit(join(job_id, 1))
+        assert chief.result().addresses == worker.result().addresses
+    assert all(address.startswith("127.0.0.1:") for address in chief.result().addresses)
+
+
+def test_an_interface_that_is_not_there_is_named(
+    job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with the setting, its value and the interfaces that are here."""
+    monkeypatch.setenv("HARNESS_INTERFACE", "ib7")
+    with pytest.raises(InputError, match=r"HARNESS_INTERFACE ib7: no such interface .* lo"):
+        join(job_id, 0)()
 
 
 def test_names_keep_their_order_and_zeros(job_id: str) -> None:

@@ -203,11 +203,10 @@ def test_one_deadline_holds_for_a_hello_that_comes_byte_by_byte() -> None:
     thread.join()
 
 
-def test_a_flood_of_hellos_keeps_nobody_out(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flood_of_hellos_keeps_nobody_out(server: Server) -> None:
     """The oldest of too many is cut off, by peer and in all, and a process of ours still joins."""
-    monkeypatch.setattr(auth_channel, "MAX_HELLOS_PER_PEER", 4)
+    newcomers = server.server._newcomers
+    newcomers.limit_per_peer = 4
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.connect()) for _ in range(6)]
         for connection in silent:
@@ -218,8 +217,7 @@ def test_a_flood_of_hellos_keeps_nobody_out(
         silent[5].settimeout(0.1)
         with pytest.raises(TimeoutError):
             silent[5].recv(1)
-        monkeypatch.setattr(auth_channel, "MAX_HELLOS_PER_PEER", 100)
-        monkeypatch.setattr(auth_channel, "MAX_HELLOS", 3)
+        newcomers.limit_per_peer, newcomers.limit = 100, 3
         assert server.join({"rank": 2}) == b"welcome"
         assert is_closed(silent[3])
 

@@ -1,0 +1,114 @@
+"""Strangers at TensorBoard's door, and where the door is: a socket wherever ssh can reach it."""
+
+import contextlib
+import resource
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.monitoring.tensorboard import open_listener
+from harness.monitoring.tensorboard_server import MAX_NEWCOMERS, Guard, ssh_reaches
+from tests.conftest import Harness
+from tests.monitoring.tensorboard_process import Board, make_run
+
+pytestmark = pytest.mark.full
+
+IDLE = 1200  # more than the files that a process may have open at most sites
+MOUNTS = """\
+21 1 0:20 / / rw shared:1 - ext4 /dev/sda rw
+22 21 0:21 / /proc rw - proc proc rw
+23 21 0:20 /slurm/17/.17 /tmp rw - ext4 /dev/sda rw
+24 21 0:30 / /tmp/shared rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.fixture
+def board(harness: Harness) -> Iterator[Board]:
+    """One that may have 1,024 files open, and room for more connections in this process."""
+    make_run(harness.runs / "lstm/a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < IDLE + 200:
+        pytest.skip(f"this machine allows {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    board = Board(harness, "--tcp").wait()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (IDLE + 200, hard))
+    yield board
+    board.end()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def threads_of(board: Board) -> int:
+    return len(list(Path(f"/proc/{board.process.pid}/task").iterdir()))
+
+
+def test_idle_connections_of_a_stranger_lock_nobody_out(board: Board) -> None:
+    """The owner is answered past 1,200 of them, which take no more than their share."""
+    host, _, port = board.target.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(IDLE):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        assert board.ask(f"/{board.secret}/data/runs")[0] == 200
+        assert threads_of(board) < MAX_NEWCOMERS + 100
+
+
+@pytest.mark.parametrize(("path", "is_cut_off"), [("/secret/data", False), ("/guess", True)])
+def test_who_knows_the_secret_is_cut_off_by_no_stranger(path: str, is_cut_off: bool) -> None:
+    """While a long answer is on its way to a browser, any number of strangers may come."""
+    guard = Guard(lambda _environ, _start: [], "secret", used=bool)
+    guard.newcomers.limit_per_peer = 1
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket() as stranger:
+        guard.newcomers.add(ours, "loopback")
+        guard({"PATH_INFO": path, "werkzeug.socket": ours}, lambda *_: bool)
+        guard.newcomers.add(stranger, "loopback")
+        theirs.setblocking(False)
+        expected = contextlib.nullcontext() if is_cut_off else pytest.raises(BlockingIOError)
+        with expected:
+            assert theirs.recv(1) == b""
+
+
+def test_a_folder_that_only_a_job_sees_is_none_for_sshs_tunnel(tmp_path: Path) -> None:
+    """Where Slurm gives each job a /tmp of its own, sshd would not find a socket in it."""
+    table = tmp_path / "mountinfo"
+    table.write_text(MOUNTS)
+    assert not ssh_reaches(Path("/tmp/harness-board-x"), table)  # noqa: S108 - not used
+    assert ssh_reaches(Path("/tmp/shared/x"), table)  # noqa: S108 - not used
+    assert ssh_reaches(Path("/scratch"), table)
+    assert ssh_reaches(Path("/tmpfoo"), table)  # noqa: S108 - not used
+    assert ssh_reaches(Path("/tmp"), tmp_path / "not Linux")  # noqa: S108 - not used
+
+
+@pytest.mark.parametrize(
+    ("asked", "port", "elsewhere", "is_socket"),
+    [
+        (None, None, True, True),
+        (None, None, False, False),
+        (None, 0, True, False),
+        (True, None, False, True),
+        (False, None, True, False),
+    ],
+)
+def test_a_browser_elsewhere_comes_through_a_socket(
+    asked: bool | None, port: int | None, elsewhere: bool, is_socket: bool
+) -> None:
+    """By default where ssh forwards to it; a given --port, --tcp or --socket decides."""
+    with tempfile.TemporaryDirectory() as folder:
+        listener = open_listener(Path(folder), port, use_socket=asked, is_elsewhere=elsewhere)
+        with listener:
+            assert (listener.family == socket.AF_UNIX) == is_socket
+
+
+def test_a_path_too_long_for_a_socket_is_refused_only_where_one_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    """By default it listens on the loopback then."""
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    with open_listener(folder, None, use_socket=None, is_elsewhere=True) as listener:
+        assert listener.family == socket.AF_INET
+    with pytest.raises(InputError, match="TMPDIR"):
+        open_listener(folder, None, use_socket=True, is_elsewhere=True)

@@ -5,22 +5,30 @@ notices that its lease is gone, and stops.
 """
 
 import json
+import logging
 import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, BinaryIO
 
 from harness.errors import RunError, TakenOver
 from harness.files.atomic_file import atomic_save, atomic_write, write_refusal
-from harness.files.lenient_json import read_json
+from harness.files.lenient_json import parse_json, read_json
+from harness.files.shared_disk import SharedDisk
+
+PATIENCE_S, RETRY_S = 60.0, 1.0  # with a disk that does not answer
+
+LOGGER = logging.getLogger("harness")  # the console's, which is above this package
 
 
 class LeasedDirectory:
     """A folder that any process may read and one process at a time may write."""
 
     kind = "folder"  # in messages
+    disk = SharedDisk()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,12 +79,34 @@ class LeasedDirectory:
 
         Raises:
             TakenOver: if a newer process took the folder over, or it is gone.
+            RunError: if the disk does not say so for a minute.
         """
-        holder = self.read_json("lease.json")
+        content = self._read_lease()
+        holder = parse_json(content or b"")
         if holder.get("token") != self._token:
-            newer = f"process {holder.get('process')} on {holder.get('host')} took it over"
-            reason = newer if holder else "somebody removed it"
+            reason = f"process {holder.get('process')} on {holder.get('host')} took it over"
+            if not holder:
+                reason = "somebody removed it" if content is None else "somebody changed it"
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
+
+    def _read_lease(self) -> bytes | None:
+        """The lease, None if there is none; a disk that does not answer is asked for a minute.
+
+        That a file can't be read does not mean that it is gone: this process may have too many
+        files open, a server of a network disk may be starting again.
+        """
+        path, since_s = self.path("lease.json"), monotonic()
+        while True:
+            try:
+                return self.disk.read(path)
+            except OSError as error:
+                problem = f"{path}: can't be read: {error.strerror or error}"
+            waited_s = monotonic() - since_s
+            if waited_s >= PATIENCE_S:
+                raise RunError(f"{problem}, for {waited_s:.0f} s; make the disk readable again")
+            if not waited_s:
+                LOGGER.warning("%s; trying again for %.0f s", problem, PATIENCE_S)
+            sleep(RETRY_S)
 
     def write(self, name: str, content: str | bytes | Callable[[BinaryIO], object]) -> None:
         """Write a file, complete or not at all; `content` as `atomic_write` takes it.

@@ -14,8 +14,16 @@ MAX_NUMBER = 1e15  # harness records no larger one
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty where it is missing or broken."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        return parse_json(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """A JSON object, empty where the text is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

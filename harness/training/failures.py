@@ -169,7 +169,12 @@ def recorded_failures(
     except Exception as error:
         # A process that took the run over cuts its log and removes leftovers, so a failure here
         # is usually a consequence of the takeover.
-        heartbeat.run.check_lease()
+        try:
+            heartbeat.run.check_lease()
+        except TakenOver:
+            raise
+        except RunError:  # the disk that can't be read is no better reason
+            pass
         _record(heartbeat, error)
         raise
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from harness.errors import Interrupted, NodeFault, RunError
+from harness.errors import Interrupted, NodeFault, RunError, TakenOver
 from harness.slurm.environment import report_node_fault
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system.nvml import describe_memory

@@ -30,6 +30,7 @@ from harness.slurm.environment import (
     visible_gpus,
 )
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT
+from harness.system.cuda import hidden_by
 from harness.system.host import (
     available_gb,
     cpu_quota,
@@ -178,9 +179,8 @@ def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Findi
 
 
 def _gpu_remedy(answer: dict[str, Any]) -> str:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden in ("", "-1"):
-        return f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides all GPUs: unset it"
+    if hidden := hidden_by():
+        return f"{hidden}: unset it"
     if nvidia_driver() is None:
         return "no NVIDIA driver on this node: ask your site, or run on another node"
     if not answer["cuda_packages"]:

@@ -68,8 +68,8 @@ def check_gpus(
     num_seen = len(tf.config.list_physical_devices("GPU"))
     if num_seen >= max(1, promise.num):
         return
-    is_hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # the CPU is meant
-    if not promise.num and (is_hidden or not cuda.has_driver()):
+    # Who hides all GPUs means the CPU.
+    if not promise.num and (cuda.hidden_by(environment) or not cuda.has_driver()):
         return
     problem = cuda.find_problem(
         "\n".join(device_messages),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.slurm.client import ask
+from harness.system.cuda import visible_names
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def given_gpus(allocation: SlurmEnvironment) -> int | None:
 def visible_gpus() -> int:
     """The number of GPUs here that a process may use, counted without TensorFlow."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([part for part in chosen.split(",") if part.strip() not in ("", "-1")])
+        return len(visible_names(chosen))
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # the driver has one entry per GPU
 
 

@@ -134,13 +134,8 @@ def find_problem(
         num_seen: the GPUs that TensorFlow sees.
         promised: the GPUs that it should see.
     """
-    hidden = environment.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and not visible_names(hidden):
-        return Problem(
-            f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides all GPUs",
-            "unset it",
-            "installation",
-        )
+    if hidden := hidden_by(environment):
+        return Problem(hidden, "unset it", "installation")
     if not is_cuda_build:
         return Problem(
             "this TensorFlow is no CUDA build", f"install one that is: {INSTALL}", "installation"
@@ -164,7 +159,8 @@ def find_problem(
         return Problem(
             f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", "installation"
         )
-    named = [name for name in visible_names(hidden or "") if not name.isdigit()]
+    visible = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
+    named = [name for name in visible if not name.isdigit()]
     if named and not num_seen:
         return Problem(
             f"CUDA_VISIBLE_DEVICES names {', '.join(named)}, and the driver knows no such device",
@@ -172,6 +168,14 @@ def find_problem(
             "node",
         )
     return Problem(f"the driver shows {num_seen} of {promised}", ASK, "node")
+
+
+def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
+    """How CUDA_VISIBLE_DEVICES hides all GPUs from a process; empty if it is unset or names one."""
+    text = environment.get("CUDA_VISIBLE_DEVICES")
+    if text is None or visible_names(text):
+        return ""
+    return f"CUDA_VISIBLE_DEVICES is {text!r}, which hides all GPUs"
 
 
 def visible_names(text: str) -> list[str]:

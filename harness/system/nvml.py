@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from harness.system.cuda import visible_names
 from harness.system.processes import title_of
 
 MODES = {1: "exclusive (thread)", 2: "prohibited", 3: "exclusive"}  # 0 lets any process in
@@ -103,9 +104,10 @@ def _visible(environment: Mapping[str, str]) -> Iterator[tuple[Any, dict[str, An
         return
     try:
         seen = environment.get("CUDA_VISIBLE_DEVICES")
-        names = seen.split(",") if seen is not None else map(str, range(nvml.nvmlDeviceGetCount()))
+        here = range(nvml.nvmlDeviceGetCount())
+        names = [str(index) for index in here] if seen is None else visible_names(seen)
         handles = {}
-        for name in (each.strip() for each in names):
+        for name in names:
             with contextlib.suppress(nvml.NVMLError):
                 handles[name] = open_gpu(nvml, name)
         yield nvml, handles

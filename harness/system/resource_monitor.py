@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.errors import InputError
+from harness.system.cuda import visible_names
 from harness.system.nvml import find_nvml, open_gpu
 
 READ_S = 5.0  # between two readings
@@ -132,8 +133,9 @@ class ResourceMonitor:
             return f"NVML says {error}; compare nvidia-smi"
         self._nvml = nvml
         seen = self._sources.environment.get("CUDA_VISIBLE_DEVICES")
-        names = seen.split(",") if seen else [str(index) for index in range(self._num_gpus)]
-        for index, name in enumerate(each.strip() for each in names[: self._num_gpus]):
+        here = range(self._num_gpus)
+        names = [str(index) for index in here] if seen is None else visible_names(seen)
+        for index, name in enumerate(names[: self._num_gpus]):
             handle = self._ask(open_gpu, nvml, name)
             if handle is None:
                 return f"NVML does not know GPU {name} of CUDA_VISIBLE_DEVICES; compare nvidia-smi"

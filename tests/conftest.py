@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.tracking.record_format import untimed
 from tests import guard
 from tests.slurm.cluster import REMEDY, is_installed
 
@@ -159,17 +160,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
     return harness, harness.runs / "bilstm" / "calm"
 
 
-def untimed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without its measured times, and without the run's name."""
-    return {k: v for k, v in record.items() if not k.endswith("_s") and k != "run"}
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of each epoch of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def results(folder: Path) -> dict[str, object]:
+def results(folder: Path) -> dict[str, Any]:
     """Everything of a finished run that must be the same to the byte."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return {
-        "metrics": [untimed(json.loads(line)) for line in lines],
-        "result": untimed(json.loads((folder / "result.json").read_text())),
-        "model": (folder / "model.keras").read_bytes(),
-        "predictions": (folder / "predictions.npz").read_bytes(),
-    }
+    names = ("metrics.jsonl", "model.keras", "predictions.npz")
+    files = {name: (folder / name).read_bytes() for name in names}
+    result = json.loads((folder / "result.json").read_text())
+    return {**files, "result.json": {**untimed(result), "run": None}}

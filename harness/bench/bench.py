@@ -98,7 +98,7 @@ def _baseline(bench: Bench, way: str, architecture: str) -> dict[str, float]:
 def _train(bench: Bench, job: Path, *args: str, **variables: str) -> dict[str, float]:
     ended, run = bench.train(job, *args, **variables)
     result = run.result()
-    last = json.loads(run.path("metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads(run.path("timings.jsonl").read_text().splitlines()[-1])
     return {
         "first step": result["first_step_s"],
         "training": last["reviews_per_s"],

@@ -15,6 +15,7 @@ from harness.checks.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
 from harness.slurm.environment import variables_of_a_check
+from harness.tracking.record_format import untimed
 
 # A loss of one device against another's: rounding stays below the first, a mistake is above the
 # second (16 bits of a wrong mask or weight change a loss of 0.69 by 0.01 and more).
@@ -156,17 +157,9 @@ class SmallRun:
         ]
 
     def _contents(self) -> dict[str, object]:
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return {
-            "metrics.jsonl": [_untimed(json.loads(line)) for line in lines],
-            "result.json": _untimed(self.result),
-            "model.keras": (self.folder / "model.keras").read_bytes(),
-            "predictions.npz": (self.folder / "predictions.npz").read_bytes(),
-        }
-
-
-def _untimed(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record.items() if not k.endswith("_s") and k != "run"}
+        names = ("metrics.jsonl", "model.keras", "predictions.npz")
+        files = {name: (self.folder / name).read_bytes() for name in names}
+        return {**files, "result.json": {**untimed(self.result), "run": None}}
 
 
 def judge(runs: Runs, name: str, difference: float) -> Finding:

@@ -41,5 +41,13 @@ def check_format(name: str, record: Mapping[str, Any], known: int, *, remedy: st
     )
 
 
+def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what a clock measured: keys that end in `_s`, `reviews_per_s` too.
+
+    What is left is the same for two runs of one job on the same devices.
+    """
+    return {key: value for key, value in record.items() if not key.endswith("_s")}
+
+
 def _unstamped(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("format", "harness")}

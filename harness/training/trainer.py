@@ -26,6 +26,7 @@ from harness.data.input_pipeline import (
 from harness.errors import Interrupted, RunError
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.record_format import untimed
 from harness.training import checkpoint
 from harness.training.actions import (
     BestWeights,
@@ -101,7 +102,7 @@ class Trainer:
         # 4. The graph. Tracing takes seconds, in which another process may take the run over.
         self.graph = self.train_step.trace(self._batches)
         self.run.check_lease()
-        # 5. The TensorBoard log and metrics.jsonl, cut to what the checkpoint holds.
+        # 5. The TensorBoard log, metrics.jsonl and timings.jsonl, cut to what the checkpoint holds.
         self.log = TensorBoardLog(
             self.run.path("tensorboard"), self.progress.event_mark, warn=self.console.warning
         )
@@ -261,9 +262,16 @@ class Trainer:
         return float(self.train_step.optimizer.learning_rate.numpy())
 
     def _write_metrics(self) -> None:
-        # The whole file each time: after a kill, an appended line could be there twice or by half.
-        lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.progress.history]
-        self.run.write_text("metrics.jsonl", "".join(lines))
+        # Whole files each time: after a kill, an appended line could be there twice or by half.
+        history = self.progress.history
+        metrics = [untimed(line) for line in history]
+        timings = [
+            {"epoch": line["epoch"], **{k: v for k, v in line.items() if k not in kept}}
+            for line, kept in zip(history, metrics, strict=True)
+        ]
+        for name, lines in (("timings.jsonl", timings), ("metrics.jsonl", metrics)):
+            content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+            self.run.write_text(name, content)
 
     @contextlib.contextmanager
     def saved_when_interrupted(self) -> Iterator[None]:

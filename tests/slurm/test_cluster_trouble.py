@@ -123,14 +123,13 @@ def on_two_nodes(project: SlurmProject) -> Submitted:
 def without_devices(folder: Path) -> dict[str, object]:
     """A run's results but for the names of its devices."""
     found = results(folder)
-    assert isinstance(found["result"], dict)
-    return {**found, "result": {k: v for k, v in found["result"].items() if k != "devices"}}
+    return {**found, "result.json": {**found["result.json"], "devices": None}}
 
 
 def test_two_nodes_are_two_replicas(on_two_nodes: Submitted, on_two_devices: Path) -> None:
     """Two nodes end with the same bytes as two devices of one process."""
     assert without_devices(on_two_nodes.run) == without_devices(on_two_devices)
-    devices = results(on_two_nodes.run)["result"]["devices"]  # type: ignore[index]
+    devices = results(on_two_nodes.run)["result.json"]["devices"]
     record = json.loads((on_two_nodes.run / "provenance.json").read_text())
     assert record["starts"][0]["trusted_network"]
     assert devices == ["n3/cpu:0", "n4/cpu:0"]

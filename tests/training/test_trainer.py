@@ -135,6 +135,16 @@ def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
 # The tests
 
 
+def test_measured_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """`metrics.jsonl` holds no measured time, `timings.jsonl` nothing else but the epoch."""
+    run, _, lines = trained(tmp_path, "train.epochs=2")
+    scores = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+    assert [set(line) for line in lines] == [scores] * 2
+    timings = map(json.loads, run.path("timings.jsonl").read_text().splitlines())
+    times = {"epoch", "epoch_s", "reviews_per_s", "validation_s"}
+    assert [(set(line), line["epoch"]) for line in timings] == [(times, 1), (times, 2)]
+
+
 def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
     """Losses and accuracies of training and validation, over epochs with a partial last batch."""
     _, job, lines = trained(tmp_path, "train.epochs=3", "train.learning_rate=0.05")

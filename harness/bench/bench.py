@@ -26,6 +26,7 @@ from harness.checks.child import Ended
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.compute.execution_plan import device_name, plan_name, save_measured_ms
 from harness.errors import InputError
+from harness.files.scratch import scratch_directory
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.system.console import Console
@@ -287,8 +288,8 @@ def measure(settings: Settings, sections: Sequence[str], console: Console) -> It
         InputError: if the named data are not there.
         RunError: if a process fails.
     """
-    with tempfile.TemporaryDirectory(prefix="harness-bench-") as folder:
-        bench = Bench(settings, Path(folder), console)
+    with scratch_directory() as folder:
+        bench = Bench(settings, folder, console)
         for section in sections:
             yield from SECTIONS[section](bench)
 

@@ -6,7 +6,6 @@ its end, starts as a run does, and can crash without harm. Only the children imp
 
 import math
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from harness import PROJECT
 from harness.checks import child
 from harness.errors import InputError, RunError
+from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -204,8 +204,8 @@ def time_small_run(devices: str | None, data: Path | None, limit_s: float) -> fl
     Raises:
         RunError: if such a run fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        args = ["train", str(JOBS / f"{SMALL_RUN}.toml"), "--runs", folder]
+    with scratch_directory() as folder:
+        args = ["train", str(JOBS / f"{SMALL_RUN}.toml"), "--runs", str(folder)]
         args += ["--set", "data.limit=64", "--set", "train.epochs=1"]
         args += ["--devices", devices] if devices else []
         args += ["--data", str(data)] if data else []

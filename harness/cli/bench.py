@@ -21,12 +21,15 @@ def bench(
         list[str] | None,
         typer.Option("--architecture", metavar="NAME", help="rnn, lstm, …; default: all five"),
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="pairs in each comparison")] = 4,
+    pairs: Annotated[
+        int, typer.Option(min=1, max=100, metavar="N", help="pairs in each comparison")
+    ] = 4,
     reviews: Annotated[
-        int, typer.Option(min=200, metavar="N", help="number of reviews of each split")
+        int, typer.Option(min=200, max=25_000, metavar="N", help="number of reviews of each split")
     ] = 10_000,
     epochs: Annotated[
-        int, typer.Option(min=2, metavar="N", help="number of epochs; the last is measured")
+        int,
+        typer.Option(min=2, max=100, metavar="N", help="number of epochs; the last is measured"),
     ] = 2,
     job: Annotated[
         list[Path] | None,

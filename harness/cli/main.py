@@ -67,6 +67,8 @@ def main() -> int:
         context = getattr(refusal, "ctx", None)
         remedy = "; an option of sbatch goes after --." if _is_submit(context) else ""
         return _fail(f"{refusal.format_message()}{remedy} See harness --help.", refusal.exit_code)
+    except MemoryError:
+        return _fail("out of memory; give the process more, or see ulimit -v and --mem", 1)
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     if code == INTERRUPTED:

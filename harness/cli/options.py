@@ -29,7 +29,9 @@ DeviceList = Annotated[
 Full = Annotated[bool, typer.Option("--full", help="fail if only the packaged sample is there")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="number of workers; default: one per GPU or CPU"),
+    typer.Option(
+        min=1, max=10_000, metavar="N", help="number of workers; default: one per GPU or CPU"
+    ),
 ]
 WorkersPerGpu = Annotated[
     int, typer.Option(min=1, max=64, metavar="N", help="number of workers that share a GPU")
@@ -37,7 +39,10 @@ WorkersPerGpu = Annotated[
 Stall = Annotated[
     float,
     typer.Option(
-        min=5, metavar="SECONDS", help="restart a worker after this time without progress"
+        min=5,
+        max=604_800,
+        metavar="SECONDS",
+        help="restart a worker after this time without progress",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]

@@ -42,7 +42,9 @@ def status(
     ] = False,
     every_s: Annotated[
         float,
-        typer.Option("--every", metavar="SECONDS", min=0.5, help="time between refreshes"),
+        typer.Option(
+            "--every", metavar="SECONDS", min=0.5, max=86_400, help="time between refreshes"
+        ),
     ] = 5.0,
 ) -> None:
     """Show which runs are running, waiting or finished.
@@ -89,7 +91,8 @@ def logs(
         bool, typer.Option("-f", "--follow", help="follow until the run ends, across requeues")
     ] = False,
     num_lines: Annotated[
-        int | None, typer.Option("-n", "--lines", metavar="N", min=0, help="only the last N lines")
+        int | None,
+        typer.Option("-n", "--lines", metavar="N", min=0, max=10**9, help="only the last N lines"),
     ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:

@@ -39,7 +39,7 @@ def retrain(
     seeds: Annotated[str, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3")] = "1-5",
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="runs at a time; default: all that fit"),
+        typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
     data: DataFolder = None,
 ) -> None:

@@ -54,7 +54,7 @@ def train(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="runs at a time; default: all that fit"),
+        typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
     runs_per_gpu: Annotated[
         int,
@@ -192,8 +192,7 @@ def predict(
     if file is not None:
         texts = read_texts(file)
     elif not texts:
-        content = sys.stdin.buffer.read() if sys.stdin else b""
-        texts = split_lines(content, "standard input")
+        texts = split_lines(sys.stdin.buffer, "standard input") if sys.stdin else []
     check_texts(texts)
     prepare_quietly(run.job())
     for prediction in predict(run, texts):

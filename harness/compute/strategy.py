@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import resource
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 MAX_DEVICES = 64
+MIN_ADDRESS_SPACE = 3e9  # bytes; a small run was seen to end by SIGABRT in 2.5 GB, and to work in 3
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
@@ -109,7 +111,11 @@ def import_tensorflow(
         allocation: of Slurm, if there is one.
         threads: to use; by default as many as there are CPUs given to this process.
         numerics: how exactly to compute.
+
+    Raises:
+        InputError: if it can't be imported, or the process's address space is too small for it.
     """
+    _check_address_space()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
     # oneDNN rounds differently on different CPUs, and a run may resume on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -122,8 +128,14 @@ def import_tensorflow(
     if cuda.has_driver():
         cuda.keep_compiled_kernels()
     with filtered_stderr() as lines:
-        with quick_imports():
-            import tensorflow as tf
+        try:
+            with quick_imports():
+                import tensorflow as tf
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"TensorFlow can't be imported: {reason}; install it: bash slurm/common.sh --setup"
+            ) from None
 
         gpus = tf.config.list_physical_devices("GPU")
     device_messages.extend(lines)
@@ -136,6 +148,15 @@ def import_tensorflow(
     if numerics.deterministic:
         tf.config.experimental.enable_op_determinism()
     return tf  # type: ignore[no-any-return]
+
+
+def _check_address_space() -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
+        raise InputError(
+            f"the address space is limited to {limit / 1e9:.1f} GB, and TensorFlow ends without a "
+            f"word below {MIN_ADDRESS_SPACE / 1e9:.0f} GB; lift the limit: ulimit -v unlimited"
+        )
 
 
 @contextlib.contextmanager

@@ -13,8 +13,6 @@ import os
 import re
 import resource
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,13 +20,12 @@ from harness.compute.execution_plan import shape
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.paths import private_cache
+from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.system.host import installed_version, processor, processor_features
 
 NEEDED_BYTES = 256e6  # of free space, else nothing is cached; an entry has about 1 MB
 MAX_ENTRIES = 64
-PREFIX = "harness-xla-"  # of a process's private folder
-STALE_S = 86_400.0
 FLAGS = "TF_XLA_FLAGS"  # which TensorFlow reads once, when it first compiles
 DIRECTORY = "--tf_xla_persistent_cache_directory"
 DEVICES = "--tf_xla_persistent_cache_device_types"
@@ -46,11 +43,9 @@ def compiled_steps(job: Job, threads: int) -> Iterator[None]:
         threads: of each operation; XLA divides the work among them when it compiles.
     """
     folder, flags = private_cache("xla"), os.environ.get(FLAGS, "")
-    _remove_leftovers()
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
-        own = Path(name)
+    with scratch_directory() as own:
         # The user has a cache of their own, or the folder can't be named: options end at spaces.
-        refused = f"{DIRECTORY}=" in flags or " " in name
+        refused = f"{DIRECTORY}=" in flags or " " in str(own)
         if folder is None or refused or _room(own) < NEEDED_BYTES:
             yield
             return
@@ -111,11 +106,3 @@ def _store(paths: list[Path], folder: Path, key: str) -> None:
     entries = [(path.stat().st_mtime, path) for path in folder.iterdir()]
     for _, path in sorted(entries)[:-MAX_ENTRIES]:
         path.unlink(missing_ok=True)
-
-
-def _remove_leftovers() -> None:
-    """Remove the folders of killed processes; TensorFlow makes a missing folder again."""
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_S:
-                shutil.rmtree(left)

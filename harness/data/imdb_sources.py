@@ -144,7 +144,7 @@ def read_npz(folder: Path) -> Dataset:
                 for name in ("x_train", "y_train", "x_test", "y_test")
             }
         train, test = (make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError,
+    except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError,
             zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
         raise RunError(f"{path}: is not Keras's {NPZ} ({error})") from None
     return make_dataset(train, test, _read_index(folder), folder=folder)

@@ -55,8 +55,8 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
     """
     if job.data.source:
         dataset = open_data(job, data)
-    elif record.get("is_sample"):
-        return open_sample()
+    elif record.get("is_sample") and data is None:
+        dataset = open_sample()
     else:
         folder = Path(record["folder"]) if record.get("folder") else None
         dataset = open_dataset(data or (folder if folder and folder.is_dir() else None), full=True)

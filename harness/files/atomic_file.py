@@ -5,6 +5,7 @@ is random because processes of several nodes, with the same process ids, may wri
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 from harness.errors import RunError
 
-REMEDY = "free or choose another --runs"
+REMEDY = "free space there, or choose another --runs"
 
 
 def atomic_write(
@@ -74,7 +75,17 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
     """The message for a file that the system refuses to write."""
-    return f"{path}: can't be written: {error.strerror or error}; {remedy}"
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason += _free(path.parent)
+    return f"{path}: can't be written: {reason}; {remedy}"
+
+
+def _free(folder: Path) -> str:
+    """How much the disk has free for this user; a quota may leave less."""
+    with contextlib.suppress(OSError):
+        return f" ({shutil.disk_usage(folder).free / 1e6:,.0f} MB free in {folder})"
+    return ""
 
 
 def _temporary(target: Path, suffix: str = "") -> Path:

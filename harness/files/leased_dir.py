@@ -69,7 +69,12 @@ class LeasedDirectory:
                 raise RunError(write_refusal(self.folder, error)) from None
         self._is_new = False
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
-        atomic_write(self.path("lease.json"), json.dumps(holder))
+        try:
+            atomic_write(self.path("lease.json"), json.dumps(holder))
+        except RunError:
+            if self.read_json("lease.json"):  # one that came at the same time, and cleared this
+                self.check_lease()
+            raise
         for leftover in self.leftovers():
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Reads JSON and TOML records that may be missing, broken or half-written.
+"""Reads JSON and TOML records that may be missing, broken, half-written or no file at all.
 
 Anything unexpected reads as empty or None: a broken record must not break a status or a report.
 """
@@ -8,13 +8,16 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from harness.files.plain_file import read_plain_file
+
+BROKEN = (OSError, ValueError, RecursionError)
 MAX_NUMBER = 1e15  # harness records no larger one
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty where it is missing or broken."""
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(read_plain_file(path))
     except OSError:
         return {}
 
@@ -23,7 +26,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
     """A JSON object, empty where the text is none."""
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError):
+    except BROKEN:
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -31,8 +34,8 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one JSON value a line, none where it is missing or broken."""
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError, RecursionError):
+        lines = [json.loads(line) for line in read_plain_file(path).splitlines()]
+    except BROKEN:
         return []
     return [line for line in lines if isinstance(line, dict)]
 
@@ -40,8 +43,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file, empty where it is missing or broken."""
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        return tomllib.loads(read_plain_file(path).decode())
+    except BROKEN:
         return {}
 
 

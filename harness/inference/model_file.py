@@ -56,6 +56,6 @@ def load_model(run: RunDirectory) -> keras.Model:
     try:
         # Safe mode refuses to unpickle code, wherever the file came from.
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # Keras raises errors of any type for what it can't rebuild
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"model {path}: can't be loaded: {reason}") from None

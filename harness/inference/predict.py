@@ -1,19 +1,24 @@
 """Raw text to sentiment, by the model of a finished run. Input is checked before TensorFlow."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from harness.data.dataset import CLASSES, vocab_from_bytes
 from harness.data.vocabulary import encode_text, tokenize
 from harness.errors import InputError
+from harness.files.plain_file import read_plain_file
 from harness.tracking.run_dir import RunDirectory
 
 # The longest review of IMDB has 14,000 characters; a model reads a few hundred words of it.
 MAX_CHARACTERS = 100_000
 TEXTS_AT_ONCE = 1024
+CHUNK_BYTES, MAX_BYTES = 1 << 20, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -34,20 +39,30 @@ def read_texts(path: Path) -> list[str]:
         InputError: if the file can't be read or is not UTF-8.
     """
     try:
-        content = path.read_bytes()
+        # A FIFO that nobody writes to reads as empty instead of waiting for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "rb") as file:
+            return split_lines(file, f"--file {path}")
     except OSError as error:
         raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
-    return split_lines(content, f"--file {path}")
 
 
-def split_lines(content: bytes, name: str) -> list[str]:
+def split_lines(file: BinaryIO, name: str) -> list[str]:
     """UTF-8 bytes to lines; a newline ends a line, and nothing else does.
 
     `str.splitlines` would also break at characters that occur inside reviews, such as \\x85.
 
     Raises:
-        InputError: if it is not UTF-8.
+        InputError: if it is not UTF-8, or too large.
     """
+    content = file.read(CHUNK_BYTES)
+    if b"\0" not in content:  # an endless device, or no text
+        content += file.read(MAX_BYTES - CHUNK_BYTES + 1)
+    if b"\0" in content:
+        raise InputError(f"{name}: holds a NUL byte, which no text does; save it as UTF-8")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{name}: has over {MAX_BYTES:,} bytes; split it")
     try:
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -63,10 +78,23 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
         InputError: if the file can't be read.
     """
     try:
-        return vocab_from_bytes(run.path("vocabulary.txt").read_bytes())
+        content = read_plain_file(run.path("vocabulary.txt"))
     except OSError as error:
         raise InputError(
             f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train a new run"
+        ) from None
+    checksum = hashlib.sha256(content).hexdigest()
+    if run.result().get("vocabulary_checksum", checksum) != checksum:  # old results have none
+        raise InputError(
+            f"run {run.folder}: vocabulary.txt is not the one that the model was trained with; put "
+            "it back from a copy, or train a new run"
+        )
+    try:
+        return vocab_from_bytes(content)
+    except UnicodeDecodeError:
+        raise InputError(
+            f"run {run.folder}: vocabulary.txt is not UTF-8; put it back from a copy, or train a "
+            "new run"
         ) from None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InputError, RunError
+from harness.files.plain_file import open_plain_file
 from harness.monitoring.status import refresh
 from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.tracking.records import RunStatus
@@ -55,7 +56,7 @@ def read_lines(path: Path, num_lines: int | None = None) -> Iterator[str]:
         RunError: if it can't be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain_file(path) as file:
             lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
             yield from map(clean, lines if num_lines is None else deque(lines, num_lines))
     except OSError as error:
@@ -83,7 +84,7 @@ class Follower:
         because only then does NFS show what another node wrote.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_plain_file(self.path) as file:
                 now = os.fstat(file.fileno())
                 if now.st_ino != self._inode or now.st_size < self._position:
                     self._inode, self._position, self._rest = now.st_ino, 0, b""

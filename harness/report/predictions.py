@@ -9,13 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.files.lenient_json import number, read_json_lines, whole
+from harness.files.plain_file import open_plain_file
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun
 from harness.report.significance import NORMAL_95, Difference
 
 Floats = NDArray[np.float64]
 
 NUM_BINS = 10  # of probability, for the calibration
-BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+BROKEN = (
+    *(OSError, ValueError, KeyError, EOFError, SyntaxError, RecursionError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 TOLERANCE = 1e-6  # of an accuracy, between a run's predictions and its result
 
 
@@ -67,7 +71,10 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
 
 
 def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
-    with np.load(run.folder / "predictions.npz", allow_pickle=False) as arrays:
+    with (
+        open_plain_file(run.folder / "predictions.npz") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
         labels = np.asarray(arrays["labels"]).astype(np.int64)
         probabilities = np.asarray(arrays["probabilities"], np.float64)
     if labels.ndim != 1 or labels.shape != probabilities.shape or not len(labels):

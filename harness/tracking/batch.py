@@ -1,12 +1,12 @@
 """Several jobs and seeds in one command, side by side: `harness train jobs/*.toml --seeds 1-5`."""
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InputError, explain_interruption
+from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
@@ -89,8 +89,8 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         f"{len(slots)} at a time, on {threads} CPU{'s' if threads > 1 else ''} each"
     )
     # A copy of each job, so that an edit while a run waits changes nothing.
-    with tempfile.TemporaryDirectory(prefix="harness-") as folder:
-        tasks = [_task(request, run, job=job, jobs=Path(folder)) for run, job in unfinished]
+    with scratch_directory() as folder:
+        tasks = [_task(request, run, job=job, jobs=folder) for run, job in unfinished]
         remedy = f"go on by the same command with --run-id {prefix}"
         with explain_interruption(f"checkpoints saved; {remedy}"):
             run_tasks(tasks, slots, allocation=allocation, console=console)

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.files.lenient_json import number, numbers, read_toml, table, text, whole
+from harness.files.lenient_json import BROKEN, number, numbers, read_toml, table, text, whole
+from harness.files.plain_file import open_plain_file
 from harness.search_space import is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.slurm.script import submissions
@@ -291,7 +292,7 @@ def one_line(text: str) -> str:
 
 def _tail(path: Path, num_bytes: int = 8192) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_plain_file(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
             return file.read(num_bytes)
     except OSError:
@@ -303,7 +304,7 @@ def _last_line(path: Path) -> dict[str, Any]:
     for line in reversed(_tail(path).splitlines()):
         try:
             content = json.loads(line)
-        except ValueError:
+        except BROKEN:
             continue
         if isinstance(content, dict):
             return content

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.errors import InputError, RunError
 from harness.files.leased_dir import LeasedDirectory
+from harness.files.lenient_json import number
 from harness.job import Job
 from harness.job_file import load_job, suggest
 from harness.tracking.record_format import RECORD, check_format
@@ -119,7 +120,10 @@ def check_id(option: str, text: str) -> None:
 
 def is_whole(result: dict[str, Any]) -> bool:
     """Whether a result is complete: it has test scores, or validation scores if it has no test."""
-    return "accuracy" in result or result.get("val_accuracy") is not None
+    score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
+    classes = result.get("classes", [])  # old results have none
+    is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return score is not None and is_list and isinstance(result.get("dataset_checksum"), str)
 
 
 def run_identity(job: Job, checksum: str) -> str:

@@ -8,13 +8,14 @@ import io
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
 
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
+from harness.files.plain_file import open_plain_file
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
@@ -87,7 +88,7 @@ def adopt(source: RunDirectory, target: RunDirectory, identity: str) -> None:
     """
     for path in reversed(list_checkpoints(source)):
         try:
-            arrays: dict[str, Any] = _load(path)
+            arrays: dict[str, Any] = _load(open_plain_file(path))
             meta = json.loads(arrays["progress"].tobytes())
         except Exception:  # noqa: S112 - zipfile and NumPy raise many kinds for a broken file
             continue
@@ -110,10 +111,11 @@ def remove_all(run: RunDirectory) -> None:
 def _newest(
     run: RunDirectory, train_step: TrainStep, identity: str
 ) -> tuple[Progress, Path | None, list[str]]:
-    skipped = []
-    for path in reversed(list_checkpoints(run)):
+    skipped: list[str] = []
+    paths = list_checkpoints(run)
+    for path in reversed(paths):
         try:
-            arrays = _load(path)
+            arrays = _load(open_plain_file(path))
             progress = _progress(arrays, f"checkpoint {path}")
             if progress.identity == identity:
                 _check(arrays, train_step)
@@ -121,7 +123,8 @@ def _newest(
             raise
         except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            skipped.append(f"checkpoint {path.name} is broken ({reason}); using the one before")
+            left = "using the one before" if path != paths[0] else "none is left, starting anew"
+            skipped.append(f"checkpoint {path.name} is broken ({reason}); {left}")
             continue
         if progress.identity != identity:
             raise RunError(
@@ -130,8 +133,6 @@ def _newest(
             )
         _assign(arrays, train_step)
         return progress, path, skipped
-    if skipped:
-        skipped.append("no checkpoint is intact: the run starts from the beginning")
     return Progress(identity=identity), None, skipped
 
 
@@ -153,9 +154,9 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
     return {"model": train_step.model.variables, "optimizer": train_step.optimizer.variables}
 
 
-def _load(path: Path | io.BytesIO) -> dict[str, np.ndarray]:
+def _load(file: BinaryIO) -> dict[str, np.ndarray]:
     # Reading a member to its end verifies its checksum.
-    with np.load(path, allow_pickle=False) as archive:
+    with file, np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 

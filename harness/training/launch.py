@@ -1,7 +1,6 @@
 """From a command's arguments to a run: data and devices, the cheapest checks first."""
 
 import contextlib
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from harness.compute.xla_cache import compiled_steps
 from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError
+from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.slurm.rendezvous import WorkerGroup
@@ -125,8 +125,7 @@ def own_allocation() -> SlurmEnvironment | None:
 
 def _scratch_run(run: RunDirectory, stack: contextlib.ExitStack) -> RunDirectory:
     # A worker that is not the chief does all that the chief does, but nobody reads its files.
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="harness-"))
-    return RunDirectory(Path(folder) / run.folder.name)
+    return RunDirectory(stack.enter_context(scratch_directory()) / run.folder.name)
 
 
 def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> ExecutionPlan:

@@ -1,5 +1,6 @@
 """One run, top to bottom, like the notebook it came from: data, fit, test, record."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -113,6 +114,7 @@ def train(
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
                 **describe_training(trainer),
+                "vocabulary_checksum": hashlib.sha256(vocabulary).hexdigest(),
                 **count_parameters(train_step.export_model),
                 **scores,
                 "devices": [device["device"] for device in devices],

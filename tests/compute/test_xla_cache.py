@@ -1,7 +1,6 @@
 """Compiled steps: kept between processes, same bytes, and nothing that others or chance wrote."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -116,20 +115,6 @@ def test_without_a_place_nothing_is_kept(
     with compiled_steps(RNN, 2):
         assert not is_offered()
         assert not os.environ.get(FLAGS)
-
-
-def test_what_killed_processes_left_is_removed_after_a_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process's own folder stays behind when it is killed."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    old, new = tmp_path / "harness-xla-old", tmp_path / "harness-xla-new"
-    for folder in (old, new):
-        folder.mkdir()
-    os.utime(old, (0, 0))
-    with compiled_steps(RNN, 2):
-        assert not old.exists()
-        assert new.exists()
 
 
 def test_the_entries_used_last_stay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

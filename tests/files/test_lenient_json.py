@@ -1,5 +1,6 @@
 """Records of other processes, of which half may be missing."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_a_broken_record_is_an_empty_one(tmp_path: Path, content: bytes | None) 
     assert read_json_lines(path) == []
     if content != b"[1]":  # which is a table's head in TOML
         assert read_toml(path) == {}
+
+
+def test_a_fifo_in_place_of_a_record_is_an_empty_one(tmp_path: Path) -> None:
+    """Nobody waits for its writer."""
+    os.mkfifo(tmp_path / "record")
+    assert read_json(tmp_path / "record") == {}
+    assert read_json_lines(tmp_path / "record") == []
+    assert read_toml(tmp_path / "record") == {}
 
 
 def test_a_good_record_is_read(tmp_path: Path) -> None:

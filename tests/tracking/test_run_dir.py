@@ -47,6 +47,24 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
         newer.write_text("note.txt", "newest")
 
 
+def test_of_two_that_come_at_once_the_loser_names_the_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner clears half-written files, the loser's new lease among them."""
+    winner, loser = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    save = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", save)
+        winner.take_lease()
+        return save(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took it over"):
+        loser.take_lease()
+    winner.check_lease()
+
+
 def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:
     """Who takes a run over removes what the older one writes: no word of a full disk then."""
     from harness.training.failures import recorded_failures

@@ -1,7 +1,10 @@
 """Whole runs in processes of their own: exact over kills, and over writers that meet."""
 
 import json
+import os
 import random
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -84,12 +87,22 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness)
     assert calm.returncode == 0
     kill_at(harness, "lstm", 16)
     run = harness.runs / "lstm" / "killed"
-    newest = max((run / "checkpoints").glob("step-*.npz"))
+    kept = harness.folder / "kept"
+    shutil.copytree(run, kept)
+    oldest, newest = sorted((run / "checkpoints").glob("step-*.npz"))
     newest.write_bytes(newest.read_bytes()[:-5000])
     last = harness.run("resume", run)
     assert last.returncode == 0, last.stderr
-    assert newest.name in last.stderr
-    assert "using the one before" in last.stderr
+    assert re.search(rf"{newest.name} is broken .*; using the one before", last.stderr)
+    assert results(run) == results(harness.runs / "lstm" / "calm")
+    shutil.rmtree(run)
+    shutil.copytree(kept, run)
+    oldest.unlink()
+    os.mkfifo(oldest)
+    newest.write_bytes(b"")
+    last = harness.run("resume", run)
+    assert last.returncode == 0, last.stderr
+    assert re.search(rf"{oldest.name} is broken .*; none is left, starting anew", last.stderr)
     assert results(run) == results(harness.runs / "lstm" / "calm")
 
 

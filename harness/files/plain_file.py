@@ -1,0 +1,39 @@
+"""Reads files that may be anything: a FIFO would never answer, a device never end."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_RECORD_BYTES = 256_000_000  # no record of a run is larger, a vocabulary neither
+
+
+def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
+    """The bytes of a plain file.
+
+    Args:
+        path: of the file, or of a link to one.
+        limit: the most bytes that it may have.
+
+    Raises:
+        OSError: if it can't be read, is no plain file, or is larger.
+    """
+    with open_plain_file(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"it has over {limit:,} bytes", str(path))
+        return file.read()
+
+
+def open_plain_file(path: Path) -> BinaryIO:
+    """Open a plain file to read.
+
+    Raises:
+        OSError: if it can't be read, or is no plain file.
+    """
+    # Opening a FIFO would wait for a writer; a plain file opens the same with the flag.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")

@@ -96,7 +96,6 @@ FILES = (
 )
 COMMANDS: dict[str, tuple[str, ...]] = {
     "status": ("status", "--runs", "RUNS"),
-    "status json": ("status", "--runs", "RUNS", "--json"),
     "logs": ("logs", "RUN", "--runs", "RUNS"),
     "cancel": ("cancel", "RUN", "--runs", "RUNS"),
     "compare": ("compare", "RUNS", "--no-baseline"),
@@ -107,7 +106,13 @@ MODEL_COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "RUN", "a fine film"),
     "evaluate": ("evaluate", "RUN"),
 }
-FOR_ALL = ("status", "status json")  # which a bad run must not end
+READ_BY = {  # the others are read by every command that looks at a run
+    "resume": tuple(file for file in FILES if file != "result.json"),  # it would train again
+    "reproduce": ("job.toml", "provenance.json"),
+    "predict": ("job.toml", "result.json", "vocabulary.txt", "model.keras"),
+    "evaluate": ("result.json", "model.keras"),
+}
+FOR_ALL = ("status",)  # which a bad run must not end
 
 
 @pytest.fixture
@@ -180,16 +185,15 @@ def test_no_file_of_a_run_brings_down_more_than_itself(
     copies: tuple[Path, Path], name: str
 ) -> None:
     """One line at most, the exit codes of refusals, and all other runs are still shown."""
-    # Without its result a run is trained again, which other tests do.
-    files = [file for file in FILES if (name, file) != ("resume", "result.json")]
-    for file in files:
+    for file in READ_BY.get(name, FILES):
         for way in WAYS:
             check(name, tried(COMMANDS[name], copies, file, way), f"{name}: {file} {way}")
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", MODEL_COMMANDS)
-@pytest.mark.parametrize("file", ["job.toml", "result.json", "vocabulary.txt", "model.keras"])
+@pytest.mark.parametrize(
+    ("name", "file"), [(name, file) for name in MODEL_COMMANDS for file in READ_BY[name]]
+)
 def test_a_model_is_refused_with_any_of_its_files_broken(
     copies: tuple[Path, Path], name: str, file: str
 ) -> None:

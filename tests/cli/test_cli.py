@@ -163,7 +163,14 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
         assert any(line.endswith(name) for line in lines)
     kinds = {path.name for path in run.iterdir()}
     assert kinds == {
-        *("job.toml", "provenance.json", "state.json", "lease.json", "metrics.jsonl"),
+        *(
+            "job.toml",
+            "provenance.json",
+            "state.json",
+            "lease.json",
+            "metrics.jsonl",
+            "timings.jsonl",
+        ),
         *("checkpoints", "tensorboard", "model.keras", "predictions.npz", "result.json"),
         "vocabulary.txt",
     }

@@ -53,13 +53,16 @@ ERRORS = [errno.EMFILE, errno.EACCES, errno.ESTALE, errno.EIO]
 
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
 def test_a_lease_that_can_not_be_read_for_a_while_is_kept(
-    disk: Disk, folder: LeasedDirectory, error: int, caplog: pytest.LogCaptureFixture
+    disk: Disk,
+    folder: LeasedDirectory,
+    error: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The writer waits with a warning, and writes when the disk is back."""
-    logging.getLogger("harness").addHandler(caplog.handler)
+    monkeypatch.setattr(logging.getLogger("harness"), "propagate", True)
     disk.fail(error, for_s=50)
     folder.write_text("note.txt", "later")
-    logging.getLogger("harness").removeHandler(caplog.handler)
     assert folder.path("note.txt").read_text() == "later"
     assert disk.now_s >= 50
     assert len(caplog.messages) == 1

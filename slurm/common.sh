@@ -290,6 +290,18 @@ run_job() {
     run_to_end "${ON_NODES[@]}" train "$job" ${options[@]+"${options[@]}"} "$@"
 }
 
+# Goes on with the run, or with the sweep if $1 says so, in the folder $2; ends the script.
+run_resume() {
+    local kind=$1 folder=$2 spans=yes job=$2/job.toml
+    shift 2
+    # A sweep starts its workers' steps itself.
+    [[ $kind == run ]] || { spans='' job=$folder/search.toml; }
+    prepare $spans
+    has_option --data "$@" || has_source "$job" || stage_data
+    [[ -n $spans ]] || ON_NODES=("${HARNESS[@]}")
+    run_to_end "${ON_NODES[@]}" resume "$folder" "$@"
+}
+
 # Runs the search of the job file $1 on the whole allocation; ends the script.
 # `--join SWEEP` means `harness sweep join SWEEP`; --retrain, --show and --best likewise.
 run_tune() {

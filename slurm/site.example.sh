@@ -47,6 +47,9 @@
 # How many times a job may put itself back into the queue; 20 by default.
 # HARNESS_MAX_REQUEUES=20
 
+# 1: train, tune and resume are refused outside of jobs, on the login node, without --here.
+# HARNESS_JOBS_ONLY=1
+
 # After how many minutes a run warns that a GPU is idle, for sites that end such jobs; 10 by
 # default, 0 for never.
 # export HARNESS_IDLE_WARNING_MIN=10

@@ -79,6 +79,7 @@ class Harness:
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         self.environment |= {
             "HARNESS_OFFLINE": "1",
+            "HARNESS_HERE": "1",  # with or without Slurm on this machine
             "HARNESS_RUNS": str(self.runs),
             "KERAS_HOME": str(folder / "keras"),
             "XDG_CACHE_HOME": str(folder / "cache"),

@@ -1,10 +1,19 @@
 """Arguments and options that several commands share."""
 
+import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from socket import gethostname
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.system.console import Console
+
+CONFIRMED = "HARNESS_HERE"
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run: runs/lstm/my-run")]
 RunsFolder = Annotated[
@@ -45,9 +54,37 @@ Stall = Annotated[
         help="restart a worker after this time without progress",
     ),
 ]
+Here = Annotated[
+    bool, typer.Option("--here", help="on this machine, outside of a Slurm job, without a warning")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def quoted(path: Path | str) -> str:
     """A path, quoted for the shell."""
     return shlex.quote(str(path))
+
+
+def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
+    """Say that this is no Slurm job, on a machine from which jobs can be submitted.
+
+    Args:
+        instead: the command that submits the same.
+        console: for the warning.
+        here: whether the user has said that this machine is meant.
+
+    Raises:
+        InputError: if `here` is not given and the site's HARNESS_JOBS_ONLY is 1.
+    """
+    from harness.files.site_settings import site_setting
+    from harness.slurm.client import has_client
+    from harness.slurm.environment import SlurmEnvironment
+
+    # The processes that this one starts need not say it again.
+    if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):
+        return
+    if not here and site_setting("HARNESS_JOBS_ONLY") == "1":
+        raise InputError(f"this site computes in jobs only: {instead}; on this machine by --here")
+    if not here:
+        console.warning(f"no Slurm job: this machine, {gethostname()}, trains; as a job: {instead}")
+    os.environ[CONFIRMED] = "1"

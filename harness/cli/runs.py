@@ -62,7 +62,7 @@ def status(
     console = StatusScreen(runs, everything=everything or bool(names))
 
     def look() -> "list[RunStatus]":
-        selected = _select(names or (), runs, queue, many=True)
+        selected = select_runs(names or (), runs, queue, many=True)
         # A sweep is shown with its trials if it was named.
         trials = (trials_of(each) if each.trials and names else () for each in selected)
         return [*selected, *itertools.chain.from_iterable(trials)]
@@ -108,9 +108,9 @@ def logs(
     _encode_anything()
     queue = Queue()
     try:  # reading an existing log needs no scheduler
-        path = log_of(run := one(name, _select([name], runs, None)))
+        path = log_of(run := one(name, select_runs([name], runs, None)))
     except InputError:
-        path = log_of(run := one(name, _select([name], runs, queue)), yet_to_come=follow)
+        path = log_of(run := one(name, select_runs([name], runs, queue)), yet_to_come=follow)
     try:
         if not follow:
             for line in read_lines(path, num_lines):
@@ -152,7 +152,7 @@ def cancel(
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.
-    chosen = {each.folder: each for name in names for each in _select([name], runs, queue)}
+    chosen = {each.folder: each for name in names for each in select_runs([name], runs, queue)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
     for run in chosen.values():
@@ -172,7 +172,7 @@ def cancel(
         raise RunError(problems[-1])
 
 
-def _select(
+def select_runs(
     names: "list[str] | tuple[()]", runs: Path, queue: "Queue | None", *, many: bool = False
 ) -> "list[RunStatus]":
     """The runs with these names, or all runs without names, in the order of `survey`."""

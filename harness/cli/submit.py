@@ -3,6 +3,7 @@
 `job-begin` is for the job scripts.
 """
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from harness.cli.options import Full, Overrides, RunFolder, RunsFolder, quoted
 from harness.errors import InputError
 
 if TYPE_CHECKING:
+    from harness.slurm.resources import Resources
     from harness.slurm.script import SbatchJob
     from harness.slurm.submit import Request
 
@@ -31,6 +33,12 @@ def submit(
     ] = None,
     all_jobs: Annotated[
         bool, typer.Option("--all", help="submit the five jobs and their comparison")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the runs or sweeps RUN... instead of JOB")
+    ] = False,
+    all_interrupted: Annotated[
+        bool, typer.Option("--all-interrupted", help="go on with all that stopped unfinished")
     ] = False,
     overrides: Overrides = None,
     seeds: Annotated[
@@ -83,8 +91,13 @@ def submit(
     from harness.system.console import Console
 
     sbatch_flags = list(flags or ())
-    if all_jobs and job is not None:
-        sbatch_flags.insert(0, job)  # the first flag after --, since --all takes no job
+    names: list[str] = []
+    if job is not None and (all_jobs or resume or all_interrupted):
+        # With --all there is no job: its place has the first flag after --, or the first run.
+        words = [job, *sbatch_flags]
+        names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+        names = [] if all_jobs else names
+        sbatch_flags = words[len(names) :]
     resources = Resources(
         gpus=gpus,
         nodes=nodes,
@@ -101,7 +114,15 @@ def submit(
     )
     job_file = None if all_jobs or job is None else Path(job)
     options = Options(job_file, overrides or (), seeds, full, all_jobs, pack)
-    request = make_request(options, resources, runs)
+    if resume or all_interrupted:
+        if all_jobs or overrides or seeds or pack or full:
+            raise InputError(
+                "--resume: goes on with runs as they are; leave out --all, --set, --seeds, --pack "
+                "and --full"
+            )
+        request = _resume_request(names, resources, runs, everything=all_interrupted)
+    else:
+        request = make_request(options, resources, runs)
     console = Console()
     for line in doubts(request):
         console.warning(line)
@@ -113,6 +134,22 @@ def submit(
             typer.echo(line)
     else:
         _submit(request)
+
+
+def _resume_request(
+    names: list[str], resources: "Resources", runs: Path, *, everything: bool
+) -> "Request":
+    from harness.cli.runs import select_runs
+    from harness.monitoring.resume import as_job, interrupted
+    from harness.slurm.queue import Queue
+    from harness.slurm.submit import resume_request
+
+    if everything == bool(names):
+        raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
+    chosen = select_runs(names, runs, Queue(), many=everything)
+    if everything and not (chosen := interrupted(chosen)):
+        raise InputError(f"--all-interrupted: no run below {runs} has stopped unfinished")
+    return resume_request([as_job(each, resources) for each in chosen], runs)
 
 
 def _submit(request: "Request") -> None:

@@ -13,9 +13,11 @@ from harness.cli.options import (
     DataFolder,
     DeviceList,
     Full,
+    Here,
     Overrides,
     RunFolder,
     RunsFolder,
+    confirm_here,
     quoted,
 )
 from harness.errors import InputError, explain_interruption
@@ -60,11 +62,14 @@ def train(
         int,
         typer.Option(min=1, max=64, metavar="N", help="runs that share a GPU"),
     ] = 1,
+    here: Here = False,
 ) -> None:
     """Train a model, or several jobs and seeds side by side.
 
     A run prepares the data, trains, tests and records everything in its folder.
     """
+    from harness.system.console import Console
+
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
@@ -72,7 +77,10 @@ def train(
         from harness.tracking.run_dir import RunDirectory
 
         job = load_job(job_files[0], overrides or (), seed)
-        _go(RunDirectory.new(runs, job, run_id), job, devices=devices, data=data, full=full)
+        run = RunDirectory.new(runs, job, run_id)
+        if not run.finished():
+            confirm_here(f"harness submit {quoted(job_files[0])}", Console(), here=here)
+        _go(run, job, devices=devices, data=data, full=full)
         return
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
@@ -80,7 +88,6 @@ def train(
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds
-    from harness.system.console import Console
     from harness.tracking.batch import BatchRequest, jobs_of, train_batch
 
     kind = one_device_each(devices, "run")
@@ -89,6 +96,8 @@ def train(
     options += [f"--data={data.absolute()}"] if data else []
     options += ["--full"] if full else []
     jobs = jobs_of(job_files, overrides or (), chosen)
+    jobs = jobs_of(job_files, overrides or (), chosen)
+    confirm_here("harness submit JOB --seeds 1-5 --pack", Console(), here=here)
     folders = train_batch(
         BatchRequest(
             jobs=jobs,
@@ -106,27 +115,39 @@ def train(
 
 
 @app.command(epilog="Example: harness resume runs/lstm/20260101-120000-seed1")
-def resume(run_folder: RunFolder, devices: DeviceList = None, data: DataFolder = None) -> None:
+def resume(
+    run_folder: RunFolder,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    here: Here = False,
+) -> None:
     """Continue an unfinished run or sweep where it stopped.
 
     A finished one is left as it is.
     """
     from harness.search_space import is_sweep
+    from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
 
+    instead = f"harness submit --resume {quoted(run_folder)}"
     if is_sweep(run_folder):
         from harness.cli.tune import resume_sweep
 
+        confirm_here(instead, Console(), here=here)
         resume_sweep(run_folder, devices, data)
         return
 
     run = RunDirectory.open(run_folder)
-    _go(run, run.job(), devices=devices, data=data, full=False)
+    job = run.job()
+    if not run.finished():
+        confirm_here(instead, Console(), here=here)
+    _go(run, job, devices=devices, data=data, full=False)
 
 
 def _go(
     run: "RunDirectory", job: "Job", *, devices: str | None, data: Path | None, full: bool
 ) -> None:
+    from harness.slurm.environment import resume_command
     from harness.system.console import Console
     from harness.training.launch import launch
 
@@ -135,7 +156,7 @@ def _go(
         console.info(f"run {run.folder}: finished already, nothing to do")
         _print_result(run, run.result(), console)
         return
-    with explain_interruption(f"checkpoint saved; go on by: harness resume {quoted(run.folder)}"):
+    with explain_interruption(f"checkpoint saved; go on by: {resume_command(run.folder)}"):
         result = launch(run, job, devices=devices, data=data, full=full, console=console)
     _print_result(run, result, console)
 

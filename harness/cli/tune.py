@@ -9,11 +9,13 @@ from harness.cli.options import (
     DataFolder,
     DeviceList,
     Full,
+    Here,
     Overrides,
     RunsFolder,
     Stall,
     Workers,
     WorkersPerGpu,
+    confirm_here,
     quoted,
 )
 from harness.errors import InputError, explain_interruption
@@ -62,6 +64,7 @@ def tune(
         typer.Option(min=0, max=65535, metavar="N", help="port of the chief, 0 = a free one"),
     ] = 0,
     stall: Stall = 900.0,
+    here: Here = False,
     show: Annotated[str | None, _moved("show")] = None,
     best: Annotated[str | None, _moved("best")] = None,
     retrain: Annotated[str | None, _moved("retrain")] = None,
@@ -87,11 +90,11 @@ def tune(
         port=port,
     )
     search, console = load_search(job_file, overrides or ()), Console()
+    sweep = SweepDirectory.new(runs, search, sweep_id)
+    confirm_here(f"harness submit {quoted(job_file)}", console, here=here)
     for line in search.fixed:
         console.info(line)
-    run_sweep(
-        SweepDirectory.new(runs, search, sweep_id), search, request, console=console, full=full
-    )
+    run_sweep(sweep, search, request, console=console, full=full)
 
 
 def run_sweep(
@@ -103,13 +106,14 @@ def run_sweep(
     full: bool,
 ) -> None:
     """Begin a sweep or go on with one, and print its result."""
+    from harness.slurm.environment import resume_command
     from harness.tuning.tune import tune as run_search
 
     result = sweep.read_json("result.json") if sweep.finished() else {}
     if result and search.table.trials == sweep.search().table.trials:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
-        with explain_interruption(f"trials saved; go on by: harness resume {quoted(sweep.folder)}"):
+        with explain_interruption(f"trials saved; go on by: {resume_command(sweep.folder)}"):
             result = run_search(sweep, search, request, console=console, full=full)
     failed = f", {result['num_failed']} failed" if result["num_failed"] else ""
     console.info(

@@ -1,10 +1,12 @@
 """Slurm's environment variables: the only module that knows their names."""
 
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.slurm.client import ask
 from harness.system.cuda import visible_names
@@ -139,6 +141,29 @@ def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
 def _number(allocation: SlurmEnvironment, name: str) -> int:
     text = allocation.variables.get(name, "")
     return int(text) if text.isdigit() else 0
+
+
+def allocation_of(variables: Mapping[str, str]) -> dict[str, Any]:
+    """What a job had, from its variables: nodes, GPUs of each, partition, account and QOS.
+
+    Under the names of the options of `harness submit`, and without what is not known.
+    """
+    nodes = variables.get("SLURM_JOB_NUM_NODES", "")
+    found = {
+        "nodes": int(nodes) if nodes.isdigit() else None,
+        "gpus": variables.get("SLURM_GPUS_ON_NODE"),
+        "partition": variables.get("SLURM_JOB_PARTITION"),
+        "account": variables.get("SLURM_JOB_ACCOUNT"),
+        "qos": variables.get("SLURM_JOB_QOS"),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def resume_command(folder: Path | str) -> str:
+    """The command that goes on with a run or sweep: as a job, if this process is one."""
+    own = SlurmEnvironment.from_environment()
+    as_job = own is not None and own.max_requeues is not None  # which the job scripts set
+    return f"harness {'submit --resume' if as_job else 'resume'} {shlex.quote(str(folder))}"
 
 
 def describe_given(allocation: SlurmEnvironment) -> str:

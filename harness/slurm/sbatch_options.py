@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.files.site_settings import site_setting
 
 # Ways to ask for the same thing, as sbatch names them.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
@@ -73,22 +74,11 @@ class Composed:
 
 
 def site_options(project: Path, environment: Mapping[str, str] = os.environ) -> SiteOptions:
-    """The site's options: those exported here and those in `slurm/site.sh`, which is not run.
-
-    Of that file only lines `export SBATCH_NAME=value` count; of two for a name, the last one.
-    """
+    """The site's options: those exported here and those in `slurm/site.sh`, which is not run."""
     exported = {name: value for name in VARIABLES if (value := environment.get(name))}
-    try:
-        lines = (project / "slurm" / "site.sh").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    written = {}
-    for line in lines:
-        found = re.fullmatch(r"\s*export\s+(SBATCH_\w+)=(.*)", line)
-        if found and found[1] in VARIABLES and found[1] not in exported:
-            words = shlex.split(found[2], comments=True)
-            written[found[1]] = os.path.expandvars(words[0]) if words else ""
-    return SiteOptions(exported, {name: value for name, value in written.items() if value})
+    others = [name for name in VARIABLES if name not in exported]
+    written = {name: value for name in others if (value := site_setting(name, project, {}))}
+    return SiteOptions(exported, written)
 
 
 def check_gpus(text: str) -> None:

@@ -59,6 +59,7 @@ class SbatchJob:
     job_toml: str
     args: tuple[str, ...]  # sbatch's, without the script
     unset: tuple[str, ...]  # variables that sbatch may not see
+    resumes: Path | None = None  # the folder of the run that it goes on with
 
     @property
     def command(self) -> list[str]:
@@ -68,6 +69,8 @@ class SbatchJob:
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""
+        if self.resumes:
+            return [self.resumes]
         folder = self.layout.runs / self.name
         return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
 
@@ -88,6 +91,15 @@ class SbatchJob:
     def _parts(self) -> list[str]:
         mark = "_" if self.is_array else "-seed" if self.is_packed else None
         return [f"{mark}{seed}" for seed in self.seeds] if mark else [""]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run or sweep that goes on as a job of its own."""
+
+    folder: Path  # absolute
+    job: Job | SearchSpec
+    resources: Resources
 
 
 def read_header(code: Path, name: str) -> list[str]:
@@ -216,6 +228,35 @@ def job_submission(
         job_toml=job.to_toml(),
         args=_sbatch_args(job.name, layout.runs, args, is_array=is_array),
         unset=tuple(composed.unset),
+    )
+
+
+def resume_submission(resumed: Resumed, layout: Layout) -> SbatchJob:
+    """A job that goes on with a run or sweep in the folder where it is."""
+    job, folder = resumed.job, resumed.folder
+    single, kind = (job.job, "sweep") if isinstance(job, SearchSpec) else (job, "run")
+    composed = compose(
+        read_header(layout.code, script_of(job)),
+        layout.site,
+        resumed.resources.sbatch_args(),
+        gpus=resumed.resources.gpus,
+        num_nodes=resumed.resources.nodes or 1,
+    )
+    call: list[str | Path] = ["run_resume", kind, folder]
+    return SbatchJob(
+        name=job.name,
+        architecture=single.model.architecture,
+        seeds=(single.train.seed,),
+        is_array=False,
+        is_packed=False,
+        layout=layout,
+        folder=_new_folder(layout.runs, job.name),
+        script=render_script(composed.header, layout.variables, call),
+        job_file=None,
+        job_toml="",
+        args=_sbatch_args(job.name, layout.runs, composed.args, is_array=False),
+        unset=tuple(composed.unset),
+        resumes=folder,
     )
 
 

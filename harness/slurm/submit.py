@@ -28,12 +28,14 @@ from harness.slurm.sbatch_options import site_options
 from harness.slurm.script import (
     COMPARISON,
     Layout,
+    Resumed,
     SbatchJob,
     comparison_submission,
     job_environment,
     job_submission,
     job_variables,
     read_header,
+    resume_submission,
     script_of,
 )
 from harness.slurm.snapshot import snapshot_path, take_snapshot
@@ -57,6 +59,7 @@ class Request:
     full: bool  # refuse to train on the packaged sample
     compares: bool  # once all have ended
     pack: bool  # all seeds at the same time in one job, not an array
+    resumed: tuple[Resumed, ...] = ()  # in place of jobs
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,31 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
         options.full,
         compares=all_jobs,
         pack=options.pack,
+    )
+
+
+def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
+    """Check a request that goes on with runs and sweeps, one job for each.
+
+    Raises:
+        InputError: one line with the value that is refused, and the remedy.
+    """
+    project, runs = project_folder(), runs.absolute()
+    for each in resumed:
+        each.resources.check()
+        _check_locations(project, runs, [script_of(each.job)])
+        if isinstance(each.job, Job):
+            check_trusted_network(max_nodes(each.resources.sbatch_args()), project)
+    return Request(
+        project,
+        runs,
+        (),
+        None,
+        Resources(),
+        full=False,
+        compares=False,
+        pack=False,
+        resumed=tuple(resumed),
     )
 
 
@@ -189,9 +217,10 @@ def _trainings(request: Request) -> Iterator[Job]:
 def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     """All that would be submitted, with the jobs' names in place of their ids."""
     layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
-    trainings = {f"<{job.name}>": _submission(request, job, layout) for job in request.jobs}
-    yield from trainings.values()
+    planned = _plan(request, layout)
+    yield from planned
     if request.compares:
+        trainings = {f"<{each.name}>": each for each in planned}
         yield comparison_submission(trainings, request.resources, layout)
 
 
@@ -203,8 +232,8 @@ def expected_starts(request: Request) -> Iterator[str]:
         RunError: if there is no room for such a job.
     """
     layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
-    for job in request.jobs:
-        yield f"{job.name}: {_expected_start(_submission(request, job, layout))}"
+    for planned in _plan(request, layout):
+        yield f"{planned.name}: {_expected_start(planned)}"
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
@@ -221,8 +250,7 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     layout = _layout(request, snapshot, snapshot)
     submitted: dict[str, SbatchJob] = {}
     try:
-        wanted = [_submission(request, job, layout) for job in request.jobs]
-        for submission in wanted:
+        for submission in _plan(request, layout):
             submitted[_submit(submission)] = submission
         if request.compares:
             submission = comparison_submission(submitted, request.resources, layout)
@@ -243,10 +271,20 @@ def _layout(request: Request, snapshot: Path, code: Path) -> Layout:
     return Layout(request.runs, snapshot, code, variables, site_options(code))
 
 
-def _submission(request: Request, job: Job | SearchSpec, layout: Layout) -> SbatchJob:
-    return job_submission(
-        job, request.seeds, request.resources, layout=layout, full=request.full, pack=request.pack
-    )
+def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
+    """All jobs but the comparison."""
+    resumed = [resume_submission(each, layout) for each in request.resumed]
+    return resumed + [
+        job_submission(
+            job,
+            request.seeds,
+            request.resources,
+            layout=layout,
+            full=request.full,
+            pack=request.pack,
+        )
+        for job in request.jobs
+    ]
 
 
 def _submit(submission: SbatchJob) -> str:
@@ -288,6 +326,7 @@ def _record(submission: SbatchJob, job_id: str) -> None:
         "seeds": list(submission.seeds),
         "runs": [str(run) for run in submission.run_folders(job_id)],
         "logs": [str(log) for log in submission.logs(job_id)],
+        "resumes": submission.resumes is not None,
         "command": submission.command,
         "snapshot": str(submission.layout.snapshot),
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,7 +1,6 @@
 """The heartbeat: what a run or a sweep is doing, for people and programs that watch it."""
 
 import os
-import shlex
 import socket
 import time
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 
 from harness.errors import Interrupted, RunError
 from harness.files.leased_dir import LeasedDirectory
-from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.environment import SlurmEnvironment, resume_command
 
 HEARTBEAT_S = 5.0  # between two writes of state.json
 
@@ -69,7 +68,7 @@ class Heartbeat:
                 raise RunError(
                     f"interrupted by {reason}, checkpoint saved; not requeued after "
                     f"{requeues} times, HARNESS_MAX_REQUEUES is {self.max_requeues}; give more "
-                    f"--time, and go on by: harness resume {shlex.quote(str(self.run.folder))}"
+                    f"--time, and go on by: {resume_command(self.run.folder)}"
                 )
             requeues += 1
         self.beat("interrupted", signal=str(reason), requeues=requeues)

@@ -32,6 +32,7 @@ class Submission:
     seed: int | None
     log: str | None
     time_s: float
+    resumed_by: str | None = None  # the id of a job that goes on with a run that was there before
 
 
 @dataclass
@@ -94,8 +95,9 @@ class RunStatus:
 
     @property
     def resume(self) -> str:
-        """The command that goes on with it."""
-        return f"harness resume {shlex.quote(str(self.folder))}"
+        """The command that goes on with it: as a job, if it was one."""
+        command = "submit --resume" if self.reported_job else "resume"
+        return f"harness {command} {shlex.quote(str(self.folder))}"
 
     def forget_speed(self) -> None:
         """Clear the figures that only hold while it trains."""
@@ -143,8 +145,11 @@ def _run_folders(top: Path, in_sweeps: Sequence[str], depth: int) -> Iterator[Pa
 
 
 def read_submissions(runs: Path) -> Iterator[Submission]:
-    """The runs in the records of `harness submit`; what is no record is skipped."""
-    for path in submissions(runs).glob("*.json"):
+    """The runs in the records of `harness submit`, oldest first; what is no record is skipped."""
+    paths = {
+        path: sent.st_mtime for path in submissions(runs).glob("*.json") if (sent := _stat(path))
+    }
+    for path, sent_s in sorted(paths.items(), key=lambda item: item[1]):
         record = RunDirectory(path.parent).read_json(path.name)
         folders = record.get("runs")
         for index, folder in enumerate(folders if isinstance(folders, list) else []):
@@ -155,7 +160,8 @@ def read_submissions(runs: Path) -> Iterator[Submission]:
                     text(record.get("architecture")),
                     whole(_item(record.get("seeds"), index)),
                     text(_item(record.get("logs"), index)),
-                    sent.st_mtime if (sent := _stat(path)) else 0.0,
+                    sent_s,
+                    text(record.get("job_id")) if record.get("resumes") is True else None,
                 )
 
 
@@ -201,6 +207,7 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         _add_submission(status, submission)
     if is_sweep(folder):
         _add_sweep(status, state)
+        _add_resuming_job(status, submission)
         return status
     result = run.read_json("result.json") if run.finished() else {}
     if not is_whole(result):
@@ -210,7 +217,15 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
     status.slurm_job = _shown_job(status)
+    _add_resuming_job(status, submission)
     return status
+
+
+def _add_resuming_job(status: RunStatus, submission: Submission | None) -> None:
+    """Add the job that goes on with the run, unless a later one has written its heartbeat."""
+    if submission and submission.resumed_by and submission.time_s > status.time_s:
+        status.reported_job = status.slurm_job = submission.resumed_by
+        status.log = submission.log
 
 
 def _add_submission(status: RunStatus, submission: Submission) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.data.imdb_sources import open_sample
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until
 from tests.slurm.project import JOB, SlurmProject, Submitted
+from tests.slurm.test_cluster_submit import Submitter
 from tests.slurm.test_scripts import JOBS, SCRIPTS
 
 Undisturbed = tuple[Harness, Path]
@@ -148,20 +150,32 @@ def test_a_preempted_job_ends_with_the_same_bytes(
     assert "interrupted by SIGUSR2" in job.log.read_text()
 
 
-def test_a_cancelled_job_stays_cancelled_and_can_be_resumed(
+def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """`scancel` saves the run and does not requeue; `harness resume` ends with the same bytes."""
-    job = project.sbatch("lstm")
+    """`scancel` saves the run and does not requeue; `submit --resume` ends with the same bytes."""
+    job = project.sbatch("lstm", "--gres=none", "--partition=high")
     job.wait_for_step(20)
     job.cluster.run("scancel", job.job_id)
     job.wait("CANCELLED")
     wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=10)
     assert not (job.run / "result.json").exists()
-    resumed = undisturbed[0].run("resume", job.run)
-    assert resumed.returncode == 0, resumed.stderr
-    assert results(job.run) == results(undisturbed[1])
+    assert f"harness submit --resume {shlex.quote(str(job.run))}" in job.log.read_text()
     assert (job.cluster.state(job.job_id), job.requeues()) == ("CANCELLED", 0)
+
+    harness = Submitter.of(project)
+    (record,) = harness.submit("--resume", job.run, "--", "--hold")
+    known = job.cluster.show(record["job_id"])
+    assert (known["Partition"], known.get("TresPerNode")) == ("high", None), "as its job had"
+    (status,) = json.loads(harness.harness.run("status", job.run, "--json").stdout)
+    assert (status["state"], status["slurm_job"]) == ("pending", record["job_id"])
+    twice = harness.run("--resume", job.run)
+    assert (twice.returncode, "is pending; harness cancel" in twice.stderr) == (2, True)
+    job.cluster.run("scontrol", "release", record["job_id"])
+    other = dataclasses.replace(job, job_id=record["job_id"], log=Path(record["logs"][0]))
+    other.wait()
+    assert results(job.run) == results(undisturbed[1])
+    assert job.record()["restarts"] == 1
 
 
 def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> None:

@@ -16,7 +16,7 @@ from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject
 from tests.slurm.test_submit import git_init
 
-JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
+ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 
 # The harness of the job's own code.
 HARNESS = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m harness "$@"\n'
@@ -126,7 +126,7 @@ def test_all_jobs_and_their_comparison(
         site.write("id=$SLURM_JOB_NAME/slurm-${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}\n")
         site.write('[[ $SLURM_JOB_NAME == compare ]] || mkdir -p "$HARNESS_RUNS/$id"\n')
     *trainings, comparison = submitter.submit("--all", "--seeds", "1-2", "--gpus", 0, "--", "-H")
-    assert [record["job"] for record in trainings] == list(JOBS)
+    assert [record["job"] for record in trainings] == list(ALL_JOBS)
     assert (comparison["job"], comparison["runs"]) == ("compare", [])
     ids = [record["job_id"] for record in trainings]
     cluster.run("scontrol", "release", comparison["job_id"])
@@ -136,7 +136,7 @@ def test_all_jobs_and_their_comparison(
     cluster.run("scontrol", "release", ",".join(ids))
     cluster.wait(comparison["job_id"], ["COMPLETED"])
     states = {record["job"]: cluster.state(f"{record['job_id']}_2") for record in trainings}
-    assert states == {name: "FAILED" if name == "gru" else "COMPLETED" for name in JOBS}
+    assert states == {name: "FAILED" if name == "gru" else "COMPLETED" for name in ALL_JOBS}
     runs = [run for record in trainings for run in record["runs"]]
     command, option, out, *patterns = stand_in.stand_in.call()["argv"]
     assert (command, option) == ("compare", "--out")

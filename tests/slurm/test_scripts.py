@@ -74,6 +74,24 @@ def test_script_calls_its_command(
     assert project.call()["argv"] == [word.format(runs=runs) for word in words]
 
 
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_run_or_sweep_goes_on_where_it_is(project: Project, kind: str) -> None:
+    """What `submit --resume` writes calls `harness resume`; a sweep starts its own job steps."""
+    script = project.executable(
+        project.spool(),
+        f'#!/bin/bash\nsource "$HARNESS_HOME/slurm/common.sh"\nrun_resume {kind} "$@"\n',
+    )
+    project.executable(project.commands / "srun", '#!/bin/bash\ntouch srun\nexec "${@: -3}"\n')
+    project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
+    env = project.slurm(
+        HARNESS_HOME=str(project.path), SLURM_JOB_NUM_NODES="2", HARNESS_TRUSTED_NETWORK="1"
+    )
+    result = project.run(script, "a folder", env=env)
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"] == ["resume", "a folder"]
+    assert (project.outside / "srun").exists() == (kind == "run")
+
+
 def test_dataset_is_staged_on_the_nodes_own_disk(project: Project, tmp_path: Path) -> None:
     """Where a node has scratch, the dataset is put there and read from there, by a job alone."""
     scratch = tmp_path / "my scratch"

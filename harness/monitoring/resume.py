@@ -1,0 +1,73 @@
+"""Unfinished runs and sweeps that go on as jobs of their own, asking for what they had before."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError
+from harness.files.lenient_json import table
+from harness.job import Job
+from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
+from harness.slurm.environment import allocation_of
+from harness.slurm.resources import Resources
+from harness.slurm.sbatch_options import GPUS, names_in
+from harness.slurm.script import Resumed
+from harness.tracking.record_format import RECORD
+from harness.tracking.records import RunStatus
+from harness.tracking.run_dir import RunDirectory
+
+STOPPED = ("interrupted", "lost", "dead")
+
+
+def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
+    """The runs and sweeps that stopped before their end and that no job goes on with."""
+    return [each for each in statuses if each.state in STOPPED and not each.job_lives]
+
+
+def as_job(status: RunStatus, wanted: Resources) -> Resumed:
+    """A run or sweep as a job that goes on with it.
+
+    Args:
+        status: of the run.
+        wanted: what the user asks for; for the rest the job asks as the run's last job did.
+
+    Raises:
+        InputError: if it is finished, at work or waiting, or was never begun.
+    """
+    folder = status.folder.absolute()
+    if status.state == "finished":
+        raise InputError(f"--resume {status.run}: is finished, nothing to go on with")
+    if status.alive or status.job_lives:
+        raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
+    job: Job | SearchSpec
+    if is_sweep(folder):
+        job = load_search(folder / SEARCH_FILE)
+    else:
+        run = RunDirectory.open(folder)
+        run.check_format()
+        job = run.job()
+    return Resumed(folder, job, _resources(folder, wanted))
+
+
+def _resources(folder: Path, wanted: Resources) -> Resources:
+    """What the user wants, and else what the first job of the run had."""
+    record = RunDirectory(folder).read_json(RECORD)
+    variables = {name: str(value) for name, value in table(record, "slurm").items()}
+    before = allocation_of(variables)
+    if num_gpus := _gpus_in_use(record):  # as many again, for the same number of replicas
+        before["gpus"] = str(max(1, num_gpus // before.get("nodes", 1)))
+    elif record and "gpus" not in before:
+        before["gpus"] = "0"
+    if names_in(wanted.flags) & {*GPUS}:
+        before.pop("gpus", None)
+    missing = {name: value for name, value in before.items() if getattr(wanted, name) is None}
+    return dataclasses.replace(wanted, **missing)
+
+
+def _gpus_in_use(record: dict[str, Any]) -> int:
+    """The number of GPUs that the run last used, on all nodes together."""
+    starts = record.get("starts")
+    last = starts[-1] if isinstance(starts, list) and starts else None
+    devices = last.get("devices") if isinstance(last, dict) else None
+    return sum("gpu" in str(each).lower() for each in devices or ())

@@ -1,0 +1,133 @@
+"""Which runs go on as jobs, and what those jobs ask for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import InputError
+from harness.job_file import load_job
+from harness.monitoring.resume import as_job, interrupted
+from harness.slurm.resources import Resources
+from harness.tracking.records import RunStatus
+from tests.conftest import JOBS, Harness
+
+SLURM = {
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_GPUS_ON_NODE": "4",
+    "SLURM_JOB_PARTITION": "long",
+    "SLURM_JOB_ACCOUNT": "lab",
+    "SLURM_JOB_QOS": "normal",
+}
+
+
+def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") -> RunStatus:
+    """A run with a record of its starts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.toml").write_text(load_job(JOBS / "gru.toml").to_toml())
+    (folder / "provenance.json").write_text(json.dumps(record))
+    return RunStatus(run=f"gru/{folder.name}", folder=folder, state=state)
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted", "args", "gpus"),
+    [
+        (
+            {"slurm": SLURM, "starts": [{"devices": [{"device": "/gpu:0"}] * 2}]},
+            Resources(),
+            ["--nodes=2", "--partition=long", "--account=lab", "--qos=normal"],
+            "1",
+        ),
+        (
+            {"slurm": SLURM, "starts": [{"devices": [{"device": "cpu:0"}]}]},
+            Resources(nodes=1, partition="short", gpus="a100:1"),
+            ["--nodes=1", "--partition=short", "--account=lab", "--qos=normal"],
+            "a100:1",
+        ),
+        ({"slurm": {}, "starts": [{"devices": [{"device": "cpu:0"}]}]}, Resources(), [], "0"),
+        ({"slurm": {}, "starts": []}, Resources(flags=("-G2",)), ["-G2"], None),
+        ({}, Resources(), [], None),
+    ],
+)
+def test_it_asks_for_what_the_run_had(
+    tmp_path: Path, record: dict[str, Any], wanted: Resources, args: list[str], gpus: str | None
+) -> None:
+    """As many GPUs as the run used, on as many nodes, in the same partition, unless told."""
+    resumed = as_job(stopped(tmp_path / "a", record), wanted)
+    assert (resumed.resources.sbatch_args(), resumed.resources.gpus) == (args, gpus)
+    assert (resumed.folder, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
+
+
+@pytest.mark.parametrize("state", ["finished", "running", "pending"])
+def test_a_run_that_needs_no_job_is_refused(tmp_path: Path, state: str) -> None:
+    """Two jobs of one run would take it from each other."""
+    with pytest.raises(InputError, match=f"gru/a: is {state}"):
+        as_job(stopped(tmp_path / "a", {}, state), Resources())
+
+
+def test_all_that_stopped_unfinished_go_on(tmp_path: Path) -> None:
+    """Not what failed by itself, is at work, is finished or never began."""
+    states = ("interrupted", "lost", "dead", "failed", "running", "finished", "cancelled")
+    statuses = [RunStatus(run=state, folder=tmp_path, state=state) for state in states]
+    assert [each.run for each in interrupted(statuses)] == ["interrupted", "lost", "dead"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resume"], "give runs by folder or id, or --all-interrupted"),
+        (["--all-interrupted"], "has stopped unfinished"),
+        (["--resume", "nowhere"], "no run has this folder"),
+        (["--resume", "gru/a", "--seeds", "1-2"], "goes on with runs as they are"),
+        (["--resume", "gru/a", "--all-interrupted"], "without any"),
+    ],
+)
+def test_a_request_that_names_no_run_is_one_line(
+    harness: Harness, words: list[str], said: str
+) -> None:
+    """Exit code 2, and nothing is written."""
+    harness.environment["PATH"] = "/nowhere"  # without Slurm
+    done = harness.run("submit", *words, "--dry-run")
+    assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1)
+    assert not harness.runs.exists()
+
+
+def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
+    """Each script goes on with its run; options of sbatch go to all of them."""
+    harness.environment["PATH"] = "/nowhere"  # without Slurm
+    for name in ("a", "b"):
+        stopped(harness.runs / "gru" / name, {})
+        state = {"phase": "interrupted", "signal": "SIGTERM", "slurm_job": "7"}
+        (harness.runs / "gru" / name / "state.json").write_text(json.dumps(state))
+    done = harness.run("submit", "--all-interrupted", "--dry-run", "--", "-C", "ib")
+    assert done.returncode == 0, done.stderr
+    for name in ("a", "b"):
+        assert f"run_resume run {harness.runs}/gru/{name}\n" in done.stdout
+    assert done.stdout.count("sbatch --parsable --job-name=gru") == 2
+    assert done.stdout.count(" -C ib ") == 2
+    done = harness.run("submit", "--resume", "a", "--dry-run", "--", "-C", "ib")
+    assert done.stdout.count("sbatch --parsable") == 1
+
+
+def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
+    """Where jobs can be submitted, the way to do it is named; a site may want --here."""
+    sbatch = harness.folder / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.touch(mode=0o755)
+    environment = harness.environment
+    environment["PATH"] = str(sbatch.parent)
+    del environment["HARNESS_HERE"]
+    words = ["train", JOBS / "lstm.toml", "--devices", "no-such"]
+    first = harness.run(*words).stderr.splitlines()[0]
+    assert "no Slurm job: this machine, " in first
+    assert f"harness submit {JOBS}/lstm.toml" in first
+    environment["HARNESS_JOBS_ONLY"] = "1"
+    for command in (words, ["tune", JOBS / "tune_lstm.toml"]):
+        done = harness.run(*command)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"this site computes in jobs only: harness submit {command[1]}" in done.stderr
+    assert not harness.runs.exists()
+    assert "no-such" in harness.run(*words, "--here").stderr.splitlines()[0]
+    environment["SLURM_JOB_ID"] = "7"
+    assert "no-such" in harness.run(*words).stderr.splitlines()[0]

@@ -84,7 +84,10 @@ def test_a_run_or_sweep_goes_on_where_it_is(project: Project, kind: str) -> None
     project.executable(project.commands / "srun", '#!/bin/bash\ntouch srun\nexec "${@: -3}"\n')
     project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
     env = project.slurm(
-        HARNESS_HOME=str(project.path), SLURM_JOB_NUM_NODES="2", HARNESS_TRUSTED_NETWORK="1"
+        HARNESS_HOME=str(project.path),
+        HARNESS_TRUSTED_NETWORK="1",
+        SLURM_JOB_NUM_NODES="2",
+        SLURM_JOB_NODELIST="n[08,10]",
     )
     result = project.run(script, "a folder", env=env)
     assert result.returncode == 0, result.stderr

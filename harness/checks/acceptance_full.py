@@ -2,13 +2,16 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from harness.checks import child
 from harness.checks.acceptance_runs import POLL_S, RUN_S, Runs, SmallRun, judge
@@ -16,10 +19,18 @@ from harness.checks.finding import Finding, NotRun
 from harness.checks.probe import JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
-from harness.slurm.environment import SlurmEnvironment, variables_of_a_check
+from harness.slurm.environment import (
+    SlurmEnvironment,
+    variables_of_a_check,
+    variables_of_workers,
+)
+from harness.slurm.placement import gpu_name
 from harness.slurm.trusted_network import TRUSTED_NETWORK, is_trusted_network
+from harness.system.console import strip_prefix
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+NODES = "two nodes"
+NODES_JOB = "a Slurm job on two nodes: sbatch --nodes=2 slurm/doctor.sh --full"
 LOST_S = 60.0  # within which the others end when a worker dies
 # Activations of some 65 GB a tensor, more than any GPU has.
 TOO_LARGE = ("model.units=4096", "train.batch_size=4000", "data.maxlen=1000", "data.limit=5000")
@@ -31,7 +42,7 @@ def checks(
     """The checks by name, in order."""
     return {
         "four devices": partial(check_four, runs),
-        "two nodes": partial(check_two_nodes, runs, allocation),
+        "two workers": partial(check_two_workers, runs, allocation),
         "killed worker": partial(check_killed_worker, runs, allocation),
         "runs a device": partial(check_sharing, runs),
         "out of memory": partial(check_memory, runs),
@@ -45,60 +56,136 @@ def check_four(runs: Runs) -> Iterator[Finding]:
     yield judge(runs, "four devices", runs.train("lstm", "calm", runs.one).difference(run))
 
 
-def check_two_nodes(runs: Runs, allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """One device against one on each of two nodes, over TensorFlow's collectives."""
-    run = SmallRun(runs.folder / "lstm" / "two-nodes")
-    process = _start_on_two_nodes(runs, allocation, "two-nodes")
-    if process.wait(RUN_S) != 0 or not run.result:
-        yield Finding("red", "two nodes", f"ended with code {process.returncode}", "see the lines")
-        return
-    yield judge(runs, "two nodes", runs.train("lstm", "calm", runs.one).difference(run))
+def check_two_workers(runs: Runs, allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+    """One device against one in each of two processes, over TensorFlow's collectives."""
+    with Workers.start(runs, allocation, "two-workers") as workers:
+        workers.wait(RUN_S)
+    run = SmallRun(runs.folder / "lstm" / "two-workers")
+    if any(workers.codes) or not run.result:
+        remedy = "both must reach each other; see the line"
+        yield Finding("red", workers.where, f"they ended so: {workers.last_lines()}", remedy)
+    else:
+        difference = runs.train("lstm", "calm", runs.one).difference(run)
+        yield judge(runs, workers.where, difference)
+    yield from _not_run(runs, workers)
 
 
 def check_killed_worker(runs: Runs, allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     """A worker that dies ends the others within a minute."""
     run = SmallRun(runs.folder / "lstm" / "killed-worker")
-    process = _start_on_two_nodes(runs, allocation, "killed-worker", "train.epochs=1000")
-    try:
+    with Workers.start(runs, allocation, "killed-worker", "train.epochs=1000") as workers:
         deadline = time.monotonic() + RUN_S
-        while run.saved_step < 1 and process.poll() is None and time.monotonic() < deadline:
+        while run.saved_step < 1 and workers.all_run() and time.monotonic() < deadline:
             time.sleep(POLL_S)
         pid = read_json(run.folder / "state.json").get("process")
-        if process.poll() is not None or not isinstance(pid, int):
-            raise RunError("the run on two nodes ended before its worker was killed")
-        os.kill(pid, signal.SIGKILL)  # the chief is on this node, the job's first
+        if not workers.all_run() or not isinstance(pid, int):
+            raise RunError(f"they ended before one was killed: {workers.last_lines()}")
+        os.kill(pid, signal.SIGKILL)  # the chief is on this node, the first of a job
         began = time.monotonic()
-        try:
-            process.wait(2 * LOST_S)
-        except subprocess.TimeoutExpired:
-            found = f"the other worker still hangs after {2 * LOST_S:.0f} s"
-            yield Finding("red", "killed worker", found, "cancel such a job by hand")
-            return
+        is_over = workers.wait(2 * LOST_S)
         took_s = time.monotonic() - began
-        runs.values["killed worker"] = took_s
-        level = "green" if took_s <= LOST_S else "red"
-        remedy = "" if level == "green" else f"should be below {LOST_S:.0f} s"
-        found = f"the other worker ended after {took_s:.0f} s"
-        yield Finding(level, "killed worker", found, remedy)  # type: ignore[arg-type]
-    finally:
-        process.kill()
-        process.wait()
+    name = f"killed worker, {workers.where}"
+    if is_over and took_s <= LOST_S:
+        yield Finding("green", name, f"the other ended after {took_s:.0f} s")
+    else:
+        how = f"ended after {took_s:.0f} s" if is_over else f"still hung after {took_s:.0f} s"
+        yield Finding("red", name, f"the other {how}", "cancel such a job by hand")
+    runs.values["killed worker"] = took_s
+    yield from _not_run(runs, workers, "killed worker, ")
 
 
-def _start_on_two_nodes(
-    runs: Runs, allocation: SlurmEnvironment | None, run_id: str, *overrides: str
-) -> "subprocess.Popen[bytes]":
-    if allocation is None or allocation.num_nodes < 2:
-        raise NotRun("a Slurm job on two nodes: sbatch --nodes=2 slurm/doctor.sh --full")
-    if not is_trusted_network():
-        raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
+def _not_run(runs: Runs, workers: "Workers", name: str = "") -> Iterator[Finding]:
+    """What the two workers do not show."""
+    if workers.where != NODES:
+        yield Finding("not run", f"{name}{NODES}", f"not run: needs {NODES_JOB}")
+    if runs.kind == "cpu":
+        yield Finding("not run", f"{name}NCCL", "not run: needs a GPU for each of two workers")
+
+
+@dataclass
+class Workers:
+    """The processes that train one model: on two nodes of a job, or two on this machine."""
+
+    where: str
+    processes: "list[subprocess.Popen[bytes]]"  # the one srun, or both workers
+    logs: list[Path]
+
+    @classmethod
+    def start(
+        cls, runs: Runs, allocation: SlurmEnvironment | None, run_id: str, *overrides: str
+    ) -> Self:
+        """Start a run of one device a worker.
+
+        Raises:
+            NotRun: without two nodes or two devices, or where the network is not trusted.
+        """
+        job = allocation if allocation and allocation.num_nodes > 1 else None
+        if runs.kind == "gpu" and runs.num_devices < 2 and not job:
+            raise NotRun(f"two GPUs, or {NODES_JOB}")
+        if not is_trusted_network():
+            raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
+        args = list(map(str, runs.args("lstm", run_id, runs.one, overrides=overrides)))
+        environments = [{"HARNESS_NODE_FAULTS": ""}]
+        if job:
+            args = [*_srun_args(job), *args]
+        else:  # the process's number is for the ports, since no job of Slurm's need be here
+            environments = variables_of_workers(2, str(os.getpid()), secrets.token_hex())
+            for i, variables in enumerate(environments if runs.kind == "gpu" else ()):
+                variables["CUDA_VISIBLE_DEVICES"] = gpu_name(i)
+        processes, logs = [], []
+        for i, variables in enumerate(environments):
+            logs.append(runs.folder / f"{run_id}-{i}.log")
+            with logs[-1].open("wb") as log:
+                processes.append(
+                    subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+                        args,
+                        env=child.environment(**variables),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        return cls(NODES if job else "two processes", processes, logs)
+
+    @property
+    def codes(self) -> list[int | None]:
+        """The exit codes of all, None before that."""
+        return [process.poll() for process in self.processes]
+
+    def all_run(self) -> bool:
+        """Whether none has ended."""
+        return self.codes == [None] * len(self.processes)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until all have ended; returns whether they have."""
+        deadline = time.monotonic() + timeout_s
+        while None in self.codes and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return None not in self.codes
+
+    def last_lines(self) -> str:
+        """The last line of each."""
+        lines = [log.read_text(errors="replace").splitlines() for log in self.logs]
+        return "; ".join(strip_prefix(each[-1])[:200] for each in lines if each)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def _srun_args(job: SlurmEnvironment) -> list[str]:
     args = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL"]
     args += ["--overlap", "--kill-on-bad-exit=0"]
-    if allocation.cpus_per_task:
-        args += [f"--cpus-per-task={allocation.cpus_per_task}"]
-    args += map(str, runs.args("lstm", run_id, runs.one, overrides=overrides))
-    environment = child.environment(HARNESS_NODE_FAULTS="")
-    return subprocess.Popen(args, env=environment, stdin=subprocess.DEVNULL)  # noqa: S603 - a list
+    return [*args, *([f"--cpus-per-task={job.cpus_per_task}"] if job.cpus_per_task else [])]
 
 
 def check_sharing(runs: Runs) -> Iterator[Finding]:

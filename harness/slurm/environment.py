@@ -214,6 +214,29 @@ def variables_of_a_check() -> dict[str, str]:
     return {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
 
 
+def variables_of_workers(num: int, job_id: str, secret: str) -> list[dict[str, str]]:
+    """Variables for processes of this machine that train one model, each as if on a node.
+
+    Args:
+        num: how many they are.
+        job_id: their ports follow from this number.
+        secret: that they prove who they are by.
+    """
+    return [
+        {
+            "SLURM_JOB_ID": job_id,
+            "SLURM_JOB_NUM_NODES": str(num),
+            "SLURM_STEP_ID": "0",
+            "SLURM_STEP_NUM_TASKS": str(num),
+            "SLURM_PROCID": str(rank),
+            "HARNESS_NODES": " ".join(["localhost"] * num),
+            "HARNESS_SECRET": secret,
+            "HARNESS_NODE_FAULTS": "",
+        }
+        for rank in range(num)
+    ]
+
+
 def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Tell the job script that this node is at fault, so that the job goes on without the node.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.checks.acceptance_full import Workers, check_killed_worker
 from harness.checks.acceptance_runs import Runs, SmallRun, judge
 from harness.checks.finding import Finding, NotRun, examine
 from harness.system import cuda
@@ -60,10 +61,47 @@ def test_options_of_the_acceptance_alone(harness: Harness) -> None:
     assert (done.returncode, "--full: belongs to --accept" in done.stderr) == (2, True)
 
 
+def test_two_workers_need_devices_and_a_trusted_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line says which of them is missing; each worker on a GPU would have one of its own."""
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "0")
+    with pytest.raises(NotRun, match="HARNESS_TRUSTED_NETWORK=1"):
+        Workers.start(Runs(tmp_path, "cpu", 2), None, "two-workers")
+    with pytest.raises(NotRun, match=r"two GPUs, or a Slurm job on two nodes: sbatch --nodes=2"):
+        Workers.start(Runs(tmp_path, "gpu", 1), None, "two-workers")
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b")
+    monkeypatch.setattr(Runs, "args", lambda *_, **__: ["/bin/sh", "-c", PRINTED])
+    with Workers.start(Runs(tmp_path, "gpu", 2), None, "two-workers") as workers:
+        assert workers.wait(60)
+        assert workers.codes == [0, 0]
+        assert workers.last_lines() == "0 of 2 GPU-a; 1 of 2 GPU-b"
+
+
+PRINTED = 'echo "$SLURM_PROCID of $SLURM_STEP_NUM_TASKS $CUDA_VISIBLE_DEVICES"'
+
+
+@pytest.mark.full
+def test_a_worker_that_is_lost_ends_the_other(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two real processes train one model on this machine, and the first is killed."""
+    for name, value in (harness.environment | {"HARNESS_TRUSTED_NETWORK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    killed, *others = check_killed_worker(Runs(tmp_path, "cpu", 2), None)
+    assert (killed.level, killed.name) == ("green", "killed worker, two processes"), killed.found
+    assert [(each.level, each.name) for each in others] == [
+        ("not run", "killed worker, two nodes"),
+        ("not run", "killed worker, NCCL"),
+    ]
+
+
 @pytest.mark.slow
 def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
     """Nothing is red, and each line that needs a GPU says that it was not run."""
-    done = harness.run("doctor", "--accept", "--devices", "cpu:2", timeout_s=1800)
+    harness.environment["HARNESS_TRUSTED_NETWORK"] = "1"
+    done = harness.run("doctor", "--accept", "--full", "--devices", "cpu:2", timeout_s=1800)
     assert done.returncode == 0, done.stdout
     (file,) = harness.runs.glob("acceptance-*.json")
     checks = json.loads(file.read_text())["checks"]
@@ -71,6 +109,8 @@ def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
     assert [each["number"] for each in checks] == list(range(1, len(checks) + 1))
     named = {each["name"] for each in checks if each["found"] == "not run: needs a GPU"}
     assert {"card", "modes", "gpu against cpu", "tf32", "masks of a gpu"} <= named
+    well = {each["name"] for each in checks if each["level"] == "green"}
+    assert {"two processes", "killed worker, two processes"} <= well
 
 
 @pytest.mark.gpu

@@ -43,6 +43,7 @@ class Compute:
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # as requested by `--devices`
     worker_group: WorkerGroup | None = None  # of a run on several nodes
+    is_shared: bool = False  # the process trains other runs too, and keeps their GPU memory
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def train(
             trainer.fit(validation)
 
             scores = score_test(trainer, dataset) if job.data.test else {}
-            record_gpu_memory(trainer)
+            if not compute.is_shared:
+                record_gpu_memory(trainer)
             result = {
                 **describe_job(job, run),
                 **describe_data(context, training, validation),

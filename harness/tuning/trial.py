@@ -68,14 +68,11 @@ class Trials:
                 checkpoint.adopt(before, run, run_identity(job, self.dataset.checksum))
             hopeless = [Hopeless(self.sweep, run)] if self.search.table.stop_hopeless else []
             self.observers.console.info(f"trial {trial}, seed {seed}: {_listed(own)}")
-            results.append(
-                train(
-                    RunContext(run, job, self.dataset),
-                    Compute(self.strategy, plan_of(job, self.devices, run), self.allocation),
-                    self.observers,
-                    callbacks=hopeless,
-                )
+            compute = Compute(
+                self.strategy, plan_of(job, self.devices, run), self.allocation, is_shared=True
             )
+            context = RunContext(run, job, self.dataset)
+            results.append(train(context, compute, self.observers, callbacks=hopeless))
             if self.search.table.tuner != "hyperband":  # which may continue from them
                 checkpoint.remove_all(run)
         return {

@@ -21,6 +21,7 @@ from harness.compute.strategy import (
     make_strategy,
     num_own_gpus,
     parse_devices,
+    title_of_devices,
 )
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
@@ -62,9 +63,9 @@ def work(
     from harness.tuning.worker_tuner import run_trials
 
     console = Console()
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
-    on = f"GPU {gpu}" if gpu else f"{threads} CPU thread{'s' if threads > 1 else ''}"
-    console.info(f"worker {name} on {socket.gethostname()}, {on}")
+    title = title_of_devices(strategy, threads)
+    which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
+    console.info(f"{title}{which}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
     monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
     with monitor, tempfile.TemporaryDirectory(prefix="harness-worker-") as private:
         trials = Trials(sweep, dataset, strategy, observers=Observers(console, monitor, stop))

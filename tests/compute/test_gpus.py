@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
+from harness.compute.gpus import Promise, check_gpus
+from harness.errors import NodeFault
 from harness.system import cuda
 from tests.conftest import Harness
 from tests.system.driver import broken_driver, whole_driver
@@ -94,6 +97,21 @@ def test_a_packed_run_takes_its_gpu_from_its_node_s_list(harness: Harness) -> No
     ):
         assert process.wait(timeout=120) == 2
     assert "CUDA_VISIBLE_DEVICES=MIG-91b3, but TensorFlow sees no GPU" in log.read_text()
+
+
+def test_fewer_gpus_than_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The node is at fault: the job goes back into the queue without it."""
+    faults = tmp_path / "faults"
+    monkeypatch.setenv("HARNESS_NODE_FAULTS", str(faults))
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    monkeypatch.setattr(cuda, "has_driver", lambda: True)
+    monkeypatch.setattr(cuda, "missing_libraries", list)
+    promise = Promise(2, "Slurm gave 2 GPUs")
+    with pytest.raises(NodeFault, match="Slurm gave 2 GPUs, but TensorFlow sees 1: the driver"):
+        check_gpus(promise, pytest.fail, {})
+    assert faults.read_text().startswith("n7 Slurm gave 2 GPUs, but TensorFlow sees 1")
+    check_gpus(Promise(1, "Slurm gave 1 GPU"), pytest.fail, {})
 
 
 def test_gpus_that_are_hidden(harness: Harness) -> None:

@@ -131,6 +131,7 @@ def test_the_record_names_the_kernel_that_the_graph_holds(devices: str) -> None:
         "gru": ["cudnn"],
         "bilstm": ["cudnn"],
         "stacked_lstm": ["cudnn", "cudnn"],
+        "notebook/gru": ["loop"],
         "lstm train.precision=float16": ["cudnn"],
         "gru train.precision=bfloat16 model.pooling=mean": ["cudnn"],
         "bilstm train.precision=float16 model.pooling=max": ["cudnn"],

@@ -124,6 +124,9 @@ def test_a_search_ends_with_its_winner(calm: Sweeps) -> None:
     assert (result["best_trial"], result["best_score"]) == (rows[0]["trial"], scores[0])
     assert (result["num_trials"], result["num_failed"]) == (8, 0)
     assert (folder / "secret").stat().st_mode & 0o777 == 0o600
+    (log,) = (folder / "workers").glob("w*.log")
+    first = log.read_text().splitlines()[0].partition(" INFO ")[2]  # says what trains
+    assert re.match(r"CPU, \d+ threads?; data: SAMPLE of IMDB, .*; worker w0 on ", first), first
     assert calm.left("calm") == []
 
 

@@ -26,6 +26,10 @@
 # export HARNESS_DATA=/project/$USER/imdb
 # export HARNESS_RUNS=/project/$USER/runs
 
+# Whose dataset may be read, besides your own and root's: names or numbers of users. Whoever owns it
+# could change its reviews or labels; a run's record then says that they are not the official ones.
+# HARNESS_DATA_OWNERS=datasets,hpcadmin
+
 # One model on several nodes (--nodes=2) is refused until this is 1. TensorFlow's servers have no
 # login and listen on every interface: any user who reaches the ports of a job's nodes can act as
 # the owner of the run, and read and write their files. Set it only where nobody else reaches them:

@@ -52,13 +52,13 @@ def stage(
 ) -> None:
     """Copy the dataset to a node's own disk.
 
-    Runs use the copy if HARNESS_STAGE names it.
+    The copy is yours alone (mode 0700). Runs use it if HARNESS_STAGE names it.
     """
-    from harness.data.dataset import save_folder
+    from harness.data.dataset_folder import save_folder
     from harness.data.imdb_sources import open_dataset
 
     dataset = open_dataset(data, full=True)
-    written = save_folder(dataset, folder)
+    written = save_folder(dataset, folder, mode=0o700)
     typer.echo(f"{folder}: {'written' if written else 'already there, left as it is'}")
 
 

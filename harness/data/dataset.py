@@ -1,11 +1,7 @@
-"""Reviews as flat arrays with their vocabulary, and the folder that stores them."""
+"""Reviews as flat arrays with their vocabulary."""
 
-import contextlib
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,12 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.locations import is_dataset_folder
-from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_directory
-from harness.files.paths import cache_folder
-
-FORMAT = 1
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
 ARRANGED_AT_ONCE = 10_000  # reviews
@@ -134,76 +124,6 @@ def content_checksum(train: Split, test: Split, vocab: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-# The folder that holds a dataset as flat arrays
-
-
-def save_folder(dataset: Dataset, folder: Path) -> bool:
-    """Store a dataset as flat arrays in a folder, which is complete or absent.
-
-    Returns:
-        Whether it was written; a good copy of the same content is left as it is.
-
-    Raises:
-        InputError: if the folder holds something else.
-        RunError: if the disk refuses or is too full.
-    """
-    there = folder.exists()
-    if there:
-        if folder.stat().st_uid != os.getuid():
-            # Its owner could change it after the check: disks of nodes are shared.
-            raise InputError(f"{folder}: belongs to another user; give a folder of your own")
-        if is_dataset_folder(folder):
-            try:
-                known = open_folder(folder)
-                # All bytes are checked: a disk may have flipped one since.
-                if known.checksum == dataset.checksum == checksum_of(known):
-                    return False
-            except RunError:
-                pass  # broken, so it is made again
-        elif not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(f"{folder}: holds something else; give a new or an empty folder")
-    folder = folder.absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        needed = (
-            sum(
-                s.tokens.nbytes + s.offsets.nbytes + s.labels.nbytes
-                for s in dataset.splits().values()
-            )
-            + 2_000_000
-        )
-        free = shutil.disk_usage(folder.parent).free
-        if free < needed:
-            raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
-        with atomic_directory(folder) as temporary:
-            _fill_folder(dataset, temporary)
-            if there:
-                shutil.rmtree(folder)
-    except OSError as error:
-        # Renaming fails if another process was faster; then its copy stays.
-        if is_dataset_folder(folder):
-            return False
-        raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
-    return True
-
-
-def _fill_folder(dataset: Dataset, folder: Path) -> None:
-    for name, split in dataset.splits().items():
-        for array, dtype in ARRAYS.items():
-            np.save(folder / f"{name}_{array}.npy", getattr(split, array).astype(dtype))
-    (folder / "words.txt").write_bytes(vocab_to_bytes(dataset.vocab))
-    record = {
-        "format": FORMAT,
-        "checksum": dataset.checksum,
-        "official": dataset.official,
-        "is_sample": dataset.is_sample,
-        "note": dataset.note if dataset.is_own else "",  # otherwise it is about this start only
-        "classes": dataset.classes,
-        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-    }
-    (folder / "dataset.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
 def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
     """A vocabulary file: UTF-8, one word a line, the most frequent first."""
     return "".join(f"{word}\n" for word in vocab).encode()
@@ -212,63 +132,6 @@ def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
 def vocab_from_bytes(content: bytes) -> list[str]:
     """The words of such a file; `str.splitlines` would split one, since rank 5135 is \\x85."""
     return content.decode().split("\n")[:-1]
-
-
-def open_folder(folder: Path) -> Dataset:
-    """Open a dataset stored as flat arrays, in milliseconds: they are read when they are used.
-
-    Raises:
-        RunError: if a file is missing, truncated or of another format.
-    """
-    try:
-        record: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
-        for name, size in record["bytes"].items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                raise ValueError(f"{name} has {found} bytes, should have {size}")
-        train, test = (
-            Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
-            for name in SPLITS
-        )
-        vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
-        negative, positive = record.get("classes", CLASSES)  # an earlier version has none
-        return Dataset(
-            train,
-            test,
-            vocab,
-            checksum=record["checksum"],
-            official=record["official"],
-            is_sample=record["is_sample"],
-            folder=folder,
-            note=record.get("note", ""),
-            classes=(negative, positive),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
-        ) from None
-
-
-def cached_dataset(name: str, make: Callable[[], Dataset]) -> Dataset:
-    """A dataset from the user's cache; if it is not there, or broken, it is made and stored.
-
-    If the cache can't be written, every start makes the dataset again.
-
-    Raises:
-        InputError, RunError: as `make` does.
-    """
-    cached = cache_folder() / name
-    if is_dataset_folder(cached):
-        with contextlib.suppress(RunError):
-            return open_folder(cached)
-    dataset = make()
-    try:
-        save_folder(dataset, cached)
-    except (RunError, InputError):
-        return dataset
-    return open_folder(cached)
 
 
 def validation_cut(num_reviews: int, share: float) -> int:

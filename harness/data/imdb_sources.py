@@ -14,16 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import (
-    SPLITS,
-    Dataset,
-    Split,
-    cached_dataset,
-    content_checksum,
-    make_split,
-    open_folder,
-    save_folder,
-)
+from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, make_split
+from harness.data.dataset_folder import cached_dataset, check_owners, open_folder, save_folder
 from harness.data.imdb import make_dataset
 from harness.data.locations import (
     NPZ,
@@ -122,9 +114,10 @@ def _open_named(folder: Path, name: str) -> Dataset:
 def _convert(folder: Path) -> Dataset:
     """Read imdb.npz the first time, and later its flat arrays in the user's cache."""
     digest = hashlib.sha256()
-    for name in (NPZ, INDEX):
-        if (folder / name).is_file():
-            digest.update(_read(folder / name))
+    files = [folder / name for name in (NPZ, INDEX) if (folder / name).is_file()]
+    check_owners(folder, [folder, *files])
+    for path in files:
+        digest.update(_read(path))
     dataset = cached_dataset(f"imdb-{digest.hexdigest()[:16]}", lambda: read_npz(folder))
     return dataclasses.replace(dataset, folder=folder)
 

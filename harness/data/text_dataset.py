@@ -30,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import SPLITS, Dataset, Split, cached_dataset, content_checksum
+from harness.data.dataset import SPLITS, Dataset, Split, content_checksum
+from harness.data.dataset_folder import cached_dataset
 from harness.data.text_files import read_texts, source_checksum
 from harness.data.vocabulary import UNRANKED, tokenize
 from harness.errors import InputError

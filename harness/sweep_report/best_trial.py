@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.data.dataset import save_folder
+from harness.data.dataset_folder import save_folder
 from harness.errors import InputError, explain_interruption
 from harness.files.atomic_file import atomic_write
 from harness.job import Job, TrainConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.data.dataset import save_folder
+from harness.data.dataset_folder import save_folder
 from harness.data.imdb_sources import open_sample
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data.dataset import SPLITS, Dataset, Split, open_folder
+from harness.data.dataset import SPLITS, Dataset, Split
+from harness.data.dataset_folder import open_folder
 from harness.data.resolve import open_data
 from harness.data.text_dataset import describe, make_dataset, open_source
 from harness.data.vocabulary import encode_split, encode_text, tokenize
@@ -208,7 +209,7 @@ def test_it_is_built_once_and_again_when_it_has_changed(
     """The second open maps cached arrays; an edited source or broken cache is read again."""
     path = write_csv(tmp_path / "a.csv", ROWS)
     first = open_source(path)
-    (kept,) = (tmp_path / "cache" / "harness").iterdir()
+    (kept,) = (tmp_path / "cache" / "harness").glob("texts-*")
     with monkeypatch.context() as patch:
         patch.setattr("harness.data.text_dataset.make_dataset", None)
         again = open_source(path)
@@ -255,7 +256,7 @@ def test_several_jobs_may_build_it_at_once(tmp_path: Path) -> None:
     for job in jobs:
         job.join(60)
         assert job.exitcode == 0
-    (kept,) = (tmp_path / "cache" / "harness").iterdir()
+    (kept,) = (tmp_path / "cache" / "harness").glob("texts-*")
     assert checksums == {open_folder(kept).checksum}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import Dataset, make_split, save_folder
+from harness.data.dataset import Dataset, make_split
+from harness.data.dataset_folder import save_folder
 from harness.data.imdb import make_dataset
 from harness.training.metrics import test_scores as scores_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.dataset import save_folder
+from harness.data.dataset_folder import save_folder
 from harness.data.imdb_sources import open_sample
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data.dataset import save_folder
+from harness.data.dataset_folder import save_folder
 from harness.data.imdb import make_dataset
 from harness.training.launch import small_shares
 from tests.conftest import JOBS, SHRUNK, Harness, metrics, results

@@ -1,0 +1,237 @@
+"""The folder that stores a dataset as flat arrays, and what is believed of it.
+
+Whoever can write to such a folder could plant other reviews under a genuine record. So its content
+is hashed when this user first reads it; a note in the user's own cache then says so, and from then
+on a look at owner, mode, size and times of the folder and its files is enough.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.dataset import (
+    ARRAYS,
+    CLASSES,
+    SPLITS,
+    Dataset,
+    Split,
+    checksum_of,
+    content_checksum,
+    vocab_from_bytes,
+    vocab_to_bytes,
+)
+from harness.data.imdb import is_official
+from harness.data.locations import is_dataset_folder
+from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_directory, atomic_write
+from harness.files.lenient_json import read_json
+from harness.files.ownership import distrust, owner_name
+from harness.files.paths import cache_folder, private_cache
+from harness.files.site_settings import site_setting
+
+FORMAT = 1
+RECORD = "dataset.json"
+OWNERS = "HARNESS_DATA_OWNERS"
+
+
+def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool:
+    """Store a dataset as flat arrays in a folder, which is complete or absent.
+
+    Args:
+        dataset: to store.
+        folder: a new or an empty one, or an earlier copy.
+        mode: of the folder, whatever the umask; None leaves it to the umask.
+
+    Returns:
+        Whether it was written; a good copy of the same content is left as it is.
+
+    Raises:
+        InputError: if the folder holds something else, or is a link or another user's.
+        RunError: if the disk refuses or is too full.
+    """
+    there = os.path.lexists(folder)
+    if there:
+        # Disks of nodes are shared: its owner could change it after the check.
+        if folder.is_symlink():
+            raise InputError(f"{folder}: is a link; remove it, or give a folder of your own")
+        if folder.stat().st_uid != os.getuid():
+            owner = owner_name(folder.stat().st_uid)
+            raise InputError(f"{folder}: belongs to {owner}; give a folder of your own")
+        if is_dataset_folder(folder):
+            try:
+                known = open_folder(folder)
+                # All bytes are checked: a disk may have flipped one since.
+                if known.checksum == dataset.checksum == checksum_of(known):
+                    if mode is not None:
+                        folder.chmod(mode)
+                    return False
+            except (RunError, InputError):
+                pass  # broken, or others could write to it, so it is made again
+        elif not folder.is_dir() or any(folder.iterdir()):
+            raise InputError(f"{folder}: holds something else; give a new or an empty folder")
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        needed = (
+            sum(
+                s.tokens.nbytes + s.offsets.nbytes + s.labels.nbytes
+                for s in dataset.splits().values()
+            )
+            + 2_000_000
+        )
+        free = shutil.disk_usage(folder.parent).free
+        if free < needed:
+            raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
+        with atomic_directory(folder) as temporary:
+            if mode is not None:
+                temporary.chmod(mode)
+            _fill_folder(dataset, temporary)
+            if there:
+                shutil.rmtree(folder)
+    except OSError as error:
+        # Renaming fails if another process was faster; then its copy stays.
+        if is_dataset_folder(folder):
+            return False
+        raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
+    return True
+
+
+def _fill_folder(dataset: Dataset, folder: Path) -> None:
+    for name, split in dataset.splits().items():
+        for array, dtype in ARRAYS.items():
+            np.save(folder / f"{name}_{array}.npy", getattr(split, array).astype(dtype))
+    (folder / "words.txt").write_bytes(vocab_to_bytes(dataset.vocab))
+    record = {
+        "format": FORMAT,
+        "checksum": dataset.checksum,
+        "official": dataset.official,
+        "is_sample": dataset.is_sample,
+        "note": dataset.note if dataset.is_own else "",  # otherwise it is about this start only
+        "classes": dataset.classes,
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def open_folder(folder: Path) -> Dataset:
+    """Open a dataset stored as flat arrays, in milliseconds: they are read when they are used.
+
+    The first time all bytes are read, since the record may lie.
+
+    Raises:
+        InputError: if somebody could have changed it whose data are not to be read.
+        RunError: if a file is missing, truncated, of another format or of another content.
+    """
+    try:
+        check_owners(folder, [folder, *folder.iterdir()])
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+        for name, size in record["bytes"].items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                raise ValueError(f"{name} has {found} bytes, should have {size}")
+        train, test = (
+            Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
+            for name in SPLITS
+        )
+        vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
+        negative, positive = record.get("classes", CLASSES)  # an earlier version has none
+        checksum, official = _verified(folder, train, test, vocab=vocab)
+        if checksum != record["checksum"]:
+            raise ValueError("its content does not have the checksum of its record")
+        return Dataset(
+            train,
+            test,
+            vocab,
+            checksum=checksum,
+            official=official,
+            is_sample=record["is_sample"],
+            folder=folder,
+            note=record.get("note", ""),
+            classes=(negative, positive),
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
+        ) from None
+
+
+def check_owners(folder: Path, paths: Iterable[Path]) -> None:
+    """Refuse data that somebody could have changed whom neither user nor site trusts.
+
+    Raises:
+        InputError: for the first of the paths in the folder that it is true of.
+        OSError: if one is not there.
+    """
+    owners = site_setting(OWNERS).replace(",", " ").split()
+    for path in paths:
+        if reason := distrust(path, owners):
+            remedy = (
+                f"chmod go-w {shlex.quote(str(path))}"
+                if "write" in reason
+                else "use data of your own (harness data fetch), or, if they can be trusted, have "
+                f"your site name the owner: {OWNERS} in slurm/site.sh"
+            )
+            raise InputError(f"dataset {folder}: {path.name} {reason}; {remedy}")
+
+
+def _verified(folder: Path, train: Split, test: Split, *, vocab: Sequence[str]) -> tuple[str, bool]:
+    """Checksum and officialness of a folder's content, from all its bytes or from a note."""
+    stamps = _stamps(folder)
+    place = f"{socket.gethostname()}\0{folder.resolve()}"
+    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:32] + ".json"
+    notes = private_cache("verified")
+    note = read_json(notes / name) if notes else {}
+    if note.get("stamps") == stamps:
+        return str(note["checksum"]), bool(note["official"])
+    checksum, official = content_checksum(train, test, vocab), is_official(train, test)
+    if notes and _stamps(folder) == stamps:  # it stood still meanwhile
+        note = {"folder": str(folder), "checksum": checksum, "official": official}
+        with contextlib.suppress(RunError):
+            atomic_write(notes / name, json.dumps({**note, "stamps": stamps}), mode=0o600)
+    return checksum, official
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """What can't stay as it is when a folder or a file in it is changed."""
+    found = {}
+    for path in [folder, *sorted(folder.iterdir())]:
+        status = path.stat()
+        times = status.st_mtime_ns, status.st_ctime_ns
+        found[path.name] = [
+            *(status.st_ino, status.st_size, *times),
+            *(status.st_uid, status.st_gid, status.st_mode),
+        ]
+    return found
+
+
+def cached_dataset(name: str, make: Callable[[], Dataset]) -> Dataset:
+    """A dataset from the user's cache; if it is not there, broken or planted, it is made there.
+
+    If the cache can't be written, every start makes the dataset again.
+
+    Raises:
+        InputError, RunError: as `make` does.
+    """
+    cached = cache_folder() / name
+    if is_dataset_folder(cached):
+        with contextlib.suppress(RunError, InputError):
+            return open_folder(cached)
+    dataset = make()
+    try:
+        save_folder(dataset, cached)
+    except (RunError, InputError):
+        return dataset
+    return open_folder(cached)

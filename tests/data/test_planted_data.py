@@ -1,0 +1,219 @@
+"""Data that somebody else planted or changed: never read as what they are not."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.data import dataset_folder, imdb
+from harness.data.dataset import Dataset, content_checksum
+from harness.data.dataset_folder import open_folder, save_folder
+from harness.data.imdb import make_dataset
+from harness.data.imdb_sources import open_dataset
+from harness.data.locations import NPZ
+from harness.errors import InputError, RunError
+from tests.conftest import Harness
+from tests.data.test_imdb import small, write_npz
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HARNESS_DATA", "HARNESS_STAGE", "HARNESS_DATA_OWNERS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HARNESS_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+
+@pytest.fixture
+def official(monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """A small dataset that is the official one for this test."""
+    made = small()
+    in_file = imdb.in_the_files_order(made.train, made.test)
+    tokens = {name: imdb._sha256(split.tokens) for name, split in in_file.items()}
+    monkeypatch.setattr(imdb, "OFFICIAL_TOKENS", tokens)
+    labels = {name: imdb._sha256(split.labels) for name, split in in_file.items()}
+    monkeypatch.setattr(imdb, "OFFICIAL_LABELS", labels)
+    return make_dataset(in_file["train"], in_file["test"], made.vocab)
+
+
+@pytest.fixture
+def shared(official: Dataset, tmp_path: Path) -> Path:
+    """The official data in a folder from which several users read."""
+    save_folder(official, tmp_path / "shared")
+    assert open_folder(tmp_path / "shared").official
+    return tmp_path / "shared"
+
+
+def flip_labels(folder: Path) -> None:
+    """Exchange the classes of the training reviews; no size changes."""
+    path = folder / "train_labels.npy"
+    np.save(path, 1 - np.load(path))
+
+
+def test_flipped_labels_under_the_genuine_checksum_are_refused(shared: Path) -> None:
+    """The content is hashed, not the record believed."""
+    flip_labels(shared)
+    with pytest.raises(RunError, match="not have the checksum of its record"):
+        open_folder(shared)
+
+
+def test_flipped_labels_with_a_checksum_of_their_own_are_not_official(shared: Path) -> None:
+    """Whether data are the official ones is computed from them, whatever their record says."""
+    flip_labels(shared)
+    record = json.loads((shared / "dataset.json").read_text())
+    labels = np.load(shared / "train_labels.npy")
+    split = np.load(shared / "train_tokens.npy"), np.load(shared / "train_offsets.npy"), labels
+    genuine = small()
+    flipped = type(genuine.train)(*split)
+    record["checksum"] = content_checksum(flipped, genuine.test, genuine.vocab)
+    assert record["official"]
+    (shared / "dataset.json").write_text(json.dumps(record))
+    assert not open_folder(shared).official
+    assert open_dataset(shared).title == "other data than the official IMDB"
+
+
+def test_what_is_verified_is_looked_at_cheaply_from_then_on(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second open hashes nothing; any change of a file, even a hidden one, hashes again."""
+    hashed = []
+
+    def count(*parts: object) -> str:
+        hashed.append(parts)
+        return content_checksum(*parts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dataset_folder, "content_checksum", count)
+    assert open_folder(shared).official
+    assert hashed == []
+    path = shared / "train_labels.npy"
+    status, content = path.stat(), path.read_bytes()
+    flip_labels(shared)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RunError, match="checksum"):
+        open_folder(shared)
+    path.write_bytes(content)
+    assert open_folder(shared).official
+    assert len(hashed) == 2
+    open_folder(shared)
+    assert len(hashed) == 2
+
+
+def test_a_cache_that_others_can_read_into_is_no_memory(shared: Path, tmp_path: Path) -> None:
+    """Nobody can plant the note that a folder was verified: the note's folder is 0700."""
+    notes = tmp_path / "cache/harness/verified"
+    assert notes.stat().st_mode & 0o777 == 0o700
+    notes.chmod(0o777)
+    flip_labels(shared)
+    for note in notes.iterdir():
+        note.write_text(note.read_text())
+    with pytest.raises(RunError, match="checksum"):
+        open_folder(shared)
+
+
+@as_root
+@pytest.mark.parametrize("name", ["", "train_labels.npy", "dataset.json", "words.txt"])
+def test_data_of_another_user_are_refused_until_the_site_names_them(
+    shared: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder and each file belong to the user, to root, or to an owner that the site names."""
+    os.chown(shared / name, NOBODY, -1)
+    with pytest.raises(InputError, match=r"belongs to nobody; .*HARNESS_DATA_OWNERS"):
+        open_folder(shared)
+    for owners in ("nobody", "daemon,nobody", str(NOBODY)):
+        monkeypatch.setenv("HARNESS_DATA_OWNERS", owners)
+        assert open_folder(shared).official
+
+
+@pytest.mark.parametrize("name", ["", "train_labels.npy"])
+def test_data_that_everybody_can_change_are_refused(shared: Path, name: str) -> None:
+    """One line says what to type."""
+    path = shared / name
+    path.chmod(path.stat().st_mode | 0o002)
+    with pytest.raises(InputError, match="others can write to it; chmod go-w"):
+        open_folder(shared)
+
+
+@as_root
+def test_kerass_files_of_another_user_are_refused(tmp_path: Path) -> None:
+    """imdb.npz too, before a byte of it is unpickled."""
+    folder = write_npz(tmp_path / "keras/datasets")
+    os.chown(folder / NPZ, NOBODY, -1)
+    with pytest.raises(InputError, match="belongs to nobody"):
+        open_dataset()
+
+
+@as_root
+def test_a_planted_conversion_in_a_shared_cache_is_not_used(tmp_path: Path) -> None:
+    """Flat arrays that another user put where the conversion of imdb.npz would be."""
+    folder = write_npz(tmp_path / "data")
+    labels = open_dataset(folder).train.labels.tolist()
+    (cached,) = (tmp_path / "cache/harness").glob("imdb-*")
+    flip_labels(cached)
+    os.chown(cached, NOBODY, -1)
+    assert open_dataset(folder).train.labels.tolist() == labels
+
+
+# The copy on a node's own disk
+
+
+@pytest.fixture
+def stage(harness: Harness, tmp_path: Path) -> Callable[[], tuple[int, str]]:
+    """`harness data stage` into a node's scratch; its exit code and the last line of its errors."""
+    save_folder(small(), tmp_path / "data")
+    harness.environment["HARNESS_DATA"] = str(tmp_path / "data")
+
+    def call() -> tuple[int, str]:
+        done = harness.run("data", "stage", tmp_path / "copy")
+        return done.returncode, done.stderr
+
+    return call
+
+
+def test_a_copy_is_private_whatever_the_umask(
+    stage: Callable[[], tuple[int, str]], tmp_path: Path
+) -> None:
+    """No other user of the node can look into it or change it."""
+    before = os.umask(0)
+    try:
+        assert stage() == (0, "")
+        assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
+        (tmp_path / "copy").chmod(0o755)
+        assert stage() == (0, "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_in_place_of_the_copy_is_refused(
+    stage: Callable[[], tuple[int, str]], tmp_path: Path
+) -> None:
+    """On a shared disk somebody may have laid it there; what it leads to is left alone."""
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (tmp_path / "copy").symlink_to(target)
+    code, line = stage()
+    assert (code, list(target.iterdir())) == (2, [])
+    assert "is a link" in line
+    (tmp_path / "copy").unlink()
+    (tmp_path / "copy").symlink_to(tmp_path / "nowhere")
+    assert stage()[0] == 2
+    assert not (tmp_path / "nowhere").exists()
+
+
+@as_root
+def test_a_copy_of_another_user_is_refused(
+    stage: Callable[[], tuple[int, str]], tmp_path: Path
+) -> None:
+    """Its owner could change it after the check."""
+    assert stage()[0] == 0
+    os.chown(tmp_path / "copy", NOBODY, -1)
+    code, line = stage()
+    assert code == 2
+    assert "belongs to nobody" in line

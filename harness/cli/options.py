@@ -27,6 +27,13 @@ DataFolder = Annotated[
     Path | None,
     typer.Option("--data", metavar="DIR", help="folder of the dataset, instead of HARNESS_DATA"),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="refuse to continue a run with other code, packages or devices than it began with",
+    ),
+]
 DeviceList = Annotated[
     str | None,
     typer.Option(

@@ -17,6 +17,7 @@ from harness.cli.options import (
     Overrides,
     RunFolder,
     RunsFolder,
+    Strict,
     confirm_here,
     quoted,
 )
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from harness.job import Job
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
+    from harness.training.launch import LaunchOptions
 
 
 app = typer.Typer()
@@ -62,6 +64,7 @@ def train(
         int,
         typer.Option(min=1, max=64, metavar="N", help="runs that share a GPU"),
     ] = 1,
+    strict: Strict = False,
     here: Here = False,
 ) -> None:
     """Train a model, or several jobs and seeds side by side.
@@ -75,12 +78,13 @@ def train(
             raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
         from harness.job_file import load_job
         from harness.tracking.run_dir import RunDirectory
+        from harness.training.launch import LaunchOptions
 
         job = load_job(job_files[0], overrides or (), seed)
         run = RunDirectory.new(runs, job, run_id)
         if not run.finished():
             confirm_here(f"harness submit {quoted(job_files[0])}", Console(), here=here)
-        _go(run, job, devices=devices, data=data, full=full)
+        _go(run, job, LaunchOptions(devices, data, full, strict))
         return
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
@@ -95,7 +99,7 @@ def train(
     options = [f"--devices={kind}"] if kind else []
     options += [f"--data={data.absolute()}"] if data else []
     options += ["--full"] if full else []
-    jobs = jobs_of(job_files, overrides or (), chosen)
+    options += ["--strict"] if strict else []
     jobs = jobs_of(job_files, overrides or (), chosen)
     confirm_here("harness submit JOB --seeds 1-5 --pack", Console(), here=here)
     folders = train_batch(
@@ -119,6 +123,7 @@ def resume(
     run_folder: RunFolder,
     devices: DeviceList = None,
     data: DataFolder = None,
+    strict: Strict = False,
     here: Here = False,
 ) -> None:
     """Continue an unfinished run or sweep where it stopped.
@@ -128,9 +133,12 @@ def resume(
     from harness.search_space import is_sweep
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
+    from harness.training.launch import LaunchOptions
 
     instead = f"harness submit --resume {quoted(run_folder)}"
     if is_sweep(run_folder):
+        if strict:
+            raise InputError("--strict: is for a run; leave it out for a sweep")
         from harness.cli.tune import resume_sweep
 
         confirm_here(instead, Console(), here=here)
@@ -141,12 +149,10 @@ def resume(
     job = run.job()
     if not run.finished():
         confirm_here(instead, Console(), here=here)
-    _go(run, job, devices=devices, data=data, full=False)
+    _go(run, job, LaunchOptions(devices, data, strict=strict))
 
 
-def _go(
-    run: "RunDirectory", job: "Job", *, devices: str | None, data: Path | None, full: bool
-) -> None:
+def _go(run: "RunDirectory", job: "Job", options: "LaunchOptions") -> None:
     from harness.slurm.environment import resume_command
     from harness.system.console import Console
     from harness.training.launch import launch
@@ -157,7 +163,7 @@ def _go(
         _print_result(run, run.result(), console)
         return
     with explain_interruption(f"checkpoint saved; go on by: {resume_command(run.folder)}"):
-        result = launch(run, job, devices=devices, data=data, full=full, console=console)
+        result = launch(run, job, options=options, console=console)
     _print_result(run, result, console)
 
 

@@ -57,7 +57,8 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         `commit`; `uncommitted_diff`, a binary patch against it that includes new files;
         `untracked_files`, the names of new files that git does not ignore; `left_out_files`, those
         of them that are too large for the patch; `snapshot`, the folder if it is one. Bytes that
-        are not UTF-8 become surrogate escapes. Each is None if unknown.
+        are not UTF-8 become surrogate escapes. Each is None if unknown, and `git_problem` may say
+        why.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -66,11 +67,11 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         if not (record := snapshot_record(project)):
             return nothing
         return nothing | {k: record.get(k) for k in nothing} | {"snapshot": str(project)}
-    nothing["commit"] = commit_of(project)
     try:
-        return nothing | (_changes(project, new_files(project, runs)) if nothing["commit"] else {})
-    except (GitError, OSError):
-        return nothing
+        nothing["commit"] = git(project, "rev-parse", "--verify", "HEAD").decode().strip()
+        return nothing | _changes(project, new_files(project, runs))
+    except (GitError, OSError) as error:
+        return nothing | {"git_problem": str(error)}
 
 
 def commit_of(project: Path) -> str | None:
@@ -204,6 +205,10 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
     except OSError as error:
         raise GitError(f"git can't be started: {error.strerror or error}") from None
     if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise GitError(f"git {args[0]}: {lines[-1] if lines else f'code {done.returncode}'}")
+        lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines()]
+        # The reason, and the last line, which may name the remedy, as for dubious ownership.
+        told = dict.fromkeys(
+            line for line in lines if line.startswith("fatal: ") or line == lines[-1]
+        )
+        raise GitError(f"git {args[0]}: {'; '.join(told) or f'code {done.returncode}'}")
     return done.stdout

@@ -1,9 +1,13 @@
 """Where a run came from: code, packages, machine and data, so that anyone can repeat it."""
 
+import functools
+import hashlib
 import platform
 import socket
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness import PROJECT, __version__
@@ -38,9 +42,10 @@ def write_provenance(
         plan: how steps are computed.
         start: what is true of this start alone, such as its devices.
     """
+    code = code_of(run)
     record = run.read_json(RECORD) or {
-        **code_version(PROJECT, run.folder.absolute().parent.parent),
-        "packages": {name: installed_version(name) for name in PACKAGES},
+        **code,
+        "packages": _packages(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": processor(),
@@ -65,10 +70,74 @@ def write_provenance(
             "host": socket.gethostname(),
             "slurm_job": allocation.job_id if allocation else None,
             "cpus": given_cpus(allocation),
+            **_fingerprint(code),
+            "packages": _packages(),
             **start,
         }
     )
     run.write_json(RECORD, stamped(record, RUN_FORMAT))
+
+
+def code_of(run: RunDirectory) -> Mapping[str, Any]:
+    """The code of this process, without files in the folder of runs: see `code_version`."""
+    return _code(run.folder.absolute().parent.parent)
+
+
+@functools.cache  # what is imported stays; a sweep's worker starts many runs
+def _code(runs: Path) -> Mapping[str, Any]:
+    return code_version(PROJECT, runs)
+
+
+def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, str]]) -> list[str]:
+    """How code, packages and devices differ from those that the run began with.
+
+    Args:
+        run: empty for one that has yet to begin.
+        devices: of this start, as `describe_devices` gives them.
+
+    Returns:
+        A sentence for each difference.
+    """
+    record = run.read_json(RECORD)
+    if not record:
+        return []
+    changes = []
+    before, now = _fingerprint(record), _fingerprint(code_of(run))
+    if before["commit"] != now["commit"]:
+        commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
+        changes.append("the code's commit was {} and is {}".format(*commits))
+    elif before["diff_sha256"] != now["diff_sha256"]:
+        changes.append("the uncommitted changes of the code are others")
+    known = record.get("packages")
+    for name, version in _packages().items():
+        was = known.get(name) if isinstance(known, dict) else None
+        if was != version:
+            changes.append(f"{name} was {was} and is {version}")
+    starts = record.get("starts")
+    first = starts[0] if isinstance(starts, list) and starts else {}
+    was, now_on = (_kinds(each) for each in (first.get("devices") or (), devices))
+    if was and was != now_on:
+        changes.append(f"it ran on {was} and goes on with {now_on}")
+    return changes
+
+
+def _kinds(devices: Sequence[Mapping[str, str]]) -> str:
+    """`4 × NVIDIA A100-SXM4-80GB`, or `2 × CPU`."""
+    kinds = Counter(device.get("name") or "CPU" for device in devices)
+    return ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
+
+
+def _fingerprint(code: Mapping[str, Any]) -> dict[str, Any]:
+    diff = code.get("uncommitted_diff")
+    content = diff.encode(errors="surrogateescape") if isinstance(diff, str) else None
+    return {
+        "commit": code.get("commit"),
+        "diff_sha256": None if content is None else hashlib.sha256(content).hexdigest(),
+    }
+
+
+def _packages() -> dict[str, str | None]:
+    return {name: installed_version(name) for name in PACKAGES}
 
 
 def record_kernels(run: RunDirectory, kernels: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """A run's folder: its name, its files, and whether this version may go on with it."""
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -93,13 +94,19 @@ class RunDirectory(LeasedDirectory):
         return load_job(self.folder / "job.toml")
 
     def check_format(self) -> None:
-        """Refuse to go on with a run that a later version wrote.
+        """Refuse to go on with a run that a later version wrote, or whose record is broken.
 
         Raises:
-            InputError: if one did, with how to get that version.
+            InputError: if one did, with how to get that version, or if it is.
         """
+        record = self.read_json(RECORD)
+        if not record and os.path.lexists(self.path(RECORD)):
+            raise InputError(
+                f"run {self.folder}: {RECORD} is broken, which says what the run was begun with; "
+                "put it back from a copy, or remove it to begin a new record"
+            )
         remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
-        check_format(f"run {self.folder}", self.read_json(RECORD), RUN_FORMAT, remedy=remedy)
+        check_format(f"run {self.folder}", record, RUN_FORMAT, remedy=remedy)
 
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""

@@ -1,7 +1,8 @@
 """From a command's arguments to a run: data and devices, the cheapest checks first."""
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from harness.compute.execution_plan import ExecutionPlan, choose, device_name, m
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
     Numerics,
+    describe_devices,
     import_tensorflow,
     make_strategy,
     num_own_gpus,
@@ -29,19 +31,28 @@ from harness.slurm.trusted_network import check_trusted_network
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
+from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 
 FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
 
 
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What a command says about this start of a run."""
+
+    devices: str | None = None  # as `--devices` names them
+    data: Path | None = None  # folder of IMDB
+    full: bool = False  # refuse to fall back to the packaged sample
+    strict: bool = False  # refuse what differs from the run's first start
+
+
 def launch(
     run: RunDirectory,
     job: Job,
     *,
-    devices: str | None,
-    data: Path | None,
-    full: bool,
+    options: LaunchOptions,
     console: Console,
 ) -> dict[str, Any]:
     """Begin or resume a run, and return its result.
@@ -58,10 +69,12 @@ def launch(
     allocation = own_allocation()
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
-    devices = devices or run.read_json("provenance.json").get("devices_asked") or site_devices()
+    devices = (
+        options.devices or run.read_json("provenance.json").get("devices_asked") or site_devices()
+    )
     requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
-    context = RunContext(run, job, dataset_of(run, job, data, full=full))
+    context = RunContext(run, job, dataset_of(run, job, options.data, full=options.full))
     plan = plan_of(job, devices, run)
     with contextlib.ExitStack() as stack:
         # 2. The other workers of a run on several nodes.
@@ -93,6 +106,8 @@ def launch(
         )
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
+        devices_used = describe_devices(strategy, worker_group)
+        warn_of_changes(context.run, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         # 4. The run.
         from harness.training.train import train
@@ -175,18 +190,32 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
             f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
         )
-    before = (run.read_json("provenance.json").get("starts") or [{}])[-1].get("devices", [])
-    if before and len(before) != num_replicas:
-        console.warning(
-            f"the run had {len(before)} replicas and resumes with {num_replicas}: its numbers will "
-            "agree to rounding, not to the byte"
-        )
     if dataset.introduction:
         console.info(dataset.introduction)
     console.info(
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{num_replicas} replica{'s' if num_replicas > 1 else ''}, data: {dataset.title}"
     )
+
+
+def warn_of_changes(
+    run: RunDirectory, devices: Sequence[Mapping[str, str]], console: Console, *, strict: bool
+) -> None:
+    """Warn of what may change the bytes of a resumed run, or refuse it with `strict`.
+
+    Raises:
+        InputError: if it is refused.
+    """
+    if problem := code_of(run).get("git_problem"):
+        console.warning(f"the version of the code is unknown: {problem}")
+    changes = changes_since_first_start(run, devices)
+    if strict and changes:
+        raise InputError(
+            f"--strict: run {run.folder}: {'; '.join(changes)}; put back what it began with "
+            "(harness reproduce), or leave --strict out"
+        )
+    for change in changes:
+        console.warning(f"since the run was begun: {change}; its bytes may differ")
 
 
 def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:

@@ -350,4 +350,6 @@ def test_code_version_knows_nothing_outside_git(tmp_path: Path) -> None:
     """In a folder without git, or with a broken one, every part is None."""
     assert set(code_version(tmp_path).values()) == {None}
     (tmp_path / ".git").mkdir()
-    assert set(code_version(tmp_path).values()) == {None}
+    version = code_version(tmp_path)
+    assert "fatal: " in version.pop("git_problem")
+    assert set(version.values()) == {None}

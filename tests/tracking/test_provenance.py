@@ -1,0 +1,108 @@
+"""The record of a run's starts, and what differs from the first."""
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import InputError
+from harness.system.console import Console
+from harness.system.git import code_version
+from harness.tracking import provenance
+from harness.tracking.provenance import changes_since_first_start
+from harness.tracking.record_format import RECORD
+from harness.tracking.run_dir import RunDirectory
+from harness.training.launch import warn_of_changes
+
+CPUS = [{"device": "cpu:0"}, {"device": "cpu:1"}]
+CODE = {"commit": "a" * 40, "uncommitted_diff": "one\udcff"}
+PACKAGES = {"tensorflow": "2.21.0"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run that was begun by the code of this process."""
+    monkeypatch.setattr(provenance, "code_of", lambda run: CODE)
+    monkeypatch.setattr(provenance, "_packages", lambda: PACKAGES)
+    begun: dict[str, Any] = {**CODE, "packages": PACKAGES, "starts": [{"devices": CPUS}]}
+    (tmp_path / RECORD).write_text(json.dumps(begun))
+    return RunDirectory(tmp_path)
+
+
+def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
+    """The names of nodes and devices may change, and a new run has no record."""
+    assert changes_since_first_start(run, CPUS) == []
+    others = [{"device": f"n2/cpu:{i}"} for i in range(2)]
+    assert changes_since_first_start(run, others) == []
+    run.path(RECORD).unlink()
+    assert changes_since_first_start(run, CPUS) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"commit": "b" * 40}, f"the code's commit was {'b' * 12} and is {'a' * 12}"),
+        ({"uncommitted_diff": "dropout halved"}, "the uncommitted changes of the code are others"),
+        ({"uncommitted_diff": ""}, "the uncommitted changes of the code are others"),
+        ({"packages": {"tensorflow": "2.20.0"}}, "tensorflow was 2.20.0 and is 2.21.0"),
+        ({"packages": []}, "tensorflow was None and is 2.21.0"),
+        ({"starts": [{"devices": CPUS[:1]}]}, "it ran on 1 × CPU and goes on with 2 × CPU"),
+        (
+            {"starts": [{"devices": [{"device": "gpu:0", "name": "NVIDIA A100"}]}]},
+            "it ran on 1 × NVIDIA A100 and goes on with 2 × CPU",
+        ),
+    ],
+)
+def test_what_differs_from_the_first_start_is_told_and_refused_with_strict(
+    run: RunDirectory, changed: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence for each difference; without `--strict` the run goes on."""
+    record = json.loads(run.path(RECORD).read_text())
+    run.path(RECORD).write_text(json.dumps({**record, **changed}))
+    assert changes_since_first_start(run, CPUS) == [said]
+    warn_of_changes(run, CPUS, Console(), strict=False)
+    assert f"warning: since the run was begun: {said}" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"^--strict: run .* leave --strict out$"):
+        warn_of_changes(run, CPUS, Console(), strict=True)
+
+
+def test_each_start_notes_code_and_packages(finished: tuple[object, Path]) -> None:
+    """Its commit, the checksum of the changes, and the versions."""
+    record = json.loads((finished[1] / RECORD).read_text())
+    (start,) = record["starts"]
+    diff = record["uncommitted_diff"]
+    content = None if diff is None else diff.encode(errors="surrogateescape")
+    assert start["commit"] == record["commit"]
+    assert start["diff_sha256"] == (content and hashlib.sha256(content).hexdigest())
+    assert start["packages"] == record["packages"]
+
+
+def test_a_broken_record_is_told_and_stays(run: RunDirectory) -> None:
+    """Nothing goes on with it, and nothing replaces it."""
+    run.path("job.toml").write_text("")
+    for content in ("", "{", "[1]"):
+        run.path(RECORD).write_text(content)
+        with pytest.raises(InputError, match=r"provenance\.json is broken"):
+            run.job()
+        assert run.path(RECORD).read_text() == content
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")
+def test_git_s_doubt_about_the_owner_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git refuses a checkout of another user's; the reason and its remedy are kept."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    project = tmp_path / "project"
+    subprocess.run(["git", "init", "-q", project], check=True)
+    os.chown(project, 65534, 65534)
+    os.chown(project / ".git", 65534, 65534)
+    version = code_version(project)
+    assert version["commit"] is None
+    assert "dubious ownership" in version["git_problem"]
+    assert "git config --global --add safe.directory" in version["git_problem"]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import Field, ValidationError
@@ -27,33 +27,42 @@ from harness.job_file import (
 from harness.search_parameters import Parameter, Value, Values, read_space, without_fixed
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder
+Objective = Literal["val_accuracy", "val_loss", "val_f1", "val_roc_auc", "val_log_loss"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+OF_EACH_EPOCH = ("val_accuracy", "val_loss")  # the others are computed when a trial ends
+MINIMIZED = ("val_loss", "val_log_loss")
 
 
 class SearchConfig(ConfigSection):
     """`[search]`: how to search, and for what."""
 
-    tuner: Literal["random", "grid", "bayesian", "hyperband"] = Field(
-        "random", description="KerasTuner oracle that chooses the trials"
+    tuner: Literal["random", "grid", "bayesian", "hyperband", "asha"] = Field(
+        "random", description="how the values of the trials are chosen"
     )
-    objective: Literal["val_accuracy", "val_loss"] = Field(
-        "val_accuracy", description="score that ranks the trials"
+    objective: Objective = Field(
+        "val_accuracy",
+        description="score of the saved weights on the validation reviews that ranks the trials",
     )
     trials: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials; 0 = all, grid and hyperband only",
+        description="largest number of trials, of asha of settings; 0 = all, grid and hyperband "
+        "only",
     )
     executions: int = Field(1, ge=1, le=100, description="runs of a trial, each with its own seed")
     seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner's choices")
     stop_hopeless: bool = Field(
-        False, description="end a trial whose best epoch is below the median of the others"
+        False, description="no effect any more; asha ends poor settings early"
+    )
+    min_epochs: int = Field(
+        1, ge=1, le=1000, description="asha only: epochs of the shortest trials, at least"
     )
     factor: int = Field(
         3,
         ge=2,
         le=10,
-        description="hyperband only: one trial in `factor` goes on to the next round",
+        description="hyperband and asha only: one trial in `factor` goes on with more epochs",
     )
 
 
@@ -74,7 +83,7 @@ class SearchSpec:
     table: SearchConfig
     space: tuple[Parameter, ...]  # a parent stands before those that depend on it
     content: dict[str, Any]  # of the file, every default filled in
-    fixed: tuple[str, ...] = ()  # a line for each key that `--set` took out of the space
+    notes: tuple[str, ...] = ()  # lines to print when the search begins
 
     @property
     def name(self) -> str:
@@ -84,7 +93,17 @@ class SearchSpec:
     @property
     def goal(self) -> Literal["max", "min"]:
         """Whether more of the objective is better, or less."""
-        return "max" if self.table.objective == "val_accuracy" else "min"
+        return "min" if self.table.objective in MINIMIZED else "max"
+
+    @property
+    def max_trials(self) -> int | None:
+        """The largest number of trials, None if the oracle alone decides when to end."""
+        return None if self.table.tuner == "asha" else self.table.trials or None
+
+    @property
+    def continues_trials(self) -> bool:
+        """Whether a trial may begin where another one ended, so that trials differ in length."""
+        return self.table.tuner in ("hyperband", "asha")
 
     def to_toml(self) -> str:
         """The search as a file that `harness tune` takes again."""
@@ -172,11 +191,16 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
         space = read_space(raw_space, path)
     if not space:
         raise InputError(f"{origins[fixed[0]]}: leaves nothing to search over; leave it out")
-    lines = [
+    notes = [
         f"{origins[key]}: all trials have this value; it is not searched over" for key in fixed
     ]
+    if file.search.stop_hopeless:
+        notes.append(
+            "search.stop_hopeless has no effect any more, because its choices depended on timing; "
+            'search.tuner = "asha" ends poor settings early'
+        )
     content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
-    search = SearchSpec(job, file.search, tuple(space), content, tuple(lines))
+    search = SearchSpec(job, file.search, tuple(space), content, tuple(notes))
     _check_together(search, path)
     return search
 
@@ -194,17 +218,25 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: data.validation_split = 0: a search is judged on validation reviews; "
             "take 0.1 or so"
         )
-    if table.trials == 0 and table.tuner in ("random", "bayesian"):
+    if table.trials == 0 and table.tuner not in ("grid", "hyperband"):
         raise InputError(
             f"job {path}: search.trials = 0: the {table.tuner} tuner needs a number of trials"
         )
-    if table.factor != SearchConfig.model_fields["factor"].default and table.tuner != "hyperband":
-        raise InputError(f"job {path}: search.factor is a setting of the hyperband tuner alone")
-    keys = [parameter.key for parameter in search.space]
-    if table.tuner == "hyperband" and "train.epochs" in keys:
+    for key, tuners in (("factor", ("hyperband", "asha")), ("min_epochs", ("asha",))):
+        if table.tuner not in tuners and getattr(table, key) != _default(key):
+            raise InputError(
+                f"job {path}: search.{key} is a setting of {' and '.join(tuners)} alone"
+            )
+    if table.tuner == "asha" and job.train.epochs < table.min_epochs * table.factor:
         raise InputError(
-            f"job {path}: search.space.train.epochs: hyperband chooses the epochs itself, up to "
-            "train.epochs; leave the key out"
+            f"job {path}: train.epochs = {job.train.epochs}: asha needs search.min_epochs times "
+            f"search.factor at least, {table.min_epochs * table.factor}"
+        )
+    keys = [parameter.key for parameter in search.space]
+    if search.continues_trials and "train.epochs" in keys:
+        raise InputError(
+            f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs itself, up "
+            "to train.epochs; leave the key out"
         )
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
@@ -219,6 +251,10 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             except InputError as error:
                 said = str(error).partition(": ")[2]
                 raise InputError(f"job {path}: search.space: {said}") from None
+
+
+def _default(key: str) -> Any:
+    return SearchConfig.model_fields[key].default
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -100,12 +100,24 @@ def test_a_condition_on_a_value_that_never_comes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["search.tuner=gridd"], "should be 'random', 'grid', 'bayesian' or 'hyperband'; did"),
+        (
+            ["search.tuner=gridd"],
+            "'hyperband' or 'asha'; did you mean grid?",
+        ),
         (["search.objective=accuracy"], "did you mean val_accuracy?"),
         (["search.trials=0"], "the random tuner needs a number of trials"),
         (["search.trails=4"], "a job has no key search.trails; did you mean search.trials?"),
         (["search.seed=0"], "--set search.seed=0: should be greater than or equal to 1"),
-        (["search.factor=4"], "search.factor is a setting of the hyperband tuner alone"),
+        (["search.tuner=asha", "search.trials=0"], "the asha tuner needs a number of trials"),
+        (["search.factor=4"], "search.factor is a setting of hyperband and asha alone"),
+        (
+            ["search.tuner=hyperband", "search.min_epochs=2"],
+            "search.min_epochs is a setting of asha alone",
+        ),
+        (
+            ["search.tuner=asha", "search.min_epochs=3"],
+            "train.epochs = 6: asha needs search.min_epochs times search.factor at least, 9",
+        ),
         (["data.validation_split=0", "train.keep=last"], "judged on validation reviews"),
     ],
 )
@@ -119,8 +131,9 @@ def test_a_space_that_the_tuner_can_not_search(tmp_path: Path) -> None:
     continuous = "train.learning_rate = { min = 0.1, max = 1.0 }\n"
     said = refusal(tmp_path, GOOD + continuous, "search.tuner=grid")
     assert "search.space.train.learning_rate: the grid tuner needs a list" in said
-    said = refusal(tmp_path, f"{GOOD}train.epochs = [1, 2]\n", "search.tuner=hyperband")
-    assert "search.space.train.epochs: hyperband chooses the epochs itself" in said
+    for tuner in ("hyperband", "asha"):
+        said = refusal(tmp_path, f"{GOOD}train.epochs = [1, 2]\n", f"search.tuner={tuner}")
+        assert f"search.space.train.epochs: {tuner} chooses the epochs itself" in said
     said = refusal(tmp_path, GOOD.partition("[search.space]")[0])
     assert "search.space is empty" in said
 
@@ -149,7 +162,7 @@ def test_an_override_replaces_the_search_of_its_key(
     assert [parameter.key for parameter in search.space] == keys
     assert {parameter.parent for parameter in search.space} <= {None, *keys}
     fixed = "all trials have this value; it is not searched over"
-    assert set(search.fixed) == {f"--set {override}: {fixed}" for override in overrides}
+    assert set(search.notes) == {f"--set {override}: {fixed}" for override in overrides}
     job = search.job_of({})
     for override in overrides:
         key, _, value = override.partition("=")
@@ -158,7 +171,17 @@ def test_an_override_replaces_the_search_of_its_key(
     path.write_text(search.to_toml())  # as the sweep's folder has it
     again = load_search(path)
     assert again.space == search.space
-    assert (again.job, again.fixed) == (search.job, ())
+    assert (again.job, again.notes) == (search.job, ())
+
+
+def test_a_search_that_would_stop_hopeless_trials_is_told(tmp_path: Path) -> None:
+    """It runs, since many job files have the key, and one line names what does it better."""
+    path = tmp_path / "tune_it.toml"
+    path.write_text(GOOD)
+    assert load_search(path).notes == ()
+    (note,) = load_search(path, ["search.stop_hopeless=true"]).notes
+    assert "search.stop_hopeless has no effect any more" in note
+    assert 'search.tuner = "asha"' in note
 
 
 @pytest.mark.parametrize("command", [["submit", "--dry-run"], ["tune", "--workers", "1001"]])

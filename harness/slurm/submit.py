@@ -188,7 +188,7 @@ def _check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
 def doubts(request: Request) -> Iterator[str]:
     """Warnings about jobs that can be submitted but may not train as intended."""
     for job in request.jobs:
-        yield from job.fixed if isinstance(job, SearchSpec) else ()
+        yield from job.notes if isinstance(job, SearchSpec) else ()
     yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in _trainings(request)):
         then = "be refused" if request.full else "train on the packaged SAMPLE"

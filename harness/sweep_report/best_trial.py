@@ -78,7 +78,7 @@ def winning_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     """The job of a trial, with the test set read at its end.
 
     Raises:
-        InputError: if the row does not say how many epochs hyperband gave the trial.
+        InputError: if the row does not say how many epochs the trial had.
     """
     values = {
         dimension.key: value
@@ -86,7 +86,7 @@ def winning_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
         if (value := value_of(dimension, row.get(dimension.key, ""))) is not None
     }
     # For other tuners the search fixes the epochs; a trial with fewer was stopped early.
-    epochs = _epochs(row, "epochs") if search.table.tuner == "hyperband" else None
+    epochs = _epochs(row, "epochs") if search.continues_trials else None
     content = search.job_of(values, epochs=epochs).model_dump()
     content["name"] = f"{search.name[:95]}_best"
     content["data"]["test"] = True

@@ -96,12 +96,13 @@ def scored_trials(rows: Sequence[Mapping[str, str]], search: SearchSpec) -> list
 
 
 def comparable(trials: Sequence[Scored], search: SearchSpec) -> list[Scored]:
-    """The trials whose scores may be compared: all, but for hyperband only those of one length.
+    """The trials whose scores may be compared: all, or those of one length if lengths differ.
 
     That is the number of epochs that most trials had, the larger one of two equally common:
-    hyperband trains good settings longer, so over all lengths its early choices would look good.
+    a search that trains good settings longer would otherwise mix how good a setting is with how
+    long it was trained.
     """
-    if search.table.tuner != "hyperband" or not trials:
+    if not search.continues_trials or not trials:
         return list(trials)
     counts = Counter(trial.epochs or 0 for trial in trials)
     usual = max(counts, key=lambda epochs: (counts[epochs], epochs))

@@ -56,7 +56,7 @@ def heading(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> 
     best = "highest" if search.goal == "max" else "lowest"
     counts = Counter(row["status"] for row in rows)
     by_status = ", ".join(f"{counts[status]} {status}" for status in COUNTED)
-    total = f" of {table.trials:,} trials" if table.trials else ""
+    total = f" of {search.max_trials:,} trials" if search.max_trials else ""
     lines = [
         Text(f"sweep {sweep.folder}: {table.tuner} search for the {best} {table.objective}"),
         Text(f"{by_status}{total}"),
@@ -188,14 +188,12 @@ def caveats(search: SearchSpec, num_trials: int, num_finished: int) -> list[str]
         "A key explains its share of the scores' variation (eta squared). A key without any effect "
         "would explain the share under by chance."
     ]
-    if search.table.tuner == "hyperband":
+    if search.continues_trials:
         lines.append(
             "Only trials of the same number of epochs may be compared, so these are the "
             f"{num_trials} of {num_finished} with the most common one. After few epochs, settings "
             "that learn fast look best."
         )
-    if search.table.stop_hopeless:
-        lines.append("Trials that were stopped early as hopeless count with the score they had.")
     return lines
 
 

@@ -88,7 +88,7 @@ def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
     """Draw each finished trial as a line over the axes of all keys, as a PNG of 480 pixels' height.
 
     The colour shows the score, with one colour for the worst tenth; the winner is thick. If trials
-    of hyperband differ in their number of epochs, it gets an axis too.
+    of a search differ in their number of epochs, it gets an axis too.
 
     Args:
         trials: at least one, the best first.
@@ -101,7 +101,7 @@ def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
     axes = [axis_of(dimension, names[dimension.key]) for dimension in search.space]
     columns = [[trial.values.get(d.key) for trial in trials] for d in search.space]
     lengths = sorted({trial.epochs for trial in trials if trial.epochs is not None})
-    if search.table.tuner == "hyperband" and len(lengths) > 1:
+    if search.continues_trials and len(lengths) > 1:
         axes.append(_list_axis("epochs", lengths))
         columns.append([trial.epochs for trial in trials])
     scores = [trial.score for trial in trials]
@@ -205,7 +205,7 @@ def objective_by_key(
         else:
             plot.set_visible(False)
     of_epochs = ""
-    if search.table.tuner == "hyperband":
+    if search.continues_trials:
         epochs = trials[0].epochs or 0
         of_epochs = f" of {epochs} epoch{'' if epochs == 1 else 's'}"
     figure.suptitle(

@@ -5,7 +5,7 @@ Each knows one thing, and has only what it needs for it. Keras's own callbacks a
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,16 +200,14 @@ class Checkpoints:
         self.took_s += self._saved_s - began
 
 
-def keras_callbacks(
-    train: TrainConfig, model: keras.Model, more: Sequence[keras.callbacks.Callback] = ()
-) -> keras.callbacks.CallbackList:
+def keras_callbacks(train: TrainConfig, model: keras.Model) -> keras.callbacks.CallbackList:
     """Early stopping and learning-rate cuts as the job sets them, on `model` and its optimizer.
 
     They are called at the ends of epochs only, and all their state comes from the epochs' logs:
     a resumed run replays its history to them, which restores it.
     """
     mode = "min" if train.monitor == "val_loss" else "max"
-    callbacks = list(more)
+    callbacks: list[keras.callbacks.Callback] = []
     if train.early_stopping_patience > 0:
         patience = train.early_stopping_patience
         callbacks.append(keras.callbacks.EarlyStopping(train.monitor, patience=patience, mode=mode))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import keras
 import numpy as np
 from keras.layers import Embedding
 
@@ -42,7 +41,7 @@ def train(
     compute: Compute,
     observers: Observers,
     *,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    scores_validation: bool = False,
 ) -> dict[str, Any]:
     """Begin a run, or resume it where it was, and train it to its result.
 
@@ -53,8 +52,8 @@ def train(
         context: which run it is.
         compute: what computes it.
         observers: who follows it, and can stop it.
-        callbacks: called at the ends of epochs before the job's own; a resumed run replays the
-            epochs before to them.
+        scores_validation: also score the exported weights by F1, ROC AUC and log loss on the
+            validation reviews.
 
     Returns:
         The content of `result.json`.
@@ -97,7 +96,6 @@ def train(
             training,
             heartbeat=heartbeat,
             observers=observers,
-            callbacks=callbacks,
         )
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
@@ -109,6 +107,8 @@ def train(
             trainer.fit(validation)
 
             scores = score_test(trainer, dataset) if job.data.test else {}
+            if scores_validation:
+                scores |= score_validation(trainer, validation)
             if not compute.is_shared:
                 record_gpu_memory(trainer)
             result = {
@@ -159,6 +159,17 @@ def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
     log_pictures(trainer, dataset, arrays)
     log_embedding(trainer, dataset)
     return {"num_test": len(test.labels), **scores}
+
+
+def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
+    """F1, ROC AUC and log loss of the exported weights on the validation reviews.
+
+    `val_roc_auc` is None if these have only one class.
+    """
+    trainer.heartbeat.beat("validating")
+    probabilities = trainer.train_step.evaluator.probabilities(validation, trainer.stop)
+    scores = test_scores(validation.labels, probabilities)
+    return {f"val_{name}": scores[name] for name in ("f1", "roc_auc", "log_loss")}
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews]:

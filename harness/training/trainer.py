@@ -6,11 +6,10 @@ It resumes inside an epoch after any end, with the same bytes as a run that was 
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -58,10 +57,9 @@ class Trainer:
         *,
         heartbeat: Heartbeat,
         observers: Observers,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         self.run, self.job, self.identity = context.run, context.job, context.identity
-        self.train_step, self.training, self.more_callbacks = train_step, training, callbacks
+        self.train_step, self.training = train_step, training
         self.heartbeat, self.console, self.stop = heartbeat, observers.console, observers.stop
         train = context.job.train
         self.num_reviews = len(training.labels)
@@ -114,7 +112,7 @@ class Trainer:
     def _replay_history(self) -> None:
         optimizer = self.train_step.optimizer
         learning_rate = float(optimizer.learning_rate.numpy())
-        self.callbacks = keras_callbacks(self.job.train, self.train_step.model, self.more_callbacks)
+        self.callbacks = keras_callbacks(self.job.train, self.train_step.model)
         self.callbacks.on_train_begin()
         for line in self.progress.history:
             self.callbacks.on_epoch_end(line["epoch"] - 1, dict(line))

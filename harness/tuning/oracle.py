@@ -7,8 +7,7 @@ Problems of KerasTuner 1.4.8 that these classes solve:
 - A trial whose worker is gone waits forever for a worker of the same name. Here it goes back into
   the queue (`release`), and the next worker continues it from its checkpoint.
 - A trial that ends twice, because two workers had it, is counted twice.
-- A restarted grid search loses its position (issue 1055 upstream), and a Bayesian search its random
-  numbers.
+- A restarted grid search loses its position (issue 1055 upstream).
 - After three failures in a row `end_trial` raises and never releases its lock. Here `same_failure`
   reports three trials that failed with the same error.
 """
@@ -22,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import keras_tuner as kt
-import numpy as np
 from keras_tuner.engine.trial import Trial
 from keras_tuner.oracles import (
-    BayesianOptimizationOracle,
     GridSearchOracle,
     HyperbandOracle,
     RandomSearchOracle,
@@ -34,6 +31,8 @@ from keras_tuner.src.engine import conditions
 
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
+from harness.oracles.asha import AshaOracle
+from harness.oracles.bayesian import BoundedBayesianOracle
 from harness.search_parameters import Values
 from harness.search_space import SearchSpec
 
@@ -65,7 +64,7 @@ def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
 
 
 class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
-    """What the four oracles share; precedes KerasTuner's own class in the method resolution order.
+    """What the oracles share; precedes KerasTuner's own class in the method resolution order.
 
     It is called from the thread that serves the workers and from the chief's own, so each method
     takes KerasTuner's lock (`kt.synchronized`), which stays locked forever if a method raises.
@@ -222,13 +221,8 @@ def _index(key: str) -> int | None:
     return None if key == "null" else int(key)  # as JSON writes the keys None and 3
 
 
-class SafeBayesian(SafeOracle, BayesianOptimizationOracle):  # type: ignore[misc]
-    """Bayesian search whose random numbers depend on the number of trials, not on restarts."""
-
-    def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """KerasTuner's choice of values."""
-        self._random_state = np.random.RandomState((self.seed + len(self.trials)) % 2**32)
-        return dict(super().populate_space(trial_id))
+class SafeBayesian(SafeOracle, BoundedBayesianOracle):
+    """Bayesian search."""
 
 
 class SafeRandom(SafeOracle, RandomSearchOracle):  # type: ignore[misc]
@@ -239,9 +233,13 @@ class SafeHyperband(SafeOracle, HyperbandOracle):  # type: ignore[misc]
     """Hyperband: rounds of trials, of which the best continue with more epochs."""
 
 
+class SafeAsha(SafeOracle, AshaOracle):
+    """Asynchronous successive halving."""
+
+
 def make_oracle(search: SearchSpec, folder: Path, error_of: Callable[[str], str]) -> SafeOracle:
     """The oracle of a search; its state is written to `folder`."""
-    table = search.table
+    table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {
         "objective": kt.Objective(table.objective, search.goal),
         "seed": table.seed,
@@ -251,13 +249,19 @@ def make_oracle(search: SearchSpec, folder: Path, error_of: Callable[[str], str]
         "max_consecutive_failed_trials": 10**9,  # left to `same_failure`
     }
     if table.tuner == "hyperband":
-        oracle: SafeOracle = SafeHyperband(
-            max_epochs=search.job.train.epochs, factor=table.factor, **options
+        oracle: SafeOracle = SafeHyperband(max_epochs=max_epochs, factor=table.factor, **options)
+    elif table.tuner == "asha":
+        oracle = SafeAsha(
+            num_settings=table.trials or None,
+            min_epochs=table.min_epochs,
+            max_epochs=max_epochs,
+            factor=table.factor,
+            **options,
         )
     else:
         kinds = {"random": SafeRandom, "grid": SafeGrid, "bayesian": SafeBayesian}
         oracle = kinds[table.tuner](**options)
-    oracle.max_trials = table.trials or None
+    oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.folder, oracle.error_of = folder, error_of
     return oracle
@@ -286,6 +290,6 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def epochs_of(values: Values) -> tuple[int | None, str | None]:
-    """From a trial's values under hyperband: epochs to train, and the trial to continue."""
+    """From a trial's values under hyperband or asha: epochs to train, and the trial to continue."""
     epochs, parent = values.get("tuner/epochs"), values.get("tuner/trial_id")
     return (int(epochs) if epochs else None), (str(parent) if parent else None)

@@ -1,8 +1,7 @@
 """A trial is a run: trained and validated by the same code, in its own folder of the sweep."""
 
-import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +12,7 @@ from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.search_parameters import Value
+from harness.search_space import OBJECTIVES, OF_EACH_EPOCH
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.run_dir import RunDirectory, run_identity
 from harness.training import checkpoint
@@ -23,9 +23,6 @@ from harness.tuning.oracle import epochs_of
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ATTEMPTS = 25  # of a run without a new checkpoint
-# A trial is hopeless only when compared with so many finished ones, and after so many epochs: the
-# first one says little, since a moving average of the weights has barely begun in it.
-MIN_PEERS, MIN_EPOCHS = 3, 2
 
 
 class Trials:
@@ -66,19 +63,16 @@ class Trials:
             if parent and not checkpoint.list_checkpoints(run):
                 before = self.sweep.trial_run(parent, seed)
                 checkpoint.adopt(before, run, run_identity(job, self.dataset.checksum))
-            hopeless = [Hopeless(self.sweep, run)] if self.search.table.stop_hopeless else []
             self.observers.console.info(f"trial {trial}, seed {seed}: {_listed(own)}")
             compute = Compute(
                 self.strategy, plan_of(job, self.devices, run), self.allocation, is_shared=True
             )
             context = RunContext(run, job, self.dataset)
-            results.append(train(context, compute, self.observers, callbacks=hopeless))
-            if self.search.table.tuner != "hyperband":  # which may continue from them
+            more_scores = self.search.table.objective not in OF_EACH_EPOCH
+            results.append(train(context, compute, self.observers, scores_validation=more_scores))
+            if not self.search.continues_trials:  # else another one may begin with them
                 checkpoint.remove_all(run)
-        return {
-            name: statistics.fmean(result[name] for result in results)
-            for name in ("val_accuracy", "val_loss")
-        }
+        return mean_scores(results, self.search.table.objective)
 
     def note_failure(self, trial: str, error: Exception) -> None:
         """Record for the chief why a trial failed, since KerasTuner's protocol loses it."""
@@ -104,42 +98,22 @@ def _count_attempt(run: RunDirectory) -> None:
     run.write_json("attempts.json", {"newest": newest, "count": count})
 
 
+def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[str, float]:
+    """The mean of each validation score over a trial's runs.
+
+    Raises:
+        RunError: if the runs lack the objective.
+    """
+    recorded = [
+        name for name in OBJECTIVES if all(result.get(name) is not None for result in results)
+    ]
+    if objective not in recorded:
+        raise RunError(
+            f"search.objective = {objective!r}: the validation reviews are all of one class; "
+            "choose another objective, or raise data.validation_split"
+        )
+    return {name: statistics.fmean(result[name] for result in results) for name in recorded}
+
+
 def _listed(values: Mapping[str, Value]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in values.items())
-
-
-class Hopeless(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
-    """Ends a run whose best score so far is below the median of other runs' at the same epoch.
-
-    The median rule of Google Vizier (Golovin et al., 2017, section 3.2.1), over finished trials.
-    """
-
-    def __init__(self, sweep: SweepDirectory, run: RunDirectory) -> None:
-        super().__init__()
-        search = sweep.search()
-        self.sweep, self.own = sweep, run.folder.name
-        self.objective, self.sign = search.table.objective, 1 if search.goal == "max" else -1
-        self.best = float("-inf")
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compare once enough finished runs have reached this epoch."""
-        assert logs is not None  # noqa: S101 - the trainer gives them
-        self.best = max(self.best, self.sign * float(logs[self.objective]))
-        if epoch + 1 < MIN_EPOCHS:
-            return
-        others = [
-            best
-            for path in self.sweep.folder.glob("trials/*/result.json")
-            if path.parent.name != self.own
-            and (best := self._best_of(RunDirectory(path.parent), epoch))
-        ]
-        if len(others) >= MIN_PEERS and self.best < statistics.median(b for b in others):
-            self.model.stop_training = True
-
-    def _best_of(self, run: RunDirectory, epoch: int) -> float | None:
-        try:
-            lines = run.path("metrics.jsonl").read_text().splitlines()[: epoch + 1]
-            scores = [self.sign * float(json.loads(line)[self.objective]) for line in lines]
-        except (OSError, ValueError, KeyError):
-            return None
-        return max(scores) if len(scores) == epoch + 1 else None

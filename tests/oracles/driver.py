@@ -1,0 +1,53 @@
+"""Drives the oracle of a search in this process: trials are made up, nothing is trained."""
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_tuner.engine.trial import Trial
+
+from harness.search_space import load_search
+from harness.tuning.oracle import SafeOracle, make_oracle
+
+Score = Callable[[Mapping[str, Any]], float | None]  # of values; None: the trial fails
+
+
+def oracle_of(folder: Path, toml: str) -> SafeOracle:
+    """The oracle of a search, which writes nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.toml").write_text(toml)
+    oracle = make_oracle(load_search(folder / "search.toml"), folder, lambda _: "it broke")
+    oracle.save = lambda: None  # type: ignore[method-assign]
+    return oracle
+
+
+def end(oracle: SafeOracle, trial: Trial, score: float | None, **others: float) -> None:
+    """Report a trial's objective, or its failure."""
+    if score is None:
+        trial.status = "FAILED"
+    else:
+        oracle.update_trial(trial.trial_id, {oracle.objective.name: score, **others})
+        trial.status = "COMPLETED"
+    oracle.end_trial(trial)
+
+
+def drive(oracle: SafeOracle, score: Score, *, workers: int = 1, seed: int = 0) -> list[Trial]:
+    """Run a search to its end; trials end in a random order that the seed decides.
+
+    Returns:
+        The trials in the order in which they began.
+    """
+    order, running, began = random.Random(seed), {}, []  # noqa: S311 - not a secret
+    while True:
+        for worker in range(workers):
+            if worker not in running:
+                trial = oracle.create_trial(f"w{worker}")
+                if trial.status == "RUNNING":
+                    running[worker] = trial
+                    began.append(trial)
+        if not running:
+            assert trial.status == "STOPPED"
+            return began
+        trial = running.pop(order.choice(sorted(running)))
+        end(oracle, trial, score(trial.hyperparameters.values))

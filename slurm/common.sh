@@ -11,7 +11,6 @@ PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # `--export=NONE` drops these two.
 export PATH HOME=${HOME:-~}
 
-MAX_FAULTY_NODES=2 # before a job stays failed: then it may not be the nodes
 SIGNALS='' # the names of those that this script received
 
 # Write one line to standard error. In a file, such as a job's log, it carries date, time and level
@@ -76,6 +75,8 @@ inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 
 # shellcheck source=slurm/environment.sh
 source "$PROJECT/slurm/environment.sh"
+# shellcheck source=slurm/requeue.sh
+source "$PROJECT/slurm/requeue.sh"
 
 # With an argument, for one model on all nodes of the job.
 prepare() {
@@ -190,60 +191,7 @@ pass_on() {
     [[ " $SIGNALS " != *" $1 "* ]] || return 0
     SIGNALS+=" $1"
     [[ -z $child ]] || kill -s "$2" "$child" 2>/dev/null || true
-}
-
-# Whether the job can be resumed: it saved its state, or a process on one of several nodes died,
-# and those on the others lived long enough to save.
-can_go_on() {
-    [[ $RC == 75 ]] || [[ $RC -ge 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]
-}
-
-# Puts the job back into the queue, unless TERM or INT came: a cancelled job must stay cancelled,
-# and a preempted one is requeued by Slurm.
-requeue() {
-    if [[ $SIGNALS == *TERM* || $SIGNALS == *INT* ]] || ! command -v scontrol >/dev/null; then
-        warn "interrupted; submit or run the job again to resume it"
-        return
-    fi
-    # The run counts requeues too; this limit is for a job that never gets as far as its run.
-    if [[ ${SLURM_RESTART_COUNT:-0} -ge $HARNESS_MAX_REQUEUES ]]; then
-        complain "interrupted; not requeued again after $SLURM_RESTART_COUNT times" \
-            "(HARNESS_MAX_REQUEUES is $HARNESS_MAX_REQUEUES); see above why, or give more --time"
-        return
-    fi
-    trap '' TERM # the requeue ends this script too
-    local try
-    for try in 1 2 3 4 5 6 7 8; do # the controller may be down for a moment
-        [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
-        if scontrol requeue "$SLURM_JOB_ID"; then
-            warn "interrupted; job $SLURM_JOB_ID is back in the queue"
-            exclude_faulty_nodes
-            return
-        fi
-    done
-    complain "interrupted, and the requeue failed; submit the job again to resume it"
-}
-
-faulty_nodes() {
-    [[ ! -f ${HARNESS_NODE_FAULTS:-} ]] || cut -d ' ' -f 1 "$HARNESS_NODE_FAULTS" | sort -u
-}
-
-# Keeps the job off the nodes that are at fault. Slurm takes that of a pending job alone, so it is
-# said after the requeue, in the seconds that this script has left.
-exclude_faulty_nodes() {
-    local nodes excluded try
-    nodes=$(faulty_nodes | paste -s -d , -)
-    [[ -n $nodes ]] || return 0
-    excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
-    [[ $excluded == '(null)' ]] || nodes=$excluded,$nodes
-    for try in 1 2 3 4 5; do
-        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$nodes"; then
-            warn "job $SLURM_JOB_ID will not run on $nodes again; tell your site"
-            return
-        fi
-        sleep 1
-    done
-    warn "job $SLURM_JOB_ID may run on $nodes again: Slurm does not exclude them"
+    [[ $1 != TERM ]] || ! is_batch || requeue_if_preempted
 }
 
 # Runs the command given, passes signals on to it, requeues the job if need be, ends the script.
@@ -273,7 +221,7 @@ run_name() {
 
 # Trains the job file $1, relative to the project, with the other arguments; ends the script.
 run_job() {
-    local job=$1 name spans=yes
+    local job=$1 name='' spans=yes
     local -a options=()
     shift
     [[ $job == /* ]] || job=$PROJECT/$job
@@ -286,7 +234,7 @@ run_job() {
     if name=$(run_name) && ! has_option --run-id "$@"; then
         options+=(--run-id "$name")
     fi
-    [[ -n $spans ]] || ON_NODES=("${HARNESS[@]}")
+    [[ -n $spans ]] && RUN=$name || ON_NODES=("${HARNESS[@]}")
     run_to_end "${ON_NODES[@]}" train "$job" ${options[@]+"${options[@]}"} "$@"
 }
 
@@ -299,6 +247,7 @@ run_resume() {
     prepare $spans
     has_option --data "$@" || has_source "$job" || stage_data
     [[ -n $spans ]] || ON_NODES=("${HARNESS[@]}")
+    RUN=$folder
     run_to_end "${ON_NODES[@]}" resume "$folder" "$@"
 }
 
@@ -320,6 +269,7 @@ run_tune() {
     has_option --data "$@" || has_source "$@" || stage_data
     if [[ ${command[0]} == tune ]] && name=$(run_name) && ! has_option --sweep-id "$@"; then
         arguments+=(--sweep-id "$name")
+        RUN=$name
     fi
     # On one node only: it starts its workers' steps itself.
     run_to_end "${HARNESS[@]}" "${command[@]}" ${arguments[@]+"${arguments[@]}"}

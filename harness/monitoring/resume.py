@@ -9,7 +9,7 @@ from harness.errors import InputError
 from harness.files.lenient_json import table
 from harness.job import Job
 from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
-from harness.slurm.environment import allocation_of
+from harness.slurm.environment import SlurmEnvironment, allocation_of
 from harness.slurm.resources import Resources
 from harness.slurm.sbatch_options import GPUS, names_in
 from harness.slurm.script import Resumed
@@ -38,7 +38,9 @@ def as_job(status: RunStatus, wanted: Resources) -> Resumed:
     folder = status.folder.absolute()
     if status.state == "finished":
         raise InputError(f"--resume {status.run}: is finished, nothing to go on with")
-    if status.alive or status.job_lives:
+    own = SlurmEnvironment.from_environment()  # of a job that ends and leaves its run to another
+    is_own = own is not None and own.job_id in (status.reported_job, status.slurm_job)
+    if (status.alive or status.job_lives) and not is_own:
         raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
     job: Job | SearchSpec
     if is_sweep(folder):

@@ -1,13 +1,19 @@
 """A Slurm of another making: typed GPUs, other partitions, a plugin that refuses."""
 
+import os
 import re
+import signal
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster
-from tests.slurm.project import SlurmProject
+from tests.conftest import Harness, results
+from tests.slurm.cluster import SlurmCluster, wait_until
+from tests.slurm.project import SlurmProject, Submitted
 from tests.slurm.test_cluster_submit import Submitter
+
+Undisturbed = tuple[Harness, Path]
 
 
 @pytest.fixture
@@ -67,3 +73,61 @@ def test_the_first_line_of_a_log_says_what_was_given(
     job.wait("FAILED")
     # The very first line is the environment's, which here is none of common.sh's own.
     assert re.search(said, job.log.read_text().splitlines()[1])
+
+
+def preempt(job: Submitted) -> None:
+    """Take the job's node for another one."""
+    flags = ("--partition=gpu", "--nodelist=n10", "--gres=gpu:2", "--mem=1G")
+    job.cluster.run("sbatch", *flags, "--output=/dev/null", "--wrap=sleep 2")
+    wait_until(lambda: job.cluster.show(job.job_id).get("PreemptTime", "None") != "None", 30)
+
+
+@pytest.mark.parametrize("warned", [False, True])
+def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
+    guest: SlurmProject, undisturbed: Undisturbed, *, warned: bool
+) -> None:
+    """PreemptMode=CANCEL: it requeues itself at the end of its grace time, or when it is warned."""
+    job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")
+    job.wait_for_step(20)
+    os.kill(job.record()["process"], signal.SIGSTOP)  # training on would end it before its grace
+    preempt(job)
+    if warned:  # as `PreemptParameters=send_user_signal` does
+        job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    else:
+        wait_until(lambda: job.cluster.state(job.job_id) != "RUNNING", timeout_s=30)
+    os.kill(job.record()["process"], signal.SIGCONT)
+    wait_until((job.run / "result.json").exists, timeout_s=90)
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    said = "interrupted; job" if warned else "preempted; job"
+    assert f"{said} {job.job_id} is back in the queue" in job.log.read_text()
+
+
+def test_a_job_cancelled_in_its_grace_time_stays_cancelled(guest: SlurmProject) -> None:
+    """Its user's word counts, though another job wants its node."""
+    job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")
+    job.wait_for_step(1)
+    os.kill(job.record()["process"], signal.SIGSTOP)
+    preempt(job)
+    begun = job.cluster.show(job.job_id)["PreemptTime"]
+    wait_until(lambda: datetime.now() - datetime.fromisoformat(begun) > timedelta(seconds=2), 10)
+    os.kill(job.record()["process"], signal.SIGCONT)
+    job.cluster.run("scancel", job.job_id)
+    job.wait("CANCELLED")
+    assert (job.requeues(), "back in the queue" in job.log.read_text()) == (0, False)
+
+
+def test_where_slurm_does_not_requeue_another_job_goes_on(
+    guest: SlurmProject, undisturbed: Undisturbed
+) -> None:
+    """Warned of its end with --no-requeue, the job leaves its run to a successor."""
+    job = guest.sbatch("lstm", "--no-requeue", "--partition=spare", "--gres=none")
+    job.wait_for_step(20)
+    job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    wait_until((job.run / "result.json").exists, timeout_s=90)
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (0, 1)
+    successor = job.record()["slurm_job"]
+    assert successor != job.job_id
+    known = job.cluster.show(successor)
+    assert (known["Partition"], known.get("TresPerNode")) == ("spare", None)

@@ -1,0 +1,94 @@
+# shellcheck shell=bash
+# What becomes of an interrupted job: it goes back into the queue, stays cancelled, or another job
+# goes on with its run. Sourced by common.sh, whose SIGNALS, RC, RUN, HARNESS, say and warn it uses.
+
+# shellcheck disable=SC2034 # common.sh reads it
+MAX_FAULTY_NODES=2 # before a job stays failed: then it may not be the nodes
+RUN=''             # the job's run or sweep, by its id or folder, if it has one alone
+PREEMPTED=''       # yes if it was cancelled for another job, requeued if it is back in the queue
+
+# Whether the job can be resumed: it saved its state, or a process on one of several nodes died,
+# and those on the others lived long enough to save.
+can_go_on() {
+    [[ $RC == 75 ]] || [[ $RC -ge 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]
+}
+
+# Whether Slurm has just cancelled the job to make room for another one (PreemptMode=CANCEL), and
+# does not requeue it. If a user cancels it in its grace time, the two times differ.
+is_preempted() {
+    local known
+    known=" $(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) " || return 1
+    [[ $known =~ \ PreemptTime=([-0-9T:]+)\  && $known == *" EndTime=${BASH_REMATCH[1]} "* &&
+        $known == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
+}
+
+# Puts a preempted job back at once, while the run saves: Slurm may kill this script in a moment.
+requeue_if_preempted() {
+    [[ -z $PREEMPTED ]] && is_preempted || return 0
+    PREEMPTED=yes
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        PREEMPTED=requeued
+        warn "preempted; job $SLURM_JOB_ID is back in the queue"
+    fi
+}
+
+# Puts the job back into the queue, unless TERM or INT came: a cancelled job must stay cancelled,
+# and a preempted one is back already.
+requeue() {
+    [[ $SIGNALS != *TERM* ]] || requeue_if_preempted
+    [[ $PREEMPTED != requeued ]] || return 0
+    if [[ $SIGNALS == *INT* || ($SIGNALS == *TERM* && -z $PREEMPTED) ]] ||
+        ! command -v scontrol >/dev/null; then
+        warn "interrupted; submit or run the job again to resume it"
+        return
+    fi
+    # The run counts requeues too; this limit is for a job that never gets as far as its run.
+    if [[ ${SLURM_RESTART_COUNT:-0} -ge $HARNESS_MAX_REQUEUES ]]; then
+        complain "interrupted; not requeued again after $SLURM_RESTART_COUNT times" \
+            "(HARNESS_MAX_REQUEUES is $HARNESS_MAX_REQUEUES); see above why, or give more --time"
+        return
+    fi
+    trap '' TERM # the requeue ends this script too
+    local try error
+    for try in 1 2 3 4 5 6 7 8; do # the controller may be down for a moment
+        [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
+        if error=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+            warn "interrupted; job $SLURM_JOB_ID is back in the queue"
+            exclude_faulty_nodes
+            return
+        fi
+        case $error in *disabled* | *denied* | *permi*) break ;; esac
+    done
+    submit_successor "$error"
+}
+
+# Where Slurm does not requeue the job, another one goes on with its run.
+submit_successor() {
+    warn "interrupted, and the requeue failed: $1"
+    if [[ -z $RUN ]] || ! "${HARNESS[@]}" submit --resume "$RUN" --runs "$HARNESS_RUNS" -- \
+        --dependency="afterany:$SLURM_JOB_ID"; then
+        complain "interrupted; submit the job again to resume it"
+    fi
+}
+
+faulty_nodes() {
+    [[ ! -f ${HARNESS_NODE_FAULTS:-} ]] || cut -d ' ' -f 1 "$HARNESS_NODE_FAULTS" | sort -u
+}
+
+# Keeps the job off the nodes that are at fault. Slurm takes that of a pending job alone, so it is
+# said after the requeue, in the seconds that this script has left.
+exclude_faulty_nodes() {
+    local nodes excluded try
+    nodes=$(faulty_nodes | paste -s -d , -)
+    [[ -n $nodes ]] || return 0
+    excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    [[ $excluded == '(null)' ]] || nodes=$excluded,$nodes
+    for try in 1 2 3 4 5; do
+        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$nodes"; then
+            warn "job $SLURM_JOB_ID will not run on $nodes again; tell your site"
+            return
+        fi
+        sleep 1
+    done
+    warn "job $SLURM_JOB_ID may run on $nodes again: Slurm does not exclude them"
+}

@@ -268,7 +268,8 @@ def test_warned_job_goes_back_into_the_queue(
     """A job that was warned requeues itself up to its limit; a cancelled one stays cancelled."""
     asked = project.outside / "asked"
     asked.touch()
-    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
+    answer = '[ "$1" != requeue ] || echo "$@" >>"$ASKED"'
+    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
     env = project.slurm(ASKED=str(asked), SLURM_RESTART_COUNT=str(times), HARNESS_MAX_REQUEUES="3")
     code, said = project.signalled(project.spool(), number, env=env)
     assert code == 75, said

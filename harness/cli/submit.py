@@ -153,12 +153,16 @@ def _resume_request(
 
 
 def _submit(request: "Request") -> None:
+    from harness.slurm.snapshot import code_files, is_snapshot
     from harness.slurm.submit import submit as submit_all
 
+    size = None if is_snapshot(request.project) else code_files(request.project, request.runs)
     submitted = submit_all(request)
     for job_id, submission in submitted.items():
         _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
+    if size:
+        typer.echo(f"code  {size.size_text} in {first.layout.snapshot}")
     run = quoted(first.run_folders(first_id)[0])
     typer.echo("next  harness status")
     typer.echo(f"      harness logs {run} -f")

@@ -113,21 +113,23 @@ class LeasedDirectory:
                 LOGGER.warning("%s; trying again for %.0f s", problem, PATIENCE_S)
             sleep(RETRY_S)
 
-    def write(self, name: str, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-        """Write a file, complete or not at all; `content` as `atomic_write` takes it.
+    def write(
+        self, name: str, content: str | bytes | Callable[[BinaryIO], object], *, mode: int = 0o666
+    ) -> None:
+        """Write a file, complete or not at all; `content` and `mode` as `atomic_write` takes them.
 
         Raises:
             RunError: if the disk refuses, or the lease is gone.
         """
-        self._write_leased(lambda: atomic_write(self.path(name), content))
+        self._write_leased(lambda: atomic_write(self.path(name), content, mode))
 
-    def write_text(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str, *, mode: int = 0o666) -> None:
         """Write a text file, complete or not at all."""
-        self.write(name, text)
+        self.write(name, text, mode=mode)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file, complete or not at all."""
-        self.write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        self.write_text(name, to_json(content))
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
         """Like `write`, for a library that takes a path and looks at its suffix."""
@@ -140,3 +142,8 @@ class LeasedDirectory:
         except RunError:
             self.check_lease()  # the process that took it over removes half-written files
             raise
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """A record as a file holds it."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -9,10 +9,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_write
 from harness.files.site_settings import SITE
 from harness.slurm.script import submissions
 from harness.system.git import (
@@ -22,12 +26,16 @@ from harness.system.git import (
     commit_of,
     is_checkout,
     new_files,
+    secrets_among,
     snapshot_record,
     tracked_files,
 )
+from harness.system.private_files import private_files
 
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
+LARGE_BYTES = 50_000_000  # worth a warning
+MAX_LISTED = 20
 
 # Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
@@ -47,7 +55,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     """
     if is_snapshot(project):
         return project
-    names = code_files(project, runs)
+    names = code_files(project, runs).names
     return _path(project, runs, names, commit=commit_of(project))
 
 
@@ -63,7 +71,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     """
     if is_snapshot(project):
         return project
-    names = code_files(project, runs)
+    names = code_files(project, runs).names
     version = code_version(project, runs)
     copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed once its hash is known
     try:
@@ -74,7 +82,8 @@ def take_snapshot(project: Path, runs: Path) -> Path:
             shutil.copy2(project / name, target, follow_symlinks=False)
         record = {**version, "project": str(project)}
         del record["snapshot"]
-        (copy / SNAPSHOT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        # Its owner's alone: a diff may hold anything.
+        atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
         # Named after the copy: a file may have been edited meanwhile.
         folder = _path(copy, runs, names, commit=version["commit"])
         if not _holds(folder, [*names, SNAPSHOT_RECORD], copy, names=names):
@@ -88,8 +97,59 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     return folder
 
 
-def code_files(project: Path, runs: Path) -> list[str]:
-    """The paths in the project of every tracked file, every new one, and the site's settings.
+@dataclass(frozen=True)
+class CodeFiles:
+    """What a snapshot takes of a project."""
+
+    project: Path
+    names: list[str]  # paths in the project
+    private: dict[str, str]  # those left out, each with what makes it look like a secret
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes by name."""
+        return {name: (self.project / name).lstat().st_size for name in self.names}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(self.sizes.values())
+
+    @property
+    def size_text(self) -> str:
+        """How much it is."""
+        return f"{len(self.names):,} files, {self.num_bytes / 1e6:,.1f} MB"
+
+
+def snapshot_warnings(project: Path, runs: Path) -> Iterator[str]:
+    """What a snapshot leaves out, and whether it is large; nothing of a snapshot itself.
+
+    Raises:
+        InputError: if the project holds too much that is not code.
+    """
+    if is_snapshot(project):
+        return
+    files = code_files(project, runs)
+    if files.private:
+        listed = [f"{name} ({reason})" for name, reason in files.private.items()]
+        more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+        yield (
+            f"left out of snapshot and record, since they look like secrets: "
+            f"{', '.join(listed[:MAX_LISTED])}{more}; commit or rename what the job needs"
+        )
+    if files.num_bytes > LARGE_BYTES:
+        tops: Counter[str] = Counter()
+        for name, size in files.sizes.items():
+            tops[name.partition("/")[0]] += size
+        largest = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in tops.most_common(3))
+        yield (
+            f"the snapshot copies {files.num_bytes / 1e6:,.0f} MB ({largest}); name what is no "
+            "code in .gitignore"
+        )
+
+
+def code_files(project: Path, runs: Path) -> CodeFiles:
+    """Every tracked file of the project, every new one, and the site's settings; no secrets.
 
     Without git, every file that does not look like part of a run, a cache or an environment.
 
@@ -100,9 +160,11 @@ def code_files(project: Path, runs: Path) -> list[str]:
         if not is_checkout(project):
             raise GitError(f"{project} is no git checkout")
         new, tracked = new_files(project, runs), tracked_files(project)
+        private = secrets_among(project, new)
     except GitError:
         new, tracked = list(_walk(project, runs)), []
-    new = [name for name in new if not name.startswith(".submissions/")]
+        private = private_files(project, new)
+    new = [name for name in new if not name.startswith(".submissions/") and name not in private]
     total = sum((project / name).lstat().st_size for name in new if not name.endswith("/"))
     if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
         folders = sorted({name.partition("/")[0] for name in new})
@@ -112,9 +174,11 @@ def code_files(project: Path, runs: Path) -> list[str]:
             f"{MAX_NEW_FILES:,} of {MAX_NEW_BYTES / 1e6:.0f} MB; name those that are none in "
             ".gitignore, or move them away"
         )
-    names = {*tracked, *new, SITE}
+    private.pop(SITE, None)  # the job needs it
+    names = {*tracked, *new, SITE} - private.keys()
     # Without deleted files, folders of other repositories, and sockets.
-    return sorted(n for n in names if (project / n).is_symlink() or (project / n).is_file())
+    found = sorted(n for n in names if (project / n).is_symlink() or (project / n).is_file())
+    return CodeFiles(project, found, private)
 
 
 def _walk(project: Path, runs: Path) -> Iterable[str]:

@@ -38,7 +38,7 @@ from harness.slurm.script import (
     resume_submission,
     script_of,
 )
-from harness.slurm.snapshot import snapshot_path, take_snapshot
+from harness.slurm.snapshot import snapshot_path, snapshot_warnings, take_snapshot
 from harness.slurm.trusted_network import check_trusted_network
 from harness.system.git import commit_of, is_checkout
 
@@ -196,6 +196,7 @@ def doubts(request: Request) -> Iterator[str]:
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
             f"not find it either, the job will {then}; get it first by: harness data fetch"
         )
+    yield from snapshot_warnings(request.project, request.runs)
     program = job_environment(request.project) / "bin" / "harness"
     if not program.exists():
         yield (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files.lenient_json import read_json
+from harness.system.private_files import looks_secret, private_files
 
 SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
@@ -56,9 +57,9 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
     Returns:
         `commit`; `uncommitted_diff`, a binary patch against it that includes new files;
         `untracked_files`, the names of new files that git does not ignore; `left_out_files`, those
-        of them that are too large for the patch; `snapshot`, the folder if it is one. Bytes that
-        are not UTF-8 become surrogate escapes. Each is None if unknown, and `git_problem` may say
-        why.
+        that are too large for the patch or look like secrets; `snapshot`, the folder if it is one.
+        Bytes that are not UTF-8 become surrogate escapes. Each is None if unknown, and
+        `git_problem` may say why.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -91,8 +92,11 @@ def snapshot_record(folder: Path) -> dict[str, Any]:
 
 def _changes(project: Path, new: list[str]) -> dict[str, Any]:
     recorded, left_out, total = [], [], 0
+    private = secrets_among(project, new)
     for name in new:
         path = project / name
+        if name in private:
+            continue
         # A folder's name ends in a slash: a repository within this one.
         size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
         if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES:
@@ -100,12 +104,37 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         else:
             recorded.append(name)
             total += size
-    diff = git(project, *DIFF, "HEAD", "--") + _diff_of_new(project, recorded)
+    # The changes of a committed file that is named like a secret are secret too.
+    changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
+    secret = [name for name in changed if name in private or looks_secret(name)]
+    paths = [".", *(f":(exclude,literal){name}" for name in secret)]
+    left_out = sorted({*left_out, *private, *secret})
+    diff = git(project, *DIFF, "HEAD", "--", *paths) + _diff_of_new(project, recorded)
     return {
         "uncommitted_diff": diff.decode(errors="surrogateescape"),
         "untracked_files": _shortened(new),
         "left_out_files": _shortened(left_out),
     }
+
+
+def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
+    """The files that are not in the commit and look like secrets, each with the reason.
+
+    What is committed was published deliberately.
+
+    Args:
+        project: a checkout.
+        new: the files that git does not track. Those that are only staged are looked at too.
+
+    Raises:
+        GitError: if git can't tell.
+    """
+    tracked = tracked_files(project)
+    try:
+        committed = set(_names(git(project, "ls-tree", "-r", "-z", "--name-only", "HEAD")))
+    except GitError:  # nothing is committed yet
+        committed = set()
+    return private_files(project, [n for n in [*tracked, *new] if n not in committed], tracked)
 
 
 def _diff_of_new(project: Path, names: list[str]) -> bytes:

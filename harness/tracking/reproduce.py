@@ -85,7 +85,7 @@ def _put_code(
         if patch is None:
             warnings.append("changes since the commit, if there were any, were not recorded")
         if left_out:
-            warnings.append(f"too large for the record, so not put back: {', '.join(left_out)}")
+            warnings.append(f"left out of the record, so not put back: {', '.join(left_out)}")
         return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
     if snapshot:
         ignore = shutil.ignore_patterns("__pycache__", SNAPSHOT_RECORD)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError, RunError
-from harness.files.leased_dir import LeasedDirectory
+from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number
 from harness.job import Job
 from harness.job_file import load_job, suggest
@@ -107,6 +107,12 @@ class RunDirectory(LeasedDirectory):
             )
         remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
         check_format(f"run {self.folder}", record, RUN_FORMAT, remedy=remedy)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file; one with a diff is its user's alone, since that may hold anything."""
+        self.write_text(
+            name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666
+        )
 
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""

@@ -126,7 +126,7 @@ def test_a_snapshot_has_what_was_too_large_for_the_record(
     changes: dict[str, object] = {"left_out_files": ["data.bin"]}
     run = checkout.copy_of_run(tmp_path, **changes)
     done = checkout.harness.run("reproduce", run, "--to", tmp_path / "a")
-    assert "too large for the record, so not put back: data.bin" in done.stderr
+    assert "left out of the record, so not put back: data.bin" in done.stderr
     shutil.rmtree(run)
     run = checkout.copy_of_run(tmp_path, **changes, snapshot=str(snapshot))
     done = checkout.harness.run("reproduce", run, "--to", tmp_path / "b")

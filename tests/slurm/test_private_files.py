@@ -1,0 +1,173 @@
+"""Secrets that lie in a checkout: never copied into a snapshot, nor written into a record."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.slurm.snapshot import LARGE_BYTES, code_files, snapshot_warnings, take_snapshot
+from harness.system.git import code_version
+from harness.system.private_files import private_files
+from harness.tracking.run_dir import RunDirectory
+from tests.conftest import PROJECT, Harness
+from tests.slurm.test_submit import git, git_init
+from tests.slurm.test_submit import project as project
+
+VALUE = "hf_abcdefghijklmnop"
+SECRETS = [
+    *("my_token.txt", "Secrets.yaml", "cloud-credentials.json", "db_password", "server.pem"),
+    *("id_rsa", "id_ed25519.old", ".env", ".env.local", "api.key", "keys/.netrc", "secrets/a.txt"),
+    *("my_secrets.py", "HF_TOKEN"),
+]
+CODE = ["tokenizer.py", "keyboard.py", "environment.toml", "my.py", "monkey"]
+
+
+def texts_below(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path.read_text(errors="replace")
+
+
+def write(project: Path, names: list[str]) -> None:
+    for name in names:
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(f"{VALUE}\n")
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_what_looks_like_a_secret_goes_nowhere(project: Path, tmp_path: Path, staged: bool) -> None:
+    """By its name: neither its content nor a part of it, though it was added to git's index."""
+    write(project, SECRETS)
+    if staged:
+        git(project, "add", "--all", "--force")
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert VALUE not in "".join(texts_below(snapshot))
+    version = code_version(project)
+    assert VALUE not in json.dumps(version)
+    assert set(version["left_out_files"]) == set(SECRETS)
+    (line,) = snapshot_warnings(project, tmp_path / "runs")
+    assert all(name in line for name in SECRETS)
+    assert "my_token.txt (its name)" in line
+
+
+def test_code_is_no_secret(project: Path, tmp_path: Path) -> None:
+    """Names that only resemble one are copied and recorded, and so is what is committed."""
+    write(project, CODE)
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert all((snapshot / name).is_file() for name in CODE)
+    assert code_version(project)["left_out_files"] == []
+    assert list(snapshot_warnings(project, tmp_path / "runs")) == []
+    write(project, ["token_table.txt"])
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=deliberately")
+    assert (take_snapshot(project, tmp_path / "runs") / "token_table.txt").is_file()
+
+
+def test_the_change_of_a_committed_secret_is_not_recorded(project: Path) -> None:
+    """It is named instead; all other changes are in the diff."""
+    write(project, ["token.txt"])
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=an old one")
+    (project / "token.txt").write_text("hf_new\n")
+    (project / "edited.txt").write_text("changed\n")
+    version = code_version(project)
+    assert "hf_" not in version["uncommitted_diff"]
+    assert "changed" in version["uncommitted_diff"]
+    assert version["left_out_files"] == ["token.txt"]
+
+
+def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path: Path) -> None:
+    """Mode 0600 says that nobody else should read it; its name may be any."""
+    write(project, ["notes.txt", "public.txt"])
+    (project / "notes.txt").chmod(0o600)
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert not (snapshot / "notes.txt").exists()
+    assert (snapshot / "public.txt").is_file()
+    assert code_version(project)["left_out_files"] == ["notes.txt"]
+    (line,) = snapshot_warnings(project, tmp_path / "runs")
+    assert "notes.txt (its mode 0600)" in line
+
+
+def test_in_a_private_checkout_the_mode_says_nothing(project: Path, tmp_path: Path) -> None:
+    """With a umask of 077 every file is private."""
+    for path in project.rglob("*"):
+        if path.is_file() and ".git/" not in str(path):
+            path.chmod(path.stat().st_mode & 0o700)
+    write(project, ["notes.txt", "token.txt"])
+    (project / "notes.txt").chmod(0o600)
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert (snapshot / "notes.txt").is_file()
+    assert not (snapshot / "token.txt").exists()
+
+
+def test_without_git_secrets_stay_behind_too(tmp_path: Path) -> None:
+    """A folder that is no checkout is copied whole but for them."""
+    (tmp_path / "project/slurm").mkdir(parents=True)
+    for name in ("a.py", "b.py", "c.py"):
+        (tmp_path / "project" / name).touch(0o644)
+    write(tmp_path / "project", ["my_token.txt", "notes.txt"])
+    (tmp_path / "project/notes.txt").chmod(0o600)
+    snapshot = take_snapshot(tmp_path / "project", tmp_path / "runs")
+    names = sorted(path.name for path in snapshot.iterdir())
+    assert names == ["a.py", "b.py", "c.py", "snapshot.json"]
+
+
+def test_a_site_lengthens_the_list(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HARNESS_PRIVATE_FILES holds more patterns, with blanks or commas between them."""
+    names = ["grades.csv", "patients.db", "a.csv"]
+    write(project, names)
+    assert private_files(project, names) == {}
+    monkeypatch.setenv("HARNESS_PRIVATE_FILES", "grades*, *.DB")
+    assert set(private_files(project, names)) == {"grades.csv", "patients.db"}
+
+
+def test_records_with_a_diff_are_their_users_alone(project: Path, tmp_path: Path) -> None:
+    """Any other secret may stand in a diff; without one, others may read as before."""
+    run = RunDirectory(tmp_path / "run")
+    run.take_lease()
+    before = os.umask(0o022)
+    try:
+        for diff, mode in (("+password", 0o600), ("", 0o644), (None, 0o644)):
+            run.write_json("provenance.json", {"uncommitted_diff": diff})
+            assert run.path("provenance.json").stat().st_mode & 0o777 == mode
+        record = take_snapshot(project, tmp_path / "runs") / "snapshot.json"
+        assert record.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_a_run_does_not_record_a_token(tmp_path: Path, harness: Harness) -> None:
+    """From a command in a checkout to the bytes of every file of its run's folder."""
+    project = tmp_path / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "harness", project / "harness", ignore=ignore)
+    (project / ".gitignore").write_text("__pycache__\n")
+    git_init(project)
+    (project / "my.txt").write_text("a change")
+    (project / "my_token.txt").write_text(VALUE)
+    (project / "my_token.txt").chmod(0o600)
+    harness.environment["PYTHONPATH"] = str(project)
+    done = harness.train("lstm", "a", "--set", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    run = harness.runs / "lstm/a"
+    record = json.loads((run / "provenance.json").read_text())
+    assert "a change" in record["uncommitted_diff"]
+    assert record["left_out_files"] == ["my_token.txt"]
+    assert VALUE not in "".join(texts_below(run))
+    assert (run / "provenance.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_snapshot_says_how_much_it_copies(project: Path, tmp_path: Path) -> None:
+    """What is large is named with its folder, and how to keep it out."""
+    files = code_files(project, tmp_path / "runs")
+    assert files.size_text == f"{len(files.names)} files, {files.num_bytes / 1e6:.1f} MB"
+    (project / "weights").mkdir()
+    with (project / "weights/a.bin").open("wb") as file:
+        file.truncate(LARGE_BYTES + 1)
+    (line,) = snapshot_warnings(project, tmp_path / "runs")
+    assert f"{LARGE_BYTES / 1e6:.0f}" in line
+    assert "weights" in line
+    assert ".gitignore" in line

@@ -1,10 +1,13 @@
 """What several tests share: real harness processes over the packaged sample, shrunk."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +29,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if not os.environ.get("HARNESS_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# Names the folder of the steps that the tests have compiled. Each command has a cache of its own,
+# but compiling takes as long as a short training, and is not what most tests are about.
+COMPILED = "HARNESS_TEST_COMPILED"
 
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
@@ -53,6 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave no process behind, however the tests end; a worker of xdist is below the guard."""
     if not hasattr(config, "workerinput"):
         guard.enter()
+        os.environ[COMPILED] = tempfile.mkdtemp(prefix="harness-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the tests shared."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -85,6 +99,9 @@ class Harness:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "PYTHONPATH": str(PROJECT),
         }
+        self.compiled = folder / "cache" / "harness" / "xla"
+        self.compiled.mkdir(mode=0o700, parents=True)
+        link_files(Path(os.environ[COMPILED]), self.compiled)
 
     def show_gpus(self) -> None:
         """Undo what hides this machine's GPUs from the commands."""
@@ -108,7 +125,7 @@ class Harness:
     def run(
         self, *words: object, stdin: str = "", timeout_s: float = 300
     ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
+        done = subprocess.run(
             self.command(*words),
             cwd=self.folder,
             env=self.environment,
@@ -118,12 +135,21 @@ class Harness:
             timeout=timeout_s,
             check=False,
         )
+        link_files(self.compiled, Path(os.environ[COMPILED]))
+        return done
 
     def train(self, job: str, run_id: str, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.run(*self.train_words(job, run_id, *words))
 
     def train_words(self, job: str, run_id: str, *words: object) -> list[object]:
         return ["train", JOBS / f"{job}.toml", "--run-id", run_id, *SHRUNK, *words]
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Let the files of one folder appear in another too, under the same names."""
+    for path in source.glob("*"):
+        with contextlib.suppress(FileExistsError):
+            os.link(path, target / path.name)
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:

@@ -104,8 +104,10 @@ def _visible(environment: Mapping[str, str]) -> Iterator[tuple[Any, dict[str, An
         return
     try:
         seen = environment.get("CUDA_VISIBLE_DEVICES")
-        here = range(nvml.nvmlDeviceGetCount())
-        names = [str(index) for index in here] if seen is None else visible_names(seen)
+        if seen is None:
+            names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
+        else:
+            names = visible_names(seen)
         handles = {}
         for name in names:
             with contextlib.suppress(nvml.NVMLError):

@@ -89,6 +89,7 @@ class Harness:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
+        self.cache = folder.with_name(f"{folder.name}-cache")
         hidden = ("HARNESS_", "SLURM_", "KERAS_HOME")
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         self.environment |= {
@@ -96,11 +97,11 @@ class Harness:
             "HARNESS_HERE": "1",  # with or without Slurm on this machine
             "HARNESS_RUNS": str(self.runs),
             "KERAS_HOME": str(folder / "keras"),
-            "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_CACHE_HOME": str(self.cache),
             "PYTHONPATH": str(PROJECT),
         }
-        self.compiled = folder / "cache" / "harness" / "xla"
-        self.compiled.mkdir(mode=0o700, parents=True)
+        self.compiled = self.cache / "harness" / "xla"
+        self.compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
         link_files(Path(os.environ[COMPILED]), self.compiled)
 
     def show_gpus(self) -> None:

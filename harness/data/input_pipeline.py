@@ -89,6 +89,22 @@ def num_steps(num_reviews: int, batch_size: int) -> int:
     return -(-num_reviews // batch_size)
 
 
+class _Source(NamedTuple):
+    """What batches are gathered from, as tensors of the CPU."""
+
+    padded: (
+        tf.Tensor
+    )  # [num_reviews + 1, maxlen] int32; the last row is empty, for padding examples
+    labels: tf.Tensor  # [num_reviews] float32
+    permuted: tf.Tensor  # [num_epochs * num_reviews] int32
+
+
+class _Sizes(NamedTuple):
+    batch_size: int
+    num_examples: int  # on each replica
+    steps_before: int
+
+
 class Start(NamedTuple):
     """Where in a run the batches begin."""
 
@@ -125,34 +141,13 @@ def batches(
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
         num_examples = -(-batch_size // num_replicas)  # on each replica
-        # As tensors they are captured once; arrays would be copied into the graph. On the CPU,
-        # where tf.data works: by default they would be placed on a GPU.
-        with tf.device("/cpu:0"):
-            # Padded once, not a batch at a time: a batch then copies whole rows. The last row is
-            # empty, for the padding examples.
-            padded = tf.constant(_padded(reviews, maxlen))
-            labels = tf.constant(reviews.labels.astype(np.float32))
-            permuted = tf.constant(permutations.ravel())
+        source = _to_tensors(reviews, permutations, maxlen)
+        sizes = _Sizes(batch_size, num_examples, steps_before)
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def per_replica_batches(k: tf.Tensor) -> Batch:  # of consecutive k, each field [num, …]
             step, local = k[:, None] // num_local, k[:, None] % num_local
-            first_in_epoch = step % steps_per_epoch * batch_size
-            left = num_reviews - first_in_epoch
-            replica = context.input_pipeline_id * num_local + local
-            position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
-            in_epoch = first_in_epoch + position
-            real = (position < batch_size) & (in_epoch < num_reviews)
-            at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
-            chosen = tf.gather(permuted, at)
-            return Batch(
-                tokens=tf.gather(padded, tf.where(real, chosen, num_reviews)),
-                labels=tf.gather(labels, chosen),
-                weights=tf.cast(real, tf.float32),
-                positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
-                count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
-                step=(steps_before + step)[:, 0],
-            )
+            return _gather(source, sizes, step, context.input_pipeline_id * num_local + local)
 
         options = tf.data.Options()
         # Off unless needed: its thread may take seconds to notice that the dataset has ended.
@@ -173,6 +168,40 @@ def batches(
     # Not `experimental_distribute_dataset`: it would split the examples in its own way, and with
     # several workers each would read the whole set.
     return strategy.distribute_datasets_from_function(dataset)
+
+
+def _to_tensors(reviews: Reviews, permutations: np.ndarray, maxlen: int) -> _Source:
+    # As tensors they are captured once; arrays would be copied into the graph. On the CPU, where
+    # tf.data works: by default they would be placed on a GPU.
+    with tf.device("/cpu:0"):
+        return _Source(
+            # Padded once, not a batch at a time: a batch then copies whole rows.
+            padded=tf.constant(_padded(reviews, maxlen)),
+            labels=tf.constant(reviews.labels.astype(np.float32)),
+            permuted=tf.constant(permutations.ravel()),
+        )
+
+
+def _gather(source: _Source, sizes: _Sizes, step: tf.Tensor, replica: tf.Tensor) -> Batch:
+    """The batches of some steps and replicas, both `[num, 1] int64`; each field is `[num, …]`."""
+    batch_size, num_examples, steps_before = sizes
+    num_reviews = len(source.labels)
+    steps_per_epoch = num_steps(num_reviews, batch_size)
+    first_in_epoch = step % steps_per_epoch * batch_size
+    left = num_reviews - first_in_epoch
+    position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
+    in_epoch = first_in_epoch + position
+    real = (position < batch_size) & (in_epoch < num_reviews)
+    at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
+    chosen = tf.gather(source.permuted, at)
+    return Batch(
+        tokens=tf.gather(source.padded, tf.where(real, chosen, num_reviews)),
+        labels=tf.gather(source.labels, chosen),
+        weights=tf.cast(real, tf.float32),
+        positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
+        count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
+        step=(steps_before + step)[:, 0],
+    )
 
 
 def _padded(reviews: Reviews, maxlen: int) -> np.ndarray:

@@ -80,10 +80,7 @@ def launch(
         # 2. The other workers of a run on several nodes.
         worker_group = None
         if allocation and not stop.alone:
-            worker_group = stack.enter_context(WorkerGroup.join(allocation, context.identity))
-            if not worker_group.is_chief:
-                context = replace(context, run=_scratch_run(run, stack))
-                console.silent = True
+            worker_group, context = join_workers(allocation, context, console=console, stack=stack)
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
@@ -94,16 +91,8 @@ def launch(
         check_gpus(promised_gpus(requested, allocation), console.warning)
         strategy = make_strategy(requested, worker_group)
         stop.listen()  # again, over a handler that TensorFlow may have set
-        # The plan again, for the devices in use: TensorFlow need not use a GPU that Slurm gave.
-        # By the run's own folder, which every worker can read.
-        kind = "gpu" if num_own_gpus() else "cpu"
-        plan = replace(plan_of(job, kind, run), threads=plan.threads)
-        # Every node warns about its own GPUs, so not on a console that may be silent.
-        monitor = stack.enter_context(
-            ResourceMonitor(
-                num_own_gpus(), given_cpus(allocation), idle_min=idle_min, warn=Console().warning
-            )
-        )
+        plan = replace(plan_in_use(job, run), threads=plan.threads)
+        monitor = stack.enter_context(own_monitor(allocation, idle_min))
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
@@ -138,9 +127,30 @@ def own_allocation() -> SlurmEnvironment | None:
     return allocation
 
 
-def _scratch_run(run: RunDirectory, stack: contextlib.ExitStack) -> RunDirectory:
-    # A worker that is not the chief does all that the chief does, but nobody reads its files.
-    return RunDirectory(stack.enter_context(scratch_directory()) / run.folder.name)
+def join_workers(
+    allocation: SlurmEnvironment,
+    context: RunContext,
+    *,
+    console: Console,
+    stack: contextlib.ExitStack,
+) -> tuple[WorkerGroup, RunContext]:
+    """Meet the other workers of a run on several nodes.
+
+    A worker that is not the chief does all that the chief does, but nobody reads its files or its
+    console: the context that it gets back has a temporary folder.
+    """
+    worker_group = stack.enter_context(WorkerGroup.join(allocation, context.identity))
+    if worker_group.is_chief:
+        return worker_group, context
+    console.silent = True
+    run = RunDirectory(stack.enter_context(scratch_directory()) / context.run.folder.name)
+    return worker_group, replace(context, run=run)
+
+
+def own_monitor(allocation: SlurmEnvironment | None, idle_min: float) -> ResourceMonitor:
+    """The monitor of this node's GPUs; it warns on a console of its own, which is never silent."""
+    cpus = given_cpus(allocation)
+    return ResourceMonitor(num_own_gpus(), cpus, idle_min=idle_min, warn=Console().warning)
 
 
 def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> ExecutionPlan:
@@ -161,6 +171,14 @@ def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> E
         begun=(run.read_json("provenance.json").get("plan") if run else None) or {},
         times_ms=measured_ms(device, job),
     )
+
+
+def plan_in_use(job: Job, run: RunDirectory) -> ExecutionPlan:
+    """The plan for the devices in use: TensorFlow need not use a GPU that Slurm gave.
+
+    `run` is the run's own folder, which every worker can read.
+    """
+    return plan_of(job, "gpu" if num_own_gpus() else "cpu", run)
 
 
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:

@@ -51,7 +51,7 @@ def test_a_machine_without_slurm_or_gpu_is_well(harness: Harness) -> None:
         "harness data fetch",
     )
     assert "scratch" not in found
-    assert {path.name for path in harness.folder.iterdir()} <= {"keras", "cache"}  # Keras's own
+    assert {path.name for path in harness.folder.iterdir()} <= {"keras"}  # Keras's own
 
 
 def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -> None:

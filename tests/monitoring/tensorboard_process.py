@@ -38,7 +38,7 @@ class Board:
     """A running `harness tensorboard`, and a browser's view of it."""
 
     def __init__(self, harness: Harness, *words: object, stdout: Any = subprocess.PIPE) -> None:
-        self.cache = harness.folder / "cache"
+        self.cache = harness.cache
         self.temporary = harness.folder / "t"  # short: a socket's path holds 107 bytes
         self.temporary.mkdir(exist_ok=True)
         self.process = subprocess.Popen(

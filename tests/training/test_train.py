@@ -10,7 +10,6 @@ import pytest
 
 from harness.data.dataset_folder import save_folder
 from harness.data.imdb import make_dataset
-from harness.training.launch import small_shares
 from tests.conftest import JOBS, SHRUNK, Harness, metrics, results
 from tests.report.made_up_runs import WORDS, small_data
 from tests.training.kills import kill_at, wait_for_step
@@ -31,25 +30,6 @@ def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
     assert "Traceback" not in warned
     assert json.loads((run / "state.json").read_text())["phase"] == "interrupted"
     assert "epoch 1/200" in said
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "num_replicas", "num_gpus", "advice"),
-    [
-        (32, 1, 1, "--runs-per-gpu 4"),
-        (128, 4, 4, "use fewer GPUs"),
-        (128, 4, 2, "a GPU 32 reviews a step"),  # of two nodes
-        (64, 1, 1, ""),
-        (32, 2, 0, ""),  # CPUs
-    ],
-)
-def test_gpus_that_mostly_wait_are_told(
-    batch_size: int, num_replicas: int, num_gpus: int, advice: str
-) -> None:
-    """One line says how few reviews a GPU gets, and what to do."""
-    line = small_shares(batch_size, num_replicas, num_gpus)
-    assert advice in line
-    assert bool(line) == bool(advice)
 
 
 @pytest.mark.full

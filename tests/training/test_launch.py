@@ -1,0 +1,73 @@
+"""What happens before a run: its workers meet, its devices are judged."""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.compute.strategy import Numerics
+from harness.job_file import load_job
+from harness.system.console import Console
+from harness.tracking.run_dir import RunDirectory
+from harness.training import launch
+from harness.training.context import RunContext
+from harness.training.launch import join_workers, prepare_quietly, small_shares
+from tests.conftest import JOBS
+from tests.slurm.test_rendezvous import allocation, job_id
+
+__all__ = ["job_id"]  # pytest takes the fixture from here
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_replicas", "num_gpus", "advice"),
+    [
+        (32, 1, 1, "--runs-per-gpu 4"),
+        (128, 4, 4, "use fewer GPUs"),
+        (128, 4, 2, "a GPU 32 reviews a step"),  # of two nodes
+        (64, 1, 1, ""),
+        (32, 2, 0, ""),  # CPUs
+    ],
+)
+def test_gpus_that_mostly_wait_are_told(
+    batch_size: int, num_replicas: int, num_gpus: int, advice: str
+) -> None:
+    """One line says how few reviews a GPU gets, and what to do."""
+    line = small_shares(batch_size, num_replicas, num_gpus)
+    assert advice in line
+    assert bool(line) == bool(advice)
+
+
+def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) -> None:
+    """The other worker has a silent console and a temporary folder, gone when the run ends."""
+    run = RunDirectory(tmp_path / "lstm" / "wide")
+    dataset: Any = SimpleNamespace(checksum="made up")
+    context = RunContext(run, load_job(JOBS / "lstm.toml"), dataset)
+    consoles, stacks = [Console(), Console()], [contextlib.ExitStack(), contextlib.ExitStack()]
+
+    def join(rank: int) -> RunContext:
+        own = allocation(job_id, rank)
+        return join_workers(own, context, console=consoles[rank], stack=stacks[rank])[1]
+
+    with ThreadPoolExecutor(2) as pool:
+        chief, other = pool.map(join, range(2))
+        folder = other.run.folder
+        was_there = folder.parent.is_dir()
+        list(pool.map(contextlib.ExitStack.close, stacks))  # each waits for the other
+    assert chief.run is run
+    assert (folder.name, folder.is_relative_to(tmp_path)) == ("wide", False)
+    assert (was_there, folder.parent.exists()) == (True, False)
+    assert [console.silent for console in consoles] == [False, True]
+
+
+def test_a_command_without_a_strategy_computes_as_the_job_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorFlow is imported for the numerics of the job, before anything else imports it."""
+    asked = []
+    monkeypatch.setattr(launch, "import_tensorflow", lambda _, **options: asked.append(options))
+    job = load_job(JOBS / "lstm.toml", ["train.tf32=true", "train.deterministic=false"])
+    prepare_quietly(job)
+    assert asked == [{"numerics": Numerics(deterministic=False, tf32=True)}]

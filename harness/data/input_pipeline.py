@@ -147,7 +147,8 @@ def batches(
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def per_replica_batches(k: tf.Tensor) -> Batch:  # of consecutive k, each field [num, …]
             step, local = k[:, None] // num_local, k[:, None] % num_local
-            return _gather(source, sizes, step, context.input_pipeline_id * num_local + local)
+            first_replica = context.input_pipeline_id * num_local
+            return _gather(source, sizes, step=step, replica=first_replica + local)
 
         options = tf.data.Options()
         # Off unless needed: its thread may take seconds to notice that the dataset has ended.
@@ -182,7 +183,7 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, maxlen: int) -> _Sou
         )
 
 
-def _gather(source: _Source, sizes: _Sizes, step: tf.Tensor, replica: tf.Tensor) -> Batch:
+def _gather(source: _Source, sizes: _Sizes, *, step: tf.Tensor, replica: tf.Tensor) -> Batch:
     """The batches of some steps and replicas, both `[num, 1] int64`; each field is `[num, …]`."""
     batch_size, num_examples, steps_before = sizes
     num_reviews = len(source.labels)

@@ -77,7 +77,8 @@ def test_each_start_notes_code_and_packages(finished: tuple[object, Path]) -> No
     diff = record["uncommitted_diff"]
     content = None if diff is None else diff.encode(errors="surrogateescape")
     assert start["commit"] == record["commit"]
-    assert start["diff_sha256"] == (content and hashlib.sha256(content).hexdigest())
+    expected = None if content is None else hashlib.sha256(content).hexdigest()
+    assert start["diff_sha256"] == expected
     assert start["packages"] == record["packages"]
 
 

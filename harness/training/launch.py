@@ -69,9 +69,7 @@ def launch(
     allocation = own_allocation()
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
-    devices = (
-        options.devices or run.read_json("provenance.json").get("devices_asked") or site_devices()
-    )
+    devices = devices_to_use(run, options.devices)
     requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
     context = RunContext(run, job, dataset_of(run, job, options.data, full=options.full))
@@ -107,6 +105,11 @@ def launch(
             Compute(strategy, plan, allocation, devices, worker_group),
             Observers(console, monitor, stop),
         )
+
+
+def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
+    """As the command says, else as the run began, else as HARNESS_DEVICES says for new runs."""
+    return requested or run.read_json("provenance.json").get("devices_asked") or site_devices()
 
 
 def own_allocation() -> SlurmEnvironment | None:

@@ -12,7 +12,6 @@ from harness.errors import NodeFault
 from harness.system import cuda
 from tests.conftest import Harness
 from tests.system.driver import broken_driver, whole_driver
-from tests.training.kills import kill_at
 
 __all__ = ["broken_driver", "whole_driver"]  # pytest takes the fixtures from here
 
@@ -154,15 +153,3 @@ def test_a_driver_whose_gpus_are_hidden_is_not(
     done = harness.train("rnn", "hidden", "--set", "train.epochs=1")
     assert done.returncode == 0
     assert "warning: " not in done.stderr
-
-
-@pytest.mark.full
-def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(harness: Harness) -> None:
-    """HARNESS_DEVICES is for runs that have no devices yet."""
-    kill_at(harness, "rnn", 2, "--devices", "cpu:2", "--set", "train.epochs=2")
-    harness.environment["HARNESS_DEVICES"] = "cpu"
-    done = harness.run("resume", harness.runs / "rnn" / "killed")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].startswith("2 × CPU, ")
-    done = harness.train("rnn", "new", "--set", "train.epochs=1")
-    assert done.stdout.splitlines()[0].startswith("CPU, ")

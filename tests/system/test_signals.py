@@ -13,6 +13,19 @@ import pytest
 from tests.conftest import Harness, wait_for
 from tests.training.kills import wait_for_step
 
+LISTENING = """
+import os, sys
+from signal import Signals
+from harness.system.signals import StopRequest
+
+stop = StopRequest()
+stop.listen()
+for name in sys.argv[1:]:
+    stop.signal = None
+    os.kill(os.getpid(), Signals[name])
+    print(stop.signal.name, stop.vote)
+"""
+
 AT_ONCE = "harness: interrupted at once; what was saved before stays\n"
 
 WAITING = """
@@ -48,6 +61,14 @@ def test_the_second_ends_all_at_once() -> None:
     said, warned = process.communicate(timeout=10)
     assert (process.returncode, said, warned) == (75, "", AT_ONCE)
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+
+
+def test_each_stopping_signal_is_noted() -> None:
+    """The step in progress goes on; the process votes to stop after it."""
+    names = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]
+    command = [sys.executable, "-c", LISTENING, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [f"{name} 1.0" for name in names]
 
 
 def press_until_it_ends(process: "subprocess.Popen[str]") -> str:

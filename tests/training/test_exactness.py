@@ -18,7 +18,12 @@ pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize(
-    ("job", "devices"), [("gru", "cpu:1"), ("bilstm", "cpu:2"), ("rnn", "cpu:2")]
+    ("job", "devices"),
+    [
+        ("gru", "cpu:1"),
+        ("bilstm", "cpu:2"),
+        pytest.param("rnn", "cpu:2", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, job: str, devices: str) -> None:
     """Three times SIGKILL leaves no trace in metrics, weights, predictions and scores."""

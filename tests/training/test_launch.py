@@ -14,7 +14,12 @@ from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.training import launch
 from harness.training.context import RunContext
-from harness.training.launch import join_workers, prepare_quietly, small_shares
+from harness.training.launch import (
+    devices_to_use,
+    join_workers,
+    prepare_quietly,
+    small_shares,
+)
 from tests.conftest import JOBS
 from tests.slurm.test_rendezvous import allocation, job_id
 
@@ -38,6 +43,20 @@ def test_gpus_that_mostly_wait_are_told(
     line = small_shares(batch_size, num_replicas, num_gpus)
     assert advice in line
     assert bool(line) == bool(advice)
+
+
+def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """HARNESS_DEVICES is for runs that have no devices yet; the command always wins."""
+    new, begun = RunDirectory(tmp_path / "new"), RunDirectory(tmp_path / "begun")
+    begun.folder.mkdir()
+    begun.path("provenance.json").write_text('{"devices_asked": "cpu:2"}')
+    assert devices_to_use(new, None) is None
+    monkeypatch.setenv("HARNESS_DEVICES", "cpu")
+    assert devices_to_use(new, None) == "cpu"
+    assert devices_to_use(begun, None) == "cpu:2"
+    assert devices_to_use(begun, "cpu:3") == "cpu:3"
 
 
 def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) -> None:

@@ -10,15 +10,18 @@ import pytest
 
 from harness.data.dataset_folder import save_folder
 from harness.data.imdb import make_dataset
-from tests.conftest import JOBS, SHRUNK, Harness, metrics, results
+from tests.conftest import JOBS, SHRUNK, Harness, metrics
 from tests.report.made_up_runs import WORDS, small_data
 from tests.training.kills import kill_at, wait_for_step
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
-    """Each stopping signal finishes the step, saves, says how to go on and ends with 75."""
+    """A stopping signal lets the step end, saves, says how to go on and ends with 75.
+
+    `tests/system/test_signals.py` has the other signals.
+    """
     words = harness.train_words("lstm", "stopped", "--set", "train.checkpoint_every_s=86400")
     process = harness.start(*words, "--set", "train.epochs=200")
     run = harness.runs / "lstm" / "stopped"
@@ -85,12 +88,7 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     ]
     np.testing.assert_allclose(probabilities[0], probabilities[1], atol=1e-10)
     np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-10)
-    other_seed = harness.train("lstm", "seed2", "--seed", "2", *precise)
-    assert other_seed.returncode == 0
-    assert (
-        results(harness.runs / "lstm" / "seed2")["model.keras"]
-        != results(harness.runs / "lstm" / "cpu1")["model.keras"]
-    )
+    assert len({line["loss"] for line in one}) == 3, "nothing is learnt: all would be equal"
 
 
 def test_the_loss_reported_is_that_of_the_reviews(harness: Harness) -> None:
@@ -174,34 +172,6 @@ def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> Non
         assert done.returncode == 1
         assert runs in done.stderr
         assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.full
-def test_settings_of_the_recipe_take_effect(harness: Harness) -> None:
-    """Early stopping ends, cuts cut, clipping and half precision change, packed steps do not."""
-    sets = {
-        "stop": ["train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.05"],
-        "cut": ["train.reduce_lr_patience=1", "train.epochs=8", "train.learning_rate=0.05"],
-        "clip": ["train.clipnorm=0.001"],
-        "half": ["train.precision=bfloat16"],
-        "float16": ["train.precision=float16"],
-        "float16_clipped": ["train.precision=float16", "train.clipnorm=1000"],
-        "packed": ["train.steps_per_execution=5"],
-        "plain": [],
-    }
-    lines = {}
-    for name, words in sets.items():
-        done = harness.train("gru", name, *(part for word in words for part in ("--set", word)))
-        assert done.returncode == 0, done.stderr
-        lines[name] = metrics(harness.runs / "gru" / name)
-    assert len(lines["stop"]) < 40
-    rates = [line["learning_rate"] for line in lines["cut"]]
-    assert min(rates) < rates[0] / 1.9
-    assert lines["packed"] == lines["plain"]
-    for name in ("clip", "half", "float16"):
-        assert lines[name] != lines["plain"]
-    # A limit that no gradient reaches cuts nothing, scaled loss or not.
-    assert lines["float16_clipped"] == lines["float16"]
 
 
 @pytest.mark.full

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import logging
 import os
 import sys
 import time
@@ -149,6 +150,7 @@ def cancel(
     """
     from harness.monitoring.cancel import ask_to_stop, wait_until_saved
     from harness.slurm.queue import Queue
+    from harness.system.console import log
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.
@@ -167,7 +169,7 @@ def cancel(
         except RunError as error:
             problems.append(str(error))
     for problem in problems[:-1]:
-        typer.echo(f"harness: {problem}", err=True)
+        log(logging.ERROR, problem)
     if problems:
         raise RunError(problems[-1])
 

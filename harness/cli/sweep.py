@@ -27,10 +27,10 @@ def show(folder: Sweep) -> None:
 @app.command(epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/mine.toml")
 def best(folder: Sweep) -> None:
     """Print the best trial as a job file."""
-    from harness.sweep_report.best_trial import winner_toml
+    from harness.sweep_report.best_trial import best_trial_toml
     from harness.tuning.sweep_dir import SweepDirectory
 
-    typer.echo(winner_toml(SweepDirectory.open(folder)), nl=False)
+    typer.echo(best_trial_toml(SweepDirectory.open(folder)), nl=False)
 
 
 @app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")

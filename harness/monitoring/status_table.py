@@ -1,6 +1,6 @@
 """The table of `harness status`: for a terminal of 80 columns, and whole in a file."""
 
-import sys
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.monitoring.status import format_duration
+from harness.system.console import log
 from harness.tracking.records import RunStatus, one_line
 
 NUM_ENDED_SHOWN = 20
@@ -191,7 +192,7 @@ class StatusScreen:
         if self._live:
             parts = [self._on_terminal(shown, older)]
             if problem:
-                parts.append(Text(f"{problem}; run folders alone", "red"))
+                parts.append(Text(f"{problem}; shown from the run folders alone", "red"))
             self._live.update(Group(*parts), refresh=True)
         else:
             lines = as_lines(shown) if shown else []
@@ -206,7 +207,7 @@ class StatusScreen:
     def complain(self, problem: str | None) -> None:
         """Say on standard error that the queue gives no answer, once."""
         if problem and problem != self._complained:
-            print(f"harness: {problem}; run folders alone", file=sys.stderr)  # noqa: T201
+            log(logging.WARNING, f"{problem}; shown from the run folders alone")
         self._complained = problem
 
     def _nothing(self) -> str:

@@ -38,14 +38,14 @@ WITHOUT_VALIDATION = {
 # The best trial as a job
 
 
-def winner_toml(sweep: SweepDirectory) -> str:
+def best_trial_toml(sweep: SweepDirectory) -> str:
     """A job file that trains the best trial as it was trained, and tests it.
 
     Raises:
         InputError: if no trial is finished yet.
     """
-    search, row = sweep.search(), winning_row(sweep)
-    job = winning_job(search, row)
+    search, row = sweep.search(), best_row(sweep)
+    job = best_job(search, row)
     finished = sum(each["status"] == "finished" for each in ranked_rows(sweep))
     objective = search.table.objective
     so_far = "" if sweep.finished() else " so far"
@@ -59,7 +59,7 @@ def winner_toml(sweep: SweepDirectory) -> str:
     return "".join(f"# {' '.join(line.split())}\n" for line in comments) + f"\n{job.to_toml()}"
 
 
-def winning_row(sweep: SweepDirectory) -> dict[str, str]:
+def best_row(sweep: SweepDirectory) -> dict[str, str]:
     """The row of the leaderboard with the best trial.
 
     Raises:
@@ -69,12 +69,12 @@ def winning_row(sweep: SweepDirectory) -> dict[str, str]:
         if row["status"] == "finished":
             return row
     raise InputError(
-        f"sweep {sweep.folder}: has no finished trial, and so no winner; continue it by: "
+        f"sweep {sweep.folder}: has no finished trial, so none is the best; continue it by: "
         f"harness resume {shlex.quote(str(sweep.folder))}"
     )
 
 
-def winning_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
+def best_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     """The job of a trial, with the test set read at its end.
 
     Raises:
@@ -99,7 +99,7 @@ def retrained_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     Raises:
         InputError: if the row does not say how many epochs.
     """
-    content = winning_job(search, row).model_dump()
+    content = best_job(search, row).model_dump()
     content["data"]["validation_split"] = 0.0
     content["train"] |= {**WITHOUT_VALIDATION, "epochs": _epochs(row, "kept_epoch")}
     return check_job(content, Path(f"{content['name']}.toml"))
@@ -141,25 +141,25 @@ def retrain(
     workers: int | None,
     console: Console,
 ) -> None:
-    """Train the winner on all training reviews with each seed, test it, and print the table.
+    """Train the best trial on all training reviews with each seed, test it, and print the table.
 
     A finished seed is left as it is, an unfinished one is resumed.
 
     Args:
-        sweep: whose winner.
+        sweep: whose best trial.
         seeds: of the runs.
         data: the folder of the sweep's data, if it has moved.
         workers: runs at a time, by default as many as fit.
         console: shows the progress.
 
     Raises:
-        InputError: if there is no winner, the data are different, the folder holds another winner,
+        InputError: if no trial is finished, the data are different, the folder is of another trial,
             or a later version of harness wrote the sweep.
         Interrupted: on a signal; the runs are saved and can be resumed.
         RunError: a run failed, and why.
     """
     sweep.check_format()
-    search, row = sweep.search(), winning_row(sweep)
+    search, row = sweep.search(), best_row(sweep)
     job = retrained_job(search, row)
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]
     for run, seed in zip(runs, seeds, strict=True):
@@ -190,7 +190,7 @@ def _check_same(run: RunDirectory, job: Job, seed: int) -> None:
     expected = {**job.model_dump(), "train": {**job.train.model_dump(), "seed": seed}}
     if run.job().model_dump() != expected:
         raise InputError(
-            f"run {run.folder}: belongs to an earlier winner of the sweep; move "
+            f"run {run.folder}: belongs to an earlier best trial of the sweep; move "
             f"{run.folder.parent} away"
         )
 

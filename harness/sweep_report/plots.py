@@ -87,8 +87,8 @@ def _round_values(low: float, high: float, *, log: bool) -> list[float]:
 def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
     """Draw each finished trial as a line over the axes of all keys, as a PNG of 480 pixels' height.
 
-    The colour shows the score, with one colour for the worst tenth; the winner is thick. If trials
-    of a search differ in their number of epochs, it gets an axis too.
+    The colour shows the score, with one colour for the worst tenth; the best trial's line is thick.
+    If trials of a search differ in their number of epochs, it gets an axis too.
 
     Args:
         trials: at least one, the best first.

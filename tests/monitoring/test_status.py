@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.monitoring.status import format_duration, survey
-from harness.monitoring.status_table import as_lines, as_renderable, split_shown
+from harness.monitoring.status_table import StatusScreen, as_lines, as_renderable, split_shown
 from harness.slurm import queue as queue_room
 from harness.slurm.queue import Queue, parse, seconds
 from harness.tracking.run_dir import RunDirectory
@@ -341,6 +342,19 @@ def test_a_line_that_is_no_job_is_passed_over() -> None:
     )
     assert (job.id, job.raw_id, job.command) == ("12_3", "14", "/a |b/x.sh")
     assert [format_duration(s) for s in (5, 125, 7500, 187200)] == ["5s", "2m05s", "2h05m", "2d04h"]
+
+
+def test_a_queue_without_an_answer_is_a_warning_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As every warning of a command; another reason is another line."""
+    screen = StatusScreen(tmp_path, everything=False)
+    for problem in ("no answer", "no answer", "it hangs"):
+        screen.complain(problem)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: no answer; shown from the run folders alone",
+        "warning: it hangs; shown from the run folders alone",
+    ]
 
 
 # Watching

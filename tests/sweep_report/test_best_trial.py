@@ -1,4 +1,4 @@
-"""The winner of a sweep: as a job, and trained anew over seeds, whatever is killed."""
+"""The best trial of a sweep: as a job, and trained anew over seeds, whatever is killed."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.job_file import load_job
-from harness.sweep_report.best_trial import retrain, retrained_job, winner_toml, winning_row
+from harness.sweep_report.best_trial import best_row, best_trial_toml, retrain, retrained_job
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import Harness, wait_for
@@ -15,7 +15,7 @@ from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 VALUES = {"model.pooling": "max", "model.units": 32, "train.learning_rate": 0.00123}
 
 
-def test_the_winner_is_a_job_that_train_takes(tmp_path: Path) -> None:
+def test_the_best_trial_is_a_job_that_train_takes(tmp_path: Path) -> None:
     """All that the trial had, the test set read; an early stop is no other number of epochs."""
     sweep = make_sweep(
         tmp_path / "s",
@@ -24,7 +24,7 @@ def test_the_winner_is_a_job_that_train_takes(tmp_path: Path) -> None:
         trial(1, 0.8, values=VALUES, epochs=4),
         trial(2, None, error="it broke"),
     )
-    text = winner_toml(sweep)
+    text = best_trial_toml(sweep)
     (tmp_path / "mine.toml").write_text(text)
     job = load_job(tmp_path / "mine.toml")
     assert job.name == "tune_lstm_best"
@@ -36,23 +36,23 @@ def test_the_winner_is_a_job_that_train_takes(tmp_path: Path) -> None:
         assert words in said
 
 
-def test_hyperbands_winner_has_the_epochs_of_its_trial(tmp_path: Path) -> None:
+def test_hyperbands_best_trial_has_the_epochs_of_its_trial(tmp_path: Path) -> None:
     """Not the most that hyperband would give; and a key that it did not have is as in the job."""
     sweep = make_sweep(
         tmp_path / "s",
         HYPERBAND,
         trial(0, 0.8, values={"model.architecture": "gru", "model.dropout": 0.3}, epochs=3),
     )
-    (tmp_path / "mine.toml").write_text(winner_toml(sweep))
+    (tmp_path / "mine.toml").write_text(best_trial_toml(sweep))
     job = load_job(tmp_path / "mine.toml")
     assert (job.train.epochs, job.model.dropout, job.model.second_units) == (3, 0.3, 0)
 
 
-def test_without_a_finished_trial_there_is_no_winner(tmp_path: Path) -> None:
+def test_without_a_finished_trial_none_is_the_best(tmp_path: Path) -> None:
     """One line that says how to go on; nothing is trained then."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, error="it broke"))
     with pytest.raises(InputError, match=r"no finished trial.*harness resume"):
-        winner_toml(sweep)
+        best_trial_toml(sweep)
     with pytest.raises(InputError, match="no finished trial"):
         retrain(sweep, (1,), data=None, workers=None, console=Console())
     assert not sweep.path("winner").exists()
@@ -62,22 +62,22 @@ def test_trained_anew_it_needs_no_validation_reviews(tmp_path: Path) -> None:
     """All reviews train; the epochs are those of the best weights, rounded up."""
     toml = RANDOM.replace("epochs = 6", "epochs = 6\nreduce_lr_patience = 1\nkeep = 'best'")
     sweep = make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=VALUES, kept_epoch=2.5))
-    job = retrained_job(sweep.search(), winning_row(sweep))
+    job = retrained_job(sweep.search(), best_row(sweep))
     assert (job.data.validation_split, job.data.test) == (0, True)
     assert (job.train.epochs, job.train.keep) == (3, "last")
     assert (job.train.early_stopping_patience, job.train.reduce_lr_patience) == (0, 0)
     assert not [*job.without_effect()]
 
 
-def test_another_winner_is_not_mixed_with_the_first(tmp_path: Path) -> None:
+def test_another_best_trial_is_not_mixed_with_the_first(tmp_path: Path) -> None:
     """A sweep that went on to a better trial does not go on with the runs of the old one."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
-    job = retrained_job(sweep.search(), winning_row(sweep))
+    job = retrained_job(sweep.search(), best_row(sweep))
     run = RunDirectory(sweep.path("winner", job.name, "seed1"))
     run.take_lease()
     other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
     run.write_text("job.toml", other.to_toml())
-    with pytest.raises(InputError, match=r"earlier winner.*move .*winner/tune_lstm_best away"):
+    with pytest.raises(InputError, match=r"earlier best trial.*move .*winner/tune_lstm_best away"):
         retrain(sweep, (1, 2), data=None, workers=None, console=Console())
 
 

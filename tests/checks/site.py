@@ -19,7 +19,13 @@ from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS
 
 ELSEWHERE = "node7"
-RESULT = {"accuracy": 0.88, "val_accuracy": 0.87, "seed": 3, "architecture": "lstm"}
+RESULT = {
+    "accuracy": 0.88,
+    "val_accuracy": 0.87,
+    "seed": 3,
+    "architecture": "lstm",
+    "dataset_checksum": "made up",
+}
 
 
 @dataclass

@@ -19,7 +19,7 @@ from harness.monitoring.status_table import StatusScreen, as_lines, as_renderabl
 from harness.slurm import queue as queue_room
 from harness.slurm.queue import Queue, parse, seconds
 from harness.tracking.run_dir import RunDirectory
-from tests.checks.site import Site, site
+from tests.checks.site import RESULT, Site, site
 from tests.conftest import JOBS, Harness
 
 __all__ = ["site"]  # a fixture
@@ -367,7 +367,7 @@ def test_watch_prints_a_file_anew_on_change_and_ends(harness: Harness, site: Sit
     assert watching.stdout
     assert watching.stdout.readline().startswith("run ")
     assert "running" in watching.stdout.readline()
-    run.write_json("result.json", {"accuracy": 0.9})
+    run.write_json("result.json", RESULT)
     rest, _ = watching.communicate(timeout=20)
     assert "finished" in rest
     assert rest.count("lstm/a") == 1

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness import PROJECT
 from harness.errors import InputError, RunError
 from harness.system.console import strip_prefix
+from harness.system.processes import own_code_first
 
 NO_LIMIT_S = threading.TIMEOUT_MAX
 
@@ -142,9 +142,7 @@ def environment(**variables: str) -> dict[str, str]:
 
     A download is not to be measured.
     """
-    paths = (str(PROJECT), os.environ.get("PYTHONPATH", ""))
-    path = os.pathsep.join(filter(None, paths))
-    return {**os.environ, "PYTHONPATH": path, "HARNESS_OFFLINE": "1", **variables}
+    return {**own_code_first(), "HARNESS_OFFLINE": "1", **variables}
 
 
 def _text(file: BinaryIO) -> str:

@@ -153,8 +153,9 @@ def _resume_request(
 
 
 def _submit(request: "Request") -> None:
-    from harness.slurm.snapshot import code_files, is_snapshot
+    from harness.slurm.snapshot import code_files
     from harness.slurm.submit import submit as submit_all
+    from harness.system.git import is_snapshot
 
     size = None if is_snapshot(request.project) else code_files(request.project, request.runs)
     submitted = submit_all(request)
@@ -199,6 +200,10 @@ def reproduce(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="DIR", help="new folder; default: RUN-code")
     ] = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="also the code of a run that others wrote or can change"),
+    ] = False,
 ) -> None:
     """Restore the code and job of a run into a new folder.
 
@@ -212,7 +217,10 @@ def reproduce(
     run = RunDirectory.open(run_folder)
     folder = run.folder.absolute()
     restored = restore(
-        run, project_folder(), (to or folder.with_name(f"{folder.name}-code")).absolute()
+        run,
+        project_folder(),
+        (to or folder.with_name(f"{folder.name}-code")).absolute(),
+        trust_code=trust_code,
     )
     console = Console()
     for warning in restored.warnings:

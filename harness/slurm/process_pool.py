@@ -15,6 +15,7 @@ from harness.slurm import client
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, needs_steps, srun_args
 from harness.system.console import Console, strip_prefix
+from harness.system.processes import own_code_first
 from harness.system.signals import StopRequest
 
 POLL_S = 0.2
@@ -46,6 +47,7 @@ class ManagedProcess:
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
                 args,
+                env=own_code_first(),
                 stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
+from harness.files.ownership import distrust
 from harness.files.site_settings import SITE
 from harness.slurm.script import submissions
 from harness.system.git import (
@@ -25,9 +26,9 @@ from harness.system.git import (
     code_version,
     commit_of,
     is_checkout,
+    is_snapshot,
     new_files,
     secrets_among,
-    snapshot_record,
     tracked_files,
 )
 from harness.system.private_files import private_files
@@ -40,11 +41,6 @@ MAX_LISTED = 20
 # Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
            ".*_cache", ".setup.lock*")  # fmt: skip
-
-
-def is_snapshot(project: Path) -> bool:
-    """Whether the project is itself a snapshot."""
-    return not is_checkout(project) and bool(snapshot_record(project))
 
 
 def snapshot_path(project: Path, runs: Path) -> Path:
@@ -84,6 +80,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         del record["snapshot"]
         # Its owner's alone: a diff may hold anything.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
+        _keep_others_out(copy)
         # Named after the copy: a file may have been edited meanwhile.
         folder = _path(copy, runs, names, commit=version["commit"])
         if not _holds(folder, [*names, SNAPSHOT_RECORD], copy, names=names):
@@ -218,13 +215,26 @@ def _content(path: Path) -> list[bytes]:
 
 
 def _holds(folder: Path, needed: Iterable[str], copy: Path, *, names: Iterable[str]) -> bool:
-    """Whether a snapshot is still complete: cleaners of scratch folders remove old files."""
+    """Whether a snapshot is still as it was made.
+
+    Cleaners of scratch folders remove old files; among runs that several users share, somebody
+    could change the code of a job, or add a module that Python finds first.
+    """
     try:
+        if any(distrust(path) for path in (folder, *folder.rglob("*")) if not path.is_symlink()):
+            return False
         return all(os.path.lexists(folder / name) for name in needed) and all(
             _content(folder / name) == _content(copy / name) for name in names
         )
     except OSError:
         return False
+
+
+def _keep_others_out(folder: Path) -> None:
+    """Take from everybody else the permission to write."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & ~0o022)
 
 
 def _replace(folder: Path, copy: Path) -> None:

@@ -85,6 +85,11 @@ def commit_of(project: Path) -> str | None:
         return None
 
 
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is a snapshot of the code."""
+    return not is_checkout(folder) and bool(snapshot_record(folder))
+
+
 def snapshot_record(folder: Path) -> dict[str, Any]:
     """The version that a snapshot records, empty for a folder that is no snapshot."""
     return read_json(folder / SNAPSHOT_RECORD)
@@ -193,6 +198,18 @@ def has_commit(project: Path, commit: str) -> bool:
     except GitError:
         return False
     return True
+
+
+def paths_of_patch(patch: str) -> list[str]:
+    """The paths that a patch would change, as git reads them.
+
+    Raises:
+        GitError: if it is no patch.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # numstat reads nothing else
+        content = patch.encode(errors="surrogateescape")
+        listing = git(Path(folder), "apply", "--numstat", "-z", "--allow-empty", stdin=content)
+    return _names(b"\0".join(line.split(b"\t", 2)[-1] for line in listing.split(b"\0")))
 
 
 def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> None:

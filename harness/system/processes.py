@@ -7,10 +7,22 @@ import threading
 import time
 from pathlib import Path, PurePath
 
+from harness import PROJECT
+
 WORKER = "harness.tuning.worker"  # of a sweep, which trains its trials
 PROGRAMS = {"harness", "__main__.py"}
 TRAINING = {"train", "resume", "tune"}  # the commands that write a heartbeat
 CLOCK_SLACK_S = 2.0
+
+
+def own_code_first() -> dict[str, str]:
+    """This process's environment for a child: it imports this code, and nothing where it starts.
+
+    `python -m` looks into the current folder first, which may be that of somebody else's run.
+    """
+    paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = os.pathsep.join(dict.fromkeys(filter(None, paths)))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def age_s() -> float | None:

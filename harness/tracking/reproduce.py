@@ -3,25 +3,32 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from harness import __version__
 from harness.data.dataset_folder import save_folder
 from harness.data.imdb_sources import open_sample
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory
+from harness.files.lenient_json import table
+from harness.files.ownership import distrust
+from harness.job_file import load_job
 from harness.system.git import (
     COMMIT,
     SNAPSHOT_RECORD,
     GitError,
     has_commit,
-    snapshot_record,
+    is_snapshot,
+    paths_of_patch,
     write_version,
 )
 from harness.system.host import installed_version
 from harness.tracking.provenance import PACKAGES
+from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
 
 SAMPLE_FOLDER = "imdb-sample"
@@ -38,7 +45,9 @@ class Reproduced:
     warnings: list[str] = field(default_factory=list)
 
 
-def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
+def reproduce(
+    run: RunDirectory, project: Path, folder: Path, *, trust_code: bool = False
+) -> Reproduced:
     """Restore the code of a run into a new folder, with the run's job under `jobs/`.
 
     The code comes from the commit and the recorded changes; where the project does not know the
@@ -48,9 +57,11 @@ def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
         run: an existing run.
         project: the checkout that has the commit.
         folder: complete afterwards, or absent.
+        trust_code: put back what somebody else wrote or could have changed, too.
 
     Raises:
-        InputError: if the folder exists already, or the code can't be found.
+        InputError: if the folder exists already, the code can't be found, or job or changes are
+            not what this project writes.
         RunError: if the recorded changes do not apply, or the disk refuses.
     """
     if folder.exists() or folder.is_symlink():
@@ -58,10 +69,16 @@ def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
     record = run.read_json("provenance.json")
     if not record:
         raise InputError(f"run {run.folder}: has no readable provenance.json, its code is unknown")
-    warnings = list(_differences(record))
+    own = [run.folder, run.path(RECORD), run.path("job.toml")]
+    warnings = [*_distrusted(own, trust_code), *_differences(record)]
+    _check_job(run, record)
+    _check_patch(run, record.get("uncommitted_diff"))
+    if (named := record.get("snapshot")) and is_snapshot(Path(str(named))):
+        warnings += _distrusted([Path(str(named))], trust_code)
     try:
         with atomic_directory(folder) as temporary:
             source = _put_code(run, record, project, folder=temporary, warnings=warnings)
+            _check_links(run, temporary)  # before anything is written through one
             job_file = _put_job(run, temporary)
             _put_data(record, temporary, warnings)
     except OSError as error:
@@ -69,13 +86,72 @@ def reproduce(run: RunDirectory, project: Path, folder: Path) -> Reproduced:
     return Reproduced(folder, source, job_file, _command(record, folder, job_file), warnings)
 
 
+def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
+    """Warnings about code that somebody else wrote or could have changed.
+
+    Raises:
+        InputError: if there is any, and it is not to be trusted.
+    """
+    reasons = [f"{path}: {reason}" for path in paths if (reason := distrust(path))]
+    if reasons and not trust_code:
+        raise InputError(
+            f"{reasons[0]}, and this command puts its code where it will run as you; look at it, "
+            "then give --trust-code"
+        )
+    return [f"{reason}; read the code before you start it" for reason in reasons]
+
+
+def _check_job(run: RunDirectory, record: dict[str, Any]) -> None:
+    """Refuse a job that can't be trained; that of another version is for its own code to check."""
+    path = run.path("job.toml")
+    if record.get("harness", __version__) == __version__:
+        load_job(path)
+        return
+    try:
+        tomllib.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no job file ({error}); restore it") from None
+
+
+def _check_patch(run: RunDirectory, patch: object) -> None:
+    """Refuse changes outside of the folder that they are applied in, and of git's own files."""
+    if not isinstance(patch, str) or not patch:
+        return
+    try:
+        paths = paths_of_patch(patch)
+    except GitError as error:
+        raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
+    for path in paths:
+        parts = PurePosixPath(path.lower()).parts
+        if path.startswith("/") or {"..", ".git"} & {*parts}:
+            raise InputError(
+                f"run {run.folder}: its patch names {path!r}, which is no path of code; don't "
+                "trust this record"
+            )
+
+
+def _check_links(run: RunDirectory, folder: Path) -> None:
+    """Refuse links out of the folder, through which others of its files would be written."""
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            continue
+        target = path.readlink()
+        if target.is_absolute() or not (path.parent / target).resolve().is_relative_to(root):
+            raise InputError(
+                f"run {run.folder}: the link {path.relative_to(folder)} in its code leads out of "
+                f"it, to {target}; don't trust this record"
+            )
+
+
 def _put_code(
     run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
-    left_out = [str(name) for name in record.get("left_out_files") or []]
-    snapshot = Path(record["snapshot"]) if record.get("snapshot") else None
-    snapshot = snapshot if snapshot and snapshot_record(snapshot) else None
+    names = record.get("left_out_files")
+    left_out = [str(name) for name in names] if isinstance(names, list) else []
+    snapshot = Path(str(record["snapshot"])) if record.get("snapshot") else None
+    snapshot = snapshot if snapshot and is_snapshot(snapshot) else None
     is_whole = isinstance(patch, str) and not left_out
     if has_commit(project, commit) and (is_whole or not snapshot):
         try:
@@ -116,7 +192,7 @@ def _put_job(run: RunDirectory, folder: Path) -> Path:
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None:
     """Write the sample as a folder: otherwise the full data would be used where they are found."""
-    data = record.get("dataset") or {}
+    data = table(record, "dataset")
     if data.get("is_sample"):
         sample = open_sample()
         save_folder(sample, folder / SAMPLE_FOLDER)
@@ -142,7 +218,7 @@ def _data_folder(data: dict[str, Any]) -> str | None:
 
 
 def _differences(record: dict[str, Any]) -> Iterator[str]:
-    packages = record.get("packages") or {}
+    packages = table(record, "packages")
     for name in PACKAGES:
         recorded, installed = packages.get(name), installed_version(name)
         if recorded != installed:
@@ -150,7 +226,7 @@ def _differences(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
-    data = record.get("dataset") or {}
+    data = table(record, "dataset")
     args = [sys.executable, "-m", "harness", "train", str(job_file)]
     if record.get("devices_asked"):
         args += ["--devices", str(record["devices_asked"])]

@@ -1,0 +1,231 @@
+"""Runs that somebody else wrote: put back inside their folder or refused, and never trusted."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError, RunError
+from harness.job_file import load_job
+from harness.slurm.snapshot import take_snapshot
+from harness.system.git import code_version
+from harness.tracking.reproduce import Reproduced, reproduce
+from harness.tracking.run_dir import RunDirectory
+from tests.conftest import JOBS, Harness
+from tests.slurm.test_submit import edit, git
+from tests.slurm.test_submit import project as project
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
+
+
+class Strangers:
+    """A run with a record that its owner made up, and a folder that it should not reach."""
+
+    def __init__(self, folder: Path, project: Path) -> None:
+        self.project = project
+        self.victim = folder / "victim"
+        self.victim.mkdir()
+        self.run = folder / "runs/lstm/a"
+        self.run.mkdir(parents=True)
+        self.write(load_job(JOBS / "lstm.toml").to_toml())
+        self.target = folder / "here/back"
+
+    def write(self, job: str | bytes = b"", **record: object) -> None:
+        if job:
+            content = job.encode() if isinstance(job, str) else job
+            (self.run / "job.toml").write_bytes(content)
+        known = {"commit": git(self.project, "rev-parse", "HEAD").strip(), "uncommitted_diff": ""}
+        data = {"is_sample": True, "checksum": "0"}
+        whole = {"format": 2, **known, "dataset": data, **record}
+        (self.run / "provenance.json").write_text(json.dumps(whole))
+
+    def patch_of(self, *commands: str) -> None:
+        """Record the changes that shell commands make in a checkout of the project."""
+        there = self.victim.parent / "changed"
+        git(self.project, "clone", "--quiet", str(self.project), str(there))
+        for command in commands:
+            environment = {**os.environ, "VICTIM": str(self.victim)}
+            subprocess.run(
+                ["sh", "-ec", command], cwd=there, env=environment, timeout=60, check=True
+            )
+        self.write(uncommitted_diff=code_version(there)["uncommitted_diff"])
+
+    def reproduce(self, *, trust_code: bool = False) -> Reproduced:
+        run = RunDirectory.open(self.run)
+        return reproduce(run, self.project, self.target, trust_code=trust_code)
+
+    def refused(self, match: str, error: type[Exception] = InputError) -> None:
+        """It is refused, nothing reached the victim, and nothing is left."""
+        with pytest.raises(error, match=match):
+            self.reproduce()
+        assert list(self.victim.iterdir()) == []
+        assert not self.target.exists()
+        assert not self.target.parent.exists() or list(self.target.parent.iterdir()) == []
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, project: Path) -> Strangers:
+    return Strangers(tmp_path, project)
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ['rm -r jobs && ln -s "$VICTIM" jobs'],
+        ["rm -r jobs && ln -s ../../victim jobs"],
+        ['ln -s "$VICTIM" imdb-sample'],
+        ['ln -s "$VICTIM/a.toml" jobs/a.toml'],
+        ['ln -s "$VICTIM" x && ln -s x imdb-sample'],
+    ],
+)
+def test_a_link_out_of_the_folder_is_refused(stranger: Strangers, commands: list[str]) -> None:
+    """Job and data would be written through it into somebody's own folder."""
+    stranger.patch_of(*commands)
+    stranger.refused(r"link .* leads out of it")
+
+
+@pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../../x", ".git/hooks/x", "a/.GIT/x"])
+def test_a_path_out_of_the_folder_is_refused(stranger: Strangers, path: str) -> None:
+    """Absolute, dotted or git's own: by this project, before git sees the patch."""
+    diff = (
+        f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n"
+        "@@ -0,0 +1 @@\n+x\n"
+    )
+    stranger.write(uncommitted_diff=diff)
+    stranger.refused("its patch names")
+
+
+def test_changes_of_ones_own_are_put_back_with_their_links(stranger: Strangers) -> None:
+    """Links that stay inside the folder are code."""
+    changed = stranger.project
+    edit(changed)
+    (changed / "jobs/inside.toml").symlink_to("lstm.toml")
+    stranger.write(uncommitted_diff=code_version(changed)["uncommitted_diff"])
+    restored = stranger.reproduce()
+    assert (restored.folder / "jobs/inside.toml").readlink() == Path("lstm.toml")
+    assert restored.warnings[-1:] == ["the run had another sample than this version of harness"]
+
+
+def test_a_link_in_a_strangers_snapshot_is_refused(stranger: Strangers, tmp_path: Path) -> None:
+    """Copied as it is, it would lead out as well."""
+    snapshot = take_snapshot(stranger.project, tmp_path / "theirs")
+    (snapshot / "imdb-sample").symlink_to(stranger.victim)
+    stranger.write(commit=None, snapshot=str(snapshot))
+    stranger.refused(r"link .* leads out of it")
+
+
+@pytest.mark.parametrize(
+    "job", [b"not toml [", b"\xff\xfe", b'architecture = "lstm"\n[model]\nunits = "many"\n']
+)
+def test_the_job_is_checked_first(stranger: Strangers, job: bytes) -> None:
+    """A job that can't be trained is refused before anything is written."""
+    stranger.write(job)
+    stranger.refused("job.toml|model.units|architecture")
+
+
+def test_a_job_of_another_version_is_checked_by_its_own_code(stranger: Strangers) -> None:
+    """It may have keys that this version does not know; TOML it is all the same."""
+    text = load_job(JOBS / "lstm.toml").to_toml() + "\n[later]\nkey = 1\n"
+    stranger.write(text, harness="9.9.9", format=9)
+    assert stranger.reproduce().job_file.name == "a.toml"
+
+
+@pytest.mark.parametrize("record", [{"snapshot": 7}, {"left_out_files": 7}, {"commit": ["x"]},
+                                    {"dataset": []}, {"packages": 1}])  # fmt: skip
+def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str, object]) -> None:
+    """Whatever a value is, it is no traceback."""
+    stranger.write(b"", **record)
+    try:
+        stranger.reproduce()
+    except (InputError, RunError) as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 - either is right
+
+
+@as_root
+def test_the_run_of_another_user_needs_trust_by_name(stranger: Strangers) -> None:
+    """Its code would run as oneself: the owner is named, and --trust-code lets it through."""
+    os.chown(stranger.run, NOBODY, -1)
+    stranger.refused(r"belongs to nobody.*--trust-code")
+    restored = stranger.reproduce(trust_code=True)
+    assert any("belongs to nobody" in line for line in restored.warnings)
+
+
+@pytest.mark.parametrize("name", ["", "provenance.json", "job.toml"])
+def test_a_run_that_others_can_write_needs_trust(stranger: Strangers, name: str) -> None:
+    """Then its record is not what its owner wrote."""
+    path = stranger.run / name
+    path.chmod(path.stat().st_mode | 0o002)
+    stranger.refused(r"others can write to it.*--trust-code")
+
+
+@as_root
+def test_the_snapshot_of_another_user_needs_trust(stranger: Strangers, tmp_path: Path) -> None:
+    """A record of one's own may name a folder that somebody else has put there since."""
+    snapshot = take_snapshot(stranger.project, tmp_path / "theirs")
+    os.chown(snapshot, NOBODY, -1)
+    stranger.write(commit=None, snapshot=str(snapshot))
+    stranger.refused(r"belongs to nobody.*--trust-code")
+
+
+@as_root
+@pytest.mark.parametrize("planted", ["slurm/common.sh", "typer.py", "slurm"])
+def test_a_planted_snapshot_is_not_submitted(project: Path, tmp_path: Path, planted: str) -> None:
+    """In a folder that others write to, the code of a job is one's own: made anew, not reused."""
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    path = snapshot / planted
+    if path.is_dir():
+        path.chmod(0o777)
+    else:
+        path.write_text(path.read_text() if path.exists() else "evil")
+        os.chown(path, NOBODY, -1)
+    assert take_snapshot(project, tmp_path / "runs") == snapshot
+    assert not (snapshot / "typer.py").exists()
+    assert {each.stat().st_uid for each in snapshot.rglob("*")} == {0}
+    assert all(
+        each.lstat().st_mode & 0o022 == 0 for each in snapshot.rglob("*") if not each.is_symlink()
+    )
+
+
+def test_a_snapshot_can_be_written_by_its_owner_alone(project: Path, tmp_path: Path) -> None:
+    """Whatever the umask and the modes in the checkout."""
+    (project / "edited.txt").chmod(0o666)
+    before = os.umask(0)
+    try:
+        snapshot = take_snapshot(project, tmp_path / "runs")
+    finally:
+        os.umask(before)
+    paths = [snapshot, *snapshot.rglob("*")]
+    assert all(path.lstat().st_mode & 0o022 == 0 for path in paths if not path.is_symlink())
+
+
+def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
+    harness: Harness, finished: tuple[Harness, Path]
+) -> None:
+    """Neither a command nor the processes that it starts import what lies in a run's folder."""
+    run = finished[1]
+    mark = harness.folder / "was-run"
+    code = f"open({str(mark)!r}, 'w').close()\n"
+    planted = ["json", "typer", "numpy", "keras", "harness", "tensorboard", "sitecustomize"]
+    files = [run / f"{name}.py" for name in planted]
+    for file in files:
+        file.write_text(code)
+    try:
+        program = "import sys; from harness.cli.main import main; sys.exit(main())"
+        for words in (
+            ["status", "--runs", "."], ["compare", ".", "--no-baseline"], ["predict", ".", "good"],
+            ["train", str(JOBS / "lstm.toml"), "--seeds", "1-2", "--set", "data.limit=100",
+             "--set", "train.epochs=1", "--set", "model.units=4"],
+        ):  # fmt: skip
+            # As the installed `harness` starts, which does not put this folder on the path.
+            done = subprocess.run(
+                [harness.command()[0], "-P", "-c", program, *words], cwd=run,
+                env=harness.environment, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            assert not mark.exists(), words
+            assert done.returncode == 0, done.stderr
+    finally:
+        for file in files:
+            file.unlink()

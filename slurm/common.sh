@@ -49,9 +49,11 @@ AT_STAKE='any user who reaches the ports of your nodes could act as you and read
 AT_STAKE+=" files, because TensorFlow's servers have no login"
 
 # Refuses one model on several nodes without the site's word, before anything else is done. The
-# rule and its words are those of harness/slurm/trusted_network.py.
+# rule and its words are those of harness/files/trusted_network.py.
 need_trusted_network() {
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 && ${HARNESS_TRUSTED_NETWORK:-} != 1 ]] || return 0
+    [[ -z ${SLURM_GPUS:-} ]] || warn "--gpus=$SLURM_GPUS beside the --gres of the script asks for" \
+        "several nodes; for one node: sbatch --gres=gpu:$SLURM_GPUS"
     complain "one model on $SLURM_JOB_NUM_NODES nodes: $AT_STAKE; use one node, or, if nobody" \
         "else reaches them, set HARNESS_TRUSTED_NETWORK=1 in slurm/site.sh"
     exit 2
@@ -81,6 +83,7 @@ source "$PROJECT/slurm/requeue.sh"
 # With an argument, for one model on all nodes of the job.
 prepare() {
     read_site
+    [[ -z ${1:-} ]] || need_trusted_network
     choose_locks
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # It existed when the job was submitted, and other jobs may be using it.
@@ -95,7 +98,6 @@ prepare() {
     HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
     ON_NODES=("${HARNESS[@]}") # once on each node of the job
     ! is_batch || prepare_batch
-    [[ -z ${1:-} ]] || need_trusted_network # after the line on what Slurm gave: it may say why
 }
 
 # What a Slurm job needs beyond a local run.

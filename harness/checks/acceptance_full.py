@@ -18,13 +18,13 @@ from harness.checks.finding import Finding, NotRun
 from harness.checks.probe import JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
+from harness.files.trusted_network import TRUSTED_NETWORK, is_trusted_network
 from harness.slurm.environment import (
     SlurmEnvironment,
     variables_of_a_check,
     variables_of_workers,
 )
 from harness.slurm.placement import gpu_name
-from harness.slurm.trusted_network import TRUSTED_NETWORK, is_trusted_network
 from harness.system.console import strip_prefix
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
+from harness.files.trusted_network import AT_STAKE, REMEDY, TRUSTED_NETWORK, is_trusted_network
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.trusted_network import AT_STAKE, REMEDY, TRUSTED_NETWORK, is_trusted_network
+from harness.slurm.limits import Limits, check_limits, read_limits
+from harness.slurm.sbatch_options import site_options, values_of_all
+from harness.slurm.script import read_header
 
 TIMEOUT_S = 10
+MIN_SAVING_S = 10  # a run saves in less, if its disk is not slow
 MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
 FORMAT = "%P|%a|%l|%L|%G"  # partition, state, time limit, default time, generic resources
@@ -60,7 +64,7 @@ def gpu_types(gres: str) -> frozenset[str]:
 
 
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """Check client, controller, partitions, GPUs and our own script, in four short calls."""
+    """Check client, controller, partitions, GPUs, limits and our own script, in short calls."""
     if not has_client("sinfo"):
         where = f"in job {allocation.job_id} without Slurm's programs" if allocation else "none"
         remedy = "harmless in a container: a job is put back into the queue from outside of it"
@@ -86,7 +90,9 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     partitions = parse_partitions(text)
     yield describe_partitions(partitions)
     yield describe_gpus(partitions)
-    yield from check_script(partitions)
+    limits = read_limits()
+    yield from describe_preemption(limits)
+    yield from check_script(partitions, limits)
     yield check_site_file()
     yield check_several_nodes(allocation)
 
@@ -132,11 +138,44 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)
 
 
-def check_script(partitions: list[Partition]) -> Iterator[Finding]:
+def describe_preemption(limits: Limits) -> Iterator[Finding]:
+    """What happens to a run in each partition whose jobs have to make room for others."""
+    is_on = limits.settings.get("PreemptType", "preempt/none") != "preempt/none"
+    warned = "send_user_signal" in limits.settings.get("PreemptParameters", "")
+    for each in limits.partitions:
+        if not is_on or each.preempt_mode.startswith("OFF"):
+            continue
+        grace = f"{each.grace_s:.0f} s of grace" if each.grace_s else "no grace time"
+        found = f"{each.name}: {each.preempt_mode}, {grace}"
+        if each.preempt_mode.startswith("SUSPEND"):
+            yield Finding("green", "preemption", f"{found}: a run stands still and goes on")
+            continue
+        by = "Slurm" if each.preempt_mode.startswith("REQUEUE") else "itself"
+        kill_s = _first_number(limits.settings.get("KillWait", "30"))
+        saving_s = each.grace_s if warned and each.grace_s else kill_s
+        then = f"a run has {saving_s:.0f} s to save, and is requeued by {by}"
+        if saving_s >= MIN_SAVING_S:
+            yield Finding("green", "preemption", f"{found}: {then}")
+        else:
+            remedy = "lower train.checkpoint_every_s: a run may go on from its last checkpoint"
+            yield Finding("yellow", "preemption", f"{found}: {then}", remedy)
+    if limits.settings.get("JobRequeue") == "0":
+        found = "JobRequeue is 0: jobs are requeued only with --requeue, which our scripts have"
+        yield Finding("green", "requeue", found)
+
+
+def _first_number(text: str) -> float:
+    found = re.search(r"\d+", text)
+    return float(found[0]) if found else 0.0
+
+
+def check_script(partitions: list[Partition], limits: Limits) -> Iterator[Finding]:
     """Whether sbatch would accept a script as it is, with this shell's SBATCH_ settings."""
     settings = " ".join(f"{n}={os.environ[n]}" for n in DEFAULTS if os.environ.get(n))
     name = f"slurm/lstm.sh with {settings}" if settings else "slurm/lstm.sh as it is"
     try:
+        header = read_header(PROJECT, "lstm")
+        check_limits(values_of_all(header, site_options(PROJECT), ()), 1, limits)
         answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
     except (InputError, RunError) as error:
         has_gpus = any(each.gpu_types for each in partitions)

@@ -48,11 +48,14 @@ def need(program: str) -> None:
         )
 
 
-def last_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """The last line of a failed program's errors, apart from its hint at --help."""
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
+    """What a failed program says, in one line, apart from its hint at --help.
+
+    A site's own rules speak first; the last line is often only `Unspecified error`.
+    """
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     messages = [line for line in lines if not line.startswith("Try ")]
-    return messages[-1].strip() if messages else f"exit code {done.returncode}"
+    return "; ".join(messages) or f"exit code {done.returncode}"
 
 
 def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
@@ -60,11 +63,11 @@ def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
 
     Raises:
         InputError: if the program is not on the PATH.
-        RunError: if it fails or does not answer in time, with its own last line.
+        RunError: if it fails or does not answer in time, with all that it says.
     """
     done = call(*args, timeout_s=timeout_s)
     if done.returncode != 0:
-        raise RunError(f"{shlex.join(args)}: {last_line(done)}")
+        raise RunError(f"{shlex.join(args)}: {errors_of(done)}")
     return done.stdout
 
 
@@ -79,7 +82,7 @@ def would_start(
     """
     env = ["env", *(f"-u{name}" for name in unset)] if unset else []
     done = call(*env, "sbatch", "--test-only", *flags, str(script), timeout_s=timeout_s)
-    answer = last_line(done).removeprefix("sbatch: ")  # on standard error even if it is no error
+    answer = errors_of(done).removeprefix("sbatch: ")  # on standard error even if it is no error
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:

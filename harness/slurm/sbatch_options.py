@@ -19,6 +19,7 @@ from harness.files.site_settings import site_setting
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 LETTERS = {"-G": "gpus"}
+LIMITED = {"-A": "account", "-p": "partition", "-q": "qos", "-t": "time"}
 
 # The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
 VARIABLES = {
@@ -155,6 +156,22 @@ def _usual_request(site: SiteOptions, header: Sequence[str]) -> tuple[str, str]:
 def names_in(args: Iterable[str]) -> set[str]:
     """The options of GPUS and MEMORY among sbatch's arguments; sbatch takes them abbreviated."""
     return {name for name, _ in _options(args)} & {*GPUS, *MEMORY}
+
+
+def values_of_all(header: Iterable[str], site: SiteOptions, args: Sequence[str]) -> dict[str, str]:
+    """What a job asks for by the options of LIMITED, as sbatch reads its three layers."""
+    script = [word for line in header for word in _words(line)]
+    exported = [f"--{VARIABLES[name]}={value}" for name, value in site.exported.items()]
+    found = {}
+    words = [*script, *exported, *args]
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, has_value, value = word.partition("=")
+        for letter, option in LIMITED.items():
+            if name == f"--{option}":
+                found[option] = value if has_value else after
+            elif word.startswith(letter):
+                found[option] = word[2:] or after
+    return found
 
 
 def drop(args: Iterable[str], names: Collection[str]) -> list[str]:

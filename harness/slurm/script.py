@@ -24,6 +24,7 @@ from harness.slurm.sbatch_options import (
     SiteOptions,
     compose,
     drop,
+    values_of_all,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
@@ -66,6 +67,12 @@ class SbatchJob:
         """The sbatch command."""
         env = ["env", *(f"-u{name}" for name in self.unset)] if self.unset else []
         return [*env, "sbatch", *self.args, str(self.folder / "job.sh")]
+
+    @property
+    def limited(self) -> dict[str, str]:
+        """Its options that a site limits, such as its time, by their names."""
+        header = [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
+        return values_of_all(header, self.layout.site, self.args)
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""

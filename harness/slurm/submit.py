@@ -19,10 +19,12 @@ from harness import PROJECT, __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
+from harness.files.trusted_network import check_trusted_network
 from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
+from harness.slurm.limits import check_limits, read_limits
 from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
 from harness.slurm.sbatch_options import site_options
 from harness.slurm.script import (
@@ -39,7 +41,7 @@ from harness.slurm.script import (
     script_of,
 )
 from harness.slurm.snapshot import snapshot_path, snapshot_warnings, take_snapshot
-from harness.slurm.trusted_network import check_trusted_network
+from harness.system.console import Console
 from harness.system.git import commit_of, is_checkout
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -233,7 +235,9 @@ def expected_starts(request: Request) -> Iterator[str]:
         RunError: if there is no room for such a job.
     """
     layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
-    for planned in _plan(request, layout):
+    wanted = _plan(request, layout)
+    _check_limits(wanted)
+    for planned in wanted:
         yield f"{planned.name}: {_expected_start(planned)}"
 
 
@@ -244,9 +248,10 @@ def submit(request: Request) -> dict[str, SbatchJob]:
         The submitted jobs by their ids.
 
     Raises:
-        RunError: if sbatch refuses, with its last line; then nothing stays submitted.
+        RunError: if sbatch refuses, with all it says; then nothing stays submitted.
     """
     client.need("sbatch")  # before anything is written
+    _check_limits(_plan(request, _layout(request, request.project, request.project)))
     snapshot = take_snapshot(request.project, request.runs)
     layout = _layout(request, snapshot, snapshot)
     submitted: dict[str, SbatchJob] = {}
@@ -288,11 +293,23 @@ def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
     ]
 
 
+def _check_limits(planned: Sequence[SbatchJob]) -> None:
+    """Refuse what the site does not allow; some of it Slurm would let wait for ever.
+
+    Raises:
+        InputError: one line with the value, the limit and the remedy.
+    """
+    limits = read_limits()
+    num_jobs = sum(len(each.seeds) if each.is_array else 1 for each in planned)
+    for each in planned:
+        check_limits(each.limited, num_jobs, limits)
+
+
 def _submit(submission: SbatchJob) -> str:
     """Submit a planned job, and return its id.
 
     Raises:
-        RunError: if sbatch refuses, with its last line; then the submission's folder is removed.
+        RunError: if sbatch refuses, with all it says; then the submission's folder is removed.
     """
     (submission.layout.runs / "logs").mkdir(
         parents=True, exist_ok=True
@@ -305,7 +322,7 @@ def _submit(submission: SbatchJob) -> str:
         done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
         job_id = done.stdout.strip().partition(";")[0]  # the cluster's name may follow
         if done.returncode != 0:
-            raise RunError(f"{submission.name}: was not submitted: {client.last_line(done)}")
+            raise RunError(f"{submission.name}: was not submitted: {client.errors_of(done)}")
         if not job_id.isdigit():
             raise RunError(
                 f"{submission.name}: was not submitted: sbatch printed only {job_id[:200]!r}"
@@ -313,6 +330,8 @@ def _submit(submission: SbatchJob) -> str:
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
+    for line in filter(None, done.stderr.splitlines()):  # what the site has to say
+        Console().warning(line)
     _record(submission, job_id)
     return job_id
 

@@ -24,10 +24,10 @@ from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError
 from harness.files.scratch import scratch_directory
+from harness.files.trusted_network import check_trusted_network
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.slurm.rendezvous import WorkerGroup
-from harness.slurm.trusted_network import check_trusted_network
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest

@@ -79,7 +79,7 @@ def train(
             plan=asdict(plan),
             start={
                 "devices": devices,
-                # Refused elsewhere: see `harness.slurm.trusted_network`.
+                # Refused elsewhere: see `harness.files.trusted_network`.
                 **({"trusted_network": True} if worker_group else {}),
                 **describe_numerics(),
                 "cuda": describe_cuda(),

@@ -26,10 +26,10 @@ def test_arguments_go_through_as_they_are(commands: Path) -> None:
     assert ask("scontrol", "a b", "$HOME", ";") == "a b\n$HOME\n;\n"
 
 
-def test_a_failure_is_told_by_its_last_line(commands: Path) -> None:
+def test_a_failure_is_told_by_all_that_it_says(commands: Path) -> None:
     """Without the hint at --help; without any line the exit code serves."""
-    stand_in(commands, "scancel", "echo 'error: no such job' >&2; echo 'Try --help' >&2; exit 1")
-    with pytest.raises(RunError, match=r"^scancel 7: error: no such job$"):
+    stand_in(commands, "scancel", "printf 'a rule\\n\\nerror: no job\\nTry --help\\n' >&2; exit 1")
+    with pytest.raises(RunError, match=r"^scancel 7: a rule; error: no job$"):
         ask("scancel", "7")
     stand_in(commands, "scancel", "exit 3")
     with pytest.raises(RunError, match=r"^scancel 7: exit code 3$"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.checks.slurm_checks import check_slurm
 from tests.conftest import Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject, Submitted
@@ -73,6 +74,48 @@ def test_the_first_line_of_a_log_says_what_was_given(
     job.wait("FAILED")
     # The very first line is the environment's, which here is none of common.sh's own.
     assert re.search(said, job.log.read_text().splitlines()[1])
+
+
+def test_all_that_a_site_says_reaches_the_user(visitor: SlurmProject) -> None:
+    """The three lines of its plugin, whether a job is submitted or asked about."""
+    submitter = Submitter.of(visitor)
+    for words in ([], ["--test"]):
+        done = submitter.run(visitor.path / "jobs/gru.toml", *words, "--", "--comment=refuse")
+        assert done.returncode == 1
+        said = done.stderr.splitlines()[-1]
+        for part in ("need a project", "alpha, beta", "--account=PROJECT", "Unspecified error"):
+            assert part in said
+    assert submitter.left() == []
+
+
+@pytest.mark.parametrize("words", [[], ["--test"]])
+def test_a_job_that_would_wait_for_ever_is_refused(visitor: SlurmProject, words: list[str]) -> None:
+    """Slurm takes two hours on a partition of a minute, and starts the job never."""
+    submitter = Submitter.of(visitor)
+    done = submitter.run(visitor.path / "jobs/gru.toml", "--partition", "short", *words)
+    assert done.returncode == 2
+    assert "partition short allows 00:01:00 at most" in done.stderr.splitlines()[-1]
+    assert "gpu, cpu, spare" in done.stderr
+    assert not submitter.harness.runs.exists()
+
+
+def test_the_doctor_says_what_preemption_means(
+    elsewhere: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each partition that is cleared; and its own script is held to the partition's limit."""
+    for name, value in elsewhere.environment.items():
+        monkeypatch.setenv(name, value)
+    found = {each.name: each for each in check_slurm(None)}
+    assert found["preemption"].level == "yellow"
+    assert found["preemption"].found == (
+        "spare: CANCEL, 10 s of grace: a run has 2 s to save, and is requeued by itself"
+    )
+    assert "JobRequeue is 0" in found["requeue"].found
+    assert found["sbatch"].level == "green"
+    monkeypatch.setenv("SBATCH_PARTITION", "short")
+    found = {each.name: each for each in check_slurm(None)}
+    assert found["sbatch"].level == "red"
+    assert "partition short allows 00:01:00 at most" in found["sbatch"].found
 
 
 def preempt(job: Submitted) -> None:

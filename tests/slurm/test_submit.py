@@ -183,7 +183,7 @@ def test_without_slurm_nothing_is_written(harness: Harness) -> None:
 
 
 def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
-    """Its last words come out in one line, exit code 1, and the submission's folder is gone."""
+    """All that it says comes out in one line, exit code 1, and the submission's folder is gone."""
     sbatch = harness.folder / "bin/sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text("#!/bin/sh\necho warming up >&2; echo 'sbatch: error: no way' >&2; exit 1\n")
@@ -192,7 +192,7 @@ def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
     done = harness.run("submit", JOBS / "lstm.toml")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "harness: lstm: was not submitted: sbatch: error: no way"
+        "harness: lstm: was not submitted: warming up; sbatch: error: no way"
     )
     left = [path.name for path in (harness.runs / ".submissions").iterdir()]
     assert [name for name in left if not name.startswith("code-")] == []

@@ -11,9 +11,9 @@ import pytest
 from harness.checks.slurm_checks import check_several_nodes
 from harness.errors import InputError
 from harness.files.site_settings import site_setting
+from harness.files.trusted_network import AT_STAKE, REMEDY, check_trusted_network
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import max_nodes
-from harness.slurm.trusted_network import AT_STAKE, REMEDY, check_trusted_network
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
 from tests.slurm.stand_in import Project

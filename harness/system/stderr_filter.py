@@ -10,9 +10,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from harness.system.cuda import has_driver
+from harness.system.cuda import has_driver, hidden_by
 
-# TensorFlow 2.21, at every start on a machine without a GPU. With a driver it is no noise.
+# TensorFlow 2.21, at every start where it sees no GPU. With a driver whose GPUs are not hidden it
+# is no noise.
 NO_DRIVER_NOISE = re.compile(r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error")
 KNOWN_NOISE = re.compile(
     r"before absl::InitializeLog"
@@ -51,7 +52,7 @@ def filtered_stderr() -> Iterator[list[str]]:
             lines += held.read().decode(errors="replace").splitlines()
             for line in lines:
                 is_noise = KNOWN_NOISE.search(line) or (
-                    NO_DRIVER_NOISE.search(line) and not has_driver()
+                    NO_DRIVER_NOISE.search(line) and (hidden_by() or not has_driver())
                 )
                 if line.strip() and not is_noise:
                     print(line, file=sys.stderr)  # noqa: T201

@@ -9,7 +9,8 @@ CODE = """
 import os, sys
 from harness.system import stderr_filter
 
-stderr_filter.has_driver = lambda: sys.argv[1] == "driver"
+stderr_filter.has_driver = lambda: sys.argv[1] != "none"
+stderr_filter.hidden_by = lambda: sys.argv[1] == "hidden"
 try:
     with stderr_filter.filtered_stderr():
         os.write(2, b"E0000 cuda_platform.cc:51] failed call to cuInit: INTERNAL\\n")
@@ -24,12 +25,16 @@ except KeyError:
 
 @pytest.mark.parametrize(
     ("machine", "first"),
-    [("none", ""), ("driver", "E0000 cuda_platform.cc:51] failed call to cuInit: INTERNAL\n")],
+    [
+        ("none", ""),
+        ("hidden", ""),
+        ("driver", "E0000 cuda_platform.cc:51] failed call to cuInit: INTERNAL\n"),
+    ],
 )
 def test_noise_is_dropped_and_the_rest_comes_through(machine: str, first: str) -> None:
     """Other messages are printed, after an error too, and later ones are not filtered.
 
-    What TensorFlow says of a driver is noise only where there is none.
+    What TensorFlow says of a driver is noise where there is none, and where its GPUs are hidden.
     """
     args = [sys.executable, "-c", CODE, machine]
     done = subprocess.run(args, capture_output=True, text=True, timeout=60, check=True)

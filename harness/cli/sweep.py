@@ -16,12 +16,21 @@ Sweep = Annotated[
 
 
 @app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
-def show(folder: Sweep) -> None:
-    """Print the leaderboard and how much each key matters."""
+def show(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="SWEEP…", help="folders of sweeps: runs/tune_lstm/a")
+    ],
+) -> None:
+    """Print the leaderboard and how much each key matters, or compare several sweeps."""
+    from harness.sweep_report.comparison import compare
     from harness.sweep_report.leaderboard import show as show_sweep
     from harness.tuning.sweep_dir import SweepDirectory
 
-    show_sweep(SweepDirectory.open(folder))
+    sweeps = [SweepDirectory.open(folder) for folder in folders]
+    if len(sweeps) == 1:
+        show_sweep(sweeps[0])
+    else:
+        compare(sweeps)
 
 
 @app.command(epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/mine.toml")

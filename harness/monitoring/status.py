@@ -10,6 +10,7 @@ from pathlib import Path
 from harness import PROJECT
 from harness.errors import InputError
 from harness.files.lenient_json import read_toml, table, text
+from harness.search_space import SEARCH_FILE, short_names
 from harness.slurm.queue import Queue, QueuedJob, find_job, training_script
 from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
@@ -54,12 +55,22 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
 
 
 def trials_of(sweep: RunStatus) -> list[RunStatus]:
-    """The runs of a sweep's trials: those at work first, then the newest."""
+    """The runs of a sweep's trials, each with the values that it tries: those at work first."""
     now = time.time()
+    space = table(table(read_toml(sweep.folder / SEARCH_FILE), "search"), "space")
+    keys = [(name, key) for name in space for key in table(space, name)]
+    short = short_names([".".join(key) for key in keys])
     found = []
     for folder in find_runs([sweep.folder / "trials"]):
         status = observe(folder, f"{sweep.run}/trials/{folder.name}", None, now=now)
         infer_state(status, None, asked_s_ago=0.0)
+        job = read_toml(folder / "job.toml")
+        tried = [
+            f"{short[f'{name}.{key}']}={table(job, name)[key]}"
+            for name, key in keys
+            if key in table(job, name)
+        ]
+        status.note = "; ".join(filter(None, (status.note, " ".join(tried))))
         found.append(status)
     return sorted(found, key=lambda each: (_rank(each), -each.time_s, each.run))
 

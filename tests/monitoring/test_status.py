@@ -14,7 +14,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.monitoring.status import format_duration, survey
+from harness.monitoring.status import format_duration, survey, trials_of
 from harness.monitoring.status_table import StatusScreen, as_lines, as_renderable, split_shown
 from harness.slurm import queue as queue_room
 from harness.slurm.queue import Queue, parse, seconds
@@ -324,6 +324,25 @@ def test_columns_line_up_below_a_name_of_wide_characters(site: Site) -> None:
     lines = [line for line in out.getvalue().splitlines() if "running" in line]
     assert len({cell_len(line.partition("running")[0]) for line in lines}) == 1
     assert len(lines) == 2
+
+
+def test_a_trials_line_shows_what_it_tries(site: Site) -> None:
+    """The values of the keys that are searched over, by their short names; of a broken job none."""
+    folder = site.runs / "tune_lstm" / "a"
+    (folder / "trials" / "0000-seed1").mkdir(parents=True)
+    (folder / "trials" / "0001-seed1").mkdir()
+    (folder / "search.toml").write_text(
+        "[search.space]\nmodel.units = [8, 16]\ntrain.learning_rate = { min = 0.1, max = 1.0 }\n"
+    )
+    job = "[model]\nunits = 16\ndropout = 0.5\n[train]\nlearning_rate = 0.25\n"
+    (folder / "trials" / "0000-seed1" / "job.toml").write_text(job)
+    (folder / "trials" / "0001-seed1" / "job.toml").write_text("[model")
+    (folder / "state.json").write_text('{"phase": "searching"}')
+    sweep = next(each for each in survey(site.runs, Queue()) if each.folder == folder)
+    notes = {trial.folder.name: trial.note for trial in trials_of(sweep)}
+    assert notes["0000-seed1"].endswith("units=16 learning_rate=0.25")
+    assert "dropout" not in notes["0000-seed1"]
+    assert "=" not in notes["0001-seed1"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""`harness sweep show A B`: sweeps next to each other, and what differs between them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.errors import InputError
+from harness.monitoring.status import format_duration
+from harness.report.text_tables import screen_table, table_lines
+from harness.sweep_report.best_trial import winning_job
+from harness.tuning.sweep_dir import SweepDirectory, ranked_rows
+
+
+def compare(sweeps: Sequence[SweepDirectory]) -> None:
+    """Print a column for each sweep: what it found, and where searches and best trials differ.
+
+    Raises:
+        InputError: if a sweep is named twice, or its `search.toml` is none.
+    """
+    names = _names(sweeps)
+    found = [_found(sweep) for sweep in sweeps]
+    best = [_best_job(sweep) for sweep in sweeps]
+    searches = [{**_flat(sweep.search().content), **_data(sweep)} for sweep in sweeps]
+    console = Console(highlight=False, emoji=False)
+    for title, columns, rows in (
+        ("found", found, list(found[0])),
+        ("the best trials differ in", best, [*_different(best)]),
+        ("the searches differ in", searches, [*_different(searches)]),
+    ):
+        headings = (title, *names)
+        lines = [
+            dict(zip(headings, (row, *(str(each.get(row, "")) for each in columns)), strict=True))
+            for row in rows
+        ]
+        if not lines:
+            console.print(Text(f"{title}: nothing"))
+        elif console.is_terminal:
+            console.print(screen_table(headings, lines))
+        else:
+            console.print(Text("\n".join(table_lines(headings, lines))), soft_wrap=True)
+        console.print()
+    if len({each.get("data.checksum") for each in searches}) > 1:
+        console.print(Text("their data differ, so their scores can't be compared", "yellow"))
+
+
+def _names(sweeps: Sequence[SweepDirectory]) -> list[str]:
+    """`<job>/<sweep-id>`, or the whole paths where two would have one name."""
+    paths = [sweep.folder.resolve() for sweep in sweeps]
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise InputError(f"sweep {twice[0]}: is named twice; name different sweeps to compare")
+    short = [f"{path.parent.name}/{path.name}" for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _found(sweep: SweepDirectory) -> dict[str, str]:
+    """What a sweep found so far, and what it cost."""
+    search, rows = sweep.search(), ranked_rows(sweep)
+    counts = Counter(row["status"] for row in rows)
+    best = rows[0] if counts["finished"] else {}
+    training_s = sum(float(row.get("training_s") or 0) for row in rows)
+    score = best.get(search.table.objective)
+    return {
+        "tuner": search.table.tuner,
+        "objective": search.table.objective,
+        "best": f"{float(score):.4f}" if score else "",
+        "trial": best.get("trial", ""),
+        "finished": str(counts["finished"]),
+        "failed": str(counts["failed"]),
+        "to do": str(counts["running"] + counts["waiting"]) if not sweep.finished() else "0",
+        "training": format_duration(training_s),
+    }
+
+
+def _best_job(sweep: SweepDirectory) -> dict[str, Any]:
+    rows = [row for row in ranked_rows(sweep) if row["status"] == "finished"]
+    if not rows:
+        return {}
+    tables = winning_job(sweep.search(), rows[0]).model_dump(include={"model", "data", "train"})
+    return _flat(tables)
+
+
+def _data(sweep: SweepDirectory) -> dict[str, Any]:
+    return {"data.checksum": str(sweep.read_json("data.json").get("checksum"))[:12]}
+
+
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file by their dotted keys; the name of the job is no value."""
+    return dict(_items(tables, ""))
+
+
+def _items(tables: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from _items(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" != "name":
+            yield f"{prefix}{key}", value
+
+
+def _different(columns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The keys whose values are not the same in all columns, in the order of the first columns."""
+    for key in dict.fromkeys(key for column in columns for key in column):
+        if any(column.get(key) != columns[0].get(key) for column in columns):
+            yield key

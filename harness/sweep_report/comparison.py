@@ -10,7 +10,7 @@ from rich.text import Text
 from harness.errors import InputError
 from harness.monitoring.status import format_duration
 from harness.report.text_tables import screen_table, table_lines
-from harness.sweep_report.best_trial import winning_job
+from harness.sweep_report.best_trial import best_job
 from harness.tuning.sweep_dir import SweepDirectory, ranked_rows
 
 
@@ -78,7 +78,7 @@ def _best_job(sweep: SweepDirectory) -> dict[str, Any]:
     rows = [row for row in ranked_rows(sweep) if row["status"] == "finished"]
     if not rows:
         return {}
-    tables = winning_job(sweep.search(), rows[0]).model_dump(include={"model", "data", "train"})
+    tables = best_job(sweep.search(), rows[0]).model_dump(include={"model", "data", "train"})
     return _flat(tables)
 
 

@@ -89,6 +89,8 @@ prepare() {
         # It existed when the job was submitted, and other jobs may be using it.
         is_ready "${LOCKS[@]}" || warn "$VENV was not made from the lock files of $PROJECT"
     else
+        # Making the environment takes minutes: what would refuse the job then refuses it now.
+        [[ -z ${1:-} ]] || is_ready "${LOCKS[@]}" || need_trusted_network
         ensure_venv "${LOCKS[@]}"
         mkdir -p "$PROJECT/logs" # older versions of sbatch do not make it
     fi

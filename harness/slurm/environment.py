@@ -231,6 +231,7 @@ def variables_of_workers(num: int, job_id: str, secret: str) -> list[dict[str, s
             "SLURM_PROCID": str(rank),
             "HARNESS_NODES": " ".join(["localhost"] * num),
             "HARNESS_SECRET": secret,
+            "HARNESS_INTERFACE": "",  # localhost, whatever the site says
             "HARNESS_NODE_FAULTS": "",
         }
         for rank in range(num)

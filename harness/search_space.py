@@ -6,7 +6,7 @@ into KerasTuner's hyperparameters.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,6 +42,9 @@ class SearchConfig(ConfigSection):
     objective: Objective = Field(
         "val_accuracy",
         description="score of the saved weights on the validation reviews that ranks the trials",
+    )
+    tie_break: Literal["", Objective] = Field(
+        "", description='objective that decides between trials of equal `objective`; "" = none'
     )
     trials: int = Field(
         0,
@@ -94,6 +97,16 @@ class SearchSpec:
     def goal(self) -> Literal["max", "min"]:
         """Whether more of the objective is better, or less."""
         return "min" if self.table.objective in MINIMIZED else "max"
+
+    @property
+    def scores_validation(self) -> bool:
+        """Whether a score counts that is not computed at each epoch."""
+        return not {self.table.objective, self.table.tie_break} <= {"", *OF_EACH_EPOCH}
+
+    def tie_of(self, scores: Mapping[str, float]) -> float:
+        """What orders trials of equal objective, the lowest first; 0 without `tie_break`."""
+        name = self.table.tie_break
+        return scores.get(name, 0.0) * (1 if name in MINIMIZED else -1)
 
     @property
     def max_trials(self) -> int | None:
@@ -231,6 +244,11 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         raise InputError(
             f"job {path}: train.epochs = {job.train.epochs}: asha needs search.min_epochs times "
             f"search.factor at least, {table.min_epochs * table.factor}"
+        )
+    if table.tie_break == table.objective:
+        raise InputError(
+            f"job {path}: search.tie_break = {table.tie_break!r}: is the objective itself; choose "
+            "another score, or leave it out"
         )
     keys = [parameter.key for parameter in search.space]
     if search.continues_trials and "train.epochs" in keys:

@@ -47,7 +47,7 @@ def _range(key: str, field: FieldInfo) -> str:
     if key == "model.architecture":
         return ", ".join(f"`{name}`" for name in BUILDERS)
     if get_origin(field.annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if choice)
     if field.annotation is bool:
         return "`true`, `false`"
     low = high = ""

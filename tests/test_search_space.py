@@ -108,6 +108,7 @@ def test_a_condition_on_a_value_that_never_comes(tmp_path: Path) -> None:
         (["search.trials=0"], "the random tuner needs a number of trials"),
         (["search.trails=4"], "a job has no key search.trails; did you mean search.trials?"),
         (["search.seed=0"], "--set search.seed=0: should be greater than or equal to 1"),
+        (["search.tie_break=val_accuracy"], "is the objective itself; choose another score"),
         (["search.tuner=asha", "search.trials=0"], "the asha tuner needs a number of trials"),
         (["search.factor=4"], "search.factor is a setting of hyperband and asha alone"),
         (

@@ -4,6 +4,7 @@ Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras_tuner as kt
@@ -23,6 +24,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: of the lowest rung, at least.
         max_epochs: of the highest rung.
         factor: a rung has so many times the epochs of the one below it.
+        tie_of: orders trials of equal objective by their scores, the lowest first.
         options: of KerasTuner's oracle.
     """
 
@@ -33,10 +35,11 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: int,
         max_epochs: int,
         factor: int,
+        tie_of: Callable[[Mapping[str, float]], float] = lambda _: 0.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.num_settings, self.factor = num_settings, factor
+        self.num_settings, self.factor, self.tie_of = num_settings, factor, tie_of
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
@@ -66,10 +69,15 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     def _promotable(self, rung: list[Trial], above: list[Trial]) -> Trial | None:
         """The best trial of a rung's top 1/factor that has not gone on; of equal ones the first."""
         ended = [trial for trial in rung if trial.status == TrialStatus.COMPLETED]
-        ended.sort(key=lambda t: t.score, reverse=self.objective.direction == "max")
+        sign = -1 if self.objective.direction == "max" else 1
+        ended.sort(key=lambda t: (sign * t.score, self._tie(t)))
         promoted = {trial.hyperparameters.values["tuner/trial_id"] for trial in above}
         top = ended[: len(ended) // self.factor]
         return next((trial for trial in top if trial.trial_id not in promoted), None)
+
+    def _tie(self, trial: Trial) -> float:
+        metrics = trial.metrics.metrics
+        return self.tie_of({name: metrics[name].get_best_value() for name in metrics})
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
         """The hash of a setting, by which KerasTuner avoids trying one twice."""

@@ -80,7 +80,7 @@ def leaderboard(
     if going:
         keys = [dimension.key for dimension in search.space]
         lines = [_cells(row, search, keys) for row in going[:NUM_SHOWN]]
-        fields = ("rank", "trial", "status", search.table.objective)
+        fields = ["rank", "trial", "status", *_scores(search)]
         columns = [*fields, *short_names(keys).values(), "epochs", "time"]
         parts.append(_leaderboard_table(columns, lines, console))
     else:
@@ -103,14 +103,18 @@ def failures(rows: Iterable[Line]) -> list[str]:
 
 
 def _cells(row: Line, search: SearchSpec, keys: Sequence[str]) -> dict[str, str]:
-    names, objective = short_names(keys), search.table.objective
+    names = short_names(keys)
     time_s = row.get("training_s")
     return {
         **{field: row.get(field) or "" for field in ("rank", "trial", "status", "epochs")},
         **{names[key]: row.get(key) or "" for key in keys},
-        objective: f"{float(row[objective]):.4f}" if row.get(objective) else "",
+        **{name: f"{float(row[name]):.4f}" if row.get(name) else "" for name in _scores(search)},
         "time": format_duration(float(time_s)) if time_s else "",
     }
+
+
+def _scores(search: SearchSpec) -> list[str]:
+    return [name for name in (search.table.objective, search.table.tie_break) if name]
 
 
 def _leaderboard_table(

@@ -256,6 +256,7 @@ def make_oracle(search: SearchSpec, folder: Path, error_of: Callable[[str], str]
             min_epochs=table.min_epochs,
             max_epochs=max_epochs,
             factor=table.factor,
+            tie_of=search.tie_of,
             **options,
         )
     else:

@@ -230,6 +230,7 @@ class Trial:
     parameters: int | None
     worker: str
     error: str
+    tie: float = 0.0  # of trials with equal scores the lowest is first
 
 
 def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
@@ -238,7 +239,7 @@ def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
     sign = -1 if goal == "max" else 1
     return sorted(
         trials,
-        key=lambda t: (order.index(t.status), sign * (t.score or 0), len(t.trial), t.trial),
+        key=lambda t: (order.index(t.status), sign * (t.score or 0), t.tie, len(t.trial), t.trial),
     )
 
 
@@ -254,6 +255,9 @@ def _trial(sweep: SweepDirectory, search: SearchSpec, reported: dict[str, Any]) 
             if result := sweep.trial_run(reported["trial"], seed).read_json("result.json"):
                 results.append(result)
     numbers = [r.get("training_s") for r in results]
+    name: str = search.table.tie_break
+    tie_breaks = [result[name] for result in results if result.get(name) is not None]
+    means = {name: sum(tie_breaks) / len(tie_breaks)} if tie_breaks else {}
     return Trial(
         trial=reported["trial"],
         status=reported["status"],
@@ -265,21 +269,23 @@ def _trial(sweep: SweepDirectory, search: SearchSpec, reported: dict[str, Any]) 
         parameters=results[0].get("parameters") if results else None,
         worker=reported["worker"] or "",
         error=" ".join((reported["error"] or "").split()),
+        tie=search.tie_of(means),
     )
 
 
 def leaderboard_csv(trials: Sequence[Trial], search: SearchSpec) -> bytes:
     """The ranked trials as CSV; a key that a trial does not have is empty."""
     keys = [parameter.key for parameter in search.space]
-    objective = search.table.objective
+    scores = [name for name in (search.table.objective, search.table.tie_break) if name]
     fields = ("epochs", "kept_epoch", "training_s", "parameters", "worker", "error")
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["rank", "trial", "status", objective, *keys, *fields])
+    writer.writerow(["rank", "trial", "status", *scores, *keys, *fields])
     for rank, trial in enumerate(ranked(trials, search.goal), 1):
-        score = None if trial.score is None else repr(trial.score)
+        shown = (trial.score, abs(trial.tie) if trial.status == "finished" else None)
+        own = [None if value is None else repr(value) for value in shown[: len(scores)]]
         values = [trial.values.get(key) for key in keys]
         rest = [getattr(trial, field) for field in fields]
         shown_rank = rank if trial.status == "finished" else None
-        writer.writerow([shown_rank, trial.trial, trial.status, score, *values, *rest])
+        writer.writerow([shown_rank, trial.trial, trial.status, *own, *values, *rest])
     return text.getvalue().encode()

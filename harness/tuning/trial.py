@@ -12,7 +12,7 @@ from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.search_parameters import Value
-from harness.search_space import OBJECTIVES, OF_EACH_EPOCH
+from harness.search_space import OBJECTIVES
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.run_dir import RunDirectory, run_identity
 from harness.training import checkpoint
@@ -68,8 +68,8 @@ class Trials:
                 self.strategy, plan_of(job, self.devices, run), self.allocation, is_shared=True
             )
             context = RunContext(run, job, self.dataset)
-            more_scores = self.search.table.objective not in OF_EACH_EPOCH
-            results.append(train(context, compute, self.observers, scores_validation=more_scores))
+            more = self.search.scores_validation
+            results.append(train(context, compute, self.observers, scores_validation=more))
             if not self.search.continues_trials:  # else another one may begin with them
                 checkpoint.remove_all(run)
         return mean_scores(results, self.search.table.objective)

@@ -142,6 +142,20 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert f"failed: trials 0013, 0014: {out_of_memory}" in lines
 
 
+def test_equal_scores_are_ranked_by_the_tie_break(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lower loss is first, and has a column; the objective comes before it."""
+    text = RANDOM.replace("[search]", '[search]\ntie_break = "val_loss"')
+    sweep = make_sweep(
+        tmp_path / "s", text, trial(0, 0.8, tie=0.5), trial(1, 0.8, tie=0.4), trial(2, 0.9, tie=0.6)
+    )
+    assert [row["trial"] for row in ranked_rows(sweep)] == ["0002", "0001", "0000"]
+    show(sweep)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["2", "0001", "finished", "0.8000", "0.4000"] in [line[:5] for line in lines]
+
+
 def test_the_leaderboard_fits_a_narrow_terminal(tmp_path: Path) -> None:
     """Where the table is wider the values of a trial stand in one cell, and none is cut."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(3))

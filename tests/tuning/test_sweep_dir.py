@@ -40,18 +40,19 @@ def test_a_sweep_goes_on_with_as_many_trials_or_more(
 
 def test_a_finished_trial_shows_the_figures_of_its_runs(tmp_path: Path) -> None:
     """The time of both seeds' runs, the mean of their best epochs; of a running trial nothing."""
-    text = RANDOM.replace("trials = 24", "trials = 24\nexecutions = 2")
+    text = RANDOM.replace("trials = 24", 'trials = 24\nexecutions = 2\ntie_break = "val_f1"')
     sweep = make_sweep(tmp_path / "sweep", text)
     search = sweep.search()
     figures = {"num_epochs": 6, "parameters": 99}
     for number, seed in enumerate(search.seeds()):
         run = sweep.trial_run("0000", seed)
         run.folder.mkdir(parents=True)
-        result = {"training_s": 10.5 + number, "kept_epoch": 2 + number, **figures}
-        run.path("result.json").write_text(json.dumps(result))
+        result = {"training_s": 10.5 + number, "kept_epoch": 2 + number, "val_f1": 0.2 + number / 2}
+        run.path("result.json").write_text(json.dumps(result | figures))
     common = {"trial": "0000", "score": 0.5, "values": {}, "worker": None, "error": None}
     trials = [common | {"status": status} for status in ("finished", "running")]
     finished, running = gather(sweep, search, {"trials": trials})
     assert (finished.training_s, finished.kept_epoch) == (22.0, 2.5)
+    assert finished.tie == pytest.approx(-0.45)  # the highest F1 is first
     assert (finished.epochs, finished.parameters) == (6, 99)
     assert {running.training_s, running.kept_epoch, running.epochs, running.parameters} == {None}

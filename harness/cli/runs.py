@@ -148,7 +148,8 @@ def cancel(
 
     A stopped run is not requeued; harness resume continues it.
     """
-    from harness.monitoring.cancel import ask_to_stop, wait_until_saved
+    from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
+    from harness.monitoring.status import survey
     from harness.slurm.queue import Queue
     from harness.system.console import log
 
@@ -157,9 +158,11 @@ def cancel(
     chosen = {each.folder: each for name in names for each in select_runs([name], runs, queue)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    for run in chosen.values():
+    known = survey(runs, queue) if any(run.shares_job for run in chosen.values()) else []
+    alone = {each: spares_others(run, chosen.values(), known) for each, run in chosen.items()}
+    for folder, run in chosen.items():
         try:
-            line = ask_to_stop(run)
+            line = ask_to_stop(run, alone=alone[folder])
             typer.echo(line) if line else stopping.append(run)
         except (InputError, RunError) as error:
             problems.append(str(error))

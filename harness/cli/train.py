@@ -132,7 +132,7 @@ def resume(
     """
     from harness.search_space import is_sweep
     from harness.system.console import Console
-    from harness.tracking.run_dir import RunDirectory
+    from harness.tracking.run_dir import RunDirectory, take_back_cancel
     from harness.training.launch import LaunchOptions
 
     instead = f"harness submit --resume {quoted(run_folder)}"
@@ -147,6 +147,7 @@ def resume(
 
     run = RunDirectory.open(run_folder)
     job = run.job()
+    take_back_cancel(run.folder)
     if not run.finished():
         confirm_here(instead, Console(), here=here)
     _go(run, job, LaunchOptions(devices, data, strict=strict))

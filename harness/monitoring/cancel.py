@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from harness.errors import RunError
 from harness.monitoring.status import refresh
@@ -12,6 +12,7 @@ from harness.slurm import client
 from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.system.processes import is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
+from harness.tracking.run_dir import ask_to_cancel
 
 # Slurm kills a job that has not ended some time after it was asked to, by default 30 s.
 WAIT_S = 90.0
@@ -20,8 +21,19 @@ FIRST_QUESTION_S = 2.0
 OVER = ("interrupted", "failed", "result")
 
 
-def ask_to_stop(status: RunStatus) -> str | None:
-    """Ask a run to stop.
+def spares_others(
+    status: RunStatus, chosen: Collection[RunStatus], known: Iterable[RunStatus]
+) -> bool:
+    """Whether other runs of its job go on, so that the job must not be cancelled as a whole."""
+    folders = {each.folder for each in chosen}
+    return status.shares_job and any(
+        each.slurm_job == status.slurm_job and each.alive and each.folder not in folders
+        for each in known
+    )
+
+
+def ask_to_stop(status: RunStatus, *, alone: bool = False) -> str | None:
+    """Ask a run to stop; `alone` if others of its job go on.
 
     Returns:
         The outcome in a line, None where the run is at work and has to save first.
@@ -31,6 +43,11 @@ def ask_to_stop(status: RunStatus) -> str | None:
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
+    if alone and status.alive:
+        ask_to_cancel(status.folder)
+        if status.phase is None or status.state == "pending":
+            return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
+        return None
     in_slurm = status.reported_job or status.phase is None
     is_queued = status.slurm_job and in_slurm and (status.job_lives or status.state in ALIVE)
     if is_queued and _is_own_job(status):

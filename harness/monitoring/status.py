@@ -146,6 +146,11 @@ def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago:
         status.state = "finished"
         status.note = f"{status.error} {status.resume}" if status.error else ""
         return
+    if status.shares_job and status.phase in (None, "interrupted") and status.asked_to_cancel:
+        queued = status.queued = None  # its job goes on without it
+        if status.phase is None:
+            status.state, status.note = "cancelled", "will not start with its job"
+            return
     if queued and not queued.ended and _is_ahead(status, queued):
         status.state, status.note = _state_in_queue(status, queued)
     elif status.phase == "interrupted":
@@ -248,7 +253,8 @@ def pick(
             return found if many else [one(name, found)]
     found = [each for each in statuses if name in (each.run, each.folder.name, each.slurm_job)]
     if found:
-        return found if many else [one(name, found)]
+        is_job = many or all(each.shares_job for each in found)
+        return found if is_job else [one(name, found)]
     # All tasks of an array are one job to Slurm.
     array = [each for each in statuses if (each.slurm_job or "").startswith(f"{name}_")]
     # Last, the id that logs are named by: a task's own, which for one task is also its array's.

@@ -19,6 +19,7 @@ from harness.system.processes import own_code_first
 from harness.system.signals import StopRequest
 
 POLL_S = 0.2
+LOOK_S = 2.0  # between two looks for tasks that a user cancels
 SAVE_S = 60.0  # for processes to save after a signal
 
 
@@ -146,6 +147,12 @@ class Task:
     name: str  # unique, such as lstm-seed1
     args: Sequence[str]
     log: Path  # of its output
+    cancel_file: Path | None = None  # while it is there, the task alone is ended or not begun
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a user cancels this task."""
+        return self.cancel_file is not None and self.cancel_file.exists()
 
 
 def child_args(*args: str) -> list[str]:
@@ -169,6 +176,8 @@ def run_tasks(
     """
     waiting, free, num_done = list(tasks), list(slots), 0
     failures: list[str] = []
+    by_name, cancelled = {task.name: task for task in tasks}, set[str]()
+    looked_s = 0.0
     stop = StopRequest()
     stop.listen()
     with ProcessPool(allocation) as pool:
@@ -176,16 +185,29 @@ def run_tasks(
             while waiting or pool.processes:
                 stop.check()
                 while waiting and free:
-                    task, slot = waiting.pop(0), free.pop(0)
+                    task = waiting.pop(0)
+                    if task.cancelled:
+                        console.info(f"{task.name}: cancelled, does not start")
+                        continue
+                    slot = free.pop(0)
                     variables = {**slot.variables(), "HARNESS_LOG": str(task.log.absolute())}
                     settings = [f"{name}={value}" for name, value in variables.items()]
                     process = ManagedProcess(task.name, slot, task.log)
                     pool.start(process, ["env", *settings, *task.args])
                     console.info(f"{task.name}: starts, log {task.log}")
+                if time.monotonic() - looked_s > LOOK_S:
+                    looked_s = time.monotonic()
+                    for process in pool.processes:
+                        if process.name not in cancelled and by_name[process.name].cancelled:
+                            cancelled.add(process.name)
+                            # It saves and ends; at a TERM srun would kill its step at once.
+                            process.send_signal(signal.SIGUSR2)
                 for process in [each for each in pool.processes if not each.alive]:
                     pool.processes.remove(process)
                     free += [process.slot] if process.slot else []
-                    if failure := _failure(process):
+                    if process.code and process.name in cancelled:
+                        console.info(f"{process.name}: cancelled")
+                    elif failure := _failure(process):
                         failures.append(failure)
                         console.warning(failure)
                     else:

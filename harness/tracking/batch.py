@@ -13,7 +13,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import allocate_slots, check_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.system.console import Console
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import CANCEL, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> 
     name = f"{job.name}-{run.folder.name}"
     args = child_args("train", str(file), "--runs", str(request.runs.absolute()))
     args += ["--run-id", run.folder.name, *request.train_args]
-    return Task(name, args, request.runs / "logs" / f"{name}.out")
+    return Task(name, args, request.runs / "logs" / f"{name}.out", run.folder / CANCEL)

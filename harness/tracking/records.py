@@ -15,7 +15,7 @@ from harness.search_space import is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.slurm.script import submissions
 from harness.system.console import strip_prefix
-from harness.tracking.run_dir import RunDirectory, is_whole
+from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
 
 MAX_DEPTH = 4  # of a run below --runs
 
@@ -86,6 +86,16 @@ class RunStatus:
     def job_lives(self) -> bool:
         """Whether Slurm knows its job and the job has not ended."""
         return self.queued is not None and not self.queued.ended
+
+    @property
+    def shares_job(self) -> bool:
+        """Whether the job trains other seeds too."""
+        return bool(re.fullmatch(rf"slurm-{self.slurm_job}-seed\d+", self.folder.name))
+
+    @property
+    def asked_to_cancel(self) -> bool:
+        """Whether its user cancels this run alone, of several in a job."""
+        return (self.folder / CANCEL).exists()
 
     @property
     def position(self) -> str:
@@ -286,7 +296,7 @@ def _add_job(status: RunStatus) -> None:
 
 def _shown_job(status: RunStatus) -> str | None:
     """The Slurm job's id as people write it; only the folder's name says which array task it is."""
-    found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)", status.folder.name)
+    found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     if not found or (status.phase and not status.reported_job):
         return status.reported_job  # a heartbeat without a job is that of a run outside Slurm
     return found[1] if "_" in found[1] or not status.reported_job else status.reported_job

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number
 from harness.job import Job
@@ -16,6 +17,7 @@ from harness.job_file import load_job, suggest
 from harness.tracking.record_format import RECORD, check_format
 
 RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
+CANCEL = "cancel.json"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -117,6 +119,20 @@ class RunDirectory(LeasedDirectory):
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""
         return self.folder.rglob(".*.tmp*")
+
+
+def ask_to_cancel(folder: Path) -> None:
+    """Ask a run that shares its job with others to stop, or not to begin; `resume` takes it back.
+
+    The job reads the file: no signal reaches one run of a job on another node.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+
+
+def take_back_cancel(folder: Path) -> None:
+    """Let a run begin or go on that was asked to stop."""
+    (folder / CANCEL).unlink(missing_ok=True)
 
 
 def check_id(option: str, text: str) -> None:

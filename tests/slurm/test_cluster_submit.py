@@ -13,8 +13,9 @@ import pytest
 
 from tests.conftest import PROJECT, SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
-from tests.slurm.project import SlurmProject
+from tests.slurm.project import JOB, SlurmProject
 from tests.slurm.test_submit import git_init
+from tests.training.kills import newest_step
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 
@@ -207,3 +208,43 @@ def test_a_job_after_one_that_fails_does_not_wait_for_ever(
     wait_for_reason(cluster, second["job_id"], "Dependency")
     cluster.run("scancel", first["job_id"])
     cluster.wait(second["job_id"], ["CANCELLED"])
+
+
+def test_packed_seeds_are_shown_and_cancelled_by_themselves(
+    project: SlurmProject, undisturbed: tuple[Harness, Path]
+) -> None:
+    """One is cancelled while the job waits, one while it trains; the third ends as if alone."""
+    submitter = Submitter.of(project)
+    harness = submitter.harness
+    words = [*JOB, "--seeds", "1-3", "--pack", "--gpus", 0, "--", "--hold", "--cpus-per-task=3"]
+    (record,) = submitter.submit(project.path / "jobs/lstm.toml", *words)
+    first, second, third = map(Path, record["runs"])
+
+    def states() -> list[str]:
+        shown = json.loads(harness.run("status", first.parent, "--json").stdout)
+        found = {each["folder"]: each["state"] for each in shown}
+        return [found[str(run)] for run in (first, second, third)]
+
+    assert states() == ["pending"] * 3
+    done = harness.run("cancel", third)
+    assert "will not start; job" in done.stdout, done.stderr
+    assert states() == ["pending", "pending", "cancelled"]
+    project.cluster.run("scontrol", "release", record["job_id"])
+    wait_until(lambda: newest_step(second) >= 20, timeout_s=60, poll_s=0.05)
+    done = harness.run("cancel", second)
+    assert "saved at epoch" in done.stdout, done.stderr
+    project.cluster.wait(record["job_id"], ["COMPLETED"], timeout_s=90)
+    assert results(first) == results(undisturbed[1])
+    assert (second / "result.json").exists() is (third / "job.toml").exists() is False
+    assert states() == ["finished", "interrupted", "cancelled"]
+
+
+def test_a_packed_job_is_cancelled_by_its_id(
+    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
+) -> None:
+    """All its seeds are named, so the job itself leaves the queue."""
+    words = ["--seeds", "1-2", "--pack", "--", "--hold"]
+    (record,) = submitter.submit(stand_in.path / "jobs/gru.toml", *words)
+    done = submitter.harness.run("cancel", record["job_id"])
+    assert done.stdout.count("is out of the queue") == 2, done.stderr
+    assert cluster.state(record["job_id"]) == "CANCELLED"

@@ -1,5 +1,6 @@
 """Runs side by side: signals, failures, slots; several jobs and seeds in one command."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -220,3 +221,25 @@ def test_what_several_runs_can_not_have_is_refused(
     assert done.returncode == 2
     assert said in done.stderr
     assert not harness.runs.exists()
+
+
+def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
+    """Before its start it does not begin, at work it is asked to save; the others are done."""
+    script = (
+        "import sys, time, pathlib, signal\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "(folder / f'{sys.argv[1]}.begun').touch()\n"
+        "while sys.argv[1] == 'b' or not (folder / 'b.over').exists():\n"
+        "    (folder / 'b.cancel').touch()\n"
+        "    time.sleep(0.05)\n"
+    )
+    (tmp_path / "c.cancel").touch()
+    (tmp_path / "b.over").touch()
+    tasks = [
+        dataclasses.replace(task, cancel_file=tmp_path / f"{task.name}.cancel")
+        for task in tasks_of(tmp_path, script)
+    ]
+    assert [task.name for task in tasks] == ["a", "b", "c"]
+    run_tasks(tasks, TWO, allocation=None, console=Console())
+    assert [(tmp_path / f"{name}.begun").exists() for name in "abc"] == [True, True, False]

@@ -7,6 +7,7 @@ import typer
 
 from harness.cli.options import DataFolder
 from harness.errors import InputError, RunError
+from harness.system.console import echo
 
 app = typer.Typer()
 
@@ -81,11 +82,11 @@ def bench(
     finally:
         if results:  # also those of an interrupted benchmark
             measured.print_table(results)
-    typer.echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
+    echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
     if before:
         record, earlier = before
         there = record["machine"]
-        typer.echo(f"reference: {there['cpus']} CPUs of {there['processor']}")
+        echo(f"reference: {there['cpus']} CPUs of {there['processor']}")
         changes = measured.changes(results, earlier)
         measured.print_changes(changes)
         if worse := [change.name for change in changes if change.verdict == "worse"]:

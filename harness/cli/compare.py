@@ -8,6 +8,7 @@ import typer
 
 from harness.cli.options import DataFolder, RunsFolder
 from harness.errors import InputError
+from harness.system.console import echo
 
 app = typer.Typer()
 
@@ -46,7 +47,7 @@ def compare(
         from harness.data.imdb_sources import open_dataset
 
         open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
-    say = partial(typer.echo, err=True)
+    say = partial(echo, err=True)
     scored, left_out = scored_runs(named or [runs])
     groups, repeated = group_runs(scored)
     left_out += repeated
@@ -61,7 +62,7 @@ def compare(
 
         parts = make_parts(groups, lambda group: baselines(group, data, say))
     if markdown:
-        typer.echo(to_markdown(parts), nl=False)
+        echo(to_markdown(parts), end="")
     else:
         print_parts(parts)
     if out:

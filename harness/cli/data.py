@@ -7,6 +7,7 @@ import typer
 
 from harness.cli.options import DataFolder
 from harness.errors import RunError
+from harness.system.console import echo
 
 if TYPE_CHECKING:
     from harness.data.dataset import Dataset
@@ -42,7 +43,7 @@ def verify(data: DataFolder = None) -> None:
     problems = find_problems(dataset)
     if problems:
         raise RunError(f"{dataset.folder}: {'; '.join(problems)}; run harness data fetch again")
-    typer.echo(f"checksum {dataset.checksum} is right")
+    echo(f"checksum {dataset.checksum} is right")
 
 
 @app.command(epilog='Example: harness data stage "$TMPDIR/imdb"')
@@ -59,7 +60,7 @@ def stage(
 
     dataset = open_dataset(data, full=True)
     written = save_folder(dataset, folder, mode=0o700)
-    typer.echo(f"{folder}: {'written' if written else 'already there, left as it is'}")
+    echo(f"{folder}: {'written' if written else 'already there, left as it is'}")
 
 
 @app.command(epilog="Example: harness data describe reviews.csv")
@@ -77,12 +78,12 @@ def describe(
     from harness.data.text_dataset import open_source
 
     for line in describe_texts(open_source(source.absolute())):
-        typer.echo(line)
+        echo(line)
 
 
 def _print_dataset(dataset: "Dataset") -> None:
     kind = "the SAMPLE" if dataset.is_sample else "official" if dataset.official else "not official"
     counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test reviews"
-    typer.echo(f"{dataset.folder or 'packaged with harness'}: {counts}, {kind}")
+    echo(f"{dataset.folder or 'packaged with harness'}: {counts}, {kind}")
     if dataset.note:
-        typer.echo(dataset.note)
+        echo(dataset.note)

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.options import AsJson, DataFolder, DeviceList, RunsFolder
 from harness.errors import InputError, RunError
+from harness.system.console import echo, rich_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,7 @@ def doctor(
         file = write_report(report, out or runs / report_name(report))
         levels = [each["level"] for each in report["checks"]]
         counts = ", ".join(f"{levels.count(each)} {each}" for each in ACCEPTED_STYLES)
-        typer.echo(json.dumps(report, indent=2) if as_json else f"{counts}; written to {file}")
+        echo(json.dumps(report, indent=2) if as_json else f"{counts}; written to {file}")
         is_well = "red" not in levels
     elif probe:
         cache = kernel_cache()
@@ -96,7 +97,7 @@ def doctor(
             estimates = measure(minutes or 1.0, devices, data)
         _print(estimates, _print_estimates, as_json=as_json)
         if not as_json and any(each.on_gpu for each in estimates):
-            typer.echo(_printable(describe_kernel_cache(cache, before_gb)))
+            echo(_encodable(describe_kernel_cache(cache, before_gb)))
         is_well = not any(each.error for each in estimates)
     else:
         with _waiting("checking"):
@@ -109,25 +110,23 @@ def doctor(
 
 def _print(results: "list[T]", as_text: "Callable[[list[T]], None]", *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([asdict(each) for each in results], indent=2))
+        echo(json.dumps([asdict(each) for each in results], indent=2))
     else:
         as_text(results)
 
 
 def _waiting(what: str) -> AbstractContextManager[object]:
     """A spinner, on a terminal."""
-    from rich.console import Console
 
-    console = Console(stderr=True)
+    console = rich_console(stderr=True)
     return console.status(what) if console.is_terminal else nullcontext()
 
 
 def _print_findings(findings: "list[Finding]") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, emoji=False)
+    console = rich_console()
     counts = {level: sum(each.level == level for each in findings) for level in STYLES}
     if console.is_terminal:
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
@@ -141,12 +140,11 @@ def _print_findings(findings: "list[Finding]") -> None:
         for each in findings:
             remedy = f" -> {each.remedy}" if each.remedy else ""
             line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
-            typer.echo(_printable(" ".join(line.splitlines())))
-    typer.echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+            echo(_encodable(" ".join(line.splitlines())))
+    echo(", ".join(f"{count} {level}" for level, count in counts.items()))
 
 
 def _print_check(number: int, finding: "Finding") -> None:
-    from rich.console import Console
     from rich.text import Text
 
     level = "-" if finding.level == "not run" else finding.level
@@ -154,25 +152,24 @@ def _print_check(number: int, finding: "Finding") -> None:
     found = " ".join(f"{finding.found}{remedy}".split())
     line = Text(f"{number:3} ")
     line.append(f"{level:7}", ACCEPTED_STYLES[finding.level])
-    line.append(_printable(f"{finding.name:24} {found}"))
-    Console(highlight=False, emoji=False, soft_wrap=True).print(line)
+    line.append(_encodable(f"{finding.name:24} {found}"))
+    rich_console(soft_wrap=True).print(line)
 
 
 def _ignore(number: int, finding: "Finding") -> None:
     """Print nothing: the JSON is printed at the end."""
 
 
-def _printable(text: str) -> str:
+def _encodable(text: str) -> str:
     # A path or a driver's message may hold characters that this terminal can't show.
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def _print_estimates(estimates: "list[Estimate]") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console = rich_console(soft_wrap=True)
     heads = ("job", "reviews/s", "start s", "whole job s", "--time", "measured s", "memory GB")
     table = Table(*heads, box=None, padding=(0, 1, 0, 0))
     good = [each for each in estimates if each.total_s]

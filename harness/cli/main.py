@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 from harness import __version__
 from harness.cli import bench, compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
+from harness.system.console import echo
 from harness.system.processes import end_with_parent
 
 SECTIONS = {  # of the help
@@ -102,6 +103,6 @@ def _without_command(
         end_with_parent()
         take_own_gpu()
     if version:
-        typer.echo(__version__)
+        echo(__version__)
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())

@@ -14,6 +14,7 @@ import typer
 
 from harness.cli.options import AsJson, RunsFolder
 from harness.errors import InputError, Interrupted, RunError
+from harness.system.console import echo
 
 if TYPE_CHECKING:
     from harness.slurm.queue import Queue
@@ -71,7 +72,7 @@ def status(
     try:
         if as_json:
             content = [each.as_json() for each in look()]
-            typer.echo(json.dumps(content, indent=2, allow_nan=False))
+            echo(json.dumps(content, indent=2, allow_nan=False))
             console.complain(queue.problem)
         elif not watch:
             console.show(look(), queue.problem)
@@ -115,14 +116,14 @@ def logs(
     try:
         if not follow:
             for line in read_lines(path, num_lines):
-                typer.echo(line)
+                echo(line)
             return
         follower, look = Follower(path), Look(run, queue)
         if num_lines is not None:
             for line in follower.seek_last(num_lines):
-                typer.echo(line)
+                echo(line)
         for line in follow_log(follower, look):
-            typer.echo(line)
+            echo(line)
             sys.stdout.flush()
     except KeyboardInterrupt:
         return
@@ -163,12 +164,12 @@ def cancel(
     for folder, run in chosen.items():
         try:
             line = ask_to_stop(run, alone=alone[folder])
-            typer.echo(line) if line else stopping.append(run)
+            echo(line) if line else stopping.append(run)
         except (InputError, RunError) as error:
             problems.append(str(error))
     for run in stopping:
         try:
-            typer.echo(wait_until_saved(run, queue))
+            echo(wait_until_saved(run, queue))
         except RunError as error:
             problems.append(str(error))
     for problem in problems[:-1]:

@@ -12,6 +12,7 @@ import typer
 
 from harness.cli.options import Full, Overrides, RunFolder, RunsFolder, quoted
 from harness.errors import InputError
+from harness.system.console import echo
 
 if TYPE_CHECKING:
     from harness.slurm.resources import Resources
@@ -128,10 +129,10 @@ def submit(
         console.warning(line)
     if dry_run:
         for submission in dry_submissions(request):
-            typer.echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
+            echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
     elif test:
         for line in expected_starts(request):
-            typer.echo(line)
+            echo(line)
     else:
         _submit(request)
 
@@ -163,22 +164,22 @@ def _submit(request: "Request") -> None:
         _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
     if size:
-        typer.echo(f"code  {size.size_text} in {first.layout.snapshot}")
+        echo(f"code  {size.size_text} in {first.layout.snapshot}")
     run = quoted(first.run_folders(first_id)[0])
-    typer.echo("next  harness status")
-    typer.echo(f"      harness logs {run} -f")
-    typer.echo(f"      harness cancel {run}")
+    echo("next  harness status")
+    echo(f"      harness logs {run} -f")
+    echo(f"      harness cancel {run}")
 
 
 def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
     from harness.slurm.resources import array_spec
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
-    typer.echo(f"job {job_id}: {submission.name}{seeds}")
+    echo(f"job {job_id}: {submission.name}{seeds}")
     for run in submission.run_folders(job_id):
-        typer.echo(f"run   {run}")
+        echo(f"run   {run}")
     for log in submission.logs(job_id):
-        typer.echo(f"log   {log}")
+        echo(f"log   {log}")
 
 
 @app.command("job-begin", hidden=True)
@@ -225,6 +226,6 @@ def reproduce(
     console = Console()
     for warning in restored.warnings:
         console.warning(warning)
-    typer.echo(f"code  {restored.folder}, from {restored.source}")
-    typer.echo(f"job   {restored.folder / restored.job_file}")
-    typer.echo(f"next  {restored.command}")
+    echo(f"code  {restored.folder}, from {restored.source}")
+    echo(f"job   {restored.folder / restored.job_file}")
+    echo(f"next  {restored.command}")

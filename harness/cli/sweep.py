@@ -7,6 +7,7 @@ import typer
 
 from harness.cli.options import DataFolder, DeviceList, Stall, Workers, WorkersPerGpu, quoted
 from harness.errors import explain_interruption
+from harness.system.console import echo
 
 app = typer.Typer(help="Show, use or join a search that harness tune began.")
 
@@ -39,7 +40,7 @@ def best(folder: Sweep) -> None:
     from harness.sweep_report.best_trial import best_trial_toml
     from harness.tuning.sweep_dir import SweepDirectory
 
-    typer.echo(best_trial_toml(SweepDirectory.open(folder)), nl=False)
+    echo(best_trial_toml(SweepDirectory.open(folder)), end="")
 
 
 @app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")

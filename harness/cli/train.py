@@ -22,6 +22,7 @@ from harness.cli.options import (
     quoted,
 )
 from harness.errors import InputError, explain_interruption
+from harness.system.console import echo
 
 if TYPE_CHECKING:
     from harness.job import Job
@@ -193,7 +194,7 @@ def evaluate(run_folder: RunFolder, data: DataFolder = None, as_json: AsJson = F
     from harness.training.metrics import describe_scores
 
     scores = evaluate_again(RunDirectory.open(run_folder), data)
-    typer.echo(json.dumps(scores) if as_json else describe_scores(scores))
+    echo(json.dumps(scores) if as_json else describe_scores(scores))
 
 
 @app.command(epilog='Example: harness predict runs/lstm/my-run "An excellent movie!"')
@@ -225,8 +226,6 @@ def predict(
     prepare_quietly(run.job())
     for prediction in predict(run, texts):
         if as_json:
-            typer.echo(json.dumps(asdict(prediction)))
+            echo(json.dumps(asdict(prediction)))
         else:
-            typer.echo(
-                f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}"
-            )
+            echo(f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}")

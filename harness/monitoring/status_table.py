@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.monitoring.status import format_duration
-from harness.system.console import log
+from harness.system.console import echo, log, rich_console
 from harness.tracking.records import RunStatus, one_line
 
 NUM_ENDED_SHOWN = 20
@@ -158,7 +158,7 @@ class StatusScreen:
 
     def __init__(self, runs: Path, *, everything: bool) -> None:
         self.runs, self.everything = runs, everything
-        self.console = Console(highlight=False, emoji=False)
+        self.console = rich_console()
         self._live: Live | None = None
         self._before: list[str] = []
         self._complained: str | None = None
@@ -198,7 +198,7 @@ class StatusScreen:
             lines = as_lines(shown) if shown else []
             if lines != self._before:
                 if self._before:
-                    print()  # noqa: T201
+                    echo()
                 self._print_lines(shown, older)
             self._before = lines
             self.complain(problem)
@@ -221,4 +221,4 @@ class StatusScreen:
 
     def _print_lines(self, shown: Sequence[RunStatus], older: str) -> None:
         lines = [*as_lines(shown), *([older] if older else [])] if shown else [self._nothing()]
-        print("\n".join(lines), flush=True)  # noqa: T201
+        echo("\n".join(lines))

@@ -15,6 +15,7 @@ import google_crc32c
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
+from harness.system.console import echo
 from harness.system.network import Newcomers
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Server(ThreadedWSGIServer):
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         """Print an error of TensorBoard's own."""
         text = str(message % args if args else message)
-        print(text.replace(self._secret, "<secret>"), file=sys.stderr)  # noqa: T201
+        echo(text.replace(self._secret, "<secret>"), err=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Do nothing: a browser that closed its connection is not an error."""

@@ -27,10 +27,12 @@ from harness.report.text_tables import (
     csv_table,
     fitting,
     latex_table,
+    markdown,
     markdown_table,
     screen_table,
     table_lines,
 )
+from harness.system.console import rich_console
 
 COLUMNS = (
     *("job", "architecture", "recurrent", "parameters", "seeds", "test %", "s.d."),
@@ -158,7 +160,7 @@ def _seconds(value: float | None) -> str:
 
 def print_parts(parts: Sequence[Part]) -> None:
     """Print everything: on a terminal the columns that fit its width, elsewhere all columns."""
-    console = Console(highlight=False, emoji=False)
+    console = rich_console()
     show = partial(console.print, soft_wrap=not console.is_terminal)
     for index, part in enumerate(parts):
         if index:
@@ -217,7 +219,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
     """The comparison in Markdown."""
     return "\n".join(
         "\n".join([
-            f"## {part.heading}\n",
+            f"## {markdown(part.heading)}\n",
             markdown_table(part.columns, part.lines),
             *_markdown_list([each.sentence for each in part.differences]),
             *_markdown_list([*part.notes, *part.baseline_notes]),
@@ -227,7 +229,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
 
 
 def _markdown_list(lines: Sequence[str]) -> list[str]:
-    return ["".join(f"- {line}\n" for line in lines)] if lines else []
+    return ["".join(f"- {markdown(line)}\n" for line in lines)] if lines else []
 
 
 def to_csv(parts: Sequence[Part]) -> str:

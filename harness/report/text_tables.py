@@ -1,16 +1,23 @@
 """The one writer of tables: on a terminal, as plain text, Markdown, CSV and LaTeX."""
 
 import csv
+import html
 import io
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from harness.system.console import printable, rich_console
 
 GAP = 2  # blanks between two columns
 MAX_NAME = 16  # characters of a first column that a narrow terminal does not wrap
 UNLIMITED = 100_000  # columns, for text that is no terminal's
+
+# What a spreadsheet takes for the start of a formula, in wide characters too.
+FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 Line = Mapping[str, str]  # a row of a table, by its columns
 
@@ -43,6 +50,7 @@ def screen_table(
         styles: for some columns the Rich style of each text in them.
     """
     styles = styles or {}
+    rows = [{name: printable(row[name]) for name in columns} for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     numbers = numeric(columns, rows)
     for name in columns:
@@ -61,13 +69,13 @@ def screen_table(
 
 def narrowest(columns: Sequence[str], rows: Sequence[Line]) -> int:
     """The columns of the narrowest terminal that `screen_table` fits on."""
-    console = Console(width=UNLIMITED)
+    console = rich_console(width=UNLIMITED)
     return console.measure(screen_table(columns, rows)).minimum
 
 
 def table_lines(columns: Sequence[str], rows: Sequence[Line]) -> list[str]:
     """A table as plain text for files and pipes, headings first: nothing is wrapped or cut."""
-    console = Console(width=UNLIMITED, color_system=None)
+    console = rich_console(width=UNLIMITED, color_system=None)
     lines = console.render_lines(screen_table(columns, rows), pad=False)
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
@@ -90,11 +98,13 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Line]) -> str:
     numbers = numeric(columns, rows)
     marks = ["---:" if name in numbers else "---" for name in columns]
     lines = [list(columns), marks, *([row[name] for name in columns] for row in rows)]
-    return "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(markdown, line))} |\n" for line in lines)
 
 
-def _markdown(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")
+def markdown(text: str) -> str:
+    """Text, in a line, that Markdown and the HTML that may stand in it show as it is."""
+    line = printable(" ".join(text.splitlines()))
+    return html.escape(re.sub(r"([\\`*|\[\]])", r"\\\1", line), quote=False)
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
@@ -102,8 +112,20 @@ def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> s
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: defused(cell) for name, cell in row.items()} for row in rows)
     return file.getvalue()
+
+
+def defused(cell: object) -> object:
+    """A cell of a CSV file that no spreadsheet takes for a formula: with a quote before it.
+
+    A spreadsheet would run one that starts programs or sends data (owasp.org, CSV injection).
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    is_formula = text.lstrip(" ").startswith(FORMULA) and not NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
 
 
 def latex_table(
@@ -146,4 +168,4 @@ def latex_table(
 
 def latex(text: str) -> str:
     """Text with everything escaped that LaTeX would interpret."""
-    return text.translate(_LATEX)
+    return printable(" ".join(text.splitlines())).translate(_LATEX)

@@ -1,7 +1,7 @@
 """`harness sweep show`: the leaderboard of a sweep, what mattered, and pictures of both."""
 
+import logging
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness.sweep_report.importance import (
     effects_of,
     scored_trials,
 )
+from harness.system.console import log, rich_console
 from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
 
 NUM_SHOWN = 10
@@ -37,7 +38,7 @@ def show(sweep: SweepDirectory) -> None:
         InputError: if the sweep's `search.toml` is none.
     """
     search, rows = sweep.search(), ranked_rows(sweep)
-    console = Console(highlight=False, emoji=False)
+    console = rich_console()
     for part in (
         *heading(sweep, search, rows),
         *leaderboard(sweep, rows, console),
@@ -224,7 +225,7 @@ def draw(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> lis
         try:
             atomic_write(sweep.path(name), picture)
         except RunError as error:
-            print(f"harness: {error}", file=sys.stderr)  # noqa: T201
+            log(logging.ERROR, str(error))
         else:
             written.append(sweep.path(name))
     return written

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "harness: "}
+UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message among other output
 
@@ -36,9 +39,7 @@ class Console:
     @functools.cached_property
     def terminal(self) -> "RichConsole":
         """Standard output; made on first use, so that commands that only warn start fast."""
-        from rich.console import Console as RichConsole
-
-        return RichConsole(highlight=False, soft_wrap=True, emoji=False)
+        return rich_console(soft_wrap=True)
 
     def __enter__(self) -> "Console":
         if not self.silent and self.terminal.is_terminal:
@@ -92,6 +93,34 @@ class Console:
         self.info(f"{text}  {line['epoch_s']:.1f} s  {line['reviews_per_s']:.0f} reviews/s")
 
 
+def printable(text: str) -> str:
+    """Text from anywhere, with what would act on a terminal shown instead: `\\x1b[2J`.
+
+    That is control characters but tabs and ends of lines, marks that reverse the direction of what
+    follows, and halves of characters, which can't be encoded.
+    """
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
+    """Print what a command has to say; the only way to standard output next to `rich_console`."""
+    print(printable(text), file=sys.stderr if err else sys.stdout, end=end, flush=True)
+
+
+def rich_console(**options: Any) -> "RichConsole":
+    """A console of Rich's on which nothing but Rich itself acts on the terminal."""
+    from rich.console import Console as RichConsole
+    from rich.segment import Segment
+
+    class Printable(RichConsole):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                text = segment.text if segment.control else printable(segment.text)
+                yield Segment(text, segment.style, segment.control)
+
+    return Printable(**{"highlight": False, "emoji": False, **options})
+
+
 def log(level: int, text: str) -> None:
     """Write a line of the log: information to standard output, all else to standard error.
 
@@ -131,6 +160,7 @@ class _LineHandler(logging.Handler):
             line = STAMPED.format(record)
         else:
             line = PREFIXES.get(record.levelno, "") + record.getMessage()
+        line = printable(line)
         # A full disk under the log is no reason to end a run that writes elsewhere.
         with contextlib.suppress(OSError, ValueError):
             stream.write(f"{line}\n")

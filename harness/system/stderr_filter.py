@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from harness.system.console import echo
 from harness.system.cuda import has_driver, hidden_by
 
 # TensorFlow 2.21, at every start where it sees no GPU. With a driver whose GPUs are not hidden it
@@ -55,4 +56,4 @@ def filtered_stderr() -> Iterator[list[str]]:
                     NO_DRIVER_NOISE.search(line) and (hidden_by() or not has_driver())
                 )
                 if line.strip() and not is_noise:
-                    print(line, file=sys.stderr)  # noqa: T201
+                    echo(line, err=True)

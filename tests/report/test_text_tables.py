@@ -12,10 +12,12 @@ from harness.report.text_tables import (
     fitting,
     latex,
     latex_table,
+    markdown,
     markdown_table,
     screen_table,
     table_lines,
 )
+from harness.system.console import rich_console
 
 COLUMNS = ("job", "test %", "note")
 ROWS = [
@@ -72,6 +74,49 @@ def test_csv_is_read_back_as_it_was() -> None:
     row = {"job": 'a,"b"\nc', "test %": 0.1 + 0.2, "note": None}
     (read,) = csv.DictReader(io.StringIO(csv_table(COLUMNS, [row]), newline=""))
     assert read == {"job": row["job"], "test %": "0.30000000000000004", "note": ""}
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["=1+1", "=cmd|' /C calc'!A0", "+1+cmd|'x'!A0", "-2+3+cmd|'x'!A0", "@SUM(1)", "\t=1",
+     "  =1", "\uff1d1", "+", "-", "\n=1"],
+)  # fmt: skip
+def test_a_cell_of_a_csv_file_is_no_formula(cell: str) -> None:
+    """A quote before it: a spreadsheet shows the text, and runs nothing."""
+    (read,) = csv.DictReader(io.StringIO(csv_table(["a"], [{"a": cell}]), newline=""))
+    assert read["a"] == f"'{cell}"
+
+
+def test_a_cell_of_a_csv_file_ends_no_row() -> None:
+    """A carriage return would start a row of its own, with a formula in its first cell."""
+    assert csv_table(["a"], [{"a": "\r=1\x1b"}]) == "a\n\\x0d=1\\x1b\n".replace("x0d", "r")
+
+
+@pytest.mark.parametrize("cell", [-1.5, "-1.5", "+2", "-3e-05", "lstm=2", "a-b", "", None, 7])
+def test_a_number_of_a_csv_file_stays_one(cell: object) -> None:
+    """Negative ones too."""
+    (read,) = csv.DictReader(io.StringIO(csv_table(["a"], [{"a": cell}]), newline=""))
+    assert read["a"] == ("" if cell is None else str(cell))
+
+
+def test_markdown_shows_html_and_links_as_text() -> None:
+    """Nothing in a cell, nor in a sentence, is an element, a picture or a link of the page."""
+    row = {"job": "<img src=x onerror=alert(1)>", "test %": "1", "note": "[a](javascript:b)\n# c"}
+    text = markdown_table(COLUMNS, [row])
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert r"\[a\](javascript:b) # c" in text
+    assert len(text.splitlines()) == 3
+    assert markdown("`a` *b*\x1b[2J") == r"\`a\` \*b\*\\x1b\[2J"
+
+
+def test_no_table_moves_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences stand as text in it, on a terminal as in a file."""
+    row = {"job": "a\x1b[2Jb", "test %": "1", "note": "\x9b31m\u202e"}
+    rich_console(force_terminal=True, color_system=None).print(screen_table(COLUMNS, [row]))
+    shown = capsys.readouterr().out + "".join(table_lines(COLUMNS, [row]))
+    assert shown.count("a\\x1b[2Jb") == 2
+    assert not {"\x1b[2J", "\x9b", "\u202e"} & {shown[i : i + n] for i in range(len(shown))
+                                               for n in (1, 4)}  # fmt: skip
 
 
 def test_latex_prints_every_character() -> None:

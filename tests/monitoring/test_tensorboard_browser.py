@@ -170,7 +170,7 @@ def test_a_browser_draws_the_curves_through_the_tunnel(
         for epoch in range(1, 8):
             train = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}
             log.epoch(epoch, train, {"loss": 2 / epoch, "accuracy": 0.25})
-    board = Board(harness).wait()
+    board = Board(harness, "--tcp").wait()
     try:
         with tunnel(board, ssh_config):
             browser.call("POST", "/url", {"url": board.address})
@@ -249,7 +249,7 @@ def test_another_host_can_not_even_connect(harness: Harness, other_host: tuple[s
     """What listens on all addresses is reached from there; TensorBoard refuses."""
     name, address = other_host
     make_run(harness.runs / "lstm" / "a")
-    board = Board(harness).wait()
+    board = Board(harness, "--tcp").wait()
     program = """
 import socket, sys
 for place in sys.argv[1:]:

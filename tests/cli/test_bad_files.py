@@ -116,8 +116,11 @@ FOR_ALL = ("status",)  # which a bad run must not end
 
 
 @pytest.fixture
-def copies(finished: tuple[Harness, Path], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def copies(
+    finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, Path]]:
     """The folders of runs, with a good one and one to break; killed if a command hangs."""
+    monkeypatch.setenv("HARNESS_HERE", "1")  # no word about jobs where there is a Slurm
     runs = tmp_path / "runs"
     shutil.copytree(finished[1], runs / "bilstm" / "good")
     shutil.copytree(finished[1], runs / "bilstm" / "bad")

@@ -226,14 +226,16 @@ run_name() {
 # Trains the job file $1, relative to the project, with the other arguments; ends the script.
 run_job() {
     local job=$1 name='' spans=yes
-    local -a options=()
+    local -a options=() seeds=()
     shift
     [[ $job == /* ]] || job=$PROJECT/$job
     ! has_option --seeds "$@" || spans='' # one process starts several runs, each on one node
     prepare $spans
     has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
-        options+=(--seed "$SLURM_ARRAY_TASK_ID")
+        # Seeds that are too large for an index are listed.
+        read -r -a seeds <<<"${HARNESS_ARRAY_SEEDS:-}"
+        options+=(--seed "${seeds[SLURM_ARRAY_TASK_ID - 1]-$SLURM_ARRAY_TASK_ID}")
     fi
     if name=$(run_name) && ! has_option --run-id "$@"; then
         options+=(--run-id "$name")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from harness.slurm.submit import Request
 
 
+MAX_LINES = 3  # with a path; of more paths the first and the last are shown
+
 app = typer.Typer()
 
 
@@ -64,6 +66,9 @@ def submit(
     ] = None,
     mail_type: Annotated[
         str | None, typer.Option(metavar="LIST", help="when Slurm writes to you: END,FAIL")
+    ] = None,
+    at_most: Annotated[
+        int | None, typer.Option("--at-most", metavar="N", help="seeds at a time, of an array")
     ] = None,
     after: Annotated[
         str | None, typer.Option(metavar="JOBID", help="start after that job has succeeded")
@@ -110,6 +115,7 @@ def submit(
         constraint=constraint,
         exclude=exclude,
         mail_type=mail_type,
+        at_most=at_most,
         after=after,
         flags=tuple(sbatch_flags),
     )
@@ -176,10 +182,15 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
-    for run in submission.run_folders(job_id):
-        echo(f"run   {run}")
-    for log in submission.logs(job_id):
-        echo(f"log   {log}")
+    for name, paths in (
+        ("run", submission.run_folders(job_id)),
+        ("log", submission.logs(job_id)),
+    ):
+        if len(paths) > MAX_LINES:
+            echo(f"{name}s  {paths[0]} to {paths[-1].name}")
+        else:
+            for path in paths:
+                echo(f"{name}   {path}")
 
 
 @app.command("job-begin", hidden=True)

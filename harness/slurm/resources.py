@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.errors import InputError
 from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
-MAX_SEEDS = 1000
+MAX_SEEDS = 10_000
 
 MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
@@ -37,6 +37,7 @@ class Resources:
     constraint: str | None = None
     exclude: str | None = None  # nodes
     mail_type: str | None = None
+    at_most: int | None = None  # tasks of an array at a time
     after: str | None = None  # the id of a job that must succeed first
     flags: tuple[str, ...] = ()  # sbatch's own, as they are
 
@@ -57,6 +58,8 @@ class Resources:
             )
         if self.after is not None and not JOB_ID.fullmatch(self.after):
             raise InputError(f"--after {self.after}: should be a job's id, such as 1234 or 1234_5")
+        if self.at_most is not None and self.at_most < 1:
+            raise InputError(f"--at-most {self.at_most}: should be 1 or more seeds at a time")
         if self.mem is not None and not MEMORY.fullmatch(self.mem):
             raise InputError(f"--mem {self.mem}: should be a number and a unit, such as 16G")
         for name, value in self._named():
@@ -135,7 +138,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds from `1-5`, `1,3,7` or `2`, sorted, without duplicates.
 
     Raises:
-        InputError: for anything else, or over a thousand of them.
+        InputError: for anything else, or over ten thousand of them.
     """
     seeds: set[int] = set()
     for part in text.split(","):
@@ -144,10 +147,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
         if last - first >= MAX_SEEDS or len(seeds | {first, last}) > MAX_SEEDS:
-            raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS} in one array")
+            raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS:,}")
         seeds.update(range(first, last + 1))
     if len(seeds) > MAX_SEEDS:
-        raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS} in one array")
+        raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS:,}")
     return tuple(sorted(seeds))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.job import Job
 from harness.search_space import SearchSpec
+from harness.slurm.limits import DEFAULT_ARRAY_SIZE
 from harness.slurm.resources import Resources, array_spec
 from harness.slurm.sbatch_options import (
     GPUS,
@@ -42,6 +43,7 @@ class Layout:
     code: Path  # the same code now
     variables: Mapping[str, str]  # that the script exports
     site: SiteOptions = NO_OPTIONS
+    array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SbatchJob:
     name: str
     architecture: str | None  # None for a comparison
     seeds: tuple[int, ...]
-    is_array: bool  # one task per seed
+    indices: tuple[int, ...]  # of an array's tasks, one per seed; empty if it is none
     is_packed: bool  # the seeds side by side in one job
     layout: Layout
     folder: Path  # of the submission
@@ -61,6 +63,11 @@ class SbatchJob:
     args: tuple[str, ...]  # sbatch's, without the script
     unset: tuple[str, ...]  # variables that sbatch may not see
     resumes: Path | None = None  # the folder of the run that it goes on with
+
+    @property
+    def is_array(self) -> bool:
+        """Whether each seed is a task of an array."""
+        return bool(self.indices)
 
     @property
     def command(self) -> list[str]:
@@ -96,8 +103,31 @@ class SbatchJob:
         return submissions(self.layout.runs) / f"{job_id}.json"
 
     def _parts(self) -> list[str]:
-        mark = "_" if self.is_array else "-seed" if self.is_packed else None
-        return [f"{mark}{seed}" for seed in self.seeds] if mark else [""]
+        if self.is_array:
+            return [f"_{index}" for index in self.indices]
+        return [f"-seed{seed}" for seed in self.seeds] if self.is_packed else [""]
+
+
+def split_seeds(
+    seeds: tuple[int, ...] | None, array_size: int, *, pack: bool
+) -> list[tuple[int, ...] | None]:
+    """Seeds in as many arrays as they need."""
+    if seeds is None or pack:
+        return [seeds]
+    size = array_size - 1
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
+    """The indices of an array, and what its script exports for them.
+
+    A seed is its own index unless the site's indices end before it; then the script lists them.
+    """
+    if len(seeds) < 2:
+        return (), {}
+    if max(seeds) < array_size:
+        return seeds, {}
+    return tuple(range(1, len(seeds) + 1)), {"HARNESS_ARRAY_SEEDS": " ".join(map(str, seeds))}
 
 
 @dataclass(frozen=True)
@@ -201,7 +231,8 @@ def job_submission(
         full: refuse to train on the packaged sample.
     """
     folder = _new_folder(layout.runs, job.name)
-    is_array, is_packed = len(seeds or ()) > 1 and not pack, bool(seeds) and pack
+    is_packed = bool(seeds) and pack
+    indices, listed = _indices(seeds or (), layout.array_size) if not pack else ((), {})
     # Never job.toml: that name marks a run's folder.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     single = job.job if isinstance(job, SearchSpec) else job
@@ -214,8 +245,9 @@ def job_submission(
         num_nodes=resources.nodes or 1,
     )
     args = composed.args
-    if seeds and is_array:
-        args.insert(0, f"--array={array_spec(seeds)}")
+    if indices:
+        at_a_time = f"%{resources.at_most}" if resources.at_most else ""
+        args.insert(0, f"--array={array_spec(indices)}{at_a_time}")
     elif seeds and is_packed:
         call += ["--seeds", array_spec(seeds)]
     elif seeds:
@@ -226,14 +258,14 @@ def job_submission(
         name=job.name,
         architecture=single.model.architecture,
         seeds=seeds or (single.train.seed,),
-        is_array=is_array,
+        indices=indices,
         is_packed=is_packed,
         layout=layout,
         folder=folder,
-        script=render_script(composed.header, layout.variables, call),
+        script=render_script(composed.header, {**layout.variables, **listed}, call),
         job_file=toml,
         job_toml=job.to_toml(),
-        args=_sbatch_args(job.name, layout.runs, args, is_array=is_array),
+        args=_sbatch_args(job.name, layout.runs, args, is_array=bool(indices)),
         unset=tuple(composed.unset),
     )
 
@@ -254,7 +286,7 @@ def resume_submission(resumed: Resumed, layout: Layout) -> SbatchJob:
         name=job.name,
         architecture=single.model.architecture,
         seeds=(single.train.seed,),
-        is_array=False,
+        indices=(),
         is_packed=False,
         layout=layout,
         folder=_new_folder(layout.runs, job.name),
@@ -293,7 +325,7 @@ def comparison_submission(
         name=COMPARISON,
         architecture=None,
         seeds=(),
-        is_array=False,
+        indices=(),
         is_packed=False,
         layout=layout,
         folder=_new_folder(layout.runs, COMPARISON),

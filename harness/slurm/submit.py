@@ -24,7 +24,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
-from harness.slurm.limits import check_limits, read_limits
+from harness.slurm.limits import Limits, check_limits, read_limits
 from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
 from harness.slurm.sbatch_options import site_options
 from harness.slurm.script import (
@@ -39,6 +39,7 @@ from harness.slurm.script import (
     read_header,
     resume_submission,
     script_of,
+    split_seeds,
 )
 from harness.slurm.snapshot import snapshot_path, snapshot_warnings, take_snapshot
 from harness.system.console import Console
@@ -90,6 +91,8 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     chosen = parse_seeds(seeds) if seeds is not None else None
     if options.pack and not chosen:
         raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
+    if resources.at_most is not None and (options.pack or len(chosen or ()) < 2):
+        raise InputError("--at-most: limits the tasks of an array; give several --seeds, no --pack")
     project, runs = project_folder(), runs.absolute()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [_check_job(file, options.overrides, chosen) for file in files]
@@ -234,9 +237,12 @@ def expected_starts(request: Request) -> Iterator[str]:
         InputError: if sbatch does not know one of its flags.
         RunError: if there is no room for such a job.
     """
-    layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
+    limits = read_limits()
+    layout = _layout(
+        request, snapshot_path(request.project, request.runs), request.project, limits=limits
+    )
     wanted = _plan(request, layout)
-    _check_limits(wanted)
+    _check_limits(wanted, limits)
     for planned in wanted:
         yield f"{planned.name}: {_expected_start(planned)}"
 
@@ -251,9 +257,10 @@ def submit(request: Request) -> dict[str, SbatchJob]:
         RunError: if sbatch refuses, with all it says; then nothing stays submitted.
     """
     client.need("sbatch")  # before anything is written
-    _check_limits(_plan(request, _layout(request, request.project, request.project)))
+    limits = read_limits()
+    _check_limits(_plan(request, _layout(request, request.project, request.project)), limits)
     snapshot = take_snapshot(request.project, request.runs)
-    layout = _layout(request, snapshot, snapshot)
+    layout = _layout(request, snapshot, snapshot, limits=limits)
     submitted: dict[str, SbatchJob] = {}
     try:
         for submission in _plan(request, layout):
@@ -272,9 +279,12 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     return submitted
 
 
-def _layout(request: Request, snapshot: Path, code: Path) -> Layout:
+def _layout(
+    request: Request, snapshot: Path, code: Path, *, limits: Limits | None = None
+) -> Layout:
     variables = job_variables(request.project, snapshot, request.runs)
-    return Layout(request.runs, snapshot, code, variables, site_options(code))
+    size = (limits or Limits()).array_size
+    return Layout(request.runs, snapshot, code, variables, site_options(code), size)
 
 
 def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
@@ -283,23 +293,23 @@ def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
     return resumed + [
         job_submission(
             job,
-            request.seeds,
+            seeds,
             request.resources,
             layout=layout,
             full=request.full,
             pack=request.pack,
         )
         for job in request.jobs
+        for seeds in split_seeds(request.seeds, layout.array_size, pack=request.pack)
     ]
 
 
-def _check_limits(planned: Sequence[SbatchJob]) -> None:
+def _check_limits(planned: Sequence[SbatchJob], limits: Limits) -> None:
     """Refuse what the site does not allow; some of it Slurm would let wait for ever.
 
     Raises:
         InputError: one line with the value, the limit and the remedy.
     """
-    limits = read_limits()
     num_jobs = sum(len(each.seeds) if each.is_array else 1 for each in planned)
     for each in planned:
         check_limits(each.limited, num_jobs, limits)

@@ -118,6 +118,22 @@ def test_the_doctor_says_what_preemption_means(
     assert "partition short allows 00:01:00 at most" in found["sbatch"].found
 
 
+def test_seeds_beyond_the_sites_arrays(visitor: SlurmProject) -> None:
+    """Seeds that are no indices there; and 200 of them, in several arrays and few lines."""
+    submitter = Submitter.of(visitor)
+    words = [visitor.path / "jobs/gru.toml", "--gpus", 0, "--seeds"]
+    (record,) = submitter.submit(*words, "42,1234,2024", "--at-most", 1)
+    for index in (1, 2, 3):
+        visitor.cluster.wait(f"{record['job_id']}_{index}", ["COMPLETED"])
+    calls = [call["argv"] for call in visitor.stand_in.calls() if call["argv"][0] == "train"]
+    assert [call[3] for call in calls] == ["42", "1234", "2024"], "one after another"
+    assert [Path(run).name for run in record["runs"]] == [call[5] for call in calls]
+    done = submitter.run(*words, "1-200", "--", "--hold")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.count("job "), len(done.stdout.splitlines()) <= 15) == (3, True)
+    visitor.cluster.run("scancel", "--me")
+
+
 def preempt(job: Submitted) -> None:
     """Take the job's node for another one."""
     flags = ("--partition=gpu", "--nodelist=n10", "--gres=gpu:2", "--mem=1G")

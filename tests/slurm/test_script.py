@@ -18,6 +18,7 @@ from harness.slurm.script import (
     job_submission,
     job_variables,
     read_header,
+    split_seeds,
 )
 from tests.conftest import JOBS
 
@@ -34,10 +35,10 @@ def test_seeds_are_numbers_and_ranges(text: str, seeds: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "a", "3-1", "1-", "-1", "1..3", "1-1001", "1-999,2000-3000"]
+    "text", ["", ",", "a", "3-1", "1-", "-1", "1..3", "1-10001", "1-9999,20000-30000"]
 )
 def test_seeds_that_are_none_are_refused(text: str) -> None:
-    """What is no list of at most a thousand seeds is refused by its name."""
+    """What is no list of at most ten thousand seeds is refused by its name."""
     with pytest.raises(InputError, match="--seeds"):
         parse_seeds(text)
 
@@ -60,6 +61,7 @@ REFUSED: list[tuple[Resources, str]] = [
     (Resources(gpus="2", flags=("--gpus-per-n=4",)), "--gpus-per-node"),
     (Resources(mem="16 G"), "--mem 16 G"),
     (Resources(qos=""), "--qos"),
+    (Resources(at_most=0), "--at-most 0"),
     (Resources(nodes=0), "--nodes 0"),
     (Resources(nodes=1001), "--nodes 1001"),
     *((Resources(time=text), "--time") for text in ("", "2h", "1:2:3:4", "-5", "1-", "1.5")),
@@ -245,6 +247,30 @@ def test_several_seeds_are_an_array(tmp_path: Path) -> None:
     ]
     assert submission.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12_7")
     assert submission.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
+
+
+def test_seeds_that_are_no_indices_are_listed(tmp_path: Path) -> None:
+    """Slurm's indices end below MaxArraySize; the script then finds its seed by its place."""
+    job = load_job(JOBS / "lstm.toml")
+    at = layout(tmp_path)
+    asked = Resources(at_most=2)
+    small = job_submission(job, (42, 99), asked, layout=at, full=False)
+    assert (small.args[3], "ARRAY_SEEDS" in small.script) == ("--array=42,99%2", False)
+    large = job_submission(job, (42, 1234), asked, layout=at, full=False)
+    assert large.args[3] == "--array=1-2%2"
+    assert "export HARNESS_ARRAY_SEEDS='42 1234'\n" in large.script
+    assert large.run_folders("12")[1] == Path("/my runs/100%/lstm/slurm-12_2")
+    assert large.seeds == (42, 1234)
+    narrow = dataclasses.replace(at, array_size=100)
+    assert "ARRAY_SEEDS" in job_submission(job, (1, 100), asked, layout=narrow, full=False).script
+
+
+def test_many_seeds_are_several_arrays() -> None:
+    """Each has as many as the site's largest array; packed, or one alone, they are none."""
+    seeds = tuple(range(1, 201))
+    assert [len(each or ()) for each in split_seeds(seeds, 100, pack=False)] == [99, 99, 2]
+    assert split_seeds(seeds, 1001, pack=False) == split_seeds(seeds, 100, pack=True) == [seeds]
+    assert split_seeds(None, 100, pack=False) == [None]
 
 
 def test_packed_seeds_are_one_job(tmp_path: Path) -> None:

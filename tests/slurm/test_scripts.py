@@ -211,6 +211,14 @@ def test_array_task_is_the_seed(project: Project) -> None:
     assert project.call()["argv"][2:] == ["--seed", "3", "--run-id", "slurm-42_3"]
 
 
+def test_array_task_finds_its_seed_in_a_list(project: Project) -> None:
+    """Seeds too large for an index are exported in the order of the tasks."""
+    env = project.slurm(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="2")
+    env["HARNESS_ARRAY_SEEDS"] = "42 1234 2024"
+    assert project.run(project.spool(), env=env).returncode == 0
+    assert project.call()["argv"][2:] == ["--seed", "1234", "--run-id", "slurm-42_2"]
+
+
 @pytest.mark.parametrize("given", [["--seed", "7"], ["--seed=7"]])
 def test_given_seed_wins(project: Project, given: list[str]) -> None:
     """A seed on the command line wins over the array task's number."""

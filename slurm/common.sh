@@ -145,9 +145,11 @@ stage_data() {
     fi
 }
 
-# Whether Slurm started this script, which then runs from a copy in a spool folder. In an
-# interactive allocation it does not, and several runs may share the job's id.
-is_batch() { [[ -n ${SLURM_JOB_ID:-} && ! $(dirname "$0") -ef $PROJECT/slurm ]]; }
+# Whether this script is a Slurm job, or the user's own job script calls it. Slurm runs it from a
+# copy in a spool folder. In an interactive allocation it is none, and several runs may share its id.
+is_batch() { [[ -n ${SLURM_JOB_ID:-} ]] && { ! is_called || is_in_batch_script; }; }
+is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
+is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} ]]; }
 
 # Whether the option $1 is among the other arguments.
 has_option() {
@@ -215,11 +217,13 @@ run_to_end() {
     exit "$RC"
 }
 
-# Prints the name of this job's run, by which a requeued job finds it; fails outside of a job.
+# Prints the name of this job's run, by which a requeued job finds it; fails outside of a job. A
+# user's own script may call us several times, each time with other arguments.
 run_name() {
     is_batch || return 1
     local id=$SLURM_JOB_ID
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    ! is_called || [[ $# == 0 ]] || id+=-$(printf '%s\0' "$@" | cksum | cut -d ' ' -f 1)
     echo "slurm-$id"
 }
 
@@ -237,7 +241,7 @@ run_job() {
         read -r -a seeds <<<"${HARNESS_ARRAY_SEEDS:-}"
         options+=(--seed "${seeds[SLURM_ARRAY_TASK_ID - 1]-$SLURM_ARRAY_TASK_ID}")
     fi
-    if name=$(run_name) && ! has_option --run-id "$@"; then
+    if name=$(run_name "$@") && ! has_option --run-id "$@"; then
         options+=(--run-id "$name")
     fi
     [[ -n $spans ]] && RUN=$name || ON_NODES=("${HARNESS[@]}")
@@ -273,7 +277,7 @@ run_tune() {
     done
     prepare
     has_option --data "$@" || has_source "$@" || stage_data
-    if [[ ${command[0]} == tune ]] && name=$(run_name) && ! has_option --sweep-id "$@"; then
+    if [[ ${command[0]} == tune ]] && name=$(run_name "$@") && ! has_option --sweep-id "$@"; then
         arguments+=(--sweep-id "$name")
         RUN=$name
     fi

@@ -9,7 +9,10 @@
 # Slurm runs a copy of this file from its spool folder; squeue knows the original's path.
 home=$(dirname "$0")/..
 [[ -f $home/slurm/common.sh ]] ||
-    home=${HARNESS_HOME:-$(dirname "$(squeue -h -j "$SLURM_JOB_ID" -o %o | head -n 1)")/..}
+    home=${HARNESS_HOME:-$(dirname "$(timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o | head -n 1)")/..}
 [[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
-source "$home/slurm/common.sh" || exit 2
+source "$home/slurm/common.sh" || {
+    echo "harness: $home is not the project, and squeue does not say where it is; set HARNESS_HOME" >&2
+    exit 2
+}
 run_doctor "$@"

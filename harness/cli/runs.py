@@ -102,7 +102,7 @@ def logs(
 
     With -f the exit code is that of the run: 0 = finished, 1 = failed, 75 = resume it.
     """
-    from harness.monitoring.logs import Follower, Look, log_of, read_lines
+    from harness.monitoring.logs import Follower, Look, await_log, log_of, read_lines
     from harness.monitoring.logs import follow as follow_log
     from harness.monitoring.status import one
     from harness.slurm.queue import Queue
@@ -112,13 +112,21 @@ def logs(
     try:  # reading an existing log needs no scheduler
         path = log_of(run := one(name, select_runs([name], runs, None)))
     except InputError:
-        path = log_of(run := one(name, select_runs([name], runs, queue)), yet_to_come=follow)
+        run = one(name, select_runs([name], runs, queue))
+        if follow and run.state == "pending":
+            reason = f" ({run.note})" if run.note else ""
+            typer.echo(f"harness: run {run.run} is pending{reason}; waiting for it", err=True)
+            path = None
+        else:
+            path = log_of(run, yet_to_come=follow)
     try:
+        look = Look(run, queue)
+        path = path or await_log(look)
         if not follow:
             for line in read_lines(path, num_lines):
                 echo(line)
             return
-        follower, look = Follower(path), Look(run, queue)
+        follower = Follower(path)
         if num_lines is not None:
             for line in follower.seek_last(num_lines):
                 echo(line)

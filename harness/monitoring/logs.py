@@ -42,6 +42,19 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False) -> Path:
     )
 
 
+def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = time.sleep) -> Path:
+    """Wait until it is known where a run prints to: a job that waits may have said nothing yet.
+
+    Raises:
+        InputError: if it will print nowhere.
+    """
+    while True:
+        status = look()
+        if status.log or is_over(status) or status.phase is not None:
+            return log_of(status, yet_to_come=True)
+        sleep(POLL_S)
+
+
 def clean(line: bytes) -> str:
     """A line as a terminal would finally show it, without control characters."""
     text = line.decode(errors="replace").rstrip("\r\n")

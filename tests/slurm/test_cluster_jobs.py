@@ -87,6 +87,32 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     assert json.loads((runs[1] / "result.json").read_text())["seed"] == 2
 
 
+def test_a_users_own_job_script_that_becomes_one_goes_on(
+    project: SlurmProject, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """With `exec` it gets the job's signals, is requeued, and finds its run again."""
+    script = tmp_path / "mine.sh"
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH --requeue --open-mode=append --output=mine.out --mem=8G --signal=B:USR2@90",
+        f"exec bash {shlex.quote(str(project.path / 'slurm/lstm.sh'))} {shlex.join(JOB)}",
+    ]
+    script.write_text("\n".join(lines) + "\n")
+    job_id = project.cluster.sbatch(script, cwd=tmp_path)
+
+    def runs() -> list[Path]:
+        return list(project.path.glob(f"runs/lstm/slurm-{job_id}-*"))
+
+    wait_until(lambda: bool(runs()), timeout_s=60)
+    job = Submitted(project.cluster, job_id, tmp_path / "mine.out", runs()[0])
+    job.wait_for_step(20)
+    job.cluster.run("scancel", "--batch", "--signal=USR2", job_id)
+    wait_until((job.run / "result.json").exists, timeout_s=90)
+    assert runs() == [job.run]
+    assert results(job.run) == results(undisturbed[1])
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+
+
 def test_jobs_warned_of_their_time_limit_go_on_later(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Harness
+from tests.conftest import SHRUNK, Harness
 from tests.slurm.cluster import SEARCH_PATH, wait_until
 from tests.slurm.project import JOB, SlurmProject, Submitted
 
@@ -107,3 +107,15 @@ def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProjec
     assert said.splitlines() == job.log.read_text().splitlines()
     row = watched.seen()[f"lstm/slurm-{job.job_id}"]
     assert (row["state"], row["restarts"]) == ("finished", 1)
+
+
+def test_a_log_is_waited_for(project: SlurmProject, watched: Watcher) -> None:
+    """`logs -f` of a job that has yet to start says so, and then follows it to its end."""
+    job = project.sbatch("lstm", "--hold", arguments=SHRUNK)
+    following = watched.start("logs", "-f", job.job_id)
+    assert following.stderr is not None
+    assert f"slurm-{job.job_id} is pending (JobHeldUser); waiting" in following.stderr.readline()
+    job.cluster.run("scontrol", "release", job.job_id)
+    output, errors = following.communicate(timeout=180)
+    assert following.returncode == 0, errors
+    assert "epoch 3/3" in output

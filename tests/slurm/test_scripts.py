@@ -194,13 +194,31 @@ def test_no_project_is_one_line(project: Project, name: str) -> None:
     project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")
     result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
     assert result.returncode == 2
-    assert f"{project.outside}/slurm/common.sh: No such file" in result.stderr.splitlines()[-1]
+    line = result.stderr.splitlines()[-1]
+    assert f"{project.outside} is not the project" in line
+    assert "set HARNESS_HOME" in line
 
 
 def test_interactive_allocation_starts_fresh_runs(project: Project) -> None:
     """Inside salloc, where many runs share the job's id, the harness names the run."""
     env = project.slurm(SLURM_SUBMIT_DIR="/")
     assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == 0
+    assert "--run-id" not in project.call()["argv"]
+
+
+def test_a_users_own_job_script_may_call_one(project: Project) -> None:
+    """Its runs have the job's id, and the sum of their arguments; a step of it is no such call."""
+    env = project.slurm(SLURM_SUBMIT_DIR="/", ENVIRONMENT="BATCH")
+    script = project.path / "slurm/bilstm.sh"
+    names = []
+    for arguments in ([], ["--set", "a.b=1"], ["--set", "a.b=2"], ["--set", "a.b=1"]):
+        assert project.run(script, *arguments, env=env).returncode == 0
+        argv = project.call()["argv"]
+        names.append(argv[argv.index("--run-id") + 1])
+    assert names[0] == "slurm-42"
+    assert re.fullmatch(r"slurm-42-\d+", names[1])
+    assert (names[1] == names[3], names[1] == names[2]) == (True, False)
+    assert project.run(script, env={**env, "SLURM_STEP_ID": "0"}).returncode == 0
     assert "--run-id" not in project.call()["argv"]
 
 

@@ -33,7 +33,8 @@ def end(oracle: SafeOracle, trial: Trial, score: float | None, **others: float) 
 
 
 def drive(oracle: SafeOracle, score: Score, *, workers: int = 1, seed: int = 0) -> list[Trial]:
-    """Run a search to its end; trials end in a random order that the seed decides.
+    """Run a search to its end; trials end in a random order that the seed decides, often several
+    before a worker asks again.
 
     Returns:
         The trials in the order in which they began.
@@ -49,5 +50,6 @@ def drive(oracle: SafeOracle, score: Score, *, workers: int = 1, seed: int = 0) 
         if not running:
             assert trial.status == "STOPPED"
             return began
-        trial = running.pop(order.choice(sorted(running)))
-        end(oracle, trial, score(trial.hyperparameters.values))
+        for worker in order.sample(sorted(running), order.randint(1, len(running))):
+            trial = running.pop(worker)
+            end(oracle, trial, score(trial.hyperparameters.values))

@@ -1,0 +1,198 @@
+"""A second user of the node, who tries every door: `python -m tests.second_user SITE` as root.
+
+SITE is a JSON file with what this user could find out by looking around: paths, ports, process ids.
+It becomes the user nobody, tries, and prints a JSON object: the number of tries at each door, and
+those that got through.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+NOBODY = 65534
+GUESSES = ("", "secret", "a secret", "0" * 32, "harness")
+IDLE = 300  # connections that say nothing
+
+Tries = Iterator[tuple[str, bool]]  # what was tried, and whether it got through
+
+
+def succeeds(act: Callable[..., object], *args: object) -> bool:
+    """Whether the system lets it happen."""
+    try:
+        act(*args)
+    except OSError:
+        return False
+    return True
+
+
+def read(path: Path) -> object:
+    """The names in a folder, or the beginning of a file."""
+    return list(path.iterdir()) if path.is_dir() else path.open("rb").read(100)
+
+
+def tries_at_files(site: dict[str, Any]) -> Tries:
+    """Read what is private, and change, add or remove anything of the owner's."""
+    for path in map(Path, site["private"]):
+        yield f"read {path}", succeeds(read, path)
+        yield f"enter {path}", succeeds(os.chdir, path)
+    for top in map(Path, (*site["private"], *site["owned"])):
+        found = [top]
+        with contextlib.suppress(OSError):
+            found += [path for path in top.rglob("*") if not path.is_symlink()]
+        for path in found:
+            yield f"add to {path}", succeeds((path / "planted.py").write_text, "x")
+            yield f"link in {path}", succeeds((path / "link").symlink_to, "/etc")
+            yield f"append to {path}", succeeds(path.open, "ab")
+            yield f"remove {path}", succeeds(path.unlink)
+            yield f"rename {path}", succeeds(path.rename, path.with_name("gone"))
+            yield f"chmod {path}", succeeds(path.chmod, 0o777)
+
+
+def tries_at_processes(site: dict[str, Any]) -> Tries:
+    """Read the environment and memory of the owner's processes, and end them."""
+    for process in site["processes"]:
+        for name in ("environ", "mem", "maps", "fd", "cwd", "root"):
+            path = Path(f"/proc/{process}/{name}")
+            yield f"read {path}", succeeds(read, path)
+        line = Path(f"/proc/{process}/cmdline").read_bytes().decode()
+        yield f"a secret in the command line of {process}", any(s in line for s in site["secrets"])
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1):
+            yield f"kill {process}", succeeds(os.kill, process, number)
+
+
+def tries_at_tensorboard(site: dict[str, Any]) -> Tries:
+    """Ask without the secret, guess it, and connect to the socket."""
+    guesses = [*GUESSES, secrets.token_urlsafe(32), "..", "%2e%2e", "*", "."]
+    paths = [
+        "/",
+        "/data/runs",
+        "/index.html",
+        "//data/runs",
+        *(f"/{quote(g)}/data/runs" for g in guesses),
+    ]
+    for path in paths:
+        for method in ("GET", "POST", "HEAD", "PUT"):
+            connection = http.client.HTTPConnection("127.0.0.1", site["board_port"], timeout=10)
+            connection.putrequest(method, path, skip_host=True)
+            connection.putheader("Host", "localhost")
+            connection.endheaders()
+            answer = connection.getresponse()
+            yield f"{method} {path}", answer.status != 404 or b"lstm" in answer.read()
+    with socket.socket(socket.AF_UNIX) as unix:
+        yield "connect to the socket", succeeds(unix.connect, site["board_socket"])
+
+
+def hello(connection: socket.socket, secret: bytes, message: dict[str, Any]) -> bool:
+    """A hello of harness, with a guess for its secret; whether it is answered."""
+    challenge = connection.recv(32).hex()
+    nonce, text = secrets.token_hex(32), json.dumps(message)
+    parts = json.dumps(["client", challenge, nonce, text]).encode()
+    proof = hmac.new(secret, parts, hashlib.sha256).hexdigest()
+    content = json.dumps({"nonce": nonce, "message": text, "proof": proof}).encode()
+    connection.sendall(len(content).to_bytes(4, "big") + content)
+    try:
+        return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def tries_at_rendezvous(site: dict[str, Any]) -> Tries:
+    """Join another user's job: by its id, by guesses, by nonsense; then hold it up."""
+
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", site["meeting_port"]), timeout=10)
+
+    job_id = site["job_id"]
+    for secret in (*GUESSES, job_id, f"job {job_id}", hashlib.sha256(job_id.encode()).hexdigest()):
+        for rank in (0, 1, 2):
+            message = {"rank": rank, "host": "", "port": 1, "purpose": "the same"}
+            with connect() as connection:
+                yield f"join with {secret!r}", hello(connection, secret.encode(), message)
+    for content in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0\0\0\2{}",
+        b"\xff" * 64,
+        b"\0\0\1\0" + b"[" * 256,
+    ):
+        with connect() as connection:
+            connection.recv(32)
+            connection.sendall(content)
+            answered = b""
+            with contextlib.suppress(OSError):
+                answered = connection.recv(1)
+            yield f"say {content[:8]!r}", bool(answered)
+
+
+def hold_open(site: dict[str, Any]) -> list[socket.socket]:
+    """Idle connections to all that listens; the owner must be served past them."""
+    held = []
+    for port in (site["board_port"], site["meeting_port"]):
+        for _ in range(IDLE):
+            held.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+    for connection in held[::10]:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"G")  # and a byte now and then
+    return held
+
+
+def plant(site: dict[str, Any]) -> None:
+    """Put things where the owner may come by: a run, data, a link."""
+    shared = Path(site["shared"])
+    shutil.copytree(site["run_to_copy"], shared / "run", ignore=shutil.ignore_patterns("prov*"))
+    shutil.copytree(site["data_to_copy"], shared / "data")
+    (shared / "run/provenance.json").write_text('{"commit": "0"}')
+    labels = shared / "data/train_labels.npy"
+    content = bytearray(labels.read_bytes())
+    content[-4] ^= 1
+    labels.write_bytes(content)
+    (shared / "copy").symlink_to(shared / "data")
+    for name in ("json", "numpy", "typer", "keras", "harness"):
+        (shared / "run" / f"{name}.py").write_text(f"open({site['mark']!r}, 'w').close()\n")
+    state = shared / "run/state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "error": "\x1b[2J\x9b31m"}))
+
+
+DOORS = {
+    "files": tries_at_files,
+    "processes": tries_at_processes,
+    "tensorboard": tries_at_tensorboard,
+    "rendezvous": tries_at_rendezvous,
+}
+
+
+def main() -> None:
+    """Try all doors, say so, and keep the connections open until the standard input ends."""
+    site = json.loads(Path(sys.argv[1]).read_text())
+    import encodings.idna  # noqa: F401 - from a folder that nobody may not read
+
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    os.umask(0o022)
+    result: dict[str, Any] = {"tries": {}, "through": []}
+    for door, tries in DOORS.items():
+        done = list(tries(site))
+        result["tries"][door] = len(done)
+        result["through"] += [f"{door}: {what}" for what, through in done if through]
+    plant(site)
+    held = hold_open(site)
+    print(json.dumps(result), flush=True)  # noqa: T201 - the answer
+    sys.stdin.read()
+    for connection in held:
+        connection.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Another user of the node tries every door while the owner's processes run: none opens."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.data.dataset_folder import save_folder
+from harness.data.imdb_sources import open_sample
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.rendezvous import WorkerGroup, first_port
+from harness.slurm.snapshot import take_snapshot
+from harness.system.auth_channel import user_secret
+from tests.conftest import PROJECT, Harness
+from tests.monitoring.tensorboard_process import Board, make_run
+from tests.slurm.test_rendezvous import variables
+from tests.slurm.test_submit import git_init
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a second user"),
+]
+
+JOB_ID = str(900_000 + os.getpid())
+
+
+class Owner:
+    """What one user has on a node: a run, code, data, TensorBoards, and a job that is meeting."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.harness = harness = Harness(folder)
+        done = harness.train("lstm", "mine", "--set", "train.epochs=1")
+        assert done.returncode == 0, done.stderr
+        self.run = harness.runs / "lstm/mine"
+        monkeypatch.setenv("XDG_CACHE_HOME", harness.environment["XDG_CACHE_HOME"])
+        user_secret("any")
+        record = json.loads((self.run / "provenance.json").read_text())
+        (self.run / "provenance.json").write_text(json.dumps({**record, "uncommitted_diff": "x"}))
+        make_run(harness.runs / "lstm/shown")
+        self.data = folder / "data"
+        save_folder(open_sample(), self.data)
+        harness.environment["HARNESS_DATA"] = str(self.data)
+        self.copy = folder / "scratch" / f"harness-imdb-{os.getuid()}"
+        self.copy.parent.mkdir(mode=0o777)
+        self.copy.parent.chmod(0o1777)
+        assert harness.run("data", "stage", self.copy).returncode == 0
+        self.snapshot = self._snapshot(folder / "project")
+        self.boards = [Board(harness, "--tcp").wait(), Board(harness, "--socket").wait()]
+        self.shared = folder / "shared"
+        self.shared.mkdir()
+        self.shared.chmod(0o1777)
+        self.mark = folder / "was-run"
+
+    def _snapshot(self, project: Path) -> Path:
+        (project / "slurm").mkdir(parents=True)
+        (project / "slurm/common.sh").write_text("true\n")
+        git_init(project)
+        (project / "new.py").write_text("new\n")
+        return take_snapshot(project, self.harness.runs)
+
+    def site(self) -> dict[str, Any]:
+        """What a second user can find out, and the secrets that it should not."""
+        cache = Path(self.harness.environment["XDG_CACHE_HOME"]) / "harness"
+        port, socket = self.boards[0].target.rpartition(":")[2], self.boards[1].target
+        return {
+            "private": [
+                *map(str, (self.copy, cache / "secret", cache / "verified", cache / "tensorboard")),
+                *(str(board.connection) for board in self.boards),
+                *(str(path) for path in self.harness.folder.glob("t/harness-*")),
+                str(self.snapshot / "snapshot.json"),
+            ],
+            "owned": [*map(str, (self.run, self.snapshot, self.data))],
+            "processes": [board.process.pid for board in self.boards],
+            "secrets": [board.secret for board in self.boards],
+            "board_port": int(port),
+            "board_socket": socket,
+            "meeting_port": first_port(JOB_ID),
+            "job_id": JOB_ID,
+            "shared": str(self.shared),
+            "run_to_copy": str(self.run),
+            "data_to_copy": str(self.data),
+            "mark": str(self.mark),
+        }
+
+
+@pytest.fixture
+def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+    with tempfile.TemporaryDirectory(prefix="own-") as name:
+        Path(name).chmod(0o755)
+        folder = Path(name, "h")  # its cache is next to it
+        folder.mkdir()
+        owner = Owner(folder, monkeypatch)
+        yield owner
+        for board in owner.boards:
+            board.end()
+
+
+def join(rank: int) -> WorkerGroup:
+    allocation = SlurmEnvironment.from_environment(variables(JOB_ID, rank, HARNESS_SECRET=""))
+    assert allocation
+    return WorkerGroup.join(allocation, "the same", join_s=40)
+
+
+def test_no_door_opens_to_a_second_user(
+    owner: Owner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every try is counted; none gets through, and the owner is served in the meantime."""
+    file = tmp_path / "site.json"
+    file.write_text(json.dumps(owner.site()))
+    with ThreadPoolExecutor(2) as pool:
+        chief = pool.submit(join, 0)
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.second_user", str(file)],
+            cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as stranger:  # fmt: skip
+            assert stranger.stdout
+            assert stranger.stdin
+            found = json.loads(stranger.stdout.readline())
+            # The stranger's idle connections are open now.
+            for board in owner.boards:
+                assert board.ask(f"/{board.secret}/data/runs")[0] == 200
+            worker = pool.submit(join, 1)
+            assert chief.result().addresses == worker.result().addresses
+            stranger.stdin.close()
+            assert stranger.wait(timeout=30) == 0
+    planted = list(tries_of_what_was_planted(owner))
+    tries = {**found["tries"], "planted": len(planted)}
+    through = [*found["through"], *(f"planted: {what}" for what, refused in planted if not refused)]
+    with capsys.disabled():
+        counts = f"{sum(tries.values())} tries {tries}, got through: {len(through)}"
+        sys.stdout.write(f"\nsecond user: {counts}\n")
+    assert through == []
+    assert min(tries.values()) >= 9
+    assert tries["files"] > 200
+
+
+def tries_of_what_was_planted(owner: Owner) -> Iterator[tuple[str, bool]]:
+    """The owner comes by what the stranger has put there; whether nothing of it takes effect."""
+    harness, shared = owner.harness, owner.shared
+    yield "data stage over a link", harness.run("data", "stage", shared / "copy").returncode == 2
+    planted = harness.run("data", "verify", "--data", shared / "data")
+    yield "data verify", planted.returncode == 2 and "belongs to nobody" in planted.stderr
+    done = harness.run(*harness.train_words("lstm", "x", "--data", shared / "data"))
+    yield "train on planted data", done.returncode == 2 and not (harness.runs / "lstm/x").exists()
+    done = harness.run("reproduce", shared / "run", "--to", owner.harness.folder / "back")
+    yield "reproduce", done.returncode == 2 and "belongs to nobody" in done.stderr
+    start = "import sys; from harness.cli.main import main; sys.exit(main())"
+    commands = ([["status", "--runs", "."], ["status", "--runs", "..", "--all"], ["compare", "."],
+                 ["predict", ".", "good"], ["evaluate", "."]])  # fmt: skip
+    for words in commands:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", start, *words], cwd=shared / "run",
+            env=harness.environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        yield f"{words[0]} in its run", not owner.mark.exists() and not {"\x1b", "\x9b"} & {*said}

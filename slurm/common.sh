@@ -209,10 +209,12 @@ run_to_end() {
         $(faulty_nodes | wc -l) -gt $num_faulty ]]; then
         complain "not requeued: $(faulty_nodes | paste -s -d ' ' -) were at fault one after another"
         RC=1
-    elif is_batch && can_go_on; then
+    elif is_batch && [[ -n $SIGNALS ]] && can_go_on; then
         requeue
+    elif is_batch && { can_go_on || [[ $RC == 137 ]]; }; then
+        requeue_after_failure
     elif [[ $RC -ge 126 ]]; then
-        complain "harness ended with exit code $RC; above 128: by a signal; 137: often no memory"
+        complain "harness ended with exit code $RC; above 128: by a signal"
     fi
     exit "$RC"
 }

@@ -62,6 +62,32 @@ requeue() {
     submit_successor "$error"
 }
 
+# Puts a job back that failed without a signal, unless it gets no further; harness says which.
+requeue_after_failure() {
+    local verdict memory
+    verdict=$("${HARNESS[@]}" job-end "$RC" --run "$RUN" --runs "$HARNESS_RUNS") ||
+        { can_go_on && verdict=requeue; } || verdict=stop
+    if [[ $verdict != requeue* ]]; then
+        complain "harness ended with exit code $RC; not requeued, see above why"
+        return
+    fi
+    requeue
+    memory=${verdict#requeue}
+    [[ -z $memory ]] || update_job "MinMemoryNode=${memory# }" ||
+        warn "Slurm does not give the job more memory; cancel it, and submit it with more --mem"
+}
+
+# Changes the job after its requeue, in the seconds that this script has left: Slurm takes most
+# changes of a pending job alone.
+update_job() {
+    local try
+    for try in 1 2 3 4 5; do
+        [[ $try == 1 ]] || sleep 1
+        ! scontrol update "JobId=$SLURM_JOB_ID" "$1" || return 0
+    done
+    return 1
+}
+
 # Where Slurm does not requeue the job, another one goes on with its run.
 submit_successor() {
     warn "interrupted, and the requeue failed: $1"
@@ -75,20 +101,16 @@ faulty_nodes() {
     [[ ! -f ${HARNESS_NODE_FAULTS:-} ]] || cut -d ' ' -f 1 "$HARNESS_NODE_FAULTS" | sort -u
 }
 
-# Keeps the job off the nodes that are at fault. Slurm takes that of a pending job alone, so it is
-# said after the requeue, in the seconds that this script has left.
+# Keeps the job off the nodes that are at fault.
 exclude_faulty_nodes() {
-    local nodes excluded try
+    local nodes excluded
     nodes=$(faulty_nodes | paste -s -d , -)
     [[ -n $nodes ]] || return 0
     excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
     [[ $excluded == '(null)' ]] || nodes=$excluded,$nodes
-    for try in 1 2 3 4 5; do
-        if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$nodes"; then
-            warn "job $SLURM_JOB_ID will not run on $nodes again; tell your site"
-            return
-        fi
-        sleep 1
-    done
-    warn "job $SLURM_JOB_ID may run on $nodes again: Slurm does not exclude them"
+    if update_job "ExcNodeList=$nodes"; then
+        warn "job $SLURM_JOB_ID will not run on $nodes again; tell your site"
+    else
+        warn "job $SLURM_JOB_ID may run on $nodes again: Slurm does not exclude them"
+    fi
 }

@@ -1,6 +1,6 @@
 """`submit` and `reproduce`: run a snapshot of the code under Slurm, and restore it later.
 
-`job-begin` is for the job scripts.
+`job-begin` and `job-end` are for the job scripts.
 """
 
 import itertools
@@ -70,6 +70,9 @@ def submit(
     at_most: Annotated[
         int | None, typer.Option("--at-most", metavar="N", help="seeds at a time, of an array")
     ] = None,
+    retry_memory: Annotated[
+        bool, typer.Option("--retry-memory", help="out of memory: ask for half more, twice")
+    ] = False,
     after: Annotated[
         str | None, typer.Option(metavar="JOBID", help="start after that job has succeeded")
     ] = None,
@@ -116,6 +119,7 @@ def submit(
         exclude=exclude,
         mail_type=mail_type,
         at_most=at_most,
+        retry_memory=retry_memory,
         after=after,
         flags=tuple(sbatch_flags),
     )
@@ -204,6 +208,22 @@ def job_begin() -> None:
         raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
     unmet, given, console = unmet_request(allocation), describe_given(allocation), Console()
     console.warning(f"{given}; {unmet}") if unmet else console.info(given)
+
+
+@app.command("job-end", hidden=True)
+def job_end(code: int, run: str = "", runs: RunsFolder = Path("runs")) -> None:
+    """Say what becomes of a job that failed: `requeue`, `requeue MB` or `stop`."""
+    from harness.slurm.environment import SlurmEnvironment
+    from harness.system.console import Console
+    from harness.tracking.job_end import judge
+
+    allocation = SlurmEnvironment.from_environment()
+    if allocation is None:
+        raise InputError("harness job-end: is for the job scripts, inside of a Slurm job")
+    verdict = judge(code, run, runs, allocation=allocation)
+    if verdict.reason:
+        Console().warning(verdict.reason)
+    echo(f"requeue {verdict.memory_mb or ''}".strip() if verdict.requeue else "stop")
 
 
 @app.command(epilog="Example: harness reproduce runs/lstm/slurm-1234 --to ~/lstm-1234")

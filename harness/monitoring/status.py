@@ -210,6 +210,8 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         # A job that started after the queue was asked can't be in its answer.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
+            if queued and queued.state == "OUT_OF_MEMORY":
+                why += ": go on with more --mem"
             return "lost", "; ".join(filter(None, (why, last_log_line(status), status.resume)))
     elif (
         not status.reported_job

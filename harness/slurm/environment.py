@@ -11,6 +11,8 @@ from typing import Any
 from harness.slurm.client import ask
 from harness.system.cuda import visible_names
 
+RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
+
 
 @dataclass(frozen=True)
 class SlurmEnvironment:
@@ -28,6 +30,7 @@ class SlurmEnvironment:
     submit_host: str  # where sbatch or salloc was called, often a login node
     restarts: int  # number of times that the job was requeued
     max_requeues: int | None  # set by our job scripts, which requeue an interrupted job
+    retries_memory: bool  # ask for more memory after a kill for want of it
     secret: str | None  # of the workers of a step, made by our job scripts
     log: str | None  # the job's log file, if our job scripts named it
     variables: dict[str, str]
@@ -60,6 +63,7 @@ class SlurmEnvironment:
             submit_host=environment.get("SLURM_SUBMIT_HOST", ""),
             restarts=number("SLURM_RESTART_COUNT") or 0,
             max_requeues=number("HARNESS_MAX_REQUEUES"),
+            retries_memory=environment.get(RETRY_MEMORY) == "1",
             secret=environment.get("HARNESS_SECRET"),
             log=environment.get("HARNESS_LOG"),
             variables={

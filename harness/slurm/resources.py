@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
+from harness.slurm.environment import RETRY_MEMORY
 from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
 MAX_SEEDS = 10_000
@@ -38,6 +39,7 @@ class Resources:
     exclude: str | None = None  # nodes
     mail_type: str | None = None
     at_most: int | None = None  # tasks of an array at a time
+    retry_memory: bool = False  # half as much again after a kill for want of it
     after: str | None = None  # the id of a job that must succeed first
     flags: tuple[str, ...] = ()  # sbatch's own, as they are
 
@@ -106,6 +108,11 @@ class Resources:
             # Without the second flag the job would wait forever if the other one fails.
             args += [f"--dependency=afterok:{self.after}", "--kill-on-invalid-dep=yes"]
         return args + list(self.flags)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the job's script exports for them."""
+        return {RETRY_MEMORY: "1"} if self.retry_memory else {}
 
     def site_args(self) -> list[str]:
         """The flags that all jobs of this user need."""

@@ -262,7 +262,9 @@ def job_submission(
         is_packed=is_packed,
         layout=layout,
         folder=folder,
-        script=render_script(composed.header, {**layout.variables, **listed}, call),
+        script=render_script(
+            composed.header, {**layout.variables, **listed, **resources.variables}, call
+        ),
         job_file=toml,
         job_toml=job.to_toml(),
         args=_sbatch_args(job.name, layout.runs, args, is_array=bool(indices)),
@@ -290,7 +292,9 @@ def resume_submission(resumed: Resumed, layout: Layout) -> SbatchJob:
         is_packed=False,
         layout=layout,
         folder=_new_folder(layout.runs, job.name),
-        script=render_script(composed.header, layout.variables, call),
+        script=render_script(
+            composed.header, {**layout.variables, **resumed.resources.variables}, call
+        ),
         job_file=None,
         job_toml="",
         args=_sbatch_args(job.name, layout.runs, composed.args, is_array=False),

@@ -37,6 +37,14 @@ def memory_limit_gb() -> float | None:
     return min(limits) / 1e9 if limits else None
 
 
+def memory_peak_gb() -> float | None:
+    """The most memory that this process's cgroup has used, None where that is not known."""
+    try:
+        return next((int(peak) / 1e9 for (peak,) in cgroup_limits("memory.peak")), None)
+    except OSError:
+        return None
+
+
 def available_gb() -> float:
     """The memory that is free or can be freed."""
     import psutil

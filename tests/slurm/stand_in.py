@@ -21,6 +21,9 @@ import json, os, signal, sys, time
 from pathlib import Path
 if sys.argv[1] == "job-begin":
     sys.exit(0)
+if sys.argv[1] == "job-end":  # what it decides is real
+    os.environ["PYTHONPATH"] = {str(PROJECT)!r}
+    os.execv(sys.executable, [sys.executable, "-m", "harness", *sys.argv[1:]])
 note = Path(os.environ["NOTE"])
 def write():
     note.write_text(json.dumps(call))

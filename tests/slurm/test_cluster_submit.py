@@ -248,3 +248,17 @@ def test_a_packed_job_is_cancelled_by_its_id(
     done = submitter.harness.run("cancel", record["job_id"])
     assert done.stdout.count("is out of the queue") == 2, done.stderr
     assert cluster.state(record["job_id"]) == "CANCELLED"
+
+
+def test_a_job_out_of_memory_comes_back_with_more(
+    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
+) -> None:
+    """`--retry-memory`: after a kill it waits again, and asks for half as much again."""
+    with (stand_in.path / "slurm/site.sh").open("a") as site:
+        site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export EXIT=137\n")
+    words = ["--gpus", 0, "--mem", "1000M", "--retry-memory"]
+    (record,) = submitter.submit(stand_in.path / "jobs/gru.toml", *words)
+    cluster.wait(record["job_id"], ["COMPLETED"])
+    known = cluster.show(record["job_id"])
+    assert (known["Restarts"], known["MinMemoryNode"]) == ("1", "1500M")
+    assert "1.0 GB asked" in Path(record["logs"][0]).read_text()

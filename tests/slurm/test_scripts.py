@@ -315,9 +315,29 @@ def test_requeue_is_tried_again_while_the_scheduler_is_down(project: Project) ->
 
 def test_death_by_a_signal_is_told_in_the_last_line(project: Project) -> None:
     """A harness that is killed, as for its memory, is told of and its job not requeued."""
+    project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 1\n")
     result = project.run(project.spool(), env=project.slurm(EXIT="137"))
     assert result.returncode == 137
     assert "exit code 137" in result.stderr.splitlines()[-1]
+
+
+def test_a_job_out_of_memory_asks_for_more(project: Project) -> None:
+    """With --retry-memory it is back in the queue, and then asks for half as much again."""
+    asked = project.outside / "asked"
+    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
+    more = {"ASKED": str(asked), "SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEMORY": "1"}
+    result = project.run(project.spool(), env=project.slurm(EXIT="137", **more))
+    assert result.returncode == 137
+    assert asked.read_text() == "requeue 42\nupdate JobId=42 MinMemoryNode=1500\n"
+    assert "1.0 GB asked" in result.stderr
+
+
+def test_a_job_that_gets_no_further_gives_up(project: Project) -> None:
+    """The third failure with the same exit code and without a step is the last."""
+    project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
+    ends = [project.run(project.spool(), env=project.slurm(EXIT="75")) for _ in range(3)]
+    assert ["is back in the queue" in end.stderr for end in ends] == [True, True, False]
+    assert "given up: ended 3 times with exit code 75" in ends[2].stderr
 
 
 def test_lines_in_a_log_carry_time_and_level(project: Project, tmp_path: Path) -> None:

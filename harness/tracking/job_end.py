@@ -1,0 +1,100 @@
+"""What becomes of a job that failed without a signal: it goes back into the queue, or gives up.
+
+The job scripts ask after each failure. `<runs>/.submissions/failures-<job id>.json` counts them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.files.atomic_file import atomic_write
+from harness.files.leased_dir import to_json
+from harness.files.lenient_json import number, read_json, text, whole
+from harness.slurm.environment import SlurmEnvironment, given_memory_gb
+from harness.slurm.script import submissions
+from harness.system.host import memory_peak_gb
+
+KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's for want of memory
+MAX_SAME_FAILURES = 3  # of the same exit code, without a step in between
+MAX_MEMORY_RETRIES = 2
+RAISE = 1.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the job goes back into the queue, and why or why not."""
+
+    requeue: bool
+    reason: str
+    memory_mb: int | None = None  # that it asks for from now on
+
+
+def judge(code: int, run: str, runs: Path, *, allocation: SlurmEnvironment) -> Verdict:
+    """Count this failure of a job, and say what becomes of the job.
+
+    Args:
+        code: the exit code of its harness.
+        run: the folder or id of its run; empty if it has several.
+        runs: where runs are kept.
+        allocation: its job.
+    """
+    state = _state(run, runs)
+    step = whole(state.get("step")) or 0
+    path = submissions(runs) / f"failures-{allocation.job_id}.json"
+    record = read_json(path)
+    is_same = record.get("code") == code and step <= (whole(record.get("step")) or 0)
+    count = (whole(record.get("count")) or 0) + 1 if is_same else 1
+    retries = whole(record.get("memory_retries")) or 0
+    verdict = _judge(code, count, state, allocation=allocation, retries=retries)
+    record = {
+        "format": 1,
+        "code": code,
+        "step": step,
+        "count": count,
+        "memory_retries": retries + (verdict.memory_mb is not None),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, to_json(record))
+    return verdict
+
+
+def _judge(
+    code: int,
+    count: int,
+    state: Mapping[str, Any],
+    *,
+    allocation: SlurmEnvironment,
+    retries: int,
+) -> Verdict:
+    if code == KILLED and allocation.num_nodes == 1:
+        return _out_of_memory(state, allocation, retries)
+    if count >= MAX_SAME_FAILURES:
+        why = text(state.get("error")) or text(state.get("signal")) or "see above"
+        told = f"given up: ended {count} times with exit code {code} without a step more"
+        return Verdict(requeue=False, reason=f"{told}: {why}")
+    return Verdict(requeue=True, reason="")
+
+
+def _out_of_memory(state: Mapping[str, Any], allocation: SlurmEnvironment, retries: int) -> Verdict:
+    """Tell what was asked and used; ask for half as much again if the user wants that."""
+    given_gb = given_memory_gb(allocation)
+    device = state.get("device")
+    seen_gb = number(device.get("memory_gb")) if isinstance(device, dict) else None
+    used_gb = memory_peak_gb() or seen_gb
+    asked = f"{given_gb:.1f} GB asked" if given_gb else "all memory of the node asked"
+    used = f", {used_gb:.1f} GB used when last seen" if used_gb else ""
+    more_mb = round(given_gb * 1e9 / 2**20 * RAISE) if given_gb else None
+    told = f"killed, most likely for want of memory: {asked}{used}"
+    if more_mb is None:
+        return Verdict(requeue=False, reason=told)
+    if allocation.retries_memory and retries < MAX_MEMORY_RETRIES:
+        again = f"{told}; back into the queue with {more_mb} MB"
+        return Verdict(requeue=True, reason=again, memory_mb=more_mb)
+    return Verdict(requeue=False, reason=f"{told}; give --mem={more_mb}M or more")
+
+
+def _state(run: str, runs: Path) -> dict[str, Any]:
+    """The heartbeat of a run, empty if it has none."""
+    folders = [Path(run)] if "/" in run else sorted(runs.glob(f"*/{run}")) if run else []
+    return read_json(folders[0] / "state.json") if folders else {}

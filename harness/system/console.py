@@ -160,14 +160,19 @@ class _LineHandler(logging.Handler):
             line = STAMPED.format(record)
         else:
             line = PREFIXES.get(record.levelno, "") + record.getMessage()
-        line = printable(line)
         # A full disk under the log is no reason to end a run that writes elsewhere.
         with contextlib.suppress(OSError, ValueError):
             stream.write(f"{line}\n")
             stream.flush()
 
 
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
 LOGGER = logging.getLogger("harness")
+LOGGER.addFilter(_make_printable)  # of the logger, so that any other handler is safe too
 LOGGER.addHandler(_LineHandler())
 LOGGER.setLevel(logging.INFO)
 LOGGER.propagate = False  # TensorFlow's and Keras's own handlers would print the lines twice

@@ -82,6 +82,9 @@ provide() {
 has_slurm() {
     python -c 'import sys; from tests.slurm.cluster import is_installed as ok; sys.exit(not ok())'
 }
+has_accounting() {
+    python -c 'import sys; from tests.slurm.accounting import is_installed as ok; sys.exit(not ok())'
+}
 has_browser() { PATH=$PATH:/usr/sbin type -P chromium chromedriver ssh sshd >/dev/null; }
 
 has_compiler() { type -P cc >/dev/null; }
@@ -89,6 +92,8 @@ has_compiler() { type -P cc >/dev/null; }
 if [[ -n $NEEDS_PROGRAMS ]]; then
     provide compiler has_compiler gcc libc6-dev
     provide slurm has_slurm slurmctld slurmd slurm-client munge
+    [[ ${TIER[1]-none} != '' ]] ||
+        provide accounting has_accounting slurmdbd slurm-wlm-mysql-plugin mariadb-server
     provide browser has_browser chromium chromium-driver openssh-server openssh-client
 fi
 

@@ -33,6 +33,7 @@ class Quota:
     name: str  # for people: `account lab`
     max_time: str = ""
     max_jobs: int | None = None  # of one user, waiting or running
+    qos: str = ""  # an account's, where a job names none
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Limits:
     settings: Mapping[str, str] = field(default_factory=dict)  # of `scontrol show config`
     accounts: Mapping[str, Quota] = field(default_factory=dict)
     qos: Mapping[str, Quota] = field(default_factory=dict)
+    default_account: str = ""
 
     @property
     def array_size(self) -> int:
@@ -52,7 +54,7 @@ class Limits:
 
 
 def read_limits() -> Limits:
-    """Ask Slurm for all of it, in two calls, or four where there is accounting.
+    """Ask Slurm for all of it, in two calls, or five where there is accounting.
 
     What Slurm does not tell, as where its programs are forbidden, limits nothing.
     """
@@ -61,12 +63,14 @@ def read_limits() -> Limits:
     if "slurmdbd" not in settings.get("AccountingStorageType", ""):
         return Limits(partitions, settings)
     sacctmgr = ("sacctmgr", "--noheader", "--parsable2", "show")
-    own = ("assoc", f"user={getpass.getuser()}", "format=Account,MaxWall,MaxSubmit")
+    user = getpass.getuser()
+    own = ("assoc", f"user={user}", "format=Account,MaxWall,MaxSubmit,DefaultQOS,QOS")
     return Limits(
         partitions,
         settings,
         parse_quotas("account", _ask(*sacctmgr, *own)),
         parse_quotas("qos", _ask(*sacctmgr, "qos", "format=Name,MaxWall,MaxSubmitPU")),
+        _ask(*sacctmgr, "user", f"name={user}", "format=DefaultAccount").strip(),
     )
 
 
@@ -101,12 +105,13 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
 
 
 def parse_quotas(kind: str, text: str) -> dict[str, Quota]:
-    """The lines `name|MaxWall|MaxSubmit` of sacctmgr."""
+    """The lines `name|MaxWall|MaxSubmit` of sacctmgr; an account's may have `|DefaultQOS|QOS`."""
     found = {}
     for line in text.splitlines():
-        name, max_time, max_jobs, *_ = [*line.split("|"), "", ""]
+        name, max_time, max_jobs, default_qos, all_qos, *_ = [*line.split("|"), *[""] * 4]
         count = int(max_jobs) if max_jobs.isdigit() else None
-        found[name] = Quota(f"{kind} {name}", max_time, count)
+        qos = default_qos or ("" if "," in all_qos else all_qos)
+        found[name] = Quota(f"{kind} {name}", max_time, count, qos)
     return found
 
 
@@ -138,11 +143,9 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
         InputError: one line with the value, the limit and the remedy.
     """
     _check_time(options, limits)
-    quotas = [
-        limits.qos.get(options.get("qos", "")),
-        limits.accounts.get(_account(options, limits)),
-    ]
-    for quota in filter(None, quotas):
+    account = limits.accounts.get(options.get("account") or limits.default_account)
+    qos = limits.qos.get(options.get("qos") or (account.qos if account else ""))
+    for quota in filter(None, (qos, account)):
         if seconds(options.get("time", "")) > seconds(quota.max_time) and "time" in options:
             raise InputError(
                 f"--time {options['time']}: {quota.name} allows {quota.max_time} at most; give less"
@@ -152,11 +155,6 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
                 f"{num_jobs} jobs: {quota.name} allows {quota.max_jobs} of one user at a time; "
                 "give fewer seeds, or all in one job by --pack"
             )
-
-
-def _account(options: Mapping[str, str], limits: Limits) -> str:
-    only = next(iter(limits.accounts)) if len(limits.accounts) == 1 else ""
-    return options.get("account", only)
 
 
 def _check_time(options: Mapping[str, str], limits: Limits) -> None:

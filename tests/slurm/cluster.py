@@ -229,11 +229,18 @@ class SlurmCluster:
         words = [f"--{option}={self.folder / name}" for option, name in munge.items()]
         self._spawn("munged", "munged", "--foreground", *words)
         self._ready((self.folder / "munge.socket").exists, timeout_s=10)
+        self._start_accounting()
         self._spawn("slurmctld", "slurmctld", "-D", "-i")
         self._ready(self._is_listening, timeout_s=20)  # a client would try for long
         for node in self.site.nodes:
             self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
         self._ready(self._all_idle, timeout_s=30)
+
+    def _start_accounting(self) -> None:
+        """Start what keeps accounts, for a cluster that has some."""
+
+    def _stop_accounting(self) -> None:
+        """Stop it."""
 
     def _named_hosts(self) -> list[str]:
         """The words before a command that let it and its jobs find the nodes by their names.
@@ -294,6 +301,7 @@ class SlurmCluster:
                 wait_until(lambda: not self.run("squeue", "--noheader"), timeout_s=10)
         self._terminate(*self.site.nodes)
         self._terminate("slurmctld")
+        self._stop_accounting()
         self._terminate("munged")
         # A job's steps outlive the daemon that started them.
         for process in self.processes():

@@ -25,7 +25,10 @@ PartitionName=open MaxTime=UNLIMITED
 LIMITS = Limits(
     parse_partitions(PARTITIONS),
     qos={"normal": Quota("qos normal", "02:00:00", 3)},
-    accounts={"lab": Quota("account lab", "", 5)},
+    accounts={
+        "lab": Quota("account lab", "", 5),
+        "shared": Quota("account shared", qos="normal"),
+    },
 )
 
 
@@ -39,6 +42,11 @@ def test_what_slurm_says_is_read() -> None:
     assert parse_quotas("qos", "a|1-00:00:00|7\nb||\n") == {
         "a": Quota("qos a", "1-00:00:00", 7),
         "b": Quota("qos b", "", None),
+    }
+    assert parse_quotas("account", "a||||long\nb|||short|long,short\nc||||x,y\n") == {
+        "a": Quota("account a", "", None, "long"),
+        "b": Quota("account b", "", None, "short"),
+        "c": Quota("account c", "", None, ""),
     }
 
 
@@ -61,7 +69,8 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, time_s: float) -> 
         ({"time": "2-0"}, 1, "partition gpu allows 1-00:00:00.*--partition: open"),
         ({"time": "3:00:00", "qos": "normal"}, 1, "qos normal allows 02:00:00"),
         ({"qos": "normal"}, 4, "4 jobs: qos normal allows 3 of one user"),
-        ({}, 6, "6 jobs: account lab allows 5"),
+        ({"account": "lab"}, 6, "6 jobs: account lab allows 5"),
+        ({"time": "3:00:00", "account": "shared"}, 1, "qos normal allows 02:00:00"),
     ],
 )
 def test_what_would_wait_for_ever_is_refused(
@@ -77,8 +86,10 @@ def test_what_is_allowed_or_not_known_passes() -> None:
     check_limits({"time": "60", "partition": "short,gpu", "qos": "other"}, 3, LIMITS)
     check_limits({"partition": "short"}, 1, LIMITS)
     check_limits({"time": "9-0"}, 9000, Limits())
-    two = dataclasses.replace(LIMITS, accounts={**LIMITS.accounts, "b": Quota("account b")})
-    check_limits({}, 9000, two)  # Slurm knows the default one
+    check_limits({}, 9000, LIMITS)
+    lab = dataclasses.replace(LIMITS, default_account="lab")
+    with pytest.raises(InputError, match="account lab allows 5"):
+        check_limits({}, 6, lab)
 
 
 def test_a_later_layer_wins() -> None:

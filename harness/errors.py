@@ -19,6 +19,10 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+class DiskError(RunError):
+    """The file system refuses, such as a full disk; nothing follows about the run itself."""
+
+
 class NodeFault(RunError):  # noqa: N818 - of the node
     """This node can't do what the job was promised: exit code 75 where the job goes elsewhere.
 

@@ -26,7 +26,8 @@ from harness.job_file import (
 )
 from harness.search_parameters import Parameter, Value, Values, read_space, without_fixed
 
-SEARCH_FILE = "search.toml"  # in a sweep's folder
+SEARCH_FILE, CANCEL_FILE = "search.toml", "cancel.json"  # in a sweep's folder
+DECIDED = ("parallel", "visible_s")  # when a sweep begins, where they are 0
 Objective = Literal["val_accuracy", "val_loss", "val_f1", "val_roc_auc", "val_log_loss"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 OF_EACH_EPOCH = ("val_accuracy", "val_loss")  # the others are computed when a trial ends
@@ -66,6 +67,20 @@ class SearchConfig(ConfigSection):
         ge=2,
         le=10,
         description="hyperband and asha only: one trial in `factor` goes on with more epochs",
+    )
+    parallel: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="bayesian, hyperband and asha: trials whose results a choice does not wait "
+        "for; 0 = twice the workers at the start",
+    )
+    visible_s: float = Field(
+        0,
+        ge=0,
+        le=600,
+        description="seconds for which a node may see an older state of a file; 0 = 30 on a "
+        "network file system, else 1",
     )
 
 
@@ -145,13 +160,17 @@ class SearchSpec:
         return range(first, first + self.table.executions)
 
     def same_as(self, other: "SearchSpec") -> bool:
-        """Whether both look for the same in the same space, be it with more trials."""
+        """Whether both look for the same in the same space, be it with more trials.
 
-        def without_trials(search: SearchSpec) -> dict[str, Any]:
-            table = {k: v for k, v in search.content["search"].items() if k != "trials"}
-            return {**search.content, "search": table}
+        What is decided when the sweep begins is the same if one of them leaves it open.
+        """
+        return self._comparable(other) == other._comparable(self)
 
-        return without_trials(self) == without_trials(other)
+    def _comparable(self, other: "SearchSpec") -> dict[str, Any]:
+        ours, theirs = self.content["search"], other.content["search"]
+        left_out = {"trials"} | {key for key in DECIDED if not (ours[key] and theirs[key])}
+        table = {key: value for key, value in ours.items() if key not in left_out}
+        return {**self.content, "search": table}
 
 
 def rounded(value: Value) -> Value:

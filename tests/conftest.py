@@ -42,7 +42,7 @@ SECONDS = {
     "test_cluster_trouble.py": 180,
     "test_cluster_jobs.py": 150,
     "test_cluster_sweep.py": 120,
-    "test_sweep.py": 110,
+    "test_sweep.py": 170,
     "test_exactness.py": 100,
     "test_cluster_submit.py": 90,
     "test_cluster_elsewhere.py": 90,

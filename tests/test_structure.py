@@ -11,7 +11,8 @@ from tests.conftest import PROJECT
 HARNESS = PROJECT / "harness"
 ORDER = (
     *("files", "system", "data", "slurm", "tracking", "monitoring", "compute", "inference"),
-    *("training", "report", "oracles", "tuning", "sweep_report", "checks", "bench", "cli"),
+    *("training", "report", "oracles", "sweep_protocol", "tuning", "sweep_report", "checks"),
+    *("bench", "cli"),
 )
 MODULES = sorted(path for path in HARNESS.rglob("*.py") if path.name != "__init__.py")
 

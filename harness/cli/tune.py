@@ -23,7 +23,7 @@ from harness.errors import InputError, explain_interruption
 if TYPE_CHECKING:
     from harness.search_space import SearchSpec
     from harness.system.console import Console
-    from harness.tuning.supervisor import WorkerRequest
+    from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
 
@@ -39,6 +39,14 @@ def _moved(option: str, command: str = "") -> Any:
             raise InputError(f"--{option} {value}: is not an option of harness tune; use {new}")
 
     return typer.Option(f"--{option}", hidden=True, callback=refuse)
+
+
+def _refuse_port(value: str | None) -> None:
+    if value is not None:
+        raise InputError(
+            f"--port {value}: is not needed any more, since a search listens on no port; "
+            "leave it out"
+        )
 
 
 @app.command(epilog="Example: harness tune jobs/tune_bilstm.toml --workers 4")
@@ -59,16 +67,13 @@ def tune(
             "--sweep-id", metavar="ID", help="name of the sweep; continues an existing one"
         ),
     ] = None,
-    port: Annotated[
-        int,
-        typer.Option(min=0, max=65535, metavar="N", help="port of the chief, 0 = a free one"),
-    ] = 0,
     stall: Stall = 900.0,
     here: Here = False,
     show: Annotated[str | None, _moved("show")] = None,
     best: Annotated[str | None, _moved("best")] = None,
     retrain: Annotated[str | None, _moved("retrain")] = None,
     join: Annotated[str | None, _moved("join")] = None,
+    port: Annotated[str | None, typer.Option("--port", hidden=True, callback=_refuse_port)] = None,
     seeds: Annotated[str | None, _moved("seeds", "harness sweep retrain SWEEP --seeds")] = None,
 ) -> None:
     """Search for better settings with KerasTuner.
@@ -78,7 +83,7 @@ def tune(
     from harness.compute.strategy import one_device_each
     from harness.search_space import load_search
     from harness.system.console import Console
-    from harness.tuning.supervisor import WorkerRequest
+    from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
     request = WorkerRequest(
@@ -87,7 +92,6 @@ def tune(
         devices=one_device_each(devices, "trial"),
         data=data,
         stall_s=stall,
-        port=port,
     )
     search, console = load_search(job_file, overrides or ()), Console()
     sweep = SweepDirectory.new(runs, search, sweep_id)
@@ -115,6 +119,9 @@ def run_sweep(
     else:
         with explain_interruption(f"trials saved; go on by: {resume_command(sweep.folder)}"):
             result = run_search(sweep, search, request, console=console, full=full)
+    if not result:
+        console.info(f"cancelled, trials saved; go on by: harness resume {quoted(sweep.folder)}")
+        return
     failed = f", {result['num_failed']} failed" if result["num_failed"] else ""
     console.info(
         f"best of {result['num_trials']} trials{failed}: trial {result['best_trial']}, "
@@ -133,7 +140,7 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     """Go on with a sweep, on everything that this machine or allocation has."""
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console
-    from harness.tuning.supervisor import WorkerRequest
+    from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
     sweep = SweepDirectory.open(folder)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.errors import RunError
+from harness.errors import DiskError
 
 REMEDY = "free space there, or choose another --runs"
 
@@ -34,7 +34,7 @@ def atomic_write(
         remedy: what the user can do if the disk refuses.
 
     Raises:
-        RunError: if the disk refuses.
+        DiskError: if the disk refuses.
     """
 
     def save(temporary: Path) -> None:
@@ -52,7 +52,7 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
     """Like `atomic_write`, for a library that takes a path and looks at its suffix.
 
     Raises:
-        RunError: if the disk refuses.
+        DiskError: if the disk refuses.
     """
     _write(target, save, _temporary(target, target.suffix), remedy=REMEDY)
 
@@ -100,7 +100,7 @@ def _write(target: Path, save: Callable[[Path], object], temporary: Path, *, rem
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise RunError(write_refusal(target, error, remedy)) from None
+        raise DiskError(write_refusal(target, error, remedy)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, BinaryIO
 
-from harness.errors import RunError, TakenOver
+from harness.errors import DiskError, RunError, TakenOver
 from harness.files.atomic_file import atomic_save, atomic_write, write_refusal
 from harness.files.lenient_json import parse_json, read_json
 from harness.files.shared_disk import SharedDisk
@@ -66,7 +66,7 @@ class LeasedDirectory:
                     number += 1  # another run was started in the same second
                     self.folder = stem.with_name(f"{stem.name}-{number}")
                     continue
-                raise RunError(write_refusal(self.folder, error)) from None
+                raise DiskError(write_refusal(self.folder, error)) from None
         self._is_new = False
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
         try:
@@ -84,7 +84,7 @@ class LeasedDirectory:
 
         Raises:
             TakenOver: if a newer process took the folder over, or it is gone.
-            RunError: if the disk does not say so for a minute.
+            DiskError: if the disk does not say so for a minute.
         """
         content = self._read_lease()
         holder = parse_json(content or b"")
@@ -108,7 +108,7 @@ class LeasedDirectory:
                 problem = f"{path}: can't be read: {error.strerror or error}"
             waited_s = monotonic() - since_s
             if waited_s >= PATIENCE_S:
-                raise RunError(f"{problem}, for {waited_s:.0f} s; make the disk readable again")
+                raise DiskError(f"{problem}, for {waited_s:.0f} s; make the disk readable again")
             if not waited_s:
                 LOGGER.warning("%s; trying again for %.0f s", problem, PATIENCE_S)
             sleep(RETRY_S)

@@ -1,5 +1,6 @@
 """Stops runs so that they save first and are not restarted, wherever they run."""
 
+import json
 import os
 import signal
 import socket
@@ -7,7 +8,10 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from harness.errors import RunError
+from harness.files.atomic_file import atomic_write
+from harness.files.lenient_json import read_json
 from harness.monitoring.status import refresh
+from harness.search_space import CANCEL_FILE
 from harness.slurm import client
 from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.system.processes import is_run_alive
@@ -79,6 +83,11 @@ def _cancel_job(status: RunStatus) -> str | None:
 def _stop_process(status: RunStatus) -> None:
     process = status.process or 0
     where = f"run {status.run}: process {process}"
+    if status.host != socket.gethostname() and status.trials:
+        # Its supervisor looks for this file.
+        generation = read_json(status.folder / "state.json").get("generation")
+        atomic_write(status.folder / CANCEL_FILE, json.dumps({"generation": generation}))
+        return
     if status.host != socket.gethostname():
         raise RunError(f"{where} is on {status.host}; there: harness cancel {status.folder}")
     if not is_run_alive(process, status.time_s):

@@ -62,7 +62,8 @@ def trials_of(sweep: RunStatus) -> list[RunStatus]:
     short = short_names([".".join(key) for key in keys])
     found = []
     for folder in find_runs([sweep.folder / "trials"]):
-        status = observe(folder, f"{sweep.run}/trials/{folder.name}", None, now=now)
+        name = f"{sweep.run}/{folder.relative_to(sweep.folder)}"
+        status = observe(folder, name, None, now=now)
         infer_state(status, None, asked_s_ago=0.0)
         job = read_toml(folder / "job.toml")
         tried = [

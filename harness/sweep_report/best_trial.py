@@ -120,7 +120,7 @@ def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
     record = sweep.read_json("data.json")
     titles = (
         RunDirectory(path.parent).read_json(path.name).get("data")
-        for path in sorted(sweep.folder.glob("trials/*/result.json"))
+        for path in sweep.folder.glob("trials/**/result.json")  # of earlier versions too
     )
     title = next((str(title) for title in titles if title), "")
     title = title or Path(search.job.data.source).name or "IMDB"

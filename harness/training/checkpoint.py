@@ -4,6 +4,7 @@ Not `tf.train.Checkpoint`: it writes several files, and a run is more than its v
 archive is complete or absent, holds a checksum for each array, and is never unpickled.
 """
 
+import hashlib
 import io
 import json
 from dataclasses import asdict, fields
@@ -75,36 +76,42 @@ def restore(
     return progress, skipped
 
 
-def adopt(source: RunDirectory, target: RunDirectory, identity: str) -> None:
-    """Begin a run where another run of the same job with fewer epochs ended.
+def adopt(source: Path, target: RunDirectory, identity: str, *, sha256: str = "") -> bool:
+    """Begin a run with a checkpoint of another one: of the same job, or of one with fewer epochs.
 
-    It ends with the same bytes as if it had trained from the start, which it does if the source
-    has no intact checkpoint.
+    It ends with the same bytes as if it had trained from the start.
 
     Args:
-        source: the run that ended.
-        target: the new one, whose lease is taken.
+        source: the checkpoint.
+        target: the new run, whose lease is taken.
         identity: of the new one.
+        sha256: of the checkpoint, where it must be this one and no other.
+
+    Returns:
+        Whether it is there and whole; nothing is written if it is not.
     """
-    for path in reversed(list_checkpoints(source)):
-        try:
-            arrays: dict[str, Any] = _load(open_plain_file(path))
-            meta = json.loads(arrays["progress"].tobytes())
-        except Exception:  # noqa: S112 - zipfile and NumPy raise many kinds for a broken file
-            continue
-        meta |= {"identity": identity, "event_mark": {}}  # the new run has its own log
-        arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        _write(target, path.name, arrays)
-        return
+    try:
+        content = source.read_bytes()
+        arrays: dict[str, Any] = _load(io.BytesIO(content))
+        meta = json.loads(arrays["progress"].tobytes())
+    except Exception:  # zipfile and NumPy raise many kinds for a broken file
+        return False
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        return False
+    meta |= {"identity": identity, "event_mark": {}}  # the new run has its own log
+    arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    _write(target, source.name, arrays)
+    return True
 
 
 def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:
     run.write(f"checkpoints/{name}", lambda file: np.savez(file, **arrays))
 
 
-def remove_all(run: RunDirectory) -> None:
-    """Remove the checkpoints of a finished run that no other run will begin with."""
-    for path in list_checkpoints(run):
+def remove_checkpoints(run: RunDirectory, *, but_last: bool = False) -> None:
+    """Remove the checkpoints of a finished run; the last one stays if another run needs it."""
+    paths = list_checkpoints(run)
+    for path in paths[:-1] if but_last else paths:
         path.unlink(missing_ok=True)
 
 

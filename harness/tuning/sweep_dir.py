@@ -2,25 +2,23 @@
 
 | file | what | writer |
 | --- | --- | --- |
-| `search.toml` | the search with every default filled in | supervisor |
+| `search.toml` | the search with every default filled in | `harness tune` |
+| `journal/`, `workers/<uuid>/` | what supervisor and workers write to each other | see there |
+| `trials/<trial>/<attempt>/seed<N>/` | the run of an attempt at a trial | its worker |
+| `leaderboard.csv` | every trial, the best first | supervisor |
 | `state.json`, `result.json` | as of a run: progress; best trial, written last | supervisor |
-| `leaderboard.csv` | every trial, the best first | chief |
-| `oracle/` | KerasTuner's state, the chief's address | chief |
-| `data.json` | what the trials are trained on | supervisor |
-| `provenance.json` | the version of harness that last wrote to it | supervisor |
-| `secret` | shared by chief and workers for authentication, mode 0600 | supervisor |
-| `trials/<trial>-seed<N>/` | the run of a trial | its worker |
-| `errors/<trial>.txt` | why a trial failed | its worker |
-| `workers/<worker>.log` | what a worker printed | its worker |
+| `cancel.json` | that the search shall end | `harness cancel`, from another machine |
+| `data.json` | what the trials are trained on | `harness tune` |
+| `provenance.json` | the version of harness that last wrote to it | `harness tune` |
+| `workers/<name>.log`, `oracle.log` | what a worker printed, what the oracle printed | they |
 | `*.png` | plots of `harness sweep show` | that command |
 | `winner/` | the best trial, trained again on all training data | `harness sweep retrain` |
 """
 
 import csv
 import io
-import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,23 +26,37 @@ from typing import Any
 from harness.data.dataset import Dataset
 from harness.data.resolve import open_data, reopen_data
 from harness.errors import InputError
-from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
-from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search, rounded
+from harness.search_space import (
+    DECIDED,
+    SEARCH_FILE,
+    SearchSpec,
+    is_sweep,
+    load_search,
+    rounded,
+)
+from harness.sweep_protocol.journal import Ledger, Proposal
+from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Clock, SharedFolder, Terms
 from harness.tracking.record_format import RECORD, check_format, stamped
 from harness.tracking.run_dir import RunDirectory, check_id
 
-SWEEP_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
-LEADERBOARD, SECRET = "leaderboard.csv", "secret"
-ADDRESS, PROGRESS = "address.json", "progress.json"  # in the oracle's folder
-RESTART_CODE = 76  # the exit code of a worker that asks to be started again
+SWEEP_FORMAT = 3  # of the folder as a whole; up to 2, workers met at a port
+LEADERBOARD = "leaderboard.csv"
 
 
 class SweepDirectory(LeasedDirectory):
     """One sweep's folder."""
 
     kind = "sweep"
+
+    def check_lease(self) -> None:
+        """Allow every write: the journal decides which supervisor is the newest."""
+
+    def shared(self, clock: Clock | None = None) -> SharedFolder:
+        """The folder as supervisor and workers meet in it."""
+        terms = Terms.of(self.search().table.visible_s or LOCAL_VISIBLE_S)
+        return SharedFolder(self.folder, self.disk, clock or Clock(), terms)
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
@@ -113,6 +125,22 @@ class SweepDirectory(LeasedDirectory):
         """
         check_format(f"sweep {self.folder}", self.read_json(RECORD), SWEEP_FORMAT)
 
+    def check_resumable(self) -> None:
+        """Refuse to continue a sweep that another version wrote.
+
+        Raises:
+            InputError: if one did.
+        """
+        self.check_format()
+        record = self.read_json(RECORD)
+        if self.exists() and record.get("format", 1) != SWEEP_FORMAT:
+            version = record.get("harness", "0.1.0")
+            raise InputError(
+                f"sweep {self.folder}: was begun by harness {version} (format "
+                f"{record.get('format', 1)}), whose workers met at a port; go on with it by that "
+                "version, or begin a new sweep"
+            )
+
     def write_format(self) -> None:
         """Record that this version writes the sweep from here on."""
         self.write_json(RECORD, stamped({}, SWEEP_FORMAT))
@@ -129,16 +157,9 @@ class SweepDirectory(LeasedDirectory):
         """The search, read from its file."""
         return load_search(self.path(SEARCH_FILE))
 
-    def trial_run(self, trial: str, seed: int) -> RunDirectory:
-        """The folder of a trial's run."""
-        return RunDirectory(self.path("trials", f"{trial}-seed{seed}"))
-
-    def trial_error(self, trial: str) -> str:
-        """Why a trial failed, as its worker recorded it; empty if it could not."""
-        try:
-            return self.path("errors", f"{trial}.txt").read_text(errors="replace")
-        except OSError:
-            return ""
+    def trial_run(self, attempt: str, seed: int) -> RunDirectory:
+        """The folder of an attempt's run."""
+        return RunDirectory(self.path("trials", attempt, f"seed{seed}"))
 
     def write_data(self, dataset: Dataset) -> None:
         """Record which data the trials are trained on."""
@@ -156,33 +177,6 @@ class SweepDirectory(LeasedDirectory):
         if not record:
             return open_data(job, data, full=full)
         return reopen_data(record, job, data, whose=f"sweep {self.folder}")
-
-    def make_secret(self) -> None:
-        """Write the secret of chief and workers, once."""
-        if not self.path(SECRET).exists():
-            atomic_write(self.path(SECRET), secrets.token_hex(32), mode=0o600)
-
-    def secret(self) -> bytes:
-        """The secret that chief and workers share.
-
-        Raises:
-            InputError: if it can't be read.
-        """
-        try:
-            return self.path(SECRET).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"{self.path(SECRET)}: can't be read ({error.strerror}); only the sweep's owner "
-                "may join it"
-            ) from None
-
-    def progress(self) -> dict[str, Any]:
-        """How far the search is, as the chief reports it: see `harness.tuning.oracle_server`."""
-        return LeasedDirectory(self.path("oracle")).read_json(PROGRESS)
-
-    def address(self) -> dict[str, Any]:
-        """Where the chief listens: host, port, and the id of its process."""
-        return LeasedDirectory(self.path("oracle")).read_json(ADDRESS)
 
     def leaderboard(self) -> list[dict[str, str]]:
         """The rows of `leaderboard.csv`, the best first; empty before the first trial."""
@@ -204,7 +198,8 @@ def _first_difference(
     """` (train.epochs was 6 and is 8)`, at most once."""
     for key in {**known, **requested}:
         was, now = known.get(key), requested.get(key)
-        if f"{at}{key}" == "search.trials" or was == now:
+        is_open = at == "search." and (key == "trials" or (key in DECIDED and not (was and now)))
+        if was == now or is_open:
             continue
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _first_difference(was, now, f"{at}{key}.")
@@ -231,6 +226,7 @@ class Trial:
     worker: str
     error: str
     tie: float = 0.0  # of trials with equal scores the lowest is first
+    attempt: str = ""  # the accepted one: its folder below `trials/`
 
 
 def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
@@ -243,33 +239,40 @@ def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
     )
 
 
-def gather(sweep: SweepDirectory, search: SearchSpec, summary: dict[str, Any]) -> list[Trial]:
-    """The trials of an oracle's summary, with figures from the results of their runs."""
-    return [_trial(sweep, search, each) for each in summary["trials"]]
+def gather(search: SearchSpec, ledger: Ledger, running: Mapping[int, str]) -> list[Trial]:
+    """The trials of a ledger.
+
+    Args:
+        search: what was searched over.
+        ledger: of the sweep's journal.
+        running: the workers of the trials that are being trained.
+    """
+    return [
+        trial_of(search, ledger, each, worker=running.get(each.n, "")) for each in ledger.proposals
+    ]
 
 
-def _trial(sweep: SweepDirectory, search: SearchSpec, reported: dict[str, Any]) -> Trial:
-    results = []
-    if reported["status"] == "finished":
-        for seed in search.seeds():
-            if result := sweep.trial_run(reported["trial"], seed).read_json("result.json"):
-                results.append(result)
-    numbers = [r.get("training_s") for r in results]
-    name: str = search.table.tie_break
-    tie_breaks = [result[name] for result in results if result.get(name) is not None]
-    means = {name: sum(tie_breaks) / len(tie_breaks)} if tie_breaks else {}
+def trial_of(search: SearchSpec, ledger: Ledger, proposal: Proposal, *, worker: str = "") -> Trial:
+    """A trial as the leaderboard shows it."""
+    attempt, report = ledger.accepted.get(proposal.n, ("", None))
+    figures = report.figures if report else {}
+    epochs, parameters = figures.get("epochs"), figures.get("parameters")
+    status = "running" if worker else "waiting"
+    if report:
+        status = "failed" if report.error else "finished"
     return Trial(
-        trial=reported["trial"],
-        status=reported["status"],
-        score=reported["score"],
-        values={key: rounded(value) for key, value in reported["values"].items()},
-        epochs=results[0].get("num_epochs") if results else None,
-        kept_epoch=sum(r["kept_epoch"] for r in results) / len(results) if results else None,
-        training_s=round(sum(n for n in numbers if n), 3) if results else None,
-        parameters=results[0].get("parameters") if results else None,
-        worker=reported["worker"] or "",
-        error=" ".join((reported["error"] or "").split()),
-        tie=search.tie_of(means),
+        trial=str(proposal.n),
+        status=status,
+        score=report.scores.get(search.table.objective) if report else None,
+        values={key: rounded(value) for key, value in proposal.values.items()},
+        epochs=None if epochs is None else int(epochs),
+        kept_epoch=figures.get("kept_epoch"),
+        training_s=figures.get("training_s"),
+        parameters=None if parameters is None else int(parameters),
+        worker="" if report else worker,
+        error=" ".join(report.error.split()) if report else "",
+        tie=search.tie_of(report.scores if report else {}),
+        attempt=attempt,
     )
 
 
@@ -277,7 +280,7 @@ def leaderboard_csv(trials: Sequence[Trial], search: SearchSpec) -> bytes:
     """The ranked trials as CSV; a key that a trial does not have is empty."""
     keys = [parameter.key for parameter in search.space]
     scores = [name for name in (search.table.objective, search.table.tie_break) if name]
-    fields = ("epochs", "kept_epoch", "training_s", "parameters", "worker", "error")
+    fields = ("epochs", "kept_epoch", "training_s", "parameters", "worker", "error", "attempt")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["rank", "trial", "status", *scores, *keys, *fields])

@@ -1,7 +1,10 @@
 """A trial is a run: trained and validated by the same code, in its own folder of the sweep."""
 
+import gc
+import hashlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import keras
@@ -9,93 +12,130 @@ import tensorflow as tf
 
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
-from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_write
-from harness.search_parameters import Value
+from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
+from harness.job import Job
 from harness.search_space import OBJECTIVES
 from harness.slurm.environment import SlurmEnvironment
+from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
+from harness.sweep_protocol.worker import TrialStop
 from harness.tracking.run_dir import RunDirectory, run_identity
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
-from harness.tuning.oracle import epochs_of
 from harness.tuning.sweep_dir import SweepDirectory
-
-MAX_ATTEMPTS = 25  # of a run without a new checkpoint
 
 
 class Trials:
-    """Runs trials of a sweep one after another in this process."""
+    """Trains trials of a sweep one after another in this process."""
 
     def __init__(
         self,
         sweep: SweepDirectory,
+        shared: SharedFolder,
         dataset: Dataset,
-        strategy: tf.distribute.Strategy,
         *,
+        strategy: tf.distribute.Strategy,
         observers: Observers,
     ) -> None:
-        self.sweep, self.search = sweep, sweep.search()
+        self.sweep, self.shared, self.search = sweep, shared, sweep.search()
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         self.allocation = SlurmEnvironment.from_environment()
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
-    def run(self, trial: str, values: Mapping[str, Value]) -> dict[str, float]:
-        """Train a trial's runs, or continue them, and return the means of their scores.
+    def run(self, work: Work, check: Callable[[], None]) -> Report:
+        """Train an attempt's runs, or continue them, to the means of their scores.
 
         Raises:
-            InputError: if its values are not valid together.
-            Interrupted, RunError, TakenOver: see `harness.training.train.train`.
+            Interrupted: a signal came, or `check` raised it; the attempt is saved.
+            NodeFault: this process can train no trial.
+            OSError, DiskError, TakenOver: the file system fails, which says nothing of the trial.
         """
-        epochs, parent = epochs_of(values)
-        own = {p.key: values[p.key] for p in self.search.space if p.key in values}
-        results = []
+        if isinstance(self.observers.stop, TrialStop):
+            self.observers.stop.look = check
+        try:
+            return self._run(work)
+        except (OSError, Interrupted, DiskError, TakenOver, NodeFault):
+            raise
+        except (InputError, RunError) as error:
+            return Report(error=str(error))
+        except Exception as error:  # Keras and TensorFlow raise errors of any type
+            return Report(error=f"{type(error).__name__}: {error}")
+        finally:
+            gc.collect()
+
+    def _run(self, work: Work) -> Report:
+        own = {p.key: work.values[p.key] for p in self.search.space if p.key in work.values}
+        results, checkpoints = [], {}
         for seed in self.search.seeds():
-            job = self.search.job_of(own, seed=seed, epochs=epochs)
-            run = self.sweep.trial_run(trial, seed)
-            if run.finished():
-                results.append(run.result())
-                continue
-            keras.utils.clear_session()  # else names and memory grow from trial to trial
-            run.take_lease()
-            _count_attempt(run)
-            if parent and not checkpoint.list_checkpoints(run):
-                before = self.sweep.trial_run(parent, seed)
-                checkpoint.adopt(before, run, run_identity(job, self.dataset.checksum))
-            self.observers.console.info(f"trial {trial}, seed {seed}: {_listed(own)}")
-            compute = Compute(
-                self.strategy, plan_of(job, self.devices, run), self.allocation, is_shared=True
-            )
-            context = RunContext(run, job, self.dataset)
-            more = self.search.scores_validation
-            results.append(train(context, compute, self.observers, scores_validation=more))
-            if not self.search.continues_trials:  # else another one may begin with them
-                checkpoint.remove_all(run)
-        return mean_scores(results, self.search.table.objective)
-
-    def note_failure(self, trial: str, error: Exception) -> None:
-        """Record for the chief why a trial failed, since KerasTuner's protocol loses it."""
-        known = isinstance(error, InputError | RunError)
-        message = str(error) if known else f"{type(error).__name__}: {error}"
-        atomic_write(self.sweep.path("errors", f"{trial}.txt"), message)
-
-
-def _count_attempt(run: RunDirectory) -> None:
-    """Count an attempt at a run, and give up if no attempt reaches the next checkpoint.
-
-    Raises:
-        RunError: after `MAX_ATTEMPTS`.
-    """
-    newest = [path.name for path in checkpoint.list_checkpoints(run)][-1:]
-    before = run.read_json("attempts.json")
-    count = before.get("count", 0) + 1 if before.get("newest") == newest else 1
-    if count > MAX_ATTEMPTS:
-        raise RunError(
-            f"its worker was killed {MAX_ATTEMPTS} times before the next checkpoint, perhaps for "
-            "lack of memory; lower train.checkpoint_every_s or the size of the model"
+            job = self.search.job_of(own, seed=seed, epochs=work.epochs)
+            run = self.sweep.trial_run(work.attempt, seed)
+            if not run.finished():
+                self._train(work, job, run)
+            results.append(run.result())
+            if self.search.continues_trials:
+                newest = checkpoint.list_checkpoints(run)[-1]
+                name = newest.relative_to(self.sweep.path("trials", work.attempt)).as_posix()
+                checkpoints[name] = hashlib.sha256(newest.read_bytes()).hexdigest()
+        return Report(
+            scores=mean_scores(results, self.search.table.objective),
+            figures=figures(results),
+            checkpoints=checkpoints,
         )
-    run.write_json("attempts.json", {"newest": newest, "count": count})
+
+    def _train(self, work: Work, job: Job, run: RunDirectory) -> None:
+        keras.utils.clear_session()  # else names and memory grow from trial to trial
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.take_lease()
+        if not checkpoint.list_checkpoints(run):
+            self._adopt(work, run, run_identity(job, self.dataset.checksum))
+        values = ", ".join(f"{key} = {value}" for key, value in work.values.items())
+        trial, seed = work.attempt.partition("/")[0], job.train.seed
+        self.observers.console.info(f"trial {trial}, seed {seed}: {values}")
+        compute = Compute(
+            self.strategy, plan_of(job, self.devices, run), self.allocation, is_shared=True
+        )
+        train(
+            RunContext(run, job, self.dataset),
+            compute,
+            self.observers,
+            scores_validation=self.search.scores_validation,
+        )
+
+    def _adopt(self, work: Work, run: RunDirectory, identity: str) -> None:
+        """Begin where an older attempt has come to, or else where the parent has ended.
+
+        Raises:
+            RunError: if the parent's checkpoint is gone.
+        """
+        for attempt in work.before:
+            older = RunDirectory(self.sweep.path("trials", attempt, run.folder.name))
+            for path in reversed(checkpoint.list_checkpoints(older)):
+                if checkpoint.adopt(path, run, identity):
+                    return
+        if not work.parent:
+            return
+        found = {PurePosixPath(k).parts[0]: (k, v) for k, v in work.parent.checkpoints.items()}
+        name, sha256 = found.get(run.folder.name, ("", ""))
+        source = self.sweep.path("trials", work.parent.attempt, name)
+        adopt = lambda: name and checkpoint.adopt(source, run, identity, sha256=sha256)  # noqa: E731
+        if not self.shared.wait_for(adopt):
+            raise RunError(f"{source}: the parent's checkpoint is gone; begin a new sweep")
+
+    def saved(self, attempt: str) -> int:
+        """The steps that the newest checkpoints of an attempt's runs hold."""
+        runs = [self.sweep.trial_run(attempt, seed) for seed in self.search.seeds()]
+        try:
+            newest = [names[-1].stem for run in runs if (names := checkpoint.list_checkpoints(run))]
+        except OSError:
+            return 0
+        return sum(int(name.removeprefix("step-")) for name in newest)
+
+    def clean(self, attempt: str) -> None:
+        """Remove the checkpoints of an attempt that is accepted, but what others may begin with."""
+        for seed in self.search.seeds():
+            run = self.sweep.trial_run(attempt, seed)
+            checkpoint.remove_checkpoints(run, but_last=self.search.continues_trials)
 
 
 def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[str, float]:
@@ -115,5 +155,13 @@ def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[st
     return {name: statistics.fmean(result[name] for result in results) for name in recorded}
 
 
-def _listed(values: Mapping[str, Value]) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in values.items())
+def figures(results: list[dict[str, Any]]) -> Mapping[str, float]:
+    """What the leaderboard shows of a trial's runs beside their scores."""
+    first = results[0]
+    found = {
+        "epochs": first.get("num_epochs"),
+        "kept_epoch": statistics.fmean(result["kept_epoch"] for result in results),
+        "training_s": round(sum(result.get("training_s") or 0.0 for result in results), 3),
+        "parameters": first.get("parameters"),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,15 +1,45 @@
 """Runs a sweep from its command to its result, or joins one."""
 
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from harness.errors import InputError, RunError
+from harness.errors import Interrupted, RunError, TakenOver
+from harness.files.shared_disk import is_network
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import Slot
+from harness.sweep_protocol.journal import Ledger
+from harness.sweep_protocol.mailbox import (
+    LOCAL_VISIBLE_S,
+    NETWORK_VISIBLE_S,
+    RESULT,
+    STATE,
+    SharedFolder,
+    WorkerState,
+)
+from harness.sweep_protocol.supervisor import CANCELLED, SUPERSEDED, Generation, supervise
+from harness.sweep_protocol.worker import StopClock
 from harness.system.console import Console
-from harness.system.network import is_free
 from harness.system.resource_monitor import idle_warning_min
-from harness.tuning.supervisor import Supervisor, WorkerRequest, chief_host, describe
-from harness.tuning.sweep_dir import SweepDirectory, ranked_rows
+from harness.system.signals import StopRequest
+from harness.tracking.heartbeat import Heartbeat
+from harness.tuning.oracle_process import OracleProcess
+from harness.tuning.pool import WorkerPool, WorkerRequest
+from harness.tuning.sweep_dir import (
+    LEADERBOARD,
+    SweepDirectory,
+    Trial,
+    gather,
+    leaderboard_csv,
+    ranked,
+    trial_of,
+)
+
+JOIN_ROUND_S = 2.0  # between two looks of a command that only has workers
 
 
 def tune(
@@ -30,27 +60,26 @@ def tune(
         full: refuse to fall back to the packaged sample.
 
     Returns:
-        The content of `result.json`: the best trial and its score.
+        The content of `result.json`: the best trial and its score; empty if it was cancelled.
 
     Raises:
-        InputError: if the search can't run here, or if a later version of harness wrote the sweep;
+        InputError: if the search can't run here, or if another version of harness wrote the sweep;
             nothing has been written then.
-        Interrupted, RunError: see `harness.tuning.supervisor`.
+        Interrupted, RunError: see `harness.sweep_protocol.supervisor`.
     """
-    sweep.check_format()
+    sweep.check_resumable()
     allocation = SlurmEnvironment.from_environment()
     slots = request.slots(allocation)
     idle_warning_min()  # refuse a bad value here, before each worker does
-    host = chief_host(allocation)
-    if request.port and not is_free(host, request.port):
-        raise InputError(f"--port {request.port}: is in use at {host}; leave --port out")
     dataset = sweep.dataset(search.job, request.data, full=full)
-    sweep.take_lease()
+    sweep.take_lease()  # makes the folder; what follows needs none
+    for name in ("journal", "workers", "trials"):
+        sweep.path(name).mkdir(exist_ok=True)
+    search = settled(search, sweep, len(slots))
     sweep.write_format()
-    sweep.make_secret()
     sweep.write_data(dataset)
     sweep.write_text(SEARCH_FILE, search.to_toml())  # from here on the sweep can be resumed
-    sweep.path("result.json").unlink(missing_ok=True)  # there may be more trials to run now
+    sweep.path(RESULT).unlink(missing_ok=True)  # there may be more trials to run now
     if dataset.introduction:
         console.info(dataset.introduction)
     num_trials = f"{search.table.trials} trials" if search.table.trials else "all trials"
@@ -58,55 +87,296 @@ def tune(
         f"sweep {sweep.folder}: {search.table.tuner}, {num_trials}, {len(slots)} worker"
         f"{'s' if len(slots) > 1 else ''}, data: {dataset.title}"
     )
-    supervisor = Supervisor(sweep, request, slots, allocation=allocation, console=console)
-    supervisor.run()
-    result = conclude(sweep, search)
-    assert supervisor.heartbeat  # noqa: S101 - it does not join
-    supervisor.heartbeat.beat("finished", **describe(sweep, sweep.progress(), len(slots)))
-    sweep.write_json("result.json", result)
-    return result
+    with WorkerPool(sweep.folder, request, slots, allocation=allocation, console=console) as pool:
+        return SweepHost(sweep, search, pool, allocation=allocation, console=console).run()
+
+
+def settled(search: SearchSpec, sweep: SweepDirectory, num_workers: int) -> SearchSpec:
+    """A search with what is decided once: when its sweep begins, for as long as it goes on."""
+    known = sweep.search().table if sweep.exists() else search.table
+    visible_s = NETWORK_VISIBLE_S if is_network(sweep.folder) else LOCAL_VISIBLE_S
+    fixed = {
+        "parallel": known.parallel or 2 * num_workers,
+        "visible_s": known.visible_s or visible_s,
+    }
+    content = {**search.content, "search": {**search.content["search"], **fixed}}
+    return replace(search, table=search.table.model_copy(update=fixed), content=content)
+
+
+class SweepHost:
+    """What surrounds a sweep's supervisor: its own workers, the files for people, the console."""
+
+    def __init__(
+        self,
+        sweep: SweepDirectory,
+        search: SearchSpec,
+        pool: WorkerPool,
+        *,
+        allocation: SlurmEnvironment | None,
+        console: Console,
+    ) -> None:
+        self.sweep, self.search, self.pool, self.console = sweep, search, pool, console
+        self.signals = StopRequest()
+        self.heartbeat = Heartbeat(sweep, allocation)
+        self.result: dict[str, Any] = {}
+        self._started_s = time.monotonic()
+        self._num_at_start: int | None = None  # trials that had ended when this process began
+        self._table, self._table_s = b"", float("-inf")  # the leaderboard as written last
+        self._best: Trial | None = None
+        self._training_s = 0.0  # of all trials that have ended
+        self._num_seen = 0  # of them
+
+    def run(self) -> dict[str, Any]:
+        """Supervise to the result, which is empty if the search was cancelled.
+
+        Raises:
+            Interrupted: a signal came; all is saved, and the sweep can go on.
+            InputError, RunError: the sweep can't go on.
+        """
+        self.signals.listen()
+        shared = self.sweep.shared(StopClock(self.signals))
+        with self.console:
+            try:
+                self.pool.start_all()
+                how = supervise(shared, self)
+            except Interrupted as reason:
+                self.heartbeat.interrupted(reason)
+                raise
+            except Exception as error:
+                with contextlib.suppress(RunError):
+                    self.heartbeat.beat("failed", error=str(error))
+                raise
+            if how == SUPERSEDED:
+                self.pool.stop()
+                raise TakenOver(
+                    f"sweep {self.sweep.folder}: another harness tune or resume took it over; "
+                    "this one stops"
+                )
+            self.pool.leave()
+            if how == CANCELLED:
+                self.heartbeat.beat("interrupted", signal="harness cancel")
+        return self.result
+
+    # What the supervisor calls
+
+    def planner(self, ledger: Ledger) -> OracleProcess:
+        """The oracle, in a process of its own."""
+        path = self.sweep.path
+        return OracleProcess(path(SEARCH_FILE), path("workers", "oracle.log"), ledger)
+
+    @property
+    def ended(self) -> set[str]:
+        """The workers that this command started and that have ended."""
+        return self.pool.ended
+
+    def stop(self) -> None:
+        """Let the own workers save and end."""
+        self.pool.stop()
+
+    def limit_s(self, state: WorkerState) -> float:
+        """The time for which a worker's trial may make no progress."""
+        return self.pool.request.limit_s(state)
+
+    def note(self, error: OSError) -> None:
+        """Warn that the file system fails."""
+        self.console.warning(f"sweep {self.sweep.folder}: {error}; tried again")
+
+    def after_round(self, generation: Generation, news: list[int]) -> None:
+        """Tell people, and look after the own workers.
+
+        Raises:
+            InputError, RunError: if the sweep can't go on.
+        """
+        ledger = generation.ledger
+        if self._num_at_start is None:
+            self._num_at_start = len(ledger.accepted) - len(news)
+        self._count(ledger)
+        for trial in (trial_of(self.search, ledger, ledger.proposals[n]) for n in news):
+            self.console.info(describe(trial, self.search))
+        with contextlib.suppress(RunError):  # a copy for people; the disk may be better next time
+            self.heartbeat.beat("searching", **self.progress(generation))
+            self._write_table(generation)
+        self._show(generation)
+        if error := ledger.same_failure:
+            raise RunError(f"three trials failed alike: {error}")
+        states = {name: each.state for name, each in generation.workers.items() if each.state}
+        self.pool.tend(len(ledger.accepted), states)
+
+    def conclude(self, generation: Generation) -> None:
+        """Write the result.
+
+        Raises:
+            RunError: if no trial has finished.
+        """
+        trials = ranked(gather(self.search, generation.ledger, {}), self.search.goal)
+        self.result = {
+            **result_of(self.sweep, self.search, trials),
+            "generation": generation.number,
+        }
+        self._count(generation.ledger)
+        self.sweep.write(LEADERBOARD, leaderboard_csv(trials, self.search))
+        self.heartbeat.beat("finished", **self.progress(generation))
+        self.sweep.write_json(RESULT, self.result)
+
+    # For people
+
+    def _count(self, ledger: Ledger) -> None:
+        """Take up the trials that have ended since the last time."""
+        accepted = list(ledger.accepted)  # in the order in which they were accepted
+        for n in accepted[self._num_seen :]:
+            trial = trial_of(self.search, ledger, ledger.proposals[n])
+            self._training_s += trial.training_s or 0.0
+            if trial.status == "finished":
+                both = [each for each in (self._best, trial) if each]
+                self._best = ranked(both, self.search.goal)[0]
+        self._num_seen = len(accepted)
+
+    def progress(self, generation: Generation) -> dict[str, Any]:
+        """The fields of the sweep's heartbeat."""
+        ledger = generation.ledger
+        num_running, num_ended = len(running(generation)), len(ledger.accepted)
+        total = self.search.max_trials
+        eta_s = None
+        if total and num_ended and generation.alive:
+            left = max(0.0, total - num_ended - num_running / 2)
+            eta_s = round(left * self._training_s / num_ended / len(generation.alive), 1)
+        best = self._best
+        return {
+            "trials": total,
+            "finished": num_ended - ledger.num_failed,
+            "failed": ledger.num_failed,
+            "running": num_running,
+            "waiting": len(ledger.open) - num_running,
+            "workers": len(generation.alive),
+            "best": {"trial": best.trial, "score": best.score} if best else None,
+            "eta_s": eta_s,
+            "generation": generation.number,
+        }
+
+    def _write_table(self, generation: Generation) -> None:
+        now_s = time.monotonic()
+        if now_s - self._table_s < generation.shared.terms.table_s:
+            return
+        self._table_s = now_s
+        trials = gather(self.search, generation.ledger, running(generation))
+        table = leaderboard_csv(trials, self.search)
+        if table != self._table:
+            self.sweep.write(LEADERBOARD, table)
+            self._table = table
+
+    def _show(self, generation: Generation) -> None:
+        """The live line, on a terminal."""
+        num_ended = len(generation.ledger.accepted)
+        num_new = num_ended - (self._num_at_start or 0)
+        per_hour = 3600 * num_new / max(1.0, time.monotonic() - self._started_s)
+        figures = f"{len(running(generation))} running, {per_hour:.0f}/h"
+        if self._best and self._best.score is not None:
+            figures += f", best {self._best.score:.4f} (trial {self._best.trial})"
+        total = self.search.table.trials or len(generation.ledger.proposals)
+        self.console.advance("trials", num_ended, max(total, num_ended), figures=figures)
+
+
+def running(generation: Generation) -> dict[int, str]:
+    """The trials that are being trained, each with its worker's name."""
+    states = {name: each.state for name, each in generation.workers.items() if each.state}
+    return {
+        n: state.name or name
+        for n, name in generation.holders().items()
+        if (state := states.get(name)) and state.attempt.partition("/")[0] == str(n)
+    }
+
+
+def describe(trial: Trial, search: SearchSpec) -> str:
+    """A line about a trial that has ended: how, and with which values."""
+    how = f"failed: {trial.error}"
+    if trial.status == "finished":
+        how = f"{search.table.objective} {trial.score:.4f}"
+    values = ", ".join(f"{key} = {value}" for key, value in trial.values.items())
+    return f"trial {trial.trial}: {how}; {values}"
+
+
+def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> dict[str, Any]:
+    """The result of a search that is over, from its trials, the best first.
+
+    Raises:
+        RunError: if no trial has finished.
+    """
+    if not trials or trials[0].status != "finished":
+        error = trials[0].error if trials else "there were none"
+        raise RunError(f"sweep {sweep.folder}: no trial finished: {error}")
+    best = trials[0]
+    return {
+        "job": search.name,
+        "sweep": sweep.folder.name,
+        "tuner": search.table.tuner,
+        "objective": search.table.objective,
+        "num_trials": len(trials),
+        "num_failed": sum(trial.status == "failed" for trial in trials),
+        "best_trial": best.trial,
+        "best_score": best.score,
+        "best_values": {
+            each.key: str(best.values[each.key]) for each in search.space if each.key in best.values
+        },
+    }
+
+
+# Joining
 
 
 def join(sweep: SweepDirectory, request: WorkerRequest, console: Console) -> None:
-    """Work for a sweep whose chief runs elsewhere until it has no more trials.
+    """Work for a sweep that another command supervises until it has no more trials.
 
     Raises:
-        InputError: if the sweep's secret can't be read, or the data differ from the sweep's.
-        Interrupted, RunError: see `harness.tuning.supervisor`.
+        InputError: if the data differ from the sweep's, or another version of harness wrote it.
+        Interrupted: on a signal, or if nobody supervises the sweep for long.
+        RunError: if no worker can train any trial.
     """
-    sweep.check_format()
+    sweep.check_resumable()
     if sweep.finished():
         console.info(f"sweep {sweep.folder}: is finished, nothing to do")
         return
     allocation = SlurmEnvironment.from_environment()
     slots = request.slots(allocation)
     idle_warning_min()  # refuse a bad value here, before each worker does
-    sweep.secret()
     sweep.dataset(sweep.search().job, request.data)
     console.info(f"sweep {sweep.folder}: {len(slots)} more workers")
-    Supervisor(sweep, request, slots, allocation=allocation, console=console, joins=True).run()
+    _join(sweep, request, slots, allocation=allocation, console=console)
 
 
-def conclude(sweep: SweepDirectory, search: SearchSpec) -> dict[str, Any]:
-    """The result of a search that is over.
+def _join(
+    sweep: SweepDirectory,
+    request: WorkerRequest,
+    slots: Sequence[Slot],
+    *,
+    allocation: SlurmEnvironment | None,
+    console: Console,
+) -> None:
+    stop = StopRequest()
+    stop.listen()
+    clock = StopClock(stop)
+    shared = sweep.shared(clock)
+    with WorkerPool(sweep.folder, request, slots, allocation=allocation, console=console) as pool:
+        pool.join_as(_prefix(allocation))
+        try:
+            pool.start_all()
+            while not pool.is_over:
+                clock.sleep(JOIN_ROUND_S)
+                found = {each.uuid: _state(shared, each.uuid) for each in pool.workers}
+                states = {uuid: state for uuid, state in found.items() if state}
+                pool.tend(sum(len(each.results) for each in states.values()), states)
+        except Interrupted:
+            pool.stop()
+            raise
 
-    Raises:
-        RunError: if no trial has finished.
-    """
-    rows = ranked_rows(sweep)
-    finished = [row for row in rows if row["status"] == "finished"]
-    if not finished:
-        error = rows[0]["error"] if rows else "there were none"
-        raise RunError(f"sweep {sweep.folder}: no trial finished: {error}")
-    best = finished[0]
-    return {
-        "job": search.name,
-        "sweep": sweep.folder.name,
-        "tuner": search.table.tuner,
-        "objective": search.table.objective,
-        "num_trials": len(rows),
-        "num_failed": sum(row["status"] == "failed" for row in rows),
-        "best_trial": best["trial"],
-        "best_score": float(best[search.table.objective]),
-        "best_values": {d.key: best[d.key] for d in search.space if best[d.key]},
-    }
+
+def _state(shared: SharedFolder, worker: str) -> WorkerState | None:
+    with contextlib.suppress(OSError):  # nothing new
+        return shared.read(WorkerState, "workers", worker, STATE)
+    return None
+
+
+def _prefix(allocation: SlurmEnvironment | None) -> str:
+    """Distinguishes this job's workers from those of other jobs."""
+    if allocation:
+        return f"job{allocation.job_id}-"
+    return f"{socket.gethostname()}-{time.time_ns() // 1_000_000}-"

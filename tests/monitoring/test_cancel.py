@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InputError
+from harness.errors import InputError, RunError
+from harness.monitoring.cancel import ask_to_stop
 from harness.monitoring.status import pick, survey
 from harness.slurm.queue import Queue
+from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from tests.checks.site import ELSEWHERE, Site, site
 from tests.conftest import JOBS, Harness
@@ -72,6 +74,17 @@ def test_commands_that_watch_never_import_tensorflow(site: Site) -> None:
     for words in (["status"], ["status", "--json"], ["cancel", "a"], ["logs", "a"]):
         line = [sys.executable, "-c", code, *words, "--runs", str(site.runs)]
         assert subprocess.run(line, cwd=JOBS.parent, check=False).returncode == 0, words
+
+
+def test_a_search_on_another_machine_is_cancelled_by_a_file(tmp_path: Path) -> None:
+    """Its supervisor looks for it; a run there has nobody who would, so the machine is named."""
+    (tmp_path / "state.json").write_text('{"generation": 3}')
+    status = RunStatus("tune/s", tmp_path, "running", host=ELSEWHERE, process=1, trials={"best": 1})
+    assert ask_to_stop(status) is None
+    assert json.loads((tmp_path / "cancel.json").read_text()) == {"generation": 3}
+    status.trials = None
+    with pytest.raises(RunError, match=f"is on {ELSEWHERE}; there: harness cancel"):
+        ask_to_stop(status)
 
 
 def is_training(run: RunDirectory, process: int) -> bool:

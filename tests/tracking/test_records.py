@@ -17,6 +17,7 @@ def test_runs_are_found_once_and_those_of_sweeps_where_asked(tmp_path: Path) -> 
         (sweep, "search.toml"),
         (sweep, "lease.json"),
         (f"{sweep}/trials/0", "job.toml"),
+        (f"{sweep}/trials/1/2.7/seed1", "job.toml"),
         (f"{sweep}/winner/best/seed1", "job.toml"),
     ):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,7 @@ def test_runs_are_found_once_and_those_of_sweeps_where_asked(tmp_path: Path) -> 
         *("lstm/a", "lstm/b", "tune/s")
     ]
     assert found(tmp_path / "tune", in_sweeps=("trials", "winner")) == [
-        *("tune/s", "tune/s/trials/0", "tune/s/winner/best/seed1")
+        *("tune/s", "tune/s/trials/0", "tune/s/trials/1/2.7/seed1", "tune/s/winner/best/seed1")
     ]
     assert found(tmp_path / "tune", in_sweeps=("winner",))[1:] == ["tune/s/winner/best/seed1"]
     assert found(tmp_path / "gone") == []

@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 from harness.errors import Interrupted, NodeFault, RunError
+from harness.sweep_protocol.mailbox import Work
 from harness.training import failures
 from harness.training.failures import DEVICE_ERRORS, device_error, explained_losses
-from harness.tuning.worker_tuner import MAX_TRIALS, WorkerTuner
+from harness.tuning.trial import Trials
 
 
 def internal(text: str) -> tf.errors.OpError:
@@ -106,16 +107,29 @@ def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
         raise internal("NCCL: ncclRemoteError: remote process exited or there was a network error")
 
 
-def test_a_sweep_s_worker_whose_gpu_failed_begins_again() -> None:
-    """CUDA refuses all that follows in the process, so no further trial is spent on it."""
+@pytest.mark.parametrize(
+    "error", [NodeFault("lost", will_requeue=False), OSError(5, "EIO"), Interrupted("a")]
+)
+def test_a_fault_of_the_node_or_of_a_disk_is_no_result_of_a_trial(error: Exception) -> None:
+    """The worker's process hears of it: CUDA refuses all that follows, a disk may come back."""
 
-    def fail(*trial: object) -> None:
-        raise NodeFault("the GPU is lost to its driver", will_requeue=False)
+    def fail(work: object) -> None:
+        raise error
 
-    worker: Any = SimpleNamespace(
-        _num_trials=1, _runner=SimpleNamespace(run=fail, note_failure=lambda *_: None)
-    )
-    trial: Any = SimpleNamespace(trial_id="1", hyperparameters=SimpleNamespace(values={}))
-    with pytest.raises(Exception, match="lost to its driver"):
-        WorkerTuner.run_trial(worker, trial)
-    assert worker._num_trials == MAX_TRIALS
+    trials: Any = SimpleNamespace(_run=fail, observers=SimpleNamespace(stop=None))
+    with pytest.raises(type(error)):
+        Trials.run(trials, Work(attempt="1/1.1", values={}), lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(RunError("too large"), "too large"), (ValueError("x"), "ValueError: x")]
+)
+def test_an_error_of_a_trial_is_its_result(error: Exception, line: str) -> None:
+    """It is reported, and the worker goes on with others."""
+
+    def fail(work: object) -> None:
+        raise error
+
+    trials: Any = SimpleNamespace(_run=fail, observers=SimpleNamespace(stop=None))
+    report = Trials.run(trials, Work(attempt="1/1.1", values={}), lambda: None)
+    assert (report.error, report.scores) == (line, {})

@@ -1,13 +1,15 @@
 """With which search a sweep goes on, and what its trials show of their runs."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from harness.errors import InputError
 from harness.search_space import load_search
-from harness.tuning.sweep_dir import gather
+from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
+from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Report
+from harness.tuning.sweep_dir import SweepDirectory, gather, leaderboard_csv
+from harness.tuning.tune import settled
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 
@@ -38,21 +40,46 @@ def test_a_sweep_goes_on_with_as_many_trials_or_more(
             sweep.check_search(search)
 
 
-def test_a_finished_trial_shows_the_figures_of_its_runs(tmp_path: Path) -> None:
-    """The time of both seeds' runs, the mean of their best epochs; of a running trial nothing."""
-    text = RANDOM.replace("trials = 24", 'trials = 24\nexecutions = 2\ntie_break = "val_f1"')
+def test_a_parallel_that_was_decided_stays_unless_another_is_asked_for(tmp_path: Path) -> None:
+    """The sweep was begun with eight; a command that leaves it open goes on, one with six can't."""
+    text = RANDOM.replace("trials = 24", "trials = 24\nparallel = 8\nvisible_s = 30.0")
     sweep = make_sweep(tmp_path / "sweep", text)
-    search = sweep.search()
-    figures = {"num_epochs": 6, "parameters": 99}
-    for number, seed in enumerate(search.seeds()):
-        run = sweep.trial_run("0000", seed)
-        run.folder.mkdir(parents=True)
-        result = {"training_s": 10.5 + number, "kept_epoch": 2 + number, "val_f1": 0.2 + number / 2}
-        run.path("result.json").write_text(json.dumps(result | figures))
-    common = {"trial": "0000", "score": 0.5, "values": {}, "worker": None, "error": None}
-    trials = [common | {"status": status} for status in ("finished", "running")]
-    finished, running = gather(sweep, search, {"trials": trials})
+    (tmp_path / "open.toml").write_text(RANDOM)
+    (tmp_path / "six.toml").write_text(RANDOM.replace("trials = 24", "trials = 24\nparallel = 6"))
+    request = load_search(tmp_path / "open.toml")
+    sweep.check_search(request)
+    decided = settled(request, sweep, 1).table
+    assert (decided.parallel, decided.visible_s) == (8, 30.0)
+    with pytest.raises(InputError, match=r"\(search.parallel was 8 and is 6\)"):
+        sweep.check_search(load_search(tmp_path / "six.toml"))
+    new = settled(request, SweepDirectory(tmp_path / "new"), 3).table
+    assert (new.parallel, new.visible_s) == (6, LOCAL_VISIBLE_S)
+
+
+def test_a_trial_shows_the_figures_of_its_report(tmp_path: Path) -> None:
+    """Of a running one nothing but its worker, of a waiting one nothing, of a failed one why."""
+    text = RANDOM.replace("trials = 24", 'trials = 24\ntie_break = "val_f1"')
+    (tmp_path / "a.toml").write_text(text)
+    search, ledger = load_search(tmp_path / "a.toml"), Ledger()
+    figures = {"training_s": 22.0, "kept_epoch": 2.5, "epochs": 6, "parameters": 99}
+    reports = {
+        0: Report(scores={"val_accuracy": 0.5, "val_f1": 0.45}, figures=figures),
+        1: Report(error="too\nlarge"),
+    }
+    for n in range(4):
+        ledger.apply(propose_record(Proposal(n, {"model.units": 16, "model.dropout": 0.1 + 0.2})))
+    for n, report in reports.items():
+        ledger.apply(accept_record(n, f"{n}/1.7", report))
+    finished, failed, running, waiting = gather(search, ledger, {2: "w1"})
+    assert (finished.status, finished.score, finished.attempt) == ("finished", 0.5, "0/1.7")
     assert (finished.training_s, finished.kept_epoch) == (22.0, 2.5)
     assert finished.tie == pytest.approx(-0.45)  # the highest F1 is first
     assert (finished.epochs, finished.parameters) == (6, 99)
+    assert finished.values == {"model.units": 16, "model.dropout": 0.3}
+    assert (failed.status, failed.error, failed.score) == ("failed", "too large", None)
+    assert (running.status, running.worker, waiting.status) == ("running", "w1", "waiting")
     assert {running.training_s, running.kept_epoch, running.epochs, running.parameters} == {None}
+    lines = leaderboard_csv([waiting, failed, running, finished], search).decode().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        ["1", "0", "finished"], ["", "2", "running"], ["", "3", "waiting"], ["", "1", "failed"]
+    ]  # fmt: skip

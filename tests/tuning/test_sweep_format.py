@@ -36,7 +36,7 @@ def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, comman
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     assert f"sweep {later}: was written by harness 9.9.0 (format 99)" in line
-    assert f"this is harness {__version__} (format 2); go on with it by that version" in line
+    assert f"this is harness {__version__} (format 3); go on with it by that version" in line
     assert {path: path.read_bytes() for path in later.rglob("*") if path.is_file()} == before
 
 
@@ -48,14 +48,44 @@ def test_readers_show_a_later_versions_sweep(harness: Harness, later: Path) -> N
     assert harness.run("status", later, "--json").returncode == 0
 
 
+@pytest.mark.parametrize("command", ["resume", "tune", "join"])
+@pytest.mark.parametrize("record", [{}, {"format": 2, "harness": "0.2.0"}])
+def test_an_unfinished_sweep_whose_workers_met_at_a_port_is_refused(
+    harness: Harness, command: str, record: dict[str, object]
+) -> None:
+    """Exit code 2, one line with the version that goes on with it, nothing written."""
+    folder = harness.runs / "tune_lstm" / "older"
+    make_sweep(folder, RANDOM, trial(0, 0.8, values=VALUES))
+    (folder / "provenance.json").write_text(json.dumps(record))
+    job = harness.folder / "tune_lstm.toml"
+    job.write_text(RANDOM)
+    words = {"resume": ["resume", folder], "tune": ["tune", job, "--sweep-id", "older"]}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = harness.run(*words.get(command, ["sweep", command, folder]))
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "sweep " in line]
+    version = record.get("harness", "0.1.0")
+    assert f"was begun by harness {version} (format {record.get('format', 1)})" in line
+    assert "go on with it by that version" in line
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_sweep_of_an_earlier_version_is_read(harness: Harness) -> None:
+    """Its leaderboard, its winner and its status; there is nothing to go on with."""
+    folder = harness.runs / "tune_lstm" / "older"
+    make_sweep(folder, RANDOM, trial(0, 0.8, values=VALUES), finished=True)
+    for words in (["show", folder], ["best", folder], ["join", folder]):
+        done = harness.run("sweep", *words)
+        assert done.returncode == (2 if words[0] == "join" else 0), done.stderr
+    assert harness.run("status", folder, "--json").returncode == 0
+
+
 def test_a_sweep_notes_the_version_that_writes_it(tmp_path: Path) -> None:
-    """An earlier version's sweep, which names no format, goes on, and is then this one's."""
+    """Which is then the one that goes on with it."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
-    sweep.check_format()
-    sweep.take_lease()
     sweep.write_format()
     assert json.loads((tmp_path / "sweep/provenance.json").read_text()) == {
-        "format": 2,
+        "format": 3,
         "harness": __version__,
     }
-    SweepDirectory(sweep.folder).check_format()
+    SweepDirectory(sweep.folder).check_resumable()

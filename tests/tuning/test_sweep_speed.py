@@ -33,7 +33,7 @@ model.dropout = {{ min = 0.1, max = 0.6, step = 0.01 }}
 train.learning_rate = {{ min = 0.0005, max = 0.005, log = true }}
 """
 
-# The same runs one after another in one process, without chief and supervisor.
+# The same runs one after another in one process, without supervisor.
 DIRECT = """
 import sys, time
 from pathlib import Path
@@ -45,16 +45,19 @@ from harness.system.signals import StopRequest
 from harness.tuning.sweep_dir import SweepDirectory
 import_tensorflow(None, 1)
 strategy = make_strategy(None)
+from harness.sweep_protocol.mailbox import Work
 from harness.training.context import Observers
 from harness.tuning.trial import Trials
 console = Console()
 console.silent = True
 observers = Observers(console, ResourceMonitor(0, 1), StopRequest())
-trials = Trials(SweepDirectory(Path(sys.argv[1])), open_sample(), strategy, observers=observers)
+sweep = SweepDirectory(Path(sys.argv[1]))
+trials = Trials(sweep, sweep.shared(), open_sample(), strategy=strategy, observers=observers)
 for i in range(24):
     if i == 4:
         began = time.perf_counter()
-    trials.run(f"direct{i}", {"model.dropout": 0.1 + 0.01 * i, "train.learning_rate": 0.001})
+    values = {"model.dropout": 0.1 + 0.01 * i, "train.learning_rate": 0.001}
+    assert not trials.run(Work(attempt=f"{1000 + i}/1.{i}", values=values), lambda: None).error
 print((time.perf_counter() - began) / 20)
 """
 
@@ -72,7 +75,7 @@ def took_s(harness: Harness, code: str, *words: object) -> float:
 
 @pytest.mark.slow
 def test_what_the_supervisor_adds_to_an_empty_trial(harness: Harness) -> None:
-    """A trial of two reviews, with chief and supervisor and without."""
+    """A trial of two reviews, with a supervisor and without."""
     size = {"limit": 2, "maxlen": 1, "epochs": 1}
     sweeps = Sweeps(harness, SEARCH.format(**size, trials=4))
     times = []

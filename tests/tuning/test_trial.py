@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset
-from harness.errors import RunError
+from harness.errors import Interrupted, RunError
+from harness.sweep_protocol.mailbox import Parent, Report, Terms, Work
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
+from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
 from harness.tuning.trial import Trials, mean_scores
@@ -52,39 +55,91 @@ def trials_of(folder: Path, text: str = SEARCH) -> Trials:
     console = Console()
     console.silent = True
     vocab = [f"word{i}" for i in range(40)]
+    sweep = make_sweep(folder, f'name = "tune_it"\n{text}')
     return Trials(
-        make_sweep(folder, f'name = "tune_it"\n{text}'),
+        sweep,
+        sweep.shared(),
         Dataset(TRAIN, TEST, vocab, checksum="made up", official=False),
-        tf.distribute.get_strategy(),
+        strategy=tf.distribute.get_strategy(),
         observers=Observers(console, ResourceMonitor(0, 1), StopRequest()),
     )
+
+
+def train(trials: Trials, attempt: str, **work: Any) -> Report:
+    """Train an attempt at a trial with dropout."""
+    report = trials.run(Work(attempt=attempt, values={"model.dropout": 0.5}, **work), lambda: None)
+    assert report.error == ""
+    return report
+
+
+def lines(trials: Trials, attempt: str, *, timed: bool) -> list[dict[str, Any]]:
+    """The epochs of an attempt's run."""
+    name = "timings.jsonl" if timed else "metrics.jsonl"
+    text = trials.sweep.trial_run(attempt, 1).path(name).read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.full
 def test_a_setting_that_goes_on_ends_with_the_bytes_of_one_long_training(tmp_path: Path) -> None:
     """Over three rungs, with a learning rate that is cut on the way and dropout."""
-    trials = trials_of(tmp_path / "sweep")
-    sweep, parent = trials.sweep, dict[str, str]()
-    for trial, epochs in (("0000", 2), ("0001", 3), ("0002", 6)):
-        trials.run(trial, {"model.dropout": 0.5, "tuner/epochs": epochs, **parent})
-        parent = {"tuner/trial_id": trial}
-    trials.run("0009", {"model.dropout": 0.5, "tuner/epochs": 6})
-    last, direct = sweep.trial_run("0002", 1), sweep.trial_run("0009", 1)
+    trials, parent = trials_of(tmp_path / "sweep"), None
+    for attempt, epochs in (("0/1.1", 2), ("1/1.2", 3), ("2/1.3", 6)):
+        report = train(trials, attempt, epochs=epochs, parent=parent)
+        parent = Parent(attempt=attempt, checkpoints=report.checkpoints)
+        trials.clean(attempt)  # which leaves what the next one begins with
+    train(trials, "9/1.9", epochs=6)
+    last, direct = (trials.sweep.trial_run(attempt, 1) for attempt in ("2/1.3", "9/1.9"))
     assert last.path("model.keras").read_bytes() == direct.path("model.keras").read_bytes()
-
-    def lines(trial: str) -> list[dict[str, Any]]:
-        text = sweep.trial_run(trial, 1).path("metrics.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
-
-    untimed = [
-        [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines(trial)]
-        for trial in ("0002", "0009")
-    ]
-    assert untimed[0] == untimed[1]
-    assert len({line["learning_rate"] for line in untimed[1]}) > 1
+    metrics = lines(trials, "9/1.9", timed=False)
+    assert lines(trials, "2/1.3", timed=False) == metrics
+    assert len({line["learning_rate"] for line in metrics}) > 1
     # The times too are those of the shorter trials, so no epoch was trained twice.
-    assert lines("0002")[:3] == lines("0001")
-    assert lines("0001")[:2] == lines("0000")
+    assert lines(trials, "2/1.3", timed=True)[:3] == lines(trials, "1/1.2", timed=True)
+    assert lines(trials, "1/1.2", timed=True)[:2] == lines(trials, "0/1.1", timed=True)
+
+
+class Stopped(Interrupted):
+    """An attempt is given up."""
+
+
+@pytest.mark.full
+def test_an_attempt_goes_on_where_the_one_before_it_was(tmp_path: Path) -> None:
+    """From the newest whole checkpoint of those before it, to the bytes of an undisturbed one."""
+    trials, checks = trials_of(tmp_path / "sweep"), itertools.count()
+
+    def stop() -> None:
+        if next(checks) == 9:
+            raise Stopped("the test")
+
+    trials.observers.stop.check = stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        train(trials, "0/1.1", epochs=6)
+    saved = trials.saved("0/1.1")
+    assert saved > 0
+    trials.observers.stop.check = lambda: None  # type: ignore[method-assign]
+    newest = checkpoint.list_checkpoints(trials.sweep.trial_run("0/1.1", 1))[-1]
+    broken = trials.sweep.trial_run("0/2.1", 1).path("checkpoints", newest.name)
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(newest.read_bytes()[:-100])  # of an attempt that ended while copying
+    train(trials, "0/3.1", epochs=6, before=("0/2.1", "0/1.1"))
+    train(trials, "9/1.9", epochs=6)
+    again, direct = (trials.sweep.trial_run(attempt, 1) for attempt in ("0/3.1", "9/1.9"))
+    assert again.path("model.keras").read_bytes() == direct.path("model.keras").read_bytes()
+    done = len(lines(trials, "0/1.1", timed=True))
+    assert done >= 1
+    assert lines(trials, "0/3.1", timed=True)[:done] == lines(trials, "0/1.1", timed=True)
+
+
+@pytest.mark.full
+def test_only_the_parents_own_checkpoint_will_do(tmp_path: Path) -> None:
+    """Another one of its name is none: the trial fails and says so, after a wait for late files."""
+    trials = trials_of(tmp_path / "sweep")
+    trials.shared = replace(trials.shared, terms=Terms(0.1, idle_s=0.01))
+    report = train(trials, "0/1.1", epochs=2)
+    wrong = dict.fromkeys(report.checkpoints, "0" * 64)
+    parent = Parent(attempt="0/1.1", checkpoints=wrong)
+    work = Work(attempt="1/1.2", values={"model.dropout": 0.5}, epochs=3, parent=parent)
+    assert "the parent's checkpoint is gone" in trials.run(work, lambda: None).error
 
 
 @pytest.mark.full
@@ -96,10 +151,11 @@ def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
 
     text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2\ntie_break = "val_f1"')
     trials = trials_of(tmp_path / "sweep", text)
-    reported = trials.run("0000", {"model.dropout": 0.0})
+    work = Work(attempt="0/1.1", values={"model.dropout": 0.0})
+    reported = trials.run(work, lambda: None).scores
     expected: dict[str, list[Any]] = {"f1": [], "roc_auc": [], "log_loss": [], "accuracy": []}
     for seed in (1, 2):
-        run = trials.sweep.trial_run("0000", seed)
+        run = trials.sweep.trial_run("0/1.1", seed)
         model = keras.models.load_model(run.path("model.keras"))
         _, validation = training_reviews(run.job(), trials.dataset)
         padded = keras.utils.pad_sequences(rows_of(validation), maxlen=6)

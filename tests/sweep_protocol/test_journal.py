@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import RunError
 from harness.files.shared_disk import SharedDisk
-from harness.tuning.journal import (
+from harness.sweep_protocol.journal import (
     MAX_SAME_FAILURES,
     Assignment,
     Journal,
@@ -20,7 +20,7 @@ from harness.tuning.journal import (
     propose_record,
     read_ledger,
 )
-from harness.tuning.mailbox import Clock, Report, SharedFolder, Terms
+from harness.sweep_protocol.mailbox import Clock, Report, SharedFolder, Terms
 
 
 class FakeClock(Clock):
@@ -150,10 +150,9 @@ def test_records_make_the_ledger() -> None:
     for record in (propose(0), propose(1), assign_record(0, first), assign_record(0, second)):
         ledger.apply(decode(encode([record]))[0][0])
     assert list(ledger.open) == [0, 1]
-    assert ledger.knows("0/1.1", "a" * 32)
-    assert not ledger.knows("0/1.1", "b" * 32)
+    assert ledger.attempts == {"0/1.1": (0, "a" * 32), "0/2.1": (0, "b" * 32)}
     assert (ledger.num_fruitless(0, 40), ledger.num_fruitless(0, 41)) == (1, 0)
-    ledger.apply(decode(encode([accept_record("0/1.1", report)]))[0][0])
+    ledger.apply(decode(encode([accept_record(0, "0/1.1", report)]))[0][0])
     assert list(ledger.open) == [1]
     assert ledger.accepted == {0: ("0/1.1", report)}
     assert ledger.proposals[1] == Proposal(1, {"model.units": 1, "model.dropout": 1.1})
@@ -165,6 +164,6 @@ def test_trials_that_fail_alike_are_counted() -> None:
     for n in range(MAX_SAME_FAILURES):
         assert ledger.same_failure == ""
         ledger.apply(propose(n))
-        ledger.apply(accept_record(f"{n}/1.{n}", Report(error=f"step {n}: not finite")))
+        ledger.apply(accept_record(n, f"{n}/1.{n}", Report(error=f"step {n}: not finite")))
     assert ledger.same_failure == "step 2: not finite"
     assert ledger.num_failed == MAX_SAME_FAILURES

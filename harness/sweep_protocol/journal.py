@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.errors import RunError
 from harness.search_parameters import Value
-from harness.tuning.mailbox import Report, SharedFolder
+from harness.sweep_protocol.mailbox import Report, SharedFolder
 
 MAX_SAME_FAILURES = 3  # trials that fail in the same way are no accident
 Record = dict[str, Any]
@@ -46,6 +46,7 @@ class Journal:
     def __init__(self, shared: SharedFolder) -> None:
         self.shared, self.disk = shared, shared.disk
         self.generation = 0  # the own one, 0 without
+        self._is_open = False  # the own log has begun, and no append to it has failed
 
     def log(self, generation: int) -> Path:
         """The path of a generation's log."""
@@ -60,11 +61,11 @@ class Journal:
         folder = self.shared.path("journal")
         names = self.disk.names(folder)  # a hint: the folders themselves decide
         newest = max((int(name) for name in names if name.isdigit()), default=0)
-        number, self.generation = max(self.generation, newest) + 1, 0
+        number = max(self.generation, newest) + 1
         while not self.disk.make_folder(folder / str(number)):
             number += 1
         self.disk.sync(folder)
-        self.generation = number
+        self.generation, self._is_open = number, False
 
     def is_superseded(self) -> bool:
         """Whether a newer supervisor has taken over."""
@@ -83,7 +84,7 @@ class Journal:
         sizes = self._sizes()
         records = [record for g, size in enumerate(sizes, 1) for record in self._read(g, size)]
         if not self.is_superseded():
-            self.append([{"kind": "base", "sizes": sizes}])
+            self._append([{"kind": "base", "sizes": sizes}])
         return records
 
     def _has_ended(self, generation: int) -> bool:
@@ -122,8 +123,13 @@ class Journal:
             OSError: if the file system fails. The records may be there or not, so nothing may be
                 appended after them: take another generation.
         """
-        if records:
-            self.disk.append(self.log(self.generation), encode(records))
+        if records and self._is_open:
+            self._append(records)
+
+    def _append(self, records: list[Record]) -> None:
+        self._is_open = False
+        self.disk.append(self.log(self.generation), encode(records))
+        self._is_open = True
 
 
 # What follows from the records
@@ -148,19 +154,16 @@ class Assignment:
     saved: int = 0  # of the trial when it was assigned: see `WorkerState.saved`
 
 
-def trial_of(attempt: str) -> int:
-    """The trial that an attempt is at."""
-    return int(attempt.partition("/")[0])
-
-
 @dataclass
 class Ledger:
     """The state of a sweep, as its journal's records make it."""
 
     proposals: list[Proposal] = field(default_factory=list)
     assignments: dict[int, list[Assignment]] = field(default_factory=dict)  # the newest last
+    attempts: dict[str, tuple[int, str]] = field(default_factory=dict)  # trial and worker
     accepted: dict[int, tuple[str, Report]] = field(default_factory=dict)  # attempt and report
     open: dict[int, None] = field(default_factory=dict)  # proposed and not accepted
+    gone: set[str] = field(default_factory=set)  # workers whose end an older supervisor has seen
     num_failed: int = 0
     same_failure: str = ""  # the error that `MAX_SAME_FAILURES` trials have in common
     _failures: Counter[str] = field(default_factory=Counter)
@@ -174,11 +177,14 @@ class Ledger:
         elif kind == "assign":
             assignment = Assignment(record["attempt"], record["worker"], record["saved"])
             self.assignments.setdefault(n, []).append(assignment)
+            self.attempts[assignment.attempt] = n, assignment.worker
         elif kind == "accept":
             report = Report.model_validate(record["report"])
             self.accepted[n] = record["attempt"], report
             self.open.pop(n)
             self._count_failure(report.error)
+        elif kind == "end":
+            self.gone |= set(record["gone"])
 
     def _count_failure(self, error: str) -> None:
         if error:
@@ -187,11 +193,6 @@ class Ledger:
             self._failures[similar] += 1
             if self._failures[similar] >= MAX_SAME_FAILURES:
                 self.same_failure = error
-
-    def knows(self, attempt: str, worker: str) -> bool:
-        """Whether this worker was given this attempt."""
-        given = self.assignments.get(trial_of(attempt), ())
-        return any((each.attempt, each.worker) == (attempt, worker) for each in given)
 
     def num_fruitless(self, n: int, saved: int) -> int:
         """The number of attempts at a trial since a later checkpoint was last seen."""
@@ -220,19 +221,19 @@ def assign_record(n: int, assignment: Assignment) -> Record:
     }
 
 
-def accept_record(attempt: str, report: Report) -> Record:
+def accept_record(n: int, attempt: str, report: Report) -> Record:
     """A trial's result, the first that was reported."""
     return {
         "kind": "accept",
-        "n": trial_of(attempt),
+        "n": n,
         "attempt": attempt,
         "report": report.model_dump(exclude_defaults=True),
     }
 
 
-def end_record(how: str) -> Record:
-    """The supervisor ends; it appends nothing later."""
-    return {"kind": "end", "how": how}
+def end_record(how: str, gone: Iterable[str] = ()) -> Record:
+    """The supervisor ends, and of these workers it has seen the end; it appends nothing later."""
+    return {"kind": "end", "how": how, "gone": sorted(gone)}
 
 
 def read_ledger(shared: SharedFolder) -> Ledger:

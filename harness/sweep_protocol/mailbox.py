@@ -24,7 +24,7 @@ from harness.files.shared_disk import SharedDisk
 from harness.search_parameters import Value
 
 TASK, STATE, BEAT = "task.json", "state.json", "beat.json"
-RESULT, CANCEL = "result.json", "cancel.json"
+RESULT = "result.json"
 WORKER_ID = re.compile("[0-9a-f]{32}")  # a folder's name in `workers/`
 
 

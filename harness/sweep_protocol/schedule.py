@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from harness.errors import RunError
 from harness.search_parameters import Value
-from harness.tuning.journal import Proposal
-from harness.tuning.mailbox import Report
+from harness.sweep_protocol.journal import Proposal
+from harness.sweep_protocol.mailbox import Report
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # as KerasTuner names them in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner

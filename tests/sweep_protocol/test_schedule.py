@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from harness.errors import RunError
-from harness.tuning.journal import Proposal
-from harness.tuning.mailbox import Report
-from harness.tuning.schedule import Planner, Schedule
+from harness.sweep_protocol.journal import Proposal
+from harness.sweep_protocol.mailbox import Report
+from harness.sweep_protocol.schedule import Planner, Schedule
 
 
 @dataclass

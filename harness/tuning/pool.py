@@ -1,0 +1,221 @@
+"""The worker processes of a command: one on each slot, started again until the sweep is over.
+
+A worker that was ended by a signal is started again, which does not count as a failure. One that
+ends with an error can't train any trial: after three such ends with no trial accepted in between,
+the sweep ends with that error. One whose trial makes no progress is killed, and so started again.
+"""
+
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import Slot, allocate_slots
+from harness.slurm.process_pool import ManagedProcess, ProcessPool, wait_for
+from harness.sweep_protocol.mailbox import WorkerState
+from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
+from harness.system.console import Console
+from harness.system.signals import STOPPING
+
+STALL_S = 900.0  # compiling and validating take a while and show no progress
+# On a GPU whose machine code TensorFlow's package lacks, the first use of a kernel compiles it.
+START_STALL_S = 3600.0  # before the first step on a GPU; TensorFlow warns of 30 minutes
+MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker in a row, and seconds before the next start
+MAX_SRUN_FAILURES, SRUN_AGAIN_S = 30, 10.0
+LEAVE_S = 30.0  # for the workers to end once the search is over
+
+
+@dataclass(frozen=True)
+class WorkerRequest:
+    """The workers that a command asks for."""
+
+    num_workers: int | None = None  # by default one for each GPU or CPU
+    workers_per_gpu: int = 1
+    devices: str | None = None
+    data: Path | None = None
+    stall_s: float = STALL_S
+
+    def slots(self, allocation: SlurmEnvironment | None) -> list[Slot]:
+        """A slot for each worker.
+
+        Raises:
+            InputError: if the allocation has no room for so many.
+        """
+        return allocate_slots(
+            allocation,
+            self.num_workers,
+            workers_per_gpu=self.workers_per_gpu,
+            devices=self.devices,
+        )
+
+    def limit_s(self, state: WorkerState) -> float:
+        """The time for which a worker's trial may make no progress."""
+        has_stepped = state.step > 1  # the first is counted before it is taken
+        return (
+            self.stall_s if has_stepped or not state.has_gpu else max(self.stall_s, START_STALL_S)
+        )
+
+
+@dataclass(eq=False)
+class WorkerProcess(ManagedProcess):
+    """A worker, and what the pool remembers of it."""
+
+    uuid: str = ""  # of the process that runs now
+    started_s: float = 0.0
+    is_retired: bool = False  # the sweep is over for it
+    failure_noted: bool = False  # of the last start
+    num_failures: int = 0  # in a row
+    not_before_s: float = 0.0  # to start it again
+    step: tuple[str, str, int] = ("", "", 0)  # process, attempt and step that were seen last
+    step_s: float = 0.0  # since when
+
+
+class WorkerPool(ProcessPool):
+    """Worker processes of which none is left at the end of the `with` block."""
+
+    def __init__(
+        self,
+        folder: Path,
+        request: WorkerRequest,
+        slots: Sequence[Slot],
+        *,
+        allocation: SlurmEnvironment | None,
+        console: Console,
+    ) -> None:
+        super().__init__(allocation)
+        self.folder, self.request, self.console = folder, request, console
+        self.workers = [
+            WorkerProcess(f"w{i}", slot, folder / "workers" / f"w{i}.log")
+            for i, slot in enumerate(slots)
+        ]
+        self._joins = False  # the supervisor is another command
+        self._ended: set[str] = set()  # uuids of processes of this pool
+        self._num_done = 0  # trials, when a worker last failed
+
+    def join_as(self, prefix: str) -> None:
+        """Be the workers of a sweep that another command supervises, under names of their own."""
+        self._joins = True
+        for worker in self.workers:
+            worker.name = prefix + worker.name
+            worker.log = worker.log.with_name(f"{worker.name}.log")
+
+    def start_all(self) -> None:
+        """Start every worker."""
+        for worker in self.workers:
+            self._start(worker)
+
+    def _start(self, worker: WorkerProcess) -> None:
+        worker.uuid = uuid.uuid4().hex
+        worker.started_s = time.monotonic()
+        worker.is_retired = worker.failure_noted = False
+        self.start(worker, self._args(worker))
+
+    def _args(self, worker: WorkerProcess) -> list[str]:
+        slot, request = worker.slot, self.request
+        assert slot  # noqa: S101 - every worker has one
+        args = [sys.executable, "-m", "harness.tuning.worker", str(self.folder), worker.name]
+        args += ["--id", worker.uuid, "--threads", str(slot.threads)]
+        if slot.gpu is None:
+            args += ["--devices", "cpu"]
+        else:
+            args += ["--gpu", str(slot.gpu)]
+            args += ["--devices", request.devices] if request.devices else []
+        return [*args, "--data", str(request.data)] if request.data else args
+
+    @property
+    def ended(self) -> set[str]:
+        """The uuids of the workers that were processes of this pool and have ended."""
+        return self._ended | {each.uuid for each in self.workers if each.uuid and not each.alive}
+
+    @property
+    def num_alive(self) -> int:
+        """The number of processes that run."""
+        return sum(worker.alive for worker in self.workers)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every worker has learned that the sweep is over."""
+        return all(worker.is_retired for worker in self.workers)
+
+    # From time to time
+
+    def tend(self, num_done: int, states: Mapping[str, WorkerState]) -> None:
+        """Start again what has ended, and end what stalls.
+
+        Args:
+            num_done: trials that have ended so far, whoever trained them.
+            states: of workers, by uuid.
+
+        Raises:
+            InputError, NodeFault, RunError: a worker can't train any trial, and why.
+        """
+        for worker in self.workers:
+            if worker.alive:
+                self._end_stalled(worker, states.get(worker.uuid))
+            elif not worker.is_retired:
+                self._ended.add(worker.uuid)
+                self._tend_ended(worker, num_done)
+
+    def _tend_ended(self, worker: WorkerProcess, num_done: int) -> None:
+        code = worker.code
+        if code == 0:
+            worker.is_retired = True
+        elif code == InputError.exit_code:
+            raise InputError(f"worker {worker.name}: {worker.last_line()}")
+        elif code in (RunError.exit_code, NODE_FAULT_CODE):
+            self._tend_failed(worker, num_done)
+        elif code == RESTART_CODE:
+            self._start(worker)
+        elif code == ALONE_CODE and self._joins:
+            raise Interrupted(worker.last_line())
+        elif time.monotonic() - worker.started_s > 1:  # at most once a second
+            interrupted = code == Interrupted.exit_code
+            how = f"ended: {worker.last_line()}" if interrupted else f"was ended (exit code {code})"
+            self.console.warning(f"worker {worker.name} {how}; it is started again")
+            self._start(worker)
+
+    def _tend_failed(self, worker: WorkerProcess, num_done: int) -> None:
+        now_s = time.monotonic()
+        if not worker.failure_noted:
+            worker.failure_noted = True
+            worker.num_failures = 1 if num_done > self._num_done else worker.num_failures + 1
+            self._num_done = num_done
+            line = worker.last_line()
+            # Slurm's controller may be down for minutes.
+            by_slurm = line.startswith("srun: error")
+            if worker.num_failures >= (MAX_SRUN_FAILURES if by_slurm else MAX_FAILURES):
+                message = f"worker {worker.name} failed {worker.num_failures} times: {line}"
+                if worker.code == NODE_FAULT_CODE:
+                    raise NodeFault(message, will_requeue=True)
+                raise RunError(message)
+            self.console.warning(f"worker {worker.name} failed and will be started again: {line}")
+            worker.not_before_s = now_s + (SRUN_AGAIN_S if by_slurm else AGAIN_S)
+        if now_s >= worker.not_before_s:
+            self._start(worker)
+
+    def _end_stalled(self, worker: WorkerProcess, state: WorkerState | None) -> None:
+        now_s = time.monotonic()
+        step = worker.uuid, state.attempt if state else "", state.step if state else 0
+        if step != worker.step:
+            worker.step, worker.step_s = step, now_s
+        if not state or not state.attempt or now_s - worker.step_s <= self.request.limit_s(state):
+            return
+        self.console.warning(
+            f"worker {worker.name} made no progress for {self.request.limit_s(state):.0f} s with "
+            f"trial {state.attempt.partition('/')[0]} and is ended"
+        )
+        self.kill([worker])
+
+    # The end
+
+    def leave(self) -> None:
+        """Let the workers end, which learn from their tasks that the sweep is over."""
+        wait_for(lambda: not self.num_alive, LEAVE_S)
+
+    def stop(self) -> None:
+        """Let the workers save their trials and end."""
+        self.ask_to_save(self.workers, STOPPING[0])

@@ -1,0 +1,151 @@
+"""Which trials the oracles propose: those of KerasTuner, in the order of its calls."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import keras_tuner as kt
+import pytest
+from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
+
+from harness.search_space import load_search
+from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
+from harness.sweep_protocol.mailbox import Report
+from harness.tuning.oracle import hyperparameters
+from harness.tuning.oracle_process import OracleProcess, make_schedule, propose
+from tests.conftest import wait_for
+
+SEARCH = """
+[model]
+architecture = "lstm"
+[search]
+tuner = "{tuner}"
+trials = {trials}
+parallel = 3
+[search.space]
+model.architecture = ["lstm", "stacked_lstm"]
+model.second_units = {{ values = [4, 8, 16], when = {{ model.architecture = ["stacked_lstm"] }} }}
+model.dropout = [0.1, 0.2, 0.3]
+"""
+
+
+def written(folder: Path, tuner: str, trials: int) -> Path:
+    path = folder / "search.toml"
+    path.write_text(SEARCH.format(tuner=tuner, trials=trials))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tuner", "kind"), [("grid", GridSearchOracle), ("random", RandomSearchOracle)]
+)
+def test_random_and_grid_propose_what_keras_tuner_does(
+    tmp_path: Path, tuner: str, kind: type[kt.Oracle]
+) -> None:
+    """All trials before any has ended, where KerasTuner's own has each end before the next."""
+    search = load_search(written(tmp_path, tuner, 9))
+    alone = kind(
+        objective=kt.Objective("val_accuracy", "max"),
+        hyperparameters=hyperparameters(search),
+        max_trials=9,
+        seed=search.table.seed,
+    )
+    alone._set_project_dir(str(tmp_path), "alone")
+    alone.verbose = 0
+    expected = []
+    while (trial := alone.create_trial("w0")).status == "RUNNING":
+        expected.append(dict(trial.hyperparameters.values))
+        alone.update_trial(trial.trial_id, {"val_accuracy": 0.5})
+        trial.status = "COMPLETED"
+        alone.end_trial(trial)
+    proposed = [each.values for each in make_schedule(search, []).advance()]
+    assert proposed == expected
+    assert len(proposed) > 6
+
+
+def test_a_grid_ends_by_itself(tmp_path: Path) -> None:
+    """Without a number of trials it proposes every combination once."""
+    schedule = make_schedule(load_search(written(tmp_path, "grid", 0)), [])
+    values = [json.dumps(each.values, sort_keys=True) for each in schedule.advance()]
+    assert len(values) == len(set(values)) == 3 + 3 * 3
+    assert schedule.is_over
+
+
+def report(proposal: Proposal) -> Report:
+    return Report(scores={"val_accuracy": hash(str(sorted(proposal.values.items()))) % 97 / 97})
+
+
+@pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband", "asha"])
+def test_a_restart_of_any_oracle_goes_on_alike(tmp_path: Path, tuner: str) -> None:
+    """Replayed from what is known after each trial, it proposes the rest as it would have done."""
+    search = load_search(written(tmp_path, tuner, 9))
+
+    def rest(known: list[Proposal]) -> list[Proposal]:
+        schedule, found = make_schedule(search, known), []
+        while not schedule.is_over:
+            new = list(schedule.advance())
+            for each in new:
+                schedule.offer(each.n, report(each))
+            found += new
+        return found
+
+    whole = rest([])
+    assert tuner not in ("hyperband", "asha") or any(each.parent is not None for each in whole)
+    for num_known in range(0, len(whole), 3):
+        assert rest(whole[:num_known]) == whole
+
+
+def test_the_messages_of_the_process(tmp_path: Path) -> None:
+    """What is known is not proposed again; a changed proposal is the end, and says so."""
+    search = load_search(written(tmp_path, "grid", 4))
+    begin = json.dumps({"begin": True})
+    messages = list(propose(search, iter([begin])))
+    assert [message.get("n") for message in messages] == [0, 1, 2, 3, None]
+    assert messages[-1] == {"end": "over"}
+    known = [json.dumps({"known": message}) for message in messages[:2]]
+    assert list(propose(search, iter([*known, begin]))) == messages[2:]
+
+
+def answers(oracle: OracleProcess, new: list[Proposal]) -> bool:
+    """Whether the oracle proposes a trial, which is added, or has none any more."""
+    new += oracle.take(1)
+    return bool(new) or oracle.is_over
+
+
+@pytest.mark.full
+def test_an_oracle_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    """It is called as before, from the ledger; the proposals are those of one process."""
+    path, ledger = written(tmp_path, "hyperband", 7), Ledger()
+    schedule, expected = make_schedule(load_search(path), []), []
+    while not schedule.is_over:
+        for each in schedule.advance():
+            schedule.offer(each.n, report(each))
+            expected.append(each)
+    oracle = OracleProcess(path, tmp_path / "oracle.log", ledger)
+    try:
+        while not oracle.is_over:
+            new: list[Proposal] = []
+            wait_for(partial(answers, oracle, new))
+            for each in new:
+                ledger.apply(propose_record(each))
+                ledger.apply(accept_record(each.n, f"{each.n}/1.1", report(each)))
+                oracle.offer(each.n, report(each))
+                if each.n in (1, 4):
+                    oracle._process.kill()
+    finally:
+        oracle.close()
+    assert [asdict(each) for each in ledger.proposals] == [asdict(each) for each in expected]
+
+
+@pytest.mark.parametrize(
+    "module", ["sweep_protocol.supervisor", "sweep_protocol.worker", "tuning.tune", "tuning.pool"]
+)
+def test_a_supervisor_needs_no_tensorflow(module: str) -> None:
+    """Its memory is that of Python and a few small libraries."""
+    code = (
+        f"import sys, harness.{module}; "
+        "assert not {'tensorflow', 'keras', 'keras_tuner', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

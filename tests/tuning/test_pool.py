@@ -1,0 +1,131 @@
+"""The worker processes of a command, without processes: their clocks, and what their ends mean."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.slurm.placement import Slot
+from harness.sweep_protocol.mailbox import WorkerState
+from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
+from harness.system.console import Console
+from harness.tuning.pool import (
+    MAX_FAILURES,
+    START_STALL_S,
+    WorkerPool,
+    WorkerProcess,
+    WorkerRequest,
+)
+
+
+class Process:
+    """A process that runs, or has ended with a code."""
+
+    def __init__(self, code: int | None = None) -> None:
+        self.code = code
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+class Pool(WorkerPool):
+    """One worker, whose starts and ends are only noted."""
+
+    def __init__(self, folder: Path, gpu: int | None = None) -> None:
+        slots = [Slot(None, gpu, 1, 1)]
+        super().__init__(folder, WorkerRequest(), slots, allocation=None, console=Console())
+        self.killed: list[object] = []
+        self.num_starts = 0
+        (self.worker,) = self.workers
+        self.start_all()
+
+    def _start(self, worker: WorkerProcess) -> None:
+        self.num_starts += 1
+        worker.uuid, worker.failure_noted = f"{self.num_starts:032x}", False
+        worker.popen = Process()  # type: ignore[assignment]
+
+    def kill(self, processes: object) -> None:
+        self.killed.append(processes)
+
+    def end(self, code: int, num_done: int = 0) -> None:
+        """The worker ends with a code, and is looked after."""
+        self.worker.popen = Process(code)  # type: ignore[assignment]
+        self.tend(num_done, {})
+        self.worker.not_before_s = 0  # the pause before the next start is over
+        self.tend(num_done, {})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "step", "limit_s"),
+    [(None, 1, 900), (None, 9, 900), (0, 1, START_STALL_S), (0, 2, 900)],
+)
+def test_a_gpu_may_compile_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: int | None, step: int, limit_s: float
+) -> None:
+    """From the first step on, and on CPUs, a worker is stalled after 15 minutes."""
+    pool, now = Pool(tmp_path, gpu), [1e6]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    state = WorkerState(count=1, attempt="3/1.1", step=step, has_gpu=gpu is not None)
+    for after_s, is_ended in ((0.0, False), (limit_s - 1, False), (limit_s + 1, True)):
+        now[0] = 1e6 + after_s
+        pool.tend(0, {pool.worker.uuid: state})
+        assert bool(pool.killed) == is_ended
+
+
+def test_a_worker_without_a_trial_never_stalls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a task, which may take as long as another worker's trial."""
+    pool, now = Pool(tmp_path), [1e6]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for now[0] in (1e6, 2e6):
+        pool.tend(0, {pool.worker.uuid: WorkerState(count=1)})
+    assert pool.killed == []
+
+
+@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RESTART_CODE, ALONE_CODE])
+def test_a_worker_that_was_ended_is_started_again(tmp_path: Path, code: int) -> None:
+    """As another process, however often; the one before counts as ended from then on."""
+    pool = Pool(tmp_path)
+    for n in range(2 * MAX_FAILURES):
+        before = pool.worker.uuid
+        assert before not in pool.ended
+        pool.end(code)
+        assert (pool.num_starts, before in pool.ended) == (n + 2, True)
+        assert pool.worker.uuid not in pool.ended
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(RunError.exit_code, RunError), (NODE_FAULT_CODE, NodeFault)]
+)
+def test_three_failures_in_a_row_end_the_sweep(
+    tmp_path: Path, code: int, error: type[RunError]
+) -> None:
+    """A trial that ended in between, whoever trained it, begins the count anew."""
+    pool = Pool(tmp_path)
+    for num_done in range(2 * MAX_FAILURES):
+        pool.end(code, num_done)
+    for _ in range(MAX_FAILURES - 2):
+        pool.end(code, num_done)
+    with pytest.raises(error, match="failed 3 times: it ended with exit code"):
+        pool.end(code, num_done)
+
+
+def test_what_ends_a_command_at_once(tmp_path: Path) -> None:
+    """A refused input; for workers that joined, also that nobody supervises the sweep."""
+    with pytest.raises(InputError, match="worker w0"):
+        Pool(tmp_path).end(InputError.exit_code)
+    pool = Pool(tmp_path)
+    pool.join_as("job7-")
+    with pytest.raises(Interrupted):
+        pool.end(ALONE_CODE)
+    assert pool.worker.name == "job7-w0"
+
+
+def test_a_worker_that_is_done_is_not_started_again(tmp_path: Path) -> None:
+    """It has learned that the sweep is over."""
+    pool = Pool(tmp_path)
+    pool.end(0)
+    pool.tend(0, {})
+    assert (pool.num_starts, pool.is_over) == (1, True)

@@ -22,7 +22,7 @@ def show(
         list[Path], typer.Argument(metavar="SWEEP…", help="folders of sweeps: runs/tune_lstm/a")
     ],
 ) -> None:
-    """Print the leaderboard and how much each key matters, or compare several sweeps."""
+    """Print the leaderboard and which keys matter, or compare sweeps."""
     from harness.sweep_report.comparison import compare
     from harness.sweep_report.leaderboard import show as show_sweep
     from harness.tuning.sweep_dir import SweepDirectory

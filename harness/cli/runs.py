@@ -115,7 +115,7 @@ def logs(
         run = one(name, select_runs([name], runs, queue))
         if follow and run.state == "pending":
             reason = f" ({run.note})" if run.note else ""
-            typer.echo(f"harness: run {run.run} is pending{reason}; waiting for it", err=True)
+            echo(f"harness: run {run.run} is pending{reason}; waiting for it", err=True)
             path = None
         else:
             path = log_of(run, yet_to_come=follow)

@@ -200,12 +200,18 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 @app.command("job-begin", hidden=True)
 def job_begin() -> None:
     """Say what Slurm gave the job of this process; the job scripts call it first."""
-    from harness.slurm.environment import SlurmEnvironment, describe_given, unmet_request
+    from harness.slurm.environment import (
+        SlurmEnvironment,
+        check_allocation,
+        describe_given,
+        unmet_request,
+    )
     from harness.system.console import Console
 
     allocation = SlurmEnvironment.from_environment()
     if allocation is None:
         raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
+    check_allocation(allocation)
     unmet, given, console = unmet_request(allocation), describe_given(allocation), Console()
     console.warning(f"{given}; {unmet}") if unmet else console.info(given)
 

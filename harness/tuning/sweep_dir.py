@@ -28,6 +28,7 @@ from harness.data.resolve import open_data, reopen_data
 from harness.errors import InputError
 from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
+from harness.report.text_tables import defused
 from harness.search_space import (
     DECIDED,
     SEARCH_FILE,
@@ -290,5 +291,6 @@ def leaderboard_csv(trials: Sequence[Trial], search: SearchSpec) -> bytes:
         values = [trial.values.get(key) for key in keys]
         rest = [getattr(trial, field) for field in fields]
         shown_rank = rank if trial.status == "finished" else None
-        writer.writerow([shown_rank, trial.trial, trial.status, *own, *values, *rest])
+        cells = [shown_rank, trial.trial, trial.status, *own, *values, *rest]
+        writer.writerow(map(defused, cells))
     return text.getvalue().encode()

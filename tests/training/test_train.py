@@ -62,7 +62,7 @@ def test_a_job_goes_back_into_the_queue_as_often_as_its_limit_says(harness: Harn
         state = json.loads((run / "state.json").read_text())
         assert (process.returncode, state["requeues"], state["restarts"]) == (code, requeues, start)
     assert "HARNESS_MAX_REQUEUES is 1" in warned
-    assert f"harness resume {run}" in warned
+    assert f"harness submit --resume {run}" in warned
     assert (state["phase"], "HARNESS_MAX_REQUEUES is 1" in state["error"]) == ("failed", True)
 
 

@@ -1,5 +1,6 @@
 """With which search a sweep goes on, and what its trials show of their runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,5 @@ def test_a_trial_shows_the_figures_of_its_report(tmp_path: Path) -> None:
     assert [line.split(",")[:3] for line in lines[1:]] == [
         ["1", "0", "finished"], ["", "2", "running"], ["", "3", "waiting"], ["", "1", "failed"]
     ]  # fmt: skip
+    formula = replace(failed, error="=cmd|A1")
+    assert b",'=cmd|A1," in leaderboard_csv([formula], search)

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,9 +26,14 @@ def compare(
         typer.Option(metavar="DIR", help="write a report there, with Markdown, CSV and LaTeX"),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
-    no_baseline: Annotated[
-        bool, typer.Option("--no-baseline", help="skip the TF-IDF and logistic regression baseline")
-    ] = False,
+    baseline: Annotated[
+        Literal["ngrams"] | None,
+        typer.Option(
+            "--baseline",
+            help="also fit logistic regression over 1- to 3-grams, once; later it is always shown",
+        ),
+    ] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="skip all baselines")] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -43,6 +48,8 @@ def compare(
         from harness.report.export import check_folder, write_comparison
 
         check_folder(out)
+    if baseline and no_baseline:
+        raise InputError(f"--baseline {baseline} --no-baseline: contradict each other; give one")
     if data:
         from harness.data.imdb_sources import open_dataset
 
@@ -60,7 +67,7 @@ def compare(
     else:
         from harness.report.baseline import baselines
 
-        parts = make_parts(groups, lambda group: baselines(group, data, say))
+        parts = make_parts(groups, lambda group: baselines(group, data, say, ngrams=bool(baseline)))
     if markdown:
         echo(to_markdown(parts), end="")
     else:

@@ -38,6 +38,7 @@ class ScoredRun:
     accuracy: float  # on the test set, per cent
     result: Mapping[str, Any]  # result.json
     settings: Mapping[str, Any]  # of its job by table.key, without those that change no result
+    source: str | None = None  # where its own texts were, None for IMDB
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
-    settings = _settings(read_toml(folder / "job.toml"))
+    toml = read_toml(folder / "job.toml")
+    settings = _settings(toml)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not run.finished():
@@ -210,7 +212,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         accuracy = None
     if job is None or architecture is None or accuracy is None or seed is None or not known:
         return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
-    return ScoredRun(folder, job, architecture, seed, 100 * accuracy, result, settings)
+    source = text(table(toml, "data").get("source"))
+    return ScoredRun(folder, job, architecture, seed, 100 * accuracy, result, settings, source)
 
 
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:

@@ -29,7 +29,7 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
         return named
     candidates: list[Callable[[], Dataset]] = [open_sample] if group.is_sample else []
     candidates.append(partial(open_dataset, download=False))
-    sources = dict.fromkeys(text(result.setting("data.source")) for result in group.results)
+    sources = dict.fromkeys(run.source for result in group.results for run in result.runs)
     candidates += [partial(open_source, Path(source)) for source in sources if source]
     candidates += [partial(open_dataset, folder) for folder in _folders(group)]
     for open_candidate in candidates:

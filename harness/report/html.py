@@ -73,6 +73,7 @@ def _section(section: Section) -> dict[str, Any]:
         "lines": part.lines,
         "numbers": numeric(part.columns, part.lines),
         "colours": {name: style.colour for name, style in styles_of(part).items()},
+        "verdicts": part.verdicts,
         "baseline_notes": part.baseline_notes,
         "notes": part.notes,
         "shown": [each.sentence for each in part.differences if each.is_shown],

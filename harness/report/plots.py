@@ -141,7 +141,7 @@ def _accuracy_by(part: Part, key: str, short: str, *, label: str) -> Picture | N
         described.append(f"{result.name} {result.mean:.2f} % at {at:,.0f}")
     if not described:
         return None
-    for baseline, line in zip(part.baselines, ("--", ":"), strict=False):
+    for baseline, line in zip(part.baselines, ("--", ":", "-."), strict=False):
         axes.axhline(baseline.accuracy, linestyle=line, color=BASELINE_COLOUR, label=baseline.name)
     axes.set_xlabel(label)
     axes.set_ylabel("test accuracy, %")

@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from harness.files.lenient_json import number, read_json_lines, whole
 from harness.files.plain_file import open_plain_file
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun
-from harness.report.significance import NORMAL_95, Difference
+from harness.report.significance import LEVEL, NORMAL_95, Difference, PairedTest, mcnemar
 
 Floats = NDArray[np.float64]
 
@@ -39,8 +39,11 @@ class Predictions:
     @property
     def is_correct(self) -> NDArray[np.bool_]:
         """Whether each run predicts each review correctly, `[num_runs, num_reviews]`."""
-        predicted = np.concatenate([*self.by_job.values()]) > 0.5
-        return np.equal(predicted, self.labels)
+        return np.concatenate([self.is_correct_by(name) for name in self.by_job])
+
+    def is_correct_by(self, name: str) -> NDArray[np.bool_]:
+        """Whether each run of one result does, `[num_seeds, num_reviews]`."""
+        return np.equal(self.by_job[name] > 0.5, self.labels)
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
@@ -169,12 +172,41 @@ def margin_over_reviews(difference: Difference, predictions: Predictions) -> flo
         if not shared <= set(seeds):
             return None
         indices = [index for index, seed in enumerate(seeds) if seed in shared]
-        is_correct = (predictions.by_job[result.name][indices] > 0.5) == predictions.labels
-        means.append(is_correct.mean(axis=0))
+        means.append(predictions.is_correct_by(result.name)[indices].mean(axis=0))
     gain = means[0] - means[1]
     if len(gain) < 2:
         return None
     return float(100 * NORMAL_95 * gain.std(ddof=1) / len(gain) ** 0.5)
+
+
+def tests_against(
+    predicted: Sequence[int], accuracy: float, predictions: Predictions
+) -> list[PairedTest]:
+    """McNemar's exact test of each job's runs against one fixed model on the same reviews.
+
+    Args:
+        predicted: the model's label for each review, `[num_reviews]`.
+        accuracy: the model's, per cent.
+        predictions: those of the runs.
+
+    Returns:
+        One for each job that has predictions; none if the labels are not those of the model.
+    """
+    if len(predicted) != len(predictions.labels):
+        return []
+    of_model = np.equal(predicted, predictions.labels)
+    if abs(100 * of_model.mean() - accuracy) > 100 * TOLERANCE:
+        return []
+    level = (1 - LEVEL) / len(predictions.by_job)
+    tests = []
+    for name in predictions.by_job:
+        of_runs = predictions.is_correct_by(name)
+        gained = (of_runs & ~of_model).sum(axis=1)
+        lost = (~of_runs & of_model).sum(axis=1)
+        points = tuple((100 * (gained - lost) / len(of_model)).tolist())
+        p_values = tuple(map(mcnemar, gained.tolist(), lost.tolist()))
+        tests.append(PairedTest(name, points, p_values, level))
+    return tests
 
 
 # Epochs

@@ -85,6 +85,75 @@ def differences(group: DatasetGroup) -> list[Difference]:
     return sorted(compared, key=lambda each: (not each.is_shown, -each.mean))
 
 
+@dataclass(frozen=True)
+class PairedTest:
+    """A job's runs against one fixed model on the same test reviews, by McNemar's exact test."""
+
+    name: str  # the job's
+    points: tuple[float, ...]  # of accuracy, each run minus the model
+    p_values: tuple[float, ...]  # two-sided, for each run
+    level: float  # below which all must lie, by Bonferroni for the number of jobs
+
+    @property
+    def mean(self) -> float:
+        """Mean difference in points; below 0 the model is ahead."""
+        return statistics.fmean(self.points)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether each run is better than the model beyond chance."""
+        return min(self.points) > 0 and max(self.p_values) < self.level
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether each run is worse than the model beyond chance."""
+        return max(self.points) < 0 and max(self.p_values) < self.level
+
+    @property
+    def figures(self) -> str:
+        """The largest p-value, which decides, and what it has to be below."""
+        largest, num = max(self.p_values), len(self.p_values)
+        of = f"largest p of {num} seeds" if num > 1 else "p"
+        p = f"{of} < 0.0001" if largest < 0.0001 else f"{of} = {largest:.4f}"
+        return f"McNemar's exact test on the same reviews, {p}, level {self.level:.2g}"
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The two-sided p-value of McNemar's exact test.
+
+    Args:
+        gained: reviews that only the first of two models predicts correctly.
+        lost: reviews that only the second predicts correctly.
+    """
+    from scipy.special import bdtr  # a tenth of the time that scipy.stats takes
+
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
+
+
+def verdict(tests: Sequence[PairedTest], model: str) -> str:
+    """One sentence that says whether a network beats a model.
+
+    Args:
+        tests: of each job against the model; may be empty.
+        model: its name and accuracy.
+    """
+    if not tests:
+        return f"no run's predictions can be compared with {model} review by review"
+    first, *others = sorted(tests, key=lambda each: (not each.is_better, -each.mean))
+    points = f"{abs(first.mean):.2f} points"
+    if first.is_better:
+        also = [each.name for each in others if each.is_better]
+        too = f"; so {'do' if len(also) > 1 else 'does'} {', '.join(also)}" if also else ""
+        return f"{first.name} beats {model} by {points}, {first.figures}{too}"
+    if all(each.is_worse for each in tests):
+        how = f"{first.name} comes closest, {points} behind"
+        return f"no network beats {model}: {how}, {first.figures}"
+    where = "ahead" if first.mean > 0 else "behind"
+    return (
+        f"not shown that a network beats {model}: {first.name} is {points} {where}, {first.figures}"
+    )
+
+
 def sampling_margin(accuracy: float, num_reviews: int) -> float:
     """Half the width of the 95 % interval of an accuracy over other reviews of the same kind.
 

@@ -4,14 +4,14 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from harness.report.baseline import Baseline
+from harness.report.baseline import Baseline, NgramBaseline
 from harness.report.collect import (
     BOOK,
     DatasetGroup,
@@ -21,7 +21,14 @@ from harness.report.collect import (
     group_runs,
     scored_runs,
 )
-from harness.report.significance import Difference, differences, explanations
+from harness.report.predictions import read_predictions, tests_against
+from harness.report.significance import (
+    Difference,
+    PairedTest,
+    differences,
+    explanations,
+    verdict,
+)
 from harness.report.text_tables import (
     Line,
     csv_table,
@@ -63,6 +70,26 @@ class Part:
     baselines: tuple[Baseline, ...]
 
     @property
+    def ngrams(self) -> NgramBaseline | None:
+        """The baseline that the jobs are tested against, None if it was never fit."""
+        return next((each for each in self.baselines if isinstance(each, NgramBaseline)), None)
+
+    @cached_property
+    def paired_tests(self) -> list[PairedTest]:
+        """Each job with predictions against n-grams; empty without n-grams."""
+        # The report, which shows predictions, says which of them can't be read.
+        if not self.ngrams or not (predictions := read_predictions(self.group, lambda _: None)):
+            return []
+        return tests_against(self.ngrams.predicted, self.ngrams.accuracy, predictions)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Whether a network beats n-grams, in one sentence; empty without n-grams."""
+        if not self.ngrams:
+            return []
+        return [verdict(self.paired_tests, f"{self.ngrams.name} ({self.ngrams.accuracy:.2f} %)")]
+
+    @property
     def heading(self) -> str:
         """Which reviews these are, and how many the runs were tested on."""
         tested = f", tested on {self.group.num_test:,} reviews" if self.group.num_test else ""
@@ -88,12 +115,7 @@ class Part:
     @property
     def baseline_notes(self) -> list[str]:
         """What the baselines are; empty without any."""
-        return [
-            f"tf-idf: logistic regression over TF-IDF of the {each.vocab_size - 4:,} most frequent "
-            f"words, fit on all {each.num_training:,} training reviews: once on the last "
-            f"{each.maxlen} words, which the networks read, and once on whole reviews."
-            for each in self.baselines[:1]
-        ]
+        return [each.note for each in self.baselines if each.note]
 
 
 def make_parts(
@@ -133,7 +155,7 @@ def baseline_cells(baseline: Baseline) -> Line:
     return {
         **dict.fromkeys(COLUMNS, ""),
         "job": baseline.name,
-        "architecture": "tf-idf",
+        "architecture": baseline.kind,
         "parameters": _count(baseline.parameters),
         "test %": f"{baseline.accuracy:.2f}",
         "F1": _share(baseline.f1),
@@ -168,7 +190,7 @@ def print_parts(parts: Sequence[Part]) -> None:
         show(Text(part.heading, "bold"))
         show(results_table(part, console))
         show()
-        for sentence in shown_sentences(part.differences):
+        for sentence in (*part.verdicts, *shown_sentences(part.differences)):
             show(Text(sentence))
         for note in (*part.notes, *part.baseline_notes):
             show(Text(note, "dim"))
@@ -221,7 +243,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
         "\n".join([
             f"## {markdown(part.heading)}\n",
             markdown_table(part.columns, part.lines),
-            *_markdown_list([each.sentence for each in part.differences]),
+            *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
             *_markdown_list([*part.notes, *part.baseline_notes]),
         ])
         for part in parts
@@ -268,9 +290,14 @@ def _baseline_figures(baseline: Baseline) -> dict[str, Any]:
     figures = asdict(baseline)
     return {
         "job": baseline.name,
-        "architecture": "tf-idf",
+        "architecture": baseline.kind,
         **{key: figures[key] for key in keys},
     }
+
+
+def _baseline_record(baseline: Baseline) -> dict[str, Any]:
+    """Its figures without its predictions, which are as many as there are reviews."""
+    return {key: value for key, value in asdict(baseline).items() if key != "predicted"}
 
 
 def to_latex(parts: Sequence[Part]) -> str:
@@ -302,7 +329,9 @@ def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any
                     for each in part.group.results
                 ],
                 "differences": [_difference_figures(each) for each in part.differences],
-                "yardsticks": [asdict(each) for each in part.baselines],
+                "yardsticks": [_baseline_record(each) for each in part.baselines],
+                "paired_tests": [asdict(each) for each in part.paired_tests],
+                "verdicts": part.verdicts,
             }
             for part in parts
         ],

@@ -1,0 +1,102 @@
+"""Which n-grams a review holds, and how much each of them speaks for a class.
+
+An n-gram is one to three words that follow each other in a review. The weights are the log-count
+ratios of Wang & Manning, "Baselines and Bigrams" (2012).
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.dataset import Split
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+MAX_WORDS = 3
+MIN_REVIEWS = 2
+SMOOTHING = 1.0
+
+Ints = NDArray[np.int64]
+# For each length the sorted codes of the known n-grams: of one word its rank; of more the number of
+# the n-gram without its last word, times the number of known words, plus the number of that word.
+Ngrams = tuple[Ints, ...]
+
+
+def binary_ngrams(split: Split, known: Ngrams = ()) -> tuple["csr_matrix", Ngrams]:
+    """Which n-grams each review holds, 1 where it holds one however often.
+
+    Args:
+        split: the reviews.
+        known: the n-grams to look for; without them, those that at least two of the reviews hold.
+
+    Returns:
+        `[num_reviews, num_ngrams] float64`, the n-grams of one word first, and the n-grams.
+    """
+    from scipy.sparse import csr_matrix, hstack
+
+    review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
+    numbers = split.tokens[: len(review_of)].astype(np.int64)  # of the n-gram from each position on
+    words = numbers
+    found: list[Ints] = []
+    parts = []
+    for length in range(1, MAX_WORDS + 1):
+        if length > 1:
+            start, last = numbers[:-1], words[length - 1 :]
+            # No code is shared by two n-grams, nor too large: a rare word ends each n-gram with it.
+            is_one = (start >= 0) & (last >= 0)
+            is_one &= review_of[: len(last)] == review_of[length - 1 :]
+            numbers = np.where(is_one, start * len(found[0]) + last, -1)
+        owners = review_of[: len(numbers)]
+        found.append(known[length - 1] if known else _held_by_several(numbers, owners))
+        numbers = _number(numbers, found[-1])
+        if length == 1:
+            words = numbers
+        is_known = numbers >= 0
+        indices = (owners[is_known], numbers[is_known])
+        part = csr_matrix(
+            (np.ones(len(indices[0])), indices), shape=(len(split), len(found[-1]))
+        )  # sums equal ones
+        part.data[:] = 1.0
+        parts.append(part)
+    return hstack(parts, format="csr"), tuple(found)
+
+
+def _held_by_several(codes: Ints, owners: Ints) -> Ints:
+    """The codes from 0 on that at least two reviews hold, sorted; `owners` must not decrease."""
+    order = np.argsort(codes, kind="stable")
+    order = order[np.searchsorted(codes[order], 0) :]
+    ordered = codes[order]
+    first = np.flatnonzero(np.diff(ordered, prepend=-1))
+    last = np.append(first[1:], len(ordered)) - 1
+    kept: Ints = ordered[first[owners[order[first]] != owners[order[last]]]]
+    return kept
+
+
+def _number(codes: Ints, known: Ints) -> Ints:
+    """The index of each code among the known ones, -1 for others."""
+    if not len(known):
+        return np.full(len(codes), -1)
+    at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+    return np.where(known[at] == codes, at, -1)
+
+
+def log_count_ratios(features: "csr_matrix", is_class: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How much more often each n-gram is in reviews of a class than in others, as a logarithm.
+
+    Counts are smoothed by 1 and divided by their sum, as by Wang & Manning.
+
+    Args:
+        features: `[num_reviews, num_ngrams]`, 0 or 1.
+        is_class: `[num_reviews]`.
+
+    Returns:
+        `[num_ngrams]`.
+    """
+    inside, outside = (
+        SMOOTHING + np.asarray(features[chosen].sum(axis=0)).ravel()
+        for chosen in (is_class, ~is_class)
+    )
+    ratios: NDArray[np.float64] = np.log((inside / inside.sum()) / (outside / outside.sum()))
+    return ratios

@@ -68,8 +68,8 @@ def _held_by_several(codes: Ints, owners: Ints) -> Ints:
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]
     ordered = codes[order]
-    first = np.flatnonzero(np.diff(ordered, prepend=-1))
-    last = np.append(first[1:], len(ordered)) - 1
+    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # between unlike codes
+    first, last = edges[:-1], edges[1:] - 1
     kept: Ints = ordered[first[owners[order[first]] != owners[order[last]]]]
     return kept
 

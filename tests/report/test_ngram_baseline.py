@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from harness.data.dataset import Dataset, Split, make_split
 from harness.data.imdb import make_dataset
-from harness.data.ngrams import binary_ngrams
+from harness.data.ngrams import binary_ngrams, log_count_ratios
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
 from harness.report.baseline import NgramBaseline, baselines, score_ngrams
@@ -96,6 +96,14 @@ def test_ngrams_are_those_of_two_reviews() -> None:
     assert binary_ngrams(other, known)[0].toarray().tolist() == [
         *([1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0])
     ]
+
+
+def test_ratios_are_those_of_the_paper() -> None:
+    """Counts of reviews plus 1, each divided by their sum, inside the class and outside of it."""
+    features, _ = binary_ngrams(make_split([[1], [1, 2], [2, 2]], [1, 0, 0]))
+    assert features.toarray().tolist() == [[1, 0], [1, 1], [0, 1]]
+    expected = np.log([(2 / 3) / (2 / 5), (1 / 3) / (3 / 5)])
+    assert log_count_ratios(features, np.array([True, False, False])) == pytest.approx(expected)
 
 
 def test_it_is_what_scikit_learn_makes_of_the_texts() -> None:

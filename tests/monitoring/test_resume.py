@@ -26,7 +26,8 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
     """A run with a record of its starts."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.toml").write_text(load_job(JOBS / "gru.toml").to_toml())
-    (folder / "provenance.json").write_text(json.dumps(record))
+    if record:
+        (folder / "provenance.json").write_text(json.dumps(record))
     return RunStatus(run=f"gru/{folder.name}", folder=folder, state=state)
 
 

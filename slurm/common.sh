@@ -196,7 +196,7 @@ pass_on() {
     fresh=1
     [[ " $SIGNALS " != *" $1 "* ]] || return 0
     SIGNALS+=" $1"
-    [[ -z $child ]] || kill -s "$2" "$child" 2>/dev/null || true
+    [[ -z ${child:-} ]] || kill -s "$2" "$child" 2>/dev/null || true
     [[ $1 != TERM ]] || ! is_batch || requeue_if_preempted
 }
 

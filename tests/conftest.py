@@ -90,7 +90,8 @@ class Harness:
         self.folder = folder
         self.runs = folder / "runs"
         self.cache = folder.with_name(f"{folder.name}-cache")
-        hidden = ("HARNESS_", "SLURM_", "KERAS_HOME")
+        # The last is set for TensorFlow in this process, by tests that import it here.
+        hidden = ("HARNESS_", "SLURM_", "KERAS_HOME", "CUBLAS_WORKSPACE_CONFIG")
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         self.environment |= {
             "HARNESS_OFFLINE": "1",

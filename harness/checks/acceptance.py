@@ -6,9 +6,7 @@ One line a check, with its number; nothing is taken for granted: a check that co
 
 import json
 import os
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ from harness.checks.probe_child import expected_kernel
 from harness.compute.strategy import parse_devices
 from harness.errors import InputError
 from harness.files.atomic_file import atomic_write
+from harness.files.scratch import scratch_directory
 from harness.job import TrainConfig
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, variables_of_a_check
@@ -60,18 +59,15 @@ def accept(
     requested = parse_devices(devices) if devices else None
     kind = requested.kind if requested else "gpu" if seen["gpus"] else "cpu"
     num = len(seen["gpus"]) if kind == "gpu" else max(2, requested.count if requested else 2)
-    folder = Path(tempfile.mkdtemp(prefix="harness-accept-"))
-    runs = Runs(folder, kind, num, data)
     lines: list[dict[str, Any]] = []
-    try:
+    with scratch_directory() as folder:
+        runs = Runs(folder, kind, num, data)
         for name, check in _checks(runs, seen, allocation, full=full).items():
             began = time.perf_counter()
             for finding in examine(name, check):
                 took_s = round(time.perf_counter() - began, 1)
                 lines.append({"number": len(lines) + 1, **asdict(finding), "took_s": took_s})
                 show(len(lines), finding)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return {
         "harness": __version__,
         "host": socket.gethostname(),

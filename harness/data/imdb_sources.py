@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import tempfile
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -27,6 +26,7 @@ from harness.data.locations import (
 )
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
+from harness.files.scratch import scratch_directory
 
 INDEX = "imdb_word_index.json"
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
@@ -231,8 +231,7 @@ def _read(path: Path) -> bytes:
 
 
 def _download() -> Dataset:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_directory() as folder:
         for file, algorithm, digest in ((NPZ, "sha256", NPZ_SHA256), (INDEX, "md5", INDEX_MD5)):
             try:
                 with (

@@ -10,12 +10,10 @@ import getpass
 import os
 import secrets
 import shlex
-import shutil
 import signal
 import socket
 import stat
 import sys
-import tempfile
 import time
 import webbrowser
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +25,7 @@ from typing import IO, Any
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write, write_refusal
 from harness.files.paths import cache_folder
+from harness.files.scratch import scratch_directory
 from harness.monitoring.tensorboard_server import (
     RELOAD_S,
     listen,
@@ -321,9 +320,8 @@ def serve(
     allocation = SlurmEnvironment.from_environment()
     watch = Watch(until)
     watch.listen()
-    folder = Path(tempfile.mkdtemp(prefix="harness-board-"))
-    connection = None
-    try:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(scratch_directory())
         shown = Shown(folder / "runs", roots, runs)
         shown.refresh()
         listener = open_listener(
@@ -345,16 +343,13 @@ def serve(
             shown.folder, len(shown.found), listener, secret=endpoint.secret, used=watch.used
         )
         connection = write_connection(endpoint)
+        stack.callback(connection.unlink, missing_ok=True)
         _announce(endpoint, shown, connection, say=say)
         say(until.text(in_job=allocation is not None))
         if access.open_page and not open_browser(endpoint, folder):
             say("no browser found here: open the address yourself")
         watch.used()  # the time that it took to start is not idle
         say(f"ended: {_wait(watch, shown)}")
-    finally:
-        if connection:
-            connection.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _announce(

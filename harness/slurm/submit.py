@@ -8,7 +8,6 @@ and logs.
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from harness import PROJECT, __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
+from harness.files.scratch import scratch_directory
 from harness.files.trusted_network import check_trusted_network
 from harness.job import Job
 from harness.job_file import load_job
@@ -389,8 +389,8 @@ def _expected_start(submission: SbatchJob) -> str:
         InputError: if sbatch does not know one of its flags.
         RunError: if there is no room for such a job.
     """
-    with tempfile.TemporaryDirectory() as name:
-        script = Path(name) / "job.sh"
+    with scratch_directory() as folder:
+        script = folder / "job.sh"
         script.write_text(submission.script)
         try:
             return client.would_start(

@@ -7,11 +7,11 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from harness.files.lenient_json import read_json
+from harness.files.scratch import scratch_directory
 from harness.system.private_files import looks_secret, private_files
 
 SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
@@ -146,14 +146,14 @@ def _diff_of_new(project: Path, names: list[str]) -> bytes:
     """The patch that adds new files, made in a repository of its own."""
     if not names:
         return b""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_directory() as folder:
         for name in names:
-            target = Path(folder, name)
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(project / name, target, follow_symlinks=False)
-        git(Path(folder), "init", "--quiet", "--template=")
-        git(Path(folder), "add", "--all", "--force")
-        return git(Path(folder), *DIFF, "--cached")
+        git(folder, "init", "--quiet", "--template=")
+        git(folder, "add", "--all", "--force")
+        return git(folder, *DIFF, "--cached")
 
 
 def _shortened(names: list[str]) -> list[str]:
@@ -206,9 +206,9 @@ def paths_of_patch(patch: str) -> list[str]:
     Raises:
         GitError: if it is no patch.
     """
-    with tempfile.TemporaryDirectory() as folder:  # numstat reads nothing else
+    with scratch_directory() as folder:  # numstat reads nothing else
         content = patch.encode(errors="surrogateescape")
-        listing = git(Path(folder), "apply", "--numstat", "-z", "--allow-empty", stdin=content)
+        listing = git(folder, "apply", "--numstat", "-z", "--allow-empty", stdin=content)
     return _names(b"\0".join(line.split(b"\t", 2)[-1] for line in listing.split(b"\0")))
 
 

@@ -58,6 +58,7 @@ requeue() {
             return
         fi
         case $error in *disabled* | *denied* | *permi*) break ;; esac
+        warn "the requeue failed and is tried again: ${error//$'\n'/; }"
     done
     submit_successor "$error"
 }

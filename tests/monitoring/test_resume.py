@@ -1,6 +1,7 @@
 """Which runs go on as jobs, and what those jobs ask for."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,13 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
     words = ["train", JOBS / "lstm.toml", "--devices", "no-such"]
     first = harness.run(*words).stderr.splitlines()[0]
     assert "no Slurm job: this machine, " in first
-    assert f"harness submit {JOBS}/lstm.toml" in first
+    assert f"harness submit {shlex.quote(str(JOBS / 'lstm.toml'))}" in first
     environment["HARNESS_JOBS_ONLY"] = "1"
     for command in (words, ["tune", JOBS / "tune_lstm.toml"]):
         done = harness.run(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"this site computes in jobs only: harness submit {command[1]}" in done.stderr
+        instead = f"harness submit {shlex.quote(str(command[1]))}"
+        assert f"this site computes in jobs only: {instead}" in done.stderr
     assert not harness.runs.exists()
     assert "no-such" in harness.run(*words, "--here").stderr.splitlines()[0]
     environment["SLURM_JOB_ID"] = "7"

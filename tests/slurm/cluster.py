@@ -156,9 +156,11 @@ class SlurmCluster:
 
     # Trouble
 
-    def kill_controller(self) -> None:
-        """Kill slurmctld; clients then have nobody to ask. It knows of the jobs when it is back."""
-        began, saved = time.time(), self.folder / "state/job_state"  # some seconds late
+    def kill_controller(self, job_id: str) -> None:
+        """Kill slurmctld; clients then have nobody to ask. It knows of the job when it is back."""
+        began, saved = time.time(), self.folder / "state/job_state"
+        # It saves some seconds after a change.
+        self.run("scontrol", "update", f"JobId={job_id}", f"Comment={began}")
         wait_until(lambda: saved.exists() and saved.stat().st_mtime > began, timeout_s=30)
         self._kill("slurmctld")
 

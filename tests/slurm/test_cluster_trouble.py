@@ -80,11 +80,13 @@ def test_the_controller_may_die_and_come_back(
 ) -> None:
     """A job that is warned while the controller is down waits for it to take the job back."""
     job = project.sbatch("lstm")
-    job.wait("RUNNING")
-    job.cluster.kill_controller()
-    job.wait_for_step(20)
+    job.wait_for_step(13)
+    process = job.record()["process"]
+    os.kill(process, signal.SIGSTOP)  # else it may end before the controller does
+    job.cluster.kill_controller(job.job_id)
     try:
-        os.kill(parent(job.record()["process"]), signal.SIGUSR2)  # as slurmd would
+        os.kill(parent(process), signal.SIGUSR2)  # as slurmd would
+        os.kill(process, signal.SIGCONT)
         wait_until(lambda: said_since(job, "interrupted by SIGUSR2"), timeout_s=60)
     finally:
         job.cluster.restart_controller()

@@ -20,7 +20,7 @@ MIN_AGE_S = 60.0  # a younger folder may be about to be locked
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
     """A new folder below `TMPDIR` for this user alone, removed at the end."""
-    prefix = f"harness-scratch-{os.getuid()}-"
+    prefix = f"harness-{os.getuid()}-"
     _remove_abandoned(prefix)
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         held = _lock(Path(name))

@@ -60,7 +60,7 @@ def test_nothing_but_own_old_folders_is_removed(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A link, a file, another name, another user's folder and one that is made just now."""
-    prefix = f"harness-scratch-{os.getuid()}-"
+    prefix = f"harness-{os.getuid()}-"
     (temporary / "elsewhere").mkdir()
     (temporary / f"{prefix}link").symlink_to("elsewhere")
     (temporary / f"{prefix}file").touch()

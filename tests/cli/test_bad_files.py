@@ -7,15 +7,18 @@ all runs. The commands run in this process: hundreds of processes would take too
 import contextlib
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
@@ -270,3 +273,40 @@ def test_a_file_that_is_none_is_refused_for_each_option(
             assert told[0] in (1, 2), (words, way, told)
             shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
     assert not (runs.parent / "other").exists()
+
+
+@pytest.mark.full
+def test_a_model_that_names_a_function_is_refused(
+    copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`config.json` of a stranger's model may name anything, such as `os.system`."""
+    monkeypatch.setattr("harness.training.launch.prepare_quietly", lambda job: None)
+    _, run = copies
+    touched = run / "touched"
+    config: dict[str, object] = {"module": "os", "class_name": "system"}
+    config |= {"registered_name": "system", "config": {"command": f"touch {touched}"}}
+    with zipfile.ZipFile(run / "model.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(run / "model.keras", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    told = ended(["predict", str(run), "a fine film"])
+    check("predict", told, "os.system")
+    assert told[0] == 2, told
+    assert not touched.exists()
+
+
+def test_an_array_that_asks_for_terabytes_is_refused(copies: tuple[Path, Path]) -> None:
+    """The header of an array in `predictions.npz` may name any size."""
+    _, run = copies
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)}
+    )
+    with zipfile.ZipFile(run / "predictions.npz", "w") as archive:
+        for name in ("labels.npy", "probabilities.npy"):
+            archive.writestr(name, header.getvalue())
+    told = ended(["compare", str(run.parent), "--no-baseline", "--out", str(run.parent / "out")])
+    check("compare", told, "terabytes")
+    assert told[0] in (0, 1, 2), told

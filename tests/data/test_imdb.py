@@ -121,6 +121,20 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     assert mark.exists()
 
 
+class Huge:
+    """Asks for 73 TB when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return np._core.multiarray._reconstruct, (np.ndarray, (73 * 10**12,), b"b")  # type: ignore[attr-defined]
+
+
+def test_a_pickle_that_asks_for_terabytes_is_refused(tmp_path: Path) -> None:
+    """It asks for an array, which is data, of any size."""
+    folder = write_npz(tmp_path / "data", x_train=np.array([Huge()], dtype=object))
+    with pytest.raises(RunError, match=r"imdb\.npz: is not Keras's"):
+        open_dataset(folder)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

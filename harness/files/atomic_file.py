@@ -45,7 +45,7 @@ def atomic_write(
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
 
-    _write(target, save, _temporary(target), remedy=remedy)
+    _write(target, save, remedy=remedy)
 
 
 def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
@@ -54,7 +54,7 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
     Raises:
         DiskError: if the disk refuses.
     """
-    _write(target, save, _temporary(target, target.suffix), remedy=REMEDY)
+    _write(target, save, suffix=target.suffix, remedy=REMEDY)
 
 
 @contextlib.contextmanager
@@ -88,19 +88,39 @@ def _free(folder: Path) -> str:
     return ""
 
 
+def replace_file(
+    target: Path, save: Callable[[Path], object], *, suffix: str = "", synced: bool = True
+) -> None:
+    """Let `save` write a file under a temporary name next to its target, then rename it.
+
+    Args:
+        target: the file, whose folder is there.
+        save: writes the file that it is given.
+        suffix: of the temporary name.
+        synced: whether the content is on the disk before it is seen.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    temporary = _temporary(target, suffix)
+    try:
+        save(temporary)
+        if synced:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def _temporary(target: Path, suffix: str = "") -> Path:
     return target.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
 
 
-def _write(target: Path, save: Callable[[Path], object], temporary: Path, *, remedy: str) -> None:
+def _write(target: Path, save: Callable[[Path], object], *, suffix: str = "", remedy: str) -> None:
     try:
         target.parent.mkdir(exist_ok=True)
-        save(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        replace_file(target, save, suffix=suffix)
     except OSError as error:
         raise DiskError(write_refusal(target, error, remedy)) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -4,10 +4,10 @@ Reading is open and read: what a file system says of a file that is not opened (
 size, its time) may be older than its content, or wrong.
 """
 
-import contextlib
 import os
-import uuid
 from pathlib import Path
+
+from harness.files.atomic_file import replace_file
 
 # File systems that other nodes may write to: what they cache is seen late.
 NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "fuse", "ceph", "afs", "9p")
@@ -57,17 +57,7 @@ class SharedDisk:
             content: of the file.
             synced: whether it is on the disk before it is seen.
         """
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                if synced:
-                    file.flush()
-                    os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)
 
     def append(self, path: Path, content: bytes) -> None:
         """Add to the end of a file, which is made where it is missing; on the disk at the end."""

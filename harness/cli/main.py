@@ -1,5 +1,6 @@
 """The command line: gathers the commands and turns every ending into an exit code."""
 
+import logging
 import signal
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from typer.exceptions import TyperException
 from harness import __version__
 from harness.cli import bench, compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
-from harness.system.console import echo
+from harness.system.console import echo, log
 from harness.system.processes import end_with_parent
 
 SECTIONS = {  # of the help
@@ -83,10 +84,6 @@ def _is_submit(context: typer.Context | None) -> bool:
 
 def _fail(message: str, code: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would replace line and exit code
-    import logging
-
-    from harness.system.console import log
-
     log(logging.ERROR, " ".join(message.split()))
     return code
 

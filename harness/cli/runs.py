@@ -14,7 +14,7 @@ import typer
 
 from harness.cli.options import AsJson, RunsFolder
 from harness.errors import InputError, Interrupted, RunError
-from harness.system.console import echo
+from harness.system.console import echo, log
 
 if TYPE_CHECKING:
     from harness.slurm.queue import Queue
@@ -160,7 +160,6 @@ def cancel(
     from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
     from harness.monitoring.status import survey
     from harness.slurm.queue import Queue
-    from harness.system.console import log
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.

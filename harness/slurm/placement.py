@@ -19,17 +19,16 @@ from harness.slurm.environment import (
 from harness.system import cuda, nvml
 from harness.system.host import available_gb, memory_limit_gb, total_memory_gb
 
+MAX_WORKERS = 1000
+GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
+MEMORY_MARGIN = 0.1  # of what runs took of a GPU, for what a run takes at another time
+WORKER_MEMORY_GB = 1.5  # of a training process with its share of TensorFlow
+
 
 def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
     """The memory that this process and its children may take here, in GB."""
     limits = (total_memory_gb(), available_gb(), memory_limit_gb(), given_memory_gb(allocation))
     return min(limit for limit in limits if limit is not None)
-
-
-MAX_WORKERS = 1000
-GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
-MEMORY_MARGIN = 0.1  # of what runs took of a GPU, for what a run takes at another time
-WORKER_MEMORY_GB = 1.5  # of a training process with its share of TensorFlow
 
 
 @dataclass(frozen=True)

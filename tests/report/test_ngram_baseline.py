@@ -26,21 +26,7 @@ from harness.report.summary import make_parts, to_csv, to_json, to_latex, to_mar
 from tests.conftest import Harness
 from tests.report.made_up_runs import WORDS, small_data, write_scored_run
 
-
-@pytest.fixture(autouse=True)
-def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither this machine's data nor its cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    for name in ("HARNESS_DATA", "HARNESS_STAGE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> DatasetGroup:
-    dataset = small_data(tmp_path / "data")
-    write_scored_run(tmp_path / "runs" / "a", dataset, [True] * 60)
-    return group_runs(scored_runs([tmp_path / "runs"])[0])[0][0]
+pytestmark = pytest.mark.usefixtures("no_other_data")
 
 
 def noisy(num: int, seed: int, num_classes: int = 2) -> tuple[list[list[int]], list[int]]:

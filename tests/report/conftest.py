@@ -1,0 +1,25 @@
+"""What the tests of baselines share."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.report.collect import DatasetGroup, group_runs, scored_runs
+from tests.report.made_up_runs import small_data, write_scored_run
+
+
+@pytest.fixture
+def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither this machine's data nor its cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    for name in ("HARNESS_DATA", "HARNESS_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> DatasetGroup:
+    """One run on data of its own."""
+    dataset = small_data(tmp_path / "data")
+    write_scored_run(tmp_path / "runs" / "a", dataset, [True] * 60)
+    return group_runs(scored_runs([tmp_path / "runs"])[0])[0][0]

@@ -98,6 +98,24 @@ def test_in_start_up(harness: Harness, library: str) -> None:
     assert warned in (AT_ONCE, "harness: interrupted before anything began\n")
 
 
+IN_EXEC = """
+import sys
+from harness import __main__
+from harness.cli import main
+
+main.main = lambda: exec("raise KeyboardInterrupt")
+sys.exit(__main__.main())
+"""
+
+
+def test_in_an_exec() -> None:
+    """A dataclass is made by exec(), and an interrupt inside one replaced the exit code."""
+    command = [sys.executable, "-c", IN_EXEC]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = "harness: interrupted before anything began\n"
+    assert (done.returncode, done.stderr) == (75, said)
+
+
 @pytest.mark.full
 def test_in_training(harness: Harness) -> None:
     """Between two steps, or while the checkpoint is saved that the first one asked for."""

@@ -1,5 +1,6 @@
 """A second Ctrl-C ends a command at once: one line, exit code 75, no traceback, no child left."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from signal import SIGINT
 import psutil
 import pytest
 
-from tests.conftest import Harness, wait_for
+from tests.conftest import PROJECT, Harness, wait_for
 from tests.training.kills import wait_for_step
 
 LISTENING = """
@@ -108,10 +109,18 @@ sys.exit(__main__.main())
 """
 
 
-def test_in_an_exec() -> None:
+def test_in_an_exec(tmp_path: Path) -> None:
     """A dataclass is made by exec(), and an interrupt inside one replaced the exit code."""
-    command = [sys.executable, "-c", IN_EXEC]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    (tmp_path / "interrupted.py").write_text(IN_EXEC)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     said = "harness: interrupted before anything began\n"
     assert (done.returncode, done.stderr) == (75, said)
 

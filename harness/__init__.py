@@ -1,7 +1,22 @@
 """Train the notebook's recurrent sentiment models on any devices, under Slurm or without it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.api import Comparison, Run, Runs, Sweep, compare, load_runs, train, tune
+
+__all__ = ["Comparison", "Run", "Runs", "Sweep", "compare", "load_runs", "train", "tune"]
 
 # The folder of the checkout, or of the snapshot, that this code is in.
 PROJECT = Path(__file__).resolve().parent.parent
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `harness.api`, which every command would otherwise import at its start."""
+    if name not in __all__:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    import harness.api
+
+    return getattr(harness.api, name)

@@ -1,0 +1,468 @@
+"""The commands as Python functions: `harness.train`, `tune`, `load_runs` and `compare`.
+
+A training or a search runs in a process of its own, as on the command line. So it has the same
+bytes, works in a thread or a notebook in which TensorFlow is already in use, and leaves neither
+signal handlers nor settings of TensorFlow behind. Its lines are printed here. What the command
+line would refuse in one line is raised with that line.
+"""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.errors import InputError, Interrupted, RunError
+from harness.job import Job
+from harness.job_file import load_job
+from harness.slurm.process_pool import child_args
+from harness.system.console import echo, strip_prefix
+from harness.system.processes import own_code_first
+from harness.tracking.run_dir import RunDirectory
+from harness.tuning.sweep_dir import SweepDirectory
+
+if TYPE_CHECKING:
+    import keras
+    import pandas
+
+    from harness.inference.predict import Prediction
+    from harness.report.collect import LeftOut
+    from harness.report.summary import Part
+
+__all__ = ["Comparison", "Run", "Runs", "Sweep", "compare", "load_runs", "train", "tune"]
+
+PathLike = str | Path
+Settings = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by its folder. What is read comes from the folder each time, finished or not."""
+
+    folder: Path
+
+    @property
+    def job(self) -> Job:
+        """Its job, every default filled in.
+
+        Raises:
+            InputError: if the folder holds no run, or one of a later version.
+        """
+        return self._directory.job()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result."""
+        return self._directory.finished()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """`result.json`: the scores, and every measured time under a key that ends in `_s`.
+
+        Raises:
+            InputError: if the run is unfinished.
+            RunError: if the file is broken.
+        """
+        if not self.finished:
+            raise InputError(
+                f"run {self.folder}: is unfinished and has no result; harness resume {self.folder}"
+            )
+        return self._directory.result()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """`metrics.jsonl`: a dictionary for each epoch that is complete."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        except OSError:
+            return []
+        epochs = []
+        with contextlib.suppress(ValueError):  # the last line of a run that is writing it
+            for line in lines:
+                epochs.append(json.loads(line))
+        return epochs
+
+    def model(self) -> "keras.Model":
+        """The trained model: `int32` `[rows, time]` to probabilities.
+
+        Raises:
+            InputError: if the run is unfinished, or its model can't be loaded.
+        """
+        from harness.inference.model_file import load_model
+
+        return load_model(self._directory)
+
+    def predict(self, texts: Sequence[str]) -> "list[Prediction]":
+        """Classify raw texts.
+
+        Raises:
+            InputError: for a text that holds no word, or an unfinished run.
+        """
+        from harness.inference.predict import predict
+
+        return predict(self._directory, texts)
+
+    @property
+    def _directory(self) -> "RunDirectory":
+        return RunDirectory.open(self.folder)
+
+
+class Runs(Sequence[Run]):
+    """Several runs, in the order of their folders."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = tuple(runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._runs[index]
+        return found if isinstance(found, Run) else Runs(found)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} runs>"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row for each run: its folder, job, seed, every key of the job, and its scores.
+
+        Raises:
+            InputError: if pandas is not installed.
+        """
+        return _pandas().DataFrame([_row(run) for run in self])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A search by its folder."""
+
+    folder: Path
+
+    @property
+    def leaderboard(self) -> list[dict[str, str]]:
+        """The rows of `leaderboard.csv`, the best trial first; empty before the first trial."""
+        return SweepDirectory.open(self.folder).leaderboard()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """`result.json`: the best trial, its score and its values.
+
+        Raises:
+            InputError: if the search is unfinished.
+        """
+        sweep = SweepDirectory.open(self.folder)
+        if not sweep.finished():
+            raise InputError(
+                f"sweep {self.folder}: is unfinished and has no result; "
+                f"harness resume {self.folder}"
+            )
+        return sweep.read_json("result.json")
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The leaderboard, numbers as numbers.
+
+        Raises:
+            InputError: if pandas is not installed.
+        """
+        file = SweepDirectory.open(self.folder).path("leaderboard.csv")
+        return _pandas().read_csv(file) if file.is_file() else _pandas().DataFrame()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `harness compare` says of runs."""
+
+    parts: "tuple[Part, ...]" = field(repr=False)  # one for each dataset
+    left_out: "tuple[LeftOut, ...]" = field(repr=False)
+
+    @property
+    def sentences(self) -> list[str]:
+        """Each comparison with the baseline, and each difference between two jobs, in words."""
+        return [
+            sentence
+            for part in self.parts
+            for sentence in (*part.verdicts, *(each.sentence for each in part.differences))
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, as `comparison.json` holds them."""
+        from harness.report.summary import to_json
+
+        return to_json(self.parts, self.left_out)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row for each job or baseline: accuracies in per cent, times in seconds.
+
+        Raises:
+            InputError: if pandas is not installed.
+        """
+        from harness.report.summary import to_csv
+
+        return _pandas().read_csv(io.StringIO(to_csv(self.parts)))
+
+    def to_markdown(self) -> str:
+        """The tables and sentences in Markdown."""
+        from harness.report.summary import to_markdown
+
+        return to_markdown(self.parts)
+
+    def write(self, folder: PathLike) -> Path:
+        """Write the report, as `harness compare --out` does; returns the path of its page.
+
+        Raises:
+            InputError: for a folder that holds anything but an earlier comparison.
+        """
+        from harness.report.export import check_folder, write_comparison
+
+        check_folder(Path(folder))
+        return write_comparison(Path(folder), self.parts, self.left_out, data=None, say=echo)
+
+
+def train(
+    job: PathLike,
+    settings: Settings | None = None,
+    *,
+    seed: int | None = None,
+    run_id: str | None = None,
+    runs: PathLike | None = None,
+    **options: object,
+) -> Run:
+    """Train a job to its end, as `harness train` does.
+
+    Args:
+        job: the job file.
+        settings: keys of the job to change, such as `{"train.epochs": 2}`.
+        seed: `train.seed`.
+        run_id: name of the run; an unfinished one goes on, a finished one is left as it is.
+        runs: folder of the runs, by default HARNESS_RUNS, or `runs`.
+        options: other options of `harness train`: `devices="cpu:2"`, `data="…"`, `full=True`.
+
+    Raises:
+        InputError: the job, an option or this machine was refused; nothing was written.
+        RunError: the run failed.
+        Interrupted: a signal stopped the run; it is saved and goes on with the same `run_id`.
+        KeyboardInterrupt: after the run has saved and ended.
+    """
+    loaded = load_job(Path(job), _overrides(settings), seed)
+    folder = _default_runs() if runs is None else Path(runs)
+    name = run_id or _reserve(folder, loaded)
+    run = RunDirectory.new(folder, loaded, name).folder
+    seeds = [] if seed is None else [f"--seed={seed}"]
+    try:
+        _command(
+            *("train", str(job), *_set(settings), *seeds),
+            *(f"--runs={folder}", f"--run-id={name}", *_options(options)),
+        )
+    finally:
+        if run_id is None:
+            with contextlib.suppress(OSError):  # they hold something
+                run.rmdir()
+                run.parent.rmdir()
+    return Run(run)
+
+
+def tune(
+    job: PathLike,
+    settings: Settings | None = None,
+    *,
+    sweep_id: str | None = None,
+    runs: PathLike | None = None,
+    **options: object,
+) -> Sweep:
+    """Search to its end, as `harness tune` does.
+
+    Args:
+        job: a job file with [search].
+        settings: keys to change, such as `{"search.trials": 4}`.
+        sweep_id: name of the sweep; an unfinished one goes on.
+        runs: folder of the runs, by default HARNESS_RUNS, or `runs`.
+        options: other options of `harness tune`: `workers=2`, `devices="cpu"`, `data="…"`.
+
+    Raises:
+        InputError, RunError, Interrupted, KeyboardInterrupt: as `train` says.
+    """
+    from harness.search_space import load_search
+
+    search = load_search(Path(job), _overrides(settings))
+    folder = _default_runs() if runs is None else Path(runs)
+    name = sweep_id or time.strftime("%Y%m%d-%H%M%S")
+    sweep = SweepDirectory.new(folder, search, name).folder
+    _command(
+        *("tune", str(job), *_set(settings), f"--runs={folder}", f"--sweep-id={name}"),
+        *_options(options),
+    )
+    return Sweep(sweep)
+
+
+def load_runs(*folders: PathLike) -> Runs:
+    """The runs in folders: finished, unfinished and failed, without the trials of searches.
+
+    Args:
+        folders: runs, folders of runs or patterns; default: HARNESS_RUNS, or `runs`.
+
+    Raises:
+        InputError: for a folder that is not there.
+    """
+    from harness.report.collect import expand
+    from harness.search_space import is_sweep
+    from harness.tracking.records import find_runs
+
+    named = [Path(each) for each in folders] or [_default_runs()]
+    found = find_runs(expand(named, []), in_sweeps=("winner",))
+    return Runs([Run(folder) for folder in found if not is_sweep(folder)])
+
+
+def compare(
+    *folders: PathLike,
+    baseline: Literal["ngrams", "none"] | None = None,
+    data: PathLike | None = None,
+) -> Comparison:
+    """Compare the test scores of finished runs, as `harness compare` does.
+
+    Args:
+        folders: as for `load_runs`.
+        baseline: `"ngrams"` fits the linear model over 1- to 3-grams too, `"none"` skips all.
+        data: folder of the dataset, instead of HARNESS_DATA.
+
+    Raises:
+        InputError: if no run at all is found.
+    """
+    from harness.report.collect import group_runs, scored_runs
+    from harness.report.summary import make_parts
+
+    if baseline not in (None, "ngrams", "none"):
+        raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
+    scored, left_out = scored_runs([Path(each) for each in folders] or [_default_runs()])
+    groups, repeated = group_runs(scored)
+    if baseline == "none":
+        parts = make_parts(groups)
+    else:
+        from harness.report.baseline import baselines
+
+        folder = None if data is None else Path(data)
+        fit = baseline == "ngrams"
+        parts = make_parts(groups, lambda group: baselines(group, folder, echo, ngrams=fit))
+    return Comparison(tuple(parts), (*left_out, *repeated))
+
+
+# Commands as processes
+
+
+def _command(*args: str) -> None:
+    """Run a command, print its lines, and raise what it ended with."""
+    process = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+        child_args(*args),
+        env=own_code_first(),
+        stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
+    )
+    with process:
+        try:
+            last = _show(process)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            try:
+                _show(process)
+            finally:
+                process.kill()  # if it was pressed again; one that has ended is left alone
+            raise
+        except BaseException:
+            process.kill()
+            raise
+    code = process.returncode
+    if code == InputError.exit_code:
+        raise InputError(last)
+    if code == Interrupted.exit_code:
+        raise Interrupted(last)
+    if code:
+        raise RunError(last if code > 0 else f"harness {args[0]}: was ended by signal {-code}")
+
+
+def _show(process: "subprocess.Popen[str]") -> str:
+    """Print what a process writes until it ends; returns its last line."""
+    last = ""
+    for line in process.stdout or ():
+        if message := strip_prefix(line):
+            last = message
+            echo(message)
+    return last
+
+
+def _default_runs() -> Path:
+    return Path(os.environ.get("HARNESS_RUNS") or "runs")
+
+
+def _reserve(runs: Path, job: Job) -> str:
+    """The name of a new run, in whose folder no other thread or process begins one."""
+    first = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}"
+    for number in range(1, 1000):
+        name = first if number == 1 else f"{first}-{number}"
+        try:
+            (runs / job.name / name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"runs = {runs}: can't be written: {error.strerror}") from None
+        return name
+    raise InputError(f"runs = {runs}: holds a thousand runs {first}; give a run_id")
+
+
+def _overrides(settings: Settings | None) -> list[str]:
+    return [f"{key}={_toml(value)}" for key, value in (settings or {}).items()]
+
+
+def _set(settings: Settings | None) -> list[str]:
+    return [f"--set={override}" for override in _overrides(settings)]
+
+
+def _toml(value: object) -> str:
+    """A value as TOML writes it."""
+    import tomli_w
+
+    try:
+        return tomli_w.dumps({"value": value}).strip().partition(" = ")[2]
+    except (TypeError, ValueError):
+        return str(value)  # which the job file's check refuses by the key's name
+
+
+def _options(options: Mapping[str, object]) -> list[str]:
+    """Keyword arguments as options of the command, which checks them."""
+    words = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return [
+        name if value is True else f"{name}={value}"
+        for name, value in words.items()
+        if value is not None and value is not False
+    ]
+
+
+# Tables
+
+
+def _row(run: Run) -> dict[str, Any]:
+    settings = run.job.model_dump(exclude={"name"})
+    flat = {f"{table}.{key}": v for table, keys in settings.items() for key, v in keys.items()}
+    result = run.result if run.finished else {}
+    scores = {key: value for key, value in result.items() if isinstance(value, bool | int | float)}
+    named = {"folder": str(run.folder), "job": run.job.name, "finished": run.finished}
+    return named | flat | scores
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise InputError("to_frame: needs pandas; pip install pandas") from None
+    return pandas

@@ -1,0 +1,182 @@
+"""`import harness`: the same runs and refusals as on the command line, and no trace left behind."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import harness as package
+from harness.errors import InputError, RunError
+from tests.conftest import JOBS, PROJECT, Harness
+from tests.report.made_up_runs import write_run
+
+LSTM = JOBS / "lstm.toml"
+README = PROJECT / "jobs/README.md"
+
+
+@pytest.fixture
+def here(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is entered, with the environment of the tests' commands."""
+    for name, value in harness.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HARNESS_RUNS")
+    monkeypatch.chdir(harness.folder)
+    return harness.folder
+
+
+def test_the_import_is_cheap() -> None:
+    """Neither NumPy nor pydantic, let alone TensorFlow."""
+    slow = {"numpy", "pydantic", "tensorflow", "typer"}
+    code = f"import sys, harness; print({slow} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_every_name_is_there() -> None:
+    """What `__all__` names is found, and an unknown name is no attribute."""
+    for name in package.__all__:
+        assert callable(getattr(package, name))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        package.trian  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.epoch": 1}, "no key train.epoch; did you mean train.epochs"),
+        ({"train.epochs": "many"}, '--set train.epochs="many": should be a valid integer'),
+        ({"train.epochs": None}, "train.epochs"),
+        ({"model.units": [1, 2]}, "model.units"),
+    ],
+)
+def test_settings_are_refused(here: Path, settings: dict[str, object], message: str) -> None:
+    """As `--set` refuses them; nothing is written."""
+    with pytest.raises(InputError, match=re.escape(message)):
+        package.train(LSTM, settings)
+    assert list(here.iterdir()) == []
+
+
+def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command checks them, and its line is printed and raised."""
+    with pytest.raises(InputError, match="No such option: --colour"):
+        package.train(LSTM, colour="red")
+    with pytest.raises(InputError, match="--data /nowhere: is no folder"):
+        package.train(LSTM, data="/nowhere")
+    assert "--data /nowhere: is no folder" in capsys.readouterr().out
+    assert list(here.glob("runs/*")) == []
+
+
+def test_an_unfinished_run_has_no_result(here: Path) -> None:
+    """Nor a model; what it has can be read."""
+    folder = here / "runs/lstm/begun"
+    write_run(folder, toml=LSTM.read_text())
+    (folder / "result.json").unlink()
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "lo')
+    (run,) = package.load_runs("runs")
+    assert (run.finished, run.history) == (False, [{"epoch": 1, "loss": 0.5}])
+    for read in (lambda: run.result, run.model, lambda: run.predict(["good"])):
+        with pytest.raises(InputError, match="harness resume"):
+            read()
+
+
+def test_runs_are_a_sequence_and_a_frame(here: Path) -> None:
+    """A row for each run, with the keys of its job and its scores."""
+    for seed in (1, 2, 3):
+        write_run(here / f"runs/lstm/{seed}", LSTM.read_text(), seed=seed, accuracy=seed / 10)
+    runs = package.load_runs()
+    assert (len(runs), len(runs[1:]), runs[0].folder.name) == (3, 2, "1")
+    frame = runs.to_frame()
+    assert list(frame["seed"]) == [1, 2, 3]
+    assert list(frame["accuracy"]) == [0.1, 0.2, 0.3]
+    assert set(frame["model.units"]) == {32}
+
+
+def test_a_comparison(here: Path) -> None:
+    """Its frame has the means, its folder the report."""
+    for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
+        for seed in (1, 2):
+            write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
+    found = package.compare("runs", baseline="none")
+    means = dict(found.to_frame()[["job", "accuracy"]].itertuples(index=False))
+    assert means == {"lstm": pytest.approx(80), "gru": pytest.approx(90)}
+    assert len(found.sentences) == 1
+    assert found.to_dict()["parts"][0]["rows"][0]["num_seeds"] == 2
+    assert found.write("report").is_file()
+    with pytest.raises(InputError, match="baseline = 'tfidf'"):
+        package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_not_there(here: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: is no folder"):
+        package.load_runs("nowhere")
+
+
+STAND_IN = """
+import signal, sys, time
+print("2026-01-01 00:00:00 INFO begins", flush=True)
+signal.signal(signal.SIGINT, lambda *_: sys.exit(75))
+{body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [("sys.exit(1)", RunError), ("import os; os.kill(os.getpid(), 9)", RunError)],
+)
+def test_how_a_command_ends(
+    monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception]
+) -> None:
+    """Its exit code is an exception with its last line, or the signal that ended it."""
+    from harness import api
+
+    code = STAND_IN.format(body=body)
+    monkeypatch.setattr(api, "child_args", lambda *args: [sys.executable, "-c", code])
+    with pytest.raises(error, match=r"begins|signal 9"):
+        api._command("train")
+
+
+def test_a_keyboard_interrupt_lets_the_command_save(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command gets the signal, and KeyboardInterrupt goes on when it has ended."""
+    from harness import api
+
+    code = STAND_IN.format(
+        body="signal.signal(signal.SIGINT, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
+        "time.sleep(60)"
+    )
+    monkeypatch.setattr(api, "child_args", lambda *args: [sys.executable, "-c", code])
+    main = threading.main_thread().ident
+    assert main
+    threading.Timer(1, signal.pthread_kill, [main, signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        api._command("train")
+    assert capsys.readouterr().out.splitlines()[-1] == "saved"
+
+
+@pytest.mark.full
+def test_the_examples_of_the_readme(here: Path) -> None:
+    """They run as they stand, in a thread, and leave no signal handler behind."""
+    section = README.read_text().split("\n## From Python\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (here / "jobs").symlink_to(JOBS)
+    handlers = [signal.getsignal(number) for number in range(1, 32)]
+    failures: list[BaseException] = []
+
+    def execute() -> None:
+        try:
+            exec("".join(blocks), {})  # noqa: S102 - our own page
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    thread.join()
+    assert failures == []
+    assert [signal.getsignal(number) for number in range(1, 32)] == handlers
+    (run,) = package.load_runs("runs")
+    assert run.finished

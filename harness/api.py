@@ -10,20 +10,17 @@ import contextlib
 import io
 import json
 import os
-import signal
-import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
-from harness.slurm.process_pool import child_args
-from harness.system.console import echo, strip_prefix
-from harness.system.processes import own_code_first
+from harness.slurm.process_pool import run_printed
+from harness.system.console import echo
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -43,7 +40,7 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Run:
-    """A run by its folder. What is read comes from the folder each time, finished or not."""
+    """A run, finished or not. Each property reads the folder anew."""
 
     folder: Path
 
@@ -82,11 +79,7 @@ class Run:
             lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         except OSError:
             return []
-        epochs = []
-        with contextlib.suppress(ValueError):  # the last line of a run that is writing it
-            for line in lines:
-                epochs.append(json.loads(line))
-        return epochs
+        return [json.loads(line) for line in lines if line.endswith("}")]  # one may be half there
 
     def model(self) -> "keras.Model":
         """The trained model: `int32` `[rows, time]` to probabilities.
@@ -125,9 +118,6 @@ class Runs(Sequence[Run]):
     def __getitem__(self, index: Any) -> Any:
         found = self._runs[index]
         return found if isinstance(found, Run) else Runs(found)
-
-    def __iter__(self) -> Iterator[Run]:
-        return iter(self._runs)
 
     def __repr__(self) -> str:
         return f"<{len(self)} runs>"
@@ -209,12 +199,6 @@ class Comparison:
 
         return _pandas().read_csv(io.StringIO(to_csv(self.parts)))
 
-    def to_markdown(self) -> str:
-        """The tables and sentences in Markdown."""
-        from harness.report.summary import to_markdown
-
-        return to_markdown(self.parts)
-
     def write(self, folder: PathLike) -> Path:
         """Write the report, as `harness compare --out` does; returns the path of its page.
 
@@ -252,16 +236,14 @@ def train(
         Interrupted: a signal stopped the run; it is saved and goes on with the same `run_id`.
         KeyboardInterrupt: after the run has saved and ended.
     """
-    loaded = load_job(Path(job), _overrides(settings), seed)
+    overrides = _overrides(settings)
+    loaded = load_job(Path(job), overrides, seed)
     folder = _default_runs() if runs is None else Path(runs)
     name = run_id or _reserve(folder, loaded)
     run = RunDirectory.new(folder, loaded, name).folder
-    seeds = [] if seed is None else [f"--seed={seed}"]
+    options |= {"set": overrides, "seed": seed, "runs": folder, "run_id": name}
     try:
-        _command(
-            *("train", str(job), *_set(settings), *seeds),
-            *(f"--runs={folder}", f"--run-id={name}", *_options(options)),
-        )
+        run_printed("train", str(job), *_options(options))
     finally:
         if run_id is None:
             with contextlib.suppress(OSError):  # they hold something
@@ -284,22 +266,20 @@ def tune(
         job: a job file with [search].
         settings: keys to change, such as `{"search.trials": 4}`.
         sweep_id: name of the sweep; an unfinished one goes on.
-        runs: folder of the runs, by default HARNESS_RUNS, or `runs`.
-        options: other options of `harness tune`: `workers=2`, `devices="cpu"`, `data="…"`.
+        runs, options: as for `train`, with the options of `harness tune`.
 
     Raises:
         InputError, RunError, Interrupted, KeyboardInterrupt: as `train` says.
     """
     from harness.search_space import load_search
 
-    search = load_search(Path(job), _overrides(settings))
+    overrides = _overrides(settings)
+    search = load_search(Path(job), overrides)
     folder = _default_runs() if runs is None else Path(runs)
     name = sweep_id or time.strftime("%Y%m%d-%H%M%S")
     sweep = SweepDirectory.new(folder, search, name).folder
-    _command(
-        *("tune", str(job), *_set(settings), f"--runs={folder}", f"--sweep-id={name}"),
-        *_options(options),
-    )
+    options |= {"set": overrides, "runs": folder, "sweep_id": name}
+    run_printed("tune", str(job), *_options(options))
     return Sweep(sweep)
 
 
@@ -354,51 +334,7 @@ def compare(
     return Comparison(tuple(parts), (*left_out, *repeated))
 
 
-# Commands as processes
-
-
-def _command(*args: str) -> None:
-    """Run a command, print its lines, and raise what it ended with."""
-    process = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-        child_args(*args),
-        env=own_code_first(),
-        stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
-    )
-    with process:
-        try:
-            last = _show(process)
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            try:
-                _show(process)
-            finally:
-                process.kill()  # if it was pressed again; one that has ended is left alone
-            raise
-        except BaseException:
-            process.kill()
-            raise
-    code = process.returncode
-    if code == InputError.exit_code:
-        raise InputError(last)
-    if code == Interrupted.exit_code:
-        raise Interrupted(last)
-    if code:
-        raise RunError(last if code > 0 else f"harness {args[0]}: was ended by signal {-code}")
-
-
-def _show(process: "subprocess.Popen[str]") -> str:
-    """Print what a process writes until it ends; returns its last line."""
-    last = ""
-    for line in process.stdout or ():
-        if message := strip_prefix(line):
-            last = message
-            echo(message)
-    return last
+# Arguments
 
 
 def _default_runs() -> Path:
@@ -424,10 +360,6 @@ def _overrides(settings: Settings | None) -> list[str]:
     return [f"{key}={_toml(value)}" for key, value in (settings or {}).items()]
 
 
-def _set(settings: Settings | None) -> list[str]:
-    return [f"--set={override}" for override in _overrides(settings)]
-
-
 def _toml(value: object) -> str:
     """A value as TOML writes it."""
     import tomli_w
@@ -440,12 +372,13 @@ def _toml(value: object) -> str:
 
 def _options(options: Mapping[str, object]) -> list[str]:
     """Keyword arguments as options of the command, which checks them."""
-    words = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return [
-        name if value is True else f"{name}={value}"
-        for name, value in words.items()
-        if value is not None and value is not False
-    ]
+    words = []
+    for name, given in options.items():
+        option = f"--{name.replace('_', '-')}"
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value is not False:
+                words.append(option if value is True else f"{option}={value}")
+    return words
 
 
 # Tables

@@ -11,6 +11,7 @@ import pytest
 
 import harness as package
 from harness.errors import InputError, RunError
+from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.report.made_up_runs import write_run
 
@@ -131,30 +132,26 @@ def test_how_a_command_ends(
     monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception]
 ) -> None:
     """Its exit code is an exception with its last line, or the signal that ended it."""
-    from harness import api
-
     code = STAND_IN.format(body=body)
-    monkeypatch.setattr(api, "child_args", lambda *args: [sys.executable, "-c", code])
+    monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
     with pytest.raises(error, match=r"begins|signal 9"):
-        api._command("train")
+        process_pool.run_printed("train")
 
 
 def test_a_keyboard_interrupt_lets_the_command_save(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command gets the signal, and KeyboardInterrupt goes on when it has ended."""
-    from harness import api
-
     code = STAND_IN.format(
         body="signal.signal(signal.SIGINT, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
         "time.sleep(60)"
     )
-    monkeypatch.setattr(api, "child_args", lambda *args: [sys.executable, "-c", code])
+    monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
     main = threading.main_thread().ident
     assert main
     threading.Timer(1, signal.pthread_kill, [main, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
-        api._command("train")
+        process_pool.run_printed("train")
     assert capsys.readouterr().out.splitlines()[-1] == "saved"
 
 

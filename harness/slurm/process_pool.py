@@ -14,7 +14,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import client
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, needs_steps, srun_args
-from harness.system.console import Console, strip_prefix
+from harness.system.console import Console, echo, strip_prefix
 from harness.system.processes import own_code_first
 from harness.system.signals import StopRequest
 
@@ -236,3 +236,55 @@ def _failure(process: ManagedProcess) -> str:
     by_signal = code is not None and code < 0
     why = f"was ended by signal {-(code or 0)}" if by_signal else process.last_line()
     return f"{process.name}: {why} (log {process.log})"
+
+
+# A command
+
+
+def run_printed(*args: str) -> None:
+    """Run a `harness …`, print its lines here, and raise what it ended with.
+
+    Raises:
+        InputError, Interrupted, RunError: with its last line.
+        KeyboardInterrupt: once the command, which gets the signal too, has saved and ended.
+    """
+    process = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+        child_args(*args),
+        env=own_code_first(),
+        stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
+    )
+    with process:
+        try:
+            last = _print_lines(process)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            try:
+                _print_lines(process)
+            finally:
+                process.kill()  # if it was pressed again; one that has ended is left alone
+            raise
+        except BaseException:
+            process.kill()
+            raise
+    code = process.returncode
+    if code == InputError.exit_code:
+        raise InputError(last)
+    if code == Interrupted.exit_code:
+        raise Interrupted(last)
+    if code:
+        raise RunError(last if code > 0 else f"harness {args[0]}: was ended by signal {-code}")
+
+
+def _print_lines(process: "subprocess.Popen[str]") -> str:
+    """Print what a process writes until it ends; returns its last line."""
+    last = ""
+    for line in process.stdout or ():
+        if message := strip_prefix(line):
+            last = message
+            echo(message)
+    return last

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from harness.report.collect import LeftOut
     from harness.report.summary import Part
 
-__all__ = ["Comparison", "Run", "Runs", "Sweep", "compare", "load_runs", "train", "tune"]
-
 PathLike = str | Path
 Settings = Mapping[str, object]
 

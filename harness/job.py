@@ -51,8 +51,8 @@ class TrainConfig(ConfigSection):
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
     ema_momentum: Share = Field(
         0.99,
-        description="momentum of the moving average of the weights, which is validated and saved; "
-        "0 = no average",
+        description="largest momentum of the moving average of the weights, which is validated "
+        "and saved; 0 = no average",
     )
     keep: Literal["best", "last"] = Field("best", description="save the best or the last epoch")
     monitor: Literal["val_loss", "val_accuracy"] = Field(

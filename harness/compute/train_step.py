@@ -16,6 +16,7 @@ from keras.layers import Bidirectional
 
 from harness.architectures import BUILDERS
 from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.moving_average import RampedAverage, ramped
 from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import Job, TrainConfig
 from harness.layers import for_training, outer_embedding, recurrent_layers
@@ -152,11 +153,22 @@ class TrainStep:
         num_correct = tf.reduce_sum(tf.cast(correct, losses.dtype) * weights)
         return gradients, tf.cast(tf.stack([loss, num_correct]), tf.float64)
 
+    def keep_unramped(self) -> None:
+        """Go on with the average of a run that an older version began; before the graph is traced.
+
+        See `harness.compute.moving_average`.
+        """
+        if isinstance(optimizer := self._inner_optimizer, RampedAverage):
+            optimizer.is_ramped = False
+
+    @property
+    def _inner_optimizer(self) -> keras.optimizers.Optimizer:
+        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
+
     def export_weights(self) -> None:
         """Give `export_model` the latest weights, or their moving average if there is one."""
         self.export_model.set_weights(self.model.get_weights())
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        optimizer.finalize_variable_values(self.export_model.trainable_variables)
+        self._inner_optimizer.finalize_variable_values(self.export_model.trainable_variables)
 
     def trace(self, batches: Iterator[Batch]) -> tf.Graph:
         """The graph that `train_steps` will use, traced without running it."""
@@ -247,6 +259,8 @@ def build_optimizer(train: TrainConfig) -> keras.optimizers.Optimizer:
             },
         }
     )
+    if train.ema_momentum > 0:
+        optimizer = ramped(optimizer)
     if train.precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

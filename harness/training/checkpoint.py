@@ -22,7 +22,8 @@ from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
 from harness.training.progress import Progress
 
-CHECKPOINT_FORMAT = 2  # 1 had `right_sum` for `num_correct`
+# 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
+CHECKPOINT_FORMAT = 3
 MAX_CHECKPOINTS = 2  # in a run's folder: a failing disk may break the newest
 
 
@@ -174,6 +175,8 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
     known = {f.name for f in fields(Progress)}
     if "right_sum" in meta:  # of format 1
         meta["num_correct"] = meta["right_sum"]
+    if meta.get("format", 1) < 3:
+        meta["is_ramped"] = False
     return Progress(
         **{key: value for key, value in meta.items() if key in known},
         best_weights=[arrays[f"best/{i}"] for i in range(num_best)],

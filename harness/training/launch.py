@@ -20,7 +20,7 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.compute.xla_cache import compiled_steps
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, validation_cut
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError
 from harness.files.scratch import scratch_directory
@@ -35,6 +35,7 @@ from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 
+SPANS_OF_A_RUN = 3  # of the moving average, below which a run is short for it
 FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
 
 
@@ -211,6 +212,8 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
             f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
         )
+    if line := short_average(job, len(dataset.train)):
+        console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
     console.info(
@@ -253,6 +256,27 @@ def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:
     return text + (
         "share it among runs (harness train … --seeds 1-4 --runs-per-gpu 4), or raise "
         "train.batch_size, which changes the result"
+    )
+
+
+def short_average(job: Job, num_reviews: int) -> str:
+    """What the moving average does in a run that is short for it; empty elsewhere.
+
+    Args:
+        job: the job.
+        num_reviews: of the training split, validation included.
+    """
+    train, momentum = job.train, job.train.ema_momentum
+    used = min(num_reviews, job.data.limit or num_reviews)
+    reviews = validation_cut(used, job.data.validation_split)
+    num_steps = train.epochs * -(-reviews // train.batch_size)
+    span = 1 / (1 - momentum)  # of the average, in steps
+    if momentum == 0 or num_steps >= SPANS_OF_A_RUN * span:
+        return ""
+    return (
+        f"train.ema_momentum = {momentum:g} averages the weights of about {span:,.0f} steps, and "
+        f"the run has {num_steps:,}, fewer than {SPANS_OF_A_RUN} times as many: until it has that "
+        "length, the average is over the latest ninth of the steps"
     )
 
 

@@ -21,6 +21,7 @@ class Progress:
     best_epoch: int = 0  # from 1, 0 for none
     event_mark: dict[str, int] = field(default_factory=dict)  # bytes of each event file
     best_weights: list[np.ndarray] = field(default_factory=list)
+    is_ramped: bool = True  # the moving average, see `harness.compute.moving_average`
 
     @property
     def best(self) -> dict[str, Any]:

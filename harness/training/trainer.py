@@ -93,6 +93,8 @@ class Trainer:
         for line in warnings:
             self.console.warning(line)
         self.is_new = not self.progress.event_mark  # nothing is in the TensorBoard log yet
+        if not self.progress.is_ramped:
+            self.train_step.keep_unramped()
         # 2. Keras's callbacks, from the history. Not the learning rate: 1. has it with all cuts.
         self._replay_history()
         # 3. The batches from the next step on.

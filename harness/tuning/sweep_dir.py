@@ -42,7 +42,8 @@ from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Clock, SharedFolder,
 from harness.tracking.record_format import RECORD, check_format, stamped
 from harness.tracking.run_dir import RunDirectory, check_id
 
-SWEEP_FORMAT = 3  # of the folder as a whole; up to 2, workers met at a port
+# Of the folder as a whole; up to 2 workers met at a port, up to 3 averages of weights began long.
+SWEEP_FORMAT = 4
 LEADERBOARD = "leaderboard.csv"
 
 
@@ -134,12 +135,15 @@ class SweepDirectory(LeasedDirectory):
         """
         self.check_format()
         record = self.read_json(RECORD)
-        if self.exists() and record.get("format", 1) != SWEEP_FORMAT:
+        number = record.get("format", 1)
+        if self.exists() and number != SWEEP_FORMAT:
             version = record.get("harness", "0.1.0")
+            how = (
+                "whose workers met at a port" if number < 3 else "which averaged weights otherwise"
+            )
             raise InputError(
-                f"sweep {self.folder}: was begun by harness {version} (format "
-                f"{record.get('format', 1)}), whose workers met at a port; go on with it by that "
-                "version, or begin a new sweep"
+                f"sweep {self.folder}: was begun by harness {version} (format {number}), {how}; go "
+                "on with it by that version, or begin a new sweep"
             )
 
     def write_format(self) -> None:

@@ -36,7 +36,7 @@ def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, comman
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     assert f"sweep {later}: was written by harness 9.9.0 (format 99)" in line
-    assert f"this is harness {__version__} (format 3); go on with it by that version" in line
+    assert f"this is harness {__version__} (format 4); go on with it by that version" in line
     assert {path: path.read_bytes() for path in later.rglob("*") if path.is_file()} == before
 
 
@@ -49,9 +49,16 @@ def test_readers_show_a_later_versions_sweep(harness: Harness, later: Path) -> N
 
 
 @pytest.mark.parametrize("command", ["resume", "tune", "join"])
-@pytest.mark.parametrize("record", [{}, {"format": 2, "harness": "0.2.0"}])
-def test_an_unfinished_sweep_whose_workers_met_at_a_port_is_refused(
-    harness: Harness, command: str, record: dict[str, object]
+@pytest.mark.parametrize(
+    ("record", "how"),
+    [
+        ({}, "whose workers met at a port"),
+        ({"format": 2, "harness": "0.2.0"}, "whose workers met at a port"),
+        ({"format": 3, "harness": "0.2.0"}, "which averaged weights otherwise"),
+    ],
+)
+def test_an_unfinished_sweep_of_an_earlier_version_is_refused(
+    harness: Harness, command: str, record: dict[str, object], how: str
 ) -> None:
     """Exit code 2, one line with the version that goes on with it, nothing written."""
     folder = harness.runs / "tune_lstm" / "older"
@@ -65,7 +72,7 @@ def test_an_unfinished_sweep_whose_workers_met_at_a_port_is_refused(
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "sweep " in line]
     version = record.get("harness", "0.1.0")
-    assert f"was begun by harness {version} (format {record.get('format', 1)})" in line
+    assert f"was begun by harness {version} (format {record.get('format', 1)}), {how}" in line
     assert "go on with it by that version" in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -85,7 +92,7 @@ def test_a_sweep_notes_the_version_that_writes_it(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
     sweep.write_format()
     assert json.loads((tmp_path / "sweep/provenance.json").read_text()) == {
-        "format": 3,
+        "format": 4,
         "harness": __version__,
     }
     SweepDirectory(sweep.folder).check_resumable()

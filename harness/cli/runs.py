@@ -17,7 +17,6 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.system.console import echo, log
 
 if TYPE_CHECKING:
-    from harness.slurm.queue import Queue
     from harness.tracking.records import RunStatus
 
 
@@ -28,7 +27,9 @@ OneRun = Annotated[
 ]
 
 
-@app.command(epilog="Example: harness status runs/lstm --watch")
+@app.command(
+    epilog="Examples: harness status runs/lstm --watch; harness status --state failed --newer 2d"
+)
 def status(
     names: Annotated[
         list[str] | None,
@@ -38,6 +39,17 @@ def status(
     everything: Annotated[
         bool, typer.Option("--all", help="show all ended runs, not only the newest 20")
     ] = False,
+    jobs: Annotated[
+        list[str] | None, typer.Option("--job", metavar="NAME", help="only runs of this job")
+    ] = None,
+    states: Annotated[
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="only runs in it, such as failed"),
+    ] = None,
+    newer: Annotated[
+        str | None,
+        typer.Option("--newer", metavar="AGE", help="only runs that did something within 2h, 3d"),
+    ] = None,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="refresh until nothing is running or waiting")
@@ -53,21 +65,27 @@ def status(
 
     Reads the run folders and asks Slurm at most once.
     """
-    from harness.monitoring.status import trials_of
+    from harness.monitoring.run_filter import RunFilter
+    from harness.monitoring.run_names import select_runs
     from harness.monitoring.status_table import StatusScreen
+    from harness.monitoring.survey import survey, trials_of
     from harness.slurm.queue import Queue
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
     _encode_anything()
     queue = Queue()
-    console = StatusScreen(runs, everything=everything or bool(names))
+    wanted = RunFilter(jobs or (), states or (), newer)
+    console = StatusScreen(runs, everything=everything or bool(names), is_filtered=bool(wanted))
 
     def look() -> "list[RunStatus]":
-        selected = select_runs(names or (), runs, queue, many=True)
+        if not names:
+            checks_all = as_json or everything or bool(wanted)
+            return wanted.choose(survey(runs, queue, checks_all=checks_all))
+        selected = select_runs(names, runs, queue, many=True)
         # A sweep is shown with its trials if it was named.
-        trials = (trials_of(each) if each.trials and names else () for each in selected)
-        return [*selected, *itertools.chain.from_iterable(trials)]
+        trials = (trials_of(each) if each.trials else () for each in selected)
+        return wanted.choose([*selected, *itertools.chain.from_iterable(trials)])
 
     try:
         if as_json:
@@ -104,7 +122,7 @@ def logs(
     """
     from harness.monitoring.logs import Follower, Look, await_log, log_of, read_lines
     from harness.monitoring.logs import follow as follow_log
-    from harness.monitoring.status import one
+    from harness.monitoring.run_names import one, select_runs
     from harness.slurm.queue import Queue
 
     _encode_anything()
@@ -158,7 +176,8 @@ def cancel(
     A stopped run is not requeued; harness resume continues it.
     """
     from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
-    from harness.monitoring.status import survey
+    from harness.monitoring.run_names import select_runs
+    from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
 
     queue = Queue()
@@ -166,7 +185,11 @@ def cancel(
     chosen = {each.folder: each for name in names for each in select_runs([name], runs, queue)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    known = survey(runs, queue) if any(run.shares_job for run in chosen.values()) else []
+    known = (
+        survey(runs, queue, checks_all=False)
+        if any(run.shares_job for run in chosen.values())
+        else []
+    )
     alone = {each: spares_others(run, chosen.values(), known) for each, run in chosen.items()}
     for folder, run in chosen.items():
         try:
@@ -183,20 +206,6 @@ def cancel(
         log(logging.ERROR, problem)
     if problems:
         raise RunError(problems[-1])
-
-
-def select_runs(
-    names: "list[str] | tuple[()]", runs: Path, queue: "Queue | None", *, many: bool = False
-) -> "list[RunStatus]":
-    """The runs with these names, or all runs without names, in the order of `survey`."""
-    from harness.monitoring.status import pick, survey
-
-    folders = [Path(name) for name in names if os.path.isdir(name)]  # noqa: PTH112 - never raises
-    surveyed = survey(runs, queue, folders)
-    if not names:
-        return surveyed
-    chosen = {id(run) for name in names for run in pick(name, surveyed, runs, many=many)}
-    return [run for run in surveyed if id(run) in chosen]
 
 
 def _encode_anything() -> None:

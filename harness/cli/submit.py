@@ -150,14 +150,15 @@ def submit(
 def _resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool
 ) -> "Request":
-    from harness.cli.runs import select_runs
     from harness.monitoring.resume import as_job, interrupted
+    from harness.monitoring.run_names import select_runs
+    from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
-    chosen = select_runs(names, runs, Queue(), many=everything)
+    chosen = survey(runs, Queue()) if everything else select_runs(names, runs, Queue())
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(f"--all-interrupted: no run below {runs} has stopped unfinished")
     return resume_request([as_job(each, resources) for each in chosen], runs)

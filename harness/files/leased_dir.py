@@ -4,6 +4,7 @@ The writer is the process that took the folder's lease last. An older one that i
 notices that its lease is gone, and stops.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -68,6 +69,9 @@ class LeasedDirectory:
                     continue
                 raise DiskError(write_refusal(self.folder, error)) from None
         self._is_new = False
+        # As a new folder does: that a run goes on is seen from the folder that holds many.
+        with contextlib.suppress(OSError):
+            os.utime(self.folder.parent)
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
         try:
             atomic_write(self.path("lease.json"), json.dumps(holder))
@@ -93,6 +97,12 @@ class LeasedDirectory:
             if not holder:
                 reason = "somebody removed it" if content is None else "somebody changed it"
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
+
+    def release_lease(self) -> None:
+        """Give the folder up: nothing more will be written. An error leaves the lease there."""
+        with contextlib.suppress(OSError, RunError):  # or another process has taken it over
+            self.check_lease()
+            self.path("lease.json").unlink()
 
     def _read_lease(self) -> bytes | None:
         """The lease, None if there is none; a disk that does not answer is asked for a minute.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.lenient_json import read_json
-from harness.monitoring.status import refresh
+from harness.monitoring.survey import refresh
 from harness.search_space import CANCEL_FILE
 from harness.slurm import client
 from harness.slurm.queue import ASK_EVERY_S, Queue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.files.plain_file import open_plain_file
-from harness.monitoring.status import refresh
+from harness.monitoring.survey import refresh
 from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.tracking.records import RunStatus
 

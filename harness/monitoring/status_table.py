@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from harness.monitoring.status import format_duration
+from harness.monitoring.survey import NUM_NEWEST
 from harness.system.console import echo, log, rich_console
 from harness.tracking.records import RunStatus, one_line
 
-NUM_ENDED_SHOWN = 20
 STYLES = {
     "running": "green",
     "starting": "green",
@@ -31,14 +30,13 @@ STYLES = {
 }
 HEADINGS = ("run", "seed", "state", "epoch", "rev/s", "ETA", "val %", "test %")
 GAP = 2
-NO_LIMIT = 10**9  # columns
 RIGHT = {"seed", "epoch", "rev/s", "ETA", "val %", "test %", "restarts"}
 
 
 def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[list[RunStatus], str]:
     """The runs to show, and a line about the older ones that have ended, if any."""
     ended = [each for each in statuses if not each.alive]
-    hidden = [] if everything else ended[NUM_ENDED_SHOWN:]
+    hidden = [] if everything else ended[NUM_NEWEST:]
     left_out = {id(each) for each in hidden}
     counts = Counter(each.state for each in hidden)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
@@ -140,24 +138,28 @@ def as_lines(statuses: Sequence[RunStatus]) -> list[str]:
 
 def _table_lines(names: Sequence[str], rows: Sequence[dict[str, str]]) -> list[Text]:
     """A line of headings and one for each row; every column is as wide as its longest cell."""
-    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True)
-    for row in rows:
-        styles = {"state": STYLES.get(row["state"], "")}
-        table.add_row(*(Text(row[name], styles.get(name, "")) for name in names))
-    lines = Console(width=NO_LIMIT).render_lines(table, pad=False)
-    return [
-        Text.assemble(*((part.text, part.style or "") for part in line), overflow="fold")
-        for line in lines
-    ]
+    # Not by rich's Table, which takes a second for a thousand runs.
+    headings = dict(zip(names, names, strict=True))
+    widths = {name: max(cell_len(row[name]) for row in (headings, *rows)) for name in names}
+    lines = []
+    for row in (headings, *rows):
+        line = Text(overflow="fold", style="bold" if row is headings else "")
+        for name in names:
+            gap, space = " " * (widths[name] - cell_len(row[name])), " " * GAP if line else ""
+            style = STYLES.get(row[name], "") if name == "state" else ""
+            parts = (gap, row[name]) if name in RIGHT else (row[name], gap)
+            line.append(space)
+            for part in parts:
+                line.append(part, style)
+        lines.append(line)
+    return lines
 
 
 class StatusScreen:
     """Shows the table; a context manager while it is drawn again and again."""
 
-    def __init__(self, runs: Path, *, everything: bool) -> None:
-        self.runs, self.everything = runs, everything
+    def __init__(self, runs: Path, *, everything: bool, is_filtered: bool = False) -> None:
+        self.runs, self.everything, self.is_filtered = runs, everything, is_filtered
         self.console = rich_console()
         self._live: Live | None = None
         self._before: list[str] = []
@@ -211,6 +213,8 @@ class StatusScreen:
         self._complained = problem
 
     def _nothing(self) -> str:
+        if self.is_filtered:
+            return f"no such run below {self.runs}; harness status shows the others"
         return f"no runs below {self.runs}; harness train jobs/lstm.toml makes one"
 
     def _on_terminal(self, shown: Sequence[RunStatus], older: str) -> RenderableType:

@@ -36,8 +36,8 @@ from harness.monitoring.tensorboard_server import (
 from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.signals import STOPPING
-from harness.tracking.records import find_runs
 from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_folders import find_runs
 
 POLL_S = 0.2
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"

@@ -12,8 +12,8 @@ from typing import Any
 from harness.errors import InputError
 from harness.files.lenient_json import number, read_toml, table, text, whole
 from harness.search_space import is_sweep, short_names
-from harness.tracking.records import find_runs
 from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_folders import find_runs
 
 # Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
 # Learning Workshop, exercises 6.01 to 6.05.

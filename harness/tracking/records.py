@@ -4,8 +4,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ from harness.files.lenient_json import BROKEN, number, numbers, read_toml, table
 from harness.files.plain_file import open_plain_file
 from harness.search_space import is_sweep
 from harness.slurm.queue import QueuedJob
-from harness.slurm.script import submissions
 from harness.system.console import strip_prefix
 from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
-
-MAX_DEPTH = 4  # of a run below --runs
 
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
@@ -68,6 +64,7 @@ class RunStatus:
     log: str | None = None
     heartbeat_age_s: float | None = None
     time_s: float = 0.0  # the last sign of life, seconds since 1970
+    beats: tuple[float, ...] = field(default=(), repr=False)  # the last, by the clocks that know it
     phase: str | None = field(default=None, repr=False)
     signal: str | None = field(default=None, repr=False)
     error: str | None = field(default=None, repr=False)
@@ -109,6 +106,13 @@ class RunStatus:
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
+    def set_age(self, now: float) -> None:
+        """Set the age of the heartbeat, where there is one."""
+        # The clock of the node or of the file server may be wrong, but hardly both.
+        ages = [now - at for at in self.beats]
+        if ages:
+            self.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
+
     def forget_speed(self) -> None:
         """Clear the figures that only hold while it trains."""
         self.reviews_per_s = self.eta_s = self.step_ms = self.input_wait_share = None
@@ -116,63 +120,32 @@ class RunStatus:
 
     def as_json(self) -> dict[str, Any]:
         """The record for programs, as `harness status --json` prints it."""
-        hidden = {"is_own", "reported_job", "submission", "expected_s", "queued"}
-        shown = {k: v for k, v in asdict(self).items() if k not in hidden}
+        hidden = {"beats", "is_own", "reported_job", "submission", "expected_s", "queued"}
+        shown = {each.name: getattr(self, each.name) for each in fields(self)}
+        shown = {name: value for name, value in shown.items() if name not in hidden}
         waits = self.queued.reason if self.queued and self.queued.waits else None
         return {**shown, "folder": str(self.folder.absolute()), "reason": waits}
 
 
-def find_runs(tops: Iterable[Path], in_sweeps: Sequence[str] = ()) -> Iterator[Path]:
-    """The folders of runs and sweeps at or below some folders, each once, in order of their paths.
-
-    Args:
-        tops: where to look.
-        in_sweeps: the parts of a sweep whose runs are found too: `trials`, `winner`.
-    """
-    seen = set()
-    for top in tops:
-        for folder in sorted(_run_folders(top, in_sweeps, MAX_DEPTH)):
-            if (real := folder.resolve()) not in seen:
-                seen.add(real)
-                yield folder
-
-
-def _run_folders(top: Path, in_sweeps: Sequence[str], depth: int) -> Iterator[Path]:
-    """A run's folder holds the lease from the first moment on, and its job a little later."""
-    try:
-        with os.scandir(top) as entries:
-            names = {entry.name: entry.is_dir() for entry in entries}
-    except OSError:  # it was removed meanwhile, or may not be read
-        return
-    if not names.keys().isdisjoint(("job.toml", "lease.json", "state.json")):  # or a sweep's
-        yield top
-        for name in in_sweeps if is_sweep(top) else ():
-            yield from _run_folders(top / name, in_sweeps, MAX_DEPTH)
-    elif depth:
-        for name, is_folder in names.items():
-            if is_folder and not name.startswith("."):
-                yield from _run_folders(top / name, in_sweeps, depth - 1)
-
-
-def read_submissions(runs: Path) -> Iterator[Submission]:
-    """The runs in the records of `harness submit`, oldest first; what is no record is skipped."""
-    paths = {
-        path: sent.st_mtime for path in submissions(runs).glob("*.json") if (sent := _stat(path))
-    }
-    for path, sent_s in sorted(paths.items(), key=lambda item: item[1]):
-        record = RunDirectory(path.parent).read_json(path.name)
-        folders = record.get("runs")
-        for index, folder in enumerate(folders if isinstance(folders, list) else []):
-            if isinstance(folder, str):
-                yield Submission(
-                    Path(folder),
-                    text(record.get("job")),
-                    text(record.get("architecture")),
-                    whole(_item(record.get("seeds"), index)),
-                    text(_item(record.get("logs"), index)),
-                    sent_s,
-                    text(record.get("job_id")) if record.get("resumes") is True else None,
-                )
+def read_submission(path: Path) -> list[Submission]:
+    """The runs in a record of `harness submit`; none in what is no record."""
+    if not (sent := _stat(path)):
+        return []
+    record = RunDirectory(path.parent).read_json(path.name)
+    folders = record.get("runs")
+    return [
+        Submission(
+            Path(folder),
+            text(record.get("job")),
+            text(record.get("architecture")),
+            whole(_item(record.get("seeds"), index)),
+            text(_item(record.get("logs"), index)),
+            sent.st_mtime,
+            text(record.get("job_id")) if record.get("resumes") is True else None,
+        )
+        for index, folder in enumerate(folders if isinstance(folders, list) else [])
+        if isinstance(folder, str)
+    ]
 
 
 # What a folder says
@@ -209,10 +182,9 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         is_own=file is None or file.st_uid == os.getuid(),
         reported_job=text(state.get("slurm_job")),
     )
-    # The clock of the node or of the file server may be wrong, but hardly both.
-    ages = [now - at for at in (number(state.get("time_s")), modified) if at is not None]
-    if ages:
-        status.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
+    beats = (number(state.get("time_s")), modified)
+    status.beats = tuple(at for at in beats if at is not None)
+    status.set_age(now)
     if submission:
         _add_submission(status, submission)
     if is_sweep(folder):
@@ -236,6 +208,15 @@ def _add_resuming_job(status: RunStatus, submission: Submission | None) -> None:
     if submission and submission.resumed_by and submission.time_s > status.time_s:
         status.reported_job = status.slurm_job = submission.resumed_by
         status.log = submission.log
+
+
+def add_late_submission(status: RunStatus, submission: Submission | None) -> None:
+    """Add what the record of its submission says to a finished run that was read before."""
+    if submission:
+        known = status.job, status.architecture, status.seed  # by its result, the better witness
+        _add_submission(status, submission)
+        status.job, status.architecture, status.seed = known
+        _add_resuming_job(status, submission)
 
 
 def _add_submission(status: RunStatus, submission: Submission) -> None:

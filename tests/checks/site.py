@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.job_file import load_job
-from harness.monitoring.status import survey
+from harness.monitoring.survey import survey
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.queue import Queue
 from harness.tracking.heartbeat import Heartbeat

@@ -11,7 +11,8 @@ import pytest
 
 from harness.errors import InputError, RunError
 from harness.monitoring.cancel import ask_to_stop
-from harness.monitoring.status import pick, survey
+from harness.monitoring.run_names import pick
+from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory

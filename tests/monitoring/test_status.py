@@ -14,8 +14,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.monitoring.status import format_duration, survey, trials_of
+from harness.monitoring.status import format_duration
 from harness.monitoring.status_table import StatusScreen, as_lines, as_renderable, split_shown
+from harness.monitoring.survey import survey, trials_of
 from harness.slurm import queue as queue_room
 from harness.slurm.queue import Queue, parse, seconds
 from harness.tracking.run_dir import RunDirectory

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from harness.checks.doctor import check_gpu_use
 from harness.errors import InputError
-from harness.monitoring.status import survey
 from harness.monitoring.status_table import as_lines, as_renderable
+from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
 from harness.system.resource_monitor import (
     READ_S,

@@ -1,0 +1,216 @@
+"""The state of every run: from run folders first, from the scheduler's queue second."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harness import PROJECT
+from harness.files.in_threads import in_threads
+from harness.files.lenient_json import read_toml, table, text
+from harness.monitoring.run_index import RunIndex, result_version
+from harness.monitoring.status import infer_state
+from harness.search_space import SEARCH_FILE, short_names
+from harness.slurm.queue import Queue, QueuedJob, training_script
+from harness.tracking.records import ALIVE, RunStatus, Submission, add_late_submission, observe
+from harness.tracking.run_folders import RunFolder, find_runs, walk_runs
+
+NUM_NEWEST = 20  # ended runs that `harness status` shows by default
+
+
+def survey(
+    runs: Path, queue: Queue | None, folders: Sequence[Path] = (), *, checks_all: bool = True
+) -> list[RunStatus]:
+    """Every run below `runs` and in `folders`: those at work first, then the newest.
+
+    A job that waits in the queue is included: by its record or, given a queue, by its script.
+
+    Args:
+        runs: the folder of all runs.
+        queue: of Slurm.
+        folders: more runs, or folders of runs.
+        checks_all: whether each finished run of the index is checked; else those alone that can
+            have changed, and the newest.
+    """
+    look = _Look(runs, queue)
+    walk = walk_runs((runs, *folders), is_known=look.index.is_known)
+    look.index.check(walk.runs, None if checks_all else walk.changed_ns)
+    statuses = look.at(walk.runs)
+    while not checks_all:
+        ended = [each for each in statuses if each[0].phase == "result"]
+        newest = sorted(ended, key=lambda each: -each[0].time_s)[:NUM_NEWEST]
+        again = look.changed([found for _, found in newest])
+        if not again:
+            break
+        reals = {each.real for each in again}
+        statuses = [each for each in statuses if each[1].real not in reals] + look.at(again)
+    look.index.save(walk.runs, walk.changed_ns)
+    return _sorted([status for status, _ in statuses] + look.not_begun(statuses))
+
+
+def look_at(folders: Sequence[Path], runs: Path, queue: Queue | None) -> list[RunStatus]:
+    """Some runs, or the runs in some folders: those at work first, then the newest.
+
+    Args:
+        folders: of runs, or that hold runs.
+        runs: the folder of all runs.
+        queue: of Slurm.
+    """
+    top = os.path.realpath(runs)
+    found = [
+        replace(each, folder=runs / Path(each.real).relative_to(top))
+        if each.real.startswith(f"{top}/")
+        else each
+        for each in walk_runs(folders).runs
+    ]
+    return _sorted(status for status, _ in _Look(runs, queue).at(found))
+
+
+class _Look:
+    """One look at runs, at one moment."""
+
+    def __init__(self, runs: Path, queue: Queue | None) -> None:
+        self.runs, self.now = runs, time.time()
+        self.index = RunIndex(runs, now=self.now)
+        self._real = _RealPaths()
+        sent = self.index.submissions(runs)
+        self.submissions = {self._real.of(each.folder): each for each in sent}
+        self.jobs = queue.jobs() if queue else None
+        self.asked_s_ago = self.now - queue.asked_at if queue else 0.0
+        self._jobs_by_id: dict[str, list[QueuedJob]] = {}
+        for job in self.jobs or ():
+            for name in {job.id, job.raw_id}:
+                self._jobs_by_id.setdefault(name, []).append(job)
+
+    def at(self, found: Sequence[RunFolder]) -> list[tuple[RunStatus, RunFolder]]:
+        """Runs with their states, from the index or from their folders."""
+        return list(zip(in_threads(self._status, found), found, strict=True))
+
+    def changed(self, found: Sequence[RunFolder]) -> list[RunFolder]:
+        """Those of some runs that are not as the index says."""
+        known = [each for each in found if self.index.is_known(each.real, each.inode)]
+        self.index.check(known, None)
+        return [each for each in known if not self.index.is_known(each.real, each.inode)]
+
+    def not_begun(self, statuses: Sequence[tuple[RunStatus, RunFolder]]) -> list[RunStatus]:
+        """The runs of submitted jobs that have no folder yet."""
+        begun = {found.real for _, found in statuses}
+        begun |= {self._real.of(found.folder) for _, found in statuses}  # one that is a link
+        top = Path(os.path.realpath(self.runs))
+        waiting = [
+            RunFolder(sent.folder, real)
+            for real, sent in self.submissions.items()
+            if real not in begun
+        ]
+        found = in_threads(lambda each: self._observe(each, _name(Path(each.real), top)), waiting)
+        known = [each.queued for each in [*(status for status, _ in statuses), *found]]
+        return found + list(_unrecorded(self.jobs or [], known, self.runs, now=self.now))
+
+    def _status(self, found: RunFolder) -> RunStatus:
+        name = _name(found.folder, self.runs)
+        if not (status := self.index.recall(found, name)):
+            return self._observe(found, name)
+        add_late_submission(status, self._sent(found))
+        self._infer(status)
+        return status
+
+    def _observe(self, found: RunFolder, name: str) -> RunStatus:
+        version = result_version(found.real)
+        submission = self._sent(found)
+        status = observe(found.folder, name, submission, now=self.now)
+        self.index.add(found, status, version)
+        self._infer(status)
+        return status
+
+    def _sent(self, found: RunFolder) -> Submission | None:
+        return self.submissions.get(self._real.of(found.folder))
+
+    def _infer(self, status: RunStatus) -> None:
+        jobs = None
+        if self.jobs is not None:
+            names = dict.fromkeys((status.reported_job or "", status.slurm_job or ""))
+            jobs = [job for name in names for job in self._jobs_by_id.get(name, ())]
+        infer_state(status, jobs, asked_s_ago=self.asked_s_ago)
+
+
+class _RealPaths:
+    """Paths without links, of many runs in few folders."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, str] = {}
+
+    def of(self, run: Path) -> str:
+        """The real path of a run's folder, which itself is no link."""
+        if run.parent not in self._folders:
+            self._folders[run.parent] = os.path.realpath(run.parent)
+        return f"{self._folders[run.parent]}/{run.name}"
+
+
+def _sorted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
+    return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))
+
+
+def trials_of(sweep: RunStatus) -> list[RunStatus]:
+    """The runs of a sweep's trials, each with the values that it tries: those at work first."""
+    now = time.time()
+    space = table(table(read_toml(sweep.folder / SEARCH_FILE), "search"), "space")
+    keys = [(name, key) for name in space for key in table(space, name)]
+    short = short_names([".".join(key) for key in keys])
+
+    def trial(folder: Path) -> RunStatus:
+        name = f"{sweep.run}/{folder.relative_to(sweep.folder)}"
+        status = observe(folder, name, None, now=now)
+        infer_state(status, None, asked_s_ago=0.0)
+        job = read_toml(folder / "job.toml")
+        tried = [
+            f"{short[f'{name}.{key}']}={table(job, name)[key]}"
+            for name, key in keys
+            if key in table(job, name)
+        ]
+        status.note = "; ".join(filter(None, (status.note, " ".join(tried))))
+        return status
+
+    return _sorted(in_threads(trial, list(find_runs([sweep.folder / "trials"]))))
+
+
+def refresh(status: RunStatus, queue: Queue) -> RunStatus:
+    """The same run as it is now."""
+    now = time.time()
+    fresh = observe(status.folder, status.run, status.submission, now=now)
+    infer_state(fresh, queue.jobs(), asked_s_ago=now - queue.asked_at)
+    return fresh
+
+
+def _rank(status: RunStatus) -> int:
+    return ALIVE.index(status.state) if status.state in ALIVE else len(ALIVE)
+
+
+def _name(folder: Path, runs: Path) -> str:
+    return str(folder.relative_to(runs) if folder.is_relative_to(runs) else folder)
+
+
+def _unrecorded(
+    jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, *, now: float
+) -> Iterator[RunStatus]:
+    """Jobs of this project that were submitted by plain sbatch and have no folder yet."""
+    taken = {job.id for job in known if job}
+    own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
+    for queued in jobs:
+        project, name = training_script(queued) or ("", "")
+        job = read_toml(Path(project, "jobs", f"{name}.toml")) if project in own else {}
+        if not job or queued.id in taken or queued.ended:
+            continue
+        job_name = text(job.get("name")) or name
+        task = queued.id.partition("_")[2]
+        status = RunStatus(
+            run=f"{job_name}/slurm-{queued.id}",
+            folder=runs / job_name / f"slurm-{queued.id}",
+            job=job_name,
+            architecture=text(table(job, "model").get("architecture")),
+            seed=int(task) if task.isdigit() else None,
+            slurm_job=queued.id,
+            time_s=now,
+        )
+        infer_state(status, [queued], asked_s_ago=0.0)
+        yield status

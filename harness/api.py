@@ -8,7 +8,6 @@ line would refuse in one line is raised with that line.
 
 import contextlib
 import io
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import InputError
+from harness.files.lenient_json import read_json_lines
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.process_pool import run_printed
@@ -73,11 +73,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """`metrics.jsonl`: a dictionary for each epoch that is complete."""
-        try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        except OSError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("}")]  # one may be half there
+        return read_json_lines(self.folder / "metrics.jsonl")
 
     def model(self) -> "keras.Model":
         """The trained model: `int32` `[rows, time]` to probabilities.

@@ -65,6 +65,14 @@ def train(
         int,
         typer.Option(min=1, max=64, metavar="N", help="runs that share a GPU"),
     ] = 1,
+    parent: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="go on with that run if only train.epochs differs, else begin with its weights",
+        ),
+    ] = None,
     strict: Strict = False,
     here: Here = False,
 ) -> None:
@@ -85,8 +93,10 @@ def train(
         run = RunDirectory.new(runs, job, run_id)
         if not run.finished():
             confirm_here(f"harness submit {quoted(job_files[0])}", Console(), here=here)
-        _go(run, job, LaunchOptions(devices, data, full, strict))
+        _go(run, job, LaunchOptions(devices, data, full, strict, parent))
         return
+    if parent is not None:
+        raise InputError(f"--from {parent}: is for one run; give one job and no --seeds")
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
     from harness.compute.gpu_memory import kept_gb

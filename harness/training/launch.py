@@ -34,6 +34,7 @@ from harness.system.signals import StopRequest
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
+from harness.training.parent import find_parent
 
 SPANS_OF_A_RUN = 3  # of the moving average, below which a run is short for it
 FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
@@ -47,6 +48,7 @@ class LaunchOptions:
     data: Path | None = None  # folder of IMDB
     full: bool = False  # refuse to fall back to the packaged sample
     strict: bool = False  # refuse what differs from the run's first start
+    parent: Path | None = None  # the run that a new one begins with
 
 
 def launch(
@@ -74,6 +76,7 @@ def launch(
     requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
     context = RunContext(run, job, dataset_of(run, job, options.data, full=options.full))
+    parent = find_parent(run, job, context.dataset, options.parent)
     plan = plan_of(job, devices, run)
     with contextlib.ExitStack() as stack:
         # 2. The other workers of a run on several nodes.
@@ -105,6 +108,7 @@ def launch(
             context,
             Compute(strategy, plan, allocation, devices, worker_group),
             Observers(console, monitor, stop),
+            parent=parent,
         )
 
 

@@ -23,7 +23,11 @@ from harness.job import Job
 from harness.layers import count_parameters
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
+from harness.tracking.provenance import (
+    record_gpu_gb,
+    record_kernels,
+    write_provenance,
+)
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.failures import recorded_failures
@@ -33,6 +37,7 @@ from harness.training.metrics import (
     roc_picture,
     test_scores,
 )
+from harness.training.parent import Parent, begin_with
 from harness.training.trainer import Trainer
 
 
@@ -42,6 +47,7 @@ def train(
     observers: Observers,
     *,
     scores_validation: bool = False,
+    parent: Parent | None = None,
 ) -> dict[str, Any]:
     """Begin a run, or resume it where it was, and train it to its result.
 
@@ -54,6 +60,7 @@ def train(
         observers: who follows it, and can stop it.
         scores_validation: also score the exported weights by F1, ROC AUC and log loss on the
             validation reviews.
+        parent: the run that this one begins with, if it has no checkpoint yet.
 
     Returns:
         The content of `result.json`.
@@ -83,6 +90,7 @@ def train(
                 **({"trusted_network": True} if worker_group else {}),
                 **describe_numerics(),
                 "cuda": describe_cuda(),
+                **({"parent": parent.record()} if parent else {}),
             },
         )
         run.write_text("job.toml", job.to_toml())  # from here on the run can be resumed
@@ -90,6 +98,10 @@ def train(
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
 
         train_step = TrainStep(job, compute.strategy, plan)
+        if parent and not (worker_group and not worker_group.is_chief):  # which shares what it has
+            observers.console.info(parent.describe())
+            for line in begin_with(parent, context, train_step, vocabulary):
+                observers.console.warning(line)
         trainer = Trainer(
             context,
             train_step,

@@ -1,0 +1,199 @@
+"""`train --from RUN`: a new run that begins where another one ended, or with its weights.
+
+The same job with more epochs goes on from the parent's checkpoint, to the same bytes as if it had
+trained so long from the start. Another job begins with the weights of the parent's trained model,
+layer by layer. Either way the new run gets a checkpoint of its own before its first step: from
+there on it needs the parent no more.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.dataset import Dataset
+from harness.errors import InputError
+from harness.files.lenient_json import read_json_lines, text
+from harness.files.plain_file import read_plain_file
+from harness.job import Job
+from harness.tracking.record_format import RECORD
+from harness.tracking.run_dir import RunDirectory
+from harness.training.context import RunContext
+from harness.training.progress import Progress
+
+if TYPE_CHECKING:
+    import keras
+
+    from harness.compute.train_step import TrainStep
+
+SAME_JOB = ("train.epochs", "data.source")  # may differ; the data's checksum counts
+SHOWN_KEYS = 3  # of those that differ
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that a new one begins with."""
+
+    run: RunDirectory
+    continues: bool  # from its checkpoint; else with the weights of its model
+    differences: tuple[str, ...] = ()  # why it is another job
+
+    def record(self) -> dict[str, Any]:
+        """What the new run's record says of it."""
+        return {
+            "run": str(self.run.folder.absolute()),
+            "begins_with": "checkpoint" if self.continues else "weights",
+        }
+
+    def describe(self) -> str:
+        """What the new run begins with, and why with no more."""
+        if self.continues:
+            return f"goes on with run {self.run.folder}, to the bytes of a run of so many epochs"
+        shown = ", ".join(self.differences[:SHOWN_KEYS])
+        more = len(self.differences) - SHOWN_KEYS
+        others = f" and {more} more" if more > 0 else ""
+        return (
+            f"begins with the weights of run {self.run.folder}; other than there: {shown}{others}"
+        )
+
+
+def find_parent(run: RunDirectory, job: Job, dataset: Dataset, named: Path | None) -> Parent | None:
+    """The parent of a run that has no checkpoint yet: as the command names it, or its record.
+
+    Args:
+        run: the new run.
+        job: of the new run.
+        dataset: of the new run.
+        named: the folder that `--from` names.
+
+    Raises:
+        InputError: if it can't begin with that run, and why.
+    """
+    before = _recorded(run)
+    if run.read_json(RECORD) and named and before != str(named.absolute()):
+        instead = f"began with {before}" if before else "began without a parent"
+        raise InputError(
+            f"--from {named}: run {run.folder} {instead}; leave --from out, or give another "
+            "--run-id"
+        )
+    if any(run.path("checkpoints").glob("step-*.npz")):
+        return None
+    if not (folder := named or (Path(before) if before else None)):
+        return None
+    return _checked(RunDirectory.open(folder), job, dataset)
+
+
+def _recorded(run: RunDirectory) -> str | None:
+    """The folder of the parent with which a run began."""
+    starts = run.read_json(RECORD).get("starts")
+    first = starts[0] if isinstance(starts, list) and starts else None
+    parent = first.get("parent") if isinstance(first, dict) else None
+    return text(parent.get("run")) if isinstance(parent, dict) else None
+
+
+def _checked(parent: RunDirectory, job: Job, dataset: Dataset) -> Parent:
+    other = parent.job()
+    differences = tuple(_differences(parent, other, job=job, dataset=dataset))
+    if differences:
+        if not parent.finished():
+            raise InputError(
+                f"--from {parent.folder}: is unfinished and has no model to begin with; "
+                f"harness resume {parent.folder} first"
+            )
+        return Parent(parent, continues=False, differences=differences)
+    if not any(parent.path("checkpoints").glob("step-*.npz")):
+        raise InputError(
+            f"--from {parent.folder}: its checkpoint is gone, so nothing can go on from there; "
+            "train the job from its start without --from"
+        )
+    trained = len(read_json_lines(parent.path("metrics.jsonl")))
+    if trained > job.train.epochs:
+        raise InputError(
+            f"train.epochs = {job.train.epochs}: should be at least the {trained} epochs that "
+            f"--from {parent.folder} has trained"
+        )
+    return Parent(parent, continues=True)
+
+
+def _differences(parent: RunDirectory, other: Job, *, job: Job, dataset: Dataset) -> Iterator[str]:
+    """What makes this another job than the parent's, but for its name and its epochs."""
+    mine, theirs = (each.model_dump(exclude={"name"}) for each in (job, other))
+    for table, keys in mine.items():
+        for key, value in keys.items():
+            name = f"{table}.{key}"
+            if name not in SAME_JOB and theirs[table][key] != value:
+                yield name
+    data = parent.read_json(RECORD).get("dataset")
+    if not isinstance(data, dict) or data.get("checksum") != dataset.checksum:
+        yield "the data"
+
+
+def begin_with(
+    parent: Parent, context: RunContext, train_step: "TrainStep", words: bytes
+) -> list[str]:
+    """Write the first checkpoint of a run that has none, from its parent.
+
+    Args:
+        parent: what to begin with.
+        context: the new run, whose lease is taken.
+        train_step: models and optimizer as they are initialized.
+        words: the new run's `vocabulary.txt`.
+
+    Returns:
+        A line about each layer that keeps its random weights.
+
+    Raises:
+        InputError: if the parent's checkpoints are broken, or no layer fits.
+    """
+    from harness.training import checkpoint
+
+    if parent.continues:
+        for path in reversed(checkpoint.list_checkpoints(parent.run)):
+            if checkpoint.adopt(path, context.run, context.identity):
+                return []
+        raise InputError(f"--from {parent.run.folder}: its checkpoints are broken; leave it out")
+    lines = list(_take_weights(parent.run, train_step, words))
+    progress = Progress(identity=context.identity)
+    checkpoint.save(context.run, train_step, progress, total_steps=0)
+    return lines
+
+
+def _take_weights(parent: RunDirectory, train_step: "TrainStep", words: bytes) -> Iterator[str]:
+    from keras.layers import Embedding
+
+    from harness.inference.model_file import load_model
+
+    theirs = dict(_numbered(load_model(parent)))
+    same_words = read_plain_file(parent.path("vocabulary.txt")) == words
+    taken = 0
+    for name, layer in _numbered(train_step.export_model):
+        shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else None
+        if others is None:
+            yield f"{name}: starts from random weights, run {parent.folder} has no such layer"
+        elif shapes != others:
+            yield f"{name}: starts from random weights, they are {shapes} here and {others} there"
+        elif isinstance(layer, Embedding) and not same_words:
+            yield f"{name}: starts from random weights, the words of run {parent.folder} are others"
+        else:
+            layer.set_weights(theirs[name].get_weights())
+            taken += 1
+    if not taken:
+        raise InputError(
+            f"--from {parent.folder}: no layer of its model fits this job; leave --from out"
+        )
+    train_step.model.set_weights(train_step.export_model.get_weights())
+
+
+def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
+    """Each layer with weights by its kind and its place: Keras's names differ from run to run."""
+    counts = Counter[str]()
+    for layer in model.layers:
+        if layer.weights:
+            kind = type(layer).__name__
+            counts[kind] += 1
+            yield f"{kind} {counts[kind]}", layer
+
+
+def _shapes(layer: "keras.Layer") -> str:
+    return ", ".join("×".join(map(str, weight.shape)) for weight in layer.weights)

@@ -1,0 +1,111 @@
+"""`train --from RUN`: the same job goes on to the same bytes, another one begins with weights."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from harness.errors import InputError
+from harness.job_file import load_job
+from harness.tracking.run_dir import RunDirectory
+from harness.training.parent import find_parent
+from tests.conftest import JOBS, Harness, results
+from tests.report.made_up_runs import small_data, write_run
+from tests.training.kills import kill_at, wait_for_step
+
+
+def embedding(run: Path) -> np.ndarray:
+    """The embedding of a finished run's model."""
+    with zipfile.ZipFile(run / "model.keras") as archive:
+        weights = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
+    return np.array(weights["layers/embedding/vars/0"])
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    """A command's folder with the finished run `lstm/parent` of three epochs."""
+    harness = Harness(tmp_path_factory.mktemp("parent"))
+    assert harness.train("lstm", "parent").returncode == 0
+    return harness
+
+
+@pytest.mark.full
+def test_more_epochs_give_the_bytes_of_a_run_of_so_many(parent: Harness) -> None:
+    """The child is killed once, and goes on by the same command."""
+    five = ("--set", "train.epochs=5")
+    named = parent.runs / "lstm/parent"
+    assert parent.train("lstm", "whole", *five).returncode == 0
+    kill_at(parent, "lstm", 50, *five, "--from", named)
+    done = parent.train("lstm", "killed", *five, "--from", named)
+    assert done.returncode == 0, done.stderr
+    whole, child = parent.runs / "lstm/whole", parent.runs / "lstm/killed"
+    assert results(child) == results(whole)
+    first = json.loads((child / "provenance.json").read_text())["starts"][0]
+    assert first["parent"] == {"run": str(named), "begins_with": "checkpoint"}
+
+
+@pytest.mark.full
+def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
+    """It says which do not; a kill before its first step changes nothing."""
+    other = ("--set", "model.units=16", "--set", "train.epochs=1")
+    named = parent.runs / "lstm/parent"
+    done = parent.train("lstm", "other", *other, "--from", named)
+    assert done.returncode == 0, done.stderr
+    assert f"begins with the weights of run {named}; other than there: model.units" in done.stdout
+    assert "LSTM 1: starts from random weights, they are" in done.stderr
+    assert "Embedding" not in done.stderr
+    process = parent.start(*parent.train_words("lstm", "again", *other, "--from", named))
+    again = parent.runs / "lstm/again"
+    wait_for_step(process, again, 0)
+    process.kill()
+    process.communicate()
+    with np.load(again / "checkpoints/step-000000000.npz") as begun:
+        assert np.array_equal(begun["model/0"], embedding(named))
+    shutil.rmtree(again / "checkpoints")  # as if killed before it: the record names the parent
+    assert parent.run("resume", again).returncode == 0
+    assert results(again) == results(parent.runs / "lstm/other")
+
+
+def test_what_is_no_parent_is_refused(harness: Harness) -> None:
+    """One line names the folder and what to do; nothing is written."""
+    begun, finished = harness.runs / "lstm/begun", harness.runs / "lstm/finished"
+    write_run(begun, (JOBS / "lstm.toml").read_text())
+    (begun / "result.json").unlink()
+    write_run(finished, (JOBS / "lstm.toml").read_text())
+    cases = {
+        ("nowhere",): "run nowhere: no such folder",
+        (begun,): "is unfinished and has no model to begin with; harness resume",
+        (begun, "--seeds", "1-2"): "is for one run; give one job and no --seeds",
+        (finished, "--set", "model.units=x"): "model.units",
+    }
+    for words, message in cases.items():
+        done = harness.train("lstm", "child", "--from", *words)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (harness.runs / "lstm/child").exists()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "trained", "message"),
+    [(2, 3, "train.epochs = 2: should be at least the 3 epochs"), (4, None, "checkpoint is gone")],
+)
+def test_what_can_not_go_on(tmp_path: Path, epochs: int, trained: int | None, message: str) -> None:
+    """A run of fewer epochs, and a parent whose checkpoint is gone."""
+    dataset = small_data(tmp_path / "data")
+    job = load_job(JOBS / "lstm.toml", [f"train.epochs={epochs}"])
+    parent = tmp_path / "runs/lstm/parent"
+    write_run(parent, (JOBS / "lstm.toml").read_text())
+    record = {"format": 2, "dataset": {"checksum": dataset.checksum}}
+    (parent / "provenance.json").write_text(json.dumps(record))
+    if trained:
+        (parent / "metrics.jsonl").write_text('{"epoch": 1}\n' * trained)
+        (parent / "checkpoints").mkdir()
+        (parent / "checkpoints/step-000000003.npz").touch()
+    with pytest.raises(InputError, match=message):
+        find_parent(RunDirectory(tmp_path / "runs/lstm/child"), job, dataset, parent)

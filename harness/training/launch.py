@@ -76,7 +76,7 @@ def launch(
     requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
     context = RunContext(run, job, dataset_of(run, job, options.data, full=options.full))
-    parent = find_parent(run, job, context.dataset, options.parent)
+    parent = find_parent(run, job, context.dataset, named=options.parent)
     plan = plan_of(job, devices, run)
     with contextlib.ExitStack() as stack:
         # 2. The other workers of a run on several nodes.

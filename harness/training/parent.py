@@ -58,7 +58,9 @@ class Parent:
         )
 
 
-def find_parent(run: RunDirectory, job: Job, dataset: Dataset, named: Path | None) -> Parent | None:
+def find_parent(
+    run: RunDirectory, job: Job, dataset: Dataset, *, named: Path | None
+) -> Parent | None:
     """The parent of a run that has no checkpoint yet: as the command names it, or its record.
 
     Args:
@@ -130,7 +132,7 @@ def _differences(parent: RunDirectory, other: Job, *, job: Job, dataset: Dataset
 
 
 def begin_with(
-    parent: Parent, context: RunContext, train_step: "TrainStep", words: bytes
+    parent: Parent, context: RunContext, train_step: "TrainStep", *, words: bytes
 ) -> list[str]:
     """Write the first checkpoint of a run that has none, from its parent.
 

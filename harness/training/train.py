@@ -100,7 +100,7 @@ def train(
         train_step = TrainStep(job, compute.strategy, plan)
         if parent and not (worker_group and not worker_group.is_chief):  # which shares what it has
             observers.console.info(parent.describe())
-            for line in begin_with(parent, context, train_step, vocabulary):
+            for line in begin_with(parent, context, train_step, words=vocabulary):
                 observers.console.warning(line)
         trainer = Trainer(
             context,

@@ -108,4 +108,4 @@ def test_what_can_not_go_on(tmp_path: Path, epochs: int, trained: int | None, me
         (parent / "checkpoints").mkdir()
         (parent / "checkpoints/step-000000003.npz").touch()
     with pytest.raises(InputError, match=message):
-        find_parent(RunDirectory(tmp_path / "runs/lstm/child"), job, dataset, parent)
+        find_parent(RunDirectory(tmp_path / "runs/lstm/child"), job, dataset, named=parent)

@@ -1,13 +1,35 @@
 """A job: what to train, never where. Read from TOML, checked before TensorFlow is imported."""
 
+import codecs
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from harness.architectures import ModelConfig
 from harness.config import ConfigSection, Share
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        if codecs.lookup(name)._is_text_encoding:
+            return name
+    except (LookupError, ValueError):
+        pass
+    raise PydanticCustomError(
+        "encoding", "Input should be an encoding of text that Python knows, such as latin-1"
+    )
+
+
+def _one_character(text: str) -> str:
+    if text and (len(text) > 1 or not text.isascii() or text in '"\r\n\0'):
+        raise PydanticCustomError("delimiter", "Input should be one character, such as ';'")
+    return text
+
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class DataConfig(ConfigSection):
@@ -17,11 +39,27 @@ class DataConfig(ConfigSection):
         "",
         max_length=4000,
         pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="your own texts, a CSV or TSV file or a folder; empty = IMDB",
+        description="your own texts, a table or a folder; empty = IMDB",
     )
-    # 88,584 words and the three indices that Keras keeps free.
+    text_column: ColumnName = Field("text", description="own texts: column of the texts")
+    label_column: ColumnName = Field("label", description="own texts: column of the classes")
+    split_column: Annotated[str, Field(max_length=200)] = Field(
+        "", description="own texts: column with `train` or `test`; empty = `split`, if it is there"
+    )
+    delimiter: Annotated[str, AfterValidator(_one_character)] = Field(
+        "",
+        description="own texts: character between the columns of a .csv or .tsv; empty = comma or "
+        "tab",
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
+        "utf-8", max_length=40, description="own texts: encoding, such as `latin-1` or `utf-16`"
+    )
+    # 88,584 words and the three indices that Keras keeps free are all of IMDB's.
     vocab_size: int = Field(
-        8000, ge=4, le=88_587, description="word indices; every rarer word becomes index 2"
+        8000,
+        ge=4,
+        le=1_000_000,
+        description="word indices; every rarer word becomes index 2; 88,587 is all of IMDB",
     )
     maxlen: int = Field(
         200, ge=1, le=5000, description="words used of each review, counted from its end"
@@ -30,7 +68,7 @@ class DataConfig(ConfigSection):
         0.2, description="share of the training reviews, from their end, used for validation"
     )
     limit: int = Field(
-        0, ge=0, le=25_000, description="reviews used of each split, from its start; 0 = all"
+        0, ge=0, le=10**9, description="reviews used of each split, from its start; 0 = all"
     )
     test: bool = Field(True, description="score the test set at the end of the run")
 
@@ -104,6 +142,9 @@ class TrainConfig(ConfigSection):
     )
 
 
+# Keys of `[data]` that say how own texts are read; what was read has a checksum.
+SOURCE_FORMAT = ("text_column", "label_column", "split_column", "delimiter", "encoding")
+
 # Keys that came after the first version.
 LATER_KEYS = {"train": ("tf32", "deterministic")}
 
@@ -126,7 +167,7 @@ class Job(ConfigSection):
         A later key at its default is left out, so that runs begun before the key was known keep
         their identity.
         """
-        exclude = {"data": {"source"}} | {
+        exclude = {"data": {"source", *SOURCE_FORMAT}} | {
             table: {key for key in keys if _is_default(getattr(self, table), key)}
             for table, keys in LATER_KEYS.items()
         }

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from harness.architectures import BUILDERS
 from harness.config import ConfigSection
 from harness.errors import InputError
-from harness.job import TABLES, Job
+from harness.job import TABLES, DataConfig, Job
 
 MAX_JOB_BYTES = 1_000_000
 
@@ -52,6 +52,17 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
         base = Path.cwd() if "data.source" in origins else path.absolute().parent
         expanded = os.path.expanduser(source)  # noqa: PTH111 - never raises
         data["source"] = os.path.normpath(base / expanded)
+
+
+def data_settings(overrides: Sequence[str]) -> DataConfig:
+    """The `[data]` of a job that has these `--set` overrides alone.
+
+    Raises:
+        InputError: for one that is no key of a job, or has a wrong value.
+    """
+    content: dict[str, Any] = {"name": "data", "model": {"architecture": next(iter(BUILDERS))}}
+    origins = put_overrides(content, overrides, Path("data"))
+    return check_job(content, Path("data"), origins).data
 
 
 def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | None = None) -> Job:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.job import TABLES
+from harness.job import SOURCE_FORMAT, TABLES
 from harness.job_file import suggest_key
 
 Value = bool | int | float | str
@@ -17,6 +17,7 @@ Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
 # Keys whose change would compare what can't be compared, and why.
 FIXED = {
     "data.source": "all trials must have the same reviews",
+    **{f"data.{key}": "all trials must have the same reviews" for key in SOURCE_FORMAT},
     "data.validation_split": "all trials must be validated on the same reviews",
     "data.limit": "all trials must have the same reviews",
     "data.test": "the test set chooses nothing",

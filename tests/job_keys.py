@@ -61,7 +61,7 @@ def _range(key: str, field: FieldInfo) -> str:
                 high = f"to {value:,.10g}"
             case Lt(lt=value):
                 high = f"to below {value:,}"
-    return f"{low} {high}".strip() or "a path"
+    return f"{low} {high}".strip() or ("a path" if key == "data.source" else "text")
 
 
 def with_tables(text: str) -> str:

@@ -10,7 +10,17 @@ from tests.conftest import PROJECT
 
 HARNESS = PROJECT / "harness"
 ORDER = (
-    *("files", "system", "data", "slurm", "tracking", "monitoring", "compute", "inference"),
+    *(
+        "files",
+        "system",
+        "texts",
+        "data",
+        "slurm",
+        "tracking",
+        "monitoring",
+        "compute",
+        "inference",
+    ),
     *("training", "report", "oracles", "sweep_protocol", "tuning", "sweep_report", "checks"),
     *("bench", "cli"),
 )

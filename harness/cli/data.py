@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import DataFolder
+from harness.cli.options import DataFolder, Overrides
 from harness.errors import RunError
 from harness.system.console import echo
 
@@ -67,8 +67,9 @@ def stage(
 def describe(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="CSV or TSV file, or folder, as for data.source"),
+        typer.Argument(metavar="SOURCE", help="table or folder, as for data.source"),
     ],
+    overrides: Overrides = None,
 ) -> None:
     """Check your own texts and describe them.
 
@@ -76,8 +77,11 @@ def describe(
     """
     from harness.data.text_dataset import describe as describe_texts
     from harness.data.text_dataset import open_source
+    from harness.job_file import data_settings
+    from harness.texts.tables import SourceFormat
 
-    for line in describe_texts(open_source(source.absolute())):
+    form = SourceFormat.of(data_settings(overrides or ()))
+    for line in describe_texts(open_source(source.absolute(), form)):
         echo(line)
 
 

@@ -6,13 +6,14 @@ on a look at owner, mode, size and times of the folder and its files is enough.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shlex
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,23 @@ from harness.data.dataset import (
     Dataset,
     Split,
     checksum_of,
-    content_checksum,
     vocab_from_bytes,
     vocab_to_bytes,
 )
 from harness.data.imdb import is_official
 from harness.data.locations import is_dataset_folder
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_directory, atomic_write
+from harness.files.atomic_file import atomic_directory, atomic_write, remove_leftovers
 from harness.files.lenient_json import read_json
 from harness.files.ownership import distrust, owner_name
 from harness.files.paths import cache_folder, private_cache
+from harness.files.scratch import scratch_directory
 from harness.files.site_settings import site_setting
 
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
+READ_AT_ONCE = 1 << 20  # bytes
 
 
 def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool:
@@ -94,7 +96,7 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
         with atomic_directory(folder) as temporary:
             if mode is not None:
                 temporary.chmod(mode)
-            _fill_folder(dataset, temporary)
+            fill_folder(dataset, temporary)
             if there:
                 shutil.rmtree(folder)
     except OSError as error:
@@ -105,10 +107,25 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
     return True
 
 
-def _fill_folder(dataset: Dataset, folder: Path) -> None:
+def fill_folder(dataset: Dataset, folder: Path) -> None:
+    """Write a dataset into an empty folder.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
     for name, split in dataset.splits().items():
         for array, dtype in ARRAYS.items():
-            np.save(folder / f"{name}_{array}.npy", getattr(split, array).astype(dtype))
+            np.save(array_path(folder, name, array), getattr(split, array).astype(dtype))
+    write_record(dataset, folder)
+
+
+def array_path(folder: Path, split: str, array: str) -> Path:
+    """The file of one of a split's arrays."""
+    return folder / f"{split}_{array}.npy"
+
+
+def write_record(dataset: Dataset, folder: Path) -> None:
+    """Write words and record into a folder that holds a dataset's arrays already."""
     (folder / "words.txt").write_bytes(vocab_to_bytes(dataset.vocab))
     record = {
         "format": FORMAT,
@@ -120,6 +137,37 @@ def _fill_folder(dataset: Dataset, folder: Path) -> None:
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def open_splits(folder: Path) -> dict[str, Split]:
+    """The splits of a folder by name, their arrays mapped.
+
+    Raises:
+        OSError: if one can't be read.
+        ValueError: if one is no array of its kind.
+    """
+    splits = {}
+    for name in SPLITS:
+        arrays = [np.load(array_path(folder, name, a), mmap_mode="r") for a in ARRAYS]
+        for array, dtype in zip(arrays, ARRAYS.values(), strict=True):
+            if array.ndim != 1 or array.dtype != np.dtype(dtype).newbyteorder("<"):
+                raise ValueError(f"an array of {name} is {array.dtype} with {array.ndim} axes")
+        splits[name] = Split(*arrays)
+    return splits
+
+
+def folder_checksum(folder: Path, vocab: Sequence[str]) -> str:
+    """`content_checksum` of a folder's arrays, read as files: maps would stay in memory."""
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        for array in ARRAYS:
+            with array_path(folder, name, array).open("rb") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                while part := file.read(READ_AT_ONCE):
+                    digest.update(part)
+    digest.update("\n".join(vocab).encode())
+    return digest.hexdigest()
 
 
 def open_folder(folder: Path) -> Dataset:
@@ -140,10 +188,7 @@ def open_folder(folder: Path) -> Dataset:
             found = (folder / name).stat().st_size
             if found != size:
                 raise ValueError(f"{name} has {found} bytes, should have {size}")
-        train, test = (
-            Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
-            for name in SPLITS
-        )
+        train, test = open_splits(folder).values()
         vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
         negative, positive = record.get("classes", CLASSES)  # an earlier version has none
         checksum, official = _verified(folder, train, test, vocab=vocab)
@@ -196,7 +241,7 @@ def _verified(folder: Path, train: Split, test: Split, *, vocab: Sequence[str]) 
     note = read_json(notes / name) if notes else {}
     if note.get("stamps") == stamps:
         return str(note["checksum"]), bool(note["official"])
-    checksum, official = content_checksum(train, test, vocab), is_official(train, test)
+    checksum, official = folder_checksum(folder, vocab), is_official(train, test)
     if notes and _stamps(folder) == stamps:  # it stood still meanwhile
         note = {"folder": str(folder), "checksum": checksum, "official": official}
         with contextlib.suppress(RunError):
@@ -217,21 +262,75 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def cached_dataset(name: str, make: Callable[[], Dataset]) -> Dataset:
+def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
     """A dataset from the user's cache; if it is not there, broken or planted, it is made there.
 
-    If the cache can't be written, every start makes the dataset again.
+    One process makes it while others wait. If the cache can't be written, every start makes the
+    dataset again, in a temporary folder.
+
+    Args:
+        name: of the folder in the cache.
+        fill: makes the dataset in an empty folder.
 
     Raises:
-        InputError, RunError: as `make` does.
+        InputError, RunError: as `fill` does, or if no disk takes it.
     """
     cached = cache_folder() / name
-    if is_dataset_folder(cached):
-        with contextlib.suppress(RunError, InputError):
-            return open_folder(cached)
-    dataset = make()
-    try:
-        save_folder(dataset, cached)
-    except (RunError, InputError):
+    if (dataset := _open_if_whole(cached)) is not None:
         return dataset
+    with _waiting(cached) as alone:
+        if (dataset := _open_if_whole(cached)) is not None:
+            return dataset
+        try:
+            if alone:
+                remove_leftovers(cached)
+            with atomic_directory(cached) as temporary:
+                fill(temporary)
+                if os.path.lexists(cached):
+                    shutil.rmtree(cached)
+        except OSError as error:
+            if not is_dataset_folder(cached):  # else another process was faster
+                return _made_elsewhere(fill, error)
     return open_folder(cached)
+
+
+def _open_if_whole(folder: Path) -> Dataset | None:
+    if is_dataset_folder(folder):
+        with contextlib.suppress(RunError, InputError):
+            return open_folder(folder)
+    return None
+
+
+@contextlib.contextmanager
+def _waiting(folder: Path) -> Iterator[bool]:
+    """Wait until nobody else makes a folder; False where its disk has no locks."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(folder.with_name(f".{folder.name}.lock"), flags, 0o600)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # which a process loses when it ends
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+def _made_elsewhere(fill: Callable[[Path], None], refusal: OSError) -> Dataset:
+    """A dataset in a temporary folder, which is gone at once: what is mapped stays."""
+    try:
+        with scratch_directory() as folder:
+            fill(folder)
+            return open_folder(folder)
+    except OSError as error:
+        raise RunError(
+            f"{cache_folder()}: can't be written ({refusal.strerror or refusal}), nor can "
+            f"{error.filename or 'TMPDIR'} ({error.strerror or error}); free space there, or set "
+            "XDG_CACHE_HOME to a disk with space"
+        ) from None

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, make_split
-from harness.data.dataset_folder import cached_dataset, check_owners, open_folder, save_folder
+from harness.data.dataset_folder import (
+    cached_dataset,
+    check_owners,
+    fill_folder,
+    open_folder,
+    save_folder,
+)
 from harness.data.imdb import make_dataset
 from harness.data.locations import (
     NPZ,
@@ -118,7 +124,9 @@ def _convert(folder: Path) -> Dataset:
     check_owners(folder, [folder, *files])
     for path in files:
         digest.update(_read(path))
-    dataset = cached_dataset(f"imdb-{digest.hexdigest()[:16]}", lambda: read_npz(folder))
+    dataset = cached_dataset(
+        f"imdb-{digest.hexdigest()[:16]}", lambda target: fill_folder(read_npz(folder), target)
+    )
     return dataclasses.replace(dataset, folder=folder)
 
 

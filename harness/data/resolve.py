@@ -11,6 +11,7 @@ from harness.data.imdb_sources import open_dataset, open_sample
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
 from harness.job import Job
+from harness.texts.tables import SourceFormat
 
 
 def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
@@ -35,7 +36,7 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
             f"--data {data}: says where IMDB is, but the job has texts of its own, data.source = "
             f"{job.data.source}; leave --data out, or set data.source to ''"
         )
-    dataset = open_source(Path(job.data.source))
+    dataset = open_source(Path(job.data.source), SourceFormat.of(job.data))
     _check_parts(job, dataset)
     return dataset
 

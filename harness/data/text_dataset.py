@@ -23,18 +23,27 @@ IMDB. It may be removed at any time; a source that has changed gets a new one.
 import dataclasses
 import hashlib
 from array import array
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from harness.data.dataset import SPLITS, Dataset, Split, content_checksum
-from harness.data.dataset_folder import cached_dataset
+from harness.data.dataset import SPLITS, Dataset
+from harness.data.dataset_folder import (
+    array_path,
+    cached_dataset,
+    folder_checksum,
+    open_splits,
+    write_record,
+)
+from harness.data.spooled_words import Spooled
 from harness.data.text_files import read_texts, source_checksum
-from harness.data.vocabulary import UNRANKED, tokenize
+from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
+from harness.texts.tables import LEFT_OUT, SourceFormat, Text
 
 FORMAT = 1  # of the cached dataset; each format has caches of its own
 TEST_SHARE = 0.2
@@ -42,39 +51,39 @@ MIN_REVIEWS = 10  # of each split
 MAX_CLASS_CHARACTERS = 60
 SHOWN = 3  # locations and classes in a message
 HASH_BYTES = 16
+SPOOLED_AT_ONCE = 1_000_000  # words
 
 # Names that say what they mean, for labels 0 and 1.
 NEGATIVE = {"0", "-1", "-", "neg", "negative", "false", "f", "no", "n", "bad", "sad", "rotten"}
 POSITIVE = {"1", "+1", "+", "pos", "positive", "true", "t", "yes", "y", "good", "happy", "fresh"}
 
 
-def open_source(source: Path) -> Dataset:
+def open_source(source: Path, form: SourceFormat | None = None) -> Dataset:
     """The dataset of a source, from the cache or made now.
 
     Args:
         source: a file or folder as `harness.data.text_files` reads it.
+        form: how its tables are to be read, by default as a job without such keys.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
     """
-    checksum = source_checksum(source)
+    checksum = source_checksum(source, form)
 
-    def make() -> Dataset:
-        dataset = make_dataset(source)
-        if source_checksum(source) != checksum:
+    def fill(folder: Path) -> None:
+        make_dataset(source, folder, form)
+        if source_checksum(source, form) != checksum:
             raise InputError(f"data.source {source}: changed while it was read; run it again")
-        return dataset
 
-    dataset = cached_dataset(f"texts-{checksum[:32]}-{FORMAT}", make)
+    dataset = cached_dataset(f"texts-{checksum[:32]}-{FORMAT}", fill)
     return dataclasses.replace(dataset, folder=source, is_own=True)
 
 
 @dataclass
 class _Gathered:
-    """The reviews of a source in its order, and those that must be refused."""
+    """The reviews of a source in its order, their words in a file, and what is to be said."""
 
     # Plain arrays: lists would take ten times the memory.
-    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of words
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("b"))  # numbers of classes
     splits: "array[int]" = field(default_factory=lambda: array("b"))  # -1 if not given
@@ -83,33 +92,53 @@ class _Gathered:
     classes: dict[str, int] = field(default_factory=dict)
     blanks: list[str] = field(default_factory=list)  # the first of them
     num_blanks: int = 0
+    num_cut: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)  # reviews, by the name of their split
+
+    def notes(self) -> Iterator[str]:
+        """What was not read."""
+        if self.num_cut:
+            yield f"{self.num_cut:,} cut to their last {MAX_CHARACTERS:,} characters"
+        for split, count in sorted(self.left_out.items()):
+            yield f"{count:,} of the split {split} left out"
 
 
-def make_dataset(source: Path) -> Dataset:
-    """Read a source and make the dataset of it, as this module's docstring says.
+def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -> None:
+    """Read a source and write the dataset of it, as this module's docstring says, into a folder.
 
-    It takes about 16 bytes of memory for each word.
+    Words go through a file there, so that memory holds about 40 bytes for each review, and the
+    vocabulary.
+
+    Args:
+        source: a file or folder.
+        folder: an empty one.
+        form: how tables are to be read.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
+        OSError: if the disk refuses.
     """
-    gathered = _gather(source)
+    spooled = folder / "spooled"
+    with spooled.open("wb") as spool:
+        gathered = _gather(read_texts(source, form), source, spool)
     classes = _classes(source, gathered)
     negative = gathered.classes[classes[0]]
     labels = (np.frombuffer(gathered.labels, np.int8) != negative).astype(np.int32)
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
     given = np.frombuffer(gathered.splits, np.int8)
     in_test = np.where(given < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, given == 1)
-    offsets = np.concatenate([[0], np.cumsum(np.frombuffer(gathered.lengths, np.int32))])
-    whole = Split(np.frombuffer(gathered.tokens, np.int32), offsets.astype(np.int64), labels)
     # By the label last, so that reviews of the same words have one order too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
-    parts = [whole.arranged(order[in_test[order] == is_test]) for is_test in (False, True)]
-    for name, part in zip(SPLITS, parts, strict=True):
-        _check_split(source, name, part, classes=classes)
-    counts = np.bincount(parts[0].tokens, minlength=len(gathered.words))
-    words, ranks = _ranked(list(gathered.words), counts)
-    train, test = (Split(ranks[part.tokens], part.offsets, part.labels) for part in parts)
+    orders = [order[in_test[order] == is_test] for is_test in (False, True)]
+    for name, chosen in zip(SPLITS, orders, strict=True):
+        _check_split(source, name, labels[chosen], classes=classes)
+    words = Spooled(spooled, np.frombuffer(gathered.lengths, np.int32))
+    vocab, ranks = _ranked(list(gathered.words), words.counts(~in_test, len(gathered.words)))
+    for name, chosen in zip(SPLITS, orders, strict=True):
+        words.write_arranged(array_path(folder, name, "tokens"), chosen, ranks)
+        np.save(array_path(folder, name, "offsets"), words.offsets(chosen))
+        np.save(array_path(folder, name, "labels"), labels[chosen])
+    spooled.unlink()
     if given[0] < 0:
         note = f"split by the hash of their words, {TEST_SHARE:.0%} to test"
     else:
@@ -117,20 +146,31 @@ def make_dataset(source: Path) -> Dataset:
         note = "split as the source says"
         if twice:
             note += f" ({twice:,} of the test reviews have the words of a training review)"
-    checksum = content_checksum(train, test, words)
-    return Dataset(
-        train, test, words, checksum, official=False,
-        folder=source, note=note, classes=classes, is_own=True,
+    checksum = folder_checksum(folder, vocab)
+    train, test = open_splits(folder).values()
+    dataset = Dataset(
+        train, test, vocab=vocab, checksum=checksum, official=False, folder=source,
+        note="; ".join([note, *gathered.notes()]), classes=classes, is_own=True,
     )  # fmt: skip
+    write_record(dataset, folder)
 
 
-def _gather(source: Path) -> _Gathered:
+def _gather(texts: Iterable[Text], source: Path, spool: BinaryIO) -> _Gathered:
+    """Read all reviews; the numbers of their words go into a file, one after another."""
     gathered = _Gathered()
     gathered.words = defaultdict(lambda: len(gathered.words))
-    for each in read_texts(source):
-        words, label = tokenize(each.text), each.label.strip()
+    tokens = array("i")
+    for each in texts:
+        if each.split in LEFT_OUT:
+            gathered.left_out[each.split] += 1
+            continue
+        text, label = each.text, each.label.strip()
+        if len(text) > MAX_CHARACTERS:
+            text = text[-MAX_CHARACTERS:]
+            gathered.num_cut += 1
+        words = tokenize(text)
         if not words or not label:
-            what = "label" if not label else "word in its text" if each.text.strip() else "text"
+            what = "label" if not label else "word in its text" if text.strip() else "text"
             gathered.num_blanks += 1
             if gathered.num_blanks <= SHOWN:
                 gathered.blanks.append(f"{each.location} has no {what}")
@@ -138,15 +178,29 @@ def _gather(source: Path) -> _Gathered:
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > SHOWN + 2:
             break  # the column seems to hold no labels
-        gathered.tokens.extend(map(gathered.words.__getitem__, words))
+        gathered.hashes += _hash(" ".join(words), f"data.source {source}: {each.location}")
+        tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
         gathered.splits.append(SPLITS.index(each.split) if each.split else -1)
-        gathered.hashes += hashlib.sha256(" ".join(words).encode()).digest()[:HASH_BYTES]
+        if len(tokens) > SPOOLED_AT_ONCE:
+            spool.write(tokens)
+            tokens = array("i")
+    spool.write(tokens)
     if gathered.num_blanks:
         more = gathered.num_blanks - len(gathered.blanks)
         locations = ", ".join(gathered.blanks) + (f", and {more:,} more" if more else "")
         raise InputError(f"data.source {source}: {locations}; complete them or take them out")
     return gathered
+
+
+def _hash(words: str, where: str) -> bytes:
+    """What decides the split and the order of a review."""
+    if "\0" in words:
+        raise InputError(f"{where} holds a NUL byte, which no text does; save it as UTF-8")
+    try:
+        return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
+    except UnicodeEncodeError:
+        raise InputError(f"{where} holds half of a character; save it as UTF-8") from None
 
 
 def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
@@ -173,19 +227,19 @@ def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
     return first, second
 
 
-def _check_split(source: Path, name: str, split: Split, *, classes: tuple[str, str]) -> None:
+def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: tuple[str, str]) -> None:
     what = "training" if name == "train" else "test"
     remedy = "add reviews, or give the split in a column named split"
-    if len(split) < MIN_REVIEWS:
+    if len(labels) < MIN_REVIEWS:
         raise InputError(
-            f"data.source {source}: {len(split)} {what} reviews, should be at least "
+            f"data.source {source}: {len(labels)} {what} reviews, should be at least "
             f"{MIN_REVIEWS}; {remedy}"
         )
-    counts = np.bincount(split.labels, minlength=2)
+    counts = np.bincount(labels, minlength=2)
     for label, count in zip(classes, counts, strict=True):
         if not count:
             raise InputError(
-                f"data.source {source}: none of the {len(split)} {what} reviews is {label!r}; "
+                f"data.source {source}: none of the {len(labels)} {what} reviews is {label!r}; "
                 f"{remedy}"
             )
 

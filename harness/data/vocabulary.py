@@ -13,6 +13,9 @@ from harness.data.dataset import Split
 
 START, UNKNOWN, SHIFT = 1, 2, 3
 
+# A longer review is cut to its end, which models read: the longest of IMDB has 14,000.
+MAX_CHARACTERS = 131_072
+
 # The rank of a word that is not in the vocabulary: too rare for any job.
 UNRANKED = np.iinfo(np.int32).max - SHIFT
 

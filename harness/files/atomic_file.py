@@ -6,6 +6,7 @@ is random because processes of several nodes, with the same process ids, may wri
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import uuid
@@ -60,17 +61,22 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a new folder to fill, which is renamed to `target` at the end, or removed on failure.
-
     Raises:
         OSError: if the disk refuses, or `target` exists and is no empty folder.
     """
-    temporary = _temporary(target)
+    temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left of a folder; nobody may be making it."""
+    for leftover in target.parent.glob(f".*.{glob.escape(target.name[:100])}.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:

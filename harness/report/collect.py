@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.files.lenient_json import number, read_toml, table, text, whole
+from harness.job import SOURCE_FORMAT
 from harness.search_space import is_sweep, short_names
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import find_runs
@@ -24,7 +25,8 @@ NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
 # Settings of a job that don't change its result.
 WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
                   "train.profile_steps",
-                  "data.source")  # the checksum says which data, wherever they are  # fmt: skip
+                  # The checksum says which data, wherever and however they are stored.
+                  "data.source", *(f"data.{key}" for key in SOURCE_FORMAT))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from harness.data.dataset import Dataset
 from harness.data.imdb_sources import open_dataset, open_sample
 from harness.data.text_dataset import open_source
 from harness.errors import InputError, RunError
-from harness.files.lenient_json import table, text
+from harness.files.lenient_json import read_toml, table, text
+from harness.job import SOURCE_FORMAT
 from harness.report.collect import DatasetGroup
+from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import RunDirectory
 
 
@@ -29,8 +31,8 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
         return named
     candidates: list[Callable[[], Dataset]] = [open_sample] if group.is_sample else []
     candidates.append(partial(open_dataset, download=False))
-    sources = dict.fromkeys(run.source for result in group.results for run in result.runs)
-    candidates += [partial(open_source, Path(source)) for source in sources if source]
+    sources = [run.folder for result in group.results for run in result.runs if run.source]
+    candidates += [partial(_own_texts, folder) for folder in sources]
     candidates += [partial(open_dataset, folder) for folder in _folders(group)]
     for open_candidate in candidates:
         try:
@@ -39,6 +41,13 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
         except (InputError, RunError):  # moved, or broken: another may be there
             continue
     return None
+
+
+def _own_texts(folder: Path) -> Dataset:
+    """The texts of a run, read as its job says."""
+    data = table(read_toml(folder / "job.toml"), "data")
+    form = {key: named for key in SOURCE_FORMAT if (named := text(data.get(key)))}
+    return open_source(Path(data["source"]), SourceFormat(**form))
 
 
 def _folders(group: DatasetGroup) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from harness.data import dataset_folder, imdb
 from harness.data.dataset import Dataset, content_checksum
-from harness.data.dataset_folder import open_folder, save_folder
+from harness.data.dataset_folder import folder_checksum, open_folder, save_folder
 from harness.data.imdb import make_dataset
 from harness.data.imdb_sources import open_dataset
 from harness.data.locations import NPZ
@@ -85,11 +85,11 @@ def test_what_is_verified_is_looked_at_cheaply_from_then_on(
     """The second open hashes nothing; any change of a file, even a hidden one, hashes again."""
     hashed = []
 
-    def count(*parts: object) -> str:
-        hashed.append(parts)
-        return content_checksum(*parts)  # type: ignore[arg-type]
+    def count(folder: Path, vocab: Sequence[str]) -> str:
+        hashed.append(folder)
+        return folder_checksum(folder, vocab)
 
-    monkeypatch.setattr(dataset_folder, "content_checksum", count)
+    monkeypatch.setattr(dataset_folder, "folder_checksum", count)
     assert open_folder(shared).official
     assert hashed == []
     path = shared / "train_labels.npy"

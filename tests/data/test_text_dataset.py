@@ -20,6 +20,7 @@ from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.sweep_report.best_trial import data_of, sweep_data
+from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import run_identity
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
@@ -230,14 +231,14 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     """Nothing is kept under the checksum of another content."""
     path = write_csv(tmp_path / "a.csv", ROWS)
 
-    def read(source: Path) -> Dataset:
+    def read(source: Path, folder: Path, form: SourceFormat | None) -> None:
         write_csv(path, [*ROWS, ("one more", "pos")])
-        return make_dataset(source)
+        make_dataset(source, folder, form)
 
     monkeypatch.setattr("harness.data.text_dataset.make_dataset", read)
     with pytest.raises(InputError, match="changed while it was read; run it again"):
         open_source(path)
-    assert not (tmp_path / "cache").exists()
+    assert not [*(tmp_path / "cache" / "harness").glob("texts-*")]
 
 
 def _open(path: Path, results: "multiprocessing.Queue[str]") -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.data.text_dataset import open_source
-from harness.data.text_files import Text, read_texts, source_checksum
+from harness.data.text_files import read_texts, source_checksum
 from harness.errors import InputError
+from harness.texts.tables import Text
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
 
 ROWS = make_rows(100)
@@ -58,9 +59,9 @@ def test_a_source_may_say_the_split(tmp_path: Path) -> None:
         write_folder(tmp_path / "folders" / split, [good, bad])
     (tmp_path / "folders" / "README").write_text("not a review")
     told = [list(read_texts(tmp_path / name)) for name in ("column.csv", "pair", "folders")]
-    assert told[0] == [Text(*good, "train", "line 2"), Text(*bad, "test", "line 3")]
+    assert told[0] == [Text(*good, "train", "row 2"), Text(*bad, "test", "row 3")]
     assert [(t.text, t.split) for t in told[1]] == [("fine", "train"), ("dull", "test")]
-    assert told[1][1].location == "test.tsv line 2"
+    assert told[1][1].location == "test.tsv row 2"
     assert [t.split for t in told[2]] == ["train", "train", "test", "test"]
 
 
@@ -70,24 +71,24 @@ HEAD = b"text,label\n"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", ("is empty", "text and label")),
-        (b"review,sentiment\nx,1\n", ("no column text", "'review', 'sentiment'", "rename it")),
-        (b"text;label\nx;1\n", ("one column, 'text;label'", "commas", "not ';'")),
+        (b"", ("is empty", "a header")),
+        (b"review,sentiment\nx,1\n", ("no column text", "'review', 'sentiment'", "text_column")),
+        (b"text;label\nx;1\n", ("one column, 'text;label'", "data.delimiter = ';'")),
         (b"texts,label\nx,1\n", ("no column text", "did you mean texts?")),
         (b"text,label,label\nx,1,1\n", ("2 columns label",)),
-        (HEAD + b"fine,pos\n\n,neg\n", ("line 4 has no text", "take them out")),
-        (HEAD + b"fine,\nx,\nx, \nx,\n", ("line 2 has no label", "line 4 has", "and 1 more")),
-        (HEAD + b":-),pos\n", ("line 2 has no word in its text",)),
-        (HEAD + b"fine,pos\ncaf\xe9,neg\n", ("line 3", "not UTF-8 (byte 0xe9)")),
-        ("text,label\nx,1\n".encode("utf-16"), ("line 1", "UTF-8")),
-        (HEAD + b"fi\0ne,pos\n", ("line 2", "NUL")),
-        (HEAD + b"fine, really,pos\n", ("line 2", "3 fields, the header 2", "comma")),
-        (HEAD + b"fine\n", ("line 2", "1 fields")),
-        (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("line 3", "never closed")),
-        (HEAD + b'"a" b,pos\n', ("line 2", "is no row", "write a double quote")),
-        (HEAD + b"a" * 140_000 + b",pos\n", ("line 2", "131,072 characters")),
-        (HEAD + b"a" * 16_000_000, ("line 2", "16,000,000 bytes")),
-        (b"text,label,split\nfine,pos,dev\n", ("line 2", "split is 'dev'", "train or test")),
+        (b"c," * 20_000 + b"c\n", ("20,001 columns", "10,000 at most")),
+        (HEAD + b"fine,pos\n\n,neg\n", ("row 3 has no text", "take them out")),
+        (HEAD + b"fine,\nx,\nx, \nx,\n", ("row 2 has no label", "row 4 has", "and 1 more")),
+        (HEAD + b":-),pos\n", ("row 2 has no word in its text",)),
+        (HEAD + b"fine,pos\ncaf\xe9,neg\n", ("row 3", "can't be decoded", "data.encoding")),
+        ("text,label\nx,1\n".encode("utf-16"), ("no text in UTF-8", "data.encoding")),
+        (b"\x00\x01\x02\xff" * 100, ("no text in UTF-8",)),
+        (HEAD + b"fi\0ne,pos\n", ("row 2", "NUL")),
+        (HEAD + b"fine, really,pos\n", ("row 2", "3 fields, the header 2", "double quotes")),
+        (HEAD + b"fine\n", ("row 2", "1 fields")),
+        (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("row 3", "1 fields", "close them")),
+        (HEAD + b"x,pos\n" + b"a" * 50_000_000 + b",pos\n", ("row of over 16,000,000 bytes",)),
+        (b"text,label,split\nfine,pos,later\n", ("row 2", "split is 'later'", "train or test")),
         (HEAD, ("holds no review",)),
         (HEAD + b"fine,1\ndull,1\n", ("one class, '1'", "two labels")),
         (HEAD + b"x,a\nx,b\nx,c\n", ("more than two classes: 'a', 'b', 'c';",)),
@@ -112,9 +113,9 @@ def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:
     """A typo is answered with the nearest name; other files and strange folders say what is."""
     write_csv(tmp_path / "reviews.csv", ROWS)
     assert "; did you mean reviews.csv?" in refusal(tmp_path / "review.csv")
-    assert "; give a .csv or .tsv file" in refusal(tmp_path / "films")
+    assert "; give a table (.csv, .tsv" in refusal(tmp_path / "films")
     (tmp_path / "reviews.xlsx").write_bytes(b"PK")
-    assert "ends in '.xlsx', known are .csv and .tsv" in refusal(tmp_path / "reviews.xlsx")
+    assert "ends in '.xlsx', known are .csv, .tsv, .jsonl" in refusal(tmp_path / "reviews.xlsx")
     assert "can't be read" in refusal(tmp_path / ("x" * 300))
     os.mkfifo(tmp_path / "pipe.csv")
     assert "is no plain file" in refusal(tmp_path / "pipe.csv")
@@ -136,8 +137,8 @@ def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
     assert "pos/link.txt is a link" in refusal(folder)
     (folder / "pos" / "link.txt").unlink()
     broken = folder / "neg" / "1.txt"
-    for content, said in ((b"\xff", "not UTF-8"), (b"\0", "NUL"), (b" \n", "neg/1.txt has no text"),
-                          (b"a" * 140_000, "131,072")):  # fmt: skip
+    for content, said in ((b"\xff", "not UTF-8"), (b"a\0", "NUL"), (b" \n", "neg/1.txt has no"),
+                          (b"a" * 16_000_001, "16,000,000")):  # fmt: skip
         broken.write_bytes(content)
         assert said in refusal(folder)
     for path in (folder / "pos").iterdir():

@@ -23,6 +23,7 @@ from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.ngram_model import fit_linear, fit_ngrams
 from harness.report.significance import PairedTest, mcnemar, verdict
 from harness.report.summary import make_parts, to_csv, to_json, to_latex, to_markdown
+from harness.texts.tables import SourceFormat
 from tests.conftest import Harness
 from tests.report.made_up_runs import WORDS, small_data, write_scored_run
 
@@ -169,14 +170,16 @@ def test_own_texts_are_found_by_the_job(tmp_path: Path) -> None:
     """The runs' job file says where own texts are; other runs may have had them elsewhere."""
     source = tmp_path / "own.csv"
     lines = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(120)]
-    source.write_text("text,label\n" + "\n".join(lines) + "\n")
-    dataset = open_source(source)
+    source.write_text("words,label\n" + "\n".join(lines) + "\n")
+    dataset = open_source(source, SourceFormat(text_column="words"))
     places = [tmp_path / "gone.csv", source]
     for seed, place in enumerate(places, 1):
         run = tmp_path / "runs" / str(seed)
         write_scored_run(run, dataset, [True] * len(dataset.test), seed=seed)
         toml = (run / "job.toml").read_text()
-        (run / "job.toml").write_text(toml.replace("[data]", f'[data]\nsource = "{place}"'))
+        (run / "job.toml").write_text(
+            toml.replace("[data]", f'[data]\nsource = "{place}"\ntext_column = "words"')
+        )
     (own,) = group_runs(scored_runs([tmp_path / "runs"])[0])[0]
     assert len(own.results) == 1  # where the texts were makes no other job of them
     *_, ngrams = baselines(own, None, print, ngrams=True)

@@ -1,0 +1,125 @@
+"""The bytes of a user's texts as a stream: unpacked, in UTF-8, and never more than is sound."""
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.errors import InputError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAX_ROW_BYTES = 16_000_000
+# Unpacking may give a gigabyte, and beyond that a hundred times the packed size: text packs to a
+# tenth, a file made to fill a disk to a thousandth.
+MAX_UNPACKED, MAX_RATIO = 1_000_000_000, 100
+
+
+def open_bytes(path: Path, where: str, encoding: str = "utf-8") -> BinaryIO:
+    """The bytes of a file in UTF-8, unpacked where its name ends in .gz or .zst, as a stream.
+
+    Args:
+        path: of the file.
+        where: begins the message of an error.
+        encoding: of the file.
+
+    Raises:
+        InputError: when it is opened or read, if it can't be read or unpacks to too much.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{where}can't be read ({error.strerror}); check its mode") from None
+    packed = COMPRESSIONS.get(path.suffix.lower())
+    is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+    if not packed and is_utf8:
+        return file
+    pa = import_pyarrow(where)
+    stream: Any = file
+    if packed:
+        unpacked = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), packed)
+        stream = _Bounded(unpacked, file, where)
+    if not is_utf8:
+        stream = pa.transcoding_input_stream(pa.PythonFile(stream, mode="r"), encoding, "utf-8")
+    return io.BufferedReader(stream if packed and is_utf8 else _Bounded(stream, file, where))
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error where it gives far more than its file holds."""
+
+    def __init__(self, stream: Any, file: BinaryIO, where: str) -> None:
+        self.stream, self.file, self.where, self.given = stream, file, where, 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer.
+
+        Raises:
+            InputError: if it unpacks to too much.
+        """
+        content = self.stream.read(len(buffer))
+        buffer[: len(content)] = content
+        self.given += len(content)
+        if self.given > MAX_UNPACKED + MAX_RATIO * self.file.tell():
+            raise InputError(
+                f"{self.where}unpacks to over {MAX_RATIO} times its size; unpack it yourself if it "
+                "is what it should be"
+            )
+        return len(content)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+        super().close()
+
+
+def import_pyarrow(where: str) -> Any:
+    """Import pyarrow, late: it takes a tenth of a second, and most commands read no own texts.
+
+    Raises:
+        InputError: if the environment is older than the code and lacks it.
+    """
+    try:
+        import pyarrow
+    except ImportError:
+        raise InputError(
+            f"{where}needs the package pyarrow, which this environment lacks; install "
+            "requirements.lock again (bash slurm/common.sh --setup)"
+        ) from None
+    return pyarrow
+
+
+def json_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, Any]]:
+    """The JSON value of each line that is not blank, with the number of the line.
+
+    Raises:
+        InputError: for a line that is not JSON, and its number.
+    """
+    number = 0
+    while raw := file.readline(MAX_ROW_BYTES):
+        number += 1
+        if len(raw) == MAX_ROW_BYTES:
+            raise InputError(
+                f"{where}line {number} has over {MAX_ROW_BYTES:,} bytes; write one value in each "
+                "line"
+            )
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        if not raw.strip():
+            continue
+        try:
+            value = json.loads(raw.decode())
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{where}line {number} is not UTF-8; save it as UTF-8, or name its encoding in "
+                "data.encoding"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{where}line {number} is no JSON ({error}); write one value in each line"
+            ) from None
+        yield number, value

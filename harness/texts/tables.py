@@ -1,0 +1,375 @@
+"""Reads tables of texts a few rows at a time: CSV, JSON lines, Parquet, Arrow streams.
+
+pyarrow reads and unpacks them. JSON lines are the standard library's: it names the line of an
+error, takes labels of several types, and is what `harness predict` reads with too.
+
+The rows are only data: nothing in them is run or unpickled, and what unpacks to a hundred times its
+size is refused.
+"""
+
+import codecs
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from harness.errors import InputError
+from harness.files.lenient_json import parse_json
+from harness.job import DataConfig
+from harness.texts.stream import (
+    COMPRESSIONS,
+    MAX_ROW_BYTES,
+    import_pyarrow,
+    json_lines,
+    open_bytes,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SPLITS = ("train", "test")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+TABLES = (*DELIMITERS, *JSON_LINES, ".parquet")
+# Splits that people have and that are not read: `data.validation_split` takes its own share.
+LEFT_OUT = ("validation", "valid", "val", "dev", "unsupervised")
+MAX_COLUMNS = 10_000  # pyarrow takes minutes for a million
+ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """How the tables of a source are to be read: keys of `[data]`."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+    split_column: str = ""  # empty = split, where there is one
+    delimiter: str = ""  # empty = by the file's name
+    encoding: str = "utf-8"
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "SourceFormat":
+        """The format that a job names."""
+        return cls(**{name: getattr(data, name) for name in cls.__dataclass_fields__})
+
+
+class Text(NamedTuple):
+    """A review as it is in the source; text or label may be blank."""
+
+    text: str
+    label: str
+    split: str  # train, test, one of LEFT_OUT, or empty if the source does not say
+    location: str  # such as row 7, for messages
+
+
+class TableFile(NamedTuple):
+    """A table of a source."""
+
+    path: Path
+    split: str  # that the file's name says, else empty
+    location: str  # of the file in its source, for locations of rows; empty for the source itself
+    where: str  # for messages
+
+
+class _Columns(NamedTuple):
+    text: str
+    label: str
+    split: str | None
+
+
+def table_ending(name: str) -> str:
+    """The ending of a table's name, with that of its compression; empty for another file."""
+    name = name.lower()
+    packed = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
+    plain = name.removesuffix(packed)
+    ending = next((ending for ending in TABLES if plain.endswith(ending)), "")
+    return "" if not ending or (packed and ending == ".parquet") else ending + packed
+
+
+def read_table(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+    """The rows of a table, one after another, with a few in memory at a time.
+
+    Raises:
+        InputError: one line that names the source, the location in it, the rule and the remedy.
+    """
+    ending = table_ending(table.path.name)
+    if ending.startswith(JSON_LINES):
+        rows = _json_rows(table, form)
+    elif ending == ".parquet":
+        rows = _parquet_rows(table, form)
+    elif ending:
+        rows = _csv_rows(table, form, form.delimiter or DELIMITERS[ending[:4]])
+    else:
+        rows = _arrow_rows(table, form)
+    try:
+        yield from rows
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, ArithmeticError, NotImplementedError) as error:
+        raise InputError(f"{table.where}{_explained(error)}") from None
+
+
+def _explained(error: Exception) -> str:
+    """What pyarrow says of a file that it can't read, and what to do."""
+    said = " ".join(str(error).split())
+    if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", said):
+        row, wanted, got = found.groups()
+        return (
+            f"row {row} has {got} fields, the header {wanted}; put a text that holds the delimiter "
+            "into double quotes, and close them"
+        )
+    if isinstance(error, UnicodeError) or "UTF8" in said:
+        row = f"row {found[1]} " if (found := re.search(r"Row #(\d+)", said)) else ""
+        return f"{row}can't be decoded; save it as UTF-8, or name its encoding in data.encoding"
+    if "straddling" in said:
+        return (
+            f"has a row of over {MAX_ROW_BYTES:,} bytes; end each row by a newline, and close "
+            "double quotes"
+        )
+    return f"can't be read ({said[:200]}); make the file again"
+
+
+# Rows
+
+
+def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
+    pa = import_pyarrow(table.where)
+    from pyarrow import csv
+
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with open_bytes(table.path, table.where, form.encoding) as file:
+        header = _header(file, table.where, delimiter=delimiter)
+        # Texts as they stand: no word such as NA means that there is none.
+        names = (
+            csv.read_csv(
+                pa.BufferReader(header),
+                read_options=csv.ReadOptions(autogenerate_column_names=True, use_threads=False),
+                parse_options=csv.ParseOptions(delimiter=delimiter),
+                convert_options=csv.ConvertOptions(default_column_type=pa.string()),
+            )
+            .to_pylist()[0]
+            .values()
+        )
+        columns = _columns([str(name) for name in names], table, form)
+        chosen = [name for name in columns if name is not None]
+    with open_bytes(table.path, table.where, form.encoding) as file:
+        batches = csv.open_csv(
+            pa.PythonFile(file, mode="r"),
+            # Without threads the row of an error is known.
+            read_options=csv.ReadOptions(block_size=MAX_ROW_BYTES, use_threads=False),
+            parse_options=parse,
+            convert_options=csv.ConvertOptions(
+                include_columns=chosen,
+                column_types=dict.fromkeys(chosen, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )
+        yield from _batch_rows(batches, columns, table=table, first=2)
+
+
+def _header(file: BinaryIO, where: str, *, delimiter: str) -> bytes:
+    """The line of a CSV file that names its columns."""
+    header = b""
+    while not header.strip():
+        header = file.readline(MAX_ROW_BYTES)
+        if not header:
+            raise InputError(f"{where}is empty; it needs a header with the names of its columns")
+    if header.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in header:
+        raise InputError(
+            f"{where}is no text in UTF-8; save it as UTF-8, or name its encoding in data.encoding"
+        )
+    if (num := header.count(delimiter.encode()) + 1) > MAX_COLUMNS:
+        raise InputError(
+            f"{where}has {num:,} columns, should have {MAX_COLUMNS:,} at most; keep those of text "
+            "and label"
+        )
+    return header.removeprefix(codecs.BOM_UTF8)
+
+
+def _parquet_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+    import_pyarrow(table.where)
+    from pyarrow import parquet
+
+    # A group of rows may be the whole file, so it is read in pages.
+    with parquet.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
+        schema = file.schema_arrow
+        columns = _columns(schema.names, table, form)
+        chosen = [name for name in columns if name is not None]
+        batches = file.iter_batches(ROWS_AT_ONCE, columns=chosen, use_threads=False)
+        names = _class_names(schema, columns.label)
+        yield from _batch_rows(batches, columns, table=table, names=names)
+
+
+def _arrow_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+    pa = import_pyarrow(table.where)
+    # Not mapped: a file that is cut while it is read would end the process.
+    with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
+        columns = _columns(batches.schema.names, table, form)
+        names = _class_names(batches.schema, columns.label)
+        yield from _batch_rows(batches, columns, table=table, names=names)
+
+
+def _batch_rows(
+    batches: Any,
+    columns: _Columns,
+    *,
+    table: TableFile,
+    names: Sequence[str] = (),
+    first: int = 1,
+) -> Iterator[Text]:
+    """The rows of Arrow's batches, of which the first has the number `first`."""
+    number = first
+    for batch in batches:
+        batch.validate(full=True)  # a file may say anything of its own layout
+        texts = _values(batch, columns.text, "data.text_column", where=table.where)
+        labels = _values(batch, columns.label, "data.label_column", where=table.where)
+        splits: list[Any] = [table.split] * len(texts)
+        if columns.split is not None:
+            splits = _values(batch, columns.split, "data.split_column", where=table.where)
+        for text, label, split in zip(texts, labels, splits, strict=True):
+            location = f"{table.location} row {number}".lstrip()
+            if columns.split is not None:
+                split = _checked_split(split, location, table)
+            yield _text((text, label, split), location, table=table, names=names)
+            number += 1
+
+
+def _values(batch: "pa.RecordBatch", name: str, key: str, *, where: str) -> list[Any]:
+    import pyarrow as pa
+
+    column = batch.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_text = (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view"
+    )
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not (is_text or pa.types.is_null(kind) or (is_number and key == "data.label_column")):
+        wanted = "words or numbers" if key == "data.label_column" else "texts"
+        raise InputError(
+            f"{where}column {name!r} holds {kind}, should hold {wanted}; name another in {key}"
+        )
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _class_names(schema: "pa.Schema", label: str) -> list[str]:
+    """The names behind numbers of classes, as Hugging Face's `datasets` writes them."""
+    metadata = parse_json((schema.metadata or {}).get(b"huggingface", b""))
+    try:
+        names = metadata["info"]["features"][label]["names"]
+    except (KeyError, TypeError):
+        return []
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else []
+
+
+def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+    columns: _Columns | None = None
+    with open_bytes(table.path, table.where, form.encoding) as file:
+        for number, line in json_lines(file, table.where):
+            if not isinstance(line, dict):
+                raise InputError(
+                    f"{table.where}line {number} is no object; write one such as "
+                    '{"text": "…", "label": "…"} in each line'
+                )
+            if columns is None or not line.keys() >= {*filter(None, columns)}:
+                columns = _columns([*line], table, form, location=f"line {number} ")
+            location = f"{table.location} line {number}".lstrip()
+            split = table.split
+            if columns.split is not None:
+                split = _checked_split(line[columns.split], location, table)
+            yield _text((line[columns.text], line[columns.label], split), location, table=table)
+    if columns is None:
+        raise InputError(f"{table.where}is empty; write an object in each line")
+
+
+def _text(
+    row: tuple[Any, Any, Any], location: str, *, table: TableFile, names: Sequence[str] = ()
+) -> Text:
+    """A row's values as a `Text`."""
+    text, label, split = row
+    if split in LEFT_OUT:
+        return Text("", "", split, location)
+    if not isinstance(text, str | None):
+        raise InputError(f"{table.where}{location}: its text is {_short(text)}, should be a string")
+    return Text(text or "", _label(label, location, table=table, names=names), split, location)
+
+
+def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str]) -> str:
+    if isinstance(label, str):
+        return label
+    if label is None:
+        return ""
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, int):
+        return names[label] if 0 <= label < len(names) else str(label)
+    if isinstance(label, float) and label == label:
+        return str(int(label)) if label.is_integer() else str(label)
+    if isinstance(label, float):
+        return ""  # not a number, which pandas writes for none
+    raise InputError(
+        f"{table.where}{location}: its label is {_short(label)}, should be a word or a number"
+    )
+
+
+def _checked_split(value: Any, location: str, table: TableFile) -> str:
+    split = value.strip().casefold() if isinstance(value, str) else None
+    if split is None or split not in (*SPLITS, *LEFT_OUT):
+        raise InputError(
+            f"{table.where}{location}: its split is {_short(value)}, should be train or test; of "
+            "the training reviews data.validation_split takes a share to validate"
+        )
+    return split
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:40]
+
+
+# Columns
+
+
+def _columns(
+    names: Sequence[str], table: TableFile, form: SourceFormat, *, location: str = ""
+) -> _Columns:
+    """Which columns hold text, label and split; without regard to case where no name is exact."""
+    where = table.where + location
+    if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
+        raise InputError(
+            f"{where}has one column, {names[0][:40]!r}; name what stands between its columns, such "
+            f"as data.delimiter = {min(others)!r}"
+        )
+    text = _column(names, form.text_column, key="data.text_column", where=where)
+    label = _column(names, form.label_column, key="data.label_column", where=where)
+    if form.split_column:
+        split: str | None = _column(names, form.split_column, key="data.split_column", where=where)
+    else:
+        split = next((name for name in names if name.strip().casefold() == "split"), None)
+    if split is not None and table.split:
+        raise InputError(
+            f"{where}has a column {split}, though the file's name says the split; remove the column"
+        )
+    return _Columns(text, label, split)
+
+
+def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
+    found = [each for each in names if each == name]
+    found = found or [each for each in names if each.strip().casefold() == name.casefold()]
+    if len(found) > 1:
+        raise InputError(f"{where}has {len(found)} columns {name}; leave one")
+    if not found:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        raise InputError(
+            f"{where}has no column {name}; its columns are {listed(names)}"
+            f"{f'; did you mean {near[0]}?' if near else ''}; name yours in {key}"
+        )
+    return found[0]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, the first eight of them."""
+    shown = ", ".join(repr(name[:40]) for name in names[:8])
+    return f"{shown}, …" if len(names) > 8 else shown

@@ -1,0 +1,260 @@
+"""Tables of texts in the forms that people have them."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from harness.data.dataset_folder import open_folder
+from harness.data.text_dataset import open_source
+from harness.data.text_files import read_texts, source_checksum
+from harness.errors import InputError
+from harness.texts import stream
+from harness.texts.tables import SourceFormat
+from tests.data.made_up_texts import make_rows, write_csv
+
+ROWS = [*make_rows(60), ('He said "so, so".\nThen\tnothing; é', "neg")]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def columns(rows: list[tuple[str, str]] = ROWS) -> dict[str, list[Any]]:
+    return {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+
+
+def write_jsonl(path: Path) -> Path:
+    lines = [json.dumps({"id": i, "text": t, "label": lb}) for i, (t, lb) in enumerate(ROWS)]
+    path.write_text("\n".join(lines) + "\n\n")
+    return path
+
+
+def write_parquet(path: Path) -> Path:
+    parquet.write_table(pa.table({"n": list(range(len(ROWS))), **columns()}), path)
+    return path
+
+
+def write_gzip(path: Path) -> Path:
+    plain = write_csv(path.with_suffix(""), ROWS)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    return path
+
+
+def write_zstd(path: Path) -> Path:
+    plain = write_jsonl(path.with_suffix(""))
+    with pa.CompressedOutputStream(str(path), "zstd") as file:
+        file.write(plain.read_bytes())
+    return path
+
+
+def write_saved(folder: Path, table: pa.Table, *, num_files: int = 2) -> Path:
+    """A data set as `datasets.Dataset.save_to_disk` writes it."""
+    folder.mkdir(parents=True)
+    names = [f"data-{i:05}-of-{num_files:05}.arrow" for i in range(num_files)]
+    size = -(-len(table) // num_files)
+    for i, name in enumerate(names):
+        with pa.ipc.new_stream(folder / name, table.schema) as writer:
+            writer.write_table(table.slice(i * size, size), max_chunksize=10)
+    (folder / "dataset_info.json").write_text("{}")
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+def with_class_names(table: pa.Table, names: list[str]) -> pa.Table:
+    """With the metadata by which `datasets` names the numbers of classes."""
+    info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(info)})
+
+
+def found(source: Path, form: SourceFormat | None = None) -> list[tuple[str, str]]:
+    return [(each.text, each.label) for each in read_texts(source, form)]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.jsonl", write_jsonl),
+        ("a.parquet", write_parquet),
+        ("a.csv.gz", write_gzip),
+        ("a.ndjson.zst", write_zstd),
+        ("saved", lambda path: write_saved(path, pa.table(columns()))),
+    ],
+)
+def test_every_form_gives_the_texts_and_the_dataset_of_the_csv(
+    tmp_path: Path, name: str, write: Callable[[Path], Path]
+) -> None:
+    """Texts, order and the checksum of the dataset are the same, whatever holds them."""
+    (tmp_path / "other").mkdir()
+    source = write(tmp_path / "other" / name)
+    plain = write_csv(tmp_path / "a.csv", ROWS)
+    assert found(source) == ROWS == found(plain)
+    assert open_source(source).checksum == open_source(plain).checksum
+
+
+def test_columns_delimiter_and_encoding_are_those_named(tmp_path: Path) -> None:
+    """Latin-1 with semicolons and names of its own; another column is another dataset."""
+    rows = [(f"{text} é", "y", label) for text, label in ROWS]
+    lines = [
+        f'{i};"{t.replace(chr(34), chr(34) * 2)}";{y};{lb}' for i, (t, y, lb) in enumerate(rows)
+    ]
+    path = tmp_path / "a.csv"
+    path.write_bytes("\r\n".join(["Nr;Review;x;Stars", *lines]).encode("latin-1"))
+    form = SourceFormat("review", "Stars", "", ";", "latin-1")
+    assert found(path, form) == [(text, label) for text, _, label in rows]
+    assert source_checksum(path, form) != source_checksum(
+        path, SourceFormat("review", "x", "", ";")
+    )
+    with pytest.raises(InputError, match=r"no column text; its columns are 'Nr', 'Review', 'x'"):
+        found(path, SourceFormat(delimiter=";", encoding="latin-1"))
+    utf16 = tmp_path / "b.tsv"
+    utf16.write_bytes("text\tlabel\nfür\tpos\n".encode("utf-16"))
+    assert found(utf16, SourceFormat(encoding="utf-16")) == [("für", "pos")]
+
+
+def test_labels_may_be_numbers_or_names_behind_numbers(tmp_path: Path) -> None:
+    """Whole numbers stand as such, also where pandas made floats of them."""
+    texts = pa.array(["a", "b", "c", "d"])
+    for labels, told in (
+        ([1, 0, 5, None], ["1", "0", "5", ""]),
+        ([1.0, 0.5, float("nan"), None], ["1", "0.5", "", ""]),
+        ([True, False, None, True], ["true", "false", "", "true"]),
+        (pa.array(["x", "y", "x", None]).dictionary_encode(), ["x", "y", "x", ""]),
+    ):
+        parquet.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
+        assert [label for _, label in found(tmp_path / "a.parquet")] == told
+    table = with_class_names(pa.table({"text": texts, "label": [1, 0, 1, 0]}), ["neg", "pos"])
+    source = write_saved(tmp_path / "saved", table)
+    assert [label for _, label in found(source)] == ["pos", "neg", "pos", "neg"]
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n')
+    assert found(tmp_path / "a.jsonl") == [("a", "1"), ("b", "x")]
+
+
+def test_splits_are_those_of_folders_names_and_columns(tmp_path: Path) -> None:
+    """Others than train and test are left out, and the start of a run says how many."""
+    table = pa.table(columns())
+    saved = tmp_path / "saved"
+    for split in ("train", "test", "unsupervised"):
+        write_saved(saved / split, table)
+    content = {"splits": ["train", "test", "unsupervised"]}
+    (saved / "dataset_dict.json").write_text(json.dumps(content))
+    dataset = open_source(saved)
+    assert (len(dataset.train), len(dataset.test)) == (len(ROWS), len(ROWS))
+    assert f"{len(ROWS)} of the split unsupervised left out" in dataset.introduction
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        write_parquet(shards / f"{name}.parquet")
+    (shards / "notes.json").write_text("not read")
+    dataset = open_source(shards)
+    assert (len(dataset.train), len(dataset.test)) == (2 * len(ROWS), len(ROWS))
+    rows = [(*row, ("train", "dev", "test")[i % 3]) for i, row in enumerate(ROWS)]
+    form = SourceFormat(split_column="part")
+    write_csv(tmp_path / "a.csv", rows, ("text", "label", "part"))
+    assert "of the split dev left out" in open_source(tmp_path / "a.csv", form).introduction
+    with pytest.raises(InputError, match="no column fold; its columns are 'text', 'label', 'part'"):
+        found(tmp_path / "a.csv", SourceFormat(split_column="fold"))
+
+
+def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
+    """Models read the end; the start of a run says how many were cut."""
+    rows = [*ROWS, ("first " + "word " * 40_000 + "last", "pos")]
+    dataset = open_source(write_csv(tmp_path / "a.csv", rows))
+    assert "1 cut to their last 131,072 characters" in dataset.introduction
+    assert "last" in dataset.vocab
+    assert "first" not in dataset.vocab
+
+
+def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Sources that are refused, each with what is said."""
+    lines = {
+        "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is no object"),
+        "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is no JSON"),
+        "number.jsonl": ('{"text": 5, "label": 1}\n', "line 1: its text is 5"),
+        "list.jsonl": ('{"text": "a", "label": [1]}\n', r"its label is \[1\]"),
+        "lacks.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has no column label"),
+        "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is no JSON"),
+        "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "half of a character"),
+        "null.jsonl": ('{"text": null, "label": 1}\n', "line 1 has no text"),
+        "empty.jsonl": ("", "is empty"),
+        "no.parquet": ("not one", "can't be read"),
+        "no.csv.gz": ("not packed", "can't be read"),
+        "no.csv.zst": ("not packed", "can't be read"),
+    }
+    for name, (content, said) in lines.items():
+        (folder / name).write_text(content)
+        yield folder / name, said
+    write_gzip(folder / "cut.csv.gz")
+    (folder / "cut.csv.gz").write_bytes((folder / "cut.csv.gz").read_bytes()[:-200])
+    yield folder / "cut.csv.gz", "can't be read"
+    for name, table, said in (
+        (
+            "numbers",
+            {"text": [1, 2], "label": [1, 2]},
+            "column 'text' holds int64, should hold texts",
+        ),
+        ("lists", {"text": ["a"], "label": [[1]]}, "column 'label' holds list<"),
+        ("none", {"text": pa.nulls(2), "label": [1, 2]}, "row 1 has no text"),
+        ("bytes", {"text": [b"a"], "label": [1]}, "column 'text' holds binary"),
+    ):
+        parquet.write_table(pa.table(table), folder / f"{name}.parquet")
+        yield folder / f"{name}.parquet", said
+    saved = write_saved(folder / "escapes", pa.table(columns()))
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "../none.parquet"}]}')
+    yield saved, "does not name files of its folder"
+    (folder / "splits").mkdir()
+    (folder / "splits" / "dataset_dict.json").write_text('{"splits": ["train", "../escapes"]}')
+    yield folder / "splits", "names a split 'train'"
+    saved = write_saved(folder / "broken", pa.table(columns()), num_files=1)
+    (path,) = saved.glob("*.arrow")
+    path.write_bytes(path.read_bytes()[:300])
+    yield saved, "can't be read"
+
+
+def test_a_bad_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Each line names the source, what is wrong and the remedy, and nothing is kept."""
+    for source, said in bad_sources(tmp_path):
+        with pytest.raises(InputError, match=said) as refused:
+            open_source(source)
+        assert str(refused.value).startswith(f"data.source {source}: ")
+        assert len(str(refused.value)) < 400
+    assert not [*(tmp_path / "cache" / "harness").glob("texts-*")]
+    assert not [*(tmp_path / "cache" / "harness").glob(".*.tmp")]
+
+
+def test_what_unpacks_to_far_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred times the size of the file, beyond the first gigabyte."""
+    monkeypatch.setattr(stream, "MAX_UNPACKED", 1_000_000)
+    content = b"text,label\n" + b"a,pos\nb,neg\n" * 1_000_000
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(content))
+    with pa.CompressedOutputStream(str(tmp_path / "a.csv.zst"), "zstd") as file:
+        file.write(content)
+    for name in ("a.csv.gz", "a.csv.zst"):
+        with pytest.raises(InputError, match="unpacks to over 100 times its size"):
+            open_source(tmp_path / name)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """The next one makes the whole, and leaves nothing next to it."""
+    source = write_csv(tmp_path / "a.csv", ROWS)
+    (kept,) = [open_folder(path) for path in _cached(tmp_path, source)]
+    (folder,) = (tmp_path / "cache" / "harness").glob("texts-*")
+    half = folder.with_name(f".0.{folder.name}.tmp")
+    folder.rename(half)
+    (half / "dataset.json").unlink()
+    assert open_source(source).checksum == kept.checksum
+    assert not half.exists()
+
+
+def _cached(tmp_path: Path, source: Path) -> Iterator[Path]:
+    open_source(source)
+    yield from (tmp_path / "cache" / "harness").glob("texts-*")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What all job scripts share: the site's settings, the virtual environment, the run.
 #
-#   bash slurm/common.sh --setup    make the environment and get the data, e.g. on a login node
+#   bash slurm/common.sh --setup           make the environment, get the data, on a login node
+#   bash slurm/common.sh --setup --pack    and pack the environment, for a slow shared disk
 #
 # Works with bash 3.2 (macOS) and later, so an empty array is expanded as ${a[@]+"${a[@]}"}.
 
@@ -75,6 +76,9 @@ ask_for_trusted_network() {
 
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 
+STEP=() # srun, where a command is to run once on each of several nodes
+on_nodes() { ${STEP[@]+"${STEP[@]}"} "$@"; }
+
 # shellcheck source=slurm/environment.sh
 source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
@@ -98,8 +102,8 @@ prepare() {
     export PYTHONPATH=$PROJECT # this script's own code, whatever is installed
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
     HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
-    ON_NODES=("${HARNESS[@]}") # once on each node of the job
     ! is_batch || prepare_batch
+    ON_NODES=(${STEP[@]+"${STEP[@]}"} "${HARNESS[@]}") # once on each node of the job
 }
 
 # What a Slurm job needs beyond a local run.
@@ -119,16 +123,19 @@ prepare_batch() {
     export HARNESS_OFFLINE=1 # compute nodes often have no network; a download would only time out
     if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
         # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
-        ON_NODES=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
+        STEP=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
             --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=0
-            ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "${HARNESS[@]}")
+            ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
         HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
         # Workers prove by it who they are: on shared nodes, any user can open a port.
         HARNESS_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
         export HARNESS_NODES HARNESS_SECRET
     fi
-    # The first line of the log: what Slurm gave the job.
-    "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
+    use_packed_environment
+    # The first line of the log: what Slurm gave the job. It also removes what is long unused from
+    # the disk of each node.
+    on_nodes "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
+    [[ -z $UNPACKED ]] || say "$UNPACKED"
 }
 
 # Copies the dataset to each node's local disk, if there is one, for the job to read it from there.
@@ -308,8 +315,11 @@ run_doctor() {
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
-    [[ $# == 1 && $1 == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
+    [[ "$*" == --setup || "$*" == '--setup --pack' ]] ||
+        { complain "usage: bash slurm/common.sh --setup [--pack]"; exit 2; }
+    SETS_UP=yes
     prepare
+    [[ $# == 1 ]] || with_lock pack_environment
     "${HARNESS[@]}" data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
     ask_for_trusted_network
     say "ready: $VENV"

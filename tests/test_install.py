@@ -3,7 +3,9 @@
 import hashlib
 import os
 import subprocess
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -150,7 +152,7 @@ def test_setup_makes_nothing_of_other_arguments(project: Project) -> None:
     result = project.run(project.path / "slurm/common.sh", "--step")
     assert (result.returncode, result.stderr) == (
         2,
-        "harness: usage: bash slurm/common.sh --setup\n",
+        "harness: usage: bash slurm/common.sh --setup [--pack]\n",
     )
 
 
@@ -183,3 +185,99 @@ def test_lock_lets_one_in_at_a_time(project: Project, flock: str) -> None:
     both = [subprocess.Popen(["bash", "-c", command, "bash", str(project.path)]) for _ in range(2)]
     assert [process.wait(timeout=30) for process in both] == [0, 0]
     assert not (project.path / ".setup.lock.d").exists()
+
+
+COMPLETE = """source "$1/slurm/common.sh"; read_site
+install() { say "would be installed"; }
+HARNESS_EXTRA=none
+[[ $2 != 'set up' ]] || SETS_UP=yes
+[[ $2 != 'without the gpu packages' ]] || {
+    HARNESS_EXTRA=gpu
+    stamp_of requirements.lock >"$VENV/harness-lock.sha256"
+}
+choose_locks
+STATE=$2
+is_batch() { [[ $STATE == 'in a job' ]]; }
+ensure_venv "${LOCKS[@]}"
+"""
+
+
+@pytest.fixture
+def visible() -> Iterator[Path]:
+    """A folder that other users reach."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("read-only", "as it is: it is read-only"),
+        ("named", "as it is: it was made from other lock files; `bash slurm/common.sh --setup`"),
+        ("in a job", "as it is: it was made from other lock files; `bash slurm/common.sh --setup`"),
+        ("own", "would be installed"),
+        ("set up", "would be installed"),
+        ("without the gpu packages", "would be installed"),
+    ],
+)
+def test_an_environment_of_another_lock(visible: Path, state: str, said: str) -> None:
+    """A job, and one that others may share, uses it as it is; the project's own is brought up."""
+    project = Project(visible)
+    for name in ("requirements.lock", "requirements-gpu.lock"):
+        (project.path / name).write_text(name)
+    own = project.path / ".venv"
+    for name in ("python", "harness"):
+        project.executable(own / "bin" / name, "#!/bin/sh\n")
+    (own / "setup.log").touch()
+    (own / "harness-lock.sha256").write_text("of another lock")
+    shell = ["bash", "-c", COMPLETE, "bash", str(project.path), state]
+    if state == "read-only":
+        own.chmod(0o555)
+        if os.getuid() == 0:  # to whom every folder can be written
+            shell = ["setpriv", "--reuid=65534", "--clear-groups", *shell]
+    env = {**project.environment, "HARNESS_VENV": str(own) if state == "named" else ""}
+    result = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=60)
+    own.chmod(0o755)
+    assert said in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+# Stands for the Python of an environment: unpacks as $UNPACK says, or is the harness.
+PYTHON = """#!/bin/bash
+if [[ $* == *"node_disk.packed unpack"* ]]; then
+    echo "a line of srun" >&2
+    mkdir -p "$UNPACK/bin" && cp "$0" "$UNPACK/bin/python" && echo "$UNPACK" && exit
+    echo "it: does not work; the remedy" >&2
+    exit 2
+fi
+[[ $1 == -P && $2 == -m && $3 == harness ]] && exec "$VENV_HARNESS" "${@:4}"
+"""
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_packed_environment_is_used_from_the_nodes_disk(
+    project: Project, tmp_path: Path, *, works: bool
+) -> None:
+    """By a job with a disk of its node; where it does not serve, the log says why in a line."""
+    project.executable(project.venv / "bin/python", PYTHON)
+    (project.venv / "harness-image.json").touch()
+    local = tmp_path / "on the node's disk"
+    env = project.slurm(
+        TMPDIR=str(tmp_path),
+        UNPACK=str(local) if works else "/dev/null/no",
+        VENV_HARNESS=str(project.venv / "bin/harness"),
+    )
+    result = project.run(project.spool(), "--data", "d", env=env)
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"][0] == "train"
+    said = (
+        f"using the environment in {local}, ready after"
+        if works
+        else f"using {project.venv}, not its image: it: does not work; the remedy"
+    )
+    assert said in result.stderr
+    del env["TMPDIR"]
+    assert "neither SLURM_TMPDIR nor TMPDIR" in project.run(project.spool(), env=env).stderr
+    here = {**project.environment, "TMPDIR": str(tmp_path)}
+    assert "image" not in project.run(project.path / "slurm/lstm.sh", env=here).stderr

@@ -10,19 +10,9 @@ from tests.conftest import PROJECT
 
 HARNESS = PROJECT / "harness"
 ORDER = (
-    *(
-        "files",
-        "system",
-        "texts",
-        "data",
-        "slurm",
-        "tracking",
-        "monitoring",
-        "compute",
-        "inference",
-    ),
-    *("training", "report", "oracles", "sweep_protocol", "tuning", "sweep_report", "checks"),
-    *("bench", "cli"),
+    *("files", "node_disk", "system", "texts", "data", "slurm", "tracking", "monitoring"),
+    *("compute", "inference", "training", "report", "oracles", "sweep_protocol", "tuning"),
+    *("sweep_report", "checks", "bench", "cli"),
 )
 MODULES = sorted(path for path in HARNESS.rglob("*.py") if path.name != "__init__.py")
 

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 from harness import __version__
 from harness.cli import bench, compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
+from harness.node_disk.use import hold_own
 from harness.system.console import echo, log
 from harness.system.processes import end_with_parent
 
@@ -60,6 +61,7 @@ def main() -> int:
     Returns:
         The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, run it again.
     """
+    hold_own()
     try:
         # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.
         code = app(prog_name="harness", standalone_mode=False)

@@ -38,6 +38,7 @@ from harness.files.ownership import distrust, owner_name
 from harness.files.paths import cache_folder, private_cache
 from harness.files.scratch import scratch_directory
 from harness.files.site_settings import site_setting
+from harness.node_disk.use import MARK
 
 FORMAT = 1
 RECORD = "dataset.json"
@@ -252,7 +253,7 @@ def _verified(folder: Path, train: Split, test: Split, *, vocab: Sequence[str]) 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """What can't stay as it is when a folder or a file in it is changed."""
     found = {}
-    for path in [folder, *sorted(folder.iterdir())]:
+    for path in [folder, *sorted(each for each in folder.iterdir() if each.name != MARK)]:
         status = path.stat()
         times = status.st_mtime_ns, status.st_ctime_ns
         found[path.name] = [

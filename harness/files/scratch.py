@@ -18,12 +18,14 @@ MIN_AGE_S = 60.0  # a younger folder may be about to be locked
 
 
 @contextlib.contextmanager
-def scratch_directory() -> Iterator[Path]:
-    """A new folder below `TMPDIR` for this user alone, removed at the end."""
-    prefix = f"harness-{os.getuid()}-"
-    _remove_abandoned(prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
-        held = _lock(Path(name))
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """A new folder below `parent`, or else `TMPDIR`, for this user alone, removed at the end."""
+    parent = parent or Path(tempfile.gettempdir())
+    _remove_abandoned(parent)
+    with tempfile.TemporaryDirectory(
+        prefix=own_prefix(), dir=parent, ignore_cleanup_errors=True
+    ) as name:
+        held = lock_folder(Path(name))
         try:
             yield Path(name)
         finally:
@@ -31,24 +33,35 @@ def scratch_directory() -> Iterator[Path]:
                 os.close(held)
 
 
-def _remove_abandoned(prefix: str) -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+def own_prefix() -> str:
+    """What the names of this user's folders begin with."""
+    return f"harness-{os.getuid()}-"
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{own_prefix()}*"):
         with contextlib.suppress(OSError):
             status = folder.lstat()
             is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
             if not is_own or time.time() - status.st_ctime < MIN_AGE_S:
                 continue
-            if (held := _lock(folder)) is not None:
+            if (held := lock_folder(folder)) is not None:
                 shutil.rmtree(folder)
                 os.close(held)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that locks the folder until it is closed, None if a living process has it."""
+def lock_folder(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed.
+
+    None if a living process has locked it, or if its file system has no locks.
+
+    Raises:
+        OSError: if it is no folder, or can't be opened.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # or the file system has no locks: nothing is removed there
+    except OSError:
         os.close(descriptor)
         return None
     return descriptor

@@ -85,13 +85,24 @@ def is_network(path: Path) -> bool:
 
 def file_system(path: Path) -> str:
     """The kind of file system that a path is on, such as nfs4, or `unknown`."""
+    return _mount(path)[2]
+
+
+def mount_of(path: Path) -> tuple[str, str]:
+    """The device, or server and folder, of a path's file system, and where it is mounted."""
+    return _mount(path)[:2]
+
+
+def _mount(path: Path) -> tuple[str, str, str]:
     try:
         lines = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
-        return "unknown"
-    kinds = {}
+        lines = []
+    mounts = {}
     for line in lines:
-        _, at, kind, *_ = line.split()
-        kinds[at.replace("\\040", " ")] = kind  # the last mount at a path hides the others
+        device, at, kind, *_ = line.split()
+        at = at.replace("\\040", " ")
+        mounts[at] = (device, at, kind)  # the last mount at a path hides the others
     real = path.resolve()
-    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")
+    found = (mounts[str(at)] for at in (real, *real.parents) if str(at) in mounts)
+    return next(found, ("", "", "unknown"))

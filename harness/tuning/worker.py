@@ -19,6 +19,7 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.node_disk.use import hold_own
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
 from harness.sweep_protocol.worker import (
@@ -86,6 +87,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", type=int, help="index among the GPUs that this process sees")
     arguments = parser.parse_args(args)
     end_with_parent()
+    hold_own()
     if arguments.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(arguments.gpu)
     try:

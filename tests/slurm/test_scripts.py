@@ -81,7 +81,10 @@ def test_a_run_or_sweep_goes_on_where_it_is(project: Project, kind: str) -> None
         project.spool(),
         f'#!/bin/bash\nsource "$HARNESS_HOME/slurm/common.sh"\nrun_resume {kind} "$@"\n',
     )
-    project.executable(project.commands / "srun", '#!/bin/bash\ntouch srun\nexec "${@: -3}"\n')
+    project.executable(
+        project.commands / "srun",
+        '#!/bin/bash\n[[ $* == *job-begin ]] && exit\ntouch srun\nexec "${@: -3}"\n',
+    )
     project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
     env = project.slurm(
         HARNESS_HOME=str(project.path),
@@ -247,7 +250,10 @@ def test_given_seed_wins(project: Project, given: list[str]) -> None:
 
 def test_two_nodes_start_a_process_on_each(project: Project) -> None:
     """On several nodes srun starts one harness a node, with the job's CPUs and environment."""
-    project.executable(project.commands / "srun", '#!/bin/bash\necho "$@" >&2\nexec "${@: -5}"\n')
+    project.executable(
+        project.commands / "srun",
+        '#!/bin/bash\n[[ $* == *job-begin ]] && exit\necho "$@" >&2\nexec "${@: -5}"\n',
+    )
     project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
     env = project.slurm(
         SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[08,10]", SLURM_CPUS_PER_TASK="4",

@@ -1,0 +1,130 @@
+"""Who uses a folder on a node's own disk, and the removal of those that nobody has used for a week.
+
+Such a folder is a staged dataset or an unpacked environment. Each process that uses it marks it and
+holds a lock on it as long as it lives.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness.files.scratch import lock_folder, own_prefix
+
+MARK = ".last-used"  # its time of change; the folder's own would tell readers of a change in it
+MAX_UNUSED_S = 7 * 86_400.0
+
+_held: list[int] = []  # descriptors that stay open until the process ends
+
+
+def staged_data(scratch: Path) -> Path:
+    """The folder of this user's dataset on a node's disk, as the job scripts name it."""
+    return scratch / f"harness-imdb-{os.getuid()}"
+
+
+def environments(scratch: Path) -> Path:
+    """The folder of this user's unpacked environments on a node's disk."""
+    return scratch / f"harness-env-{os.getuid()}"
+
+
+def mark_used(folder: Path) -> bool:
+    """Note that a folder is used now; False if it is not there.
+
+    It waits for a removal that has begun, after which the folder is gone.
+    """
+    try:
+        descriptor = _open(folder)
+    except OSError:
+        return False
+    try:
+        with contextlib.suppress(OSError):  # no locks there, so nothing is removed there
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _touch(descriptor)
+        return folder.is_dir()
+    finally:
+        os.close(descriptor)
+
+
+def hold_own(environment: Mapping[str, str] = os.environ, prefix: str = sys.prefix) -> None:
+    """Keep the marked folders that this process uses, its environment and its data, from removal.
+
+    They are held until the process ends.
+    """
+    for name in (prefix, environment.get("HARNESS_DATA", "")):
+        if name and (Path(name) / MARK).exists():
+            with contextlib.suppress(OSError):
+                descriptor = _open(Path(name))
+                _held.append(descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                _touch(descriptor)
+
+
+def remove_unused(scratch: Path, *, max_unused_s: float = MAX_UNUSED_S) -> list[Path]:
+    """Remove this user's folders on a node's disk that nobody has used for long; returns them.
+
+    What a living process holds, links, and what belongs to others stay.
+    """
+    return [each for each in _candidates(scratch) if _remove(each, scratch, max_unused_s)]
+
+
+def _candidates(scratch: Path) -> Iterator[Path]:
+    yield staged_data(scratch)
+    folder = environments(scratch)
+    with contextlib.suppress(OSError):
+        if _is_own_folder(folder):
+            yield from sorted(folder.iterdir())
+
+
+def _remove(folder: Path, scratch: Path, max_unused_s: float) -> bool:
+    with contextlib.suppress(OSError):
+        if not _is_own_folder(folder) or _unused_s(folder) <= max_unused_s:
+            return False
+        if (held := lock_folder(folder)) is None:
+            return False
+        try:
+            # It may have been marked, or removed, before it was locked.
+            if _unused_s(folder) <= max_unused_s or not os.path.samestat(
+                folder.lstat(), os.fstat(held)
+            ):
+                return False
+            # Under this name a later process removes it if this one is killed.
+            doomed = scratch / f"{own_prefix()}{uuid.uuid4().hex}"
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+            return True
+        finally:
+            os.close(held)
+    return False
+
+
+def _is_own_folder(folder: Path) -> bool:
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _unused_s(folder: Path) -> float:
+    mark = folder / MARK
+    try:
+        status = mark.lstat()
+    except FileNotFoundError:  # of an earlier version, or killed before it was marked
+        status = folder.lstat()
+    return time.time() - status.st_mtime
+
+
+def _open(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _touch(descriptor: int) -> None:
+    """Set the time of the mark in an open folder; a mark of somebody else's is left alone."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(OSError):
+        mark = os.open(MARK, flags, 0o600, dir_fd=descriptor)
+        os.utime(mark)
+        os.close(mark)

@@ -1,0 +1,137 @@
+"""What is removed from a node's disk after a week, and what stays."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.node_disk.use import (
+    MARK,
+    MAX_UNUSED_S,
+    environments,
+    mark_used,
+    remove_unused,
+    staged_data,
+)
+from tests.conftest import PROJECT
+
+HOLD = """
+import sys
+from harness.node_disk.use import hold_own
+hold_own({"HARNESS_DATA": sys.argv[2]}, sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+BEFORE = time.time() - MAX_UNUSED_S - 60
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A staged dataset that nobody has used for more than a week."""
+    folder = staged_data(tmp_path)
+    folder.mkdir()
+    (folder / "words.txt").touch()
+    make_old(folder)
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """An environment that nobody has used for more than a week."""
+    folder = environments(tmp_path) / "0123456789abcdef"
+    (folder / "bin").mkdir(parents=True)
+    make_old(folder)
+    return folder
+
+
+@pytest.fixture
+def holder(environment: Path, data: Path) -> Iterator[None]:
+    """A process that uses both."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, environment, data],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield
+
+
+def make_old(folder: Path) -> None:
+    mark_used(folder)
+    os.utime(folder / MARK, (BEFORE, BEFORE))
+
+
+def test_what_nobody_used_for_a_week_is_removed(
+    tmp_path: Path, data: Path, environment: Path
+) -> None:
+    """Both kinds, and nothing is left of them."""
+    assert remove_unused(tmp_path) == [data, environment]
+    assert list(tmp_path.iterdir()) == [environments(tmp_path)]
+
+
+def test_what_is_in_use_stays(tmp_path: Path, data: Path, environment: Path, holder: None) -> None:
+    """A process that lives for more than a week keeps what it uses."""
+    for folder in (data, environment):
+        os.utime(folder / MARK, (BEFORE, BEFORE))
+    assert remove_unused(tmp_path) == []
+
+
+def test_use_is_noted_by_each_process(
+    tmp_path: Path, data: Path, environment: Path, holder: None
+) -> None:
+    """Holding a folder marks it, without a change of its own time, which its readers watch."""
+    assert time.time() - (data / MARK).stat().st_mtime < 60
+    before = data.stat()
+    assert mark_used(data)
+    assert data.stat() == before
+    assert remove_unused(tmp_path) == []
+
+
+def test_a_folder_without_a_mark_counts_by_its_own_time(tmp_path: Path, data: Path) -> None:
+    """As those of an earlier version do."""
+    (data / MARK).unlink()
+    assert remove_unused(tmp_path) == []
+    os.utime(data, (BEFORE, BEFORE))
+    assert remove_unused(tmp_path) == [data]
+
+
+def test_nothing_is_removed_that_is_not_ours(
+    tmp_path: Path, data: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links, files, folders of others, and what is named otherwise stay, however old."""
+    target = tmp_path / "elsewhere"
+    data.rename(target)
+    data.symlink_to(target)
+    other = tmp_path / "harness-imdb-1"
+    other.mkdir()
+    link = environment.parent / "link"
+    link.symlink_to(target)
+    file = environment.parent / "file"
+    file.touch()
+    for path in (other, file, link, data):
+        os.utime(path, (BEFORE, BEFORE), follow_symlinks=False)
+    assert remove_unused(tmp_path) == [environment]
+    assert all(os.path.lexists(each) for each in (target / MARK, data, other, link, file))
+
+
+def test_the_folders_of_another_user_stay(
+    tmp_path: Path, data: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where one of them has taken our names."""
+    ours = os.getuid()
+    for folder in (data, environments(tmp_path)):
+        folder.rename(folder.with_name(folder.name.replace(f"-{ours}", f"-{ours + 1}")))
+    monkeypatch.setattr("os.getuid", lambda: ours + 1)
+    assert remove_unused(tmp_path) == []
+
+
+def test_a_marked_folder_that_goes_meanwhile_is_told(tmp_path: Path, data: Path) -> None:
+    """So that it is made again."""
+    assert remove_unused(tmp_path) == [data]
+    assert not mark_used(data)

@@ -117,6 +117,18 @@ def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
     return [layer for layer in model.layers if isinstance(layer, RNN | Bidirectional)]
 
 
+def turn_cudnn_off(model: keras.Model) -> None:
+    """Let recurrent layers use plain TensorFlow on a GPU too, where Keras would put in cuDNN.
+
+    XLA can't compile cuDNN, and a CPU can't run it.
+    """
+    for layer in recurrent_layers(model):
+        directions = ("forward_layer", "backward_layer")  # of a Bidirectional layer
+        for inner in (layer, *(getattr(layer, name, layer) for name in directions)):
+            if hasattr(inner, "use_cudnn"):
+                inner.use_cudnn = False
+
+
 def count_parameters(model: keras.Model) -> dict[str, int]:
     """How many parameters the model has, in all and in its recurrent layers."""
     recurrent = sum(layer.count_params() for layer in recurrent_layers(model))

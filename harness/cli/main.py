@@ -16,7 +16,7 @@ from harness.system.console import echo, log
 from harness.system.processes import end_with_parent
 
 SECTIONS = {  # of the help
-    "Train": ("train", "resume", "evaluate", "predict"),
+    "Train": ("train", "resume", "evaluate", "predict", "export"),
     "Search": ("tune", "sweep"),
     "Look at results": ("compare", "tensorboard"),
     "Submit and watch": ("submit", "status", "logs", "cancel", "reproduce"),

@@ -1,6 +1,7 @@
 """`train`, `resume`, `evaluate` and `predict`: runs and their models."""
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -239,3 +240,35 @@ def predict(
             echo(json.dumps(asdict(prediction)))
         else:
             echo(f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}")
+
+
+@app.command(epilog="Example: harness export runs/lstm/my-run --out served/lstm")
+def export(
+    run_folder: RunFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="where to; default: the folder export of the run"),
+    ] = None,
+) -> None:
+    """Write the model of a finished run as a SavedModel that takes raw text.
+
+    TensorFlow and TensorFlow Serving read it without this package.
+    """
+    from harness.tracking.run_dir import RunDirectory
+    from harness.training.launch import prepare_quietly
+
+    run = RunDirectory.open(run_folder)
+    folder = out or run.folder / "export"
+    prepare_quietly(run.job())
+    from harness.inference.export import export as write
+
+    written = write(run, folder)
+    name = run.job().name
+    echo(f"SavedModel   {written}")
+    echo(
+        f"next         docker run -p 127.0.0.1:8501:8501 -e MODEL_NAME={name} "
+        f"-v {quoted(folder.absolute())}:/models/{name} tensorflow/serving"
+    )
+    url = f"http://localhost:8501/v1/models/{name}:predict"
+    instances = '{"instances": ["An excellent movie!"]}'
+    echo(f"             curl -d {shlex.quote(instances)} {url}")

@@ -19,7 +19,7 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.moving_average import RampedAverage, ramped
 from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import Job, TrainConfig
-from harness.layers import for_training, outer_embedding, recurrent_layers
+from harness.layers import for_training, outer_embedding, recurrent_layers, turn_cudnn_off
 from harness.system.signals import StopRequest
 
 KERAS_PRECISION = {
@@ -47,7 +47,7 @@ class TrainStep:
             self.export_model = BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
             self.model = for_training(self.export_model, job.train.seed, job.train.batch_size)
             if self.xla:
-                _turn_cudnn_off(self.model)
+                turn_cudnn_off(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
             self.embedding = outer_embedding(self.model) if self.xla and _uses_gpu() else None
@@ -264,15 +264,6 @@ def build_optimizer(train: TrainConfig) -> keras.optimizers.Optimizer:
     if train.precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
-
-
-def _turn_cudnn_off(model: keras.Model) -> None:
-    # On a GPU Keras would put cuDNN into what XLA compiles, and XLA can't compile it.
-    for layer in recurrent_layers(model):
-        directions = ("forward_layer", "backward_layer")  # of a Bidirectional layer
-        for inner in (layer, *(getattr(layer, name, layer) for name in directions)):
-            if hasattr(inner, "use_cudnn"):
-                inner.use_cudnn = False
 
 
 def count_cudnn_nodes(graph: tf.Graph, layers: list[keras.Layer]) -> dict[str, int]:

@@ -21,10 +21,8 @@ UNRANKED = np.iinfo(np.int32).max - SHIFT
 
 # What Keras's text_to_word_sequence takes for a space, and the only letters that it lowers; plus
 # the carriage return, which ends lines on other systems and is in no word of IMDB.
-_SPACES = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n\r'
-_PLAIN = str.maketrans(
-    string.ascii_uppercase + _SPACES, string.ascii_lowercase + " " * len(_SPACES)
-)
+SPACES = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n\r'
+_PLAIN = str.maketrans(string.ascii_uppercase + SPACES, string.ascii_lowercase + " " * len(SPACES))
 
 
 def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,112 @@
+"""`harness export`: plain TensorFlow reads the SavedModel and answers as `harness predict` does."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.data.vocabulary import encode_text
+from tests.conftest import JOBS, Harness
+from tests.report.made_up_runs import write_run
+
+READ = """
+import json, sys
+import tensorflow as tf
+
+assert "harness" not in sys.modules
+classify = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+found = classify(text=tf.constant(json.load(sys.stdin)))
+classes = found["class"].numpy().astype(str).tolist()
+print(json.dumps([found["probabilities"].numpy().tolist(), classes]))
+"""
+ODD = (
+    "GREAT!!",
+    "l'été",
+    "ÄÖÜ",
+    "İstanbul",
+    "a\tb\r",
+    "c\x0bd",
+    "e\x85f",
+    "日本",
+    "--",
+    "<br/>",
+    "2/10",
+)
+
+
+def odd_texts(vocab: list[str], number: int) -> list[str]:
+    """Texts of known, unknown and odd words, of one word to more than a model reads."""
+    generator = random.Random(1)  # noqa: S311 - no secret
+    words = [*vocab[:300], *ODD, "unheardof"]
+    lengths = [generator.randint(1, 60) for _ in range(number)]
+    return ["good " + " ".join(generator.choices(words, k=length)) for length in lengths]
+
+
+@pytest.mark.full
+def test_plain_tensorflow_answers_like_predict(harness: Harness, tmp_path: Path) -> None:
+    """A thousand texts, to 1e-6, in a folder without the package; twice into the same folder."""
+    assert harness.train("bilstm", "served", "--set", "train.epochs=1").returncode == 0
+    run, out = harness.runs / "bilstm/served", tmp_path / "a folder"
+    for _ in range(2):
+        done = harness.run("export", run, "--out", out)
+        assert done.returncode == 0, done.stderr
+    assert f"'{out}':/models/bilstm" in done.stdout
+    texts = odd_texts((run / "vocabulary.txt").read_text().split("\n"), 1000)
+    file = tmp_path / "texts"
+    file.write_text("\n".join(text.replace("\r", " ") for text in texts) + "\n")
+    said = harness.run("predict", run, "--json", "--file", file).stdout
+    predicted = [json.loads(line) for line in said.splitlines()]
+    plain = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    read = subprocess.run(
+        [sys.executable, "-P", "-c", READ, str(out / "1")],
+        input=json.dumps([each["text"] for each in predicted]),
+        cwd=tmp_path,
+        env=plain,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    probabilities, classes = json.loads(read.stdout)
+    assert len(probabilities) == 1000
+    expected = [each["probability"] for each in predicted]
+    assert np.abs(np.array(probabilities)[:, 1] - expected).max() < 1e-6
+    assert np.allclose(np.sum(probabilities, axis=1), 1)
+    assert classes == [each["sentiment"] for each in predicted]
+
+
+def test_the_graph_encodes_like_the_data() -> None:
+    """Padded in front, cut to the last words, `2` for what is unknown or too rare."""
+    from harness.inference.export import TextEncoder
+
+    vocab = ["good", "bad", "film", "été", "ÄÖÜ", "İstanbul", "c\x0bd", "e\x85f", "日本", "rare"]
+    ranks = {word: rank for rank, word in enumerate(vocab, 1)}
+    texts = ["", " . ", *odd_texts(vocab, 200)]
+    vocab_size, maxlen = len(vocab) + 3, 12
+    encoded = TextEncoder(vocab, vocab_size=vocab_size, maxlen=maxlen)(texts).numpy()
+    for text, row in zip(texts, encoded, strict=True):
+        tail = encode_text(text, ranks, vocab_size)[-maxlen:]
+        assert row.tolist() == [0] * (maxlen - len(tail)) + tail, repr(text)
+
+
+def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -> None:
+    """An unfinished run, and a folder of something else, which stays as it is."""
+    begun = harness.runs / "lstm/begun"
+    write_run(begun, (JOBS / "lstm.toml").read_text())
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").touch()
+    for words, message in (
+        ((begun,), "is unfinished and has no model yet; harness resume"),
+        ((begun, "--out", thesis), "holds thesis.tex, which is not part of an export"),
+        ((begun, "--out", thesis / "thesis.tex"), "can't be read: Not a directory"),
+    ):
+        done = harness.run("export", *words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert message in done.stderr
+    assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]

@@ -1,6 +1,8 @@
 """What several tests share: real harness processes over the packaged sample, shrunk."""
 
 import contextlib
+import fcntl
+import io
 import json
 import os
 import shutil
@@ -9,12 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from harness.cli.main import main
 from harness.tracking.record_format import untimed
 from tests import guard
 from tests.slurm.cluster import REMEDY, is_installed
@@ -30,9 +35,10 @@ OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if not os.environ.get("HARNESS_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Names the folder of the steps that the tests have compiled. Each command has a cache of its own,
-# but compiling takes as long as a short training, and is not what most tests are about.
-COMPILED = "HARNESS_TEST_COMPILED"
+# Names the folder that all workers of xdist share, with the steps that the tests have compiled, and
+# finished runs. Each command has a cache of its own, but compiling takes as long as a short
+# training, and is not what most tests are about.
+SHARED = "HARNESS_TEST_SHARED"
 
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
@@ -60,13 +66,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave no process behind, however the tests end; a worker of xdist is below the guard."""
     if not hasattr(config, "workerinput"):
         guard.enter()
-        os.environ[COMPILED] = tempfile.mkdtemp(prefix="harness-tests-")
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="harness-tests-")
+        compiled().mkdir()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what the tests shared."""
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
+        shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,6 +88,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("cluster") and not is_installed():
             item.add_marker(pytest.mark.skip(reason=REMEDY))
     items.sort(key=lambda item: SECONDS.get(item.path.name, 0), reverse=True)
+
+
+HANGS_S = 60  # a command that takes longer in this process
 
 
 class Harness:
@@ -103,7 +113,7 @@ class Harness:
         }
         self.compiled = self.cache / "harness" / "xla"
         self.compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
-        link_files(Path(os.environ[COMPILED]), self.compiled)
+        link_files(compiled(), self.compiled)
 
     def show_gpus(self) -> None:
         """Undo what hides this machine's GPUs from the commands."""
@@ -137,14 +147,70 @@ class Harness:
             timeout=timeout_s,
             check=False,
         )
-        link_files(self.compiled, Path(os.environ[COMPILED]))
+        link_files(self.compiled, compiled())
         return done
+
+    def run_here(self, *words: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run a command in this process, which is faster; it fails if it imports TensorFlow."""
+        with (
+            mock.patch.dict(os.environ, self.environment, clear=True),
+            contextlib.chdir(self.folder),
+            without("tensorflow"),
+        ):
+            return run_here(*map(str, words), stdin=stdin)
 
     def train(self, job: str, run_id: str, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.run(*self.train_words(job, run_id, *words))
 
     def train_words(self, job: str, run_id: str, *words: object) -> list[object]:
         return ["train", JOBS / f"{job}.toml", "--run-id", run_id, *SHRUNK, *words]
+
+
+def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a command in this process; any exception that leaves it is the test's failure.
+
+    Raises:
+        TimeoutError: if the command hangs.
+    """
+
+    def hang(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("the command hangs")
+
+    args = ["harness", *words]
+    out, err, text = io.StringIO(), io.StringIO(), io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(HANGS_S)
+    try:
+        with (
+            mock.patch.multiple(sys, argv=args, stdin=text),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = main()
+    finally:
+        signal.alarm(0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Let no code import the module, whether or not other tests have."""
+    before = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before:
+            sys.modules[name] = before
+
+
+def compiled() -> Path:
+    """The folder of the compiled steps."""
+    return Path(os.environ[SHARED], "compiled")
 
 
 def link_files(source: Path, target: Path) -> None:
@@ -180,13 +246,35 @@ def harness(tmp_path: Path) -> Harness:
     return Harness(tmp_path)
 
 
+def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], None]) -> Path:
+    """A run, or a sweep, that the first of all workers of xdist makes; others get a copy of it."""
+    run = harness.runs / job / run_id
+    shared = Path(os.environ[SHARED], f"{job}-{run_id}")
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if shared.exists():
+            shutil.copytree(shared, run)
+        else:
+            make()
+            shutil.copytree(run, shared)
+    return run
+
+
+def calm_run(harness: Harness, job: str) -> Path:
+    """A finished run, `calm`, that nothing disturbed."""
+
+    def train() -> None:
+        done = harness.train(job, "calm")
+        assert done.returncode == 0, done.stderr
+
+    return shared_run(harness, job, "calm", train)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
     """A finished run of the bidirectional LSTM, for tests that only read it."""
     harness = Harness(tmp_path_factory.mktemp("finished"))
-    done = harness.train("bilstm", "calm")
-    assert done.returncode == 0, done.stderr
-    return harness, harness.runs / "bilstm" / "calm"
+    return harness, calm_run(harness, "bilstm")
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ HARNESS_CONTAINER=()
 ensure_venv requirements-test.lock
 export PATH="$VENV/bin:$PATH"
 unset PYTHONPATH PYTHONHOME
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes, and each worker, would compile every module
 
 heading ruff check
 ruff check .

@@ -188,7 +188,7 @@ def test_a_search_that_would_stop_hopeless_trials_is_told(tmp_path: Path) -> Non
 @pytest.mark.parametrize("command", [["submit", "--dry-run"], ["tune", "--workers", "1001"]])
 def test_a_command_says_what_is_not_searched_over(harness: Harness, command: list[str]) -> None:
     """A value that is set in place of a search is announced."""
-    done = harness.run(*command, JOBS / "tune_lstm.toml", "--set", "model.units=32")
+    done = harness.run_here(*command, JOBS / "tune_lstm.toml", "--set", "model.units=32")
     printed = done.stdout + done.stderr
     assert "--set model.units=32: all trials have this value; it is not searched over" in printed
 
@@ -201,10 +201,10 @@ def test_an_override_of_every_key_is_refused(tmp_path: Path) -> None:
 
 def test_a_search_is_no_training_and_a_training_no_search(harness: Harness) -> None:
     """Each command names the other, without TensorFlow and without a trace on the disk."""
-    done = harness.run("train", JOBS / "tune_lstm.toml")
+    done = harness.run_here("train", JOBS / "tune_lstm.toml")
     assert done.returncode == 2
     assert "holds a [search]; run it by: harness tune" in done.stderr
-    done = harness.run("tune", JOBS / "lstm.toml")
+    done = harness.run_here("tune", JOBS / "lstm.toml")
     assert done.returncode == 2
     assert "has no [search] table; train it by: harness train" in done.stderr
     assert not harness.runs.exists()

@@ -100,7 +100,9 @@ def test_the_reference_is_a_record_of_every_section() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("architecture", ["rnn", "stacked_lstm"])
+@pytest.mark.parametrize(
+    "architecture", ["rnn", pytest.param("stacked_lstm", marks=pytest.mark.slow)]
+)
 def test_the_notebooks_way_trains_and_is_timed(architecture: str) -> None:
     """Reviews a second of both kinds and the first step are measured, not guessed."""
     tokens = np.ones((80, MAXLEN), np.int32)
@@ -199,7 +201,7 @@ def test_what_can_not_be_measured_is_refused(
     harness: Harness, words: tuple[str, ...], said: str
 ) -> None:
     """One line, exit code 2."""
-    done = harness.run("bench", *words)
+    done = harness.run_here("bench", *words)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

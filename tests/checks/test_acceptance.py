@@ -57,7 +57,7 @@ def test_files_are_compared_by_their_bytes(finished: tuple[Harness, Path], tmp_p
 
 def test_options_of_the_acceptance_alone(harness: Harness) -> None:
     """Without --accept they are refused."""
-    done = harness.run("doctor", "--full")
+    done = harness.run_here("doctor", "--full")
     assert (done.returncode, "--full: belongs to --accept" in done.stderr) == (2, True)
 
 

@@ -86,7 +86,7 @@ def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -
 )
 def test_bad_words_are_refused(harness: Harness, words: list[str], said: str) -> None:
     """A wrong option ends with code 2 and one line, before anything is checked."""
-    done = harness.run("doctor", *words)
+    done = harness.run_here("doctor", *words)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert said in done.stderr

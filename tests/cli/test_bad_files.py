@@ -4,28 +4,22 @@ Nothing ends with a traceback, nothing waits for ever, and no bad run brings dow
 all runs. The commands run in this process: hundreds of processes would take too long.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import shutil
-import signal
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
 
-from harness.cli.main import app, main
-from tests.conftest import JOBS, Harness
-
-LIMIT_S = 60  # of one command
+from harness.cli.main import app
+from tests.conftest import JOBS, Harness, run_here
 
 
 def truncated(path: Path) -> None:
@@ -121,37 +115,19 @@ FOR_ALL = ("status",)  # which a bad run must not end
 @pytest.fixture
 def copies(
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Path, Path]]:
-    """The folders of runs, with a good one and one to break; killed if a command hangs."""
+) -> tuple[Path, Path]:
+    """The folders of runs, with a good one and one to break."""
     monkeypatch.setenv("HARNESS_HERE", "1")  # no word about jobs where there is a Slurm
     runs = tmp_path / "runs"
     shutil.copytree(finished[1], runs / "bilstm" / "good")
     shutil.copytree(finished[1], runs / "bilstm" / "bad")
-
-    def hangs(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError("the command hangs")
-
-    before = signal.signal(signal.SIGALRM, hangs)
-    yield runs, runs / "bilstm" / "bad"
-    signal.signal(signal.SIGALRM, before)
+    return runs, runs / "bilstm" / "bad"
 
 
 def ended(words: list[str]) -> tuple[int, str, str]:
     """A command's exit code, output and errors; any exception of its is the test's failure."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    sys.argv = ["harness", *words]
-    signal.alarm(LIMIT_S)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main()
-    finally:
-        signal.alarm(0)
-        sys.argv = before
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return code, out.getvalue(), err.getvalue()
+    done = run_here(*words)
+    return done.returncode, done.stdout, done.stderr
 
 
 def tried(

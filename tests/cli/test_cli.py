@@ -57,7 +57,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     harness: Harness, words: list[object], said: tuple[str, ...]
 ) -> None:
     """The line names the thing and its remedy; no traceback, nothing written, no TensorFlow."""
-    done = harness.run(*words)
+    done = harness.run_here(*words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     for part in said:
@@ -87,7 +87,7 @@ def test_devices_that_do_not_fit_are_refused(
 def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
     """Outside of srun several nodes would train apart from each other without a word."""
     harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
-    done = harness.train("lstm", "never")
+    done = harness.run_here(*harness.train_words("lstm", "never"))
     assert done.returncode == 2
     assert "2 nodes: should be used through srun" in done.stderr
     assert not harness.runs.exists()
@@ -152,6 +152,7 @@ def test_bash_completes_commands_and_options(harness: Harness) -> None:
         assert harness.run().stdout.split() == names
 
 
+@pytest.mark.full
 def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, Path]) -> None:
     """The record is complete in itself, and no start-up noise stands on the screen."""
     harness, run = finished
@@ -246,7 +247,7 @@ def test_a_text_that_is_none_is_refused(
 ) -> None:
     """Empty, wordless and megabyte-long texts get one line and exit code 2."""
     harness, run = finished
-    done = harness.run("predict", run, *words, stdin=stdin)
+    done = harness.run_here("predict", run, *words, stdin=stdin)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert said in done.stderr

@@ -15,6 +15,7 @@ from tests.system.driver import broken_driver, whole_driver
 
 __all__ = ["broken_driver", "whole_driver"]  # pytest takes the fixtures from here
 
+full, param = pytest.mark.full, pytest.param
 no_driver = pytest.mark.skipif(cuda.has_driver(), reason="a driver is here")
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
@@ -35,8 +36,8 @@ def refused(
     ("variables", "words", "promise"),
     [
         (SLURM, (), "Slurm gave 1 GPU"),
-        ({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, (), "Slurm gave 2 GPUs"),
-        ({"CUDA_VISIBLE_DEVICES": "0"}, (), "CUDA_VISIBLE_DEVICES=0"),
+        param({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, (), "Slurm gave 2 GPUs", marks=full),
+        param({"CUDA_VISIBLE_DEVICES": "0"}, (), "CUDA_VISIBLE_DEVICES=0", marks=full),
         ({}, ("--devices", "gpu"), "--devices gpu:1"),
     ],
     ids=["slurm", "slurm-list", "visible", "devices"],

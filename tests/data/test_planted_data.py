@@ -170,7 +170,7 @@ def stage(harness: Harness, tmp_path: Path) -> Callable[[], tuple[int, str]]:
     harness.environment["HARNESS_DATA"] = str(tmp_path / "data")
 
     def call() -> tuple[int, str]:
-        done = harness.run("data", "stage", tmp_path / "copy")
+        done = harness.run_here("data", "stage", tmp_path / "copy")
         return done.returncode, done.stderr
 
     return call

@@ -59,7 +59,7 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
 def test_a_name_that_fits_no_run_is_refused(harness: Harness, site: Site, command: str) -> None:
     """Exit code 2 and one line with what is near."""
     site.run("calmest", "finished")
-    done = harness.run(command, "calmost")
+    done = harness.run_here(command, "calmost")
     assert done.returncode == 2
     assert "did you mean calmest" in done.stderr.splitlines()[-1]
 

@@ -20,15 +20,15 @@ def test_a_log_is_harmless_and_cut_to_its_end(harness: Harness, site: Site) -> N
     log = site.folder / "it's a log.out"
     log.write_bytes(b"one\n\x1b[31mtwo\x1b[0m\x07\n10%\r50%\r100%\nthr\xffee\r\nfour")
     site.run("a", "finished", log=log)
-    assert harness.run("logs", "a").stdout.splitlines() == [
+    assert harness.run_here("logs", "a").stdout.splitlines() == [
         "one",
         "two",
         "100%",
         "thr\ufffdee",
         "four",
     ]
-    assert harness.run("logs", "a", "-n", "2").stdout.splitlines() == ["thr\ufffdee", "four"]
-    assert harness.run("logs", "a", "-n", "0").stdout == ""
+    assert harness.run_here("logs", "a", "-n", "2").stdout.splitlines() == ["thr\ufffdee", "four"]
+    assert harness.run_here("logs", "a", "-n", "0").stdout == ""
     assert clean(b"\x1b]0;title\x07\x00a\tb") == "a\tb"
 
 
@@ -50,10 +50,10 @@ def test_a_run_without_a_log_says_so(harness: Harness, site: Site) -> None:
     """One that ran on a terminal, and one that waits, get a line each."""
     site.run("a", "finished")
     site.submission("12", [1])
-    done = harness.run("logs", "a")
+    done = harness.run_here("logs", "a")
     assert (done.returncode, done.stdout) == (2, "")
     assert "has no log, it printed to the terminal where it was started" in done.stderr
-    assert "it has no log yet; it is" in harness.run("logs", "12").stderr
+    assert "it has no log yet; it is" in harness.run_here("logs", "12").stderr
 
 
 def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:

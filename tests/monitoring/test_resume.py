@@ -90,7 +90,7 @@ def test_a_request_that_names_no_run_is_one_line(
 ) -> None:
     """Exit code 2, and nothing is written."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
-    done = harness.run("submit", *words, "--dry-run")
+    done = harness.run_here("submit", *words, "--dry-run")
     assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1)
     assert not harness.runs.exists()
 
@@ -102,13 +102,13 @@ def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
         stopped(harness.runs / "gru" / name, {})
         state = {"phase": "interrupted", "signal": "SIGTERM", "slurm_job": "7"}
         (harness.runs / "gru" / name / "state.json").write_text(json.dumps(state))
-    done = harness.run("submit", "--all-interrupted", "--dry-run", "--", "-C", "ib")
+    done = harness.run_here("submit", "--all-interrupted", "--dry-run", "--", "-C", "ib")
     assert done.returncode == 0, done.stderr
     for name in ("a", "b"):
         assert f"run_resume run {harness.runs}/gru/{name}\n" in done.stdout
     assert done.stdout.count("sbatch --parsable --job-name=gru") == 2
     assert done.stdout.count(" -C ib ") == 2
-    done = harness.run("submit", "--resume", "a", "--dry-run", "--", "-C", "ib")
+    done = harness.run_here("submit", "--resume", "a", "--dry-run", "--", "-C", "ib")
     assert done.stdout.count("sbatch --parsable") == 1
 
 
@@ -121,16 +121,16 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
     environment["PATH"] = str(sbatch.parent)
     del environment["HARNESS_HERE"]
     words = ["train", JOBS / "lstm.toml", "--devices", "no-such"]
-    first = harness.run(*words).stderr.splitlines()[0]
+    first = harness.run_here(*words).stderr.splitlines()[0]
     assert "no Slurm job: this machine, " in first
     assert f"harness submit {shlex.quote(str(JOBS / 'lstm.toml'))}" in first
     environment["HARNESS_JOBS_ONLY"] = "1"
     for command in (words, ["tune", JOBS / "tune_lstm.toml"]):
-        done = harness.run(*command)
+        done = harness.run_here(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         instead = f"harness submit {shlex.quote(str(command[1]))}"
         assert f"this site computes in jobs only: {instead}" in done.stderr
     assert not harness.runs.exists()
-    assert "no-such" in harness.run(*words, "--here").stderr.splitlines()[0]
+    assert "no-such" in harness.run_here(*words, "--here").stderr.splitlines()[0]
     environment["SLURM_JOB_ID"] = "7"
-    assert "no-such" in harness.run(*words).stderr.splitlines()[0]
+    assert "no-such" in harness.run_here(*words).stderr.splitlines()[0]

@@ -210,7 +210,7 @@ def test_nothing_finished_is_refused_and_nothing_written(harness: Harness) -> No
     """Runs that are all unfinished are named, and no folder of a comparison is made."""
     (harness.runs / "lstm" / "a").mkdir(parents=True)
     (harness.runs / "lstm" / "a" / "job.toml").write_text("")
-    done = harness.run("compare", "--out", harness.folder / "out")
+    done = harness.run_here("compare", "--out", harness.folder / "out")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("harness: nothing to compare: 1 found")
     assert not (harness.folder / "out").exists()

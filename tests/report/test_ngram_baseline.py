@@ -264,14 +264,14 @@ def test_the_command_fits_it_when_asked(harness: Harness, tmp_path: Path) -> Non
         (("--baseline", "ngrams"), "were not found here"),
         (("--baseline", "svm"), "'svm' is not"),
     ):
-        done = harness.run("compare", *options, "--out", tmp_path / "out")
+        done = harness.run_here("compare", *options, "--out", tmp_path / "out")
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "out").exists()
     at = ("--data", tmp_path / "data", "--out", tmp_path / "out")
     asked = harness.run("compare", "--baseline", "ngrams", *at)
-    later = harness.run("compare", *at)
+    later = harness.run_here("compare", *at)
     assert (asked.returncode, later.stdout) == (0, asked.stdout), asked.stderr
     assert "n-grams" in later.stdout
     assert "McNemar" in later.stdout

@@ -139,6 +139,7 @@ def test_records_with_a_diff_are_their_users_alone(project: Path, tmp_path: Path
         os.umask(before)
 
 
+@pytest.mark.full
 def test_a_run_does_not_record_a_token(tmp_path: Path, harness: Harness) -> None:
     """From a command in a checkout to the bytes of every file of its run's folder."""
     project = tmp_path / "project"

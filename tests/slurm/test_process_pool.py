@@ -217,7 +217,7 @@ def test_what_several_runs_can_not_have_is_refused(
     harness: Harness, words: tuple[str, ...], said: str
 ) -> None:
     """One line with the option and the rule, exit code 2, nothing written."""
-    done = harness.run("train", JOBS / "lstm.toml", "--runs", harness.runs, *words)
+    done = harness.run_here("train", JOBS / "lstm.toml", "--runs", harness.runs, *words)
     assert done.returncode == 2
     assert said in done.stderr
     assert not harness.runs.exists()

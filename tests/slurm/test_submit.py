@@ -119,7 +119,7 @@ def test_data_that_are_there_need_no_warning(harness: Harness) -> None:
     """With the dataset's files in the folder named, nothing is said of the sample."""
     (harness.folder / "imdb.npz").touch()
     harness.environment["HARNESS_DATA"] = str(harness.folder)
-    done = harness.run("submit", JOBS / "lstm.toml", "--dry-run")
+    done = harness.run_here("submit", JOBS / "lstm.toml", "--dry-run")
     assert (done.returncode, "SAMPLE" in done.stderr) == (0, False)
     assert f"export HARNESS_DATA={harness.folder}\n" in done.stdout
 
@@ -128,19 +128,19 @@ def test_an_environment_without_harness_is_warned_of(harness: Harness) -> None:
     """A job installs nothing, so an environment that lacks the program is named beforehand."""
     harness.environment["HARNESS_VENV"] = str(harness.folder)
     words = ["submit", JOBS / "lstm.toml", "--dry-run"]
-    assert f"warning: {harness.folder}/bin/harness is not there" in harness.run(*words).stderr
+    assert f"warning: {harness.folder}/bin/harness is not there" in harness.run_here(*words).stderr
     (harness.folder / "bin").mkdir()
     (harness.folder / "bin/harness").touch()
-    assert "bin/harness" not in harness.run(*words).stderr
+    assert "bin/harness" not in harness.run_here(*words).stderr
 
 
 def test_a_checkout_that_git_refuses_is_warned_of(harness: Harness, project: Path) -> None:
     """Then the whole folder is copied, and that the commit is unknown is said beforehand."""
     harness.environment["HARNESS_HOME"] = str(project)
     words = ["submit", project / "jobs/lstm.toml", "--dry-run"]
-    assert "git can't" not in harness.run(*words).stderr
+    assert "git can't" not in harness.run_here(*words).stderr
     (project / ".git/HEAD").unlink()
-    done = harness.run(*words)
+    done = harness.run_here(*words)
     assert done.returncode == 0
     assert f"warning: git can't tell the commit of {project}" in done.stderr
 
@@ -166,7 +166,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 ) -> None:
     """What can't be submitted is refused before anything is written, with the remedy."""
     before = contents(harness.folder)
-    done = harness.run("submit", *words)
+    done = harness.run_here("submit", *words)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert named in done.stderr
@@ -177,7 +177,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_without_slurm_nothing_is_written(harness: Harness) -> None:
     """No sbatch on the PATH: refused with the remedy, and no snapshot is made."""
     harness.environment["PATH"] = "/nowhere"
-    done = harness.run("submit", JOBS / "lstm.toml")
+    done = harness.run_here("submit", JOBS / "lstm.toml")
     assert done.returncode == 2
     assert "sbatch: is not on the PATH" in done.stderr
     assert not harness.runs.exists()
@@ -190,7 +190,7 @@ def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
     sbatch.write_text("#!/bin/sh\necho warming up >&2; echo 'sbatch: error: no way' >&2; exit 1\n")
     sbatch.chmod(0o755)
     harness.environment["PATH"] = f"{sbatch.parent}:{os.environ['PATH']}"
-    done = harness.run("submit", JOBS / "lstm.toml")
+    done = harness.run_here("submit", JOBS / "lstm.toml")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "harness: lstm: was not submitted: warming up; sbatch: error: no way"

@@ -77,14 +77,14 @@ def test_submit_refuses(harness: Harness) -> None:
     """One line that says what is at stake, exit code 2, nothing written; one node passes."""
     args = ["submit", JOBS / "lstm.toml", "--dry-run"]
     for words in (["--nodes", "2"], ["--", "-N2"], ["--", "--nodes=1-4"]):
-        done = harness.run(*args, *words)
+        done = harness.run_here(*args, *words)
         assert done.returncode == 2, done.stdout
         assert AT_STAKE in done.stderr.splitlines()[-1]
         assert not harness.runs.exists()
     for words in (["--nodes", "1"], ["--nodes", "2", "--seeds", "1-3", "--pack"]):
-        assert harness.run(*args, *words).returncode == 0
+        assert harness.run_here(*args, *words).returncode == 0
     harness.environment["HARNESS_TRUSTED_NETWORK"] = "1"
-    assert harness.run(*args, "--nodes", "2").returncode == 0
+    assert harness.run_here(*args, "--nodes", "2").returncode == 0
 
 
 @pytest.mark.parametrize(

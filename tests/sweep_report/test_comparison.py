@@ -93,8 +93,8 @@ def test_a_sweep_named_twice_is_refused(tmp_path: Path) -> None:
 def test_the_command_compares_several_sweeps(harness: Harness) -> None:
     """`show` of one sweep prints its leaderboard, of two their comparison."""
     folders = [sweep.folder for sweep in two_sweeps(harness.runs)]
-    done = harness.run("sweep", "show", *folders)
+    done = harness.run_here("sweep", "show", *folders)
     assert done.returncode == 0, done.stderr
     assert "the searches differ in" in done.stdout
-    done = harness.run("sweep", "show", folders[0], harness.runs)
+    done = harness.run_here("sweep", "show", folders[0], harness.runs)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -142,7 +142,7 @@ def test_the_commands_show_what_others_wrote_as_text(
         ["resume", f"no\x1b[2J{name}"], ["evaluate", f"{name}/b"], ["logs", f"{name}/a"],
         ["train", "no\x1b[2J.toml"], ["train", JOBS / "lstm.toml", "--set", "x.\x1b[2J=1"],
     ):  # fmt: skip
-        done = harness.run(*words)
+        done = harness.run_here(*words)
         said = done.stdout + done.stderr
         assert said
         assert not set(said) & set("\x1b\x9b\x07"), (words, said)

@@ -251,7 +251,7 @@ def test_a_window_that_is_none_is_refused(text: str) -> None:
 def test_a_bad_window_stops_a_command_before_it_begins(harness: Harness, words: list[str]) -> None:
     """Exit code 2, and no folder."""
     harness.environment["HARNESS_IDLE_WARNING_MIN"] = "soon"
-    done = harness.run(words[0], JOBS / f"{words[1]}.toml")
+    done = harness.run_here(words[0], JOBS / f"{words[1]}.toml")
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert "HARNESS_IDLE_WARNING_MIN=soon" in done.stderr

@@ -201,6 +201,7 @@ def test_a_snapshot_can_be_written_by_its_owner_alone(project: Path, tmp_path: P
     assert all(path.lstat().st_mode & 0o022 == 0 for path in paths if not path.is_symlink())
 
 
+@pytest.mark.full
 def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
     harness: Harness, finished: tuple[Harness, Path]
 ) -> None:

@@ -32,7 +32,7 @@ def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, comman
         search.write_text(search.read_text() + "\n[new]\nkey = 1\n")
     words = {"resume": ["resume", later], "tune": ["tune", job, "--sweep-id", "later"]}
     before = {path: path.read_bytes() for path in later.rglob("*") if path.is_file()}
-    done = harness.run(*words.get(command, ["sweep", command, later]))
+    done = harness.run_here(*words.get(command, ["sweep", command, later]))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     assert f"sweep {later}: was written by harness 9.9.0 (format 99)" in line
@@ -42,10 +42,10 @@ def test_a_later_versions_sweep_is_refused(harness: Harness, later: Path, comman
 
 def test_readers_show_a_later_versions_sweep(harness: Harness, later: Path) -> None:
     """The leaderboard and the status are shown as far as they can be read."""
-    shown = harness.run("sweep", "show", later)
+    shown = harness.run_here("sweep", "show", later)
     assert shown.returncode == 0, shown.stderr
     assert "0.8" in shown.stdout
-    assert harness.run("status", later, "--json").returncode == 0
+    assert harness.run_here("status", later, "--json").returncode == 0
 
 
 @pytest.mark.parametrize("command", ["resume", "tune", "join"])
@@ -68,7 +68,7 @@ def test_an_unfinished_sweep_of_an_earlier_version_is_refused(
     job.write_text(RANDOM)
     words = {"resume": ["resume", folder], "tune": ["tune", job, "--sweep-id", "older"]}
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    done = harness.run(*words.get(command, ["sweep", command, folder]))
+    done = harness.run_here(*words.get(command, ["sweep", command, folder]))
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "sweep " in line]
     version = record.get("harness", "0.1.0")
@@ -82,9 +82,9 @@ def test_a_finished_sweep_of_an_earlier_version_is_read(harness: Harness) -> Non
     folder = harness.runs / "tune_lstm" / "older"
     make_sweep(folder, RANDOM, trial(0, 0.8, values=VALUES), finished=True)
     for words in (["show", folder], ["best", folder], ["join", folder]):
-        done = harness.run("sweep", *words)
+        done = harness.run_here("sweep", *words)
         assert done.returncode == (2 if words[0] == "join" else 0), done.stderr
-    assert harness.run("status", folder, "--json").returncode == 0
+    assert harness.run_here("status", folder, "--json").returncode == 0
 
 
 def test_a_sweep_notes_the_version_that_writes_it(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """The notebook's five recurrent sentiment models, each as one function over plain Keras layers.
 
-Your own architecture is one more function here and its name in `BUILDERS`; job files then know it.
-Write it with `keras.layers.Dropout` and `SpatialDropout1D`: `harness.layers.for_training` gives the
-training its own copy, whose masks do not depend on how many replicas share a batch.
+A network of your own needs no edit here: a job names it by its file, see jobs/README.md.
 
 Keras is imported inside the functions, since a job is checked against the names without it.
 """
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from harness.config import ConfigSection, Share
+from harness.config import ConfigSection, Options, Share
+from harness.own_code import FORM, is_reference
 
 if TYPE_CHECKING:
     import keras
@@ -107,17 +106,19 @@ def over_time(config: "ModelConfig") -> bool:
 
 
 def _known(name: str) -> str:
-    # Looked up when a job is checked, so that names added to BUILDERS later count too.
-    if name not in BUILDERS:
-        *most, last = map(repr, BUILDERS)
-        raise PydanticCustomError("literal_error", f"Input should be {', '.join(most)} or {last}")
+    if name not in BUILDERS and not is_reference(name):
+        names = ", ".join(map(repr, BUILDERS))
+        raise PydanticCustomError("literal_error", f"Input should be {names} or {FORM}")
     return name
 
 
 class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
-    architecture: Annotated[str, AfterValidator(_known)] = Field(description="name of the network")
+    architecture: Annotated[str, AfterValidator(_known)] = Field(
+        description="name of the network; your own is `file.py:function` or "
+        "`package.module:function`"
+    )
     units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
     embedding_dim: int = Field(32, ge=1, le=4096, description="length of a word's vector")
     spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
@@ -129,3 +130,9 @@ class ModelConfig(ConfigSection):
     pooling: Literal["last", "max", "mean"] = Field(
         "last", description="what the classifier gets of the outputs over time"
     )
+    options: Options = Field({}, description="own networks only: their settings, of any name")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network is a user's function, and not one of the five."""
+        return self.architecture not in BUILDERS

@@ -1,11 +1,12 @@
 """A job: what to train, never where. Read from TOML, checked before TensorFlow is imported."""
 
 import codecs
-from collections.abc import Iterator
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from harness.architectures import ModelConfig
@@ -146,7 +147,24 @@ class TrainConfig(ConfigSection):
 SOURCE_FORMAT = ("text_column", "label_column", "split_column", "delimiter", "encoding")
 
 # Keys that came after the first version.
-LATER_KEYS = {"train": ("tf32", "deterministic")}
+LATER_KEYS = {"model": ("options",), "train": ("tf32", "deterministic")}
+
+# The free tables inside of the others: any names, which `--set` and a search reach too.
+OPEN_TABLES = (("model", "options"),)
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+SOURCE_PATH = re.compile(r"([^\W\d]\w*/)*[^\W\d]\w*\.py")
+
+
+def _check_code(code: Any) -> Any:
+    if not isinstance(code, dict):
+        raise PydanticCustomError("code", "Input should be a table of Python files")
+    for path, source in code.items():
+        if not SOURCE_PATH.fullmatch(str(path)) or not isinstance(source, str):
+            raise PydanticCustomError(
+                "code", f"Input should hold Python files with their text, not {str(path)[:40]!r}"
+            )
+    return dict(sorted(code.items()))
 
 
 class Job(ConfigSection):
@@ -156,10 +174,12 @@ class Job(ConfigSection):
     model: ModelConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    # The sources of the functions that the job names, by their path: see `harness.own_code`.
+    code: Annotated[dict[str, str], BeforeValidator(_check_code)] = Field({})
 
     def to_toml(self) -> str:
         """The job as a file that `harness train` takes again."""
-        return tomli_w.dumps(self.model_dump())
+        return dump_toml(self.model_dump())
 
     def identity(self) -> str:
         """The job in TOML, as far as it decides the result, wherever the data are.
@@ -167,11 +187,24 @@ class Job(ConfigSection):
         A later key at its default is left out, so that runs begun before the key was known keep
         their identity.
         """
-        exclude = {"data": {"source", *SOURCE_FORMAT}} | {
-            table: {key for key in keys if _is_default(getattr(self, table), key)}
-            for table, keys in LATER_KEYS.items()
+        exclude: dict[str, set[str]] = {"data": {"source", *SOURCE_FORMAT}}
+        for table, keys in LATER_KEYS.items():
+            defaults = {key for key in keys if _is_default(getattr(self, table), key)}
+            exclude[table] = exclude.get(table, set()) | defaults
+        content = self.model_dump(exclude=exclude)
+        if not self.code:
+            del content["code"]
+        return tomli_w.dumps(content)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted key, such as `model.options.filters`."""
+        content = self.model_dump(include={*TABLES})
+        return {
+            key: value
+            for table, keys in content.items()
+            for name, setting in keys.items()
+            for key, value in _flat(f"{table}.{name}", setting)
         }
-        return tomli_w.dumps(self.model_dump(exclude=exclude))
 
     def without_effect(self) -> Iterator[str]:
         """Name the settings that say something and do nothing, each in one line."""
@@ -186,6 +219,31 @@ class Job(ConfigSection):
         factor = TrainConfig.model_fields["reduce_lr_factor"].default
         if self.train.reduce_lr_factor != factor and self.train.reduce_lr_patience == 0:
             yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _flat(f"{key}.{name}", inner)
+
+
+def dump_toml(content: Mapping[str, Any]) -> str:
+    """A job or a search as a file; its sources come last, as they are in their own files."""
+    tables = {name: table for name, table in content.items() if name != "code"}
+    for table, name in OPEN_TABLES:
+        if not tables[table].get(name, True):  # an empty one says nothing
+            tables[table] = {k: v for k, v in tables[table].items() if k != name}
+    text = tomli_w.dumps(tables)
+    if code := content.get("code"):
+        text += "\n[code]\n"
+    for path, source in (code or {}).items():
+        # TOML's literal text has no escapes, and can't hold its own end or a control character.
+        plain = "'''" not in source and not CONTROL.search(source)
+        value = f"'''\n{source}'''" if plain else tomli_w.dumps({"v": source})[4:].rstrip("\n")
+        text += f'"{path}" = {value}\n'
+    return text
 
 
 def _is_default(section: ConfigSection, key: str) -> bool:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from harness.architectures import BUILDERS
 from harness.config import ConfigSection
 from harness.errors import InputError
-from harness.job import TABLES, DataConfig, Job
+from harness.job import OPEN_TABLES, TABLES, DataConfig, Job
+from harness.own_code import FORM, check_trusted, is_reference, keep_code
 
 MAX_JOB_BYTES = 1_000_000
 
@@ -37,7 +38,54 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
         origins["train.seed"] = f"--seed {seed}"
         _put(content, "train", "seed", value=seed, path=path)
     resolve_source(content, path, origins)
+    return with_code(check_job(content, path, origins), path, origins)
+
+
+def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
+    """The job with the sources of the functions that it names; none of them is run.
+
+    Those that the job holds already are taken from there: the file that they came from may be gone
+    or changed.
+
+    Args:
+        job: checked.
+        path: its file; a source's path is relative to it, one of `--set` to the working folder.
+        origins: the option that set a key.
+
+    Raises:
+        InputError: if a source can't be kept, or somebody else could have written it.
+    """
+    if job.code:
+        check_trusted(path, f"job {path}: [code]")
+    key = "model.architecture"
+    base = Path.cwd() if key in origins else path.absolute().parent
+    job, names = with_networks(job, [job.model.architecture], path, base=base)
+    content = job.model_dump()
+    content["model"]["architecture"] = names[job.model.architecture]
     return check_job(content, path, origins)
+
+
+def with_networks(
+    job: Job, names: Sequence[object], path: Path, *, base: Path | None = None
+) -> tuple[Job, dict[str, str]]:
+    """The job with the sources of some networks, and the names by which it has them.
+
+    Args:
+        job: checked.
+        names: of networks, of which the package's own have no sources to keep.
+        path: the job's file.
+        base: the folder that paths are relative to, by default that of the file.
+
+    Raises:
+        InputError: if a source can't be kept.
+    """
+    code, known = dict(job.code), {}
+    for name in map(str, names):
+        known[name] = name
+        if is_reference(name):
+            where = f"job {path}: model.architecture"
+            known[name] = keep_code(name, base or path.absolute().parent, code, where=where)
+    return job.model_copy(update={"code": code}), known
 
 
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
@@ -155,7 +203,7 @@ def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tup
     table, dot, key = name.strip().partition(".")
     if not equals or not dot or not table or not key:
         raise InputError(f"--set {text}: is not table.key=value, such as train.epochs=8")
-    if table not in tables or key not in tables[table].model_fields:
+    if table not in tables or not is_key(table, key, tables):
         near = suggest_key(name, tables)
         raise InputError(f"--set {text}: a job has no key {name.strip()}{near}")
     try:
@@ -166,11 +214,33 @@ def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tup
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip()
 
 
+def is_key(table: str, key: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> bool:
+    """Whether a table has a key, be it one of a free table inside of it: `options.filters`."""
+    outer, dot, inner = key.partition(".")
+    if dot:
+        return (table, outer) in OPEN_TABLES and bool(inner) and "." not in inner
+    return key in tables[table].model_fields
+
+
+def put_value(content: dict[str, Any], key: str, value: object) -> None:
+    """Set `table.key` in a job's content, be it one of a free table inside of the table."""
+    table, _, name = key.partition(".")
+    outer, dot, inner = name.partition(".")
+    if dot:
+        content[table].setdefault(outer, {})[inner] = value
+    else:
+        content[table][name] = value
+
+
 def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: Path) -> None:
     inner = content.setdefault(table, {})
     if not isinstance(inner, dict):
         raise InputError(f"job {path}: {table} = {inner!r} is not a table; write [{table}]")
-    inner[key] = value
+    outer, dot, _ = key.partition(".")
+    if dot and not isinstance(inner.get(outer, {}), dict):
+        where = f"{table}.{outer}"
+        raise InputError(f"job {path}: {where} = {inner[outer]!r} is not a table; write [{where}]")
+    put_value(content, f"{table}.{key}", value)
 
 
 def suggest_key(name: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> str:
@@ -194,7 +264,7 @@ def explain(
     key = ".".join(str(part) for part in first["loc"])
     where = f"job {path}: {key}"
     if first["type"] == "missing":
-        known = f"; known: {', '.join(BUILDERS)}" if "architecture" in key else ""
+        known = f"; known: {', '.join(BUILDERS)}, {FORM}" if "architecture" in key else ""
         text = f"{where} is missing and has no default; write it into the file{known}"
         if key == "model":
             text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
@@ -207,7 +277,10 @@ def explain(
         shown = origins.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
         text = f"{shown}: {rule.replace('input should', 'should')}"
-        if first["type"] == "literal_error":
+        if key == "model.architecture":
+            near = difflib.get_close_matches(str(first["input"]), BUILDERS, n=1)
+            text += f"; did you mean {near[0]}?" if near else ""
+        elif first["type"] == "literal_error":
             text += suggest(str(first["input"]), _choices(key, tables))
         elif first["type"] == "model_type":
             text = f"{where} = {value}: should be a table; write [{key}]"
@@ -221,14 +294,17 @@ def _suggest_top(key: str, tables: Mapping[str, type[ConfigSection]]) -> str:
 
 def _choices(key: str, tables: Mapping[str, type[ConfigSection]]) -> list[str]:
     table, _, field = key.partition(".")
-    if key == "model.architecture":
-        return list(BUILDERS)
     annotation = tables[table].model_fields[field].annotation
     return [str(choice) for choice in getattr(annotation, "__args__", ())]
 
 
 def _check_together(job: Job, path: Path) -> None:
     train = job.train
+    if job.model.options and not job.model.is_own:
+        raise InputError(
+            f"job {path}: model.options.{next(iter(job.model.options))}: {job.model.architecture} "
+            f"takes no options, which are for a network of your own ({FORM})"
+        )
     if job.data.validation_split == 0:
         if not job.data.test:
             raise InputError(

@@ -1,11 +1,46 @@
 """What every architecture shares: dropout over the global batch, the recurrent layers."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.layers import RNN, Bidirectional, Dropout, Embedding, SpatialDropout1D
+from keras.layers import (
+    RNN,
+    BatchNormalization,
+    Bidirectional,
+    Dropout,
+    Embedding,
+    SpatialDropout1D,
+)
+
+
+class _Place(threading.local):
+    """Where the examples of the current call are; each replica is traced in a thread of its own."""
+
+    step: tf.Tensor | None = None
+    positions: tf.Tensor | None = None
+
+
+_PLACE = _Place()
+
+
+@contextlib.contextmanager
+def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
+    """Tell the dropout layers of a call in training where its examples are.
+
+    Args:
+        step: `[] int64`, the number of the training step.
+        positions: `[examples] int32`, where the examples are in the global batch.
+    """
+    before = _PLACE.step, _PLACE.positions
+    _PLACE.step, _PLACE.positions = step, positions
+    try:
+        yield
+    finally:
+        _PLACE.step, _PLACE.positions = before
 
 
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
@@ -14,28 +49,42 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     Keras's own layer draws the same mask on every replica, and its generator's state is in no
     saved file. This one has no state, and drops the same numbers on one replica or on several.
 
-    `step` is the number of the training step and `positions`, `[examples] int32`, where this
-    replica's examples are in the global batch; both reach the layer through the model's call.
+    In a network of your own it takes the place of `keras.layers.Dropout`; with `over_time` it drops
+    whole channels, as `SpatialDropout1D` does. It drops in the training of a run alone.
     """
 
     def __init__(
-        self, rate: float, seed: int, batch_size: int, *, over_time: bool, name: str
-    ) -> None:
-        super().__init__(name=name)
-        self.rate, self.seed, self.batch_size, self.over_time = rate, seed, batch_size, over_time
-        self._register_call_context_args("step", "positions")
-
-    def call(
         self,
-        inputs: tf.Tensor,
-        training: bool = False,
-        step: tf.Tensor | None = None,
-        positions: tf.Tensor | None = None,
-    ) -> tf.Tensor:
+        rate: float,
+        *,
+        over_time: bool = False,
+        seed: int | None = None,
+        batch_size: int = 0,
+        **options: Any,
+    ) -> None:
+        """Drop a share `rate` of the inputs.
+
+        Args:
+            rate: 0 to below 1.
+            over_time: whether a channel drops at all times at once.
+            seed: given by the run, as is the size of the global batch.
+            batch_size: of the global batch.
+            options: of every Keras layer, such as `name`.
+        """
+        super().__init__(**options)
+        if not 0 <= rate < 1:
+            raise ValueError(f"GlobalBatchDropout: rate = {rate}: should be 0 to below 1")
+        self.rate, self.over_time = rate, over_time
+        self.seed, self.batch_size = seed, batch_size
+        self.supports_masking = True
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Drop in training; `[examples, …]`, `[examples, time, channels]` over time."""
         if not training or self.rate == 0:
             return inputs
-        assert step is not None, "training needs the step"  # noqa: S101 - a bug of ours, no input
+        step, positions = _PLACE.step, _PLACE.positions
+        if step is None or positions is None or self.seed is None:
+            raise RuntimeError("GlobalBatchDropout drops in the training of a run alone")
         # [batch, …] like the inputs, but one draw for all times where whole channels drop.
         rest = (1, inputs.shape[2]) if self.over_time else tuple(inputs.shape[1:])
         # Every replica draws the mask of the whole global batch, [batch, units], a few thousand
@@ -43,6 +92,10 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
         kept = tf.gather(drawn, positions) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
+
+    def get_config(self) -> dict[str, Any]:
+        """What the layer is made from; the run gives the rest."""
+        return {**super().get_config(), "rate": self.rate, "over_time": self.over_time}
 
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
@@ -90,18 +143,62 @@ def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
         if not isinstance(layer, Dropout | SpatialDropout1D):
             return layer.__class__.from_config(layer.get_config())
         num_dropouts += 1
-        # A seed of its own for each layer: the job's seed in the high bits, the layer in the low.
-        return GlobalBatchDropout(
-            layer.rate,
-            (seed << 16) + num_dropouts,
-            batch_size,
-            over_time=isinstance(layer, SpatialDropout1D),
-            name=layer.name,
-        )
+        return _global(layer, layer_seed(seed, num_dropouts), batch_size)
 
     copy = keras.models.clone_model(model, clone_function=replace)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def layer_seed(seed: int, number: int) -> int:
+    """A seed of its own for each layer: the job's seed in the high bits, the layer in the low."""
+    return (seed << 16) + number
+
+
+def _global(layer: Dropout, seed: int, batch_size: int) -> GlobalBatchDropout:
+    over_time = isinstance(layer, SpatialDropout1D)
+    return GlobalBatchDropout(
+        layer.rate, over_time=over_time, seed=seed, batch_size=batch_size, name=layer.name
+    )
+
+
+def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
+    """Make all dropout of any model that of `GlobalBatchDropout`, wherever in it the layers are.
+
+    A layer of another layer, or of a model that is a class, can't be replaced by another object:
+    such a layer keeps its place and gets another way to compute.
+
+    Returns:
+        The layers whose random numbers, or averages over the batch, do depend on the replicas.
+    """
+    others = []
+    for number, layer in enumerate(_all_layers(model), 1):
+        if isinstance(layer, GlobalBatchDropout):
+            layer.seed, layer.batch_size = layer_seed(seed, number), batch_size
+        elif type(layer) in (Dropout, SpatialDropout1D) and layer.noise_shape is None:
+            layer.call = _global(layer, layer_seed(seed, number), batch_size).call
+        elif _depends_on_replicas(layer):
+            others.append(f"{layer.name} ({type(layer).__name__})")
+    return others
+
+
+def _all_layers(model: keras.Model) -> list[keras.Layer]:
+    """Every layer once, also those inside of others, in the order of the model."""
+    return list({id(each): each for each in model._flatten_layers(include_self=False)}.values())
+
+
+def _depends_on_replicas(layer: keras.Layer) -> bool:
+    if isinstance(layer, BatchNormalization):
+        return not layer.synchronized
+    if not layer._seed_generators:
+        return False
+    # A cell of a recurrent layer has a generator even if it drops nothing.
+    rates = [
+        getattr(layer, name)
+        for name in ("rate", "dropout", "recurrent_dropout")
+        if isinstance(getattr(layer, name, None), int | float)
+    ]
+    return any(rates) or not rates
 
 
 def outer_embedding(model: keras.Model) -> OuterEmbedding | None:

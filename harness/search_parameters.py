@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.job import SOURCE_FORMAT, TABLES
-from harness.job_file import suggest_key
+from harness.job import OPEN_TABLES, SOURCE_FORMAT, TABLES
+from harness.job_file import is_key, suggest_key
 
 Value = bool | int | float | str
 Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
@@ -64,7 +64,7 @@ def without_fixed(
 
     A key that depends on just this value is searched over in every trial.
     """
-    left = {table: dict(keys) for table, keys in raw_space.items()}
+    left = {table: dict(_by_key(table, keys)) for table, keys in raw_space.items()}
     dropped = set(fixed)
     for parameter in space:  # parents first
         table, _, name = parameter.key.partition(".")
@@ -87,15 +87,24 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
                 f"job {path}: search.space.{table} is no table of a job; known: {known}; write "
                 "model.units = [32, 64]"
             )
-        for name, value in keys.items():
+        for name, value in _by_key(table, keys):
             key = f"{table}.{name}"
-            if name not in TABLES[table].model_fields:
+            if not is_key(table, name):
                 raise InputError(
                     f"job {path}: search.space.{key} is not a key of a job{suggest_key(key)}"
                 )
             if key in FIXED:
                 raise InputError(f"job {path}: search.space.{key} can't be searched: {FIXED[key]}")
             yield _parameter(key, value, path)
+
+
+def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys of a table, those of a free table inside of it as `options.filters`."""
+    for name, value in keys.items():
+        if (table, name) in OPEN_TABLES and isinstance(value, dict):
+            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        else:
+            yield name, value
 
 
 def _parameter(key: str, raw: object, path: Path) -> Parameter:
@@ -126,7 +135,7 @@ def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
         raise InputError(f"{where} = {values!r}: is empty; list a value at least")
     if any(isinstance(value, dict | list) for value in values):
         raise InputError(f"{where} = {values!r}: should list plain values")
-    if _kind(key) is float:  # a list of 1 and 0.5
+    if _kind(key, values) is float:  # a list of 1 and 0.5
         values = [float(v) if type(v) is int else v for v in values]
     if len({type(value) for value in values}) > 1 or len(set(values)) < len(values):
         raise InputError(f"{where} = {values!r}: should list different values of one type")
@@ -136,7 +145,8 @@ def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
 def _range(
     key: str, raw: Mapping[str, Any], where: str, *, parent: str | None, choices: tuple[Value, ...]
 ) -> Parameter:
-    kind, log, step = _kind(key), raw.get("log", False), raw.get("step")
+    log, step = raw.get("log", False), raw.get("step")
+    kind = _kind(key, [raw.get(name) for name in ("min", "max", "step") if name in raw])
     if kind not in (int, float):
         raise InputError(f"{where}: is no number, so it has no range; list its values")
     for name in ("min", "max", *(["step"] if step is not None else [])):
@@ -158,8 +168,11 @@ def _range(
     return Parameter(key, (), low, high, step, log, kind is int, parent, choices)
 
 
-def _kind(key: str) -> type:
+def _kind(key: str, values: Sequence[object]) -> type:
     table, _, name = key.partition(".")
+    if "." in name:  # of a free table, which has no types
+        kinds = {type(value) for value in values}
+        return float if float in kinds and kinds <= {int, float} else kinds.pop()
     annotation = TABLES[table].model_fields[name].annotation
     return annotation if isinstance(annotation, type) else str
 
@@ -183,7 +196,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
 def _flat(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for table, keys in raw.items():
         if isinstance(keys, dict):
-            yield from ((f"{table}.{name}", value) for name, value in keys.items())
+            yield from ((f"{table}.{name}", value) for name, value in _by_key(table, keys))
         else:
             yield table, keys
 

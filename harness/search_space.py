@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import tomli_w
 from pydantic import Field, ValidationError
 
 from harness.config import ConfigSection
 from harness.errors import InputError
-from harness.job import TABLES, Job
+from harness.job import TABLES, Job, dump_toml
 from harness.job_file import (
     check_job,
     explain,
     put_overrides,
+    put_value,
     read_toml_file,
     resolve_source,
+    with_code,
+    with_networks,
 )
 from harness.search_parameters import Parameter, Value, Values, read_space, without_fixed
 
@@ -135,7 +137,7 @@ class SearchSpec:
 
     def to_toml(self) -> str:
         """The search as a file that `harness tune` takes again."""
-        return tomli_w.dumps(self.content)
+        return dump_toml(self.content)
 
     def job_of(self, values: Values, *, seed: int | None = None, epochs: int | None = None) -> Job:
         """The job of a trial, which never reads the test set.
@@ -145,8 +147,7 @@ class SearchSpec:
         """
         content = self.job.model_dump()
         for key, value in values.items():
-            table, _, name = key.partition(".")
-            content[table][name] = rounded(value)
+            put_value(content, key, rounded(value))
         content["data"]["test"] = False
         if seed is not None:
             content["train"]["seed"] = seed
@@ -210,13 +211,18 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
         raise InputError(explain(error, path, origins, tables=SEARCH_TABLES)) from None
     del content["search"]
     resolve_source(content, path, origins)
-    job = check_job(content, path, origins)
+    job = with_code(check_job(content, path, origins), path, origins)
     if not isinstance(raw_space, dict) or not raw_space:
         raise InputError(
             f"job {path}: search.space is empty; give a key of the job a list or a range, such as "
             "model.units = [32, 64]"
         )
     space = read_space(raw_space, path)
+    for parameter in space:
+        if parameter.key == "model.architecture":
+            job, names = with_networks(job, parameter.choices, path)
+            raw_space = _renamed(raw_space, names)
+            space = read_space(raw_space, path)
     fixed = [parameter.key for parameter in space if parameter.key in origins]
     if fixed:
         raw_space = without_fixed(raw_space, space, {key: _value_in(job, key) for key in fixed})
@@ -237,9 +243,17 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     return search
 
 
+def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
+    """A space with other names for its networks."""
+    if isinstance(raw, dict):
+        return {key: _renamed(value, names) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_renamed(value, names) for value in raw]
+    return names.get(raw, raw) if isinstance(raw, str) else raw
+
+
 def _value_in(job: Job, key: str) -> Value:
-    table, _, name = key.partition(".")
-    value: Value = getattr(getattr(job, table), name)
+    value: Value = job.settings()[key]
     return value
 
 

@@ -44,6 +44,7 @@ read_site() {
     VENV=${HARNESS_VENV:-$PROJECT/.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
     export HARNESS_TRUSTED_NETWORK HARNESS_INTERFACE HARNESS_DATA_OWNERS HARNESS_PRIVATE_FILES
+    export HARNESS_TRUST_CODE
 }
 
 AT_STAKE='any user who reaches the ports of your nodes could act as you and read and write your'

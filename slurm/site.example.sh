@@ -30,6 +30,10 @@
 # could change its reviews or labels; a run's record then says that they are not the official ones.
 # HARNESS_DATA_OWNERS=datasets,hpcadmin
 
+# 1: networks and callbacks of your own run although others can write to their files or folders, as
+# where a group shares them: whoever can, runs code as you.
+# HARNESS_TRUST_CODE=1
+
 # One model on several nodes (--nodes=2) is refused until this is 1. TensorFlow's servers have no
 # login and listen on every interface: any user who reaches the ports of a job's nodes can act as
 # the owner of the run, and read and write their files. Set it only where nobody else reaches them:

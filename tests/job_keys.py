@@ -4,7 +4,7 @@
 """
 
 import json
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
@@ -20,6 +20,7 @@ TYPES: dict[object, str] = {
     bool: "boolean",
     int: "integer",
     float: "float",
+    dict[str, Any]: "table",
 }  # as TOML says; else a string
 
 
@@ -45,7 +46,9 @@ def _table(name: str, section: type[ConfigSection]) -> str:
 
 def _range(key: str, field: FieldInfo) -> str:
     if key == "model.architecture":
-        return ", ".join(f"`{name}`" for name in BUILDERS)
+        return ", ".join(f"`{name}`" for name in BUILDERS) + ", your own"
+    if field.annotation == dict[str, Any]:
+        return "any names"
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if choice)
     if field.annotation is bool:

@@ -1,17 +1,13 @@
 """The five networks, and dropout that does not depend on who computes it."""
 
-import json
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from harness.architectures import BUILDERS
 from harness.job_file import load_job
-from harness.layers import GlobalBatchDropout, count_parameters, for_training
-from tests.conftest import JOBS, PROJECT, Harness
+from harness.layers import GlobalBatchDropout, count_parameters, for_training, global_batch
+from tests.conftest import JOBS
 
 
 @pytest.mark.parametrize(
@@ -36,12 +32,10 @@ def test_parameters_are_the_notebooks(name: str, recurrent: int, total: int) -> 
 
 
 def dropped(positions: list[int], step: int, seed: int = 3, over_time: bool = False) -> np.ndarray:
-    layer = GlobalBatchDropout(0.5, seed, batch_size=8, over_time=over_time, name="dropout")
+    layer = GlobalBatchDropout(0.5, over_time=over_time, seed=seed, batch_size=8)
     inputs = tf.ones([len(positions), 5, 16] if over_time else [len(positions), 16])
-    outputs = layer(
-        inputs, training=True, step=tf.constant(step, tf.int64), positions=tf.constant(positions)
-    )
-    return np.asarray(outputs)
+    with global_batch(tf.constant(step, tf.int64), tf.constant(positions)):
+        return np.asarray(layer(inputs, training=True))
 
 
 def test_a_rows_mask_depends_on_its_place_in_the_global_batch_alone() -> None:
@@ -63,7 +57,7 @@ def test_dropout_keeps_the_mean_and_scales() -> None:
     values, counts = np.unique(dropped(list(range(8)) * 50, step=0), return_counts=True)
     assert values.tolist() == [0, 2]
     assert abs(counts[0] / counts.sum() - 0.5) < 0.1
-    layer = GlobalBatchDropout(0.5, 1, batch_size=8, over_time=False, name="dropout")
+    layer = GlobalBatchDropout(0.5, seed=1, batch_size=8)
     np.testing.assert_array_equal(layer(tf.ones([2, 16]), training=False), np.ones([2, 16]))
 
 
@@ -76,12 +70,10 @@ def test_spatial_dropout_drops_channels_over_all_time() -> None:
 
 def test_dropout_between_layers_drops_each_row_on_its_own() -> None:
     """Plain dropout over sequences draws for every row and time, however many there are."""
-    layer = GlobalBatchDropout(0.5, 3, batch_size=4, over_time=False, name="dropout")
+    layer = GlobalBatchDropout(0.5, seed=3, batch_size=4)
     inputs = tf.ones([4, 4, 6])  # as many times as positions: a wrong shape would still broadcast
-    positions = tf.range(4)
-    outputs = np.asarray(
-        layer(inputs, training=True, step=tf.constant(0, tf.int64), positions=positions)
-    )
+    with global_batch(tf.constant(0, tf.int64), tf.range(4)):
+        outputs = np.asarray(layer(inputs, training=True))
     assert len({row.tobytes() for row in outputs}) == 4
     assert len({time.tobytes() for time in outputs[0]}) == 4
 
@@ -96,18 +88,3 @@ def test_the_training_copy_has_equal_weights_and_its_own_dropout() -> None:
     kinds = [type(layer).__name__ for layer in copy.layers]
     assert kinds.count("GlobalBatchDropout") == 2
     assert "Dropout" not in kinds
-
-
-@pytest.mark.full
-def test_the_readme_s_own_architecture_is_one_function(harness: Harness, tmp_path: Path) -> None:
-    """What jobs/README.md says to write at the end of the file is all that it takes."""
-    shutil.copytree(PROJECT / "harness", tmp_path / "harness")
-    snippet = (JOBS / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    with (tmp_path / "harness" / "architectures.py").open("a") as file:
-        file.write(f"\n\n{snippet}")
-    harness.environment["PYTHONPATH"] = str(tmp_path)
-    done = harness.train("gru", "own", "--set", "model.architecture=conv_gru", "--devices", "cpu:2")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((harness.runs / "gru" / "own" / "result.json").read_text())
-    assert result["architecture"] == "conv_gru"
-    assert result["recurrent_parameters"] == 3 * 8 * (8 + 8 + 2)  # on the eight of the convolution

@@ -98,11 +98,11 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef, int]]:
 
 
 def test_no_function_takes_too_many_arguments() -> None:
-    """Six arguments at most, and three by position; Keras decides what a layer's call takes."""
+    """Six arguments at most, and three by position."""
     many = [
         name
         for name, node, is_method in functions()
         if (positional := len(node.args.posonlyargs + node.args.args) - is_method) > 3
         or positional + len(node.args.kwonlyargs) > 6
     ]
-    assert [name for name in many if name != "harness.layers.call"] == []
+    assert many == []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import InputError
+from harness.own_code import TRUST
 
 if TYPE_CHECKING:
     from harness.system.console import Console
@@ -65,6 +66,23 @@ Here = Annotated[
     bool, typer.Option("--here", help="on this machine, outside of a Slurm job, without a warning")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def _trust(trusted: bool) -> bool:
+    """Tell this process, and those that it starts."""
+    if trusted:
+        os.environ[TRUST] = "1"
+    return trusted
+
+
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        callback=_trust,
+        help="also run networks and callbacks that others wrote or can change",
+    ),
+]
 
 
 def quoted(path: Path | str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import Full, Overrides, RunFolder, RunsFolder, quoted
+from harness.cli.options import Full, Overrides, RunFolder, RunsFolder, TrustCode, quoted
 from harness.errors import InputError
 from harness.system.console import echo
 
@@ -80,6 +80,7 @@ def submit(
         bool, typer.Option("--pack", help="train all seeds side by side in one job")
     ] = False,
     full: Full = False,
+    trust_code: TrustCode = False,
     runs: RunsFolder = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print script and command; submit nothing")

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import DataFolder, DeviceList, Stall, Workers, WorkersPerGpu, quoted
+from harness.cli.options import (
+    DataFolder,
+    DeviceList,
+    Stall,
+    TrustCode,
+    Workers,
+    WorkersPerGpu,
+    quoted,
+)
 from harness.errors import explain_interruption
 from harness.system.console import echo
 
@@ -21,6 +29,7 @@ def show(
     folders: Annotated[
         list[Path], typer.Argument(metavar="SWEEP…", help="folders of sweeps: runs/tune_lstm/a")
     ],
+    trust_code: TrustCode = False,
 ) -> None:
     """Print the leaderboard and which keys matter, or compare sweeps."""
     from harness.sweep_report.comparison import compare
@@ -35,7 +44,7 @@ def show(
 
 
 @app.command(epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/mine.toml")
-def best(folder: Sweep) -> None:
+def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the best trial as a job file."""
     from harness.sweep_report.best_trial import best_trial_toml
     from harness.tuning.sweep_dir import SweepDirectory
@@ -52,6 +61,7 @@ def retrain(
         typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
     data: DataFolder = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train the best trial on all training data and test it."""
     from harness.slurm.resources import parse_seeds
@@ -76,6 +86,7 @@ def join(
     devices: DeviceList = None,
     data: DataFolder = None,
     stall: Stall = 900.0,
+    trust_code: TrustCode = False,
 ) -> None:
     """Add workers to a running sweep, from this machine or job."""
     from harness.compute.strategy import one_device_each

@@ -19,6 +19,7 @@ from harness.cli.options import (
     RunFolder,
     RunsFolder,
     Strict,
+    TrustCode,
     confirm_here,
     quoted,
 )
@@ -76,6 +77,7 @@ def train(
     ] = None,
     strict: Strict = False,
     here: Here = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train a model, or several jobs and seeds side by side.
 
@@ -137,6 +139,7 @@ def resume(
     data: DataFolder = None,
     strict: Strict = False,
     here: Here = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Continue an unfinished run or sweep where it stopped.
 
@@ -198,7 +201,12 @@ def _print_result(run: "RunDirectory", result: dict[str, Any], console: "Console
 
 
 @app.command(epilog="Example: harness evaluate runs/lstm/20260101-120000-seed1")
-def evaluate(run_folder: RunFolder, data: DataFolder = None, as_json: AsJson = False) -> None:
+def evaluate(
+    run_folder: RunFolder,
+    data: DataFolder = None,
+    as_json: AsJson = False,
+    trust_code: TrustCode = False,
+) -> None:
     """Test the model of a finished run again on its test set."""
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import evaluate_again
@@ -220,6 +228,7 @@ def predict(
         typer.Option("--file", metavar="FILE", help="file with one text per line"),
     ] = None,
     as_json: AsJson = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Classify raw text with the model of a finished run."""
     from harness.inference.predict import check_texts, predict, read_texts, split_lines
@@ -249,6 +258,7 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="where to; default: the folder export of the run"),
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write the model of a finished run as a SavedModel that takes raw text.
 

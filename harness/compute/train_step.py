@@ -14,20 +14,13 @@ import numpy as np
 import tensorflow as tf
 from keras.layers import Bidirectional
 
-from harness.architectures import BUILDERS
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.moving_average import RampedAverage, ramped
+from harness.compute.network import KERAS_PRECISION, build_network, training_network
 from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import Job, TrainConfig
-from harness.layers import for_training, outer_embedding, recurrent_layers, turn_cudnn_off
+from harness.layers import global_batch, outer_embedding, recurrent_layers, turn_cudnn_off
 from harness.system.signals import StopRequest
-
-KERAS_PRECISION = {
-    "float32": "float32",
-    "float64": "float64",  # to tell rounding from real differences
-    "float16": "mixed_float16",
-    "bfloat16": "mixed_bfloat16",
-}
 
 # Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
 # count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.
@@ -44,8 +37,8 @@ class TrainStep:
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():
-            self.export_model = BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
-            self.model = for_training(self.export_model, job.train.seed, job.train.batch_size)
+            self.export_model = build_network(job)
+            self.model = training_network(job, self.export_model)
             if self.xla:
                 turn_cudnn_off(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
@@ -136,12 +129,11 @@ class TrainStep:
         if self.embedding is not None and embedded is not None:
             given = self.embedding.given(embedded)
             variables[_index(self.embedding.embeddings, trained)] = embedded
-        with tf.GradientTape() as tape, given:
+        place = global_batch(batch.step, batch.positions)
+        with tf.GradientTape() as tape, given, place:
             if embedded is not None:
                 tape.watch(embedded)  # no variable, which a tape watches by itself
-            probabilities = self.model(
-                batch.tokens, training=True, step=batch.step, positions=batch.positions
-            )
+            probabilities = _wide(self.model(batch.tokens, training=True))
             losses = keras.losses.binary_crossentropy(batch.labels[:, None], probabilities)
             weights = tf.cast(batch.weights, losses.dtype)
             loss = tf.reduce_sum(losses * weights)
@@ -227,10 +219,17 @@ class Evaluator:
 
     def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            return self.model(batch.tokens, training=False)[:, 0], batch.weights, vote[None]
+            probabilities = _wide(self.model(batch.tokens, training=False))
+            return probabilities[:, 0], batch.weights, vote[None]
 
         outputs = self.strategy.run(replica_forward, args=(batch, vote))
         return tuple(self.strategy.gather(output, axis=0) for output in outputs)
+
+
+def _wide(probabilities: tf.Tensor) -> tf.Tensor:
+    """In the precision of the weights, also where a network of a user's ends in half of it."""
+    half = probabilities.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(probabilities, tf.float32) if half else probabilities
 
 
 def _index(variable: keras.Variable, variables: Sequence[keras.Variable]) -> int:

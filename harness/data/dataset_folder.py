@@ -34,11 +34,11 @@ from harness.data.locations import is_dataset_folder
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory, atomic_write, remove_leftovers
 from harness.files.lenient_json import read_json
-from harness.files.ownership import distrust, owner_name
 from harness.files.paths import cache_folder, private_cache
 from harness.files.scratch import scratch_directory
 from harness.files.site_settings import site_setting
 from harness.node_disk.use import MARK
+from harness.ownership import distrust, owner_name
 
 FORMAT = 1
 RECORD = "dataset.json"

@@ -87,7 +87,7 @@ def export(run: RunDirectory, folder: Path) -> Path:
 
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities = tf.cast(model(encoder(text), training=False), tf.float32)
-        if model.output_shape[-1] == 1:  # of the second class alone
+        if probabilities.shape[-1] == 1:  # of the second class alone
             probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
         # As `predict` does: of two classes the second one needs more than a half.
         best = tf.argmax(probabilities, axis=1)

@@ -1,5 +1,10 @@
-"""`model.keras`: the trained model as plain Keras, the same bytes for the same weights."""
+"""`model.keras`: the trained model as plain Keras, the same bytes for the same weights.
 
+A network of the user's own is built from its source in the job, and the file's weights are loaded
+into it. Where Keras can't write down how such a network is made, the file has its weights alone.
+"""
+
+import contextlib
 import json
 import re
 import zipfile
@@ -7,6 +12,7 @@ from pathlib import Path
 
 import keras
 
+from harness.compute.network import load_network
 from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
 
@@ -18,9 +24,7 @@ def save_model(run: RunDirectory, model: keras.Model) -> None:
     """Write the run's `model.keras`, loadable by any Keras 3 without this package."""
 
     def save(path: Path) -> None:
-        model.save(path)
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
+        members = _members(model, path)
         metadata = json.loads(members["metadata.json"])
         metadata["date_saved"] = "1980-01-01@00:00:00"
         members["metadata.json"] = json.dumps(metadata).encode()
@@ -30,6 +34,29 @@ def save_model(run: RunDirectory, model: keras.Model) -> None:
                 archive.writestr(zipfile.ZipInfo(name, EPOCH), members[name])
 
     run.write_by_path("model.keras", save)
+
+
+def _members(model: keras.Model, path: Path) -> dict[str, bytes]:
+    """The files of Keras's archive of a model."""
+    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+        model.save(path)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        # The code of a lambda would differ from process to process, and nothing may run it.
+        if b'"__lambda__"' not in members["config.json"]:
+            return members
+    # A class of the user's that does not say how it is made.
+    weights = path.with_name(f"{path.stem}.weights.h5")
+    try:
+        model.save_weights(weights)
+        content = weights.read_bytes()
+    finally:
+        weights.unlink(missing_ok=True)
+    return {
+        "metadata.json": json.dumps({"keras_version": keras.__version__}).encode(),
+        "config.json": json.dumps({"class_name": type(model).__name__}).encode(),
+        "model.weights.h5": content,
+    }
 
 
 def _number_shared_objects(config: str) -> str:
@@ -53,6 +80,9 @@ def load_model(run: RunDirectory) -> keras.Model:
         raise InputError(
             f"run {run.folder}: is unfinished and has no model yet; harness resume {run.folder}"
         )
+    job = run.job()
+    if job.model.is_own:
+        return load_network(job, path)
     try:
         # Safe mode refuses to unpickle code, wherever the file came from.
         return keras.saving.load_model(path, compile=False, safe_mode=True)

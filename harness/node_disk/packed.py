@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import InputError, RunError
-from harness.files.ownership import distrust, owner_name
 from harness.files.scratch import lock_folder, scratch_directory
 from harness.files.shared_disk import file_system, is_network
 from harness.node_disk.image import (
@@ -31,6 +30,7 @@ from harness.node_disk.image import (
     read_image,
 )
 from harness.node_disk.use import environments, mark_used
+from harness.ownership import distrust, owner_name
 
 PATIENCE_S = 600.0  # for another job of the node that unpacks
 SPARE_BYTES = 500_000_000  # that stay free

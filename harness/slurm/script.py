@@ -29,9 +29,10 @@ from harness.slurm.sbatch_options import (
 )
 
 COMPARISON, SEARCH = "compare", "tune"
+OF_OWN_NETWORKS = "lstm"  # the five have the same header but for their names
 
 # The locations of data and caches, exported to the job whatever sbatch's --export says.
-CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
+CARRIED = ("HARNESS_DATA", "HARNESS_TRUST_CODE", "XDG_CACHE_HOME", "KERAS_HOME")
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,9 @@ def job_environment(project: Path, environment: Mapping[str, str] = os.environ) 
 
 def script_of(job: Job | SearchSpec) -> str:
     """The name of the script in `slurm/` that runs a job."""
-    return SEARCH if isinstance(job, SearchSpec) else job.model.architecture
+    if isinstance(job, SearchSpec):
+        return SEARCH
+    return OF_OWN_NETWORKS if job.model.is_own else job.model.architecture
 
 
 def job_submission(

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
-from harness.files.ownership import distrust
 from harness.files.site_settings import SITE
+from harness.ownership import distrust
 from harness.slurm.script import submissions
 from harness.system.git import (
     SNAPSHOT_RECORD,

@@ -15,8 +15,8 @@ from harness.data.imdb_sources import open_sample
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory
 from harness.files.lenient_json import table
-from harness.files.ownership import distrust
 from harness.job_file import load_job
+from harness.ownership import distrust
 from harness.system.git import (
     COMMIT,
     SNAPSHOT_RECORD,

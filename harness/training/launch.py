@@ -100,6 +100,7 @@ def launch(
         devices_used = describe_devices(strategy, worker_group)
         warn_of_changes(context.run, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
+        check_network(job, console)
         # 4. The run.
         from harness.training.train import train
 
@@ -224,6 +225,18 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{num_replicas} replica{'s' if num_replicas > 1 else ''}, data: {dataset.title}"
     )
+
+
+def check_network(job: Job, console: Console) -> None:
+    """Refuse a network of the user's own that can't be trained, before anything is written.
+
+    Raises:
+        InputError: in one line, with the network's own error, file and line.
+    """
+    from harness.compute import network
+
+    if line := network.check_network(job):
+        console.warning(line)
 
 
 def warn_of_changes(

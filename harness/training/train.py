@@ -262,11 +262,11 @@ def describe_run(trainer: Trainer) -> None:
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
     trainer.log.graph(trainer.graph)
-    tables = job.model_dump(exclude={"name"})
-    flat = {
-        f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()
+    plain = {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in job.settings().items()
     }
-    trainer.log.hyperparameters(flat, f"{job.name}/{trainer.run.folder.name}")
+    trainer.log.hyperparameters(plain, f"{job.name}/{trainer.run.folder.name}")
 
 
 def log_pictures(trainer: Trainer, dataset: Dataset, arrays: dict[str, np.ndarray]) -> None:
@@ -282,7 +282,8 @@ def log_pictures(trainer: Trainer, dataset: Dataset, arrays: dict[str, np.ndarra
 def log_embedding(trainer: Trainer, dataset: Dataset) -> None:
     """Write the word vectors to the TensorBoard log, if the network has an embedding."""
     layers = trainer.train_step.export_model.layers
-    embeddings = [layer for layer in layers if isinstance(layer, Embedding)]
+    size = trainer.job.data.vocab_size  # another one is none of words
+    embeddings = [e for e in layers if isinstance(e, Embedding) and e.input_dim == size]
     if not embeddings:
         return
     matrix = embeddings[0].get_weights()[0]

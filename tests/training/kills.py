@@ -25,7 +25,7 @@ def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> Non
 
 def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
     """Start the run `killed`, and end it by SIGKILL once it has saved `step` or a later one."""
-    run = harness.runs / job / "killed"
+    run = harness.runs / Path(job).name / "killed"
     step = max(step, newest_step(run) + 1)
     process = harness.start(*harness.train_words(job, "killed", *words))
     wait_for_step(process, run, step)

@@ -1,0 +1,234 @@
+"""A job's network: one of the five, or a function of the user's that is built and checked here."""
+
+import contextlib
+import difflib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+
+from harness.architectures import BUILDERS
+from harness.errors import InputError
+from harness.job import Job
+from harness.layers import for_training, place_dropouts
+from harness.own_code import load_function, own_errors
+
+KERAS_PRECISION = {
+    "float32": "float32",
+    "float64": "float64",  # to tell rounding from real differences
+    "float16": "mixed_float16",
+    "bfloat16": "mixed_bfloat16",
+}
+NAMES = "object_name_uids"  # Keras's record of how many layers of a kind have been made
+
+
+class MissingOptionError(KeyError, InputError):
+    """A setting that a network needs and the job lacks."""
+
+    def __str__(self) -> str:
+        """The line itself, without the quotes that a KeyError puts around it."""
+        return str(self.args[0])
+
+
+class OptionReader(dict[str, Any]):
+    """`[model.options]` as a network gets it; it notes what was read."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__(options)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        if not super().__contains__(name):
+            raise MissingOptionError(f"model.options.{name} is missing; set it in [model.options]")
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.read.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An option, or what it is without being set."""
+        self.read.add(name)
+        return super().get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    # Whoever asks for all of them, as `**options` does, has read all.
+    def keys(self) -> Any:
+        """All names."""
+        self.read.update(super().keys())
+        return super().keys()
+
+    def items(self) -> Any:
+        """All names and values."""
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self) -> Any:
+        """All values."""
+        self.read.update(super().keys())
+        return super().values()
+
+    def check(self, where: str) -> None:
+        """Refuse an option that the network did not read.
+
+        Raises:
+            InputError: for the first.
+        """
+        for name in dict.keys(self) - self.read:
+            near = difflib.get_close_matches(name, self.read, n=1)
+            reads = ", ".join(sorted(self.read)) or "none"
+            hint = f"did you mean {near[0]}?" if near else f"it reads {reads}"
+            value = super().__getitem__(name)
+            raise InputError(
+                f"model.options.{name} = {value!r}: {where} takes no such option; {hint}"
+            )
+
+
+@contextlib.contextmanager
+def fresh_names() -> Iterator[None]:
+    """Name the layers made inside as in a new process, whatever was built before."""
+    before = global_state.get_global_attribute(NAMES)
+    global_state.set_global_attribute(NAMES, defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(NAMES, defaultdict(int) if before is None else before)
+
+
+@contextlib.contextmanager
+def dtype_policy(job: Job) -> Iterator[None]:
+    """Make layers of the job's precision."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
+    """The job's network in plain Keras, from `[rows, maxlen] int32` to `[rows, num_outputs]`.
+
+    Raises:
+        InputError: if the user's function fails, with its own error, file and line, or gives no
+            such network.
+    """
+    if not job.model.is_own:
+        return BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
+    name = job.model.architecture
+    where = f"model.architecture = {name!r}"
+    function = load_function(job.code, name, where="model.architecture")
+    options = OptionReader(job.model.options)
+    given: dict[str, Any] = {"num_outputs": num_outputs, "options": options}
+    try:
+        inspect.signature(function).bind(job.data.vocab_size, job.model, **given)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: should take (vocab_size, config, *, num_outputs, options): {error}"
+        ) from None
+    with own_errors(where), fresh_names(), dtype_policy(job):
+        model = function(job.data.vocab_size, job.model, **given)
+        if not isinstance(model, keras.Model):
+            raise InputError(f"{where}: gives a {type(model).__name__}, should give a keras.Model")
+        # A model that is a class has no weights before it has seen its input.
+        output = model(keras.KerasTensor([None, job.data.maxlen], dtype="int32"))
+    options.check(name)
+    shape = getattr(output, "shape", None)
+    if shape is None or tuple(shape)[1:] != (num_outputs,):
+        shown = "several outputs" if shape is None else f"[{', '.join(map(str, shape))}]"
+        raise InputError(
+            f"{where}: gives {shown.replace('None', 'rows')}, should give [rows, {num_outputs}]: "
+            "a probability for each row"
+            + (" and class" if num_outputs > 1 else "")
+            + "; end it in Dense(num_outputs)"
+        )
+    return model
+
+
+def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
+    """The network that is trained: as `export`, with its weights and dropout over the global batch.
+
+    Raises:
+        InputError: if the user's function gives another network each time.
+    """
+    seed, batch_size = job.train.seed, job.train.batch_size
+    if not job.model.is_own:
+        return for_training(export, seed, batch_size)
+    # Built again: only the user's function knows how, where layers are classes of the user's own.
+    model = build_network(job, num_outputs)
+    shapes = [[tuple(each.shape) for each in one.weights] for one in (export, model)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"model.architecture = {job.model.architecture!r}: gives another network each time it "
+            "is called; make it depend on its arguments alone"
+        )
+    model.set_weights(export.get_weights())
+    place_dropouts(model, seed, batch_size)
+    return model
+
+
+def check_network(job: Job, num_outputs: int = 1) -> str:
+    """Build a user's network once before anything of a run is written, and look at what it gives.
+
+    Returns:
+        A warning, or nothing.
+
+    Raises:
+        InputError: if it can't be built, or gives no probabilities.
+    """
+    if not job.model.is_own:
+        return ""
+    model, where = (
+        build_network(job, num_outputs),
+        f"model.architecture = {job.model.architecture!r}",
+    )
+    tokens = np.arange(8 * job.data.maxlen, dtype=np.int32).reshape(8, -1) % job.data.vocab_size
+    # Weights as large as these show what numbers the network can give, not those near 0 that it
+    # happens to begin with.
+    numbers = np.random.default_rng(1)
+    for each in model.trainable_variables:
+        each.assign(numbers.normal(size=each.shape))
+    with own_errors(where):
+        given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
+    given = given[np.isfinite(given).all(axis=1)]
+    sums = given.sum(axis=1)
+    # Half-precision probabilities add up to 1 within a hundredth.
+    adds_up = num_outputs == 1 or bool(np.all(np.abs(sums - 1) < 0.01))
+    if not (adds_up and np.all((given >= 0) & (given <= 1))):
+        activation = "sigmoid" if num_outputs == 1 else "softmax"
+        found = f"numbers such as {given.flat[np.abs(given - 0.5).argmax()]:.3g}"
+        raise InputError(
+            f"{where}: gives {found}, which are no probabilities; end it in Dense(num_outputs, "
+            f"activation='{activation}')"
+        )
+    others = place_dropouts(model, job.train.seed, job.train.batch_size)
+    if not others:
+        return ""
+    return (
+        f"{where}: {', '.join(others)} computes something else on another number of replicas; "
+        "keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
+    )
+
+
+def load_network(job: Job, path: Path, num_outputs: int = 1) -> keras.Model:
+    """A user's network with the weights of a file; nothing of the file is run.
+
+    Raises:
+        InputError: if the network can't be built, or the weights are of another one.
+    """
+    model = build_network(job, num_outputs)
+    try:
+        model.load_weights(path)
+    except Exception as error:  # Keras and h5py raise errors of any type for a broken file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"model {path}: can't be loaded: {reason}") from None
+    return model

@@ -1,0 +1,361 @@
+"""A user's own functions: networks and callbacks outside of this package.
+
+A job names one by `file.py:function` or `package.module:function`. Its source, and that of what it
+imports from the same folder or package, is kept in the job itself (`[code]`), so that it is part of
+the run's identity and nothing else is ever read again. It runs from there, as modules that no
+`import` of others can find.
+"""
+
+import ast
+import builtins
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InputError, Interrupted, RunError
+from harness.ownership import distrust
+
+REFERENCE = re.compile(
+    r"(?P<file>[^:\x00-\x1f\x7f]+\.py):(?P<in_file>[^\W\d]\w*)"
+    r"|(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<in_module>[^\W\d]\w*)"
+)
+FORM = "file.py:function or package.module:function"
+TRUST = "HARNESS_TRUST_CODE"  # the environment variable that --trust-code sets
+MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources together
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text names a function by its file or module."""
+    return REFERENCE.fullmatch(text) is not None
+
+
+def _match(reference: str) -> re.Match[str]:
+    if found := REFERENCE.fullmatch(reference):
+        return found
+    raise InputError(f"{reference!r}: should be {FORM}")
+
+
+def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -> str:
+    """Read the sources of a function into a job's `code`, where they are not there already.
+
+    Nothing is run.
+
+    Args:
+        reference: of the function.
+        base: the folder that a file's path is relative to.
+        code: the sources by their path, below the folder of the file or of the package.
+        where: the key of the job, for messages.
+
+    Returns:
+        The reference with a path that `code` holds.
+
+    Raises:
+        InputError: if a source can't be read, is no Python, is too large, or somebody else could
+            have written it; if the function is not there.
+    """
+    found = _match(reference)
+    where = f"{where} = {reference!r}"
+    if file := found["file"]:
+        path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111 - never raises
+        module, root, function = path.stem, path.parent, found["in_file"]
+        if not module.isidentifier():
+            raise InputError(f"{where}: {path.name} is no name of a module; use letters and _")
+        if module in sys.stdlib_module_names:
+            raise InputError(f"{where}: Python has a module {module} itself; rename the file")
+        name, kept = f"{path.name}:{function}", file in code
+        top = None
+    else:
+        module, function = found["module"], found["in_module"]
+        top = module.partition(".")[0]
+        name, kept = reference, _path_of(module, code) is not None
+        root = Path() if kept else _root_of(module, where)
+    if kept:
+        name = reference
+    else:
+        for path_in, source in _sources(root, module, where, top=top):
+            if code.setdefault(path_in, source) != source:
+                raise InputError(f"{where}: the job has another {path_in} already; rename one")
+        if len(code) > MAX_FILES or sum(map(len, code.values())) > MAX_BYTES:
+            raise InputError(
+                f"{where}: has {len(code)} files of {sum(map(len, code.values())):,} characters "
+                f"with what they import; a job keeps {MAX_FILES} of {MAX_BYTES:,}: import less, "
+                "or install the rest as a package"
+            )
+    _check_function(code, module, function, where=where)
+    return name
+
+
+def check_trusted(path: Path, where: str) -> None:
+    """Refuse code that somebody else wrote or could have changed, unless the user trusts it.
+
+    Raises:
+        InputError: if this is so.
+    """
+    if os.environ.get(TRUST) == "1":
+        return
+    for each in (path, path.parent, path.resolve().parent):
+        if reason := distrust(each):
+            raise InputError(
+                f"{where}: {each}: {reason}, and its code would run as you; look at it, then "
+                f"chmod go-w, or give --trust-code ({TRUST}=1)"
+            )
+
+
+def _root_of(module: str, where: str) -> Path:
+    """The folder of `sys.path` that holds a module's source; nothing is imported."""
+    for folder in sys.path:
+        root = Path(folder or ".").absolute()
+        if _file_of(root, module):
+            return root
+    raise InputError(
+        f"{where}: no Python source of {module} is found; install it, or give its file by its path"
+    )
+
+
+def _file_of(root: Path, module: str) -> str | None:
+    stem = module.replace(".", "/")
+    for name in (f"{stem}.py", f"{stem}/__init__.py"):
+        if (root / name).is_file():
+            return name
+    return None
+
+
+def _path_of(module: str, code: Mapping[str, str]) -> str | None:
+    stem = module.replace(".", "/")
+    return next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if name in code), None)
+
+
+def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterator[tuple[str, str]]:
+    """A module's source and those of what it imports, if they are below `root`.
+
+    Args:
+        root: the folder that holds the module.
+        module: its name.
+        where: for messages.
+        top: the package that imports are followed in; None follows those of the folder.
+    """
+    waiting, seen = [module], set()
+    while waiting:
+        name = waiting.pop()
+        parents = name.split(".")
+        for each in (".".join(parents[:i]) for i in range(1, len(parents) + 1)):
+            if each in seen or each.partition(".")[0] in sys.stdlib_module_names:
+                continue
+            seen.add(each)
+            if top is not None and each.partition(".")[0] != top:
+                continue
+            path = _file_of(root, each)
+            if path is None:
+                if each == module:
+                    _read(root / f"{module}.py", where)  # which says why
+                continue
+            source = _read(root / path, where)
+            yield path, source
+            package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
+            waiting += _imports(_parsed(source, path, where), package)
+            if len(seen) > 50 * MAX_FILES:
+                return  # refused for its size
+
+
+def _read(path: Path, where: str) -> str:
+    try:
+        if not path.exists():
+            raise InputError(f"{where}: {path}: no such file; {FORM}")
+        if not path.is_file():
+            raise InputError(f"{where}: {path}: is no plain file; {FORM}")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{where}: {path}: has over {MAX_BYTES:,} bytes and is no code")
+        check_trusted(path, where)
+        source = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{where}: {path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        rule = f"is not UTF-8 (byte {error.start}); save it as UTF-8"
+        raise InputError(f"{where}: {path}: {rule}") from None
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
+    if not source.strip() and path.name != "__init__.py":
+        raise InputError(f"{where}: {path}: is empty; write the function into it")
+    return source if source.endswith("\n") or not source else f"{source}\n"
+
+
+def _parsed(source: str, path: str, where: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SyntaxError as error:
+        place = f"{path}, line {error.lineno}" if error.lineno else f"{path}: is no Python"
+        raise InputError(f"{where}: {place}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # a NUL byte; too deep
+        raise InputError(f"{where}: {path}: is no Python: {error}") from None
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".") if package else []
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            if stem:
+                yield from (stem, *(f"{stem}.{alias.name}" for alias in node.names))
+
+
+def _check_function(code: Mapping[str, str], module: str, function: str, *, where: str) -> None:
+    path = _path_of(module, code) or ""
+    tree = _parsed(code[path], path, where)
+    names = [*_bound(tree)]
+    if function not in names and "*" not in names:
+        near = difflib.get_close_matches(function, names, n=1)
+        known = ", ".join(names) or "nothing"
+        hint = f"did you mean {near[0]}?" if near else f"it defines {known}"
+        raise InputError(f"{where}: {path} has no function {function}; {hint}")
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    """The names that a module's own statements bind, `*` for those of a star import."""
+    for node in tree.body:
+        for inner in ast.walk(node) if isinstance(node, ast.If | ast.Try) else [node]:
+            match inner:
+                case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
+                    yield inner.name
+                case ast.Assign(targets=targets):
+                    yield from (each.id for each in targets if isinstance(each, ast.Name))
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    yield name
+                case ast.Import() | ast.ImportFrom():
+                    yield from (alias.asname or alias.name for alias in inner.names)
+
+
+class _Code:
+    """The modules of a job's sources, each run when it is first needed.
+
+    Their own imports find each other first, wherever in time they happen: each has an `__import__`
+    among its builtins. Nobody else's do, and two jobs with sources of one name share nothing.
+    """
+
+    def __init__(self, code: Mapping[str, str]) -> None:
+        self.code = dict(code)
+        content = "\0".join(part for item in sorted(code.items()) for part in item)
+        self.alias = f"own_code_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        self.builtins = {**vars(builtins), "__import__": self._import}
+
+    def module(self, name: str) -> types.ModuleType:
+        """A module by its name, after its packages."""
+        if (known := sys.modules.get(f"{self.alias}.{name}")) is not None:
+            return known
+        parent, _, last = name.rpartition(".")
+        above = self.module(parent) if parent else None
+        path = _path_of(name, self.code)
+        module = types.ModuleType(f"{self.alias}.{name}")
+        is_package = path is None or path.endswith("__init__.py")
+        module.__package__ = module.__name__ if is_package else module.__name__.rpartition(".")[0]
+        if is_package:
+            module.__path__ = []
+        module.__dict__["__builtins__"] = self.builtins
+        if path is not None:
+            # No file has this name; the source is found by way of the loader, for tracebacks.
+            module.__file__ = f"{self.alias}/{path}"
+            module.__loader__ = _Loader(self.code[path])  # type: ignore[assignment]
+        sys.modules[module.__name__] = module
+        try:
+            if path is not None:
+                exec(compile(self.code[path], str(module.__file__), "exec"), module.__dict__)  # noqa: S102 - the user's own
+        except BaseException:
+            del sys.modules[module.__name__]
+            raise
+        if above is not None:
+            setattr(above, last, module)
+        return module
+
+    def _has(self, name: str) -> bool:
+        stem = name.replace(".", "/")
+        return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
+
+    def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
+        """Python's `__import__`, which takes `globals`, `locals`, `fromlist` and `level` too."""
+        given = {
+            **dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False)),
+            **named,
+        }
+        absolute, level = name, given.get("level", 0)
+        if level:
+            package = str((given.get("globals") or {}).get("__package__"))
+            absolute = importlib.util.resolve_name("." * level + name, package)
+            absolute = absolute.removeprefix(self.alias).lstrip(".")
+        if not self._has(absolute):
+            return builtins.__import__(name, **given)
+        module, names = self.module(absolute), given.get("fromlist")
+        if not names:
+            return self.module(absolute.partition(".")[0])
+        for each in names:
+            if not hasattr(module, each) and self._has(f"{absolute}.{each}"):
+                self.module(f"{absolute}.{each}")
+        return module
+
+
+class _Loader:
+    """What `linecache` and `inspect` ask for a module's source."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def get_source(self, _name: str) -> str:
+        return self.source
+
+
+def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Callable[..., Any]:
+    """The function that a job names, from the sources that the job keeps.
+
+    Raises:
+        InputError: if the module fails, with its own error, file and line, or has no such function.
+    """
+    found = _match(reference)
+    name = found["module"] or Path(found["file"]).stem
+    function = found["in_module"] or found["in_file"]
+    where = f"{where} = {reference!r}"
+    if _path_of(name, code) is None:
+        raise InputError(f"{where}: [code] of the job does not hold it; restore the job's file")
+    with own_errors(where):
+        module = _Code(code).module(name)
+    if not callable(loaded := getattr(module, function, None)):
+        raise InputError(f"{where}: {name} has no function {function}")
+    result: Callable[..., Any] = loaded
+    return result
+
+
+@contextlib.contextmanager
+def own_errors(where: str) -> Iterator[None]:
+    """Turn an error of a user's function into one line with its file and line.
+
+    Raises:
+        InputError: in place of any error raised inside.
+    """
+    try:
+        yield
+    except (InputError, RunError, Interrupted):
+        raise
+    except (Exception, SystemExit) as error:
+        message = " ".join(str(error).split())[:300]
+        raise InputError(f"{where}: {_place(error)}{type(error).__name__}: {message}") from None
+
+
+def _place(error: BaseException) -> str:
+    """`mynet.py, line 12: `, of the last of the user's lines on the way to an error."""
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        alias, _, path = trace.tb_frame.f_code.co_filename.partition("/")
+        if alias.startswith("own_code_"):
+            found = f"{path}, line {trace.tb_lineno}: "
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and not found:
+        found = f"line {error.lineno}: "
+    return found

@@ -1,0 +1,48 @@
+"""A network of one's own: a convolution over neighbouring words before a GRU."""
+
+import keras
+from keras import layers
+
+from harness.layers import GlobalBatchDropout
+
+
+class Gate(keras.Layer):
+    """Lets a share of each channel pass, which it learns."""
+
+    def __init__(self, rate, **options):
+        """Drop a share `rate` of what passes."""
+        super().__init__(**options)
+        self.dropout = GlobalBatchDropout(rate)
+        self.dense = None
+
+    def build(self, shape):
+        """Make the weights, once the number of channels is known."""
+        self.dense = layers.Dense(shape[-1], activation="sigmoid")
+        self.dense.build(shape)
+
+    def call(self, inputs, training=False):
+        """`[rows, time, channels]` to the same."""
+        return self.dropout(inputs * self.dense(inputs), training=training)
+
+
+def conv_gru(vocab_size, config, *, num_outputs, options):
+    """From `[rows, time] int32` to `[rows, num_outputs]` probabilities.
+
+    Args:
+        vocab_size: indices that a word may have.
+        config: `[model]` of the job, such as `config.units`.
+        num_outputs: 1 for two classes, else their number.
+        options: `[model.options]` of the job.
+    """
+    return keras.Sequential(
+        [
+            keras.Input([None], dtype="int32"),
+            layers.Embedding(vocab_size, config.embedding_dim),
+            layers.SpatialDropout1D(config.spatial_dropout),
+            layers.Conv1D(options["filters"], options.get("width", 5), activation="relu"),
+            Gate(options.get("gate_dropout", 0.0)),
+            layers.GRU(config.units),
+            layers.Dropout(config.dropout),
+            layers.Dense(num_outputs, activation="sigmoid" if num_outputs == 1 else "softmax"),
+        ]
+    )

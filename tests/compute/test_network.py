@@ -1,0 +1,176 @@
+"""A user's network is built from its source, checked before a run begins, and loaded again."""
+
+from pathlib import Path
+from textwrap import dedent, indent
+
+import keras
+import numpy as np
+import pytest
+
+from harness.architectures import BUILDERS
+from harness.compute.network import (
+    OptionReader,
+    build_network,
+    check_network,
+    load_network,
+    training_network,
+)
+from harness.errors import InputError
+from harness.inference.model_file import save_model
+from harness.job import Job
+from harness.job_file import check_job
+from harness.layers import GlobalBatchDropout
+from harness.tracking.run_dir import RunDirectory
+
+HEAD = "import keras\nfrom keras import layers\n"
+BODY = """
+    return keras.Sequential(
+        [layers.Embedding(vocab_size, 4), layers.GlobalMaxPooling1D(), layers.Dropout(0.5),
+         layers.Dense(num_outputs, activation="sigmoid")])
+"""
+CLASS = """
+    class Net(keras.Model):
+        def __init__(self, size):
+            super().__init__()
+            self.embedding = layers.Embedding(vocab_size, size)
+            self.parts = [layers.Dropout(0.5), layers.GRU(4)]
+            self.last = layers.Dense(num_outputs, activation=lambda x: keras.ops.sigmoid(x))
+        def call(self, tokens):
+            values = self.embedding(tokens)
+            for part in self.parts:
+                values = part(values)
+            return self.last(values)
+    return Net(4)
+"""
+
+
+def own(body: str, head: str = HEAD, **options: object) -> Job:
+    source = f"{head}def net(vocab_size, config, *, num_outputs, options):\n"
+    return check_job(
+        {
+            "name": "mine",
+            "model": {"architecture": "mynet.py:net", "options": options},
+            "data": {"vocab_size": 50, "maxlen": 6},
+            "code": {"mynet.py": source + indent(dedent(body), "    ")},
+        },
+        Path("mine.toml"),
+    )
+
+
+@pytest.mark.parametrize("body", [BODY, CLASS])
+@pytest.mark.parametrize("num_outputs", [1, 5])
+def test_any_keras_model_is_built_trained_and_loaded(
+    tmp_path: Path, body: str, num_outputs: int
+) -> None:
+    """A chain of layers and a class of the user's come back from their source and their weights."""
+    job = own(body.replace('"sigmoid"', '"softmax"') if num_outputs > 1 else body)
+    model = build_network(job, num_outputs)
+    trained = training_network(job, model, num_outputs)
+    tokens = np.arange(18).reshape(3, 6)
+    np.testing.assert_array_equal(model(tokens), trained(tokens))
+    assert [each.name for each in trained.layers] == [each.name for each in model.layers]
+    files = []
+    for name in ("a", "b"):
+        run = RunDirectory(tmp_path / name)
+        run.take_lease()
+        save_model(run, model)
+        files.append(run.path("model.keras"))
+    assert files[0].read_bytes() == files[1].read_bytes()
+    loaded = load_network(job, files[0], num_outputs)
+    np.testing.assert_array_equal(model(tokens), loaded(tokens))
+    if body == BODY:  # plain Keras knows all of it
+        np.testing.assert_array_equal(model(tokens), keras.saving.load_model(files[0])(tokens))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return 3", "gives a int, should give a keras.Model"),
+        ("return undefined", "mynet.py, line 4: NameError: name 'undefined' is not defined"),
+        (BODY.replace("num_outputs,", "3,"), "gives [rows, 3], should give [rows, 1]"),
+        (BODY.replace("layers.GlobalMaxPooling1D(), ", ""), "gives [rows, 6, 1], should give"),
+        (BODY.replace('"sigmoid"', "None"), "which are no probabilities"),
+        (BODY.replace("0.5", "options['rate']"), "model.options.rate is missing"),
+        (BODY.replace("0.5", "7"), "mynet.py, line 6: ValueError: Invalid value received"),
+    ],
+)
+def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> None:
+    """One line holds its own error, file and line."""
+    with pytest.raises(InputError) as refused:
+        check_network(own(body))
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_probabilities_of_classes_add_up() -> None:
+    """With more than two classes a sigmoid for each is refused, and a softmax is not."""
+    with pytest.raises(InputError, match=r"no probabilities.*softmax"):
+        check_network(own(BODY), num_outputs=3)
+    assert check_network(own(BODY.replace('"sigmoid"', '"softmax"')), num_outputs=3) == ""
+
+
+def test_an_option_that_nothing_reads_is_refused() -> None:
+    """A typing error in the free table is found, and the names that count are told."""
+    body = BODY.replace("0.5", "options.get('rate', 0.5)")
+    check_network(own(body, rate=0.1))
+    with pytest.raises(InputError, match=r"model\.options\.raet = 0\.1.*did you mean rate\?"):
+        check_network(own(body, raet=0.1))
+    with pytest.raises(InputError, match="takes no such option; it reads rate"):
+        check_network(own(body, units=3))
+
+
+def test_every_way_to_read_an_option_counts() -> None:
+    """Whoever takes all options, as `**options` does, has read all of them."""
+    for read in (dict, lambda o: {**o}, lambda o: {} | o, list, lambda o: dict(o.items())):
+        options = OptionReader({"a": 1, "b": 2})
+        read(options)
+        options.check("net")
+    with pytest.raises(KeyError):
+        OptionReader({})["a"]
+    with pytest.raises(InputError, match=r"model\.options\.a = 1"):
+        OptionReader({"a": 1}).check("net")
+
+
+def test_a_signature_that_does_not_fit_is_named() -> None:
+    """A function for something else ends in one line with what it should take."""
+    job = own("return 1").model_copy(update={"code": {"mynet.py": "def net(a): pass\n"}})
+    with pytest.raises(InputError, match=r"should take \(vocab_size, config, \*, num_outputs"):
+        check_network(job)
+
+
+def test_a_network_that_is_another_each_time_is_refused() -> None:
+    """The trained and the exported one must have the same weights."""
+    body = BODY.replace("vocab_size, 4", "vocab_size, SIZES.pop()")
+    job = own(body, head=f"{HEAD}SIZES = [1, 2, 3, 4, 5]\n")
+    with pytest.raises(InputError, match="another network each time"):
+        training_network(job, build_network(job))
+
+
+def test_layers_that_depend_on_the_replicas_are_named() -> None:
+    """A generator of random numbers, and averages over a batch, lead to a warning."""
+    assert check_network(own(BODY)) == ""
+    for layer, name in (
+        ("layers.GaussianNoise(0.1)", "gaussian_noise"),
+        ("layers.BatchNormalization()", "batch_normalization"),
+    ):
+        assert name in check_network(own(BODY.replace("layers.Dropout(0.5)", layer)))
+    recurrent = BODY.replace("layers.GlobalMaxPooling1D()", "layers.LSTM(4, dropout=0.5)")
+    assert "lstm" in check_network(own(recurrent))
+    assert check_network(own(recurrent.replace(", dropout=0.5", ""))) == ""
+
+
+def test_dropout_inside_of_other_layers_is_over_the_global_batch() -> None:
+    """No layer keeps Keras's own dropout in training, however deep it is, and each has a seed."""
+    job = own(CLASS)
+    trained = training_network(job, build_network(job))
+    assert trained.parts[0].call.__func__ is GlobalBatchDropout.call
+    with pytest.raises(RuntimeError, match="in the training of a run alone"):
+        trained(np.zeros([2, 6], np.int32), training=True)
+
+
+def test_the_five_networks_are_as_they_were() -> None:
+    """A network of the package is a function of the vocabulary and the table alone."""
+    job = check_job({"name": "a", "model": {"architecture": "gru", "units": 4}}, Path("a.toml"))
+    built = build_network(job)
+    assert check_network(job) == ""
+    assert built.count_params() == BUILDERS["gru"](8000, job.model).count_params()

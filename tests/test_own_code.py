@@ -1,0 +1,244 @@
+"""A user's own functions: their sources are kept with the job, checked, and run from there."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import InputError
+from harness.job import Job
+from harness.job_file import load_job
+from harness.own_code import MAX_BYTES, TRUST, load_function, own_errors
+from harness.search_space import load_search
+
+JOB = '[model]\narchitecture = "{}"\n'
+
+
+@pytest.fixture(autouse=True)
+def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else can write to the folder, whatever the umask is."""
+    tmp_path.chmod(0o755)
+    monkeypatch.delenv(TRUST, raising=False)
+
+
+def write(folder: Path, **sources: str) -> None:
+    for name, source in sources.items():
+        path = folder / f"{name.replace('_in_', '/')}.py"
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.write_text(source)
+        path.chmod(0o644)
+
+
+def load(folder: Path, reference: str = "mynet.py:build", **settings: str) -> Job:
+    path = folder / "mine.toml"
+    path.write_text(JOB.format(reference))
+    path.chmod(0o644)
+    return load_job(path, [f"{key.replace('__', '.')}={value}" for key, value in settings.items()])
+
+
+def call(job: Job) -> Any:
+    return load_function(job.code, job.model.architecture, where="model.architecture")()
+
+
+def test_a_job_keeps_the_source_and_what_it_imports_from_its_folder(tmp_path: Path) -> None:
+    """The file, its own imports and no other file are kept; the job's name loses the folder."""
+    write(tmp_path, mynet="import parts, json\ndef build(): return parts.NUMBER, json.dumps(1)\n")
+    write(tmp_path, parts="NUMBER = 7", unused="", json="BROKEN")
+    job = load(tmp_path)
+    assert job.code.keys() == {"mynet.py", "parts.py"}
+    assert call(job) == (7, "1")
+    (tmp_path / "jobs").mkdir(mode=0o755)
+    again = load(tmp_path / "jobs", "../mynet.py:build")
+    assert (again.model.architecture, again.code) == ("mynet.py:build", job.code)
+
+
+def test_a_kept_source_is_used_when_its_file_is_gone(tmp_path: Path) -> None:
+    """A job's file with its sources is complete, and its identity depends on every source."""
+    source = "'''Doc \\n.'''\ndef build(): return 'ä\\t\"\"\"'\n"
+    write(tmp_path, mynet=source, parts="")
+    job = load(tmp_path)
+    kept = tmp_path / "run"
+    kept.mkdir(mode=0o755)
+    (kept / "job.toml").write_text(job.to_toml())
+    (kept / "job.toml").chmod(0o644)
+    write(tmp_path, mynet="def build(): return 2\n")
+    again = load_job(kept / "job.toml")
+    assert again == job
+    assert call(again) == call(job) == 'ä\t"""'
+    changed = load(tmp_path)
+    assert call(changed) == 2
+    assert len({job.identity(), again.identity(), changed.identity()}) == 2
+
+
+def test_sources_stand_in_a_file_as_they_are(tmp_path: Path) -> None:
+    """A source can be read in the job's file; one that TOML can't hold plainly is escaped."""
+    for source in ('def build(): return "\\n"\n', "def build(): return '''a'''\n\x0c"):
+        write(tmp_path, mynet=source)
+        text = load(tmp_path).to_toml()
+        assert tomllib.loads(text)["code"]["mynet.py"].rstrip("\n") == source.rstrip("\n")
+        assert (source in text) == ("'''" not in source)
+
+
+def test_modules_of_a_package_import_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative and late imports find the kept modules, and need the package no more."""
+    write(
+        tmp_path, pkg_in___init__="", pkg_in_parts="X = 1", pkg_in_late="from pkg import parts as p"
+    )
+    write(
+        tmp_path,
+        pkg_in_nets="from . import parts\nimport pkg.parts as same\ndef build():\n"
+        "    import pkg.late\n    return parts.X, same is parts is pkg.late.p\n",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job = load(tmp_path, "pkg.nets:build")
+    for path in (tmp_path / "pkg").glob("*.py"):
+        path.unlink()
+    assert call(job) == (1, True)
+    assert len(job.code) == 4
+
+
+def test_jobs_with_sources_of_one_name_share_nothing(tmp_path: Path) -> None:
+    """Two networks in files of one name are two modules, and no other import finds either."""
+    jobs = []
+    for number in (1, 2):
+        write(tmp_path, mynet=f"import parts\ndef build(): return parts.N, {number}\n")
+        write(tmp_path, parts=f"N = {number}\n")
+        jobs.append(load(tmp_path))
+    assert [call(job) for job in jobs] == [(1, 1), (2, 2)]
+    with pytest.raises(ImportError):
+        __import__("mynet")
+
+
+@pytest.mark.parametrize(
+    ("content", "reference", "says"),
+    [
+        (b"", "mynet.py:build", "is empty"),
+        (b"\xff\xfe", "mynet.py:build", "is not UTF-8"),
+        (b"x = '\x00'", "mynet.py:build", "is no Python"),
+        (b"def build(:\n", "mynet.py:build", "mynet.py, line 1: invalid syntax"),
+        (b"def bild(): pass\n", "mynet.py:build", "has no function build; did you mean bild?"),
+        (b"x = 1\n" + b"#" * MAX_BYTES, "mynet.py:x", "is no code"),
+        (b"def build(): pass\n", "other.py:build", "other.py: no such file"),
+        (b"def build(): pass\n", ".:build", "should be 'rnn'"),
+        (b"def build(): pass\n", "my-net.py:build", "is no name of a module"),
+        (b"def build(): pass\n", "json.py:build", "Python has a module json itself"),
+        (b"def build(): pass\n", "missing_package.nets:build", "no Python source of"),
+    ],
+)
+def test_a_source_that_can_t_be_kept_is_refused(
+    tmp_path: Path, content: bytes, reference: str, says: str
+) -> None:
+    """One line names the key, its value, the file and the rule, before TensorFlow is imported."""
+    (tmp_path / "mynet.py").write_bytes(content)
+    (tmp_path / "mynet.py").chmod(0o644)
+    with pytest.raises(InputError) as refused:
+        load(tmp_path, reference)
+    assert says in str(refused.value)
+    assert "architecture" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_and_a_pipe_are_no_source(tmp_path: Path) -> None:
+    """What is no plain file is refused, not waited for."""
+    (tmp_path / "folder.py").mkdir()
+    os.mkfifo(tmp_path / "pipe.py")
+    for name in ("folder", "pipe"):
+        with pytest.raises(InputError, match="is no plain file"):
+            load(tmp_path, f"{name}.py:build")
+
+
+def test_code_that_others_can_change_needs_the_user_s_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file or folder that anybody can write to is refused, also a job that holds sources."""
+    write(tmp_path, mynet="def build(): return 1\n")
+    job = load(tmp_path)
+    kept = tmp_path / "kept.toml"
+    kept.write_text(job.to_toml())
+    kept.chmod(0o646)
+    for path, mode in ((tmp_path / "mynet.py", 0o646), (tmp_path, 0o777)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        with pytest.raises(InputError, match=r"others can write to it.*--trust-code"):
+            load(tmp_path)
+        path.chmod(before)
+    with pytest.raises(InputError, match=r"kept\.toml: others can write to it"):
+        load_job(kept)
+    monkeypatch.setenv(TRUST, "1")
+    assert load_job(kept) == job
+
+
+def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:
+    """The last of the user's own lines is named, however deep the error comes from."""
+    write(tmp_path, mynet="import parts\n\ndef build():\n    return parts.inner()\n")
+    write(tmp_path, parts="def inner():\n    return int('x')\n")
+    job = load(tmp_path)
+    with (
+        pytest.raises(InputError, match=r"^here: parts\.py, line 2: ValueError: invalid literal"),
+        own_errors("here"),
+    ):
+        call(job)
+    write(tmp_path, mynet="import sys\nsys.exit(3)\ndef build(): pass\n")
+    with pytest.raises(InputError, match=r"mynet\.py, line 2: SystemExit: 3"):
+        call(load(tmp_path))
+
+
+def test_options_are_set_and_searched(tmp_path: Path) -> None:
+    """`--set`, a list, a range and a condition reach the free table; a trial has its values."""
+    write(tmp_path, mynet="def build(): return 1\n", other="def net(): return 2\n")
+    job = load(tmp_path, model__options__width="3", model__options__kind="a")
+    assert job.model.options == {"width": 3, "kind": "a"}
+    assert job.settings()["model.options.width"] == 3
+    path = tmp_path / "search.toml"
+    path.write_text(
+        JOB.format("mynet.py:build")
+        + '[search]\ntrials = 4\n[search.space]\nmodel.architecture = ["gru", "./other.py:net"]\n'
+        'model.options.width = { values = [3, 5], when = { model.architecture = ["./other.py:net"] '
+        "} }\nmodel.units = [4]\n"
+        "train.batch_size = [8, 16]\n"
+    )
+    path.chmod(0o644)
+    search = load_search(path)
+    assert {"mynet.py", "other.py"} == search.job.code.keys()
+    own = search.job_of({"model.architecture": "other.py:net", "model.options.width": 5})
+    assert (own.model.options, call(own)) == ({"width": 5}, 2)
+    path.write_text(search.to_toml())
+    assert load_search(path).content == search.content
+    fixed = load_search(path, ["model.options.width=3", "model.architecture=other.py:net"])
+    assert [each.key for each in fixed.space] == ["model.units", "train.batch_size"]
+    path.write_text(
+        JOB.format("mynet.py:build") + "[search]\ntrials = 4\n[search.space]\n"
+        "model.options.rate = { min = 0, max = 0.5 }\nmodel.options.width = { min = 1, max = 9 }\n"
+    )
+    assert [each.is_whole for each in load_search(path).space] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("model.options=3", "should be a table"),
+        ("model.options.a-b=3", "names of letters"),
+        ("model.options.day=2020-01-01", "day is"),
+        ("model.options.rate=nan", "rate is"),
+        ("model.options.deep.er=1", "no key model.options.deep.er"),
+        ("model.optons.width=1", "did you mean model.options?"),
+        ("train.options.width=1", "no key train.options.width"),
+    ],
+)
+def test_options_that_are_none_are_refused(tmp_path: Path, setting: str, says: str) -> None:
+    """Only plain values have a place in the free table."""
+    write(tmp_path, mynet="def build(): return 1\n")
+    load(tmp_path)
+    with pytest.raises(InputError) as refused:
+        load_job(tmp_path / "mine.toml", [setting])
+    assert says in str(refused.value)
+
+
+def test_the_five_networks_take_no_options(tmp_path: Path) -> None:
+    """A setting that a network of the package can't read is refused, not dropped."""
+    with pytest.raises(InputError, match=r"model\.options\.width: gru takes no options"):
+        load(tmp_path, "gru", model__options__width="3")

@@ -1,0 +1,98 @@
+"""The example of jobs/README.md: a network from a file, through every command that runs it."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import JOBS, SHRUNK, Harness, metrics, results
+from tests.training.kills import kill_at
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A copy of the example, in a folder that nobody else can write to."""
+    folder = tmp_path / "own"
+    shutil.copytree(JOBS / "own", folder)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    return folder
+
+
+def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None:
+    """Killed, resumed, tested and asked without its file, which changed and then went, it ends
+    with the bytes of an undisturbed run, and on one replica with the same losses.
+    """
+    job, runs = str(own / "conv_gru"), harness.runs / "conv_gru"
+    words = ["--devices", "cpu:2"]
+    calm = harness.train(job, "calm", *words)
+    assert calm.returncode == 0, calm.stderr
+    one = harness.train(job, "one", "--devices", "cpu:1")
+    assert one.returncode == 0, one.stderr
+    for name in ("loss", "val_loss"):
+        two, on_one = ([line[name] for line in metrics(runs / run)] for run in ("calm", "one"))
+        np.testing.assert_allclose(two, on_one, rtol=1e-6)
+    kill_at(harness, job, 3, *words)
+    source = own / "conv_gru.py"
+    source.write_text(source.read_text().replace("layers.GRU", "layers.LSTM"))
+    changed = harness.train(job, "killed", *words)
+    assert changed.returncode == 2
+    assert "holds another job" in changed.stderr
+    shutil.rmtree(own)
+    last = harness.run("resume", runs / "killed")
+    assert last.returncode == 0, last.stderr
+    assert results(runs / "killed") == results(runs / "calm")
+    scores = harness.run("evaluate", runs / "killed")
+    assert scores.returncode == 0, scores.stderr
+    asked = harness.run("predict", runs / "killed", "A wonderful movie")
+    assert asked.returncode == 0, asked.stderr
+    again = harness.train(str(runs / "killed" / "job"), "again", *words)
+    assert again.returncode == 0, again.stderr
+    assert results(runs / "again") == results(runs / "calm")
+    (runs / "killed" / "job.toml").chmod(0o666)
+    refused = harness.run("predict", runs / "killed", "A wonderful movie")
+    assert refused.returncode == 2
+    assert "others can write to it" in refused.stderr
+    trusted = harness.run("predict", runs / "killed", "A wonderful movie", "--trust-code")
+    assert trusted.stdout == asked.stdout
+
+
+def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
+    """A search tries the values of a network's own setting, and the best is trained without it."""
+    path = own / "tune_conv_gru.toml"
+    path.write_text(
+        (own / "conv_gru.toml").read_text() + '[search]\ntuner = "grid"\n[search.space]\n'
+        "model.options.width = [1, 4]\n"
+    )
+    words = [*SHRUNK, "--set", "train.epochs=1", "--workers", "1", "--devices", "cpu"]
+    done = harness.run("tune", path, "--sweep-id", "own", *words)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(own)
+    sweep = harness.runs / "tune_conv_gru" / "own"
+    rows = list(csv.DictReader((sweep / "leaderboard.csv").read_text().splitlines()))
+    assert {row["model.options.width"] for row in rows} == {"1", "4"}
+    trained = harness.run("sweep", "retrain", sweep, "--seeds", "1")
+    assert trained.returncode == 0, trained.stderr
+    job = (sweep / "winner" / "tune_conv_gru_best" / "seed1" / "job.toml").read_text()
+    assert "def conv_gru(" in job
+
+
+def test_a_refused_network_leaves_nothing(harness: Harness, own: Path) -> None:
+    """An error of the network's own, a wrong shape, an unknown option: one line, no folder."""
+    source = own / "conv_gru.py"
+    text = source.read_text()
+    for before, after, says in (
+        ("layers.GRU(config.units)", "layers.GRU(-1)", r"conv_gru\.py, line"),
+        ("layers.Dense(num_outputs,", "layers.Dense(2,", "gives [rows, 2], should give [rows, 1]"),
+        ('options["filters"]', "8", "model.options.filters = 32"),
+    ):
+        source.write_text(text.replace(before, after))
+        done = harness.train(str(own / "conv_gru"), "refused")
+        assert done.returncode == 2, done.stderr
+        assert says.replace("\\", "") in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert not (harness.runs / "conv_gru").exists()

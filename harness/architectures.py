@@ -18,46 +18,48 @@ if TYPE_CHECKING:
     import keras
 
 
-def rnn(vocab_size: int, config: "ModelConfig") -> "keras.Model":
+def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
     """Exercise 6.01, the plain RNN: 2,080 recurrent parameters at 32 units."""
     from keras.layers import SimpleRNN
 
     layer = SimpleRNN(config.units, return_sequences=over_time(config))
-    return sentiment(vocab_size, config, layer)
+    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
 
 
-def lstm(vocab_size: int, config: "ModelConfig") -> "keras.Model":
+def lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
     """Exercise 6.02: 8,320 recurrent parameters at 32 units."""
     from keras.layers import LSTM
 
-    return sentiment(vocab_size, config, LSTM(config.units, return_sequences=over_time(config)))
+    layer = LSTM(config.units, return_sequences=over_time(config))
+    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
 
 
-def gru(vocab_size: int, config: "ModelConfig") -> "keras.Model":
+def gru(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
     """Exercise 6.03: 6,240 recurrent parameters at 32 units and `reset_after = false`."""
     from keras.layers import GRU
 
     layer = GRU(config.units, reset_after=config.reset_after, return_sequences=over_time(config))
-    return sentiment(vocab_size, config, layer)
+    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
 
 
-def bilstm(vocab_size: int, config: "ModelConfig") -> "keras.Model":
+def bilstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
     """Exercise 6.04: 16,640 recurrent parameters at 32 units."""
     from keras.layers import LSTM, Bidirectional
 
     layer = Bidirectional(LSTM(config.units, return_sequences=over_time(config)))
-    return sentiment(vocab_size, config, layer)
+    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
 
 
-def stacked_lstm(vocab_size: int, config: "ModelConfig") -> "keras.Model":
+def stacked_lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
     """Exercise 6.05: 16,640 recurrent parameters at 32 units."""
     from keras.layers import LSTM
 
     second = LSTM(config.second_units or config.units, return_sequences=over_time(config))
-    return sentiment(vocab_size, config, LSTM(config.units, return_sequences=True), second)
+    first = LSTM(config.units, return_sequences=True)
+    return sentiment(vocab_size, config, first, second, num_outputs=num_outputs)
 
 
-BUILDERS: dict[str, Callable[[int, "ModelConfig"], "keras.Model"]] = {
+BUILDERS: dict[str, Callable[..., "keras.Model"]] = {
     "rnn": rnn,
     "lstm": lstm,
     "gru": gru,
@@ -66,14 +68,17 @@ BUILDERS: dict[str, Callable[[int, "ModelConfig"], "keras.Model"]] = {
 }
 
 
-def sentiment(vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer") -> "keras.Model":
-    """The network that all five exercises share: embedding, recurrent layers, one probability.
+def sentiment(
+    vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer", num_outputs: int = 1
+) -> "keras.Model":
+    """The network that all five exercises share: embedding, recurrent layers, probabilities.
 
     Args:
         vocab_size: indices that a word may have.
         config: the job's settings of the model.
         recurrent: the layers between, `[batch, time, embedding_dim]` to `[batch, units]`, or
             `[batch, time, units]` if `over_time(config)`.
+        num_outputs: 1 for two classes, the probability of label 1; else one for each class.
     """
     import keras
     from keras import layers
@@ -94,7 +99,11 @@ def sentiment(vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer")
             layers.Dropout(config.dropout),
             # In the precision of the weights: in half precision a probability could round to 0
             # or 1, and make the loss infinite.
-            layers.Dense(1, activation="sigmoid", dtype=keras.config.dtype_policy().variable_dtype),
+            layers.Dense(
+                num_outputs,
+                activation="sigmoid" if num_outputs == 1 else "softmax",
+                dtype=keras.config.dtype_policy().variable_dtype,
+            ),
         ],
         name=config.architecture,
     )

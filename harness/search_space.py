@@ -30,7 +30,16 @@ from harness.search_parameters import Parameter, Value, Values, read_space, with
 
 SEARCH_FILE, CANCEL_FILE = "search.toml", "cancel.json"  # in a sweep's folder
 DECIDED = ("parallel", "visible_s")  # when a sweep begins, where they are 0
-Objective = Literal["val_accuracy", "val_loss", "val_f1", "val_roc_auc", "val_log_loss"]
+Objective = Literal[
+    "val_accuracy",
+    "val_loss",
+    "val_balanced_accuracy",
+    "val_f1",
+    "val_f1_macro",
+    "val_f1_weighted",
+    "val_roc_auc",
+    "val_log_loss",
+]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 OF_EACH_EPOCH = ("val_accuracy", "val_loss")  # the others are computed when a trial ends
 MINIMIZED = ("val_loss", "val_log_loss")

@@ -31,6 +31,17 @@ def test_parameters_are_the_notebooks(name: str, recurrent: int, total: int) -> 
     assert counted == {"parameters": total, "recurrent_parameters": recurrent}
 
 
+@pytest.mark.parametrize("name", [*BUILDERS])
+def test_several_classes_have_a_probability_each(name: str) -> None:
+    """They add up to 1; two classes keep the one that the notebook has."""
+    job = load_job(JOBS / "notebook" / f"{name}.toml")
+    tokens = np.arange(12, dtype=np.int32).reshape(3, 4)
+    several = BUILDERS[name](50, job.model, num_outputs=7)(tokens)
+    assert several.shape == (3, 7)
+    np.testing.assert_allclose(np.sum(several, axis=1), 1, rtol=1e-5)
+    assert BUILDERS[name](50, job.model)(tokens).shape == (3, 1)
+
+
 def dropped(positions: list[int], step: int, seed: int = 3, over_time: bool = False) -> np.ndarray:
     layer = GlobalBatchDropout(0.5, over_time=over_time, seed=seed, batch_size=8)
     inputs = tf.ones([len(positions), 5, 16] if over_time else [len(positions), 16])

@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -246,9 +245,9 @@ def predict(
     prepare_quietly(run.job())
     for prediction in predict(run, texts):
         if as_json:
-            echo(json.dumps(asdict(prediction)))
+            echo(json.dumps(prediction.as_json()))
         else:
-            echo(f"{prediction.sentiment}  {prediction.probability:.3f}  {prediction.text[:200]}")
+            echo(f"{prediction.summary}  {prediction.text[:200]}")
 
 
 @app.command(epilog="Example: harness export runs/lstm/my-run --out served/lstm")

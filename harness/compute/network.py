@@ -123,7 +123,8 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
             such network.
     """
     if not job.model.is_own:
-        return BUILDERS[job.model.architecture](job.data.vocab_size, job.model)
+        build = BUILDERS[job.model.architecture]
+        return build(job.data.vocab_size, job.model, num_outputs=num_outputs)
     name = job.model.architecture
     where = f"model.architecture = {name!r}"
     function = load_function(job.code, name, where="model.architecture")

@@ -30,22 +30,37 @@ EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
 class TrainStep:
     """Models and optimizer in the strategy's scope, and the graph of a training step."""
 
-    def __init__(self, job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan) -> None:
+    def __init__(
+        self,
+        job: Job,
+        strategy: tf.distribute.Strategy,
+        plan: ExecutionPlan,
+        *,
+        num_outputs: int = 1,
+    ) -> None:
+        """Build the job's models and optimizer.
+
+        Args:
+            job: the job.
+            strategy: in whose scope they are.
+            plan: how steps are computed.
+            num_outputs: of the network, see `Dataset.num_outputs`.
+        """
         self.job, self.strategy, self.xla = job, strategy, plan.xla
         self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
         self.examples_per_part = -(-job.train.batch_size // plan.parts)
         keras.utils.set_random_seed(job.train.seed)
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():
-            self.export_model = build_network(job)
-            self.model = training_network(job, self.export_model)
+            self.export_model = build_network(job, num_outputs)
+            self.model = training_network(job, self.export_model, num_outputs)
             if self.xla:
                 turn_cudnn_off(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
             self.embedding = outer_embedding(self.model) if self.xla and _uses_gpu() else None
             self.optimizer = build_optimizer(job.train)
-            self.model.compile(self.optimizer, loss="binary_crossentropy", metrics=["accuracy"])
+            self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
         # tracing take half as long again.
@@ -134,14 +149,14 @@ class TrainStep:
             if embedded is not None:
                 tape.watch(embedded)  # no variable, which a tape watches by itself
             probabilities = _wide(self.model(batch.tokens, training=True))
-            losses = keras.losses.binary_crossentropy(batch.labels[:, None], probabilities)
+            losses = cross_entropy(batch.labels, probabilities)
             weights = tf.cast(batch.weights, losses.dtype)
             loss = tf.reduce_sum(losses * weights)
             # Divided by the reviews of the global batch, not of this replica: the replicas'
             # gradients are added up, and a last batch need not fill them equally.
             target = self.optimizer.scale_loss(loss / tf.cast(batch.count, losses.dtype))
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(target, variables)]
-        correct = tf.equal(probabilities[:, 0] > 0.5, batch.labels > 0.5)
+        correct = is_correct(batch.labels, probabilities)
         num_correct = tf.reduce_sum(tf.cast(correct, losses.dtype) * weights)
         return gradients, tf.cast(tf.stack([loss, num_correct]), tf.float64)
 
@@ -193,7 +208,9 @@ class Evaluator:
         self._opened: tuple[Reviews, tf.distribute.DistributedDataset] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
-        """The probability of each review to be positive, `[num_reviews] float32`.
+        """Of two classes the probability of label 1 for each review, `[num_reviews] float32`.
+
+        Of more the probability of each class, `[num_reviews, num_classes] float32`.
 
         Raises:
             Interrupted: between two batches, if `stop` says so.
@@ -220,7 +237,9 @@ class Evaluator:
     def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
             probabilities = _wide(self.model(batch.tokens, training=False))
-            return probabilities[:, 0], batch.weights, vote[None]
+            if probabilities.shape[1] == 1:
+                probabilities = probabilities[:, 0]
+            return probabilities, batch.weights, vote[None]
 
         outputs = self.strategy.run(replica_forward, args=(batch, vote))
         return tuple(self.strategy.gather(output, axis=0) for output in outputs)
@@ -230,6 +249,26 @@ def _wide(probabilities: tf.Tensor) -> tf.Tensor:
     """In the precision of the weights, also where a network of a user's ends in half of it."""
     half = probabilities.dtype in (tf.float16, tf.bfloat16)
     return tf.cast(probabilities, tf.float32) if half else probabilities
+
+
+def cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+    """The cross-entropy of each example, in nats, `[examples]`.
+
+    Args:
+        labels: `[examples] float32`, whole numbers.
+        probabilities: `[examples, num_outputs]`: of label 1, or of each class.
+    """
+    if probabilities.shape[1] == 1:
+        return keras.losses.binary_crossentropy(labels[:, None], probabilities)
+    return keras.losses.sparse_categorical_crossentropy(tf.cast(labels, tf.int32), probabilities)
+
+
+def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+    """Whether the most probable class is the label, `[examples] bool`; as for `cross_entropy`."""
+    if probabilities.shape[1] == 1:
+        return tf.equal(probabilities[:, 0] > 0.5, labels > 0.5)
+    predicted = tf.argmax(probabilities, axis=1, output_type=tf.int32)
+    return tf.equal(predicted, tf.cast(labels, tf.int32))
 
 
 def _index(variable: keras.Variable, variables: Sequence[keras.Variable]) -> int:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
 ARRANGED_AT_ONCE = 10_000  # reviews
 
 CLASSES = ("negative", "positive")  # what the labels 0 and 1 mean in IMDB
+MAX_CLASSES = 1000
+SHOWN = 10  # classes in a line
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Split:
 
     tokens: np.ndarray  # [num_tokens] int32, ranks of words from 1
     offsets: np.ndarray  # [num_reviews + 1] int64
-    labels: np.ndarray  # [num_reviews] int32, 0 or 1
+    labels: np.ndarray  # [num_reviews] int32, from 0 up to the number of classes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,7 +63,7 @@ class Dataset:
     is_sample: bool = False
     folder: Path | None = None  # where it was found; for own texts, their file or folder
     note: str = ""  # why the sample is used; for own texts, how they were split
-    classes: tuple[str, str] = CLASSES  # of the labels 0 and 1
+    classes: tuple[str, ...] = CLASSES  # of the labels 0, 1, …
     is_own: bool = False  # the user's own texts, see `harness.data.text_dataset`
 
     @property
@@ -78,11 +81,25 @@ class Dataset:
         if self.is_own:
             return (
                 f"texts {self.folder}: {len(self.train):,} training and {len(self.test):,} test "
-                f"reviews, {self.note}; label 0 is {self.classes[0]}, 1 is {self.classes[1]}"
+                f"reviews, {self.note}; {self._labels}"
             )
         if self.note:
             return f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {self.note}"
         return ""
+
+    @property
+    def _labels(self) -> str:
+        """Which label is which class; of many the first."""
+        first, second, *others = self.classes
+        if not others:
+            return f"label 0 is {first}, 1 is {second}"
+        shown = ", ".join(f"{label} {name}" for label, name in enumerate(self.classes[:SHOWN]))
+        return f"{len(self.classes)} classes: {shown}{', …' if len(self.classes) > SHOWN else ''}"
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a network for it."""
+        return num_outputs(self.classes)
 
     def splits(self) -> dict[str, Split]:
         """The splits by name."""
@@ -90,7 +107,7 @@ class Dataset:
 
 
 def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Split:
-    """Turn reviews, lists of word ranks, into flat arrays.
+    """Turn reviews of IMDB, lists of word ranks, into flat arrays.
 
     Raises:
         ValueError: for lengths that differ, a label other than 0 and 1, or a rank below 1.
@@ -132,6 +149,24 @@ def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
 def vocab_from_bytes(content: bytes) -> list[str]:
     """The words of such a file; `str.splitlines` would split one, since rank 5135 is \\x85."""
     return content.decode().split("\n")[:-1]
+
+
+def num_outputs(classes: Sequence[str]) -> int:
+    """Outputs of a network: the probability of label 1 of two classes, of each one of more."""
+    return 1 if len(classes) == 2 else len(classes)
+
+
+def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
+    """The probability of each class, `[num_reviews, num_classes]`.
+
+    Args:
+        probabilities: those, or of two classes that of label 1 alone, `[num_reviews]` or
+            `[num_reviews, 1]`.
+    """
+    found = np.asarray(probabilities, np.float64)
+    if found.ndim == 1:
+        found = found[:, None]
+    return np.hstack([1 - found, found]) if found.shape[1] == 1 else found
 
 
 def validation_cut(num_reviews: int, share: float) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 from harness.data.dataset import (
     ARRAYS,
     CLASSES,
+    MAX_CLASSES,
     SPLITS,
     Dataset,
     Split,
@@ -191,7 +192,7 @@ def open_folder(folder: Path) -> Dataset:
                 raise ValueError(f"{name} has {found} bytes, should have {size}")
         train, test = open_splits(folder).values()
         vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
-        negative, positive = record.get("classes", CLASSES)  # an earlier version has none
+        classes = _checked_classes(record.get("classes", CLASSES), train, test)  # once it had none
         checksum, official = _verified(folder, train, test, vocab=vocab)
         if checksum != record["checksum"]:
             raise ValueError("its content does not have the checksum of its record")
@@ -204,7 +205,7 @@ def open_folder(folder: Path) -> Dataset:
             is_sample=record["is_sample"],
             folder=folder,
             note=record.get("note", ""),
-            classes=(negative, positive),
+            classes=classes,
         )
     except InputError:
         raise
@@ -212,6 +213,18 @@ def open_folder(folder: Path) -> Dataset:
         raise RunError(
             f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
         ) from None
+
+
+def _checked_classes(names: Any, *splits: Split) -> tuple[str, ...]:
+    """The classes of a record; they are no part of the checksum, but must name every label."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its classes are no names")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise ValueError(f"it has {len(names)} classes, should have 2 to {MAX_CLASSES:,}")
+    for labels in (split.labels for split in splits if len(split)):
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise ValueError(f"a label is none of its {len(names)} classes")
+    return tuple(names)
 
 
 def check_owners(folder: Path, paths: Iterable[Path]) -> None:

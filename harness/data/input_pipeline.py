@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     """
 
     tokens: tf.Tensor  # [examples, maxlen] int32, zeros first
-    labels: tf.Tensor  # [examples] float32
+    labels: tf.Tensor  # [examples] float32, whole numbers from 0
     weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for padding
     positions: tf.Tensor  # [examples] int32, in the global batch
     count: tf.Tensor  # [] float32, reviews in the global batch, of all replicas

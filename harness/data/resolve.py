@@ -83,15 +83,21 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:
-    """Refuse own texts if a part of the job would have reviews of one class only."""
+    """Refuse own texts if a part of the job would lack a class.
+
+    Of more than two classes the test and validation reviews may lack a rare one.
+    """
     limit, share = job.data.limit or None, job.data.validation_split
     labels = dataset.train.labels[:limit]
     cut = validation_cut(len(labels), share)
     parts = {"training": labels[:cut], "test": dataset.test.labels[:limit]}
     if share > 0:
         parts["validation"] = labels[cut:]
+    if len(dataset.classes) > 2:
+        parts = {"training": parts["training"]}
     for name, part in parts.items():
-        for label, count in zip(dataset.classes, np.bincount(part, minlength=2), strict=True):
+        counts = np.bincount(part, minlength=len(dataset.classes))
+        for label, count in zip(dataset.classes, counts, strict=True):
             if not count:
                 raise InputError(
                     f"data.source {dataset.folder}: none of the {len(part)} {name} reviews is "

@@ -1,8 +1,9 @@
 """A dataset like IMDB from a user's own texts, made once and stored in the user's cache.
 
 Classes
-    Exactly two. The positive class gets label 1 if the names say which it is (0 and 1, neg and
-    pos, no and yes, …); otherwise labels follow the alphabet. Every run reports which class has
+    2 to 1,000, named by words or whole numbers. Labels follow the alphabet, or the numbers where
+    all are numbers, such as stars from 1 to 5. Of two classes the positive one gets label 1 if the
+    names say which it is (0 and 1, neg and pos, no and yes, …). Every run reports which class has
     which label, and stores the names in its result.
 
 Split
@@ -22,16 +23,17 @@ IMDB. It may be removed at any time; a source that has changed gets a new one.
 
 import dataclasses
 import hashlib
+import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from harness.data.dataset import SPLITS, Dataset
+from harness.data.dataset import MAX_CLASSES, SPLITS, Dataset
 from harness.data.dataset_folder import (
     array_path,
     cached_dataset,
@@ -49,7 +51,10 @@ FORMAT = 1  # of the cached dataset; each format has caches of its own
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # of each split
 MAX_CLASS_CHARACTERS = 60
+DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
+WHOLE = re.compile(r"[+-]?\d+")
 SHOWN = 3  # locations and classes in a message
+CLASSES_SHOWN = 10  # in a description
 HASH_BYTES = 16
 SPOOLED_AT_ONCE = 1_000_000  # words
 
@@ -85,7 +90,7 @@ class _Gathered:
 
     # Plain arrays: lists would take ten times the memory.
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
-    labels: "array[int]" = field(default_factory=lambda: array("b"))  # numbers of classes
+    labels: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of classes
     splits: "array[int]" = field(default_factory=lambda: array("b"))  # -1 if not given
     hashes: bytearray = field(default_factory=bytearray)
     words: dict[str, int] = field(default_factory=dict)  # their numbers, in order of appearance
@@ -122,8 +127,9 @@ def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -
     with spooled.open("wb") as spool:
         gathered = _gather(read_texts(source, form), source, spool)
     classes = _classes(source, gathered)
-    negative = gathered.classes[classes[0]]
-    labels = (np.frombuffer(gathered.labels, np.int8) != negative).astype(np.int32)
+    label_of = np.empty(len(classes), np.int32)  # by the number of the class
+    label_of[[gathered.classes[name] for name in classes]] = np.arange(len(classes))
+    labels = label_of[np.frombuffer(gathered.labels, np.int32)]
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
     given = np.frombuffer(gathered.splits, np.int8)
     in_test = np.where(given < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, given == 1)
@@ -176,7 +182,7 @@ def _gather(texts: Iterable[Text], source: Path, spool: BinaryIO) -> _Gathered:
                 gathered.blanks.append(f"{each.location} has no {what}")
             continue
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
-        if len(gathered.classes) > SHOWN + 2:
+        if len(gathered.classes) > MAX_CLASSES:
             break  # the column seems to hold no labels
         gathered.hashes += _hash(" ".join(words), f"data.source {source}: {each.location}")
         tokens.extend(map(gathered.words.__getitem__, words))
@@ -203,31 +209,52 @@ def _hash(words: str, where: str) -> bytes:
         raise InputError(f"{where} holds half of a character; save it as UTF-8") from None
 
 
-def _classes(source: Path, gathered: _Gathered) -> tuple[str, str]:
+def _classes(source: Path, gathered: _Gathered) -> tuple[str, ...]:
     names = list(gathered.classes)
     for name in names:
         if len(name) > MAX_CLASS_CHARACTERS or not name.isprintable():
             raise InputError(
                 f"data.source {source}: the label {name[:MAX_CLASS_CHARACTERS]!r} is no name of a "
                 f"class, which has up to {MAX_CLASS_CHARACTERS} printable characters; put the "
-                "class into the column label"
+                "class into the column of labels"
             )
-    if len(names) != 2:
-        shown = ", ".join(map(repr, names[: SHOWN + 2]))
-        found = f"more than two classes: {shown}" if len(names) > 2 else f"one class, {shown}"
-        if not names:
-            found = "no review"
+        if DECIMAL.fullmatch(name):
+            raise InputError(
+                f"data.source {source}: the label {name!r} is a decimal number, and a class is a "
+                "word or a whole number; round the labels, or give classes in their place"
+            )
+    shown = ", ".join(map(repr, names[: SHOWN + 2])) + (", …" if len(names) > SHOWN + 2 else "")
+    if len(names) < 2:
         raise InputError(
-            f"data.source {source}: holds {found}{', …' if len(names) > SHOWN + 2 else ''}; the "
-            "models tell two classes apart; give each review one of two labels"
+            f"data.source {source}: holds {f'one class, {shown}' if names else 'no review'}; give "
+            "each review one of two labels or more"
         )
-    first, second = sorted(names, key=lambda name: (name.casefold(), name))
-    if first.casefold() in POSITIVE and second.casefold() in NEGATIVE:
-        return second, first
-    return first, second
+    if len(names) > MAX_CLASSES:
+        raise InputError(
+            f"data.source {source}: holds more than {MAX_CLASSES:,} classes: {shown}; name the "
+            "column that holds the classes, or put rare ones together"
+        )
+    if len(names) == 2:
+        first, second = sorted(names, key=_alphabetical)
+        swap = first.casefold() in POSITIVE and second.casefold() in NEGATIVE
+        return (second, first) if swap else (first, second)
+    counts = np.bincount(np.frombuffer(gathered.labels, np.int32))
+    if once := [name for name, count in zip(names, counts, strict=True) if count == 1]:
+        several = f"{len(once):,} labels occur once, such as {once[0]!r}"
+        raise InputError(
+            f"data.source {source}: {several if once[1:] else f'the label {once[0]!r} occurs once'}"
+            "; a class needs reviews to train on and to test, so add some, or take it out"
+        )
+    if all(WHOLE.fullmatch(name) for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names, key=_alphabetical))
 
 
-def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: tuple[str, str]) -> None:
+def _alphabetical(name: str) -> tuple[str, str]:
+    return name.casefold(), name
+
+
+def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequence[str]) -> None:
     what = "training" if name == "train" else "test"
     remedy = "add reviews, or give the split in a column named split"
     if len(labels) < MIN_REVIEWS:
@@ -235,7 +262,9 @@ def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: tuple[
             f"data.source {source}: {len(labels)} {what} reviews, should be at least "
             f"{MIN_REVIEWS}; {remedy}"
         )
-    counts = np.bincount(labels, minlength=2)
+    if name == "test" and len(classes) > 2:  # it may lack a rare class, whose score is left out
+        return
+    counts = np.bincount(labels, minlength=len(classes))
     for label, count in zip(classes, counts, strict=True):
         if not count:
             raise InputError(
@@ -261,11 +290,13 @@ def describe(dataset: Dataset) -> Iterator[str]:
     """Describe a dataset in lines that help to choose `data.vocab_size` and `data.maxlen`."""
     yield dataset.introduction or dataset.title
     for name, split in dataset.splits().items():
-        share = float(np.mean(split.labels))
-        yield (
-            f"{name:8}{len(split):,} reviews: {1 - share:.1%} {dataset.classes[0]}, "
-            f"{share:.1%} {dataset.classes[1]}"
-        )
+        counts = np.bincount(split.labels, minlength=len(dataset.classes))
+        # The most frequent of many; of few in the order of their labels.
+        chosen = sorted(np.argsort(-counts, kind="stable")[:CLASSES_SHOWN])
+        shares = [f"{counts[label] / len(split):.1%} {dataset.classes[label]}" for label in chosen]
+        if more := len(dataset.classes) - len(chosen):
+            shares.append(f"and {more:,} more, the rarest {counts.min():,} reviews")
+        yield f"{name:8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(dataset.train.tokens, minlength=len(dataset.vocab) + 1)
     shares = np.cumsum(counts) / counts.sum()  # of the words read, by rank
     known = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]

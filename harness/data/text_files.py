@@ -22,7 +22,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.data.dataset import SPLITS
+from harness.data.dataset import MAX_CLASSES, SPLITS
 from harness.errors import InputError
 from harness.files.lenient_json import read_json
 from harness.texts.stream import COMPRESSIONS, MAX_ROW_BYTES, open_bytes
@@ -141,6 +141,13 @@ def _folder_parts(source: Path) -> Iterator[_Part]:
         for name, split in tables.items():
             yield _Part(source / name, name, "", split)
     elif all(name in entries and entries[name].is_dir() for name in SPLITS):
+        folders = [_class_names(source, source / split) for split in SPLITS]
+        if folders[0] != folders[1]:
+            alone = min({*folders[0]} ^ {*folders[1]})
+            raise InputError(
+                f"data.source {source}: train/ and test/ should hold the same folders, one for "
+                f"each class, and {alone!r} is in one of them only; add it, or move it out"
+            )
         for split in SPLITS:
             yield from _class_parts(source, source / split, split)
     else:
@@ -181,13 +188,17 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
         yield _Part(folder / str(name), f"{split}/{name}" if split else str(name), "", split)
 
 
+def _class_names(source: Path, folder: Path) -> list[str]:
+    return [name for name, entry in _entries(source, folder).items() if entry.is_dir()]
+
+
 def _class_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
-    classes = [name for name, entry in _entries(source, folder).items() if entry.is_dir()]
-    if len(classes) != 2:
-        found = f"{len(classes)} folders ({listed(classes)})" if classes else "no folders"
+    classes = _class_names(source, folder)
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        found = f"{len(classes):,} folders ({listed(classes)})" if classes else "no folders"
         raise InputError(
-            f"data.source {source}: {folder.name}/ holds {found}, should hold two, one for each "
-            f"class; {REMEDY}"
+            f"data.source {source}: {folder.name}/ holds {found}, should hold 2 to "
+            f"{MAX_CLASSES:,}, one for each class; {REMEDY}"
         )
     for name in classes:
         files = [

@@ -1,15 +1,15 @@
-"""Raw text to sentiment, by the model of a finished run. Input is checked before TensorFlow."""
+"""Raw text to classes, by the model of a finished run. Input is checked before TensorFlow."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from harness.data.dataset import CLASSES, vocab_from_bytes
+from harness.data.dataset import CLASSES, by_class, vocab_from_bytes
 from harness.data.vocabulary import encode_text, tokenize
 from harness.errors import InputError
 from harness.files.plain_file import read_plain_file
@@ -26,10 +26,30 @@ class Prediction:
     """A model's prediction for one text."""
 
     text: str
-    sentiment: str  # positive or negative, or the run's own name of the class
-    probability: float  # of the positive class, which has label 1
+    predicted: str  # the most probable class
+    probabilities: Mapping[str, float]  # by class, in the order of the labels
     num_words: int
     num_unknown: int  # words that are not in the model's vocabulary
+
+    @property
+    def summary(self) -> str:
+        """The class, and the probability that says how sure it is, with its name.
+
+        Of two classes always that of label 1, so that the texts can be put in order.
+        """
+        names = [*self.probabilities]
+        name = names[1] if len(names) == 2 else self.predicted
+        return f"{self.predicted}, P({name}) = {self.probabilities[name]:.3f}"
+
+    def as_json(self) -> dict[str, Any]:
+        """What `harness predict --json` prints."""
+        return {
+            "text": self.text,
+            "class": self.predicted,
+            "probabilities": self.probabilities,
+            "num_words": self.num_words,
+            "num_unknown": self.num_unknown,
+        }
 
 
 def read_texts(path: Path) -> list[str]:
@@ -120,7 +140,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
-    """The sentiment of each text, encoded as the run's training data was.
+    """The class of each text, encoded as the run's training data was.
 
     Raises:
         InputError: for a text that `check_texts` refuses, or an unfinished run.
@@ -131,7 +151,7 @@ def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
 
     model = load_model(run)
     data = run.job().data
-    negative, positive = run.result().get("classes", CLASSES)  # old results have none
+    classes = run.result().get("classes", CLASSES)  # old results have none
     ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
     encoded = [encode_text(text, ranks, data.vocab_size) for text in texts]
     padded = np.zeros([len(texts), data.maxlen], np.int32)
@@ -140,16 +160,21 @@ def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
         row[len(row) - len(tail) :] = tail
     # Not `predict`, which builds a tf.data pipeline: too slow for a handful of texts.
     chunks = range(0, len(padded), TEXTS_AT_ONCE)
-    probabilities = np.concatenate(
-        [model.predict_on_batch(padded[i : i + TEXTS_AT_ONCE])[:, 0] for i in chunks]
+    probabilities = by_class(
+        np.concatenate([model.predict_on_batch(padded[i : i + TEXTS_AT_ONCE]) for i in chunks])
     )
+    if probabilities.shape[1] != len(classes):
+        raise InputError(
+            f"run {run.folder}: its model tells {probabilities.shape[1]} classes apart, "
+            f"result.json names {len(classes)}; put back the file that is not this run's"
+        )
     return [
         Prediction(
             text=text,
-            sentiment=positive if probability > 0.5 else negative,
-            probability=float(probability),
+            predicted=classes[int(row.argmax())],
+            probabilities=dict(zip(classes, row.tolist(), strict=True)),
             num_words=len(tokens) - 1,
             num_unknown=tokens.count(2),
         )
-        for text, tokens, probability in zip(texts, encoded, probabilities, strict=True)
+        for text, tokens, row in zip(texts, encoded, probabilities, strict=True)
     ]

@@ -184,14 +184,13 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> TfIdf:
         vocab_size: as the runs have it, the four special indices included.
 
     Raises:
-        ValueError: if all training reviews have the same class.
+        ValueError: if the training reviews lack a class.
     """
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
 
     train, test = _limited(dataset, limit)
-    if train.labels.min() == train.labels.max():
-        raise ValueError("all of its training reviews have the same class")
+    _check_classes(dataset, train)
     began = time.perf_counter()
     tfidf = TfidfTransformer(sublinear_tf=True)
     model = LogisticRegression(max_iter=1000)
@@ -202,10 +201,16 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> TfIdf:
         maxlen=maxlen,
         vocab_size=vocab_size,
         num_training=len(train),
-        parameters=model.coef_.size + 1,
+        parameters=model.coef_.size + model.intercept_.size,
         training_s=round(training_s, 3),
         **_scores(test, model.predict_proba(counts)),
     )
+
+
+def _check_classes(dataset: Dataset, train: Split) -> None:
+    missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
+    if missing:
+        raise ValueError(f"none of its training reviews is {dataset.classes[missing[0]]!r}")
 
 
 def _limited(dataset: Dataset, limit: int) -> tuple[Split, Split]:
@@ -218,7 +223,7 @@ def _scores(test: Split, probabilities: NDArray[np.float64]) -> dict[str, Any]:
     """The scores that a table shows, of probabilities `[num_reviews, num_classes]`."""
     from harness.training.metrics import test_scores
 
-    scores: dict[str, Any] = test_scores(test.labels, probabilities[:, 1])
+    scores: dict[str, Any] = test_scores(test.labels, probabilities)
     shown = {key: scores[key] for key in ("f1", "roc_auc", "log_loss")}
     return {"accuracy": 100 * scores["accuracy"], **shown}
 
@@ -278,6 +283,7 @@ def score_ngrams(dataset: Dataset, *, limit: int) -> NgramBaseline:
         ValueError: if the training reviews are too few or too much alike.
     """
     train, test = _limited(dataset, limit)
+    _check_classes(dataset, train)
     began = time.perf_counter()
     model = fit_ngrams(train)
     training_s = time.perf_counter() - began

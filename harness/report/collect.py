@@ -129,6 +129,12 @@ class DatasetGroup:
         return self.data == "IMDB" and not self.limit and not self.is_sample
 
     @property
+    def num_classes(self) -> int:
+        """How many classes the runs tell apart; 2 where no run says so."""
+        named = (run.result.get("classes") for each in self.results for run in each.runs)
+        return max((len(names) for names in named if isinstance(names, list)), default=2)
+
+    @property
     def num_runs(self) -> int:
         """Runs of all jobs."""
         return sum(len(each.runs) for each in self.results)

@@ -1,18 +1,20 @@
 """The report of a comparison: `template.html`, filled in. The page loads nothing."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
-from harness.data.dataset import CLASSES, Dataset
+from harness.data.dataset import Dataset
 from harness.files.lenient_json import table, text
 from harness.report.collect import JobResult, LeftOut, ScoredRun
 from harness.report.plots import pictures_of, styles_of
 from harness.report.predictions import (
+    Floats,
     Predictions,
     margin_over_reviews,
     mean_confusion,
@@ -24,6 +26,8 @@ from harness.report.text_tables import Line, numeric
 from harness.tracking.run_dir import RunDirectory
 
 NUM_REVIEWS = 10
+MAX_MATRIX = 12  # classes in a confusion matrix that can be read
+NUM_MISTAKES = 10  # of a job, shown in its place
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,19 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 
 def _predictions(predictions: Predictions, dataset: Dataset | None) -> dict[str, Any]:
-    means = dict(zip(predictions.by_job, predictions.means, strict=True))
+    classes, labels = predictions.classes, predictions.labels
+    if len(classes) == 2:  # comparable over reviews of both classes
+        of = classes[1]
+        means = {name: each[:, :, 1].mean(axis=0) for name, each in predictions.by_job.items()}
+    else:
+        of = "its class"
+        means = dict(zip(predictions.by_job, predictions.of_truth, strict=True))
 
     def review(index: int) -> dict[str, Any]:
         return {
             "index": index,
-            "truth": CLASSES[predictions.labels[index]],
+            "truth": classes[labels[index]],
+            "of": of,
             "probabilities": ", ".join(f"{name} {mean[index]:.2f}" for name, mean in means.items()),
             "words": _words(dataset, index) if dataset else [],
         }
@@ -121,11 +132,15 @@ def _predictions(predictions: Predictions, dataset: Dataset | None) -> dict[str,
     wrong = wrong_by_all(predictions)
     disputed = most_disputed(predictions, NUM_REVIEWS) if len(predictions.by_job) > 1 else wrong[:0]
     num_runs, num_reviews = predictions.is_correct.shape
+    confusions = {name: mean_confusion(labels, each) for name, each in predictions.by_job.items()}
     return {
+        "classes": classes,
         "confusions": {
-            name: dict(zip(CLASSES, mean_confusion(predictions.labels, each).tolist(), strict=True))
-            for name, each in predictions.by_job.items()
+            name: list(zip(classes, counts.tolist(), strict=True))
+            for name, counts in (confusions if len(classes) <= MAX_MATRIX else {}).items()
         },
+        "by_class": class_lines(confusions, classes) if len(classes) > 2 else [],
+        "mistakes": mistake_lines(confusions, classes) if len(classes) > MAX_MATRIX else [],
         "num_runs": num_runs,
         "num_reviews": num_reviews,
         "num_wrong": len(wrong),
@@ -133,6 +148,33 @@ def _predictions(predictions: Predictions, dataset: Dataset | None) -> dict[str,
         "disputed": [review(index) for index in disputed.tolist()],
         "has_texts": dataset is not None,
     }
+
+
+def class_lines(confusions: Mapping[str, Floats], classes: Sequence[str]) -> list[Line]:
+    """Precision and recall of each class in each job, by counts that are means over the seeds."""
+    lines: list[Line] = []
+    for label, of in enumerate(classes):
+        line = {"class": of}
+        for name, counts in confusions.items():
+            of_class, predicted = counts.sum(axis=1)[label], counts.sum(axis=0)[label]
+            line["reviews"] = f"{of_class:,.0f}"
+            for score, total in (("precision", predicted), ("recall", of_class)):
+                line[f"{score}, {name}"] = f"{counts[label, label] / total:.3f}" if total else ""
+        lines.append(line)
+    return lines
+
+
+def mistake_lines(confusions: Mapping[str, Floats], classes: Sequence[str]) -> list[Line]:
+    """The most frequent mistakes of each job, where a whole matrix is too large to read."""
+    lines: list[Line] = []
+    for name, counts in confusions.items():
+        wrong = counts - np.diag(counts.diagonal())
+        for index in np.argsort(-wrong, axis=None, kind="stable")[:NUM_MISTAKES]:
+            label, predicted = np.unravel_index(index, wrong.shape)
+            if count := wrong[label, predicted]:
+                line = {"job": name, "actual": classes[label], "predicted": classes[predicted]}
+                lines.append({**line, "reviews": f"{count:,.1f}"})
+    return lines
 
 
 def _words(dataset: Dataset, index: int) -> list[str]:

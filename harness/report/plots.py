@@ -5,13 +5,14 @@ apart; the marker says the same without colour. Jobs of one architecture differ 
 """
 
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.report.predictions import Predictions, calibration, epochs_of, mean_roc
 from harness.report.summary import Part
-from harness.training.metrics import png
+from harness.training.pictures import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,6 +161,7 @@ def _accuracy_by(part: Part, key: str, short: str, *, label: str) -> Picture | N
 def _roc(part: Part, predictions: Predictions) -> Picture | None:
     if predictions.labels.min() == predictions.labels.max():
         return None
+    averaged = "" if len(predictions.classes) == 2 else " and the classes, each against the rest"
     figure, axes = _figure()
     corner = axes.inset_axes((0.42, 0.26, 0.54, 0.5))
     styles, described = styles_of(part), []
@@ -188,7 +190,8 @@ def _roc(part: Part, predictions: Predictions) -> Picture | None:
         axes,
         title="ROC curves",
         alt=f"ROC curves with the area under each: {'; '.join(described)}.",
-        caption="True positive rates, averaged over the seeds. In brackets: mean area under it.",
+        caption=f"True positive rates, averaged over the seeds{averaged}. In brackets: mean area "
+        "under it.",
     )
 
 
@@ -202,8 +205,10 @@ def _calibration(part: Part, predictions: Predictions) -> Picture:
         _plot(axes, means, shares, style=styles[name], label=label)
         described.append(label)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.set_xlabel("predicted probability of a positive review")
-    axes.set_ylabel("share of positive reviews")
+    is_binary = len(predictions.classes) == 2
+    of = predictions.classes[1] if is_binary else "the predicted class"
+    axes.set_xlabel(f"predicted probability of {plain(of)}")
+    axes.set_ylabel(f"share of {plain(of)}" if is_binary else "share of correct predictions")
     return _picture(
         figure,
         axes,
@@ -212,6 +217,11 @@ def _calibration(part: Part, predictions: Predictions) -> Picture:
         caption="All seeds together, in ten bins. On the grey line, probabilities are exact. "
         "In brackets: expected calibration error.",
     )
+
+
+def plain(name: str) -> str:
+    """A class's name in a picture, where a dollar sign would begin mathematics."""
+    return shorten(name, 24, placeholder="…").replace("$", r"\$")
 
 
 def _plot(axes: "Axes", at: Any, values: Any, *, style: Style, label: str) -> None:

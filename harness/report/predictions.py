@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.dataset import CLASSES, by_class
 from harness.files.lenient_json import number, read_json_lines, whole
 from harness.files.plain_file import open_plain_file
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun
 from harness.report.significance import LEVEL, NORMAL_95, Difference, PairedTest, mcnemar
+from harness.training.pictures import mean_roc_curve
 
 Floats = NDArray[np.float64]
 
@@ -27,14 +29,19 @@ TOLERANCE = 1e-6  # of an accuracy, between a run's predictions and its result
 class Predictions:
     """The predictions of those runs of a group that have them."""
 
-    labels: NDArray[np.int64]  # [num_reviews], 0 or 1, the same for all
-    by_job: Mapping[str, Floats]  # by a result's name: [num_seeds, num_reviews], in 0..1
+    labels: NDArray[np.int64]  # [num_reviews], from 0, the same for all
+    by_job: Mapping[str, Floats]  # by a result's name: [num_seeds, num_reviews, num_classes]
     seeds: Mapping[str, tuple[int, ...]]  # by a result's name, in the same order
 
+    classes: tuple[str, ...]  # of the labels
+
     @property
-    def means(self) -> Floats:
-        """Mean probability for each review over a job's seeds, `[num_jobs, num_reviews]`."""
-        return np.stack([each.mean(axis=0) for each in self.by_job.values()])
+    def of_truth(self) -> Floats:
+        """Mean probability of each review's own class over a job's seeds, `[jobs, reviews]`."""
+        reviews = np.arange(len(self.labels))
+        return np.stack(
+            [each[:, reviews, self.labels].mean(axis=0) for each in self.by_job.values()]
+        )
 
     @property
     def is_correct(self) -> NDArray[np.bool_]:
@@ -43,7 +50,8 @@ class Predictions:
 
     def is_correct_by(self, name: str) -> NDArray[np.bool_]:
         """Whether each run of one result does, `[num_seeds, num_reviews]`."""
-        return np.equal(self.by_job[name] > 0.5, self.labels)
+        correct: NDArray[np.bool_] = np.equal(self.by_job[name].argmax(axis=2), self.labels)
+        return correct
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
@@ -55,6 +63,7 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
     labels: NDArray[np.int64] | None = None
     by_job: dict[str, Floats] = {}
     seeds: dict[str, tuple[int, ...]] = {}
+    num_classes = 0
     for result in group.results:
         by_seed: dict[int, Floats] = {}
         for run in result.runs:
@@ -62,15 +71,30 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
                 own_labels, probabilities = _read(run)
                 if labels is not None and not np.array_equal(own_labels, labels):
                     raise ValueError("its labels are not those of the other runs")
+                if num_classes and probabilities.shape[1] != num_classes:
+                    raise ValueError("it tells other classes apart than the other runs")
             except BROKEN as error:
                 reason = getattr(error, "strerror", None) or error
                 say(f"no predictions of {run.folder}: {reason}")
                 continue
             labels, by_seed[run.seed] = own_labels, probabilities
+            num_classes = probabilities.shape[1]
         if by_seed:
             by_job[result.name] = np.stack([*by_seed.values()])
             seeds[result.name] = tuple(by_seed)
-    return None if labels is None else Predictions(labels, by_job, seeds)
+    if labels is None:
+        return None
+    return Predictions(labels, by_job, seeds, class_names(group, num_classes))
+
+
+def class_names(group: DatasetGroup, num_classes: int) -> tuple[str, ...]:
+    """The names of the labels, from the first run that has them."""
+    for result in group.results:
+        for run in result.runs:
+            names = run.result.get("classes")
+            if isinstance(names, list) and len(names) == num_classes:
+                return tuple(map(str, names))
+    return CLASSES if num_classes == 2 else tuple(map(str, range(num_classes)))
 
 
 def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
@@ -79,12 +103,16 @@ def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
         np.load(file, allow_pickle=False) as arrays,
     ):
         labels = np.asarray(arrays["labels"]).astype(np.int64)
-        probabilities = np.asarray(arrays["probabilities"], np.float64)
-    if labels.ndim != 1 or labels.shape != probabilities.shape or not len(labels):
-        raise ValueError(f"{labels.shape} labels for {probabilities.shape} probabilities")
-    if not (np.isin(labels, (0, 1)).all() and ((probabilities >= 0) & (probabilities <= 1)).all()):
-        raise ValueError("a label is neither 0 nor 1, or a probability outside of 0 to 1")
-    accuracy = float(((probabilities > 0.5) == labels).mean())
+        given = np.asarray(arrays["probabilities"], np.float64)
+    if labels.ndim != 1 or given.ndim not in (1, 2) or len(labels) != len(given) or not len(labels):
+        raise ValueError(f"{labels.shape} labels for {given.shape} probabilities")
+    probabilities = by_class(given)
+    num_classes = probabilities.shape[1]
+    if not ((labels >= 0) & (labels < num_classes)).all():
+        raise ValueError(f"a label is outside of 0 to {num_classes - 1}")
+    if not ((given >= 0) & (given <= 1)).all():
+        raise ValueError("a probability is outside of 0 to 1")
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
     if abs(100 * accuracy - run.accuracy) > 100 * TOLERANCE:
         raise ValueError(
             f"their accuracy is {accuracy:.4f}, result.json says {run.accuracy / 100:.4f}"
@@ -99,32 +127,37 @@ def mean_roc(labels: NDArray[np.int64], probabilities: Floats) -> tuple[Floats, 
     """The mean ROC curve: true positive rates averaged at the same false positive rates.
 
     Args:
-        labels: [num_reviews], both classes.
-        probabilities: [num_seeds, num_reviews].
+        labels: [num_reviews], two classes at least.
+        probabilities: [num_seeds, num_reviews, num_classes]; of more than two classes each against
+            the rest.
 
     Returns:
         False and true positive rates, `[501]` both.
     """
-    from sklearn.metrics import roc_curve
-
-    # Denser where the curve bends.
-    rates = np.linspace(0, 1, 501) ** 2
-    curves = []
-    for each in probabilities:
-        false_rate, true_rate, _ = roc_curve(labels, each)
-        curves.append(np.interp(rates, false_rate, true_rate))
-    return rates, np.mean(curves, axis=0)
+    curves = [mean_roc_curve(labels, each) for each in probabilities]
+    return curves[0][0], np.mean([rates for _, rates in curves], axis=0)
 
 
 def calibration(labels: NDArray[np.int64], probabilities: Floats) -> tuple[Floats, Floats, float]:
     """Calibration over all seeds together, in ten equal bins without the empty ones.
 
+    Of two classes by the probability of label 1; of more by that of the predicted class, which is
+    compared with how often the prediction is correct.
+
+    Args:
+        labels: [num_reviews].
+        probabilities: [num_seeds, num_reviews, num_classes].
+
     Returns:
-        Mean probability and share of positive reviews of each bin; and the expected calibration
-        error, their mean distance weighted by the number of reviews in a bin (Guo et al., 2017).
+        Mean probability and share of positive reviews, or of correct predictions, of each bin; and
+        the expected calibration error, their mean distance weighted by the number of reviews in a
+        bin (Guo et al., 2017).
     """
-    flat = probabilities.ravel()
-    truth = np.tile(labels, len(probabilities))
+    if probabilities.shape[2] == 2:
+        flat, truth = probabilities[:, :, 1].ravel(), np.tile(labels, len(probabilities))
+    else:
+        flat = probabilities.max(axis=2).ravel()
+        truth = (probabilities.argmax(axis=2) == labels).ravel().astype(np.int64)
     bins = np.minimum((flat * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
     filled = counts > 0
@@ -135,12 +168,16 @@ def calibration(labels: NDArray[np.int64], probabilities: Floats) -> tuple[Float
 
 
 def mean_confusion(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
-    """The confusion matrix [[tn, fp], [fn, tp]], counts averaged over the seeds."""
-    predicted = probabilities > 0.5
-    return np.array([
-        [(predicted[:, labels == truth] == label).sum(axis=1).mean() for label in (0, 1)]
-        for truth in (0, 1)
-    ])  # fmt: skip
+    """The confusion matrix, a row for each label, counts averaged over the seeds.
+
+    Args:
+        labels: [num_reviews].
+        probabilities: [num_seeds, num_reviews, num_classes].
+    """
+    counts = np.zeros((probabilities.shape[2],) * 2)
+    for predicted in probabilities.argmax(axis=2):
+        np.add.at(counts, (labels, predicted), 1)
+    return counts / len(probabilities)
 
 
 # Reviews
@@ -149,13 +186,13 @@ def mean_confusion(labels: NDArray[np.int64], probabilities: Floats) -> Floats:
 def wrong_by_all(predictions: Predictions) -> NDArray[np.int64]:
     """The reviews that every run gets wrong, the most confident mistakes first."""
     indices = np.flatnonzero(~predictions.is_correct.any(axis=0))
-    distance = np.abs(predictions.means.mean(axis=0) - predictions.labels)[indices]
-    return indices[np.argsort(-distance, kind="stable")].astype(np.int64)
+    of_truth = predictions.of_truth.mean(axis=0)[indices]
+    return indices[np.argsort(of_truth, kind="stable")].astype(np.int64)
 
 
 def most_disputed(predictions: Predictions, num: int) -> NDArray[np.int64]:
-    """The reviews for which the jobs' mean probabilities have the largest standard deviation."""
-    spread = predictions.means.std(axis=0)
+    """The reviews for whose class the jobs' mean probabilities have the largest deviation."""
+    spread = predictions.of_truth.std(axis=0)
     return np.argsort(-spread, kind="stable")[:num].astype(np.int64)
 
 

@@ -57,6 +57,9 @@ CSV_COLUMNS = (
     *("parameters", "num_seeds", "seeds", "accuracy", "deviation", "interval_low"),
     *("interval_high", "f1", "roc_auc", "log_loss", "book_accuracy", "training_s"),
 )
+SEVERAL_CLASSES = (
+    "F1 and ROC AUC are means over the classes, the latter of each class against the rest."
+)
 MAX_SENTENCES = 10  # on a screen
 MAX_LEFT_OUT = 20
 
@@ -110,7 +113,8 @@ class Part:
     @property
     def notes(self) -> list[str]:
         """How to read the differences."""
-        return explanations(self.group, self.differences)
+        notes = explanations(self.group, self.differences)
+        return [*notes, SEVERAL_CLASSES] if self.group.num_classes > 2 else notes
 
     @property
     def baseline_notes(self) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, short_names
 from harness.sweep_report.importance import Effect, Scored
-from harness.training.metrics import png
+from harness.training.pictures import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -100,7 +100,7 @@ def launch(
         devices_used = describe_devices(strategy, worker_group)
         warn_of_changes(context.run, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_network(job, console)
+        check_network(context, console)
         # 4. The run.
         from harness.training.train import train
 
@@ -227,7 +227,7 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_network(job: Job, console: Console) -> None:
+def check_network(context: RunContext, console: Console) -> None:
     """Refuse a network of the user's own that can't be trained, before anything is written.
 
     Raises:
@@ -235,7 +235,7 @@ def check_network(job: Job, console: Console) -> None:
     """
     from harness.compute import network
 
-    if line := network.check_network(job):
+    if line := network.check_network(context.job, context.dataset.num_outputs):
         console.warning(line)
 
 

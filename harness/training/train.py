@@ -31,13 +31,9 @@ from harness.tracking.provenance import (
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.failures import recorded_failures
-from harness.training.metrics import (
-    calibration_picture,
-    confusion_picture,
-    roc_picture,
-    test_scores,
-)
+from harness.training.metrics import VALIDATION_SCORES, test_scores
 from harness.training.parent import Parent, begin_with
+from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 from harness.training.trainer import Trainer
 
 
@@ -58,8 +54,8 @@ def train(
         context: which run it is.
         compute: what computes it.
         observers: who follows it, and can stop it.
-        scores_validation: also score the exported weights by F1, ROC AUC and log loss on the
-            validation reviews.
+        scores_validation: also score the exported weights on the validation reviews by what is
+            not computed at each epoch.
         parent: the run that this one begins with, if it has no checkpoint yet.
 
     Returns:
@@ -97,7 +93,7 @@ def train(
         vocabulary = vocab_to_bytes(known_words(job, dataset))
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
 
-        train_step = TrainStep(job, compute.strategy, plan)
+        train_step = TrainStep(job, compute.strategy, plan, num_outputs=dataset.num_outputs)
         if parent and not (worker_group and not worker_group.is_chief):  # which shares what it has
             observers.console.info(parent.describe())
             for line in begin_with(parent, context, train_step, words=vocabulary):
@@ -174,14 +170,14 @@ def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
 
 
 def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
-    """F1, ROC AUC and log loss of the exported weights on the validation reviews.
+    """The scores of the exported weights on the validation reviews that no epoch has.
 
     `val_roc_auc` is None if these have only one class.
     """
     trainer.heartbeat.beat("validating")
     probabilities = trainer.train_step.evaluator.probabilities(validation, trainer.stop)
     scores = test_scores(validation.labels, probabilities)
-    return {f"val_{name}": scores[name] for name in ("f1", "roc_auc", "log_loss")}
+    return {f"val_{name}": scores[name] for name in VALIDATION_SCORES}
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews]:

@@ -38,7 +38,7 @@ from harness.training.actions import (
     keras_callbacks,
 )
 from harness.training.context import Observers, RunContext
-from harness.training.metrics import binary_loss_and_accuracy
+from harness.training.metrics import loss_and_accuracy
 from harness.training.tensorboard_log import TensorBoardLog
 
 STEPS_TO_STOP = 10  # at most, from a worker's signal to the step at which all workers stop
@@ -232,7 +232,7 @@ class Trainer:
         began = time.perf_counter()
         self.heartbeat.beat("validating")
         probabilities = self.train_step.evaluator.probabilities(validation, self.stop)
-        loss, accuracy = binary_loss_and_accuracy(validation.labels, probabilities)
+        loss, accuracy = loss_and_accuracy(validation.labels, probabilities)
         if not np.isfinite(loss):
             raise RunError(f"the validation loss is not finite in epoch {self.progress.epoch + 1}")
         return {

@@ -99,6 +99,46 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_several_classes_train_as_with_plain_keras(parts: int) -> None:
+    """Sums of losses and of correct predictions, and the weights, in parts too."""
+    import keras
+
+    settings = [*SETTINGS, "model.dropout=0", "model.spatial_dropout=0", "train.ema_momentum=0"]
+    job = load_job(JOBS / "lstm.toml", [*settings, "train.precision=float64"])
+    labels = (np.arange(NUM_REVIEWS) % 5).astype(np.int32)
+    several = reviews()._replace(labels=labels)
+    strategy = tf.distribute.get_strategy()
+    plan = ExecutionPlan(xla=parts > 1, threads=1, parts=parts, why="")
+    train_step = TrainStep(job, strategy, plan, num_outputs=5)
+    plain = keras.models.clone_model(train_step.export_model)
+    plain.set_weights(train_step.export_model.get_weights())
+    order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
+    opened = batches(strategy, several, order, shape=(20, LENGTH))
+    sums = train_step.train_steps(iter(opened), 3).numpy()
+
+    optimizer = keras.optimizers.RMSprop(job.train.learning_rate)
+    tokens = several.tokens.reshape(NUM_REVIEWS, 4)
+    tokens = np.pad(tokens, [(0, 0), (LENGTH - 4, 0)])
+    for step, chosen in enumerate((slice(0, 20), slice(20, 40), slice(40, 50))):
+        with tf.GradientTape() as tape:
+            outputs = plain(tokens[chosen], training=True)
+            of_label = tf.gather(outputs, labels[chosen], batch_dims=1)
+            loss = -tf.reduce_sum(tf.math.log(of_label))
+            mean = loss / len(labels[chosen])
+        variables = plain.trainable_variables
+        gradients = tape.gradient(mean, [v.value for v in variables])
+        optimizer.apply([tf.convert_to_tensor(g) for g in gradients], variables)
+        correct = np.sum(np.argmax(outputs, axis=1) == labels[chosen])
+        assert sums[step, 0] == pytest.approx(float(loss), rel=1e-9)
+        assert sums[step, 1] == correct
+    for one, other in zip(train_step.model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+    probabilities = train_step.evaluator.probabilities(several)
+    assert probabilities.shape == (NUM_REVIEWS, 5)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
 def test_parts_hold_all_rows_in_order() -> None:
     """The last part has what is left; a batch that fits is left as it is."""
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]

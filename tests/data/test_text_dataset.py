@@ -309,7 +309,7 @@ def test_a_run_on_own_texts_from_job_to_prediction(harness: Harness) -> None:
     told = harness.run("predict", run, "a great film", "no such Gew\u00fcrztraminer", "--json")
     predictions = [json.loads(line) for line in told.stdout.splitlines()]
     assert [p["num_unknown"] for p in predictions] == [0, 2]
-    assert {p["sentiment"] for p in predictions} <= {"neg", "pos"}
+    assert {p["class"] for p in predictions} <= {"neg", "pos"}
     # As if it had been killed just before its end.
     (run / "result.json").unlink()
     write_csv(path, [*ROWS, ("one more", "pos")])

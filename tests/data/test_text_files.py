@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.dataset import SPLITS
 from harness.data.text_dataset import open_source
 from harness.data.text_files import read_texts, source_checksum
 from harness.errors import InputError
@@ -91,8 +92,11 @@ HEAD = b"text,label\n"
         (b"text,label,split\nfine,pos,later\n", ("row 2", "split is 'later'", "train or test")),
         (HEAD, ("holds no review",)),
         (HEAD + b"fine,1\ndull,1\n", ("one class, '1'", "two labels")),
-        (HEAD + b"x,a\nx,b\nx,c\n", ("more than two classes: 'a', 'b', 'c';",)),
-        (HEAD + b"".join(b"x,%d\n" % i for i in range(9)), ("more than two", "…")),
+        (HEAD + b"x,a\nx,b\nx,b\nx,c\n", ("2 labels occur once, such as 'a';",)),
+        (HEAD + b"x,a\nx,b\nx,b\nx,c\nx,c\n", ("the label 'a' occurs once; a class needs",)),
+        (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), ("more than 1,000 classes: '0'",)),
+        (HEAD + b"x,4\nx,4\nx,3.5\nx,3.5\n", ("the label '3.5' is a decimal", "round")),
+        (HEAD + b"x,1e-3\nx,a\n", ("the label '1e-3' is a decimal",)),
         (HEAD + b"pos," + b"a" * 61 + b"\n", ("no name of a class", "60 printable")),
         (HEAD + b'pos,"a\x1b[1mb"\n', ("no name of a class",)),
         (HEAD + b"fine,pos\ndull,neg\n", ("training reviews, should be at least 10",)),
@@ -127,8 +131,13 @@ def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
     """An empty class, a third one, a link out of the source, a broken file: each is named."""
     folder = write_folder(tmp_path / "reviews", ROWS)
     (folder / "unsup").mkdir()
-    assert "3 folders ('neg', 'pos', 'unsup')" in refusal(folder)
+    assert "unsup/ holds no .txt file" in refusal(folder)
     (folder / "unsup").rmdir()
+    both = tmp_path / "both"  # as the folders of IMDB come
+    for split in SPLITS:
+        write_folder(both / split, ROWS)
+    write_folder(both / "train", [("unlabelled", "unsup")])
+    assert "and 'unsup' is in one of them only; add it, or move it out" in refusal(both)
     (folder / "pos" / "note.md").write_text("no review")
     open_source(folder)
     secret = tmp_path / "secret.txt"

@@ -74,10 +74,10 @@ def test_plain_tensorflow_answers_like_predict(harness: Harness, tmp_path: Path)
     )
     probabilities, classes = json.loads(read.stdout)
     assert len(probabilities) == 1000
-    expected = [each["probability"] for each in predicted]
-    assert np.abs(np.array(probabilities)[:, 1] - expected).max() < 1e-6
+    expected = [[*each["probabilities"].values()] for each in predicted]
+    assert np.abs(np.array(probabilities) - expected).max() < 1e-6
     assert np.allclose(np.sum(probabilities, axis=1), 1)
-    assert classes == [each["sentiment"] for each in predicted]
+    assert classes == [each["class"] for each in predicted]
 
 
 def test_the_graph_encodes_like_the_data() -> None:

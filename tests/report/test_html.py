@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.data.dataset import by_class
 from harness.errors import InputError, RunError
 from harness.report.collect import JobResult, LeftOut, group_runs, scored_runs
 from harness.report.export import FILES, check_folder, write_comparison
@@ -320,7 +321,7 @@ def test_reviews_that_all_get_wrong_and_that_are_disputed(runs: Path) -> None:
 def test_curves_are_means_over_the_seeds() -> None:
     """ROC, confusion matrix and calibration of two seeds, by hand."""
     labels = np.array([0, 0, 1, 1])
-    perfect, reverse = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.9, 0.8, 0.2, 0.1])
+    perfect, reverse = by_class([0.1, 0.2, 0.8, 0.9]), by_class([0.9, 0.8, 0.2, 0.1])
     both = np.stack([perfect, reverse])
     assert mean_confusion(labels, both).tolist() == [[1, 1], [1, 1]]
     assert mean_confusion(labels, perfect[None]).tolist() == [[2, 0], [0, 2]]

@@ -196,7 +196,8 @@ def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
         fit_ngrams(make_split([[rank] for rank in range(1, 51)], [0, 1] * 25))
     small = dataclasses.replace(group, limit=2)
     with pytest.raises(
-        InputError, match=r"can't be fit to .*: the first 1 of .*; leave --baseline"
+        InputError,
+        match=r"can't be fit to .*: none of its training reviews is .*; leave --baseline",
     ):
         baselines(small, tmp_path / "data", print, ngrams=True)
 

@@ -9,9 +9,11 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import Harness, results
+from tests.data.made_up_texts import make_rows, write_csv
 from tests.training.kills import kill_at, wait_for_step
 
 pytestmark = pytest.mark.full
@@ -40,6 +42,40 @@ def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, job: str, devic
     state = json.loads((harness.runs / job / "killed" / "state.json").read_text())
     assert (state["phase"], state["restarts"]) == ("finished", 3)
     assert step_events(harness.runs / job / "killed") == step_events(harness.runs / job / "calm")
+
+
+def test_several_classes_are_exact_over_kills_and_alike_on_replicas(harness: Harness) -> None:
+    """SIGKILL in two epochs on two replicas leaves no trace; one replica has the same curve."""
+    rows = [(f"{text} {'xyz'[i % 3]}", ["one", "two", "three"][i % 3])
+            for i, (text, _) in enumerate(make_rows(400))]  # fmt: skip
+    source = write_csv(harness.folder / "several.csv", rows)
+    words = ["--set", f"data.source={source}", "--set", "train.precision=float64"]
+    words += ["--set", "train.epochs=6", "--set", "train.learning_rate=0.01"]
+    two = [*words, "--devices", "cpu:2"]
+    for run_id, each in (("calm", two), ("one", [*words, "--devices", "cpu:1"])):
+        done = harness.train("gru", run_id, *each)
+        assert done.returncode == 0, done.stderr
+    for step in (3, 16):
+        kill_at(harness, "gru", step, *two)
+    last = harness.train("gru", "killed", *two)
+    assert last.returncode == 0, last.stderr
+    calm, one, killed = (harness.runs / "gru" / name for name in ("calm", "one", "killed"))
+    assert results(killed) == results(calm)
+    texts = [(run / "metrics.jsonl").read_text().splitlines() for run in (calm, one)]
+    losses = [[json.loads(line)["val_loss"] for line in lines] for lines in texts]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-10)
+    assert losses[0][-1] < losses[0][0] < 1.2, "nothing is learned"
+    result = json.loads((calm / "result.json").read_text())
+    assert result["classes"] == ["one", "three", "two"]
+    with np.load(calm / "predictions.npz") as arrays:
+        assert arrays["probabilities"].shape == (result["num_test"], 3)
+    told = harness.run("predict", calm, "a fine film x", "a fine film z", "--json")
+    assert told.returncode == 0, told.stderr
+    for line, label in zip(told.stdout.splitlines(), ("one", "three"), strict=True):
+        prediction = json.loads(line)
+        assert prediction["class"] == label
+        assert list(prediction["probabilities"]) == result["classes"]
+        assert sum(prediction["probabilities"].values()) == pytest.approx(1)
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
+from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 
-PICTURES = [scores.confusion_picture, scores.roc_picture, scores.calibration_picture]
+PICTURES = [confusion_picture, roc_picture, calibration_picture]
 Picture = Callable[[ArrayLike, ArrayLike], bytes]
 
 
@@ -36,6 +37,84 @@ def test_worked_example() -> None:
     assert found["log_loss"] == pytest.approx(
         -np.log([0.9, 0.5, 0.2, 0.4, 0.6, 0.9]).mean(), rel=1e-12
     )
+
+
+def made_up(num_classes: int, num: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, the last class the rarest, and probabilities that know something of them."""
+    generator = np.random.default_rng(num_classes)
+    frequency = 1.0 / np.arange(1, num_classes + 1)
+    labels = generator.choice(num_classes, num, p=frequency / frequency.sum())
+    logits = generator.normal(size=(num, num_classes))
+    logits[np.arange(num), labels] += 1.5
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return labels, probabilities.astype(np.float32)
+
+
+@pytest.mark.parametrize("num_classes", [3, 11])
+def test_scores_of_several_classes_are_those_of_scikit_learn(num_classes: int) -> None:
+    """Each by scikit-learn's own function, and the probable five above ten classes alone."""
+    from sklearn import metrics
+
+    labels, probabilities = made_up(num_classes)
+    predicted = probabilities.argmax(axis=1)
+    found = scores.test_scores(labels, probabilities)
+    wanted = {
+        "accuracy": metrics.accuracy_score(labels, predicted),
+        "balanced_accuracy": metrics.balanced_accuracy_score(labels, predicted),
+        "precision": metrics.precision_score(labels, predicted, average="macro"),
+        "recall": metrics.recall_score(labels, predicted, average="macro"),
+        "f1": metrics.f1_score(labels, predicted, average="macro"),
+        "f1_macro": metrics.f1_score(labels, predicted, average="macro"),
+        "f1_weighted": metrics.f1_score(labels, predicted, average="weighted"),
+        "roc_auc": metrics.roc_auc_score(labels, probabilities, multi_class="ovr"),
+        "log_loss": metrics.log_loss(labels, probabilities),
+    }
+    if num_classes > 10:
+        top = metrics.top_k_accuracy_score(labels, probabilities, k=5)
+        assert found["accuracy"] < top < 1
+        wanted["top_5_accuracy"] = top
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+    assert ("top_5_accuracy" in found) == (num_classes > 10)
+    by_class = metrics.precision_score(labels, predicted, average=None)
+    assert found["precision_by_class"] == pytest.approx(by_class.tolist())
+    by_class = metrics.recall_score(labels, predicted, average=None)
+    assert found["recall_by_class"] == pytest.approx(by_class.tolist())
+    assert found["confusion_matrix"] == metrics.confusion_matrix(labels, predicted).tolist()
+    assert len({round(value, 6) for value in wanted.values()}) >= 7  # no two scores are one
+
+
+def test_a_class_without_reviews_is_left_out_of_means() -> None:
+    """Of three classes one has no review: scikit-learn's means, and ROC AUC of the others."""
+    from sklearn import metrics
+
+    labels, probabilities = made_up(3)
+    some = labels != 2
+    labels, probabilities = labels[some], probabilities[some]
+    found = scores.test_scores(labels, probabilities)
+    predicted = probabilities.argmax(axis=1)
+    assert 2 in predicted  # a mistake, whose F1 is 0
+    assert found["f1_macro"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    recalls = [np.mean(predicted[labels == label] == label) for label in (0, 1)]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    areas = [metrics.roc_auc_score(labels == label, probabilities[:, label]) for label in (0, 1)]
+    assert found["roc_auc"] == pytest.approx(np.mean(areas))
+    assert found["confusion_matrix"][2] == [0, 0, 0]
+
+
+def test_two_columns_score_as_one() -> None:
+    """The probability of label 1, or of both classes: the same scores to the last digit."""
+    labels, positive = made_up(2)[0], made_up(2)[1][:, 1].astype(np.float64)
+    both = np.stack([1 - positive, positive], axis=1)
+    assert scores.test_scores(labels, both) == scores.test_scores(labels, positive)
+
+
+def test_a_result_has_no_matrix_of_a_million_numbers() -> None:
+    """Above 100 classes it would be larger than all else; the predictions say the same."""
+    labels, probabilities = made_up(101)
+    found = scores.test_scores(labels, probabilities)
+    assert "confusion_matrix" not in found
+    assert len(found["recall_by_class"]) == 101
 
 
 def test_json_ready() -> None:
@@ -66,7 +145,7 @@ def test_loss_and_accuracy_are_those_of_keras() -> None:
     probabilities = generator.uniform(size=1000)
     probabilities[:4] = [0.0, 1.0, 0.5, 1e-9]
     labels[:4] = [1, 0, 1, 1]
-    loss, accuracy = scores.binary_loss_and_accuracy(labels, probabilities)
+    loss, accuracy = scores.loss_and_accuracy(labels, probabilities)
     keras_loss = keras.ops.binary_crossentropy(labels, probabilities)
     assert loss == pytest.approx(float(np.mean(keras_loss)), rel=1e-12)
     keras_accuracy = keras.metrics.binary_accuracy(labels, probabilities)
@@ -75,7 +154,7 @@ def test_loss_and_accuracy_are_those_of_keras() -> None:
 
 def test_loss_of_a_diverged_model() -> None:
     """One NaN among the probabilities makes the loss NaN."""
-    assert np.isnan(scores.binary_loss_and_accuracy([0, 1], [0.5, np.nan])[0])
+    assert np.isnan(scores.loss_and_accuracy([0, 1], [0.5, np.nan])[0])
 
 
 @pytest.mark.parametrize("score", [scores.test_scores, *PICTURES])
@@ -89,9 +168,11 @@ def test_diverged_is_refused(score: Callable[[ArrayLike, ArrayLike], object]) ->
     ("labels", "probabilities", "message"),
     [
         ([0, 1], [0.5], r"labels \[2\] and probabilities \[1\]"),
-        ([[0], [1]], [[0.5], [0.5]], r"should be \[n\] both"),
+        ([[0], [1]], [[0.5], [0.5]], r"should be \[n\] and \[n\]"),
         ([], [], "n at least 1"),
-        ([0, 2], [0.5, 0.5], r"labels: hold \[0, 2\]"),
+        ([0, 2], [0.5, 0.5], r"labels: hold \[0, 2\]; should be 0 to 1"),
+        ([0, 3], [[0.2, 0.3, 0.5]] * 2, r"labels: hold \[0, 3\]; should be 0 to 2"),
+        ([0, -1], [[0.2, 0.3, 0.5]] * 2, r"labels: hold \[-1, 0\]"),
     ],
 )
 def test_wrong_input(labels: ArrayLike, probabilities: ArrayLike, message: str) -> None:
@@ -114,6 +195,20 @@ def test_pictures(picture: Picture) -> None:
     assert png_size(picture([1, 1], [0.0, 1.0]))[0] == 640
 
 
+@pytest.mark.parametrize("num_classes", [3, 20, 40])
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_several_classes(num_classes: int) -> None:
+    """Each is a PNG of the same width, whatever the classes are called."""
+    labels, probabilities = made_up(num_classes)
+    names = ["$a$" * 20, *map(str, range(1, num_classes))]
+    turned = np.roll(probabilities, 1, axis=1)
+    for draw in (roc_picture, calibration_picture):
+        png = draw(labels, probabilities)
+        assert png_size(png)[0] == 640
+        assert png != draw(labels, turned)
+    assert png_size(confusion_picture(labels, probabilities, names))[0] == 640
+
+
 def test_import_is_cheap() -> None:
     """Importing the module loads neither TensorFlow nor scikit-learn nor Matplotlib."""
     code = (
@@ -129,8 +224,9 @@ def test_import_is_cheap() -> None:
 def test_no_pyplot() -> None:
     """Drawing leaves pyplot, and so its global state, out."""
     code = (
-        "import sys; from harness.training import metrics as scores; "
-        "scores.calibration_picture([0, 1], [0.2, 0.8]); print('matplotlib.pyplot' in sys.modules)"
+        "import sys; from harness.training import pictures; "
+        "pictures.calibration_picture([0, 1], [0.2, 0.8]); "
+        "print('matplotlib.pyplot' in sys.modules)"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True

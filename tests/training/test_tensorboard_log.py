@@ -24,7 +24,8 @@ from tensorboard.util import tensor_util
 
 from harness.errors import RunError
 from harness.system.network import free_port
-from harness.training import metrics as scores
+from harness.training.metrics import test_scores as scores_of
+from harness.training.pictures import confusion_picture
 from harness.training.tensorboard_log import TensorBoardLog
 
 STEPS_PER_EPOCH = 7
@@ -293,8 +294,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
             {"train.learning_rate": 0.01, "model.architecture": "gru", "train.shuffle": True},
             run_name="gru/1",
         )
-        log.test(scores.test_scores(LABELS, PROBABILITIES))
-        log.picture("test/confusion", scores.confusion_picture(LABELS, PROBABILITIES))
+        log.test(scores_of(LABELS, PROBABILITIES))
+        log.picture("test/confusion", confusion_picture(LABELS, PROBABILITIES))
         log.embedding([[0.5, 1.5], [-2.0, 0.25], [0.0, 3.0]], ["good", "", "a\tb"])
 
     port = free_port("127.0.0.1")
@@ -381,7 +382,7 @@ def test_board_shows_picture_text_and_graph(board: Get) -> None:
     (image,) = found
     (key,) = urllib.parse.parse_qs(image["query"])["blob_key"]
     png = board("plugin/images/individualImage", blob_key=key)
-    assert png == scores.confusion_picture(LABELS, PROBABILITIES)
+    assert png == confusion_picture(LABELS, PROBABILITIES)
     (text,) = board("plugin/text/text", run=RUN, tag="job")
     assert text["text"] == "<p>a <em>job</em></p>"
     assert b'op: "AddV2"' in board("plugin/graphs/graph", run=RUN, conceptual="false")

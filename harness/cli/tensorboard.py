@@ -15,7 +15,9 @@ app = typer.Typer()
 def tensorboard(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", help="runs or folders of runs; default: all in --runs"),
+        typer.Argument(
+            metavar="RUN", help="runs or folders of runs; default: the newest 200 in --runs"
+        ),
     ] = None,
     runs: RunsFolder = Path("runs"),
     port: Annotated[
@@ -66,7 +68,8 @@ def tensorboard(
         if not value > 0:
             raise InputError(f"{name} {value:g}: should be greater than 0")
 
-    from harness.monitoring.tensorboard import Access, Until, check_roots, serve
+    from harness.monitoring.shown_runs import check_roots
+    from harness.monitoring.tensorboard import Access, Until, serve
     from harness.system.console import Console
 
     serve(

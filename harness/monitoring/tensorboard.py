@@ -16,7 +16,7 @@ import stat
 import sys
 import time
 import webbrowser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write, write_refusal
 from harness.files.paths import cache_folder
 from harness.files.scratch import scratch_directory
+from harness.monitoring.shown_runs import Shown
 from harness.monitoring.tensorboard_server import (
     RELOAD_S,
     listen,
@@ -33,80 +34,14 @@ from harness.monitoring.tensorboard_server import (
     ssh_reaches,
     start_tensorboard,
 )
-from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import usable_memory_gb
 from harness.system.signals import STOPPING
-from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import find_runs
 
 POLL_S = 0.2
+SEARCH_SHARE = 20  # between two searches, times what one takes
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"
 LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
-
-
-# Which runs
-
-
-class Shown:
-    """The requested runs, as a folder of links `<job>/<run-id>` for TensorBoard to walk."""
-
-    def __init__(self, folder: Path, roots: Sequence[Path], runs: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self.roots = roots
-        self.runs = runs.resolve()
-        self.found: list[Path] = []
-        self.finished = False  # whether there is a run, and all of them ended well
-        self._links: dict[Path, Path] = {}
-
-    def refresh(self) -> None:
-        """Find the runs again, and link those that have begun to log."""
-        self.found = _runs_below(self.roots)
-        self.finished = bool(self.found) and all(RunDirectory(run).finished() for run in self.found)
-        for run in self.found:
-            events = run / "tensorboard"
-            if run not in self._links and events.is_dir():
-                link = self._free_name(run)
-                link.parent.mkdir(exist_ok=True)
-                link.symlink_to(events, target_is_directory=True)
-                self._links[run] = link
-
-    def waiting(self) -> int:
-        """How many runs have logged nothing yet."""
-        return len(self.found) - len(self._links)
-
-    def _free_name(self, run: Path) -> Path:
-        # Two levels exactly: a link below another link would be a file in a run's own folder.
-        group = run.parent.name or "runs"
-        if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
-            group = ".".join(run.relative_to(self.runs).parts[:-1])
-        link, number = self.folder / group / run.name, 1
-        while link in self._links.values():
-            number += 1
-            link = link.with_name(f"{run.name}-{number}")
-        return link
-
-
-def _runs_below(roots: Iterable[Path]) -> list[Path]:
-    """The runs at or below some folders, those of sweeps among them, resolved."""
-    found = find_runs((root.resolve() for root in roots), in_sweeps=("trials", "winner"))
-    return [folder for folder in found if not is_sweep(folder)]
-
-
-def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
-    """The folders to look for runs in: those given, by default the folder of all runs.
-
-    Raises:
-        InputError: if one is not a folder, or was given and holds no run.
-    """
-    for path in paths or [runs]:
-        if not path.is_dir():
-            name = "RUN" if paths else "--runs"
-            raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
-    for path in paths:
-        if not _runs_below([path]):
-            raise InputError(f"RUN {path}: holds no run; give runs, or a folder of runs")
-    return paths or [runs]
 
 
 # How to reach it
@@ -313,8 +248,11 @@ def serve(
 ) -> None:
     """Show the runs below `roots` until it is time to end; no file is left behind.
 
+    Without `roots` these are the newest below `runs`.
+
     Raises:
-        InputError: if the port can't be listened on, or the socket's path is too long.
+        InputError: if the port can't be listened on, the socket's path is too long, or the runs
+            that are named need more memory than there is.
     """
     os.umask(0o077)
     allocation = SlurmEnvironment.from_environment()
@@ -322,7 +260,7 @@ def serve(
     watch.listen()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch_directory())
-        shown = Shown(folder / "runs", roots, runs)
+        shown = Shown(folder / "runs", roots, runs, memory_gb=usable_memory_gb(allocation))
         shown.refresh()
         listener = open_listener(
             folder,
@@ -356,8 +294,10 @@ def _announce(
     endpoint: Endpoint, shown: Shown, connection: Path, *, say: Callable[[str], object]
 ) -> None:
     where = ", ".join(map(str, shown.roots))
-    num = "1 run" if len(shown.found) == 1 else f"{len(shown.found)} runs"
+    num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
     say(f"TensorBoard of {num} in {where}, on {endpoint.target} of {endpoint.host}")
+    if shown.left_out:
+        say(shown.left_out)
     if not shown.found:
         say("there is no run yet; runs show as they begin to log")
     elif shown.waiting():
@@ -373,7 +313,9 @@ def _wait(watch: Watch, shown: Shown) -> str:
     refresh_s = watch.clock() + RELOAD_S
     while not (reason := watch.reason(shown.finished)):
         time.sleep(POLL_S)
-        if watch.clock() >= refresh_s:
+        if (began_s := watch.clock()) >= refresh_s:
             shown.refresh()
-            refresh_s = watch.clock() + RELOAD_S
+            # Of thousands of runs a search takes seconds, and most of the time is for the page.
+            took_s = watch.clock() - began_s
+            refresh_s = watch.clock() + max(RELOAD_S, SEARCH_SHARE * took_s)
     return reason

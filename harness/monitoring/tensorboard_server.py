@@ -193,11 +193,16 @@ def start_tensorboard(
         path_prefix=f"/{secret}",
         load_fast="false",  # its data server listens on a port of its own, without any secret
         reload_interval=RELOAD_S,
-        samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
+        samples_per_plugin={"scalars": points_per_curve(num_runs)},
         window_title="harness",
     )
     # Not main(), which writes the path into a file in /tmp that everyone can read.
     board.launch()
+
+
+def points_per_curve(num_runs: int) -> int:
+    """How many points of a curve TensorBoard keeps."""
+    return max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))
 
 
 LIVE = b"""\

@@ -12,13 +12,17 @@ Users' dashboards rely on these tags:
 | `validation/` | `epoch/loss epoch/accuracy` | epoch, from 1 |
 | the root | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
 
+A curve of hundreds of points shows what thousands show, and TensorBoard holds each in memory. So of
+a run's steps about 500 are logged, evenly, and at about 100 of them the figures of the machine.
+Which steps these are follows from the run's number of steps alone.
+
 A checkpoint holds the log's `mark`, the size of each event file at that moment. A resumed run cuts
 the files to the mark, and then writes the same events as an undisturbed run.
 """
 
 import contextlib
-import functools
 import logging
+import math
 import os
 import re
 import socket
@@ -44,11 +48,14 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
+from harness.inference.projector import write_projector
 
 LOG = logging.getLogger(__name__)
 
 # "." is the root. TensorBoard calls each folder a run, and expects one writer in each.
 FOLDERS = (".", "train", "validation")
+
+STEP_POINTS, MEASURED_POINTS = 500, 100  # of a run
 
 REMEDY = "free space there, then resume the run"
 
@@ -67,6 +74,7 @@ class TensorBoardLog:
         folder: Path,
         mark: Mapping[str, int] | None = None,
         *,
+        num_steps: int = 0,
         clock: Callable[[], float] = time.time,
         warn: Callable[[str], object] = LOG.warning,
     ) -> None:
@@ -76,12 +84,16 @@ class TensorBoardLog:
             folder: of the run's event files; created if missing.
             mark: what `mark()` returned for the checkpoint. Longer event files are cut, those that
                 it does not list are removed, and missing or shorter ones cause a warning.
+            num_steps: that the run will take at most; of few each is logged.
             clock: gives the time of an event, in seconds since 1970.
             warn: gets the warning, one line.
         """
         self._folder = folder
         self._clock = clock
         self._started: set[str] = set()
+        self._every = max(1, math.ceil(num_steps / STEP_POINTS))
+        self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
+        self._measured: dict[str, float] = {}  # the newest figures that are not written yet
         with _one_line(folder):
             latest_s = _cut_back(folder, mark or {}, warn)
             # TensorBoard reads a folder's files in the order of their names, and never returns to
@@ -107,13 +119,13 @@ class TensorBoardLog:
         reviews_per_s: float,
         measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Log n training steps; learning rate, speed and `measured` are logged at the last one.
+        """Log what is due of n training steps; learning rate, speed and `measured` at the last one.
 
         Args:
             first_step: the number of the first of them, counted over the whole run.
             losses: [n], mean over the global batch.
             accuracies: [n], share of the global batch.
-            measured: how the machine was used, by tag.
+            measured: how the machine was used, by tag; kept until they are due.
         """
         losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
         self._start("train", first_step)
@@ -124,10 +136,15 @@ class TensorBoardLog:
         for i, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
             event.step = first_step + i
             loss[0], accuracy[0] = pair
-            self._write("train", event)
-        speed = {"step/learning_rate": learning_rate, "step/reviews_per_s": reviews_per_s}
+            if event.step % self._every == 0 or event.step == 1:
+                self._write("train", event)
+        self._measured |= measured or {}
         last_step = first_step + len(losses) - 1
-        self._write("train", _scalar_event({**speed, **(measured or {})}, last_step))
+        every = self._measured_every
+        if last_step // every > (first_step - 1) // every:
+            speed = {"step/learning_rate": learning_rate, "step/reviews_per_s": reviews_per_s}
+            self._write("train", _scalar_event({**speed, **self._measured}, last_step))
+            self._measured = {}
         self.flush()
 
     def epoch(
@@ -205,37 +222,14 @@ class TensorBoardLog:
         self.flush()
 
     def embedding(self, matrix: ArrayLike, vocab: Sequence[str]) -> None:
-        """Write the word vectors for the Projector page; a second call replaces the first.
+        """Write the commonest words' vectors for the Projector page; a second call replaces them.
 
         Args:
             matrix: [vocab, dim] float.
-            vocab: [vocab], the words in the order of the rows.
+            vocab: [vocab], the words in the order of the rows, the commonest first.
         """
-        matrix = np.asarray(matrix, np.float32)
-        if matrix.shape[:1] != (len(vocab),):
-            raise ValueError(
-                f"{len(vocab)} words for a matrix {matrix.shape}: should be one per row"
-            )
-        # An empty line, or one with a tab, would shift the words against their rows.
-        labels = [" ".join(word.split()) or repr(word) for word in vocab]
-        config = (
-            "embeddings {\n"
-            '  tensor_name: "embedding"\n'
-            '  tensor_path: "embedding.tsv"\n'
-            '  metadata_path: "words.tsv"\n'
-            f"  tensor_shape: {matrix.shape[0]}\n"
-            f"  tensor_shape: {matrix.shape[1]}\n"
-            "}\n"
-        )
         with _one_line(self._folder):
-            write = functools.partial(atomic_write, remedy=REMEDY)
-            write(
-                self._folder / "embedding.tsv",
-                lambda file: np.savetxt(file, matrix, fmt="%.5g", delimiter="\t"),
-            )
-            write(self._folder / "words.tsv", "".join(f"{label}\n" for label in labels))
-            # Last, since it names the other two.
-            write(self._folder / "projector_config.pbtxt", config)
+            write_projector(self._folder, np.asarray(matrix, np.float32), vocab, remedy=REMEDY)
 
     def mark(self) -> dict[str, int]:
         """The size in bytes of every event file, by its path in the folder.

@@ -104,7 +104,10 @@ class Trainer:
         self.run.check_lease()
         # 5. The TensorBoard log, metrics.jsonl and timings.jsonl, cut to what the checkpoint holds.
         self.log = TensorBoardLog(
-            self.run.path("tensorboard"), self.progress.event_mark, warn=self.console.warning
+            self.run.path("tensorboard"),
+            self.progress.event_mark,
+            num_steps=self.job.train.epochs * self.steps_per_epoch,
+            warn=self.console.warning,
         )
         self._write_metrics()
         self.checkpoints = Checkpoints(

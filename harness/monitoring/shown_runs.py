@@ -1,0 +1,167 @@
+"""Which runs a TensorBoard shows: the newest, or those that are named, as far as memory goes."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.files.in_threads import in_threads
+from harness.monitoring.tensorboard_server import points_per_curve
+from harness.search_space import is_sweep
+from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_folders import find_runs
+
+NUM_NEWEST = 200  # shown where none is named
+# As measured: of the process, of a value of a curve and its bytes in the file, of other bytes.
+BASE_GB = 0.2
+GB_A_VALUE, BYTES_A_VALUE = 1.3e-6, 49
+CURVES_A_RUN = 8  # whose points a long run fills
+GB_A_BYTE = 2e-9
+CURVES = ("train", "validation")  # the folders of a run's curves
+
+
+class Shown:
+    """The requested runs, as a folder of links `<job>/<run-id>` for TensorBoard to walk."""
+
+    def __init__(
+        self, folder: Path, roots: Sequence[Path], runs: Path, *, memory_gb: float = float("inf")
+    ) -> None:
+        """Make the folder; no run is in it yet.
+
+        Args:
+            folder: of the links.
+            roots: the named runs, or folders of runs; without any the newest are shown.
+            runs: the folder of all runs.
+            memory_gb: that TensorBoard may take.
+        """
+        self.folder = folder
+        folder.mkdir()
+        self.are_named = bool(roots)
+        self.roots = roots or [runs]
+        self.runs = runs.resolve()
+        self.memory_gb = memory_gb
+        self.found: list[Path] = []
+        self.finished = False  # whether there is a run, and all of them ended well
+        self.left_out = ""  # a line about the runs that are not shown
+        self._links: dict[Path, Path] = {}
+        self._taken: set[Path] = set()
+        self._is_first = True
+
+    def refresh(self) -> None:
+        """Find the runs again, and link those that have begun to log.
+
+        Raises:
+            InputError: the first time, if the named runs need more memory than there is.
+        """
+        self.found = self._chosen()
+        self._is_first = False
+        ended = in_threads(lambda run: RunDirectory(run).finished(), self.found)
+        self.finished = bool(self.found) and all(ended)
+        for run in self.found:
+            events = run / "tensorboard"
+            if run not in self._links and events.is_dir():
+                link = self._free_name(run)
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(events, target_is_directory=True)
+                self._links[run] = link
+
+    def waiting(self) -> int:
+        """How many runs have logged nothing yet."""
+        return len(self.found) - len(self._links)
+
+    def _chosen(self) -> list[Path]:
+        """The runs to show, by their paths; those that are shown already stay."""
+        every = _runs_below(self.roots)
+        if self.are_named and not self._is_first:
+            return every
+        if self.are_named:
+            needed_gb = BASE_GB + sum(in_threads(lambda run: log_gb(run, len(every)), every))
+            if needed_gb > self.memory_gb:
+                raise InputError(
+                    f"{len(every):,} runs: TensorBoard needs about {needed_gb:.1f} GB of memory "
+                    f"for them, here are {self.memory_gb:.1f}; name fewer, or ask for more: "
+                    f"sbatch --mem={needed_gb + 1:.0f}G slurm/tensorboard.sh"
+                )
+            return every
+        changed_s = dict(zip(every, in_threads(_changed_s, every), strict=True))
+        newest = sorted(every, key=lambda run: -changed_s[run])[:NUM_NEWEST]
+        sizes = in_threads(lambda run: log_gb(run, len(newest)), newest)
+        fitting, needed_gb = 0, BASE_GB
+        for size in sizes:
+            needed_gb += size
+            fitting += needed_gb <= self.memory_gb
+        shown = {*newest[:fitting], *self._links}
+        if hidden := len(every) - len(shown):
+            why = f", for {self.memory_gb:.1f} GB of memory" if fitting < len(newest) else ""
+            self.left_out = (
+                f"these are the newest{why}; {hidden:,} older ones are not shown: name runs, or "
+                "folders of runs, to see others"
+            )
+        return [run for run in every if run in shown]
+
+    def _free_name(self, run: Path) -> Path:
+        # Two levels exactly: a link below another link would be a file in a run's own folder.
+        group = run.parent.name or "runs"
+        if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
+            group = ".".join(run.relative_to(self.runs).parts[:-1])
+        link, number = self.folder / group / run.name, 1
+        while link in self._taken:
+            number += 1
+            link = link.with_name(f"{run.name}-{number}")
+        self._taken.add(link)
+        return link
+
+
+def log_gb(run: Path, num_runs: int) -> float:
+    """The memory that TensorBoard takes for the log of a run, in GB.
+
+    Args:
+        run: its folder.
+        num_runs: that are shown; of many each curve has fewer points.
+    """
+    root, curves = (_num_bytes(run / "tensorboard", names) for names in ((".",), CURVES))
+    most = CURVES_A_RUN * points_per_curve(num_runs)
+    return GB_A_BYTE * root + GB_A_VALUE * min(curves / BYTES_A_VALUE, most)
+
+
+def _num_bytes(folder: Path, names: Iterable[str]) -> int:
+    """The size of the event files in some folders."""
+    num_bytes = 0
+    for name in names:
+        try:
+            with os.scandir(folder / name) as entries:
+                sizes = [each.stat().st_size for each in entries if ".tfevents." in each.name]
+        except OSError:  # it has logged nothing yet
+            continue
+        num_bytes += sum(sizes)
+    return num_bytes
+
+
+def _changed_s(run: Path) -> float:
+    """When something was last written into a run's folder."""
+    try:
+        return run.stat().st_mtime
+    except OSError:  # it was removed meanwhile
+        return 0.0
+
+
+def _runs_below(roots: Iterable[Path]) -> list[Path]:
+    """The runs at or below some folders, those of sweeps among them, resolved."""
+    found = find_runs((root.resolve() for root in roots), in_sweeps=("trials", "winner"))
+    return [folder for folder in found if not is_sweep(folder)]
+
+
+def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
+    """The named runs, or folders of runs; none where none is named.
+
+    Raises:
+        InputError: if one is not a folder, or was named and holds no run.
+    """
+    for path in paths or [runs]:
+        if not path.is_dir():
+            name = "RUN" if paths else "--runs"
+            raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
+    for path in paths:
+        if not _runs_below([path]):
+            raise InputError(f"RUN {path}: holds no run; give runs, or a folder of runs")
+    return paths

@@ -21,6 +21,7 @@ from typing import Any
 from harness import PROJECT
 from harness.bench.measured import Measured
 from harness.bench.processes import Arg, Bench, Settings, Way
+from harness.bench.scale import scale
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.checks.probe import ARCHITECTURES, ask_child
@@ -278,6 +279,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
     "side-by-side": side_by_side,
     "sweep": sweep,
     "commands": commands,
+    "scale": scale,
 }
 
 

@@ -1,6 +1,7 @@
 """The bench: ratios of pairs, records that are held against each other, real processes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.bench import scale
 from harness.bench.baselines import MAXLEN, Padded, by_keras, by_keras_tuner
 from harness.bench.bench import SEARCH
 from harness.bench.measured import Measured, changes, read_record, to_record, write_record
@@ -183,6 +185,23 @@ def test_the_bench_measures_a_sweep(harness: Harness) -> None:
     done = harness.run(*words, "--reviews", "200", "--epochs", "2")
     assert done.returncode == 0, done.stderr
     assert "rnn sweep, trials/hour" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command over more and more runs, and a real TensorBoard over generated logs."""
+    monkeypatch.setattr(scale, "SIZES", (10, 60))
+    monkeypatch.setattr(scale, "SIZES_ON_BOARD", (10, 12))
+    found = {each.name: each for each in scale.scale(Bench(SETTINGS, tmp_path, Console()))}
+    assert {"status", "status, first look", "prune", "TensorBoard: all curves"} <= found.keys()
+    for each in found.values():
+        assert next(iter(each.ways)) == each.base == "10 runs"
+    if shutil.which("strace"):
+        calls = {
+            name: found[f"{name}: file calls"].ways for name in ("status", "status, first look")
+        }
+        more = {name: ways["60 runs"][0] - ways["10 runs"][0] for name, ways in calls.items()}
+        assert more["status"] < 50 < more["status, first look"]
 
 
 @pytest.mark.parametrize(

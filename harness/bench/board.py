@@ -1,0 +1,105 @@
+"""A TensorBoard over many runs: how long until it has all their curves, and in how much memory."""
+
+import http.client
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from harness.checks import child
+from harness.errors import RunError
+
+POLL_S = 0.3
+LONGEST_S = 1_800.0
+STEPS_TOGETHER = 10
+
+
+def seconds_to_show(runs: Path, num: int, scratch: Path) -> dict[str, float]:
+    """Start `harness tensorboard` over runs, and wait until it has the curves of all.
+
+    Args:
+        runs: the folder, whose runs have logs.
+        num: how many there are.
+        scratch: for its files.
+
+    Returns:
+        The seconds from the command to the first ten and to all, and the memory in GB.
+
+    Raises:
+        RunError: if it ends, or takes half an hour.
+    """
+    cache = scratch / f"{runs.name}-cache"
+    args = [*child.module_args("harness"), "tensorboard", runs, "--tcp", "--runs", runs]
+    began = time.perf_counter()
+    with subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+        list(map(str, args)),
+        env=child.environment(XDG_CACHE_HOME=str(cache)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            first_s = 0.0
+            while (shown := _num_shown(cache, process.pid)) < num:
+                now_s = time.perf_counter() - began
+                first_s = first_s or (now_s if shown >= 10 else 0.0)
+                if process.poll() is not None or now_s > LONGEST_S:
+                    raise RunError(f"harness tensorboard {runs}: showed {shown} of {num} runs")
+                time.sleep(POLL_S)
+            all_s = time.perf_counter() - began
+            memory_gb = psutil.Process(process.pid).memory_info().rss / 1e9
+        finally:
+            process.terminate()
+    return {"first ten": first_s or all_s, "all curves": all_s, "memory": memory_gb}
+
+
+def _num_shown(cache: Path, process: int) -> int:
+    """How many runs' curves of the loss it has; 0 while it can't be reached."""
+    for file in cache.glob(f"harness/tensorboard/*-{process}.txt"):
+        host, _, path = file.read_text().split()[-1].removeprefix("http://").partition("/")
+        connection = http.client.HTTPConnection(host, timeout=LONGEST_S)
+        try:
+            connection.request("GET", f"/{path}data/plugin/scalars/tags")
+            tags = json.loads(connection.getresponse().read())
+        except (OSError, ValueError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
+        return sum("step/loss" in each for each in tags.values())
+    return 0
+
+
+# In a process of its own, since it imports TensorFlow
+
+
+def make_log(to: str, steps: int) -> dict[str, Any]:
+    """Write the log of a run of so many steps."""
+    from harness.training.tensorboard_log import TensorBoardLog
+
+    values = np.linspace(1, 0, steps)
+    with TensorBoardLog(Path(to), num_steps=steps) as log:
+        for start in range(0, steps, STEPS_TOGETHER):
+            part = values[start : start + STEPS_TOGETHER]
+            measured = {"step/duration_ms": 20.0, "device/cpu_share": 0.5, "device/memory_gb": 1.0}
+            speed = {"learning_rate": 0.001, "reviews_per_s": 900.0}
+            log.steps(start + 1, part, 1 - part, **speed, measured=measured)
+        for epoch in range(1, 8):
+            line = {"loss": 1 / epoch, "accuracy": 0.5}
+            log.epoch(epoch, {**line, "learning_rate": 0.001, "reviews_per_s": 900.0}, line)
+        log.test({"accuracy": 0.88, "f1": 0.88})
+    files = [path for path in Path(to).rglob("*") if path.is_file()]
+    return {"kilobytes": sum(path.stat().st_size for path in files) / 1e3}
+
+
+def main() -> None:
+    """Answer the request in the first argument."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    child.answer_request({"log": make_log})
+
+
+if __name__ == "__main__":
+    main()

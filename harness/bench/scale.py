@@ -1,0 +1,153 @@
+"""How the commands that look at runs grow with the number of runs.
+
+Each row has the same command over 10, 100, 1,000 and 10,000 runs; what the table calls a ratio is
+its growth: 0.10 is ten times the time of ten runs.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from harness import PROJECT
+from harness.bench.board import seconds_to_show
+from harness.bench.measured import Measured
+from harness.bench.processes import Bench
+from harness.checks import child
+from harness.checks.child import Ended
+from harness.job_file import load_job
+from harness.tracking.run_dir import RunDirectory
+
+SIZES = (10, 100, 1_000, 10_000)
+SIZES_ON_BOARD = (10, 200, 1_000)  # one by default, one by name
+LOGGED_STEPS = 5_000
+SLOW_CALL_MS = 1.0  # of a file system over a busy network
+SETTLED_S = 3_600.0  # the age of the made-up runs, so that a look may believe what it has kept
+JOB = PROJECT / "jobs" / "lstm.toml"
+RESULT = {
+    "job": "lstm",
+    "architecture": "lstm",
+    "seed": 1,
+    "accuracy": 0.88,
+    "val_accuracy": 0.89,
+    "dataset_checksum": "made up",
+    "classes": ["negative", "positive"],
+}
+
+
+def scale(bench: Bench) -> Iterator[Measured]:
+    """Status, prune and TensorBoard over more and more finished runs."""
+    folders = {num: _make_runs(bench.folder / f"of{num}", num) for num in SIZES}
+    commands: dict[str, Callable[[Path], Ended]] = {
+        "status, first look": lambda runs: _status(bench, runs, is_first=True),
+        "status": lambda runs: _status(bench, runs),
+        "status --all": lambda runs: _status(bench, runs, "--all"),
+        "status of one": lambda runs: _status(bench, runs, "run00007"),
+        "prune": lambda runs: bench.harness("prune", "--runs", runs),
+    }
+    for name, command in commands.items():
+        ways = {f"{num:,} runs": partial(_wall_ms, command, runs) for num, runs in folders.items()}
+        yield _grown(name, "ms", bench.in_turn(name, ways)["value"])
+    if shutil.which("strace"):
+        for name, is_first in (("status, first look", True), ("status", False)):
+            calls = {
+                f"{num:,} runs": partial(_file_calls, bench, runs, is_first=is_first)
+                for num, runs in folders.items()
+            }
+            yield _grown(f"{name}: file calls", "calls", _once(calls))
+            slow = {
+                f"{num:,} runs": partial(_slow_ms, bench, runs, is_first=is_first)
+                for num, runs in folders.items()
+            }
+            yield _grown(f"{name}: calls of {SLOW_CALL_MS:g} ms", "ms", _once(slow))
+    else:
+        bench.console.warning("no strace here: file calls are not counted or delayed")
+    yield from _boards(bench)
+
+
+def _boards(bench: Bench) -> Iterator[Measured]:
+    log = bench.folder / "log"
+    request = {"do": "log", "to": str(log), "steps": LOGGED_STEPS}
+    answer, _ = child.ask("harness.bench.board", request)
+    bench.console.info(f"a log of {LOGGED_STEPS:,} steps: {answer['kilobytes']:.0f} KB")
+    shown: dict[str, dict[str, float]] = {}
+    for num in SIZES_ON_BOARD:
+        bench.console.info(f"TensorBoard: {num:,} runs")
+        runs = _with_logs(bench.folder / f"on{num}", num, log)
+        shown[f"{num:,} runs"] = seconds_to_show(runs, num, bench.folder)
+        shutil.rmtree(runs)
+    for quantity, unit in (("all curves", "s"), ("first ten", "s"), ("memory", "GB")):
+        ways: dict[str, tuple[float, ...]] = {
+            name: (each[quantity],) for name, each in shown.items()
+        }
+        yield _grown(f"TensorBoard: {quantity}", unit, ways)
+
+
+def _grown(name: str, unit: str, ways: dict[str, tuple[float, ...]]) -> Measured:
+    return Measured(name, unit, False, ways, f"{SIZES[0]:,} runs")
+
+
+def _once(ways: Mapping[str, Callable[[], float]]) -> dict[str, tuple[float, ...]]:
+    return {name: (measure(),) for name, measure in ways.items()}
+
+
+def _wall_ms(command: Callable[[Path], Ended], runs: Path) -> dict[str, float]:
+    return {"value": 1000 * command(runs).wall_s}
+
+
+def _status(bench: Bench, runs: Path, *more: str, is_first: bool = False) -> Ended:
+    if is_first:
+        shutil.rmtree(_cache(runs), ignore_errors=True)
+    cache = str(_cache(runs))
+    return bench.harness("status", *more, "--runs", runs, XDG_CACHE_HOME=cache)
+
+
+def _cache(runs: Path) -> Path:
+    return runs.with_name(f"{runs.name}-cache")
+
+
+def _traced(bench: Bench, runs: Path, *options: str, is_first: bool) -> Ended:
+    """`harness status` under strace."""
+    if is_first:
+        shutil.rmtree(_cache(runs), ignore_errors=True)
+    args = ["strace", "-f", "-qq", "-e", "trace=%file,getdents64", *options]
+    command = [*child.module_args("harness"), "status", "--runs", runs]
+    return bench.process([*args, *command], XDG_CACHE_HOME=str(_cache(runs)))
+
+
+def _file_calls(bench: Bench, runs: Path, *, is_first: bool) -> float:
+    """The calls that name a file or list a folder, those of Python's start among them."""
+    trace = bench.folder / "trace"
+    _traced(bench, runs, "-o", str(trace), is_first=is_first)
+    with trace.open(errors="replace") as lines:
+        return float(sum(1 for _ in lines))
+
+
+def _slow_ms(bench: Bench, runs: Path, *, is_first: bool) -> float:
+    delay = f"inject=%file,getdents64:delay_enter={1000 * SLOW_CALL_MS:.0f}"
+    return 1000 * _traced(bench, runs, "-e", delay, "-o", "/dev/null", is_first=is_first).wall_s
+
+
+def _make_runs(runs: Path, num: int) -> Path:
+    """Finished runs as a look at them needs them."""
+    job, then_s = load_job(JOB).to_toml(), time.time() - SETTLED_S
+    for index in range(num):
+        run = RunDirectory(runs / "lstm" / f"run{index:05}")
+        run.folder.mkdir(parents=True)
+        run.path("job.toml").write_text(job)
+        state = {"phase": "finished", "epoch": 7, "num_epochs": 7, "time_s": then_s + index}
+        for name, content in (("state.json", state), ("result.json", RESULT)):
+            run.path(name).write_text(json.dumps(content))
+    for folder in (runs / "lstm", runs):  # one that was just made is not believed yet
+        os.utime(folder, (then_s, then_s))
+    return runs
+
+
+def _with_logs(runs: Path, num: int, log: Path) -> Path:
+    """Runs that hold the same log."""
+    for run in _make_runs(runs, num).glob("lstm/*"):
+        shutil.copytree(log, run / "tensorboard")
+    return runs

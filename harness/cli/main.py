@@ -19,7 +19,7 @@ SECTIONS = {  # of the help
     "Train": ("train", "resume", "evaluate", "predict", "export"),
     "Search": ("tune", "sweep"),
     "Look at results": ("compare", "tensorboard"),
-    "Submit and watch": ("submit", "status", "logs", "cancel", "reproduce"),
+    "Submit and watch": ("submit", "status", "logs", "cancel", "prune", "reproduce"),
     "Set up": ("data", "doctor", "bench"),
 }
 

@@ -1,4 +1,4 @@
-"""`status`, `logs` and `cancel`: what is running, how far it is, and how to stop it."""
+"""`status`, `logs`, `cancel` and `prune`: what is running, how to stop it, what can be freed."""
 
 import io
 import itertools
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import AsJson, RunsFolder
+from harness.cli.options import AsJson, RunsFolder, quoted
 from harness.errors import InputError, Interrupted, RunError
 from harness.system.console import echo, log
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
+
+MAX_LEFT = 5  # lines about what is not pruned
+PRUNED_AGAIN = "harness train RUN/job.toml makes them again"
 
 OneRun = Annotated[
     str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
@@ -50,6 +53,9 @@ def status(
         str | None,
         typer.Option("--newer", metavar="AGE", help="only runs that did something within 2h, 3d"),
     ] = None,
+    disk: Annotated[
+        bool, typer.Option("--disk", help="show space, files, and what harness prune frees")
+    ] = False,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="refresh until nothing is running or waiting")
@@ -70,9 +76,12 @@ def status(
     from harness.monitoring.status_table import StatusScreen
     from harness.monitoring.survey import survey, trials_of
     from harness.slurm.queue import Queue
+    from harness.tuning.prune_runs import add_disk_use
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
+    if watch and disk:
+        raise InputError("--disk: looks at every file once; leave out --watch")
     _encode_anything()
     queue = Queue()
     wanted = RunFilter(jobs or (), states or (), newer)
@@ -80,12 +89,14 @@ def status(
 
     def look() -> "list[RunStatus]":
         if not names:
-            checks_all = as_json or everything or bool(wanted)
-            return wanted.choose(survey(runs, queue, checks_all=checks_all))
-        selected = select_runs(names, runs, queue, many=True)
-        # A sweep is shown with its trials if it was named.
-        trials = (trials_of(each) if each.trials else () for each in selected)
-        return wanted.choose([*selected, *itertools.chain.from_iterable(trials)])
+            checks_all = as_json or everything or disk or bool(wanted)
+            chosen = wanted.choose(survey(runs, queue, checks_all=checks_all))
+        else:
+            selected = select_runs(names, runs, queue, many=True)
+            # A sweep is shown with its trials if it was named.
+            trials = (trials_of(each) if each.trials else () for each in selected)
+            chosen = wanted.choose([*selected, *itertools.chain.from_iterable(trials)])
+        return add_disk_use(chosen) if disk else chosen
 
     try:
         if as_json:
@@ -206,6 +217,44 @@ def cancel(
         log(logging.ERROR, problem)
     if problems:
         raise RunError(problems[-1])
+
+
+@app.command(epilog="Example: harness prune runs/lstm --yes")
+def prune(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN", help="runs or folders of runs; default: all in --runs"),
+    ] = None,
+    runs: RunsFolder = Path("runs"),
+    really: Annotated[bool, typer.Option("--yes", help="remove it")] = False,
+) -> None:
+    """Say what finished runs hold that can be made again, and remove it with --yes.
+
+    That is the last checkpoint and the word vectors of TensorBoard's Projector; of a finished
+    search all that its trials hold beside curves and scores, but for the best five models.
+    """
+    from harness.tuning.prune_runs import prune_all
+
+    for path in folders or [runs]:
+        if not path.is_dir():
+            name = "RUN" if folders else "--runs"
+            raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
+    done = prune_all(folders or [runs], really=really)
+    for folder, why in done.left[:MAX_LEFT]:
+        echo(f"left as it is: {quoted(folder)} {why}")
+    if len(done.left) > MAX_LEFT:
+        echo(f"left as they are: {len(done.left) - MAX_LEFT} more")
+    amount = done.amount
+    if not amount.num_files:
+        echo(f"nothing to remove in {done.num_runs} finished runs")
+        return
+    for part, num in amount.num_files.most_common():
+        echo(f"{amount.num_bytes[part] / 1e6:10,.1f} MB  {num:7,} files  {part}")
+    both = f"{amount.num_bytes.total() / 1e6:,.1f} MB, {amount.num_files.total():,} files"
+    if really:
+        echo(f"removed: {both} of {done.num_runs} finished runs; {PRUNED_AGAIN}")
+    else:
+        echo(f"{both} of {done.num_runs} finished runs can be made again; --yes removes them")
 
 
 def _encode_anything() -> None:

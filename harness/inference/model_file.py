@@ -7,6 +7,7 @@ into it. Where Keras can't write down how such a network is made, the file has i
 import contextlib
 import json
 import re
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -74,10 +75,16 @@ def load_model(run: RunDirectory) -> keras.Model:
     """Load the model of a finished run.
 
     Raises:
-        InputError: if the run has no model yet, or the file is broken.
+        InputError: if the run has no model yet or no more, or the file is broken.
     """
     path = run.path("model.keras")
-    if not run.finished() or not path.is_file():
+    if run.finished() and not path.is_file():
+        job_file = shlex.quote(str(run.path("job.toml")))
+        raise InputError(
+            f"run {run.folder}: its model was removed, as a sweep's but for its best five trials; "
+            f"train it again by: harness train {job_file} --set data.test=true"
+        )
+    if not run.finished():
         raise InputError(
             f"run {run.folder}: is unfinished and has no model yet; harness resume {run.folder}"
         )

@@ -28,9 +28,10 @@ STYLES = {
     "dead": "red",
     "failed": "red",
 }
-HEADINGS = ("run", "seed", "state", "epoch", "rev/s", "ETA", "val %", "test %")
+DISK = ("disk", "to free")  # of `--disk` alone
+HEADINGS = ("run", "seed", "state", "epoch", "rev/s", "ETA", "val %", "test %", *DISK)
 GAP = 2
-RIGHT = {"seed", "epoch", "rev/s", "ETA", "val %", "test %", "restarts"}
+RIGHT = {*DISK, "seed", "epoch", "rev/s", "ETA", "val %", "test %", "restarts"}
 
 
 def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[list[RunStatus], str]:
@@ -40,7 +41,8 @@ def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[lis
     left_out = {id(each) for each in hidden}
     counts = Counter(each.state for each in hidden)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    line = f"and {len(hidden)} older: {states} (--all shows them)" if hidden else ""
+    what = "smaller" if any(each.disk for each in statuses) else "older"
+    line = f"and {len(hidden)} {what}: {states} (--all shows them)" if hidden else ""
     return [each for each in statuses if id(each) not in left_out], line
 
 
@@ -59,6 +61,8 @@ def cells(status: RunStatus) -> dict[str, str]:
         "ETA": "" if eta is None else format_duration(eta),
         "val %": _per_cent(status.val_accuracy),
         "test %": _per_cent(status.test_accuracy),
+        "disk": _disk(status, "bytes", "files"),
+        "to free": _disk(status, "free_bytes", "free_files"),
         "job": status.job or "",
         "architecture": status.architecture or "",
         "restarts": str(status.restarts) if status.restarts else "",
@@ -71,6 +75,12 @@ def cells(status: RunStatus) -> dict[str, str]:
 
 def _per_cent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
+
+
+def _disk(status: RunStatus, num_bytes: str, num_files: str) -> str:
+    if not status.disk or not status.disk[num_files]:
+        return ""
+    return f"{status.disk[num_bytes] / 1e6:,.1f} MB in {status.disk[num_files]:,}"
 
 
 def use(status: RunStatus) -> str:
@@ -131,6 +141,8 @@ def as_lines(statuses: Sequence[RunStatus]) -> list[str]:
     columns = []  # not by rich, which takes a second for a thousand runs
     for name in (*HEADINGS, "job", "architecture", "restarts", "Slurm job", "use", "note"):
         texts = [name, *(row[name] for row in rows)]
+        if name in DISK and not any(texts[1:]):
+            continue
         width = max(map(len, texts))
         columns.append([t.rjust(width) if name in RIGHT else t.ljust(width) for t in texts])
     return [(" " * GAP).join(line).rstrip() for line in zip(*columns, strict=True)]
@@ -153,6 +165,18 @@ def _table_lines(names: Sequence[str], rows: Sequence[dict[str, str]]) -> list[T
                 line.append(part, style)
         lines.append(line)
     return lines
+
+
+def _disk_line(statuses: Sequence[RunStatus]) -> str:
+    """What all runs hold, also those that are not shown."""
+    known = [each.disk for each in statuses if each.disk]
+    if not known:
+        return ""
+    total = {name: sum(each[name] for each in known) for name in known[0]}
+    return (
+        f"in all {total['bytes'] / 1e6:,.1f} MB in {total['files']:,} files; harness prune frees "
+        f"{total['free_bytes'] / 1e6:,.1f} MB in {total['free_files']:,}"
+    )
 
 
 class StatusScreen:
@@ -178,6 +202,7 @@ class StatusScreen:
     def show(self, statuses: Sequence[RunStatus], problem: str | None) -> None:
         """Print the table, and on standard error why the queue gives no answer."""
         shown, older = split_shown(statuses, everything=self.everything)
+        older = "\n".join(filter(None, (older, _disk_line(statuses))))
         if self.console.is_terminal:
             self.console.print(self._on_terminal(shown, older))
         else:

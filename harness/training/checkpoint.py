@@ -110,7 +110,7 @@ def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:
 
 
 def remove_checkpoints(run: RunDirectory, *, but_last: bool = False) -> None:
-    """Remove the checkpoints of a finished run; the last one stays if another run needs it."""
+    """Remove the checkpoints of a finished run, but the last one where it is to go on from it."""
     paths = list_checkpoints(run)
     for path in paths[:-1] if but_last else paths:
         path.unlink(missing_ok=True)

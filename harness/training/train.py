@@ -1,5 +1,6 @@
 """One run, top to bottom, like the notebook it came from: data, fit, test, record."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from harness.tracking.provenance import (
     write_provenance,
 )
 from harness.tracking.run_dir import RunDirectory
+from harness.training.checkpoint import remove_checkpoints
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.failures import recorded_failures
 from harness.training.metrics import VALIDATION_SCORES, test_scores
@@ -110,7 +112,7 @@ def train(
             kernels = train_step.kernels(trainer.graph)
             record_kernels(run, kernels)
             if trainer.is_new:
-                describe_run(trainer)
+                describe_run(trainer, draws_graph=not compute.is_shared)
 
             trainer.fit(validation)
 
@@ -132,6 +134,9 @@ def train(
             save_model(run, train_step.export_model)
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
+    with contextlib.suppress(OSError):  # the run is finished all the same
+        remove_checkpoints(run, but_last=True)
+    run.release_lease()
     return result
 
 
@@ -250,14 +255,18 @@ def describe_training(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def describe_run(trainer: Trainer) -> None:
-    """Write job, model and graph to the TensorBoard log, once a run."""
+def describe_run(trainer: Trainer, *, draws_graph: bool) -> None:
+    """Write job, model and graph to the TensorBoard log, once a run.
+
+    The graph is most of a trial's log, and a sweep's trials have the same one.
+    """
     job, model = trainer.job, trainer.train_step.export_model
     lines: list[str] = []
     model.summary(line_length=100, print_fn=lines.append)
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
-    trainer.log.graph(trainer.graph)
+    if draws_graph:
+        trainer.log.graph(trainer.graph)
     plain = {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for key, value in job.settings().items()

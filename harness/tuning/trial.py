@@ -119,7 +119,15 @@ class Trials:
         name, sha256 = found.get(run.folder.name, ("", ""))
         source = self.sweep.path("trials", work.parent.attempt, name)
         adopt = lambda: name and checkpoint.adopt(source, run, identity, sha256=sha256)  # noqa: E731
-        if not self.shared.wait_for(adopt):
+        if self.shared.wait_for(adopt):
+            return
+        parent = RunDirectory(self.sweep.path("trials", work.parent.attempt, run.folder.name))
+        if parent.finished() and not checkpoint.list_checkpoints(parent):
+            # The search was over once, and freed it. Its epochs are trained again.
+            self.observers.console.warning(
+                f"{source}: was removed when the search was over; trained again from the start"
+            )
+        else:
             raise RunError(f"{source}: the parent's checkpoint is gone; begin a new sweep")
 
     def saved(self, attempt: str) -> int:
@@ -132,10 +140,15 @@ class Trials:
         return sum(int(name.removeprefix("step-")) for name in newest)
 
     def clean(self, attempt: str) -> None:
-        """Remove the checkpoints of an attempt that is accepted, but what others may begin with."""
+        """Remove the checkpoints of an attempt that is accepted.
+
+        The last one stays, for trials that begin with it; of a search without such trials if it has
+        a score, which the supervisor then compares with the others (`harness.tuning.kept_trials`).
+        """
         for seed in self.search.seeds():
             run = self.sweep.trial_run(attempt, seed)
-            checkpoint.remove_checkpoints(run, but_last=self.search.continues_trials)
+            keeps = self.search.continues_trials or run.finished()
+            checkpoint.remove_checkpoints(run, but_last=keeps)
 
 
 def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[str, float]:

@@ -27,6 +27,7 @@ from harness.system.console import Console
 from harness.system.resource_monitor import idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import Heartbeat
+from harness.tuning.kept_trials import KeptTrials
 from harness.tuning.oracle_process import OracleProcess
 from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.sweep_dir import (
@@ -121,6 +122,7 @@ class SweepHost:
         self.result: dict[str, Any] = {}
         self._started_s = time.monotonic()
         self._num_at_start: int | None = None  # trials that had ended when this process began
+        self._kept = KeptTrials(sweep, search)
         self._table, self._table_s = b"", float("-inf")  # the leaderboard as written last
         self._best: Trial | None = None
         self._training_s = 0.0  # of all trials that have ended
@@ -217,6 +219,7 @@ class SweepHost:
         self.sweep.write(LEADERBOARD, leaderboard_csv(trials, self.search))
         self.heartbeat.beat("finished", **self.progress(generation))
         self.sweep.write_json(RESULT, self.result)
+        self._kept.trim(trials, is_over=True)
 
     # For people
 
@@ -263,6 +266,7 @@ class SweepHost:
         if table != self._table:
             self.sweep.write(LEADERBOARD, table)
             self._table = table
+            self._kept.trim(trials)
 
     def _show(self, generation: Generation) -> None:
         """The live line, on a terminal."""

@@ -170,14 +170,14 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
             "job.toml",
             "provenance.json",
             "state.json",
-            "lease.json",
             "metrics.jsonl",
             "timings.jsonl",
         ),
         *("checkpoints", "tensorboard", "model.keras", "predictions.npz", "result.json"),
         "vocabulary.txt",
     }
-    assert len(list((run / "checkpoints").iterdir())) == 2
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    assert len([path for path in run.rglob("*") if path.is_file()]) == 16
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["kernels"] == {"bidirectional": "xla"}
     assert provenance["packages"]["tensorflow"].startswith("2.")

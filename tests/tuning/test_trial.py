@@ -11,11 +11,13 @@ import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset
-from harness.errors import Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError
+from harness.inference.model_file import load_model
 from harness.sweep_protocol.mailbox import Parent, Report, Terms, Work
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
+from harness.tracking.disk_use import CHECKPOINTS, MODEL, prune
 from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
@@ -139,6 +141,30 @@ def test_only_the_parents_own_checkpoint_will_do(tmp_path: Path) -> None:
     wrong = dict.fromkeys(report.checkpoints, "0" * 64)
     parent = Parent(attempt="0/1.1", checkpoints=wrong)
     work = Work(attempt="1/1.2", values={"model.dropout": 0.5}, epochs=3, parent=parent)
+    assert "the parent's checkpoint is gone" in trials.run(work, lambda: None).error
+
+
+@pytest.mark.full
+def test_a_trial_whose_parent_was_pruned_trains_its_epochs_too(tmp_path: Path) -> None:
+    """To the bytes that it would have had; a line says so. Of an unfinished parent it fails."""
+    trials = trials_of(tmp_path / "sweep")
+    trials.shared = replace(trials.shared, terms=Terms(0.1, idle_s=0.01))
+    lines: list[str] = []
+    trials.observers.console.warning = lines.append  # type: ignore[method-assign,assignment]
+    report = train(trials, "0/1.1", epochs=2)
+    parent = Parent(attempt="0/1.1", checkpoints=report.checkpoints)
+    train(trials, "1/1.2", epochs=3, parent=parent)
+    run = trials.sweep.trial_run("0/1.1", 1)
+    prune(run.folder, CHECKPOINTS, really=True)
+    train(trials, "1/1.3", epochs=3, parent=parent)
+    after, before = (trials.sweep.trial_run(name, 1) for name in ("1/1.3", "1/1.2"))
+    assert after.path("model.keras").read_bytes() == before.path("model.keras").read_bytes()
+    assert "trained again from the start" in "".join(lines)
+    prune(after.folder, MODEL, really=True)
+    with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*1.3/"):
+        load_model(after)
+    run.path("result.json").unlink()
+    work = Work(attempt="1/1.4", values={"model.dropout": 0.5}, epochs=3, parent=parent)
     assert "the parent's checkpoint is gone" in trials.run(work, lambda: None).error
 
 

@@ -1,0 +1,140 @@
+"""What a finished run's folder holds that can be made again: how much it is, and its removal.
+
+A run keeps what describes it: job, record, metrics, scores, predictions, model, curves. What else
+it holds can be made again by training its `job.toml`, to the same bytes.
+
+Nothing is removed through a link, and nothing in a folder of another user: each folder is opened
+without following links, and its files are removed by their names in it. Each file can go alone, so
+a process killed between two leaves nothing to mend.
+"""
+
+import contextlib
+import fnmatch
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.ownership import owner_name
+from harness.tracking.run_dir import RunDirectory
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+Parts = dict[str, tuple[str, ...]]  # the files of each part, by their paths in the folder
+CHECKPOINTS: Parts = {"checkpoints": ("checkpoints/step-*.npz",)}
+# The configuration first, since it names the others.
+PROJECTOR: Parts = {
+    "word vectors": (
+        *("tensorboard/projector_config.pbtxt", "tensorboard/embedding.tsv"),
+        *("tensorboard/embedding.bytes", "tensorboard/words.tsv"),
+    )
+}
+MODEL: Parts = {"models of trials": ("model.keras", "vocabulary.txt")}
+# The heartbeat's last words, the times of epochs, the lease: a trial's result has what counts.
+REST: Parts = {"states of trials": ("state.json", "timings.jsonl", "lease.json")}
+HALF_WRITTEN: Parts = {"half-written files": (".*.tmp*", "*/.*.tmp*", "tensorboard/*/.*.tmp*")}
+
+OF_A_RUN: Parts = CHECKPOINTS | PROJECTOR | HALF_WRITTEN
+OF_A_TRIAL: Parts = OF_A_RUN | MODEL | REST  # that is not among the best of its sweep
+OF_AN_ATTEMPT: Parts = CHECKPOINTS | MODEL | HALF_WRITTEN  # whose result was not the one accepted
+
+
+@dataclass
+class Amount:
+    """Files and their sizes, by what they are."""
+
+    num_files: Counter[str] = field(default_factory=Counter)
+    num_bytes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: str, num_bytes: int) -> None:
+        """Count a file."""
+        self.num_files[part] += 1
+        self.num_bytes[part] += num_bytes
+
+    def __iadd__(self, other: "Amount") -> "Amount":
+        self.num_files += other.num_files
+        self.num_bytes += other.num_bytes
+        return self
+
+
+def prune(folder: Path, parts: Parts, *, really: bool) -> Amount:
+    """Remove parts of a finished run, or with `really=False` only say how much they are.
+
+    Args:
+        folder: of the run.
+        parts: what may go.
+        really: whether to remove it.
+
+    Returns:
+        What there is, or what was removed.
+    """
+    amount = Amount()
+    for part, patterns in parts.items():
+        for pattern in patterns:
+            place, _, name = pattern.rpartition("/")
+            for opened in _folders(folder, place):
+                for file, size in _own_files(opened, name):
+                    if really:
+                        try:
+                            os.unlink(file, dir_fd=opened)
+                        except OSError:  # it is gone, or the disk refuses
+                            continue
+                    amount.add(part, size)
+    if really and amount.num_files["checkpoints"]:
+        with contextlib.suppress(OSError):  # another process may have come, and fill it
+            os.rmdir(folder / "checkpoints")  # noqa: PTH106 - a folder, never a link
+    return amount
+
+
+def refusal(folder: Path) -> str:
+    """Why nothing of a folder may be removed, empty if it may: a link, another user's, a live run.
+
+    Raises:
+        OSError: if it is gone.
+    """
+    about = folder.lstat()
+    if stat.S_ISLNK(about.st_mode):
+        return "is a link"
+    if about.st_uid != os.getuid():
+        return f"belongs to {owner_name(about.st_uid)}"
+    return "" if RunDirectory(folder).finished() else "is unfinished"
+
+
+def total(folder: Path) -> Amount:
+    """All files in a folder, of runs in it too; links are not followed."""
+    amount = Amount()
+    for _, _, _, opened in os.fwalk(folder):
+        for _, size in _own_files(opened, "*", any_user=True):
+            amount.add("all", size)
+    return amount
+
+
+def _folders(folder: Path, place: str) -> Iterator[int]:
+    """Descriptors of the folders that a place such as `tensorboard/*` means; none are links."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        opened = [_open(stack, str(folder))]
+        for part in filter(None, place.split("/")):
+            below = []
+            for above in opened:
+                for name in fnmatch.filter(os.listdir(above), part):  # noqa: PTH208 - by descriptor
+                    with contextlib.suppress(OSError):  # a file, or a link
+                        below.append(_open(stack, name, above))
+            opened = below
+        yield from opened
+
+
+def _open(stack: contextlib.ExitStack, path: str, above: int | None = None) -> int:
+    descriptor = os.open(path, FOLDER, dir_fd=above)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _own_files(opened: int, pattern: str, *, any_user: bool = False) -> Iterator[tuple[str, int]]:
+    """The plain files of this user in an open folder, with the space that each takes."""
+    with contextlib.suppress(OSError):
+        for name in sorted(fnmatch.filter(os.listdir(opened), pattern)):
+            with contextlib.suppress(FileNotFoundError):
+                about = os.stat(name, dir_fd=opened, follow_symlinks=False)
+                if stat.S_ISREG(about.st_mode) and (any_user or about.st_uid == os.getuid()):
+                    yield name, about.st_size

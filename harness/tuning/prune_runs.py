@@ -1,0 +1,82 @@
+"""`harness prune`: frees what finished runs and sweeps hold that can be made again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.files.in_threads import in_threads
+from harness.search_space import is_sweep
+from harness.tracking.disk_use import OF_A_RUN, Amount, Parts, prune, refusal, total
+from harness.tracking.records import RunStatus
+from harness.tracking.run_folders import find_runs
+from harness.tuning.kept_trials import parts_of_trials
+from harness.tuning.sweep_dir import SweepDirectory
+
+
+@dataclass
+class Pruned:
+    """What was removed, or can be."""
+
+    amount: Amount = field(default_factory=Amount)
+    num_runs: int = 0  # finished ones that were looked at
+    left: list[tuple[Path, str]] = field(default_factory=list)  # left as they are, and why
+
+
+def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
+    """Look at the finished runs and searches in some folders, and free what can be made again.
+
+    What is unfinished, a link or another user's is left as it is.
+
+    Args:
+        tops: runs, searches, or folders of them.
+        really: whether to remove it; else it is only counted.
+    """
+    done = Pruned()
+    for folder in find_runs(tops, in_sweeps=("winner",)):
+        why = refusal(folder)
+        if not why and (search := _unfinished_search(folder)):
+            why = f"belongs to {search}, which is unfinished"
+        if why:
+            done.left.append((folder, why))
+        elif is_sweep(folder):
+            _prune_sweep(SweepDirectory(folder), done, really=really)
+        else:
+            _prune(folder, OF_A_RUN, done, really=really)
+    return done
+
+
+def add_disk_use(statuses: Sequence[RunStatus]) -> list[RunStatus]:
+    """Some runs with what each holds, and what of it `prune_all` frees; the largest first."""
+
+    def add(status: RunStatus) -> None:
+        held, free = total(status.folder), prune_all([status.folder], really=False).amount
+        status.disk = {
+            "bytes": held.num_bytes.total(),
+            "files": held.num_files.total(),
+            "free_bytes": free.num_bytes.total(),
+            "free_files": free.num_files.total(),
+        }
+
+    known = [each for each in statuses if each.folder.is_dir()]
+    in_threads(add, known)
+    return sorted(statuses, key=lambda each: -(each.disk or {"bytes": 0})["bytes"])
+
+
+def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
+    real = sweep.folder.resolve()
+    for folder, parts in parts_of_trials(sweep).items():
+        if folder.resolve() != real / folder.relative_to(sweep.folder):
+            done.left.append((folder, "is behind a link"))
+        elif sweep.finished():  # it may have been given more trials meanwhile
+            _prune(folder, parts, done, really=really)
+
+
+def _prune(folder: Path, parts: Parts, done: Pruned, *, really: bool) -> None:
+    done.amount += prune(folder, parts, really=really)
+    done.num_runs += 1
+
+
+def _unfinished_search(folder: Path) -> Path | None:
+    """The search that a trial belongs to, while it is searched."""
+    sweeps = [above for above in folder.absolute().parents[:4] if is_sweep(above)]
+    return next((each for each in sweeps if not SweepDirectory(each).finished()), None)

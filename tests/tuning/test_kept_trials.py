@@ -1,0 +1,123 @@
+"""What a sweep keeps of its trials, while it is searched and when it is pruned."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.search_space import load_search
+from harness.tuning.kept_trials import NUM_KEPT, KeptTrials
+from harness.tuning.prune_runs import prune_all
+from harness.tuning.sweep_dir import SweepDirectory, Trial
+from tests.conftest import Harness
+from tests.tracking.test_disk_use import files, make_run
+from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
+
+CHECKPOINT = "checkpoints/step-000000007.npz"
+
+
+def made_up(folder: Path, toml: str = RANDOM) -> tuple[SweepDirectory, list[Trial]]:
+    """A finished sweep of eight trials, the later the better, and an attempt that was given up."""
+    trials = [
+        replace(trial(n, 0.5 + n / 100), trial=str(n), attempt=f"{n}/1.{n + 1}") for n in range(8)
+    ]
+    trials.append(replace(trial(8, None, error="it broke"), trial="8", attempt="8/1.9"))
+    sweep = make_sweep(folder, toml, *trials, finished=True)
+    for each in (*(t.attempt for t in trials), "3/1.10"):
+        make_run(sweep.trial_run(each, 1).folder)
+    sweep.trial_run("3/1.10", 1).path("result.json").unlink()
+    sweep.trial_run("8/1.9", 1).path("result.json").unlink()
+    return sweep, trials
+
+
+def holding(sweep: SweepDirectory, name: str) -> list[str]:
+    found = [path for path in sweep.path("trials").rglob(Path(name).name) if path.is_file()]
+    return sorted({path.relative_to(sweep.path("trials")).parts[0] for path in found})
+
+
+def test_a_search_keeps_the_models_of_its_best(tmp_path: Path) -> None:
+    """Whatever the order in which trials end; one that falls behind goes, once."""
+    sweep, trials = made_up(tmp_path / "s")
+    kept = KeptTrials(sweep, sweep.search())
+    kept.trim(trials[:NUM_KEPT])
+    assert holding(sweep, "model.keras") == list("012345678")
+    kept.trim([*trials[:7], replace(trials[7], status="running", score=None)])
+    assert holding(sweep, "model.keras") == list("2345678")
+    kept.trim(trials)
+    assert holding(sweep, "model.keras") == list("345678")
+    assert holding(sweep, CHECKPOINT) == list("345678")
+    assert len(files(sweep.trial_run("0/1.1", 1).folder)) == 7
+    assert holding(sweep, "result.json") == list("01234567")
+
+
+def test_trials_that_others_go_on_from_keep_checkpoints_to_the_end(tmp_path: Path) -> None:
+    """Their models go at once, their checkpoints when no trial can be promoted any more."""
+    sweep, trials = made_up(tmp_path / "s", HYPERBAND)
+    kept = KeptTrials(sweep, sweep.search())
+    kept.trim(trials)
+    assert holding(sweep, "model.keras") == list("345678")
+    assert holding(sweep, CHECKPOINT) == list("012345678")
+    kept.trim(trials, is_over=True)
+    assert holding(sweep, CHECKPOINT) == list("345678")
+
+
+def test_pruning_a_finished_sweep_keeps_the_best_models(tmp_path: Path) -> None:
+    """And their checkpoints; of attempts that were given up or failed the records stay."""
+    sweep, _ = made_up(tmp_path / "runs/tune/s")
+    before = files(sweep.folder)
+    counted = prune_all([tmp_path / "runs"], really=False)
+    assert files(sweep.folder) == before
+    removed = prune_all([tmp_path / "runs"], really=True)
+    assert removed.amount == counted.amount
+    assert len(before) - len(files(sweep.folder)) == removed.amount.num_files.total() > 50
+    assert holding(sweep, "model.keras") == list("34567")
+    assert holding(sweep, CHECKPOINT) == list("34567")
+    assert sweep.trial_run("3/1.10", 1).path("state.json").exists()
+    assert not sweep.trial_run("3/1.10", 1).path("model.keras").exists()
+    assert sweep.leaderboard()[0]["trial"] == "7"
+
+
+def test_an_unfinished_sweep_is_left_alone(tmp_path: Path) -> None:
+    """Also where one of its trials is named, and a trial behind a link in any."""
+    sweep, _ = made_up(tmp_path / "runs/tune/s")
+    elsewhere = make_run(tmp_path / "elsewhere/0/1.1/seed1").folder
+    link = sweep.path("trials", "9")
+    link.symlink_to(elsewhere.parents[1])
+    prune_all([tmp_path / "runs"], really=True)
+    assert (elsewhere / CHECKPOINT).exists()
+    sweep.path("result.json").unlink()
+    before = files(sweep.folder)
+    for named in (sweep.folder, sweep.trial_run("7/1.8", 1).folder):
+        done = prune_all([named], really=True)
+        assert "unfinished" in done.left[0][1]
+    assert files(sweep.folder) == before
+
+
+def test_the_command_says_what_it_would_do_and_does_it_when_told(
+    harness: Harness, tmp_path: Path
+) -> None:
+    """Dry by default; unfinished runs are named; a wrong folder is one line and exit code 2."""
+    runs = tmp_path / "some"
+    done, unfinished = make_run(runs / "lstm/a"), make_run(runs / "lstm/b")
+    unfinished.path("result.json").unlink()
+    before = files(runs)
+    dry = harness.run("prune", "--runs", str(runs)).stdout
+    assert "--yes removes them" in dry
+    assert f"{unfinished.folder} is unfinished" in dry
+    assert files(runs) == before
+    told = harness.run("prune", str(runs), "--yes").stdout
+    assert "6 files of 1 finished runs; harness train RUN/job.toml makes them again" in told
+    assert len(files(done.folder)) == len(files(unfinished.folder)) - 5
+    assert "nothing to remove in 1 finished runs" in harness.run("prune", str(runs)).stdout
+    disk = harness.run("status", "--runs", str(runs), "--disk").stdout
+    assert "in all 0.0 MB in" in disk
+    wrong = harness.run("prune", str(tmp_path / "none"))
+    assert wrong.returncode == 2
+    assert "no such folder" in wrong.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("toml", [RANDOM, HYPERBAND])
+def test_a_search_knows_whether_its_trials_go_on(tmp_path: Path, toml: str) -> None:
+    """The two searches of these tests differ in it."""
+    (tmp_path / "a.toml").write_text(toml)
+    assert load_search(tmp_path / "a.toml").continues_trials == (toml is HYPERBAND)

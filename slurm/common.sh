@@ -121,6 +121,7 @@ prepare_batch() {
     # Each node that can't do what the job was promised gets a line in it: its name, and why.
     export HARNESS_NODE_FAULTS=$HARNESS_RUNS/.submissions/node-faults-$SLURM_JOB_ID
     mkdir -p "${HARNESS_NODE_FAULTS%/*}" || unset HARNESS_NODE_FAULTS
+    UNBEGUN_STARTS=$HARNESS_RUNS/.submissions/unbegun-$SLURM_JOB_ID
     export HARNESS_OFFLINE=1 # compute nodes often have no network; a download would only time out
     if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
         # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
@@ -196,7 +197,8 @@ run_child() {
         [[ -n $fresh ]] || break
     done
     # Killed by the signal: it was still starting, so there was no work to save.
-    [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
+    UNBEGUN=''
+    [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 UNBEGUN=yes ;; esac
 }
 
 # Passes on only the first signal of a kind, since Slurm and users repeat them.
@@ -213,6 +215,7 @@ run_to_end() {
     local num_faulty
     num_faulty=$(faulty_nodes | wc -l)
     run_child "$@"
+    [[ -n $UNBEGUN ]] || ! is_batch || rm -f "$UNBEGUN_STARTS"
     if is_batch && [[ $num_faulty -ge $MAX_FAULTY_NODES &&
         $(faulty_nodes | wc -l) -gt $num_faulty ]]; then
         complain "not requeued: $(faulty_nodes | paste -s -d ' ' -) were at fault one after another"

@@ -5,6 +5,7 @@
 # shellcheck disable=SC2034 # common.sh reads it
 MAX_FAULTY_NODES=2 # before a job stays failed: then it may not be the nodes
 RUN=''             # the job's run or sweep, by its id or folder, if it has one alone
+UNBEGUN=''         # yes if a signal ended the harness while it was still starting
 PREEMPTED=''       # yes if it was cancelled for another job, requeued if it is back in the queue
 
 # Whether the job can be resumed: it saved its state, or a process on one of several nodes died,
@@ -42,10 +43,10 @@ requeue() {
         warn "interrupted; submit or run the job again to resume it"
         return
     fi
-    # The run counts requeues too; this limit is for a job that never gets as far as its run.
-    if [[ ${SLURM_RESTART_COUNT:-0} -ge $HARNESS_MAX_REQUEUES ]]; then
-        complain "interrupted; not requeued again after $SLURM_RESTART_COUNT times" \
-            "(HARNESS_MAX_REQUEUES is $HARNESS_MAX_REQUEUES); see above why, or give more --time"
+    # A run counts its own requeues without a step; here are those of a job that got to no run.
+    if [[ -n $UNBEGUN ]] && is_unbegun_too_often; then
+        complain "interrupted while it started, for the last $HARNESS_MAX_REQUEUES times" \
+            "(HARNESS_MAX_REQUEUES); not requeued again; see above why, or give more --time"
         return
     fi
     trap '' TERM # the requeue ends this script too
@@ -61,6 +62,14 @@ requeue() {
         warn "the requeue failed and is tried again: ${error//$'\n'/; }"
     done
     submit_successor "$error"
+}
+
+# Counts the starts of the job one after another that ended before there was anything to save.
+is_unbegun_too_often() {
+    local count
+    echo >>"$UNBEGUN_STARTS" || return 1
+    count=$(wc -l <"$UNBEGUN_STARTS")
+    [[ $count -gt $HARNESS_MAX_REQUEUES ]]
 }
 
 # Puts a job back that failed without a signal, unless it gets no further; harness says which.

@@ -56,7 +56,8 @@
 # job was submitted from.
 # export HARNESS_LOGIN=$USER@login.cluster.edu
 
-# How many times a job may put itself back into the queue; 20 by default.
+# How many times a job may put itself back into the queue without a step, or a finished trial, in
+# between; 20 by default. Time limits and preemptions that a run survives do not count.
 # HARNESS_MAX_REQUEUES=20
 
 # 1: train, tune and resume are refused outside of jobs, on the login node, without --here.

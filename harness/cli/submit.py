@@ -188,6 +188,9 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
+    if submission.resumes:  # nobody typed it
+        own = ("--parsable", "--job-name", "--output")
+        echo(f"asks  {shlex.join(arg for arg in submission.args if not arg.startswith(own))}")
     for name, paths in (
         ("run", submission.run_folders(job_id)),
         ("log", submission.logs(job_id)),

@@ -9,9 +9,9 @@ from harness.errors import InputError
 from harness.files.lenient_json import table
 from harness.job import Job
 from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
-from harness.slurm.environment import SlurmEnvironment, allocation_of
+from harness.slurm.environment import SlurmEnvironment, allocation_of, memory_args
 from harness.slurm.resources import Resources
-from harness.slurm.sbatch_options import GPUS, names_in
+from harness.slurm.sbatch_options import GPUS, MEMORY, names_in
 from harness.slurm.script import Resumed
 from harness.tracking.record_format import RECORD
 from harness.tracking.records import RunStatus
@@ -53,9 +53,10 @@ def as_job(status: RunStatus, wanted: Resources) -> Resumed:
 
 
 def _resources(folder: Path, wanted: Resources) -> Resources:
-    """What the user wants, and else what the first job of the run had."""
+    """What the user wants, and else what the last job of the run had."""
     record = RunDirectory(folder).read_json(RECORD)
-    variables = {name: str(value) for name, value in table(record, "slurm").items()}
+    asked = table(_last_start(record), "slurm_asked") or table(record, "slurm")
+    variables = {name: str(value) for name, value in asked.items()}
     before = allocation_of(variables)
     if num_gpus := _gpus_in_use(record):  # as many again, for the same number of replicas
         before["gpus"] = str(max(1, num_gpus // before.get("nodes", 1)))
@@ -63,13 +64,24 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         before["gpus"] = "0"
     if names_in(wanted.flags) & {*GPUS}:
         before.pop("gpus", None)
+    if wanted.mem or names_in(wanted.flags) & {*MEMORY}:
+        before.pop("mem", None)
+    elif by_unit := memory_args(variables):
+        before.pop("mem", None)
+        wanted = dataclasses.replace(wanted, flags=(*wanted.flags, *by_unit))
+    if any(flag.startswith(("-t", "--time")) for flag in wanted.flags):
+        before.pop("time", None)
     missing = {name: value for name, value in before.items() if getattr(wanted, name) is None}
     return dataclasses.replace(wanted, **missing)
 
 
 def _gpus_in_use(record: dict[str, Any]) -> int:
     """The number of GPUs that the run last used, on all nodes together."""
+    devices = _last_start(record).get("devices")
+    return sum("gpu" in str(each).lower() for each in devices or ())
+
+
+def _last_start(record: dict[str, Any]) -> dict[str, Any]:
     starts = record.get("starts")
     last = starts[-1] if isinstance(starts, list) and starts else None
-    devices = last.get("devices") if isinstance(last, dict) else None
-    return sum("gpu" in str(each).lower() for each in devices or ())
+    return last if isinstance(last, dict) else {}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from harness.slurm.queue import QueuedJob, find_job
 from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
+from harness.tracking.out_of_memory import Shortage, shortage_of
 from harness.tracking.records import RunStatus, describe_trials, last_log_line
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
@@ -81,6 +82,10 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     """The state of a run without a heartbeat and without a job that is alive."""
+    shortage = shortage_of(status)
+    if shortage and (status.queued or not status.folder.exists()):
+        more = f"; give --mem={shortage.more_mb}M or more" if shortage.more_mb else ""
+        return "failed", f"killed for want of memory: {shortage}{more}"
     if status.queued:
         line = last_log_line(status)
         ended = status.queued.state.lower().replace("_", " ")
@@ -105,8 +110,9 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         # A job that started after the queue was asked can't be in its answer.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
-            if queued and queued.state == "OUT_OF_MEMORY":
-                why += ": go on with more --mem"
+            if shortage := shortage_of(status):
+                told = f"killed for want of memory: {shortage}"
+                return "lost", f"{told}; {_with_more(status, shortage)}"
             return "lost", "; ".join(filter(None, (why, last_log_line(status), status.resume)))
     elif (
         not status.reported_job
@@ -120,6 +126,11 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         return started, status.phase if status.phase in ("validating", "testing") else ""
     where = f" on {status.host}" if status.host else ""
     return "stale", f"no heartbeat for {format_duration(age)}{where}: it hangs or its node is down"
+
+
+def _with_more(status: RunStatus, shortage: Shortage) -> str:
+    """The command that goes on with a run with more memory."""
+    return f"{status.resume} --mem={shortage.more_mb}M" if shortage.more_mb else status.resume
 
 
 def format_duration(time_s: float) -> str:

@@ -13,6 +13,14 @@ from harness.slurm.client import ask
 from harness.system.cuda import visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
+ASKED = frozenset(
+    f"SLURM_{name}"
+    for name in (
+        *("JOB_NUM_NODES", "GPUS_ON_NODE", "JOB_START_TIME", "JOB_END_TIME", "MEM_PER_NODE"),
+        *("MEM_PER_GPU", "MEM_PER_CPU", "JOB_PARTITION", "JOB_ACCOUNT", "JOB_QOS"),
+    )
+)
+MAX_LIMIT_S = 365 * 86_400  # longer ones mean that there is no limit
 
 
 @dataclass(frozen=True)
@@ -149,19 +157,37 @@ def _number(allocation: SlurmEnvironment, name: str) -> int:
 
 
 def allocation_of(variables: Mapping[str, str]) -> dict[str, Any]:
-    """What a job had, from its variables: nodes, GPUs of each, partition, account and QOS.
+    """What a job had, from its variables: nodes, their GPUs and memory, time, partition and so on.
 
-    Under the names of the options of `harness submit`, and without what is not known.
+    Under the names of the options of `harness submit`, and without what is not known: Slurm before
+    23.02 does not tell a job its time limit.
     """
     nodes = variables.get("SLURM_JOB_NUM_NODES", "")
+    times = [variables.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
+    limit_s = int(times[1]) - int(times[0]) if all(each.isdigit() for each in times) else 0
+    mem = variables.get("SLURM_MEM_PER_NODE", "")
     found = {
         "nodes": int(nodes) if nodes.isdigit() else None,
         "gpus": variables.get("SLURM_GPUS_ON_NODE"),
+        "time": str(-(-limit_s // 60)) if 0 < limit_s < MAX_LIMIT_S else None,  # in minutes
+        "mem": f"{mem}M" if mem.isdigit() and int(mem) else None,
         "partition": variables.get("SLURM_JOB_PARTITION"),
         "account": variables.get("SLURM_JOB_ACCOUNT"),
         "qos": variables.get("SLURM_JOB_QOS"),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def memory_args(variables: Mapping[str, str]) -> list[str]:
+    """The options of sbatch for the memory of each GPU or CPU, if a job asked in this way."""
+    names = {"SLURM_MEM_PER_GPU": "mem-per-gpu", "SLURM_MEM_PER_CPU": "mem-per-cpu"}
+    asked = {option: variables.get(name, "") for name, option in names.items()}
+    return [f"--{option}={mb}M" for option, mb in asked.items() if mb.isdigit() and int(mb)]
+
+
+def asked_of(allocation: SlurmEnvironment) -> dict[str, str]:
+    """The variables that say what a job asked for, which may differ between the starts of a run."""
+    return {name: value for name, value in allocation.variables.items() if name in ASKED}
 
 
 def resume_command(folder: Path | str) -> str:

@@ -5,14 +5,28 @@ At many sites sbatch accepts a job that is longer than its partition allows, and
 
 import getpass
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from harness.errors import InputError, RunError
 from harness.slurm import client
 
 TIMEOUT_S = 10
 DEFAULT_ARRAY_SIZE = 1001  # indices are below it
+UNLIMITED = float("inf")
+
+# What sacctmgr calls the limits that a single job, or this user alone, can run into.
+COMMON_FIELDS = {"max_time": "MaxWall", "group_jobs": "GrpSubmit", "group": "GrpTRES",
+                 "of_job": "MaxTRES"}  # fmt: skip
+ACCOUNT_FIELDS = {"name": "Account", "max_jobs": "MaxSubmit", "max_running": "MaxJobs",
+                  "default_qos": "DefaultQOS", "qos": "QOS", **COMMON_FIELDS}  # fmt: skip
+QOS_FIELDS = {"name": "Name", "max_jobs": "MaxSubmitPU", "max_running": "MaxJobsPU",
+              "of_user": "MaxTRESPU", "group_running": "GrpJobs", "flags": "Flags",
+              **COMMON_FIELDS}  # fmt: skip
+GROUP_FIELDS = {"name": "Account", "user": "User", "group_jobs": "GrpSubmit", "group": "GrpTRES",
+                "group_running": "GrpJobs"}  # fmt: skip
+UNITS_MB = {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20, "P": 2**30}
+WHAT = {"node": "nodes", "cpu": "CPUs", "mem": "MB of memory", "gres/gpu": "GPUs"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,8 @@ class Partition:
     max_time: str  # as Slurm writes it
     preempt_mode: str  # OFF, REQUEUE, CANCEL or SUSPEND
     grace_s: float
+    qos: str = ""  # whose limits hold for all of its jobs
+    max_nodes: int | None = None  # of a job
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,10 @@ class Quota:
     max_time: str = ""
     max_jobs: int | None = None  # of one user, waiting or running
     qos: str = ""  # an account's, where a job names none
+    group_jobs: int | None = None  # of all its users, waiting or running
+    max_running: int | None = None  # at a time; 0 lets none begin
+    tres: Mapping[str, float] = field(default_factory=dict)  # that one job can get; memory in MB
+    is_first: bool = False  # before the limits of a partition's QOS (OverPartQOS)
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,7 @@ class Limits:
     accounts: Mapping[str, Quota] = field(default_factory=dict)
     qos: Mapping[str, Quota] = field(default_factory=dict)
     default_account: str = ""
+    own_jobs: tuple[tuple[str, str], ...] = ()  # account and QOS of each, waiting or running
 
     @property
     def array_size(self) -> int:
@@ -54,7 +75,7 @@ class Limits:
 
 
 def read_limits() -> Limits:
-    """Ask Slurm for all of it, in two calls, or five where there is accounting.
+    """Ask Slurm for all of it, in two calls, or seven where there is accounting.
 
     What Slurm does not tell, as where its programs are forbidden, limits nothing.
     """
@@ -64,14 +85,23 @@ def read_limits() -> Limits:
         return Limits(partitions, settings)
     sacctmgr = ("sacctmgr", "--noheader", "--parsable2", "show")
     user = getpass.getuser()
-    own = ("assoc", f"user={user}", "format=Account,MaxWall,MaxSubmit,DefaultQOS,QOS")
+    accounts = parse_quotas(
+        "account", _ask(*sacctmgr, "assoc", f"user={user}", _format(ACCOUNT_FIELDS))
+    )
+    groups = _ask(*sacctmgr, "assoc", f"account={','.join(accounts)}", _format(GROUP_FIELDS))
+    queued = _ask("squeue", "--me", "--array", "--noheader", "--format=%a|%q")
     return Limits(
         partitions,
         settings,
-        parse_quotas("account", _ask(*sacctmgr, *own)),
-        parse_quotas("qos", _ask(*sacctmgr, "qos", "format=Name,MaxWall,MaxSubmitPU")),
+        {**accounts, **parse_groups(groups, accounts)},
+        parse_quotas("qos", _ask(*sacctmgr, "qos", _format(QOS_FIELDS))),
         _ask(*sacctmgr, "user", f"name={user}", "format=DefaultAccount").strip(),
+        tuple((account, qos) for account, _, qos in (x.partition("|") for x in queued.split())),
     )
+
+
+def _format(fields: Mapping[str, str]) -> str:
+    return f"format={','.join(fields.values())}"
 
 
 def _ask(*args: str) -> str:
@@ -99,19 +129,68 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
                     values.get("MaxTime", "UNLIMITED"),
                     values.get("PreemptMode", "OFF"),
                     float(values.get("GraceTime", "0") or 0),
+                    values.get("QoS", "").replace("N/A", ""),
+                    _number(values.get("MaxNodes", "")),
                 )
             )
     return tuple(found)
 
 
 def parse_quotas(kind: str, text: str) -> dict[str, Quota]:
-    """The lines `name|MaxWall|MaxSubmit` of sacctmgr; an account's may have `|DefaultQOS|QOS`."""
+    """The lines of sacctmgr with the fields of ACCOUNT_FIELDS or QOS_FIELDS."""
+    fields = QOS_FIELDS if kind == "qos" else ACCOUNT_FIELDS
     found = {}
     for line in text.splitlines():
-        name, max_time, max_jobs, default_qos, all_qos, *_ = [*line.split("|"), *[""] * 4]
-        count = int(max_jobs) if max_jobs.isdigit() else None
-        qos = default_qos or ("" if "," in all_qos else all_qos)
-        found[name] = Quota(f"{kind} {name}", max_time, count, qos)
+        values = dict(zip(fields, line.split("|"), strict=False))
+        name, all_qos = values["name"], values.get("qos", "")
+        found[name] = Quota(
+            f"{kind} {name}",
+            values.get("max_time", ""),
+            _number(values.get("max_jobs", "")),
+            values.get("default_qos", "") or ("" if "," in all_qos else all_qos),
+            _number(values.get("group_jobs", "")),
+            _least(values, "max_running", "group_running"),
+            _tres(values.get(each, "") for each in ("of_job", "of_user", "group")),
+            is_first="OverPartQOS" in values.get("flags", ""),
+        )
+    return found
+
+
+def parse_groups(text: str, accounts: Mapping[str, Quota]) -> dict[str, Quota]:
+    """The accounts with the limits of all their users together, from lines without a user."""
+    found = {}
+    for line in text.splitlines():
+        values = dict(zip(GROUP_FIELDS, line.split("|"), strict=False))
+        own = accounts.get(values["name"])
+        if own is None or values.get("user", ""):
+            continue
+        tres = _tres([values.get("group", "")])
+        running = _least(values, "group_running")
+        found[values["name"]] = replace(
+            own,
+            group_jobs=own.group_jobs or _number(values.get("group_jobs", "")),
+            max_running=running if own.max_running is None else own.max_running,
+            tres={name: min(own.tres.get(name, UNLIMITED), value) for name, value in tres.items()}
+            | {name: value for name, value in own.tres.items() if name not in tres},
+        )
+    return found
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _least(values: Mapping[str, str], *names: str) -> int | None:
+    numbers = [number for n in names if (number := _number(values.get(n, ""))) is not None]
+    return min(numbers, default=None)
+
+
+def _tres(texts: Iterable[str]) -> dict[str, float]:
+    """The least of each resource in texts such as `cpu=8,gres/gpu:a100=2,mem=100G`."""
+    found: dict[str, float] = {}
+    for name, amount, unit in re.findall(r"([\w/:.-]+)=(\d+(?:\.\d+)?)([KMGTP]?)", ",".join(texts)):
+        value = float(amount) * (UNITS_MB.get(unit, 1) if name == "mem" else 1)
+        found[name] = min(found.get(name, UNLIMITED), value)
     return found
 
 
@@ -142,25 +221,94 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
     Raises:
         InputError: one line with the value, the limit and the remedy.
     """
-    _check_time(options, limits)
-    account = limits.accounts.get(options.get("account") or limits.default_account)
+    _check_partition(options, limits)
+    account = limits.accounts.get(options.get("account", limits.default_account))
     qos = limits.qos.get(options.get("qos") or (account.qos if account else ""))
-    for quota in filter(None, (qos, account)):
-        if seconds(options.get("time", "")) > seconds(quota.max_time) and "time" in options:
-            raise InputError(
-                f"--time {options['time']}: {quota.name} allows {quota.max_time} at most; give less"
-            )
-        if quota.max_jobs is not None and num_jobs > quota.max_jobs:
-            raise InputError(
-                f"{num_jobs} jobs: {quota.name} allows {quota.max_jobs} of one user at a time; "
-                "give fewer seeds, or all in one job by --pack"
-            )
+    of_partitions = {each.qos for each in _partitions(options, limits)}
+    first = limits.qos.get(next(iter(of_partitions))) if len(of_partitions) == 1 else None
+    if first and qos and qos.is_first:
+        first, qos = qos, first
+    # Of each limit only the first that is set holds.
+    set_before: set[str] = set()
+    for quota in filter(None, (first, qos, account)):
+        for limit, problem in _problems(quota, options, num_jobs, own_jobs=limits.own_jobs):
+            if problem and limit not in set_before:
+                raise InputError(problem)
+            set_before.add(limit)
 
 
-def _check_time(options: Mapping[str, str], limits: Limits) -> None:
+def _problems(
+    quota: Quota,
+    options: Mapping[str, str],
+    num_jobs: int,
+    *,
+    own_jobs: Iterable[tuple[str, str]],
+) -> Iterator[tuple[str, str]]:
+    """Each limit that is set, and why it refuses the jobs; empty if it does not."""
+    if quota.max_time:
+        is_long = "time" in options and seconds(options["time"]) > seconds(quota.max_time)
+        told = f"--time {options.get('time')}: {quota.name} allows {quota.max_time} at most"
+        yield "time", f"{told}; give less" if is_long else ""
+    for limit, most in (("jobs", quota.max_jobs), ("all jobs", quota.group_jobs)):
+        if most is not None:
+            queued = sum(quota.name in (f"account {a}", f"qos {q}") for a, q in own_jobs)
+            beside = f" beside {queued} of yours in the queue" if queued else ""
+            whose = "one user" if limit == "jobs" else "all its users"
+            told = f"{num_jobs} jobs{beside}: {quota.name} allows {most} of {whose} at a time"
+            remedy = "give fewer seeds, all in one job by --pack, or wait"
+            yield limit, f"{told}; {remedy}" if num_jobs + queued > most else ""
+    if quota.max_running is not None:
+        told = f"{quota.name} lets no job begin at present; name another --qos or --account"
+        yield "running", told if quota.max_running == 0 else ""
+    asked = asked_tres(options)
+    for name, limit_tres in quota.tres.items():
+        amount = asked.get(name, 0)
+        told = f"{amount:g} {WHAT.get(name, name)}: {quota.name} allows {limit_tres:g} at most"
+        remedy = "give less, or name another --qos or --account"
+        yield name, f"{told}, and the job would wait for ever; {remedy}" * (amount > limit_tres)
+
+
+def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
+    """What a job asks for on all its nodes, as far as its options say, by Slurm's names.
+
+    Memory in MB. Of a range of nodes the fewest count.
+    """
+    first = re.match(r"\d+", options.get("nodes", ""))
+    nodes = int(first[0]) if first else 1
+    found: dict[str, float] = {"node": nodes}
+    if (cpus := options.get("cpus-per-task", "")).isdigit():
+        found["cpu"] = int(cpus) * nodes
+    if memory := re.fullmatch(r"(\d+)([KMGT]?)", options.get("mem", "").upper()):
+        found["mem"] = int(memory[1]) * UNITS_MB.get(memory[2], 1) * nodes
+    for option, times in (("gres", nodes), ("gpus-per-node", nodes), ("gpus", 1)):
+        kind, _, count = options.get(option, "").partition(",")[0].rpartition(":")
+        kind = kind.removeprefix("gpu").removeprefix(":")
+        is_gpu = option != "gres" or options.get("gres", "").startswith("gpu")
+        if is_gpu and (count.isdigit() or count == "gpu"):
+            num = (int(count) if count.isdigit() else 1) * times
+            found["gres/gpu"] = max(num, found.get("gres/gpu", 0))
+            if kind:
+                found[f"gres/gpu:{kind}"] = num
+    return found
+
+
+def _partitions(options: Mapping[str, str], limits: Limits) -> list[Partition]:
+    """The partitions that a job may be in."""
     named = options.get("partition", "").split(",")
     chosen = [each for each in limits.partitions if each.name in named]
-    chosen = chosen or [each for each in limits.partitions if each.is_default and named == [""]]
+    return chosen or [each for each in limits.partitions if each.is_default and named == [""]]
+
+
+def _check_partition(options: Mapping[str, str], limits: Limits) -> None:
+    chosen = _partitions(options, limits)
+    nodes = asked_tres(options)["node"]
+    if chosen and all(each.max_nodes is not None and nodes > each.max_nodes for each in chosen):
+        most = max(each.max_nodes or 0 for each in chosen)
+        names = ", ".join(each.name for each in chosen)
+        raise InputError(
+            f"--nodes {nodes:g}: partition {names} allows {most} at most; give fewer, or another "
+            "--partition"
+        )
     wanted = options.get("time", "")
     if not chosen or not wanted or seconds(wanted) == float("inf"):
         return

@@ -19,7 +19,9 @@ from harness.files.site_settings import site_setting
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 LETTERS = {"-G": "gpus"}
-LIMITED = {"-A": "account", "-p": "partition", "-q": "qos", "-t": "time"}
+LIMITED = {"-A": "account", "-p": "partition", "-q": "qos", "-t": "time", "-N": "nodes",
+           "-c": "cpus-per-task", "-G": "gpus"}  # fmt: skip
+LIMITED_LONG = ("gres", "gpus-per-node", "mem")
 
 # The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
 VARIABLES = {
@@ -159,7 +161,7 @@ def names_in(args: Iterable[str]) -> set[str]:
 
 
 def values_of_all(header: Iterable[str], site: SiteOptions, args: Sequence[str]) -> dict[str, str]:
-    """What a job asks for by the options of LIMITED, as sbatch reads its three layers."""
+    """What a job asks for by the options that sites limit, as sbatch reads its three layers."""
     script = [word for line in header for word in _words(line)]
     exported = [f"--{VARIABLES[name]}={value}" for name, value in site.exported.items()]
     found = {}
@@ -171,6 +173,8 @@ def values_of_all(header: Iterable[str], site: SiteOptions, args: Sequence[str])
                 found[option] = value if has_value else after
             elif word.startswith(letter):
                 found[option] = word[2:] or after
+        if name.removeprefix("--") in LIMITED_LONG and name.startswith("--"):
+            found[name[2:]] = value if has_value else after
     return found
 
 

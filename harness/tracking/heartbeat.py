@@ -28,7 +28,8 @@ class Heartbeat:
         previous = run.read_json("state.json")
         self.state: dict[str, Any] = {
             "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
-            "requeues": int(previous.get("requeues") or 0),
+            "requeues": int(previous.get("requeues") or 0),  # without a step in between
+            "requeued_at": int(previous.get("requeued_at") or 0),
             "host": socket.gethostname(),
             "process": os.getpid(),
             "slurm_job": allocation.job_id if allocation else None,
@@ -59,16 +60,21 @@ class Heartbeat:
         """Record that the run is saved and stops, and whether its job may be requeued.
 
         Raises:
-            RunError: if it was requeued too often.
+            RunError: if it was requeued too often without a step, or a finished trial, more.
         """
-        requeues = int(self.state["requeues"])
+        requeues, before = int(self.state["requeues"]), int(self.state["requeued_at"])
+        reached = max(int(self.state.get(name) or 0) for name in ("step", "finished"))
         # The job scripts requeue a job that Slurm warned, not one that somebody cancelled.
         if self.max_requeues is not None and not reason.by_cancel:
+            if reached > before:
+                requeues = 0
             if requeues >= self.max_requeues:
                 raise RunError(
-                    f"interrupted by {reason}, checkpoint saved; not requeued after "
-                    f"{requeues} times, HARNESS_MAX_REQUEUES is {self.max_requeues}; give more "
-                    f"--time, and go on by: {resume_command(self.run.folder)}"
+                    f"interrupted by {reason}, checkpoint saved; not requeued after {requeues} "
+                    "times without a step or a finished trial more, HARNESS_MAX_REQUEUES is "
+                    f"{self.max_requeues}; give more --time, and go on by: "
+                    f"{resume_command(self.run.folder)}"
                 )
             requeues += 1
+            self.note(requeued_at=max(reached, before))
         self.beat("interrupted", signal=str(reason), requeues=requeues)

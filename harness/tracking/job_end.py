@@ -14,11 +14,11 @@ from harness.files.lenient_json import number, read_json, text, whole
 from harness.slurm.environment import SlurmEnvironment, given_memory_gb
 from harness.slurm.script import submissions
 from harness.system.host import memory_peak_gb
+from harness.tracking.out_of_memory import Shortage
 
 KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's for want of memory
 MAX_SAME_FAILURES = 3  # of the same exit code, without a step in between
 MAX_MEMORY_RETRIES = 2
-RAISE = 1.5
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,9 @@ def _out_of_memory(state: Mapping[str, Any], allocation: SlurmEnvironment, retri
     given_gb = given_memory_gb(allocation)
     device = state.get("device")
     seen_gb = number(device.get("memory_gb")) if isinstance(device, dict) else None
-    used_gb = memory_peak_gb() or seen_gb
-    asked = f"{given_gb:.1f} GB asked" if given_gb else "all memory of the node asked"
-    used = f", {used_gb:.1f} GB used when last seen" if used_gb else ""
-    more_mb = round(given_gb * 1e9 / 2**20 * RAISE) if given_gb else None
-    told = f"killed, most likely for want of memory: {asked}{used}"
+    shortage = Shortage(given_gb, memory_peak_gb() or seen_gb)
+    more_mb = shortage.more_mb
+    told = f"killed, most likely for want of memory: {shortage}"
     if more_mb is None:
         return Verdict(requeue=False, reason=told)
     if allocation.retries_memory and retries < MAX_MEMORY_RETRIES:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import PROJECT, __version__
 from harness.data.dataset import Dataset
-from harness.slurm.environment import SlurmEnvironment, given_cpus
+from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
 from harness.system.host import installed_version, nvidia_driver, processor
 from harness.tracking.record_format import RECORD, stamped
@@ -69,6 +69,7 @@ def write_provenance(
             "harness": __version__,
             "host": socket.gethostname(),
             "slurm_job": allocation.job_id if allocation else None,
+            "slurm_asked": asked_of(allocation) if allocation else {},
             "cpus": given_cpus(allocation),
             **_fingerprint(code),
             "packages": _packages(),

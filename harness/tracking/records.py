@@ -286,10 +286,13 @@ def _shown_job(status: RunStatus) -> str | None:
 
 def last_log_line(status: RunStatus) -> str:
     """The last line of a run's log that is not blank, empty where there is none."""
-    if not status.log:
-        return ""
-    lines = _tail(Path(status.log)).decode(errors="replace").splitlines()
+    lines = log_end(status).splitlines()
     return one_line(strip_prefix(next((line for line in reversed(lines) if line.strip()), "")))
+
+
+def log_end(status: RunStatus) -> str:
+    """The last part of a run's log, empty where there is none."""
+    return _tail(Path(status.log)).decode(errors="replace") if status.log else ""
 
 
 def one_line(text: str) -> str:

@@ -23,6 +23,16 @@ SLURM = {
 }
 
 
+# Of a start that Slurm gave more memory, and a time limit of an hour and a half.
+LAST = {
+    "SLURM_JOB_NUM_NODES": "1",
+    "SLURM_GPUS_ON_NODE": "2",
+    "SLURM_MEM_PER_NODE": "1500",
+    "SLURM_JOB_START_TIME": "1700000000",
+    "SLURM_JOB_END_TIME": "1700005401",
+}
+
+
 def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") -> RunStatus:
     """A run with a record of its starts."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +57,24 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
             ["--nodes=1", "--partition=short", "--account=lab", "--qos=normal"],
             "a100:1",
         ),
+        (
+            {"slurm": SLURM, "starts": [{"slurm_asked": LAST, "devices": []}]},
+            Resources(),
+            ["--nodes=1", "--time=91", "--mem=1500M"],
+            "2",
+        ),
+        (
+            {"slurm": {}, "starts": [{"slurm_asked": LAST, "devices": []}]},
+            Resources(time="5", flags=("--mem-per-gpu=2G",)),
+            ["--nodes=1", "--time=5", "--mem-per-gpu=2G"],
+            "2",
+        ),
+        (
+            {"slurm": {"SLURM_MEM_PER_GPU": "2048"}, "starts": []},
+            Resources(flags=("-t5",)),
+            ["-t5", "--mem-per-gpu=2048M"],
+            "0",
+        ),
         ({"slurm": {}, "starts": [{"devices": [{"device": "cpu:0"}]}]}, Resources(), [], "0"),
         ({"slurm": {}, "starts": []}, Resources(flags=("-G2",)), ["-G2"], None),
         ({}, Resources(), [], None),
@@ -55,7 +83,7 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
 def test_it_asks_for_what_the_run_had(
     tmp_path: Path, record: dict[str, Any], wanted: Resources, args: list[str], gpus: str | None
 ) -> None:
-    """As many GPUs as the run used, on as many nodes, in the same partition, unless told."""
+    """GPUs that the run used, nodes, partition, time and memory of its last job, unless told."""
     resumed = as_job(stopped(tmp_path / "a", record), wanted)
     assert (resumed.resources.sbatch_args(), resumed.resources.gpus) == (args, gpus)
     assert (resumed.folder, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))

@@ -76,7 +76,8 @@ CommunicationParameters=NoInAddrAny
         self.run(*sacctmgr, "add", "cluster", "tests")
         self.run(*sacctmgr, "add", "account", "lab")
         self.run(*sacctmgr, "add", "user", user, "account=lab")
-        limits = ("MaxWall=60", "MaxSubmitJobsPerUser=3")
+        self.run(*sacctmgr, "modify", "account", "lab", "set", "GrpTRES=node=2")
+        limits = ("MaxWall=60", "MaxSubmitJobsPerUser=3", "GrpTRES=gres/gpu=2")
         self.run(*sacctmgr, "modify", "qos", "normal", "set", *limits)
 
     def _stop_accounting(self) -> None:

@@ -32,14 +32,17 @@ def test_the_limits_of_a_qos_hold_before_sbatch(
     for name, value in accounted.environment.items():
         monkeypatch.setenv(name, value)
     limits = read_limits()
-    assert limits.qos["normal"] == Quota("qos normal", "01:00:00", 3)
-    assert limits.accounts["lab"] == Quota("account lab", "", None, "normal")
+    gpus = {"gres/gpu": 2}
+    assert limits.qos["normal"] == Quota("qos normal", "01:00:00", 3, tres=gpus)
+    assert limits.accounts["lab"] == Quota("account lab", "", None, "normal", tres={"node": 2})
     visitor = SlurmProject(accounted, tmp_path, real=False)
     submitter = Submitter.of(visitor)
     job = visitor.path / "jobs/gru.toml"
     for words, said in (
         (["--time", "1:30:00"], "qos normal allows 01:00:00 at most"),
         (["--seeds", "1-4", "--time", "30"], "allows 3 of one user at a time"),
+        (["--gpus", "3", "--time", "30"], "3 GPUs: qos normal allows 2 at most"),
+        (["--nodes", "3", "--time", "30"], "3 nodes: account lab allows 2 at most"),
     ):
         done = submitter.run(job, *words)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr

@@ -9,7 +9,9 @@ from harness.slurm.limits import (
     Limits,
     Partition,
     Quota,
+    asked_tres,
     check_limits,
+    parse_groups,
     parse_partitions,
     parse_quotas,
     parse_settings,
@@ -20,13 +22,21 @@ from harness.slurm.sbatch_options import SiteOptions, values_of_all
 PARTITIONS = """\
 PartitionName=gpu Default=YES GraceTime=0 MaxTime=1-00:00:00 PreemptMode=OFF Nodes=n10
 PartitionName=short Default=NO GraceTime=10 MaxTime=00:01:00 PreemptMode=CANCEL
-PartitionName=open MaxTime=UNLIMITED
+PartitionName=open MaxTime=UNLIMITED QoS=N/A MaxNodes=UNLIMITED
+PartitionName=debug MaxTime=UNLIMITED QoS=small MaxNodes=2
 """
 LIMITS = Limits(
     parse_partitions(PARTITIONS),
-    qos={"normal": Quota("qos normal", "02:00:00", 3)},
+    qos={
+        "normal": Quota("qos normal", "02:00:00", 3, tres={"gres/gpu": 4}),
+        "small": Quota("qos small", "", 2, tres={"gres/gpu": 1, "gres/gpu:a100": 0, "mem": 4096}),
+        "closed": Quota("qos closed", max_running=0),
+        "over": Quota("qos over", tres={"gres/gpu": 8}, is_first=True),
+    },
+    own_jobs=(("lab", "normal"), ("lab", "other")),
     accounts={
         "lab": Quota("account lab", "", 5),
+        "full": Quota("account full", group_jobs=1, tres={"node": 2, "cpu": 8}),
         "shared": Quota("account shared", qos="normal"),
     },
 )
@@ -35,18 +45,32 @@ LIMITS = Limits(
 def test_what_slurm_says_is_read() -> None:
     """Partitions, settings with their units, and quotas with limits left out."""
     assert LIMITS.partitions[1] == Partition("short", False, "00:01:00", "CANCEL", 10.0)
-    assert [each.is_default for each in LIMITS.partitions] == [True, False, False]
+    assert [each.is_default for each in LIMITS.partitions] == [True, False, False, False]
+    assert [(each.qos, each.max_nodes) for each in LIMITS.partitions[2:]] == [
+        ("", None),
+        ("small", 2),
+    ]
     settings = parse_settings("Configuration data\nMaxArraySize     = 100\nKillWait = 2 sec\n")
     assert settings == {"MaxArraySize": "100", "KillWait": "2 sec"}
     assert (Limits(settings=settings).array_size, Limits().array_size) == (100, 1001)
-    assert parse_quotas("qos", "a|1-00:00:00|7\nb||\n") == {
-        "a": Quota("qos a", "1-00:00:00", 7),
-        "b": Quota("qos b", "", None),
+    qos = "a|7|4|gres/gpu=3||OverPartQOS|1-00:00:00|9|cpu=8,gres/gpu=2,mem=1G|\nb||||0|||||cpu=9\n"
+    assert parse_quotas("qos", qos) == {
+        "a": Quota(
+            *("qos a", "1-00:00:00", 7, "", 9, 4, {"gres/gpu": 2, "cpu": 8, "mem": 1024}),
+            is_first=True,
+        ),
+        "b": Quota("qos b", max_running=0, tres={"cpu": 9}),
     }
-    assert parse_quotas("account", "a||||long\nb|||short|long,short\nc||||x,y\n") == {
+    accounts = parse_quotas("account", "a||||long\nb|||short|long,short\nc|||||||node=4|\n")
+    assert accounts == {
         "a": Quota("account a", "", None, "long"),
         "b": Quota("account b", "", None, "short"),
-        "c": Quota("account c", "", None, ""),
+        "c": Quota("account c", tres={"node": 4}),
+    }
+    groups = "a||5||\na|me|6||\nc|||node=2,cpu=7|3\nother||1||\n"
+    assert parse_groups(groups, accounts) == {
+        "a": Quota("account a", "", None, "long", 5),
+        "c": Quota("account c", max_running=3, tres={"node": 2, "cpu": 7}),
     }
 
 
@@ -65,11 +89,20 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, time_s: float) -> 
 @pytest.mark.parametrize(
     ("options", "num_jobs", "said"),
     [
-        ({"time": "02:00:00", "partition": "short"}, 1, "short allows 00:01:00.*gpu, open"),
-        ({"time": "2-0"}, 1, "partition gpu allows 1-00:00:00.*--partition: open"),
+        ({"time": "02:00:00", "partition": "short"}, 1, "short allows 00:01:00.*gpu, open, debug"),
+        ({"time": "2-0"}, 1, "partition gpu allows 1-00:00:00.*--partition: open, debug"),
         ({"time": "3:00:00", "qos": "normal"}, 1, "qos normal allows 02:00:00"),
-        ({"qos": "normal"}, 4, "4 jobs: qos normal allows 3 of one user"),
-        ({"account": "lab"}, 6, "6 jobs: account lab allows 5"),
+        ({"qos": "normal"}, 3, "3 jobs beside 1 of yours in .*: qos normal allows 3 of one user"),
+        ({"account": "lab"}, 4, "4 jobs beside 2 of yours in the queue: account lab allows 5"),
+        ({"account": "full"}, 2, "2 jobs: account full allows 1 of all its users"),
+        ({"qos": "closed"}, 1, "qos closed lets no job begin"),
+        ({"gres": "gpu:5", "qos": "normal"}, 1, "5 GPUs: qos normal allows 4 .* wait for ever"),
+        ({"gres": "gpu:t4:2", "partition": "debug"}, 1, "2 GPUs: qos small allows 1"),
+        ({"gpus": "a100:1", "partition": "debug"}, 1, "1 gres/gpu:a100: qos small allows 0"),
+        ({"mem": "3G", "nodes": "2", "partition": "debug"}, 1, "6144 MB .* allows 4096"),
+        ({"nodes": "3", "partition": "debug"}, 1, "--nodes 3: partition debug allows 2"),
+        ({"nodes": "3-5", "account": "full"}, 1, "3 nodes: account full allows 2"),
+        ({"cpus-per-task": "5", "nodes": "2", "account": "full"}, 1, "10 CPUs: .* full allows 8"),
         ({"time": "3:00:00", "account": "shared"}, 1, "qos normal allows 02:00:00"),
     ],
 )
@@ -87,6 +120,11 @@ def test_what_is_allowed_or_not_known_passes() -> None:
     check_limits({"partition": "short"}, 1, LIMITS)
     check_limits({"time": "9-0"}, 9000, Limits())
     check_limits({}, 9000, LIMITS)
+    # Where several set the same limit: the partition's QOS, the job's QOS, then the account.
+    check_limits({"gres": "gpu:1", "partition": "debug", "qos": "normal"}, 1, LIMITS)
+    check_limits({"gres": "gpu:8", "partition": "debug", "qos": "over"}, 1, LIMITS)
+    check_limits({"gres": "gpu:9", "partition": "debug,open"}, 1, LIMITS)
+    check_limits({"gres": "none", "mem": "0", "nodes": "2", "account": "full"}, 1, LIMITS)
     lab = dataclasses.replace(LIMITS, default_account="lab")
     with pytest.raises(InputError, match="account lab allows 5"):
         check_limits({}, 6, lab)
@@ -96,5 +134,21 @@ def test_a_later_layer_wins() -> None:
     """The script, then the exported variables, then the arguments, in every form of sbatch."""
     header = ["#SBATCH --time=02:00:00 -p a # note", "#SBATCH --gres=gpu:1"]
     site = SiteOptions({"SBATCH_PARTITION": "b"}, {"SBATCH_QOS": "no"})
-    found = values_of_all(header, site, ["-t", "5", "--account", "lab", "-qlong"])
-    assert found == {"time": "5", "partition": "b", "account": "lab", "qos": "long"}
+    found = values_of_all(
+        header, site, ["-t", "5", "--account", "lab", "-qlong", "-N2", "--mem=3G"]
+    )
+    assert found == {
+        "time": "5",
+        "partition": "b",
+        "account": "lab",
+        "qos": "long",
+        "gres": "gpu:1",
+        "nodes": "2",
+        "mem": "3G",
+    }
+    assert asked_tres(found) == {"node": 2, "mem": 6144, "gres/gpu": 2}
+    assert asked_tres({"gpus-per-node": "a100:2"}) == {
+        "node": 1,
+        "gres/gpu": 2,
+        "gres/gpu:a100": 2,
+    }

@@ -290,14 +290,14 @@ def test_interrupt_reaches_the_harness_as_term(project: Project) -> None:
     [
         (signal.SIGUSR2, 0, "requeue 42\n"),
         (signal.SIGUSR2, 2, "requeue 42\n"),
-        (signal.SIGUSR2, 3, ""),
+        (signal.SIGUSR2, 30, "requeue 42\n"),
         (signal.SIGTERM, 0, ""),
     ],
 )
 def test_warned_job_goes_back_into_the_queue(
     project: Project, number: signal.Signals, times: int, requeued: str
 ) -> None:
-    """A job that was warned requeues itself up to its limit; a cancelled one stays cancelled."""
+    """A job that was warned requeues itself, however often; a cancelled one stays cancelled."""
     asked = project.outside / "asked"
     asked.touch()
     answer = '[ "$1" != requeue ] || echo "$@" >>"$ASKED"'
@@ -306,6 +306,24 @@ def test_warned_job_goes_back_into_the_queue(
     code, said = project.signalled(project.spool(), number, env=env)
     assert code == 75, said
     assert asked.read_text() == requeued
+
+
+def test_a_job_that_never_gets_to_its_run_gives_up(project: Project) -> None:
+    """Starts that a time limit ends before there is anything to save count one after another."""
+    project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
+    harness = project.venv / "bin/harness"
+    working = harness.read_text()
+    ready = shlex.quote(str(project.note.with_suffix(".ready")))
+    starting = f'[ "$1" = job-begin ] || {{ touch "$NOTE" {ready}; exec sleep 20; }}'
+    env = project.slurm(HARNESS_MAX_REQUEUES="2", SLURM_RESTART_COUNT="9")
+    said = []
+    for program in (*[f"#!/bin/sh\n{starting}\n"] * 2, working, *[f"#!/bin/sh\n{starting}\n"] * 3):
+        project.executable(harness, program)
+        project.note.with_suffix(".ready").unlink(missing_ok=True)
+        code, told = project.signalled(project.spool(), signal.SIGUSR2, env=env)
+        said.append((code, "is back in the queue" in told))
+    assert said == [(75, True)] * 5 + [(75, False)]
+    assert "for the last 2 times (HARNESS_MAX_REQUEUES)" in told.splitlines()[-1]
 
 
 def test_requeue_is_tried_again_while_the_scheduler_is_down(project: Project) -> None:

@@ -37,14 +37,21 @@ def test_a_note_goes_with_the_next_beat(tmp_path: Path) -> None:
 
 
 def test_a_warned_job_is_requeued_only_so_often(tmp_path: Path) -> None:
-    """Each warning counts over restarts; after the last the run is refused with the way on."""
+    """Each warning counts over restarts, until there is a step more or the run is refused."""
     for requeues in (1, 2):
         heart, run = start(tmp_path, SLURM)
         heart.interrupted(Interrupted("SIGUSR1"))
         assert (state(run)["phase"], state(run)["requeues"]) == ("interrupted", requeues)
         assert (state(run)["signal"], state(run)["slurm_job"]) == ("SIGUSR1", "7")
     heart, run = start(tmp_path, SLURM)
-    line = rf"not requeued after 2 times.*give more --time.*harness resume {tmp_path}"
+    heart.beat("training", step=1)
+    heart.interrupted(Interrupted("SIGUSR1"))
+    assert (state(run)["requeues"], state(run)["requeued_at"]) == (1, 1)
+    heart, run = start(tmp_path, SLURM)
+    heart.beat("training", step=1)
+    heart.interrupted(Interrupted("SIGUSR1"))
+    heart, run = start(tmp_path, SLURM)
+    line = rf"not requeued after 2 times without.*give more --time.*harness resume {tmp_path}"
     with pytest.raises(RunError, match=line):
         heart.interrupted(Interrupted("SIGUSR1"))
 

@@ -1,0 +1,21 @@
+"""A job that Slurm kills whole for want of memory: nothing of it can say why."""
+
+import re
+
+import pytest
+
+from tests.slurm.project import SlurmProject
+from tests.slurm.test_cluster_submit import Submitter
+
+
+@pytest.mark.full
+def test_status_tells_what_a_killed_job_asked_and_used(
+    project: SlurmProject,
+) -> None:
+    """Its script was killed too; the record of its submission leads to its log."""
+    submitter = Submitter.of(project)
+    (record,) = submitter.submit(project.path / "jobs/gru.toml", "--gpus", 0, "--mem", "300M")
+    project.cluster.wait(record["job_id"], ["FAILED", "OUT_OF_MEMORY"])
+    done = submitter.harness.run("status", "--all")
+    said = r"killed for want of memory: 0\.3 GB asked, 0\.[3-9] GB used when last seen; "
+    assert re.search(said + "give --mem=450M or more", " ".join(done.stdout.split())), done.stdout

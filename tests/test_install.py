@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shlex
+import shutil
 import subprocess
 import tempfile
 import zipfile
@@ -177,9 +179,12 @@ def test_gpu_environment_serves_every_job(project: Project) -> None:
     assert result.stdout.split() == ["ready", "missing", "ready", "ready"], result.stderr
 
 
-@pytest.mark.parametrize("flock", ["", "flock() { return 71; };"])
+NO_FLOCK = 'command() { [[ $* != "-v flock" ]] && builtin command "$@"; };'
+
+
+@pytest.mark.parametrize("flock", ["", "flock() { return 71; };", NO_FLOCK])
 def test_lock_lets_one_in_at_a_time(project: Project, flock: str) -> None:
-    """One process at a time holds the lock, also on a file system where flock fails."""
+    """One process at a time holds the lock, also where flock fails or is not there."""
     work = 'work() { mkdir "$1/one"; sleep 0.3; rmdir "$1/one"; };'
     command = f'source "$1/slurm/common.sh"; {flock} {work} with_lock work "$1"'
     both = [subprocess.Popen(["bash", "-c", command, "bash", str(project.path)]) for _ in range(2)]
@@ -281,3 +286,26 @@ def test_a_packed_environment_is_used_from_the_nodes_disk(
     assert "neither SLURM_TMPDIR nor TMPDIR" in project.run(project.spool(), env=env).stderr
     here = {**project.environment, "TMPDIR": str(tmp_path)}
     assert "image" not in project.run(project.path / "slurm/lstm.sh", env=here).stderr
+
+
+def test_a_container_without_slurm_and_flock(project: Project) -> None:
+    """The script outside of it asks for the nodes, and puts the job back into the queue."""
+    inside = project.outside / "inside"
+    for name in ("sh", "env", "test"):
+        inside.mkdir(exist_ok=True)
+        (inside / name).symlink_to(str(shutil.which(name)))
+    with (project.path / "slurm/site.sh").open("w") as site:
+        site.write(f"HARNESS_CONTAINER=(env PATH={shlex.quote(str(inside))})\n")
+    asked = project.outside / "asked"
+    answer = 'echo "$@" >>"$ASKED"; [ "$2" != hostnames ] || printf "n08\\nn10\\n"'
+    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
+    project.executable(
+        project.commands / "srun",
+        '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+    )
+    more = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[08,10]"}
+    env = project.slurm(ASKED=str(asked), HARNESS_TRUSTED_NETWORK="1", EXIT="75", **more)
+    result = project.run(project.spool(), env=env)
+    assert project.call()["nodes"].split() == ["n08", "n10"], result.stderr
+    assert "is back in the queue" in result.stderr
+    assert asked.read_text().splitlines()[-1] == "requeue 42"

@@ -9,7 +9,7 @@ from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
 from harness.files.trusted_network import AT_STAKE, REMEDY, TRUSTED_NETWORK, is_trusted_network
-from harness.slurm.client import ask, has_client, would_start
+from harness.slurm.client import ask, check_version, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.limits import Limits, check_limits, read_limits
 from harness.slurm.sbatch_options import site_options, values_of_all
@@ -85,6 +85,7 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
         found = f"{version}, but its controller does not answer (scontrol ping)"
         yield Finding("red", "slurm", found, f"ask your site; meanwhile {RUN_HERE}")
         return
+    check_version("sinfo")
     yield Finding("green", "slurm", f"{version}, its controller answers")
     text = ask("sinfo", "--noheader", f"--format={FORMAT}", timeout_s=TIMEOUT_S)
     partitions = parse_partitions(text)

@@ -209,6 +209,7 @@ def job_begin() -> None:
     The job scripts call it first, once on each node.
     """
     from harness.node_disk.use import remove_unused
+    from harness.slurm.client import check_version, has_client
     from harness.slurm.environment import (
         SlurmEnvironment,
         check_allocation,
@@ -225,6 +226,8 @@ def job_begin() -> None:
     if allocation.rank:
         return
     check_allocation(allocation)
+    if has_client("srun"):
+        check_version("srun")
     unmet, given, console = unmet_request(allocation), describe_given(allocation), Console()
     console.warning(f"{given}; {unmet}") if unmet else console.info(given)
 

@@ -5,6 +5,8 @@ size, its time) may be older than its content, or wrong.
 """
 
 import os
+import tempfile
+import time
 from pathlib import Path
 
 from harness.files.atomic_file import replace_file
@@ -86,6 +88,17 @@ def is_network(path: Path) -> bool:
 def file_system(path: Path) -> str:
     """The kind of file system that a path is on, such as nfs4, or `unknown`."""
     return _mount(path)[2]
+
+
+def clock_ahead_s(folder: Path) -> float:
+    """How far this machine's clock is ahead of that of a folder's disk; 0 if nobody can tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"now")
+            file.flush()
+            return time.time() - os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return 0.0
 
 
 def mount_of(path: Path) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Sequence
 
+from harness.files.shared_disk import clock_ahead_s
 from harness.slurm.queue import QueuedJob, find_job
 from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
@@ -103,7 +104,9 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
     """The state of a run that was at work at its last heartbeat."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
     limit = STALE_AFTER_S if status.phase == "training" else STALE_AFTER_OTHERWISE_S
-    is_fresh = age <= max(limit, STALE_AFTER_WRITES * status.expected_s)
+    limit = max(limit, STALE_AFTER_WRITES * status.expected_s)
+    # The clocks of login nodes and nodes may be minutes apart; the disk has seen all heartbeats.
+    is_fresh = age <= limit or age - clock_ahead_s(status.folder) <= limit
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     if status.reported_job and answered and status.is_own and (not queued or queued.ended):

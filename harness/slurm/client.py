@@ -1,5 +1,6 @@
 """Slurm's client programs, each called with a list of arguments and a time limit."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from harness.errors import InputError, RunError
 
 TIMEOUT_S = 30
+OLDEST = (20, 11)  # the first with `srun --overlap`
 BAD_OPTION = 255  # sbatch's exit code
 
 
@@ -45,6 +47,28 @@ def need(program: str) -> None:
         raise InputError(
             f"{program}: is not on the PATH; run this on a node with Slurm's clients, such as a "
             "login node, or load the site's module"
+        )
+
+
+def version_of(text: str) -> tuple[int, int] | None:
+    """Year and month of a release of Slurm, from what its programs print with --version."""
+    found = re.search(r"\b(\d{2})\.(\d{2})\b", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def check_version(program: str) -> None:
+    """Refuse a Slurm that lacks what the job scripts use.
+
+    Raises:
+        InputError: with its version.
+        RunError: if it does not answer in time.
+    """
+    said = ask(program, "--version").strip()
+    version = version_of(said)
+    if version and version < OLDEST:
+        raise InputError(
+            f"{said}: is too old; the job scripts need Slurm {OLDEST[0]}.{OLDEST[1]} or later, ask "
+            f"your site, or run here: bash slurm/lstm.sh"
         )
 
 

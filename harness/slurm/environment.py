@@ -1,6 +1,7 @@
 """Slurm's environment variables: the only module that knows their names."""
 
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ class SlurmEnvironment:
         return cls(
             job_id=job_id,
             num_nodes=number("SLURM_JOB_NUM_NODES") or 1,
-            cpus_per_task=number("SLURM_CPUS_PER_TASK"),
+            cpus_per_task=number("SLURM_CPUS_PER_TASK") or _per_task("cpu", environment),
             in_step=in_step,
             num_tasks=(number("SLURM_STEP_NUM_TASKS") or 1) if in_step else 1,
             rank=(number("SLURM_PROCID") or 0) if in_step else 0,
@@ -82,6 +83,15 @@ class SlurmEnvironment:
                 if name.startswith("SLURM_") and "JWT" not in name
             },
         )
+
+
+def _per_task(name: str, variables: Mapping[str, str]) -> int | None:
+    """A number in SLURM_TRES_PER_TASK, `cpu=4,gres/gpu:a100=2`; older ones have colons."""
+    kind = r"(?::[A-Za-z][\w.-]*)?"
+    found = re.search(
+        rf"(?:^|,){name}{kind}[=:](\d+)(?:,|$)", variables.get("SLURM_TRES_PER_TASK", "")
+    )
+    return int(found[1]) if found else None
 
 
 def node_names(allocation: SlurmEnvironment) -> list[str]:
@@ -238,6 +248,8 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
     )
     for name, option, num_given in asked:
         value = allocation.variables.get(name, "")
+        if option == "--gpus-per-task" and not value:
+            value = str(_per_task("gres[/:]gpu", allocation.variables) or "")
         count = value.rpartition(":")[2]
         # `--gpus=2` beside `--gres=gpu:1` gets two nodes with one GPU each.
         spread = num_given > 1 and given == 1

@@ -256,7 +256,7 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     Raises:
         RunError: if sbatch refuses, with all it says; then nothing stays submitted.
     """
-    client.need("sbatch")  # before anything is written
+    client.check_version("sbatch")  # before anything is written
     limits = read_limits()
     _check_limits(_plan(request, _layout(request, request.project, request.project)), limits)
     snapshot = take_snapshot(request.project, request.runs)

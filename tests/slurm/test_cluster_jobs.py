@@ -215,11 +215,14 @@ def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> Non
     assert not job.run.exists()
 
 
-def test_a_job_needs_nothing_of_the_callers_environment(stand_in: SlurmProject) -> None:
-    """With `--export=NONE` a script finds its project, its settings, and scontrol to requeue."""
+@pytest.mark.parametrize("export", ["NONE", "NIL"])
+def test_a_job_needs_nothing_of_the_callers_environment(
+    stand_in: SlurmProject, export: str
+) -> None:
+    """With `--export=NONE` or NIL a script finds its project, settings, and scontrol to requeue."""
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export WAIT=1\n")
-    job = stand_in.sbatch("bilstm", "--export=NONE", arguments=["--set", "a.b=two words"])
+    job = stand_in.sbatch("bilstm", f"--export={export}", arguments=["--set", "a.b=two words"])
     wait_until(stand_in.stand_in.note.with_suffix(".ready").exists, timeout_s=30)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
     job.wait()

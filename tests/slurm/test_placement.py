@@ -9,6 +9,7 @@ from harness.slurm.environment import (
     given_cpus,
     given_gpus,
     given_memory_gb,
+    unmet_request,
     visible_gpus,
 )
 from harness.slurm.placement import Slot, allocate_slots, needs_steps, srun_args
@@ -90,3 +91,21 @@ def test_without_srun_several_nodes_are_refused(monkeypatch: pytest.MonkeyPatch)
         needs_steps(allocation(SLURM_JOB_NUM_NODES="2"))
     monkeypatch.setattr(client, "has_client", lambda _: True)
     assert needs_steps(allocation()) is True
+
+
+@pytest.mark.parametrize(
+    ("said", "cpus", "unmet"),
+    [
+        ("cpu=4", 4, False),
+        ("cpu=4,gres/gpu:a100=2", 4, True),
+        ("cpu:4,gres:gpu:2", 4, True),
+        ("gres/gpu=1", None, False),
+    ],
+)
+def test_what_a_task_gets_may_stand_in_one_variable(
+    said: str, cpus: int | None, unmet: bool
+) -> None:
+    """`sbatch --tres-per-task` sets none of the older variables."""
+    job = allocation(SLURM_TRES_PER_TASK=said, SLURM_GPUS_ON_NODE="1")
+    assert (job.cpus_per_task, unmet_request(job) is not None) == (cpus, unmet)
+    assert allocation(SLURM_TRES_PER_TASK=said, SLURM_CPUS_PER_TASK="7").cpus_per_task == 7

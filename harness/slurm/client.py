@@ -63,7 +63,7 @@ def check_version(program: str) -> None:
         InputError: with its version.
         RunError: if it does not answer in time.
     """
-    said = ask(program, "--version").strip()
+    said = call(program, "--version").stdout.strip()  # empty where it finds no cluster
     version = version_of(said)
     if version and version < OLDEST:
         raise InputError(

@@ -97,7 +97,7 @@ def _difference_lines(part: Part, predictions: Predictions | None) -> list[Line]
         margin = margin_over_reviews(each, predictions) if predictions else None
         lines.append({
             "pair": f"{each.first.name} − {each.second.name}",  # noqa: RUF001 - a minus
-            "seeds": str(len(each.points)),
+            "seeds": str(each.num_seeds),
             "points": f"{each.mean:.2f}",
             "95 %, all together": _interval(each.interval),
             "95 %, this pair alone": _interval(each.interval_alone),

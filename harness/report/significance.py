@@ -4,17 +4,24 @@ For each pair of jobs, the differences between their runs of the same seed give 
 With several pairs the intervals are simultaneous, by Bonferroni's correction: with 95 % confidence
 all of them hold at once. A job is called better only if its interval lies above 0, so sentence and
 interval always agree.
+
+Of many jobs the spread over the seeds is pooled: the few seeds of one pair would leave intervals
+that say nothing. The intervals hold for all pairs together, also where only those with the best job
+are shown: it was picked by the same data, and bounds for a best job that is given beforehand, such
+as Dunnett's, would find differences between equal jobs in a quarter of all comparisons.
 """
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.report.collect import DatasetGroup, JobResult, t_margin
+from harness.report.collect import NO_SPREAD, DatasetGroup, JobResult, t_margin
 
 LEVEL = 0.95
 NORMAL_95 = 1.959964  # half the width of a normal 95 % interval, in standard errors
+MAX_PAIRED = 12  # jobs, above which the spread is pooled
+WIDEST = 100.0  # points: no two accuracies differ by more
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Simultaneous 95 % interval; None if all differences are the same."""
+        """Simultaneous 95 % interval; None if there is none that says anything."""
         return self._interval(1 - (1 - LEVEL) / self.num_comparisons)
 
     @property
@@ -46,17 +53,27 @@ class Difference:
         """Whether the data show that the first is better."""
         return self.interval is not None and self.interval[0] > 0
 
+    @property
+    def num_seeds(self) -> int:
+        """The number of seeds that both have."""
+        return len(self.points)
+
     def _interval(self, level: float) -> tuple[float, float] | None:
         margin = t_margin(self.points, level)
-        return None if margin is None else (self.mean - margin, self.mean + margin)
+        return None if margin is None else _possible(self.mean - margin, self.mean + margin)
+
+    @property
+    def _why_none(self) -> str:
+        if t_margin(self.points, LEVEL) is None:
+            return f"the same on each of {self.num_seeds} seeds, too alike for an interval"
+        return f"over {self.num_seeds} seeds, too few for an interval among so many comparisons"
 
     @property
     def sentence(self) -> str:
         """What the data show, or don't show."""
-        first, second, num = self.first.name, self.second.name, len(self.points)
+        first, second, num = self.first.name, self.second.name, self.num_seeds
         if self.interval is None:
-            how = f"{self.mean:.2f} points on each of {num} seeds, too alike for an interval"
-            return f"{first} and {second} differ by {how}"
+            return f"{first} is ahead of {second} by {self.mean:.2f} points, {self._why_none}"
         low, high = self.interval
         figures = f"95 % interval {low:.2f} to {high:.2f}, over {num} seeds"
         if self.is_shown:
@@ -67,12 +84,60 @@ class Difference:
         )
 
 
-def differences(group: DatasetGroup) -> list[Difference]:
-    """Every pair of jobs that share two seeds or more, the largest difference that is shown first.
+def _possible(low: float, high: float) -> tuple[float, float] | None:
+    """An interval of a difference of accuracies, None if it is wider than any of these can be."""
+    return (low, high) if high - low < 2 * WIDEST else None
+
+
+@dataclass(frozen=True)
+class PooledDifference(Difference):
+    """Two jobs of many, each with the mean over its own seeds.
+
+    The spread over the seeds is taken to be the same for all jobs. The seeds are not paired, and
+    `points` holds the difference of the means.
+    """
+
+    deviation: float  # over the seeds, of all jobs together, in points
+    dof: int  # of the deviation
+
+    @property
+    def num_seeds(self) -> int:
+        """The seeds of the job that has fewer."""
+        return min(len(self.first.runs), len(self.second.runs))
+
+    def _interval(self, level: float) -> tuple[float, float] | None:
+        from scipy.special import stdtrit  # a tenth of the time that scipy.stats takes
+
+        if not self.dof or self.deviation < NO_SPREAD:
+            return None
+        scale = (1 / len(self.first.runs) + 1 / len(self.second.runs)) ** 0.5
+        margin = float(stdtrit(self.dof, (1 + level) / 2)) * self.deviation * scale
+        return _possible(self.mean - margin, self.mean + margin)
+
+    @property
+    def _why_none(self) -> str:
+        return "no spread over the seeds is known" if not self.dof else super()._why_none
+
+
+def differences(group: DatasetGroup, *, all_pairs: bool = False) -> list[Difference]:
+    """How the jobs differ, the largest difference that is shown first.
 
     Only within one group, whose jobs were all tested on the same reviews.
+
+    Args:
+        group: the jobs.
+        all_pairs: show every pair of more than `MAX_PAIRED` jobs, not only those with the best.
     """
-    pairs = []
+    if len(group.results) > MAX_PAIRED:
+        compared = _pooled(group, all_pairs=all_pairs)
+    else:
+        pairs = list(_pairs(group))
+        compared = [Difference(*pair, num_comparisons=len(pairs)) for pair in pairs]
+    return sorted(compared, key=lambda each: (not each.is_shown, -each.mean))
+
+
+def _pairs(group: DatasetGroup) -> Iterator[tuple[JobResult, JobResult, tuple[float, ...]]]:
+    """Each pair of jobs that share two seeds or more."""
     for one, other in itertools.combinations(group.results, 2):
         shared = [seed for seed in one.by_seed if seed in other.by_seed]
         if len(shared) < 2:
@@ -80,9 +145,20 @@ def differences(group: DatasetGroup) -> list[Difference]:
         points = [one.by_seed[seed] - other.by_seed[seed] for seed in shared]
         if statistics.fmean(points) < 0:
             one, other, points = other, one, [-each for each in points]
-        pairs.append((one, other, tuple(points)))
-    compared = [Difference(*pair, num_comparisons=len(pairs)) for pair in pairs]
-    return sorted(compared, key=lambda each: (not each.is_shown, -each.mean))
+        yield one, other, tuple(points)
+
+
+def _pooled(group: DatasetGroup, *, all_pairs: bool) -> list[Difference]:
+    ranked = sorted(group.results, key=lambda each: -each.mean)
+    dof = sum(len(each.runs) - 1 for each in ranked)
+    squares = sum((len(each.runs) - 1) * (each.deviation or 0.0) ** 2 for each in ranked)
+    deviation = (squares / dof) ** 0.5 if dof else 0.0
+    pairs = list(itertools.combinations(ranked, 2))
+    return [
+        PooledDifference(one, other, (one.mean - other.mean,), len(pairs), deviation, dof)
+        for one, other in pairs
+        if all_pairs or one is ranked[0]
+    ]
 
 
 @dataclass(frozen=True)
@@ -174,7 +250,14 @@ def explanations(group: DatasetGroup, compared: Sequence[Difference]) -> list[st
     """How to read the sentences, and what they can't say."""
     lines = []
     num_pairs = len(group.results) * (len(group.results) - 1) // 2
-    if compared:
+    if any(isinstance(each, PooledDifference) for each in compared):
+        shown = "" if len(compared) == num_pairs else "; those with the best job are shown"
+        lines.append(
+            f"t intervals with the spread over the seeds of all {len(group.results)} jobs, "
+            f"widened until those of all {num_pairs:,} pairs hold together (Bonferroni){shown}."
+        )
+        num_pairs = len(compared)
+    elif compared:
         count = len(compared)
         corrected = (
             f"{count} comparisons are made at once, so each interval is widened until all of them "

@@ -353,9 +353,9 @@ def _difference_figures(each: Difference) -> dict[str, Any]:
     return {
         "first": each.first.name,
         "second": each.second.name,
-        "num_seeds": len(each.points),
+        "num_seeds": each.num_seeds,
         "mean": each.mean,
-        "deviation": statistics.stdev(each.points),
+        "deviation": statistics.stdev(each.points) if len(each.points) > 1 else None,
         "interval": each.interval,
         "interval_alone": each.interval_alone,
         "num_comparisons": each.num_comparisons,

@@ -1,6 +1,7 @@
 """What the data show: sentence, interval and the textbook agree."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_differences_without_any_spread_have_no_interval() -> None:
     """The same difference on each seed is no proof, though a t interval of width 0 would be one."""
     (only,) = differences(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (only.interval, only.is_shown) == (None, False)
-    assert "0.10 points on each of 2 seeds, too alike for an interval" in only.sentence
+    assert "0.10 points, the same on each of 2 seeds, too alike for an interval" in only.sentence
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
@@ -102,6 +103,55 @@ def test_the_simultaneous_intervals_hold_all_at_once() -> None:
         rows = {f"row{n}": dict(enumerate(values)) for n, values in enumerate(table)}
         errors += any(each.is_shown for each in differences(group_of(**rows)))
     assert 5 <= errors <= 70
+
+
+def many(means: Sequence[float], num_seeds: int = 5, seed: int = 7) -> DatasetGroup:
+    """Jobs with these means and a spread of 0.1 points over their seeds."""
+    values = np.random.default_rng(seed).normal(means, 0.1, size=(num_seeds, len(means))).T
+    return group_of(**{f"row{n}": dict(enumerate(each)) for n, each in enumerate(values)})
+
+
+def test_many_jobs_are_compared_with_the_best() -> None:
+    """One difference for each other job, with a pooled spread; every pair only if asked for."""
+    group = many([88.0, *[87.0] * 5, *[87.7] * 14])
+    found = differences(group)
+    assert len(found) == 19
+    assert {each.first.name for each in found} == {"row0"}
+    assert {f"row{n}" for n in range(1, 6)} <= {e.second.name for e in found if e.is_shown}
+    assert len(differences(group, all_pairs=True)) == 190
+    assert (
+        "all 190 pairs hold together (Bonferroni); those with the best"
+        in (explanations(group, found)[0])
+    )
+    (margin,) = {round(each.interval[1] - each.mean, 9) for each in found if each.interval}
+    pooled = statistics.fmean(each.deviation**2 for each in group.results if each.deviation)
+    expected = stats.t.ppf(1 - 0.05 / 190 / 2, 80) * (pooled * 2 / 5) ** 0.5
+    assert margin == pytest.approx(expected)
+    tukey = stats.studentized_range.ppf(0.95, 20, 80) / 2**0.5 * (pooled * 2 / 5) ** 0.5
+    assert tukey < margin < 1.1 * tukey
+
+
+def test_no_job_is_called_worse_than_its_equals() -> None:
+    """Of a thousand experiments of equal jobs at most about one in twenty calls one worse."""
+    errors = sum(
+        any(each.is_shown for each in differences(many([88.0] * 14, seed=seed)))
+        for seed in range(1000)
+    )
+    assert 5 <= errors <= 70
+
+
+def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
+    """Two seeds and many comparisons: the reason stands in its place."""
+    group = group_of(**{f"row{n}": {1: 80.0 + n, 2: 85.0 + (n * 7) % 10} for n in range(10)})
+    found = differences(group)
+    assert {each.interval for each in found} == {None}
+    assert "over 2 seeds, too few for an interval among so many" in found[0].sentence
+
+
+def test_many_jobs_of_one_seed_have_no_interval() -> None:
+    found = differences(many([88.0] * 14, num_seeds=1))
+    assert {each.interval for each in found} == {None}
+    assert found[0].sentence.endswith("no spread over the seeds is known")
 
 
 def test_the_test_sets_own_error_is_binomial() -> None:

@@ -179,7 +179,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, as `comparison.json` holds them."""
-        from harness.report.summary import to_json
+        from harness.report.export import to_json
 
         return to_json(self.parts, self.left_out)
 
@@ -189,7 +189,7 @@ class Comparison:
         Raises:
             InputError: if pandas is not installed.
         """
-        from harness.report.summary import to_csv
+        from harness.report.export import to_csv
 
         return _pandas().read_csv(io.StringIO(to_csv(self.parts)))
 

@@ -1,14 +1,19 @@
 """`compare`: the test scores of many runs."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from harness.cli.options import DataFolder, RunsFolder
 from harness.errors import InputError
 from harness.system.console import echo
+
+if TYPE_CHECKING:
+    from harness.report.baseline import Baseline
+    from harness.report.collect import DatasetGroup
 
 app = typer.Typer()
 
@@ -34,6 +39,20 @@ def compare(
         ),
     ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="skip all baselines")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="TABLE.KEY=VALUE", help="only runs whose job has this setting"
+        ),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option("--group-by", metavar="TABLE.KEY", help="also compare the values of a key"),
+    ] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option("--pairs", help="of more than 12 jobs too, compare every pair"),
+    ] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -42,7 +61,8 @@ def compare(
     Groups the runs by job, over their seeds, and says which differences are significant.
     """
     from harness.report.collect import group_runs, scored_runs
-    from harness.report.summary import left_out_lines, make_parts, print_parts, to_markdown
+    from harness.report.settings import check_key, chosen
+    from harness.report.summary import left_out_lines, make_parts, print_parts
 
     if out:
         from harness.report.export import check_folder, write_comparison
@@ -56,19 +76,27 @@ def compare(
         open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
     say = partial(echo, err=True)
     scored, left_out = scored_runs(named or [runs])
+    scored = chosen(scored, where or ())
+    if group_by:
+        check_key("--group-by", group_by, scored)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):
         say(line)
     if not groups:
         raise InputError(f"nothing to compare: {len(left_out)} found, none finished and tested")
-    if no_baseline:
-        parts = make_parts(groups, lambda group: ())
-    else:
+
+    def baselines_of(group: "DatasetGroup") -> "Sequence[Baseline]":
+        if no_baseline:
+            return ()
         from harness.report.baseline import baselines
 
-        parts = make_parts(groups, lambda group: baselines(group, data, say, ngrams=bool(baseline)))
+        return baselines(group, data, say, ngrams=bool(baseline))
+
+    parts = make_parts(groups, baselines_of, all_pairs=pairs, group_by=group_by)
     if markdown:
+        from harness.report.export import to_markdown
+
         echo(to_markdown(parts), end="")
     else:
         print_parts(parts)

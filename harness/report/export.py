@@ -1,12 +1,15 @@
-"""Writes the folder of a comparison, complete or not at all: report, tables and figures."""
+"""A comparison in files: Markdown, CSV, LaTeX, JSON and the report, complete or not at all."""
 
 import contextlib
 import json
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +17,25 @@ from harness import __version__
 from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory
-from harness.report.collect import DatasetGroup, LeftOut
+from harness.report.baseline import Baseline
+from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, ScoredRun
 from harness.report.dataset_lookup import tested_data
 from harness.report.html import Section, render
 from harness.report.predictions import Predictions, read_predictions
-from harness.report.summary import Part, to_csv, to_json, to_latex, to_markdown
+from harness.report.settings import differing
+from harness.report.significance import Difference
+from harness.report.summary import Part
+from harness.report.text_tables import csv_table, latex_table, markdown, markdown_table
+
+# What fits the width of a page.
+PAPER = ("job", "seeds", "test %", "s.d.", "95 % interval", "F1", "ROC AUC", "book %", "train s")
+CSV_COLUMNS = (
+    *("data", "limit", "dataset_checksum", "job", "architecture", "recurrent_parameters"),
+    *("parameters", "num_seeds", "seeds", "accuracy", "deviation", "interval_low"),
+    *("interval_high", "f1", "roc_auc", "log_loss", "book_accuracy", "training_s"),
+    *("val_accuracy", "val_loss"),
+)
+MEANS = ("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss")
 
 RECORD, REPORT = "comparison.json", "report.html"
 FILES = frozenset((RECORD, REPORT, "comparison.md", "comparison.csv", "comparison.tex"))
@@ -99,7 +116,7 @@ def write_comparison(
 
 
 def _section(part: Part, data: Path | None, say: Callable[[str], None]) -> Section:
-    predictions = read_predictions(part.group, say)
+    predictions = read_predictions(part.drawn.group, say)
     dataset = None
     if predictions is not None:
         dataset = _with_these_labels(tested_data(part.group, data), part.group, predictions)
@@ -114,3 +131,131 @@ def _with_these_labels(
         return None
     test = dataset.test.take(group.limit) if group.limit else dataset.test
     return dataset if np.array_equal(test.labels, predictions.labels) else None
+
+
+# The formats
+
+
+def to_markdown(parts: Sequence[Part]) -> str:
+    """The comparison in Markdown."""
+    return "\n".join(
+        "\n".join([
+            f"## {markdown(part.heading)}\n",
+            markdown_table(part.columns, part.lines),
+            *([markdown_table([*part.by_key[0]], part.by_key)] if part.by_key else []),
+            *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
+            *_markdown_list([*part.notes, *part.baseline_notes]),
+        ])
+        for part in parts
+    )  # fmt: skip
+
+
+def _markdown_list(lines: Sequence[str]) -> list[str]:
+    return ["".join(f"- {markdown(line)}\n" for line in lines)] if lines else []
+
+
+def to_csv(parts: Sequence[Part]) -> str:
+    """The tables as CSV, unrounded; accuracies in per cent, times in seconds."""
+    keys = dict.fromkeys(key for part in parts for key in differing(part.group.results))
+    rows = [
+        {"data": part.group.data, "limit": part.group.limit,
+         "dataset_checksum": part.group.checksum, **figures}
+        for part in parts
+        for figures in (*(_result_figures(part, each) | {key: each.setting(key) for key in keys}
+                          for each in part.ordered),
+                        *map(_baseline_figures, part.baselines))
+    ]  # fmt: skip
+    return csv_table([*CSV_COLUMNS, *keys], rows)
+
+
+def _result_figures(part: Part, result: JobResult) -> dict[str, Any]:
+    low, high = result.interval or (None, None)
+    means = {key: result.mean_of(key) for key in MEANS}
+    counts = {key: result.mean_of(key) for key in ("recurrent_parameters", "parameters")}
+    return {
+        "job": result.name,
+        "architecture": result.architecture,
+        **{key: None if value is None else round(value) for key, value in counts.items()},
+        "num_seeds": len(result.runs),
+        "seeds": " ".join(map(str, result.by_seed)),
+        "accuracy": result.mean,
+        "deviation": result.deviation,
+        "interval_low": low,
+        "interval_high": high,
+        **means,
+        "book_accuracy": BOOK.get(result.architecture) if part.group.in_book else None,
+    }
+
+
+def _baseline_figures(baseline: Baseline) -> dict[str, Any]:
+    keys = ("parameters", "accuracy", "f1", "roc_auc", "log_loss", "training_s")
+    figures = asdict(baseline)
+    return {
+        "job": baseline.name,
+        "architecture": baseline.kind,
+        **{key: figures[key] for key in keys},
+    }
+
+
+def _baseline_record(baseline: Baseline) -> dict[str, Any]:
+    """Its figures without its predictions, which are as many as there are reviews."""
+    return {key: value for key, value in asdict(baseline).items() if key != "predicted"}
+
+
+def to_latex(parts: Sequence[Part]) -> str:
+    """The tables for LaTeX, a rule above the baselines."""
+    tables = [
+        latex_table(
+            [name for name in PAPER if name in part.columns],
+            part.lines,
+            f"{part.heading}. Means over the seeds; 95 % intervals of Student's t.",
+            rules_before={len(part.group.results)} if part.baselines else (),
+        )
+        for part in parts
+    ]
+    return "\n".join(["% \\usepackage{booktabs} goes into the preamble", *tables])
+
+
+def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """All figures for programs, and the runs that each comes from."""
+    return {
+        "format": 1,
+        "parts": [
+            {
+                "data": part.group.data,
+                "limit": part.group.limit,
+                "dataset_checksum": part.group.checksum,
+                "num_test": part.group.num_test,
+                "rows": [
+                    {**_result_figures(part, each), "runs": list(map(_run_figures, each.runs))}
+                    for each in part.group.results
+                ],
+                "differences": [_difference_figures(each) for each in part.differences],
+                "yardsticks": [_baseline_record(each) for each in part.baselines],
+                "paired_tests": [asdict(each) for each in part.paired_tests],
+                "verdicts": part.verdicts,
+            }
+            for part in parts
+        ],
+        "left_out": [
+            {"folder": str(each.folder), "kind": each.kind, "why": each.why} for each in left_out
+        ],
+    }
+
+
+def _run_figures(run: ScoredRun) -> dict[str, Any]:
+    return {"folder": str(run.folder.absolute()), "seed": run.seed, "accuracy": run.accuracy}
+
+
+def _difference_figures(each: Difference) -> dict[str, Any]:
+    return {
+        "first": each.first.name,
+        "second": each.second.name,
+        "num_seeds": each.num_seeds,
+        "mean": each.mean,
+        "deviation": statistics.stdev(each.points) if len(each.points) > 1 else None,
+        "interval": each.interval,
+        "interval_alone": each.interval_alone,
+        "num_comparisons": each.num_comparisons,
+        "sentence": each.sentence,
+    }

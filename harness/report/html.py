@@ -12,7 +12,7 @@ import numpy as np
 from harness.data.dataset import Dataset
 from harness.files.lenient_json import table, text
 from harness.report.collect import JobResult, LeftOut, ScoredRun
-from harness.report.plots import pictures_of, styles_of
+from harness.report.plots import Picture, forest, pictures_of, styles_of
 from harness.report.predictions import (
     Floats,
     Predictions,
@@ -21,6 +21,7 @@ from harness.report.predictions import (
     most_disputed,
     wrong_by_all,
 )
+from harness.report.settings import differing, setting_cells
 from harness.report.summary import Part
 from harness.report.text_tables import Line, numeric
 from harness.tracking.run_dir import RunDirectory
@@ -28,6 +29,7 @@ from harness.tracking.run_dir import RunDirectory
 NUM_REVIEWS = 10
 MAX_MATRIX = 12  # classes in a confusion matrix that can be read
 NUM_MISTAKES = 10  # of a job, shown in its place
+VALIDATION, STANDING = "validation %", "beside the baseline"
 
 
 @dataclass(frozen=True)
@@ -69,26 +71,52 @@ def render(sections: Sequence[Section], left_out: Sequence[LeftOut], made: str) 
 
 
 def _section(section: Section) -> dict[str, Any]:
-    part, predictions = section.part, section.predictions
+    part, drawn, predictions = section.part, section.part.drawn, section.predictions
+    columns, lines = detailed(part)
     return {
         "heading": part.heading,
         "is_sample": part.group.is_sample,
-        "columns": part.columns,
-        "lines": part.lines,
-        "numbers": numeric(part.columns, part.lines),
-        "colours": {name: style.colour for name, style in styles_of(part).items()},
+        "columns": columns,
+        "lines": lines,
+        "numbers": numeric(columns, lines) - {STANDING},
+        "num_jobs": len(part.group.results),
+        "num_drawn": len(drawn.group.results),
+        "by_key": part.by_key,
+        "colours": {name: style.colour for name, style in styles_of(drawn).items()},
         "verdicts": part.verdicts,
         "baseline_notes": part.baseline_notes,
         "notes": part.notes,
         "shown": [each.sentence for each in part.differences if each.is_shown],
         "hidden": [each.sentence for each in part.differences if not each.is_shown],
+        "forest": _encoded(forest(part)),
         "differences": _difference_lines(part, predictions),
-        "pictures": [
-            {**vars(picture), "base64": base64.b64encode(picture.png).decode()}
-            for picture in pictures_of(part, predictions)
-        ],
+        "pictures": [_encoded(picture) for picture in pictures_of(drawn, predictions)],
         "predictions": _predictions(predictions, section.dataset) if predictions else None,
     }
+
+
+def _encoded(picture: Picture | None) -> dict[str, Any] | None:
+    if picture is None:
+        return None
+    return {**vars(picture), "base64": base64.b64encode(picture.png).decode()}
+
+
+def detailed(part: Part) -> tuple[list[str], list[Line]]:
+    """The table with validation accuracy, the settings that differ, and the baseline beside it."""
+    keys = differing(part.group.results)
+    added = [VALIDATION, *keys.values(), STANDING]
+    lines: list[Line] = []
+    results: list[JobResult | None] = [*part.ordered, *(None for _ in part.baselines)]
+    for line, result in zip(part.lines, results, strict=True):
+        cells: dict[str, str] = dict.fromkeys(added, "")
+        if result:
+            validation = result.mean_of("val_accuracy")
+            cells[VALIDATION] = "" if validation is None else f"{100 * validation:.2f}"
+            cells |= setting_cells(result, keys)
+            cells[STANDING] = part.standings.get(result.name, "")
+        lines.append({**cells, **line})
+    filled = [name for name in added if any(line[name] for line in lines)]
+    return [*part.columns, *filled], lines
 
 
 def _difference_lines(part: Part, predictions: Predictions | None) -> list[Line]:

@@ -4,6 +4,7 @@ The colour stands for the architecture, from Okabe and Ito's set, which colour-b
 apart; the marker says the same without colour. Jobs of one architecture differ by their lines.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.report.predictions import Predictions, calibration, epochs_of, mean_roc
+from harness.report.significance import PooledDifference
 from harness.report.summary import Part
 from harness.training.pictures import png
 
@@ -28,11 +30,17 @@ COLOURS = {
     "stacked_lstm": "#CC79A7",
 }
 OTHER_COLOURS = ("#56B4E9", "#000000", "#999999")
+# Where an architecture has more jobs than there are lines: theirs and Paul Tol's muted ones.
+MANY_COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"),
+    *("#000000", "#999999", "#882255", "#332288", "#999933", "#117733"),
+)
 MARKERS = "os^Dv<>PX*"
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 BASELINE_COLOUR = "#595959"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 150  # inches without the legend; dots an inch
 LEGEND_LINE = 0.165  # inches
+FOREST_LINE, FOREST_DPI = 0.11, 100  # of its rows, which may be hundreds
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,16 @@ def styles_of(part: Part) -> dict[str, Style]:
     order = [*COLOURS, *unknown]
     lines_used: dict[str, int] = {}
     styles = {}
+    counts = Counter(result.architecture for result in part.group.results)
+    if max(counts.values()) > len(LINES):
+        return {
+            result.name: Style(
+                MANY_COLOURS[index % len(MANY_COLOURS)],
+                LINES[index % len(LINES)],
+                MARKERS[order.index(result.architecture) % len(MARKERS)],
+            )
+            for index, result in enumerate(part.group.results)
+        }
     for result in part.group.results:
         line = lines_used[result.architecture] = lines_used.get(result.architecture, -1) + 1
         number = order.index(result.architecture)
@@ -69,6 +87,37 @@ def styles_of(part: Part) -> dict[str, Style]:
             colour, LINES[line % len(LINES)], MARKERS[number % len(MARKERS)]
         )
     return styles
+
+
+def forest(part: Part) -> Picture | None:
+    """How far each job is behind the best, with its interval; None where sentences say it all."""
+    with_best = [each for each in part.differences if isinstance(each, PooledDifference)]
+    best = max(part.group.results, key=lambda each: each.mean)
+    behind = sorted((each for each in with_best if each.first is best), key=lambda each: each.mean)
+    if not behind:
+        return None
+    figure, axes = _figure(FOREST_DPI)
+    for row, each in enumerate(behind):
+        low, high = each.interval or (each.mean, each.mean)
+        colour = COLOURS["bilstm"] if each.is_shown else BASELINE_COLOUR
+        axes.plot([-high, -low], [row, row], color=colour, linewidth=1.2)
+        axes.plot(-each.mean, row, marker="o", markersize=3.5, color=colour)
+    axes.axvline(0, color="#1a1a1a", linewidth=0.8)
+    names = [shorten(each.second.name, 48, placeholder=" …") for each in behind]
+    axes.set_yticks(range(len(behind)), [name.replace("$", r"\$") for name in names], fontsize=6)
+    axes.set_ylim(len(behind) - 0.4, -0.6)  # the best first
+    axes.set_xlabel("points of test accuracy behind the best")
+    axes.grid(visible=False, axis="y")
+    figure.set_size_inches(1.4 * WIDTH, 1 + FOREST_LINE * len(behind))
+    num_shown = sum(each.is_shown for each in behind)
+    return Picture(
+        "Behind the best",
+        png(figure),
+        f"{best.name} and the {len(behind)} other jobs: {num_shown} are shown to be worse, "
+        f"{len(behind) - num_shown} are not.",
+        f"Each job beside the best, {best.name}: difference of the means, and the interval that "
+        "holds together with all others. Orange: shown to be worse.",
+    )
 
 
 def pictures_of(part: Part, predictions: Predictions | None) -> list[Picture]:
@@ -236,11 +285,11 @@ def _plot(axes: "Axes", at: Any, values: Any, *, style: Style, label: str) -> No
     )
 
 
-def _figure() -> "tuple[Figure, Axes]":
+def _figure(dpi: int = DPI) -> "tuple[Figure, Axes]":
     # The object API: pyplot keeps its figures in a global list, and picks a backend with a window.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=dpi, layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -186,6 +186,11 @@ class PairedTest:
         return max(self.points) < 0 and max(self.p_values) < self.level
 
     @property
+    def is_shown(self) -> bool:
+        """Whether each run differs from the model beyond chance, in the same direction."""
+        return self.is_better or self.is_worse
+
+    @property
     def figures(self) -> str:
         """The largest p-value, which decides, and what it has to be below."""
         largest, num = max(self.p_values), len(self.p_values)

@@ -1,12 +1,10 @@
-"""A comparison as text: on a terminal, in Markdown, CSV, LaTeX and JSON."""
+"""A comparison as text: its parts, the cells of its table, and what a terminal shows."""
 
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -17,11 +15,11 @@ from harness.report.collect import (
     DatasetGroup,
     JobResult,
     LeftOut,
-    ScoredRun,
     group_runs,
     scored_runs,
 )
 from harness.report.predictions import read_predictions, tests_against
+from harness.report.settings import grouped
 from harness.report.significance import (
     Difference,
     PairedTest,
@@ -31,11 +29,7 @@ from harness.report.significance import (
 )
 from harness.report.text_tables import (
     Line,
-    csv_table,
     fitting,
-    latex_table,
-    markdown,
-    markdown_table,
     screen_table,
     table_lines,
 )
@@ -50,17 +44,11 @@ DISPENSABLE = (
     *("parameters", "architecture", "log loss", "ROC AUC", "F1", "recurrent", "train s", "book %"),
     *("s.d.", "95 % interval", "seeds"),
 )
-# What fits the width of a page.
-PAPER = ("job", "seeds", "test %", "s.d.", "95 % interval", "F1", "ROC AUC", "book %", "train s")
-CSV_COLUMNS = (
-    *("data", "limit", "dataset_checksum", "job", "architecture", "recurrent_parameters"),
-    *("parameters", "num_seeds", "seeds", "accuracy", "deviation", "interval_low"),
-    *("interval_high", "f1", "roc_auc", "log_loss", "book_accuracy", "training_s"),
-)
 SEVERAL_CLASSES = (
     "F1 and ROC AUC are means over the classes, the latter of each class against the rest."
 )
 MAX_SENTENCES = 10  # on a screen
+MAX_DRAWN = 12  # jobs in a picture
 MAX_LEFT_OUT = 20
 
 
@@ -71,6 +59,16 @@ class Part:
     group: DatasetGroup
     differences: tuple[Difference, ...]
     baselines: tuple[Baseline, ...]
+    by_key: tuple[Line, ...] = ()  # the jobs grouped by a setting, if that was asked for
+
+    @property
+    def drawn(self) -> "Part":
+        """The part with the best jobs alone, as many as pictures can tell apart."""
+        if len(self.group.results) <= MAX_DRAWN:
+            return self
+        best = sorted(self.group.results, key=lambda each: -each.mean)[:MAX_DRAWN]
+        kept = tuple(each for each in self.group.results if each in best)
+        return replace(self, group=replace(self.group, results=kept))
 
     @property
     def ngrams(self) -> NgramBaseline | None:
@@ -107,8 +105,34 @@ class Part:
     @property
     def lines(self) -> list[Line]:
         """The rows of the table as text, the baselines last."""
-        results = [result_cells(each, in_book=self.group.in_book) for each in self.group.results]
+        results = [result_cells(each, in_book=self.group.in_book) for each in self.ordered]
         return [*results, *map(baseline_cells, self.baselines)]
+
+    @property
+    def ordered(self) -> Sequence[JobResult]:
+        """The jobs as the table has them: of many the best first."""
+        if len(self.group.results) <= MAX_DRAWN:
+            return self.group.results
+        return sorted(self.group.results, key=lambda each: -each.mean)
+
+    @cached_property
+    def standings(self) -> dict[str, str]:
+        """For each job one sentence on how it stands to the strongest baseline; empty without one.
+
+        Review by review where that baseline is the linear model over n-grams.
+        """
+        if not self.baselines:
+            return {}
+        strongest = self.ngrams or max(self.baselines, key=lambda each: each.accuracy)
+        tests = {each.name: each for each in self.paired_tests}
+        sentences = {}
+        for result in self.group.results:
+            points = result.mean - strongest.accuracy
+            where = f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
+            test = tests.get(result.name)
+            is_shown = "" if test is None else ", shown" if test.is_shown else ", not shown"
+            sentences[result.name] = f"{where} {strongest.name}{is_shown}"
+        return sentences
 
     @property
     def notes(self) -> list[str]:
@@ -125,9 +149,27 @@ class Part:
 def make_parts(
     groups: Iterable[DatasetGroup],
     baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
+    *,
+    all_pairs: bool = False,
+    group_by: str | None = None,
 ) -> list[Part]:
-    """The whole comparison, a part for each dataset."""
-    return [Part(each, tuple(differences(each)), tuple(baselines_of(each))) for each in groups]
+    """The whole comparison, a part for each dataset.
+
+    Args:
+        groups: the jobs on each dataset.
+        baselines_of: fits or reads the baselines of a dataset.
+        all_pairs: show the differences of every pair, also of many jobs.
+        group_by: a key of the jobs.
+    """
+    return [
+        Part(
+            each,
+            tuple(differences(each, all_pairs=all_pairs)),
+            tuple(baselines_of(each)),
+            tuple(grouped(each.results, group_by)) if group_by else (),
+        )
+        for each in groups
+    ]
 
 
 # Cells
@@ -194,6 +236,9 @@ def print_parts(parts: Sequence[Part]) -> None:
         show(Text(part.heading, "bold"))
         show(results_table(part, console))
         show()
+        if part.by_key:
+            show(grouped_table(part, console))
+            show()
         for sentence in (*part.verdicts, *shown_sentences(part.differences)):
             show(Text(sentence))
         for note in (*part.notes, *part.baseline_notes):
@@ -203,6 +248,14 @@ def print_parts(parts: Sequence[Part]) -> None:
 def print_runs(folders: Sequence[Path]) -> None:
     """Print the comparison of runs that have just been made, without baselines."""
     print_parts(make_parts(group_runs(scored_runs(folders)[0])[0]))
+
+
+def grouped_table(part: Part, console: Console) -> RenderableType:
+    """The table of the values of a key, whole where the output is no terminal."""
+    columns = [*part.by_key[0]]
+    if not console.is_terminal:
+        return Text("\n".join(table_lines(columns, part.by_key)))
+    return screen_table(columns, part.by_key)
 
 
 def results_table(part: Part, console: Console) -> RenderableType:
@@ -236,128 +289,3 @@ def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
     if counts:
         lines.append(f"also left out: {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
     return lines
-
-
-# In files
-
-
-def to_markdown(parts: Sequence[Part]) -> str:
-    """The comparison in Markdown."""
-    return "\n".join(
-        "\n".join([
-            f"## {markdown(part.heading)}\n",
-            markdown_table(part.columns, part.lines),
-            *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
-            *_markdown_list([*part.notes, *part.baseline_notes]),
-        ])
-        for part in parts
-    )  # fmt: skip
-
-
-def _markdown_list(lines: Sequence[str]) -> list[str]:
-    return ["".join(f"- {markdown(line)}\n" for line in lines)] if lines else []
-
-
-def to_csv(parts: Sequence[Part]) -> str:
-    """The tables as CSV, unrounded; accuracies in per cent, times in seconds."""
-    rows = [
-        {"data": part.group.data, "limit": part.group.limit,
-         "dataset_checksum": part.group.checksum, **figures}
-        for part in parts
-        for figures in (*(_result_figures(part, each) for each in part.group.results),
-                        *map(_baseline_figures, part.baselines))
-    ]  # fmt: skip
-    return csv_table(CSV_COLUMNS, rows)
-
-
-def _result_figures(part: Part, result: JobResult) -> dict[str, Any]:
-    low, high = result.interval or (None, None)
-    means = {key: result.mean_of(key) for key in ("f1", "roc_auc", "log_loss", "training_s")}
-    counts = {key: result.mean_of(key) for key in ("recurrent_parameters", "parameters")}
-    return {
-        "job": result.name,
-        "architecture": result.architecture,
-        **{key: None if value is None else round(value) for key, value in counts.items()},
-        "num_seeds": len(result.runs),
-        "seeds": " ".join(map(str, result.by_seed)),
-        "accuracy": result.mean,
-        "deviation": result.deviation,
-        "interval_low": low,
-        "interval_high": high,
-        **means,
-        "book_accuracy": BOOK.get(result.architecture) if part.group.in_book else None,
-    }
-
-
-def _baseline_figures(baseline: Baseline) -> dict[str, Any]:
-    keys = ("parameters", "accuracy", "f1", "roc_auc", "log_loss", "training_s")
-    figures = asdict(baseline)
-    return {
-        "job": baseline.name,
-        "architecture": baseline.kind,
-        **{key: figures[key] for key in keys},
-    }
-
-
-def _baseline_record(baseline: Baseline) -> dict[str, Any]:
-    """Its figures without its predictions, which are as many as there are reviews."""
-    return {key: value for key, value in asdict(baseline).items() if key != "predicted"}
-
-
-def to_latex(parts: Sequence[Part]) -> str:
-    """The tables for LaTeX, a rule above the baselines."""
-    tables = [
-        latex_table(
-            [name for name in PAPER if name in part.columns],
-            part.lines,
-            f"{part.heading}. Means over the seeds; 95 % intervals of Student's t.",
-            rules_before={len(part.group.results)} if part.baselines else (),
-        )
-        for part in parts
-    ]
-    return "\n".join(["% \\usepackage{booktabs} goes into the preamble", *tables])
-
-
-def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """All figures for programs, and the runs that each comes from."""
-    return {
-        "format": 1,
-        "parts": [
-            {
-                "data": part.group.data,
-                "limit": part.group.limit,
-                "dataset_checksum": part.group.checksum,
-                "num_test": part.group.num_test,
-                "rows": [
-                    {**_result_figures(part, each), "runs": list(map(_run_figures, each.runs))}
-                    for each in part.group.results
-                ],
-                "differences": [_difference_figures(each) for each in part.differences],
-                "yardsticks": [_baseline_record(each) for each in part.baselines],
-                "paired_tests": [asdict(each) for each in part.paired_tests],
-                "verdicts": part.verdicts,
-            }
-            for part in parts
-        ],
-        "left_out": [
-            {"folder": str(each.folder), "kind": each.kind, "why": each.why} for each in left_out
-        ],
-    }
-
-
-def _run_figures(run: ScoredRun) -> dict[str, Any]:
-    return {"folder": str(run.folder.absolute()), "seed": run.seed, "accuracy": run.accuracy}
-
-
-def _difference_figures(each: Difference) -> dict[str, Any]:
-    return {
-        "first": each.first.name,
-        "second": each.second.name,
-        "num_seeds": each.num_seeds,
-        "mean": each.mean,
-        "deviation": statistics.stdev(each.points) if len(each.points) > 1 else None,
-        "interval": each.interval,
-        "interval_alone": each.interval_alone,
-        "num_comparisons": each.num_comparisons,
-        "sentence": each.sentence,
-    }

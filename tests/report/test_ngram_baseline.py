@@ -20,9 +20,10 @@ from harness.data.text_dataset import open_source
 from harness.errors import InputError
 from harness.report.baseline import NgramBaseline, baselines, score_ngrams
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
+from harness.report.export import to_csv, to_json, to_latex, to_markdown
 from harness.report.ngram_model import fit_linear, fit_ngrams
 from harness.report.significance import PairedTest, mcnemar, verdict
-from harness.report.summary import make_parts, to_csv, to_json, to_latex, to_markdown
+from harness.report.summary import make_parts
 from harness.texts.tables import SourceFormat
 from tests.conftest import Harness
 from tests.report.made_up_runs import WORDS, small_data, write_scored_run

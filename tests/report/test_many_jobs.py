@@ -1,0 +1,112 @@
+"""A comparison of more jobs than a picture can tell apart: chosen, grouped, the best ones drawn."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import InputError
+from harness.report.collect import DatasetGroup, group_runs, scored_runs
+from harness.report.export import to_csv, to_json, to_markdown, write_comparison
+from harness.report.html import STANDING, detailed
+from harness.report.plots import forest, styles_of
+from harness.report.settings import check_key, chosen, differing, grouped
+from harness.report.summary import make_parts
+from tests.report.made_up_runs import small_data, write_scored_run
+
+NUM_JOBS = 20
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
+    """Twenty jobs of two seeds; each has more units than the one before, and is better."""
+    folder = tmp_path_factory.mktemp("many")
+    dataset = small_data(folder / "data", 200)
+    generator = np.random.default_rng(1)
+    for job in range(NUM_JOBS):
+        for seed in (1, 2):
+            right = (generator.random(200) < 0.55 + 0.02 * job).tolist()
+            run = folder / f"runs/lstm/{job}-{seed}"
+            write_scored_run(run, dataset, right, seed=seed, architecture="lstm", val_accuracy=0.5)
+            toml = (run / "job.toml").read_text()
+            model = f"[model]\nunits = {job + 1}\npooling = '{'last' if job % 2 else 'max'}'\n"
+            (run / "job.toml").write_text(toml + model)
+    groups, _ = group_runs(scored_runs([folder / "runs"])[0])
+    return groups[0]
+
+
+def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Path) -> None:
+    """Twelve unlike styles, a row for each job, and one picture of all differences."""
+    (part,) = make_parts([group])
+    assert len(part.drawn.group.results) == 12
+    styles = styles_of(part.drawn)
+    assert len({(each.colour, str(each.line)) for each in styles.values()}) == 12
+    means = [float(line["test %"]) for line in part.lines]
+    assert means == sorted(means, reverse=True)
+    drawn = {each.mean for each in part.drawn.group.results}
+    assert drawn == set(sorted((each.mean for each in group.results), reverse=True)[:12])
+    picture = forest(part)
+    assert picture
+    assert "the 19 other jobs" in picture.alt
+    page = write_comparison(tmp_path / "out", [part], [], data=None, say=print).read_text()
+    assert "The best 12 of 20 jobs are drawn" in page
+    assert page.count("<img ") == 1 + 6
+    assert page.count('<table class="confusion">') == 12
+
+
+def test_what_is_written_grows_with_the_jobs_and_not_with_their_square(group: DatasetGroup) -> None:
+    """A difference for each job but the best, unless every pair is asked for."""
+    (few,), (all_pairs,) = make_parts([group]), make_parts([group], all_pairs=True)
+    assert len(to_json([few], [])["parts"][0]["differences"]) == NUM_JOBS - 1
+    assert len(all_pairs.differences) == NUM_JOBS * (NUM_JOBS - 1) // 2
+    assert to_markdown([few]).count("\n- ") < 2 * NUM_JOBS
+
+
+def test_the_tables_have_the_settings_that_differ(group: DatasetGroup) -> None:
+    """And validation scores; the CSV under the keys' whole names."""
+    assert differing(group.results) == {"model.units": "units", "model.pooling": "pooling"}
+    (part,) = make_parts([group])
+    columns, lines = detailed(part)
+    assert [name for name in columns if name not in part.columns] == [
+        "validation %",
+        "units",
+        "pooling",
+    ]
+    assert {line["units"] for line in lines} == {str(n) for n in range(1, NUM_JOBS + 1)}
+    assert STANDING not in columns  # without a baseline
+    rows = list(csv.DictReader(to_csv([part]).splitlines()))
+    assert {row["model.units"] for row in rows} == {str(n) for n in range(1, NUM_JOBS + 1)}
+    assert {row["val_accuracy"] for row in rows} == {"0.5"}
+    json.dumps(to_json([part], []), allow_nan=False)
+
+
+def test_runs_are_chosen_by_their_settings(group: DatasetGroup) -> None:
+    """Several conditions hold together; bare words are text."""
+    runs = [run for result in group.results for run in result.runs]
+    assert len(chosen(runs, ["model.pooling=max"])) == NUM_JOBS
+    assert {run.settings["model.units"] for run in chosen(runs, ["model.units=3"])} == {3}
+    assert len(chosen(runs, ["model.units=3", "model.pooling=max"])) == 2
+    for where, message in (
+        ("model.unit=3", "no run has this key; did you mean model.units"),
+        ("model.units", "should be TABLE.KEY=VALUE"),
+        ("model.units=99", "no run has it; there model.units is 1, 2, 3"),
+        ("model.units=true", "no run has it"),
+    ):
+        with pytest.raises(InputError, match=message):
+            chosen(runs, [where])
+    with pytest.raises(InputError, match="--group-by unit: no run has this key"):
+        check_key("--group-by", "unit", runs)
+
+
+def test_jobs_are_grouped_by_a_setting(group: DatasetGroup) -> None:
+    """The mean of the jobs' means, the best value first."""
+    lines = grouped(group.results, "model.pooling")
+    assert [(line["jobs"], line["runs"]) for line in lines] == [("10", "20"), ("10", "20")]
+    by_value = {line["model.pooling"]: line for line in lines}
+    means = [e.mean for e in group.results if e.setting("model.pooling") == "max"]
+    assert float(by_value["max"]["mean test %"]) == pytest.approx(np.mean(means), abs=0.005)
+    assert float(by_value["max"]["best test %"]) == pytest.approx(max(means), abs=0.005)
+    (part,) = make_parts([group], group_by="model.pooling")
+    assert "| model.pooling |" in to_markdown([part])

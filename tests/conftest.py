@@ -45,20 +45,21 @@ JOBS = PROJECT / "jobs"
 
 # About how long the longest files take, on two cores.
 SECONDS = {
-    "test_cluster_trouble.py": 180,
-    "test_cluster_jobs.py": 150,
-    "test_cluster_sweep.py": 120,
-    "test_sweep.py": 170,
-    "test_exactness.py": 100,
+    "test_cluster_trouble.py": 150,
+    "test_cluster_jobs.py": 140,
+    "test_cluster_sweep.py": 90,
+    "test_sweep.py": 100,
+    "test_exactness.py": 80,
     "test_cluster_submit.py": 90,
     "test_cluster_elsewhere.py": 90,
     "test_tensorboard.py": 80,
     "test_cli.py": 70,
     "test_cluster_status.py": 60,
     "test_doctor.py": 50,
+    "test_train.py": 50,
     "test_tensorboard_browser.py": 50,
-    "test_guard.py": 40,
-    "test_bench.py": 40,
+    "test_bench.py": 35,
+    "test_guard.py": 20,
 }
 
 

@@ -100,6 +100,7 @@ fi
 
 heading pytest
 # One file at a time on each worker, the longest first. More workers than cores, because the tests
-# wait for processes more than they compute.
-exec python -m pytest --numprocesses="$(($(nproc) + 1))" --maxprocesses=6 \
+# wait for processes, and those on a cluster for its clock.
+WORKERS=$(($(nproc) + (${NEEDS_PROGRAMS:-0} ? 2 : 1)))
+exec python -m pytest --numprocesses="$WORKERS" --maxprocesses=6 \
     --dist=loadfile --no-loadscope-reorder ${TIER[@]+"${TIER[@]}"} "$@"

@@ -83,7 +83,9 @@ def test_a_daemon_ends_with_its_tests(end: Callable[[Process], None], workers: i
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("end", [kill_all_of_pytest, interrupt_started])
+@pytest.mark.parametrize(
+    "end", [kill_all_of_pytest, pytest.param(interrupt_started, marks=pytest.mark.slow)]
+)
 def test_a_cluster_and_a_sweep_end_with_their_tests(end: Callable[[Process], None]) -> None:
     """Slurm's daemons, a job that trains, the sweep's supervisor and its workers."""
     expected = {"munged", "slurmctld", "slurmd -D -N n4", "slurmstepd", "harness train"}

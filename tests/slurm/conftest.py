@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, shared_run
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.configuration import ELSEWHERE
 from tests.slurm.project import JOB, SlurmProject, Submitted
@@ -41,9 +41,12 @@ def project(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
     """The run of JOB by the LSTM outside Slurm."""
     harness = Harness(tmp_path_factory.mktemp("undisturbed"))
-    done = harness.run("train", JOBS / "lstm.toml", "--run-id", "calm", *JOB)
-    assert done.returncode == 0, done.stderr
-    return harness, harness.runs / "lstm" / "calm"
+
+    def train() -> None:
+        done = harness.run("train", JOBS / "lstm.toml", "--run-id", "undisturbed", *JOB)
+        assert done.returncode == 0, done.stderr
+
+    return harness, shared_run(harness, "lstm", "undisturbed", train)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,8 @@ def preempt(job: Submitted) -> None:
     wait_until(lambda: job.cluster.show(job.job_id).get("PreemptTime", "None") != "None", 30)
 
 
-@pytest.mark.parametrize("warned", [False, True])
+# `tests/slurm/test_cluster_jobs.py` has a warning before preemption.
+@pytest.mark.parametrize("warned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
     guest: SlurmProject, undisturbed: Undisturbed, *, warned: bool
 ) -> None:

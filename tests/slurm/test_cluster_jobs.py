@@ -113,8 +113,12 @@ def test_a_users_own_job_script_that_becomes_one_goes_on(
     assert (job.requeues(), job.record()["restarts"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGUSR2], pytest.param([signal.SIGUSR1, signal.SIGUSR2], marks=pytest.mark.slow)],
+)
 def test_jobs_warned_of_their_time_limit_go_on_later(
-    project: SlurmProject, undisturbed: Undisturbed
+    project: SlurmProject, undisturbed: Undisturbed, numbers: list[signal.Signals]
 ) -> None:
     """USR1 or USR2 before a limit of a minute: saved, requeued by itself, the same bytes.
 
@@ -123,7 +127,7 @@ def test_jobs_warned_of_their_time_limit_go_on_later(
     """
     jobs = {
         number: project.sbatch("lstm", "--time=1", f"--signal=B:{number.name[3:]}@30")
-        for number in (signal.SIGUSR1, signal.SIGUSR2)
+        for number in numbers
     }
     processes = {}
     for number, job in jobs.items():

@@ -12,7 +12,7 @@ from harness import __version__
 from harness.errors import InputError
 from harness.tracking.record_format import check_format, stamped
 from tests.conftest import SHRUNK, Harness, results
-from tests.training.kills import kill_at
+from tests.training.kills import kill_at, killed_run
 
 
 @pytest.mark.parametrize("record", [{}, {"format": 1}, {"format": 2, "harness": "0.2.0"}])
@@ -75,7 +75,7 @@ def test_a_later_versions_run_is_refused(later: tuple[Harness, Path], command: s
     if command == "several":  # runs of a batch are named by their seed too
         shutil.copytree(run, run.with_name("later-seed1"), dirs_exist_ok=True)
         words += ["--seeds", "1-2"]
-    done = harness.run(*words, *(["good"] if command == "predict" else []))
+    done = harness.run_here(*words, *(["good"] if command == "predict" else []))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     assert "was written by harness 9.9.0 (format 99), this is harness" in line
@@ -86,12 +86,12 @@ def test_a_later_versions_run_is_refused(later: tuple[Harness, Path], command: s
 def test_readers_show_a_later_versions_run(later: tuple[Harness, Path]) -> None:
     """Commands that only look take from it what they can."""
     harness, run = later
-    shown = harness.run("status", run, "--json")
+    shown = harness.run_here("status", run, "--json")
     assert (shown.returncode, json.loads(shown.stdout)[0]["state"]) == (0, "finished")
-    compared = harness.run("compare", run, "--no-baseline")
+    compared = harness.run_here("compare", run, "--no-baseline")
     assert compared.returncode == 0, compared.stderr
     assert "bilstm" in compared.stdout
-    log = harness.run("logs", run)
+    log = harness.run_here("logs", run)
     assert "it printed to the terminal where it was started" in log.stderr
 
 
@@ -133,8 +133,7 @@ def age(checkpoint: Path) -> None:
 @pytest.mark.full
 def test_a_later_versions_checkpoint_is_refused_not_skipped(harness: Harness) -> None:
     """A whole checkpoint that this version can't read is no broken one: no step is thrown away."""
-    kill_at(harness, "gru", 3)
-    run = harness.runs / "gru" / "killed"
+    run = killed_run(harness, "lstm")
     path = max(run.glob("checkpoints/step-*.npz"))
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}

@@ -4,7 +4,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.conftest import Harness
+from tests.conftest import Harness, shared_run
 
 
 def newest_step(run: Path) -> int:
@@ -31,3 +31,8 @@ def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
     wait_for_step(process, run, step)
     process.kill()
     process.communicate()
+
+
+def killed_run(harness: Harness, job: str) -> Path:
+    """The run `killed`, which SIGKILL has ended in its second epoch."""
+    return shared_run(harness, job, "killed", lambda: kill_at(harness, job, 16))

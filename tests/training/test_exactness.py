@@ -12,35 +12,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import Harness, results
+from tests.conftest import Harness, calm_run, results
 from tests.data.made_up_texts import make_rows, write_csv
-from tests.training.kills import kill_at, wait_for_step
+from tests.training.kills import kill_at, killed_run, wait_for_step
 
 pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize(
-    ("job", "devices"),
+    ("job", "devices", "kills"),
     [
-        ("gru", "cpu:1"),
-        ("bilstm", "cpu:2"),
-        pytest.param("rnn", "cpu:2", marks=pytest.mark.slow),
+        ("gru", "cpu:1", (3, 16, 30)),
+        ("bilstm", "cpu:2", (3, 30)),
+        pytest.param("rnn", "cpu:2", (3, 16, 30), marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, job: str, devices: str) -> None:
-    """Three times SIGKILL leaves no trace in metrics, weights, predictions and scores."""
+def test_a_killed_run_ends_with_the_same_bytes(
+    harness: Harness, job: str, devices: str, kills: tuple[int, ...]
+) -> None:
+    """SIGKILL leaves no trace in metrics, weights, predictions and scores, however often."""
     words = ["--devices", devices, "--set", "train.reduce_lr_patience=1"]
     words += ["--set", "train.epochs=8"]
     calm = harness.train(job, "calm", *words)
     assert calm.returncode == 0, calm.stderr
-    for step in (3, 16, 30):
+    for step in kills:
         kill_at(harness, job, step, *words)
     assert not (harness.runs / job / "killed" / "result.json").exists()
     last = harness.train(job, "killed", *words)
     assert last.returncode == 0, last.stderr
     assert results(harness.runs / job / "killed") == results(harness.runs / job / "calm")
     state = json.loads((harness.runs / job / "killed" / "state.json").read_text())
-    assert (state["phase"], state["restarts"]) == ("finished", 3)
+    assert (state["phase"], state["restarts"]) == ("finished", len(kills))
     assert step_events(harness.runs / job / "killed") == step_events(harness.runs / job / "calm")
 
 
@@ -124,10 +126,7 @@ def step_events(run: Path) -> list[tuple[str, int, float]]:
 
 def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness) -> None:
     """A truncated newest checkpoint costs its steps, not the run."""
-    calm = harness.train("lstm", "calm")
-    assert calm.returncode == 0
-    kill_at(harness, "lstm", 16)
-    run = harness.runs / "lstm" / "killed"
+    calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
     kept = harness.folder / "kept"
     shutil.copytree(run, kept)
     oldest, newest = sorted((run / "checkpoints").glob("step-*.npz"))
@@ -135,7 +134,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness)
     last = harness.run("resume", run)
     assert last.returncode == 0, last.stderr
     assert re.search(rf"{newest.name} is broken .*; using the one before", last.stderr)
-    assert results(run) == results(harness.runs / "lstm" / "calm")
+    assert results(run) == results(calm)
     shutil.rmtree(run)
     shutil.copytree(kept, run)
     oldest.unlink()
@@ -144,13 +143,12 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness)
     last = harness.run("resume", run)
     assert last.returncode == 0, last.stderr
     assert re.search(rf"{oldest.name} is broken .*; none is left, starting anew", last.stderr)
-    assert results(run) == results(harness.runs / "lstm" / "calm")
+    assert results(run) == results(calm)
 
 
 def test_the_newer_of_two_writers_wins(harness: Harness) -> None:
     """A second process takes the run over; the first notices, says who has it, and stops."""
-    calm = harness.train("lstm", "calm")
-    assert calm.returncode == 0
+    calm = calm_run(harness, "lstm")
     older = harness.start(*harness.train_words("lstm", "killed"))
     run = harness.runs / "lstm" / "killed"
     wait_for_step(older, run, 3)
@@ -163,13 +161,12 @@ def test_the_newer_of_two_writers_wins(harness: Harness) -> None:
         assert older.returncode == 1
         assert f"process {newer.pid}" in older_said
         assert "Traceback" not in older_said
-    assert results(run) == results(harness.runs / "lstm" / "calm")
+    assert results(run) == results(calm)
 
 
 def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) -> None:
     """A job.toml that was edited, and a record that is gone, end in one line, not in a mixture."""
-    kill_at(harness, "lstm", 16)
-    run = harness.runs / "lstm" / "killed"
+    run = killed_run(harness, "lstm")
     job = (run / "job.toml").read_text()
     (run / "job.toml").write_text(job.replace("learning_rate = 0.0005", "learning_rate = 5.0"))
     done = harness.run("resume", run)

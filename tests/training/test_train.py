@@ -12,12 +12,11 @@ from harness.data.dataset_folder import save_folder
 from harness.data.imdb import make_dataset
 from tests.conftest import JOBS, SHRUNK, Harness, metrics
 from tests.report.made_up_runs import WORDS, small_data
-from tests.training.kills import kill_at, wait_for_step
+from tests.training.kills import killed_run, wait_for_step
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
+def test_a_signal_saves_and_ends_with_75(harness: Harness) -> None:
     """A stopping signal lets the step end, saves, says how to go on and ends with 75.
 
     `tests/system/test_signals.py` has the other signals.
@@ -26,7 +25,7 @@ def test_a_signal_saves_and_ends_with_75(harness: Harness, name: str) -> None:
     process = harness.start(*words, "--set", "train.epochs=200")
     run = harness.runs / "lstm" / "stopped"
     wait_for_step(process, run, 13)
-    process.send_signal(signal.Signals[name])
+    process.send_signal(signal.SIGINT)
     said, warned = process.communicate(timeout=60)
     assert process.returncode == 75, warned
     assert f"harness resume {run}" in warned
@@ -79,20 +78,18 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     last digit grow tenfold every dozen of steps.
     """
     precise = ["--set", "train.precision=float64"]
-    for devices in ("cpu:1", "cpu:2", "cpu:3"):
+    for devices in ("cpu:1", "cpu:3"):  # shares of 11, 11 and 10 reviews
         done = harness.train("lstm", devices.replace(":", ""), "--devices", devices, *precise)
         assert done.returncode == 0, done.stderr
-    one, two, three = (metrics(harness.runs / "lstm" / f"cpu{n}") for n in (1, 2, 3))
-    for other in (two, three):
-        for mine, theirs in zip(one, other, strict=True):
-            assert abs(mine["loss"] - theirs["loss"]) < 1e-10
-            assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
-    probabilities = [
+    one, three = (metrics(harness.runs / "lstm" / f"cpu{n}") for n in (1, 3))
+    for mine, theirs in zip(one, three, strict=True):
+        assert abs(mine["loss"] - theirs["loss"]) < 1e-10
+        assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
+    mine, theirs = (
         np.load(harness.runs / "lstm" / f"cpu{n}" / "predictions.npz")["probabilities"]
-        for n in (1, 2, 3)
-    ]
-    np.testing.assert_allclose(probabilities[0], probabilities[1], atol=1e-10)
-    np.testing.assert_allclose(probabilities[0], probabilities[2], atol=1e-10)
+        for n in (1, 3)
+    )
+    np.testing.assert_allclose(mine, theirs, atol=1e-10)
     assert len({line["loss"] for line in one}) == 3, "nothing is learnt: all would be equal"
 
 
@@ -132,8 +129,7 @@ def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:
 @pytest.mark.full
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) -> None:
     """A run whose weights have become NaN stops at the next step, names it, and has no result."""
-    kill_at(harness, "lstm", 16)
-    run = harness.runs / "lstm" / "killed"
+    run = killed_run(harness, "lstm")
     for path in run.glob("checkpoints/*.npz"):
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}

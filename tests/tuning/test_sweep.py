@@ -214,7 +214,7 @@ def test_a_worker_that_hangs_is_ended_and_one_may_join(calm: Sweeps) -> None:
     wait_for(lambda: calm.state("hung").get("running"), timeout_s=90)
     os.kill(calm.workers("hung")[0], signal.SIGSTOP)
     joined = calm.harness.start("sweep", "join", calm.folder("hung"), "--workers", 1)
-    said, errors = process.communicate(timeout=200)
+    said, errors = process.communicate(timeout=400)
     assert process.returncode == 0, said + errors
     assert re.search(r"w0 made no progress for 12 s with trial \d+ and is ended", errors)
     said, errors = joined.communicate(timeout=60)

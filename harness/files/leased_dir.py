@@ -95,8 +95,12 @@ class LeasedDirectory:
         if holder.get("token") != self._token:
             reason = f"process {holder.get('process')} on {holder.get('host')} took it over"
             if not holder:
-                reason = "somebody removed it" if content is None else "somebody changed it"
+                reason = self.why_gone() if content is None else "somebody changed it"
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
+
+    def why_gone(self) -> str:
+        """What has probably become of a lease that is not there."""
+        return "somebody removed it"
 
     def release_lease(self) -> None:
         """Give the folder up: nothing more will be written. An error leaves the lease there."""

@@ -116,6 +116,13 @@ class RunDirectory(LeasedDirectory):
             name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666
         )
 
+    def why_gone(self) -> str:
+        """What has become of a lease that is not there: who finishes a run gives it up."""
+        if not self.finished():
+            return super().why_gone()
+        state = self.read_json("state.json")
+        return f"process {state.get('process')} on {state.get('host')} took it over and finished it"
+
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""
         return self.folder.rglob(".*.tmp*")

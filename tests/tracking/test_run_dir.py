@@ -47,6 +47,21 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
         newer.write_text("note.txt", "newest")
 
 
+def test_who_finishes_a_run_gives_its_lease_up(tmp_path: Path) -> None:
+    """An older writer is still told who took it over; one that is too late takes nothing away."""
+    older, newer = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    older.take_lease()
+    newer.take_lease()
+    older.release_lease()
+    newer.check_lease()
+    newer.write_json("state.json", {"process": 42, "host": "node7"})
+    newer.write_json("result.json", {})
+    newer.release_lease()
+    assert not (tmp_path / "lease.json").exists()
+    with pytest.raises(TakenOver, match="process 42 on node7 took it over and finished it; this"):
+        older.write_text("note.txt", "older")
+
+
 def test_of_two_that_come_at_once_the_loser_names_the_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

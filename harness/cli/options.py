@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Annotated
@@ -113,3 +114,8 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
     if not here:
         console.warning(f"no Slurm job: this machine, {gethostname()}, trains; as a job: {instead}")
     os.environ[CONFIRMED] = "1"
+
+
+def ignore_broken_pipe() -> None:
+    """The reader has closed the pipe; keep the interpreter's last flush from failing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

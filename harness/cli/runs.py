@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import AsJson, RunsFolder, quoted
+from harness.cli.options import AsJson, RunsFolder, ignore_broken_pipe, quoted
 from harness.errors import InputError, Interrupted, RunError
 from harness.system.console import echo, log
 
@@ -112,7 +111,7 @@ def status(
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
-        _ignore_broken_pipe()
+        ignore_broken_pipe()
 
 
 @app.command(epilog="Example: harness logs 1234_2 -f -n 20")
@@ -165,7 +164,7 @@ def logs(
     except KeyboardInterrupt:
         return
     except BrokenPipeError:
-        _ignore_broken_pipe()
+        ignore_broken_pipe()
         return
     end = look.status
     if end.state in ("interrupted", "cancelled"):
@@ -261,8 +260,3 @@ def _encode_anything() -> None:
     """Print characters that the terminal's encoding lacks as question marks."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-
-
-def _ignore_broken_pipe() -> None:
-    """The reader has closed the pipe; keep the interpreter's last flush from failing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,13 @@
 """`train`, `resume`, `evaluate` and `predict`: runs and their models."""
 
+import itertools
 import json
+import logging
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -20,12 +23,15 @@ from harness.cli.options import (
     Strict,
     TrustCode,
     confirm_here,
+    ignore_broken_pipe,
     quoted,
 )
 from harness.errors import InputError, explain_interruption
-from harness.system.console import echo
+from harness.system.console import echo, log
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from harness.job import Job
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
@@ -226,28 +232,65 @@ def predict(
         Path | None,
         typer.Option("--file", metavar="FILE", help="file with one text per line"),
     ] = None,
+    is_jsonl: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl", help='lines are JSON: "…" or {"text": "…"}, as in files named .jsonl'
+        ),
+    ] = False,
     as_json: AsJson = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Classify raw text with the model of a finished run."""
-    from harness.inference.predict import check_texts, predict, read_texts, split_lines
+    """Classify raw text with the model of a finished run.
+
+    Lines are answered as they arrive; those without a word get no answer.
+    """
+    from harness.inference.predict import NO_TEXT, Classifier, check_texts
+    from harness.inference.text_lines import (
+        JSON_LINES,
+        Line,
+        Remarks,
+        has_input,
+        open_lines,
+        read_lines,
+    )
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import prepare_quietly
 
     run = RunDirectory.open(run_folder)
     if file is not None and texts:
         raise InputError(f"--file {file}: give either texts or a file, not both")
-    if file is not None:
-        texts = read_texts(file)
-    elif not texts:
-        texts = split_lines(sys.stdin.buffer, "standard input") if sys.stdin else []
-    check_texts(texts)
+    remarks, ahead = Remarks(), list[list[Line]]()
+    batches: Iterator[list[Line]] = iter(())
+    if texts:
+        ahead = [[Line(number, text) for number, text in enumerate(check_texts(texts), 1)]]
+    elif file is not None or sys.stdin:
+        source = open_lines(file) if file is not None else cast("BufferedReader", sys.stdin.buffer)
+        name = f"--file {file}" if file is not None else "standard input"
+        is_json = is_jsonl or (file is not None and file.suffix.lower() in JSON_LINES)
+        batches = read_lines(source, name, remarks, is_json=is_json)
+        if has_input(source):  # bad input is refused before TensorFlow is imported
+            ahead = [*itertools.islice(batches, 1)]
+            if not ahead:
+                raise InputError(NO_TEXT)
+    else:
+        raise InputError(NO_TEXT)
     prepare_quietly(run.job())
-    for prediction in predict(run, texts):
-        if as_json:
-            echo(json.dumps(prediction.as_json()))
-        else:
-            echo(f"{prediction.summary}  {prediction.text[:200]}")
+    number = 0
+    try:
+        for number, answer in Classifier(run).classify_stream(itertools.chain(ahead, batches)):
+            if as_json:
+                echo(json.dumps({"number": number, **answer.as_json()}))
+            else:
+                echo(f"{answer.summary}  {answer.text[:200]}")
+    except BrokenPipeError:
+        ignore_broken_pipe()
+        return
+    finally:
+        for line in remarks.lines() if number else ():
+            log(logging.WARNING, line)
+    if not number:
+        raise InputError(NO_TEXT)
 
 
 @app.command(epilog="Example: harness export runs/lstm/my-run --out served/lstm")

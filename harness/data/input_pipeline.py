@@ -6,15 +6,18 @@ requests the remaining steps. Opening a dataset takes as long as several steps, 
 holds many epochs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from harness.data.vocabulary import START, encode_ranks
+
 TIMED_FETCHES = 100  # whose times tf.data keeps
 EXAMPLES_AT_ONCE = 1024  # assembled by one operation: starting it costs as much as a few examples
 PREFETCHED = 2  # times as many examples
+LARGEST_PADDED = 1_000_000_000  # bytes; larger sets are padded a batch at a time
 MAX_PERMUTED = 5_000_000  # indices of the epochs that one dataset holds, 4 bytes each
 
 
@@ -57,15 +60,36 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 
 
 class Reviews(NamedTuple):
-    """Encoded reviews, flat: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
+    """Reviews, flat: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
     tokens: np.ndarray  # [num_tokens] int32
     offsets: np.ndarray  # [num_reviews + 1] int64
     labels: np.ndarray  # [num_reviews] int32
+    # The tokens are ranks, and are encoded for a vocabulary of this size when they are padded; None
+    # if they are encoded already.
+    vocab_size: int | None = None
 
     def between(self, first: int, last: int) -> "Reviews":
         """The reviews from `first` up to `last`, without a copy of their tokens."""
-        return Reviews(self.tokens, self.offsets[first : last + 1], self.labels[first:last])
+        offsets, labels = self.offsets[first : last + 1], self.labels[first:last]
+        return Reviews(self.tokens, offsets, labels, self.vocab_size)
+
+    def padded(self, chosen: np.ndarray, maxlen: int) -> np.ndarray:
+        """Some reviews as `pad_sequences` gives them, `[..., maxlen] int32`: zeros, then the end.
+
+        Args:
+            chosen: `[...]`, numbers of reviews; the number of reviews stands for an empty one.
+            maxlen: tokens kept of each, its last ones.
+        """
+        bounds = np.append(self.offsets, self.offsets[-1:])
+        starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
+        at = ends - maxlen + np.arange(maxlen)
+        is_word = at >= starts
+        found = self.tokens[np.where(is_word, at, 0)] if len(self.tokens) else np.zeros_like(at)
+        if self.vocab_size is None:
+            return np.where(is_word, found, 0).astype(np.int32)
+        before = np.where((at == starts - 1) & (chosen[..., None] < len(self.labels)), START, 0)
+        return np.where(is_word, encode_ranks(found, self.vocab_size), before).astype(np.int32)
 
 
 def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
@@ -92,9 +116,9 @@ def num_steps(num_reviews: int, batch_size: int) -> int:
 class _Source(NamedTuple):
     """What batches are gathered from, as tensors of the CPU."""
 
-    padded: (
-        tf.Tensor
-    )  # [num_reviews + 1, maxlen] int32; the last row is empty, for padding examples
+    # Numbers of reviews to their padded tokens, [...] to [..., maxlen] int32; the number behind the
+    # last one is that of an empty review, for padding examples.
+    padded: Callable[[tf.Tensor], tf.Tensor]
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32
 
@@ -176,8 +200,7 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, maxlen: int) -> _Sou
     # tf.data works: by default they would be placed on a GPU.
     with tf.device("/cpu:0"):
         return _Source(
-            # Padded once, not a batch at a time: a batch then copies whole rows.
-            padded=tf.constant(_padded(reviews, maxlen)),
+            padded=_padding(reviews, maxlen),
             labels=tf.constant(reviews.labels.astype(np.float32)),
             permuted=tf.constant(permutations.ravel()),
         )
@@ -196,7 +219,7 @@ def _gather(source: _Source, sizes: _Sizes, *, step: tf.Tensor, replica: tf.Tens
     at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
     chosen = tf.gather(source.permuted, at)
     return Batch(
-        tokens=tf.gather(source.padded, tf.where(real, chosen, num_reviews)),
+        tokens=source.padded(tf.where(real, chosen, num_reviews)),
         labels=tf.gather(source.labels, chosen),
         weights=tf.cast(real, tf.float32),
         positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
@@ -205,14 +228,23 @@ def _gather(source: _Source, sizes: _Sizes, *, step: tf.Tensor, replica: tf.Tens
     )
 
 
-def _padded(reviews: Reviews, maxlen: int) -> np.ndarray:
-    """`[num_reviews + 1, maxlen] int32`: the reviews as `pad_sequences` gives them, then zeros."""
-    rows = np.zeros((len(reviews.labels) + 1, maxlen), np.int32)
-    ends = reviews.offsets.tolist()
-    for row, first, end in zip(rows, ends, ends[1:], strict=False):
-        if length := min(end - first, maxlen):
-            row[-length:] = reviews.tokens[end - length : end]
-    return rows
+def _padding(reviews: Reviews, maxlen: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What pads reviews by their numbers."""
+    num_rows = len(reviews.labels) + 1
+    if num_rows * maxlen * 4 <= LARGEST_PADDED:
+        # Padded once, not a batch at a time: a batch then copies whole rows.
+        rows = np.empty((num_rows, maxlen), np.int32)
+        for first in range(0, num_rows, EXAMPLES_AT_ONCE):
+            part = np.arange(first, min(first + EXAMPLES_AT_ONCE, num_rows))
+            rows[part] = reviews.padded(part, maxlen)
+        table = tf.constant(rows)
+        return lambda chosen: tf.gather(table, chosen)
+
+    def pad(chosen: tf.Tensor) -> tf.Tensor:
+        tokens = tf.numpy_function(lambda rows: reviews.padded(rows, maxlen), [chosen], tf.int32)
+        return tf.ensure_shape(tokens, [*chosen.shape, maxlen])
+
+    return pad
 
 
 def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float | None:

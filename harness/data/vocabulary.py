@@ -31,10 +31,16 @@ def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
     Returns:
         Tokens `[num_tokens + num_reviews] int32`, offsets `[num_reviews + 1] int64`.
     """
-    shifted = np.asarray(split.tokens[: split.offsets[-1]]) + SHIFT
-    shifted[shifted >= vocab_size] = UNKNOWN
-    tokens = np.insert(shifted, split.offsets[:-1], START)
+    ranks = np.asarray(split.tokens[: split.offsets[-1]])
+    tokens = np.insert(encode_ranks(ranks, vocab_size), split.offsets[:-1], START)
     return tokens, np.asarray(split.offsets) + np.arange(len(split.offsets))
+
+
+def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The index of each word by its rank, of the same shape: rank + 3, or 2 where too rare."""
+    shifted = ranks + SHIFT
+    shifted[shifted >= vocab_size] = UNKNOWN
+    return shifted
 
 
 def tokenize(text: str) -> list[str]:

@@ -1,24 +1,21 @@
 """Raw text to classes, by the model of a finished run. Input is checked before TensorFlow."""
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from harness.data.dataset import CLASSES, by_class, vocab_from_bytes
-from harness.data.vocabulary import encode_text, tokenize
+from harness.data.vocabulary import encode_text
 from harness.errors import InputError
 from harness.files.plain_file import read_plain_file
+from harness.inference.text_lines import Line, Remarks, checked
 from harness.tracking.run_dir import RunDirectory
 
-# The longest review of IMDB has 14,000 characters; a model reads a few hundred words of it.
-MAX_CHARACTERS = 100_000
-TEXTS_AT_ONCE = 1024
-CHUNK_BYTES, MAX_BYTES = 1 << 20, 1_000_000_000
+FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
+NO_TEXT = "no text: give one as an argument, by --file, or on standard input"
 
 
 @dataclass(frozen=True)
@@ -52,45 +49,6 @@ class Prediction:
         }
 
 
-def read_texts(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, each a text.
-
-    Raises:
-        InputError: if the file can't be read or is not UTF-8.
-    """
-    try:
-        # A FIFO that nobody writes to reads as empty instead of waiting for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        os.set_blocking(descriptor, True)
-        with os.fdopen(descriptor, "rb") as file:
-            return split_lines(file, f"--file {path}")
-    except OSError as error:
-        raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
-
-
-def split_lines(file: BinaryIO, name: str) -> list[str]:
-    """UTF-8 bytes to lines; a newline ends a line, and nothing else does.
-
-    `str.splitlines` would also break at characters that occur inside reviews, such as \\x85.
-
-    Raises:
-        InputError: if it is not UTF-8, or too large.
-    """
-    content = file.read(CHUNK_BYTES)
-    if b"\0" not in content:  # an endless device, or no text
-        content += file.read(MAX_BYTES - CHUNK_BYTES + 1)
-    if b"\0" in content:
-        raise InputError(f"{name}: holds a NUL byte, which no text does; save it as UTF-8")
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{name}: has over {MAX_BYTES:,} bytes; split it")
-    try:
-        lines = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    lines = [line.removesuffix("\r") for line in lines]
-    return lines[:-1] if lines[-1] == "" else lines
-
-
 def read_vocabulary(run: RunDirectory) -> list[str]:
     """The run's words, the most frequent first.
 
@@ -118,25 +76,23 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
         ) from None
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuse texts that are not reviews, before anything slow is done.
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """Texts as they are classified, before anything slow is done; a long one is cut to its end.
 
     Raises:
-        InputError: for no text, one without words, or one of more than 100,000 characters.
+        InputError: for no text, one that holds no word, or one that can't be encoded.
     """
     if not texts:
-        raise InputError("no text: give one as an argument, by --file, or on standard input")
-    for number, text in enumerate(texts, 1):
+        raise InputError(NO_TEXT)
+    remarks = Remarks()
+    found = [checked(text, number, remarks) for number, text in enumerate(texts, 1)]
+    if remarks.first_blank:
+        number = remarks.first_blank[0]
         which = f"text {number}" if len(texts) > 1 else "the text"
-        if len(text) > MAX_CHARACTERS:
-            raise InputError(
-                f"{which} has {len(text):,} characters, should be at most {MAX_CHARACTERS:,}; cut "
-                "it, the model reads only its last words"
-            )
-        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"{which} is not UTF-8; check your terminal's encoding")
-        if not tokenize(text):
-            raise InputError(f"{which} {text[:40]!r} holds no word; write one, or leave it out")
+        raise InputError(
+            f"{which} {texts[number - 1][:40]!r} holds no word; write one, or leave it out"
+        )
+    return [text for text in found if text is not None]
 
 
 def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
@@ -145,36 +101,77 @@ def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
     Raises:
         InputError: for a text that `check_texts` refuses, or an unfinished run.
     """
-    check_texts(texts)
-    # Outside any strategy: a model in a scope can't predict fewer texts than replicas.
-    from harness.inference.model_file import load_model
+    texts = check_texts(texts)
+    return Classifier(run).classify(texts)
 
-    model = load_model(run)
-    data = run.job().data
-    classes = run.result().get("classes", CLASSES)  # old results have none
-    ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
-    encoded = [encode_text(text, ranks, data.vocab_size) for text in texts]
-    padded = np.zeros([len(texts), data.maxlen], np.int32)
-    for row, tokens in zip(padded, encoded, strict=True):
-        tail = tokens[-data.maxlen :]
-        row[len(row) - len(tail) :] = tail
-    # Not `predict`, which builds a tf.data pipeline: too slow for a handful of texts.
-    chunks = range(0, len(padded), TEXTS_AT_ONCE)
-    probabilities = by_class(
-        np.concatenate([model.predict_on_batch(padded[i : i + TEXTS_AT_ONCE]) for i in chunks])
-    )
-    if probabilities.shape[1] != len(classes):
-        raise InputError(
-            f"run {run.folder}: its model tells {probabilities.shape[1]} classes apart, "
-            f"result.json names {len(classes)}; put back the file that is not this run's"
+
+class Classifier:
+    """The model of a finished run, ready to classify texts that hold words.
+
+    Raises:
+        InputError: if the run is unfinished, or a file of it is broken.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        # Outside any strategy: a model in a scope can't predict fewer texts than replicas.
+        import tensorflow as tf
+
+        from harness.inference.model_file import load_model
+
+        model = load_model(run)
+        self.data = run.job().data
+        self.classes = run.result().get("classes", CLASSES)  # old results have none
+        self.ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
+        # Traced once for any number of texts. Not Keras's `predict`, which builds a tf.data
+        # pipeline: too slow for a handful of texts.
+        self._forward = tf.function(
+            lambda tokens: model(tokens, training=False),
+            input_signature=[tf.TensorSpec([None, self.data.maxlen], tf.int32)],
+            autograph=False,
         )
-    return [
-        Prediction(
-            text=text,
-            predicted=classes[int(row.argmax())],
-            probabilities=dict(zip(classes, row.tolist(), strict=True)),
-            num_words=len(tokens) - 1,
-            num_unknown=tokens.count(2),
-        )
-        for text, tokens, row in zip(texts, encoded, probabilities, strict=True)
-    ]
+        # Now, before texts arrive.
+        given = by_class(self._forward(tf.zeros([1, self.data.maxlen], tf.int32)).numpy())
+        if given.shape[1] != len(self.classes):
+            raise InputError(
+                f"run {run.folder}: its model tells {given.shape[1]} classes apart, "
+                f"result.json names {len(self.classes)}; put back the file that is not this run's"
+            )
+
+    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+        """The class of each text."""
+        parts = range(0, len(texts), TEXTS_AT_ONCE)
+        return [each for i in parts for each in self._classify(texts[i : i + TEXTS_AT_ONCE])]
+
+    def _classify(self, texts: Sequence[str]) -> list[Prediction]:
+        data = self.data
+        encoded = [encode_text(text, self.ranks, data.vocab_size) for text in texts]
+        padded = np.zeros([len(texts), data.maxlen], np.int32)
+        for row, tokens in zip(padded, encoded, strict=True):
+            tail = tokens[-data.maxlen :]
+            row[len(row) - len(tail) :] = tail
+        probabilities = by_class(self._forward(padded).numpy())
+        return [
+            Prediction(
+                text=text,
+                predicted=self.classes[int(row.argmax())],
+                probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
+                num_words=len(tokens) - 1,
+                num_unknown=tokens.count(2),
+            )
+            for text, tokens, row in zip(texts, encoded, probabilities, strict=True)
+        ]
+
+    def classify_stream(
+        self, batches: Iterable[Sequence[Line]]
+    ) -> Iterator[tuple[int, Prediction]]:
+        """The number of each text and its class, as soon as they are known.
+
+        A few texts are answered before all others, so that the first answer is not kept waiting.
+        """
+        at_once = FIRST_TEXTS
+        for batch in batches:
+            while batch:
+                part, batch = batch[:at_once], batch[at_once:]
+                at_once = TEXTS_AT_ONCE
+                predictions = self._classify([line.text for line in part])
+                yield from zip((line.number for line in part), predictions, strict=True)

@@ -212,7 +212,8 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             "other bytes"
         )
     vocab_size = len(dataset.vocab) + 4  # and the indices that stand for no word
-    if dataset.is_own and job.data.vocab_size > vocab_size:
+    # Of IMDB too, but not of its sample, which shares its jobs.
+    if not dataset.is_sample and job.data.vocab_size > vocab_size:
         console.warning(
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
             f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"

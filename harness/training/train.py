@@ -17,7 +17,6 @@ from harness.compute.strategy import describe_devices, describe_numerics
 from harness.compute.train_step import TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
 from harness.data.input_pipeline import Reviews
-from harness.data.vocabulary import encode_split
 from harness.errors import InputError
 from harness.inference.model_file import save_model
 from harness.job import Job
@@ -37,6 +36,8 @@ from harness.training.metrics import VALIDATION_SCORES, test_scores
 from harness.training.parent import Parent, begin_with
 from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 from harness.training.trainer import Trainer
+
+MAX_PROJECTED = 100_000  # words whose vectors TensorBoard gets: it shows no more
 
 
 def train(
@@ -207,7 +208,7 @@ def test_reviews(job: Job, dataset: Dataset) -> Reviews:
 def _encoded(split: Split, job: Job) -> Reviews:
     if job.data.limit:
         split = split.take(job.data.limit)
-    return Reviews(*encode_split(split, job.data.vocab_size), split.labels)
+    return Reviews(split.tokens, split.offsets, split.labels, job.data.vocab_size)
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
@@ -293,5 +294,5 @@ def log_embedding(trainer: Trainer, dataset: Dataset) -> None:
         return
     matrix = embeddings[0].get_weights()[0]
     vocab = ["<pad>", "<start>", "<unknown>", "<unused>"]
-    vocab += dataset.vocab[: len(matrix) - len(vocab)]
+    vocab += dataset.vocab[: min(len(matrix), MAX_PROJECTED) - len(vocab)]
     trainer.log.embedding(matrix[: len(vocab)], vocab)

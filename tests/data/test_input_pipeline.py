@@ -1,12 +1,14 @@
 """Batches: what is in them, and that they depend on nothing but seed, epoch and step."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from harness.data import input_pipeline as pipeline
+from harness.data.dataset import Split
 from harness.data.input_pipeline import (
     Batch,
     Reviews,
@@ -17,6 +19,7 @@ from harness.data.input_pipeline import (
     permutations_ahead,
     waited_s,
 )
+from harness.data.vocabulary import encode_split
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
@@ -56,6 +59,52 @@ def test_padding_is_kerass_own(first: int, last: int, maxlen: int) -> None:
     tokens = np.concatenate([batch.tokens[batch.weights > 0] for batch in made])
     assert tokens.dtype == np.int32
     np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=maxlen))
+
+
+@pytest.mark.parametrize("maxlen", [1, 5, 12])
+def test_ranks_are_encoded_as_they_are_padded(maxlen: int) -> None:
+    """A start, then each rank + 3 or the unknown word, as the whole split is encoded at once."""
+    from keras.utils import pad_sequences
+
+    ranks = make_reviews()._replace(vocab_size=30)
+    tokens, offsets = encode_split(Split(*ranks[:3]), 30)
+    ragged = [tokens[a:b] for a, b in pairwise(offsets)]
+    assert {1, 2} < {*tokens.tolist()}
+    rows = ranks.padded(np.arange(len(LENGTHS) + 1), maxlen)
+    assert rows.dtype == np.int32
+    np.testing.assert_array_equal(rows, pad_sequences([*ragged, []], maxlen=maxlen))
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_set_that_is_too_large_is_padded_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch, num_replicas: int
+) -> None:
+    """The batches are the same, on several replicas too, and no copy of the set is made."""
+    cpus = [f"cpu:{i}" for i in range(num_replicas)]
+    strategy = tf.distribute.MirroredStrategy(cpus)
+    reviews, shape = make_reviews()._replace(vocab_size=30), (4, 5)
+    orders = permutations_ahead(7, range(2), len(LENGTHS))
+
+    def all_batches() -> list[Batch]:
+        made = batches(strategy, reviews, orders, shape=shape, start=Start(1))
+        local = [strategy.experimental_local_results(batch) for batch in made]
+        return [Batch(*map(np.asarray, one)) for parts in local for one in parts]
+
+    calls: list[object] = []
+
+    def call(*args: object) -> tf.Tensor:
+        calls.append(args)
+        return numpy_function(*args)
+
+    numpy_function = tf.numpy_function
+    monkeypatch.setattr(tf, "numpy_function", call)
+    usual = all_batches()
+    assert calls == []
+    monkeypatch.setattr(pipeline, "LARGEST_PADDED", 100)
+    for one, other in zip(usual, all_batches(), strict=True):
+        for field, wanted in zip(one, other, strict=True):
+            np.testing.assert_array_equal(field, wanted)
+    assert calls
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:

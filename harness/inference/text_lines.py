@@ -61,7 +61,10 @@ def open_lines(path: Path) -> BufferedReader:
 
 def has_input(file: BinaryIO) -> bool:
     """Whether there is something to read now, or nothing any more."""
-    return bool(select.select([file], [], [], 0)[0])
+    try:
+        return bool(select.select([file], [], [], 0)[0])
+    except (OSError, ValueError):  # not a file of the system, as in a notebook
+        return True
 
 
 def read_lines(

@@ -130,6 +130,15 @@ class ModelConfig(ConfigSection):
     )
     units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
     embedding_dim: int = Field(32, ge=1, le=4096, description="length of a word's vector")
+    embeddings: str = Field(
+        "",
+        max_length=4000,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="pretrained vectors of words, a text file or `.npy`; empty = none",
+    )
+    train_embeddings: bool = Field(
+        True, description="train the vectors of words; false leaves them as they begin"
+    )
     spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
     dropout: Share = Field(0.4, description="share of the recurrent layers' outputs dropped")
     reset_after: bool = Field(False, description="gru only: the variant that cuDNN can run")

@@ -147,7 +147,7 @@ class TrainConfig(ConfigSection):
 SOURCE_FORMAT = ("text_column", "label_column", "split_column", "delimiter", "encoding")
 
 # Keys that came after the first version.
-LATER_KEYS = {"model": ("options",), "train": ("tf32", "deterministic")}
+LATER_KEYS = {"model": ("options", "train_embeddings"), "train": ("tf32", "deterministic")}
 
 # The free tables inside of the others: any names, which `--set` and a search reach too.
 OPEN_TABLES = (("model", "options"),)
@@ -182,12 +182,12 @@ class Job(ConfigSection):
         return dump_toml(self.model_dump())
 
     def identity(self) -> str:
-        """The job in TOML, as far as it decides the result, wherever the data are.
+        """The job in TOML, as far as it decides the result, wherever data and vectors are.
 
         A later key at its default is left out, so that runs begun before the key was known keep
         their identity.
         """
-        exclude: dict[str, set[str]] = {"data": {"source", *SOURCE_FORMAT}}
+        exclude: dict[str, set[str]] = {"data": {"source", *SOURCE_FORMAT}, "model": {"embeddings"}}
         for table, keys in LATER_KEYS.items():
             defaults = {key for key in keys if _is_default(getattr(self, table), key)}
             exclude[table] = exclude.get(table, set()) | defaults
@@ -212,6 +212,8 @@ class Job(ConfigSection):
             yield "model.reset_after has no effect: it is a setting of the gru alone"
         if self.model.second_units and self.model.architecture != "stacked_lstm":
             yield "model.second_units has no effect: it is a setting of the stacked_lstm alone"
+        if not self.model.train_embeddings and not self.model.embeddings:
+            yield "model.train_embeddings = false leaves random vectors: model.embeddings is empty"
         if self.train.keep == "last" and self.train.early_stopping_patience == 0:
             watched = TrainConfig.model_fields["monitor"].default
             if self.train.monitor != watched and self.train.reduce_lr_patience == 0:

@@ -89,17 +89,18 @@ def with_networks(
 
 
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
-    """Make `data.source` absolute, so that a copy of the job finds it from anywhere.
+    """Make `data.source` and `model.embeddings` absolute, so that a copy of the job finds them.
 
     A path in the file is relative to the file, one of `--set` to the working folder; `~` is the
     home folder.
     """
-    data = content.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
-    if isinstance(data, dict) and isinstance(source, str) and source:
-        base = Path.cwd() if "data.source" in origins else path.absolute().parent
-        expanded = os.path.expanduser(source)  # noqa: PTH111 - never raises
-        data["source"] = os.path.normpath(base / expanded)
+    for table, key in (("data", "source"), ("model", "embeddings")):
+        inner = content.get(table)
+        named = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and isinstance(named, str) and named:
+            base = Path.cwd() if f"{table}.{key}" in origins else path.absolute().parent
+            expanded = os.path.expanduser(named)  # noqa: PTH111 - never raises
+            inner[key] = os.path.normpath(base / expanded)
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:

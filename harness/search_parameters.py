@@ -18,6 +18,7 @@ Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
 FIXED = {
     "data.source": "all trials must have the same reviews",
     **{f"data.{key}": "all trials must have the same reviews" for key in SOURCE_FORMAT},
+    "model.embeddings": "a sweep reads one file of vectors",
     "data.validation_split": "all trials must be validated on the same reviews",
     "data.limit": "all trials must have the same reviews",
     "data.test": "the test set chooses nothing",

@@ -16,6 +16,7 @@ from tests.conftest import PROJECT
 
 README = PROJECT / "jobs" / "README.md"
 BEGIN, END = "<!-- job keys: python -m tests.job_keys -->\n", "<!-- end of job keys -->\n"
+PATHS = ("data.source", "model.embeddings")
 TYPES: dict[object, str] = {
     bool: "boolean",
     int: "integer",
@@ -64,7 +65,9 @@ def _range(key: str, field: FieldInfo) -> str:
                 high = f"to {value:,.10g}"
             case Lt(lt=value):
                 high = f"to below {value:,}"
-    return f"{low} {high}".strip() or ("a path" if key == "data.source" else "text")
+    return f"{low} {high}".strip() or (
+        "a path" if key in ("data.source", "model.embeddings") else "text"
+    )
 
 
 def with_tables(text: str) -> str:

@@ -23,7 +23,8 @@ from harness.system.host import gpu_name, installed_version, processor
 LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layers
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into
-DROPOUTS = ("dropout", "spatial_dropout")  # their rate does not change the time of a step
+# Settings of a network that do not change the time of a step.
+WITHOUT_TIME = ("dropout", "spatial_dropout", "embeddings", "train_embeddings")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _size(job: Job) -> int:
 
 def shape(job: Job) -> str:
     """The settings that decide how long a step takes: jobs that share them share measurements."""
-    model = {name: value for name, value in job.model if name not in DROPOUTS}
+    model = {name: value for name, value in job.model if name not in WITHOUT_TIME}
     what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
     what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
     return " ".join(f"{name}={value}" for name, value in what.items())

@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.layers import Bidirectional
+from keras.layers import Bidirectional, Embedding
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.moving_average import RampedAverage, ramped
 from harness.compute.network import KERAS_PRECISION, build_network, training_network
 from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
+from harness.data.vocabulary import FIRST_WORD
+from harness.errors import InputError
 from harness.job import Job, TrainConfig
 from harness.layers import global_batch, outer_embedding, recurrent_layers, turn_cudnn_off
 from harness.system.signals import StopRequest
+from harness.texts.word_vectors import WordVectors
 
 # Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
 # count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.
@@ -37,6 +40,7 @@ class TrainStep:
         plan: ExecutionPlan,
         *,
         num_outputs: int = 1,
+        vectors: WordVectors | None = None,
     ) -> None:
         """Build the job's models and optimizer.
 
@@ -45,6 +49,7 @@ class TrainStep:
             strategy: in whose scope they are.
             plan: how steps are computed.
             num_outputs: of the network, see `Dataset.num_outputs`.
+            vectors: that the words begin with, where there are any.
         """
         self.job, self.strategy, self.xla = job, strategy, plan.xla
         self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
@@ -53,6 +58,7 @@ class TrainStep:
         keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
         with strategy.scope():
             self.export_model = build_network(job, num_outputs)
+            put_vectors(self.export_model, job, vectors)
             self.model = training_network(job, self.export_model, num_outputs)
             if self.xla:
                 turn_cudnn_off(self.model)
@@ -197,6 +203,31 @@ class TrainStep:
             fused = counts[layer.name] >= directions
             kernels[layer.name] = "cudnn" if fused else "xla" if self.xla else "loop"
         return kernels
+
+
+def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> None:
+    """Give the embedding the vectors of the words that were found; the others stay random.
+
+    Raises:
+        InputError: if the network has no embedding of that shape.
+    """
+    if vectors is None and job.model.train_embeddings:
+        return
+    shape = (job.data.vocab_size, job.model.embedding_dim)
+    layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
+    fitting = [layer for layer in layers if tuple(layer.embeddings.shape) == shape]
+    if not fitting:
+        raise InputError(
+            f"model.embeddings: {job.model.architecture} has no layer Embedding of {shape[0]:,} "
+            f"words and {shape[1]} numbers, data.vocab_size and model.embedding_dim; add one, or "
+            "leave model.embeddings out"
+        )
+    layer = fitting[0]
+    if vectors is not None:
+        (matrix,) = layer.get_weights()
+        matrix[vectors.found + FIRST_WORD] = vectors.vectors
+        layer.set_weights([matrix])
+    layer.trainable = job.model.train_embeddings
 
 
 class Evaluator:

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.data.dataset import Split
 
-START, UNKNOWN, SHIFT = 1, 2, 3
+START, UNKNOWN, SHIFT, FIRST_WORD = 1, 2, 3, 4
 
 # A longer review is cut to its end, which models read: the longest of IMDB has 14,000.
 MAX_CHARACTERS = 131_072

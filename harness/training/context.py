@@ -3,21 +3,31 @@
 TensorFlow is not imported, so that `launch` can check all of it first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset
+from harness.errors import InputError
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
+from harness.texts.word_vectors import WordVectors, open_vectors
+from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory, run_identity
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
+    """The words in the model's vocabulary, the most frequent first: indices 4 and up."""
+    return dataset.vocab[: job.data.vocab_size - 4]
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,34 @@ class RunContext:
     run: RunDirectory
     job: Job
     dataset: Dataset
+    vectors: WordVectors | None = None  # pretrained ones, of the words that the job knows
+
+    @classmethod
+    def open(cls, run: RunDirectory, job: Job, dataset: Dataset) -> "RunContext":
+        """The context of a run, with the vectors that its job names.
+
+        Raises:
+            InputError: if they can't be read, or are not those that the run began with.
+        """
+        if not job.model.embeddings:
+            return cls(run, job, dataset)
+        path = Path(job.model.embeddings)
+        vectors = open_vectors(path, known_words(job, dataset), job.model.embedding_dim)
+        starts = run.read_json(RECORD).get("starts") or [{}]
+        began = starts[0].get("embeddings", vectors.checksum)
+        if began != vectors.checksum:
+            raise InputError(
+                f"run {run.folder}: model.embeddings {path} has changed since it was begun "
+                f"(checksum {began[:12]}, here {vectors.checksum[:12]}); put the file back as it "
+                "was, or start a new run"
+            )
+        return cls(run, job, dataset, vectors)
 
     @property
     def identity(self) -> str:
         """What the run's checkpoints belong to."""
-        return run_identity(self.job, self.dataset.checksum)
+        vectors = self.vectors.checksum if self.vectors else ""
+        return run_identity(self.job, self.dataset.checksum + vectors)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def launch(
     devices = devices_to_use(run, options.devices)
     requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
-    context = RunContext(run, job, dataset_of(run, job, options.data, full=options.full))
+    dataset = dataset_of(run, job, options.data, full=options.full)
+    context = RunContext.open(run, job, dataset)
     parent = find_parent(run, job, context.dataset, named=options.parent)
     plan = plan_of(job, devices, run)
     with contextlib.ExitStack() as stack:
@@ -222,6 +223,9 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
+    if context.vectors:
+        trained = "trained" if job.model.train_embeddings else "left as they are"
+        console.info(f"embeddings {context.vectors.title} found, {trained}")
     console.info(
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{num_replicas} replica{'s' if num_replicas > 1 else ''}, data: {dataset.title}"

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +29,7 @@ from harness.tracking.provenance import (
 )
 from harness.tracking.run_dir import RunDirectory
 from harness.training.checkpoint import remove_checkpoints
-from harness.training.context import Compute, Observers, RunContext
+from harness.training.context import Compute, Observers, RunContext, known_words
 from harness.training.failures import recorded_failures
 from harness.training.metrics import VALIDATION_SCORES, test_scores
 from harness.training.parent import Parent, begin_with
@@ -87,6 +86,7 @@ def train(
                 "devices": devices,
                 # Refused elsewhere: see `harness.files.trusted_network`.
                 **({"trusted_network": True} if worker_group else {}),
+                **({"embeddings": context.vectors.checksum} if context.vectors else {}),
                 **describe_numerics(),
                 "cuda": describe_cuda(),
                 **({"parent": parent.record()} if parent else {}),
@@ -96,7 +96,13 @@ def train(
         vocabulary = vocab_to_bytes(known_words(job, dataset))
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
 
-        train_step = TrainStep(job, compute.strategy, plan, num_outputs=dataset.num_outputs)
+        train_step = TrainStep(
+            job,
+            compute.strategy,
+            plan,
+            num_outputs=dataset.num_outputs,
+            vectors=context.vectors,
+        )
         if parent and not (worker_group and not worker_group.is_chief):  # which shares what it has
             observers.console.info(parent.describe())
             for line in begin_with(parent, context, train_step, words=vocabulary):
@@ -126,6 +132,7 @@ def train(
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
                 **describe_training(trainer),
+                **describe_vectors(context),
                 "vocabulary_checksum": hashlib.sha256(vocabulary).hexdigest(),
                 **count_parameters(train_step.export_model),
                 **scores,
@@ -211,11 +218,6 @@ def _encoded(split: Split, job: Job) -> Reviews:
     return Reviews(split.tokens, split.offsets, split.labels, job.data.vocab_size)
 
 
-def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
-    """The words in the model's vocabulary, the most frequent first: indices 4 and up."""
-    return dataset.vocab[: job.data.vocab_size - 4]
-
-
 def describe_job(job: Job, run: RunDirectory) -> dict[str, Any]:
     """Which run this is."""
     return {
@@ -237,6 +239,19 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
         "limit": context.job.data.limit,
         "num_training": len(training.labels),
         "num_validation": len(validation.labels),
+    }
+
+
+def describe_vectors(context: RunContext) -> dict[str, Any]:
+    """The pretrained vectors of words, if there are any."""
+    vectors = context.vectors
+    if vectors is None:
+        return {}
+    return {
+        "embeddings": vectors.path.name,
+        "embeddings_checksum": vectors.checksum,
+        "embeddings_found": len(vectors.found),
+        "embeddings_words": vectors.num_words,
     }
 
 

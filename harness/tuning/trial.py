@@ -18,7 +18,7 @@ from harness.search_space import OBJECTIVES
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
 from harness.sweep_protocol.worker import TrialStop
-from harness.tracking.run_dir import RunDirectory, run_identity
+from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
@@ -87,8 +87,9 @@ class Trials:
         keras.utils.clear_session()  # else names and memory grow from trial to trial
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
+        context = RunContext.open(run, job, self.dataset)
         if not checkpoint.list_checkpoints(run):
-            self._adopt(work, run, run_identity(job, self.dataset.checksum))
+            self._adopt(work, run, context.identity)
         values = ", ".join(f"{key} = {value}" for key, value in work.values.items())
         trial, seed = work.attempt.partition("/")[0], job.train.seed
         self.observers.console.info(f"trial {trial}, seed {seed}: {values}")
@@ -96,7 +97,7 @@ class Trials:
             self.strategy, plan_of(job, self.devices, run), self.allocation, is_shared=True
         )
         train(
-            RunContext(run, job, self.dataset),
+            context,
             compute,
             self.observers,
             scores_validation=self.search.scores_validation,

@@ -1,0 +1,89 @@
+"""Pretrained vectors: those of the words asked for, or one line that says what is wrong."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import InputError
+from harness.texts.word_vectors import open_vectors
+
+WORDS = ["the", "film", "é", "unheard"]
+TEXT = "film 1 2 3\nthe 0.5 -1e-3 4\nfilm 9 9 9\na b 7 7 7\né 5 6 7\n"
+
+
+@pytest.mark.parametrize("form", ["plain", "word2vec", "gzip", "array"])
+def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
+    """In a text file with or without a header, packed, or an array with a list of words."""
+    path = tmp_path / "vectors.txt"
+    path.write_text(("5 3\n" if form == "word2vec" else "") + TEXT)
+    if form == "gzip":
+        path = tmp_path / "vectors.txt.gz"
+        path.write_bytes(gzip.compress(TEXT.encode()))
+    if form == "array":
+        path = tmp_path / "vectors.npy"
+        np.save(path, np.array([[1, 2, 3], [0.5, -1e-3, 4], [9, 9, 9], [5, 6, 7]]))
+        path.with_suffix(".txt").write_text("film\nthe\nfilm\né\n")
+    found = open_vectors(path, WORDS, 3)
+    assert dict(zip(found.found.tolist(), found.vectors.tolist(), strict=True)) == {
+        1: [1, 2, 3],
+        0: [0.5, np.float32(-1e-3), 4],
+        2: [5, 6, 7],
+    }
+    assert found.vectors.dtype == np.float32
+    assert found.title == f"{path.name}: 3 of 4 words (75.0%)"
+    first = path if form != "array" else path.with_suffix(".txt")
+    before = found.checksum
+    first.write_bytes(first.read_bytes()[:-1] if form == "array" else first.read_bytes())
+    assert (open_vectors(path, WORDS, 3).checksum == before) == (form != "array")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"the 1 2\n", "its vectors have 2 numbers, model.embedding_dim = 3; set"),
+        (b"400000 100\nthe 1 2 3\n", "its vectors have 100 numbers"),
+        (b"the 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers, the first one 3"),
+        (b"the 1 2 x\n", "line 1 is no word with its numbers"),
+        (b"the 1 nan 3\n", "the vector of 'the' holds a number that is not finite"),
+        (b"the 1 1e39 3\n", "the vector of 'the' holds a number that is not finite or above"),
+        (b"other 1 2 3\n", "has none of the 4 words"),
+        (b"", "has none of the 4 words"),
+        (b"\x00\x01\x02\xff" * 1000, "should have a word and its numbers"),
+        (b"a" * 2_000_000, "should have a word and its numbers"),
+    ],
+)
+def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    """Of another width, with what is no number, or none at all."""
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said) as refused:
+        open_vectors(path, WORDS, 3)
+    assert str(refused.value).startswith(f"model.embeddings {path}: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_bad_array_is_refused(tmp_path: Path) -> None:
+    """Objects are never unpickled; shape, kind and the list of words have to fit."""
+    path = tmp_path / "vectors.npy"
+    with pytest.raises(InputError, match="no such file"):
+        open_vectors(path, WORDS, 3)
+    np.save(path, np.zeros((2, 3)))
+    with pytest.raises(InputError, match=r"the words should stand in vectors\.txt"):
+        open_vectors(path, WORDS, 3)
+    path.with_suffix(".txt").write_text("the\nfilm\n")
+    for array, said in (
+        (np.array([["a"], [None]], object), "can't be read"),
+        (np.zeros(2), r"an array \[words, width\] of floats"),
+        (np.zeros((2, 3), np.int32), "of floats"),
+        (np.zeros((3, 3)), "3 rows, vectors.txt 2 words"),
+        (np.zeros((2, 4)), "its vectors have 4 numbers"),
+        (np.full((2, 3), np.inf), "not finite"),
+    ):
+        np.save(path, array, allow_pickle=True)
+        with pytest.raises(InputError, match=said):
+            open_vectors(path, WORDS, 3)
+    path.write_bytes(b"no array")
+    with pytest.raises(InputError, match="can't be read"):
+        open_vectors(path, WORDS, 3)

@@ -1,0 +1,79 @@
+"""Pretrained vectors in a run: part of its identity, trained or left as they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.train_step import TrainStep
+from harness.data.imdb_sources import open_sample
+from harness.data.input_pipeline import Reviews, batches
+from harness.errors import InputError
+from harness.job import Job
+from harness.job_file import load_job
+from harness.tracking.run_dir import RunDirectory, run_identity
+from harness.training.context import RunContext
+from tests.conftest import JOBS
+
+
+def job_with(path: Path, *settings: str) -> Job:
+    small = ("data.vocab_size=100", "data.maxlen=6", "train.batch_size=20", "model.units=4")
+    vectors = ("model.embedding_dim=3", f"model.embeddings={path}")
+    return load_job(JOBS / "rnn.toml", [*small, *vectors, *settings])
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_words_found_begin_with_their_vectors(tmp_path: Path, trained: bool) -> None:
+    """A step changes them, or no step does; the export has what was trained."""
+    (tmp_path / "vectors.txt").write_text("the 1 2 3\nzzz 1 1 1\nand 4 5 6\n")
+    job = job_with(tmp_path / "vectors.txt", f"model.train_embeddings={str(trained).lower()}")
+    context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
+    plan = ExecutionPlan(xla=False, threads=1, parts=1, why="")
+    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
+    step = TrainStep(job, strategy, plan, vectors=context.vectors)
+    before = step.export_model.layers[0].get_weights()[0]
+    words = [*open_sample().vocab[:96]]
+    rows = [words.index("the") + 4, words.index("and") + 4]
+    np.testing.assert_array_equal(before[rows], [[1, 2, 3], [4, 5, 6]])
+    assert np.abs(np.delete(before, rows, axis=0)).max() < 0.1
+    tokens = np.resize(np.array(rows, np.int32), 120)
+    reviews = Reviews(tokens, np.arange(0, 121, 6), (np.arange(20) % 2).astype(np.int32))
+    order = np.arange(20, dtype=np.int32)[None]
+    step.train_steps(iter(batches(strategy, reviews, order, shape=(20, 6))), 1)
+    step.export_weights()
+    after = step.export_model.layers[0].get_weights()[0]
+    assert np.array_equal(before, after) != trained
+
+
+def test_the_file_is_part_of_what_a_run_is(tmp_path: Path) -> None:
+    """Where it is makes no difference; another content is another run, and resumes none."""
+    dataset, run = open_sample(), RunDirectory(tmp_path / "run")
+    contexts = []
+    for name, content in (("a", "the 1 2 3\n"), ("b", "the 1 2 3\n"), ("c", "the 1 2 4\n")):
+        (tmp_path / f"{name}.txt").write_text(content)
+        contexts.append(RunContext.open(run, job_with(tmp_path / f"{name}.txt"), dataset))
+    assert contexts[0].identity == contexts[1].identity != contexts[2].identity
+    plain = load_job(JOBS / "rnn.toml")
+    assert RunContext.open(run, plain, dataset).identity == run_identity(plain, dataset.checksum)
+    run.folder.mkdir()
+    assert contexts[0].vectors
+    record = {"starts": [{"embeddings": contexts[0].vectors.checksum}]}
+    run.take_lease()
+    run.write_json("provenance.json", record)
+    RunContext.open(run, contexts[1].job, dataset)
+    with pytest.raises(InputError, match=r"model\.embeddings .* has changed since it was begun"):
+        RunContext.open(run, contexts[2].job, dataset)
+
+
+def test_a_network_without_a_fitting_embedding_is_refused(tmp_path: Path) -> None:
+    """Before a step is taken, with what it should have."""
+    from harness.compute.train_step import put_vectors
+
+    (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
+    job = job_with(tmp_path / "vectors.txt")
+    context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
+    other = tf.keras.Sequential([tf.keras.Input([6]), tf.keras.layers.Dense(1)])
+    with pytest.raises(InputError, match="rnn has no layer Embedding of 100 words and 3 numbers"):
+        put_vectors(other, job, context.vectors)

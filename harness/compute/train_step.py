@@ -60,6 +60,7 @@ class TrainStep:
             self.export_model = build_network(job, num_outputs)
             put_vectors(self.export_model, job, vectors)
             self.model = training_network(job, self.export_model, num_outputs)
+            put_vectors(self.model, job, None)  # a network of the user's is built again
             if self.xla:
                 turn_cudnn_off(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a

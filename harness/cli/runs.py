@@ -75,7 +75,6 @@ def status(
     from harness.monitoring.status_table import StatusScreen
     from harness.monitoring.survey import survey, trials_of
     from harness.slurm.queue import Queue
-    from harness.tuning.prune_runs import add_disk_use
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
@@ -95,7 +94,11 @@ def status(
             # A sweep is shown with its trials if it was named.
             trials = (trials_of(each) if each.trials else () for each in selected)
             chosen = wanted.choose([*selected, *itertools.chain.from_iterable(trials)])
-        return add_disk_use(chosen) if disk else chosen
+        if not disk:
+            return chosen
+        from harness.tuning.prune_runs import add_disk_use  # which needs NumPy
+
+        return add_disk_use(chosen)
 
     try:
         if as_json:

@@ -141,7 +141,7 @@ def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> 
 
     def traces() -> list[object]:
         logs = [sweep.path("winner", f"seed{seed}.log").read_text() for seed in (1, 2)]
-        return [*logs, *(run.read_json("lease.json") for run in runs)]
+        return [*logs, *(run.read_json("state.json") for run in runs)]
 
     before = traces()
     again = harness.run(*words)

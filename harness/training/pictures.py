@@ -38,7 +38,7 @@ def confusion_picture(
     figure, axes = _figure()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     cells = np.ndindex(counts.shape) if num_classes <= MOST_COUNTS else ()
-    font_size = 20 if num_classes == 2 else max(5, 40 // num_classes)
+    font_size = min(20, max(6, 66 // num_classes))
     for row, column in cells:
         dark = shares[row, column] > 0.5
         axes.text(

@@ -108,6 +108,7 @@ def train(
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
     from harness.compute.gpu_memory import kept_gb
+    from harness.compute.host_memory import reckoned_gb
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds
@@ -131,6 +132,7 @@ def train(
             workers=workers,
             runs_per_gpu=runs_per_gpu,
             gpu_gb=tuple(map(kept_gb, jobs)),
+            host_gb=tuple(map(reckoned_gb, jobs)),
         ),
         Console(),
     )

@@ -22,7 +22,6 @@ from harness.system.host import available_gb, memory_limit_gb, total_memory_gb
 MAX_WORKERS = 1000
 GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
 MEMORY_MARGIN = 0.1  # of what runs took of a GPU, for what a run takes at another time
-WORKER_MEMORY_GB = 1.5  # of a training process with its share of TensorFlow
 
 
 def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
@@ -118,6 +117,12 @@ def check_memory(
         )
 
 
+def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:
+    """How many processes of so much memory an allocation, or this machine, holds; one at least."""
+    num_nodes = allocation.num_nodes if allocation else 1
+    return num_nodes * max(1, int(usable_memory_gb(allocation) / process_gb))
+
+
 def allocate_slots(
     allocation: SlurmEnvironment | None,
     num_workers: int | None,
@@ -134,11 +139,11 @@ def allocate_slots(
 
     Args:
         allocation: the Slurm job, if this is one.
-        num_workers: how many; by default one per GPU or CPU, as many as fit in memory.
+        num_workers: how many; by default one per GPU or CPU.
         workers_per_gpu: how many share a GPU.
         option: by which a user says so, for messages.
         devices: `cpu` leaves GPUs alone.
-        at_most: the number of tasks.
+        at_most: the number of tasks, or what `num_in_memory` allows.
 
     Raises:
         InputError: if that is more than the allocation holds.
@@ -156,8 +161,7 @@ def allocate_slots(
     if workers_per_gpu > 1:
         check_sharing()
     room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
-    held = len(nodes) * max(1, int(usable_memory_gb(allocation) / WORKER_MEMORY_GB))
-    wanted = num_workers or min(room, held)
+    wanted = num_workers or room
     if wanted > MAX_WORKERS:
         raise InputError(f"--workers {wanted}: should be {MAX_WORKERS} at most")
     if (allocation or gpus) and wanted > room:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.compute.host_memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
 from harness.errors import InputError, explain_interruption
 from harness.files.atomic_file import atomic_write
@@ -17,7 +18,7 @@ from harness.job_file import check_job
 from harness.report.summary import print_runs
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import allocate_slots
+from harness.slurm.placement import allocate_slots, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import value_of
@@ -177,7 +178,8 @@ def retrain(
     ]
     if tasks:
         allocation = SlurmEnvironment.from_environment()
-        slots = allocate_slots(allocation, workers, at_most=len(tasks))
+        fit = workers or num_in_memory(allocation, reckoned_gb(job))
+        slots = allocate_slots(allocation, workers, at_most=min(len(tasks), fit))
         again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
         with explain_interruption(f"checkpoints saved; go on by: harness sweep retrain {again}"):
             run_tasks(tasks, slots, allocation=allocation, console=console)

@@ -10,7 +10,7 @@ from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import allocate_slots, check_memory
+from harness.slurm.placement import allocate_slots, check_memory, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.system.console import Console
 from harness.tracking.run_dir import CANCEL, RunDirectory
@@ -28,6 +28,7 @@ class BatchRequest:
     workers: int | None = None  # runs at a time, by default as many as there is room for
     runs_per_gpu: int = 1
     gpu_gb: tuple[float | None, ...] = ()  # of each job, what a run took of such a GPU before
+    host_gb: tuple[float, ...] = ()  # of each job, what a run takes of the node's memory
 
 
 def jobs_of(
@@ -73,13 +74,16 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     if not unfinished:
         return folders
     allocation = SlurmEnvironment.from_environment()
+    at_most = len(unfinished)
+    if request.host_gb and not request.workers:
+        at_most = min(at_most, num_in_memory(allocation, max(request.host_gb)))
     slots = allocate_slots(
         allocation,
         request.workers,
         workers_per_gpu=request.runs_per_gpu,
         option="--runs-per-gpu",
         devices=request.devices,
-        at_most=len(unfinished),
+        at_most=at_most,
     )
     names = [job.name for job in request.jobs]
     check_memory(slots, list(zip(names, request.gpu_gb, strict=True)), warn=console.warning)

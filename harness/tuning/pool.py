@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.compute.host_memory import largest_gb
 from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots
+from harness.slurm.placement import Slot, allocate_slots, num_in_memory
 from harness.slurm.process_pool import ManagedProcess, ProcessPool, wait_for
 from harness.sweep_protocol.mailbox import WorkerState
 from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
@@ -39,8 +41,8 @@ class WorkerRequest:
     data: Path | None = None
     stall_s: float = STALL_S
 
-    def slots(self, allocation: SlurmEnvironment | None) -> list[Slot]:
-        """A slot for each worker.
+    def slots(self, allocation: SlurmEnvironment | None, search: SearchSpec) -> list[Slot]:
+        """A slot for each worker, by default as many as hold the search's largest trial.
 
         Raises:
             InputError: if the allocation has no room for so many.
@@ -50,6 +52,7 @@ class WorkerRequest:
             self.num_workers,
             workers_per_gpu=self.workers_per_gpu,
             devices=self.devices,
+            at_most=self.num_workers or num_in_memory(allocation, largest_gb(search)),
         )
 
     def limit_s(self, state: WorkerState) -> float:

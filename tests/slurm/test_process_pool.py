@@ -14,7 +14,7 @@ import pytest
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import placement
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots, take_own_gpu
+from harness.slurm.placement import Slot, allocate_slots, num_in_memory, take_own_gpu
 from harness.slurm.process_pool import Task, run_tasks
 from harness.system.console import Console
 from harness.system.signals import STOPPING
@@ -113,6 +113,7 @@ def test_slots_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(placement, "usable_memory_gb", lambda _: memory_gb)
 
     def shape(num_workers: int | None = None, at_most: int = 100) -> list[int]:
+        at_most = min(at_most, num_workers or num_in_memory(None, 1.5))
         return [slot.threads for slot in allocate_slots(None, num_workers, at_most=at_most)]
 
     assert shape() == [1] * 8

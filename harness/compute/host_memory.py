@@ -1,0 +1,66 @@
+"""How much of a node's memory a training process needs, reckoned from the sizes of its job.
+
+Held to the peaks of seven runs on a CPU, from 0.92 GB for the steady LSTM to 3.9 GB for a
+bidirectional one of 128 units over 1,000 words, and above each. On a GPU the activations are in its
+own memory, so that it is more than enough there.
+"""
+
+from harness.architectures import ModelConfig
+from harness.job import Job
+from harness.search_space import SearchSpec
+
+BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
+COPIES = 11  # of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays
+PER_UNIT, PER_CHANNEL = 11, 2  # values of a word: of a recurrent unit, of the embedding
+MAX_REVIEWS = 50_000  # of IMDB
+MAX_PADDED_GB = 1.0  # of reviews that are held padded; more are padded as they come
+FLOAT = 4  # bytes
+OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can hold anything
+
+
+SIZES = (
+    *("model.units", "model.second_units", "model.embedding_dim"),
+    *("data.vocab_size", "data.maxlen", "train.batch_size"),
+)
+
+
+def reckoned_gb(job: Job) -> float:
+    """The memory of a run of the job, in GB."""
+    model, data = job.model, job.data
+    width = _recurrent_units(model)
+    weights = data.vocab_size * model.embedding_dim + 4 * width * (width + model.embedding_dim)
+    words = data.maxlen * job.train.batch_size
+    values = COPIES * weights + words * (PER_UNIT * width + PER_CHANNEL * model.embedding_dim)
+    own_gb = OWN_NETWORK_GB if model.is_own else 0.0
+    if data.source and not data.limit:  # how many there are is known only when they are read
+        padded_gb = MAX_PADDED_GB
+    else:
+        reviews = 2 * data.limit or MAX_REVIEWS
+        padded_gb = min(FLOAT * reviews * data.maxlen / 1e9, MAX_PADDED_GB)
+    return BASE_GB + own_gb + padded_gb + FLOAT * values / 1e9
+
+
+def largest_gb(search: SearchSpec) -> float:
+    """The memory of the largest trial of a search, in GB: each size at its largest."""
+    largest = {
+        parameter.key: max(values)
+        for parameter in search.space
+        if (values := [v for v in parameter.examples() if isinstance(v, int | float)])
+    }
+    content = search.job.model_dump()
+    for key in SIZES:
+        table, _, name = key.partition(".")
+        if key in largest:
+            content[table][name] = int(largest[key])
+    architectures = [p.examples() for p in search.space if p.key == "model.architecture"]
+    jobs = [
+        Job.model_validate({**content, "model": {**content["model"], "architecture": name}})
+        for name in (architectures[0] if architectures else [search.job.model.architecture])
+    ]
+    return max(map(reckoned_gb, jobs))
+
+
+def _recurrent_units(model: ModelConfig) -> int:
+    if model.architecture == "stacked_lstm":
+        return model.units + (model.second_units or model.units)
+    return model.units * (2 if model.architecture == "bilstm" else 1)

@@ -1,0 +1,60 @@
+"""What a run is reckoned to take of a node's memory is what runs were seen to take, or more."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.compute.host_memory import largest_gb, reckoned_gb
+from harness.job_file import load_job
+from harness.search_space import load_search
+from tests.conftest import JOBS, Harness
+
+# Peaks of the resident memory in GB, of one epoch of 600 reviews of IMDB on a CPU, with compiled
+# steps from the cache: to compile them takes up to 0.2 GB more.
+WIDE = ("data.vocab_size=80000", "model.embedding_dim=256", "train.optimizer='adam'")
+LONG = ("data.maxlen=1000", "train.batch_size=256", "model.units=128", "model.embedding_dim=128")
+MEASURED = [
+    ("lstm", (), 0.924),
+    ("lstm", ("data.vocab_size=40000", "model.embedding_dim=256"), 1.255),
+    ("lstm", WIDE, 1.761),
+    ("gru", ("data.vocab_size=40000", "model.embedding_dim=512", "train.ema_momentum=0"), 1.545),
+    ("lstm", ("data.maxlen=1000", "train.batch_size=128"), 1.137),
+    ("bilstm", LONG, 3.915),
+    ("stacked_lstm", ("data.maxlen=400", "train.batch_size=128", "model.units=128"), 1.468),
+]
+
+
+@pytest.mark.parametrize(("job", "settings", "peak_gb"), MEASURED)
+def test_it_is_a_little_above_the_measured_peak(
+    job: str, settings: tuple[str, ...], peak_gb: float
+) -> None:
+    """By 0.4 GB and a fifth at most, whatever part of the job is large."""
+    reckoned = reckoned_gb(load_job(JOBS / f"{job}.toml", [*settings, "data.limit=600"]))
+    assert peak_gb + 0.1 <= reckoned <= 1.2 * peak_gb + 0.4
+
+
+def test_a_search_needs_what_its_largest_trial_needs(tmp_path: Path) -> None:
+    """Each size at its largest, whether searched in a list or a range."""
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[model]\narchitecture = "lstm"\n[search]\ntrials = 4\n[search.space]\n'
+        'model.architecture = ["gru", "bilstm"]\nmodel.units = [16, 256]\n'
+        "data.maxlen = { min = 100, max = 800 }\n"
+    )
+    job = tmp_path / "largest.toml"
+    job.write_text('[model]\narchitecture = "bilstm"\nunits = 256\n[data]\nmaxlen = 800\n')
+    assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))
+
+
+@pytest.mark.slow
+def test_a_run_stays_below_it(harness: Harness) -> None:
+    """The peak of a real run, as the kernel counts it."""
+    words = ["--set", "data.limit=600", "--set", "train.epochs=1", "--devices", "cpu:1"]
+    command = harness.command("train", JOBS / "lstm.toml", "--run-id", "seen", *words)
+    process = os.posix_spawn(sys.executable, command, harness.environment)
+    _, status, usage = os.wait4(process, 0)
+    assert status == 0
+    job = load_job(JOBS / "lstm.toml", ["data.limit=600"])
+    assert usage.ru_maxrss * 1024 / 1e9 <= reckoned_gb(job)

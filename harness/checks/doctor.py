@@ -28,7 +28,7 @@ from harness.checks.storage_checks import (
     check_scratch,
 )
 from harness.files.shared_disk import file_system
-from harness.node_disk.image import PACK
+from harness.node_disk.image import PACK, read_image
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -162,9 +162,13 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 def describe_import(import_s: float) -> Finding:
     """How long the environment takes to import; on a shared disk, many processes at once longer."""
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
-    if import_s <= SLOW_IMPORT_S:
-        return Finding("green", "tensorflow", found)
-    return Finding("yellow", "tensorflow", found, f"{PACK}: jobs unpack it to their node's disk")
+    if import_s > SLOW_IMPORT_S and read_image(Path(sys.prefix)):
+        found += ", slow; jobs unpack its image to their node's disk"
+    elif import_s > SLOW_IMPORT_S:
+        return Finding(
+            "yellow", "tensorflow", found, f"{PACK}: jobs unpack it to their node's disk"
+        )
+    return Finding("green", "tensorflow", found)
 
 
 def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> Finding:

@@ -43,8 +43,8 @@ def check_environment(environment: Path) -> Iterator[Finding]:
     """How large the environment is, against the user's quota there, and whether it is packed."""
     if not (environment / "pyvenv.cfg").is_file():
         return  # the system's own Python; its files are not the user's
-    num_files, num_bytes = count_files(environment)
-    found = f"{environment}: {num_files:,} files and byte code, {num_bytes / 1e9:.1f} GB"
+    num_files, num_bytes = count_files(environment, byte_code=True)
+    found = f"{environment}: {num_files:,} files, {num_bytes / 1e9:.1f} GB"
     quota, image = read_quota(environment), read_image(environment)
     if quota:
         found += f"; {quota}"

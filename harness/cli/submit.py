@@ -156,13 +156,21 @@ def _resume_request(
     from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
+    from harness.system.console import Console
+    from harness.tracking.out_of_memory import shortage_of
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
     chosen = survey(runs, Queue()) if everything else select_runs(names, runs, Queue())
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(f"--all-interrupted: no run below {runs} has stopped unfinished")
-    return resume_request([as_job(each, resources) for each in chosen], runs)
+    resumed = [as_job(each, resources) for each in chosen]
+    for each in chosen:
+        shortage = None if resources.mem else shortage_of(each)
+        if shortage and shortage.more_mb:
+            told = f"{each.run}: was killed for want of memory: {shortage}"
+            Console().warning(f"{told}; give --mem={shortage.more_mb}M or more")
+    return resume_request(resumed, runs)
 
 
 def _submit(request: "Request") -> None:

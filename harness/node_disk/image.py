@@ -78,11 +78,11 @@ def contents_of(environment: Path) -> str:
     return found.hexdigest()
 
 
-def count_files(folder: Path) -> tuple[int, int]:
-    """The number of files without byte code in a folder, and the bytes of all."""
+def count_files(folder: Path, *, byte_code: bool = False) -> tuple[int, int]:
+    """The number of files in a folder, with byte code or without, and the bytes of all."""
     num_files = num_bytes = 0
     for entry in _files(folder):
-        num_files += not entry.name.endswith(".pyc")
+        num_files += byte_code or not entry.name.endswith(".pyc")
         num_bytes += entry.stat(follow_symlinks=False).st_size
     return num_files, num_bytes
 

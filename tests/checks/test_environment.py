@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import doctor, storage_checks
+from harness.checks import storage_checks
 from harness.checks.doctor import describe_import
 from harness.checks.storage_checks import check_environment
 from harness.files.quota import Quota
-from harness.node_disk.image import pack
+from harness.node_disk.image import PACK, pack
 from tests.node_disk.conftest import make_environment
 
 
@@ -24,8 +24,6 @@ def test_size_and_quota_are_one_line(environment: Path, monkeypatch: pytest.Monk
     (environment / "a.pyc").touch()
     num_files = sum(path.is_file() or path.is_symlink() for path in environment.rglob("*"))
     (found,) = check_environment(environment)
-    num_links = sum(path.is_dir() and path.is_symlink() for path in environment.rglob("*"))
-    assert num_links <= 1, "lib64"
     told = f"{environment}: {num_files:,} files, 0.0 GB; you use 41.0 of 50.0 GB and 7 files there"
     assert (found.level, found.found) == ("green", told)
     for full in (Quota(46, 50, 7, 0), Quota(1, 0, 191, 200)):
@@ -56,6 +54,6 @@ def test_a_slow_import_names_the_remedy(environment: Path, monkeypatch: pytest.M
     assert describe_import(2.0).level == "green"
     slow = describe_import(24.06)
     assert (slow.level, "imports in 24.1 s from" in slow.found) == ("yellow", True)
-    assert slow.remedy.startswith(doctor.PACK)
+    assert slow.remedy.startswith(PACK)
     pack(environment)
     assert describe_import(24.06).level == "green"

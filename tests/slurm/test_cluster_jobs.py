@@ -145,8 +145,8 @@ def test_jobs_warned_of_their_time_limit_go_on_later(
         # Once, or once more where a busy machine needs over a minute for the rest. The run does not
         # know of a warning that comes before TensorFlow is there: the script alone requeues then.
         times, record = job.requeues(), job.record()
-        assert record["restarts"] == record["requeues"]
-        assert 1 <= record["requeues"] <= times <= 3
+        assert 1 <= record["restarts"] <= times <= 3
+        assert record["requeues"] == 1, "each had a step more, so none counts beside the last"
         assert f"interrupted by {number.name}" in job.log.read_text()
         assert f"job {job.job_id} is back in the queue" in job.log.read_text()
 

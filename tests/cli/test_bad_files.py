@@ -98,6 +98,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "compare": ("compare", "RUNS", "--no-baseline"),
     "resume": ("resume", "RUN"),
     "reproduce": ("reproduce", "RUN", "--to", "NEW"),
+    "prune": ("prune", "--runs", "RUNS"),
 }
 MODEL_COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "RUN", "a fine film"),
@@ -120,8 +121,9 @@ def copies(
     monkeypatch.setenv("HARNESS_HERE", "1")  # no word about jobs where there is a Slurm
     runs = tmp_path / "runs"
     shutil.copytree(finished[1], runs / "bilstm" / "good")
-    shutil.copytree(finished[1], runs / "bilstm" / "bad")
-    return runs, runs / "bilstm" / "bad"
+    bad = shutil.copytree(finished[1], runs / "bilstm" / "bad")
+    (bad / "lease.json").write_text('{"token": "of one killed at the end"}')
+    return runs, bad
 
 
 def ended(words: list[str]) -> tuple[int, str, str]:

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from harness.architectures import ModelConfig
-from harness.config import ConfigSection, Share
+from harness.config import ClassWeights, ConfigSection, Options, Share, dump_toml, flat, one_of
+from harness.own_code import FORM, is_reference
 
 
 def _known_encoding(name: str) -> str:
@@ -74,6 +75,75 @@ class DataConfig(ConfigSection):
     test: bool = Field(True, description="score the test set at the end of the run")
 
 
+# Each of Keras's optimizers, and the options that it takes beside the keys of `[train]`.
+_ADAM: dict[str, type] = {"beta_1": float, "beta_2": float, "epsilon": float}
+OPTIMIZERS: dict[str, dict[str, type]] = {
+    "rmsprop": {"rho": float, "momentum": float, "epsilon": float, "centered": bool},
+    "adam": {**_ADAM, "amsgrad": bool},
+    "adamw": {**_ADAM, "amsgrad": bool},
+    "nadam": _ADAM,
+    "sgd": {"momentum": float, "nesterov": bool},
+    "adadelta": {"rho": float, "epsilon": float},
+    "adafactor": {
+        "beta_2_decay": float,
+        "epsilon_1": float,
+        "epsilon_2": float,
+        "clip_threshold": float,
+        "relative_step": bool,
+    },
+    "adagrad": {"initial_accumulator_value": float, "epsilon": float},
+    "adamax": _ADAM,
+    "ftrl": {
+        "learning_rate_power": float,
+        "initial_accumulator_value": float,
+        "l1_regularization_strength": float,
+        "l2_regularization_strength": float,
+        "l2_shrinkage_regularization_strength": float,
+        "beta": float,
+    },
+    "lion": {"beta_1": float, "beta_2": float},
+    "muon": {
+        **{f"adam_beta_{i}": float for i in (1, 2)},
+        **{f"muon_{i}": float for i in "abc"},
+        "adam_weight_decay": float,
+        "epsilon": float,
+        "exclude_embeddings": bool,
+        "adam_lr_ratio": float,
+        "momentum": float,
+        "ns_steps": int,
+        "nesterov": bool,
+        "rms_rate": float,
+    },
+    "schedulefreeadamw": {**_ADAM, "warmup_steps": int},
+}
+OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
+
+# The scores of the validation reviews by which an epoch is judged, and what is better.
+SCORES: dict[str, Literal["min", "max"]] = {
+    "val_loss": "min",
+    "val_accuracy": "max",
+    "val_balanced_accuracy": "max",
+    "val_f1": "max",
+    "val_f1_macro": "max",
+    "val_f1_weighted": "max",
+    "val_precision": "max",
+    "val_recall": "max",
+    "val_roc_auc": "max",
+    "val_top_5_accuracy": "max",
+    "val_log_loss": "min",
+}
+OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # the others are computed where one is watched
+
+
+def _check_references(names: list[str]) -> list[str]:
+    for name in names:
+        if not is_reference(name):
+            raise PydanticCustomError("choice", f"Input should list {FORM}, not {name[:60]!r}")
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("choice", "Input should name each callback once")
+    return names
+
+
 class TrainConfig(ConfigSection):
     """`[train]`: how to train."""
 
@@ -81,11 +151,38 @@ class TrainConfig(ConfigSection):
     batch_size: int = Field(
         128, ge=1, le=25_000, description="reviews in a global batch, over all replicas"
     )
-    optimizer: Literal["rmsprop", "adam", "adamw", "nadam", "sgd"] = Field(
-        "rmsprop", description="Keras optimizer"
+    optimizer: Annotated[str, one_of(*OPTIMIZERS)] = Field("rmsprop", description="Keras optimizer")
+    optimizer_options: Options = Field(
+        {}, description="the optimizer's own options, such as `weight_decay` of each"
     )
     learning_rate: float = Field(
-        0.001, gt=0, le=10, allow_inf_nan=False, description="learning rate at the start"
+        0.001,
+        gt=0,
+        le=10,
+        allow_inf_nan=False,
+        description="learning rate at the start, after the warm-up if there is one",
+    )
+    schedule: Literal["constant", "cosine", "linear", "steps"] = Field(
+        "constant", description="how the learning rate falls from step to step"
+    )
+    schedule_epochs: int = Field(
+        0, ge=0, le=1000, description="epochs until it has fallen; 0 = `epochs`"
+    )
+    schedule_floor: Share = Field(
+        0.0, description="cosine and linear only: share of the learning rate that is left"
+    )
+    schedule_drops: list[Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]] = Field(
+        [], max_length=100, description="steps only: epochs after which the learning rate drops"
+    )
+    schedule_factor: float = Field(
+        0.1, gt=0, lt=1, allow_inf_nan=False, description="steps only: it is multiplied by this"
+    )
+    warmup_epochs: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="epochs, also parts of one, over which the learning rate rises from 0",
     )
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
     ema_momentum: Share = Field(
@@ -93,8 +190,21 @@ class TrainConfig(ConfigSection):
         description="largest momentum of the moving average of the weights, which is validated "
         "and saved; 0 = no average",
     )
-    keep: Literal["best", "last"] = Field("best", description="save the best or the last epoch")
-    monitor: Literal["val_loss", "val_accuracy"] = Field(
+    label_smoothing: Share = Field(
+        0.0, description="share of each label that is spread over all classes in training"
+    )
+    class_weights: ClassWeights = Field(
+        "",
+        description='weights of the classes in the loss: a table by their names, or `"balanced"`; '
+        '`""` = none',
+    )
+    callbacks: Annotated[list[str], AfterValidator(_check_references)] = Field(
+        [], max_length=20, description="functions that give Keras callbacks: `file.py:function`"
+    )
+    keep: Annotated[str, one_of("best", "last", *SCORES)] = Field(
+        "best", description="save the best epoch by `monitor` or by another score, or the last one"
+    )
+    monitor: Annotated[str, one_of(*SCORES)] = Field(
         "val_loss", description="score that decides which epoch is better"
     )
     early_stopping_patience: int = Field(
@@ -147,12 +257,15 @@ class TrainConfig(ConfigSection):
 SOURCE_FORMAT = ("text_column", "label_column", "split_column", "delimiter", "encoding")
 
 # Keys that came after the first version.
-LATER_KEYS = {"model": ("options", "train_embeddings"), "train": ("tf32", "deterministic")}
+LATER_KEYS = {
+    "model": ("options", "train_embeddings"),
+    "train": (
+        *("tf32", "deterministic", "optimizer_options", "schedule", "schedule_epochs"),
+        *("schedule_floor", "schedule_drops", "schedule_factor", "warmup_epochs"),
+        *("label_smoothing", "class_weights", "callbacks"),
+    ),
+}
 
-# The free tables inside of the others: any names, which `--set` and a search reach too.
-OPEN_TABLES = (("model", "options"),)
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 SOURCE_PATH = re.compile(r"([^\W\d]\w*/)*[^\W\d]\w*\.py")
 
 
@@ -203,7 +316,7 @@ class Job(ConfigSection):
             key: value
             for table, keys in content.items()
             for name, setting in keys.items()
-            for key, value in _flat(f"{table}.{name}", setting)
+            for key, value in flat(f"{table}.{name}", setting)
         }
 
     def without_effect(self) -> Iterator[str]:
@@ -218,34 +331,21 @@ class Job(ConfigSection):
             watched = TrainConfig.model_fields["monitor"].default
             if self.train.monitor != watched and self.train.reduce_lr_patience == 0:
                 yield "train.monitor has no effect: nothing watches it with train.keep = 'last'"
+        yield from self._schedule_without_effect()
         factor = TrainConfig.model_fields["reduce_lr_factor"].default
         if self.train.reduce_lr_factor != factor and self.train.reduce_lr_patience == 0:
             yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
 
-
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _flat(f"{key}.{name}", inner)
-
-
-def dump_toml(content: Mapping[str, Any]) -> str:
-    """A job or a search as a file; its sources come last, as they are in their own files."""
-    tables = {name: table for name, table in content.items() if name != "code"}
-    for table, name in OPEN_TABLES:
-        if not tables[table].get(name, True):  # an empty one says nothing
-            tables[table] = {k: v for k, v in tables[table].items() if k != name}
-    text = tomli_w.dumps(tables)
-    if code := content.get("code"):
-        text += "\n[code]\n"
-    for path, source in (code or {}).items():
-        # TOML's literal text has no escapes, and can't hold its own end or a control character.
-        plain = "'''" not in source and not CONTROL.search(source)
-        value = f"'''\n{source}'''" if plain else tomli_w.dumps({"v": source})[4:].rstrip("\n")
-        text += f'"{path}" = {value}\n'
-    return text
+    def _schedule_without_effect(self) -> Iterator[str]:
+        for key, schedules in (
+            ("schedule_epochs", ("cosine", "linear")),
+            ("schedule_floor", ("cosine", "linear")),
+            ("schedule_factor", ("steps",)),
+            ("schedule_drops", ("steps",)),
+        ):
+            if self.train.schedule not in schedules and not _is_default(self.train, key):
+                names = " and ".join(schedules)
+                yield f"train.{key} has no effect: it is a setting of train.schedule = {names}"
 
 
 def _is_default(section: ConfigSection, key: str) -> bool:

@@ -10,11 +10,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.architectures import BUILDERS
-from harness.config import ConfigSection
+from harness.config import OPEN_TABLES, ConfigSection
 from harness.errors import InputError
-from harness.job import OPEN_TABLES, TABLES, DataConfig, Job
+from harness.job import OF_ALL_OPTIMIZERS, OPTIMIZERS, SCORES, TABLES, DataConfig, Job
 from harness.own_code import FORM, check_trusted, is_reference, keep_code
 
+CHOICES = {
+    "model.architecture": [*BUILDERS],
+    "train.optimizer": [*OPTIMIZERS],
+    "train.keep": [*SCORES],
+    "train.monitor": [*SCORES],
+}
 MAX_JOB_BYTES = 1_000_000
 
 
@@ -60,8 +66,14 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     key = "model.architecture"
     base = Path.cwd() if key in origins else path.absolute().parent
     job, names = with_networks(job, [job.model.architecture], path, base=base)
-    content = job.model_dump()
+    content, code = job.model_dump(), dict(job.code)
     content["model"]["architecture"] = names[job.model.architecture]
+    base = Path.cwd() if "train.callbacks" in origins else path.absolute().parent
+    content["train"]["callbacks"] = [
+        keep_code(name, base, code, where=f"job {path}: train.callbacks")
+        for name in job.train.callbacks
+    ]
+    content["code"] = code
     return check_job(content, path, origins)
 
 
@@ -278,8 +290,9 @@ def explain(
         shown = origins.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
         text = f"{shown}: {rule.replace('input should', 'should')}"
-        if key == "model.architecture":
-            near = difflib.get_close_matches(str(first["input"]), BUILDERS, n=1)
+        if key == "model.architecture" or first["type"] == "choice":
+            names = [*CHOICES.get(key, ())]
+            near = difflib.get_close_matches(str(first["input"]), names, n=1)
             text += f"; did you mean {near[0]}?" if near else ""
         elif first["type"] == "literal_error":
             text += suggest(str(first["input"]), _choices(key, tables))
@@ -306,6 +319,7 @@ def _check_together(job: Job, path: Path) -> None:
             f"job {path}: model.options.{next(iter(job.model.options))}: {job.model.architecture} "
             f"takes no options, which are for a network of your own ({FORM})"
         )
+    _check_optimizer(job, path)
     if job.data.validation_split == 0:
         if not job.data.test:
             raise InputError(
@@ -313,7 +327,7 @@ def _check_together(job: Job, path: Path) -> None:
                 "scored; set one of them"
             )
         for key, value in (
-            ("keep", train.keep == "best"),
+            ("keep", train.keep != "last"),
             ("early_stopping_patience", train.early_stopping_patience > 0),
             ("reduce_lr_patience", train.reduce_lr_patience > 0),
         ):
@@ -326,4 +340,32 @@ def _check_together(job: Job, path: Path) -> None:
         raise InputError(
             f"job {path}: data.limit = {job.data.limit}: should leave a review to train on and "
             "one to validate; take 2 or more, or 0 for all"
+        )
+
+
+def _check_optimizer(job: Job, path: Path) -> None:
+    train = job.train
+    known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
+    for name, value in train.optimizer_options.items():
+        where = f"job {path}: train.optimizer_options.{name}"
+        if name not in known:
+            raise InputError(
+                f"{where}: {train.optimizer} takes no such option{suggest(name, [*known])}"
+            )
+        kind = known[name]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            noun = {float: "a number", int: "a whole number", bool: "true or false"}[kind]
+            raise InputError(f"{where} = {value!r}: should be {noun}")
+    drops = train.schedule_drops
+    if train.schedule == "steps" and not drops:
+        raise InputError(
+            f"job {path}: train.schedule = 'steps': needs train.schedule_drops, such as [3, 5]"
+        )
+    if sorted(set(drops)) != drops:
+        raise InputError(f"job {path}: train.schedule_drops = {drops}: should rise")
+    length = train.schedule_epochs or train.epochs
+    if train.schedule in ("cosine", "linear") and train.warmup_epochs >= length:
+        raise InputError(
+            f"job {path}: train.warmup_epochs = {train.warmup_epochs:g}: should be below the "
+            f"{length} epochs of the schedule"
         )

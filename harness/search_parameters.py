@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.config import OPEN_TABLES
 from harness.errors import InputError
-from harness.job import OPEN_TABLES, SOURCE_FORMAT, TABLES
+from harness.job import SOURCE_FORMAT, TABLES
 from harness.job_file import is_key, suggest_key
 
 Value = bool | int | float | str

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from harness.config import ConfigSection
+from harness.config import ConfigSection, dump_toml
 from harness.errors import InputError
-from harness.job import TABLES, Job, dump_toml
+from harness.job import TABLES, Job
 from harness.job_file import (
     check_job,
     explain,
@@ -162,6 +162,10 @@ class SearchSpec:
             content["train"]["seed"] = seed
         if epochs is not None:
             content["train"]["epochs"] = epochs
+            if content["train"]["schedule"] in ("cosine", "linear"):
+                # A trial that goes on with another one follows the same schedule.
+                whole = content["train"]["schedule_epochs"] or self.job.train.epochs
+                content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
 
     def seeds(self) -> range:

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -11,9 +12,20 @@ from pydantic.fields import FieldInfo
 
 from harness.architectures import BUILDERS
 from harness.config import ConfigSection
+from harness.job import OPTIMIZERS, SCORES
 from harness.search_space import SEARCH_TABLES
 from tests.conftest import PROJECT
 
+CHOICES: dict[str, Iterable[str]] = {
+    "train.optimizer": OPTIMIZERS,
+    "train.monitor": SCORES,
+    "train.keep": ["best", "last", *SCORES],
+}
+OTHER_RANGES = {
+    "train.class_weights": "0 to 1,000,000",
+    "train.callbacks": "20 at most",
+    "train.schedule_drops": "above 0 to 1,000, rising",
+}
 README = PROJECT / "jobs" / "README.md"
 BEGIN, END = "<!-- job keys: python -m tests.job_keys -->\n", "<!-- end of job keys -->\n"
 PATHS = ("data.source", "model.embeddings")
@@ -22,6 +34,7 @@ TYPES: dict[object, str] = {
     int: "integer",
     float: "float",
     dict[str, Any]: "table",
+    str | dict[str, float]: "string or table",
 }  # as TOML says; else a string
 
 
@@ -39,7 +52,8 @@ def _table(name: str, section: type[ConfigSection]) -> str:
     ]
     for key, field in section.model_fields.items():
         default = "none" if field.is_required() else f"`{json.dumps(field.default)}`"
-        kind = TYPES.get(field.annotation, "string")
+        is_list = get_origin(field.annotation) is list
+        kind = "list" if is_list else TYPES.get(field.annotation, "string")
         allowed = _range(f"{name}.{key}", field)
         lines.append(f"| `{key}` | {kind} | {allowed} | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
@@ -48,6 +62,10 @@ def _table(name: str, section: type[ConfigSection]) -> str:
 def _range(key: str, field: FieldInfo) -> str:
     if key == "model.architecture":
         return ", ".join(f"`{name}`" for name in BUILDERS) + ", your own"
+    if key in CHOICES:
+        return ", ".join(f"`{name}`" for name in CHOICES[key])
+    if key in OTHER_RANGES:
+        return OTHER_RANGES[key]
     if field.annotation == dict[str, Any]:
         return "any names"
     if get_origin(field.annotation) is Literal:

@@ -93,6 +93,8 @@ def _size(job: Job) -> int:
 def shape(job: Job) -> str:
     """The settings that decide how long a step takes: jobs that share them share measurements."""
     model = {name: value for name, value in job.model if name not in WITHOUT_TIME}
+    if not job.model.options:  # as measurements name the shape that were made before the key
+        model.pop("options", None)
     what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
     what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
     return " ".join(f"{name}={value}" for name, value in what.items())

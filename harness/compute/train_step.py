@@ -8,6 +8,7 @@ export (the latest ones, or the optimizer's moving average), and is validated, t
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -15,12 +16,14 @@ import tensorflow as tf
 from keras.layers import Bidirectional, Embedding
 
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.moving_average import RampedAverage, ramped
+from harness.compute.loss import cross_entropy, weights_of
+from harness.compute.moving_average import RampedAverage
 from harness.compute.network import KERAS_PRECISION, build_network, training_network
+from harness.compute.optimizer import build_optimizer
 from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.data.vocabulary import FIRST_WORD
 from harness.errors import InputError
-from harness.job import Job, TrainConfig
+from harness.job import Job
 from harness.layers import global_batch, outer_embedding, recurrent_layers, turn_cudnn_off
 from harness.system.signals import StopRequest
 from harness.texts.word_vectors import WordVectors
@@ -28,6 +31,14 @@ from harness.texts.word_vectors import WordVectors
 # Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
 # count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.
 EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What the training reviews decide."""
+
+    steps_per_epoch: int = 1  # which a schedule of the learning rate counts
+    class_weights: Sequence[float] = ()  # by label, see `loss`; empty if all weigh the same
 
 
 class TrainStep:
@@ -41,6 +52,7 @@ class TrainStep:
         *,
         num_outputs: int = 1,
         vectors: WordVectors | None = None,
+        facts: TrainingFacts = TrainingFacts(),
     ) -> None:
         """Build the job's models and optimizer.
 
@@ -50,7 +62,9 @@ class TrainStep:
             plan: how steps are computed.
             num_outputs: of the network, see `Dataset.num_outputs`.
             vectors: that the words begin with, where there are any.
+            facts: what the training reviews decide.
         """
+        self.class_weights = facts.class_weights
         self.job, self.strategy, self.xla = job, strategy, plan.xla
         self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
         self.examples_per_part = -(-job.train.batch_size // plan.parts)
@@ -66,7 +80,7 @@ class TrainStep:
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
             self.embedding = outer_embedding(self.model) if self.xla and _uses_gpu() else None
-            self.optimizer = build_optimizer(job.train)
+            self.optimizer = build_optimizer(job.train, facts.steps_per_epoch)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
@@ -156,8 +170,11 @@ class TrainStep:
             if embedded is not None:
                 tape.watch(embedded)  # no variable, which a tape watches by itself
             probabilities = _wide(self.model(batch.tokens, training=True))
-            losses = cross_entropy(batch.labels, probabilities)
+            smoothing = self.job.train.label_smoothing
+            losses = cross_entropy(batch.labels, probabilities, smoothing=smoothing)
             weights = tf.cast(batch.weights, losses.dtype)
+            if self.class_weights:
+                losses *= tf.cast(weights_of(batch.labels, self.class_weights), losses.dtype)
             loss = tf.reduce_sum(losses * weights)
             # Divided by the reviews of the global batch, not of this replica: the replicas'
             # gradients are added up, and a last batch need not fill them equally.
@@ -283,18 +300,6 @@ def _wide(probabilities: tf.Tensor) -> tf.Tensor:
     return tf.cast(probabilities, tf.float32) if half else probabilities
 
 
-def cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
-    """The cross-entropy of each example, in nats, `[examples]`.
-
-    Args:
-        labels: `[examples] float32`, whole numbers.
-        probabilities: `[examples, num_outputs]`: of label 1, or of each class.
-    """
-    if probabilities.shape[1] == 1:
-        return keras.losses.binary_crossentropy(labels[:, None], probabilities)
-    return keras.losses.sparse_categorical_crossentropy(tf.cast(labels, tf.int32), probabilities)
-
-
 def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
     """Whether the most probable class is the label, `[examples] bool`; as for `cross_entropy`."""
     if probabilities.shape[1] == 1:
@@ -315,25 +320,6 @@ def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
     """Reviews in a global batch of an evaluation."""
     kind = "gpu" if _uses_gpu() else "cpu"
     return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)
-
-
-def build_optimizer(train: TrainConfig) -> keras.optimizers.Optimizer:
-    """The job's optimizer with its moving average, inside a loss scale for float16."""
-    optimizer = keras.optimizers.get(
-        {
-            "class_name": train.optimizer,
-            "config": {
-                "learning_rate": train.learning_rate,
-                "use_ema": train.ema_momentum > 0,
-                "ema_momentum": train.ema_momentum or 0.99,
-            },
-        }
-    )
-    if train.ema_momentum > 0:
-        optimizer = ramped(optimizer)
-    if train.precision == "float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
 
 
 def count_cudnn_nodes(graph: tf.Graph, layers: list[keras.Layer]) -> dict[str, int]:

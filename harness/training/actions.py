@@ -1,6 +1,6 @@
 """What happens around the training steps: small objects that the loop calls at its boundaries.
 
-Each knows one thing, and has only what it needs for it. Keras's own callbacks are the last.
+Each knows one thing, and has only what it needs for it.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ import tensorflow as tf
 from harness.compute.train_step import TrainStep
 from harness.compute.xla_cache import is_offered
 from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
-from harness.job import TrainConfig
+from harness.job import SCORES, TrainConfig
 from harness.system.console import Console
 from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
-from harness.training.progress import Progress
 from harness.training.tensorboard_log import TensorBoardLog
 
 PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm
@@ -159,16 +159,15 @@ class BestWeights:
     """Keeps the weights of the best epoch in the run's progress; of equal ones, the earliest."""
 
     def __init__(self, train: TrainConfig) -> None:
-        self.is_on, self.monitor = train.keep == "best", train.monitor
+        self.is_on = train.keep != "last"
+        self.score = train.monitor if train.keep == "best" else train.keep
 
     def after_epoch(self, progress: Progress, model: keras.Model) -> None:
         """Compare the latest epoch of the history, whose weights `model` has."""
-        line = progress.history[-1]
-        sign = 1 if self.monitor == "val_loss" else -1
-        if self.is_on and (
-            not progress.best_epoch
-            or sign * line[self.monitor] < sign * progress.best[self.monitor]
-        ):
+        if not self.is_on:
+            return
+        line, sign = progress.history[-1], 1 if SCORES[self.score] == "min" else -1
+        if not progress.best_epoch or sign * line[self.score] < sign * progress.best[self.score]:
             progress.best_epoch = line["epoch"]
             progress.best_weights = model.get_weights()
 
@@ -198,26 +197,3 @@ class Checkpoints:
         checkpoint.save(self.run, self.train_step, progress, total_steps=total_steps)
         self.restart_clock()
         self.took_s += self._saved_s - began
-
-
-def keras_callbacks(train: TrainConfig, model: keras.Model) -> keras.callbacks.CallbackList:
-    """Early stopping and learning-rate cuts as the job sets them, on `model` and its optimizer.
-
-    They are called at the ends of epochs only, and all their state comes from the epochs' logs:
-    a resumed run replays its history to them, which restores it.
-    """
-    mode = "min" if train.monitor == "val_loss" else "max"
-    callbacks: list[keras.callbacks.Callback] = []
-    if train.early_stopping_patience > 0:
-        patience = train.early_stopping_patience
-        callbacks.append(keras.callbacks.EarlyStopping(train.monitor, patience=patience, mode=mode))
-    if train.reduce_lr_patience > 0:
-        callbacks.append(
-            keras.callbacks.ReduceLROnPlateau(
-                train.monitor,
-                factor=train.reduce_lr_factor,
-                patience=train.reduce_lr_patience,
-                mode=mode,
-            )
-        )
-    return keras.callbacks.CallbackList(callbacks, model=model)

@@ -14,13 +14,14 @@ from typing import Any, BinaryIO
 import keras
 import numpy as np
 
+from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
 from harness.files.plain_file import open_plain_file
 from harness.slurm.rendezvous import WorkerGroup
+from harness.tracking.progress import Progress
 from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
-from harness.training.progress import Progress
 
 # 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
 CHECKPOINT_FORMAT = 3
@@ -159,7 +160,10 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
     # The model's variables, not just its weights: a layer that draws random numbers keeps its
     # generator among them. The optimizer's hold the step, the learning rate, its moments and the
     # moving average.
-    return {"model": train_step.model.variables, "optimizer": train_step.optimizer.variables}
+    variables = {"model": train_step.model.variables, "optimizer": train_step.optimizer.variables}
+    if schedule := schedule_of(train_step.optimizer):
+        variables["schedule"] = [schedule.cut]
+    return variables
 
 
 def _load(file: BinaryIO) -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ def launch(
         devices_used = describe_devices(strategy, worker_group)
         warn_of_changes(context.run, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_network(context, console)
+        check_own_parts(context, console)
         # 4. The run.
         from harness.training.train import train
 
@@ -232,16 +232,20 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_network(context: RunContext, console: Console) -> None:
-    """Refuse a network of the user's own that can't be trained, before anything is written.
+def check_own_parts(context: RunContext, console: Console) -> None:
+    """Refuse what the user made and Keras does not take, before anything is written.
 
     Raises:
-        InputError: in one line, with the network's own error, file and line.
+        InputError: in one line, for a network with its own error, file and line.
     """
-    from harness.compute import network
+    from harness.compute.network import check_network
+    from harness.compute.optimizer import build_optimizer
 
-    if line := network.check_network(context.job, context.dataset.num_outputs):
+    job = context.job
+    if line := check_network(job, context.dataset.num_outputs):
         console.warning(line)
+    if job.train.optimizer_options:
+        build_optimizer(job.train)
 
 
 def warn_of_changes(

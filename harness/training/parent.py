@@ -17,10 +17,10 @@ from harness.errors import InputError
 from harness.files.lenient_json import read_json_lines, text
 from harness.files.plain_file import read_plain_file
 from harness.job import Job
+from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext
-from harness.training.progress import Progress
 
 if TYPE_CHECKING:
     import keras
@@ -126,6 +126,10 @@ def _differences(parent: RunDirectory, other: Job, *, job: Job, dataset: Dataset
             name = f"{table}.{key}"
             if name not in SAME_JOB and theirs[table][key] != value:
                 yield name
+    train = job.train
+    falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
+    if falls and other.train.epochs != train.epochs:
+        yield "train.schedule_epochs, which follows train.epochs where it is 0"
     data = parent.read_json(RECORD).get("dataset")
     if not isinstance(data, dict) or data.get("checksum") != dataset.checksum:
         yield "the data"

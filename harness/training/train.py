@@ -12,10 +12,11 @@ from keras.layers import Embedding
 from harness.compute import gpu_memory
 from harness.compute.cuda_record import describe_cuda
 from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.loss import class_weights
 from harness.compute.strategy import describe_devices, describe_numerics
-from harness.compute.train_step import TrainStep
+from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
-from harness.data.input_pipeline import Reviews
+from harness.data.input_pipeline import Reviews, num_steps
 from harness.errors import InputError
 from harness.inference.model_file import save_model
 from harness.job import Job
@@ -28,6 +29,7 @@ from harness.tracking.provenance import (
     write_provenance,
 )
 from harness.tracking.run_dir import RunDirectory
+from harness.training.callbacks import own_callbacks
 from harness.training.checkpoint import remove_checkpoints
 from harness.training.context import Compute, Observers, RunContext, known_words
 from harness.training.failures import recorded_failures
@@ -70,6 +72,8 @@ def train(
     run, job, dataset = context.run, context.job, context.dataset
     worker_group = compute.worker_group
     training, validation = training_reviews(job, dataset)
+    weights = class_weights(job.train, dataset.classes, training.labels)
+    callbacks = own_callbacks(job)
     run.take_lease()
     heartbeat = Heartbeat(run, compute.allocation)
     with recorded_failures(heartbeat, worker_group):
@@ -102,6 +106,7 @@ def train(
             plan,
             num_outputs=dataset.num_outputs,
             vectors=context.vectors,
+            facts=TrainingFacts(num_steps(len(training.labels), job.train.batch_size), weights),
         )
         if parent and not (worker_group and not worker_group.is_chief):  # which shares what it has
             observers.console.info(parent.describe())
@@ -113,7 +118,13 @@ def train(
             training,
             heartbeat=heartbeat,
             observers=observers,
+            callbacks=callbacks,
         )
+        for name in trainer.callbacks.forgetful:
+            observers.console.warning(
+                f"train.callbacks = {name!r}: offers no save_state and load_state, so a resumed "
+                "run begins it anew"
+            )
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
             kernels = train_step.kernels(trainer.graph)
@@ -258,7 +269,7 @@ def describe_vectors(context: RunContext) -> dict[str, Any]:
 def describe_training(trainer: Trainer) -> dict[str, Any]:
     """The results of the training, with the validation scores of the exported epoch."""
     progress = trainer.progress
-    exported = progress.best if trainer.job.train.keep == "best" else progress.history[-1]
+    exported = progress.best if trainer.best.is_on else progress.history[-1]
     return {
         "num_epochs": len(progress.history),
         "kept_epoch": exported["epoch"],

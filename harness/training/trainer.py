@@ -6,10 +6,11 @@ It resumes inside an epoch after any end, with the same bytes as a run that was 
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -23,6 +24,7 @@ from harness.data.input_pipeline import (
     permutations_ahead,
 )
 from harness.errors import Interrupted, RunError
+from harness.job import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.record_format import untimed
@@ -35,10 +37,10 @@ from harness.training.actions import (
     ProgressReport,
     StepResults,
     UsageMeter,
-    keras_callbacks,
 )
+from harness.training.callbacks import RunCallbacks
 from harness.training.context import Observers, RunContext
-from harness.training.metrics import loss_and_accuracy
+from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.tensorboard_log import TensorBoardLog
 
 STEPS_TO_STOP = 10  # at most, from a worker's signal to the step at which all workers stop
@@ -57,6 +59,7 @@ class Trainer:
         *,
         heartbeat: Heartbeat,
         observers: Observers,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         self.run, self.job, self.identity = context.run, context.job, context.identity
         self.train_step, self.training = train_step, training
@@ -77,6 +80,7 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
         )
         self.best = BestWeights(train)
+        self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self._pending: list[tf.Tensor] = []  # [steps, 3] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
 
@@ -95,8 +99,8 @@ class Trainer:
         self.is_new = not self.progress.event_mark  # nothing is in the TensorBoard log yet
         if not self.progress.is_ramped:
             self.train_step.keep_unramped()
-        # 2. Keras's callbacks, from the history. Not the learning rate: 1. has it with all cuts.
-        self._replay_history()
+        # 2. Keras's callbacks, from the history and their states. Not the learning rate: 1. has it.
+        self.callbacks.begin(self.progress)
         # 3. The batches from the next step on.
         self._open_batches()
         # 4. The graph. Tracing takes seconds, in which another process may take the run over.
@@ -113,15 +117,6 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.run, self.train_step, self.log, every_s=self.job.train.checkpoint_every_s
         )
-
-    def _replay_history(self) -> None:
-        optimizer = self.train_step.optimizer
-        learning_rate = float(optimizer.learning_rate.numpy())
-        self.callbacks = keras_callbacks(self.job.train, self.train_step.model)
-        self.callbacks.on_train_begin()
-        for line in self.progress.history:
-            self.callbacks.on_epoch_end(line["epoch"] - 1, dict(line))
-        optimizer.learning_rate.assign(learning_rate)
 
     def _open_batches(self) -> None:
         """Open the batches from the next step on, of as many epochs as are opened together."""
@@ -147,6 +142,8 @@ class Trainer:
         train, progress, train_step = self.job.train, self.progress, self.train_step
         self.checkpoints.restart_clock()
         while progress.epoch < train.epochs and not train_step.model.stop_training:
+            if progress.step == 0:
+                self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
             line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
@@ -155,7 +152,8 @@ class Trainer:
             progress.end_epoch(line)
             self.best.after_epoch(progress, train_step.export_model)
             self._end_epoch(line)
-        if train.keep == "best":
+        self.callbacks.on_train_end()
+        if self.best.is_on:
             train_step.export_model.set_weights(progress.best_weights)
         else:
             train_step.export_weights()
@@ -241,8 +239,28 @@ class Trainer:
         return {
             "val_loss": loss,
             "val_accuracy": accuracy,
+            **self._other_scores(validation, probabilities),
             "validation_s": round(time.perf_counter() - began, 3),
         }
+
+    def _other_scores(self, validation: Reviews, probabilities: np.ndarray) -> dict[str, float]:
+        """The scores that somebody watches beside loss and accuracy."""
+        watched = {self.best.score, self.job.train.monitor} - {*OF_EACH_EPOCH}
+        if not watched:
+            return {}
+        scores = test_scores(validation.labels, probabilities)
+        found: dict[str, Any] = {
+            name: scores.get(name.removeprefix("val_")) for name in sorted(watched)
+        }
+        for name, value in found.items():
+            if value is None:
+                reason = scores["roc_auc_reason"] if name == "val_roc_auc" else ""
+                raise RunError(
+                    f"{name}: has no value for these validation reviews"
+                    f"{f', {reason}' if reason else ''}; choose another score for train.monitor "
+                    "and train.keep"
+                )
+        return found
 
     def _end_epoch(self, line: dict[str, Any]) -> None:
         tags = ("loss", "accuracy", "learning_rate", "reviews_per_s")
@@ -250,12 +268,14 @@ class Trainer:
         validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
         # Before the checkpoint, which must hold the learning rate that they may cut.
-        self.callbacks.on_epoch_end(line["epoch"] - 1, dict(line))
+        self.callbacks.on_epoch_end(line)
+        self.progress.stopped = bool(self.train_step.model.stop_training)
         self._save()
         self._write_metrics()
         self.console.epoch(line, self.job.train.epochs)
 
     def _save(self) -> None:
+        self.progress.callback_states = self.callbacks.states()
         self.checkpoints.save(self.progress, self._num_steps_done())
 
     def _num_steps_done(self) -> int:

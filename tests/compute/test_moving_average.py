@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from harness.compute.moving_average import RampedAverage, ramped
-from harness.compute.train_step import build_optimizer
+from harness.compute.optimizer import build_optimizer
 from harness.job import TrainConfig
 
 STARTS = [1.0, -2.0]

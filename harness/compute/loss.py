@@ -1,0 +1,78 @@
+"""The loss of an example: cross-entropy, smoothed labels, weights of the classes."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from harness.errors import InputError
+from harness.job import TrainConfig
+
+
+def cross_entropy(
+    labels: tf.Tensor, probabilities: tf.Tensor, *, smoothing: float = 0.0
+) -> tf.Tensor:
+    """The cross-entropy of each example, in nats, `[examples]`.
+
+    Args:
+        labels: `[examples] float32`, whole numbers.
+        probabilities: `[examples, num_outputs]`: of label 1, or of each class.
+        smoothing: share of each label that is spread over all classes.
+    """
+    if probabilities.shape[1] == 1:
+        return keras.losses.binary_crossentropy(
+            labels[:, None], probabilities, label_smoothing=smoothing
+        )
+    whole = tf.cast(labels, tf.int32)
+    if not smoothing:
+        return keras.losses.sparse_categorical_crossentropy(whole, probabilities)
+    of_class = tf.one_hot(whole, probabilities.shape[1], dtype=probabilities.dtype)
+    return keras.losses.categorical_crossentropy(of_class, probabilities, label_smoothing=smoothing)
+
+
+def class_weights(
+    train: TrainConfig, classes: Sequence[str], labels: np.ndarray
+) -> tuple[float, ...]:
+    """The weight of each class in the loss; empty if all weigh the same.
+
+    `balanced` gives each class the same sum over the training reviews, and a review the weight 1 in
+    the mean, as scikit-learn does: n / (number of classes * reviews of the class).
+
+    Args:
+        train: the job's settings.
+        classes: names, by label.
+        labels: of the training reviews, `[num_reviews]`, from 0.
+
+    Raises:
+        InputError: for a class that the data do not have, or none of the training reviews has.
+    """
+    given = train.class_weights
+    if given == "":
+        return ()
+    if isinstance(given, dict):
+        for name in given:
+            if name not in classes:
+                raise InputError(
+                    f"train.class_weights.{name}: the data have no such class; they have "
+                    f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
+                )
+        return tuple(given.get(name, 1.0) for name in classes)
+    counts = np.bincount(labels, minlength=len(classes))
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            raise InputError(
+                f"train.class_weights = 'balanced': none of the training reviews is {name!r}; "
+                "raise data.limit, or give weights by name"
+            )
+    return tuple((len(labels) / (len(classes) * counts)).tolist())
+
+
+def weights_of(labels: tf.Tensor, by_class: Sequence[float]) -> tf.Tensor:
+    """The weight of each example, `[examples]`.
+
+    Args:
+        labels: `[examples] float32`, whole numbers.
+        by_class: one for each label.
+    """
+    return tf.gather(tf.constant(by_class, tf.float32), tf.cast(labels, tf.int32))

@@ -1,0 +1,114 @@
+"""The job's optimizer, and the schedule of its learning rate."""
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from harness.compute.moving_average import ramped
+from harness.errors import InputError
+from harness.job import TrainConfig
+
+
+class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """The learning rate of each step, from the number of steps done.
+
+    Nothing but the optimizer's own count decides it, which each checkpoint holds: so a resumed run
+    goes on with the same rates, and all replicas have one. `cut` is what a plateau multiplies by.
+    """
+
+    def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
+        """Make the schedule of a job; in the strategy's scope.
+
+        Args:
+            train: the job's settings.
+            steps_per_epoch: steps in an epoch.
+        """
+        self.train, self.steps_per_epoch = train, steps_per_epoch
+        self.warmup_steps = round(train.warmup_epochs * steps_per_epoch)
+        self.num_steps = (train.schedule_epochs or train.epochs) * steps_per_epoch
+        self.cut = keras.Variable(1.0, trainable=False, dtype="float32", name="rate_cut")
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The rate after `step` steps, `[] float32`."""
+        done = tf.cast(step, tf.float64)
+        share = self._share(done) * self._warmup(done)
+        return self.cut.value * tf.cast(self.train.learning_rate * share, tf.float32)
+
+    def _warmup(self, done: tf.Tensor) -> tf.Tensor:
+        """From a first small rate to the whole one."""
+        return tf.minimum((done + 1) / max(self.warmup_steps, 1), 1.0)
+
+    def _share(self, done: tf.Tensor) -> tf.Tensor:
+        """Of the rate, without the warm-up."""
+        train = self.train
+        if train.schedule == "constant":
+            return tf.ones_like(done)
+        if train.schedule == "steps":
+            drops = [epoch * self.steps_per_epoch for epoch in train.schedule_drops]
+            num = tf.reduce_sum(tf.cast(done >= tf.constant(drops, tf.float64), tf.float64))
+            return tf.pow(tf.constant(train.schedule_factor, tf.float64), num)
+        whole = max(self.num_steps - self.warmup_steps, 1)
+        part = tf.clip_by_value((done - self.warmup_steps) / whole, 0, 1)
+        fall = (1 + tf.cos(math.pi * part)) / 2 if train.schedule == "cosine" else 1 - part
+        return train.schedule_floor + (1 - train.schedule_floor) * fall
+
+    def get_config(self) -> dict[str, Any]:
+        """No file holds a schedule: it is made from the job."""
+        return {}
+
+
+class CutSchedule:
+    """What a plateau's callback takes for the optimizer: its rate is the schedule's cut."""
+
+    def __init__(self, schedule: RateSchedule) -> None:
+        self.schedule = schedule
+
+    @property
+    def learning_rate(self) -> keras.Variable:
+        """What the rate is multiplied by."""
+        return self.schedule.cut
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.schedule.cut.assign(value)
+
+
+def has_schedule(train: TrainConfig) -> bool:
+    """Whether the rate follows the steps, and not one variable."""
+    return train.schedule != "constant" or train.warmup_epochs > 0
+
+
+def build_optimizer(train: TrainConfig, steps_per_epoch: int = 1) -> keras.optimizers.Optimizer:
+    """The job's optimizer with its moving average, inside a loss scale for float16.
+
+    Raises:
+        InputError: if Keras refuses one of its options.
+    """
+    config: dict[str, Any] = {
+        "learning_rate": train.learning_rate,
+        "use_ema": train.ema_momentum > 0,
+        "ema_momentum": train.ema_momentum or 0.99,
+    }
+    try:
+        optimizer = keras.optimizers.get(
+            {"class_name": train.optimizer, "config": {**config, **train.optimizer_options}}
+        )
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"train.optimizer_options: {train.optimizer} refuses: {reason}") from None
+    if train.ema_momentum > 0:
+        optimizer = ramped(optimizer)
+    if has_schedule(train):
+        optimizer.learning_rate = RateSchedule(train, steps_per_epoch)
+    if train.precision == "float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:
+    """The schedule of an optimizer, if it has one."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    found = inner._learning_rate
+    return found if isinstance(found, RateSchedule) else None

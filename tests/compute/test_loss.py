@@ -1,0 +1,52 @@
+"""Weights of the classes in the loss."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.utils.class_weight import compute_class_weight
+
+from harness.compute.loss import class_weights, cross_entropy, weights_of
+from harness.errors import InputError
+from harness.job import TrainConfig
+
+CLASSES = ("a", "b", "c")
+LABELS = np.array([0, 0, 0, 1, 2, 2])
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    """Each class weighs the same in sum."""
+    found = class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=LABELS)
+    np.testing.assert_allclose(found, expected)
+
+
+def test_weights_by_name_follow_the_labels() -> None:
+    """A class that is not named weighs 1; each example has the weight of its label."""
+    found = class_weights(TrainConfig(class_weights={"c": 3.0, "a": 0.5}), CLASSES, LABELS)
+    assert found == (0.5, 1.0, 3.0)
+    labels = np.array([2.0, 0.0, 1.0], np.float32)
+    assert weights_of(labels, found).numpy().tolist() == [3.0, 0.5, 1.0]
+    assert class_weights(TrainConfig(), CLASSES, LABELS) == ()
+
+
+def test_a_class_that_the_data_lack_is_refused() -> None:
+    """A name that is none, and a class without a training review."""
+    with pytest.raises(InputError, match=r"train\.class_weights\.d: .*they have a, b, c"):
+        class_weights(TrainConfig(class_weights={"d": 1.0}), CLASSES, LABELS)
+    with pytest.raises(InputError, match="none of the training reviews is 'c'"):
+        class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS[:4])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_cross_entropy_of_smoothed_labels(smoothing: float) -> None:
+    """A share of the label goes to all classes alike, be they two with one output or three."""
+    of_two = np.array([[0.2], [0.9]], np.float32)
+    target = np.array([0.0, 1.0]) * (1 - smoothing) + smoothing / 2
+    expected = -target * np.log([0.2, 0.9]) - (1 - target) * np.log([0.8, 0.1])
+    labels = np.array([0.0, 1.0], np.float32)
+    found = cross_entropy(tf.constant(labels), tf.constant(of_two), smoothing=smoothing)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    of_three = np.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], np.float32)
+    targets = np.eye(3)[[0, 1]] * (1 - smoothing) + smoothing / 3
+    found = cross_entropy(tf.constant(labels), tf.constant(of_three), smoothing=smoothing)
+    np.testing.assert_allclose(found, -(targets * np.log(of_three)).sum(axis=1), rtol=1e-5)

@@ -1,0 +1,127 @@
+"""Tiny runs on one and on two replicas, undisturbed and ended at some steps: `FOLDER CASE…`.
+
+In a process of its own, because TensorFlow divides the CPU into devices once a process. For each
+case it prints a line of JSON: checksums of what must be the same, and the metrics.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.strategy import import_tensorflow, make_strategy, one_device, parse_devices
+from harness.job import OPTIMIZERS
+from harness.job_file import load_job
+from tests.conftest import JOBS
+
+SETTINGS = [
+    *("data.vocab_size=30", "data.maxlen=6", "data.validation_split=0.1", "model.units=4"),
+    *("model.embedding_dim=4", "train.batch_size=16", "train.ema_momentum=0.9"),
+    *("train.log_every_steps=3", "train.xla=off", "train.epochs=4"),
+    "train.checkpoint_every_s=0.000001",
+]
+CASES = {
+    # adamw, a cosine with warm-up, smoothed labels, weights of the classes, a callback with a state
+    "parts": ("own/parts", ()),
+    "plateau": (
+        "lstm",
+        (
+            *("train.reduce_lr_patience=1", "train.monitor=val_roc_auc", "train.optimizer=nadam"),
+            *("train.warmup_epochs=0.5", "train.class_weights=balanced", "train.keep=val_log_loss"),
+            *("train.learning_rate=0.02", "train.reduce_lr_factor=0.3"),
+        ),
+    ),
+    "steps": (
+        "lstm",
+        (
+            *("train.schedule=steps", "train.schedule_drops=[1, 2.5]", "train.optimizer=sgd"),
+            *("train.optimizer_options={ momentum = 0.9, nesterov = true }",),
+            *("train.early_stopping_patience=2", "train.monitor=val_loss"),
+        ),
+    ),
+    **{
+        name: ("lstm", (f"train.optimizer={name}", "train.optimizer_options.weight_decay=0.01"))
+        for name in OPTIMIZERS
+    },
+}
+NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
+ENDS: tuple[dict[int, Any], ...] = (
+    {5: RuntimeError},
+    {8: "signal"},
+    {13: RuntimeError},
+    {},
+)  # at which step a process ends
+
+
+def main(folder: Path, *names: str) -> None:
+    """Train each case three times, and print what came out."""
+    job = load_job(JOBS / "lstm.toml", SETTINGS)
+    from harness.compute.strategy import Numerics
+
+    import_tensorflow(None, 1, Numerics.of(job))
+    two, one = make_strategy(parse_devices("cpu:2")), one_device()
+    for name in names:
+        found: dict[str, Any] = {"case": name}
+        for run, strategy, ends in (("one", one, [{}]), ("two", two, [{}]), ("ended", two, ENDS)):
+            for each in ends:
+                train_once(folder / name / run, name, strategy, dict(each))
+            found[run] = outcome(folder / name / run)
+        print(json.dumps(found))  # noqa: T201 - for the test
+
+
+def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> None:
+    """Begin or go on with a run, and end it at a step, with or without saving."""
+    from harness.data.dataset import Dataset
+    from harness.errors import Interrupted
+    from harness.system.console import Console
+    from harness.system.resource_monitor import ResourceMonitor
+    from harness.system.signals import StopRequest
+    from harness.tracking.run_dir import RunDirectory
+    from harness.training.context import Compute, Observers, RunContext
+    from harness.training.train import train
+    from tests.training.test_trainer import TEST, TRAIN
+
+    class StopAt(StopRequest):
+        num_checks = 0
+
+        def check(self) -> None:
+            self.num_checks += 1
+            how = ends.get(self.num_checks)
+            if how == "signal":
+                raise Interrupted("SIGTERM")
+            if how:
+                raise how("killed")
+
+    path, settings = CASES[name]
+    job = load_job(JOBS / f"{path}.toml", [*SETTINGS, *settings])
+    vocab = [f"word{i}" for i in range(40)]
+    console = Console()
+    console.silent = True
+    try:
+        train(
+            RunContext(
+                RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up", official=False)
+            ),
+            Compute(strategy, ExecutionPlan(False, 1, 1, "")),
+            Observers(console, ResourceMonitor(0, 1), StopAt()),
+        )
+    except (RuntimeError, Interrupted):
+        assert ends, "nothing should end this one"
+    else:
+        assert not ends, "ended too late: nothing was tried"
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be the same, and the metrics."""
+    names = ("metrics.jsonl", "model.keras", "predictions.npz")
+    files = {name: (folder / name).read_bytes() for name in names}
+    lines = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    kept = json.loads((folder / "result.json").read_text())["kept_epoch"]
+    return {"sums": sums, "metrics": lines, "kept_epoch": kept}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

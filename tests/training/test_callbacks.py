@@ -1,0 +1,135 @@
+"""Callbacks in a run: the user's own are checked, called at epochs, and have their state again."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+
+from harness.compute.optimizer import build_optimizer, schedule_of
+from harness.errors import InputError, RunError
+from harness.job import Job, TrainConfig
+from harness.job_file import check_job
+from harness.tracking.progress import Progress
+from harness.training.callbacks import RunCallbacks, own_callbacks
+
+COUNTS = """
+import keras
+class Counts(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+    def on_train_begin(self, logs=None): self.calls.append("begin")
+    def on_epoch_begin(self, epoch, logs=None): self.calls.append(f"epoch {epoch}")
+    def on_epoch_end(self, epoch, logs=None): self.calls.append([epoch, sorted(logs)])
+    def on_train_end(self, logs=None): self.calls.append("end")
+    def save_state(self): return self.calls
+    def load_state(self, state): self.calls = list(state)
+def make(): return Counts()
+"""
+LINE = {"epoch": 1, "loss": 0.5, "val_loss": 0.6, "learning_rate": 0.1, "epoch_s": 3.2}
+
+
+def job_of(source: str, **train: Any) -> Job:
+    return check_job(
+        {
+            "name": "mine",
+            "model": {"architecture": "gru"},
+            "train": {"callbacks": ["cb.py:make"], **train},
+            "code": {"cb.py": source},
+        },
+        Path("mine.toml"),
+    )
+
+
+def model_of(train: TrainConfig) -> keras.Model:
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+    model.compile(build_optimizer(train, 10))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
+    """A resumed run calls begin, gives the state back, and shows no measured times."""
+    job = job_of(COUNTS)
+    first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+    first.begin(Progress())
+    first.on_epoch_begin(0)
+    first.on_epoch_end(LINE)
+    names = ["epoch", "learning_rate", "loss", "val_loss"]
+    assert first.states() == [["begin", "epoch 0", [0, names]]]
+    again = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+    again.begin(Progress(history=[LINE], callback_states=first.states()))
+    again.on_train_end()
+    assert again.states() == [["begin", "epoch 0", [0, names], "end"]]
+    assert again.forgetful == []
+
+
+def test_a_stop_is_kept_over_a_restart() -> None:
+    """A run that a callback has ended does not go on after a kill."""
+    train = TrainConfig()
+    model = model_of(train)
+    RunCallbacks(train, model).begin(Progress(stopped=True))
+    assert model.stop_training
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0])
+def test_a_plateau_cuts_the_rate_with_and_without_a_schedule(warmup: float) -> None:
+    """Two epochs without a better one halve the rate; a replay leaves it as it was saved."""
+    train = TrainConfig(reduce_lr_patience=1, warmup_epochs=warmup, learning_rate=0.5)
+    model = model_of(train)
+    callbacks = RunCallbacks(train, model)
+    callbacks.begin(Progress())
+    before = float(model.optimizer.learning_rate.numpy())
+    history = [{**LINE, "epoch": epoch} for epoch in (1, 2, 3)]
+    for line in history:
+        callbacks.on_epoch_end(line)
+    assert float(model.optimizer.learning_rate.numpy()) == pytest.approx(before / 4)
+    RunCallbacks(train, model).begin(Progress(history=history))
+    assert float(model.optimizer.learning_rate.numpy()) == pytest.approx(before / 4)
+    assert (schedule_of(model.optimizer) is not None) == (warmup > 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def make(): return 3\n", "gives a int, should give a keras.callbacks.Callback"),
+        ("def make(): return 1 / 0\n", "cb.py, line 1: ZeroDivisionError"),
+        (COUNTS.replace("on_epoch_end", "on_train_batch_end"), "has on_train_batch_end, which is"),
+        (COUNTS.replace("load_state", "other"), "has one of save_state and load_state"),
+        ("def make(a): pass\n", "TypeError"),
+    ],
+)
+def test_a_callback_that_does_not_fit_is_refused(source: str, says: str) -> None:
+    """One line with the key, the function and the rule."""
+    with pytest.raises(InputError) as refused:
+        own_callbacks(job_of(source))
+    assert says in str(refused.value)
+    assert "train.callbacks = 'cb.py:make'" in str(refused.value)
+
+
+def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
+    """In the middle of a run it is the run that fails; a state that JSON can't hold, too."""
+    for source, says in (
+        (COUNTS.replace("self.calls.append([epoch", "self.calls.no([epoch"), r"cb\.py, line 9"),
+        (COUNTS.replace("return self.calls", "return {1, 2}"), "save_state should give"),
+    ):
+        job = job_of(source)
+        callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+        callbacks.begin(Progress())
+        with pytest.raises(RunError, match=says):
+            _end_and_save(callbacks)
+
+
+def _end_and_save(callbacks: RunCallbacks) -> None:
+    callbacks.on_epoch_end(LINE)
+    callbacks.states()
+
+
+def test_a_callback_without_state_is_named() -> None:
+    """The run warns that a restart begins it anew."""
+    source = COUNTS.replace("save_state", "a").replace("load_state", "b")
+    job = job_of(source)
+    callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+    assert callbacks.forgetful == ["cb.py:make"]
+    assert callbacks.states() == [None]

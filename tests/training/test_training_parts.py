@@ -1,0 +1,92 @@
+"""Optimizers, schedules, losses and callbacks in whole runs: exact over kills, on any replicas."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.job import OPTIMIZERS
+from tests.conftest import JOBS, PROJECT, Harness, results
+from tests.training.kills import kill_at
+
+
+def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
+    """What `part_runs` prints of each case."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.part_runs", folder, *cases],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {each["case"]: each for each in found}
+
+
+def check_case(found: dict[str, Any]) -> None:
+    """A run that was ended three times has the bytes of a calm one, and one replica its losses."""
+    assert found["ended"] == found["two"]
+    for name in ("loss", "val_loss", "learning_rate"):
+        two, one = ([line[name] for line in found[run]["metrics"]] for run in ("two", "one"))
+        np.testing.assert_allclose(two, one, rtol=2e-5)
+
+
+def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> None:
+    """The example of jobs/README.md, a plateau after a warm-up by ROC AUC, and rates in steps."""
+    found = runs_of(tmp_path, "parts", "plateau", "steps")
+    for each in found.values():
+        check_case(each)
+    rates = {
+        name: [line["learning_rate"] for line in each["two"]["metrics"]]
+        for name, each in found.items()
+    }
+    assert rates["parts"][-1] == pytest.approx(0.002 * 0.05)
+    assert rates["plateau"][-1] < 0.02
+    np.testing.assert_allclose(rates["steps"][:2], [5e-5, 5e-5], rtol=1e-5)
+    lines = found["parts"]["two"]["metrics"]
+    assert found["parts"]["two"]["kept_epoch"] == 1 + np.argmax([e["val_f1"] for e in lines])
+    assert all("val_roc_auc" in line for line in found["plateau"]["two"]["metrics"])
+
+
+@pytest.mark.slow
+def test_every_optimizer_is_exact_and_the_same_on_replicas(tmp_path: Path) -> None:
+    """Each of Keras's optimizers, with weight decay."""
+    for each in runs_of(tmp_path, *OPTIMIZERS).values():
+        check_case(each)
+
+
+@pytest.mark.full
+def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path) -> None:
+    """Twice SIGKILL leaves no trace in a run of the example, whose callback's file is gone."""
+    shutil.copytree(JOBS / "own", tmp_path / "own")
+    for path in (tmp_path / "own", *(tmp_path / "own").iterdir()):
+        path.chmod(0o755)
+    job, words = str(tmp_path / "own" / "parts"), ["--set", "train.epochs=6"]
+    calm = harness.train(job, "calm", *words)
+    assert calm.returncode == 0, calm.stderr
+    for step in (16, 30):
+        kill_at(harness, job, step, *words)
+    shutil.rmtree(tmp_path / "own")
+    last = harness.run("resume", harness.runs / "parts" / "killed")
+    assert last.returncode == 0, last.stderr
+    assert results(harness.runs / "parts" / "killed") == results(harness.runs / "parts" / "calm")
+
+
+@pytest.mark.full
+def test_bad_training_parts_leave_nothing(harness: Harness) -> None:
+    """Each is refused in one line before the run's folder is made."""
+    for setting, says in (
+        ("train.class_weights={ positve = 2 }", "train.class_weights.positve"),
+        ("train.optimizer_options={ momentum = 2 }", "rmsprop refuses"),
+    ):
+        done = harness.train("lstm", "refused", "--set", setting)
+        assert done.returncode == 2, done.stderr
+        assert says in done.stderr.splitlines()[-1]
+        assert not harness.runs.exists()

@@ -73,6 +73,8 @@ def main(folder: Path, *names: str) -> None:
 
 def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> None:
     """Begin or go on with a run, and end it at a step, with or without saving."""
+    import keras
+
     from harness.data.dataset import Dataset
     from harness.errors import Interrupted
     from harness.system.console import Console
@@ -94,6 +96,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
             if how:
                 raise how("killed")
 
+    keras.utils.clear_session()  # layers are named as in a new process
     path, settings = CASES[name]
     job = load_job(JOBS / f"{path}.toml", [*SETTINGS, *settings])
     vocab = [f"word{i}" for i in range(40)]

@@ -160,7 +160,7 @@ class BestWeights:
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"
-        self.score = train.monitor if train.keep == "best" else train.keep
+        self.score = train.keep if train.keep in SCORES else train.monitor
 
     def after_epoch(self, progress: Progress, model: keras.Model) -> None:
         """Compare the latest epoch of the history, whose weights `model` has."""

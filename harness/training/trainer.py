@@ -245,7 +245,11 @@ class Trainer:
 
     def _other_scores(self, validation: Reviews, probabilities: np.ndarray) -> dict[str, float]:
         """The scores that somebody watches beside loss and accuracy."""
-        watched = {self.best.score, self.job.train.monitor} - {*OF_EACH_EPOCH}
+        train = self.job.train
+        watched = {self.best.score} if self.best.is_on else set()
+        if train.early_stopping_patience or train.reduce_lr_patience:
+            watched.add(train.monitor)
+        watched -= {*OF_EACH_EPOCH}
         if not watched:
             return {}
         scores = test_scores(validation.labels, probabilities)

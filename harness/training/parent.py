@@ -122,9 +122,9 @@ def _differences(parent: RunDirectory, other: Job, *, job: Job, dataset: Dataset
     """What makes this another job than the parent's, but for its name and its epochs."""
     mine, theirs = (each.model_dump(exclude={"name"}) for each in (job, other))
     for table, keys in mine.items():
-        for key, value in keys.items():
+        for key in dict.fromkeys([*keys, *theirs[table]]):
             name = f"{table}.{key}"
-            if name not in SAME_JOB and theirs[table][key] != value:
+            if name not in SAME_JOB and keys.get(key) != theirs[table].get(key):
                 yield name
     train = job.train
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs

@@ -304,7 +304,7 @@ def export(
     ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write the model of a finished run as a SavedModel that takes raw text.
+    """Write a finished model as a SavedModel for raw text.
 
     TensorFlow and TensorFlow Serving read it without this package.
     """

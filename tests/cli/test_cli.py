@@ -227,7 +227,8 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
     from_file = harness.run("predict", run, "--file", harness.folder / "reviews.txt", "--json")
     from_stdin = harness.run("predict", run, "--json", stdin="\n".join(texts))
     assert from_file.stdout == from_stdin.stdout == given.stdout
-    assert harness.run("predict", run, texts[0]).stdout.split()[0] in ("positive", "negative")
+    line = harness.run("predict", run, texts[0]).stdout
+    assert re.match(r"(posi|nega)tive, P\(positive\) = [01]\.\d{3}  An excellent", line)
 
 
 @pytest.mark.parametrize(

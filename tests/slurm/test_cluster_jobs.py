@@ -120,13 +120,14 @@ def test_a_users_own_job_script_that_becomes_one_goes_on(
 def test_jobs_warned_of_their_time_limit_go_on_later(
     project: SlurmProject, undisturbed: Undisturbed, numbers: list[signal.Signals]
 ) -> None:
-    """USR1 or USR2 before a limit of a minute: saved, requeued by itself, the same bytes.
+    """USR1 or USR2 before a time limit: saved, requeued by itself, the same bytes.
 
     Slurm looks at time limits every 30 s. The harness stands still until the warning is there,
-    which costs nothing, where training for so long would.
+    which costs nothing, where training for so long would. The limit is set when it stands still,
+    for a busy machine may need a minute until there.
     """
     jobs = {
-        number: project.sbatch("lstm", "--time=1", f"--signal=B:{number.name[3:]}@30")
+        number: project.sbatch("lstm", "--time=60", f"--signal=B:{number.name[3:]}@30")
         for number in numbers
     }
     processes = {}
@@ -134,6 +135,9 @@ def test_jobs_warned_of_their_time_limit_go_on_later(
         job.wait_for_step(1)
         processes[number] = job.record()["process"]
         os.kill(processes[number], signal.SIGSTOP)
+        hours, minutes, seconds = map(int, job.cluster.show(job.job_id)["RunTime"].split(":"))
+        limit = (3600 * hours + 60 * minutes + seconds + 35) // 60 + 1  # in 35 s at the earliest
+        job.cluster.run("scontrol", "update", f"JobId={job.job_id}", f"TimeLimit={limit}")
     for number, job in jobs.items():
         wait_until(lambda n=number: has_pending(processes[n], n), timeout_s=90)  # type: ignore[misc]
         job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")

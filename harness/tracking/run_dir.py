@@ -1,5 +1,6 @@
 """A run's folder: its name, its files, and whether this version may go on with it."""
 
+import errno
 import hashlib
 import os
 import re
@@ -8,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError, RunError
+from harness.errors import DiskError, InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory, to_json
-from harness.files.lenient_json import number
+from harness.files.lenient_json import number, parse_json
+from harness.files.plain_file import read_plain_file
 from harness.job import Job
 from harness.job_file import load_job, suggest
 from harness.tracking.record_format import RECORD, check_format
@@ -77,13 +79,19 @@ class RunDirectory(LeasedDirectory):
         """The scores of a finished run.
 
         Raises:
+            DiskError: if the disk fails.
             RunError: if the file is broken.
         """
-        result = self.read_json("result.json")
+        path, result = self.path("result.json"), dict[str, Any]()
+        try:
+            result = parse_json(read_plain_file(path))
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.ESTALE):  # which says nothing of the run
+                raise DiskError(
+                    f"{path}: can't be read: {error.strerror}; try again when the disk is well"
+                ) from None
         if not is_whole(result):
-            raise RunError(
-                f"{self.path('result.json')}: is broken; remove it and run harness resume"
-            )
+            raise RunError(f"{path}: is broken; remove it and run harness resume")
         return result
 
     def job(self) -> Job:

@@ -46,7 +46,7 @@ from tensorboard.plugins.scalar import metadata as scalar_plugin
 from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from harness.errors import RunError
+from harness.errors import DiskError
 from harness.files.atomic_file import atomic_write
 from harness.inference.projector import write_projector
 
@@ -359,4 +359,4 @@ def _one_line(path: Path) -> Iterator[None]:
         reason = error.message
     else:
         return
-    raise RunError(f"{path}: can't be written: {reason}; {REMEDY}")
+    raise DiskError(f"{path}: can't be written: {reason}; {REMEDY}")

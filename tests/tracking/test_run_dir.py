@@ -1,5 +1,6 @@
 """The run folder: whole files, one writer, and what is known of the machine."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.compute.strategy import Devices, parse_devices
-from harness.errors import InputError, RunError, TakenOver
+from harness.errors import DiskError, InputError, RunError, TakenOver
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.tracking.heartbeat import Heartbeat
@@ -28,6 +29,23 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         run.write("note.txt", fail)
     assert run.path("note.txt").read_text() == "old"
     assert {path.name for path in run.folder.iterdir()} == {"note.txt", "lease.json"}
+
+
+def test_a_result_that_the_disk_does_not_give_is_not_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a search tries again; a result that is no record is an error of the run."""
+    run = RunDirectory(tmp_path)
+    run.path("result.json").write_text("{")
+    with pytest.raises(RunError, match="is broken"):
+        run.result()
+
+    def fail(path: Path, *_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("harness.files.plain_file.os.open", fail)
+    with pytest.raises(DiskError, match=r"result\.json: can't be read: Stale file handle"):
+        run.result()
 
 
 def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from harness.errors import RunError
+from harness.errors import DiskError, RunError
 from harness.system.network import free_port
 from harness.training.metrics import test_scores as scores_of
 from harness.training.pictures import confusion_picture
@@ -245,7 +245,7 @@ def test_full_disk(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     """A file where the folder should be ends in one line that names it."""
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"^[^\n]*/file: can't be written: [^\n]*$"):
+    with pytest.raises(DiskError, match=r"^[^\n]*/file: can't be written: [^\n]*$"):
         TensorBoardLog(tmp_path / "file")
 
 

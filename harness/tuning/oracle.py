@@ -1,6 +1,6 @@
 """KerasTuner's oracles, as a schedule calls them: in one process, in one order, from memory.
 
-Of KerasTuner 1.4.8 these classes change:
+Of KerasTuner 1.4.8 this changes:
 
 - An oracle writes its whole state with each call. Here the sweep's journal has all that is needed
   to call it again.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras_tuner as kt
-from keras_tuner.engine.trial import Trial, TrialStatus
+from keras_tuner.engine.trial import TrialStatus
 from keras_tuner.oracles import (
     GridSearchOracle,
     HyperbandOracle,
@@ -48,17 +48,7 @@ def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
     return space
 
 
-class SafeOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
-    """What the oracles share; precedes KerasTuner's own class in the method resolution order."""
-
-    def save(self) -> None:
-        """Write nothing."""
-
-    def _save_trial(self, trial: Trial) -> None:
-        """Write nothing."""
-
-
-class SafeGrid(SafeOracle, GridSearchOracle):  # type: ignore[misc]
+class SteadyGrid(GridSearchOracle):  # type: ignore[misc]  # KerasTuner ships no types
     """Grid search that proposes its next trial whether or not others have ended."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
@@ -69,23 +59,7 @@ class SafeGrid(SafeOracle, GridSearchOracle):  # type: ignore[misc]
         return answer
 
 
-class SafeBayesian(SafeOracle, BoundedBayesianOracle):
-    """Bayesian search."""
-
-
-class SafeRandom(SafeOracle, RandomSearchOracle):  # type: ignore[misc]
-    """Random search."""
-
-
-class SafeHyperband(SafeOracle, HyperbandOracle):  # type: ignore[misc]
-    """Hyperband: rounds of trials, of which the best continue with more epochs."""
-
-
-class SafeAsha(SafeOracle, AshaOracle):
-    """Asynchronous successive halving."""
-
-
-def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> SafeOracle:
+def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle:
     """The oracle of a search.
 
     Args:
@@ -102,9 +76,9 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> SafeOracl
         "max_consecutive_failed_trials": 10**9,  # left to the supervisor
     }
     if table.tuner == "hyperband":
-        oracle: SafeOracle = SafeHyperband(max_epochs=max_epochs, factor=table.factor, **options)
+        oracle: kt.Oracle = HyperbandOracle(max_epochs=max_epochs, factor=table.factor, **options)
     elif table.tuner == "asha":
-        oracle = SafeAsha(
+        oracle = AshaOracle(
             num_settings=table.trials or None,
             min_epochs=table.min_epochs,
             max_epochs=max_epochs,
@@ -113,11 +87,16 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> SafeOracl
             **options,
         )
     else:
-        kinds = {"random": SafeRandom, "grid": SafeGrid, "bayesian": SafeBayesian}
+        kinds = {
+            "random": RandomSearchOracle,
+            "grid": SteadyGrid,
+            "bayesian": BoundedBayesianOracle,
+        }
         oracle = kinds[table.tuner](**options)
     # The trials in which a setting of asha goes on come on top.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
-    if isinstance(oracle, SafeBayesian):
+    oracle.save = oracle._save_trial = lambda *_: None
+    if isinstance(oracle, BoundedBayesianOracle):
         oracle.proposed = [each.values for each in known]
     return oracle

@@ -5,22 +5,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import keras_tuner as kt
 from keras_tuner.engine.trial import Trial
 
 from harness.search_space import load_search
-from harness.tuning.oracle import SafeOracle, make_oracle
+from harness.tuning.oracle import make_oracle
 
 Score = Callable[[Mapping[str, Any]], float | None]  # of values; None: the trial fails
 
 
-def oracle_of(folder: Path, toml: str) -> SafeOracle:
+def oracle_of(folder: Path, toml: str) -> kt.Oracle:
     """The oracle of a search, which writes nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.toml").write_text(toml)
     return make_oracle(load_search(folder / "search.toml"))
 
 
-def end(oracle: SafeOracle, trial: Trial, score: float | None, **others: float) -> None:
+def end(oracle: kt.Oracle, trial: Trial, score: float | None, **others: float) -> None:
     """Report a trial's objective, or its failure."""
     if score is None:
         trial.status = "FAILED"
@@ -30,7 +31,7 @@ def end(oracle: SafeOracle, trial: Trial, score: float | None, **others: float) 
     oracle.end_trial(trial)
 
 
-def drive(oracle: SafeOracle, score: Score, *, workers: int = 1, seed: int = 0) -> list[Trial]:
+def drive(oracle: kt.Oracle, score: Score, *, workers: int = 1, seed: int = 0) -> list[Trial]:
     """Run a search to its end; trials end in a random order that the seed decides, often several
     before a worker asks again.
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import keras_tuner as kt
 import numpy as np
 import pytest
 
 from harness.oracles import bayesian
 from harness.oracles.bayesian import BoundedBayesianOracle, subset
-from harness.tuning.oracle import SafeOracle
 from tests.oracles.driver import drive, end, oracle_of
 
 BAYESIAN = """
@@ -91,7 +91,7 @@ def test_a_choice_depends_on_the_trials_alone(tmp_path: Path, space: str) -> Non
     assert len(computed) >= len(whole) - 9 > 0
 
 
-def count_fits(oracle: SafeOracle) -> list[int]:
+def count_fits(oracle: kt.Oracle) -> list[int]:
     """Gets an entry for each choice that is computed."""
     fits: list[int] = []
     fitted = oracle._fitted

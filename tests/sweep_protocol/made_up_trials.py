@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import Interrupted
 from harness.sweep_protocol.journal import Ledger
 from harness.sweep_protocol.mailbox import RESULT, Report, Result, Work, WorkerState
-from harness.sweep_protocol.schedule import Planner
 from harness.sweep_protocol.supervisor import Generation
+from tests.sweep_protocol.planner import Planner
 
 if TYPE_CHECKING:
     from tests.sweep_protocol.sweep_world import Process, World

@@ -22,8 +22,9 @@ from harness.sweep_protocol.mailbox import (
     Terms,
     WorkerState,
 )
-from harness.sweep_protocol.schedule import Planner, Schedule
+from harness.sweep_protocol.schedule import Schedule
 from harness.sweep_protocol.supervisor import Generation
+from tests.sweep_protocol.planner import Planner
 from tests.sweep_protocol.test_schedule import Halving
 
 NUM_WORKERS, NUM_TRIALS, TRIAL_S = 64, 1000, 10.0

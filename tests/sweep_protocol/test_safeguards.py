@@ -29,9 +29,10 @@ from harness.sweep_protocol.mailbox import (
     Work,
     WorkerState,
 )
-from harness.sweep_protocol.schedule import Planner, Schedule
+from harness.sweep_protocol.schedule import Schedule
 from harness.sweep_protocol.supervisor import Generation
 from harness.sweep_protocol.worker import Superseded, Worker
+from tests.sweep_protocol.planner import Planner
 from tests.sweep_protocol.test_schedule import Halving
 
 TERMS = Terms()

@@ -11,7 +11,8 @@ import pytest
 from harness.errors import RunError
 from harness.sweep_protocol.journal import Proposal
 from harness.sweep_protocol.mailbox import Report
-from harness.sweep_protocol.schedule import Planner, Schedule
+from harness.sweep_protocol.schedule import Schedule
+from tests.sweep_protocol.planner import Planner
 
 
 @dataclass

@@ -1,12 +1,12 @@
 """A made-up world for the real supervisor and the real worker: its clock, its disk, its faults.
 
-Each thread of a process stops at each operation on the disk and at each sleep, and goes on when its
-time has come. There faults strike: the process is killed, with the operation done or not; it is
-stopped, and does it much later; its node is lost; its node's view of the files fails for a while. A
-node sees what others wrote up to `CACHE_S` late: contents, missing files, listings. What is
-appended is lost with its node until it is synced.
+Each thread of a process stops at each operation on the disk and at each sleep. There faults strike:
+the process is killed, with the operation done or not; it is stopped, and does it much later; its
+node is lost; its node's view of the files fails for a while. A node sees what others wrote up to
+`CACHE_S` late. What is appended is lost with its node until it is synced.
 """
 
+import errno
 import heapq
 import itertools
 import random
@@ -87,15 +87,15 @@ class Process(Clock):
         rng = world.rng
         self.world, self.kind = world, kind
         self.uuid = uuid.UUID(int=rng.getrandbits(128)).hex
-        self.rate, self.client = rng.uniform(0.99, 1.01), rng.choice(world.clients)
+        self.rate, self.ahead_s = rng.uniform(0.99, 1.01), rng.uniform(-600, 600)  # of its clock
+        self.client = rng.choice(world.clients)
         self.alive, self.crashed, self.leaves = True, False, False
-        self.since = world.time_s
-        self.stopped_until = 0.0
-        self.threads: list[Thread] = []
+        self.since, self.stopped_until = world.time_s, 0.0
+        self.threads = list[Thread]()
         self.shared = SharedFolder(ROOT, Disk(self), self, TERMS)
 
     def now(self) -> float:
-        return self.world.time_s * self.rate
+        return self.world.time_s * self.rate + self.ahead_s
 
     def sleep(self, time_s: float) -> None:
         if self.leaves and threading.current_thread() is self.threads[0]:
@@ -292,7 +292,7 @@ class World:
         while process.stopped_until > self.time_s:  # done, but it hears of it later
             self.pause(process, 0.1, ("sleep", ""))
         if error:
-            raise OSError(5, "Input/output error", name)
+            raise OSError(self.rng.choice((errno.EIO, errno.ESTALE)), "error", name)
         return result
 
     def apply(self, process: Process, kind: str, name: str, content: Any) -> Any:

@@ -157,7 +157,7 @@ def test_a_trial_is_a_run_that_never_read_the_test_set(calm: Sweeps) -> None:
 
 
 def test_a_trial_ends_with_the_bytes_of_a_process_of_its_own(calm: Sweeps) -> None:
-    """Though its worker had used the same compiled step for trials of other values."""
+    """Though its worker had trained others of the same shapes before."""
     values = [proposal.values for proposal in calm.ledger("calm").proposals]
     assert values[3]["model.units"] == values[2]["model.units"]
     trial = calm.run_of("calm", 3)

@@ -5,7 +5,7 @@ A network of your own needs no edit here: a job names it by its file, see jobs/R
 Keras is imported inside the functions, since a job is checked against the names without it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -16,6 +16,8 @@ from harness.own_code import FORM, is_reference
 
 if TYPE_CHECKING:
     import keras
+
+LOWEST = -6e4  # below any output of a layer, and a number in half precision too
 
 
 def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
@@ -83,35 +85,140 @@ def sentiment(
     import keras
     from keras import layers
 
+    tokens = keras.Input([None], dtype="int32", name="tokens")
+    in_words: tuple[keras.Layer, ...] = ()
+    if config.word_dropout:  # else the seeds of the other dropout layers would change
+        in_words = (layers.Dropout(config.word_dropout, noise_shape=(None, None, 1)),)
+    first = (
+        layers.Embedding(vocab_size, config.embedding_dim),
+        layers.SpatialDropout1D(config.spatial_dropout),
+    )
+    last = (
+        layers.Dropout(config.dropout),
+        # In the precision of the weights: in half precision a probability could round to 0
+        # or 1, and make the loss infinite.
+        layers.Dense(
+            num_outputs,
+            activation="sigmoid" if num_outputs == 1 else "softmax",
+            dtype=keras.config.dtype_policy().variable_dtype,
+        ),
+    )
+    recurrent = recurrent if config.recurrent else ()
     # From the outputs over time to one vector; the notebook takes the last output.
-    pooling = {
+    chains = {
         "last": (),
         "max": (layers.GlobalMaxPooling1D,),
         "mean": (layers.GlobalAveragePooling1D,),
     }
-    return keras.Sequential(
-        [
-            keras.Input([None], dtype="int32", name="tokens"),
-            layers.Embedding(vocab_size, config.embedding_dim),
-            layers.SpatialDropout1D(config.spatial_dropout),
-            *recurrent,
-            *(layer() for layer in pooling[config.pooling]),
-            layers.Dropout(config.dropout),
-            # In the precision of the weights: in half precision a probability could round to 0
-            # or 1, and make the loss infinite.
-            layers.Dense(
-                num_outputs,
-                activation="sigmoid" if num_outputs == 1 else "softmax",
-                dtype=keras.config.dtype_policy().variable_dtype,
-            ),
-        ],
-        name=config.architecture,
-    )
+    if config.pooling in chains and not config.ngram_ratios and not config.right_padded:
+        pooling = (layer() for layer in chains[config.pooling])
+        return keras.Sequential(
+            [tokens, *first, *in_words, *recurrent, *pooling, *last], name=config.architecture
+        )
+    inputs, x = [tokens], _chained(tokens, first)
+    if config.ngram_ratios:
+        channels = config.ngram_ratios * num_outputs  # of each class, or of the second of two
+        inputs += [keras.Input([None, channels], dtype="float32", name="ngram_ratios")]
+        x = layers.Concatenate()([x, inputs[1]])
+    x = _chained(x, in_words)
+    padding = Padding(tokens) if config.right_padded else None
+    x = _pooled(x, recurrent, config.pooling.split("+"), padding=padding)
+    return keras.Model(inputs, _chained(x, last), name=config.architecture)
+
+
+def _chained(x: "keras.KerasTensor", layers: Sequence["keras.Layer"]) -> "keras.KerasTensor":
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+class Padding:
+    """Where reviews end that are padded with zeros at their ends.
+
+    All of it is plain Keras, so that a saved model needs nothing else. No layer gets a mask: what
+    a recurrent layer does after a review's end changes nothing before it, and its loop over a
+    mask takes longer on a CPU.
+
+    Args:
+        tokens: `[batch, time] int32`, the input.
+    """
+
+    def __init__(self, tokens: "keras.KerasTensor") -> None:
+        from keras import ops
+
+        self.is_word = ops.not_equal(tokens, 0)  # [batch, time]
+        ones = ops.ones_like(tokens)
+        place = ops.cumsum(ones, axis=1) - 1
+        num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the same in each review
+        last = ops.sum(ops.cast(self.is_word, "int32"), axis=1, keepdims=True) - 1
+        self.is_last = ops.equal(place, last)  # [batch, time]
+        # Where each place of the reversed reviews comes from, among those of all reviews.
+        before = ops.cumsum(num_places, axis=0) - num_places
+        self._reversed = before + ops.where(self.is_word, last - place, place)
+
+    def reverse(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
+        """Each review backwards, its padding still at its end; `[batch, time, channels]`."""
+        from keras import ops
+
+        return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self._reversed, axis=0)
+
+    def last(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
+        """The last output of each review: `[batch, time, channels]` to `[batch, channels]`."""
+        from keras import ops
+
+        return ops.sum(ops.where(self.is_last[..., None], x, 0.0), axis=1)
+
+    def max(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
+        """The largest output of each channel: `[batch, time, channels]` to `[batch, channels]`."""
+        from keras import layers, ops
+
+        return layers.GlobalMaxPooling1D()(ops.where(self.is_word[..., None], x, LOWEST))
+
+    def mean(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
+        """The mean output of each channel: `[batch, time, channels]` to `[batch, channels]`."""
+        from keras import layers
+
+        return layers.GlobalAveragePooling1D()(x, mask=self.is_word)
+
+
+def _pooled(
+    x: "keras.KerasTensor",
+    recurrent: Sequence["keras.Layer"],
+    kinds: Sequence[str],
+    *,
+    padding: Padding | None,
+) -> "keras.KerasTensor":
+    """The recurrent layers and all kinds of pooling: `[batch, time, channels]` to `[batch, …]`."""
+    from keras import layers
+
+    directions = [x]
+    for layer in recurrent:
+        if padding and isinstance(layer, layers.Bidirectional):
+            forward = layer.forward_layer
+            settings = forward.get_config() | {"name": layer.backward_layer.name}
+            backward = type(forward).from_config(settings)
+            # Not Keras's own way backwards, which begins in the padding.
+            directions = [forward(x), backward(padding.reverse(x))]
+            if layer is not recurrent[-1]:
+                x = layers.Concatenate()([directions[0], padding.reverse(directions[1])])
+        else:
+            x = layer(x)
+            directions = [x]
+    if padding:
+        pool = {"last": padding.last, "max": padding.max, "mean": padding.mean}
+    else:
+        pool = {
+            "last": lambda x: x,
+            "max": lambda x: layers.GlobalMaxPooling1D()(x),
+            "mean": lambda x: layers.GlobalAveragePooling1D()(x),
+        }
+    parts = [pool[kind](outputs) for outputs in directions for kind in kinds]
+    return layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
 
 
 def over_time(config: "ModelConfig") -> bool:
     """Whether the last recurrent layer returns its outputs of all times."""
-    return config.pooling != "last"
+    return config.pooling != "last" or config.right_padded
 
 
 def _known(name: str) -> str:
@@ -145,12 +252,40 @@ class ModelConfig(ConfigSection):
     second_units: int = Field(
         0, ge=0, le=4096, description="stacked_lstm only: units of the second layer; 0 = `units`"
     )
-    pooling: Literal["last", "max", "mean"] = Field(
+    pooling: Literal["last", "max", "mean", "max+mean"] = Field(
         "last", description="what the classifier gets of the outputs over time"
     )
     options: Options = Field({}, description="own networks only: their settings, of any name")
+
+    word_dropout: Share = Field(
+        0.0, description="share of the words dropped, with all that is known of them"
+    )
+    ngram_ratios: int = Field(
+        0,
+        ge=0,
+        le=3,
+        description="beside each word the network reads how much the n-grams of one up to so many "
+        "words that end there tell of the classes, a number for each length; 0 = off",
+    )
+    recurrent: bool = Field(
+        True, description="false leaves the recurrent layers out, to see what they are worth"
+    )
 
     @property
     def is_own(self) -> bool:
         """Whether the network is a user's function, and not one of the five."""
         return self.architecture not in BUILDERS
+
+    @property
+    def right_padded(self) -> bool:
+        """Whether reviews come with their padding, zeros, at their ends, to be ignored."""
+        return False
+
+
+class RightPaddedModel(ModelConfig):
+    """`[model]` of a job with `data.bucket`."""
+
+    @property
+    def right_padded(self) -> bool:
+        """Reviews come with their padding at their ends."""
+        return True

@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from harness.architectures import ModelConfig
+from harness.architectures import ModelConfig, RightPaddedModel
 from harness.config import ClassWeights, ConfigSection, Options, Share, dump_toml, flat, one_of
 from harness.own_code import FORM, is_reference
 
@@ -73,6 +73,11 @@ class DataConfig(ConfigSection):
         0, ge=0, le=10**9, description="reviews used of each split, from its start; 0 = all"
     )
     test: bool = Field(True, description="score the test set at the end of the run")
+    bucket: bool = Field(
+        False,
+        description="batches of reviews of like lengths, padded at their ends to the longest; pads "
+        "change no result, and there are fewer time steps",
+    )
 
 
 # Each of Keras's optimizers, and the options that it takes beside the keys of `[train]`.
@@ -190,6 +195,13 @@ class TrainConfig(ConfigSection):
         description="largest momentum of the moving average of the weights, which is validated "
         "and saved; 0 = no average",
     )
+    average_epochs: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="epochs, up to the latest, whose weights are averaged; the average is "
+        "validated and saved",
+    )
     label_smoothing: Share = Field(
         0.0, description="share of each label that is spread over all classes in training"
     )
@@ -258,11 +270,12 @@ SOURCE_FORMAT = ("text_column", "label_column", "split_column", "delimiter", "en
 
 # Keys that came after the first version.
 LATER_KEYS = {
-    "model": ("options", "train_embeddings"),
+    "model": ("options", "train_embeddings", "word_dropout", "ngram_ratios", "recurrent"),
+    "data": ("bucket",),
     "train": (
         *("tf32", "deterministic", "optimizer_options", "schedule", "schedule_epochs"),
         *("schedule_floor", "schedule_drops", "schedule_factor", "warmup_epochs"),
-        *("label_smoothing", "class_weights", "callbacks"),
+        *("label_smoothing", "class_weights", "callbacks", "average_epochs"),
     ),
 }
 
@@ -301,9 +314,8 @@ class Job(ConfigSection):
         their identity.
         """
         exclude: dict[str, set[str]] = {"data": {"source", *SOURCE_FORMAT}, "model": {"embeddings"}}
-        for table, keys in LATER_KEYS.items():
-            defaults = {key for key in keys if _is_default(getattr(self, table), key)}
-            exclude[table] = exclude.get(table, set()) | defaults
+        for table in LATER_KEYS:
+            exclude[table] = exclude.get(table, set()) | self.unused_later_keys(table)
         content = self.model_dump(exclude=exclude)
         if not self.code:
             del content["code"]
@@ -318,6 +330,15 @@ class Job(ConfigSection):
             for name, setting in keys.items()
             for key, value in flat(f"{table}.{name}", setting)
         }
+
+    def unused_later_keys(self, table: str) -> set[str]:
+        """The keys of a section that came later and are at their defaults."""
+        return {key for key in LATER_KEYS[table] if _is_default(getattr(self, table), key)}
+
+    def network(self) -> ModelConfig:
+        """`[model]`, with what else decides how the network is built."""
+        kind = RightPaddedModel if self.data.bucket else ModelConfig
+        return kind(**self.model.model_dump())
 
     def without_effect(self) -> Iterator[str]:
         """Name the settings that say something and do nothing, each in one line."""

@@ -336,6 +336,16 @@ def _check_together(job: Job, path: Path) -> None:
                     f"job {path}: train.{key} = {getattr(train, key)!r} needs validation reviews, "
                     "data.validation_split is 0; set train.keep = 'last' and the patiences to 0"
                 )
+    if job.model.is_own and job.model.ngram_ratios:
+        raise InputError(
+            f"job {path}: model.ngram_ratios = {job.model.ngram_ratios}: a network of your own "
+            "reads words alone; set it to 0"
+        )
+    if not job.model.recurrent and job.model.pooling == "last":
+        raise InputError(
+            f"job {path}: model.recurrent = false: needs a pooling of the words' vectors, and "
+            "model.pooling is 'last'; set it to 'max', 'mean' or 'max+mean'"
+        )
     if 0 < job.data.limit < 2:
         raise InputError(
             f"job {path}: data.limit = {job.data.limit}: should leave a review to train on and "

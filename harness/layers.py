@@ -50,7 +50,8 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     saved file. This one has no state, and drops the same numbers on one replica or on several.
 
     In a network of your own it takes the place of `keras.layers.Dropout`; with `over_time` it drops
-    whole channels, as `SpatialDropout1D` does. It drops in the training of a run alone.
+    whole channels, as `SpatialDropout1D` does, and with `over_channels` whole words. It drops in
+    the training of a run alone.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         rate: float,
         *,
         over_time: bool = False,
+        over_channels: bool = False,
         seed: int | None = None,
         batch_size: int = 0,
         **options: Any,
@@ -67,6 +69,7 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         Args:
             rate: 0 to below 1.
             over_time: whether a channel drops at all times at once.
+            over_channels: whether a time drops with all its channels.
             seed: given by the run, as is the size of the global batch.
             batch_size: of the global batch.
             options: of every Keras layer, such as `name`.
@@ -74,19 +77,24 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         super().__init__(**options)
         if not 0 <= rate < 1:
             raise ValueError(f"GlobalBatchDropout: rate = {rate}: should be 0 to below 1")
-        self.rate, self.over_time = rate, over_time
+        self.rate, self.over_time, self.over_channels = rate, over_time, over_channels
         self.seed, self.batch_size = seed, batch_size
         self.supports_masking = True
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop in training; `[examples, …]`, `[examples, time, channels]` over time."""
+        """Drop in training; `[examples, …]`, `[examples, time, channels]` over one of them."""
         if not training or self.rate == 0:
             return inputs
         step, positions = _PLACE.step, _PLACE.positions
         if step is None or positions is None or self.seed is None:
             raise RuntimeError("GlobalBatchDropout drops in the training of a run alone")
-        # [batch, …] like the inputs, but one draw for all times where whole channels drop.
-        rest = (1, inputs.shape[2]) if self.over_time else tuple(inputs.shape[1:])
+        # [batch, …] like the inputs, but one draw for all times where whole channels drop, or for
+        # all channels where words do. All replicas' batches are equally long.
+        rest = tuple(inputs.shape[1:])
+        if self.over_time:
+            rest = (1, inputs.shape[2])
+        elif self.over_channels:
+            rest = (tf.shape(inputs)[1], 1)
         # Every replica draws the mask of the whole global batch, [batch, units], a few thousand
         # numbers, and takes its own rows.
         drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
@@ -95,11 +103,12 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
 
     def get_config(self) -> dict[str, Any]:
         """What the layer is made from; the run gives the rest."""
-        return {**super().get_config(), "rate": self.rate, "over_time": self.over_time}
+        names = ("rate", "over_time", "over_channels")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
-def uniform(shape: tuple[int, ...], seed: tf.Tensor) -> tf.Tensor:
+def uniform(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
     """Numbers from 0 up to 1 that depend only on the seed, `[2] int64`.
 
     Compiled in every plan: XLA draws other numbers from a seed than TensorFlow's own kernel. The
@@ -156,10 +165,18 @@ def layer_seed(seed: int, number: int) -> int:
 
 
 def _global(layer: Dropout, seed: int, batch_size: int) -> GlobalBatchDropout:
-    over_time = isinstance(layer, SpatialDropout1D)
     return GlobalBatchDropout(
-        layer.rate, over_time=over_time, seed=seed, batch_size=batch_size, name=layer.name
+        layer.rate,
+        over_time=isinstance(layer, SpatialDropout1D),
+        over_channels=_drops_words(layer),
+        seed=seed,
+        batch_size=batch_size,
+        name=layer.name,
     )
+
+
+def _drops_words(layer: Dropout) -> bool:
+    return not isinstance(layer, SpatialDropout1D) and layer.noise_shape == (None, None, 1)
 
 
 def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
@@ -175,7 +192,9 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
     for number, layer in enumerate(_all_layers(model), 1):
         if isinstance(layer, GlobalBatchDropout):
             layer.seed, layer.batch_size = layer_seed(seed, number), batch_size
-        elif type(layer) in (Dropout, SpatialDropout1D) and layer.noise_shape is None:
+        elif type(layer) in (Dropout, SpatialDropout1D) and (
+            layer.noise_shape is None or _drops_words(layer)
+        ):
             layer.call = _global(layer, layer_seed(seed, number), batch_size).call
         elif _depends_on_replicas(layer):
             others.append(f"{layer.name} ({type(layer).__name__})")

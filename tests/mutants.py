@@ -21,7 +21,7 @@ from pathlib import Path
 from tests import guard
 from tests.conftest import PROJECT
 
-PACKAGES = ("training", "data", "slurm", "oracles", "sweep_protocol", "tuning", "report")
+PACKAGES = ("training", "data", "inputs", "slurm", "oracles", "sweep_protocol", "tuning", "report")
 PAIRS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in", "and": "or", "+": "-"}
 OTHER_OPERATOR = PAIRS | {new: old for old, new in PAIRS.items()}
 OTHER_OPERATOR |= {"*": "/", "/": "*", "//": "*", "%": "*"}

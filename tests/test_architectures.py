@@ -1,5 +1,8 @@
 """The five networks, and dropout that does not depend on who computes it."""
 
+from pathlib import Path
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -42,9 +45,34 @@ def test_several_classes_have_a_probability_each(name: str) -> None:
     assert BUILDERS[name](50, job.model)(tokens).shape == (3, 1)
 
 
-def dropped(positions: list[int], step: int, seed: int = 3, over_time: bool = False) -> np.ndarray:
-    layer = GlobalBatchDropout(0.5, over_time=over_time, seed=seed, batch_size=8)
-    inputs = tf.ones([len(positions), 5, 16] if over_time else [len(positions), 16])
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("rnn", "last"), ("lstm", "max"), ("gru", "mean"), ("bilstm", "last"), ("bilstm", "max")],
+)
+def test_padding_at_the_end_changes_nothing(name: str, pooling: str, tmp_path: Path) -> None:
+    """With `data.bucket` a review's probability is that of the plain network without padding.
+
+    The same from its file, which needs nothing but Keras.
+    """
+    settings = [f"model.pooling={pooling}", "model.units=4", "data.bucket=true"]
+    job = load_job(JOBS / f"{name}.toml", settings)
+    model, plain = BUILDERS[name](50, job.network()), BUILDERS[name](50, job.model)
+    plain.set_weights(model.get_weights())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    lengths = [1, 5, 11, 12]
+    rows = np.random.default_rng(0).integers(1, 50, (4, 12))
+    padded = np.where(np.arange(12) < np.array(lengths)[:, None], rows, 0)
+    alone = [plain(row[None, :length]) for row, length in zip(rows, lengths, strict=True)]
+    for network in (model, loaded, for_training(model, seed=1, batch_size=4)):
+        np.testing.assert_allclose(network(padded), np.concatenate(alone), atol=1e-6)
+    assert count_parameters(model) == count_parameters(plain)
+
+
+def dropped(positions: list[int], step: int, seed: int = 3, over: str = "") -> np.ndarray:
+    kind = {f"over_{over}": True} if over else {}
+    layer = GlobalBatchDropout(0.5, seed=seed, batch_size=8, **kind)
+    inputs = tf.ones([len(positions), 5, 16] if over else [len(positions), 16])
     with global_batch(tf.constant(step, tf.int64), tf.constant(positions)):
         return np.asarray(layer(inputs, training=True))
 
@@ -74,9 +102,18 @@ def test_dropout_keeps_the_mean_and_scales() -> None:
 
 def test_spatial_dropout_drops_channels_over_all_time() -> None:
     """A dropped embedding channel is dropped in every word of the review."""
-    outputs = dropped(list(range(8)), step=1, over_time=True)
+    outputs = dropped(list(range(8)), step=1, over="time")
     assert (outputs == outputs[:, :1]).all()
     assert 0 < outputs.mean() < 2
+
+
+def test_word_dropout_drops_words_with_all_their_channels() -> None:
+    """Each word on its own, and a replica drops in its share what one alone would drop in it."""
+    outputs = dropped(list(range(8)), step=1, over="channels")
+    assert (outputs == outputs[..., :1]).all()
+    assert 0 < outputs.mean() < 2
+    assert len({row[:, 0].tobytes() for row in outputs}) > 4
+    np.testing.assert_array_equal(dropped([4, 5, 6, 7], step=1, over="channels"), outputs[4:])
 
 
 def test_dropout_between_layers_drops_each_row_on_its_own() -> None:

@@ -63,11 +63,15 @@ def test_a_key_added_later_changes_no_identity_at_its_default(tmp_path: Path) ->
     job = load_job(JOBS / "lstm.toml")
     known = "7d77512815c26b601d80701aa2510596908ffbfc4717bf09057dbc674e7855c4"
     assert run_identity(job, "checksum") == known
-    for setting in ("train.tf32=true", "train.deterministic=false"):
+    later = ["train.tf32=true", "train.deterministic=false", "train.average_epochs=2"]
+    later += ["data.bucket=true", "model.word_dropout=0.1", "model.ngram_ratios=3"]
+    for setting in later:
         changed = load_job(JOBS / "lstm.toml", [setting])
         assert run_identity(changed, "checksum") != known
     content = tomllib.loads(job.to_toml())
-    del content["train"]["tf32"], content["train"]["deterministic"]
+    for setting in (*later, "model.recurrent"):
+        table, key = setting.partition("=")[0].split(".")
+        del content[table][key]
     before = load_job(write(tmp_path, tomli_w.dumps(content)))
     assert before == job
 
@@ -93,6 +97,18 @@ def test_a_key_added_later_changes_no_identity_at_its_default(tmp_path: Path) ->
         (LEAST + "[train]\nbatch_size = 999999999", ("train.batch_size", "25000")),
         (LEAST + "[data]\nvalidation_split = 0", ("train.keep", "validation_split")),
         (LEAST + "[data]\nlimit = 1", ("data.limit = 1",)),
+        (LEAST + "[data]\nbucket = 1", ("data.bucket = 1", "boolean")),
+        (LEAST + "ngram_ratios = 4", ("model.ngram_ratios = 4", "less than or equal to 3")),
+        (LEAST + "ngram_ratios = -1", ("model.ngram_ratios = -1", "greater than or equal to 0")),
+        (LEAST + "word_dropout = 1", ("model.word_dropout = 1", "less than 1")),
+        (LEAST + "pooling = 'max+min'", ("model.pooling = 'max+min'", "max+mean?")),
+        (LEAST + "recurrent = 'no'", ("model.recurrent = 'no'", "boolean")),
+        (LEAST + "recurrent = false", ("model.recurrent = false", "model.pooling is 'last'")),
+        (
+            "[model]\narchitecture = 'mine.py:net'\nngram_ratios = 3",
+            ("model.ngram_ratios = 3", "set it to 0"),
+        ),
+        (LEAST + "[train]\naverage_epochs = 0", ("train.average_epochs = 0", "equal to 1")),
     ],
 )
 def test_a_bad_job_file_is_refused_in_one_line(

@@ -10,8 +10,17 @@ from tests.conftest import PROJECT
 
 HARNESS = PROJECT / "harness"
 ORDER = (
-    *("files", "node_disk", "system", "texts", "data", "slurm", "tracking", "monitoring"),
-    *("compute", "inference", "training", "report", "oracles", "sweep_protocol", "tuning"),
+    *("files", "node_disk", "system", "texts", "data", "inputs", "slurm", "tracking"),
+    *(
+        "monitoring",
+        "compute",
+        "inference",
+        "training",
+        "report",
+        "oracles",
+        "sweep_protocol",
+        "tuning",
+    ),
     *("sweep_report", "checks", "bench", "cli"),
 )
 MODULES = sorted(path for path in HARNESS.rglob("*.py") if path.name != "__init__.py")

@@ -25,7 +25,7 @@ from harness.training.launch import plan_of
 
 if TYPE_CHECKING:
     from harness.compute.train_step import TrainStep
-    from harness.data.input_pipeline import Batch, Reviews
+    from harness.inputs.input_pipeline import Batch, Reviews
 
 
 WARM_UP_STEPS = 20  # by when graphs are traced and buffers are warm
@@ -75,7 +75,8 @@ def _kernels(devices: str | None) -> dict[str, Any]:
 
     from harness.compute.strategy import describe_devices
     from harness.compute.train_step import TrainStep
-    from harness.data.input_pipeline import Reviews, batches
+    from harness.inputs.epoch_order import BatchShape
+    from harness.inputs.input_pipeline import Reviews, batches
 
     device = describe_devices(strategy)[0]["device"].partition(":")[0]
     reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
@@ -88,7 +89,7 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             train_step = TrainStep(job, strategy, plan_of(job, devices))
             batch_size = job.train.batch_size
             order = np.arange(64, dtype=np.int32)[None]
-            parts = batches(strategy, reviews, order, shape=(batch_size, 8))
+            parts = batches(strategy, reviews, order, shape=BatchShape(batch_size, 8))
             found = set(train_step.kernels(train_step.trace(iter(parts))).values())
             kernel = " and ".join(sorted(found))
             on_gpu = expected_kernel(job)
@@ -145,8 +146,8 @@ def _speed(
     from harness.compute.train_step import TrainStep, evaluation_batch
     from harness.training.train import test_reviews, training_reviews
 
-    training, _ = training_reviews(loaded, dataset)
-    test = test_reviews(loaded, dataset)
+    training, _, ratios = training_reviews(loaded, dataset)
+    test = test_reviews(loaded, dataset, ratios)
     train_step = TrainStep(loaded, strategy, plan_of(loaded, devices))
     with ResourceMonitor(num_own_gpus(), 1) as monitor:
         first_step_s, step_s, training_s = time_steps(train_step, training, seconds * TRAIN_SHARE)
@@ -183,10 +184,10 @@ def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
     tf = import_tensorflow(SlurmEnvironment.from_environment())
     strategy = make_strategy(parse_devices("cpu"))
 
-    from harness.data import input_pipeline as pipeline
+    from harness.inputs.epoch_order import num_steps
     from harness.training.train import training_reviews
 
-    training, _ = training_reviews(loaded, dataset)
+    training, *_ = training_reviews(loaded, dataset)
     num_reviews = len(training.labels)
 
     @tf.function  # type: ignore[untyped-decorator] # TensorFlow ships no types
@@ -195,15 +196,15 @@ def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
             next(iterator)
 
     # One opening is longer than most runs; opening it counts to the start of a run.
-    iterator, num_steps = next(_openings(loaded, strategy, training))
+    iterator, num_opened = next(_openings(loaded, strategy, training))
     take(iterator, tf.constant(TAKEN_AT_ONCE))  # traces the graph and starts the threads
     done, spent_s, began = 0, 0.0, time.perf_counter()
-    while spent_s < seconds and done < num_steps - 2 * TAKEN_AT_ONCE:
+    while spent_s < seconds and done < num_opened - 2 * TAKEN_AT_ONCE:
         take(iterator, tf.constant(TAKEN_AT_ONCE))
         done += TAKEN_AT_ONCE
         spent_s = time.perf_counter() - began
     # An epoch's last batch is rarely full.
-    reviews_a_batch = num_reviews / pipeline.num_steps(num_reviews, loaded.train.batch_size)
+    reviews_a_batch = num_reviews / num_steps(num_reviews, loaded.train.batch_size)
     return {"reviews_per_s": done * reviews_a_batch / spent_s}
 
 
@@ -211,17 +212,20 @@ def _openings(
     job: Job, strategy: Any, training: "Reviews"
 ) -> Iterator[tuple[Iterator["Batch"], int]]:
     """The batches of training as a run opens them, endlessly, with the steps of each opening."""
-    from harness.data.input_pipeline import Start, batches, num_steps, permutations_ahead
+    from harness.inputs.epoch_order import BatchShape, num_steps, permutations_ahead
+    from harness.inputs.input_pipeline import Start, batches
 
-    seed, num_reviews, epoch = job.train.seed, len(training.labels), 0
-    steps_an_epoch = num_steps(num_reviews, job.train.batch_size)
+    seed, epoch = job.train.seed, 0
+    shape = BatchShape(job.train.batch_size, job.data.maxlen, job.data.bucket)
+    lengths = training.lengths(shape.maxlen)
+    steps_an_epoch = num_steps(len(lengths), shape.batch_size)
     while True:
-        permutations = permutations_ahead(seed, range(epoch, sys.maxsize), num_reviews)
+        permutations = permutations_ahead(seed, range(epoch, sys.maxsize), lengths, shape=shape)
         opened = batches(
             strategy,
             training,
             permutations,
-            shape=(job.train.batch_size, job.data.maxlen),
+            shape=shape,
             start=Start(0, epoch * steps_an_epoch),
             timed=True,
         )
@@ -290,7 +294,7 @@ def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) ->
 
 def work_of(job: Job, size: int, *, num_train: int, num_test: int) -> dict[str, int]:
     """The training steps of a whole job, and how many batches of `size` it evaluates in total."""
-    from harness.data.input_pipeline import num_steps
+    from harness.inputs.epoch_order import num_steps
 
     if job.data.limit:
         num_train, num_test = min(num_train, job.data.limit), min(num_test, job.data.limit)

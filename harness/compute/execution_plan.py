@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.architectures import over_time
 from harness.files.atomic_file import atomic_write
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder
@@ -61,7 +62,7 @@ def uses_xla(job: Job, kind: str) -> bool:
     """
     if kind == "gpu":
         return without_cudnn(job) != ""
-    keeps_outputs = job.model.pooling != "last" or job.model.architecture == "stacked_lstm"
+    keeps_outputs = over_time(job.network()) or job.model.architecture == "stacked_lstm"
     if keeps_outputs and job.data.maxlen > LONGEST_COMPILED:
         return False
     return 0 < _size(job) <= 2 * LARGEST_COMPILED  # in two parts, faster on one thread too
@@ -79,6 +80,8 @@ def num_parts(job: Job, kind: str) -> int:
 
 def _size(job: Job) -> int:
     """Reviews in a batch times units in all recurrent layers; 0 for an unknown architecture."""
+    if not job.model.recurrent:
+        return 0
     units = job.model.units
     recurrent = {
         "rnn": units,
@@ -92,10 +95,11 @@ def _size(job: Job) -> int:
 
 def shape(job: Job) -> str:
     """The settings that decide how long a step takes: jobs that share them share measurements."""
-    model = {name: value for name, value in job.model if name not in WITHOUT_TIME}
-    if not job.model.options:  # as measurements name the shape that were made before the key
-        model.pop("options", None)
+    left_out = {*WITHOUT_TIME, *job.unused_later_keys("model")}
+    model = {name: value for name, value in job.model if name not in left_out}
     what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
+    if job.data.bucket:
+        what["bucket"] = True
     what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
     return " ".join(f"{name}={value}" for name, value in what.items())
 

@@ -124,20 +124,20 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     """
     if not job.model.is_own:
         build = BUILDERS[job.model.architecture]
-        return build(job.data.vocab_size, job.model, num_outputs=num_outputs)
+        return build(job.data.vocab_size, job.network(), num_outputs=num_outputs)
     name = job.model.architecture
     where = f"model.architecture = {name!r}"
     function = load_function(job.code, name, where="model.architecture")
     options = OptionReader(job.model.options)
     given: dict[str, Any] = {"num_outputs": num_outputs, "options": options}
     try:
-        inspect.signature(function).bind(job.data.vocab_size, job.model, **given)
+        inspect.signature(function).bind(job.data.vocab_size, job.network(), **given)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{where}: should take (vocab_size, config, *, num_outputs, options): {error}"
         ) from None
     with own_errors(where), fresh_names(), dtype_policy(job):
-        model = function(job.data.vocab_size, job.model, **given)
+        model = function(job.data.vocab_size, job.network(), **given)
         if not isinstance(model, keras.Model):
             raise InputError(f"{where}: gives a {type(model).__name__}, should give a keras.Model")
         # A model that is a class has no weights before it has seen its input.

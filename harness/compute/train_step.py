@@ -20,10 +20,11 @@ from harness.compute.loss import cross_entropy, weights_of
 from harness.compute.moving_average import RampedAverage
 from harness.compute.network import KERAS_PRECISION, build_network, training_network
 from harness.compute.optimizer import build_optimizer
-from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.data.vocabulary import FIRST_WORD
 from harness.errors import InputError
-from harness.job import Job
+from harness.inputs.epoch_order import BatchShape, evaluation_order
+from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
+from harness.job import DataConfig, Job
 from harness.layers import global_batch, outer_embedding, recurrent_layers, turn_cudnn_off
 from harness.system.signals import StopRequest
 from harness.texts.word_vectors import WordVectors
@@ -86,7 +87,7 @@ class TrainStep:
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
         # tracing take half as long again.
         self._run_steps = tf.function(self._steps, autograph=False, reduce_retracing=False)
-        self.evaluator = Evaluator(self.export_model, strategy, job.data.maxlen)
+        self.evaluator = Evaluator(self.export_model, strategy, job.data)
 
     def train_steps(self, batches: Iterator[Batch], num_steps: int, vote: float = 0) -> tf.Tensor:
         """Take `num_steps` steps in one graph, leaving the result on the device.
@@ -169,7 +170,7 @@ class TrainStep:
         with tf.GradientTape() as tape, given, place:
             if embedded is not None:
                 tape.watch(embedded)  # no variable, which a tape watches by itself
-            probabilities = _wide(self.model(batch.tokens, training=True))
+            probabilities = _wide(self.model(batch.inputs, training=True))
             smoothing = self.job.train.label_smoothing
             losses = cross_entropy(batch.labels, probabilities, smoothing=smoothing)
             weights = tf.cast(batch.weights, losses.dtype)
@@ -251,9 +252,15 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
 class Evaluator:
     """The graph of a model's forward pass, traced once for all evaluations of a run."""
 
-    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, maxlen: int) -> None:
-        self.model, self.strategy, self.maxlen = model, strategy, maxlen
-        self._run_forward = tf.function(self._forward, autograph=False)
+    def __init__(
+        self, model: keras.Model, strategy: tf.distribute.Strategy, data: DataConfig
+    ) -> None:
+        self.model, self.strategy = model, strategy
+        self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
+        # By length, batches have several shapes: the second trace is for all of them.
+        self._run_forward = tf.function(
+            self._forward, autograph=False, reduce_retracing=data.bucket
+        )
         self._opened: tuple[Reviews, tf.distribute.DistributedDataset] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
@@ -266,26 +273,31 @@ class Evaluator:
         """
         stop = stop or StopRequest()
         outputs = []
+        order = self._order(reviews)
         for batch in self._open(reviews):
             stop.check()
             # Each replica's batch ends in padding where the global batch is not full.
             probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
             stop.agree(float(votes.numpy().sum()))
             outputs.append(probabilities.numpy()[weights.numpy() > 0])
-        return np.concatenate(outputs)
+        found = np.concatenate(outputs)
+        probabilities = np.empty_like(found)
+        probabilities[order] = found
+        return probabilities
+
+    def _order(self, reviews: Reviews) -> np.ndarray:
+        return evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
 
     def _open(self, reviews: Reviews) -> tf.distribute.DistributedDataset:
         # Opened once, because a run validates on the same reviews after every epoch.
         if self._opened is None or self._opened[0] is not reviews:
-            order = np.arange(len(reviews.labels), dtype=np.int32)[None]
-            size = evaluation_batch(self.strategy)
-            opened = batches(self.strategy, reviews, order, shape=(size, self.maxlen))
-            self._opened = reviews, opened
+            orders = self._order(reviews).astype(np.int32)[None]
+            self._opened = reviews, batches(self.strategy, reviews, orders, shape=self.shape)
         return self._opened[1]
 
     def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            probabilities = _wide(self.model(batch.tokens, training=False))
+            probabilities = _wide(self.model(batch.inputs, training=False))
             if probabilities.shape[1] == 1:
                 probabilities = probabilities[:, 0]
             return probabilities, batch.weights, vote[None]

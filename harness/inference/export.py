@@ -7,16 +7,20 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from harness.data.dataset import CLASSES
 from harness.data.vocabulary import SHIFT, SPACES, START, UNKNOWN
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory, write_refusal
+from harness.inference.kept_ratios import read_ratios
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_vocabulary
+from harness.inputs.ngram_ratios import NgramRatios
 from harness.layers import turn_cudnn_off
 from harness.tracking.run_dir import RunDirectory
 
@@ -28,12 +32,25 @@ SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Raw texts to a model's input, by TensorFlow's operations alone.
 
-    Equal to `harness.data.vocabulary.encode_text`, cut to the last words and padded in front.
+    Equal to `harness.data.vocabulary.encode_text`, cut to the last words and padded in front, or
+    with `bucket` at the end. With ratios these come too, as `NgramRatios.at_words` gives them.
     """
 
-    def __init__(self, vocab: Sequence[str], *, vocab_size: int, maxlen: int) -> None:
+    def __init__(
+        self,
+        vocab: Sequence[str],
+        *,
+        vocab_size: int,
+        maxlen: int,
+        bucket: bool = False,
+        ratios: NgramRatios | None = None,
+    ) -> None:
         super().__init__()
-        self.maxlen = maxlen
+        self.maxlen, self.bucket = maxlen, bucket
+        self.ngrams = [_numbering(codes) for codes in ratios.ngrams] if ratios else []
+        if ratios:
+            self.sizes = [len(codes) for codes in ratios.ngrams]
+            self.ratios = tf.constant(np.pad(ratios.ratios, ((0, 1), (0, 0))))  # the last: unknown
         known = vocab[: vocab_size - SHIFT - 1]
         self.table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
@@ -43,21 +60,58 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
             default_value=UNKNOWN,
         )
 
-    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """`[n]` strings to `[n, maxlen] int32`."""
+    def __call__(self, texts: tf.Tensor) -> Any:
+        """`[n]` strings to `[n, time] int32`, and `[n, time, channels] float32` with ratios."""
         # Like Python's, of ASCII alone: without an encoding it takes bytes.
         spaced = tf.strings.regex_replace(tf.strings.lower(texts), SPACE, " ")
         words = tf.strings.split(spaced, sep=" ")
         words = tf.ragged.boolean_mask(words, tf.not_equal(words, ""))
         tokens = words.with_flat_values(self.table.lookup(words.flat_values))
         start = tf.fill([tf.shape(texts)[0], 1], START)
-        tokens = tf.concat([start, tokens], axis=1)[:, -self.maxlen :]
-        missing = self.maxlen - tokens.row_lengths()
+        tokens = tf.cast(tf.concat([start, tokens], axis=1), tf.int32)
+        if not self.ngrams:
+            return self._padded(tokens)
+        return [self._padded(tokens), self._padded(self._at_words(tokens))]
+
+    def _padded(self, values: tf.RaggedTensor) -> tf.Tensor:
+        """The last `maxlen` of each text: `[n, (words), …]` to `[n, time, …]`."""
+        values = values[:, -self.maxlen :]
+        if self.bucket:
+            return values.to_tensor()
+        missing = self.maxlen - values.row_lengths()
+        rest = values.flat_values.shape[1:]
         padding = tf.RaggedTensor.from_row_lengths(
-            tf.zeros([tf.reduce_sum(missing)], tf.int32), missing
+            tf.zeros([tf.reduce_sum(missing), *rest], values.dtype), missing
         )
-        padded = tf.concat([padding, tf.cast(tokens, tf.int32)], axis=1)
-        return tf.reshape(padded.flat_values, [-1, self.maxlen])
+        padded = tf.concat([padding, values], axis=1)
+        return tf.reshape(padded.flat_values, [-1, self.maxlen, *rest])
+
+    def _at_words(self, tokens: tf.RaggedTensor) -> tf.RaggedTensor:
+        """The ratios at each word, `[n, (words), channels] float32`."""
+        is_first = tf.gather(tokens.row_starts(), tokens.value_rowids()) == tf.range(
+            tokens.row_splits[-1]
+        )
+        words = self.ngrams[0].lookup(tf.cast(tokens.flat_values - SHIFT, tf.int64))
+        numbers, before, channels = words, 0, []
+        for length, (ngrams, size) in enumerate(zip(self.ngrams, self.sizes, strict=True), 1):
+            if length > 1:
+                shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # that ends a word before
+                is_one = ~is_first & (shorter >= 0) & (words >= 0)
+                numbers = ngrams.lookup(tf.where(is_one, shorter * self.sizes[0] + words, -1))
+            row = tf.where(numbers >= 0, before + numbers, len(self.ratios) - 1)
+            channels.append(tf.gather(self.ratios, row))
+            before += size
+        return tokens.with_flat_values(tf.concat(channels, axis=1))
+
+
+def _numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
+    """The number of each code, -1 for others."""
+    return tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)
+        ),
+        default_value=-1,
+    )
 
 
 def export(run: RunDirectory, folder: Path) -> Path:
@@ -82,7 +136,11 @@ def export(run: RunDirectory, folder: Path) -> Path:
     turn_cudnn_off(model)  # which only a GPU could run
     classes = tf.constant(run.result().get("classes", CLASSES))
     encoder = TextEncoder(
-        read_vocabulary(run), vocab_size=job.data.vocab_size, maxlen=job.data.maxlen
+        read_vocabulary(run),
+        vocab_size=job.data.vocab_size,
+        maxlen=job.data.maxlen,
+        bucket=job.data.bucket,
+        ratios=read_ratios(run),
     )
 
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from harness.data.dataset import CLASSES, by_class, vocab_from_bytes
-from harness.data.vocabulary import encode_text
+from harness.data.vocabulary import START, encode_text
 from harness.errors import InputError
 from harness.files.plain_file import read_plain_file
+from harness.inference.kept_ratios import read_ratios
 from harness.inference.text_lines import Line, Remarks, checked
+from harness.inputs.epoch_order import BatchShape, evaluation_order, time_steps
 from harness.tracking.run_dir import RunDirectory
 
 FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
+BY_LENGTH = 128  # texts in a batch of texts of like lengths
 NO_TEXT = "no text: give one as an argument, by --file, or on standard input"
 
 
@@ -122,15 +125,20 @@ class Classifier:
         self.data = run.job().data
         self.classes = run.result().get("classes", CLASSES)  # old results have none
         self.ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
+        self.ratios = read_ratios(run)
+        time = None if self.data.bucket else self.data.maxlen
+        inputs = [tf.TensorSpec([None, time], tf.int32)]
+        if self.ratios:
+            inputs.append(tf.TensorSpec([None, time, self.ratios.num_channels], tf.float32))
         # Traced once for any number of texts. Not Keras's `predict`, which builds a tf.data
         # pipeline: too slow for a handful of texts.
         self._forward = tf.function(
-            lambda tokens: model(tokens, training=False),
-            input_signature=[tf.TensorSpec([None, self.data.maxlen], tf.int32)],
+            lambda *given: model(list(given) if self.ratios else given[0], training=False),
+            input_signature=inputs,
             autograph=False,
         )
         # Now, before texts arrive.
-        given = by_class(self._forward(tf.zeros([1, self.data.maxlen], tf.int32)).numpy())
+        given = by_class(self._outputs([[START]]))
         if given.shape[1] != len(self.classes):
             raise InputError(
                 f"run {run.folder}: its model tells {given.shape[1]} classes apart, "
@@ -145,11 +153,7 @@ class Classifier:
     def _classify(self, texts: Sequence[str]) -> list[Prediction]:
         data = self.data
         encoded = [encode_text(text, self.ranks, data.vocab_size) for text in texts]
-        padded = np.zeros([len(texts), data.maxlen], np.int32)
-        for row, tokens in zip(padded, encoded, strict=True):
-            tail = tokens[-data.maxlen :]
-            row[len(row) - len(tail) :] = tail
-        probabilities = by_class(self._forward(padded).numpy())
+        probabilities = by_class(self._outputs(encoded))
         return [
             Prediction(
                 text=text,
@@ -160,6 +164,29 @@ class Classifier:
             )
             for text, tokens, row in zip(texts, encoded, probabilities, strict=True)
         ]
+
+    def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
+        """What the model gives for each encoded text, `[num_texts, num_outputs] float32`."""
+        from harness.inputs.input_pipeline import Reviews, padded_ratios
+
+        num = BY_LENGTH if self.data.bucket else len(encoded)
+        shape = BatchShape(num, self.data.maxlen, self.data.bucket)
+        order = evaluation_order(np.array([len(tokens) for tokens in encoded]), shape)
+        offsets = np.concatenate([[0], np.cumsum([len(encoded[i]) for i in order])])
+        tokens = np.concatenate([encoded[i] for i in order]).astype(np.int32)
+        reviews = Reviews(tokens, offsets, np.zeros(len(order), np.int32))
+        inputs = [reviews.padded(np.arange(len(order)), shape)]
+        if self.ratios:
+            reviews = reviews._replace(ratios=self.ratios.at_words(reviews.words()))
+            inputs.append(padded_ratios(reviews, shape))
+        outputs = []
+        lengths = reviews.lengths(shape.maxlen)
+        for step, time in enumerate(time_steps(np.arange(len(order))[None], lengths, shape)):
+            chosen = slice(step * num, (step + 1) * num)
+            outputs.append(self._forward(*(each[chosen, :time] for each in inputs)).numpy())
+        ordered = np.empty_like(found := np.concatenate(outputs))
+        ordered[order] = found
+        return ordered
 
     def classify_stream(
         self, batches: Iterable[Sequence[Line]]

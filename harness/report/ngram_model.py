@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.dataset import Split, validation_cut
-from harness.data.ngrams import Ngrams, binary_ngrams, log_count_ratios
+from harness.inputs.ngrams import Ngrams, binary_ngrams, log_count_ratios
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

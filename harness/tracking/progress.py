@@ -24,6 +24,8 @@ class Progress:
     callback_states: list[Any] = field(default_factory=list)  # of the user's, None without one
     best_weights: list[np.ndarray] = field(default_factory=list)
     is_ramped: bool = True  # the moving average, see `harness.compute.moving_average`
+    # Of the latest epochs, the oldest first, if `train.average_epochs` asks for several.
+    latest_weights: list[list[np.ndarray]] = field(default_factory=list)
 
     @property
     def best(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
 from harness.compute.xla_cache import is_offered
-from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
+from harness.inputs.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job import SCORES, TrainConfig
 from harness.system.console import Console
 from harness.system.processes import age_s
@@ -170,6 +170,27 @@ class BestWeights:
         if not progress.best_epoch or sign * line[self.score] < sign * progress.best[self.score]:
             progress.best_epoch = line["epoch"]
             progress.best_weights = model.get_weights()
+
+
+class EpochAverage:
+    """Averages the weights at the ends of the latest epochs, which the run's progress keeps."""
+
+    def __init__(self, num_epochs: int) -> None:
+        self.num_epochs = num_epochs
+
+    def add(self, progress: Progress, model: keras.Model) -> None:
+        """Take in an epoch's weights, which `model` has, and give it the average."""
+        if self.num_epochs > 1:
+            weights = [*progress.latest_weights, model.get_weights()]
+            progress.latest_weights = weights[-self.num_epochs :]
+            self.apply(progress, model)
+
+    def apply(self, progress: Progress, model: keras.Model) -> None:
+        """Give `model` the average of the latest epochs, if there is to be one."""
+        if self.num_epochs > 1:
+            arrays = zip(*progress.latest_weights, strict=True)
+            means = [np.mean(latest, axis=0, dtype=np.float64) for latest in arrays]
+            model.set_weights(means)
 
 
 class Checkpoints:

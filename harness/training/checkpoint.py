@@ -36,6 +36,8 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     """
     meta = asdict(progress)
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
+    for epoch, weights in enumerate(meta.pop("latest_weights")):
+        arrays |= {f"latest/{epoch}/{i}": value for i, value in enumerate(weights)}
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             arrays[f"{name}/{i}"] = variable.numpy()
@@ -175,7 +177,9 @@ def _load(file: BinaryIO) -> dict[str, np.ndarray]:
 def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
     meta = json.loads(arrays["progress"].tobytes())
     check_format(name, meta, CHECKPOINT_FORMAT)
-    num_best = sum(name.startswith("best/") for name in arrays)
+    latest: list[list[np.ndarray]] = []
+    while f"latest/{len(latest)}/0" in arrays:
+        latest.append(_numbered(arrays, f"latest/{len(latest)}"))
     known = {f.name for f in fields(Progress)}
     if "right_sum" in meta:  # of format 1
         meta["num_correct"] = meta["right_sum"]
@@ -183,8 +187,15 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
         meta["is_ramped"] = False
     return Progress(
         **{key: value for key, value in meta.items() if key in known},
-        best_weights=[arrays[f"best/{i}"] for i in range(num_best)],
+        best_weights=_numbered(arrays, "best"),
+        latest_weights=latest,
     )
+
+
+def _numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
+    """The arrays `name/0`, `name/1` and so on."""
+    num = sum(key.startswith(f"{name}/") for key in arrays)
+    return [arrays[f"{name}/{i}"] for i in range(num)]
 
 
 def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:

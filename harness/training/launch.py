@@ -25,6 +25,7 @@ from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError
 from harness.files.scratch import scratch_directory
 from harness.files.trusted_network import check_trusted_network
+from harness.inference.kept_ratios import read_ratios
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.slurm.rendezvous import WorkerGroup
@@ -339,6 +340,7 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
         )
     dataset = dataset_of(run, job, data)
     check_same(dataset, run.result()["dataset_checksum"], f"run {run.folder}")
+    ratios = read_ratios(run)
     prepare_quietly(job)
 
     from harness.compute.train_step import Evaluator
@@ -346,7 +348,7 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     from harness.training.metrics import test_scores
     from harness.training.train import test_reviews
 
-    test = test_reviews(job, dataset)
+    test = test_reviews(job, dataset, ratios)
     model = load_model(run)
-    probabilities = Evaluator(model, one_device(), job.data.maxlen).probabilities(test)
+    probabilities = Evaluator(model, one_device(), job.data).probabilities(test)
     return {"data": dataset.title, **test_scores(test.labels, probabilities)}

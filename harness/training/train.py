@@ -16,9 +16,12 @@ from harness.compute.loss import class_weights
 from harness.compute.strategy import describe_devices, describe_numerics
 from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
-from harness.data.input_pipeline import Reviews, num_steps
 from harness.errors import InputError
+from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
+from harness.inputs.epoch_order import num_steps
+from harness.inputs.input_pipeline import Reviews
+from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.layers import count_parameters
 from harness.slurm.rendezvous import WorkerGroup
@@ -39,6 +42,7 @@ from harness.training.pictures import calibration_picture, confusion_picture, ro
 from harness.training.trainer import Trainer
 
 MAX_PROJECTED = 100_000  # words whose vectors TensorBoard gets: it shows no more
+MAX_RATIOS = 60  # numbers for each word, of 4 bytes: 240 bytes a word
 
 
 def train(
@@ -71,7 +75,7 @@ def train(
     """
     run, job, dataset = context.run, context.job, context.dataset
     worker_group = compute.worker_group
-    training, validation = training_reviews(job, dataset)
+    training, validation, ratios = training_reviews(job, dataset)
     weights = class_weights(job.train, dataset.classes, training.labels)
     callbacks = own_callbacks(job)
     run.take_lease()
@@ -99,6 +103,9 @@ def train(
         run.write_text("job.toml", job.to_toml())  # from here on the run can be resumed
         vocabulary = vocab_to_bytes(known_words(job, dataset))
         run.write("vocabulary.txt", lambda file: file.write(vocabulary))
+        kept = ratios.to_bytes() if ratios else b""
+        if ratios:
+            run.write(RATIOS_FILE, lambda file: file.write(kept))
 
         train_step = TrainStep(
             job,
@@ -134,7 +141,7 @@ def train(
 
             trainer.fit(validation)
 
-            scores = score_test(trainer, dataset) if job.data.test else {}
+            scores = score_test(trainer, dataset, ratios) if job.data.test else {}
             if scores_validation:
                 scores |= score_validation(trainer, validation)
             if not compute.is_shared:
@@ -145,6 +152,7 @@ def train(
                 **describe_training(trainer),
                 **describe_vectors(context),
                 "vocabulary_checksum": hashlib.sha256(vocabulary).hexdigest(),
+                **({RATIOS_CHECKSUM: hashlib.sha256(kept).hexdigest()} if ratios else {}),
                 **count_parameters(train_step.export_model),
                 **scores,
                 "devices": [device["device"] for device in devices],
@@ -176,12 +184,12 @@ def record_gpu_memory(trainer: Trainer) -> None:
         gpu_memory.keep_gb(trainer.job, gb)
 
 
-def score_test(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
+def score_test(trainer: Trainer, dataset: Dataset, ratios: NgramRatios | None) -> dict[str, Any]:
     """Score the exported weights on the test set, and record the predictions.
 
     No other part of a run reads the test set.
     """
-    test = test_reviews(trainer.job, dataset)
+    test = test_reviews(trainer.job, dataset, ratios)
     trainer.heartbeat.beat("testing")
     probabilities = trainer.train_step.evaluator.probabilities(test, trainer.stop)
     scores = test_scores(test.labels, probabilities)
@@ -204,8 +212,11 @@ def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
     return {f"val_{name}": scores[name] for name in VALIDATION_SCORES}
 
 
-def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews]:
-    """Training and validation reviews; the last part of the training set is for validation."""
+def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
+    """Training and validation reviews; the last part of the training set is for validation.
+
+    With `model.ngram_ratios` the ratios too, which the training reviews alone decide.
+    """
     if len(dataset.train) < 2 or not len(dataset.test):
         raise InputError(
             f"data {dataset.folder}: {len(dataset.train)} training and {len(dataset.test)} test "
@@ -213,14 +224,33 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews]:
         )
     train_set = _encoded(dataset.train, job)
     cut = validation_cut(len(train_set.labels), job.data.validation_split)
+    ratios = None
+    if job.model.ngram_ratios:
+        max_words, num_classes = job.model.ngram_ratios, len(dataset.classes)
+        if max_words * dataset.num_outputs > MAX_RATIOS:
+            raise InputError(
+                f"model.ngram_ratios = {max_words}: with {num_classes} classes gives "
+                f"{max_words * dataset.num_outputs} numbers a word, should be at most "
+                f"{MAX_RATIOS}; set it to 0, or use fewer classes"
+            )
+        ratios, at_words = fit_ratios(train_set.between(0, cut).words(), max_words, num_classes)
+        others = ratios.at_words(train_set.between(cut, len(train_set.labels)).words())
+        train_set = train_set._replace(ratios=np.concatenate([at_words, others]))
     training = train_set.between(0, cut)
     validation = train_set.between(cut, len(train_set.labels))
-    return training, validation
+    return training, validation, ratios
 
 
-def test_reviews(job: Job, dataset: Dataset) -> Reviews:
-    """The test set's reviews."""
-    return _encoded(dataset.test, job)
+def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
+    """The test set's reviews.
+
+    Args:
+        job: of the run.
+        dataset: its data.
+        ratios: what a network with `model.ngram_ratios` reads, from the training reviews.
+    """
+    reviews = _encoded(dataset.test, job)
+    return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews
 
 
 def _encoded(split: Split, job: Job) -> Reviews:

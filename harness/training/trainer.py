@@ -15,15 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
-from harness.data.input_pipeline import (
-    Batch,
-    Reviews,
-    Start,
-    batches,
-    num_steps,
-    permutations_ahead,
-)
 from harness.errors import Interrupted, RunError
+from harness.inputs.epoch_order import BatchShape, num_steps, permutations_ahead
+from harness.inputs.input_pipeline import Batch, Reviews, Start, batches
 from harness.job import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
@@ -32,6 +26,7 @@ from harness.training import checkpoint
 from harness.training.actions import (
     BestWeights,
     Checkpoints,
+    EpochAverage,
     FirstStep,
     Profiler,
     ProgressReport,
@@ -81,6 +76,7 @@ class Trainer:
         )
         self.best = BestWeights(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
+        self.average = EpochAverage(train.average_epochs)
         self._pending: list[tf.Tensor] = []  # [steps, 3] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
 
@@ -120,16 +116,18 @@ class Trainer:
 
     def _open_batches(self) -> None:
         """Open the batches from the next step on, of as many epochs as are opened together."""
-        train, progress = self.job.train, self.progress
+        train, data, progress = self.job.train, self.job.data, self.progress
         epochs = range(progress.epoch, train.epochs)
-        permutations = permutations_ahead(train.seed, epochs, self.num_reviews)
+        shape = BatchShape(train.batch_size, data.maxlen, data.bucket)
+        lengths = self.training.lengths(data.maxlen)
+        permutations = permutations_ahead(train.seed, epochs, lengths, shape=shape)
         self._open_until = progress.epoch + len(permutations)
         self._batches: Iterator[Batch] = iter(
             batches(
                 self.train_step.strategy,
                 self.training,
                 permutations,
-                shape=(train.batch_size, self.job.data.maxlen),
+                shape=shape,
                 start=Start(progress.step, progress.epoch * self.steps_per_epoch),
                 timed=True,
             )
@@ -147,6 +145,7 @@ class Trainer:
             self._train_epoch()
             line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
+            self.average.add(progress, train_step.export_model)
             if len(validation.labels):
                 line |= self._validate(validation)
             progress.end_epoch(line)
@@ -157,6 +156,7 @@ class Trainer:
             train_step.export_model.set_weights(progress.best_weights)
         else:
             train_step.export_weights()
+            self.average.apply(progress, train_step.export_model)
 
     def _train_epoch(self) -> None:
         train, progress = self.job.train, self.progress

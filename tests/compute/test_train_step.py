@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import TrainStep
-from harness.data.input_pipeline import Reviews, batches, in_parts
+from harness.inputs.epoch_order import BatchShape
+from harness.inputs.input_pipeline import Reviews, batches, in_parts
 from harness.job_file import load_job
 from tests.conftest import JOBS, PROJECT
 
@@ -33,7 +34,7 @@ def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarr
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, "train.precision=float64"])
     train_step = TrainStep(job, strategy, ExecutionPlan(xla=xla, threads=1, parts=parts, why=""))
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
-    opened = batches(strategy, reviews(), order, shape=(20, LENGTH))
+    opened = batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))
     sums = train_step.train_steps(iter(opened), 3).numpy()
     return sums, train_step.model.get_weights()
 
@@ -63,7 +64,7 @@ def hlo_of_gradients(train_step: TrainStep, *embedded: tf.Tensor) -> str:
     """What XLA gets to compile, for one batch."""
     strategy = tf.distribute.get_strategy()
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
-    batch = next(iter(batches(strategy, reviews(), order, shape=(20, LENGTH))))
+    batch = next(iter(batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))))
     compiled = tf.function(
         lambda *inputs: train_step._gradients(*inputs), jit_compile=True, autograph=False
     )
@@ -92,7 +93,7 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
     assert "scatter(" not in hlo_of_gradients(outside, embedded)
     results = []
     for train_step in (usual, outside):
-        opened = batches(strategy, reviews(), order, shape=(20, LENGTH))
+        opened = batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))
         sums = train_step.train_steps(iter(opened), 3).numpy()
         results.append([sums, *train_step.model.get_weights()])
     for one, other in zip(*results, strict=True):
@@ -114,7 +115,7 @@ def test_several_classes_train_as_with_plain_keras(parts: int) -> None:
     plain = keras.models.clone_model(train_step.export_model)
     plain.set_weights(train_step.export_model.get_weights())
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
-    opened = batches(strategy, several, order, shape=(20, LENGTH))
+    opened = batches(strategy, several, order, shape=BatchShape(20, LENGTH))
     sums = train_step.train_steps(iter(opened), 3).numpy()
 
     optimizer = keras.optimizers.RMSprop(job.train.learning_rate)
@@ -143,7 +144,7 @@ def test_parts_hold_all_rows_in_order() -> None:
     """The last part has what is left; a batch that fits is left as it is."""
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     strategy = tf.distribute.get_strategy()
-    batch = next(iter(batches(strategy, reviews(), order, shape=(20, LENGTH))))
+    batch = next(iter(batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))))
     parts = in_parts(batch, 20, 8)
     assert [len(part.positions) for part in parts] == [8, 8, 4]
     for field in ("tokens", "labels", "weights", "positions"):
@@ -176,5 +177,7 @@ def test_the_record_names_the_kernel_that_the_graph_holds(devices: str) -> None:
         "gru train.precision=bfloat16 model.pooling=mean": ["cudnn"],
         "bilstm train.precision=float16 model.pooling=max": ["cudnn"],
         "stacked_lstm train.precision=bfloat16 model.pooling=max": ["cudnn", "cudnn"],
+        "bilstm data.bucket=true": ["cudnn", "cudnn"],
+        "gru data.bucket=true train.precision=float16 model.pooling=max+mean": ["cudnn"],
         "half fused": ["cudnn", "loop"],
     }

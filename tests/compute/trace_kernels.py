@@ -17,6 +17,8 @@ VARIANTS = [
     ("gru", "train.precision=bfloat16", "model.pooling=mean"),
     ("bilstm", "train.precision=float16", "model.pooling=max"),
     ("stacked_lstm", "train.precision=bfloat16", "model.pooling=max"),
+    ("bilstm", "data.bucket=true"),
+    ("gru", "data.bucket=true", "train.precision=float16", "model.pooling=max+mean"),
 ]
 
 
@@ -58,13 +60,15 @@ def _kernels(name: str, strategy: Any, settings: Sequence[str] = ()) -> list[str
     import numpy as np
 
     from harness.compute.train_step import TrainStep
-    from harness.data.input_pipeline import Reviews, batches
+    from harness.inputs.epoch_order import BatchShape
+    from harness.inputs.input_pipeline import Reviews, batches
 
     job = load_job(JOBS / f"{name}.toml", [*SMALL, *settings])
     train_step = TrainStep(job, strategy, ExecutionPlan(xla=False, threads=1, parts=1, why=""))
     reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
     order = np.arange(64, dtype=np.int32)[None]
-    opened = batches(strategy, reviews, order, shape=(job.train.batch_size, 8))
+    shape = BatchShape(job.train.batch_size, 8, job.data.bucket)
+    opened = batches(strategy, reviews, order, shape=shape)
     return list(train_step.kernels(train_step.trace(iter(opened))).values())
 
 

@@ -94,6 +94,36 @@ def test_the_graph_encodes_like_the_data() -> None:
         assert row.tolist() == [0] * (maxlen - len(tail)) + tail, repr(text)
 
 
+@pytest.mark.parametrize("bucket", [False, True])
+def test_the_graph_gives_the_ratios_of_training(bucket: bool) -> None:
+    """At every word that is kept, also of n-grams that begin before it; 0 in the padding."""
+    from harness.data.dataset import Split
+    from harness.data.vocabulary import SHIFT
+    from harness.inference.export import TextEncoder
+    from harness.inputs.ngram_ratios import fit_ratios
+
+    vocab = ["good", "bad", "film", "rare"]
+    numbers = np.random.default_rng(1)
+    labels = numbers.integers(0, 2, 40).astype(np.int32)
+    ranks = numbers.integers(-1, 4, 400) + np.repeat(labels, 10)
+    ratios, _ = fit_ratios(Split(ranks.astype(np.int32), np.arange(0, 401, 10), labels), 3, 2)
+    vocab_size, maxlen = len(vocab) + 3, 12
+    encoder = TextEncoder(vocab, vocab_size=vocab_size, maxlen=maxlen, bucket=bucket, ratios=ratios)
+    texts = odd_texts(vocab, 50)
+    tokens, at_words = (each.numpy() for each in encoder(texts))
+    known = {word: rank for rank, word in enumerate(vocab, 1)}
+    for text, row, found in zip(texts, tokens, at_words, strict=True):
+        encoded = np.array(encode_text(text, known, vocab_size), np.int32)
+        split = Split(encoded - SHIFT, np.array([0, len(encoded)]), np.zeros(1, np.int32))
+        kept, missing = min(len(encoded), maxlen), max(0, len(row) - len(encoded))
+        place = slice(0, kept) if bucket else slice(missing, None)
+        assert row[place].tolist() == encoded[-maxlen:].tolist()
+        np.testing.assert_array_equal(found[place], ratios.at_words(split)[-maxlen:])
+        assert np.count_nonzero(row) == kept
+        assert not found[row == 0].any()
+    assert at_words[..., 2].any()
+
+
 def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -> None:
     """An unfinished run, and a folder of something else, which stays as it is."""
     begun = harness.runs / "lstm/begun"

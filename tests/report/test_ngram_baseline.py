@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 
 from harness.data.dataset import Dataset, Split, make_split
 from harness.data.imdb import make_dataset
-from harness.data.ngrams import binary_ngrams, log_count_ratios
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
+from harness.inputs.ngrams import binary_ngrams, log_count_ratios
 from harness.report.baseline import NgramBaseline, baselines, score_ngrams
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.export import to_csv, to_json, to_latex, to_markdown

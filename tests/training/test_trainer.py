@@ -1,5 +1,6 @@
 """A tiny run in this process, against the same training written with plain Keras and NumPy."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.moving_average import RampedAverage
 from harness.compute.train_step import Evaluator
 from harness.data.dataset import Dataset, Split, make_split
-from harness.data.input_pipeline import Reviews, epoch_permutation
+from harness.inputs.epoch_order import epoch_permutation
+from harness.inputs.input_pipeline import Reviews
 from harness.job import Job
 from harness.job_file import load_job
 from harness.system.console import Console
@@ -296,5 +298,24 @@ def test_every_review_gets_its_own_probability(
     rows = encoded(TEST)[:num_reviews]
     offsets = np.arange(num_reviews + 1) * LENGTH
     reviews = Reviews(rows.ravel(), offsets, TEST.labels[:num_reviews])
-    probabilities = Evaluator(model, tf.distribute.get_strategy(), LENGTH).probabilities(reviews)
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job.data)
+    probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, model.predict_on_batch(rows)[:, 0], rtol=1e-6)
+
+
+def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each the probability that it gets alone, without any padding."""
+    monkeypatch.setitem(train_step_module.EVALUATION_BATCH, "cpu", 8)
+    job = load_job(JOBS / "bilstm.toml", [*SETTINGS, "data.bucket=true", "data.maxlen=20"])
+    keras.utils.set_random_seed(1)
+    model = BUILDERS["bilstm"](VOCAB_SIZE, job.network())
+    lengths = np.random.default_rng(1).integers(1, 25, 21)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.random.default_rng(2).integers(4, VOCAB_SIZE, offsets[-1]).astype(np.int32)
+    reviews = Reviews(tokens, offsets, np.zeros(21, np.int32))
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job.data)
+    alone = [model(tokens[None, a:b][:, -20:]) for a, b in itertools.pairwise(offsets)]
+    probabilities = evaluator.probabilities(reviews)
+    np.testing.assert_allclose(probabilities, np.concatenate(alone)[:, 0], atol=1e-6)

@@ -9,8 +9,9 @@ import tensorflow as tf
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import TrainStep
 from harness.data.imdb_sources import open_sample
-from harness.data.input_pipeline import Reviews, batches
 from harness.errors import InputError
+from harness.inputs.epoch_order import BatchShape
+from harness.inputs.input_pipeline import Reviews, batches
 from harness.job import Job
 from harness.job_file import load_job
 from harness.tracking.run_dir import RunDirectory, run_identity
@@ -41,7 +42,7 @@ def test_the_words_found_begin_with_their_vectors(tmp_path: Path, trained: bool)
     tokens = np.resize(np.array(rows, np.int32), 120)
     reviews = Reviews(tokens, np.arange(0, 121, 6), (np.arange(20) % 2).astype(np.int32))
     order = np.arange(20, dtype=np.int32)[None]
-    step.train_steps(iter(batches(strategy, reviews, order, shape=(20, 6))), 1)
+    step.train_steps(iter(batches(strategy, reviews, order, shape=BatchShape(20, 6))), 1)
     step.export_weights()
     after = step.export_model.layers[0].get_weights()[0]
     assert np.array_equal(before, after) != trained

@@ -183,7 +183,7 @@ def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
     for seed in (1, 2):
         run = trials.sweep.trial_run("0/1.1", seed)
         model = keras.models.load_model(run.path("model.keras"))
-        _, validation = training_reviews(run.job(), trials.dataset)
+        _, validation, _ = training_reviews(run.job(), trials.dataset)
         padded = keras.utils.pad_sequences(rows_of(validation), maxlen=6)
         scores = scores_of(validation.labels, model.predict(padded, verbose=0)[:, 0])
         for name, values in expected.items():

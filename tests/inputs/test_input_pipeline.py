@@ -7,19 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from harness.data import input_pipeline as pipeline
 from harness.data.dataset import Split
-from harness.data.input_pipeline import (
-    Batch,
-    Reviews,
-    Start,
-    batches,
-    epoch_permutation,
-    num_steps,
-    permutations_ahead,
-    waited_s,
-)
 from harness.data.vocabulary import encode_split
+from harness.inputs import input_pipeline as pipeline
+from harness.inputs.epoch_order import BatchShape, epoch_permutation, permutations_ahead
+from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, waited_s
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
@@ -39,7 +31,7 @@ def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) 
     strategy = tf.distribute.get_strategy()
     start = Start(settings.pop("first_step", 0), settings.pop("steps_before", 0))
     sizes = {"batch_size": 4, "maxlen": 5} | settings
-    shape = sizes["batch_size"], sizes["maxlen"]
+    shape = BatchShape(sizes["batch_size"], sizes["maxlen"], bool(sizes.get("bucket")))
     orders, given = np.atleast_2d(order), reviews or make_reviews()
     made = batches(strategy, given, orders, shape=shape, start=start)
     return [Batch(*(np.asarray(part) for part in batch)) for batch in made]
@@ -70,20 +62,20 @@ def test_ranks_are_encoded_as_they_are_padded(maxlen: int) -> None:
     tokens, offsets = encode_split(Split(*ranks[:3]), 30)
     ragged = [tokens[a:b] for a, b in pairwise(offsets)]
     assert {1, 2} < {*tokens.tolist()}
-    rows = ranks.padded(np.arange(len(LENGTHS) + 1), maxlen)
+    rows = ranks.padded(np.arange(len(LENGTHS) + 1), BatchShape(4, maxlen))
     assert rows.dtype == np.int32
     np.testing.assert_array_equal(rows, pad_sequences([*ragged, []], maxlen=maxlen))
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2])
+@pytest.mark.parametrize(("num_replicas", "bucket"), [(1, False), (2, False), (2, True)])
 def test_a_set_that_is_too_large_is_padded_as_it_comes(
-    monkeypatch: pytest.MonkeyPatch, num_replicas: int
+    monkeypatch: pytest.MonkeyPatch, num_replicas: int, bucket: bool
 ) -> None:
     """The batches are the same, on several replicas too, and no copy of the set is made."""
     cpus = [f"cpu:{i}" for i in range(num_replicas)]
     strategy = tf.distribute.MirroredStrategy(cpus)
-    reviews, shape = make_reviews()._replace(vocab_size=30), (4, 5)
-    orders = permutations_ahead(7, range(2), len(LENGTHS))
+    reviews, shape = make_reviews()._replace(vocab_size=30), BatchShape(4, 5, bucket)
+    orders = permutations_ahead(7, range(2), reviews.lengths(5), shape=shape)
 
     def all_batches() -> list[Batch]:
         made = batches(strategy, reviews, orders, shape=shape, start=Start(1))
@@ -132,7 +124,7 @@ def test_an_epoch_can_be_entered_at_any_step() -> None:
 def test_epochs_that_are_opened_together_are_those_opened_one_by_one() -> None:
     """Each with its own last batch, entered at any step of the first one."""
     num = len(LENGTHS)
-    permutations = permutations_ahead(7, range(2, 5), num)
+    permutations = permutations_ahead(7, range(2, 5), np.array(LENGTHS), shape=BatchShape(4, 5))
     expected = [epoch_permutation(7, epoch, num) for epoch in (2, 3, 4)]
     np.testing.assert_array_equal(permutations, expected)
     single = [
@@ -147,31 +139,67 @@ def test_epochs_that_are_opened_together_are_those_opened_one_by_one() -> None:
             np.testing.assert_array_equal(left, right)
 
 
-def test_epochs_are_opened_together_as_far_as_memory_allows(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("maxlen", [1, 5, 30])
+def test_by_length_padding_comes_last_and_a_batch_is_no_longer_than_it_must(maxlen: int) -> None:
+    """The last words are kept as ever; a padding example has one token, for cuDNN's sake."""
+    reviews = make_reviews()
+    made = collect(np.arange(len(LENGTHS)), maxlen=maxlen, bucket=1)
+    longest = {1: [1, 1, 1], 5: [5, 5, 5], 30: [9, 8, 8]}[maxlen]
+    assert [batch.tokens.shape for batch in made] == [(4, length) for length in longest]
+    rows = [row for batch in made for row in batch.tokens]
+    for row, first, end in zip(rows, reviews.offsets, reviews.offsets[1:], strict=False):
+        kept = reviews.tokens[max(first, end - maxlen) : end].tolist()
+        assert row.tolist() == kept + [0] * (len(row) - len(kept))
+    assert made[-1].weights.tolist() == [1, 1, 1, 0]
+    assert rows[-1].tolist() == [1] + [0] * (len(rows[-1]) - 1)
+
+
+@pytest.mark.parametrize("vocab_size", [None, 100])
+@pytest.mark.parametrize("maxlen", [1, 6])
+def test_by_length_ranks_are_encoded_too(vocab_size: int | None, maxlen: int) -> None:
+    """The same tokens as with the padding in front, zeros aside."""
+    reviews = make_reviews()._replace(vocab_size=vocab_size)
+    chosen = np.arange(len(LENGTHS))
+    front = reviews.padded(chosen, BatchShape(4, maxlen))
+    behind = reviews.padded(chosen, BatchShape(4, maxlen, bucket=True))
+    for one, other in zip(front, behind, strict=True):
+        words = one[one > 0].tolist()
+        assert other.tolist() == words + [0] * (maxlen - len(words))
+    assert reviews.lengths(maxlen).tolist() == (front > 0).sum(axis=1).tolist()
+    empty = reviews.padded(np.array([len(LENGTHS)]), BatchShape(4, maxlen, bucket=True))
+    assert empty.tolist() == [[1] + [0] * (maxlen - 1)]
+
+
+@pytest.mark.parametrize("bucket", [0, 1])
+@pytest.mark.parametrize("vocab_size", [None, 100])
+@pytest.mark.parametrize(("first", "last"), [(0, len(LENGTHS)), (3, 8)])
+def test_every_word_comes_with_its_own_ratios(
+    first: int, last: int, vocab_size: int | None, bucket: int
 ) -> None:
-    """At least one, even where none is left."""
-    assert len(permutations_ahead(1, range(3, 10), 11)) == 7
-    monkeypatch.setattr(pipeline, "MAX_PERMUTED", 25)
-    assert len(permutations_ahead(1, range(3, 10), 11)) == 2
-    assert len(permutations_ahead(1, range(3, 10), 26)) == 1
-    assert len(permutations_ahead(1, range(3, 3), 11)) == 1
+    """Whichever side the padding is on; its ratios are zeros, and those of a start."""
+    whole = make_reviews()._replace(vocab_size=vocab_size)
+    encoded = whole.tokens + (3 if vocab_size else 0)
+    ratios = np.stack([encoded, -encoded], axis=1).astype(np.float32)
+    reviews = whole._replace(ratios=ratios).between(first, last)
+    made = collect(np.arange(last - first), reviews, maxlen=6, bucket=bucket)
+    for batch in made:
+        tokens = batch.tokens * batch.weights[:, None]
+        if vocab_size:
+            tokens[tokens == 1] = 0  # the start, which is in no n-gram
+        np.testing.assert_array_equal(batch.ratios, np.stack([tokens, -tokens], axis=2))
+        assert tokens.any()
 
 
-def test_order_is_a_function_of_seed_and_epoch() -> None:
-    """Each epoch and each seed has an order of its own, and the same one every time."""
-    permutations = [epoch_permutation(seed, epoch, 50) for seed in (1, 2) for epoch in (0, 1)]
-    assert len({order.tobytes() for order in permutations}) == 4
-    for order in permutations:
-        assert sorted(order.tolist()) == list(range(50))
-    np.testing.assert_array_equal(permutations[0], epoch_permutation(1, 0, 50))
-    # Another NumPy must not change the data of a run that goes on.
-    assert epoch_permutation(1, 0, 8).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
-
-
-def test_steps_are_rounded_up() -> None:
-    """A last batch that is not full is a step too."""
-    assert [num_steps(n, 4) for n in (1, 4, 5, 8)] == [1, 1, 2, 2]
+def test_by_length_an_epoch_can_be_entered_at_any_step() -> None:
+    """The steps from the second on are the same whether or not the first was taken."""
+    orders = np.stack([epoch_permutation(7, epoch, len(LENGTHS)) for epoch in (0, 1)])
+    whole = collect(orders, maxlen=30, bucket=1)
+    rest = collect(orders, maxlen=30, bucket=1, first_step=2)
+    assert len({batch.tokens.shape for batch in whole}) > 1
+    assert len(rest) == len(whole) - 2
+    for a, b in zip(whole[2:], rest, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

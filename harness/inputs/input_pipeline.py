@@ -1,4 +1,4 @@
-"""Encoded reviews to batches of `[examples, maxlen] int32` for every replica, through tf.data.
+"""Encoded reviews to batches of `[examples, time] int32` for every replica, through tf.data.
 
 Nothing here has a state: the batch of a step is a function of (permutation, step), and the
 permutation of an epoch a function of (seed, epoch). A run that resumes in the middle of an epoch
@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from harness.data.vocabulary import START, encode_ranks
+from harness.data.dataset import Split
+from harness.data.vocabulary import SHIFT, START, encode_ranks
+from harness.inputs.epoch_order import BatchShape, num_steps, time_steps
 
 TIMED_FETCHES = 100  # whose times tf.data keeps
 EXAMPLES_AT_ONCE = 1024  # assembled by one operation: starting it costs as much as a few examples
 PREFETCHED = 2  # times as many examples
 LARGEST_PADDED = 1_000_000_000  # bytes; larger sets are padded a batch at a time
-MAX_PERMUTED = 5_000_000  # indices of the epochs that one dataset holds, 4 bytes each
+PREFETCHED_BY_LENGTH = 8  # batches, which are assembled one at a time
+PADDING = ((0, 1), (0, 0))  # a row of zeros at the end
 
 
 class Batch(NamedTuple):
@@ -26,14 +29,23 @@ class Batch(NamedTuple):
 
     A global batch that is not full is padded with examples of weight 0, so that no shape ever
     changes: a new shape would mean a new trace, and a replica without examples would hang.
+
+    `time` is the job's `maxlen`; by length it is one of a few lengths, the same on every replica.
     """
 
-    tokens: tf.Tensor  # [examples, maxlen] int32, zeros first
+    tokens: tf.Tensor  # [examples, time] int32, zeros first; by length zeros last
     labels: tf.Tensor  # [examples] float32, whole numbers from 0
     weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for padding
     positions: tf.Tensor  # [examples] int32, in the global batch
     count: tf.Tensor  # [] float32, reviews in the global batch, of all replicas
     step: tf.Tensor  # [] int64, the number that the dropout masks are drawn for
+    # [examples, time, channels] float32, if the network reads it.
+    ratios: tf.Tensor | tuple[()] = ()
+
+    @property
+    def inputs(self) -> tf.Tensor | list[tf.Tensor]:
+        """What the network is called with."""
+        return self.tokens if isinstance(self.ratios, tuple) else [self.tokens, self.ratios]
 
 
 def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Batch]:
@@ -54,6 +66,7 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
             positions=batch.positions[examples],
             count=batch.count,
             step=batch.step,
+            ratios=() if isinstance(batch.ratios, tuple) else batch.ratios[examples],
         )
 
     return [part(start) for start in starts]
@@ -68,49 +81,56 @@ class Reviews(NamedTuple):
     # The tokens are ranks, and are encoded for a vocabulary of this size when they are padded; None
     # if they are encoded already.
     vocab_size: int | None = None
+    ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `ngram_ratios`
 
     def between(self, first: int, last: int) -> "Reviews":
         """The reviews from `first` up to `last`, without a copy of their tokens."""
         offsets, labels = self.offsets[first : last + 1], self.labels[first:last]
-        return Reviews(self.tokens, offsets, labels, self.vocab_size)
+        return Reviews(self.tokens, offsets, labels, self.vocab_size, self.ratios)
 
-    def padded(self, chosen: np.ndarray, maxlen: int) -> np.ndarray:
+    def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
         """Some reviews as `pad_sequences` gives them, `[..., maxlen] int32`: zeros, then the end.
+
+        By length the zeros come last, and no row is without a token: cuDNN refuses such rows.
 
         Args:
             chosen: `[...]`, numbers of reviews; the number of reviews stands for an empty one.
-            maxlen: tokens kept of each, its last ones.
+            shape: its `maxlen` tokens are kept of each, the last ones.
         """
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
-        at = ends - maxlen + np.arange(maxlen)
-        is_word = at >= starts
+        num_kept = np.minimum(ends - starts + self.num_marks, shape.maxlen)
+        at = ends - (num_kept if shape.bucket else shape.maxlen) + np.arange(shape.maxlen)
+        is_word = (at >= starts) & (at < ends)
         found = self.tokens[np.where(is_word, at, 0)] if len(self.tokens) else np.zeros_like(at)
+        is_empty = chosen[..., None] >= len(self.labels)
         if self.vocab_size is None:
-            return np.where(is_word, found, 0).astype(np.int32)
-        before = np.where((at == starts - 1) & (chosen[..., None] < len(self.labels)), START, 0)
-        return np.where(is_word, encode_ranks(found, self.vocab_size), before).astype(np.int32)
+            rows = np.where(is_word, found, 0)
+        else:
+            before = np.where((at == starts - 1) & ~is_empty, START, 0)
+            rows = np.where(is_word, encode_ranks(found, self.vocab_size), before)
+        if shape.bucket:
+            rows = np.where(is_empty & (np.arange(shape.maxlen) == 0), START, rows)
+        padded: np.ndarray = np.asarray(rows, np.int32)
+        return padded
 
+    @property
+    def num_marks(self) -> int:
+        """The tokens that each review gets when it is padded: its start."""
+        return 0 if self.vocab_size is None else 1
 
-def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
-    """The order of the training reviews in an epoch, `[num_reviews] int64`."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_reviews)
+    def words(self) -> Split:
+        """The reviews as ranks of words; what is no word, or too rare, has a rank below 1."""
+        first, end = self.offsets[0], self.offsets[-1]
+        tokens = self.tokens[first:end]
+        if self.vocab_size is not None:
+            tokens = encode_ranks(tokens, self.vocab_size)
+        return Split(tokens - SHIFT, self.offsets - first, self.labels)
 
-
-def permutations_ahead(seed: int, epochs: range, num_reviews: int) -> np.ndarray:
-    """The permutations of the first of these epochs, `[n, num_reviews] int32`.
-
-    As many as `MAX_PERMUTED` allows, but at least one.
-    """
-    num = min(len(epochs), MAX_PERMUTED // num_reviews)
-    chosen = [epochs.start, *epochs[1:num]]
-    permutations = [epoch_permutation(seed, epoch, num_reviews) for epoch in chosen]
-    return np.stack(permutations).astype(np.int32)
-
-
-def num_steps(num_reviews: int, batch_size: int) -> int:
-    """How many global batches hold all reviews; the last one need not be full."""
-    return -(-num_reviews // batch_size)
+    def lengths(self, maxlen: int) -> np.ndarray:
+        """The tokens used of each review, `[num_reviews] int64`."""
+        lengths: np.ndarray = np.minimum(np.diff(self.offsets) + self.num_marks, maxlen)
+        return lengths
 
 
 class _Source(NamedTuple):
@@ -121,6 +141,11 @@ class _Source(NamedTuple):
     padded: Callable[[tf.Tensor], tf.Tensor]
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32
+    starts: tf.Tensor  # [num_reviews + 1] int64, each review's first token
+    ends: tf.Tensor  # [num_reviews + 1] int64, one past each review's last token
+    lengths: tf.Tensor  # [num_reviews + 1] int64, the tokens used of each
+    ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32, the last row is for padding
+    times: tf.Tensor | None  # by length: [num_epochs * steps_per_epoch] int32
 
 
 class _Sizes(NamedTuple):
@@ -141,7 +166,7 @@ def batches(
     reviews: Reviews,
     permutations: np.ndarray,
     *,
-    shape: tuple[int, int],
+    shape: BatchShape,
     start: Start | None = None,
     timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
@@ -151,12 +176,11 @@ def batches(
         strategy: its replicas share each global batch, in the order of their numbers.
         reviews: the encoded reviews.
         permutations: `[num_epochs, num_reviews]`, the review at each position of each epoch.
-        shape: of a global batch: its reviews, and the tokens kept of each, its last ones, as
-            `pad_sequences` does.
+        shape: of a global batch.
         start: where to begin, by default at the first step of a run.
         timed: whether `waited_s` will be asked for.
     """
-    batch_size, maxlen = shape
+    batch_size = shape.batch_size
     first_step, steps_before = start or Start()
     num_epochs, num_reviews = permutations.shape
     steps_per_epoch = num_steps(num_reviews, batch_size)
@@ -165,7 +189,8 @@ def batches(
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
         num_examples = -(-batch_size // num_replicas)  # on each replica
-        source = _to_tensors(reviews, permutations, maxlen)
+        source = _to_tensors(reviews, permutations, shape)
+        at_once = 1 if shape.bucket else -(-EXAMPLES_AT_ONCE // num_examples)
         sizes = _Sizes(batch_size, num_examples, steps_before)
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -181,11 +206,11 @@ def batches(
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
-            .batch(-(-EXAMPLES_AT_ONCE // num_examples))
+            .batch(at_once)
             # Not in parallel: with deterministic operations TensorFlow undoes that, and warns.
             .map(per_replica_batches)
             # Before they are taken apart: one hand-over between threads for all of them.
-            .prefetch(PREFETCHED)
+            .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)
             .unbatch()
             .with_options(options)
         )
@@ -195,14 +220,21 @@ def batches(
     return strategy.distribute_datasets_from_function(dataset)
 
 
-def _to_tensors(reviews: Reviews, permutations: np.ndarray, maxlen: int) -> _Source:
+def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
     # As tensors they are captured once; arrays would be copied into the graph. On the CPU, where
     # tf.data works: by default they would be placed on a GPU.
+    lengths = reviews.lengths(shape.maxlen)
     with tf.device("/cpu:0"):
         return _Source(
-            padded=_padding(reviews, maxlen),
+            padded=_padding(reviews, shape),
             labels=tf.constant(reviews.labels.astype(np.float32)),
             permuted=tf.constant(permutations.ravel()),
+            starts=tf.constant(np.append(reviews.offsets[:-1], 0)),
+            ends=tf.constant(np.append(reviews.offsets[1:], 0)),
+            lengths=tf.constant(np.append(lengths, 0)),
+            # Not padded: with several numbers for each word that would take gigabytes.
+            ratios=None if reviews.ratios is None else tf.constant(np.pad(reviews.ratios, PADDING)),
+            times=tf.constant(time_steps(permutations, lengths, shape)) if shape.bucket else None,
         )
 
 
@@ -218,33 +250,63 @@ def _gather(source: _Source, sizes: _Sizes, *, step: tf.Tensor, replica: tf.Tens
     real = (position < batch_size) & (in_epoch < num_reviews)
     at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
     chosen = tf.gather(source.permuted, at)
+    rows = tf.where(real, chosen, num_reviews)
+    tokens = source.padded(rows)
+    if source.times is not None:  # then there is one batch here
+        tokens = tokens[:, :, : source.times[step[0, 0]]]
     return Batch(
-        tokens=source.padded(tf.where(real, chosen, num_reviews)),
+        tokens=tokens,
         labels=tf.gather(source.labels, chosen),
         weights=tf.cast(real, tf.float32),
         positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
         count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
         step=(steps_before + step)[:, 0],
+        ratios=_ratios(source, rows, tf.shape(tokens)[-1]),
     )
 
 
-def _padding(reviews: Reviews, maxlen: int) -> Callable[[tf.Tensor], tf.Tensor]:
+def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Tensor]:
     """What pads reviews by their numbers."""
-    num_rows = len(reviews.labels) + 1
+    num_rows, maxlen = len(reviews.labels) + 1, shape.maxlen
     if num_rows * maxlen * 4 <= LARGEST_PADDED:
         # Padded once, not a batch at a time: a batch then copies whole rows.
         rows = np.empty((num_rows, maxlen), np.int32)
         for first in range(0, num_rows, EXAMPLES_AT_ONCE):
             part = np.arange(first, min(first + EXAMPLES_AT_ONCE, num_rows))
-            rows[part] = reviews.padded(part, maxlen)
+            rows[part] = reviews.padded(part, shape)
         table = tf.constant(rows)
         return lambda chosen: tf.gather(table, chosen)
 
     def pad(chosen: tf.Tensor) -> tf.Tensor:
-        tokens = tf.numpy_function(lambda rows: reviews.padded(rows, maxlen), [chosen], tf.int32)
+        tokens = tf.numpy_function(lambda rows: reviews.padded(rows, shape), [chosen], tf.int32)
         return tf.ensure_shape(tokens, [*chosen.shape, maxlen])
 
     return pad
+
+
+def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tuple[()]:
+    """The ratios of the words of some reviews, padded as these: `[…, time, channels] float32`."""
+    if source.ratios is None:
+        return ()
+    starts, ends, lengths = (
+        tf.gather(each, rows)[..., None] for each in (source.starts, source.ends, source.lengths)
+    )
+    time = tf.cast(time, tf.int64)
+    at = ends - (time if source.times is None else lengths) + tf.range(time)
+    is_word = (at >= starts) & (at < ends)
+    return tf.gather(source.ratios, tf.where(is_word, at, len(source.ratios) - 1))
+
+
+def padded_ratios(reviews: Reviews, shape: BatchShape) -> np.ndarray:
+    """The ratios of encoded reviews, padded as these: `[num_reviews, maxlen, channels] float32`."""
+    ratios = np.asarray(reviews.ratios)
+    rows = np.zeros((len(reviews.labels), shape.maxlen, ratios.shape[1]), np.float32)
+    for row, first, end in zip(rows, reviews.offsets, reviews.offsets[1:], strict=False):
+        if length := min(end - first, shape.maxlen):
+            row[slice(0, length) if shape.bucket else slice(-length, None)] = ratios[
+                end - length : end
+            ]
+    return rows
 
 
 def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float | None:

@@ -4,6 +4,7 @@ An n-gram is one to three words that follow each other in a review. The weights 
 ratios of Wang & Manning, "Baselines and Bigrams" (2012).
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +25,15 @@ Ints = NDArray[np.int64]
 Ngrams = tuple[Ints, ...]
 
 
-def binary_ngrams(split: Split, known: Ngrams = ()) -> tuple["csr_matrix", Ngrams]:
+def binary_ngrams(
+    split: Split, known: Ngrams = (), max_words: int = MAX_WORDS
+) -> tuple["csr_matrix", Ngrams]:
     """Which n-grams each review holds, 1 where it holds one however often.
 
     Args:
         split: the reviews.
         known: the n-grams to look for; without them, those that at least two of the reviews hold.
+        max_words: the largest length, as that of the known ones.
 
     Returns:
         `[num_reviews, num_ngrams] float64`, the n-grams of one word first, and the n-grams.
@@ -37,22 +41,11 @@ def binary_ngrams(split: Split, known: Ngrams = ()) -> tuple["csr_matrix", Ngram
     from scipy.sparse import csr_matrix, hstack
 
     review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
-    numbers = split.tokens[: len(review_of)].astype(np.int64)  # of the n-gram from each position on
-    words = numbers
     found: list[Ints] = []
     parts = []
-    for length in range(1, MAX_WORDS + 1):
-        if length > 1:
-            start, last = numbers[:-1], words[length - 1 :]
-            # No code is shared by two n-grams, nor too large: a rare word ends each n-gram with it.
-            is_one = (start >= 0) & (last >= 0)
-            is_one &= review_of[: len(last)] == review_of[length - 1 :]
-            numbers = np.where(is_one, start * len(found[0]) + last, -1)
+    for numbers, codes in numbered_ngrams(split, known, max_words):
         owners = review_of[: len(numbers)]
-        found.append(known[length - 1] if known else _held_by_several(numbers, owners))
-        numbers = _number(numbers, found[-1])
-        if length == 1:
-            words = numbers
+        found.append(codes)
         is_known = numbers >= 0
         indices = (owners[is_known], numbers[is_known])
         part = csr_matrix(
@@ -61,6 +54,38 @@ def binary_ngrams(split: Split, known: Ngrams = ()) -> tuple["csr_matrix", Ngram
         part.data[:] = 1.0
         parts.append(part)
     return hstack(parts, format="csr"), tuple(found)
+
+
+def numbered_ngrams(
+    split: Split, known: Ngrams = (), max_words: int = MAX_WORDS
+) -> Iterator[tuple[Ints, Ints]]:
+    """The n-grams of each length, from one word on.
+
+    Args:
+        split: the reviews; a word of a rank below 1 is in no n-gram.
+        known: the n-grams to look for; without them, those that at least two of the reviews hold.
+        max_words: the largest length, as that of the known ones.
+
+    Yields:
+        The number of the n-gram that begins at each position but the last `length - 1`, -1 where
+        there is none, and the codes of the n-grams by number.
+    """
+    review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
+    numbers = split.tokens[: len(review_of)].astype(np.int64)
+    words, num_words = numbers, 0
+    for length in range(1, max_words + 1):
+        if length > 1:
+            start, last = numbers[:-1], words[length - 1 :]
+            # No code is shared by two n-grams, nor too large: a rare word ends each n-gram with it.
+            is_one = (start >= 0) & (last >= 0)
+            is_one &= review_of[: len(last)] == review_of[length - 1 :]
+            numbers = np.where(is_one, start * num_words + last, -1)
+        owners = review_of[: len(numbers)]
+        codes = known[length - 1] if known else _held_by_several(numbers, owners)
+        numbers = _number(numbers, codes)
+        if length == 1:
+            words, num_words = numbers, len(codes)
+        yield numbers, codes
 
 
 def _held_by_several(codes: Ints, owners: Ints) -> Ints:

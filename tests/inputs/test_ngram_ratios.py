@@ -1,0 +1,125 @@
+"""The ratios that a network reads beside the words: where they are, and whose labels they know."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+from harness.data.dataset import Split
+from harness.inputs.ngram_ratios import NUM_FOLDS, NgramRatios, fit_ratios
+from harness.inputs.ngrams import binary_ngrams, log_count_ratios
+
+
+def made_up(num_reviews: int, num_classes: int = 2, seed: int = 1) -> Split:
+    """Reviews of 1 to 30 words, in which the class decides which words are frequent."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, num_classes, num_reviews).astype(np.int32)
+    lengths = generator.integers(1, 31, num_reviews)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ranks = generator.integers(-1, 20, offsets[-1]) + 3 * np.repeat(labels, lengths)
+    return Split(ranks.astype(np.int32), offsets, labels)
+
+
+def reviews_at(split: Split, chosen: np.ndarray) -> Split:
+    return split.arranged(np.flatnonzero(chosen))
+
+
+def words_of(split: Split, chosen: np.ndarray) -> np.ndarray:
+    return np.repeat(chosen, np.diff(split.offsets))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("max_words", [1, 3])
+def test_a_training_review_gets_what_the_other_folds_alone_give(
+    num_classes: int, max_words: int
+) -> None:
+    """Word for word, as if its fold had never been there."""
+    split = made_up(103, num_classes)
+    _, at_words = fit_ratios(split, max_words, num_classes)
+    num_channels = max_words * (1 if num_classes == 2 else num_classes)
+    assert at_words.shape == (len(split.tokens), num_channels)
+    for fold in range(NUM_FOLDS):
+        is_here = np.arange(len(split)) % NUM_FOLDS == fold
+        of_others, _ = fit_ratios(reviews_at(split, ~is_here), max_words, num_classes)
+        expected = of_others.at_words(reviews_at(split, is_here))
+        np.testing.assert_array_equal(at_words[words_of(split, is_here)], expected)
+        assert len(np.unique(expected)) > 10
+
+
+def test_no_review_sees_its_own_label() -> None:
+    """Another label of a review changes the ratios of all folds but its own."""
+    split = made_up(100)
+    labels = split.labels.copy()
+    labels[7] = 1 - labels[7]
+    _, before = fit_ratios(split, 3, 2)
+    _, after = fit_ratios(Split(split.tokens, split.offsets, labels), 3, 2)
+    own = words_of(split, np.arange(100) % NUM_FOLDS == 7 % NUM_FOLDS)
+    np.testing.assert_array_equal(before[own], after[own])
+    assert (before[~own] != after[~own]).any(axis=1).mean() > 0.5
+
+
+def test_each_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
+    """0 where a review has not begun early enough, or no two reviews hold the n-gram."""
+    rows = [[5, 6, 7], [5, 6, 7], [8, 6], [-1, 6, 8], [9]]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    split = Split(np.concatenate(rows).astype(np.int32), offsets, np.array([1, 1, 0, 0, 0]))
+    ratios, _ = fit_ratios(split, 3, 2)
+    features, ngrams = binary_ngrams(split)
+    by_hand = log_count_ratios(features, split.labels == 1).astype(np.float32)
+    assert [list(codes) for codes in ngrams[:1]] == [[5, 6, 7, 8]]
+    assert [len(codes) for codes in ngrams] == [4, 2, 1]  # 5 6, 6 7; 5 6 7
+    one, two, three = np.split(by_hand, [4, 6])
+    expected = np.zeros((12, 3), np.float32)
+    expected[:, 0] = [*one[:3], *one[:3], one[3], one[1], 0, one[1], one[3], 0]
+    expected[[1, 4], 1], expected[[2, 5], 1] = two[0], two[1]
+    expected[[2, 5], 2] = three[0]
+    np.testing.assert_array_equal(ratios.at_words(split), expected)
+
+
+@pytest.mark.parametrize("num_reviews", [1, 2, 6])
+def test_few_reviews_give_ratios_of_nothing(num_reviews: int) -> None:
+    """Nothing is known of n-grams that no two reviews hold; no number is infinite."""
+    split = Split(
+        np.arange(1, num_reviews + 1, dtype=np.int32),
+        np.arange(num_reviews + 1),
+        np.zeros(num_reviews, np.int32),
+    )
+    ratios, at_words = fit_ratios(split, 3, 2)
+    assert not at_words.any()
+    assert not ratios.at_words(made_up(5)).any()
+    again = NgramRatios.from_bytes(ratios.to_bytes())
+    assert not again.at_words(made_up(5)).any()
+
+
+def test_the_file_gives_the_same_ratios_and_the_same_bytes() -> None:
+    """What predicts reads what was trained with."""
+    ratios, _ = fit_ratios(made_up(50, 3), 2, 3)
+    again = NgramRatios.from_bytes(ratios.to_bytes())
+    other = made_up(20, 3, seed=2)
+    np.testing.assert_array_equal(again.at_words(other), ratios.at_words(other))
+    assert again.to_bytes() == ratios.to_bytes()
+
+
+def archive(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no archive",
+        pickle.dumps([1, 2]),
+        archive(ratios=np.zeros((3, 1))),
+        archive(ratios=np.zeros((3, 1)), ngrams_0=np.arange(2)),
+        archive(ratios=np.zeros((3, 1)), ngrams_1=np.arange(3)),
+        archive(ratios=np.array([[{}]], object), ngrams_0=np.arange(1)),
+    ],
+)
+def test_another_file_is_refused(content: bytes) -> None:
+    """Nothing is unpickled, and no number is taken for another."""
+    with pytest.raises(ValueError, match=r"no archive of n-grams|differ in number"):
+        NgramRatios.from_bytes(content)

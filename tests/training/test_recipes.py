@@ -1,0 +1,116 @@
+"""Batches by length, n-gram ratios, word dropout and averaged epochs in whole runs: exact too."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import Harness, metrics, results
+from tests.training.kills import kill_at
+
+pytestmark = pytest.mark.full
+
+ALL = [
+    *("--set", "data.bucket=true"),
+    *("--set", "data.maxlen=60"),
+    *("--set", "model.pooling=max+mean"),
+    *("--set", "model.ngram_ratios=3"),
+    *("--set", "model.word_dropout=0.3"),
+    *("--set", "train.average_epochs=2"),
+]
+LONG = [*ALL, "--set", "train.epochs=10"]  # long enough to be killed in
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
+    """A finished run that uses all of it."""
+    harness = Harness(tmp_path_factory.mktemp("recipes"))
+    done = harness.train("bilstm", "calm", *LONG)
+    assert done.returncode == 0, done.stderr
+    return harness, harness.runs / "bilstm" / "calm"
+
+
+def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> None:
+    """Killed in two epochs: the average, the order and the ratios are those of a calm run."""
+    harness, run = calm
+    for step in (5, 40):
+        kill_at(harness, "bilstm", step, *LONG)
+    killed = run.with_name("killed")
+    assert not (killed / "result.json").exists()
+    last = harness.run("resume", killed)
+    assert last.returncode == 0, last.stderr
+    assert results(killed) == results(run)
+    name = "ngram_ratios.npz"
+    assert (killed / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
+    """Dropped words, padding and unequal shares included; in float64, as for the plain network."""
+    for devices in ("cpu:1", "cpu:2", "cpu:3"):
+        words = [*ALL, "--devices", devices, "--set", "train.precision=float64"]
+        done = harness.train("lstm", devices.replace(":", ""), *words)
+        assert done.returncode == 0, done.stderr
+    folders = [harness.runs / "lstm" / f"cpu{n}" for n in (1, 2, 3)]
+    one, *others = map(metrics, folders)
+    for other in others:
+        for mine, theirs in zip(one, other, strict=True):
+            assert abs(mine["loss"] - theirs["loss"]) < 1e-10
+            assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
+    tested = [np.load(folder / "predictions.npz")["probabilities"] for folder in folders]
+    np.testing.assert_allclose(tested[0], tested[1], atol=1e-10)
+    np.testing.assert_allclose(tested[0], tested[2], atol=1e-10)
+    assert len({line["loss"] for line in one}) == 3, "nothing is learnt: all would be equal"
+
+
+def test_what_is_kept_evaluates_and_predicts(calm: tuple[Harness, Path], tmp_path: Path) -> None:
+    """The scores come again, and another file of ratios is refused before TensorFlow starts."""
+    harness, run = calm
+    result = json.loads((run / "result.json").read_text())
+    content = (run / "ngram_ratios.npz").read_bytes()
+    assert result["ngram_ratios_checksum"] == hashlib.sha256(content).hexdigest()
+    scored = harness.run("evaluate", run, "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["accuracy"] == result["accuracy"]
+    texts = "An excellent movie!\nBad.\n" + "A long and boring one. " * 30
+    together = harness.run("predict", run, "--json", stdin=texts)
+    assert together.returncode == 0, together.stderr
+    told = [json.loads(line)["probability"] for line in together.stdout.splitlines()]
+    assert len(set(told)) == 3
+    alone = harness.run("predict", run, "--json", "Bad.")
+    assert json.loads(alone.stdout)["probability"] == pytest.approx(told[1], abs=1e-6)
+    exported = harness.run("export", run, "--out", tmp_path / "out")
+    assert exported.returncode == 0, exported.stderr
+    classify = tf.saved_model.load(str(tmp_path / "out" / "1")).signatures["serving_default"]
+    served = classify(text=tf.constant(texts.split("\n")))["probabilities"].numpy()[:, 1]
+    np.testing.assert_allclose(served, told, atol=1e-6)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "ngram_ratios.npz").write_bytes(content[:-1])
+    for words in (("predict", copy, "Bad."), ("evaluate", copy)):
+        refused = harness.run(*words)
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1
+        assert "ngram_ratios.npz is not the one" in refused.stderr
+
+
+def test_the_average_is_that_of_the_epochs_weights(harness: Harness) -> None:
+    """Of two epochs the saved weights are the mean of what each of them alone would save."""
+    import keras
+
+    words = ["--set", "train.keep=last", "--set", "data.test=false"]
+    for epochs, average in ((1, 1), (2, 1), (2, 2)):
+        settings = [f"train.epochs={epochs}", f"train.average_epochs={average}"]
+        more = [word for setting in settings for word in ("--set", setting)]
+        done = harness.train("rnn", f"{epochs}-{average}", *words, *more)
+        assert done.returncode == 0, done.stderr
+    first, second, average = (
+        keras.saving.load_model(harness.runs / "rnn" / name / "model.keras").get_weights()
+        for name in ("1-1", "2-1", "2-2")
+    )
+    for one, other, mean in zip(first, second, average, strict=True):
+        np.testing.assert_allclose(mean, (one + other) / 2, atol=1e-7)
+        assert np.abs(one - other).max() > 1e-4

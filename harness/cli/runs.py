@@ -230,7 +230,7 @@ def prune(
     runs: RunsFolder = Path("runs"),
     really: Annotated[bool, typer.Option("--yes", help="remove it")] = False,
 ) -> None:
-    """Say what finished runs hold that can be made again, and remove it with --yes.
+    """Free what finished runs hold and can make again.
 
     That is the last checkpoint and the word vectors of TensorBoard's Projector; of a finished
     search all that its trials hold beside curves and scores, but for the best five models.

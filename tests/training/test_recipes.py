@@ -78,10 +78,10 @@ def test_what_is_kept_evaluates_and_predicts(calm: tuple[Harness, Path], tmp_pat
     texts = "An excellent movie!\nBad.\n" + "A long and boring one. " * 30
     together = harness.run("predict", run, "--json", stdin=texts)
     assert together.returncode == 0, together.stderr
-    told = [json.loads(line)["probability"] for line in together.stdout.splitlines()]
+    told = [json.loads(line)["probabilities"]["positive"] for line in together.stdout.splitlines()]
     assert len(set(told)) == 3
     alone = harness.run("predict", run, "--json", "Bad.")
-    assert json.loads(alone.stdout)["probability"] == pytest.approx(told[1], abs=1e-6)
+    assert json.loads(alone.stdout)["probabilities"]["positive"] == pytest.approx(told[1], abs=1e-6)
     exported = harness.run("export", run, "--out", tmp_path / "out")
     assert exported.returncode == 0, exported.stderr
     classify = tf.saved_model.load(str(tmp_path / "out" / "1")).signatures["serving_default"]

@@ -147,11 +147,15 @@ def test_a_keyboard_interrupt_lets_the_command_save(
         "time.sleep(60)"
     )
     monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever other tests left
     main = threading.main_thread().ident
     assert main
     threading.Timer(1, signal.pthread_kill, [main, signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        process_pool.run_printed("train")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process_pool.run_printed("train")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().out.splitlines()[-1] == "saved"
 
 

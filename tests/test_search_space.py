@@ -70,7 +70,10 @@ def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
         ),
         ("train.learning_rate = { min = 0.1, max = inf }", "learning_rate.max = inf"),
         ("model.pooling = { min = 1, max = 2 }", "is no number, so it has no range"),
-        ("model.pooling = ['lost']", "model.pooling = 'lost': should be 'last', 'max' or 'mean'"),
+        (
+            "model.pooling = ['lost']",
+            "model.pooling = 'lost': should be 'last', 'max', 'mean' or 'max+mean'",
+        ),
         ("model.unit = [8]", "model.unit is not a key of a job; did you mean model.units?"),
         ("modell.units = [8]", "search.space.modell is no table of a job"),
         ("train.seed = [1, 2]", "search.executions"),

@@ -128,6 +128,7 @@ def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -
     """An unfinished run, and a folder of something else, which stays as it is."""
     begun = harness.runs / "lstm/begun"
     write_run(begun, (JOBS / "lstm.toml").read_text())
+    (begun / "result.json").unlink()
     thesis = tmp_path / "thesis"
     thesis.mkdir()
     (thesis / "thesis.tex").touch()

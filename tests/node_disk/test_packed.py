@@ -44,7 +44,7 @@ def test_what_is_unpacked_works_from_there(environment: Path, scratch: Path) -> 
         assert done.returncode == 0, err
     folder = Path(out.strip())
     assert folder.parent.stat().st_mode & 0o777 == 0o700
-    program = "import harness, sys; print(sys.prefix, harness.PROJECT)"
+    program = "import harness, sys; print(sys.prefix, harness.PROJECT, sep=chr(10))"
     said = subprocess.run(
         [folder / "bin/python", "-P", "-c", program],
         env={"PYTHONPATH": str(PROJECT)},
@@ -52,7 +52,7 @@ def test_what_is_unpacked_works_from_there(environment: Path, scratch: Path) -> 
         text=True,
         check=True,
     )
-    assert said.stdout.split() == [str(folder), str(PROJECT)]
+    assert said.stdout.splitlines() == [str(folder), str(PROJECT)]
     assert not list(folder.glob(f"{NAME}*")), "the image holds itself"
 
 

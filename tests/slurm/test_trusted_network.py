@@ -20,13 +20,14 @@ from tests.slurm.stand_in import Project
 
 TWO_NODES = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[08,10]"}
 WORD = "HARNESS_TRUSTED_NETWORK=1\n"
+SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nexec "$@"\n'
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A project on a cluster of two nodes, whose harness only notes how it was called."""
     project = Project(tmp_path)
-    project.executable(project.commands / "srun", '#!/bin/bash\nexec "${@: -5}"\n')
+    project.executable(project.commands / "srun", SRUN)
     project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
     return project
 

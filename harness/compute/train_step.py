@@ -9,6 +9,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -25,7 +26,14 @@ from harness.errors import InputError
 from harness.inputs.epoch_order import BatchShape, evaluation_order
 from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import DataConfig, Job
-from harness.layers import global_batch, outer_embedding, recurrent_layers, turn_cudnn_off
+from harness.layers import (
+    DropoutValues,
+    dropout_values,
+    global_batch,
+    outer_embedding,
+    recurrent_layers,
+    turn_cudnn_off,
+)
 from harness.system.signals import StopRequest
 from harness.texts.word_vectors import WordVectors
 
@@ -40,6 +48,13 @@ class TrainingFacts:
 
     steps_per_epoch: int = 1  # which a schedule of the learning rate counts
     class_weights: Sequence[float] = ()  # by label, see `loss`; empty if all weigh the same
+
+
+class StepValues(NamedTuple):
+    """What steps get beside their batches."""
+
+    vote: tf.Tensor  # [] float64, this worker's to stop
+    dropout: DropoutValues
 
 
 class TrainStep:
@@ -84,10 +99,14 @@ class TrainStep:
             self.optimizer = build_optimizer(job.train, facts.steps_per_epoch)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
+        self.dropout = dropout_values(self.model, job.train.seed)
+        self._begin_graph()
+        self.evaluator = Evaluator(self.export_model, strategy, job.data)
+
+    def _begin_graph(self) -> None:
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
         # tracing take half as long again.
         self._run_steps = tf.function(self._steps, autograph=False, reduce_retracing=False)
-        self.evaluator = Evaluator(self.export_model, strategy, job.data)
 
     def train_steps(self, batches: Iterator[Batch], num_steps: int, vote: float = 0) -> tf.Tensor:
         """Take `num_steps` steps in one graph, leaving the result on the device.
@@ -96,30 +115,31 @@ class TrainStep:
             `[num_steps, 3] float64`: for each step the sums over the global batch of the losses
             and of the correct predictions, and the sum of all replicas' votes to stop.
         """
-        return self._run_steps(batches, num_steps, tf.constant(vote, tf.float64))
+        values = StepValues(tf.constant(vote, tf.float64), self.dropout)
+        return self._run_steps(batches, num_steps, values)
 
-    def _steps(self, batches: Iterator[Batch], num_steps: int, vote: tf.Tensor) -> tf.Tensor:
+    def _steps(self, batches: Iterator[Batch], num_steps: int, values: StepValues) -> tf.Tensor:
         if num_steps == 1:
-            return self._step(next(batches), vote)[None]
+            return self._step(next(batches), values)[None]
 
         def step(i: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            return i + 1, sums.write(i, self._step(next(batches), vote))
+            return i + 1, sums.write(i, self._step(next(batches), values))
 
         sums = tf.TensorArray(tf.float64, num_steps, element_shape=[3])
         _, sums = tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))
         return sums.stack()
 
-    def _step(self, batch: Batch, vote: tf.Tensor) -> tf.Tensor:
-        sums = self.strategy.run(self._replica_step, args=(batch, vote))
+    def _step(self, batch: Batch, values: StepValues) -> tf.Tensor:
+        sums = self.strategy.run(self._replica_step, args=(batch, values))
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
-    def _replica_step(self, batch: Batch, vote: tf.Tensor) -> tf.Tensor:
+    def _replica_step(self, batch: Batch, values: StepValues) -> tf.Tensor:
         # XLA compiles only this part: it refuses the optimizer's variables, which have copies on
         # other devices.
         compiled = tf.function(self._gradients, jit_compile=self.xla, autograph=False)
         # Nothing orders the parts, so they run side by side where there are threads.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
-        results = [self._with_lookup(compiled, part) for part in parts]
+        results = [self._with_lookup(compiled, part, values.dropout) for part in parts]
         gradients = [
             tf.add_n(list(of_parts))
             for of_parts in zip(*(gradients for gradients, _ in results), strict=True)
@@ -128,7 +148,7 @@ class TrainStep:
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
             gradients = self._global_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)
-        return tf.concat([sums, vote[None]], axis=0)
+        return tf.concat([sums, values.vote[None]], axis=0)
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         # Keras would clip, and look for float16's overflow, in each replica's gradients before
@@ -142,13 +162,16 @@ class TrainStep:
         return [gradient / context.num_replicas_in_sync for gradient in gradients]
 
     def _with_lookup(
-        self, compiled: Callable[..., tuple[list[tf.Tensor], tf.Tensor]], part: Batch
+        self,
+        compiled: Callable[..., tuple[list[tf.Tensor], tf.Tensor]],
+        part: Batch,
+        dropout: DropoutValues,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """A part's gradients and sums, its embedding outside of what is compiled."""
         if self.embedding is None:
-            return compiled(part)
+            return compiled(part, dropout)
         table = self.embedding.embeddings
-        gradients, sums = compiled(part, tf.gather(table.value, part.tokens))
+        gradients, sums = compiled(part, dropout, tf.gather(table.value, part.tokens))
         words, channels = table.shape
         index = _index(table, self.model.trainable_variables)
         gradients[index] = tf.math.unsorted_segment_sum(
@@ -157,7 +180,7 @@ class TrainStep:
         return gradients, sums
 
     def _gradients(
-        self, batch: Batch, embedded: tf.Tensor | None = None
+        self, batch: Batch, dropout: DropoutValues, embedded: tf.Tensor | None = None
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The gradients of the weights and the sums; of `embedded` in the embedding's place."""
         trained = self.model.trainable_variables
@@ -166,7 +189,7 @@ class TrainStep:
         if self.embedding is not None and embedded is not None:
             given = self.embedding.given(embedded)
             variables[_index(self.embedding.embeddings, trained)] = embedded
-        place = global_batch(batch.step, batch.positions)
+        place = global_batch(batch.step, batch.positions, dropout)
         with tf.GradientTape() as tape, given, place:
             if embedded is not None:
                 tape.watch(embedded)  # no variable, which a tape watches by itself
@@ -190,8 +213,26 @@ class TrainStep:
 
         See `harness.compute.moving_average`.
         """
-        if isinstance(optimizer := self._inner_optimizer, RampedAverage):
-            optimizer.is_ramped = False
+        self._set_ramped(False)
+
+    def _set_ramped(self, is_ramped: bool) -> None:
+        optimizer = self._inner_optimizer
+        if isinstance(optimizer, RampedAverage) and optimizer.is_ramped != is_ramped:
+            optimizer.is_ramped = is_ramped
+            self._begin_graph()
+
+    def become(self, other: "TrainStep") -> None:
+        """Take up the job and the state of a new step with the same graph."""
+        self.job, self.dropout = other.job, other.dropout
+        self.model.stop_training = False
+        self._set_ramped(True)
+        for own, others in (
+            (self.export_model, other.export_model),
+            (self.model, other.model),
+            (self.optimizer, other.optimizer),
+        ):
+            for variable, value in zip(own.variables, others.variables, strict=True):
+                variable.assign(value)
 
     @property
     def _inner_optimizer(self) -> keras.optimizers.Optimizer:
@@ -204,9 +245,9 @@ class TrainStep:
 
     def trace(self, batches: Iterator[Batch]) -> tf.Graph:
         """The graph that `train_steps` will use, traced without running it."""
-        vote = tf.TensorSpec([], tf.float64)
+        values = StepValues(tf.constant(0, tf.float64), self.dropout)
         num_steps = self.job.train.steps_per_execution
-        return self._run_steps.get_concrete_function(batches, num_steps, vote).graph
+        return self._run_steps.get_concrete_function(batches, num_steps, values).graph
 
     def kernels(self, graph: tf.Graph) -> dict[str, str]:
         """The kernel of each recurrent layer, read from the traced graph.

@@ -24,6 +24,8 @@ from harness.tracking.run_dir import RunDirectory, run_identity
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from harness.compute.reused_steps import ReusedSteps
+
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
     """The words in the model's vocabulary, the most frequent first: indices 4 and up."""
@@ -76,7 +78,8 @@ class Compute:
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # as requested by `--devices`
     worker_group: WorkerGroup | None = None  # of a run on several nodes
-    is_shared: bool = False  # the process trains other runs too, and keeps their GPU memory
+    # Of a process that trains other runs too, and keeps their GPU memory.
+    reused: "ReusedSteps | None" = None
 
 
 @dataclass(frozen=True)

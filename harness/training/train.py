@@ -107,7 +107,7 @@ def train(
         if ratios:
             run.write(RATIOS_FILE, lambda file: file.write(kept))
 
-        train_step = TrainStep(
+        train_step = (compute.reused.get if compute.reused else TrainStep)(
             job,
             compute.strategy,
             plan,
@@ -137,14 +137,14 @@ def train(
             kernels = train_step.kernels(trainer.graph)
             record_kernels(run, kernels)
             if trainer.is_new:
-                describe_run(trainer, draws_graph=not compute.is_shared)
+                describe_run(trainer, draws_graph=not compute.reused)
 
             trainer.fit(validation)
 
             scores = score_test(trainer, dataset, ratios) if job.data.test else {}
             if scores_validation:
                 scores |= score_validation(trainer, validation)
-            if not compute.is_shared:
+            if not compute.reused:
                 record_gpu_memory(trainer)
             result = {
                 **describe_job(job, run),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import keras
 import tensorflow as tf
 
+from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
@@ -41,6 +41,7 @@ class Trials:
         self.sweep, self.shared, self.search = sweep, shared, sweep.search()
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         self.allocation = SlurmEnvironment.from_environment()
+        self.reused = ReusedSteps()
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
     def run(self, work: Work, check: Callable[[], None]) -> Report:
@@ -84,7 +85,6 @@ class Trials:
         )
 
     def _train(self, work: Work, job: Job, run: RunDirectory) -> None:
-        keras.utils.clear_session()  # else names and memory grow from trial to trial
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
         context = RunContext.open(run, job, self.dataset)
@@ -94,7 +94,7 @@ class Trials:
         trial, seed = work.attempt.partition("/")[0], job.train.seed
         self.observers.console.info(f"trial {trial}, seed {seed}: {values}")
         compute = Compute(
-            self.strategy, plan_of(job, self.devices, run), self.allocation, is_shared=True
+            self.strategy, plan_of(job, self.devices, run), self.allocation, reused=self.reused
         )
         train(
             context,

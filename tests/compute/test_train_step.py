@@ -68,7 +68,9 @@ def hlo_of_gradients(train_step: TrainStep, *embedded: tf.Tensor) -> str:
     compiled = tf.function(
         lambda *inputs: train_step._gradients(*inputs), jit_compile=True, autograph=False
     )
-    return str(compiled.experimental_get_compiler_ir(batch, *embedded)(stage="hlo"))
+    return str(
+        compiled.experimental_get_compiler_ir(batch, train_step.dropout, *embedded)(stage="hlo")
+    )
 
 
 @pytest.mark.full

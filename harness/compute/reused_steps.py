@@ -1,0 +1,84 @@
+"""The training steps of a process that trains several runs: each graph is traced and compiled once.
+
+Jobs that differ only in values, such as the learning rate, share a graph. A step that is used again
+gets the state of a new one, so a run ends with the bytes of a run in a process of its own.
+
+The cache of `harness.compute.xla_cache` does not help such a process: TensorFlow numbers the
+functions of a process, and looks compiled ones up by their names.
+"""
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.optimizer import has_schedule
+from harness.compute.train_step import TrainStep
+from harness.job import Job
+
+MAX_STEPS = 8  # that are kept, those used last
+# Settings of `[train]` that are values of a graph, or that none depends on.
+VALUES = {"learning_rate", "seed", "epochs"}
+
+
+class ReusedSteps:
+    """The training steps of a process, by their graphs."""
+
+    def __init__(self) -> None:
+        self._steps: OrderedDict[str, TrainStep] = OrderedDict()
+
+    def get(
+        self,
+        job: Job,
+        strategy: tf.distribute.Strategy,
+        plan: ExecutionPlan,
+        **given: Any,
+    ) -> TrainStep:
+        """A step as `TrainStep` with these arguments is in a new process.
+
+        One that was returned before may not be used any more.
+        """
+        keras.utils.clear_session(free_memory=False)  # else names depend on the runs before
+        new = TrainStep(job, strategy, plan, **given)
+        # What the user's code depends on is not known; a schedule is of constants.
+        if job.code or has_schedule(job.train):
+            return new
+        key = graph_key(new, plan) + repr(given["facts"].class_weights if "facts" in given else ())
+        step = self._steps.pop(key, new)
+        if step is not new:
+            step.become(new)
+        self._steps[key] = step
+        while len(self._steps) > MAX_STEPS:
+            self._steps.popitem(last=False)
+        return step
+
+
+def graph_key(step: TrainStep, plan: ExecutionPlan) -> str:
+    """Equal for steps of equal graphs."""
+    job, rates = step.job, step.dropout.rates.numpy().tolist()
+    settings = {
+        "train": job.train.model_dump(exclude=VALUES),
+        "model": job.model.model_dump(exclude={"dropout", "spatial_dropout"}),
+        "data": job.data.model_dump(),
+        "plan": [plan.xla, plan.parts],
+        # Layers may depend on any setting, so they are compared too.
+        "layers": _with_hidden_rates(step.export_model.get_config()),
+        # Constants in half precision: see `GlobalBatchDropout`.
+        "rates": rates if "16" in job.train.precision else [],
+    }
+    return json.dumps(settings, sort_keys=True, default=repr)
+
+
+def _with_hidden_rates(config: Any) -> Any:
+    """A model's configuration, of the rates of dropout only whether they are 0."""
+    if isinstance(config, list | tuple):
+        return [_with_hidden_rates(each) for each in config]
+    if not isinstance(config, dict):
+        return config
+    found = {name: _with_hidden_rates(each) for name, each in config.items()}
+    if config.get("class_name") in ("Dropout", "SpatialDropout1D"):
+        found["config"]["rate"] = bool(config["config"]["rate"])
+    return found

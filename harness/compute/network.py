@@ -10,13 +10,16 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.layers import Embedding
 from keras.src.backend.common import global_state
 
 from harness.architectures import BUILDERS
+from harness.data.vocabulary import FIRST_WORD
 from harness.errors import InputError
 from harness.job import Job
 from harness.layers import for_training, place_dropouts
 from harness.own_code import load_function, own_errors
+from harness.texts.word_vectors import WordVectors
 
 KERAS_PRECISION = {
     "float32": "float32",
@@ -175,6 +178,31 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
     model.set_weights(export.get_weights())
     place_dropouts(model, seed, batch_size)
     return model
+
+
+def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> None:
+    """Give the embedding the vectors of the words that were found; the others stay random.
+
+    Raises:
+        InputError: if the network has no embedding of that shape.
+    """
+    if vectors is None and job.model.train_embeddings:
+        return
+    shape = (job.data.vocab_size, job.model.embedding_dim)
+    layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
+    fitting = [layer for layer in layers if tuple(layer.embeddings.shape) == shape]
+    if not fitting:
+        raise InputError(
+            f"model.embeddings: {job.model.architecture} has no layer Embedding of {shape[0]:,} "
+            f"words and {shape[1]} numbers, data.vocab_size and model.embedding_dim; add one, or "
+            "leave model.embeddings out"
+        )
+    layer = fitting[0]
+    if vectors is not None:
+        (matrix,) = layer.get_weights()
+        matrix[vectors.found + FIRST_WORD] = vectors.vectors
+        layer.set_weights([matrix])
+    layer.trainable = job.model.train_embeddings
 
 
 def check_network(job: Job, num_outputs: int = 1) -> str:

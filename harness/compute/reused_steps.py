@@ -43,10 +43,9 @@ class ReusedSteps:
         """
         keras.utils.clear_session(free_memory=False)  # else names depend on the runs before
         new = TrainStep(job, strategy, plan, **given)
-        # What the user's code depends on is not known; a schedule is of constants.
-        if job.code or has_schedule(job.train):
+        if not is_reusable(job):
             return new
-        key = graph_key(new, plan) + repr(given["facts"].class_weights if "facts" in given else ())
+        key = graph_key(new, plan)
         step = self._steps.pop(key, new)
         if step is not new:
             step.become(new)
@@ -54,6 +53,22 @@ class ReusedSteps:
         while len(self._steps) > MAX_STEPS:
             self._steps.popitem(last=False)
         return step
+
+
+def is_reusable(job: Job) -> bool:
+    """Whether a later job may take a job's step: if its graph depends on nothing but its settings.
+
+    Also not where it might, as nobody has compared the bytes.
+    """
+    model, train = job.model, job.train
+    others = (
+        *(job.code, model.is_own, train.callbacks),  # what they depend on is not known
+        *(has_schedule(train), train.class_weights),  # constants, from the training reviews too
+        *(train.label_smoothing, train.average_epochs != 1),
+        *(model.embeddings, not model.train_embeddings, not model.recurrent),
+        *(model.word_dropout, model.ngram_ratios, job.data.bucket),  # other inputs, many shapes
+    )
+    return not any(others)
 
 
 def graph_key(step: TrainStep, plan: ExecutionPlan) -> str:

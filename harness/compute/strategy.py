@@ -21,6 +21,7 @@ from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import cuda
+from harness.system.host import nvidia_driver
 from harness.system.stderr_filter import filtered_stderr
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 MAX_DEVICES = 64
 MIN_ADDRESS_SPACE = 3e9  # bytes; a small run was seen to end by SIGABRT in 2.5 GB, and to work in 3
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# NCCL's and CUDA's own variables decide which network is used, and which kernels.
+RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
 
 device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
 
@@ -296,6 +299,28 @@ def describe_numerics() -> dict[str, Any]:
         "tf32": bool(tf.config.experimental.tensor_float_32_execution_enabled()),
         "deterministic": bool(config.is_op_determinism_enabled()),
         "cublas_workspace": os.environ.get(CUBLAS_WORKSPACE),
+    }
+
+
+def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The GPUs that the strategy uses and what drives them; empty where the CPU trains."""
+    import tensorflow as tf
+
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return {}
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    capabilities = [each.get("compute_capability") for each in details]
+    return {
+        "driver": nvidia_driver(),
+        "compute_capabilities": [
+            ".".join(map(str, capability)) if capability else None for capability in capabilities
+        ],
+        **cuda.library_versions(),
+        "mps": cuda.has_mps(environment),
+        "variables": {
+            name: value for name, value in sorted(environment.items()) if name.startswith(RECORDED)
+        },
     }
 
 

@@ -14,15 +14,18 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.layers import Bidirectional, Embedding
+from keras.layers import Bidirectional
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import cross_entropy, weights_of
 from harness.compute.moving_average import RampedAverage
-from harness.compute.network import KERAS_PRECISION, build_network, training_network
+from harness.compute.network import (
+    KERAS_PRECISION,
+    build_network,
+    put_vectors,
+    training_network,
+)
 from harness.compute.optimizer import build_optimizer
-from harness.data.vocabulary import FIRST_WORD
-from harness.errors import InputError
 from harness.inputs.epoch_order import BatchShape, evaluation_order
 from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import DataConfig, Job
@@ -263,31 +266,6 @@ class TrainStep:
             fused = counts[layer.name] >= directions
             kernels[layer.name] = "cudnn" if fused else "xla" if self.xla else "loop"
         return kernels
-
-
-def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> None:
-    """Give the embedding the vectors of the words that were found; the others stay random.
-
-    Raises:
-        InputError: if the network has no embedding of that shape.
-    """
-    if vectors is None and job.model.train_embeddings:
-        return
-    shape = (job.data.vocab_size, job.model.embedding_dim)
-    layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
-    fitting = [layer for layer in layers if tuple(layer.embeddings.shape) == shape]
-    if not fitting:
-        raise InputError(
-            f"model.embeddings: {job.model.architecture} has no layer Embedding of {shape[0]:,} "
-            f"words and {shape[1]} numbers, data.vocab_size and model.embedding_dim; add one, or "
-            "leave model.embeddings out"
-        )
-    layer = fitting[0]
-    if vectors is not None:
-        (matrix,) = layer.get_weights()
-        matrix[vectors.found + FIRST_WORD] = vectors.vectors
-        layer.set_weights([matrix])
-    layer.trainable = job.model.train_embeddings
 
 
 class Evaluator:

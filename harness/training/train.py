@@ -10,10 +10,9 @@ import numpy as np
 from keras.layers import Embedding
 
 from harness.compute import gpu_memory
-from harness.compute.cuda_record import describe_cuda
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import class_weights
-from harness.compute.strategy import describe_devices, describe_numerics
+from harness.compute.strategy import describe_cuda, describe_devices, describe_numerics
 from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
 from harness.errors import InputError

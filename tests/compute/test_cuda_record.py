@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from harness.compute.cuda_record import describe_cuda
+from harness.compute.strategy import describe_cuda
 from harness.system import cuda
 
 LIBRARIES = {

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.reused_steps import MAX_STEPS, ReusedSteps
+from harness.compute.reused_steps import MAX_STEPS, ReusedSteps, is_reusable
 from harness.compute.train_step import TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import batches
@@ -65,6 +65,43 @@ def test_another_graph_is_another_step() -> None:
     assert step(reused, "train.precision=bfloat16", "model.dropout=0.1") is not half
     assert step(reused, "train.learning_rate=0.1") is first
     assert [layer.name for layer in made[0].export_model.layers] == names
+
+
+REUSED = (
+    *("train.seed=2", "train.learning_rate=0.1", "train.epochs=9", "train.batch_size=7"),
+    *("train.optimizer=adam", "train.clipnorm=1", "train.precision=bfloat16", "train.keep=last"),
+    *("model.architecture=gru", "model.units=5", "model.dropout=0", "model.spatial_dropout=0.1"),
+    *("model.pooling=max", "data.maxlen=9", "data.limit=50"),
+)
+NOT_REUSED = (
+    *("train.schedule=cosine", "train.warmup_epochs=1", "train.class_weights=balanced"),
+    *("train.label_smoothing=0.1", "train.average_epochs=2", "data.bucket=true"),
+    *("model.word_dropout=0.1", "model.ngram_ratios=1", "model.pooling=max model.recurrent=false"),
+    *("model.embeddings=vectors.txt", "model.train_embeddings=false"),
+)
+
+
+@pytest.mark.parametrize("setting", REUSED)
+def test_what_is_used_again(setting: str) -> None:
+    """A step whose graph is known by the settings of its job."""
+    assert is_reusable(load_job(JOBS / "lstm.toml", [setting]))
+
+
+@pytest.mark.parametrize("setting", NOT_REUSED)
+def test_what_is_made_for_each_trial(setting: str) -> None:
+    """A graph of more than its settings, or of which no bytes were compared."""
+    settings = setting.split()
+    assert not is_reusable(load_job(JOBS / "lstm.toml", settings))
+    if setting != "model.embeddings=vectors.txt":  # which nobody has read here
+        reused = ReusedSteps()
+        assert step(reused, *settings) is not step(reused, *settings)
+
+
+def test_steps_of_own_code_are_made_for_each_trial() -> None:
+    """A network, an optimizer or a callback of the user's: what it depends on is not known."""
+    own = sorted((JOBS / "own").glob("*.toml"))
+    assert own
+    assert not [path.name for path in own if is_reusable(load_job(path))]
 
 
 def test_only_the_steps_used_last_are_kept() -> None:

@@ -70,7 +70,7 @@ def test_the_file_is_part_of_what_a_run_is(tmp_path: Path) -> None:
 
 def test_a_network_without_a_fitting_embedding_is_refused(tmp_path: Path) -> None:
     """Before a step is taken, with what it should have."""
-    from harness.compute.train_step import put_vectors
+    from harness.compute.network import put_vectors
 
     (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
     job = job_with(tmp_path / "vectors.txt")

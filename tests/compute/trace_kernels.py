@@ -47,13 +47,14 @@ def _with_a_gpu(list_devices: Any, tf: Any) -> Any:
     return list_logical_devices
 
 
-def _half_fused(vocab_size: int, config: Any) -> Any:
+def _half_fused(vocab_size: int, config: Any, *, num_outputs: int) -> Any:
     from keras.layers import LSTM
 
     from harness.architectures import sentiment
 
     first = LSTM(config.units, return_sequences=True)
-    return sentiment(vocab_size, config, first, LSTM(config.units, activation="relu"))
+    rest = LSTM(config.units, activation="relu")
+    return sentiment(vocab_size, config, first, rest, num_outputs=num_outputs)
 
 
 def _kernels(name: str, strategy: Any, settings: Sequence[str] = ()) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset
+from harness.data.vocabulary import START, encode_ranks
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.sweep_protocol.mailbox import Parent, Report, Terms, Work
@@ -195,7 +196,10 @@ def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
 
 def rows_of(reviews: Any) -> list[Any]:
     """The word indices of each review."""
-    return [reviews.tokens[begin:end] for begin, end in itertools.pairwise(reviews.offsets)]
+    return [
+        [START, *encode_ranks(reviews.tokens[begin:end], reviews.vocab_size)]
+        for begin, end in itertools.pairwise(reviews.offsets)
+    ]
 
 
 RESULT = {"val_accuracy": 0.8, "val_loss": 0.4}

@@ -135,16 +135,13 @@ def _differences(parent: RunDirectory, other: Job, *, job: Job, dataset: Dataset
         yield "the data"
 
 
-def begin_with(
-    parent: Parent, context: RunContext, train_step: "TrainStep", *, words: bytes
-) -> list[str]:
+def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> list[str]:
     """Write the first checkpoint of a run that has none, from its parent.
 
     Args:
         parent: what to begin with.
-        context: the new run, whose lease is taken.
+        context: the new run, whose lease is taken and whose vocabulary is written.
         train_step: models and optimizer as they are initialized.
-        words: the new run's `vocabulary.txt`.
 
     Returns:
         A line about each layer that keeps its random weights.
@@ -159,19 +156,21 @@ def begin_with(
             if checkpoint.adopt(path, context.run, context.identity):
                 return []
         raise InputError(f"--from {parent.run.folder}: its checkpoints are broken; leave it out")
-    lines = list(_take_weights(parent.run, train_step, words))
+    lines = list(_take_weights(parent.run, context.run, train_step))
     progress = Progress(identity=context.identity)
     checkpoint.save(context.run, train_step, progress, total_steps=0)
     return lines
 
 
-def _take_weights(parent: RunDirectory, train_step: "TrainStep", words: bytes) -> Iterator[str]:
+def _take_weights(
+    parent: RunDirectory, run: RunDirectory, train_step: "TrainStep"
+) -> Iterator[str]:
     from keras.layers import Embedding
 
     from harness.inference.model_file import load_model
 
     theirs = dict(_numbered(load_model(parent)))
-    same_words = read_plain_file(parent.path("vocabulary.txt")) == words
+    words, their_words = (read_plain_file(each.path("vocabulary.txt")) for each in (run, parent))
     taken = 0
     for name, layer in _numbered(train_step.export_model):
         shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else None
@@ -179,7 +178,7 @@ def _take_weights(parent: RunDirectory, train_step: "TrainStep", words: bytes) -
             yield f"{name}: starts from random weights, run {parent.folder} has no such layer"
         elif shapes != others:
             yield f"{name}: starts from random weights, they are {shapes} here and {others} there"
-        elif isinstance(layer, Embedding) and not same_words:
+        elif isinstance(layer, Embedding) and words != their_words:
             yield f"{name}: starts from random weights, the words of run {parent.folder} are others"
         else:
             layer.set_weights(theirs[name].get_weights())

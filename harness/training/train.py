@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import numpy as np
 from keras.layers import Embedding
@@ -83,29 +85,8 @@ def train(
         heartbeat.beat("starting")
         devices = describe_devices(compute.strategy, worker_group)
         plan = agreed_plan(compute.plan, worker_group)
-        write_provenance(
-            run,
-            dataset,
-            allocation=compute.allocation,
-            devices_asked=compute.devices,
-            plan=asdict(plan),
-            start={
-                "devices": devices,
-                # Refused elsewhere: see `harness.files.trusted_network`.
-                **({"trusted_network": True} if worker_group else {}),
-                **({"embeddings": context.vectors.checksum} if context.vectors else {}),
-                **describe_numerics(),
-                "cuda": describe_cuda(),
-                **({"parent": parent.record()} if parent else {}),
-            },
-        )
-        run.write_text("job.toml", job.to_toml())  # from here on the run can be resumed
-        vocabulary = vocab_to_bytes(known_words(job, dataset))
-        run.write("vocabulary.txt", lambda file: file.write(vocabulary))
-        kept = ratios.to_bytes() if ratios else b""
-        if ratios:
-            run.write(RATIOS_FILE, lambda file: file.write(kept))
-
+        record_start(context, compute, devices=devices, plan=plan, parent=parent)
+        checksums = write_inputs(context, ratios)
         train_step = (compute.reused.get if compute.reused else TrainStep)(
             job,
             compute.strategy,
@@ -116,7 +97,7 @@ def train(
         )
         if parent and not (worker_group and not worker_group.is_chief):  # which shares what it has
             observers.console.info(parent.describe())
-            for line in begin_with(parent, context, train_step, words=vocabulary):
+            for line in begin_with(parent, context, train_step):
                 observers.console.warning(line)
         trainer = Trainer(
             context,
@@ -150,8 +131,7 @@ def train(
                 **describe_data(context, training, validation),
                 **describe_training(trainer),
                 **describe_vectors(context),
-                "vocabulary_checksum": hashlib.sha256(vocabulary).hexdigest(),
-                **({RATIOS_CHECKSUM: hashlib.sha256(kept).hexdigest()} if ratios else {}),
+                **checksums,
                 **count_parameters(train_step.export_model),
                 **scores,
                 "devices": [device["device"] for device in devices],
@@ -164,6 +144,50 @@ def train(
         remove_checkpoints(run, but_last=True)
     run.release_lease()
     return result
+
+
+def record_start(
+    context: RunContext,
+    compute: Compute,
+    *,
+    devices: Sequence[Mapping[str, str]],
+    plan: ExecutionPlan,
+    parent: Parent | None,
+) -> None:
+    """Record what this start is made with; from here on the run can be resumed."""
+    run, vectors = context.run, context.vectors
+    write_provenance(
+        run,
+        context.dataset,
+        allocation=compute.allocation,
+        devices_asked=compute.devices,
+        plan=asdict(plan),
+        start={
+            "devices": devices,
+            # Refused elsewhere: see `harness.files.trusted_network`.
+            **({"trusted_network": True} if compute.worker_group else {}),
+            **({"embeddings": vectors.checksum} if vectors else {}),
+            **describe_numerics(),
+            "cuda": describe_cuda(),
+            **({"parent": parent.record()} if parent else {}),
+        },
+    )
+    run.write_text("job.toml", context.job.to_toml())
+
+
+def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, str]:
+    """Write what the model's inputs are made by; returns the checksums for `result.json`."""
+    vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
+    contents = {"vocabulary.txt": ("vocabulary_checksum", vocabulary)}
+    if ratios:
+        contents[RATIOS_FILE] = (RATIOS_CHECKSUM, ratios.to_bytes())
+    for name, (_, content) in contents.items():
+        context.run.write(name, partial(_write_to, content))
+    return {key: hashlib.sha256(content).hexdigest() for key, content in contents.values()}
+
+
+def _write_to(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def agreed_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> ExecutionPlan:

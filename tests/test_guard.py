@@ -64,7 +64,7 @@ def ends_everything(
             return {program for program in expected if program not in running}
 
         try:
-            wait_for(lambda: not missing(), timeout_s=120)
+            wait_for(lambda: not missing(), timeout_s=300)
             processes = top.children(recursive=True)
             end(top)
             started.wait(timeout=30)

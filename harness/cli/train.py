@@ -271,7 +271,8 @@ def predict(
         name = f"--file {file}" if file is not None else "standard input"
         is_json = is_jsonl or (file is not None and file.suffix.lower() in JSON_LINES)
         batches = read_lines(source, name, remarks, is_json=is_json)
-        if has_input(source):  # bad input is refused before TensorFlow is imported
+        # Bad input is refused before TensorFlow is imported; a pipe may have none yet.
+        if file is not None or has_input(source):
             ahead = [*itertools.islice(batches, 1)]
             if not ahead:
                 raise InputError(NO_TEXT)

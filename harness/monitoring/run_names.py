@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.monitoring.survey import look_at, survey
+from harness.search_space import SEARCH_FILE
 from harness.slurm.queue import Queue
 from harness.tracking.records import RunStatus
 
@@ -17,11 +18,14 @@ def select_runs(
 ) -> list[RunStatus]:
     """The runs with these names, in the order of `survey`; their folders alone are read.
 
+    A folder of runs may be named too. Jobs that have yet to make a folder there belong to it, so
+    all runs are looked at.
+
     Raises:
         InputError: as `pick` says.
     """
     folders = [folder for name in names for folder in _named(name, runs)]
-    if folders:
+    if folders and all(map(_is_run, folders)):
         try:
             return _chosen(names, look_at(folders, runs, queue), runs, many=many)
         except InputError:  # one is the id of a job that no folder is named after, or of none
@@ -50,6 +54,10 @@ def _named(name: str, runs: Path) -> Iterator[Path]:
         for run in _folders(job):
             if run.name == name or of_job.fullmatch(run.name):
                 yield run
+
+
+def _is_run(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in ("job.toml", SEARCH_FILE))
 
 
 def _folders(folder: Path) -> list[Path]:

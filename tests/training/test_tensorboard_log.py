@@ -338,7 +338,10 @@ def test_board_shows_scalars(board: Get) -> None:
     assert tags[f"{RUN}/train"] == [
         f"{group}/{name}" for group in ("epoch", "step") for name in names
     ]
-    of_test = ("accuracy", "f1", "log_loss", "num_reviews", "precision", "recall", "roc_auc")
+    of_test = (
+        *("accuracy", "balanced_accuracy", "f1", "f1_macro", "f1_weighted", "log_loss"),
+        *("num_reviews", "precision", "recall", "roc_auc"),
+    )
     assert tags[RUN] == [f"test/{name}" for name in of_test]
     series = board("plugin/scalars/scalars", run=f"{RUN}/train", tag="step/loss")
     assert [(step, value) for _, step, value in series] == [

@@ -25,5 +25,5 @@ def test_cluster(tmp_path: Path) -> None:
 
 def test_sweep(harness: Harness) -> None:
     """A sweep with two workers."""
-    Sweeps(harness).start("endless", "--workers", 2, "--set", "train.epochs=5000")
+    Sweeps(harness).start("endless", "--workers", 2, "--set", "train.epochs=1000")
     time.sleep(600)

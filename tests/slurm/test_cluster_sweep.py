@@ -82,9 +82,10 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     """USR2 in the middle: the job is requeued and no trial lost, while a task of an array joins."""
     flags = ("--gres=none", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
-    wait_until(lambda: finished(job) >= 1, timeout_s=90)
-    joined = project.sbatch("tune", *flags, "--array=1-2", arguments=["--join", str(job.run)])
+    # The next trials of a worker take half a second each.
+    wait_until(lambda: finished(job) >= 1, timeout_s=90, poll_s=0.05)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    joined = project.sbatch("tune", *flags, "--array=1-2", arguments=["--join", str(job.run)])
     wait_until(lambda: job.requeues() == 1, timeout_s=60)
     job.wait(timeout_s=180)
     for task in (1, 2):

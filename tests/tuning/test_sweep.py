@@ -280,12 +280,13 @@ def test_hyperband_goes_on_with_the_best_as_if_it_had_trained_them_at_once(calm:
 def test_three_trials_that_fail_alike_end_the_sweep(calm: Sweeps) -> None:
     """With their error; nothing is left, and there is no result."""
     one_class = ("--set", "search.objective=val_roc_auc", "--set", "data.validation_split=0.003")
-    done = calm.tune("worse", "--workers", 1, *one_class, "--set", "train.epochs=1")
+    many = ("--set", "search.tuner=random", "--set", "search.trials=50")
+    done = calm.tune("worse", "--workers", 1, *one_class, *many, "--set", "train.epochs=1")
     assert done.returncode == 1
     assert "three trials failed alike" in done.stderr
     assert "all of one class" in done.stderr
     assert not (calm.folder("worse") / "result.json").exists()
-    assert calm.ledger("worse").num_failed == 3
+    assert 3 <= calm.ledger("worse").num_failed < 10  # some fail while the supervisor looks
     assert calm.state("worse")["phase"] == "failed"
     assert calm.left("worse") == []
 

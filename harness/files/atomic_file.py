@@ -79,6 +79,31 @@ def remove_leftovers(target: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """Like `atomic_directory`, but in place of an earlier folder, which stays until this is whole.
+
+    Args:
+        target: the folder; a link to one stays a link.
+        check: raises if what is there may not be replaced; called again before it is.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    target = target.resolve()
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        with atomic_directory(target) as temporary:
+            yield temporary
+            check(target)  # something else may have been put there meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(old)
+    finally:
+        if not target.exists() and old.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
     """The message for a file that the system refuses to write."""
     reason = error.strerror or str(error)

@@ -4,7 +4,6 @@ Vocabulary and encoding are in its graph, so that plain TensorFlow and TensorFlo
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import tensorflow as tf
 from harness.data.dataset import CLASSES
 from harness.data.vocabulary import SHIFT, SPACES, START, UNKNOWN
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_directory, write_refusal
+from harness.files.atomic_file import replaced_directory, write_refusal
 from harness.inference.kept_ratios import read_ratios
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_vocabulary
@@ -159,11 +158,9 @@ def export(run: RunDirectory, folder: Path) -> Path:
     )
     record = {"run": str(run.folder.absolute()), "classes": classes.numpy().astype(str).tolist()}
     try:
-        with atomic_directory(folder) as temporary:
+        with replaced_directory(folder, check_folder) as temporary:
             archive.write_out(temporary / VERSION, verbose=False)
             (temporary / RECORD).write_text(json.dumps(record) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
     except OSError as error:
         raise RunError(write_refusal(folder, error)) from None
     return folder / VERSION

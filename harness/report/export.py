@@ -1,9 +1,6 @@
 """A comparison in files: Markdown, CSV, LaTeX, JSON and the report, complete or not at all."""
 
-import contextlib
 import json
-import os
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +13,7 @@ import numpy as np
 from harness import __version__
 from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_directory
+from harness.files.atomic_file import replaced_directory
 from harness.report.baseline import Baseline
 from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, ScoredRun
 from harness.report.dataset_lookup import tested_data
@@ -95,23 +92,14 @@ def write_comparison(
         RECORD: json.dumps(to_json(parts, left_out), indent=2, allow_nan=False) + "\n",
         REPORT: render(sections, left_out, made),
     }
-    target = folder.resolve()  # a link stays one
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
-        with atomic_directory(target) as temporary:
+        with replaced_directory(folder, check_folder) as temporary:
             for name, content in contents.items():
                 (temporary / name).write_text(content, encoding="utf-8")
-            check_folder(target)  # something else may have been put there meanwhile
-            with contextlib.suppress(FileNotFoundError):
-                target.rename(old)
     except OSError as error:
         raise RunError(
             f"--out {folder}: can't be written: {error.strerror or error}; choose another"
         ) from None
-    finally:
-        if not target.exists() and old.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
     return folder / REPORT
 
 

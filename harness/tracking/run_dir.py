@@ -131,6 +131,10 @@ class RunDirectory(LeasedDirectory):
         state = self.read_json("state.json")
         return f"process {state.get('process')} on {state.get('host')} took it over and finished it"
 
+    def checkpoints(self) -> list[Path]:
+        """The run's checkpoints, oldest first."""
+        return sorted(self.path("checkpoints").glob("step-*.npz"))
+
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""
         return self.folder.rglob(".*.tmp*")

@@ -44,7 +44,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     record = json.dumps(stamped(meta, CHECKPOINT_FORMAT))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     _write(run, f"step-{total_steps:09d}.npz", arrays)
-    for old in list_checkpoints(run)[:-MAX_CHECKPOINTS]:
+    for old in run.checkpoints()[:-MAX_CHECKPOINTS]:
         old.unlink(missing_ok=True)
 
 
@@ -114,7 +114,7 @@ def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:
 
 def remove_checkpoints(run: RunDirectory, *, but_last: bool = False) -> None:
     """Remove the checkpoints of a finished run, but the last one where it is to go on from it."""
-    paths = list_checkpoints(run)
+    paths = run.checkpoints()
     for path in paths[:-1] if but_last else paths:
         path.unlink(missing_ok=True)
 
@@ -123,7 +123,7 @@ def _newest(
     run: RunDirectory, train_step: TrainStep, identity: str
 ) -> tuple[Progress, Path | None, list[str]]:
     skipped: list[str] = []
-    paths = list_checkpoints(run)
+    paths = run.checkpoints()
     for path in reversed(paths):
         try:
             arrays = _load(open_plain_file(path))
@@ -151,11 +151,6 @@ def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             variable.assign(arrays[f"{name}/{i}"])
-
-
-def list_checkpoints(run: RunDirectory) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    return sorted(run.path("checkpoints").glob("step-*.npz"))
 
 
 def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:

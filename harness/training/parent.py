@@ -79,7 +79,7 @@ def find_parent(
             f"--from {named}: run {run.folder} {instead}; leave --from out, or give another "
             "--run-id"
         )
-    if any(run.path("checkpoints").glob("step-*.npz")):
+    if run.checkpoints():
         return None
     if not (folder := named or (Path(before) if before else None)):
         return None
@@ -104,7 +104,7 @@ def _checked(parent: RunDirectory, job: Job, dataset: Dataset) -> Parent:
                 f"harness resume {parent.folder} first"
             )
         return Parent(parent, continues=False, differences=differences)
-    if not any(parent.path("checkpoints").glob("step-*.npz")):
+    if not parent.checkpoints():
         raise InputError(
             f"--from {parent.folder}: its checkpoint is gone, so nothing can go on from there; "
             "train the job from its start without --from"
@@ -152,7 +152,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     from harness.training import checkpoint
 
     if parent.continues:
-        for path in reversed(checkpoint.list_checkpoints(parent.run)):
+        for path in reversed(parent.run.checkpoints()):
             if checkpoint.adopt(path, context.run, context.identity):
                 return []
         raise InputError(f"--from {parent.run.folder}: its checkpoints are broken; leave it out")

@@ -75,7 +75,7 @@ class Trials:
                 self._train(work, job, run)
             results.append(run.result())
             if self.search.continues_trials:
-                newest = checkpoint.list_checkpoints(run)[-1]
+                newest = run.checkpoints()[-1]
                 name = newest.relative_to(self.sweep.path("trials", work.attempt)).as_posix()
                 checkpoints[name] = hashlib.sha256(newest.read_bytes()).hexdigest()
         return Report(
@@ -88,7 +88,7 @@ class Trials:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
         context = RunContext.open(run, job, self.dataset)
-        if not checkpoint.list_checkpoints(run):
+        if not run.checkpoints():
             self._adopt(work, run, context.identity)
         values = ", ".join(f"{key} = {value}" for key, value in work.values.items())
         trial, seed = work.attempt.partition("/")[0], job.train.seed
@@ -111,7 +111,7 @@ class Trials:
         """
         for attempt in work.before:
             older = RunDirectory(self.sweep.path("trials", attempt, run.folder.name))
-            for path in reversed(checkpoint.list_checkpoints(older)):
+            for path in reversed(older.checkpoints()):
                 if checkpoint.adopt(path, run, identity):
                     return
         if not work.parent:
@@ -123,7 +123,7 @@ class Trials:
         if self.shared.wait_for(adopt):
             return
         parent = RunDirectory(self.sweep.path("trials", work.parent.attempt, run.folder.name))
-        if parent.finished() and not checkpoint.list_checkpoints(parent):
+        if parent.finished() and not parent.checkpoints():
             # The search was over once, and freed it. Its epochs are trained again.
             self.observers.console.warning(
                 f"{source}: was removed when the search was over; trained again from the start"
@@ -135,7 +135,7 @@ class Trials:
         """The steps that the newest checkpoints of an attempt's runs hold."""
         runs = [self.sweep.trial_run(attempt, seed) for seed in self.search.seeds()]
         try:
-            newest = [names[-1].stem for run in runs if (names := checkpoint.list_checkpoints(run))]
+            newest = [names[-1].stem for run in runs if (names := run.checkpoints())]
         except OSError:
             return 0
         return sum(int(name.removeprefix("step-")) for name in newest)

@@ -19,7 +19,6 @@ from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
 from harness.tracking.disk_use import CHECKPOINTS, MODEL, prune
-from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
 from harness.tuning.trial import Trials, mean_scores
@@ -120,7 +119,7 @@ def test_an_attempt_goes_on_where_the_one_before_it_was(tmp_path: Path) -> None:
     saved = trials.saved("0/1.1")
     assert saved > 0
     trials.observers.stop.check = lambda: None  # type: ignore[method-assign]
-    newest = checkpoint.list_checkpoints(trials.sweep.trial_run("0/1.1", 1))[-1]
+    newest = trials.sweep.trial_run("0/1.1", 1).checkpoints()[-1]
     broken = trials.sweep.trial_run("0/2.1", 1).path("checkpoints", newest.name)
     broken.parent.mkdir(parents=True)
     broken.write_bytes(newest.read_bytes()[:-100])  # of an attempt that ended while copying

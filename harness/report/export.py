@@ -18,7 +18,7 @@ from harness.report.baseline import Baseline
 from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, ScoredRun
 from harness.report.dataset_lookup import tested_data
 from harness.report.html import Section, render
-from harness.report.predictions import Predictions, read_predictions
+from harness.report.predictions import Predictions, read_predictions, seconds_to_accuracy
 from harness.report.settings import differing
 from harness.report.significance import Difference
 from harness.report.summary import Part
@@ -131,6 +131,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
             f"## {markdown(part.heading)}\n",
             markdown_table(part.columns, part.lines),
             *([markdown_table([*part.by_key[0]], part.by_key)] if part.by_key else []),
+            *([markdown_table([*part.time_lines[0]], part.time_lines)] if part.time_lines else []),
             *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
             *_markdown_list([*part.notes, *part.baseline_notes]),
         ])
@@ -222,6 +223,7 @@ def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any
                 "yardsticks": [_baseline_record(each) for each in part.baselines],
                 "paired_tests": [asdict(each) for each in part.paired_tests],
                 "verdicts": part.verdicts,
+                "seconds_to_validation_accuracy": seconds_to_accuracy(part.group.results),
             }
             for part in parts
         ],

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.report.predictions import Predictions, calibration, epochs_of, mean_roc
+from harness.report.predictions import (
+    Predictions,
+    calibration,
+    epochs_of,
+    mean_roc,
+    progress_of,
+)
 from harness.report.significance import PooledDifference
 from harness.report.summary import Part
 from harness.training.pictures import png
@@ -125,6 +131,7 @@ def pictures_of(part: Part, predictions: Predictions | None) -> list[Picture]:
     pictures = [
         _learning_curve(part, "val_accuracy", title="Validation accuracy", factor=100, unit="%"),
         _learning_curve(part, "loss", title="Training loss", factor=1, unit="nats"),
+        _accuracy_over_time(part),
         _accuracy_by(part, "training_s", "training time", label="training time in seconds"),
         _accuracy_by(
             part, "recurrent_parameters", "size", label="parameters of the recurrent layers"
@@ -165,6 +172,38 @@ def _learning_curve(
         alt=f"{title} by epoch in {unit}, means over seeds, first to last epoch: "
         f"{'; '.join(described)}.",
         caption="The line is the mean over the seeds; the band spans the lowest to the highest.",
+    )
+
+
+def _accuracy_over_time(part: Part) -> Picture | None:
+    figure, axes = _figure()
+    styles, described = styles_of(part), []
+    for result in part.group.results:
+        progress = progress_of(result)
+        if not progress:
+            continue
+        num_epochs = min(len(each.seconds) for each in progress)
+        at = np.mean([each.seconds[:num_epochs] for each in progress], axis=0)
+        best = np.mean([each.best[:num_epochs] for each in progress], axis=0)
+        _plot(axes, at, best, style=styles[result.name], label=result.name)
+        described.append(f"{result.name} {best[-1]:.2f} % after {at[-1]:,.0f} s")
+    if not described:
+        return None
+    if (ngrams := part.ngrams) and ngrams.validation:
+        highest = max(accuracy for _, accuracy in ngrams.validation)
+        axes.plot(ngrams.training_s, highest, "*", color=BASELINE_COLOUR, label=ngrams.name)
+        described.append(f"{ngrams.name} {highest:.2f} % after {ngrams.training_s:,.0f} s")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    axes.set_xlabel("training time in seconds, validation included")
+    axes.set_ylabel("best validation accuracy so far, %")
+    return _picture(
+        figure,
+        axes,
+        title="Validation accuracy over time",
+        alt=f"Best validation accuracy so far over training time: {'; '.join(described)}.",
+        caption="A point for each epoch, the mean over the seeds, with the time of validation; "
+        "without start-up and test.",
     )
 
 

@@ -1,9 +1,11 @@
 """The runs' predictions for each test review: curves over seeds, and the hardest reviews."""
 
+import statistics
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from harness.training.pictures import mean_roc_curve
 Floats = NDArray[np.float64]
 
 NUM_BINS = 10  # of probability, for the calibration
+NUM_LEVELS = 5  # of validation accuracy, whose times are told
 BROKEN = (
     *(OSError, ValueError, KeyError, EOFError, SyntaxError, RecursionError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
@@ -258,3 +261,64 @@ def epochs_of(result: JobResult, key: str) -> dict[int, list[float]]:
             if epoch is not None and value is not None:
                 by_epoch.setdefault(epoch, []).append(value)
     return dict(sorted(by_epoch.items()))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The validation accuracy of one run by its seconds of training, validation included."""
+
+    seconds: tuple[float, ...]  # at the end of each epoch
+    best: tuple[float, ...]  # the highest accuracy up to then, per cent
+
+    def seconds_to(self, accuracy: float) -> float | None:
+        """The seconds until a validation accuracy, in per cent; None if it never came to it."""
+        reached = (at for at, best in zip(self.seconds, self.best, strict=True) if best >= accuracy)
+        return next(reached, None)
+
+
+def progress_of(result: JobResult) -> list[Progress]:
+    """The progress of each seed that has validation reviews and measured times."""
+    return [each for run in result.runs if (each := _progress(run))]
+
+
+def _progress(run: ScoredRun) -> Progress | None:
+    took = {}
+    for line in read_json_lines(run.folder / "timings.jsonl"):
+        epoch, training = whole(line.get("epoch")), number(line.get("epoch_s"))
+        if epoch is not None and training is not None:
+            took[epoch] = training + (number(line.get("validation_s")) or 0.0)
+    accuracies = {}
+    for line in read_json_lines(run.folder / "metrics.jsonl"):
+        epoch, accuracy = whole(line.get("epoch")), number(line.get("val_accuracy"))
+        if epoch in took and accuracy is not None:
+            accuracies[epoch] = 100 * accuracy
+    if not accuracies or sorted(accuracies) != [*range(1, len(accuracies) + 1)]:
+        return None  # the time up to an epoch that is missing is not known
+    seconds = accumulate(took[epoch] for epoch in sorted(accuracies))
+    best = accumulate((accuracies[epoch] for epoch in sorted(accuracies)), max)
+    return Progress(tuple(seconds), tuple(best))
+
+
+def seconds_to_accuracy(results: Sequence[JobResult]) -> dict[str, dict[int, float | None]]:
+    """Mean seconds of training over the seeds until each of five validation accuracies.
+
+    The accuracies are the five whole per cents up to the highest that any job reaches.
+
+    Returns:
+        By job and per cent; None where a seed never came to it. Empty if no run has validation
+        reviews.
+    """
+    by_job = {each.name: progress for each in results if (progress := progress_of(each))}
+    if not by_job:
+        return {}
+    highest = int(max(each.best[-1] for progress in by_job.values() for each in progress))
+    levels = range(max(highest - NUM_LEVELS + 1, 1), highest + 1)
+    return {
+        name: {level: _mean([each.seconds_to(level) for each in progress]) for level in levels}
+        for name, progress in by_job.items()
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None

@@ -18,7 +18,7 @@ from harness.report.collect import (
     group_runs,
     scored_runs,
 )
-from harness.report.predictions import read_predictions, tests_against
+from harness.report.predictions import read_predictions, seconds_to_accuracy, tests_against
 from harness.report.settings import grouped
 from harness.report.significance import (
     Difference,
@@ -133,6 +133,18 @@ class Part:
             is_shown = "" if test is None else ", shown" if test.is_shown else ", not shown"
             sentences[result.name] = f"{where} {strongest.name}{is_shown}"
         return sentences
+
+    @cached_property
+    def time_lines(self) -> list[Line]:
+        """A row for each job: its seconds to each of some validation accuracies."""
+        times = seconds_to_accuracy(self.ordered)
+        return [
+            {
+                "job": name,
+                **{f"{level} %": _seconds(at) or "never" for level, at in by_level.items()},
+            }
+            for name, by_level in times.items()
+        ]
 
     @property
     def notes(self) -> list[str]:

@@ -1,5 +1,6 @@
 """What the pictures draw: the numbers of the tables."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 
 from harness.report.collect import group_runs, scored_runs
 from harness.report.plots import pictures_of
+from harness.report.predictions import seconds_to_accuracy
 from harness.report.summary import make_parts
 from tests.report.made_up_runs import write_run
 
@@ -30,3 +32,41 @@ def test_bars_are_the_intervals_of_the_means(
     pictures_of(part, None)
     (result,) = part.group.results
     assert drawn == [(at, *map(pytest.approx, result.interval or ())) for at in (10.0, 8320)]
+
+
+def test_seconds_to_an_accuracy_end_with_the_epoch_that_reaches_it(tmp_path: Path) -> None:
+    """With validation, as the mean over the seeds; "never" where a seed stays below."""
+    for seed, accuracies in enumerate(([0.80, 0.845, 0.83], [0.84, 0.835, 0.851]), 1):
+        folder = tmp_path / str(seed)
+        write_run(folder, seed=seed)
+        lines: dict[str, list[dict[str, float]]] = {
+            "metrics.jsonl": [
+                {"epoch": i, "val_accuracy": each} for i, each in enumerate(accuracies, 1)
+            ],
+            "timings.jsonl": [{"epoch": i, "epoch_s": 10, "validation_s": 1} for i in (1, 2, 3)],
+        }
+        for name, content in lines.items():
+            (folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in content))
+    (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
+    first = 11.0  # seconds of an epoch
+    assert seconds_to_accuracy(part.group.results) == {
+        "lstm": {
+            **dict.fromkeys((81, 82, 83, 84), (2 * first + first) / 2),
+            85: None,  # the first seed has 84.5 %
+        }
+    }
+    (line,) = part.time_lines
+    assert line == {"job": "lstm", **dict.fromkeys(("81 %", "82 %", "83 %", "84 %"), "16"),
+                    "85 %": "never"}  # fmt: skip
+    (picture,) = (each for each in pictures_of(part, None) if "over time" in each.title)
+    assert "lstm 84.80 % after 33 s" in picture.alt
+
+
+def test_without_the_time_of_an_epoch_nothing_is_told(tmp_path: Path) -> None:
+    """As of a run whose file of times is broken."""
+    write_run(tmp_path / "1")
+    for name, line in (("metrics", '"val_accuracy": 0.8'), ("timings", '"epoch_s": 3')):
+        (tmp_path / "1" / f"{name}.jsonl").write_text(f'{{"epoch": 2, {line}}}\n')
+    (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
+    assert seconds_to_accuracy(part.group.results) == {}
+    assert part.time_lines == []

@@ -285,7 +285,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def results(folder: Path) -> dict[str, Any]:
     """Everything of a finished run that must be the same to the byte."""
-    names = ("metrics.jsonl", "model.keras", "predictions.npz")
+    names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
     files = {name: (folder / name).read_bytes() for name in names}
     result = json.loads((folder / "result.json").read_text())
     return {**files, "result.json": {**untimed(result), "run": None}}

@@ -15,6 +15,7 @@ from harness.files.lenient_json import number, read_json_lines, whole
 from harness.files.plain_file import open_plain_file
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun
 from harness.report.significance import LEVEL, NORMAL_95, Difference, PairedTest, mcnemar
+from harness.tracking.run_dir import PREDICTIONS
 from harness.training.pictures import mean_roc_curve
 
 Floats = NDArray[np.float64]
@@ -102,7 +103,7 @@ def class_names(group: DatasetGroup, num_classes: int) -> tuple[str, ...]:
 
 def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
     with (
-        open_plain_file(run.folder / "predictions.npz") as file,
+        open_plain_file(run.folder / PREDICTIONS) as file,
         np.load(file, allow_pickle=False) as arrays,
     ):
         labels = np.asarray(arrays["labels"]).astype(np.int64)

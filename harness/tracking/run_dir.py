@@ -20,6 +20,7 @@ from harness.tracking.record_format import RECORD, check_format
 
 RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 CANCEL = "cancel.json"
+PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 

@@ -32,7 +32,7 @@ from harness.tracking.provenance import (
     record_kernels,
     write_provenance,
 )
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import PREDICTIONS, VALIDATION_PREDICTIONS, RunDirectory
 from harness.training.callbacks import own_callbacks
 from harness.training.checkpoint import remove_checkpoints
 from harness.training.context import Compute, Observers, RunContext, known_words
@@ -122,8 +122,10 @@ def train(
             trainer.fit(validation)
 
             scores = score_test(trainer, dataset, ratios) if job.data.test else {}
-            if scores_validation:
-                scores |= score_validation(trainer, validation)
+            keeps = not compute.reused  # a trial takes neither the time nor the file
+            if len(validation.labels) and (keeps or scores_validation):
+                of_validation = score_validation(trainer, validation, keeps=keeps)
+                scores |= of_validation if scores_validation else {}
             if not compute.reused:
                 record_gpu_memory(trainer)
             result = {
@@ -216,23 +218,36 @@ def score_test(trainer: Trainer, dataset: Dataset, ratios: NgramRatios | None) -
     trainer.heartbeat.beat("testing")
     probabilities = trainer.train_step.evaluator.probabilities(test, trainer.stop)
     scores = test_scores(test.labels, probabilities)
-    arrays: dict[str, Any] = {"probabilities": probabilities, "labels": test.labels}
-    trainer.run.write("predictions.npz", lambda file: np.savez(file, **arrays))
+    arrays = {"probabilities": probabilities, "labels": test.labels}
+    write_predictions(trainer.run, PREDICTIONS, arrays)
     trainer.log.test(scores)
     log_pictures(trainer, dataset, arrays)
     log_embedding(trainer, dataset)
     return {"num_test": len(test.labels), **scores}
 
 
-def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
+def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> dict[str, Any]:
     """The scores of the exported weights on the validation reviews that no epoch has.
 
     `val_roc_auc` is None if these have only one class.
+
+    Args:
+        trainer: that has trained.
+        validation: the reviews.
+        keeps: also record the predictions, by which an ensemble of runs chooses its weights.
     """
     trainer.heartbeat.beat("validating")
     probabilities = trainer.train_step.evaluator.probabilities(validation, trainer.stop)
+    if keeps:
+        arrays = {"probabilities": probabilities, "labels": validation.labels}
+        write_predictions(trainer.run, VALIDATION_PREDICTIONS, arrays)
     scores = test_scores(validation.labels, probabilities)
     return {f"val_{name}": scores[name] for name in VALIDATION_SCORES}
+
+
+def write_predictions(run: RunDirectory, name: str, arrays: Mapping[str, Any]) -> None:
+    """Write `probabilities` and `labels` of the reviews of a part of the data."""
+    run.write(name, lambda file: np.savez(file, **arrays))
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:

@@ -85,11 +85,11 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     for mine, theirs in zip(one, three, strict=True):
         assert abs(mine["loss"] - theirs["loss"]) < 1e-10
         assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
-    mine, theirs = (
-        np.load(harness.runs / "lstm" / f"cpu{n}" / "predictions.npz")["probabilities"]
-        for n in (1, 3)
-    )
-    np.testing.assert_allclose(mine, theirs, atol=1e-10)
+    for name in ("predictions.npz", "validation_predictions.npz"):
+        mine, theirs = (
+            np.load(harness.runs / "lstm" / f"cpu{n}" / name)["probabilities"] for n in (1, 3)
+        )
+        np.testing.assert_allclose(mine, theirs, atol=1e-10)
     assert len({line["loss"] for line in one}) == 3, "nothing is learnt: all would be equal"
 
 
@@ -108,6 +108,7 @@ def test_the_loss_reported_is_that_of_the_reviews(harness: Harness) -> None:
     done = harness.run("train", JOBS / "lstm.toml", *words)
     assert done.returncode == 0, done.stderr
     run = harness.runs / "lstm" / "still"
+    assert not (run / "validation_predictions.npz").exists()
     line = json.loads((run / "metrics.jsonl").read_text())
     result = json.loads((run / "result.json").read_text())
     assert line["loss"] == pytest.approx(result["log_loss"], abs=1e-6)

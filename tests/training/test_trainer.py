@@ -273,6 +273,9 @@ def test_the_model_has_the_weights_of_the_epoch_to_keep(
         np.testing.assert_array_equal(predictions["labels"], TEST.labels)
         expected = model.predict_on_batch(encoded(TEST))[:, 0]
         np.testing.assert_allclose(predictions["probabilities"], expected, rtol=1e-9)
+    with np.load(run.path("validation_predictions.npz")) as predictions:
+        np.testing.assert_array_equal(predictions["labels"], TRAIN.labels[validation])
+        np.testing.assert_allclose(predictions["probabilities"], outputs, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("monitor", "best"), [("val_loss", 2), ("val_accuracy", 3)])

@@ -14,17 +14,21 @@ from harness.slurm import client
 TIMEOUT_S = 10
 DEFAULT_ARRAY_SIZE = 1001  # indices are below it
 UNLIMITED = float("inf")
+DEFAULT_QOS = "normal"  # the first that slurmdbd makes
 
 # What sacctmgr calls the limits that a single job, or this user alone, can run into.
 COMMON_FIELDS = {"max_time": "MaxWall", "group_jobs": "GrpSubmit", "group": "GrpTRES",
-                 "of_job": "MaxTRES"}  # fmt: skip
+                 "of_job": "MaxTRES", "of_node": "MaxTRESPerNode", "minutes": "MaxTRESMins",
+                 "running_minutes": "GrpTRESRunMins"}  # fmt: skip
 ACCOUNT_FIELDS = {"name": "Account", "max_jobs": "MaxSubmit", "max_running": "MaxJobs",
                   "default_qos": "DefaultQOS", "qos": "QOS", **COMMON_FIELDS}  # fmt: skip
 QOS_FIELDS = {"name": "Name", "max_jobs": "MaxSubmitPU", "max_running": "MaxJobsPU",
-              "of_user": "MaxTRESPU", "group_running": "GrpJobs", "flags": "Flags",
+              "of_user": "MaxTRESPU", "of_account": "MaxTRESPA", "least": "MinTRES",
+              "group_running": "GrpJobs", "account_running": "MaxJobsPA", "flags": "Flags",
               **COMMON_FIELDS}  # fmt: skip
 GROUP_FIELDS = {"name": "Account", "user": "User", "group_jobs": "GrpSubmit", "group": "GrpTRES",
-                "group_running": "GrpJobs"}  # fmt: skip
+                "group_running": "GrpJobs", "running_minutes": "GrpTRESRunMins",
+                "parent": "ParentName"}  # fmt: skip
 UNITS_MB = {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20, "P": 2**30}
 WHAT = {"node": "nodes", "cpu": "CPUs", "mem": "MB of memory", "gres/gpu": "GPUs"}
 
@@ -54,6 +58,10 @@ class Quota:
     max_running: int | None = None  # at a time; 0 lets none begin
     tres: Mapping[str, float] = field(default_factory=dict)  # that one job can get; memory in MB
     is_first: bool = False  # before the limits of a partition's QOS (OverPartQOS)
+    of_node: Mapping[str, float] = field(default_factory=dict)  # that one job can get of each node
+    least: Mapping[str, float] = field(default_factory=dict)  # that one job has to ask for
+    minutes: Mapping[str, float] = field(default_factory=dict)  # times the time limit of a job
+    parent: str = ""  # of an account, whose group limits hold too
 
 
 @dataclass(frozen=True)
@@ -75,25 +83,30 @@ class Limits:
 
 
 def read_limits() -> Limits:
-    """Ask Slurm for all of it, in two calls, or seven where there is accounting.
+    """Ask Slurm for all of it, in two calls, or about eight where accounts have limits.
 
     What Slurm does not tell, as where its programs are forbidden, limits nothing.
     """
     settings = parse_settings(_ask("scontrol", "show", "config"))
     partitions = parse_partitions(_ask("scontrol", "--oneliner", "show", "partition"))
-    if "slurmdbd" not in settings.get("AccountingStorageType", ""):
+    # Without it Slurm keeps accounts and holds nobody to their limits.
+    if "limits" not in settings.get("AccountingStorageEnforce", ""):
         return Limits(partitions, settings)
     sacctmgr = ("sacctmgr", "--noheader", "--parsable2", "show")
     user = getpass.getuser()
-    accounts = parse_quotas(
-        "account", _ask(*sacctmgr, "assoc", f"user={user}", _format(ACCOUNT_FIELDS))
-    )
-    groups = _ask(*sacctmgr, "assoc", f"account={','.join(accounts)}", _format(GROUP_FIELDS))
+    assoc = (*sacctmgr, "assoc", f"cluster={settings.get('ClusterName', '')}")
+    accounts = parse_quotas("account", _ask(*assoc, f"user={user}", _format(ACCOUNT_FIELDS)))
+    new = set(accounts)
+    while new:  # one level of the accounts above after another
+        named = f"account={','.join(sorted(new))}"
+        found = parse_groups(_ask(*assoc, named, _format(GROUP_FIELDS)), accounts)
+        accounts |= found
+        new = {each.parent for each in found.values() if each.parent} - accounts.keys()
     queued = _ask("squeue", "--me", "--array", "--noheader", "--format=%a|%q")
     return Limits(
         partitions,
         settings,
-        {**accounts, **parse_groups(groups, accounts)},
+        accounts,
         parse_quotas("qos", _ask(*sacctmgr, "qos", _format(QOS_FIELDS))),
         _ask(*sacctmgr, "user", f"name={user}", "format=DefaultAccount").strip(),
         tuple((account, qos) for account, _, qos in (x.partition("|") for x in queued.split())),
@@ -142,36 +155,53 @@ def parse_quotas(kind: str, text: str) -> dict[str, Quota]:
     found = {}
     for line in text.splitlines():
         values = dict(zip(fields, line.split("|"), strict=False))
-        name, all_qos = values["name"], values.get("qos", "")
+        name = values["name"]
         found[name] = Quota(
             f"{kind} {name}",
             values.get("max_time", ""),
             _number(values.get("max_jobs", "")),
-            values.get("default_qos", "") or ("" if "," in all_qos else all_qos),
+            _default_qos(values),
             _number(values.get("group_jobs", "")),
-            _least(values, "max_running", "group_running"),
-            _tres(values.get(each, "") for each in ("of_job", "of_user", "group")),
+            _least(values, "max_running", "group_running", "account_running"),
+            _tres(values, "of_job", "of_user", "of_account", "group"),
             is_first="OverPartQOS" in values.get("flags", ""),
+            of_node=_tres(values, "of_node"),
+            least=_tres(values, "least"),
+            minutes=_tres(values, "minutes", "running_minutes"),
         )
     return found
 
 
+def _default_qos(values: Mapping[str, str]) -> str:
+    """The QOS of an account's jobs that name none: its default, its only one, or `normal`."""
+    all_qos = values.get("qos", "").split(",")
+    return values.get("default_qos", "") or (
+        all_qos[0] if len(all_qos) == 1 else DEFAULT_QOS if DEFAULT_QOS in all_qos else ""
+    )
+
+
 def parse_groups(text: str, accounts: Mapping[str, Quota]) -> dict[str, Quota]:
-    """The accounts with the limits of all their users together, from lines without a user."""
+    """The accounts with the limits of all their users together, from lines without a user.
+
+    Args:
+        text: of sacctmgr with GROUP_FIELDS.
+        accounts: as far as they are known.
+    """
     found = {}
     for line in text.splitlines():
         values = dict(zip(GROUP_FIELDS, line.split("|"), strict=False))
-        own = accounts.get(values["name"])
-        if own is None or values.get("user", ""):
+        name = values["name"]
+        if values.get("user", ""):
             continue
-        tres = _tres([values.get("group", "")])
+        own = accounts.get(name, Quota(f"account {name}"))
         running = _least(values, "group_running")
-        found[values["name"]] = replace(
+        found[name] = replace(
             own,
             group_jobs=own.group_jobs or _number(values.get("group_jobs", "")),
             max_running=running if own.max_running is None else own.max_running,
-            tres={name: min(own.tres.get(name, UNLIMITED), value) for name, value in tres.items()}
-            | {name: value for name, value in own.tres.items() if name not in tres},
+            tres=_tightest(own.tres, _tres(values, "group")),
+            minutes=_tightest(own.minutes, _tres(values, "running_minutes")),
+            parent=values.get("parent", ""),
         )
     return found
 
@@ -185,13 +215,21 @@ def _least(values: Mapping[str, str], *names: str) -> int | None:
     return min(numbers, default=None)
 
 
-def _tres(texts: Iterable[str]) -> dict[str, float]:
+def _tres(values: Mapping[str, str], *names: str) -> dict[str, float]:
     """The least of each resource in texts such as `cpu=8,gres/gpu:a100=2,mem=100G`."""
     found: dict[str, float] = {}
-    for name, amount, unit in re.findall(r"([\w/:.-]+)=(\d+(?:\.\d+)?)([KMGTP]?)", ",".join(texts)):
+    text = ",".join(values.get(name, "") for name in names)
+    for name, amount, unit in re.findall(r"([\w/:.-]+)=(\d+(?:\.\d+)?)([KMGTP]?)", text):
         value = float(amount) * (UNITS_MB.get(unit, 1) if name == "mem" else 1)
         found[name] = min(found.get(name, UNLIMITED), value)
     return found
+
+
+def _tightest(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name: min(first.get(name, UNLIMITED), second.get(name, UNLIMITED))
+        for name in (*first, *second)
+    }
 
 
 def seconds(text: str) -> float:
@@ -228,13 +266,23 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
     first = limits.qos.get(next(iter(of_partitions))) if len(of_partitions) == 1 else None
     if first and qos and qos.is_first:
         first, qos = qos, first
+    accounts = []  # with those above it
+    while account and account not in accounts:
+        accounts.append(account)
+        account = limits.accounts.get(account.parent)
     # Of each limit only the first that is set holds.
     set_before: set[str] = set()
-    for quota in filter(None, (first, qos, account)):
-        for limit, problem in _problems(quota, options, num_jobs, own_jobs=limits.own_jobs):
+    for quotas in ([first], [qos], accounts):
+        found = [
+            problem
+            for quota in quotas
+            if quota
+            for problem in _problems(quota, options, num_jobs, own_jobs=limits.own_jobs)
+        ]
+        for limit, problem in found:
             if problem and limit not in set_before:
                 raise InputError(problem)
-            set_before.add(limit)
+        set_before |= {limit for limit, _ in found}
 
 
 def _problems(
@@ -254,18 +302,36 @@ def _problems(
             queued = sum(quota.name in (f"account {a}", f"qos {q}") for a, q in own_jobs)
             beside = f" beside {queued} of yours in the queue" if queued else ""
             whose = "one user" if limit == "jobs" else "all its users"
-            told = f"{num_jobs} jobs{beside}: {quota.name} allows {most} of {whose} at a time"
+            jobs = f"{num_jobs} job{'s' if num_jobs > 1 else ''}"
+            told = f"{jobs}{beside}: {quota.name} allows {most} of {whose} at a time"
             remedy = "give fewer seeds, all in one job by --pack, or wait"
             yield limit, f"{told}; {remedy}" if num_jobs + queued > most else ""
     if quota.max_running is not None:
         told = f"{quota.name} lets no job begin at present; name another --qos or --account"
         yield "running", told if quota.max_running == 0 else ""
+    yield from _tres_problems(quota, options)
+
+
+def _tres_problems(quota: Quota, options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     asked = asked_tres(options)
-    for name, limit_tres in quota.tres.items():
-        amount = asked.get(name, 0)
-        told = f"{amount:g} {WHAT.get(name, name)}: {quota.name} allows {limit_tres:g} at most"
-        remedy = "give less, or name another --qos or --account"
-        yield name, f"{told}, and the job would wait for ever; {remedy}" * (amount > limit_tres)
+    minutes = seconds(options.get("time", "")) / 60
+    limits = (
+        ("", quota.tres, 1.0),
+        (" a node", quota.of_node, 1 / asked["node"]),
+        (" times minutes", quota.minutes, minutes if minutes < UNLIMITED else 0.0),
+    )
+    for each, most_of, times in limits:
+        for name, most in most_of.items():
+            amount = asked.get(name, 0) * times
+            told = f"{amount:g} {WHAT.get(name, name)}{each}: {quota.name} allows {most:g} at most"
+            remedy = "give less, or name another --qos or --account"
+            problem = f"{told}, and the job would wait for ever; {remedy}"
+            yield f"{name}{each}", problem if amount > most else ""
+    for name, least in quota.least.items():
+        amount = asked.get(name, least)
+        told = f"{amount:g} {WHAT.get(name, name)}: {quota.name} wants {least:g} at least"
+        problem = f"{told}, and the job would wait for ever; ask for more, or name another --qos"
+        yield f"least {name}", problem if amount < least else ""
 
 
 def asked_tres(options: Mapping[str, str]) -> dict[str, float]:

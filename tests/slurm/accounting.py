@@ -31,6 +31,7 @@ class AccountedCluster(SlurmCluster):
             "AccountingStorageHost=localhost",
             f"AccountingStoragePort={self.ports[0]}",
             "AccountingStorageEnforce=associations,limits,qos",
+            "AccountingStorageTRES=gres/gpu",
         )
         settings = "\n".join([*lines, ELSEWHERE.settings])
         super().__init__(replace(ELSEWHERE, settings=settings))
@@ -43,10 +44,14 @@ class AccountedCluster(SlurmCluster):
             check=True,
             timeout=120,
         )
+        # Where there is no database slurmdbd makes it, and goes on with the handle of its failed
+        # connection. That has lost its options, and libmariadb3 11.8.9 then reads no results.
+        (self.folder / "database.sql").write_text("CREATE DATABASE slurm;\n")
         self._spawn(
             *("mariadbd", "mariadbd", "--no-defaults", f"--user={user}", f"--datadir={database}"),
             *(f"--socket={self.folder}/mariadb.socket", f"--port={self.ports[1]}"),
             *("--bind-address=127.0.0.1", "--skip-grant-tables", "--innodb-lock-wait-timeout=900"),
+            f"--init-file={self.folder}/database.sql",
         )
         self._ready(lambda: is_listening(self.ports[1]), timeout_s=60)
         text = f"""\
@@ -76,9 +81,16 @@ CommunicationParameters=NoInAddrAny
         self.run(*sacctmgr, "add", "cluster", "tests")
         self.run(*sacctmgr, "add", "account", "lab")
         self.run(*sacctmgr, "add", "user", user, "account=lab")
-        self.run(*sacctmgr, "modify", "account", "lab", "set", "GrpTRES=node=2")
+        # root is known already, with an account of its own.
+        self.run(*sacctmgr, "modify", "user", user, "set", "DefaultAccount=lab")
+
+    def _start(self) -> None:
+        super()._start()
+        # Slurm knows GPUs as a resource from when slurmctld has told slurmdbd of them.
+        modify = ("sacctmgr", "--immediate", "modify")
+        self.run(*modify, "account", "lab", "set", "GrpTRES=node=2")
         limits = ("MaxWall=60", "MaxSubmitJobsPerUser=3", "GrpTRES=gres/gpu=2")
-        self.run(*sacctmgr, "modify", "qos", "normal", "set", *limits)
+        self.run(*modify, "qos", "normal", "set", *limits)
 
     def _stop_accounting(self) -> None:
         self._terminate("slurmdbd")

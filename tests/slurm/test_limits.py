@@ -32,12 +32,16 @@ LIMITS = Limits(
         "small": Quota("qos small", "", 2, tres={"gres/gpu": 1, "gres/gpu:a100": 0, "mem": 4096}),
         "closed": Quota("qos closed", max_running=0),
         "over": Quota("qos over", tres={"gres/gpu": 8}, is_first=True),
+        "large": Quota("qos large", least={"gres/gpu": 2}, of_node={"cpu": 4}),
+        "budget": Quota("qos budget", minutes={"gres/gpu": 60}),
     },
     own_jobs=(("lab", "normal"), ("lab", "other")),
     accounts={
         "lab": Quota("account lab", "", 5),
         "full": Quota("account full", group_jobs=1, tres={"node": 2, "cpu": 8}),
-        "shared": Quota("account shared", qos="normal"),
+        "shared": Quota("account shared", qos="normal", parent="faculty"),
+        "child": Quota("account child", tres={"cpu": 16}, parent="faculty"),
+        "faculty": Quota("account faculty", group_jobs=4, tres={"cpu": 2}, parent="root"),
     },
 )
 
@@ -53,24 +57,34 @@ def test_what_slurm_says_is_read() -> None:
     settings = parse_settings("Configuration data\nMaxArraySize     = 100\nKillWait = 2 sec\n")
     assert settings == {"MaxArraySize": "100", "KillWait": "2 sec"}
     assert (Limits(settings=settings).array_size, Limits().array_size) == (100, 1001)
-    qos = "a|7|4|gres/gpu=3||OverPartQOS|1-00:00:00|9|cpu=8,gres/gpu=2,mem=1G|\nb||||0|||||cpu=9\n"
+    qos = (
+        "a|7|4|gres/gpu=3|cpu=9|gres/gpu=1|||OverPartQOS|1-00:00:00|9|cpu=8,gres/gpu=2,mem=1G|"
+        "|node=1|cpu=60|cpu=40\nb||||||0|2|||||cpu=9\n"
+    )
     assert parse_quotas("qos", qos) == {
         "a": Quota(
             *("qos a", "1-00:00:00", 7, "", 9, 4, {"gres/gpu": 2, "cpu": 8, "mem": 1024}),
             is_first=True,
+            of_node={"node": 1},
+            least={"gres/gpu": 1},
+            minutes={"cpu": 40},
         ),
         "b": Quota("qos b", max_running=0, tres={"cpu": 9}),
     }
-    accounts = parse_quotas("account", "a||||long\nb|||short|long,short\nc|||||||node=4|\n")
+    rows = "a||||long\nb|||short|long,short\nc|||||||node=4|\nd||||normal,a\ne||||a,b\n"
+    accounts = parse_quotas("account", rows)
     assert accounts == {
         "a": Quota("account a", "", None, "long"),
         "b": Quota("account b", "", None, "short"),
         "c": Quota("account c", tres={"node": 4}),
+        "d": Quota("account d", qos="normal"),
+        "e": Quota("account e"),
     }
-    groups = "a||5||\na|me|6||\nc|||node=2,cpu=7|3\nother||1||\n"
+    groups = "a||5||||faculty\na|me|6||\nc|||node=2,cpu=7|3|cpu=9\nfaculty||1||||root\n"
     assert parse_groups(groups, accounts) == {
-        "a": Quota("account a", "", None, "long", 5),
-        "c": Quota("account c", max_running=3, tres={"node": 2, "cpu": 7}),
+        "a": Quota("account a", "", None, "long", 5, parent="faculty"),
+        "c": Quota("account c", max_running=3, tres={"node": 2, "cpu": 7}, minutes={"cpu": 9}),
+        "faculty": Quota("account faculty", group_jobs=1, parent="root"),
     }
 
 
@@ -95,6 +109,11 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, time_s: float) -> 
         ({"qos": "normal"}, 3, "3 jobs beside 1 of yours in .*: qos normal allows 3 of one user"),
         ({"account": "lab"}, 4, "4 jobs beside 2 of yours in the queue: account lab allows 5"),
         ({"account": "full"}, 2, "2 jobs: account full allows 1 of all its users"),
+        ({"account": "child", "cpus-per-task": "4"}, 1, "4 CPUs: account faculty allows 2 "),
+        ({"account": "child"}, 5, "5 jobs: account faculty allows 4 of all its users"),
+        ({"gres": "gpu:1", "qos": "large"}, 1, "1 GPUs: qos large wants 2 at least"),
+        ({"cpus-per-task": "5", "nodes": "2", "qos": "large"}, 1, "5 CPUs a node: .* allows 4 "),
+        ({"gres": "gpu:2", "time": "31", "qos": "budget"}, 1, "62 GPUs times minutes: .* 60 at"),
         ({"qos": "closed"}, 1, "qos closed lets no job begin"),
         ({"gres": "gpu:5", "qos": "normal"}, 1, "5 GPUs: qos normal allows 4 .* wait for ever"),
         ({"gres": "gpu:t4:2", "partition": "debug"}, 1, "2 GPUs: qos small allows 1"),
@@ -125,6 +144,9 @@ def test_what_is_allowed_or_not_known_passes() -> None:
     check_limits({"gres": "gpu:8", "partition": "debug", "qos": "over"}, 1, LIMITS)
     check_limits({"gres": "gpu:9", "partition": "debug,open"}, 1, LIMITS)
     check_limits({"gres": "none", "mem": "0", "nodes": "2", "account": "full"}, 1, LIMITS)
+    check_limits({"cpus-per-task": "4", "nodes": "2", "qos": "large"}, 1, LIMITS)
+    check_limits({"gres": "gpu:2", "time": "30", "qos": "budget"}, 1, LIMITS)
+    check_limits({"gres": "gpu:2", "qos": "budget"}, 1, LIMITS)
     lab = dataclasses.replace(LIMITS, default_account="lab")
     with pytest.raises(InputError, match="account lab allows 5"):
         check_limits({}, 6, lab)

@@ -7,8 +7,10 @@ is the most that it has needed.
 import contextlib
 
 from harness.compute.execution_plan import device_name, read_measured, save_measured, shape
+from harness.compute.host_memory import largest_jobs
 from harness.errors import RunError
 from harness.job import Job
+from harness.search_space import SearchSpec
 from harness.system import nvml
 
 # For CUDA's context and its libraries, which TensorFlow's own count leaves out: an allowance for
@@ -29,17 +31,36 @@ def measure_gb() -> float | None:
     return CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9
 
 
-def keep_gb(job: Job, gb: float) -> None:
-    """Keep what a run of a job on one GPU took, for jobs of the same sizes on such a GPU."""
+def keep_gb(what: Job | SearchSpec, gb: float) -> None:
+    """Keep what a process took of a GPU: by a run of a job, or by a worker in a search.
+
+    It counts for jobs of the same sizes and searches of the same space, on such a GPU. Of a search
+    the most counts that any worker has taken, since its trials differ in size.
+    """
+    key = _key(what)
     with contextlib.suppress(RunError, OSError):  # no run fails because its cache is full
-        save_measured(device_name("gpu"), "gpu_gb", {_key(job): round(gb, 3)})
+        if isinstance(what, SearchSpec) and gb <= (_read(key) or 0):
+            return
+        save_measured(device_name("gpu"), "gpu_gb", {key: round(gb, 3)})
 
 
-def kept_gb(job: Job) -> float | None:
-    """What a run of a job's sizes took of a GPU like the first one here; None if none was run."""
-    gb = read_measured(device_name("gpu"), "gpu_gb").get(_key(job))
+def kept_gb(what: Job | SearchSpec) -> float | None:
+    """What a process took of a GPU like the first one here; None if none was measured.
+
+    Of a search also what runs of the sizes of its largest trials took.
+    """
+    jobs = largest_jobs(what) if isinstance(what, SearchSpec) else []
+    known = [gb for gb in map(_read, map(_key, [what, *jobs])) if gb is not None]
+    return max(known, default=None)
+
+
+def _read(key: str) -> float | None:
+    gb = read_measured(device_name("gpu"), "gpu_gb").get(key)
     return float(gb) if isinstance(gb, int | float) and gb > 0 else None
 
 
-def _key(job: Job) -> str:
-    return f"{shape(job)} xla={job.train.xla}"
+def _key(what: Job | SearchSpec) -> str:
+    if isinstance(what, SearchSpec):
+        space = " ".join(f"{each.key}={list(each.examples())}" for each in what.space)
+        return f"{_key(what.job)} search {space}"
+    return f"{shape(what)} xla={what.train.xla}"

@@ -41,7 +41,12 @@ def reckoned_gb(job: Job) -> float:
 
 
 def largest_gb(search: SearchSpec) -> float:
-    """The memory of the largest trial of a search, in GB: each size at its largest."""
+    """The memory of the largest trial of a search, in GB."""
+    return max(map(reckoned_gb, largest_jobs(search)))
+
+
+def largest_jobs(search: SearchSpec) -> list[Job]:
+    """The largest trial of a search for each architecture: each size at its largest."""
     largest = {
         parameter.key: max(values)
         for parameter in search.space
@@ -53,11 +58,10 @@ def largest_gb(search: SearchSpec) -> float:
         if key in largest:
             content[table][name] = int(largest[key])
     architectures = [p.examples() for p in search.space if p.key == "model.architecture"]
-    jobs = [
+    return [
         Job.model_validate({**content, "model": {**content["model"], "architecture": name}})
         for name in (architectures[0] if architectures else [search.job.model.architecture])
     ]
-    return max(map(reckoned_gb, jobs))
 
 
 def _recurrent_units(model: ModelConfig) -> int:

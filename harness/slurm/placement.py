@@ -83,6 +83,7 @@ def check_memory(
     runs: Sequence[tuple[str, float | None]],
     *,
     warn: Callable[[str], object],
+    option: str = "--runs-per-gpu",
     environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Refuse to put more runs on a GPU than its free memory holds, by what such runs took before.
@@ -91,6 +92,7 @@ def check_memory(
         slots: of the runs, several on a GPU.
         runs: each with its job's name, and the GB that one of its sizes took of such a GPU.
         warn: takes the warning that this is not known.
+        option: by which a user says how many share a GPU, for messages.
         environment: its GPUs stand for those of the other nodes.
 
     Raises:
@@ -105,15 +107,16 @@ def check_memory(
     room_gb = free_gb / (1 + MEMORY_MARGIN)
     num_fit = sum(total <= room_gb for total in accumulate(known))
     if num_fit < min(sharing, len(known)):
-        remedy = f"use --runs-per-gpu {num_fit}" if num_fit else "use a GPU with more"
+        remedy = f"use {option} {num_fit}" if num_fit else "use a GPU with more"
         raise InputError(
             f"{sharing} runs on a GPU: the largest took {known[0]:.1f} GB of such a GPU, and GPU "
             f"{name} has {free_gb:.1f} GB free, which holds {num_fit}; {remedy}"
         )
     if unknown := dict.fromkeys(job for job, gb in runs if gb is None):
+        also = ", and so does harness doctor --probe" if option == "--runs-per-gpu" else ""
         warn(
             f"{sharing} runs on a GPU: how much of its memory a run of {', '.join(unknown)} takes "
-            "is not known yet; the first run measures it, and so does harness doctor --probe"
+            f"is not known yet; the first run measures it{also}"
         )
 
 

@@ -8,15 +8,16 @@ the sweep ends with that error. One whose trial makes no progress is killed, and
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.compute.gpu_memory import kept_gb
 from harness.compute.host_memory import largest_gb
 from harness.errors import InputError, Interrupted, NodeFault, RunError
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots, num_in_memory
+from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory
 from harness.slurm.process_pool import ManagedProcess, ProcessPool, wait_for
 from harness.sweep_protocol.mailbox import WorkerState
 from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
@@ -41,19 +42,35 @@ class WorkerRequest:
     data: Path | None = None
     stall_s: float = STALL_S
 
-    def slots(self, allocation: SlurmEnvironment | None, search: SearchSpec) -> list[Slot]:
+    def slots(
+        self,
+        allocation: SlurmEnvironment | None,
+        search: SearchSpec,
+        *,
+        warn: Callable[[str], object],
+    ) -> list[Slot]:
         """A slot for each worker, by default as many as hold the search's largest trial.
 
+        Args:
+            allocation: the Slurm job, if this is one.
+            search: whose trials they train.
+            warn: takes the warning that nobody knows what they take of a shared GPU.
+
         Raises:
-            InputError: if the allocation has no room for so many.
+            InputError: if the allocation has no room for so many, or a GPU no memory.
         """
-        return allocate_slots(
+        slots = allocate_slots(
             allocation,
             self.num_workers,
             workers_per_gpu=self.workers_per_gpu,
             devices=self.devices,
             at_most=self.num_workers or num_in_memory(allocation, largest_gb(search)),
         )
+        if self.workers_per_gpu > 1:
+            # Each may hold the largest trial at the same time.
+            runs = [(search.name, kept_gb(search))] * self.workers_per_gpu
+            check_memory(slots, runs, warn=warn, option="--workers-per-gpu")
+        return slots
 
     def limit_s(self, state: WorkerState) -> float:
         """The time for which a worker's trial may make no progress."""

@@ -70,7 +70,7 @@ def tune(
     """
     sweep.check_resumable()
     allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, search)
+    slots = request.slots(allocation, search, warn=console.warning)
     idle_warning_min()  # refuse a bad value here, before each worker does
     dataset = sweep.dataset(search.job, request.data, full=full)
     sweep.take_lease()  # makes the folder; what follows needs none
@@ -340,7 +340,7 @@ def join(sweep: SweepDirectory, request: WorkerRequest, console: Console) -> Non
         console.info(f"sweep {sweep.folder}: is finished, nothing to do")
         return
     allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, sweep.search())
+    slots = request.slots(allocation, sweep.search(), warn=console.warning)
     idle_warning_min()  # refuse a bad value here, before each worker does
     sweep.dataset(sweep.search().job, request.data)
     console.info(f"sweep {sweep.folder}: {len(slots)} more workers")

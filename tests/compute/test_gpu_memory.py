@@ -1,8 +1,6 @@
 """What a run took of a GPU's memory: measured, recorded, kept for jobs of the same sizes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import tensorflow as tf
 from harness.compute import gpu_memory
 from harness.compute.gpu_memory import CONTEXT_GB, keep_gb, kept_gb, measure_gb
 from harness.job_file import load_job
+from harness.search_space import load_search
 from harness.system import nvml
 from tests.conftest import JOBS, SHRUNK, Harness
 
@@ -45,6 +44,37 @@ def test_memory_is_kept_for_jobs_of_the_same_sizes(
     assert kept_gb(LSTM) is None
 
 
+SEARCH = """
+[model]
+architecture = "lstm"
+[search]
+trials = 4
+[search.space]
+model.units = [16, 64]
+train.learning_rate = { min = 0.001, max = 0.01 }
+"""
+
+
+def test_the_most_that_a_search_took_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any of its workers, or by a run of its largest trial's sizes; not by another space's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu_memory, "device_name", lambda kind: "NVIDIA A100")
+    file = tmp_path / "mine.toml"
+    file.write_text(SEARCH)
+    search, longer = (load_search(file, [f"search.trials={n}"]) for n in (4, 9))
+    file.write_text(SEARCH.replace("64", "128"))
+    wider = load_search(file)
+    assert kept_gb(search) is None
+    for gb, most in ((0.5, 0.5), (0.4, 0.5), (0.75, 0.75)):
+        keep_gb(search, gb)
+        assert (kept_gb(search), kept_gb(longer), kept_gb(wider)) == (most, most, None)
+    keep_gb(search.job_of({"model.units": 64}), 2.0)
+    keep_gb(search.job_of({"model.units": 16}), 3.0)  # by a run that another one stood beside
+    assert (kept_gb(search), kept_gb(wider)) == (2.0, None)
+
+
 def test_a_cache_that_refuses_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured is then in the record of the run alone."""
     (tmp_path / "file").touch()
@@ -61,26 +91,34 @@ nvmlDeviceGetHandleByIndex = int
 nvmlDeviceGetComputeMode = lambda handle: 0
 nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(free=1.5e9, total=80e9)
 """
+# Imported by each process of Python at its start.
 MEASURED = """
-import sys
 from harness.compute import gpu_memory
 gpu_memory.measure_gb = lambda: 0.5
-from harness.cli.main import main
-sys.exit(main())
 """
+
+
+def measure(harness: Harness) -> None:
+    """From here on each process of the harness says that it holds 0.5 GB of a GPU."""
+    (harness.folder / "sitecustomize.py").write_text(MEASURED)
+    harness.environment["PYTHONPATH"] += f":{harness.folder}"
+
+
+def show_gpu(harness: Harness) -> None:
+    """From here on each process sees a GPU with 1.5 GB free, by the driver's word."""
+    (harness.folder / "pynvml.py").write_text(NVML)
+    harness.environment |= {"CUDA_VISIBLE_DEVICES": "0"}
 
 
 @pytest.mark.full
 def test_a_run_measures_for_those_that_share_a_gpu(harness: Harness) -> None:
     """Its record says what it took, and more such runs than a GPU holds are refused at once."""
-    words = harness.train_words("rnn", "measured", "--set", "train.epochs=1")
-    command = [sys.executable, "-c", MEASURED, *map(str, words)]
-    subprocess.run(command, cwd=harness.folder, env=harness.environment, check=True, timeout=300)
+    measure(harness)
+    done = harness.run(*harness.train_words("rnn", "measured", "--set", "train.epochs=1"))
+    assert done.returncode == 0, done.stderr
     record = json.loads((harness.runs / "rnn" / "measured" / "provenance.json").read_text())
     assert record["starts"][-1]["gpu_gb"] == 0.5
-    (harness.folder / "pynvml.py").write_text(NVML)
-    harness.environment |= {"CUDA_VISIBLE_DEVICES": "0"}
-    harness.environment["PYTHONPATH"] += f":{harness.folder}"
+    show_gpu(harness)
     done = harness.run(
         *("train", JOBS / "rnn.toml", *SHRUNK, "--set", "train.epochs=1", "--runs", harness.runs),
         *("--seeds", "2-5", "--runs-per-gpu", "4"),
@@ -89,3 +127,27 @@ def test_a_run_measures_for_those_that_share_a_gpu(harness: Harness) -> None:
     assert "4 runs on a GPU: the largest took 0.5 GB" in done.stderr
     assert done.stderr.endswith("has 1.5 GB free, which holds 2; use --runs-per-gpu 2\n")
     assert [path.name for path in (harness.runs / "rnn").iterdir()] == ["measured"]
+
+
+@pytest.mark.full
+def test_workers_measure_for_those_that_share_a_gpu(harness: Harness) -> None:
+    """More workers than a GPU holds are refused at once, of a new search and of one that runs."""
+    measure(harness)
+    space = '[search]\ntuner = "grid"\n[search.space]\ntrain.learning_rate = [0.001, 0.01]\n'
+    job = harness.folder / "small.toml"
+    job.write_text((JOBS / "rnn.toml").read_text() + space)
+    words = ["tune", job, *SHRUNK, "--set", "train.epochs=1", "--runs", harness.runs]
+    done = harness.run(*words, "--sweep-id", "measured", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    sweep = harness.runs / "small" / "measured"
+    (sweep / "result.json").unlink()  # as while it runs
+    before = sorted(harness.runs.rglob("*"))
+    show_gpu(harness)
+    for command in ([*words, "--sweep-id", "new"], ["sweep", "join", sweep]):
+        done = harness.run(*command, "--workers-per-gpu", 4)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "harness: 4 runs on a GPU: the largest took 0.5 GB of such a GPU, and GPU 0 has 1.5 GB "
+            "free, which holds 2; use --workers-per-gpu 2\n"
+        )
+    assert sorted(harness.runs.rglob("*")) == before

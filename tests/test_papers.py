@@ -78,6 +78,16 @@ def test_files_exist(paper: Path) -> None:
 
 
 @papers
+def test_tests_exist(paper: Path) -> None:
+    """What a paper names as a test is one, or a function of the package."""
+    files = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("test_*.py")]
+    text = "".join(file.read_text() for file in files)
+    known = set(re.findall(r"^def (test_\w+)\(", text, re.MULTILINE))
+    named = [name for each in code(paper) for name in re.findall(r"^test_\w+$", each)]
+    assert {name for name in named if name not in known} == set()
+
+
+@papers
 def test_commands_and_options_exist(paper: Path) -> None:
     """Each `harness X` is a command, and what begins with a dash after it is one of its options."""
     if paper == CHANGELOG:

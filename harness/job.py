@@ -205,6 +205,13 @@ class TrainConfig(ConfigSection):
     label_smoothing: Share = Field(
         0.0, description="share of each label that is spread over all classes in training"
     )
+    adversarial: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="train on each review also with its word vectors moved by so many times their "
+        "size to where the loss grows most; 0 = off, 5 is usual",
+    )
     class_weights: ClassWeights = Field(
         "",
         description='weights of the classes in the loss: a table by their names, or `"balanced"`; '
@@ -276,6 +283,7 @@ LATER_KEYS = {
         *("tf32", "deterministic", "optimizer_options", "schedule", "schedule_epochs"),
         *("schedule_floor", "schedule_drops", "schedule_factor", "warmup_epochs"),
         *("label_smoothing", "class_weights", "callbacks", "average_epochs"),
+        "adversarial",
     ),
 }
 

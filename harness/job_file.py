@@ -341,6 +341,11 @@ def _check_together(job: Job, path: Path) -> None:
             f"job {path}: model.ngram_ratios = {job.model.ngram_ratios}: a network of your own "
             "reads words alone; set it to 0"
         )
+    if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
+        raise InputError(
+            f"job {path}: train.adversarial = {job.train.adversarial:g}: moves the vectors of "
+            "words that one of the five networks trains; set it to 0"
+        )
     if not job.model.recurrent and job.model.pooling == "last":
         raise InputError(
             f"job {path}: model.recurrent = false: needs a pooling of the words' vectors, and "

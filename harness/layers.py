@@ -1,6 +1,7 @@
 """What every architecture shares: dropout over the global batch, the recurrent layers."""
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -279,3 +280,30 @@ def count_parameters(model: keras.Model) -> dict[str, int]:
     """How many parameters the model has, in all and in its recurrent layers."""
     recurrent = sum(layer.count_params() for layer in recurrent_layers(model))
     return {"parameters": model.count_params(), "recurrent_parameters": recurrent}
+
+
+def count_cudnn_nodes(graph: tf.Graph, layers: list[keras.Layer]) -> dict[str, int]:
+    """How many cuDNN kernels the forward pass runs in each layer: the fewest on any replica.
+
+    A node is named `model/layer/…`, but TensorFlow numbers a scope that it sees again: `lstm` can
+    appear as `lstm_1`, or as `lstm_2` next to another layer's `lstm_1_1`. So scopes and layers
+    with the same base name, such as `lstm`, are matched by their order.
+    """
+    counts: dict[str, int] = {}
+    for function in graph.as_graph_def().library.function:
+        paths = [(node.op, node.name.split("/")) for node in function.node_def]
+        forward = [(op, path[1]) for op, path in paths if path[1:] and path[0] != "gradient_tape"]
+        fused = [scope for op, scope in forward if op.startswith("CudnnRNN")]
+        scopes = list(dict.fromkeys(scope for _, scope in forward))
+        for base in {_base(layer.name) for layer in layers}:
+            names = [layer.name for layer in layers if _base(layer.name) == base]
+            matching = [scope for scope in scopes if _base(scope) == base]
+            if len(names) == len(matching):  # else it is a part, such as the body of a loop
+                for name, scope in zip(names, matching, strict=True):
+                    num = fused.count(scope)
+                    counts[name] = min(num, counts.get(name, num))
+    return {layer.name: counts.get(layer.name, 0) for layer in layers}
+
+
+def _base(name: str) -> str:
+    return re.sub(r"(_\d+)+$", "", name)

@@ -103,6 +103,10 @@ def test_a_key_added_later_changes_no_identity_at_its_default(tmp_path: Path) ->
         (LEAST + "word_dropout = 1", ("model.word_dropout = 1", "less than 1")),
         (LEAST + "pooling = 'max+min'", ("model.pooling = 'max+min'", "max+mean?")),
         (LEAST + "recurrent = 'no'", ("model.recurrent = 'no'", "boolean")),
+        (
+            LEAST + "train_embeddings = false\n[train]\nadversarial = 5",
+            ("train.adversarial = 5", "set it to 0"),
+        ),
         (LEAST + "recurrent = false", ("model.recurrent = false", "model.pooling is 'last'")),
         (
             "[model]\narchitecture = 'mine.py:net'\nngram_ratios = 3",
@@ -140,6 +144,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
         ("train.schedule_drops=3", "list"),
         ("train.warmup_epochs=-1", "greater than or equal to 0"),
         ("train.label_smoothing=1", "less than 1"),
+        ("train.adversarial=-1", "greater than or equal to 0"),
         ("train.class_weights=even", "balanced"),
         ("train.class_weights={ a = -1 }", "a has -1"),
         ("train.class_weights={ a = 0 }", "a weight above 0"),

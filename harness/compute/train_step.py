@@ -6,7 +6,6 @@ export (the latest ones, or the optimizer's moving average), and is validated, t
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import tensorflow as tf
 from keras.layers import Bidirectional
 
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.loss import cross_entropy, weights_of
+from harness.compute.loss import cross_entropy, perturbation, weights_of
 from harness.compute.moving_average import RampedAverage
 from harness.compute.network import (
     KERAS_PRECISION,
@@ -31,6 +30,8 @@ from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import DataConfig, Job
 from harness.layers import (
     DropoutValues,
+    OuterEmbedding,
+    count_cudnn_nodes,
     dropout_values,
     global_batch,
     outer_embedding,
@@ -96,9 +97,10 @@ class TrainStep:
             put_vectors(self.model, job, None)  # a network of the user's is built again
             if self.xla:
                 turn_cudnn_off(self.model)
+            self.embedding = outer_embedding(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
-            self.embedding = outer_embedding(self.model) if self.xla and _uses_gpu() else None
+            self.looks_up_outside = self.xla and _uses_gpu() and self.embedding is not None
             self.optimizer = build_optimizer(job.train, facts.steps_per_epoch)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
@@ -171,9 +173,9 @@ class TrainStep:
         dropout: DropoutValues,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """A part's gradients and sums, its embedding outside of what is compiled."""
-        if self.embedding is None:
+        if not self.looks_up_outside:
             return compiled(part, dropout)
-        table = self.embedding.embeddings
+        table = self.words.embeddings
         gradients, sums = compiled(part, dropout, tf.gather(table.value, part.tokens))
         words, channels = table.shape
         index = _index(table, self.model.trainable_variables)
@@ -186,16 +188,41 @@ class TrainStep:
         self, batch: Batch, dropout: DropoutValues, embedded: tf.Tensor | None = None
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The gradients of the weights and the sums; of `embedded` in the embedding's place."""
+        epsilon = self.job.train.adversarial
+        if not epsilon:
+            gradients, sums, _ = self._pass(batch, dropout, embedded)
+            return gradients, sums
+        # One pass gives the gradients of weights and words; the second sees the words moved.
+        nowhere = tf.zeros([1, 1, 1], self.words.embeddings.dtype)
+        gradients, sums, at_words = self._pass(batch, dropout, embedded, moved=nowhere)
+        vectors = self._look_up(batch, embedded)
+        moved = epsilon * perturbation(at_words, vectors, batch.tokens)
+        others, _, _ = self._pass(batch, dropout, embedded, moved=moved)
+        return [(one + other) / 2 for one, other in zip(gradients, others, strict=True)], sums
+
+    def _pass(
+        self,
+        batch: Batch,
+        dropout: DropoutValues,
+        embedded: tf.Tensor | None,
+        *,
+        moved: tf.Tensor | None = None,
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor | None]:
+        """Gradients of the weights, sums, and the gradient of the words if they are `moved`."""
         trained = self.model.trainable_variables
         variables = [v.value for v in trained]
-        given: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self.embedding is not None and embedded is not None:
-            given = self.embedding.given(embedded)
-            variables[_index(self.embedding.embeddings, trained)] = embedded
+        if embedded is not None:
+            variables[_index(self.words.embeddings, trained)] = embedded
         place = global_batch(batch.step, batch.positions, dropout)
-        with tf.GradientTape() as tape, given, place:
+        with tf.GradientTape() as tape, place, contextlib.ExitStack() as given:
             if embedded is not None:
                 tape.watch(embedded)  # no variable, which a tape watches by itself
+            words = embedded
+            if moved is not None:
+                words = self._look_up(batch, embedded) + moved
+                variables.append(words)
+            if words is not None:
+                given.enter_context(self.words.given(words))
             probabilities = _wide(self.model(batch.inputs, training=True))
             smoothing = self.job.train.label_smoothing
             losses = cross_entropy(batch.labels, probabilities, smoothing=smoothing)
@@ -207,9 +234,23 @@ class TrainStep:
             # gradients are added up, and a last batch need not fill them equally.
             target = self.optimizer.scale_loss(loss / tf.cast(batch.count, losses.dtype))
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(target, variables)]
+        at_words = gradients.pop() if moved is not None else None
         correct = is_correct(batch.labels, probabilities)
         num_correct = tf.reduce_sum(tf.cast(correct, losses.dtype) * weights)
-        return gradients, tf.cast(tf.stack([loss, num_correct]), tf.float64)
+        return gradients, tf.cast(tf.stack([loss, num_correct]), tf.float64), at_words
+
+    @property
+    def words(self) -> OuterEmbedding:
+        """The embedding, where the words' vectors are looked up outside of the model."""
+        if self.embedding is None:  # which the check of the job excludes
+            raise RuntimeError("the network has no embedding of its own input that is trained")
+        return self.embedding
+
+    def _look_up(self, batch: Batch, embedded: tf.Tensor | None) -> tf.Tensor:
+        """The vectors of a batch's words, `[examples, time, channels]`."""
+        if embedded is not None:
+            return embedded
+        return tf.gather(self.words.embeddings.value, batch.tokens)
 
     def keep_unramped(self) -> None:
         """Go on with the average of a run that an older version began; before the graph is traced.
@@ -351,30 +392,3 @@ def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
     """Reviews in a global batch of an evaluation."""
     kind = "gpu" if _uses_gpu() else "cpu"
     return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)
-
-
-def count_cudnn_nodes(graph: tf.Graph, layers: list[keras.Layer]) -> dict[str, int]:
-    """How many cuDNN kernels the forward pass runs in each layer: the fewest on any replica.
-
-    A node is named `model/layer/…`, but TensorFlow numbers a scope that it sees again: `lstm` can
-    appear as `lstm_1`, or as `lstm_2` next to another layer's `lstm_1_1`. So scopes and layers
-    with the same base name, such as `lstm`, are matched by their order.
-    """
-    counts: dict[str, int] = {}
-    for function in graph.as_graph_def().library.function:
-        paths = [(node.op, node.name.split("/")) for node in function.node_def]
-        forward = [(op, path[1]) for op, path in paths if path[1:] and path[0] != "gradient_tape"]
-        fused = [scope for op, scope in forward if op.startswith("CudnnRNN")]
-        scopes = list(dict.fromkeys(scope for _, scope in forward))
-        for base in {_base(layer.name) for layer in layers}:
-            names = [layer.name for layer in layers if _base(layer.name) == base]
-            matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else it is a part, such as the body of a loop
-                for name, scope in zip(names, matching, strict=True):
-                    num = fused.count(scope)
-                    counts[name] = min(num, counts.get(name, num))
-    return {layer.name: counts.get(layer.name, 0) for layer in layers}
-
-
-def _base(name: str) -> str:
-    return re.sub(r"(_\d+)+$", "", name)

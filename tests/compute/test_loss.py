@@ -1,11 +1,11 @@
-"""Weights of the classes in the loss."""
+"""Weights of the classes in the loss, and words that are moved."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
-from harness.compute.loss import class_weights, cross_entropy, weights_of
+from harness.compute.loss import class_weights, cross_entropy, perturbation, weights_of
 from harness.errors import InputError
 from harness.job import TrainConfig
 
@@ -50,3 +50,22 @@ def test_the_cross_entropy_of_smoothed_labels(smoothing: float) -> None:
     targets = np.eye(3)[[0, 1]] * (1 - smoothing) + smoothing / 3
     found = cross_entropy(tf.constant(labels), tf.constant(of_three), smoothing=smoothing)
     np.testing.assert_allclose(found, -(targets * np.log(of_three)).sum(axis=1), rtol=1e-5)
+
+
+def test_words_move_up_the_gradient_by_their_own_size() -> None:
+    """Over a whole review, whatever its padding; a tiny gradient will do."""
+    tokens = np.array([[4, 5, 0], [6, 0, 0], [7, 8, 9]])
+    generator = np.random.default_rng(1)
+    vectors = generator.normal(size=(3, 3, 2)).astype(np.float32)
+    gradient = generator.normal(size=(3, 3, 2)).astype(np.float32)
+    gradient[1] *= 1e-30  # its square is no number of float32
+    gradient[2] = 0
+    found = perturbation(tf.constant(gradient), tf.constant(vectors), tf.constant(tokens)).numpy()
+    for row, num_words in ((0, 2), (1, 1)):
+        words = np.s_[row, :num_words]
+        length = np.sqrt(np.mean(np.square(vectors[words])))
+        direction = gradient[words].astype(np.float64)
+        expected = length * direction / np.sqrt(np.sum(np.square(direction)))
+        np.testing.assert_allclose(found[words], expected, rtol=1e-5)
+        assert not found[row, num_words:].any()
+    assert not found[2].any()

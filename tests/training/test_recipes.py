@@ -1,4 +1,4 @@
-"""Batches by length, n-gram ratios, word dropout and averaged epochs in whole runs: exact too."""
+"""Batches by length, n-gram ratios, word dropout, moved words and averaged epochs: exact too."""
 
 import hashlib
 import json
@@ -21,6 +21,7 @@ ALL = [
     *("--set", "model.ngram_ratios=3"),
     *("--set", "model.word_dropout=0.3"),
     *("--set", "train.average_epochs=2"),
+    *("--set", "train.adversarial=5"),
 ]
 LONG = [*ALL, "--set", "train.epochs=10"]  # long enough to be killed in
 

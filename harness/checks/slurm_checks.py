@@ -20,7 +20,9 @@ MIN_SAVING_S = 10  # a run saves in less, if its disk is not slow
 MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
 FORMAT = "%P|%a|%l|%L|%G"  # partition, state, time limit, default time, generic resources
-DEFAULTS = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_QOS")
+DEFAULTS = (
+    *("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_QOS", "SBATCH_TIMELIMIT"),
+)
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ def check_script(partitions: list[Partition], limits: Limits) -> Iterator[Findin
             if has_gpus or "SBATCH_GRES" in settings
             else "export SBATCH_GRES=none"
         )
-        yield Finding("red", "sbatch", f"{name} {error}", remedy)
+        refused = "would not start: " if isinstance(error, InputError) else ""  # the other says so
+        yield Finding("red", "sbatch", f"{name} {refused}{error}", remedy)
         return
     yield Finding("green", "sbatch", f"{name} is accepted: {answer}")
 

@@ -1,22 +1,24 @@
-"""`python -m tests.slurm [elsewhere]`: a test cluster for a person to play with, until Ctrl-C."""
+"""`python -m tests.slurm [elsewhere | accounted]`: a test cluster to play with, until Ctrl-C."""
 
 import shlex
 import signal
 import sys
 
 from tests import guard
+from tests.slurm.accounting import AccountedCluster
 from tests.slurm.cluster import SlurmCluster, SlurmError
-from tests.slurm.configuration import ELSEWHERE, HOME
+from tests.slurm.configuration import ELSEWHERE
 
 
 def main() -> int:
     """Start the cluster, say how to use it, and stop it on Ctrl-C or TERM (or KILL)."""
-    site = ELSEWHERE if sys.argv[1:] == ["elsewhere"] else HOME
+    which = "".join(sys.argv[1:2])
+    chosen = {"elsewhere": SlurmCluster(ELSEWHERE), "accounted": AccountedCluster()}
     guard.enter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with SlurmCluster(site) as cluster:
-            nodes = ", ".join(f"{name} {gres}".strip() for name, gres in site.nodes.items())
+        with chosen.get(which, SlurmCluster()) as cluster:
+            nodes = ", ".join(f"{name} {gres}".strip() for name, gres in cluster.site.nodes.items())
             say(f"the nodes {nodes} are up, with pretended GPUs. In another terminal:")
             for name, value in cluster.environment.items():
                 say(f"  export {name}={shlex.quote(value)}")

@@ -6,7 +6,7 @@ import socket
 import subprocess
 from dataclasses import replace
 
-from tests.slurm.cluster import SEARCH_PATH, SlurmCluster, free_ports
+from tests.slurm.cluster import SEARCH_PATH, SlurmCluster, SlurmError, free_ports
 from tests.slurm.configuration import ELSEWHERE
 
 PROGRAMS = ("slurmdbd", "sacctmgr", "mariadbd", "mariadb-install-db")
@@ -22,7 +22,7 @@ def is_installed() -> bool:
 
 
 class AccountedCluster(SlurmCluster):
-    """The cluster `elsewhere` whose QOS `normal` allows an hour and three jobs of a user."""
+    """The cluster `elsewhere` with accounts. Its QOS `normal` allows an hour and three jobs."""
 
     def __init__(self) -> None:
         self.ports = free_ports(2)
@@ -37,6 +37,8 @@ class AccountedCluster(SlurmCluster):
         super().__init__(replace(ELSEWHERE, settings=settings))
 
     def _start_accounting(self) -> None:
+        if not is_installed():
+            raise SlurmError(REMEDY)
         database, user = self.folder / "database", getpass.getuser()
         subprocess.run(
             ["mariadb-install-db", f"--user={user}", f"--datadir={database}", "--skip-test-db"],

@@ -76,6 +76,11 @@ def test_the_limits_of_a_qos_hold_before_sbatch(
     ):
         done = submitter.run(job, *words)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    two = ("--time", "30", "--seeds", "1-2")
+    (held,) = submitter.submit(job, *two, "--", "--hold")
+    done = submitter.run(job, *two)
+    assert "2 jobs beside 2 of yours in the queue: qos normal allows 3" in done.stderr
+    accounted.run("scancel", held["job_id"])
     (record,) = submitter.submit(job, "--time", "30", "--seeds", "1-3")
     for seed in (1, 2, 3):
         accounted.wait(f"{record['job_id']}_{seed}", ["COMPLETED"])
@@ -116,6 +121,31 @@ def reason(cluster: SlurmCluster, *flags: str) -> str:
 
 
 @pytest.mark.parametrize(
+    ("flag", "why", "said"),
+    [
+        ("--qos=q3", "QOSMaxCpuPerUserLimit", "4 CPUs: qos q4 allows 2 at most"),
+        ("--qos=over", "QOSMaxCpuPerJobLimit", "4 CPUs: qos over allows 3 at most"),
+    ],
+)
+def test_the_qos_of_a_partition_counts_too(
+    limited: SlurmCluster, tmp_path: Path, flag: str, why: str, said: str
+) -> None:
+    """Before the job's own, unless that has the flag OverPartQOS."""
+    user, add = getpass.getuser(), ("sacctmgr", "--immediate", "add")
+    if flag == "--qos=over":
+        limited.run(*add, "qos", "over", "MaxTRESPerJob=cpu=3", "Flags=OverPartQOS")
+        modify = ("sacctmgr", "--immediate", "modify", "user", user, "set")
+        limited.run(*modify, "qos+=over")
+    limited.run("scontrol", "update", "PartitionName=spare", "QOS=q4")
+    flags = ("--partition=spare", flag)
+    assert reason(limited, *flags) == why
+    visitor = SlurmProject(limited, tmp_path, real=False)
+    done = Submitter.of(visitor).run(visitor.path / "jobs/gru.toml", "--", *ASKED, *flags)
+    limited.run("scontrol", "update", "PartitionName=spare", "QOS=")
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
     ("flags", "why", "said"),
     [
         *(
@@ -152,7 +182,8 @@ def test_the_doctor_holds_its_script_to_them(
 
     monkeypatch.setenv("SBATCH_TIMELIMIT", "90")
     level, found = script()
-    assert (level, "--time 90: qos normal allows 01:00:00" in found) == ("red", True), found
+    said = "lstm.sh with SBATCH_TIMELIMIT=90 would not start: --time 90: qos normal allows 01:00:00"
+    assert (level, said in found) == ("red", True), found
     monkeypatch.setenv("SBATCH_TIMELIMIT", "30")
     assert script()[0] == "green"
     monkeypatch.setenv("SBATCH_QOS", "q3")

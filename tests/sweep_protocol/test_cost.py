@@ -7,6 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harness.files.shared_disk import SharedDisk
@@ -108,6 +109,7 @@ def test_the_cost_of_a_trial_does_not_grow(tmp_path: Path) -> None:
     shared = SharedFolder(tmp_path, SharedDisk(), clock, Terms(NETWORK_VISIBLE_S))
     journal = Journal(shared)
     journal.take()
+    before_mb = psutil.Process().memory_info().rss / 1e6
     generation = Generation(shared, journal, Host())
     workers = [StandIn(shared) for _ in range(NUM_WORKERS)]
     spent: list[tuple[int, float]] = []  # trials ended, and seconds of this round
@@ -118,6 +120,8 @@ def test_the_cost_of_a_trial_does_not_grow(tmp_path: Path) -> None:
         began_s = time.thread_time()
         generation._round()
         spent.append((len(generation.ledger.accepted), time.thread_time() - began_s))
+    grown_mb = psutil.Process().memory_info().rss / 1e6 - before_mb
+    print(f"memory: {before_mb:.0f} MB and {grown_mb:.1f} more")  # noqa: T201
     share = sum(time_s for _, time_s in spent) / len(spent) / shared.terms.round_s
     print(f"{NUM_WORKERS} workers: {share:.3f} of a core")  # noqa: T201
 

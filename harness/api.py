@@ -278,7 +278,7 @@ def tune(
 
 
 def load_runs(*folders: PathLike) -> Runs:
-    """The runs in folders: finished, unfinished and failed, without the trials of searches.
+    """The runs in folders: finished, unfinished and failed; no ensembles, no trials of searches.
 
     Args:
         folders: runs, folders of runs or patterns; default: HARNESS_RUNS, or `runs`.
@@ -288,11 +288,13 @@ def load_runs(*folders: PathLike) -> Runs:
     """
     from harness.report.collect import expand
     from harness.search_space import is_sweep
-    from harness.tracking.run_folders import find_runs
+    from harness.tracking.run_folders import find_runs, is_ensemble
 
     named = [Path(each) for each in folders] or [_default_runs()]
     found = find_runs(expand(named, []), in_sweeps=("winner",))
-    return Runs([Run(folder) for folder in found if not is_sweep(folder)])
+    return Runs(
+        [Run(folder) for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
+    )
 
 
 def compare(

@@ -17,6 +17,7 @@ ORDER = (
         "inference",
         "training",
         "report",
+        "ensembles",
         "oracles",
         "sweep_protocol",
         "tuning",

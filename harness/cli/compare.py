@@ -1,4 +1,4 @@
-"""`compare`: the test scores of many runs."""
+"""`compare` and `ensemble`: many runs together."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.options import DataFolder, RunsFolder
+from harness.cli.options import DataFolder, RunsFolder, TrustCode, quoted
 from harness.errors import InputError
 from harness.system.console import echo
 
@@ -103,3 +103,47 @@ def compare(
     if out:
         report = write_comparison(out, parts, left_out, data=data, say=say)
         say(f"report       {report}")
+
+
+@app.command(epilog="Example: harness ensemble runs/best/seed1 --with ngrams --run-id seed1")
+def ensemble(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="folders of finished runs")],
+    others: Annotated[
+        Literal["ngrams"] | None,
+        typer.Option("--with", help="also the linear model over 1- to 3-grams, as a member"),
+    ] = None,
+    weights_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights-from",
+            metavar="ENSEMBLE",
+            help="for runs on all training reviews: an ensemble of the same jobs' validation runs",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="its name; default: from the jobs' names")
+    ] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", metavar="ID", help="its folder below the name")
+    ] = None,
+    data: DataFolder = None,
+    runs: RunsFolder = Path("runs"),
+    trust_code: TrustCode = False,
+) -> None:
+    """Average the probabilities of finished runs.
+
+    The weights are chosen on the validation reviews; compare, predict and export take the result.
+    """
+    from harness.ensembles.make import Request, make_ensemble
+    from harness.report.text_tables import table_lines
+    from harness.training.metrics import describe_scores
+
+    request = Request(folders, others is not None, weights_from, data, name, run_id)
+    made = make_ensemble(request, runs, partial(echo, err=True))
+    lines = made.lines()
+    for line in table_lines([*lines[0]], lines):
+        echo(line)
+    result = made.result
+    echo(f"tested on {result['num_test']:,} reviews of {result['data']}: {describe_scores(result)}")
+    echo(f"records      {made.folder}")
+    echo(f'next         harness predict {quoted(made.folder)} "An excellent movie!"')

@@ -18,7 +18,7 @@ from harness.system.processes import end_with_parent
 SECTIONS = {  # of the help
     "Train": ("train", "resume", "evaluate", "predict", "export"),
     "Search": ("tune", "sweep"),
-    "Look at results": ("compare", "tensorboard"),
+    "Look at results": ("compare", "ensemble", "tensorboard"),
     "Submit and watch": ("submit", "status", "logs", "cancel", "prune", "reproduce"),
     "Set up": ("data", "doctor", "bench"),
 }

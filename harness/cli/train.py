@@ -243,11 +243,12 @@ def predict(
     as_json: AsJson = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Classify raw text with the model of a finished run.
+    """Classify raw text with the model of a finished run, or an ensemble.
 
     Lines are answered as they arrive; those without a word get no answer.
     """
-    from harness.inference.predict import NO_TEXT, Classifier, check_texts
+    from harness.ensembles.predict import classifier_of, open_model
+    from harness.inference.predict import NO_TEXT, check_texts, classify_stream
     from harness.inference.text_lines import (
         JSON_LINES,
         Line,
@@ -256,10 +257,9 @@ def predict(
         open_lines,
         read_lines,
     )
-    from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import prepare_quietly
 
-    run = RunDirectory.open(run_folder)
+    model = open_model(run_folder)
     if file is not None and texts:
         raise InputError(f"--file {file}: give either texts or a file, not both")
     remarks, ahead = Remarks(), list[list[Line]]()
@@ -278,10 +278,11 @@ def predict(
                 raise InputError(NO_TEXT)
     else:
         raise InputError(NO_TEXT)
-    prepare_quietly(run.job())
+    prepare_quietly(model.job())
     number = 0
     try:
-        for number, answer in Classifier(run).classify_stream(itertools.chain(ahead, batches)):
+        classify = classifier_of(model).classify
+        for number, answer in classify_stream(classify, itertools.chain(ahead, batches)):
             if as_json:
                 echo(json.dumps({"number": number, **answer.as_json()}))
             else:
@@ -305,20 +306,20 @@ def export(
     ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a finished model as a SavedModel for raw text.
+    """Write a finished model, or an ensemble, as a SavedModel for raw text.
 
     TensorFlow and TensorFlow Serving read it without this package.
     """
-    from harness.tracking.run_dir import RunDirectory
+    from harness.ensembles.predict import name_of, open_model
     from harness.training.launch import prepare_quietly
 
-    run = RunDirectory.open(run_folder)
-    folder = out or run.folder / "export"
-    prepare_quietly(run.job())
-    from harness.inference.export import export as write
+    model = open_model(run_folder)
+    folder = out or model.folder / "export"
+    prepare_quietly(model.job())
+    from harness.ensembles.export import export_model
 
-    written = write(run, folder)
-    name = run.job().name
+    written = export_model(model, folder)
+    name = name_of(model)
     echo(f"SavedModel   {written}")
     echo(
         f"next         docker run -p 127.0.0.1:8501:8501 -e MODEL_NAME={name} "

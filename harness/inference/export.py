@@ -4,7 +4,7 @@ Vocabulary and encoding are in its graph, so that plain TensorFlow and TensorFlo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     ) -> None:
         super().__init__()
         self.maxlen, self.bucket = maxlen, bucket
-        self.ngrams = [_numbering(codes) for codes in ratios.ngrams] if ratios else []
+        self.ngrams = [numbering(codes) for codes in ratios.ngrams] if ratios else []
         if ratios:
             self.sizes = [len(codes) for codes in ratios.ngrams]
             self.ratios = tf.constant(np.pad(ratios.ratios, ((0, 1), (0, 0))))  # the last: unknown
@@ -61,10 +61,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
 
     def __call__(self, texts: tf.Tensor) -> Any:
         """`[n]` strings to `[n, time] int32`, and `[n, time, channels] float32` with ratios."""
-        # Like Python's, of ASCII alone: without an encoding it takes bytes.
-        spaced = tf.strings.regex_replace(tf.strings.lower(texts), SPACE, " ")
-        words = tf.strings.split(spaced, sep=" ")
-        words = tf.ragged.boolean_mask(words, tf.not_equal(words, ""))
+        words = split_words(texts)
         tokens = words.with_flat_values(self.table.lookup(words.flat_values))
         start = tf.fill([tf.shape(texts)[0], 1], START)
         tokens = tf.cast(tf.concat([start, tokens], axis=1), tf.int32)
@@ -87,23 +84,25 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
 
     def _at_words(self, tokens: tf.RaggedTensor) -> tf.RaggedTensor:
         """The ratios at each word, `[n, (words), channels] float32`."""
-        is_first = tf.gather(tokens.row_starts(), tokens.value_rowids()) == tf.range(
-            tokens.row_splits[-1]
-        )
         words = self.ngrams[0].lookup(tf.cast(tokens.flat_values - SHIFT, tf.int64))
-        numbers, before, channels = words, 0, []
-        for length, (ngrams, size) in enumerate(zip(self.ngrams, self.sizes, strict=True), 1):
-            if length > 1:
-                shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # that ends a word before
-                is_one = ~is_first & (shorter >= 0) & (words >= 0)
-                numbers = ngrams.lookup(tf.where(is_one, shorter * self.sizes[0] + words, -1))
+        before, channels = 0, []
+        found = numbered(tokens.with_flat_values(words), self.ngrams, self.sizes[0])
+        for numbers, size in zip(found, self.sizes, strict=True):
             row = tf.where(numbers >= 0, before + numbers, len(self.ratios) - 1)
             channels.append(tf.gather(self.ratios, row))
             before += size
         return tokens.with_flat_values(tf.concat(channels, axis=1))
 
 
-def _numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
+def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
+    """Raw texts, `[n]` strings, to their words, `[n, (words)]`: as `tokenize` does."""
+    # Like Python's, of ASCII alone: without an encoding it takes bytes.
+    spaced = tf.strings.regex_replace(tf.strings.lower(texts), SPACE, " ")
+    words = tf.strings.split(spaced, sep=" ")
+    return tf.ragged.boolean_mask(words, tf.not_equal(words, ""))
+
+
+def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
     """The number of each code, -1 for others."""
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
@@ -113,15 +112,69 @@ def _numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
     )
 
 
-def export(run: RunDirectory, folder: Path) -> Path:
-    """Write the model of a finished run as a SavedModel, in place of an earlier one.
+def numbered(
+    words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], num_words: int
+) -> Iterator[tf.Tensor]:
+    """The n-grams of each length, from one word on, as `harness.inputs.ngrams` numbers them.
 
-    Its signature `serving_default` takes `text`, `[n]` UTF-8 strings, and gives `probabilities`,
-    `[n, num_classes] float32`, and `class`, `[n]` strings.
+    Args:
+        words: the number of each word, `[n, (words)] int64`, -1 for one that is not known.
+        ngrams: the number of each code, by length.
+        num_words: how many words are known.
+
+    Yields:
+        The number of the n-gram that ends at each word, `[all words]`, -1 where there is none.
+    """
+    flat = words.flat_values
+    is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
+    numbers = flat
+    for length, table in enumerate(ngrams, 1):
+        if length > 1:
+            shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # that ends a word before
+            is_one = ~is_first & (shorter >= 0) & (flat >= 0)
+            numbers = table.lookup(tf.where(is_one, shorter * num_words + flat, -1))
+        yield numbers
+
+
+class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
+    """The model of a finished run, for raw texts.
+
+    Raises:
+        InputError: if the run is unfinished, or a file of it is broken.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__()
+        job, self.model = run.job(), load_model(run)
+        turn_cudnn_off(self.model)  # which only a GPU could run
+        self.classes = run.result().get("classes", CLASSES)
+        self.encoder = TextEncoder(
+            read_vocabulary(run),
+            vocab_size=job.data.vocab_size,
+            maxlen=job.data.maxlen,
+            bucket=job.data.bucket,
+            ratios=read_ratios(run),
+        )
+
+    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
+        """`[n]` UTF-8 strings to the probability of each class, `[n, num_classes] float32`."""
+        probabilities = tf.cast(self.model(self.encoder(texts), training=False), tf.float32)
+        if probabilities.shape[-1] == 1:  # of the second class alone
+            probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
+        return probabilities
+
+    @property
+    def parts(self) -> list[Any]:
+        """What an archive has to track."""
+        return [self.model, self.encoder]
+
+
+def export(run: RunDirectory, folder: Path) -> Path:
+    """Write the model of a finished run as a SavedModel, as `write_saved_model` does.
 
     Args:
         run: a finished run.
-        folder: to hold the SavedModel in a folder of its version, as TensorFlow Serving wants it.
+        folder: to hold the SavedModel.
 
     Returns:
         The folder of the SavedModel itself.
@@ -131,32 +184,50 @@ def export(run: RunDirectory, folder: Path) -> Path:
         RunError: if the folder can't be written.
     """
     check_folder(folder)
-    job, model = run.job(), load_model(run)
-    turn_cudnn_off(model)  # which only a GPU could run
-    classes = tf.constant(run.result().get("classes", CLASSES))
-    encoder = TextEncoder(
-        read_vocabulary(run),
-        vocab_size=job.data.vocab_size,
-        maxlen=job.data.maxlen,
-        bucket=job.data.bucket,
-        ratios=read_ratios(run),
-    )
+    model = TextModel(run)
+    record = {"run": str(run.folder.absolute()), "classes": [*model.classes]}
+    return write_saved_model(folder, model, model.parts, record=record)
+
+
+def write_saved_model(
+    folder: Path,
+    probabilities_of: Callable[[tf.Tensor], tf.Tensor],
+    parts: Sequence[Any],
+    *,
+    record: Mapping[str, Any],
+) -> Path:
+    """Write a SavedModel for raw text, in place of an earlier one.
+
+    Its signature `serving_default` takes `text`, `[n]` UTF-8 strings, and gives `probabilities`,
+    `[n, num_classes] float32`, and `class`, `[n]` strings.
+
+    Args:
+        folder: to hold the SavedModel in a folder of its version, as TensorFlow Serving wants it.
+        probabilities_of: gives those of texts.
+        parts: the models, and what else holds variables or tables.
+        record: what it was made of, with the `classes`.
+
+    Returns:
+        The folder of the SavedModel itself.
+
+    Raises:
+        InputError: if the folder holds something else.
+        RunError: if the folder can't be written.
+    """
+    classes = tf.constant(record["classes"])
 
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = tf.cast(model(encoder(text), training=False), tf.float32)
-        if probabilities.shape[-1] == 1:  # of the second class alone
-            probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
+        probabilities = probabilities_of(text)
         # As `predict` does: of two classes the second one needs more than a half.
         best = tf.argmax(probabilities, axis=1)
         return {"probabilities": probabilities, "class": tf.gather(classes, best)}
 
     archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.track(encoder)
+    for part in parts:
+        archive.track(part)
     archive.add_endpoint(
         "serve", classify, input_signature=[tf.TensorSpec([None], tf.string, "text")]
     )
-    record = {"run": str(run.folder.absolute()), "classes": classes.numpy().astype(str).tolist()}
     try:
         with replaced_directory(folder, check_folder) as temporary:
             archive.write_out(temporary / VERSION, verbose=False)

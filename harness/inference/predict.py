@@ -1,7 +1,7 @@
 """Raw text to classes, by the model of a finished run. Input is checked before TensorFlow."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,17 +188,22 @@ class Classifier:
         ordered[order] = found
         return ordered
 
-    def classify_stream(
-        self, batches: Iterable[Sequence[Line]]
-    ) -> Iterator[tuple[int, Prediction]]:
-        """The number of each text and its class, as soon as they are known.
 
-        A few texts are answered before all others, so that the first answer is not kept waiting.
-        """
-        at_once = FIRST_TEXTS
-        for batch in batches:
-            while batch:
-                part, batch = batch[:at_once], batch[at_once:]
-                at_once = TEXTS_AT_ONCE
-                predictions = self._classify([line.text for line in part])
-                yield from zip((line.number for line in part), predictions, strict=True)
+def classify_stream(
+    classify: Callable[[Sequence[str]], Sequence[Prediction]], batches: Iterable[Sequence[Line]]
+) -> Iterator[tuple[int, Prediction]]:
+    """The number of each text and its class, as soon as they are known.
+
+    A few texts are answered before all others, so that the first answer is not kept waiting.
+
+    Args:
+        classify: of a `Classifier`, or of an ensemble.
+        batches: the texts that arrive together.
+    """
+    at_once = FIRST_TEXTS
+    for batch in batches:
+        while batch:
+            part, batch = batch[:at_once], batch[at_once:]
+            at_once = TEXTS_AT_ONCE
+            predictions = classify([line.text for line in part])
+            yield from zip((line.number for line in part), predictions, strict=True)

@@ -9,7 +9,7 @@ from harness.files.in_threads import in_threads
 from harness.monitoring.tensorboard_server import points_per_curve
 from harness.search_space import is_sweep
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import find_runs
+from harness.tracking.run_folders import find_runs, is_ensemble
 
 NUM_NEWEST = 200  # shown where none is named
 # As measured: of the process, of a value of a curve and its bytes in the file, of other bytes.
@@ -148,7 +148,7 @@ def _changed_s(run: Path) -> float:
 def _runs_below(roots: Iterable[Path]) -> list[Path]:
     """The runs at or below some folders, those of sweeps among them, resolved."""
     found = find_runs((root.resolve() for root in roots), in_sweeps=("trials", "winner"))
-    return [folder for folder in found if not is_sweep(folder)]
+    return [folder for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
 
 
 def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:

@@ -190,7 +190,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> TfIdf:
     from sklearn.linear_model import LogisticRegression
 
     train, test = _limited(dataset, limit)
-    _check_classes(dataset, train)
+    check_classes(dataset, train)
     began = time.perf_counter()
     tfidf = TfidfTransformer(sublinear_tf=True)
     model = LogisticRegression(max_iter=1000)
@@ -207,7 +207,12 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> TfIdf:
     )
 
 
-def _check_classes(dataset: Dataset, train: Split) -> None:
+def check_classes(dataset: Dataset, train: Split) -> None:
+    """Refuse reviews that lack a class of the data.
+
+    Raises:
+        ValueError: if they do.
+    """
     missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
     if missing:
         raise ValueError(f"none of its training reviews is {dataset.classes[missing[0]]!r}")
@@ -283,7 +288,7 @@ def score_ngrams(dataset: Dataset, *, limit: int) -> NgramBaseline:
         ValueError: if the training reviews are too few or too much alike.
     """
     train, test = _limited(dataset, limit)
-    _check_classes(dataset, train)
+    check_classes(dataset, train)
     began = time.perf_counter()
     model = fit_ngrams(train)
     training_s = time.perf_counter() - began

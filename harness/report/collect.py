@@ -14,7 +14,7 @@ from harness.files.lenient_json import number, read_toml, table, text, whole
 from harness.job import SOURCE_FORMAT
 from harness.search_space import is_sweep, short_names
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import find_runs
+from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble
 
 # Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
 # Learning Workshop, exercises 6.01 to 6.05.
@@ -207,6 +207,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
     toml = read_toml(folder / "job.toml")
+    if is_ensemble(folder):
+        toml = table(read_toml(folder / ENSEMBLE_FILE), "settings")
     settings = _settings(toml)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
         by_seed: dict[int, Floats] = {}
         for run in result.runs:
             try:
-                own_labels, probabilities = _read(run)
+                own_labels, probabilities = read_own(run)
                 if labels is not None and not np.array_equal(own_labels, labels):
                     raise ValueError("its labels are not those of the other runs")
                 if num_classes and probabilities.shape[1] != num_classes:
@@ -101,11 +102,28 @@ def class_names(group: DatasetGroup, num_classes: int) -> tuple[str, ...]:
     return CLASSES if num_classes == 2 else tuple(map(str, range(num_classes)))
 
 
-def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
-    with (
-        open_plain_file(run.folder / PREDICTIONS) as file,
-        np.load(file, allow_pickle=False) as arrays,
-    ):
+def read_own(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
+    """The labels of the test reviews and a run's probabilities, as `read_arrays` gives them.
+
+    Raises:
+        BROKEN: if the file can't be read, or its accuracy is not that of the run's result.
+    """
+    labels, probabilities = read_arrays(run.folder / PREDICTIONS)
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+    if abs(100 * accuracy - run.accuracy) > 100 * TOLERANCE:
+        raise ValueError(
+            f"their accuracy is {accuracy:.4f}, result.json says {run.accuracy / 100:.4f}"
+        )
+    return labels, probabilities
+
+
+def read_arrays(path: Path) -> tuple[NDArray[np.int64], Floats]:
+    """The labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` of a file.
+
+    Raises:
+        BROKEN: if it can't be read, or holds something else.
+    """
+    with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         labels = np.asarray(arrays["labels"]).astype(np.int64)
         given = np.asarray(arrays["probabilities"], np.float64)
     if labels.ndim != 1 or given.ndim not in (1, 2) or len(labels) != len(given) or not len(labels):
@@ -116,11 +134,6 @@ def _read(run: ScoredRun) -> tuple[NDArray[np.int64], Floats]:
         raise ValueError(f"a label is outside of 0 to {num_classes - 1}")
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError("a probability is outside of 0 to 1")
-    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
-    if abs(100 * accuracy - run.accuracy) > 100 * TOLERANCE:
-        raise ValueError(
-            f"their accuracy is {accuracy:.4f}, result.json says {run.accuracy / 100:.4f}"
-        )
     return labels, probabilities
 
 

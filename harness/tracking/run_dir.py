@@ -17,6 +17,7 @@ from harness.files.plain_file import read_plain_file
 from harness.job import Job
 from harness.job_file import load_job, suggest
 from harness.tracking.record_format import RECORD, check_format
+from harness.tracking.run_folders import is_ensemble
 
 RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 CANCEL = "cancel.json"
@@ -64,6 +65,10 @@ class RunDirectory(LeasedDirectory):
             others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
             near = suggest(str(folder), others[-5:]) or "; harness train makes one"
             raise InputError(f"run {folder}: no such folder{near}")
+        if is_ensemble(folder):
+            raise InputError(
+                f"run {folder}: is an ensemble, which compare, predict and export take; give a run"
+            )
         if not run.exists():
             raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")
         return run

@@ -9,8 +9,14 @@ from harness.files.in_threads import in_threads
 from harness.search_space import SEARCH_FILE
 
 MAX_DEPTH = 4  # of a run below the folder that is searched
+ENSEMBLE_FILE = "ensemble.toml"
 # A run's folder holds the lease from the first moment on, and its job a little later.
-MARKS = ("job.toml", "lease.json", "state.json")  # state.json of a sweep
+MARKS = ("job.toml", "lease.json", "state.json", ENSEMBLE_FILE)  # state.json of a sweep
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Whether a folder is an ensemble's, `harness.ensembles`."""
+    return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
 
 
 @dataclass(frozen=True)

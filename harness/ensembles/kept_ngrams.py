@@ -1,0 +1,139 @@
+"""The linear model over n-grams as an ensemble keeps it: with its words, for raw text."""
+
+import contextlib
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.dataset import Dataset, Split, vocab_from_bytes, vocab_to_bytes
+from harness.data.vocabulary import tokenize
+from harness.errors import DiskError, InputError
+from harness.files.atomic_file import atomic_write
+from harness.files.paths import private_cache
+from harness.files.plain_file import read_plain_file
+from harness.report.baseline import NGRAM_RECIPE, check_classes
+from harness.report.ngram_model import LinearModel, NgramModel, fit_ngrams
+
+Floats = NDArray[np.float64]
+
+MAX_BYTES = 2**33  # a number of 8 bytes for each n-gram and class
+UNKNOWN = 0  # the rank of a word that is in no n-gram
+
+
+@dataclass(frozen=True)
+class KeptNgrams:
+    """A fitted model and the words of its n-grams."""
+
+    model: NgramModel
+    words: Sequence[str]  # of `model.ngrams[0]`, in its order
+    num_training: int  # reviews that it was fit on
+    training_s: float
+
+    @property
+    def parameters(self) -> int:
+        """Its weights and biases."""
+        return self.model.linear.weights.size + self.model.linear.biases.size
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return dict(zip(self.words, self.model.ngrams[0].tolist(), strict=True))
+
+    def of_texts(self, texts: Sequence[str]) -> Floats:
+        """The probability of each class for raw texts, `[num_texts, num_classes]`."""
+        ranks = self._ranks
+        found = [[ranks.get(word, UNKNOWN) for word in tokenize(text)] for text in texts]
+        offsets = np.cumsum([0, *map(len, found)])
+        tokens = np.array([rank for each in found for rank in each], np.int32)
+        return self.model.probabilities(Split(tokens, offsets, np.zeros(len(texts), np.int32)))
+
+    def to_bytes(self) -> bytes:
+        """The content of a file for `from_bytes`."""
+        file = io.BytesIO()
+        linear, codes = self.model.linear, self.model.ngrams
+        arrays: dict[str, Any] = {f"ngrams_{i}": each for i, each in enumerate(codes)}
+        about = [self.num_training, self.training_s, self.model.strength]
+        np.savez(
+            file,
+            words=np.frombuffer(vocab_to_bytes(self.words), np.uint8),
+            weights=linear.weights,
+            biases=linear.biases,
+            about=np.array(about, np.float64),
+            validation=np.array([*self.model.validation.items()], np.float64),
+            **arrays,
+        )
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "KeptNgrams":
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                ngrams = tuple(arrays[f"ngrams_{i}"] for i in range(len(arrays.files) - 5))
+                words = vocab_from_bytes(arrays["words"].tobytes())
+                linear = LinearModel(arrays["weights"], arrays["biases"])
+                num_training, training_s, strength = arrays["about"].tolist()
+                validation = dict(arrays["validation"].tolist())
+        except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
+            raise ValueError(f"no archive of n-grams: {error}") from None
+        num_models = len(linear.biases)
+        if (
+            not ngrams
+            or len(words) != len(ngrams[0])
+            or linear.weights.shape != (num_models, sum(map(len, ngrams)))
+        ):
+            raise ValueError("its words, n-grams and weights differ in number")
+        model = NgramModel(ngrams, linear, strength, validation)
+        return cls(model, words, int(num_training), training_s)
+
+
+def fitted_ngrams(
+    dataset: Dataset, num_reviews: int, say: Callable[[str], None], *, limit: int
+) -> KeptNgrams:
+    """The model of the first training reviews, from the user's cache or fit now.
+
+    C is chosen on the last fifth of these reviews, as for the baseline of `harness compare`.
+
+    Args:
+        dataset: the test set plays no part.
+        num_reviews: the training reviews to use, from the first on.
+        say: is called before it is fit.
+        limit: of the runs, to name the model in the cache.
+
+    Raises:
+        InputError: if the reviews are too few or too much alike.
+    """
+    folder = private_cache("ngrams")
+    key = json.dumps([NGRAM_RECIPE, dataset.checksum, limit, num_reviews]).encode()
+    path = folder / f"{hashlib.sha256(key).hexdigest()}.npz" if folder else None
+    if path:
+        with contextlib.suppress(OSError, ValueError):  # a broken file is replaced
+            return KeptNgrams.from_bytes(read_plain_file(path, MAX_BYTES))
+    say(f"fitting n-grams to {num_reviews:,} training reviews of {dataset.title}, once")
+    train, began = dataset.train.take(num_reviews), time.perf_counter()
+    try:
+        check_classes(dataset, train)
+        model = fit_ngrams(train)
+    except ValueError as error:
+        raise InputError(
+            f"--with ngrams: can't be fit to {dataset.title}: {error}; leave --with out"
+        ) from None
+    took_s = round(time.perf_counter() - began, 3)
+    vocab = dataset.vocab
+    words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
+    kept = KeptNgrams(model, words, len(train), took_s)
+    if path:
+        with contextlib.suppress(OSError, DiskError):  # without a cache, the next call fits it
+            atomic_write(path, kept.to_bytes(), 0o600)
+    return kept

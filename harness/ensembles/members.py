@@ -1,0 +1,195 @@
+"""The runs that an ensemble is made of: read, and refused in one line where they don't fit."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.ensembles.folder import Ensemble, sha256_of
+from harness.errors import InputError
+from harness.job import Job
+from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run
+from harness.report.predictions import BROKEN, read_arrays, read_own
+from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# In which a run on all training reviews may differ from the one whose weights it takes: the share
+# of validation reviews, and what needs them.
+FOR_ALL_REVIEWS = (
+    *("data.validation_split", "data.test", "train.epochs", "train.schedule_epochs", "train.keep"),
+    *("train.monitor", "train.early_stopping_patience", "train.reduce_lr_patience"),
+    *("train.reduce_lr_factor", "train.xla", "train.steps_per_execution"),
+)
+
+
+@dataclass(frozen=True)
+class RunMember:
+    """A finished run and its predictions."""
+
+    run: RunDirectory
+    job: Job
+    scored: ScoredRun
+    model_checksum: str
+    labels: Ints  # of the test reviews
+    test: Floats  # [num_test, num_classes]
+    validation_labels: Ints  # none if it was trained on all training reviews
+    validation: Floats  # [num_validation, num_classes]
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """Its `result.json`."""
+        return self.scored.result
+
+    @property
+    def limit(self) -> int:
+        """Reviews of each split that it used, 0 for all."""
+        return self.job.data.limit
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the labels; old results have none."""
+        return [*self.result.get("classes", ())]
+
+
+def read_members(folders: Sequence[Path]) -> list[RunMember]:
+    """Read the runs, in the order given.
+
+    Raises:
+        InputError: for the first run that can't be a member, or does not fit the others.
+    """
+    members = [read_member(folder) for folder in folders]
+    first = members[0]
+    for index, each in enumerate(members):
+        for other in members[:index]:
+            if each.model_checksum == other.model_checksum:
+                raise InputError(
+                    f"run {each.run.folder}: has the same model as {other.run.folder}; name each "
+                    "run once"
+                )
+        what = [
+            ("data", each.result["dataset_checksum"], first.result["dataset_checksum"]),
+            ("data.limit", each.limit, first.limit),
+            ("classes", each.classes, first.classes),
+            (
+                "data.validation_split",
+                each.job.data.validation_split,
+                first.job.data.validation_split,
+            ),
+        ]
+        for name, mine, others in what:
+            if mine != others:
+                shown = [str(value)[:12] for value in (mine, others)]
+                raise InputError(
+                    f"run {each.run.folder}: its {name} is {shown[0]}, that of {first.run.folder} "
+                    f"{shown[1]}; an ensemble's runs should have the same"
+                )
+        for mine, others in (
+            (each.labels, first.labels),
+            (each.validation_labels, first.validation_labels),
+        ):
+            if not np.array_equal(mine, others):
+                raise InputError(
+                    f"run {each.run.folder}: its predictions are of other reviews than those of "
+                    f"{first.run.folder}; train it again"
+                )
+    return members
+
+
+def read_member(folder: Path) -> RunMember:
+    """Read a finished run with its predictions.
+
+    Raises:
+        InputError: if it is unfinished, not tested, of an earlier version, or broken.
+    """
+    run = RunDirectory.open(folder)
+    job = run.job()  # refuses a later version's, and others' code
+    if not run.finished():
+        raise InputError(f"run {folder}: is unfinished; harness resume {folder} first")
+    if not job.data.test:
+        raise InputError(
+            f"run {folder}: leaves the test set unread (data.test = false); train a run of it with "
+            "--set data.test=true"
+        )
+    scored = read_run(folder)
+    if isinstance(scored, LeftOut):
+        raise InputError(f"run {folder}: {scored.why}")
+    again = f"train it again by: harness train {shlex.quote(str(folder / 'job.toml'))}"
+    try:
+        labels, test = read_own(scored)
+    except BROKEN as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"run {folder}: its predictions can't be read: {reason}; {again}"
+        ) from None
+    validation_labels, validation = labels[:0], test[:0]
+    if job.data.validation_split > 0:
+        try:
+            validation_labels, validation = read_arrays(folder / VALIDATION_PREDICTIONS)
+            if validation.shape[1] != test.shape[1]:
+                raise ValueError("they are of other classes")
+        except FileNotFoundError:
+            raise InputError(
+                f"run {folder}: keeps no {VALIDATION_PREDICTIONS}, as runs of an earlier version; "
+                f"{again}"
+            ) from None
+        except BROKEN as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"run {folder}: {VALIDATION_PREDICTIONS} can't be read: {reason}; {again}"
+            ) from None
+    try:
+        checksum = sha256_of(folder / "model.keras")
+    except OSError as error:
+        raise InputError(
+            f"run {folder}: its model can't be read: {error.strerror}; {again}"
+        ) from None
+    return RunMember(run, job, scored, checksum, labels, test, validation_labels, validation)
+
+
+def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams: bool) -> None:
+    """Refuse the weights of an ensemble of other jobs, or in another order.
+
+    Args:
+        members: runs on all training reviews.
+        ensemble: of runs with validation reviews.
+        ngrams: whether the linear model is to be a member.
+
+    Raises:
+        InputError: with the first difference.
+    """
+    of = f"--weights-from {ensemble.folder}"
+    if ensemble.weights_from:
+        raise InputError(f"{of}: has the weights of {ensemble.weights_from}; give that one")
+    if ngrams != ensemble.has_ngrams:
+        has, remedy = ("no ", "leave") if ngrams else ("", "give")
+        word = "out" if ngrams else "too"
+        raise InputError(f"{of}: has {has}n-grams as a member; {remedy} --with ngrams {word}")
+    if len(ensemble.runs) != len(members):
+        raise InputError(
+            f"{of}: has {len(ensemble.runs)} runs, here are {len(members)}; give runs of the same "
+            "jobs in the same order"
+        )
+    first = members[0]
+    if (ensemble.checksum, ensemble.limit) != (first.result["dataset_checksum"], first.limit):
+        raise InputError(f"{of}: is of other data than run {first.run.folder}; give one of these")
+    for theirs, member in zip(ensemble.runs, members, strict=True):
+        expected, found = _deciding(theirs.job()), _deciding(member.job)
+        for key in sorted({*expected, *found}):
+            if expected.get(key) != found.get(key):
+                raise InputError(
+                    f"{of}: a run of it has {key} = {expected.get(key)!r}, {member.run.folder} has "
+                    f"{found.get(key)!r}; give runs of the same jobs in the same order"
+                )
+
+
+def _deciding(job: Job) -> dict[str, Any]:
+    """The settings that should be the same in both."""
+    left_out = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
+    settings = {key: value for key, value in job.settings().items() if key not in left_out}
+    return settings | {"code": dict(job.code)}

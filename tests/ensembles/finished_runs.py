@@ -1,0 +1,59 @@
+"""Finished runs as training leaves them, without the training: for what reads no model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.dataset import Dataset, validation_cut, vocab_to_bytes
+from harness.job_file import load_job
+from harness.training.metrics import test_scores as scores_of
+from tests.conftest import JOBS
+
+
+def noisy(labels: np.ndarray, seed: int, *, noise: float = 1.0) -> np.ndarray:
+    """Probabilities of label 1 that tell something of the labels, `[num_reviews] float32`."""
+    generator = np.random.default_rng(seed)
+    logits = np.where(labels == 1, 1.0, -1.0) + noise * generator.normal(size=len(labels))
+    return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
+def write_finished(
+    folder: Path, dataset: Dataset, seed: int, *settings: str, noise: float = 1.0
+) -> Path:
+    """A run of the LSTM of some seed, with predictions of both parts; returns its folder."""
+    folder.mkdir(parents=True)
+    job = load_job(JOBS / "lstm.toml", ["data.vocab_size=8", "data.maxlen=3", *settings], seed)
+    (folder / "job.toml").write_text(job.to_toml())
+    cut = validation_cut(len(dataset.train), job.data.validation_split)
+    parts = {"predictions.npz": dataset.test.labels}
+    if job.data.validation_split:
+        parts["validation_predictions.npz"] = dataset.train.labels[cut:]
+    for number, (name, labels) in enumerate(parts.items()):
+        probabilities = noisy(labels, 10 * seed + number, noise=noise)
+        np.savez(folder / name, probabilities=probabilities, labels=labels)
+    with np.load(folder / "predictions.npz") as arrays:
+        scores = scores_of(arrays["labels"], arrays["probabilities"])
+    result = {
+        "job": job.name,
+        "run": folder.name,
+        "architecture": "lstm",
+        "seed": seed,
+        "data": dataset.title,
+        "dataset_checksum": dataset.checksum,
+        "is_sample": False,
+        "classes": [*dataset.classes],
+        "limit": 0,
+        "num_training": cut,
+        "num_test": len(dataset.test),
+        "parameters": 100,
+        "recurrent_parameters": 10,
+        "training_s": 1.5,
+        **scores,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "model.keras").write_bytes(f"model {seed} of {folder}".encode())
+    (folder / "vocabulary.txt").write_bytes(vocab_to_bytes(dataset.vocab))
+    record = {"dataset": {"checksum": dataset.checksum, "folder": str(dataset.folder)}}
+    (folder / "provenance.json").write_text(json.dumps(record))
+    return folder

@@ -1,0 +1,243 @@
+"""`harness ensemble`: its weights, its scores, what it writes, and what it refuses."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.data.dataset import Dataset
+from harness.data.dataset_folder import save_folder
+from harness.data.imdb import make_dataset
+from harness.ensembles.weights import averaged, best_weights
+from harness.report.ngram_model import fit_ngrams
+from tests.conftest import Harness
+from tests.ensembles.finished_runs import noisy, write_finished
+from tests.report.made_up_runs import small_data
+
+ALL = ("data.validation_split=0", "train.epochs=2", "train.keep=last")
+
+
+@pytest.fixture
+def dataset(harness: Harness) -> Dataset:
+    """Data that the commands find."""
+    harness.environment["HARNESS_DATA"] = str(harness.folder / "data")
+    small_data(harness.folder / "data", 100)
+    return small_data(harness.folder / "data-again", 100)
+
+
+def made(harness: Harness, *words: object) -> Path:
+    """The folder of a new ensemble."""
+    done = harness.run_here("ensemble", *words)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("records"))
+    return harness.folder / line.split()[1]
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of `ensemble.toml` and `result.json`."""
+    toml = tomllib.loads((folder / "ensemble.toml").read_text())
+    return toml, json.loads((folder / "result.json").read_text())
+
+
+def arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path) as content:
+        return content["probabilities"], content["labels"]
+
+
+@pytest.mark.parametrize("num", [2, 3])
+def test_the_weights_are_those_of_least_loss(num: int) -> None:
+    """No weights of a grid are better, they are the same each time, and a bad member gets none."""
+    labels = np.random.default_rng(5).integers(0, 2, 400)
+    given = [noisy(labels, seed, noise=0.5 + seed) for seed in range(num)]
+    members = [np.stack([1 - each, each], axis=1).astype(np.float64) for each in given]
+
+    def loss(weights: Any) -> float:
+        mixed = averaged(weights, members)
+        return float(-np.log(mixed[np.arange(len(labels)), labels]).mean())
+
+    weights = best_weights(labels, members)
+    assert weights == best_weights(labels, members)
+    assert sum(weights) == pytest.approx(1)
+    assert min(weights) >= 0
+    steps = np.linspace(0, 1, 21)
+    grid = [(w, *rest) for w in steps for rest in ([1 - w],) if num == 2]
+    grid += [(v, w, 1 - v - w) for v in steps for w in steps if num == 3 and v + w <= 1]
+    assert loss(weights) <= min(map(loss, grid)) + 1e-7
+    wrong = 1 - members[0]
+    assert best_weights(labels, [*members, wrong])[-1] == 0
+
+
+def test_an_ensemble_of_runs_is_scored_like_a_run(harness: Harness, dataset: Dataset) -> None:
+    """Its probabilities are the weighted mean, its weights those of the validation reviews."""
+    runs = [write_finished(harness.runs / "lstm" / f"s{n}", dataset, n) for n in (1, 2)]
+    folder = made(harness, *runs, "--run-id", "both")
+    assert folder == harness.runs / "ensemble_lstm/both"
+    toml, result = read(folder)
+    weights = [each["weight"] for each in toml["members"]]
+    assert sum(weights) == pytest.approx(1)
+    for name in ("validation_predictions.npz", "predictions.npz"):
+        parts = [arrays(run / name)[0] for run in runs]
+        probabilities, labels = arrays(folder / name)
+        assert [probabilities.dtype, labels.dtype] == [np.dtype("f4"), np.dtype("i4")]
+        np.testing.assert_allclose(probabilities, np.average(parts, 0, weights), atol=1e-6)
+    members = [arrays(run / "validation_predictions.npz") for run in runs]
+    by_class = [np.stack([1 - p, p], axis=1).astype(np.float64) for p, _ in members]
+    assert weights == best_weights(members[0][1].astype(np.int64), by_class)
+    assert result["accuracy"] == pytest.approx(((probabilities > 0.5) == labels).mean())
+    assert (result["architecture"], result["seed"], result["parameters"]) == ("ensemble", 1, 200)
+    assert result["training_s"] == 3
+    # The test set chooses nothing: with other test predictions the weights are the same.
+    for run in runs:
+        probabilities, labels = arrays(run / "predictions.npz")
+        np.savez(run / "predictions.npz", probabilities=1 - probabilities, labels=labels)
+        changed = json.loads((run / "result.json").read_text())
+        changed["accuracy"] = 1 - changed["accuracy"]
+        (run / "result.json").write_text(json.dumps(changed))
+    again, _ = read(made(harness, *runs, "--run-id", "other"))
+    assert [each["weight"] for each in again["members"]] == weights
+
+
+def test_with_ngrams_and_weights_for_runs_on_all_reviews(
+    harness: Harness, dataset: Dataset
+) -> None:
+    """The linear model is fit to what the runs were; validation weights serve the second time."""
+    runs = harness.runs / "lstm"
+    part = made(harness, write_finished(runs / "v1", dataset, 1, noise=0.6), "--with", "ngrams")
+    whole_run = write_finished(runs / "a1", dataset, 7, *ALL)
+    words = (whole_run, "--with", "ngrams", "--weights-from", part, "--run-id", "all")
+    whole = made(harness, *words)
+    (toml, result), (all_toml, all_result) = read(part), read(whole)
+    assert [each["weight"] for each in toml["members"]] == [
+        each["weight"] for each in all_toml["members"]
+    ]
+    assert 0 < toml["members"][0]["weight"] < 1
+    assert (all_toml["weights_from"], toml["weights_from"]) == (str(part), "")
+    assert [each["members"][1]["num_training"] for each in (toml, all_toml)] == [90, 100]
+    assert (result["num_validation"], all_result["num_validation"]) == (10, 0)
+    assert not (whole / "validation_predictions.npz").exists()
+    weights = [each["weight"] for each in all_toml["members"]]
+    for folder, run, num in ((part, runs / "v1", 90), (whole, whole_run, 100)):
+        linear = fit_ngrams(dataset.train.take(num)).probabilities(dataset.test)[:, 1]
+        expected = np.average([arrays(run / "predictions.npz")[0], linear], 0, weights)
+        np.testing.assert_allclose(arrays(folder / "predictions.npz")[0], expected, atol=1e-6)
+
+
+def test_other_commands_know_an_ensemble(
+    harness: Harness, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Compared over seeds with a paired test, shown, and refused in one line where it is no run."""
+    for seed in (1, 2):
+        run = write_finished(harness.runs / "lstm" / f"s{seed}", dataset, seed)
+        made(harness, run, "--with", "ngrams", "--run-id", f"s{seed}")
+    out = tmp_path / "out"
+    compared = harness.run_here("compare", harness.runs, "--baseline", "ngrams", "--out", out)
+    assert compared.returncode == 0, compared.stderr
+    report = json.loads((out / "comparison.json").read_text())
+    assert "ensemble_lstm_ngrams" in json.dumps(report)
+    (row,) = (line for line in compared.stdout.splitlines() if line.startswith("ensemble_lstm"))
+    assert row.split()[1:3] == ["ensemble", "10"]
+    assert "ensemble_lstm_ngrams" in compared.stdout.split("n-grams", 2)[-1]
+    ensemble = harness.runs / "ensemble_lstm_ngrams/s1"
+    shown = json.loads(harness.run_here("status", "--json").stdout)
+    states = {each["run"]: each["state"] for each in shown}
+    assert states == dict.fromkeys(
+        ("lstm/s1", "lstm/s2", "ensemble_lstm_ngrams/s1", "ensemble_lstm_ngrams/s2"), "finished"
+    )
+    again = json.loads(harness.run_here("status", "--json").stdout)
+    assert [each["run"] for each in again] == [each["run"] for each in shown]
+    for words in (
+        ("evaluate", ensemble),
+        ("resume", ensemble),
+        ("reproduce", ensemble, "--to", tmp_path / "new"),
+        ("ensemble", ensemble, harness.runs / "lstm/s1"),
+    ):
+        done = harness.run_here(*words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert done.stderr.count("\n") == 1
+        assert "is an ensemble" in done.stderr
+    looks: list[tuple[object, ...]] = [("prune", "--yes"), ("cancel", ensemble), ("logs", ensemble)]
+    for look in looks:
+        done = harness.run_here(*look)
+        assert "Traceback" not in done.stderr
+        assert done.stderr.count("\n") <= 1
+    assert (ensemble / "members/1/model.keras").exists()
+
+
+def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: Path) -> None:
+    """One line, exit code 2, nothing written."""
+    runs = harness.runs / "lstm"
+    first, second = (write_finished(runs / f"s{n}", dataset, n) for n in (1, 2))
+    whole = write_finished(runs / "all", dataset, 3, *ALL)
+    slower = write_finished(runs / "slower", dataset, 4, *ALL, "train.learning_rate=0.01")
+    short = write_finished(runs / "short", dataset, 5, "data.validation_split=0.3")
+    unfinished = write_finished(runs / "unfinished", dataset, 6)
+    (unfinished / "result.json").unlink()
+    old = write_finished(runs / "old", dataset, 7)
+    (old / "validation_predictions.npz").unlink()
+    broken = write_finished(runs / "broken", dataset, 8)
+    (broken / "validation_predictions.npz").write_bytes(b"PK\x03\x04 cut")
+    untested = write_finished(runs / "untested", dataset, 9, "data.test=false")
+    copy = shutil.copytree(first, runs / "copy")
+    other_data = small_data(harness.folder / "other", 60)
+    other = write_finished(runs / "other", other_data, 10)
+    part = made(harness, first, "--with", "ngrams", "--run-id", "part")
+    two = made(harness, first, second, "--run-id", "two")
+    before = sorted(harness.runs.rglob("*"))
+    refused: list[tuple[tuple[object, ...], str]] = [
+        ((first,), "is one run, no ensemble"),
+        ((first, first), "has the same model as"),
+        ((first, copy), "has the same model as"),
+        ((first, unfinished), "is unfinished; harness resume"),
+        ((first, untested), "data.test = false"),
+        ((first, old), "keeps no validation_predictions.npz, as runs of an earlier version"),
+        ((first, broken), "validation_predictions.npz can't be read"),
+        ((first, other), "its data is"),
+        ((first, short), "its data.validation_split is 0.3"),
+        ((first, whole), "its data.validation_split is 0.0"),
+        ((whole, "--with", "ngrams"), "give --weights-from ENSEMBLE"),
+        ((whole, "--with", "ngrams", "--weights-from", first), "holds no ensemble.toml"),
+        ((whole, "--with", "ngrams", "--weights-from", two), "has no n-grams as a member"),
+        ((whole, slower, "--weights-from", part), "has n-grams as a member"),
+        ((slower, "--with", "ngrams", "--weights-from", part), "has train.learning_rate = 0.0005"),
+        ((whole, slower, "--with", "ngrams", "--weights-from", part), "has 1 runs, here are 2"),
+        ((first, "--with", "ngrams", "--weights-from", part), "leave --weights-from out"),
+        ((first, second, "--run-id", "two"), "exists already"),
+        ((first, second, "--run-id", "a/b"), "should be letters"),
+        ((first, second, "--name", ".."), "should be letters"),
+        ((first, "--with", "svm"), "'svm' is not"),
+        ((harness.runs / "none", first), "no such folder"),
+        ((), "Missing argument"),
+    ]
+    for words, reason in refused:
+        done = harness.run_here("ensemble", *words)
+        assert (done.returncode, done.stdout) == (2, ""), (words, done.stderr)
+        assert reason in done.stderr, (words, done.stderr)
+        assert done.stderr.count("\n") == 1, done.stderr
+    del harness.environment["HARNESS_DATA"]
+    save_folder(make_dataset(other_data.train, other_data.test, other_data.vocab), tmp_path / "no")
+    words = (second, "--with", "ngrams", "--run-id", "x", "--data", tmp_path / "no")
+    done = harness.run_here("ensemble", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "give its folder by --data" in done.stderr
+    assert sorted(harness.runs.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_nothing(
+    harness: Harness, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ensemble's folder is whole, or not there at all."""
+    runs = [write_finished(harness.runs / "lstm" / f"s{n}", dataset, n) for n in (1, 2)]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.ensembles.make.copied", full)
+    done = harness.run_here("ensemble", *runs, "--run-id", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "No space left on device" in done.stderr
+    assert not list((harness.runs / "ensemble_lstm").glob("*"))
+    assert not list((harness.runs / "ensemble_lstm").glob(".*"))

@@ -243,9 +243,10 @@ def predict(
     as_json: AsJson = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Classify raw text with the model of a finished run, or an ensemble.
+    """Classify raw text with the model of a finished run.
 
-    Lines are answered as they arrive; those without a word get no answer.
+    An ensemble may be given too. Lines are answered as they arrive; those without a word get no
+    answer.
     """
     from harness.ensembles.predict import classifier_of, open_model
     from harness.inference.predict import NO_TEXT, check_texts, classify_stream
@@ -306,9 +307,9 @@ def export(
     ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a finished model, or an ensemble, as a SavedModel for raw text.
+    """Write a finished model as a SavedModel for raw text.
 
-    TensorFlow and TensorFlow Serving read it without this package.
+    An ensemble may be given too. TensorFlow and TensorFlow Serving read it without this package.
     """
     from harness.ensembles.predict import name_of, open_model
     from harness.training.launch import prepare_quietly

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.dataset import CLASSES
 from harness.ensembles.folder import Ensemble, sha256_of
 from harness.errors import InputError
 from harness.job import Job
@@ -54,7 +55,7 @@ class RunMember:
     @property
     def classes(self) -> list[str]:
         """The names of the labels; old results have none."""
-        return [*self.result.get("classes", ())]
+        return [*self.result.get("classes", CLASSES)]
 
 
 def read_members(folders: Sequence[Path]) -> list[RunMember]:

@@ -21,7 +21,10 @@ from pathlib import Path
 from tests import guard
 from tests.conftest import PROJECT
 
-PACKAGES = ("training", "data", "inputs", "slurm", "oracles", "sweep_protocol", "tuning", "report")
+PACKAGES = (
+    *("training", "compute", "data", "inputs", "slurm"),
+    *("tuning", "oracles", "sweep_protocol", "report"),
+)
 PAIRS = {"<": "<=", ">": ">=", "==": "!=", "is": "is not", "in": "not in", "and": "or", "+": "-"}
 OTHER_OPERATOR = PAIRS | {new: old for old, new in PAIRS.items()}
 OTHER_OPERATOR |= {"*": "/", "/": "*", "//": "*", "%": "*"}

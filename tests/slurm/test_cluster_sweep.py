@@ -1,13 +1,18 @@
 """Searches as jobs on a real Slurm: workers as steps, warned, requeued, joined."""
 
+import contextlib
 import csv
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from harness.files.lenient_json import read_json
+from harness.system.signals import STOPPING
 from tests.slurm.cluster import wait_until
 from tests.slurm.project import SlurmProject, Submitted
+from tests.slurm.test_cluster_jobs import has_pending
 from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm, ledger_of
 
 __all__ = ["calm"]  # pytest takes the fixture from here
@@ -76,17 +81,42 @@ def test_a_search_uses_every_cpu_of_its_job(
     assert "best of 4 trials" in job.log.read_text()
 
 
-@pytest.mark.slow  # the search is over before the warning, about every other time
+def worker_of(job: Submitted) -> int:
+    """The process of a job's only worker."""
+    found = []
+    for process in job.cluster.processes():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            program, *words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+            if {"harness.tuning.worker", str(job.run)} <= {*words} and Path(program).name != "srun":
+                found.append(process)
+    (worker,) = found
+    return worker
+
+
+def is_asked_to_save(worker: int) -> bool:
+    """Whether a worker that stands still has the signal, with which Slurm may wake it."""
+    with contextlib.suppress(FileNotFoundError):
+        return has_pending(worker, STOPPING[0])
+    return True  # it has saved and ended
+
+
+@pytest.mark.slow
 def test_a_search_that_is_warned_goes_on_and_others_join(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
     """USR2 in the middle: the job is requeued and no trial lost, while a task of an array joins."""
     flags = ("--gres=none", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
-    # The next trials of a worker take half a second each.
-    wait_until(lambda: finished(job) >= 1, timeout_s=90, poll_s=0.05)
+    saved = "trials/*/*/seed1/checkpoints/step-*.npz"
+    wait_until(lambda: any(job.run.glob(saved)), timeout_s=90, poll_s=0.05)
+    # All four trials would end before the warning is there: the last three take two seconds.
+    worker = worker_of(job)
+    os.kill(worker, signal.SIGSTOP)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    wait_until(lambda: is_asked_to_save(worker), timeout_s=60)
     joined = project.sbatch("tune", *flags, "--array=1-2", arguments=["--join", str(job.run)])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGCONT)
     wait_until(lambda: job.requeues() == 1, timeout_s=60)
     job.wait(timeout_s=180)
     for task in (1, 2):

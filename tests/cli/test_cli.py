@@ -65,6 +65,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(harness.folder.iterdir()) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -161,6 +162,8 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert sum(line.startswith("epoch ") for line in lines) == 3
+    assert "SAMPLE" in lines[0]
+    assert "SAMPLE" in done.stdout.split("tested on")[1]
     assert lines[-1].startswith("next         harness predict ")
     for name in ("model.keras", "tensorboard"):
         assert any(line.endswith(name) for line in lines)
@@ -212,132 +215,6 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
     assert abs(scores["log_loss"] - result["log_loss"]) < 1e-6
 
 
-@pytest.mark.full
-def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harness, Path]) -> None:
-    """The same text gives the same probability, wherever it comes from."""
-    harness, run = finished
-    texts = ["An excellent movie!", "Qwertzuiop, a bad film."]
-    given = harness.run("predict", run, *texts, "--json")
-    assert given.returncode == 0, given.stderr
-    assert given.stderr == ""
-    predictions = [json.loads(line) for line in given.stdout.splitlines()]
-    assert [p["text"] for p in predictions] == texts
-    assert [(p["num_words"], p["num_unknown"]) for p in predictions] == [(3, 0), (4, 1)]
-    (harness.folder / "reviews.txt").write_text("\n".join(texts) + "\n")
-    from_file = harness.run("predict", run, "--file", harness.folder / "reviews.txt", "--json")
-    from_stdin = harness.run("predict", run, "--json", stdin="\n".join(texts))
-    assert from_file.stdout == from_stdin.stdout == given.stdout
-    line = harness.run("predict", run, texts[0]).stdout
-    assert re.match(r"(posi|nega)tive, P\(positive\) = [01]\.\d{3}  An excellent", line)
-
-
-@pytest.mark.parametrize(
-    ("words", "stdin", "said"),
-    [
-        ([""], "", "holds no word"),
-        (["?!"], "", "holds no word"),
-        ([], "", "no text"),
-        ([], "\n \n", "no text"),
-        ([], "go\0od\n", "line 1 holds a NUL byte"),
-        (["--jsonl"], "good\n", "line 1 is no JSON"),
-        (["--jsonl"], "[1]\n", "line 1 is no text"),
-        ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),
-        (["good", "--file", "x"], "", "not both"),
-        (["--file", "none.txt"], "", "none.txt"),
-    ],
-)
-def test_a_text_that_is_none_is_refused(
-    finished: tuple[Harness, Path], words: list[str], stdin: str, said: str
-) -> None:
-    """Empty and wordless texts, and what is no text at all, get one line and exit code 2."""
-    harness, run = finished
-    done = harness.run_here("predict", run, *words, stdin=stdin)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
-
-
-def test_lines_without_a_word_get_no_answer_and_long_ones_are_cut(
-    finished: tuple[Harness, Path],
-) -> None:
-    """Notes say which and how many; the numbers tell the answers apart."""
-    harness, run = finished
-    stdin = "good film\n\n?!\n" + "word " * 30_000 + "\r\nbad"
-    done = harness.run("predict", run, "--json", stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(each["number"], each["num_words"]) for each in answers] == [
-        (1, 2),
-        (4, 26_215),
-        (5, 1),
-    ]
-    blank, cut = done.stderr.splitlines()
-    assert "no answer to 2 lines without a word: line 2, 3" in blank
-    assert "1 texts were cut to their last 131,072 characters" in cut
-
-
-def test_texts_of_several_lines_come_as_json(finished: tuple[Harness, Path]) -> None:
-    """By the name of the file or by an option; a string, or an object with a text."""
-    harness, run = finished
-    texts = ["good\nfilm", "bad"]
-    lines = f"{json.dumps(texts[0])}\n{json.dumps({'id': 7, 'text': texts[1]})}\n"
-    (harness.folder / "reviews.jsonl").write_text(lines)
-    from_file = harness.run("predict", run, "--file", harness.folder / "reviews.jsonl", "--json")
-    from_stdin = harness.run("predict", run, "--jsonl", "--json", stdin=lines)
-    assert from_file.stdout == from_stdin.stdout
-    assert [json.loads(line)["text"] for line in from_file.stdout.splitlines()] == texts
-
-
-@pytest.mark.full
-def test_lines_are_answered_as_they_arrive(finished: tuple[Harness, Path]) -> None:
-    """What was written is answered while the pipe stays open; then a bad line ends it."""
-    harness, run = finished
-    with subprocess.Popen(
-        harness.command("predict", run),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=harness.environment, cwd=harness.folder,
-    ) as process:  # fmt: skip
-        assert process.stdin
-        assert process.stdout
-        assert process.stderr
-        for _ in range(2):
-            process.stdin.write(b"good film\n" * 100)
-            process.stdin.flush()
-            answers = [process.stdout.readline() for _ in range(100)]
-            assert len({*answers}) == 1
-            assert answers[0].endswith(b"good film\n")
-        process.stdin.write(b"good film\n\xff\n")
-        process.stdin.close()
-        assert process.stdout.read().count(b"\n") == 1
-        assert b"line 202 is not UTF-8" in process.stderr.read()
-    assert process.returncode == 2
-
-
-def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path]) -> None:
-    """A run reads its words as they were written, though one of them is a line separator."""
-    from harness.data.imdb_sources import open_sample
-    from harness.inference.predict import read_vocabulary
-    from harness.tracking.run_dir import RunDirectory
-
-    _, run = finished
-    words = read_vocabulary(RunDirectory(run))
-    assert words == list(open_sample().vocab[: len(words)])
-    assert len(words) == 8000 - 4
-    assert "\x85" in words
-
-
-@pytest.mark.full
-def test_a_line_ends_at_a_newline_alone(finished: tuple[Harness, Path]) -> None:
-    """Characters that Python takes for line ends stay inside of a review; CRLF is a line end."""
-    harness, run = finished
-    done = harness.run("predict", run, "--json", stdin="bad\x0cfilm\x85x\r\ngood\n")
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [
-        "bad\x0cfilm\x85x",
-        "good",
-    ]
-
-
 def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path]) -> None:
     """A command that is interrupted while it waits ends with 75 and one line."""
     harness, run = finished
@@ -371,11 +248,12 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path]) -> None:
 )
 def test_monstrous_input_is_one_line_too(harness: Harness, words: list[object]) -> None:
     """Names, numbers and nestings beyond any sense, and devices for files, are refused."""
-    done = harness.run(*words, timeout_s=20)
+    done = harness.run_here(*words)
     assert done.returncode == 2, done.stderr[-300:]
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.full
 def test_an_unfinished_run_predicts_nothing(harness: Harness) -> None:
     """A run without a result says how to finish it."""
     folder = harness.runs / "lstm" / "begun"

@@ -1,5 +1,6 @@
 """A promised GPU that can't be used is refused, with the reason and the remedy."""
 
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,15 +8,16 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from harness.compute.gpus import Promise, check_gpus
-from harness.errors import NodeFault
+from harness.compute.gpus import Promise, check_gpus, promised_gpus
+from harness.compute.strategy import parse_devices
+from harness.errors import InputError, NodeFault
+from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
 from tests.conftest import Harness
 from tests.system.driver import broken_driver, whole_driver
 
 __all__ = ["broken_driver", "whole_driver"]  # pytest takes the fixtures from here
 
-full, param = pytest.mark.full, pytest.param
 no_driver = pytest.mark.skipif(cuda.has_driver(), reason="a driver is here")
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
@@ -32,26 +34,50 @@ def refused(
 
 
 @no_driver
-@pytest.mark.parametrize(
-    ("variables", "words", "promise"),
-    [
-        (SLURM, (), "Slurm gave 1 GPU"),
-        param({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, (), "Slurm gave 2 GPUs", marks=full),
-        param({"CUDA_VISIBLE_DEVICES": "0"}, (), "CUDA_VISIBLE_DEVICES=0", marks=full),
-        ({}, ("--devices", "gpu"), "--devices gpu:1"),
-    ],
-    ids=["slurm", "slurm-list", "visible", "devices"],
-)
-def test_without_a_driver(
-    harness: Harness, variables: dict[str, str], words: tuple[str, ...], promise: str
-) -> None:
-    """Whoever promised it is named; nothing is written."""
-    code, line, made = refused(harness, variables, *words)
+def test_without_a_driver(harness: Harness) -> None:
+    """The line names Slurm's promise; nothing is written."""
+    code, line, made = refused(harness, SLURM)
     assert (code, made) == (2, [])
-    assert line.startswith(f"harness: {promise}, but TensorFlow sees no GPU: there is no NVIDIA")
+    assert line.startswith("harness: Slurm gave 1 GPU, but TensorFlow sees no GPU: there is no NV")
     assert line.endswith("--devices cpu trains on the CPU")
 
 
+@no_driver
+@pytest.mark.parametrize(
+    ("variables", "devices", "said"),
+    [
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"},
+            None,
+            "Slurm gave 2 GPUs, but TensorFlow sees no GPU: there is no NVIDIA driver here",
+        ),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            None,
+            "CUDA_VISIBLE_DEVICES=0, but TensorFlow sees no GPU: there is no NVIDIA driver here",
+        ),
+        (
+            {},
+            "gpu",
+            "--devices gpu:1, but TensorFlow sees no GPU: there is no NVIDIA driver here",
+        ),
+        (
+            SLURM | {"CUDA_VISIBLE_DEVICES": ""},
+            None,
+            "CUDA_VISIBLE_DEVICES is '', which hides all GPUs; unset it",
+        ),
+    ],
+    ids=["slurm-list", "visible", "devices", "hidden"],
+)
+def test_who_promised_is_named(variables: dict[str, str], devices: str | None, said: str) -> None:
+    """The command, the environment or Slurm; and a variable that hides what Slurm gave."""
+    requested = parse_devices(devices) if devices else None
+    allocation = SlurmEnvironment.from_environment(variables)
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_gpus(promised_gpus(requested, allocation, variables), pytest.fail, variables)
+
+
+@pytest.mark.full
 def test_a_broken_driver_is_the_node_s_fault(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
@@ -73,6 +99,7 @@ def test_a_broken_driver_is_told_to_the_job_script(
     assert fault.startswith("n7 Slurm gave 1 GPU")
 
 
+@pytest.mark.full
 def test_missing_libraries_are_named(harness: Harness, whole_driver: dict[str, str]) -> None:
     """A MIG instance is visible and the driver is whole, but CUDA is not installed."""
     visible = {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"}
@@ -83,6 +110,7 @@ def test_missing_libraries_are_named(harness: Harness, whole_driver: dict[str, s
     assert "HARNESS_EXTRA=gpu bash slurm/common.sh --setup" in line
 
 
+@pytest.mark.full
 def test_a_packed_run_takes_its_gpu_from_its_node_s_list(harness: Harness) -> None:
     """A process of ours gets an index, and looks it up before anything asks for GPUs."""
     harness.environment |= {"CUDA_VISIBLE_DEVICES": "MIG-8f2a, MIG-91b3", "HARNESS_GPU": "1"}
@@ -114,13 +142,6 @@ def test_fewer_gpus_than_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     check_gpus(Promise(1, "Slurm gave 1 GPU"), pytest.fail, {})
 
 
-def test_gpus_that_are_hidden(harness: Harness) -> None:
-    """Slurm gave one and CUDA_VISIBLE_DEVICES hides it."""
-    code, line, _ = refused(harness, SLURM | {"CUDA_VISIBLE_DEVICES": ""})
-    assert code == 2
-    assert "CUDA_VISIBLE_DEVICES is '', which hides all GPUs; unset it" in line
-
-
 @pytest.mark.full
 def test_the_cpu_trains_where_it_is_meant(harness: Harness, broken_driver: dict[str, str]) -> None:
     """`--devices cpu` refuses nothing and warns of nothing; the first line says what trains."""
@@ -145,12 +166,11 @@ def test_a_driver_without_a_promise_is_warned_of(
     assert "the CPU trains: a driver is here, but TensorFlow sees no GPU: cuInit failed" in line
 
 
-@pytest.mark.full
-def test_a_driver_whose_gpus_are_hidden_is_not(
-    harness: Harness, broken_driver: dict[str, str]
-) -> None:
+def test_a_driver_whose_gpus_are_hidden_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty CUDA_VISIBLE_DEVICES without a promise says by itself that the CPU is meant."""
-    harness.environment |= broken_driver | {"CUDA_VISIBLE_DEVICES": ""}
-    done = harness.train("rnn", "hidden", "--set", "train.epochs=1")
-    assert done.returncode == 0
-    assert "warning: " not in done.stderr
+    monkeypatch.setattr(cuda, "has_driver", lambda: True)
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    check_gpus(promised_gpus(None, None, hidden), pytest.fail, hidden)
+    warnings: list[str] = []
+    check_gpus(promised_gpus(None, None, {}), warnings.append, {})
+    assert "the CPU trains: a driver is here, but TensorFlow sees no GPU" in warnings[0]

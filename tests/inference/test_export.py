@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from harness.data.vocabulary import encode_text
+from harness.errors import InputError
+from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness
 from tests.report.made_up_runs import write_run
 
@@ -48,10 +50,11 @@ def odd_texts(vocab: list[str], number: int) -> list[str]:
 
 
 @pytest.mark.full
-def test_plain_tensorflow_answers_like_predict(harness: Harness, tmp_path: Path) -> None:
+def test_plain_tensorflow_answers_like_predict(
+    finished: tuple[Harness, Path], tmp_path: Path
+) -> None:
     """A thousand texts, to 1e-6, in a folder without the package; twice into the same folder."""
-    assert harness.train("bilstm", "served", "--set", "train.epochs=1").returncode == 0
-    run, out = harness.runs / "bilstm/served", tmp_path / "a folder"
+    (harness, run), out = finished, tmp_path / "a folder"
     for _ in range(2):
         done = harness.run("export", run, "--out", out)
         assert done.returncode == 0, done.stderr
@@ -126,18 +129,19 @@ def test_the_graph_gives_the_ratios_of_training(bucket: bool) -> None:
 
 def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -> None:
     """An unfinished run, and a folder of something else, which stays as it is."""
+    from harness.inference.export import export
+
     begun = harness.runs / "lstm/begun"
     write_run(begun, (JOBS / "lstm.toml").read_text())
     (begun / "result.json").unlink()
     thesis = tmp_path / "thesis"
     thesis.mkdir()
     (thesis / "thesis.tex").touch()
-    for words, message in (
-        ((begun,), "is unfinished and has no model yet; harness resume"),
-        ((begun, "--out", thesis), "holds thesis.tex, which is not part of an export"),
-        ((begun, "--out", thesis / "thesis.tex"), "can't be read: Not a directory"),
+    for folder, message in (
+        (begun / "export", "is unfinished and has no model yet; harness resume"),
+        (thesis, "holds thesis.tex, which is not part of an export"),
+        (thesis / "thesis.tex", "can't be read: Not a directory"),
     ):
-        done = harness.run("export", *words)
-        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-        assert message in done.stderr
+        with pytest.raises(InputError, match=message):
+            export(RunDirectory(begun), folder)
     assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]

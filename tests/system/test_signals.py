@@ -136,6 +136,7 @@ def test_in_training(harness: Harness) -> None:
     assert warned.startswith("harness: interrupted ")
 
 
+@pytest.mark.full
 def test_runs_side_by_side(harness: Harness) -> None:
     """The runs end with the process that started them, which does not wait for them to save."""
     words = harness.train_words("lstm", "stopped", "--set", "train.epochs=200")

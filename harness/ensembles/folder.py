@@ -239,8 +239,10 @@ def _member(content: object) -> Member | None:
     )
     if name is None or weight is None or not 0 <= weight <= 1 or not isinstance(sums, dict):
         return None
-    known = {NGRAMS_FILE} if name == NGRAMS else {*MODEL_FILES, *MAYBE}
-    if not sums.keys() <= known or not all(isinstance(each, str) for each in sums.values()):
+    needed = {NGRAMS_FILE} if name == NGRAMS else {*MODEL_FILES}
+    names, maybe = sums.keys(), () if name == NGRAMS else MAYBE
+    is_whole = needed <= names <= needed.union(maybe)
+    if not is_whole or not all(isinstance(each, str) for each in sums.values()):
         return None
     about = {k: v for k, v in content.items() if k not in ("name", "weight", "sha256")}
     return Member(name, weight, sums, about)

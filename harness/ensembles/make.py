@@ -266,7 +266,7 @@ def _linear_model(
     cut = validation_cut(len(train), member.job.data.validation_split)
     rest = train.arranged(np.arange(cut, len(train)))
     for split, labels in ((test, member.labels), (rest, member.validation_labels)):
-        if not np.array_equal(split.labels, labels):
+        if not np.array_equal(split.labels, labels) or [*dataset.classes] != member.classes:
             raise InputError(
                 f"run {member.run.folder}: its predictions are of other reviews than those of "
                 f"{dataset.title}; train it again"

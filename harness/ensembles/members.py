@@ -106,7 +106,8 @@ def read_member(folder: Path) -> RunMember:
     """Read a finished run with its predictions.
 
     Raises:
-        InputError: if it is unfinished, not tested, of an earlier version, or broken.
+        InputError: if it is unfinished, not tested, of an earlier version, or can't be read.
+        RunError: if its result is broken.
     """
     run = RunDirectory.open(folder)
     job = run.job()  # refuses a later version's, and others' code
@@ -117,12 +118,15 @@ def read_member(folder: Path) -> RunMember:
             f"run {folder}: leaves the test set unread (data.test = false); train a run of it with "
             "--set data.test=true"
         )
+    run.result()  # refuses a broken one
     scored = read_run(folder)
     if isinstance(scored, LeftOut):
         raise InputError(f"run {folder}: {scored.why}")
     again = f"train it again by: harness train {shlex.quote(str(folder / 'job.toml'))}"
     try:
         labels, test = read_own(scored)
+        if (num := len(scored.result.get("classes", CLASSES))) != test.shape[1]:
+            raise ValueError(f"they tell {test.shape[1]} classes apart, result.json {num}")
     except BROKEN as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(

@@ -180,6 +180,9 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     (old / "validation_predictions.npz").unlink()
     broken = write_finished(runs / "broken", dataset, 8)
     (broken / "validation_predictions.npz").write_bytes(b"PK\x03\x04 cut")
+    mixed = write_finished(runs / "mixed", dataset, 11)
+    content = json.loads((mixed / "result.json").read_text())
+    (mixed / "result.json").write_text(json.dumps(content | {"classes": ["a", "b", "c"]}))
     untested = write_finished(runs / "untested", dataset, 9, "data.test=false")
     copy = shutil.copytree(first, runs / "copy")
     other_data = small_data(harness.folder / "other", 60)
@@ -196,6 +199,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
         ((first, old), "keeps no validation_predictions.npz, as runs of an earlier version"),
         ((first, broken), "validation_predictions.npz can't be read"),
         ((first, other), "its data is"),
+        ((first, mixed), "they tell 2 classes apart, result.json 3"),
         ((first, short), "its data.validation_split is 0.3"),
         ((first, whole), "its data.validation_split is 0.0"),
         ((whole, "--with", "ngrams"), "give --weights-from ENSEMBLE"),
@@ -224,6 +228,36 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     assert (done.returncode, done.stdout) == (2, "")
     assert "give its folder by --data" in done.stderr
     assert sorted(harness.runs.rglob("*")) == before
+
+
+def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:
+    """By what would use it, in one line; what looks at all runs goes on."""
+    run = write_finished(harness.runs / "lstm/s1", dataset, 1)
+    whole = write_finished(harness.runs / "lstm/all", dataset, 2, *ALL)
+    folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
+    text = (folder / "ensemble.toml").read_text()
+    for broken, reason in (
+        ("", "is not complete"),
+        (text[: len(text) // 2], "ensemble.toml"),
+        (text.replace("weight = ", "weight = -1"), "is not complete"),
+        (text.replace('"model.keras"', '"../../x"'), "is not complete"),
+        (text.replace('"job.toml" = ', '# "job.toml" = '), "is not complete"),
+        (text.replace("format = 1", "format = 2"), "was written by harness"),
+        ("\0", "is broken"),
+    ):
+        (folder / "ensemble.toml").write_text(broken)
+        for words in (
+            ("predict", folder, "a fine film"),
+            ("ensemble", whole, "--with", "ngrams", "--weights-from", folder),
+        ):
+            done = harness.run_here(*words)
+            assert (done.returncode, done.stdout) == (2, ""), (broken, done.stderr)
+            assert reason in done.stderr, done.stderr
+            assert done.stderr.count("\n") == 1
+        for name in ("status", "compare"):
+            done = harness.run_here(name, *(["--no-baseline"] if name == "compare" else []))
+            assert done.returncode == 0, done.stderr
+            assert "lstm" in done.stdout
 
 
 def test_a_full_disk_leaves_nothing(

@@ -118,7 +118,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What must be the same, and the metrics."""
-    names = ("metrics.jsonl", "model.keras", "predictions.npz")
+    names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
     files = {name: (folder / name).read_bytes() for name in names}
     lines = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

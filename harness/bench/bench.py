@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import PROJECT
+from harness.bench.large_table import large_table
 from harness.bench.measured import Measured
 from harness.bench.processes import Arg, Bench, Settings, Way
 from harness.bench.scale import scale
@@ -275,6 +276,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {
     "resume": resuming,
     "pipeline": pipeline,
     "plans": plans,
+    "large-table": large_table,
     "replicas": replicas,
     "side-by-side": side_by_side,
     "sweep": sweep,

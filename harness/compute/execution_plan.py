@@ -24,6 +24,8 @@ from harness.system.host import gpu_name, installed_version, processor
 LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layers
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into
+# Their updates depend on sums over a variable, which threads would add up in another order.
+NOT_ELEMENTWISE = ("adafactor", "muon")
 # Settings of a network that do not change the time of a step.
 WITHOUT_TIME = ("dropout", "spatial_dropout", "embeddings", "train_embeddings")
 
@@ -36,6 +38,7 @@ class ExecutionPlan:
     threads: int  # in each operation, and operations at a time
     parts: int  # of a global batch, computed side by side
     why: str
+    fused: bool = False  # the update of a large variable is one pass, see `FusedUpdate`
 
 
 def plan_name(xla: bool, threads: int) -> str:
@@ -76,6 +79,11 @@ def num_parts(job: Job, kind: str) -> int:
     if kind == "gpu":
         return 1
     return max(1, min(MAX_PARTS, -(-_size(job) // LARGEST_COMPILED), job.train.batch_size))
+
+
+def is_fused(job: Job, kind: str) -> bool:
+    """Whether the update of a large variable is one pass. On a GPU nobody has measured it."""
+    return kind == "cpu" and job.train.optimizer not in NOT_ELEMENTWISE
 
 
 def _size(job: Job) -> int:
@@ -125,10 +133,12 @@ def choose(
     """
 
     def plan(xla: bool, threads: int, why: str) -> ExecutionPlan:
-        return ExecutionPlan(xla, threads, num_parts(job, kind) if xla else 1, why)
+        parts = num_parts(job, kind) if xla else 1
+        return ExecutionPlan(xla, threads, parts, why, is_fused(job, kind))
 
     if isinstance(begun.get("xla"), bool):
-        return ExecutionPlan(begun["xla"], cpus, begun.get("parts", 1), "as the run began")
+        parts, fused = begun.get("parts", 1), begun.get("fused", False)
+        return ExecutionPlan(begun["xla"], cpus, parts, "as the run began", fused)
     allowed = {"on": [True], "off": [False]}.get(job.train.xla, [True, False])
     plans = {
         plan_name(xla, threads): (xla, threads) for xla in allowed for threads in range(1, cpus + 1)

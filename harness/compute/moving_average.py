@@ -4,7 +4,7 @@ Keras's average has one momentum m for all steps. A run of fewer steps than a fe
 would be validated and saved with an average that still holds much of the starting weights.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -25,21 +25,19 @@ class RampedAverage:
     ema_momentum: float
     iterations: keras.Variable
     _model_variables_moving_average: list[keras.Variable]
+    _get_variable_index: Callable[[keras.Variable], int]
 
     def _update_model_variables_moving_average(self, variables: list[keras.Variable]) -> None:
         # Keras calls this after each update of the weights, before it counts the step.
-        if not self.is_ramped:
-            super()._update_model_variables_moving_average(variables)  # type: ignore[misc]
-            return
-        for variable, average in zip(variables, self._model_variables_moving_average, strict=True):
-            step = ops.cast(self.iterations, variable.dtype)
-            momentum = ops.minimum(self.ema_momentum, (1 + step) / (10 + step))
-            momentum = ops.where(step > 0, momentum, 0)  # before the first, the average is empty
-            average.assign(momentum * average + (1 - momentum) * variable)
+        for variable in variables:
+            self.average(variable)
 
-
-def ramped(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """An optimizer of the same settings with a `RampedAverage`; `optimizer` has yet to be built."""
-    kind: Any = type(optimizer)
-    with_average: Any = type(kind.__name__, (RampedAverage, kind), {})
-    return with_average.from_config(optimizer.get_config())
+    def average(self, variable: keras.Variable) -> None:
+        """Take a variable's value after this step into its average."""
+        average = self._model_variables_moving_average[self._get_variable_index(variable)]
+        step = ops.cast(self.iterations, variable.dtype)
+        momentum = self.ema_momentum
+        if self.is_ramped:
+            momentum = ops.minimum(momentum, (1 + step) / (10 + step))
+        momentum = ops.where(step > 0, momentum, 0)  # before the first, the average is empty
+        average.assign(momentum * average + (1 - momentum) * variable)

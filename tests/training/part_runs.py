@@ -45,7 +45,16 @@ CASES = {
         name: ("lstm", (f"train.optimizer={name}", "train.optimizer_options.weight_decay=0.01"))
         for name in OPTIMIZERS
     },
+    "half": (
+        "lstm",
+        (
+            *("train.precision=float16", "train.clipnorm=1", "train.optimizer=adam"),
+            *("train.steps_per_execution=2", "train.schedule=cosine", "train.learning_rate=0.01"),
+        ),
+    ),
 }
+FUSED = " fused"  # after a case's name: with the update of the words' table as one pass
+NUM_LARGE = 100  # numbers, of which the table has 120 and no other variable as many
 NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
 ENDS: tuple[dict[int, Any], ...] = (
     {5: RuntimeError},
@@ -75,6 +84,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     """Begin or go on with a run, and end it at a step, with or without saving."""
     import keras
 
+    from harness.compute import optimizer
     from harness.data.dataset import Dataset
     from harness.errors import Interrupted
     from harness.system.console import Console
@@ -97,7 +107,8 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
                 raise how("killed")
 
     keras.utils.clear_session()  # layers are named as in a new process
-    path, settings = CASES[name]
+    optimizer.LARGE = NUM_LARGE
+    path, settings = CASES[name.removesuffix(FUSED)]
     job = load_job(JOBS / f"{path}.toml", [*SETTINGS, *settings])
     vocab = [f"word{i}" for i in range(40)]
     console = Console()
@@ -107,7 +118,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
             RunContext(
                 RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up", official=False)
             ),
-            Compute(strategy, ExecutionPlan(False, 1, 1, "")),
+            Compute(strategy, ExecutionPlan(False, 1, 1, "", name.endswith(FUSED))),
             Observers(console, ResourceMonitor(0, 1), StopAt()),
         )
     except (RuntimeError, Interrupted):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.compute.execution_plan import NOT_ELEMENTWISE
 from harness.job import OPTIMIZERS
 from tests.conftest import JOBS, PROJECT, Harness, results
 from tests.training.kills import kill_at
@@ -33,9 +34,14 @@ def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
 def check_case(found: dict[str, Any]) -> None:
     """A run that was ended three times has the bytes of a calm one, and one replica its losses."""
     assert found["ended"] == found["two"]
+    check_equal(found["two"], found["one"])
+
+
+def check_equal(found: dict[str, Any], other: dict[str, Any]) -> None:
+    """The losses and rates of each epoch, to rounding."""
     for name in ("loss", "val_loss", "learning_rate"):
-        two, one = ([line[name] for line in found[run]["metrics"]] for run in ("two", "one"))
-        np.testing.assert_allclose(two, one, rtol=2e-5)
+        one, two = ([line[name] for line in each["metrics"]] for each in (found, other))
+        np.testing.assert_allclose(one, two, rtol=2e-5)
 
 
 def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> None:
@@ -55,10 +61,30 @@ def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> N
     assert all("val_roc_auc" in line for line in found["plateau"]["two"]["metrics"])
 
 
+@pytest.mark.full
+def test_one_pass_over_a_table_is_exact_and_the_same_on_replicas(tmp_path: Path) -> None:
+    """With decay and a callback, and in float16 with clipping: to rounding as Keras updates."""
+    names = ("parts", "half")
+    fused = [f"{name} fused" for name in names]
+    found = runs_of(tmp_path, *names, *fused)
+    for name, one_pass in zip(names, fused, strict=True):
+        check_case(found[one_pass])
+        assert found[one_pass]["one"]["sums"] != found[name]["one"]["sums"]
+        check_equal(found[one_pass]["one"], found[name]["one"])
+
+
 @pytest.mark.slow
 def test_every_optimizer_is_exact_and_the_same_on_replicas(tmp_path: Path) -> None:
     """Each of Keras's optimizers, with weight decay."""
     for each in runs_of(tmp_path, *OPTIMIZERS).values():
+        check_case(each)
+
+
+@pytest.mark.slow
+def test_every_optimizer_in_one_pass_is_exact_and_the_same_on_replicas(tmp_path: Path) -> None:
+    """Each whose update is elementwise."""
+    names = [f"{name} fused" for name in OPTIMIZERS if name not in NOT_ELEMENTWISE]
+    for each in runs_of(tmp_path, *names).values():
         check_case(each)
 
 

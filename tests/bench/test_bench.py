@@ -113,7 +113,7 @@ def test_the_notebooks_way_trains_and_is_timed(architecture: str) -> None:
     assert min(got.values()) > 0
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_kerastuner_by_itself_searches(tmp_path: Path) -> None:
     """Every trial that was asked for, of the choices that the harness's search has too."""
     tokens = np.ones((80, MAXLEN), np.int32)

@@ -42,6 +42,8 @@ def test_a_finished_job_that_is_requeued_changes_nothing(finished: Submitted) ->
     assert "finished already" in finished.log.read_text().removeprefix(log)
 
 
+# `test_seeds_beyond_the_sites_arrays` has what each task is called with.
+@pytest.mark.slow
 def test_array_tasks_are_seeds(project: SlurmProject) -> None:
     """`--array=1-2` trains seeds 1 and 2 into a folder each, and their results differ."""
     array = project.sbatch("lstm", "--array=1-2", arguments=SHRUNK)
@@ -56,6 +58,8 @@ def test_array_tasks_are_seeds(project: SlurmProject) -> None:
     assert one["log_loss"] != two["log_loss"]
 
 
+# The next test has a requeue of two runs in one job.
+@pytest.mark.slow
 def test_a_requeued_job_ends_with_the_same_bytes(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:

@@ -107,6 +107,7 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.slow  # between two devices of one process and two nodes, which are the next test's
 def test_two_pretended_gpus_are_two_replicas(project: SlurmProject, on_two_devices: Path) -> None:
     """A job with two GPUs, for which two CPU devices stand, ends as two devices outside Slurm."""
     job = project.sbatch("lstm", "--gres=gpu:2", arguments=["--devices", "cpu:2", *TWO_REPLICAS])

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.full
 @pytest.mark.parametrize(
     ("job", "devices", "kills"),
     [
-        ("gru", "cpu:1", (3, 16, 30)),
-        ("bilstm", "cpu:2", (3, 30)),
+        ("gru", "cpu:1", (3, 30)),
+        ("bilstm", "cpu:2", (30,)),
         pytest.param("rnn", "cpu:2", (3, 16, 30), marks=pytest.mark.slow),
     ],
 )
@@ -46,8 +46,11 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert step_events(harness.runs / job / "killed") == step_events(harness.runs / job / "calm")
 
 
-def test_several_classes_are_exact_over_kills_and_alike_on_replicas(harness: Harness) -> None:
-    """SIGKILL in two epochs on two replicas leaves no trace; one replica has the same curve."""
+@pytest.mark.parametrize("kills", [(), pytest.param((3, 16), marks=pytest.mark.slow)])
+def test_several_classes_are_exact_over_kills_and_alike_on_replicas(
+    harness: Harness, kills: tuple[int, ...]
+) -> None:
+    """Two replicas and one have the same curve; nightly, SIGKILL in two epochs leaves no trace."""
     rows = [(f"{text} {'xyz'[i % 3]}", ["one", "two", "three"][i % 3])
             for i, (text, _) in enumerate(make_rows(400))]  # fmt: skip
     source = write_csv(harness.folder / "several.csv", rows)
@@ -57,12 +60,13 @@ def test_several_classes_are_exact_over_kills_and_alike_on_replicas(harness: Har
     for run_id, each in (("calm", two), ("one", [*words, "--devices", "cpu:1"])):
         done = harness.train("gru", run_id, *each)
         assert done.returncode == 0, done.stderr
-    for step in (3, 16):
+    for step in kills:
         kill_at(harness, "gru", step, *two)
-    last = harness.train("gru", "killed", *two)
-    assert last.returncode == 0, last.stderr
     calm, one, killed = (harness.runs / "gru" / name for name in ("calm", "one", "killed"))
-    assert results(killed) == results(calm)
+    if kills:
+        last = harness.train("gru", "killed", *two)
+        assert last.returncode == 0, last.stderr
+        assert results(killed) == results(calm)
     texts = [(run / "metrics.jsonl").read_text().splitlines() for run in (calm, one)]
     losses = [[json.loads(line)["val_loss"] for line in lines] for lines in texts]
     assert losses[0] == pytest.approx(losses[1], abs=1e-10)
@@ -148,6 +152,8 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness)
     assert results(run) == results(calm)
 
 
+# `test_a_run_that_was_taken_over_writes_nothing_more` has an older one that stands still.
+@pytest.mark.slow
 def test_the_newer_of_two_writers_wins(harness: Harness) -> None:
     """A second process takes the run over; the first notices, says who has it, and stops."""
     calm = calm_run(harness, "lstm")
@@ -171,13 +177,12 @@ def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) 
     run = killed_run(harness, "lstm")
     job = (run / "job.toml").read_text()
     (run / "job.toml").write_text(job.replace("learning_rate = 0.0005", "learning_rate = 5.0"))
+    checkpoints = {path: path.read_bytes() for path in run.glob("checkpoints/*")}
     done = harness.run("resume", run)
     assert done.returncode == 1
     assert "another job or other data" in done.stderr
     assert done.stderr.count("\n") == 1
-    (run / "job.toml").write_text(job)
-    again = harness.run("resume", run)
-    assert again.returncode == 0, again.stderr
+    assert {path: path.read_bytes() for path in run.glob("checkpoints/*")} == checkpoints
 
 
 def test_a_run_that_was_taken_over_writes_nothing_more(harness: Harness) -> None:

@@ -51,19 +51,17 @@ def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> No
 
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     """Dropped words, padding and unequal shares included; in float64, as for the plain network."""
-    for devices in ("cpu:1", "cpu:2", "cpu:3"):
+    for devices in ("cpu:1", "cpu:3"):
         words = [*ALL, "--devices", devices, "--set", "train.precision=float64"]
         done = harness.train("lstm", devices.replace(":", ""), *words)
         assert done.returncode == 0, done.stderr
-    folders = [harness.runs / "lstm" / f"cpu{n}" for n in (1, 2, 3)]
-    one, *others = map(metrics, folders)
-    for other in others:
-        for mine, theirs in zip(one, other, strict=True):
-            assert abs(mine["loss"] - theirs["loss"]) < 1e-10
-            assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
+    folders = [harness.runs / "lstm" / f"cpu{n}" for n in (1, 3)]
+    one, three = map(metrics, folders)
+    for mine, theirs in zip(one, three, strict=True):
+        assert abs(mine["loss"] - theirs["loss"]) < 1e-10
+        assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
     tested = [np.load(folder / "predictions.npz")["probabilities"] for folder in folders]
     np.testing.assert_allclose(tested[0], tested[1], atol=1e-10)
-    np.testing.assert_allclose(tested[0], tested[2], atol=1e-10)
     assert len({line["loss"] for line in one}) == 3, "nothing is learnt: all would be equal"
 
 

@@ -172,7 +172,7 @@ def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
     """Workers, the oracle and the supervisor are killed: each trial counts once, with its score."""
     moments = random.Random(5)  # noqa: S311 - not a secret
     process = calm.start("wild", "--workers", 2)
-    for kills in range(3):
+    for kills in range(2):
         wait_for(partial(moved_on, calm, "wild", kills), timeout_s=90)
         os.kill(moments.choice(calm.workers("wild")), signal.SIGKILL)
         for oracle in calm.processes("harness.tuning.oracle_process", "wild")[:1]:
@@ -198,7 +198,7 @@ def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
 
 def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> None:
     """Saved on TERM, gone on with at once, then with more trials; a finished one stays as it is."""
-    process = calm.start("again", "--workers", 2, "--set", "search.trials=2")
+    process = calm.start("again", "--workers", 1, "--set", "search.trials=2")
     wait_for(lambda: calm.state("again").get("running"), timeout_s=90)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=60)

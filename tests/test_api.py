@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import harness as package
+from harness.bench.made_up_runs import write_run
 from harness.errors import InputError, RunError
 from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
-from tests.report.made_up_runs import write_run
 
 LSTM = JOBS / "lstm.toml"
 README = PROJECT / "jobs/README.md"

@@ -1,7 +1,8 @@
 """How the commands that look at runs grow with the number of runs.
 
-Each row has the same command over 10, 100, 1,000 and 10,000 runs; what the table calls a ratio is
-its growth: 0.10 is ten times the time of ten runs.
+Each row has the same command over more and more runs, by ten to ten thousand; what the table calls
+a ratio is its growth: 0.10 is ten times what ten runs take. Time is CPU time, which changes little
+with other work on the machine; waiting for a slow disk has rows of its own.
 """
 
 import json
@@ -13,16 +14,20 @@ from functools import partial
 from pathlib import Path
 
 from harness import PROJECT
-from harness.bench.board import seconds_to_show
+from harness.bench.board import costs_to_show
+from harness.bench.made_up_runs import write_jobs
 from harness.bench.measured import Measured
 from harness.bench.processes import Bench
 from harness.checks import child
 from harness.checks.child import Ended
+from harness.data.imdb_sources import open_dataset
 from harness.job_file import load_job
+from harness.report.export import RECORD, REPORT
 from harness.tracking.run_dir import RunDirectory
 
 SIZES = (10, 100, 1_000, 10_000)
-SIZES_ON_BOARD = (10, 200, 1_000)  # one by default, one by name
+SIZES_COMPARED = (10, 100, 1_000)  # five seeds of each job
+SIZES_ON_BOARD = (10, 100, 200, 1_000)  # by default 200 at most, by name all
 LOGGED_STEPS = 5_000
 SLOW_CALL_MS = 1.0  # of a file system over a busy network
 SETTLED_S = 3_600.0  # the age of the made-up runs, so that a look may believe what it has kept
@@ -39,7 +44,7 @@ RESULT = {
 
 
 def scale(bench: Bench) -> Iterator[Measured]:
-    """Status, prune and TensorBoard over more and more finished runs."""
+    """Status, prune, comparisons and TensorBoard over more and more finished runs."""
     folders = {num: _make_runs(bench.folder / f"of{num}", num) for num in SIZES}
     commands: dict[str, Callable[[Path], Ended]] = {
         "status, first look": lambda runs: _status(bench, runs, is_first=True),
@@ -49,8 +54,8 @@ def scale(bench: Bench) -> Iterator[Measured]:
         "prune": lambda runs: bench.harness("prune", "--runs", runs),
     }
     for name, command in commands.items():
-        ways = {f"{num:,} runs": partial(_wall_ms, command, runs) for num, runs in folders.items()}
-        yield _grown(name, "ms", bench.in_turn(name, ways)["value"])
+        ways = {f"{num:,} runs": partial(_cpu_ms, command, runs) for num, runs in folders.items()}
+        yield _grown(name, "CPU ms", bench.in_turn(name, ways)["value"])
     if shutil.which("strace"):
         for name, is_first in (("status, first look", True), ("status", False)):
             calls = {
@@ -65,7 +70,47 @@ def scale(bench: Bench) -> Iterator[Measured]:
             yield _grown(f"{name}: calls of {SLOW_CALL_MS:g} ms", "ms", _once(slow))
     else:
         bench.console.warning("no strace here: file calls are not counted or delayed")
+    yield from _comparisons(bench)
     yield from _boards(bench)
+
+
+def _comparisons(bench: Bench) -> Iterator[Measured]:
+    """The comparison as text and as a report, beside baselines that were fit before."""
+    dataset = open_dataset(bench.settings.data)
+    folders = {
+        f"{num:,} runs": write_jobs(bench.folder / f"compared{num}", num, dataset)
+        for num in SIZES_COMPARED
+    }
+    bench.console.info("compare: the baselines")
+    _compare(bench, folders[f"{SIZES_COMPARED[0]:,} runs"], "--baseline", "ngrams")
+    as_text = {name: partial(_cpu_s, bench, runs) for name, runs in folders.items()}
+    yield _grown("compare", "CPU s", bench.in_turn("compare", as_text)["value"])
+    as_report = {name: partial(_report, bench, runs) for name, runs in folders.items()}
+    values = bench.in_turn("compare --out", as_report)
+    for quantity, unit in (("time", "CPU s"), ("memory", "GB"), ("HTML", "KB"), ("JSON", "KB")):
+        yield _grown(f"compare --out: {quantity}", unit, values[quantity])
+
+
+def _compare(bench: Bench, runs: Path, *more: str | Path) -> Ended:
+    data = ("--data", bench.settings.data) if bench.settings.data else ()
+    return bench.harness(
+        *("compare", runs, *data, *more), XDG_CACHE_HOME=str(bench.folder / "baselines")
+    )
+
+
+def _cpu_s(bench: Bench, runs: Path) -> dict[str, float]:
+    return {"value": _compare(bench, runs).cpu_s}
+
+
+def _report(bench: Bench, runs: Path) -> dict[str, float]:
+    out = runs.with_name(f"{runs.name}-report")
+    ended = _compare(bench, runs, "--out", out)
+    return {
+        "time": ended.cpu_s,
+        "memory": ended.peak_memory_gb,
+        "HTML": (out / REPORT).stat().st_size / 1e3,
+        "JSON": (out / RECORD).stat().st_size / 1e3,
+    }
 
 
 def _boards(bench: Bench) -> Iterator[Measured]:
@@ -77,9 +122,9 @@ def _boards(bench: Bench) -> Iterator[Measured]:
     for num in SIZES_ON_BOARD:
         bench.console.info(f"TensorBoard: {num:,} runs")
         runs = _with_logs(bench.folder / f"on{num}", num, log)
-        shown[f"{num:,} runs"] = seconds_to_show(runs, num, bench.folder)
+        shown[f"{num:,} runs"] = costs_to_show(runs, num, bench.folder)
         shutil.rmtree(runs)
-    for quantity, unit in (("all curves", "s"), ("first ten", "s"), ("memory", "GB")):
+    for quantity, unit in (("all curves", "CPU s"), ("first ten", "CPU s"), ("memory", "GB")):
         ways: dict[str, tuple[float, ...]] = {
             name: (each[quantity],) for name, each in shown.items()
         }
@@ -94,8 +139,8 @@ def _once(ways: Mapping[str, Callable[[], float]]) -> dict[str, tuple[float, ...
     return {name: (measure(),) for name, measure in ways.items()}
 
 
-def _wall_ms(command: Callable[[Path], Ended], runs: Path) -> dict[str, float]:
-    return {"value": 1000 * command(runs).wall_s}
+def _cpu_ms(command: Callable[[Path], Ended], runs: Path) -> dict[str, float]:
+    return {"value": 1000 * command(runs).cpu_s}
 
 
 def _status(bench: Bench, runs: Path, *more: str, is_first: bool = False) -> Ended:

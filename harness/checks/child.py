@@ -35,6 +35,7 @@ class Ended:
     code: int  # below 0 if a signal ended it
     wall_s: float
     peak_memory_gb: float  # of the process alone, without its children
+    cpu_s: float  # of the process, and of the children that it waited for
     output: str
     errors: str
 
@@ -131,7 +132,8 @@ def run_process(
         wall_s = time.perf_counter() - began
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
         memory_gb = usage.ru_maxrss * unit / 1e9
-        ended = Ended(child.returncode, wall_s, memory_gb, _text(output), _text(errors))
+        cpu_s = usage.ru_utime + usage.ru_stime
+        ended = Ended(child.returncode, wall_s, memory_gb, cpu_s, _text(output), _text(errors))
     if wall_s >= timeout_s:
         raise ChildError(f"took over {timeout_s:.0f} s and was ended")
     return ended

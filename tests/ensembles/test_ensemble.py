@@ -16,7 +16,7 @@ from harness.ensembles.weights import averaged, best_weights
 from harness.report.ngram_model import fit_ngrams
 from tests.conftest import Harness
 from tests.ensembles.finished_runs import noisy, write_finished
-from tests.report.made_up_runs import small_data
+from tests.report.small_data import small_data
 
 ALL = ("data.validation_split=0", "train.epochs=2", "train.keep=last")
 

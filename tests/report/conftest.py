@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.bench.made_up_runs import write_scored_run
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
-from tests.report.made_up_runs import small_data, write_scored_run
+from tests.report.small_data import small_data
 
 
 @pytest.fixture

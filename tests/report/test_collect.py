@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.bench.made_up_runs import write_run
 from harness.errors import InputError
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, result_cells, results_table
 from tests.conftest import Harness
-from tests.report.made_up_runs import write_run
 
 EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
 

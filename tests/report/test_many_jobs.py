@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.bench.made_up_runs import write_scored_run
 from harness.errors import InputError
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.export import to_csv, to_json, to_markdown, write_comparison
@@ -14,7 +15,7 @@ from harness.report.html import STANDING, detailed
 from harness.report.plots import forest, styles_of
 from harness.report.settings import check_key, chosen, differing, grouped
 from harness.report.summary import make_parts
-from tests.report.made_up_runs import small_data, write_scored_run
+from tests.report.small_data import small_data
 
 NUM_JOBS = 20
 

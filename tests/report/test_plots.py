@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
+from harness.bench.made_up_runs import write_run
 from harness.report.collect import group_runs, scored_runs
 from harness.report.plots import pictures_of
 from harness.report.predictions import seconds_to_accuracy
 from harness.report.summary import make_parts
-from tests.report.made_up_runs import write_run
 
 
 def test_bars_are_the_intervals_of_the_means(

@@ -10,12 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
+from harness.bench.made_up_runs import write_run
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.tracking.run_dir import RunDirectory
 from harness.training.parent import find_parent
 from tests.conftest import JOBS, Harness, results
-from tests.report.made_up_runs import small_data, write_run
+from tests.report.small_data import small_data
 from tests.training.kills import kill_at, wait_for_step
 
 

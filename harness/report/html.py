@@ -30,6 +30,8 @@ NUM_REVIEWS = 10
 MAX_MATRIX = 12  # classes in a confusion matrix that can be read
 NUM_MISTAKES = 10  # of a job, shown in its place
 VALIDATION, STANDING = "validation %", "beside the baseline"
+# The columns that a narrow window shows beside the names.
+FOREMOST = ("job", "test %", "s.d.", "95 % interval", "seeds", VALIDATION, STANDING)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def detailed(part: Part) -> tuple[list[str], list[Line]]:
             cells[STANDING] = part.standings.get(result.name, "")
         lines.append({**cells, **line})
     filled = [name for name in added if any(line[name] for line in lines)]
-    return [*part.columns, *filled], lines
+    columns = [*part.columns, *filled]
+    return sorted(columns, key=lambda name: (*FOREMOST, name).index(name)), lines
 
 
 def _difference_lines(part: Part, predictions: Predictions | None) -> list[Line]:

@@ -4,6 +4,7 @@ The colour stands for the architecture, from Okabe and Ito's set, which colour-b
 apart; the marker says the same without colour. Jobs of one architecture differ by their lines.
 """
 
+import io
 from collections import Counter
 from dataclasses import dataclass
 from textwrap import shorten
@@ -47,6 +48,8 @@ BASELINE_COLOUR = "#595959"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 150  # inches without the legend; dots an inch
 LEGEND_LINE = 0.165  # inches
 FOREST_LINE, FOREST_DPI = 0.11, 100  # of its rows, which may be hundreds
+MAX_NAME = 64  # characters, of them
+NUM_COLOURS = 256  # of a picture
 
 
 @dataclass(frozen=True)
@@ -109,16 +112,17 @@ def forest(part: Part) -> Picture | None:
         axes.plot([-high, -low], [row, row], color=colour, linewidth=1.2)
         axes.plot(-each.mean, row, marker="o", markersize=3.5, color=colour)
     axes.axvline(0, color="#1a1a1a", linewidth=0.8)
-    names = [shorten(each.second.name, 48, placeholder=" …") for each in behind]
+    names = [shorten(each.second.name, MAX_NAME, placeholder=" …") for each in behind]
     axes.set_yticks(range(len(behind)), [name.replace("$", r"\$") for name in names], fontsize=6)
     axes.set_ylim(len(behind) - 0.4, -0.6)  # the best first
     axes.set_xlabel("points of test accuracy behind the best")
     axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="x", top=True, labeltop=True)  # hundreds of rows above the lower ones
     figure.set_size_inches(1.4 * WIDTH, 1 + FOREST_LINE * len(behind))
     num_shown = sum(each.is_shown for each in behind)
     return Picture(
         "Behind the best",
-        png(figure),
+        _with_few_colours(png(figure)),
         f"{best.name} and the {len(behind)} other jobs: {num_shown} are shown to be worse, "
         f"{len(behind) - num_shown} are not.",
         f"Each job beside the best, {best.name}: difference of the means, and the interval that "
@@ -176,6 +180,8 @@ def _learning_curve(
 
 
 def _accuracy_over_time(part: Part) -> Picture | None:
+    from matplotlib.ticker import LogFormatter
+
     figure, axes = _figure()
     styles, described = styles_of(part), []
     for result in part.group.results:
@@ -195,6 +201,7 @@ def _accuracy_over_time(part: Part) -> Picture | None:
         described.append(f"{ngrams.name} {highest:.2f} % after {ngrams.training_s:,.0f} s")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.10g}")
+    axes.xaxis.set_minor_formatter(LogFormatter())  # within a decade 20, 30, 60, no powers
     axes.set_xlabel("training time in seconds, validation included")
     axes.set_ylabel("best validation accuracy so far, %")
     return _picture(
@@ -335,6 +342,16 @@ def _figure(dpi: int = DPI) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
+def _with_few_colours(picture: bytes) -> bytes:
+    """The PNG with a palette, at a third of its size: a report has up to seven of them."""
+    from PIL import Image  # which matplotlib writes its pictures with
+
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as opened:
+        opened.convert("RGB").quantize(NUM_COLOURS).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
 def _picture(figure: "Figure", axes: "Axes", *, title: str, alt: str, caption: str) -> Picture:
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 30 else 2 if max(map(len, labels)) > 14 else 3
@@ -344,4 +361,4 @@ def _picture(figure: "Figure", axes: "Axes", *, title: str, alt: str, caption: s
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
     )
-    return Picture(title, png(figure), alt, caption)
+    return Picture(title, _with_few_colours(png(figure)), alt, caption)

@@ -12,14 +12,18 @@ import pytest
 from harness.bench import scale
 from harness.bench.baselines import MAXLEN, Padded, by_keras, by_keras_tuner
 from harness.bench.bench import SEARCH
+from harness.bench.made_up_runs import write_jobs
 from harness.bench.measured import Measured, changes, read_record, to_record, write_record
 from harness.bench.processes import Bench, Settings
 from harness.checks.probe import ARCHITECTURES
 from harness.cli.bench import bench
 from harness.errors import InputError, RunError
+from harness.report.collect import group_runs, scored_runs
+from harness.report.predictions import epochs_of, progress_of, read_predictions
 from harness.search_space import load_search
 from harness.system.console import Console
 from tests.conftest import JOBS, PROJECT, Harness
+from tests.report.small_data import small_data
 
 SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None, jobs=())
 
@@ -187,13 +191,27 @@ def test_the_bench_measures_a_sweep(harness: Harness) -> None:
     assert "rnn sweep, trials/hour" in done.stdout
 
 
+def test_made_up_jobs_are_compared_as_trained_ones_are(tmp_path: Path) -> None:
+    """Twelve jobs of five seeds, each with predictions, curves and times."""
+    runs = write_jobs(tmp_path / "runs", 60, small_data(tmp_path / "data"))
+    (group,), repeated = group_runs(scored_runs([runs])[0])
+    assert (len(group.results), group.num_runs, repeated) == (12, 60, [])
+    predictions = read_predictions(group, pytest.fail)
+    assert predictions
+    assert set(predictions.seeds.values()) == {(1, 2, 3, 4, 5)}
+    assert all(len(epochs_of(each, "val_accuracy")) == 8 for each in group.results)
+    assert all(len(progress_of(each)) == 5 for each in group.results)
+
+
 @pytest.mark.slow
 def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command over more and more runs, and a real TensorBoard over generated logs."""
     monkeypatch.setattr(scale, "SIZES", (10, 60))
+    monkeypatch.setattr(scale, "SIZES_COMPARED", (10, 30))
     monkeypatch.setattr(scale, "SIZES_ON_BOARD", (10, 12))
     found = {each.name: each for each in scale.scale(Bench(SETTINGS, tmp_path, Console()))}
     assert {"status", "status, first look", "prune", "TensorBoard: all curves"} <= found.keys()
+    assert {"compare", "compare --out: HTML", "compare --out: JSON"} <= found.keys()
     for each in found.values():
         assert next(iter(each.ways)) == each.base == "10 runs"
     if shutil.which("strace"):

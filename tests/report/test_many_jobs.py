@@ -54,6 +54,7 @@ def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Pa
     page = write_comparison(tmp_path / "out", [part], [], data=None, say=print).read_text()
     assert "The best 12 of 20 jobs are drawn" in page
     assert page.count("<img ") == 1 + 6
+    assert page.count('class="wide long"') == 1  # the 40 runs, whose heads stay in sight
     assert page.count('<table class="confusion">') == 12
 
 
@@ -70,6 +71,7 @@ def test_the_tables_have_the_settings_that_differ(group: DatasetGroup) -> None:
     assert differing(group.results) == {"model.units": "units", "model.pooling": "pooling"}
     (part,) = make_parts([group])
     columns, lines = detailed(part)
+    assert columns[:5] == ["job", "test %", "s.d.", "95 % interval", "seeds"]  # seen on a phone
     assert [name for name in columns if name not in part.columns] == [
         "validation %",
         "units",

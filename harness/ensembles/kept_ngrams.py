@@ -2,13 +2,11 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from harness.errors import DiskError, InputError
 from harness.files.atomic_file import atomic_write
 from harness.files.paths import private_cache
 from harness.files.plain_file import read_plain_file
+from harness.inputs.ngrams import archived, opened
 from harness.report.baseline import NGRAM_RECIPE, check_classes
 from harness.report.ngram_model import LinearModel, NgramModel, fit_ngrams
 
@@ -56,20 +55,16 @@ class KeptNgrams:
 
     def to_bytes(self) -> bytes:
         """The content of a file for `from_bytes`."""
-        file = io.BytesIO()
-        linear, codes = self.model.linear, self.model.ngrams
-        arrays: dict[str, Any] = {f"ngrams_{i}": each for i, each in enumerate(codes)}
+        linear = self.model.linear
         about = [self.num_training, self.training_s, self.model.strength]
-        np.savez(
-            file,
+        return archived(
+            self.model.ngrams,
             words=np.frombuffer(vocab_to_bytes(self.words), np.uint8),
             weights=linear.weights,
             biases=linear.biases,
             about=np.array(about, np.float64),
             validation=np.array([*self.model.validation.items()], np.float64),
-            **arrays,
         )
-        return file.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "KeptNgrams":
@@ -78,15 +73,11 @@ class KeptNgrams:
         Raises:
             ValueError: if it is something else.
         """
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                ngrams = tuple(arrays[f"ngrams_{i}"] for i in range(len(arrays.files) - 5))
-                words = vocab_from_bytes(arrays["words"].tobytes())
-                linear = LinearModel(arrays["weights"], arrays["biases"])
-                num_training, training_s, strength = arrays["about"].tolist()
-                validation = dict(arrays["validation"].tolist())
-        except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
-            raise ValueError(f"no archive of n-grams: {error}") from None
+        with opened(content, num_arrays=5) as (ngrams, arrays):
+            words = vocab_from_bytes(arrays["words"].tobytes())
+            linear = LinearModel(arrays["weights"], arrays["biases"])
+            num_training, training_s, strength = arrays["about"].tolist()
+            validation = dict(arrays["validation"].tolist())
         num_models = len(linear.biases)
         if (
             not ngrams

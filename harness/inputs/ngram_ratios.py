@@ -9,15 +9,22 @@ from the other folds of these, or the network would read its own label; other re
 all training reviews.
 """
 
-import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.dataset import Split
-from harness.inputs.ngrams import Ints, Ngrams, binary_ngrams, log_count_ratios, numbered_ngrams
+from harness.inputs.ngrams import (
+    Ints,
+    Ngrams,
+    archived,
+    binary_ngrams,
+    log_count_ratios,
+    numbered_ngrams,
+    opened,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -47,10 +54,7 @@ class NgramRatios:
 
     def to_bytes(self) -> bytes:
         """The content of a file for `from_bytes`."""
-        file = io.BytesIO()
-        arrays: dict[str, Any] = {f"ngrams_{i}": codes for i, codes in enumerate(self.ngrams)}
-        np.savez(file, ratios=self.ratios, **arrays)
-        return file.getvalue()
+        return archived(self.ngrams, ratios=self.ratios)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "NgramRatios":
@@ -59,12 +63,8 @@ class NgramRatios:
         Raises:
             ValueError: if it is something else.
         """
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                ngrams = tuple(arrays[f"ngrams_{i}"] for i in range(len(arrays.files) - 1))
-                ratios = arrays["ratios"]
-        except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
-            raise ValueError(f"no archive of n-grams: {error}") from None
+        with opened(content, num_arrays=1) as (ngrams, arrays):
+            ratios = arrays["ratios"]
         if len(ratios) != sum(map(len, ngrams)) or ratios.ndim != 2:
             raise ValueError("the n-grams and the ratios differ in number")
         return cls(ngrams, ratios)

@@ -4,8 +4,10 @@ An n-gram is one to three words that follow each other in a review. The weights 
 ratios of Wang & Manning, "Baselines and Bigrams" (2012).
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,3 +127,35 @@ def log_count_ratios(features: "csr_matrix", is_class: NDArray[np.bool_]) -> NDA
     )
     ratios: NDArray[np.float64] = np.log((inside / inside.sum()) / (outside / outside.sum()))
     return ratios
+
+
+# Files
+
+
+def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
+    """The content of a file of n-grams and other arrays, for `opened`."""
+    file = io.BytesIO()
+    codes: dict[str, Any] = {f"ngrams_{i}": each for i, each in enumerate(ngrams)}
+    np.savez(file, **arrays, **codes)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[str, np.ndarray]]]:
+    """The n-grams and the arrays that `archived` wrote, to be read inside.
+
+    Args:
+        content: of the file.
+        num_arrays: how many there are beside the n-grams.
+
+    Raises:
+        ValueError: if it is something else, or anything fails inside.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            yield (
+                tuple(arrays[f"ngrams_{i}"] for i in range(len(arrays.files) - num_arrays)),
+                arrays,
+            )
+    except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
+        raise ValueError(f"no archive of n-grams: {error}") from None

@@ -10,8 +10,8 @@ from harness.ensembles.kept_ngrams import KeptNgrams
 from harness.inference.export import (
     TextModel,
     check_folder,
+    columns,
     export,
-    numbered,
     numbering,
     split_words,
     write_saved_model,
@@ -47,13 +47,8 @@ class NgramTextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no ty
         words = split_words(texts)
         words = words.with_flat_values(self.words.lookup(words.flat_values))
         num_texts, num_ngrams = tf.shape(texts, tf.int64)[0], sum(self.sizes)
-        before, columns = 0, []
-        found = numbered(words, self.ngrams, self.sizes[0])
-        for numbers, size in zip(found, self.sizes, strict=True):
-            columns.append(tf.where(numbers >= 0, before + numbers, -1))
-            before += size
-        column = tf.concat(columns, axis=0)
-        text = tf.tile(words.value_rowids(), [len(columns)])
+        column = tf.concat([*columns(words, self.ngrams, self.sizes)], axis=0)
+        text = tf.tile(words.value_rowids(), [len(self.ngrams)])
         # An n-gram counts once in a text, however often it is there.
         held = tf.unique(tf.boolean_mask(text * num_ngrams + column, column >= 0)).y
         text, column = held // num_ngrams, held % num_ngrams

@@ -85,12 +85,10 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     def _at_words(self, tokens: tf.RaggedTensor) -> tf.RaggedTensor:
         """The ratios at each word, `[n, (words), channels] float32`."""
         words = self.ngrams[0].lookup(tf.cast(tokens.flat_values - SHIFT, tf.int64))
-        before, channels = 0, []
-        found = numbered(tokens.with_flat_values(words), self.ngrams, self.sizes[0])
-        for numbers, size in zip(found, self.sizes, strict=True):
-            row = tf.where(numbers >= 0, before + numbers, len(self.ratios) - 1)
+        channels = []
+        for column in columns(tokens.with_flat_values(words), self.ngrams, self.sizes):
+            row = tf.where(column >= 0, column, len(self.ratios) - 1)
             channels.append(tf.gather(self.ratios, row))
-            before += size
         return tokens.with_flat_values(tf.concat(channels, axis=1))
 
 
@@ -112,28 +110,29 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
     )
 
 
-def numbered(
-    words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], num_words: int
+def columns(
+    words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
 ) -> Iterator[tf.Tensor]:
-    """The n-grams of each length, from one word on, as `harness.inputs.ngrams` numbers them.
+    """The n-grams of each length, from one word on, numbered through as `binary_ngrams` does.
 
     Args:
         words: the number of each word, `[n, (words)] int64`, -1 for one that is not known.
         ngrams: the number of each code, by length.
-        num_words: how many words are known.
+        sizes: how many n-grams of each length there are.
 
     Yields:
-        The number of the n-gram that ends at each word, `[all words]`, -1 where there is none.
+        The column of the n-gram that ends at each word, `[all words]`, -1 where there is none.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
-    numbers = flat
-    for length, table in enumerate(ngrams, 1):
+    numbers, before = flat, 0
+    for length, (table, size) in enumerate(zip(ngrams, sizes, strict=True), 1):
         if length > 1:
             shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # that ends a word before
             is_one = ~is_first & (shorter >= 0) & (flat >= 0)
-            numbers = table.lookup(tf.where(is_one, shorter * num_words + flat, -1))
-        yield numbers
+            numbers = table.lookup(tf.where(is_one, shorter * sizes[0] + flat, -1))
+        yield tf.where(numbers >= 0, before + numbers, -1)
+        before += size
 
 
 class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types

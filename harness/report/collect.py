@@ -97,9 +97,7 @@ class JobResult:
 
     def mean_of(self, key: str) -> float | None:
         """The mean over the seeds of a number in `result.json`, None if a run lacks it."""
-        values = [number(run.result.get(key)) for run in self.runs]
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if len(known) == len(values) else None
+        return mean_of_all(number(run.result.get(key)) for run in self.runs)
 
     def setting(self, key: str) -> Any:
         """The job's value of a `table.key`, None if it is not set."""
@@ -138,6 +136,13 @@ class DatasetGroup:
     def num_runs(self) -> int:
         """Runs of all jobs."""
         return sum(len(each.runs) for each in self.results)
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The mean, None if one of the values is not known."""
+    found = [*values]
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if len(known) == len(found) else None
 
 
 def t_margin(values: Sequence[float], level: float) -> float | None:

@@ -18,7 +18,7 @@ from harness.report.baseline import Baseline
 from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, ScoredRun
 from harness.report.dataset_lookup import tested_data
 from harness.report.html import Section, render
-from harness.report.predictions import Predictions, read_predictions, seconds_to_accuracy
+from harness.report.predictions import Predictions, read_predictions
 from harness.report.settings import differing
 from harness.report.significance import Difference
 from harness.report.summary import Part
@@ -223,7 +223,7 @@ def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any
                 "yardsticks": [_baseline_record(each) for each in part.baselines],
                 "paired_tests": [asdict(each) for each in part.paired_tests],
                 "verdicts": part.verdicts,
-                "seconds_to_validation_accuracy": seconds_to_accuracy(part.group.results),
+                "seconds_to_validation_accuracy": part.seconds_to_accuracy,
             }
             for part in parts
         ],

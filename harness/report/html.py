@@ -84,7 +84,7 @@ def _section(section: Section) -> dict[str, Any]:
         "num_jobs": len(part.group.results),
         "num_drawn": len(drawn.group.results),
         "by_key": part.by_key,
-        "times": part.drawn.time_lines,
+        "times": drawn.time_lines,
         "colours": {name: style.colour for name, style in styles_of(drawn).items()},
         "verdicts": part.verdicts,
         "baseline_notes": part.baseline_notes,

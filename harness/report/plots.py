@@ -17,7 +17,6 @@ from harness.report.predictions import (
     calibration,
     epochs_of,
     mean_roc,
-    progress_of,
 )
 from harness.report.significance import PooledDifference
 from harness.report.summary import Part
@@ -185,8 +184,7 @@ def _accuracy_over_time(part: Part) -> Picture | None:
     figure, axes = _figure()
     styles, described = styles_of(part), []
     for result in part.group.results:
-        progress = progress_of(result)
-        if not progress:
+        if not (progress := part.progress.get(result.name)):
             continue
         num_epochs = min(len(each.seconds) for each in progress)
         at = np.mean([each.seconds[:num_epochs] for each in progress], axis=0)

@@ -1,6 +1,5 @@
 """The runs' predictions for each test review: curves over seeds, and the hardest reviews."""
 
-import statistics
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from harness.data.dataset import CLASSES, by_class
 from harness.files.lenient_json import number, read_json_lines, whole
 from harness.files.plain_file import open_plain_file
-from harness.report.collect import DatasetGroup, JobResult, ScoredRun
+from harness.report.collect import DatasetGroup, JobResult, ScoredRun, mean_of_all
 from harness.report.significance import LEVEL, NORMAL_95, Difference, PairedTest, mcnemar
 from harness.tracking.run_dir import PREDICTIONS
 from harness.training.pictures import mean_roc_curve
@@ -313,26 +312,24 @@ def _progress(run: ScoredRun) -> Progress | None:
     return Progress(tuple(seconds), tuple(best))
 
 
-def seconds_to_accuracy(results: Sequence[JobResult]) -> dict[str, dict[int, float | None]]:
+def seconds_to_accuracy(
+    by_job: Mapping[str, Sequence[Progress]],
+) -> dict[str, dict[int, float | None]]:
     """Mean seconds of training over the seeds until each of five validation accuracies.
 
     The accuracies are the five whole per cents up to the highest that any job reaches.
 
+    Args:
+        by_job: the progress of each seed.
+
     Returns:
-        By job and per cent; None where a seed never came to it. Empty if no run has validation
-        reviews.
+        By job and per cent; None where a seed never came to it. Empty without a job.
     """
-    by_job = {each.name: progress for each in results if (progress := progress_of(each))}
     if not by_job:
         return {}
     highest = int(max(each.best[-1] for progress in by_job.values() for each in progress))
     levels = range(max(highest - NUM_LEVELS + 1, 1), highest + 1)
     return {
-        name: {level: _mean([each.seconds_to(level) for each in progress]) for level in levels}
+        name: {level: mean_of_all(each.seconds_to(level) for each in progress) for level in levels}
         for name, progress in by_job.items()
     }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None

@@ -18,7 +18,13 @@ from harness.report.collect import (
     group_runs,
     scored_runs,
 )
-from harness.report.predictions import read_predictions, seconds_to_accuracy, tests_against
+from harness.report.predictions import (
+    Progress,
+    progress_of,
+    read_predictions,
+    seconds_to_accuracy,
+    tests_against,
+)
 from harness.report.settings import grouped
 from harness.report.significance import (
     Difference,
@@ -61,7 +67,7 @@ class Part:
     baselines: tuple[Baseline, ...]
     by_key: tuple[Line, ...] = ()  # the jobs grouped by a setting, if that was asked for
 
-    @property
+    @cached_property
     def drawn(self) -> "Part":
         """The part with the best jobs alone, as many as pictures can tell apart."""
         if len(self.group.results) <= MAX_DRAWN:
@@ -135,15 +141,27 @@ class Part:
         return sentences
 
     @cached_property
+    def progress(self) -> dict[str, list[Progress]]:
+        """The progress of each job's seeds, without jobs of which none is known."""
+        found = {each.name: progress_of(each) for each in self.group.results}
+        return {name: progress for name, progress in found.items() if progress}
+
+    @cached_property
+    def seconds_to_accuracy(self) -> dict[str, dict[int, float | None]]:
+        """Of each of these jobs the seconds to some validation accuracies, in per cent."""
+        return seconds_to_accuracy(self.progress)
+
+    @property
     def time_lines(self) -> list[Line]:
-        """A row for each job: its seconds to each of some validation accuracies."""
-        times = seconds_to_accuracy(self.ordered)
+        """A row for each of these jobs."""
+        times = self.seconds_to_accuracy
         return [
             {
-                "job": name,
-                **{f"{level} %": _seconds(at) or "never" for level, at in by_level.items()},
+                "job": each.name,
+                **{f"{level} %": _seconds(at) or "never" for level, at in times[each.name].items()},
             }
-            for name, by_level in times.items()
+            for each in self.ordered
+            if each.name in times
         ]
 
     @property

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from harness.bench.made_up_runs import write_run
 from harness.report.collect import group_runs, scored_runs
 from harness.report.plots import pictures_of
-from harness.report.predictions import seconds_to_accuracy
 from harness.report.summary import make_parts
 
 
@@ -49,7 +48,7 @@ def test_seconds_to_an_accuracy_end_with_the_epoch_that_reaches_it(tmp_path: Pat
             (folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in content))
     (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
     first = 11.0  # seconds of an epoch
-    assert seconds_to_accuracy(part.group.results) == {
+    assert part.seconds_to_accuracy == {
         "lstm": {
             **dict.fromkeys((81, 82, 83, 84), (2 * first + first) / 2),
             85: None,  # the first seed has 84.5 %
@@ -68,5 +67,5 @@ def test_without_the_time_of_an_epoch_nothing_is_told(tmp_path: Path) -> None:
     for name, line in (("metrics", '"val_accuracy": 0.8'), ("timings", '"epoch_s": 3')):
         (tmp_path / "1" / f"{name}.jsonl").write_text(f'{{"epoch": 2, {line}}}\n')
     (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
-    assert seconds_to_accuracy(part.group.results) == {}
+    assert part.seconds_to_accuracy == {}
     assert part.time_lines == []

@@ -1,7 +1,9 @@
 """The runs that an ensemble is made of: read, and refused in one line where they don't fit."""
 
+import contextlib
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,38 +125,33 @@ def read_member(folder: Path) -> RunMember:
     if isinstance(scored, LeftOut):
         raise InputError(f"run {folder}: {scored.why}")
     again = f"train it again by: harness train {shlex.quote(str(folder / 'job.toml'))}"
-    try:
+    with _refused_if_broken(f"run {folder}: its predictions", again):
         labels, test = read_own(scored)
         if (num := len(scored.result.get("classes", CLASSES))) != test.shape[1]:
             raise ValueError(f"they tell {test.shape[1]} classes apart, result.json {num}")
-    except BROKEN as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"run {folder}: its predictions can't be read: {reason}; {again}"
-        ) from None
     validation_labels, validation = labels[:0], test[:0]
     if job.data.validation_split > 0:
-        try:
-            validation_labels, validation = read_arrays(folder / VALIDATION_PREDICTIONS)
+        path = folder / VALIDATION_PREDICTIONS
+        if not os.path.lexists(path):
+            raise InputError(
+                f"run {folder}: keeps no {path.name}, as runs of an earlier version; {again}"
+            )
+        with _refused_if_broken(f"run {folder}: {path.name}", again):
+            validation_labels, validation = read_arrays(path)
             if validation.shape[1] != test.shape[1]:
                 raise ValueError("they are of other classes")
-        except FileNotFoundError:
-            raise InputError(
-                f"run {folder}: keeps no {VALIDATION_PREDICTIONS}, as runs of an earlier version; "
-                f"{again}"
-            ) from None
-        except BROKEN as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(
-                f"run {folder}: {VALIDATION_PREDICTIONS} can't be read: {reason}; {again}"
-            ) from None
-    try:
+    with _refused_if_broken(f"run {folder}: its model", again):
         checksum = sha256_of(folder / "model.keras")
-    except OSError as error:
-        raise InputError(
-            f"run {folder}: its model can't be read: {error.strerror}; {again}"
-        ) from None
     return RunMember(run, job, scored, checksum, labels, test, validation_labels, validation)
+
+
+@contextlib.contextmanager
+def _refused_if_broken(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except BROKEN as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{what} can't be read: {reason}; {remedy}") from None
 
 
 def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams: bool) -> None:

@@ -25,7 +25,7 @@ def open_model(folder: Path) -> RunDirectory | Ensemble:
 
 def name_of(model: RunDirectory | Ensemble) -> str:
     """The name of the job, or of the ensemble: that of the folder above its own."""
-    return model.folder.absolute().parent.name if is_ensemble(model.folder) else model.job().name
+    return model.folder.absolute().parent.name if isinstance(model, Ensemble) else model.job().name
 
 
 def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClassifier":

@@ -78,7 +78,7 @@ def write_scored_run(
         {"epoch": epoch, "loss": 0.7 / epoch + seed / 100, "val_accuracy": 0.8 + epoch / 100}
         for epoch in (1, 2, 3)
     ]
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    _write_lines(folder / "metrics.jsonl", lines)
     record = {"commit": "c" * 40, "python": "3.11.7", "processor": "Xeon <&>", "packages": {}}
     (folder / "provenance.json").write_text(json.dumps(record))
 
@@ -127,5 +127,9 @@ def _write_progress(folder: Path, highest: float, epoch_s: float) -> None:
     timings = [
         {"epoch": n, "epoch_s": epoch_s, "validation_s": epoch_s / 10} for n in range(1, EPOCHS + 1)
     ]
-    for name, lines in (("metrics.jsonl", metrics), ("timings.jsonl", timings)):
-        (folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    _write_lines(folder / "metrics.jsonl", metrics)
+    _write_lines(folder / "timings.jsonl", timings)
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, float]]) -> None:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))

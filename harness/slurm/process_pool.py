@@ -102,12 +102,14 @@ class ProcessPool:
             args = [*srun_args(process.slot, process.name), *args]
         process.start(args)
 
-    def ask_to_save(self, processes: Sequence[ManagedProcess], number: signal.Signals) -> None:
-        """Send processes a signal to save and end, and wait up to `SAVE_S` for that."""
+    def ask_to_save(
+        self, processes: Sequence[ManagedProcess], number: signal.Signals, wait_s: float = SAVE_S
+    ) -> None:
+        """Send processes a signal to save and end, and wait for that, up to `wait_s` seconds."""
         for process in processes:
             if process.alive:
                 process.send_signal(number)
-        wait_for(lambda: not any(process.alive for process in processes), SAVE_S)
+        wait_for(lambda: not any(process.alive for process in processes), wait_s)
 
     def kill(self, processes: Sequence[ManagedProcess]) -> None:
         """End processes at once, on whatever node they are."""

@@ -91,8 +91,12 @@ class Host(Protocol):
     def note(self, error: OSError) -> None:
         """The file system has failed; it is tried again."""
 
-    def stop(self) -> None:
-        """Let the workers of this process save and end."""
+    def stop(self, reason: Exception) -> None:
+        """Let the workers of this process save and end, for a reason that ends the search.
+
+        Raises:
+            RunError: if an interruption came too often.
+        """
 
 
 @dataclass
@@ -126,7 +130,7 @@ def supervise(shared: SharedFolder, host: Host) -> str:
         how = _supervise(shared, journal, host)
     except (Interrupted, RunError) as reason:
         how = "interrupted" if isinstance(reason, Interrupted) else how
-        host.stop()
+        host.stop(reason)
         raise
     finally:
         with contextlib.suppress(OSError):  # it only spares the next one a wait

@@ -18,7 +18,7 @@ from harness.errors import InputError, Interrupted, NodeFault, RunError
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory
-from harness.slurm.process_pool import ManagedProcess, ProcessPool, wait_for
+from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool, wait_for
 from harness.sweep_protocol.mailbox import WorkerState
 from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
 from harness.system.console import Console
@@ -236,6 +236,6 @@ class WorkerPool(ProcessPool):
         """Let the workers end, which learn from their tasks that the sweep is over."""
         wait_for(lambda: not self.num_alive, LEAVE_S)
 
-    def stop(self) -> None:
-        """Let the workers save their trials and end."""
-        self.ask_to_save(self.workers, STOPPING[0])
+    def stop(self, wait_s: float = SAVE_S) -> None:
+        """Let the workers save their trials and end, and wait for that."""
+        self.ask_to_save(self.workers, STOPPING[0], wait_s)

@@ -41,6 +41,7 @@ from harness.tuning.sweep_dir import (
 )
 
 JOIN_ROUND_S = 2.0  # between two looks of a command that only has workers
+RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s
 
 
 def tune(
@@ -141,8 +142,7 @@ class SweepHost:
             try:
                 self.pool.start_all()
                 how = supervise(shared, self)
-            except Interrupted as reason:
-                self.heartbeat.interrupted(reason)
+            except Interrupted:  # `stop` has recorded it
                 raise
             except Exception as error:
                 with contextlib.suppress(RunError):
@@ -171,9 +171,21 @@ class SweepHost:
         """The workers that this command started and that have ended."""
         return self.pool.ended
 
-    def stop(self) -> None:
-        """Let the own workers save and end."""
-        self.pool.stop()
+    def stop(self, reason: Exception) -> None:
+        """Let the own workers save and end.
+
+        An interruption is recorded even while a worker still saves, for Slurm may kill this process
+        before the last one has.
+
+        Raises:
+            RunError: see `Heartbeat.interrupted`.
+        """
+        self.pool.stop(RECORD_S)
+        try:
+            if isinstance(reason, Interrupted):
+                self.heartbeat.interrupted(reason)
+        finally:
+            self.pool.stop()
 
     def limit_s(self, state: WorkerState) -> float:
         """The time for which a worker's trial may make no progress."""

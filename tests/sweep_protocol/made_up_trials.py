@@ -119,7 +119,7 @@ class Host:
         here = [each for each in self.world.processes if each.client is self.process.client]
         return {each.uuid for each in here if each.crashed}
 
-    def stop(self) -> None:
+    def stop(self, reason: Exception) -> None:
         pass
 
     def limit_s(self, state: WorkerState) -> float:

@@ -66,7 +66,7 @@ class Host:
     def note(self, error: OSError) -> None:
         raise error
 
-    def stop(self) -> None:
+    def stop(self, reason: Exception) -> None:
         pass
 
 

@@ -197,10 +197,18 @@ def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
 
 
 def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> None:
-    """Saved on TERM, gone on with at once, then with more trials; a finished one stays as it is."""
+    """Saved on TERM, gone on with at once, then with more trials; a finished one stays as it is.
+
+    The interruption is on record before the last worker has saved, as Slurm may not wait for it.
+    """
     process = calm.start("again", "--workers", 1, "--set", "search.trials=2")
     wait_for(lambda: calm.state("again").get("running"), timeout_s=90)
+    (worker,) = calm.workers("again")
+    os.kill(worker, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
+    wait_for(lambda: calm.state("again")["phase"] == "interrupted", timeout_s=30)
+    assert process.poll() is None
+    os.kill(worker, signal.SIGCONT)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 75, said + errors
     assert "interrupted by SIGTERM, trials saved; go on by: harness resume" in errors

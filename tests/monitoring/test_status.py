@@ -265,7 +265,8 @@ def test_broken_records_do_not_break_the_table(site: Site, name: str, content: s
 def test_what_goes_on_is_first_and_old_ends_are_counted(site: Site) -> None:
     """Of hundreds of ended runs the newest twenty are shown, and every one that goes on."""
     for number in range(60):
-        site.run(f"done-{number}", "failed" if number > 57 else "finished", 1000 + number)
+        phase = "failed" if number > 57 else "finished"
+        site.run(f"done-{number}", phase, 1000 + 60 * number)  # s ago, by the clock of each call
     site.run("now", "training", 5)
     statuses = survey(site.runs, Queue())
     shown, older = split_shown(statuses, everything=False)

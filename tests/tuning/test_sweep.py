@@ -177,9 +177,11 @@ def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
         os.kill(moments.choice(calm.workers("wild")), signal.SIGKILL)
         for oracle in calm.processes("harness.tuning.oracle_process", "wild")[:1]:
             os.kill(oracle, signal.SIGKILL)
+    assert process.stderr
+    again = "was ended (exit code -9); it is started again"
+    assert any(again in line for line in process.stderr)  # waits for the supervisor to see it
     process.kill()
-    _, errors = process.communicate()
-    assert "was ended (exit code -9); it is started again" in errors
+    process.communicate()
     wait_for(lambda: not calm.left("wild"), timeout_s=30)  # they end with it
     done = calm.harness.run("resume", calm.folder("wild"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,6 +24,7 @@ from harness.system.host import gpu_name, installed_version, processor
 LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layers
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into
+LARGE = 2**23  # numbers in a variable: 32 MB of float32, more than most CPUs have as a cache
 # Their updates depend on sums over a variable, which threads would add up in another order.
 NOT_ELEMENTWISE = ("adafactor", "muon")
 # Settings of a network that do not change the time of a step.
@@ -79,6 +80,11 @@ def num_parts(job: Job, kind: str) -> int:
     if kind == "gpu":
         return 1
     return max(1, min(MAX_PARTS, -(-_size(job) // LARGEST_COMPILED), job.train.batch_size))
+
+
+def has_large_table(job: Job) -> bool:
+    """Whether the words' vectors are a large variable."""
+    return job.data.vocab_size * job.model.embedding_dim >= LARGE
 
 
 def is_fused(job: Job, kind: str) -> bool:

@@ -5,6 +5,9 @@ bidirectional one of 128 units over 1,000 words, and above each. On a GPU the ac
 own memory, so that it is more than enough there.
 """
 
+import contextlib
+import ctypes
+
 from harness.architectures import ModelConfig
 from harness.job import Job
 from harness.search_space import SearchSpec
@@ -16,7 +19,12 @@ MAX_REVIEWS = 50_000  # of IMDB
 MAX_PADDED_GB = 1.0  # of reviews that are held padded; more are padded as they come
 FLOAT = 4  # bytes
 OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can hold anything
-
+# Of glibc's mallopt(3): option and value.
+KEEP_FREED = (
+    (-8, 1),  # M_ARENA_MAX: other arenas have at most 64 MB, so larger buffers would be mapped
+    (-4, 0),  # M_MMAP_MAX
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD
+)
 
 SIZES = (
     *("model.units", "model.second_units", "model.embedding_dim"),
@@ -68,3 +76,16 @@ def _recurrent_units(model: ModelConfig) -> int:
     if model.architecture == "stacked_lstm":
         return model.units + (model.second_units or model.units)
     return model.units * (2 if model.architecture == "bilstm" else 1)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep for the next step what TensorFlow frees; call it before TensorFlow starts.
+
+    Otherwise a buffer above 32 MB, such as the gradient of a large table of words, is given back
+    and taken from the kernel in each step, which clears its pages each time. Results do not change.
+    Where malloc is not that of glibc, nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in KEEP_FREED:
+            mallopt(option, value)

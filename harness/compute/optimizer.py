@@ -7,11 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from harness.compute.execution_plan import LARGE
 from harness.compute.moving_average import RampedAverage
 from harness.errors import InputError
 from harness.job import TrainConfig
-
-LARGE = 2**23  # numbers in a variable: 32 MB of float32, more than most CPUs have as a cache
 
 
 class FusedUpdate:

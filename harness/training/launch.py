@@ -6,8 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.compute.execution_plan import ExecutionPlan, choose, device_name, measured_ms
+from harness.compute.execution_plan import (
+    ExecutionPlan,
+    choose,
+    device_name,
+    has_large_table,
+    measured_ms,
+)
 from harness.compute.gpus import check_gpus, promised_gpus
+from harness.compute.host_memory import keep_freed_memory
 from harness.compute.strategy import (
     Numerics,
     describe_devices,
@@ -88,6 +95,8 @@ def launch(
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
+        if plan.fused and has_large_table(job):
+            keep_freed_memory()
         import_tensorflow(allocation, plan.threads, Numerics.of(job))
         from harness.training.failures import explained_device_errors
 

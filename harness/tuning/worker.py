@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.compute.execution_plan import has_large_table
 from harness.compute.gpus import check_gpus, promised_gpus
+from harness.compute.host_memory import keep_freed_memory, largest_jobs
 from harness.compute.strategy import (
     Numerics,
     import_tensorflow,
@@ -35,6 +37,7 @@ from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.training.context import Observers
+from harness.training.launch import plan_of
 from harness.tuning.sweep_dir import SweepDirectory
 
 
@@ -47,9 +50,12 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     """
     signals, stop = StopRequest(), TrialStop()
     signals.listen()
-    job = sweep.search().job
+    search = sweep.search()
+    job = search.job
     dataset, idle_min = sweep.dataset(job, arguments.data), idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
+    if plan_of(job, devices).fused and any(map(has_large_table, largest_jobs(search))):
+        keep_freed_memory()
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -264,8 +264,8 @@ class ModelConfig(ConfigSection):
         0,
         ge=0,
         le=3,
-        description="beside each word the network reads how much the n-grams of one up to so many "
-        "words that end there tell of the classes, a number for each length; 0 = off",
+        description="at each word the network also reads the log-ratios of the n-grams of 1 to "
+        "this many words that end there; 0 = off",
     )
     recurrent: bool = Field(
         True, description="false leaves the recurrent layers out, to see what they are worth"

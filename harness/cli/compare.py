@@ -51,7 +51,7 @@ def compare(
     ] = None,
     pairs: Annotated[
         bool,
-        typer.Option("--pairs", help="of more than 12 jobs too, compare every pair"),
+        typer.Option("--pairs", help="compare every pair, even of more than 12 jobs"),
     ] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
@@ -110,7 +110,7 @@ def ensemble(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="folders of finished runs")],
     others: Annotated[
         Literal["ngrams"] | None,
-        typer.Option("--with", help="also the linear model over 1- to 3-grams, as a member"),
+        typer.Option("--with", help="also average the linear model over 1- to 3-grams"),
     ] = None,
     weights_from: Annotated[
         Path | None,

@@ -230,10 +230,10 @@ def prune(
     runs: RunsFolder = Path("runs"),
     really: Annotated[bool, typer.Option("--yes", help="remove it")] = False,
 ) -> None:
-    """Free what finished runs hold and can make again.
+    """Show, or with --yes remove, files of finished runs that can be made again.
 
-    That is the last checkpoint and the word vectors of TensorBoard's Projector; of a finished
-    search all that its trials hold beside curves and scores, but for the best five models.
+    These are the last checkpoint and the word vectors of TensorBoard's Projector. Of a finished
+    search they are all files of its trials but the curves, the scores and the best five models.
     """
     from harness.tuning.prune_runs import prune_all
 

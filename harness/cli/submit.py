@@ -68,10 +68,14 @@ def submit(
         str | None, typer.Option(metavar="LIST", help="when Slurm writes to you: END,FAIL")
     ] = None,
     at_most: Annotated[
-        int | None, typer.Option("--at-most", metavar="N", help="seeds at a time, of an array")
+        int | None,
+        typer.Option("--at-most", metavar="N", help="run at most N seeds of an array at a time"),
     ] = None,
     retry_memory: Annotated[
-        bool, typer.Option("--retry-memory", help="out of memory: ask for half more, twice")
+        bool,
+        typer.Option(
+            "--retry-memory", help="if out of memory, ask for half as much again, at most twice"
+        ),
     ] = False,
     after: Annotated[
         str | None, typer.Option(metavar="JOBID", help="start after that job has succeeded")
@@ -264,7 +268,7 @@ def reproduce(
     ] = None,
     trust_code: Annotated[
         bool,
-        typer.Option("--trust-code", help="also the code of a run that others wrote or can change"),
+        typer.Option("--trust-code", help="also restore a run that others wrote or can change"),
     ] = False,
 ) -> None:
     """Restore the code and job of a run into a new folder.

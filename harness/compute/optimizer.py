@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from harness.compute.execution_plan import LARGE
+from harness.compute import execution_plan
 from harness.compute.moving_average import RampedAverage
 from harness.errors import InputError
 from harness.job import TrainConfig
@@ -56,7 +56,7 @@ class FusedUpdate:
 
 def is_large(variable: keras.Variable | tf.Variable) -> bool:
     """Whether a `FusedUpdate` fuses the update of a variable; its shape alone decides."""
-    return bool(math.prod(variable.shape) >= LARGE)
+    return bool(math.prod(variable.shape) >= execution_plan.LARGE)
 
 
 def _not_large(variables: list[keras.Variable]) -> list[keras.Variable]:

@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 from keras.src.optimizers import ALL_OBJECTS_DICT
 
-from harness.compute import optimizer as optimizer_module
+from harness.compute import execution_plan
 from harness.compute.execution_plan import NOT_ELEMENTWISE
-from harness.compute.optimizer import CutSchedule, build_optimizer, schedule_of
+from harness.compute.optimizer import CutSchedule, build_optimizer, is_large, schedule_of
 from harness.errors import InputError
 from harness.job import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
 from tests.conftest import JOBS
@@ -64,7 +64,7 @@ def after_steps(monkeypatch: pytest.MonkeyPatch, train: TrainConfig, large: int)
 
     The table gets gradients in some rows alone, as the words of a batch do.
     """
-    monkeypatch.setattr(optimizer_module, "LARGE", large)
+    monkeypatch.setattr(execution_plan, "LARGE", large)
     wide = "float64" if train.precision == "float64" else "float32"
     start = np.random.default_rng(1).normal(size=(6, 4)).astype(wide)
     variables = [keras.Variable(start, dtype=wide), keras.Variable(start[0], dtype=wide)]
@@ -121,9 +121,9 @@ def test_no_shipped_job_has_a_large_variable() -> None:
         sizes[path.relative_to(JOBS).as_posix()] = math.prod(largest)
     assert (sizes["best.toml"], sizes["tune_all.toml"]) == (30_000 * 96, 40_000 * 128)
     assert len(sizes) > 15
-    assert max(sizes.values()) < optimizer_module.LARGE
-    assert optimizer_module.is_large(keras.Variable(np.zeros([2**16, 128], np.float32)))
-    assert not optimizer_module.is_large(keras.Variable(np.zeros([2**16, 127], np.float32)))
+    assert max(sizes.values()) < execution_plan.LARGE
+    assert is_large(keras.Variable(np.zeros([2**16, 128], np.float32)))
+    assert not is_large(keras.Variable(np.zeros([2**16, 127], np.float32)))
 
 
 def rates(num_steps: int, **settings: Any) -> list[float]:

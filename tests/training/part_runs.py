@@ -84,7 +84,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     """Begin or go on with a run, and end it at a step, with or without saving."""
     import keras
 
-    from harness.compute import optimizer
+    from harness.compute import execution_plan
     from harness.data.dataset import Dataset
     from harness.errors import Interrupted
     from harness.system.console import Console
@@ -107,7 +107,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
                 raise how("killed")
 
     keras.utils.clear_session()  # layers are named as in a new process
-    optimizer.LARGE = NUM_LARGE
+    execution_plan.LARGE = NUM_LARGE
     path, settings = CASES[name.removesuffix(FUSED)]
     job = load_job(JOBS / f"{path}.toml", [*SETTINGS, *settings])
     vocab = [f"word{i}" for i in range(40)]

@@ -4,7 +4,7 @@ Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras_tuner as kt
@@ -25,6 +25,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         max_epochs: of the highest rung.
         factor: a rung has so many times the epochs of the one below it.
         tie_of: orders trials of equal objective by their scores, the lowest first.
+        known_promotions: of the trials proposed before, in their order: whether each was one.
         options: of KerasTuner's oracle.
     """
 
@@ -36,10 +37,12 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         max_epochs: int,
         factor: int,
         tie_of: Callable[[Mapping[str, float]], float] = lambda _: 0.0,
+        known_promotions: Sequence[bool] = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.num_settings, self.factor, self.tie_of = num_settings, factor, tie_of
+        self.known_promotions = known_promotions
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
@@ -49,12 +52,19 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             if parent := self._promotable(rungs[rung], rungs[rung + 1]):
                 link = {"tuner/trial_id": parent.trial_id, "tuner/initial_epoch": self.rungs[rung]}
                 return self._trial(rung + 1, {**parent.hyperparameters.values, **link})
-        if self.num_settings is None or len(rungs[0]) < self.num_settings:
+        if not self._is_known_to_wait() and (
+            self.num_settings is None or len(rungs[0]) < self.num_settings
+        ):
             values = self._random_values()
             if values is not None:
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
         # Trials in progress may lead to promotions.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
+
+    def _is_known_to_wait(self) -> bool:
+        """Whether a search that had fewer settings waited here for a promotion."""
+        n = len(self.trials)
+        return n < len(self.known_promotions) and self.known_promotions[n]
 
     def _trial(self, rung: int, values: dict[str, Any]) -> dict[str, Any]:
         values |= {"tuner/rung": rung, "tuner/epochs": self.rungs[rung]}

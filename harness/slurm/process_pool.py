@@ -108,7 +108,9 @@ class ProcessPool:
         """Send processes a signal to save and end, and wait for that, up to `wait_s` seconds."""
         for process in processes:
             if process.alive:
-                process.send_signal(number)
+                in_step = self._in_steps and process.slot
+                # At a TERM srun would kill its step at once; USR2 it passes on.
+                process.send_signal(signal.SIGUSR2 if in_step else number)
         wait_for(lambda: not any(process.alive for process in processes), wait_s)
 
     def kill(self, processes: Sequence[ManagedProcess]) -> None:

@@ -194,9 +194,10 @@ class Ledger:
             if self._failures[similar] >= MAX_SAME_FAILURES:
                 self.same_failure = error
 
-    def num_fruitless(self, n: int, saved: int) -> int:
-        """The number of attempts at a trial since a later checkpoint was last seen."""
-        return sum(each.saved == saved for each in self.assignments.get(n, ()))
+    def forget_failures(self) -> None:
+        """Count alike failures from here on: whoever goes on with the sweep knows of those."""
+        self.same_failure = ""
+        self._failures.clear()
 
 
 def propose_record(proposal: Proposal) -> Record:

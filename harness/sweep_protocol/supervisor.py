@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.errors import Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError
 from harness.search_space import CANCEL_FILE
 from harness.sweep_protocol.journal import (
     Assignment,
@@ -123,12 +123,13 @@ def supervise(shared: SharedFolder, host: Host) -> str:
         How it ended: `FINISHED`, `CANCELLED` or `SUPERSEDED`.
 
     Raises:
-        Interrupted, RunError: as the host decides, or if the file system fails for long.
+        Interrupted, InputError, RunError: as the host decides, or if the file system fails for
+            long.
     """
     journal, how = Journal(shared), "failed"
     try:
         how = _supervise(shared, journal, host)
-    except (Interrupted, RunError) as reason:
+    except (Interrupted, InputError, RunError) as reason:
         how = "interrupted" if isinstance(reason, Interrupted) else how
         host.stop(reason)
         raise
@@ -173,6 +174,7 @@ class Generation:
         self.ledger = Ledger()
         for record in self.journal.begin():
             self.ledger.apply(record)
+        self.ledger.forget_failures()
         self.planner = self.host.planner(self.ledger)
         for n, (_, report) in self.ledger.accepted.items():
             self.planner.offer(n, report)
@@ -323,7 +325,7 @@ class Generation:
         """Assign a trial; False if it has had too many attempts and so has failed."""
         given = self._assignments(n)
         saved = max([self._saved.get(n, 0), *(each.saved for each in given)])
-        if self.ledger.num_fruitless(n, saved) >= MAX_ATTEMPTS:
+        if sum(each.saved == saved and self._was_begun(each) for each in given) >= MAX_ATTEMPTS:
             error = (
                 f"its worker ended {MAX_ATTEMPTS} times before the next checkpoint, perhaps for "
                 "lack of memory; lower train.checkpoint_every_s or the size of the model"
@@ -334,6 +336,14 @@ class Generation:
         attempt = f"{n}/{self.number}.{self._num_assigned}"
         self._note(assign_record(n, Assignment(attempt, worker, saved)))
         return True
+
+    def _was_begun(self, given: Assignment) -> bool:
+        """Whether the worker's last state is of this attempt: one that still waited is no failure.
+
+        The states of the workers of open trials are read again by each supervisor.
+        """
+        worker = self.workers.get(given.worker)
+        return bool(worker and worker.state and worker.state.attempt == given.attempt)
 
     def _assignments(self, n: int) -> list[Assignment]:
         return self.ledger.assignments.get(n, [])

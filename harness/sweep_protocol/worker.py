@@ -238,6 +238,7 @@ class Worker:
         self._heard_s = self.shared.clock.now()
         if work.attempt != self._state.attempt:
             self._update(attempt=work.attempt, step=0)
+            self._poke.set()  # if it ends this process, the supervisor should know which it was
             self._num_trials += 1
         try:
             report = self.runner.run(work, self.check)

@@ -26,6 +26,7 @@ from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
 
+FALLING = ("cosine", "linear")  # schedules whose length is a number of epochs
 WITHOUT_VALIDATION = {
     "keep": "last",
     "early_stopping_patience": 0,
@@ -102,7 +103,10 @@ def retrained_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     """
     content = best_job(search, row).model_dump()
     content["data"]["validation_split"] = 0.0
-    content["train"] |= {**WITHOUT_VALIDATION, "epochs": _epochs(row, "kept_epoch")}
+    train = content["train"]
+    if train["schedule"] in FALLING:  # as it fell in the trial, not faster
+        train["schedule_epochs"] = train["schedule_epochs"] or train["epochs"]
+    train |= {**WITHOUT_VALIDATION, "epochs": _epochs(row, "kept_epoch")}
     return check_job(content, Path(f"{content['name']}.toml"))
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.report.text_tables import defused
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, rounded
 
@@ -67,7 +68,7 @@ def value_of(dimension: Parameter, text: str) -> Value | None:
     """The value for a cell of `leaderboard.csv`, None if it is empty or not one of the key's."""
     if dimension.choices:
         for choice in dimension.choices:
-            if text == str(rounded(choice)):
+            if text == str(defused(rounded(choice))):  # as the leaderboard has it
                 return choice
         return None
     try:

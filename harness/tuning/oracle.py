@@ -84,6 +84,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle
             max_epochs=max_epochs,
             factor=table.factor,
             tie_of=search.tie_of,
+            known_promotions=[each.parent is not None for each in known],
             **options,
         )
     else:

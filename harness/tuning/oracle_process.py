@@ -83,7 +83,7 @@ class OracleProcess:
                 content = json.loads(line)
                 if "n" in content:
                     proposals.put(Proposal(**content))
-                else:
+                elif process is self._process:
                     self._end = content["end"]
 
     def offer(self, n: int, report: Report) -> None:

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,12 +20,15 @@ from harness.search_space import OBJECTIVES
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
 from harness.sweep_protocol.worker import TrialStop
+from harness.system.console import printable
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
 from harness.tuning.sweep_dir import SweepDirectory
+
+MAX_ERROR = 2000  # characters
 
 
 class Trials:
@@ -41,7 +45,9 @@ class Trials:
     ) -> None:
         self.sweep, self.shared, self.search = sweep, shared, sweep.search()
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
-        self.allocation = SlurmEnvironment.from_environment()
+        allocation = SlurmEnvironment.from_environment()
+        # Whether the job may go back into the queue is decided for the sweep, not for an attempt.
+        self.allocation = replace(allocation, max_requeues=None) if allocation else None
         self.reused = ReusedSteps()
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
@@ -60,9 +66,9 @@ class Trials:
         except (OSError, Interrupted, DiskError, TakenOver, NodeFault):
             raise
         except (InputError, RunError) as error:
-            return Report(error=str(error))
+            return Report(error=_line(str(error)))
         except Exception as error:  # Keras and TensorFlow raise errors of any type
-            return Report(error=f"{type(error).__name__}: {error}")
+            return Report(error=_line(f"{type(error).__name__}: {error}"))
         finally:
             gc.collect()
 
@@ -153,6 +159,11 @@ class Trials:
             run = self.sweep.trial_run(attempt, seed)
             keeps = self.search.continues_trials or run.finished()
             checkpoint.remove_checkpoints(run, but_last=keeps)
+
+
+def _line(error: str) -> str:
+    """An error as files and screens can hold it, whatever code of the user raised it."""
+    return printable(" ".join(error.split()))[:MAX_ERROR]
 
 
 def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[str, float]:

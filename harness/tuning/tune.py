@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.errors import Interrupted, RunError, TakenOver
+from harness.errors import InputError, Interrupted, RunError, TakenOver
 from harness.files.shared_disk import is_network
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
@@ -80,8 +80,9 @@ def tune(
     search = settled(search, sweep, len(slots))
     sweep.write_format()
     sweep.write_data(dataset)
+    # There may be more trials to run now, and the old result must never seem to be of all of them.
+    sweep.path(RESULT).unlink(missing_ok=True)
     sweep.write_text(SEARCH_FILE, search.to_toml())  # from here on the sweep can be resumed
-    sweep.path(RESULT).unlink(missing_ok=True)  # there may be more trials to run now
     if dataset.introduction:
         console.info(dataset.introduction)
     num_trials = f"{search.table.trials} trials" if search.table.trials else "all trials"
@@ -172,13 +173,9 @@ class SweepHost:
         return self.pool.ended
 
     def stop(self, reason: Exception) -> None:
-        """Let the own workers save and end.
+        """Let the own workers save and end; an interruption is recorded before the last one has.
 
-        An interruption is recorded even while a worker still saves, for Slurm may kill this process
-        before the last one has.
-
-        Raises:
-            RunError: see `Heartbeat.interrupted`.
+        Slurm may kill this process before that. Raises what `Heartbeat.interrupted` does.
         """
         self.pool.stop(RECORD_S)
         try:
@@ -207,6 +204,9 @@ class SweepHost:
         self._count(ledger)
         for trial in (trial_of(self.search, ledger, ledger.proposals[n]) for n in news):
             self.console.info(describe(trial, self.search))
+        if self.result:  # `conclude` has recorded that the search is over
+            self._show(generation)
+            return
         with contextlib.suppress(RunError):  # a copy for people; the disk may be better next time
             self.heartbeat.beat("searching", **self.progress(generation))
             self._write_table(generation)
@@ -375,12 +375,14 @@ def _join(
         pool.join_as(_prefix(allocation))
         try:
             pool.start_all()
+            done: set[str] = set()  # attempts; a worker forgets those that are accepted
             while not pool.is_over:
                 clock.sleep(JOIN_ROUND_S)
                 found = {each.uuid: _state(shared, each.uuid) for each in pool.workers}
                 states = {uuid: state for uuid, state in found.items() if state}
-                pool.tend(sum(len(each.results) for each in states.values()), states)
-        except Interrupted:
+                done.update(*(each.results for each in states.values()))
+                pool.tend(len(done), states)
+        except (Interrupted, InputError, RunError):
             pool.stop()
             raise
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from harness.files.lenient_json import read_json
-from harness.system.signals import STOPPING
 from tests.slurm.cluster import wait_until
 from tests.slurm.project import SlurmProject, Submitted
 from tests.slurm.test_cluster_jobs import has_pending
@@ -94,10 +93,8 @@ def worker_of(job: Submitted) -> int:
 
 
 def is_asked_to_save(worker: int) -> bool:
-    """Whether a worker that stands still has the signal, with which Slurm may wake it."""
-    with contextlib.suppress(FileNotFoundError):
-        return has_pending(worker, STOPPING[0])
-    return True  # it has saved and ended
+    """Whether a worker that stands still has the signal that srun passes on to it."""
+    return has_pending(worker, signal.SIGUSR2)
 
 
 @pytest.mark.slow
@@ -127,6 +124,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     assert (job.requeues(), job.record()["requeues"]) == (1, 1)
     assert "interrupted by SIGUSR2, trials saved" in job.log.read_text()
     assert len(list((job.run / "workers").glob("job*-w0.log"))) == 2
+    assert "interrupted by SIGUSR2" in (job.run / "workers/w0.log").read_text()
 
 
 def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(

@@ -15,7 +15,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import placement
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, num_in_memory, take_own_gpu
-from harness.slurm.process_pool import Task, run_tasks
+from harness.slurm.process_pool import ManagedProcess, ProcessPool, Task, run_tasks
 from harness.system.console import Console
 from harness.system.signals import STOPPING
 from harness.tracking.run_dir import RunDirectory
@@ -244,3 +244,27 @@ def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
     assert [task.name for task in tasks] == ["a", "b", "c"]
     run_tasks(tasks, TWO, allocation=None, console=Console())
     assert [(tmp_path / f"{name}.begun").exists() for name in "abc"] == [True, True, False]
+
+
+class Asked(ManagedProcess):
+    """A process that ends at its first signal."""
+
+    def __init__(self, slot: Slot | None) -> None:
+        super().__init__("one", slot, Path("one.log"))
+        self.signals: list[int] = []
+
+    @property
+    def alive(self) -> bool:
+        return not self.signals
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+def test_a_job_step_is_asked_to_save_by_a_signal_that_srun_passes_on() -> None:
+    """At a TERM srun would kill its step; a process without a step gets what was sent."""
+    here, node = Asked(None), Asked(Slot("n1", 0, 1, 1))
+    pool = ProcessPool(None)
+    pool._in_steps = True
+    pool.ask_to_save([here, node], signal.SIGTERM)
+    assert (here.signals, node.signals) == ([signal.SIGTERM], [signal.SIGUSR2])

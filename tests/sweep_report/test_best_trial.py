@@ -6,7 +6,9 @@ import pytest
 
 from harness.errors import InputError
 from harness.job_file import load_job
+from harness.search_parameters import Parameter
 from harness.sweep_report.best_trial import best_row, best_trial_toml, retrain, retrained_job
+from harness.sweep_report.importance import value_of
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import Harness, wait_for
@@ -67,6 +69,24 @@ def test_trained_anew_it_needs_no_validation_reviews(tmp_path: Path) -> None:
     assert (job.train.epochs, job.train.keep) == (3, "last")
     assert (job.train.early_stopping_patience, job.train.reduce_lr_patience) == (0, 0)
     assert not [*job.without_effect()]
+
+
+@pytest.mark.parametrize(("own", "length"), [("", 6), ("schedule_epochs = 9\n", 9)])
+def test_trained_anew_its_rate_falls_as_it_fell_in_the_trial(
+    tmp_path: Path, own: str, length: int
+) -> None:
+    """Not faster, because the best weights came early."""
+    falling = f"epochs = 6\nschedule = 'cosine'\nwarmup_epochs = 2\n{own}"
+    toml = RANDOM.replace("epochs = 6\n", falling)
+    sweep = make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=VALUES, kept_epoch=2))
+    job = retrained_job(sweep.search(), best_row(sweep))
+    assert (job.train.epochs, job.train.schedule_epochs) == (2, length)
+
+
+def test_values_that_a_table_shows_with_a_quote_are_found() -> None:
+    """The leaderboard puts one before what a spreadsheet would take for a formula."""
+    way = Parameter("model.options.way", choices=("+a", "-a", "b"))
+    assert [value_of(way, text) for text in ("'+a", "'-a", "b", "c")] == ["+a", "-a", "b", None]
 
 
 def test_another_best_trial_is_not_mixed_with_the_first(tmp_path: Path) -> None:

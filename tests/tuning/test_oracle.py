@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -80,21 +81,35 @@ def report(proposal: Proposal) -> Report:
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband", "asha"])
 def test_a_restart_of_any_oracle_goes_on_alike(tmp_path: Path, tuner: str) -> None:
     """Replayed from what is known after each trial, it proposes the rest as it would have done."""
-    search = load_search(written(tmp_path, tuner, 9))
-
-    def rest(known: list[Proposal]) -> list[Proposal]:
-        schedule, found = make_schedule(search, known), []
-        while not schedule.is_over:
-            new = list(schedule.advance())
-            for each in new:
-                schedule.offer(each.n, report(each))
-            found += new
-        return found
-
-    whole = rest([])
+    path = written(tmp_path, tuner, 9)
+    whole = proposals(path)
     assert tuner not in ("hyperband", "asha") or any(each.parent is not None for each in whole)
     for num_known in range(0, len(whole), 3):
-        assert rest(whole[:num_known]) == whole
+        assert proposals(path, whole[:num_known]) == whole
+
+
+def proposals(path: Path, known: Sequence[Proposal] = ()) -> list[Proposal]:
+    """All trials of a search to its end, of which some were proposed before."""
+    schedule, found = make_schedule(load_search(path), list(known)), []
+    while not schedule.is_over:
+        new = list(schedule.advance())
+        for each in new:
+            schedule.offer(each.n, report(each))
+        found += new
+    return found
+
+
+@pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "asha"])
+def test_a_search_that_has_ended_goes_on_with_more_trials(tmp_path: Path, tuner: str) -> None:
+    """What it proposed stays, and a restart in the middle goes on alike."""
+    before = proposals(written(tmp_path, tuner, 4))
+    assert tuner != "asha" or before[-1].parent is not None
+    path = written(tmp_path, tuner, 9)
+    after = proposals(path, before)
+    assert after[: len(before)] == before
+    assert sum(each.parent is None for each in after) == 9
+    for num_known in range(len(before), len(after)):
+        assert proposals(path, after[:num_known]) == after
 
 
 def test_the_messages_of_the_process(tmp_path: Path) -> None:

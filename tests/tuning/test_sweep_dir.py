@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InputError
-from harness.search_space import load_search
+from harness.errors import InputError, RunError
+from harness.search_space import SEARCH_FILE, load_search
 from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
 from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Report
 from harness.tuning.sweep_dir import SweepDirectory, gather, leaderboard_csv
 from harness.tuning.tune import settled
-from tests.tuning.made_up_sweep import RANDOM, make_sweep
+from tests.conftest import Harness
+from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
 def with_trials(path: Path, number: int) -> Path:
@@ -86,3 +87,24 @@ def test_a_trial_shows_the_figures_of_its_report(tmp_path: Path) -> None:
     ]  # fmt: skip
     formula = replace(failed, error="=cmd|A1")
     assert b",'=cmd|A1," in leaderboard_csv([formula], search)
+
+
+def test_a_kill_while_trials_are_added_never_leaves_the_old_result(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would seem to be that of all of them, and the sweep would never go on."""
+    folder = harness.runs / "tune_lstm" / "ended"
+    sweep = make_sweep(folder, RANDOM, trial(0, 0.8), finished=True)
+    sweep.take_lease()
+    sweep.write_format()
+    job = harness.folder / "tune_lstm.toml"
+    job.write_text(RANDOM.replace("trials = 24", "trials = 48"))
+
+    def write(self: SweepDirectory, name: str, text: str) -> None:
+        if name == SEARCH_FILE:
+            raise RunError("killed")
+
+    monkeypatch.setattr(SweepDirectory, "write_text", write)
+    done = harness.run_here("tune", job, "--sweep-id", "ended", "--devices", "cpu")
+    assert (done.returncode, "killed" in done.stderr) == (1, True)
+    assert not (folder / "result.json").exists()

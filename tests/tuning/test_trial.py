@@ -15,6 +15,7 @@ from harness.data.vocabulary import START, encode_ranks
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.sweep_protocol.mailbox import Parent, Report, Terms, Work
+from harness.sweep_protocol.worker import Superseded, TrialStop
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
@@ -217,3 +218,35 @@ def test_one_class_has_no_roc_auc() -> None:
     assert "val_roc_auc" not in mean_scores(results, "val_f1")
     with pytest.raises(RunError, match=r"search.objective = 'val_roc_auc'.*all of one class"):
         mean_scores(results, "val_roc_auc")
+
+
+def test_whether_a_job_may_be_requeued_is_no_matter_of_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor needs it no more: it is interrupted, and has not failed."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("HARNESS_MAX_REQUEUES", "0")
+    trials = trials_of(tmp_path / "sweep")
+    assert trials.allocation
+
+    def superseded() -> None:
+        raise Superseded("the supervisor")
+
+    trials.observers = replace(trials.observers, stop=TrialStop())
+    with pytest.raises(Superseded):
+        trials.run(Work(attempt="0/1.1", values={"model.dropout": 0.5}), superseded)
+
+
+def test_any_error_is_one_short_line_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of the user's own may raise anything."""
+    trials = trials_of(tmp_path / "sweep")
+
+    def fail(work: Work) -> Report:
+        raise ValueError("unknown \udcff\n" + "row " * 100_000)
+
+    monkeypatch.setattr(trials, "_run", fail)
+    report = trials.run(Work(attempt="0/1.1", values={}), lambda: None)
+    assert report.error.startswith("ValueError: unknown \\udcff row row")
+    assert len(report.model_dump_json()) < 3000

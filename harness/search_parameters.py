@@ -174,7 +174,9 @@ def _kind(key: str, values: Sequence[object]) -> type:
     table, _, name = key.partition(".")
     if "." in name:  # of a free table, which has no types
         kinds = {type(value) for value in values}
-        return float if float in kinds and kinds <= {int, float} else kinds.pop()
+        if not kinds or (float in kinds and kinds <= {int, float}):
+            return float  # a range without values is refused for want of its ends
+        return kinds.pop()
     annotation = TABLES[table].model_fields[name].annotation
     return annotation if isinstance(annotation, type) else str
 

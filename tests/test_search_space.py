@@ -70,6 +70,7 @@ def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
         ),
         ("train.learning_rate = { min = 0.1, max = inf }", "learning_rate.max = inf"),
         ("model.pooling = { min = 1, max = 2 }", "is no number, so it has no range"),
+        ("model.options.width = { log = true }", "a range needs numbers for min and max"),
         (
             "model.pooling = ['lost']",
             "model.pooling = 'lost': should be 'last', 'max', 'mean' or 'max+mean'",

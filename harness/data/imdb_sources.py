@@ -8,6 +8,7 @@ import pickle
 import shutil
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def read_npz(folder: Path) -> Dataset:
             }
         train, test = (make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError,
-            zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
+            AttributeError, IndexError, RuntimeError,  # NotImplementedError is one
+            zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:  # fmt: skip
         raise RunError(f"{path}: is not Keras's {NPZ} ({error})") from None
     return make_dataset(train, test, _read_index(folder), folder=folder)
 

@@ -211,7 +211,9 @@ def mistake_lines(confusions: Mapping[str, Floats], classes: Sequence[str]) -> l
 
 def _words(dataset: Dataset, index: int) -> list[str]:
     start, end = dataset.test.offsets[index : index + 2]
-    return [dataset.vocab[rank - 1] for rank in dataset.test.tokens[start:end].tolist()]
+    ranks, vocab = dataset.test.tokens[start:end].tolist(), dataset.vocab
+    # Of one's own texts, a word that no training review has is not in the vocabulary.
+    return [vocab[rank - 1] if rank <= len(vocab) else "<unknown>" for rank in ranks]
 
 
 UNKNOWN = "unknown"

@@ -14,7 +14,14 @@ from harness.data.dataset import CLASSES, by_class
 from harness.files.lenient_json import number, read_json_lines, whole
 from harness.files.plain_file import open_plain_file
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun, mean_of_all
-from harness.report.significance import LEVEL, NORMAL_95, Difference, PairedTest, mcnemar
+from harness.report.significance import (
+    LEVEL,
+    NORMAL_95,
+    Difference,
+    PairedTest,
+    PooledDifference,
+    mcnemar,
+)
 from harness.tracking.run_dir import PREDICTIONS
 from harness.training.pictures import mean_roc_curve
 
@@ -222,9 +229,11 @@ def margin_over_reviews(difference: Difference, predictions: Predictions) -> flo
     means = []
     for result in (difference.first, difference.second):
         seeds = predictions.seeds.get(result.name, ())
-        if not shared <= set(seeds):
+        # Where the spread is that of all jobs, the seeds are not paired.
+        wanted = {*result.by_seed} if isinstance(difference, PooledDifference) else shared
+        if not wanted or not wanted <= set(seeds):
             return None
-        indices = [index for index, seed in enumerate(seeds) if seed in shared]
+        indices = [index for index, seed in enumerate(seeds) if seed in wanted]
         means.append(predictions.is_correct_by(result.name)[indices].mean(axis=0))
     gain = means[0] - means[1]
     if len(gain) < 2:

@@ -178,19 +178,27 @@ class EpochAverage:
     def __init__(self, num_epochs: int) -> None:
         self.num_epochs = num_epochs
 
-    def add(self, progress: Progress, model: keras.Model) -> None:
-        """Take in an epoch's weights, which `model` has, and give it the average."""
-        if self.num_epochs > 1:
-            weights = [*progress.latest_weights, model.get_weights()]
-            progress.latest_weights = weights[-self.num_epochs :]
-            self.apply(progress, model)
+    def added(self, progress: Progress, model: keras.Model) -> list[list[np.ndarray]]:
+        """The latest epochs' weights and those of `model`, which gets their average.
+
+        The progress gets them when the epoch is over: a stop while it is validated saves it before,
+        and a resumed run comes here again.
+        """
+        if self.num_epochs == 1:
+            return []
+        latest = [*progress.latest_weights, model.get_weights()][-self.num_epochs :]
+        self._give(latest, model)
+        return latest
 
     def apply(self, progress: Progress, model: keras.Model) -> None:
         """Give `model` the average of the latest epochs, if there is to be one."""
         if self.num_epochs > 1:
-            arrays = zip(*progress.latest_weights, strict=True)
-            means = [np.mean(latest, axis=0, dtype=np.float64) for latest in arrays]
-            model.set_weights(means)
+            self._give(progress.latest_weights, model)
+
+    @staticmethod
+    def _give(latest: list[list[np.ndarray]], model: keras.Model) -> None:
+        arrays = zip(*latest, strict=True)
+        model.set_weights([np.mean(each, axis=0, dtype=np.float64) for each in arrays])
 
 
 class Checkpoints:

@@ -80,7 +80,14 @@ def restore(
     return progress, skipped
 
 
-def adopt(source: Path, target: RunDirectory, identity: str, *, sha256: str = "") -> bool:
+def adopt(
+    source: Path,
+    target: RunDirectory,
+    identity: str,
+    *,
+    sha256: str = "",
+    max_epochs: int | None = None,
+) -> bool:
     """Begin a run with a checkpoint of another one: of the same job, or of one with fewer epochs.
 
     It ends with the same bytes as if it had trained from the start.
@@ -90,9 +97,10 @@ def adopt(source: Path, target: RunDirectory, identity: str, *, sha256: str = ""
         target: the new run, whose lease is taken.
         identity: of the new one.
         sha256: of the checkpoint, where it must be this one and no other.
+        max_epochs: that the checkpoint may hold.
 
     Returns:
-        Whether it is there and whole; nothing is written if it is not.
+        Whether it is there, whole and the right one; nothing is written if it is not.
     """
     try:
         content = source.read_bytes()
@@ -101,6 +109,8 @@ def adopt(source: Path, target: RunDirectory, identity: str, *, sha256: str = ""
     except Exception:  # zipfile and NumPy raise many kinds for a broken file
         return False
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        return False
+    if max_epochs is not None and (meta["epoch"], meta["step"]) > (max_epochs, 0):
         return False
     meta |= {"identity": identity, "event_mark": {}}  # the new run has its own log
     arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)

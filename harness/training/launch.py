@@ -85,7 +85,7 @@ def launch(
     idle_min = idle_warning_min()
     dataset = dataset_of(run, job, options.data, full=options.full)
     context = RunContext.open(run, job, dataset)
-    parent = find_parent(run, job, context.dataset, named=options.parent)
+    parent = find_parent(context, named=options.parent)
     plan = plan_of(job, devices, run)
     with contextlib.ExitStack() as stack:
         # 2. The other workers of a run on several nodes.

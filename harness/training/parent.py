@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.dataset import Dataset
 from harness.errors import InputError
 from harness.files.lenient_json import read_json_lines, text
 from harness.files.plain_file import read_plain_file
@@ -58,20 +57,17 @@ class Parent:
         )
 
 
-def find_parent(
-    run: RunDirectory, job: Job, dataset: Dataset, *, named: Path | None
-) -> Parent | None:
+def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     """The parent of a run that has no checkpoint yet: as the command names it, or its record.
 
     Args:
-        run: the new run.
-        job: of the new run.
-        dataset: of the new run.
+        context: of the new run.
         named: the folder that `--from` names.
 
     Raises:
         InputError: if it can't begin with that run, and why.
     """
+    run = context.run
     before = _recorded(run)
     if run.read_json(RECORD) and named and before != str(named.absolute()):
         instead = f"began with {before}" if before else "began without a parent"
@@ -83,20 +79,25 @@ def find_parent(
         return None
     if not (folder := named or (Path(before) if before else None)):
         return None
-    return _checked(RunDirectory.open(folder), job, dataset)
+    return _checked(RunDirectory.open(folder), context)
+
+
+def _first_start(run: RunDirectory) -> dict[str, Any]:
+    """What a run has recorded of its first start."""
+    starts = run.read_json(RECORD).get("starts")
+    first = starts[0] if isinstance(starts, list) and starts else None
+    return first if isinstance(first, dict) else {}
 
 
 def _recorded(run: RunDirectory) -> str | None:
     """The folder of the parent with which a run began."""
-    starts = run.read_json(RECORD).get("starts")
-    first = starts[0] if isinstance(starts, list) and starts else None
-    parent = first.get("parent") if isinstance(first, dict) else None
+    parent = _first_start(run).get("parent")
     return text(parent.get("run")) if isinstance(parent, dict) else None
 
 
-def _checked(parent: RunDirectory, job: Job, dataset: Dataset) -> Parent:
-    other = parent.job()
-    differences = tuple(_differences(parent, other, job=job, dataset=dataset))
+def _checked(parent: RunDirectory, context: RunContext) -> Parent:
+    job, other = context.job, parent.job()
+    differences = tuple(_differences(parent, other, context))
     if differences:
         if not parent.finished():
             raise InputError(
@@ -118,8 +119,9 @@ def _checked(parent: RunDirectory, job: Job, dataset: Dataset) -> Parent:
     return Parent(parent, continues=True)
 
 
-def _differences(parent: RunDirectory, other: Job, *, job: Job, dataset: Dataset) -> Iterator[str]:
+def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
     """What makes this another job than the parent's, but for its name and its epochs."""
+    job, vectors = context.job, context.vectors
     mine, theirs = (each.model_dump(exclude={"name"}) for each in (job, other))
     for table, keys in mine.items():
         for key in dict.fromkeys([*keys, *theirs[table]]):
@@ -131,8 +133,10 @@ def _differences(parent: RunDirectory, other: Job, *, job: Job, dataset: Dataset
     if falls and other.train.epochs != train.epochs:
         yield "train.schedule_epochs, which follows train.epochs where it is 0"
     data = parent.read_json(RECORD).get("dataset")
-    if not isinstance(data, dict) or data.get("checksum") != dataset.checksum:
+    if not isinstance(data, dict) or data.get("checksum") != context.dataset.checksum:
         yield "the data"
+    if vectors and _first_start(parent).get("embeddings", vectors.checksum) != vectors.checksum:
+        yield "the content of model.embeddings"
 
 
 def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> list[str]:
@@ -153,9 +157,14 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
     if parent.continues:
         for path in reversed(parent.run.checkpoints()):
-            if checkpoint.adopt(path, context.run, context.identity):
+            epochs = context.job.train.epochs
+            if checkpoint.adopt(path, context.run, context.identity, max_epochs=epochs):
                 return []
-        raise InputError(f"--from {parent.run.folder}: its checkpoints are broken; leave it out")
+        raise InputError(
+            f"--from {parent.run.folder}: its checkpoints are broken, or hold more than the "
+            f"train.epochs = {context.job.train.epochs} of this job; leave it out, or give more "
+            "epochs"
+        )
     lines = list(_take_weights(parent.run, context.run, train_step))
     progress = Progress(identity=context.identity)
     checkpoint.save(context.run, train_step, progress, total_steps=0)

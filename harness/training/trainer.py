@@ -79,6 +79,7 @@ class Trainer:
         self.average = EpochAverage(train.average_epochs)
         self._pending: list[tf.Tensor] = []  # [steps, 3] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
+        self._is_over = False  # the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None = None) -> None:
         """Restore what an earlier process of the run saved, and open what the loop needs.
@@ -141,16 +142,19 @@ class Trainer:
         self.checkpoints.restart_clock()
         while progress.epoch < train.epochs and not train_step.model.stop_training:
             if progress.step == 0:
+                self.stop.check()  # before the callbacks, which a resumed run calls again
                 self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
             line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
-            self.average.add(progress, train_step.export_model)
+            latest = self.average.added(progress, train_step.export_model)
             if len(validation.labels):
                 line |= self._validate(validation)
             progress.end_epoch(line)
+            progress.latest_weights = latest
             self.best.after_epoch(progress, train_step.export_model)
             self._end_epoch(line)
+        self._is_over = True
         self.callbacks.on_train_end()
         if self.best.is_on:
             train_step.export_model.set_weights(progress.best_weights)
@@ -165,7 +169,8 @@ class Trainer:
             self._open_batches()
         step = progress.step  # of this epoch; ahead of `progress` by what is pending
         while step < self.steps_per_epoch:
-            self.stop.check()
+            if step:  # before the first, it was checked before the epoch's callbacks
+                self.stop.check()
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
             self.profiler.before_step(progress.epoch * self.steps_per_epoch + step)
             take_steps = partial(self.train_step.train_steps, self._batches, num, self.stop.vote)
@@ -306,8 +311,9 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            self._drain()
-            self._save()
+            if not self._is_over:  # a resumed run ends the callbacks again, from their last states
+                self._drain()
+                self._save()
             raise
         finally:
             self.profiler.stop()

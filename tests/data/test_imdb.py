@@ -152,6 +152,19 @@ def test_a_wrong_npz_is_refused(tmp_path: Path, changed: dict[str, object]) -> N
     assert "\n" not in str(refusal.value)
 
 
+def test_an_npz_with_a_broken_block_is_refused(tmp_path: Path) -> None:
+    """A member that can't be unpacked; the archive's index is whole."""
+    folder = write_npz(tmp_path / "data")
+    with np.load(folder / NPZ, allow_pickle=True) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez_compressed(folder / NPZ, **arrays)
+    content = bytearray((folder / NPZ).read_bytes())
+    content[60:90] = bytes(30)  # after the first member's header
+    (folder / NPZ).write_bytes(content)
+    with pytest.raises(RunError, match="is not Keras's imdb"):
+        open_dataset(folder)
+
+
 def test_a_cut_npz_and_a_missing_index_are_refused(tmp_path: Path) -> None:
     """A truncated archive and a lone archive say what they lack; both files stay."""
     folder = write_npz(tmp_path / "data")

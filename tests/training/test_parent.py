@@ -13,7 +13,10 @@ import pytest
 from harness.bench.made_up_runs import write_run
 from harness.errors import InputError
 from harness.job_file import load_job
+from harness.texts.word_vectors import WordVectors
 from harness.tracking.run_dir import RunDirectory
+from harness.training.checkpoint import adopt
+from harness.training.context import RunContext
 from harness.training.parent import find_parent
 from tests.conftest import JOBS, Harness, results
 from tests.report.small_data import small_data
@@ -109,4 +112,45 @@ def test_what_can_not_go_on(tmp_path: Path, epochs: int, trained: int | None, me
         (parent / "checkpoints").mkdir()
         (parent / "checkpoints/step-000000003.npz").touch()
     with pytest.raises(InputError, match=message):
-        find_parent(RunDirectory(tmp_path / "runs/lstm/child"), job, dataset, named=parent)
+        find_parent(
+            RunContext(RunDirectory(tmp_path / "runs/lstm/child"), job, dataset), named=parent
+        )
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "fits"), [(5, 50, True), (6, 0, True), (6, 1, False), (7, 0, False)]
+)
+def test_a_checkpoint_beyond_the_new_runs_end_is_not_taken(
+    tmp_path: Path, epoch: int, step: int, fits: bool
+) -> None:
+    """A parent that was interrupted may have a later one than metrics.jsonl says."""
+    meta = json.dumps({"epoch": epoch, "step": step}).encode()
+    np.savez(tmp_path / "step-000000009.npz", progress=np.frombuffer(meta, np.uint8))
+    child = RunDirectory(tmp_path / "child")
+    child.take_lease()
+    assert adopt(tmp_path / "step-000000009.npz", child, "mine", max_epochs=6) is fits
+    assert bool(child.checkpoints()) is fits
+
+
+@pytest.mark.parametrize(("now", "continues"), [("as before", True), ("another file", False)])
+def test_other_word_vectors_under_the_same_name_are_another_job(
+    tmp_path: Path, now: str, continues: bool
+) -> None:
+    """Its path says nothing about the content of a file."""
+    dataset = small_data(tmp_path / "data")
+    parent = tmp_path / "runs/lstm/parent"
+    write_run(parent, (JOBS / "lstm.toml").read_text())
+    starts = [{"embeddings": "as before"}]
+    record = {"format": 2, "dataset": {"checksum": dataset.checksum}, "starts": starts}
+    (parent / "provenance.json").write_text(json.dumps(record))
+    (parent / "checkpoints").mkdir()
+    (parent / "checkpoints/step-000000003.npz").touch()
+    vectors = WordVectors(
+        Path("v.txt"), np.zeros([1], np.int64), np.zeros([1, 1], np.float32), 1, now
+    )
+    child = RunDirectory(tmp_path / "runs/lstm/child")
+    context = RunContext(child, load_job(JOBS / "lstm.toml"), dataset, vectors)
+    begins_with = find_parent(context, named=parent)
+    assert begins_with
+    assert begins_with.continues is continues
+    assert begins_with.differences == (() if continues else ("the content of model.embeddings",))

@@ -170,6 +170,19 @@ has_option() {
     return 1
 }
 
+# Prints the value of the option $1 among the other arguments, the last one; fails without it.
+value_of() {
+    local option=$1 argument before='' value=''
+    has_option "$@" || return 1
+    shift
+    for argument; do
+        case $argument in "$option="*) value=${argument#*=} ;; esac
+        [[ $before != "$option" ]] || value=$argument
+        before=$argument
+    done
+    echo "$value"
+}
+
 # Whether the job file $1, or --set among the other arguments, names the user's own texts.
 has_source() {
     [[ $* == *data.source=* ]] ||
@@ -234,8 +247,7 @@ run_to_end() {
 # user's own script may call us several times, each time with other arguments.
 run_name() {
     is_batch || return 1
-    local id=$SLURM_JOB_ID
-    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    local id=$JOB
     ! is_called || [[ $# == 0 ]] || id+=-$(printf '%s\0' "$@" | cksum | cut -d ' ' -f 1)
     echo "slurm-$id"
 }
@@ -254,7 +266,7 @@ run_job() {
         read -r -a seeds <<<"${HARNESS_ARRAY_SEEDS:-}"
         options+=(--seed "${seeds[SLURM_ARRAY_TASK_ID - 1]-$SLURM_ARRAY_TASK_ID}")
     fi
-    if name=$(run_name "$@") && ! has_option --run-id "$@"; then
+    if ! name=$(value_of --run-id "$@") && name=$(run_name "$@"); then
         options+=(--run-id "$name")
     fi
     [[ -n $spans ]] && RUN=$name || ON_NODES=("${HARNESS[@]}")
@@ -290,8 +302,10 @@ run_tune() {
     done
     prepare
     has_option --data "$@" || has_source "$@" || stage_data
-    if [[ ${command[0]} == tune ]] && name=$(run_name "$@") && ! has_option --sweep-id "$@"; then
-        arguments+=(--sweep-id "$name")
+    if [[ ${command[0]} == tune ]]; then
+        if ! name=$(value_of --sweep-id "$@") && name=$(run_name "$@"); then
+            arguments+=(--sweep-id "$name")
+        fi
         RUN=$name
     fi
     # On one node only: it starts its workers' steps itself.

@@ -6,6 +6,10 @@
 MAX_FAULTY_NODES=2 # before a job stays failed: then it may not be the nodes
 RUN=''             # the job's run or sweep, by its id or folder, if it has one alone
 UNBEGUN=''         # yes if a signal ended the harness while it was still starting
+# The job as Slurm's programs take it. One task of an array has the array's own id as its job id,
+# by which they would act on all its tasks.
+JOB=${SLURM_JOB_ID:-}
+[[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 PREEMPTED=''       # yes if it was cancelled for another job, requeued if it is back in the queue
 
 # Whether the job can be resumed: it saved its state, or a process on one of several nodes died,
@@ -18,7 +22,7 @@ can_go_on() {
 # does not requeue it. If a user cancels it in its grace time, the two times differ.
 is_preempted() {
     local known
-    known=" $(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) " || return 1
+    known=" $(scontrol --oneliner show job "$JOB" 2>/dev/null) " || return 1
     [[ $known =~ \ PreemptTime=([-0-9T:]+)\  && $known == *" EndTime=${BASH_REMATCH[1]} "* &&
         $known == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
 }
@@ -27,9 +31,9 @@ is_preempted() {
 requeue_if_preempted() {
     [[ -z $PREEMPTED ]] && is_preempted || return 0
     PREEMPTED=yes
-    if scontrol requeue "$SLURM_JOB_ID"; then
+    if scontrol requeue "$JOB"; then
         PREEMPTED=requeued
-        warn "preempted; job $SLURM_JOB_ID is back in the queue"
+        warn "preempted; job $JOB is back in the queue"
     fi
 }
 
@@ -53,8 +57,8 @@ requeue() {
     local try error
     for try in 1 2 3 4 5 6 7 8; do # the controller may be down for a moment
         [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
-        if error=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
-            warn "interrupted; job $SLURM_JOB_ID is back in the queue"
+        if error=$(scontrol requeue "$JOB" 2>&1); then
+            warn "interrupted; job $JOB is back in the queue"
             exclude_faulty_nodes
             return
         fi
@@ -93,7 +97,7 @@ update_job() {
     local try
     for try in 1 2 3 4 5; do
         [[ $try == 1 ]] || sleep 1
-        ! scontrol update "JobId=$SLURM_JOB_ID" "$1" || return 0
+        ! scontrol update "JobId=$JOB" "$1" || return 0
     done
     return 1
 }
@@ -102,7 +106,7 @@ update_job() {
 submit_successor() {
     warn "interrupted, and the requeue failed: $1"
     if [[ -z $RUN ]] || ! "${HARNESS[@]}" submit --resume "$RUN" --runs "$HARNESS_RUNS" -- \
-        --dependency="afterany:$SLURM_JOB_ID"; then
+        --dependency="afterany:$JOB"; then
         complain "interrupted; submit the job again to resume it"
     fi
 }
@@ -116,11 +120,11 @@ exclude_faulty_nodes() {
     local nodes excluded
     nodes=$(faulty_nodes | paste -s -d , -)
     [[ -n $nodes ]] || return 0
-    excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    excluded=$(scontrol show job "$JOB" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
     [[ $excluded == '(null)' ]] || nodes=$excluded,$nodes
     if update_job "ExcNodeList=$nodes"; then
-        warn "job $SLURM_JOB_ID will not run on $nodes again; tell your site"
+        warn "job $JOB will not run on $nodes again; tell your site"
     else
-        warn "job $SLURM_JOB_ID may run on $nodes again: Slurm does not exclude them"
+        warn "job $JOB may run on $nodes again: Slurm does not exclude them"
     fi
 }

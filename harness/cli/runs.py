@@ -206,7 +206,7 @@ def cancel(
     alone = {each: spares_others(run, chosen.values(), known) for each, run in chosen.items()}
     for folder, run in chosen.items():
         try:
-            line = ask_to_stop(run, alone=alone[folder])
+            line = ask_to_stop(run, alone=alone[folder], problem=queue.problem)
             echo(line) if line else stopping.append(run)
         except (InputError, RunError) as error:
             problems.append(str(error))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import Full, Overrides, RunFolder, RunsFolder, TrustCode, quoted
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.system.console import echo
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def _resume_request(
     from harness.monitoring.resume import as_job, interrupted
     from harness.monitoring.run_names import select_runs
     from harness.monitoring.survey import survey
+    from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
     from harness.system.console import Console
@@ -165,7 +166,11 @@ def _resume_request(
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
-    chosen = survey(runs, Queue()) if everything else select_runs(names, runs, Queue())
+    queue = Queue()
+    chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
+    # A job that hands its run on knows that the run has no other.
+    if queue.problem and SlurmEnvironment.from_environment() is None:
+        raise RunError(f"--resume: {queue.problem}, so a run may have a job that waits; try again")
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(f"--all-interrupted: no run below {runs} has stopped unfinished")
     resumed = [as_job(each, resources) for each in chosen]

@@ -36,8 +36,15 @@ def spares_others(
     )
 
 
-def ask_to_stop(status: RunStatus, *, alone: bool = False) -> str | None:
-    """Ask a run to stop; `alone` if others of its job go on.
+def ask_to_stop(
+    status: RunStatus, *, alone: bool = False, problem: str | None = None
+) -> str | None:
+    """Ask a run to stop.
+
+    Args:
+        status: of the run.
+        alone: others of its job go on.
+        problem: why squeue gave no answer.
 
     Returns:
         The outcome in a line, None where the run is at work and has to save first.
@@ -57,6 +64,8 @@ def ask_to_stop(status: RunStatus, *, alone: bool = False) -> str | None:
     if is_queued and _is_own_job(status):
         return _cancel_job(status)
     if status.state not in ("running", "starting", "stale"):
+        if problem and status.reported_job:
+            raise RunError(f"{status.run}: {problem}; if its job waits: scancel {status.slurm_job}")
         note = f" ({status.note})" if status.note else ""
         return f"{status.run}: is {status.state}, nothing to cancel{note}"
     _stop_process(status)

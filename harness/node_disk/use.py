@@ -57,8 +57,8 @@ def hold_own(environment: Mapping[str, str] = os.environ, prefix: str = sys.pref
     They are held until the process ends.
     """
     for name in (prefix, environment.get("HARNESS_DATA", "")):
-        if name and (Path(name) / MARK).exists():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what can't be entered is refused where it is read
+            if name and (Path(name) / MARK).exists():
                 descriptor = _open(Path(name))
                 _held.append(descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -29,7 +29,12 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
     need(args[0])
     try:
         return subprocess.run(  # noqa: S603 - a list of arguments, no shell
-            args, capture_output=True, text=True, timeout=timeout_s, check=False
+            args,
+            capture_output=True,
+            text=True,
+            errors="replace",  # a name of some job or file need not be UTF-8
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise RunError(

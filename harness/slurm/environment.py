@@ -84,6 +84,15 @@ class SlurmEnvironment:
             },
         )
 
+    @property
+    def own_id(self) -> str:
+        """The job as Slurm's programs take it: of one task of an array alone, such as 42_3.
+
+        By its `job_id`, which may be that of the array, they would act on all tasks.
+        """
+        array = self.variables.get("SLURM_ARRAY_JOB_ID")
+        return f"{array}_{self.variables['SLURM_ARRAY_TASK_ID']}" if array else self.job_id
+
 
 def _per_task(name: str, variables: Mapping[str, str]) -> int | None:
     """A number in SLURM_TRES_PER_TASK, `cpu=4,gres/gpu:a100=2`; older ones have colons."""

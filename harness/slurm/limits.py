@@ -340,7 +340,7 @@ def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
     Memory in MB. Of a range of nodes the fewest count.
     """
     first = re.match(r"\d+", options.get("nodes", ""))
-    nodes = int(first[0]) if first else 1
+    nodes = max(1, int(first[0])) if first else 1
     found: dict[str, float] = {"node": nodes}
     if (cpus := options.get("cpus-per-task", "")).isdigit():
         found["cpu"] = int(cpus) * nodes

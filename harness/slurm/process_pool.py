@@ -126,11 +126,14 @@ class ProcessPool:
             return
         with contextlib.suppress(InputError, RunError):
             listed = client.ask(
-                *("squeue", "--steps", f"--jobs={self._allocation.job_id}"),
+                *("squeue", "--steps", f"--jobs={self._allocation.own_id}"),
                 *("--noheader", "--format=%i %j"),
             )
+            own = (self._allocation.own_id, self._allocation.job_id)  # not those of an array
             pairs = [line.strip().partition(" ") for line in listed.splitlines()]
-            if steps := [step for step, _, name in pairs if name in names]:
+            if steps := [
+                step for step, _, name in pairs if name in names and step.partition(".")[0] in own
+            ]:
                 client.ask("scancel", "--signal=KILL", *steps)
 
 

@@ -112,10 +112,18 @@ class SbatchJob:
 def split_seeds(
     seeds: tuple[int, ...] | None, array_size: int, *, pack: bool
 ) -> list[tuple[int, ...] | None]:
-    """Seeds in as many arrays as they need."""
-    if seeds is None or pack:
+    """Seeds in as many arrays as they need.
+
+    Raises:
+        InputError: if the site has no arrays.
+    """
+    if seeds is None or pack or len(seeds) == 1:
         return [seeds]
     size = array_size - 1
+    if size < 1:
+        raise InputError(
+            f"--seeds: MaxArraySize is {array_size}, so this site has no job arrays; give --pack"
+        )
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 

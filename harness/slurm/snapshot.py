@@ -80,6 +80,9 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         del record["snapshot"]
         # Its owner's alone: a diff may hold anything.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
+        for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
+            # Python would make it by the user's umask, and others could put code there.
+            (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
         # Named after the copy: a file may have been edited meanwhile.
         folder = _path(copy, runs, names, commit=version["commit"])
@@ -241,9 +244,10 @@ def _replace(folder: Path, copy: Path) -> None:
     aside = copy.with_suffix(".old")
     if folder.exists():
         folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
     try:
         copy.rename(folder)
     except OSError:
         if not folder.is_dir():  # otherwise another process was faster
             raise
+    finally:  # last, for jobs run from that path
+        shutil.rmtree(aside, ignore_errors=True)

@@ -292,12 +292,7 @@ def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
     resumed = [resume_submission(each, layout) for each in request.resumed]
     return resumed + [
         job_submission(
-            job,
-            seeds,
-            request.resources,
-            layout=layout,
-            full=request.full,
-            pack=request.pack,
+            *(job, seeds, request.resources), layout=layout, full=request.full, pack=request.pack
         )
         for job in request.jobs
         for seeds in split_seeds(request.seeds, layout.array_size, pack=request.pack)
@@ -342,7 +337,10 @@ def _submit(submission: SbatchJob) -> str:
         raise
     for line in filter(None, done.stderr.splitlines()):  # what the site has to say
         Console().warning(line)
-    _record(submission, job_id)
+    try:
+        _record(submission, job_id)
+    except (OSError, RunError) as error:  # nobody would know of the job
+        raise RunError(f"{error}; {_withdraw({job_id: submission})}") from None
     return job_id
 
 

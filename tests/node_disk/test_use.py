@@ -17,7 +17,7 @@ from harness.node_disk.use import (
     remove_unused,
     staged_data,
 )
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, Harness
 
 HOLD = """
 import sys
@@ -135,3 +135,10 @@ def test_a_marked_folder_that_goes_meanwhile_is_told(tmp_path: Path, data: Path)
     """So that it is made again."""
     assert remove_unused(tmp_path) == [data]
     assert not mark_used(data)
+
+
+def test_data_that_can_not_be_looked_at_stop_no_command(harness: Harness) -> None:
+    """Those that read them refuse them; the others have nothing to do with them."""
+    harness.environment["HARNESS_DATA"] = "x" * 5000
+    done = harness.run_here("status")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)

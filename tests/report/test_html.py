@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from harness.data.dataset import by_class
 from harness.errors import InputError, RunError
 from harness.report.collect import JobResult, LeftOut, group_runs, scored_runs
 from harness.report.export import FILES, check_folder, write_comparison
-from harness.report.html import _words
 from harness.report.plots import COLOURS, pictures_of, styles_of
 from harness.report.predictions import (
     Predictions,
@@ -29,7 +27,7 @@ from harness.report.predictions import (
     read_predictions,
     wrong_by_all,
 )
-from harness.report.significance import NORMAL_95, PooledDifference
+from harness.report.significance import NORMAL_95
 from harness.report.summary import Part, make_parts
 from tests.report.small_data import small_data
 
@@ -378,26 +376,3 @@ def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
         *("Accuracy and size", "ROC curves", "Calibration"),
     ]
     assert first == again
-
-
-def test_many_jobs_are_compared_over_reviews_with_their_own_seeds(runs: Path) -> None:
-    """Where the spread is that of all jobs, two of them may share no seed."""
-    (only,) = parts_of(runs)[0].differences
-    one, other = (
-        replace(each, runs=(each.runs[n],)) for n, each in enumerate((only.first, only.second))
-    )
-    assert not {*one.by_seed} & {*other.by_seed}
-    pooled = PooledDifference(one, other, (one.mean - other.mean,), 1, 1.0, 9)
-    margin = margin_over_reviews(pooled, predictions_of(runs))
-    assert margin is not None
-    assert np.isfinite(margin)
-
-
-def test_a_word_of_a_test_review_alone_is_shown_as_unknown(tmp_path: Path) -> None:
-    """It has no rank among the words of the training reviews."""
-    dataset = small_data(tmp_path / "data")
-    cut = replace(dataset, vocab=dataset.vocab[:1])
-    assert _words(cut, 0) == [
-        word if word == dataset.vocab[0] else "<unknown>" for word in _words(dataset, 0)
-    ]
-    assert "<unknown>" in _words(cut, 0)

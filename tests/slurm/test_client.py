@@ -40,6 +40,12 @@ def test_arguments_go_through_as_they_are(commands: Path) -> None:
     assert ask("scontrol", "a b", "$HOME", ";") == "a b\n$HOME\n;\n"
 
 
+def test_a_name_that_is_not_utf8_is_no_obstacle(commands: Path) -> None:
+    """Another job's script may have one."""
+    stand_in(commands, "squeue", r"printf '1|/home/\334bung/run.sh\n2|/x.sh\n'")
+    assert ask("squeue").splitlines() == ["1|/home/\ufffdbung/run.sh", "2|/x.sh"]
+
+
 def test_a_failure_is_told_by_all_that_it_says(commands: Path) -> None:
     """Without the hint at --help; without any line the exit code serves."""
     stand_in(commands, "scancel", "printf 'a rule\\n\\nerror: no job\\nTry --help\\n' >&2; exit 1")

@@ -112,7 +112,7 @@ def test_without_git_secrets_stay_behind_too(tmp_path: Path) -> None:
     (tmp_path / "project/notes.txt").chmod(0o600)
     snapshot = take_snapshot(tmp_path / "project", tmp_path / "runs")
     names = sorted(path.name for path in snapshot.iterdir())
-    assert names == ["a.py", "b.py", "c.py", "snapshot.json"]
+    assert names == ["__pycache__", "a.py", "b.py", "c.py", "snapshot.json"]
 
 
 def test_a_site_lengthens_the_list(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

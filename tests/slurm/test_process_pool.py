@@ -268,3 +268,22 @@ def test_a_job_step_is_asked_to_save_by_a_signal_that_srun_passes_on() -> None:
     pool._in_steps = True
     pool.ask_to_save([here, node], signal.SIGTERM)
     assert (here.signals, node.signals) == ([signal.SIGTERM], [signal.SIGUSR2])
+
+
+def test_a_task_of_an_array_ends_its_own_steps_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue lists those of all tasks to the one that has the array's own id."""
+    cancelled = tmp_path / "cancelled"
+    scripts = {
+        "squeue": "printf '42_1.0 w0\\n42_3.0 w0\\n42_3.1 w1\\n42_13.0 w0\\n'",
+        "scancel": f'echo "$@" >{cancelled}',
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}
+    pool = ProcessPool(SlurmEnvironment.from_environment({"SLURM_JOB_ID": "42", **array}))
+    pool._kill_steps({"w0"})
+    assert cancelled.read_text() == "--signal=KILL 42_3.0\n"

@@ -273,6 +273,15 @@ def test_many_seeds_are_several_arrays() -> None:
     assert split_seeds(None, 100, pack=False) == [None]
 
 
+@pytest.mark.parametrize("array_size", [0, 1])
+def test_a_site_without_arrays_takes_one_seed_or_packed_ones(array_size: int) -> None:
+    """MaxArraySize is 0 where a site wants none."""
+    assert split_seeds((3,), array_size, pack=False) == [(3,)]
+    assert split_seeds((3, 4), array_size, pack=True) == [(3, 4)]
+    with pytest.raises(InputError, match=f"MaxArraySize is {array_size}, .*; give --pack"):
+        split_seeds((3, 4), array_size, pack=False)
+
+
 def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
     """Its script trains them side by side; each has its run and its own log."""
     job = load_job(JOBS / "lstm.toml")

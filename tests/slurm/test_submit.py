@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -245,6 +246,18 @@ def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
     assert snapshot_path(project, runs) == second
     assert take_snapshot(second, runs) == second, "a snapshot needs none of itself"
     assert {*first.parent.iterdir()} == {first, second}, "no copy is left"
+
+
+def test_nobody_else_may_write_where_python_keeps_compiled_code(
+    project: Path, tmp_path: Path
+) -> None:
+    """Whatever the umask of the job: the folders are there, so the same snapshot is used again."""
+    (project / "new.py").write_text("x = 1\n")
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert stat.S_IMODE((snapshot / "__pycache__").stat().st_mode) & 0o022 == 0
+    before = snapshot.stat().st_ino
+    assert take_snapshot(project, tmp_path / "runs") == snapshot
+    assert snapshot.stat().st_ino == before
 
 
 def test_a_damaged_snapshot_is_made_anew(project: Path, tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""By which names the job scripts know their job and its run."""
+
+import re
+import signal
+
+import pytest
+
+from tests.slurm.stand_in import Project
+
+
+def test_one_task_of_an_array_acts_on_itself_alone(project: Project) -> None:
+    """Slurm gives one of them the array's own id, by which scontrol would act on all tasks."""
+    asked = project.outside / "asked"
+    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
+    env = project.slurm(
+        SLURM_JOB_ID="42",
+        SLURM_ARRAY_JOB_ID="42",
+        SLURM_ARRAY_TASK_ID="3",
+        ASKED=str(asked),
+    )
+    faults = project.path / "runs/.submissions/node-faults-42"
+    faults.parent.mkdir(parents=True)
+    faults.write_text("n1 broken\n")
+    code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
+    assert (code, "job 42_3 is back in the queue" in said) == (75, True), said
+    lines = asked.read_text().splitlines()
+    assert "requeue 42_3" in lines
+    assert "update JobId=42_3 ExcNodeList=,n1" in lines
+    assert not [line for line in lines if re.search(r"\b42\b(?!_3)", line)]
+
+
+@pytest.mark.parametrize("given", [["--run-id", "exp1"], ["--run-id=exp0", "--run-id=exp1"]])
+def test_a_run_of_a_given_name_is_looked_for_by_it(project: Project, given: list[str]) -> None:
+    """Whether a failed job goes on is asked of its own run."""
+    asked = project.outside / "asked"
+    program = '#!/bin/sh\necho "$@" >>"$ASKED"\n[ "$1" != train ] || exit 137\n'
+    project.executable(project.venv / "bin/harness", program)
+    env = project.slurm(ASKED=str(asked))
+    project.run(project.spool(), *given, env=env)
+    assert "job-end 137 --run exp1 " in asked.read_text()

@@ -58,6 +58,26 @@ def test_array_tasks_are_seeds(project: SlurmProject) -> None:
     assert one["log_loss"] != two["log_loss"]
 
 
+@pytest.mark.slow
+def test_a_cancelled_task_of_an_array_stays_cancelled(project: SlurmProject) -> None:
+    """While another one requeues itself whose id is that of the array."""
+    array = project.sbatch("lstm", "--array=1-2", arguments=JOB)
+    one, two = (
+        project.submitted("lstm", f"{array.job_id}_{seed}", array.log.with_name("none"))
+        for seed in (1, 2)
+    )
+    for task in (one, two):
+        task.wait_for_step(5)
+    assert array.cluster.show(two.job_id)["JobId"] == array.job_id
+    array.cluster.run("scancel", one.job_id)
+    one.wait("CANCELLED")
+    array.cluster.run("scancel", "--batch", "--signal=USR2", two.job_id)
+    wait_until(lambda: two.requeues() == 1, timeout_s=60)
+    two.wait()
+    assert array.cluster.show(one.job_id)["JobState"] == "CANCELLED"
+    assert one.requeues() == 0
+
+
 # The next test has a requeue of two runs in one job.
 @pytest.mark.slow
 def test_a_requeued_job_ends_with_the_same_bytes(

@@ -170,7 +170,8 @@ has_option() {
     return 1
 }
 
-# Prints the value of the option $1 among the other arguments, the last one; fails without it.
+# Prints the value of the option $1 in the other arguments; of several, the last. Fails if it is not
+# there.
 value_of() {
     local option=$1 argument before='' value=''
     has_option "$@" || return 1
@@ -181,6 +182,14 @@ value_of() {
         before=$argument
     done
     echo "$value"
+}
+
+# Prints the folder of the runs of the job file $1, which may give a name to the job.
+folder_of() {
+    local name
+    name=$(sed -n "s/^name *= *[\"']\([^\"']*\).*/\1/p" "$1" 2>/dev/null | head -n 1)
+    [[ -n $name ]] || name=${1##*/}
+    echo "$HARNESS_RUNS/${name%.toml}"
 }
 
 # Whether the job file $1, or --set among the other arguments, names the user's own texts.
@@ -266,7 +275,9 @@ run_job() {
         read -r -a seeds <<<"${HARNESS_ARRAY_SEEDS:-}"
         options+=(--seed "${seeds[SLURM_ARRAY_TASK_ID - 1]-$SLURM_ARRAY_TASK_ID}")
     fi
-    if ! name=$(value_of --run-id "$@") && name=$(run_name "$@"); then
+    if name=$(value_of --run-id "$@"); then
+        name=$(folder_of "$job")/$name
+    elif name=$(run_name "$@"); then
         options+=(--run-id "$name")
     fi
     [[ -n $spans ]] && RUN=$name || ON_NODES=("${HARNESS[@]}")
@@ -303,7 +314,9 @@ run_tune() {
     prepare
     has_option --data "$@" || has_source "$@" || stage_data
     if [[ ${command[0]} == tune ]]; then
-        if ! name=$(value_of --sweep-id "$@") && name=$(run_name "$@"); then
+        if name=$(value_of --sweep-id "$@"); then
+            name=$(folder_of "$1")/$name
+        elif name=$(run_name "$@"); then
             arguments+=(--sweep-id "$name")
         fi
         RUN=$name

@@ -6,11 +6,11 @@
 MAX_FAULTY_NODES=2 # before a job stays failed: then it may not be the nodes
 RUN=''             # the job's run or sweep, by its id or folder, if it has one alone
 UNBEGUN=''         # yes if a signal ended the harness while it was still starting
-# The job as Slurm's programs take it. One task of an array has the array's own id as its job id,
-# by which they would act on all its tasks.
+PREEMPTED=''       # yes if it was cancelled for another job, requeued if it is back in the queue
+# The id for Slurm's programs. One task of an array has the id of the array as its job id, by which
+# they would act on all tasks.
 JOB=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-PREEMPTED=''       # yes if it was cancelled for another job, requeued if it is back in the queue
 
 # Whether the job can be resumed: it saved its state, or a process on one of several nodes died,
 # and those on the others lived long enough to save.
@@ -105,6 +105,8 @@ update_job() {
 # Where Slurm does not requeue the job, another one goes on with its run.
 submit_successor() {
     warn "interrupted, and the requeue failed: $1"
+    # Slurm would not take these from the new job, which is no task of this one's array.
+    unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
     if [[ -z $RUN ]] || ! "${HARNESS[@]}" submit --resume "$RUN" --runs "$HARNESS_RUNS" -- \
         --dependency="afterany:$JOB"; then
         complain "interrupted; submit the job again to resume it"

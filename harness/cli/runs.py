@@ -230,7 +230,7 @@ def prune(
     runs: RunsFolder = Path("runs"),
     really: Annotated[bool, typer.Option("--yes", help="remove it")] = False,
 ) -> None:
-    """Show, or with --yes remove, files of finished runs that can be made again.
+    """Remove files of finished runs that can be made again.
 
     These are the last checkpoint and the word vectors of TensorBoard's Projector. Of a finished
     search they are all files of its trials but the curves, the scores and the best five models.

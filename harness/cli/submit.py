@@ -168,7 +168,7 @@ def _resume_request(
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
     queue = Queue()
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
-    # A job that hands its run on knows that the run has no other.
+    # Inside a job this is its own run, which has no other job.
     if queue.problem and SlurmEnvironment.from_environment() is None:
         raise RunError(f"--resume: {queue.problem}, so a run may have a job that waits; try again")
     if everything and not (chosen := interrupted(chosen)):

@@ -147,7 +147,7 @@ def read_npz(folder: Path) -> Dataset:
             }
         train, test = (make_split(parts[f"x_{name}"], parts[f"y_{name}"]) for name in SPLITS)
     except (OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, MemoryError,
-            AttributeError, IndexError, RuntimeError,  # NotImplementedError is one
+            AttributeError, IndexError, RuntimeError,  # of which NotImplementedError is one
             zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:  # fmt: skip
         raise RunError(f"{path}: is not Keras's {NPZ} ({error})") from None
     return make_dataset(train, test, _read_index(folder), folder=folder)

@@ -124,7 +124,13 @@ def wait_until_saved(
         if queue.asked_at > asked_at:
             queue.every_s = min(2 * queue.every_s, ASK_EVERY_S)
         is_new = now.time_s > status.time_s or status.phase not in OVER
-        if (now.phase in OVER and is_new) or (not now.alive and now.state != "stale"):
+        # A search is recorded as interrupted before its last worker has saved.
+        saves = (
+            bool(now.trials)
+            and now.host == socket.gethostname()
+            and is_run_alive(now.process or 0, now.time_s)
+        )
+        if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
             # Once more: it may have saved after its record was read and ended before its process
             # was looked at.
             return _outcome(refresh(status, queue))

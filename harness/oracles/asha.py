@@ -43,6 +43,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         super().__init__(**options)
         self.num_settings, self.factor, self.tie_of = num_settings, factor, tie_of
         self.known_promotions = known_promotions
+        self._seed_state: int  # of KerasTuner's oracle
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
@@ -52,12 +53,12 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             if parent := self._promotable(rungs[rung], rungs[rung + 1]):
                 link = {"tuner/trial_id": parent.trial_id, "tuner/initial_epoch": self.rungs[rung]}
                 return self._trial(rung + 1, {**parent.hyperparameters.values, **link})
-        if not self._is_known_to_wait() and (
-            self.num_settings is None or len(rungs[0]) < self.num_settings
-        ):
-            values = self._random_values()
-            if values is not None:
+        if self.num_settings is None or len(rungs[0]) < self.num_settings:
+            before, values = self._seed_state, self._random_values()
+            if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
+            if values is not None:  # with fewer settings, the search drew none here
+                self._seed_state = before
         # Trials in progress may lead to promotions.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 

@@ -212,7 +212,7 @@ def mistake_lines(confusions: Mapping[str, Floats], classes: Sequence[str]) -> l
 def _words(dataset: Dataset, index: int) -> list[str]:
     start, end = dataset.test.offsets[index : index + 2]
     ranks, vocab = dataset.test.tokens[start:end].tolist(), dataset.vocab
-    # Of one's own texts, a word that no training review has is not in the vocabulary.
+    # In a user's own texts a test review may have words that the vocabulary lacks.
     return [vocab[rank - 1] if rank <= len(vocab) else "<unknown>" for rank in ranks]
 
 

@@ -86,9 +86,9 @@ class SlurmEnvironment:
 
     @property
     def own_id(self) -> str:
-        """The job as Slurm's programs take it: of one task of an array alone, such as 42_3.
+        """The id for Slurm's programs; of a task of an array such as 42_3.
 
-        By its `job_id`, which may be that of the array, they would act on all tasks.
+        The `job_id` of one task is that of the array, by which they would act on all tasks.
         """
         array = self.variables.get("SLURM_ARRAY_JOB_ID")
         return f"{array}_{self.variables['SLURM_ARRAY_TASK_ID']}" if array else self.job_id

@@ -109,7 +109,7 @@ class ProcessPool:
         for process in processes:
             if process.alive:
                 in_step = self._in_steps and process.slot
-                # At a TERM srun would kill its step at once; USR2 it passes on.
+                # At a TERM srun would kill its step at once; it passes USR2 on.
                 process.send_signal(signal.SIGUSR2 if in_step else number)
         wait_for(lambda: not any(process.alive for process in processes), wait_s)
 

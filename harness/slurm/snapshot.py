@@ -249,5 +249,5 @@ def _replace(folder: Path, copy: Path) -> None:
     except OSError:
         if not folder.is_dir():  # otherwise another process was faster
             raise
-    finally:  # last, for jobs run from that path
+    finally:  # not before: it takes long, and jobs would find no code at that path
         shutil.rmtree(aside, ignore_errors=True)

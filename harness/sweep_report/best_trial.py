@@ -196,8 +196,8 @@ def _check_same(run: RunDirectory, job: Job, seed: int) -> None:
     expected = {**job.model_dump(), "train": {**job.train.model_dump(), "seed": seed}}
     if run.job().model_dump() != expected:
         raise InputError(
-            f"run {run.folder}: belongs to an earlier best trial of the sweep; move "
-            f"{run.folder.parent} away"
+            f"run {run.folder}: is of an earlier best trial, or of an earlier version of harness; "
+            f"move {run.folder.parent} away"
         )
 
 

@@ -44,7 +44,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
             end_at_once()  # the user does not want to wait, and a run survives any end
-        self.signal = signal.Signals(number)
+        if self.signal != signal.SIGTERM:  # a cancel stays one, whatever else comes
+            self.signal = signal.Signals(number)
 
     def check(self) -> None:
         """Raise if a signal has come and this worker may stop by itself.

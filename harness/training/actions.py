@@ -181,8 +181,8 @@ class EpochAverage:
     def added(self, progress: Progress, model: keras.Model) -> list[list[np.ndarray]]:
         """The latest epochs' weights and those of `model`, which gets their average.
 
-        The progress gets them when the epoch is over: a stop while it is validated saves it before,
-        and a resumed run comes here again.
+        The caller puts them into the progress after the validation. If a signal comes before, the
+        checkpoint lacks them, and the resumed run adds this epoch again.
         """
         if self.num_epochs == 1:
             return []

@@ -173,9 +173,9 @@ class SweepHost:
         return self.pool.ended
 
     def stop(self, reason: Exception) -> None:
-        """Let the own workers save and end; an interruption is recorded before the last one has.
+        """Let this command's workers save and end.
 
-        Slurm may kill this process before that. Raises what `Heartbeat.interrupted` does.
+        After `RECORD_S` an interruption is recorded: Slurm may kill this process soon.
         """
         self.pool.stop(RECORD_S)
         try:

@@ -6,9 +6,12 @@ import signal
 import pytest
 
 from tests.slurm.stand_in import Project
+from tests.slurm.test_scripts import project  # noqa: F401 - a fixture
 
 
-def test_one_task_of_an_array_acts_on_itself_alone(project: Project) -> None:
+def test_one_task_of_an_array_acts_on_itself_alone(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
     """Slurm gives one of them the array's own id, by which scontrol would act on all tasks."""
     asked = project.outside / "asked"
     project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
@@ -30,11 +33,14 @@ def test_one_task_of_an_array_acts_on_itself_alone(project: Project) -> None:
 
 
 @pytest.mark.parametrize("given", [["--run-id", "exp1"], ["--run-id=exp0", "--run-id=exp1"]])
-def test_a_run_of_a_given_name_is_looked_for_by_it(project: Project, given: list[str]) -> None:
+def test_a_run_of_a_given_name_is_looked_for_by_it(
+    project: Project,  # noqa: F811 - the fixture
+    given: list[str],
+) -> None:
     """Whether a failed job goes on is asked of its own run."""
     asked = project.outside / "asked"
     program = '#!/bin/sh\necho "$@" >>"$ASKED"\n[ "$1" != train ] || exit 137\n'
     project.executable(project.venv / "bin/harness", program)
     env = project.slurm(ASKED=str(asked))
     project.run(project.spool(), *given, env=env)
-    assert "job-end 137 --run exp1 " in asked.read_text()
+    assert f"job-end 137 --run {project.path}/runs/bilstm/exp1 " in asked.read_text()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -75,13 +76,20 @@ def test_a_grid_ends_by_itself(tmp_path: Path) -> None:
 
 
 def report(proposal: Proposal) -> Report:
-    return Report(scores={"val_accuracy": hash(str(sorted(proposal.values.items()))) % 97 / 97})
+    content = json.dumps(proposal.values, sort_keys=True).encode()
+    return Report(scores={"val_accuracy": zlib.crc32(content) % 97 / 97})
 
 
-@pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband", "asha"])
-def test_a_restart_of_any_oracle_goes_on_alike(tmp_path: Path, tuner: str) -> None:
-    """Replayed from what is known after each trial, it proposes the rest as it would have done."""
-    path = written(tmp_path, tuner, 9)
+@pytest.mark.parametrize(
+    ("tuner", "trials"),
+    [("random", 9), ("grid", 9), ("bayesian", 9), ("hyperband", 9), ("asha", 9), ("asha", 12)],
+)
+def test_a_restart_of_any_oracle_goes_on_alike(tmp_path: Path, tuner: str, trials: int) -> None:
+    """Replayed from what is known after each trial, it proposes the rest as it would have done.
+
+    There are twelve settings, so asha fails to draw the last ones at random from time to time.
+    """
+    path = written(tmp_path, tuner, trials)
     whole = proposals(path)
     assert tuner not in ("hyperband", "asha") or any(each.parent is not None for each in whole)
     for num_known in range(0, len(whole), 3):

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,10 @@ def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
             os.kill(oracle, signal.SIGKILL)
     assert process.stderr
     again = "was ended (exit code -9); it is started again"
+    too_late = threading.Timer(90, process.kill)
+    too_late.start()
     assert any(again in line for line in process.stderr)  # waits for the supervisor to see it
+    too_late.cancel()
     process.kill()
     process.communicate()
     wait_for(lambda: not calm.left("wild"), timeout_s=30)  # they end with it
@@ -249,8 +253,8 @@ def test_a_worker_that_hangs_is_ended_and_one_may_join(calm: Sweeps) -> None:
 
 def test_a_sweep_is_cancelled_from_another_machine(calm: Sweeps) -> None:
     """By a file that its supervisor reads; it says so and ends without a result."""
-    process = calm.start("stopped", "--workers", 1)
-    wait_for(lambda: calm.state("stopped").get("finished"), timeout_s=90)
+    process = calm.start("stopped", "--workers", 1, "--set", "train.epochs=400")
+    wait_for(lambda: calm.state("stopped").get("running"), timeout_s=90)
     state = calm.state("stopped")
     (calm.folder("stopped") / "cancel.json").write_text(f'{{"generation": {state["generation"]}}}')
     said, errors = process.communicate(timeout=60)
@@ -292,7 +296,11 @@ def test_three_trials_that_fail_alike_end_the_sweep(calm: Sweeps) -> None:
     """With their error; nothing is left, and there is no result."""
     one_class = ("--set", "search.objective=val_roc_auc", "--set", "data.validation_split=0.003")
     many = ("--set", "search.tuner=random", "--set", "search.trials=50")
-    done = calm.tune("worse", "--workers", 1, *one_class, *many, "--set", "train.epochs=1")
+    job = calm.harness.folder / "wide" / "small.toml"  # a space of more than 50 settings
+    job.parent.mkdir()
+    job.write_text(SEARCH.replace("[0.001, 0.01]", "{ min = 0.001, max = 0.01 }"))
+    words = ("--sweep-id", "worse", "--workers", 1, *one_class, *many)
+    done = calm.harness.run("tune", job, *words, "--set", "train.epochs=1")
     assert done.returncode == 1
     assert "three trials failed alike" in done.stderr
     assert "all of one class" in done.stderr

@@ -105,8 +105,6 @@ update_job() {
 # Where Slurm does not requeue the job, another one goes on with its run.
 submit_successor() {
     warn "interrupted, and the requeue failed: $1"
-    # Slurm would not take these from the new job, which is no task of this one's array.
-    unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
     if [[ -z $RUN ]] || ! "${HARNESS[@]}" submit --resume "$RUN" --runs "$HARNESS_RUNS" -- \
         --dependency="afterany:$JOB"; then
         complain "interrupted; submit the job again to resume it"

@@ -1,5 +1,6 @@
 """Slurm's client programs, each called with a list of arguments and a time limit."""
 
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from harness.errors import InputError, RunError
 TIMEOUT_S = 30
 OLDEST = (20, 11)  # the first with `srun --overlap`
 BAD_OPTION = 255  # sbatch's exit code
+OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 
 
 def has_client(program: str = "sbatch") -> bool:
@@ -100,6 +102,17 @@ def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
     return done.stdout
 
 
+def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
+    """The beginning of a command of sbatch.
+
+    Args:
+        unset: variables that it may not see. It would also pass on those of the array of the job
+            that calls it, and the new job would take itself for a task of that.
+    """
+    unset = [*unset, *(name for name in OF_ARRAYS if name in os.environ)]
+    return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
+
+
 def would_start(
     script: Path, *flags: str, timeout_s: float = TIMEOUT_S, unset: Sequence[str] = ()
 ) -> str:
@@ -109,8 +122,7 @@ def would_start(
         InputError: if sbatch is not on the PATH, or does not know one of the flags.
         RunError: if there is no room for such a job, with the reason.
     """
-    env = ["env", *(f"-u{name}" for name in unset)] if unset else []
-    done = call(*env, "sbatch", "--test-only", *flags, str(script), timeout_s=timeout_s)
+    done = call(*sbatch_args(unset), "--test-only", *flags, str(script), timeout_s=timeout_s)
     answer = errors_of(done).removeprefix("sbatch: ")  # on standard error even if it is no error
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")

@@ -15,6 +15,7 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.job import Job
 from harness.search_space import SearchSpec
+from harness.slurm import client
 from harness.slurm.limits import DEFAULT_ARRAY_SIZE
 from harness.slurm.resources import Resources, array_spec
 from harness.slurm.sbatch_options import (
@@ -73,8 +74,7 @@ class SbatchJob:
     @property
     def command(self) -> list[str]:
         """The sbatch command."""
-        env = ["env", *(f"-u{name}" for name in self.unset)] if self.unset else []
-        return [*env, "sbatch", *self.args, str(self.folder / "job.sh")]
+        return [*client.sbatch_args(self.unset), *self.args, str(self.folder / "job.sh")]
 
     @property
     def limited(self) -> dict[str, str]:

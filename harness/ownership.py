@@ -28,10 +28,11 @@ def distrust(path: Path, owners: Collection[str] = ()) -> str:
     name = owner_name(status.st_uid)
     if status.st_uid not in (os.getuid(), 0) and not {name, str(status.st_uid)} & {*owners}:
         return f"belongs to {name}"
-    return "others can write to it" if _others_can_write(status) else ""
+    return "others can write to it" if others_can_write(status) else ""
 
 
-def _others_can_write(status: os.stat_result) -> bool:
+def others_can_write(status: os.stat_result) -> bool:
+    """Whether a mode lets other users change a file, or what is in a folder."""
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
         return False  # as in /tmp, each user changes only what is their own
     if status.st_mode & stat.S_IWGRP and not _is_own_group(status):

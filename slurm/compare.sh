@@ -5,10 +5,11 @@
 #SBATCH --time=00:30:00
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append
-# Slurm runs a copy of this file from its spool folder; squeue knows the original's path.
+# Slurm runs a copy of this file from its spool folder; squeue knows the original's path and arguments.
 home=$(dirname "$0")/..
 [[ -f $home/slurm/common.sh ]] ||
-    home=${HARNESS_HOME:-$(dirname "$(timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o | head -n 1)")/..}
+    home=${HARNESS_HOME:-$(timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o |
+        sed -nE '1s|/slurm/[^/ ]+\.sh( .*)?$||p')}
 [[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
 source "$home/slurm/common.sh" || {
     echo "harness: $home is not the project, and squeue does not say where it is; set HARNESS_HOME" >&2

@@ -4,6 +4,7 @@ Anything unexpected reads as empty or None: a broken record must not break a sta
 """
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def table(content: dict[str, Any], name: str) -> dict[str, Any]:
 def text(value: object) -> str | None:
     """A string that is not empty, None for anything else."""
     return value if isinstance(value, str) and value else None
+
+
+def path(value: object) -> str | None:
+    """A path, None for anything else: no system call takes a NUL or half a character."""
+    try:
+        return value if isinstance(value, str) and b"\0" not in os.fsencode(value) else None
+    except UnicodeEncodeError:
+        return None
 
 
 def number(value: object) -> float | None:

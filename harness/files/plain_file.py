@@ -32,7 +32,10 @@ def open_plain_file(path: Path) -> BinaryIO:
         OSError: if it can't be read, or is no plain file.
     """
     # Opening a FIFO would wait for a writer; a plain file opens the same with the flag.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a NUL, or what no file system can write; a record may name anything
+        raise OSError(errno.EINVAL, "it is no path", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no plain file", str(path))

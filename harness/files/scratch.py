@@ -6,8 +6,10 @@ and the next one removes the folders of this user that nobody holds.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -34,8 +36,12 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 
 def own_prefix() -> str:
-    """What the names of this user's folders begin with."""
-    return f"harness-{os.getuid()}-"
+    """What the names of this user's folders on this host begin with.
+
+    On some network disks a lock holds on one host alone, so none removes what another one holds.
+    """
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]  # short, for a socket
+    return f"harness-{os.getuid()}-{host}-"
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -150,7 +150,7 @@ def _outcome(now: RunStatus) -> str:
         return f"{now.run}: saved{at}; go on by {now.resume}"
     if now.phase == "failed":
         return f"{now.run}: failed before it was stopped: {now.note}"
-    if not now.folder.exists():
+    if not now.is_there():
         return f"{now.run}: stopped before it began"
     return f"{now.run}: ended without saving once more; go on from its last checkpoint by " + (
         now.resume

@@ -158,7 +158,7 @@ class RunIndex:
             new, in_threads(lambda n: read_submission(folder / n), new), strict=True
         ):
             sent[name] = read
-            if read:
+            if read is not None:
                 self._sent[name] = {"inode": inodes[name], "runs": [_fields(s) for s in read]}
                 self._changed = True
         if gone := self._sent.keys() - inodes.keys():
@@ -199,7 +199,7 @@ def result_version(real: str) -> list[int] | None:
     """What changes when a run's result is written again; None where there is none."""
     try:
         about = os.stat(f"{real}/result.json")  # noqa: PTH116 - a string
-    except OSError:
+    except (OSError, ValueError):
         return None
     return [about.st_ino, about.st_size, about.st_mtime_ns]
 

@@ -11,6 +11,7 @@ from harness.monitoring.survey import look_at, survey
 from harness.search_space import SEARCH_FILE
 from harness.slurm.queue import Queue
 from harness.tracking.records import RunStatus
+from harness.tracking.run_folders import leads_to_folder
 
 
 def select_runs(
@@ -63,7 +64,7 @@ def _is_run(folder: Path) -> bool:
 def _folders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return [folder / entry.name for entry in entries if entry.is_dir()]
+            return [folder / entry.name for entry in entries if leads_to_folder(entry)]
     except OSError:  # it was removed meanwhile, or may not be read
         return []
 

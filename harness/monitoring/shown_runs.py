@@ -8,7 +8,6 @@ from harness.errors import InputError
 from harness.files.in_threads import in_threads
 from harness.monitoring.tensorboard_server import points_per_curve
 from harness.search_space import is_sweep
-from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import find_runs, is_ensemble
 
 NUM_NEWEST = 200  # shown where none is named
@@ -55,11 +54,11 @@ class Shown:
         """
         self.found = self._chosen()
         self._is_first = False
-        ended = in_threads(lambda run: RunDirectory(run).finished(), self.found)
+        ended = in_threads(lambda run: os.path.isfile(run / "result.json"), self.found)  # noqa: PTH113
         self.finished = bool(self.found) and all(ended)
         for run in self.found:
             events = run / "tensorboard"
-            if run not in self._links and events.is_dir():
+            if run not in self._links and os.path.isdir(events):  # noqa: PTH112 - never raises
                 link = self._free_name(run)
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)

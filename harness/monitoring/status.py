@@ -84,7 +84,7 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     """The state of a run without a heartbeat and without a job that is alive."""
     shortage = shortage_of(status)
-    if shortage and (status.queued or not status.folder.exists()):
+    if shortage and (status.queued or not status.is_there()):
         more = f"; give --mem={shortage.more_mb}M or more" if shortage.more_mb else ""
         return "failed", f"killed for want of memory: {shortage}{more}"
     if status.queued:
@@ -92,7 +92,7 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
         ended = status.queued.state.lower().replace("_", " ")
         state = "cancelled" if ended == "cancelled" else "failed"
         return state, line if line and state == "failed" else f"Slurm says {ended}"
-    if status.folder.exists():
+    if status.is_there():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
     if not answered:
         return "submitted", "no answer from the scheduler"

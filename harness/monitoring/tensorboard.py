@@ -65,7 +65,8 @@ class Endpoint:
     @property
     def tunnel(self) -> str:
         """The command to paste on a laptop."""
-        args = ["ssh", "-N", "-L", f"{self.port}:{self.target}"]
+        # With a port that is taken ssh would go on, and the secret would reach whoever has it.
+        args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{self.port}:{self.target}"]
         args += ["-J", self.login] if self.login else []
         return shlex.join([*args, f"{_user()}@{self.host}"])
 

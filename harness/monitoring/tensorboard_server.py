@@ -129,7 +129,7 @@ def listen_on_socket(path: Path) -> socket.socket:
     """A Unix socket that its owner alone can connect to, in a folder of mode 0700.
 
     Raises:
-        InputError: if the path is too long for one.
+        InputError: if the path is too long for one, or the disk takes none.
     """
     if len(os.fsencode(path)) > LONGEST_SOCKET:
         raise InputError(
@@ -137,9 +137,15 @@ def listen_on_socket(path: Path) -> socket.socket:
             "be; set TMPDIR to a shorter folder, such as /tmp"
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
-    listener.listen(128)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"--socket: {path}: {error.strerror}; set TMPDIR to a folder of the node's own disk"
+        ) from None
     return listener
 
 
@@ -154,7 +160,8 @@ def ssh_reaches(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bo
     except OSError:
         return True
     over = [line for line in lines if folder.is_relative_to(line[4])]
-    innermost = max(over, key=lambda line: len(Path(line[4]).parts), default=None)
+    # Of two mounts at one place the later one covers the earlier.
+    innermost = max(reversed(over), key=lambda line: len(Path(line[4]).parts), default=None)
     return innermost is None or innermost[3] == "/"
 
 

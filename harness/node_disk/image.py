@@ -127,6 +127,7 @@ def pack(environment: Path) -> Image:
             "choose another HARNESS_VENV that you can write to"
         ) from None
     if not is_current(environment, image) or count_files(environment)[0] != num_files:
+        (environment / RECORD).unlink(missing_ok=True)
         raise RunError(f"{environment}: changed while it was packed; run {PACK} again")
     return image
 

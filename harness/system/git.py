@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.files.lenient_json import read_json
 from harness.files.scratch import scratch_directory
-from harness.system.private_files import looks_secret, private_files
+from harness.system.private_files import looks_secret, private_files, site_patterns
 
 SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
@@ -111,7 +111,8 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
             total += size
     # The changes of a committed file that is named like a secret are secret too.
     changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
-    secret = [name for name in changed if name in private or looks_secret(name)]
+    patterns = site_patterns(project)
+    secret = [name for name in changed if name in private or looks_secret(name, patterns)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
     left_out = sorted({*left_out, *private, *secret})
     diff = git(project, *DIFF, "HEAD", "--", *paths) + _diff_of_new(project, recorded)

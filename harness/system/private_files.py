@@ -29,7 +29,7 @@ def private_files(
         names: paths of files in it.
         others: more of its files, which show what mode is usual.
     """
-    more = tuple(site_setting(MORE, project).lower().replace(",", " ").split())
+    more = site_patterns(project)
     sample = [*others, *names][:SAMPLE]
     judges_mode = 2 * sum(_is_private(project / name) for name in sample) < len(sample)
     found = {}
@@ -39,6 +39,11 @@ def private_files(
         elif judges_mode and _is_private(project / name):
             found[name] = f"its mode {(project / name).lstat().st_mode & 0o777:04o}"
     return found
+
+
+def site_patterns(project: Path) -> tuple[str, ...]:
+    """A site's own patterns, in small letters."""
+    return tuple(site_setting(MORE, project).lower().replace(",", " ").split())
 
 
 def looks_secret(name: str, more: Sequence[str] = ()) -> bool:

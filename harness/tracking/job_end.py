@@ -40,17 +40,19 @@ def judge(code: int, run: str, runs: Path, *, allocation: SlurmEnvironment) -> V
         allocation: its job.
     """
     state = _state(run, runs)
-    step = whole(state.get("step")) or 0
+    # The heartbeat of a search counts its trials.
+    reached = max(whole(state.get(key)) or 0 for key in ("step", "finished"))
     path = submissions(runs) / f"failures-{allocation.job_id}.json"
     record = read_json(path)
-    is_same = record.get("code") == code and step <= (whole(record.get("step")) or 0)
+    before = whole(record.get("step")) or 0
+    is_same = record.get("code") == code and reached <= before
     count = (whole(record.get("count")) or 0) + 1 if is_same else 1
     retries = whole(record.get("memory_retries")) or 0
     verdict = _judge(code, count, state, allocation=allocation, retries=retries)
     record = {
         "format": 1,
         "code": code,
-        "step": step,
+        "step": max(reached, before),  # a failure at the start reaches none
         "count": count,
         "memory_retries": retries + (verdict.memory_mb is not None),
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness import PROJECT, __version__
 from harness.data.dataset import Dataset
+from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
 from harness.system.host import installed_version, nvidia_driver, processor
@@ -43,7 +44,7 @@ def write_provenance(
         start: what is true of this start alone, such as its devices.
     """
     code = code_of(run)
-    record = run.read_json(RECORD) or {
+    record = run.certain_json(RECORD) or {
         **code,
         "packages": _packages(),
         "python": platform.python_version(),
@@ -81,7 +82,10 @@ def write_provenance(
 
 def code_of(run: RunDirectory) -> Mapping[str, Any]:
     """The code of this process, without files in the folder of runs: see `code_version`."""
-    return _code(run.folder.absolute().parent.parent)
+    folder = run.folder.absolute()
+    # A trial's run is in the folder of its sweep.
+    outermost = next((each for each in reversed(folder.parents) if is_sweep(each)), folder)
+    return _code(outermost.parent.parent)
 
 
 @functools.cache  # what is imported stays; a sweep's worker starts many runs
@@ -143,11 +147,11 @@ def _packages() -> dict[str, str | None]:
 
 def record_kernels(run: RunDirectory, kernels: dict[str, str]) -> None:
     """Add the kernel that each recurrent layer uses."""
-    run.write_json(RECORD, {**run.read_json(RECORD), "kernels": kernels})
+    run.write_json(RECORD, {**run.certain_json(RECORD), "kernels": kernels})
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:
     """Add the GB that the last start took of a GPU, the fullest of several."""
-    record = run.read_json(RECORD)
+    record = run.certain_json(RECORD)
     record["starts"][-1]["gpu_gb"] = round(gb, 3)
     run.write_json(RECORD, record)

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.files.lenient_json import BROKEN, number, numbers, read_toml, table, text, whole
+from harness.files.lenient_json import (
+    BROKEN,
+    number,
+    numbers,
+    path,
+    read_toml,
+    table,
+    text,
+    whole,
+)
 from harness.files.plain_file import open_plain_file
 from harness.search_space import is_sweep
 from harness.slurm.queue import QueuedJob
@@ -90,10 +99,14 @@ class RunStatus:
         """Whether the job trains other seeds too."""
         return bool(re.fullmatch(rf"slurm-{self.slurm_job}-seed\d+", self.folder.name))
 
+    def is_there(self, name: str = "") -> bool:
+        """Whether the folder, or a file in it, is there and may be seen."""
+        return os.path.exists(self.folder / name)  # noqa: PTH110 - never raises
+
     @property
     def asked_to_cancel(self) -> bool:
         """Whether its user cancels this run alone, of several in a job."""
-        return (self.folder / CANCEL).exists()
+        return self.is_there(CANCEL)
 
     @property
     def position(self) -> str:
@@ -128,11 +141,11 @@ class RunStatus:
         return {**shown, "folder": str(self.folder.absolute()), "reason": waits}
 
 
-def read_submission(path: Path) -> list[Submission]:
-    """The runs in a record of `harness submit`; none in what is no record."""
-    if not (sent := _stat(path)):
-        return []
-    record = RunDirectory(path.parent).read_json(path.name)
+def read_submission(file: Path) -> list[Submission] | None:
+    """The runs in a record of `harness submit`, which may name none; None if it can't be read."""
+    sent, record = _stat(file), RunDirectory(file.parent).read_json(file.name)
+    if not sent or not record:
+        return None
     folders = record.get("runs")
     return [
         Submission(
@@ -140,12 +153,12 @@ def read_submission(path: Path) -> list[Submission]:
             text(record.get("job")),
             text(record.get("architecture")),
             whole(_item(record.get("seeds"), index)),
-            text(_item(record.get("logs"), index)),
+            path(_item(record.get("logs"), index)),
             sent.st_mtime,
             text(record.get("job_id")) if record.get("resumes") is True else None,
         )
         for index, folder in enumerate(folders if isinstance(folders, list) else [])
-        if isinstance(folder, str)
+        if path(folder) is not None
     ]
 
 
@@ -175,7 +188,7 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         restarts=whole(state.get("restarts")) or 0,
         host=text(state.get("host")),
         process=whole(state.get("process")),
-        log=text(state.get("log")),
+        log=path(state.get("log")),
         time_s=number(state.get("time_s")) or modified or 0.0,
         phase=text(state.get("phase")),
         signal=text(state.get("signal")),
@@ -192,10 +205,11 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         _add_sweep(status, state)
         _add_resuming_job(status, submission)
         return status
-    result = run.read_json("result.json") if run.finished() else {}
+    is_finished = status.is_there("result.json")
+    result = run.read_json("result.json") if is_finished else {}
     if not is_whole(result):
         _add_job(status)
-    if run.finished():
+    if is_finished:
         _add_result(status, result)
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
@@ -244,9 +258,11 @@ def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
     result = RunDirectory(status.folder).read_json("result.json")
     if result:
         status.phase, status.eta_s = "result", None
-    best = state.get("best") if isinstance(state.get("best"), dict) else {}
+    best = table(state, "best")
     counts = ("trials", "finished", "failed", "running", "waiting", "workers")
-    status.trials = {**{key: whole(state.get(key)) for key in counts}, "best": best or None}
+    shown = {"trial": text(best.get("trial")), "score": number(best.get("score"))}
+    num_trials = {key: whole(state.get(key)) for key in counts}
+    status.trials = {**num_trials, "best": shown if best else None}
     status.slurm_job = _shown_job(status)
 
 
@@ -328,5 +344,5 @@ def _item(items: object, index: int) -> object:
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except OSError:
+    except (OSError, ValueError):  # the record of others may name what is no path
         return None

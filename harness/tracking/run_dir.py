@@ -21,6 +21,8 @@ from harness.tracking.run_folders import is_ensemble
 
 RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 CANCEL = "cancel.json"
+# What a disk or a process may answer now, and not a moment later.
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EACCES)
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -88,17 +90,27 @@ class RunDirectory(LeasedDirectory):
             DiskError: if the disk fails.
             RunError: if the file is broken.
         """
-        path, result = self.path("result.json"), dict[str, Any]()
-        try:
-            result = parse_json(read_plain_file(path))
-        except OSError as error:
-            if error.errno in (errno.EIO, errno.ESTALE):  # which says nothing of the run
-                raise DiskError(
-                    f"{path}: can't be read: {error.strerror}; try again when the disk is well"
-                ) from None
+        result = self.certain_json("result.json")
         if not is_whole(result):
+            path = self.path("result.json")
             raise RunError(f"{path}: is broken; remove it and run harness resume")
         return result
+
+    def certain_json(self, name: str) -> dict[str, Any]:
+        """A JSON file, empty if it is missing or broken, but not because it can't be read just now.
+
+        Raises:
+            DiskError: if the disk fails, which says nothing of the run.
+        """
+        path = self.path(name)
+        try:
+            return parse_json(read_plain_file(path))
+        except OSError as error:
+            if error.errno not in PASSING:
+                return {}
+            raise DiskError(
+                f"{path}: can't be read: {error.strerror}; try again when the disk is well"
+            ) from None
 
     def job(self) -> Job:
         """The run's job, every default filled in.

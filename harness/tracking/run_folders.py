@@ -19,6 +19,14 @@ def is_ensemble(folder: Path) -> bool:
     return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
 
 
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that can't be followed is none."""
+    try:
+        return entry.is_dir()
+    except OSError:  # to a folder that may not be entered, or on a disk that does not answer
+        return False
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's or a sweep's folder as the walk came to it."""
@@ -117,7 +125,8 @@ def _list(folder: _Open) -> tuple[dict[str, tuple[bool, bool, int]], int]:
         changed_ns = os.stat(folder.path).st_mtime_ns  # noqa: PTH116 - a string
         with os.scandir(folder.path) as entries:
             names = {
-                entry.name: (entry.is_dir(), entry.is_symlink(), entry.inode()) for entry in entries
+                entry.name: (leads_to_folder(entry), entry.is_symlink(), entry.inode())
+                for entry in entries
             }
     except OSError:  # it was removed meanwhile, or may not be read
         return {}, 0

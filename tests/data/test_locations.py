@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.locations import missing_in
-from harness.files.paths import cache_folder
+from harness.files.paths import cache_folder, private_cache
 
 VARIABLES = ("HARNESS_DATA", "HARNESS_STAGE", "XDG_CACHE_HOME", "KERAS_HOME")
 
@@ -51,3 +51,16 @@ def test_a_named_folder_is_the_only_one(home: Path, monkeypatch: pytest.MonkeyPa
     (home / ".keras/datasets/imdb.npz").touch()
     monkeypatch.setenv("HARNESS_DATA", str(home / "named"))
     assert missing_in() == [home / "named"]
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [(0o700, False), (0o755, False), (0o777, True)])
+def test_code_is_kept_where_nobody_else_can_put_another_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_refused: bool
+) -> None:
+    """Its own folder is private, and others can write to none above it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "caches"))
+    (home / "caches/harness").mkdir(parents=True)
+    (home / "caches/harness").chmod(0o777)  # by an earlier version, with a lax umask
+    (home / "caches").chmod(mode)
+    assert (private_cache("xla") is None) == is_refused
+    assert (home / "caches/harness").stat().st_mode & 0o077 == 0

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import RunError
-from harness.files.atomic_file import atomic_directory, atomic_save, atomic_write
+from harness.files.atomic_file import (
+    atomic_directory,
+    atomic_save,
+    atomic_write,
+    replaced_directory,
+)
 
 
 @pytest.fixture
@@ -77,3 +82,18 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
         "deep", "deep/folder", "deep/folder/a",
     ]  # fmt: skip
+
+
+def test_what_a_kill_moved_away_comes_back(tmp_path: Path) -> None:
+    """The earlier folder stays until the new one is whole, whenever the process is killed."""
+    target, left = tmp_path / "export", tmp_path / ".export.7.old"
+    left.mkdir()
+    (left / "a").write_text("1")
+    with pytest.raises(KeyError), replaced_directory(target, lambda _: None):
+        raise KeyError
+    assert (target / "a").read_text() == "1"
+    left.mkdir()
+    with replaced_directory(target, lambda _: None) as temporary:
+        (temporary / "a").write_text("2")
+    assert (target / "a").read_text() == "2"
+    assert [*tmp_path.iterdir()] == [target]

@@ -60,11 +60,12 @@ def test_nothing_but_own_old_folders_is_removed(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A link, a file, another name, another user's folder and one that is made just now."""
-    prefix = f"harness-{os.getuid()}-"
+    prefix = scratch.own_prefix()
     (temporary / "elsewhere").mkdir()
     (temporary / f"{prefix}link").symlink_to("elsewhere")
     (temporary / f"{prefix}file").touch()
     (temporary / f"{prefix}new").mkdir()
+    (temporary / f"harness-{os.getuid()}-other").mkdir()  # of another host
     expected = set(temporary.iterdir())
     monkeypatch.setattr(scratch, "MIN_AGE_S", 3600.0)
     with scratch_directory():

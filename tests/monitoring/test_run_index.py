@@ -15,6 +15,7 @@ from harness.errors import InputError
 from harness.files.paths import cache_folder
 from harness.monitoring.run_filter import RunFilter, age_s
 from harness.monitoring.run_names import select_runs
+from harness.monitoring.status_table import as_lines
 from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
 from harness.tracking.records import RunStatus
@@ -153,6 +154,7 @@ def test_a_submission_is_read_once(many: Site) -> None:
     """A record of a job costs nothing at the second look, and gives a finished run its log."""
     many.submission("12", list(range(1, 30)))
     many.submission("13", [4], job="lstm", runs=[str(many.runs / "lstm/done-03")])
+    (many.runs / ".submissions/failures-14.json").write_text('{"format": 1, "count": 2}')
     expected = look(many)
     with counted(many.runs / ".submissions") as calls:
         assert look(many) == expected
@@ -208,3 +210,18 @@ def test_runs_are_chosen_by_job_state_and_age() -> None:
     ):
         with pytest.raises(InputError, match=message):
             chosen(**wanted)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300])
+def test_a_record_may_name_what_is_no_path(site: Site, path: str) -> None:
+    """The record of a submission, a log, and a sweep's best trial cost no more than themselves."""
+    site.run("a", "failed", log=Path(path))
+    sweep = site.runs / "tune/s"
+    sweep.mkdir(parents=True)
+    (sweep / "search.toml").touch()
+    (sweep / "state.json").write_text('{"phase": "training", "best": {"score": NaN, "x": [1]}}')
+    site.submission("12", [1], runs=[path])
+    statuses = survey(site.runs, Queue())
+    assert {"lstm/a", "tune/s"} <= {each.run for each in statuses}
+    assert as_lines(statuses)
+    json.dumps([each.as_json() for each in statuses], allow_nan=False)

@@ -292,7 +292,7 @@ def test_a_terminal_shows_the_command_and_the_address(
         shown += os.read(terminal, 4096).decode()
     os.close(terminal)
     port = board.target.rpartition(":")[2]
-    assert f"ssh -N -L {port}:127.0.0.1:{port} " in shown
+    assert f"ssh -N -o ExitOnForwardFailure=yes -L {port}:127.0.0.1:{port} " in shown
     assert f"{board.address}\r\n" in shown
 
 
@@ -394,6 +394,7 @@ def test_the_tunnel_goes_through_the_login_node(
     monkeypatch.setenv("LOGNAME", "ME")
     host = jump_host(login, SlurmEnvironment.from_environment(environment))
     endpoint = Endpoint("127.0.0.1:4000", 4000, "secret", "node1", host)
-    assert endpoint.tunnel == f"ssh -N -L 4000:127.0.0.1:4000 {jump}ME@node1"
+    options = "-N -o ExitOnForwardFailure=yes -L 4000:127.0.0.1:4000"
+    assert endpoint.tunnel == f"ssh {options} {jump}ME@node1"
     socket_endpoint = Endpoint("/tmp/a b/socket", 6006, "secret", "node1", host)  # noqa: S108 - not used
     assert "'6006:/tmp/a b/socket'" in socket_endpoint.tunnel

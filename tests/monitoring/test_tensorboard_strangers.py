@@ -23,6 +23,8 @@ MOUNTS = """\
 22 21 0:21 / /proc rw - proc proc rw
 23 21 0:20 /slurm/17/.17 /tmp rw - ext4 /dev/sda rw
 24 21 0:30 / /tmp/shared rw - tmpfs tmpfs rw
+25 21 0:31 / /local rw - ext4 /dev/sdb rw
+26 25 0:31 /17 /local rw - ext4 /dev/sdb rw
 """
 
 
@@ -76,6 +78,7 @@ def test_a_folder_that_only_a_job_sees_is_none_for_sshs_tunnel(tmp_path: Path) -
     table = tmp_path / "mountinfo"
     table.write_text(MOUNTS)
     assert not ssh_reaches(Path("/tmp/harness-board-x"), table)  # noqa: S108 - not used
+    assert not ssh_reaches(Path("/local/x"), table)  # the second mount covers the first
     assert ssh_reaches(Path("/tmp/shared/x"), table)  # noqa: S108 - not used
     assert ssh_reaches(Path("/scratch"), table)
     assert ssh_reaches(Path("/tmpfoo"), table)  # noqa: S108 - not used
@@ -102,12 +105,14 @@ def test_a_browser_elsewhere_comes_through_a_socket(
             assert (listener.family == socket.AF_UNIX) == is_socket
 
 
-def test_a_path_too_long_for_a_socket_is_refused_only_where_one_was_asked_for(
-    tmp_path: Path,
+@pytest.mark.parametrize("name", ["long" * 30, "gone"])
+def test_where_no_socket_can_be_one_is_refused_only_if_it_was_asked_for(
+    tmp_path: Path, name: str
 ) -> None:
-    """By default it listens on the loopback then."""
-    folder = tmp_path / ("long" * 30)
-    folder.mkdir()
+    """For a path too long, or a disk that takes none, it listens on the loopback."""
+    folder = tmp_path / name
+    if name != "gone":
+        folder.mkdir()
     with open_listener(folder, None, use_socket=None, is_elsewhere=True) as listener:
         assert listener.family == socket.AF_INET
     with pytest.raises(InputError, match="TMPDIR"):

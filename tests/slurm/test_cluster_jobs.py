@@ -269,7 +269,7 @@ def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path
     """Outside the project, whose path has a space and a quote, a script finds its own project."""
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
-    job = stand_in.sbatch("gru", cwd=elsewhere, arguments=[])
+    job = stand_in.sbatch("gru", cwd=elsewhere, arguments=["--data", "/some/folder"])
     job.wait()
     assert " " in str(stand_in.path)
     assert stand_in.stand_in.call()["argv"][1] == f"{stand_in.path}/jobs/gru.toml"

@@ -122,6 +122,12 @@ def test_a_site_lengthens_the_list(project: Path, monkeypatch: pytest.MonkeyPatc
     assert private_files(project, names) == {}
     monkeypatch.setenv("HARNESS_PRIVATE_FILES", "grades*, *.DB")
     assert set(private_files(project, names)) == {"grades.csv", "patients.db"}
+    git(project, "add", "grades.csv")
+    git(project, "commit", "--quiet", "-m", "an empty table")
+    (project / "grades.csv").write_text("Ann,1.3\n")
+    version = code_version(project)
+    assert "Ann" not in version["uncommitted_diff"]
+    assert "grades.csv" in version["left_out_files"]
 
 
 def test_records_with_a_diff_are_their_users_alone(project: Path, tmp_path: Path) -> None:

@@ -40,6 +40,18 @@ def test_the_same_failure_without_a_step_ends_the_job(tmp_path: Path) -> None:
     assert "the loss of the worker on n4" in end.reason
 
 
+def test_a_trial_more_is_a_step_and_a_failed_start_forgets_none(tmp_path: Path) -> None:
+    """A search counts its trials; a failure before the first step says nothing of progress."""
+    two = allocation(SLURM_JOB_NUM_NODES="2")
+
+    def ends(**state: object) -> bool:
+        note(tmp_path, **state)
+        return judge(1, "slurm-7", tmp_path, allocation=two).requeue
+
+    assert [ends(finished=number) for number in range(1, 5)] == [True] * 4
+    assert [ends(step=500), ends(), ends(step=500)] == [True, True, False]
+
+
 def test_a_kill_for_memory_is_told_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.errors import InputError
+from harness.errors import DiskError, InputError
 from harness.system.console import Console
 from harness.system.git import code_version
 from harness.tracking import provenance
-from harness.tracking.provenance import changes_since_first_start
+from harness.tracking.provenance import changes_since_first_start, record_kernels
 from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
 from harness.training.launch import warn_of_changes
@@ -90,6 +90,28 @@ def test_a_broken_record_is_told_and_stays(run: RunDirectory) -> None:
         with pytest.raises(InputError, match=r"provenance\.json is broken"):
             run.job()
         assert run.path(RECORD).read_text() == content
+
+
+def test_a_record_that_can_not_be_read_just_now_stays(run: RunDirectory) -> None:
+    """A disk that fails once costs the moment, not the record."""
+    run.path(RECORD).unlink()
+    run.path(RECORD).symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO
+    with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Input/output error"):
+        record_kernels(run, {"lstm": "cudnn"})
+    assert run.path(RECORD).is_symlink()
+
+
+def test_a_trials_code_is_looked_at_once_and_without_the_other_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of runs is that of the sweep, for its trials and its winner."""
+    monkeypatch.setattr(provenance, "_code", lambda runs: {"runs": runs})
+    sweep = tmp_path / "runs/tune/s"
+    sweep.mkdir(parents=True)
+    (sweep / "search.toml").touch()
+    for name in ("trials/1", "trials/2.7/seed1", "winner/seed1", "."):
+        assert provenance.code_of(RunDirectory(sweep / name)) == {"runs": tmp_path / "runs"}
+    assert provenance.code_of(RunDirectory(tmp_path / "runs/lstm/a")) == {"runs": tmp_path / "runs"}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")

@@ -23,6 +23,8 @@ def test_runs_are_found_once_and_those_of_sweeps_where_asked(tmp_path: Path) -> 
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / file).write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "lstm" / "a")
+    for folder in (tmp_path, tmp_path / "lstm", tmp_path / "lstm" / "b"):
+        (folder / "loop").symlink_to("loop")  # can't be followed, as a colleague's closed folder
 
     def found(*tops: Path, **options: tuple[str, ...]) -> list[str]:
         return [str(run.relative_to(tmp_path)) for run in find_runs(tops, **options)]

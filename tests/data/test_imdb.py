@@ -1,5 +1,6 @@
 """The dataset: as Keras gives it, from wherever it comes, and never by running what it holds."""
 
+import errno
 import io
 import itertools
 import json
@@ -230,6 +231,22 @@ def test_a_staged_copy_is_whole_or_refused(tmp_path: Path) -> None:
     assert save_folder(small(), folder)  # the right size is not enough
     assert open_folder(folder).checksum == small().checksum
     assert [path.name for path in folder.parent.iterdir()] == ["imdb"]
+
+
+def test_a_failed_write_is_no_copy_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other data in the folder stay, and the failure is told."""
+    other = make_dataset(small().test, small().train, WORDS)
+    save_folder(other, tmp_path / "imdb")
+
+    def full(dataset: Dataset, folder: Path) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("harness.data.dataset_folder.fill_folder", full)
+    with pytest.raises(RunError, match="imdb: can't be written: Disk quota exceeded"):
+        save_folder(small(), tmp_path / "imdb")
+    assert open_folder(tmp_path / "imdb").checksum == other.checksum
 
 
 def test_verify_sees_a_changed_byte(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Own texts as a dataset: classes, split and words follow from their content alone."""
 
+import errno
 import json
 import multiprocessing
 import random
@@ -204,6 +205,10 @@ def test_a_relative_source_is_found_from_anywhere(
         load_job(Path("copy.toml"), ["data.source=4"])
 
 
+def _full(target: Path) -> None:
+    raise OSError(errno.EDQUOT, f"{target}: Disk quota exceeded")
+
+
 def test_it_is_built_once_and_again_when_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +222,9 @@ def test_it_is_built_once_and_again_when_it_has_changed(
     assert isinstance(again.train.tokens, np.memmap)
     assert (again.checksum, again.introduction) == (first.checksum, first.introduction)
     (kept / "words.txt").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.data.dataset_folder.atomic_directory", _full)
+        assert open_source(path).checksum == first.checksum  # in a temporary folder
     assert open_source(path).checksum == first.checksum
     write_csv(path, [*ROWS, ("one more", "pos")])
     assert open_source(path).checksum != first.checksum

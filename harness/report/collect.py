@@ -1,6 +1,8 @@
 """Collects runs from folders: which there are, and which of them may be compared."""
 
+import hashlib
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +29,8 @@ WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_ste
                   "train.profile_steps",
                   # The checksum says which data, wherever and however they are stored.
                   "data.source", *(f"data.{key}" for key in SOURCE_FORMAT))  # fmt: skip
+
+DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,10 @@ def _printable(line: str) -> str:
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
     flat = {f"{name}.{key}": v for name in job for key, v in table(job, name).items()}
+    for path, source in table(job, "code").items():
+        # A whole source is no name. In an ensemble's settings it has been shortened before.
+        if not DIGEST.fullmatch(str(source)):
+            flat[f"code.{path}"] = hashlib.sha256(str(source).encode()).hexdigest()[:8]
     return {name: value for name, value in flat.items() if name not in WITHOUT_RESULT}
 
 

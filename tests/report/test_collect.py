@@ -91,6 +91,16 @@ def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: P
     )
 
 
+def test_own_code_is_named_by_its_digest(tmp_path: Path) -> None:
+    """The source of a network is too long for a name; another one is still another row."""
+    code = "[code]\n'net.py' = {!r}\n"
+    for seed, source in enumerate(("import keras", "import keras", "import numpy", "1a2b3c4d"), 1):
+        write_run(tmp_path / str(seed), code.format(source), seed=seed)
+    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
+    names = {row.name: list(row.by_seed) for row in group.results}
+    assert names == {"lstm": [1, 2], "lstm net.py=d8fca9de": [3], "lstm net.py=1a2b3c4d": [4]}
+
+
 @pytest.mark.parametrize("width", [160, 95, 81, 80, 79, 60, 45, 30])
 def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
     """No line is too wide, each figure of a shown column is whole, hidden columns are named."""

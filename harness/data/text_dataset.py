@@ -242,24 +242,22 @@ def _classes(source: Path, gathered: _Gathered) -> tuple[str, ...]:
             f"data.source {source}: holds more than {MAX_CLASSES:,} classes: {shown}; name the "
             "column that holds the classes, or put rare ones together"
         )
+    if all(WHOLE.fullmatch(name) for name in names):
+        names.sort(key=lambda name: (int(name), name))
+    else:
+        names.sort(key=lambda name: (name.casefold(), name))
     if len(names) == 2:
-        first, second = sorted(names, key=_alphabetical)
+        first, second = names
         swap = first.casefold() in POSITIVE and second.casefold() in NEGATIVE
         return (second, first) if swap else (first, second)
     counts = np.bincount(np.frombuffer(gathered.labels, np.int32))
-    if once := [name for name, count in zip(names, counts, strict=True) if count == 1]:
+    if once := [name for name, number in gathered.classes.items() if counts[number] == 1]:
         several = f"{len(once):,} labels occur once, such as {once[0]!r}"
         raise InputError(
             f"data.source {source}: {several if once[1:] else f'the label {once[0]!r} occurs once'}"
             "; a class needs reviews to train on and to test, so add some, or take it out"
         )
-    if all(WHOLE.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names, key=_alphabetical))
-
-
-def _alphabetical(name: str) -> tuple[str, str]:
-    return name.casefold(), name
+    return tuple(names)
 
 
 def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequence[str]) -> None:

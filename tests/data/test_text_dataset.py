@@ -118,9 +118,11 @@ def test_words_are_ranked_by_the_training_split_alone(tmp_path: Path) -> None:
         (("fresh", "rotten"), ("rotten", "fresh")),
         (("spam", "ham"), ("ham", "spam")),
         (("a", "B"), ("a", "B")),
+        (("10", "5"), ("5", "10")),
+        (("+1", "-1"), ("-1", "+1")),
     ],
 )
-def test_known_names_mean_what_they_say_and_others_go_by_the_alphabet(
+def test_known_names_mean_what_they_say_and_others_go_by_number_or_alphabet(
     tmp_path: Path, labels: tuple[str, str], classes: tuple[str, str]
 ) -> None:
     """Label 1 is the class that means more, whichever row comes first."""

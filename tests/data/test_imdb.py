@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import pickle
+import socket
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +201,24 @@ def test_the_search_goes_from_the_named_to_the_sample(
     assert open_dataset().folder == named
     given = write_npz(tmp_path / "given")
     assert open_dataset(given).folder == given
+
+
+def test_a_download_that_is_no_http_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a proxy may answer; without a traceback."""
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        origin = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        monkeypatch.setattr("harness.data.imdb_sources.ORIGIN", origin)
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(b"junk\r\n" + connection.recv(10_000)[:0])
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RunError, match=r"no download of .*npz \(junk"):
+            fetch()
+        thread.join()
 
 
 def test_a_named_folder_is_never_passed_over(tmp_path: Path) -> None:

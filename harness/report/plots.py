@@ -20,6 +20,7 @@ from harness.report.predictions import (
 )
 from harness.report.significance import PooledDifference
 from harness.report.summary import Part
+from harness.system.console import printable
 from harness.training.pictures import png
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ def plain(name: str) -> str:
 
 def _as_it_is(text: str) -> str:
     """Text for Matplotlib, to which a dollar sign begins mathematics."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def _plot(axes: "Axes", at: Any, values: Any, *, style: Style, label: str) -> None:

@@ -323,5 +323,7 @@ def _default(key: str) -> Any:
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """`units` for `model.units`, but the whole key where two would have one name."""
-    counts = Counter(key.rpartition(".")[2] for key in keys)
-    return {key: name if counts[name := key.rpartition(".")[2]] == 1 else key for key in keys}
+    # A key of [code] is the path of a file.
+    names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
+    counts = Counter(names.values())
+    return {key: name if counts[name] == 1 else key for key, name in names.items()}

@@ -57,10 +57,12 @@ def stage(
     """
     from harness.data.dataset_folder import save_folder
     from harness.data.imdb_sources import open_dataset
+    from harness.data.locations import is_dataset_folder
     from harness.node_disk.use import mark_used
 
     dataset = open_dataset(data, full=True)
-    mark_used(folder)  # first, so that no other job removes what is found there
+    if is_dataset_folder(folder):
+        mark_used(folder)  # first, so that no other job removes what is found there
     written = save_folder(dataset, folder, mode=0o700)
     mark_used(folder)
     echo(f"{folder}: {'written' if written else 'already there, left as it is'}")

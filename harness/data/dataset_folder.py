@@ -45,6 +45,7 @@ FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
 READ_AT_ONCE = 1 << 20  # bytes
+PRIVATE = 0o700  # the mode of a cache: own texts are nobody else's to read
 
 
 def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool:
@@ -53,7 +54,8 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
     Args:
         dataset: to store.
         folder: a new or an empty one, or an earlier copy.
-        mode: of the folder, whatever the umask; None leaves it to the umask.
+        mode: of the folder, and without its x of the files, whatever the umask; None is the
+            umask's, without the right of others to write.
 
     Returns:
         Whether it was written; a good copy of the same content is left as it is.
@@ -80,7 +82,7 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
                     return False
             except (RunError, InputError):
                 pass  # broken, or others could write to it, so it is made again
-        elif not folder.is_dir() or any(folder.iterdir()):
+        elif not folder.is_dir() or any(path.name != MARK for path in folder.iterdir()):
             raise InputError(f"{folder}: holds something else; give a new or an empty folder")
     folder = folder.absolute()
     try:
@@ -95,18 +97,35 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
         free = shutil.disk_usage(folder.parent).free
         if free < needed:
             raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
-        with atomic_directory(folder) as temporary:
-            if mode is not None:
-                temporary.chmod(mode)
+        with _new_folder(folder, mode) as temporary:
             fill_folder(dataset, temporary)
             if there:
                 shutil.rmtree(folder)
     except OSError as error:
         # Renaming fails if another process was faster; then its copy stays.
-        if is_dataset_folder(folder):
+        if (other := _open_if_whole(folder)) and other.checksum == dataset.checksum:
             return False
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
     return True
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path, mode: int | None) -> Iterator[Path]:
+    """Like `atomic_directory`, with modes as `save_folder` says; only this user can look in before.
+
+    With a umask of 002, as for users who share a group, `open_folder` would refuse the folder.
+    """
+    with atomic_directory(target) as temporary:
+        own = temporary.stat().st_mode
+        temporary.chmod(own & 0o7700)  # keeps the group that the folder gives to its files
+        yield temporary
+        _protect(temporary, own & 0o7755 if mode is None else mode)
+
+
+def _protect(folder: Path, mode: int) -> None:
+    for path in folder.iterdir():
+        path.chmod(mode & 0o666)
+    folder.chmod(mode)
 
 
 def fill_folder(dataset: Dataset, folder: Path) -> None:
@@ -298,13 +317,14 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         try:
             if alone:
                 remove_leftovers(cached)
-            with atomic_directory(cached) as temporary:
+            with _new_folder(cached, PRIVATE) as temporary:
                 fill(temporary)
                 if os.path.lexists(cached):
                     shutil.rmtree(cached)
         except OSError as error:
-            if not is_dataset_folder(cached):  # else another process was faster
+            if (dataset := _open_if_whole(cached)) is None:  # else another process was faster
                 return _made_elsewhere(fill, error)
+            return dataset
     return open_folder(cached)
 
 
@@ -341,6 +361,7 @@ def _made_elsewhere(fill: Callable[[Path], None], refusal: OSError) -> Dataset:
     try:
         with scratch_directory() as folder:
             fill(folder)
+            _protect(folder, PRIVATE)
             return open_folder(folder)
     except OSError as error:
         raise RunError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import http.client
 import json
 import os
 import pickle
@@ -249,7 +250,7 @@ def _download() -> Dataset:
                     (folder / file).open("wb") as target,
                 ):
                     shutil.copyfileobj(source, target)
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:  # as of a proxy's junk
                 reason = getattr(error, "reason", error)
                 raise RunError(f"no download of {ORIGIN}{file} ({reason})") from None
             if hashlib.new(algorithm, (folder / file).read_bytes()).hexdigest() != digest:

@@ -47,7 +47,8 @@ from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
 from harness.texts.tables import LEFT_OUT, SourceFormat, Text
 
-FORMAT = 1  # of the cached dataset; each format has caches of its own
+# Of the cached dataset; each format has caches of its own. 2: splits and numbers that 1 mistook.
+FORMAT = 2
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # of each split
 MAX_CLASS_CHARACTERS = 60
@@ -166,7 +167,14 @@ def _gather(texts: Iterable[Text], source: Path, spool: BinaryIO) -> _Gathered:
     gathered = _Gathered()
     gathered.words = defaultdict(lambda: len(gathered.words))
     tokens = array("i")
+    said: dict[bool, str] = {}  # the first location that says its split, and that does not
     for each in texts:
+        said.setdefault(each.split != "", each.location)
+        if len(said) > 1:  # else test reviews could be trained on
+            raise InputError(
+                f"data.source {source}: {said[True]} says its split and {said[False]} does not; "
+                "give the split of all, or of none"
+            )
         if each.split in LEFT_OUT:
             gathered.left_out[each.split] += 1
             continue
@@ -234,24 +242,22 @@ def _classes(source: Path, gathered: _Gathered) -> tuple[str, ...]:
             f"data.source {source}: holds more than {MAX_CLASSES:,} classes: {shown}; name the "
             "column that holds the classes, or put rare ones together"
         )
+    if all(WHOLE.fullmatch(name) for name in names):
+        names.sort(key=lambda name: (int(name), name))
+    else:
+        names.sort(key=lambda name: (name.casefold(), name))
     if len(names) == 2:
-        first, second = sorted(names, key=_alphabetical)
+        first, second = names
         swap = first.casefold() in POSITIVE and second.casefold() in NEGATIVE
         return (second, first) if swap else (first, second)
     counts = np.bincount(np.frombuffer(gathered.labels, np.int32))
-    if once := [name for name, count in zip(names, counts, strict=True) if count == 1]:
+    if once := [name for name, number in gathered.classes.items() if counts[number] == 1]:
         several = f"{len(once):,} labels occur once, such as {once[0]!r}"
         raise InputError(
             f"data.source {source}: {several if once[1:] else f'the label {once[0]!r} occurs once'}"
             "; a class needs reviews to train on and to test, so add some, or take it out"
         )
-    if all(WHOLE.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names, key=_alphabetical))
-
-
-def _alphabetical(name: str) -> tuple[str, str]:
-    return name.casefold(), name
+    return tuple(names)
 
 
 def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 | source | content |
 | --- | --- |
 | `reviews.csv`, `.tsv`, `.jsonl`, `.parquet` | columns of texts, labels, perhaps splits |
-| a folder of such tables | all together; those named `train…` and `test…` say the split |
+| a folder of such tables | all together, or those of a split: `train.csv`, `Test-2.csv` |
 | a folder of `save_to_disk` | a data set of Hugging Face's `datasets`, with or without splits |
 | a folder of folders | one folder a class, with one `.txt` file a review |
 | a folder with `train/` and `test/` | each a folder of folders |
@@ -41,7 +41,8 @@ REMEDY = (
     "give a table (.csv, .tsv, .jsonl, .parquet), a folder of them, a folder of save_to_disk, or a "
     "folder that holds one of .txt files for each class"
 )
-SPLIT_NAME = re.compile(rf"({'|'.join((*SPLITS, *LEFT_OUT))})([-_.].*)?")
+# Of a table, in small letters: the word alone, or before anything but a letter, as in test1.csv.
+SPLIT_NAME = re.compile(rf"({'|'.join((*SPLITS, *LEFT_OUT))})(?![^\W\d_])")
 TEXT_ENDINGS = (".txt", *(f".txt{ending}" for ending in COMPRESSIONS))
 # Files of `datasets.Dataset.save_to_disk`: of one data set, and of several splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -137,7 +138,7 @@ def _folder_parts(source: Path) -> Iterator[_Part]:
             yield from _saved_parts(source, source / name, name)
     elif SAVED in entries:
         yield from _saved_parts(source, source, "")
-    elif tables := _tables(entries):
+    elif tables := _tables(source, entries):
         for name, split in tables.items():
             yield _Part(source / name, name, "", split)
     elif all(name in entries and entries[name].is_dir() for name in SPLITS):
@@ -154,15 +155,26 @@ def _folder_parts(source: Path) -> Iterator[_Part]:
         yield from _class_parts(source, source, "")
 
 
-def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
-    """The tables of a folder with the split of each: those that name one, else all there are."""
+def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
+    """The tables of a folder with the split of each: those that name one, else all there are.
+
+    Raises:
+        InputError: if one names no split though another does.
+    """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     by_split = {
         name: split
         for split in (*SPLITS, *LEFT_OUT)
         for name in names
-        if (match := SPLIT_NAME.fullmatch(name)) and match[1] == split
+        if (match := SPLIT_NAME.match(name.casefold())) and match[1] == split
     }
+    for name in names if by_split else ():
+        # A lone .json is rather a note about the others, such as dataset_infos.json.
+        if name not in by_split and table_ending(name) != ".json":
+            raise InputError(
+                f"data.source {source}: {name} names no split, though {min(by_split)} does; begin "
+                "its name with train or test, or move it out"
+            )
     has_folders = any(entry.is_dir() for entry in entries.values())
     return by_split or ({} if has_folders else dict.fromkeys(names, ""))
 

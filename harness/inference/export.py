@@ -233,6 +233,9 @@ def write_saved_model(
             (temporary / RECORD).write_text(json.dumps(record) + "\n")
     except OSError as error:
         raise RunError(write_refusal(folder, error)) from None
+    except tf.errors.OpError as error:  # of TensorFlow's own files
+        refused = OSError(" ".join(error.message.split()))
+        raise RunError(write_refusal(folder, refused)) from None
     return folder / VERSION
 
 

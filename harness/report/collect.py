@@ -1,6 +1,8 @@
 """Collects runs from folders: which there are, and which of them may be compared."""
 
+import hashlib
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,8 +13,9 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.files.lenient_json import number, read_toml, table, text, whole
-from harness.job import SOURCE_FORMAT
+from harness.job import LATER_KEYS, SOURCE_FORMAT, TABLES
 from harness.search_space import is_sweep, short_names
+from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble
 
@@ -27,6 +30,14 @@ WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_ste
                   "train.profile_steps",
                   # The checksum says which data, wherever and however they are stored.
                   "data.source", *(f"data.{key}" for key in SOURCE_FORMAT))  # fmt: skip
+
+LATER_SETTINGS = {
+    f"{name}.{key}": TABLES[name].model_fields[key].default
+    for name, keys in LATER_KEYS.items()
+    for key in keys
+}
+
+DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
 
 
 @dataclass(frozen=True)
@@ -211,10 +222,13 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
-    toml = read_toml(folder / "job.toml")
+    toml = read_toml(job_file(folder))
     if is_ensemble(folder):
-        toml = table(read_toml(folder / ENSEMBLE_FILE), "settings")
-    settings = _settings(toml)
+        settings = _settings(table(read_toml(folder / ENSEMBLE_FILE), "settings"))
+    else:
+        settings = _settings(toml)
+        # A run of an earlier version has none of them, and trained as by their defaults.
+        settings = settings | LATER_SETTINGS | settings | _begun_with(run)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not run.finished():
@@ -229,6 +243,21 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
     source = text(table(toml, "data").get("source"))
     return ScoredRun(folder, job, architecture, seed, 100 * accuracy, result, settings, source)
+
+
+def job_file(folder: Path) -> Path:
+    """The job of a run, or of an ensemble's first run, which is on the same data as the others."""
+    return folder / ("members/1/job.toml" if is_ensemble(folder) else "job.toml")
+
+
+def _begun_with(run: RunDirectory) -> dict[str, str]:
+    """The job whose trained weights a run began with, as a setting: it has learned more."""
+    starts = run.read_json(RECORD).get("starts")
+    first = starts[0] if isinstance(starts, list) and starts else None
+    parent = table(first, "parent") if isinstance(first, dict) else {}
+    # From a checkpoint it goes on to the same bytes as a run that began anew.
+    is_other = parent.get("begins_with") == "weights"
+    return {"train.from": Path(str(parent.get("run"))).parent.name} if is_other else {}
 
 
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
@@ -246,6 +275,10 @@ def _printable(line: str) -> str:
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
     flat = {f"{name}.{key}": v for name in job for key, v in table(job, name).items()}
+    for path, source in table(job, "code").items():
+        # A whole source is no name. In an ensemble's settings it has been shortened before.
+        if not DIGEST.fullmatch(str(source)):
+            flat[f"code.{path}"] = hashlib.sha256(str(source).encode()).hexdigest()[:8]
     return {name: value for name, value in flat.items() if name not in WITHOUT_RESULT}
 
 

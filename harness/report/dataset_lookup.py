@@ -10,7 +10,7 @@ from harness.data.text_dataset import open_source
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_toml, table, text
 from harness.job import SOURCE_FORMAT
-from harness.report.collect import DatasetGroup
+from harness.report.collect import DatasetGroup, job_file
 from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import RunDirectory
 
@@ -44,8 +44,8 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
 
 
 def _own_texts(folder: Path) -> Dataset:
-    """The texts of a run, read as its job says."""
-    data = table(read_toml(folder / "job.toml"), "data")
+    """The texts of a run or an ensemble, read as its job says."""
+    data = table(read_toml(job_file(folder)), "data")
     form = {key: named for key in SOURCE_FORMAT if (named := text(data.get(key)))}
     return open_source(Path(data["source"]), SourceFormat(**form))
 

@@ -23,6 +23,7 @@ from harness.report.settings import differing
 from harness.report.significance import Difference
 from harness.report.summary import Part
 from harness.report.text_tables import csv_table, latex_table, markdown, markdown_table
+from harness.system.console import printable
 
 # What fits the width of a page.
 PAPER = ("job", "seeds", "test %", "s.d.", "95 % interval", "F1", "ROC AUC", "book %", "train s")
@@ -90,7 +91,7 @@ def write_comparison(
         "comparison.csv": to_csv(parts),
         "comparison.tex": to_latex(parts),
         RECORD: json.dumps(to_json(parts, left_out), indent=2, allow_nan=False) + "\n",
-        REPORT: render(sections, left_out, made),
+        REPORT: printable(render(sections, left_out, made)),
     }
     try:
         with replaced_directory(folder, check_folder) as temporary:

@@ -22,7 +22,7 @@ from harness.report.predictions import (
     wrong_by_all,
 )
 from harness.report.settings import differing, setting_cells
-from harness.report.summary import Part
+from harness.report.summary import COLUMNS, Part
 from harness.report.text_tables import Line, numeric
 from harness.tracking.run_dir import RunDirectory
 
@@ -106,7 +106,11 @@ def _encoded(picture: Picture | None) -> dict[str, Any] | None:
 
 def detailed(part: Part) -> tuple[list[str], list[Line]]:
     """The table with validation accuracy, the settings that differ, and the baseline beside it."""
-    keys = differing(part.group.results)
+    keys = {
+        key: key if name in COLUMNS else name  # model.recurrent is no number of parameters
+        for key, name in differing(part.group.results).items()
+        if key != "model.architecture"  # a column of its own
+    }
     added = [VALIDATION, *keys.values(), STANDING]
     lines: list[Line] = []
     results: list[JobResult | None] = [*part.ordered, *(None for _ in part.baselines)]

@@ -20,6 +20,7 @@ from harness.report.predictions import (
 )
 from harness.report.significance import PooledDifference
 from harness.report.summary import Part
+from harness.system.console import printable
 from harness.training.pictures import png
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def forest(part: Part) -> Picture | None:
         axes.plot(-each.mean, row, marker="o", markersize=3.5, color=colour)
     axes.axvline(0, color="#1a1a1a", linewidth=0.8)
     names = [shorten(each.second.name, MAX_NAME, placeholder=" …") for each in behind]
-    axes.set_yticks(range(len(behind)), [name.replace("$", r"\$") for name in names], fontsize=6)
+    axes.set_yticks(range(len(behind)), [_as_it_is(name) for name in names], fontsize=6)
     axes.set_ylim(len(behind) - 0.4, -0.6)  # the best first
     axes.set_xlabel("points of test accuracy behind the best")
     axes.grid(visible=False, axis="y")
@@ -313,8 +314,13 @@ def _calibration(part: Part, predictions: Predictions) -> Picture:
 
 
 def plain(name: str) -> str:
-    """A class's name in a picture, where a dollar sign would begin mathematics."""
-    return shorten(name, 24, placeholder="…").replace("$", r"\$")
+    """A class's name in a picture."""
+    return _as_it_is(shorten(name, 24, placeholder="…"))
+
+
+def _as_it_is(text: str) -> str:
+    """Text for Matplotlib, to which a dollar sign begins mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def _plot(axes: "Axes", at: Any, values: Any, *, style: Style, label: str) -> None:
@@ -352,6 +358,7 @@ def _with_few_colours(picture: bytes) -> bytes:
 
 def _picture(figure: "Figure", axes: "Axes", *, title: str, alt: str, caption: str) -> Picture:
     handles, labels = axes.get_legend_handles_labels()
+    labels = [_as_it_is(label) for label in labels]
     columns = 1 if max(map(len, labels)) > 30 else 2 if max(map(len, labels)) > 14 else 3
     # The plot keeps its size however long the legend is.
     figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(labels) // columns))

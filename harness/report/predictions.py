@@ -1,5 +1,6 @@
 """The runs' predictions for each test review: curves over seeds, and the hardest reviews."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +30,10 @@ Floats = NDArray[np.float64]
 
 NUM_BINS = 10  # of probability, for the calibration
 NUM_LEVELS = 5  # of validation accuracy, whose times are told
+# RuntimeError: an archive with a password or an unknown compression. TypeError: a lone array.
 BROKEN = (
-    *(OSError, ValueError, KeyError, EOFError, SyntaxError, RecursionError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 TOLERANCE = 1e-6  # of an accuracy, between a run's predictions and its result
 

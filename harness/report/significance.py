@@ -116,7 +116,11 @@ class PooledDifference(Difference):
 
     @property
     def _why_none(self) -> str:
-        return "no spread over the seeds is known" if not self.dof else super()._why_none
+        if not self.dof:
+            return "no spread over the seeds is known"
+        if self.deviation < NO_SPREAD:
+            return "the seeds of each job too alike for an interval"
+        return "with too few seeds for an interval among so many comparisons"
 
 
 def differences(group: DatasetGroup, *, all_pairs: bool = False) -> list[Difference]:

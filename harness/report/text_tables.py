@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -111,8 +112,9 @@ def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> s
     """A table as CSV by RFC 4180, but with `\\n` as the line ending."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: defused(cell) for name, cell in row.items()} for row in rows)
+    heads = {name: name for name in columns}  # keys of jobs are among them, which others may write
+    lines: Iterable[Mapping[str, object]] = itertools.chain([heads], rows)
+    writer.writerows({name: defused(cell) for name, cell in row.items()} for row in lines)
     return file.getvalue()
 
 

@@ -10,7 +10,7 @@ size is refused.
 import codecs
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -267,6 +267,7 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
 
 def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
     columns: _Columns | None = None
+    names: Collection[str] = ()
     with open_bytes(table.path, table.where, form.encoding) as file:
         for number, line in json_lines(file, table.where):
             if not isinstance(line, dict):
@@ -274,7 +275,9 @@ def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
                     f"{table.where}line {number} is no object; write one such as "
                     '{"text": "…", "label": "…"} in each line'
                 )
-            if columns is None or not line.keys() >= {*filter(None, columns)}:
+            if columns is None or line.keys() != names:
+                # All of them: a line may have a split that the line before lacks.
+                names = {*line}
                 columns = _columns([*line], table, form, location=f"line {number} ")
             location = f"{table.location} line {number}".lstrip()
             split = table.split

@@ -1,10 +1,13 @@
 """The dataset: as Keras gives it, from wherever it comes, and never by running what it holds."""
 
+import errno
 import io
 import itertools
 import json
 import os
 import pickle
+import socket
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +203,24 @@ def test_the_search_goes_from_the_named_to_the_sample(
     assert open_dataset(given).folder == given
 
 
+def test_a_download_that_is_no_http_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a proxy may answer; without a traceback."""
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        origin = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        monkeypatch.setattr("harness.data.imdb_sources.ORIGIN", origin)
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(b"junk\r\n" + connection.recv(10_000)[:0])
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RunError, match=r"no download of .*npz \(junk"):
+            fetch()
+        thread.join()
+
+
 def test_a_named_folder_is_never_passed_over(tmp_path: Path) -> None:
     """A typo in --data is refused, though other data would be at hand."""
     write_npz(tmp_path / "keras" / "datasets")
@@ -230,6 +251,22 @@ def test_a_staged_copy_is_whole_or_refused(tmp_path: Path) -> None:
     assert save_folder(small(), folder)  # the right size is not enough
     assert open_folder(folder).checksum == small().checksum
     assert [path.name for path in folder.parent.iterdir()] == ["imdb"]
+
+
+def test_a_failed_write_is_no_copy_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other data in the folder stay, and the failure is told."""
+    other = make_dataset(small().test, small().train, WORDS)
+    save_folder(other, tmp_path / "imdb")
+
+    def full(dataset: Dataset, folder: Path) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("harness.data.dataset_folder.fill_folder", full)
+    with pytest.raises(RunError, match="imdb: can't be written: Disk quota exceeded"):
+        save_folder(small(), tmp_path / "imdb")
+    assert open_folder(tmp_path / "imdb").checksum == other.checksum
 
 
 def test_verify_sees_a_changed_byte(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from harness.data.dataset_folder import folder_checksum, open_folder, save_folde
 from harness.data.imdb import make_dataset
 from harness.data.imdb_sources import open_dataset
 from harness.data.locations import NPZ
+from harness.data.text_dataset import open_source
 from harness.errors import InputError, RunError
 from tests.conftest import Harness
+from tests.data.made_up_texts import make_rows, write_csv
 from tests.data.test_imdb import small, write_npz
 
 NOBODY = 65534
@@ -180,15 +182,52 @@ def test_a_copy_is_private_whatever_the_umask(
     stage: Callable[[], tuple[int, str]], tmp_path: Path
 ) -> None:
     """No other user of the node can look into it or change it."""
+    copy = tmp_path / "copy"
+    copy.mkdir()  # as `mktemp -d` gives it
     before = os.umask(0)
     try:
         assert stage() == (0, "")
-        assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
-        (tmp_path / "copy").chmod(0o755)
+        assert modes(copy) == (0o700, {0o600})
+        copy.chmod(0o755)
         assert stage() == (0, "")
     finally:
         os.umask(before)
-    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
+    assert modes(copy) == (0o700, {0o600})
+
+
+def modes(folder: Path) -> tuple[int, set[int]]:
+    """Those of a folder and of its files."""
+    return folder.stat().st_mode & 0o777, {p.stat().st_mode & 0o777 for p in folder.iterdir()}
+
+
+def test_a_folder_with_something_else_is_refused_as_it_is(
+    stage: Callable[[], tuple[int, str]], tmp_path: Path
+) -> None:
+    """Nothing of harness is left in it."""
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "thesis.txt").write_text("mine")
+    code, line = stage()
+    assert code == 2
+    assert "holds something else" in line
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["thesis.txt"]
+
+
+def test_what_harness_writes_itself_is_read_whatever_the_umask(tmp_path: Path) -> None:
+    """Also where users share a group that may write; a cache of own texts is its user's alone."""
+    source = write_csv(tmp_path / "a.csv", make_rows(100))
+    before = os.umask(0)
+    try:
+        save_folder(small(), tmp_path / "data")
+        assert open_folder(tmp_path / "data").checksum == small().checksum
+        assert open_source(source).is_own
+        (tmp_path / "cache" / "harness").rename(tmp_path / "gone")
+        (tmp_path / "cache" / "harness").write_text("no folder")
+        assert open_source(source).is_own  # in a temporary folder
+    finally:
+        os.umask(before)
+    assert modes(tmp_path / "data") == (0o755, {0o644})
+    (kept,) = (tmp_path / "gone").glob("texts-*")
+    assert modes(kept) == (0o700, {0o600})
 
 
 def test_a_link_in_place_of_the_copy_is_refused(

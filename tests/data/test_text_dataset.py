@@ -1,5 +1,6 @@
 """Own texts as a dataset: classes, split and words follow from their content alone."""
 
+import errno
 import json
 import multiprocessing
 import random
@@ -117,9 +118,11 @@ def test_words_are_ranked_by_the_training_split_alone(tmp_path: Path) -> None:
         (("fresh", "rotten"), ("rotten", "fresh")),
         (("spam", "ham"), ("ham", "spam")),
         (("a", "B"), ("a", "B")),
+        (("10", "5"), ("5", "10")),
+        (("+1", "-1"), ("-1", "+1")),
     ],
 )
-def test_known_names_mean_what_they_say_and_others_go_by_the_alphabet(
+def test_known_names_mean_what_they_say_and_others_go_by_number_or_alphabet(
     tmp_path: Path, labels: tuple[str, str], classes: tuple[str, str]
 ) -> None:
     """Label 1 is the class that means more, whichever row comes first."""
@@ -204,6 +207,10 @@ def test_a_relative_source_is_found_from_anywhere(
         load_job(Path("copy.toml"), ["data.source=4"])
 
 
+def _full(target: Path) -> None:
+    raise OSError(errno.EDQUOT, f"{target}: Disk quota exceeded")
+
+
 def test_it_is_built_once_and_again_when_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +224,9 @@ def test_it_is_built_once_and_again_when_it_has_changed(
     assert isinstance(again.train.tokens, np.memmap)
     assert (again.checksum, again.introduction) == (first.checksum, first.introduction)
     (kept / "words.txt").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.data.dataset_folder.atomic_directory", _full)
+        assert open_source(path).checksum == first.checksum  # in a temporary folder
     assert open_source(path).checksum == first.checksum
     write_csv(path, [*ROWS, ("one more", "pos")])
     assert open_source(path).checksum != first.checksum

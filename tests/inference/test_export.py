@@ -12,7 +12,7 @@ import pytest
 
 from harness.bench.made_up_runs import write_run
 from harness.data.vocabulary import encode_text
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness
 
@@ -145,3 +145,24 @@ def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -
         with pytest.raises(InputError, match=message):
             export(RunDirectory(begun), folder)
     assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow writes the variables, and its errors are not Python's."""
+    import keras
+    import tensorflow as tf
+
+    from harness.inference.export import write_saved_model
+
+    def full(*_: object, **__: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "No space\nleft on device")
+
+    monkeypatch.setattr(type(keras.export.ExportArchive()), "write_out", full)
+    with pytest.raises(RunError, match="out: can't be written: No space left on device; free"):
+        write_saved_model(
+            tmp_path / "out",
+            lambda texts: tf.zeros([tf.size(texts), 2]),
+            [tf.Module()],
+            record={"classes": ["a", "b"]},
+        )
+    assert [*tmp_path.iterdir()] == []

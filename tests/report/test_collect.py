@@ -4,17 +4,24 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from rich.console import Console
 
 from harness.bench.made_up_runs import write_run
+from harness.data.text_dataset import open_source
 from harness.errors import InputError
+from harness.job import LATER_KEYS
+from harness.job_file import load_job
+from harness.report import dataset_lookup
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, result_cells, results_table
-from tests.conftest import Harness
+from tests.conftest import JOBS, Harness
+from tests.data.made_up_texts import make_rows, write_csv
 
 EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
 
@@ -89,6 +96,60 @@ def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: P
     assert [part.heading for part in make_parts(groups)][1] == (
         "IMDB, the first 500 reviews of each split"
     )
+
+
+def test_own_code_is_named_by_its_digest(tmp_path: Path) -> None:
+    """The source of a network is too long for a name; another one is still another row."""
+    code = "[code]\n'net.py' = {!r}\n"
+    for seed, source in enumerate(("import keras", "import keras", "import numpy", "1a2b3c4d"), 1):
+        write_run(tmp_path / str(seed), code.format(source), seed=seed)
+    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
+    names = {row.name: list(row.by_seed) for row in group.results}
+    assert names == {"lstm": [1, 2], "lstm net.py=d8fca9de": [3], "lstm net.py=1a2b3c4d": [4]}
+
+
+def test_runs_of_an_earlier_version_and_of_this_one_share_a_row(tmp_path: Path) -> None:
+    """A key that came later has its default in a job without it; another value is another row."""
+    toml = load_job(JOBS / "lstm.toml").to_toml()
+    earlier = tomllib.loads(toml)
+    for name, keys in LATER_KEYS.items():
+        earlier[name] = {k: v for k, v in earlier[name].items() if k not in keys}
+    write_run(tmp_path / "a", toml, seed=1)
+    write_run(tmp_path / "b", tomli_w.dumps(earlier), seed=2)
+    earlier["data"]["bucket"] = True
+    write_run(tmp_path / "c", tomli_w.dumps(earlier), seed=3)
+    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
+    names = {row.name: list(row.by_seed) for row in group.results}
+    assert names == {"lstm": [1, 2], "lstm bucket=True": [3]}
+
+
+def test_a_run_that_began_with_trained_weights_has_a_row_of_its_own(tmp_path: Path) -> None:
+    """It has learned more; from a checkpoint a run goes on as if it had begun anew."""
+    for seed, begins_with in enumerate((None, "checkpoint", "weights"), 1):
+        write_run(tmp_path / str(seed), seed=seed)
+        parent = {"run": "/runs/gru/7", "begins_with": begins_with}
+        record = {"starts": [{"parent": parent if begins_with else None}, {}]}
+        (tmp_path / str(seed) / "provenance.json").write_text(json.dumps(record))
+    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
+    names = {row.name: list(row.by_seed) for row in group.results}
+    assert names == {"lstm": [1, 2], "lstm from=gru": [3]}
+
+
+def test_the_texts_of_an_ensemble_are_those_of_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where these are not compared: its first run's job says where they are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset = open_source(write_csv(tmp_path / "a.csv", make_rows(100)))
+    write_run(tmp_path / "e", dataset_checksum=dataset.checksum)
+    (tmp_path / "e" / "job.toml").rename(tmp_path / "e" / "ensemble.toml")
+    (tmp_path / "e" / "members" / "1").mkdir(parents=True)
+    member = tmp_path / "e" / "members" / "1" / "job.toml"
+    member.write_text(f"[data]\nsource = '{tmp_path}/a.csv'\n")
+    ((group,), _) = group_runs(scored_runs([tmp_path / "e"])[0])
+    found = dataset_lookup.tested_data(group, None)
+    assert found
+    assert found.checksum == dataset.checksum
 
 
 @pytest.mark.parametrize("width", [160, 95, 81, 80, 79, 60, 45, 30])

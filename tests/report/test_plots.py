@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from harness.bench.made_up_runs import write_run
+from harness.bench.made_up_runs import write_run, write_scored_run
 from harness.report.collect import group_runs, scored_runs
 from harness.report.plots import pictures_of
+from harness.report.predictions import read_predictions
 from harness.report.summary import make_parts
+from tests.report.small_data import small_data
 
 
 def test_bars_are_the_intervals_of_the_means(
@@ -31,6 +33,17 @@ def test_bars_are_the_intervals_of_the_means(
     pictures_of(part, None)
     (result,) = part.group.results
     assert drawn == [(at, *map(pytest.approx, result.interval or ())) for at in (10.0, 8320)]
+
+
+def test_a_dollar_in_a_name_is_no_mathematics(tmp_path: Path) -> None:
+    """As such it would be refused."""
+    dataset = small_data(tmp_path / "data")
+    for name in ("a", "b"):
+        toml = f"[model]\nactivation = '$^{name}_$'\n"
+        write_scored_run(tmp_path / "runs" / name, dataset, [True] * 60, toml=toml)
+    (part,) = make_parts(group_runs(scored_runs([tmp_path / "runs"])[0])[0])
+    assert any("$" in each.name for each in part.group.results)
+    assert len(pictures_of(part, read_predictions(part.group, print))) > 4
 
 
 def test_seconds_to_an_accuracy_end_with_the_epoch_that_reaches_it(tmp_path: Path) -> None:

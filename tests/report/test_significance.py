@@ -148,10 +148,20 @@ def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
     assert "over 2 seeds, too few for an interval among so many" in found[0].sentence
 
 
-def test_many_jobs_of_one_seed_have_no_interval() -> None:
-    found = differences(many([88.0] * 14, num_seeds=1))
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        ({}, "no spread over the seeds is known"),
+        ({2: 89.0}, "with too few seeds for an interval among so many comparisons"),
+        ({2: 80.0}, "the seeds of each job too alike for an interval"),
+    ],
+)
+def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: str) -> None:
+    """Nor with a second seed of one of them alone; the reason is the right one."""
+    rows = {f"row{n}": {1: 80.0 + n / 10} for n in range(14)}
+    found = differences(group_of(**{**rows, "row0": {**rows["row0"], **second}}))
     assert {each.interval for each in found} == {None}
-    assert found[0].sentence.endswith("no spread over the seeds is known")
+    assert {each.sentence.partition("points, ")[2] for each in found} == {why}
 
 
 def test_the_test_sets_own_error_is_binomial() -> None:

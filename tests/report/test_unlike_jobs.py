@@ -1,12 +1,17 @@
-"""Reports over jobs with other seeds, and over texts with words of their own."""
+"""Reports over jobs with other seeds, texts with words of their own, and broken predictions."""
 
+import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from harness.report.html import _words
-from harness.report.predictions import margin_over_reviews
+from harness.bench.made_up_runs import write_scored_run
+from harness.report.export import write_comparison
+from harness.report.html import _words, detailed
+from harness.report.predictions import BROKEN, margin_over_reviews, read_arrays
 from harness.report.significance import PooledDifference
 from tests.report.small_data import small_data
 from tests.report.test_html import parts_of, predictions_of, runs  # noqa: F401 - a fixture
@@ -35,3 +40,53 @@ def test_a_word_of_a_test_review_alone_is_shown_as_unknown(tmp_path: Path) -> No
         word if word == dataset.vocab[0] else "<unknown>" for word in _words(dataset, 0)
     ]
     assert "<unknown>" in _words(cut, 0)
+
+
+def test_half_of_a_character_ends_no_report(tmp_path: Path) -> None:
+    """A name of somebody else's may hold one; it is shown in words, in pictures too."""
+    dataset = small_data(tmp_path / "data")
+    for seed in (1, 2):
+        folder = tmp_path / "runs" / str(seed)
+        write_scored_run(folder, dataset, [True] * 60, seed=seed, job="a\ud800")
+    parts = parts_of(tmp_path / "runs")
+    page = write_comparison(tmp_path / "out", parts, [], data=None, say=print).read_text()
+    assert "a\\ud800" in page
+
+
+def test_a_setting_of_the_name_of_a_column_has_one_of_its_own(tmp_path: Path) -> None:
+    """The architecture stands once, and a setting not in place of a number."""
+    dataset = small_data(tmp_path / "data")
+    for name in ("lstm", "gru"):
+        recurrent = "true" if name == "lstm" else "false"
+        write_scored_run(
+            tmp_path / "runs" / name,
+            dataset,
+            [True] * 60,
+            architecture=name,
+            toml=f"[model]\narchitecture = '{name}'\nrecurrent = {recurrent}\n",
+        )
+    columns, lines = detailed(parts_of(tmp_path / "runs")[0])
+    assert (columns.count("architecture"), columns.count("recurrent")) == (1, 1)
+    found = {(each["recurrent"], each["model.recurrent"]) for each in lines}
+    assert found == {("8,320", "true"), ("6,240", "false")}
+
+
+def broken_archives() -> Iterator[bytes]:
+    """What NumPy refuses by an error of each kind."""
+    file = io.BytesIO()
+    np.save(file, [0.5])
+    yield file.getvalue()  # an array alone
+    yield b"\x93NUMPY\x01\x00\x02\x00{("  # of half a header
+    file = io.BytesIO()
+    np.savez(file, labels=[1], probabilities=[0.5])
+    for flags in (b"\x01\x00\x00\x00", b"\x00\x00\x63\x00"):  # with a password; compressed oddly
+        at = file.getvalue().index(b"PK\x01\x02") + 8
+        yield file.getvalue()[:at] + flags + file.getvalue()[at + 4 :]
+
+
+@pytest.mark.parametrize("content", [*broken_archives()], ids=range(4))
+def test_broken_predictions_are_told_from_those_of_a_run(tmp_path: Path, content: bytes) -> None:
+    """However they are broken: one run of many should not end a comparison."""
+    (tmp_path / "predictions.npz").write_bytes(content)
+    with pytest.raises(BROKEN):
+        read_arrays(tmp_path / "predictions.npz")

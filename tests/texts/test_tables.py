@@ -180,6 +180,14 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
         "number.jsonl": ('{"text": 5, "label": 1}\n', "line 1: its text is 5"),
         "list.jsonl": ('{"text": "a", "label": [1]}\n', r"its label is \[1\]"),
         "lacks.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has no column label"),
+        "split lost.jsonl": (
+            '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 0}\n',
+            "line 1 says its split and line 2 does not; give the split of all, or of none",
+        ),
+        "split found.jsonl": (
+            '{"text": "a", "label": 1}\n{"text": "b", "label": 0, "split": "test"}\n',
+            "line 2 says its split and line 1 does not",
+        ),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is no JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "half of a character"),
         "null.jsonl": ('{"text": null, "label": 1}\n', "line 1 has no text"),
@@ -206,6 +214,9 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     ):
         parquet.write_table(pa.table(table), folder / f"{name}.parquet")
         yield folder / f"{name}.parquet", said
+    write_csv(folder / "mixed" / "a.csv", [("a", "1", "test")], ("text", "label", "split"))
+    write_csv(folder / "mixed" / "b.csv", [("b", "0")])
+    yield folder / "mixed", r"a\.csv row 2 says its split and b\.csv row 2 does not"
     saved = write_saved(folder / "escapes", pa.table(columns()))
     (saved / "state.json").write_text('{"_data_files": [{"filename": "../none.parquet"}]}')
     yield saved, "does not name files of its folder"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 MAX_DEVICES = 64
+UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # by what is used of Keras
 MIN_ADDRESS_SPACE = 3e9  # bytes; a small run was seen to end by SIGABRT in 2.5 GB, and to work in 3
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # NCCL's and CUDA's own variables decide which network is used, and which kernels.
@@ -166,11 +167,12 @@ def _check_address_space() -> None:
 def quick_imports() -> Iterator[None]:
     """Import Keras in half the time.
 
-    Keras imports scikit-learn and matplotlib if they are installed, for wrappers and galleries that
-    nothing here uses. Inside this context they appear to be missing; they can be imported later.
+    Keras and TensorFlow import scikit-learn, matplotlib, SciPy and pandas if they are installed,
+    for wrappers, galleries and kinds of input that nothing here uses. Inside this context they
+    appear to be missing; they can be imported later.
     The garbage collector is off, because it would scan a million permanent objects repeatedly.
     """
-    hidden = [name for name in ("sklearn", "matplotlib") if name not in sys.modules]
+    hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: ImportError
     collects = gc.isenabled()
     gc.disable()

@@ -35,7 +35,7 @@ LOOKS = re.compile(
 WAITING = re.compile(r"timeout|patience|poll|sleep|_s\b", re.IGNORECASE)
 QUICK = "not slow and not cluster and not full"
 END_TO_END = (PROJECT / "tests/training/test_train.py",)
-TIMEOUT_S = 900
+TIMEOUT_S = 1800  # for the tests of a package, on a machine with more to do
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,20 @@ def changeable(node: ast.AST) -> Iterator[ast.AST]:
                     yield from changeable(child)
 
 
-def failure(copy: Path, module: Path, marks: str) -> str:
-    """The first test to fail, of those for a module in a copy of the project; "" if none does."""
+def tests_of(module: Path) -> list[Path]:
+    """The files of tests for a module: first those that import it, last the trainings."""
     name = ".".join(module.with_suffix("").parts)
     tests = sorted((PROJECT / "tests" / module.parts[1]).glob("test_*.py"))
-    # First those that import the module, last the trainings.
     tests.sort(key=lambda path: name not in path.read_text())
+    return [*tests, *END_TO_END]
+
+
+def failure(copy: Path, tests: list[Path], marks: str, timeout_s: float = TIMEOUT_S) -> str:
+    """The first test to fail in a copy of the project; "" if none does."""
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", marks]
-    command += [str(path.relative_to(PROJECT)) for path in dict.fromkeys([*tests, *END_TO_END])]
+    command += [str(path.relative_to(PROJECT)) for path in dict.fromkeys(tests)]
     try:
-        done = subprocess.run(command, cwd=copy, capture_output=True, timeout=TIMEOUT_S, text=True)
+        done = subprocess.run(command, cwd=copy, capture_output=True, timeout=timeout_s, text=True)
     except subprocess.TimeoutExpired:
         return "it hangs"
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
@@ -143,13 +147,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder, "project")
         shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(".venv*", "runs", "logs"))
-        for path in {mutant.path.parent: mutant.path for mutant in drawn}.values():
-            if by := failure(copy, path, options.marks):
-                parser.error(f"without a mutant, {by} fails")
+        every = [test for mutant in drawn for test in tests_of(mutant.path)]
+        if by := failure(copy, every, options.marks, 10 * TIMEOUT_S):
+            parser.error(f"without a mutant, {by} fails")
         survivors = 0
         for mutant in drawn:
             (copy / mutant.path).write_bytes(mutant.source())
-            by = failure(copy, mutant.path, options.marks)
+            by = failure(copy, tests_of(mutant.path), options.marks)
             shutil.copy(PROJECT / mutant.path, copy / mutant.path)
             survivors += not by
             print(f"{mutant}: {by or 'SURVIVES'}", flush=True)  # noqa: T201

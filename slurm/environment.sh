@@ -119,7 +119,9 @@ install_steps() {
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
         # An sdist would fetch its build requirements without checking hashes.
         inside "${pip[@]}" install --progress-bar off --require-hashes --only-binary :all: \
-            -r "$PROJECT/$1" &&
+            --no-compile -r "$PROJECT/$1" &&
+        # Four at a time, where pip compiles one by one. Packages hold files that are no Python 3.
+        { inside "$VENV/bin/python" -m compileall -qq -j 4 "$VENV/lib" || true; } &&
         # setuptools is in the lock.
         inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
 }

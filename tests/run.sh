@@ -41,10 +41,42 @@ esac
 
 heading() { printf '\n== %s\n' "$*"; }
 
+# Installs the packages $3... for the tests of $1, where that is possible, unless all of the programs
+# that $2 names are there.
+provide() {
+    local what=$1 log=$PROJECT/.venv-test.$1.log PATH=$PATH:/usr/sbin
+    local -a programs
+    read -ra programs <<<"$2"
+    shift 2
+    ! type -P "${programs[@]}" >/dev/null || return 0
+    if [[ -f /etc/debian_version && $(id -u) == 0 ]]; then
+        (
+            export DEBIAN_FRONTEND=noninteractive
+            apt-get update && apt-get install --yes --no-install-recommends "$@"
+        ) >"$log" 2>&1 </dev/null || say "apt-get could not install $* (log: $log)"
+    fi
+    type -P "${programs[@]}" >/dev/null ||
+        say "the tests that need $what are skipped; on Debian or Ubuntu, install it by:" \
+            "sudo apt-get install $*"
+}
+
+provide_all() {
+    provide compiler cc gcc libc6-dev
+    provide slurm 'munged slurmctld slurmd sbatch' slurmctld slurmd slurm-client munge
+    [[ ${TIER[1]-none} != '' ]] ||
+        provide accounting 'slurmdbd mariadbd' slurmdbd slurm-wlm-mysql-plugin mariadb-server
+    provide browser 'chromium chromedriver ssh sshd' \
+        chromium chromium-driver openssh-server openssh-client
+}
+
 heading environment
 read_site
 VENV=$PROJECT/.venv-test
 HARNESS_CONTAINER=()
+if [[ -n $NEEDS_PROGRAMS ]]; then
+    provide_all & # while pip installs
+    trap wait EXIT
+fi
 ensure_venv requirements-test.lock
 export PATH="$VENV/bin:$PATH"
 unset PYTHONPATH PYTHONHOME
@@ -58,45 +90,7 @@ heading mypy
 mypy
 heading shellcheck
 shellcheck --external-sources ./*/*.sh .ci/run
-
-# Installs the packages $2... for the tests of $1, where that is possible.
-install_for() {
-    local what=$1 log=$VENV/$1-install.log
-    shift
-    heading "$what for its tests"
-    if [[ -f /etc/debian_version && $(id -u) == 0 ]]; then
-        (
-            export DEBIAN_FRONTEND=noninteractive
-            apt-get update && apt-get install --yes --no-install-recommends "$@"
-        ) >"$log" 2>&1 </dev/null || say "apt-get could not install $* (log: $log)"
-    fi
-}
-
-# Installs the packages $3... for the tests of $1 unless the command $2 finds them there.
-provide() {
-    local what=$1 is_there=$2
-    shift 2
-    $is_there || install_for "$what" "$@"
-    $is_there || say "the tests that need $what are skipped; on Debian or Ubuntu, install it by:" \
-        "sudo apt-get install $*"
-}
-has_slurm() {
-    python -c 'import sys; from tests.slurm.cluster import is_installed as ok; sys.exit(not ok())'
-}
-has_accounting() {
-    python -c 'import sys; from tests.slurm.accounting import is_installed as ok; sys.exit(not ok())'
-}
-has_browser() { PATH=$PATH:/usr/sbin type -P chromium chromedriver ssh sshd >/dev/null; }
-
-has_compiler() { type -P cc >/dev/null; }
-
-if [[ -n $NEEDS_PROGRAMS ]]; then
-    provide compiler has_compiler gcc libc6-dev
-    provide slurm has_slurm slurmctld slurmd slurm-client munge
-    [[ ${TIER[1]-none} != '' ]] ||
-        provide accounting has_accounting slurmdbd slurm-wlm-mysql-plugin mariadb-server
-    provide browser has_browser chromium chromium-driver openssh-server openssh-client
-fi
+wait
 
 heading pytest
 # One file at a time on each worker, the longest first. More workers than cores, because the tests

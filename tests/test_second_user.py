@@ -18,8 +18,8 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import WorkerGroup, first_port
 from harness.slurm.snapshot import take_snapshot
 from harness.system.auth_channel import user_secret
+from tests.board.tensorboard_process import Board, make_run
 from tests.conftest import PROJECT, Harness
-from tests.monitoring.tensorboard_process import Board, make_run
 from tests.slurm.test_rendezvous import variables
 from tests.slurm.test_submit import git_init
 

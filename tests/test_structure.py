@@ -13,6 +13,7 @@ ORDER = (
     *("files", "node_disk", "system", "texts", "data", "inputs", "slurm", "tracking"),
     *(
         "monitoring",
+        "board",
         "compute",
         "inference",
         "training",

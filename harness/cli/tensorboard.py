@@ -68,8 +68,8 @@ def tensorboard(
         if not value > 0:
             raise InputError(f"{name} {value:g}: should be greater than 0")
 
-    from harness.monitoring.shown_runs import check_roots
-    from harness.monitoring.tensorboard import Access, Until, serve
+    from harness.board.shown_runs import check_roots
+    from harness.board.tensorboard import Access, Until, serve
     from harness.system.console import Console
 
     serve(

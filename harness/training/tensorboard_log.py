@@ -27,7 +27,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,7 +48,6 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import DiskError
 from harness.files.atomic_file import atomic_write
-from harness.inference.projector import write_projector
 
 LOG = logging.getLogger(__name__)
 
@@ -220,16 +219,6 @@ class TensorBoardLog:
         self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
         self._write(".", Event(summary=session))
         self.flush()
-
-    def embedding(self, matrix: ArrayLike, vocab: Sequence[str]) -> None:
-        """Write the commonest words' vectors for the Projector page; a second call replaces them.
-
-        Args:
-            matrix: [vocab, dim] float.
-            vocab: [vocab], the words in the order of the rows, the commonest first.
-        """
-        with _one_line(self._folder):
-            write_projector(self._folder, np.asarray(matrix, np.float32), vocab, remedy=REMEDY)
 
     def mark(self) -> dict[str, int]:
         """The size in bytes of every event file, by its path in the folder.

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
-from keras.layers import Embedding
 
 from harness.compute import gpu_memory
 from harness.compute.execution_plan import ExecutionPlan
@@ -42,7 +41,6 @@ from harness.training.parent import Parent, begin_with
 from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 from harness.training.trainer import Trainer
 
-MAX_PROJECTED = 100_000  # words whose vectors TensorBoard gets: it shows no more
 MAX_RATIOS = 60  # numbers for each word, of 4 bytes: 240 bytes a word
 
 
@@ -222,7 +220,6 @@ def score_test(trainer: Trainer, dataset: Dataset, ratios: NgramRatios | None) -
     write_predictions(trainer.run, PREDICTIONS, arrays)
     trainer.log.test(scores)
     log_pictures(trainer, dataset, arrays)
-    log_embedding(trainer, dataset)
     return {"num_test": len(test.labels), **scores}
 
 
@@ -377,16 +374,3 @@ def log_pictures(trainer: Trainer, dataset: Dataset, arrays: dict[str, np.ndarra
     log.picture("test/calibration", calibration_picture(labels, probabilities))
     if labels.min() != labels.max():  # of one class there is no curve
         log.picture("test/roc", roc_picture(labels, probabilities))
-
-
-def log_embedding(trainer: Trainer, dataset: Dataset) -> None:
-    """Write the word vectors to the TensorBoard log, if the network has an embedding."""
-    layers = trainer.train_step.export_model.layers
-    size = trainer.job.data.vocab_size  # another one is none of words
-    embeddings = [e for e in layers if isinstance(e, Embedding) and e.input_dim == size]
-    if not embeddings:
-        return
-    matrix = embeddings[0].get_weights()[0]
-    vocab = ["<pad>", "<start>", "<unknown>", "<unused>"]
-    vocab += dataset.vocab[: min(len(matrix), MAX_PROJECTED) - len(vocab)]
-    trainer.log.embedding(matrix[: len(vocab)], vocab)

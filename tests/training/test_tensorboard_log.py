@@ -265,12 +265,9 @@ def test_measured_figures_stand_once_at_the_last_step(tmp_path: Path) -> None:
 
 
 def test_unequal_lengths(tmp_path: Path) -> None:
-    """Losses and accuracies of different lengths are refused, and so are words without a row."""
-    with TensorBoardLog(tmp_path) as log:
-        with pytest.raises(ValueError, match="shorter"):
-            log.steps(1, [1.0, 2.0], [1.0], learning_rate=0.1, reviews_per_s=1.0)
-        with pytest.raises(ValueError, match=r"3 words for a matrix \(2, 1\)"):
-            log.embedding([[1.0], [2.0]], ["a", "b", "c"])
+    """Losses and accuracies of different lengths are refused."""
+    with TensorBoardLog(tmp_path) as log, pytest.raises(ValueError, match="shorter"):
+        log.steps(1, [1.0, 2.0], [1.0], learning_rate=0.1, reviews_per_s=1.0)
 
 
 Get = Callable[..., Any]
@@ -296,7 +293,6 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
         )
         log.test(scores_of(LABELS, PROBABILITIES))
         log.picture("test/confusion", confusion_picture(LABELS, PROBABILITIES))
-        log.embedding([[0.5, 1.5], [-2.0, 0.25], [0.0, 3.0]], ["good", "", "a\tb"])
 
     port = free_port("127.0.0.1")
 
@@ -386,15 +382,3 @@ def test_board_shows_picture_text_and_graph(board: Get) -> None:
     (text,) = board("plugin/text/text", run=RUN, tag="job")
     assert text["text"] == "<p>a <em>job</em></p>"
     assert b'op: "AddV2"' in board("plugin/graphs/graph", run=RUN, conceptual="false")
-
-
-@pytest.mark.full
-def test_board_shows_embedding(board: Get) -> None:
-    """The Projector page has each word beside its vector, an empty word and one with a tab too."""
-    assert board("plugin/projector/runs") == [RUN]
-    (embedding,) = board("plugin/projector/info", run=RUN)["embeddings"]
-    assert embedding["tensorShape"] == [3, 2]
-    vectors = board("plugin/projector/tensor", run=RUN, name="embedding")
-    assert np.frombuffer(vectors, np.float32).tolist() == [0.5, 1.5, -2.0, 0.25, 0.0, 3.0]
-    words = board("plugin/projector/metadata", run=RUN, name="embedding")
-    assert words.decode() == "good\n''\na b\n"

@@ -69,21 +69,3 @@ def test_the_newest_figures_of_the_machine_wait_until_they_are_due(tmp_path: Pat
             )
     found = [point[2:] for point in points(tmp_path) if point[1] == "device/cpu_share"]
     assert found == [(20, 0.25), (40, 0.75)]
-
-
-def test_the_commonest_words_are_kept_in_binary(tmp_path: Path) -> None:
-    """Of more words the first ten thousand; what could pass for text is written as text."""
-    generator = np.random.default_rng(1)
-    matrix = generator.normal(size=(10_050, 3)).astype(np.float32)
-    with TensorBoardLog(tmp_path) as log:
-        log.embedding(matrix, [f"word{n}" for n in range(10_050)])
-        assert (tmp_path / "embedding.bytes").read_bytes() == matrix[:10_000].tobytes()
-        assert (tmp_path / "words.tsv").read_text().split() == [f"word{n}" for n in range(10_000)]
-        config = (tmp_path / "projector_config.pbtxt").read_text()
-        assert 'tensor_path: "embedding.bytes"' in config
-        assert "tensor_shape: 10000\n  tensor_shape: 3" in config
-        text = np.frombuffer(b"\n\x01\x02\x03" * 2, np.float32).reshape(2, 1)
-        log.embedding(text, ["a", "b"])
-    written = np.loadtxt(tmp_path / "embedding.tsv", dtype=np.float32)
-    assert written.tolist() == text[:, 0].tolist()
-    assert 'tensor_path: "embedding.tsv"' in (tmp_path / "projector_config.pbtxt").read_text()

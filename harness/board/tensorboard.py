@@ -22,18 +22,18 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_write, write_refusal
-from harness.files.paths import cache_folder
-from harness.files.scratch import scratch_directory
-from harness.monitoring.shown_runs import Shown
-from harness.monitoring.tensorboard_server import (
+from harness.board.server import (
     RELOAD_S,
     listen,
     listen_on_socket,
     ssh_reaches,
     start_tensorboard,
 )
+from harness.board.shown_runs import Shown
+from harness.errors import InputError, RunError
+from harness.files.atomic_file import atomic_write, write_refusal
+from harness.files.paths import cache_folder
+from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import usable_memory_gb
 from harness.system.signals import STOPPING

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.board.server import MAX_NEWCOMERS, Guard, ssh_reaches
+from harness.board.tensorboard import open_listener
 from harness.errors import InputError
-from harness.monitoring.tensorboard import open_listener
-from harness.monitoring.tensorboard_server import MAX_NEWCOMERS, Guard, ssh_reaches
+from tests.board.tensorboard_process import Board, make_run
 from tests.conftest import Harness
-from tests.monitoring.tensorboard_process import Board, make_run
 
 pytestmark = pytest.mark.full
 

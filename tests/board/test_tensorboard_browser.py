@@ -23,8 +23,8 @@ from matplotlib.image import imread
 
 from harness.system.network import free_port
 from harness.training.tensorboard_log import TensorBoardLog
+from tests.board.tensorboard_process import Board, make_run, wait_for
 from tests.conftest import Harness
-from tests.monitoring.tensorboard_process import Board, make_run, wait_for
 
 pytestmark = pytest.mark.full
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from harness.monitoring.tensorboard import Endpoint, jump_host
+from harness.board.tensorboard import Endpoint, jump_host
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
+from tests.board.tensorboard_process import Board, make_run, sizes, wait_for
 from tests.conftest import Harness
-from tests.monitoring.tensorboard_process import Board, make_run, sizes, wait_for
 
 pytestmark = pytest.mark.full
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.board.shown_runs import BASE_GB, NUM_NEWEST, Shown, check_roots, log_gb
 from harness.errors import InputError
-from harness.monitoring.shown_runs import BASE_GB, NUM_NEWEST, Shown, check_roots, log_gb
 
 BYTES = 49_000  # of the curves of a run: a thousand values
 RUN_GB = 1.3e-3

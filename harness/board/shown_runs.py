@@ -1,16 +1,20 @@
 """Which runs a TensorBoard shows: the newest, or those that are named, as far as memory goes."""
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from harness.board.projector import CONFIG, write_projector
+from harness.board.server import points_per_curve
 from harness.errors import InputError
 from harness.files.in_threads import in_threads
-from harness.monitoring.tensorboard_server import points_per_curve
 from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
 
 NUM_NEWEST = 200  # shown where none is named
+NUM_PROJECTED = 20  # whose word vectors are shown, a megabyte and more of a temporary folder each
 # As measured: of the process, of a value of a curve and its bytes in the file, of other bytes.
 BASE_GB = 0.2
 GB_A_VALUE, BYTES_A_VALUE = 1.3e-6, 49
@@ -44,6 +48,7 @@ class Shown:
         self.left_out = ""  # a line about the runs that are not shown
         self._links: dict[Path, Path] = {}
         self._taken: set[Path] = set()
+        self._projected: set[Path] = set()
         self._is_first = True
 
     def refresh(self) -> None:
@@ -63,6 +68,27 @@ class Shown:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)
                 self._links[run] = link
+        for run, has_ended in zip(self.found, ended, strict=True):
+            if has_ended and run in self._links and run not in self._projected:
+                self._projected.add(run)
+                if len(self._projected) <= NUM_PROJECTED:
+                    self._add_words(run, self._links[run])
+
+    def _add_words(self, run: Path, link: Path) -> None:
+        """Put the word vectors of a finished run beside links to its event files."""
+        events, folder = run / "tensorboard", self.folder.with_name("with words")
+        with contextlib.suppress(Exception):  # a broken model costs its words alone
+            # HDF5 should read no file that others made; runs of earlier versions hold the vectors.
+            if run.stat().st_uid != os.getuid() or os.path.lexists(events / CONFIG):
+                return
+            folder.mkdir()
+            for name in os.listdir(events):  # noqa: PTH208 - names
+                if name in CURVES or ".tfevents." in name:
+                    (folder / name).symlink_to(events / name)
+            write_projector(run, folder)
+            link.unlink()
+            folder.rename(link)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def waiting(self) -> int:
         """How many runs have logged nothing yet."""

@@ -55,21 +55,28 @@ def bench(
     from harness.bench import measured
     from harness.bench.bench import check_architectures, check_sections, machine, measure
     from harness.bench.processes import Settings
+    from harness.data.resolve import open_data
     from harness.job_file import load_job
     from harness.system.console import Console
 
     if json_file and not json_file.absolute().parent.is_dir():
         raise InputError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
+    if json_file and json_file.is_dir():
+        raise InputError(f"--json {json_file}: is a folder; name a file, {json_file}/bench.json")
     before = measured.read_record(reference) if reference else None
     names, sections = check_architectures(architecture or ()), check_sections(only or ())
     jobs = tuple(path.absolute() for path in job or ())
-    for path in jobs:
-        load_job(path)  # refuse a bad one now, not after the others
+    loaded = [load_job(path) for path in jobs]  # refuse a bad one now, not after the others
     if jobs and only and sections != ("plans",):
         raise InputError(f"--job {jobs[0]}: is for --only plans; leave --only out")
     if jobs:
         sections = ("plans",)
     folder = data.absolute() if data else None
+    if jobs:
+        for chosen in loaded:
+            open_data(chosen, folder)
+    else:
+        folder = _data_folder(folder)
     settings = Settings(names, pairs, reviews, epochs, folder, jobs)
     here = machine()
     recorded = {k: v for k, v in asdict(settings).items() if k not in ("data", "jobs")}
@@ -91,3 +98,11 @@ def bench(
         measured.print_changes(changes)
         if worse := [change.name for change in changes if change.verdict == "worse"]:
             raise RunError(f"worse than {reference}: {', '.join(worse)}")
+
+
+def _data_folder(named: Path | None) -> Path | None:
+    """The folder of the data that a command finds, for all processes: not each has this cache."""
+    from harness.data.imdb_sources import open_dataset
+
+    dataset = open_dataset(named)
+    return dataset.folder.absolute() if dataset.folder and not dataset.is_sample else named

@@ -11,7 +11,7 @@ import pytest
 
 from harness.bench import scale
 from harness.bench.baselines import MAXLEN, Padded, by_keras, by_keras_tuner
-from harness.bench.bench import SEARCH
+from harness.bench.bench import SEARCH, resuming
 from harness.bench.made_up_runs import write_jobs
 from harness.bench.measured import Measured, changes, read_record, to_record, write_record
 from harness.bench.processes import Bench, Settings
@@ -182,6 +182,32 @@ def test_an_interrupted_bench_keeps_what_it_measured(
     assert "rnn training, reviews/s" in capsys.readouterr().out
 
 
+def test_every_process_is_given_the_data_that_were_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some have a cache of their own, in which they would find none, and take the sample."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    small_data(tmp_path / "harness" / "imdb")
+    seen: list[Settings] = []
+
+    def measure(settings: Settings, *_: object) -> Iterator[Measured]:
+        seen.append(settings)
+        yield from ()
+
+    monkeypatch.setattr("harness.bench.bench.measure", measure)
+    bench()
+    bench(job=[JOBS / "rnn.toml"])  # which may have texts of its own, that --data is not for
+    assert [each.data for each in seen] == [tmp_path / "harness" / "imdb", None]
+
+
+def test_a_process_without_a_first_step_is_reported(tmp_path: Path) -> None:
+    """By its command and code, before the next is started."""
+    bench = Bench(replace(SETTINGS, data=tmp_path / "nowhere"), tmp_path, Console())
+    with pytest.raises(RunError, match=r"harness train .* ended with code 2 before its first step"):
+        next(resuming(bench))
+
+
 @pytest.mark.slow
 def test_the_bench_measures_a_sweep(harness: Harness) -> None:
     """KerasTuner by itself and a real sweep, to their ends."""
@@ -231,7 +257,10 @@ def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("--architecture", "transformer"), "known: rnn,"),
         (("--compare", "nothing.json"), "nothing.json: can't be read"),
         (("--json", "nowhere/bench.json"), "no such folder nowhere; make it first"),
+        (("--json", "."), "--json .: is a folder; name a file"),
         (("--only", "training", "--data", "nowhere"), "nowhere: is no folder"),
+        (("--only", "scale", "--data", "nowhere"), "nowhere: is no folder"),
+        (("--only", "replicas", "--data", "nowhere"), "nowhere: is no folder"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(

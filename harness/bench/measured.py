@@ -108,7 +108,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Measured]]:
             Measured(**{**each, "ways": {k: tuple(v) for k, v in each["ways"].items()}})
             for each in record["measured"]
         ]
-        _ = record["machine"]["processor"], [each.ratio(way) for each in held for way in each.ways]
+        _ = record["machine"]["processor"], {**record.get("settings", {})}
+        _ = [each.ratio(way) for each in held for way in each.ways]
     except OSError as error:
         raise InputError(
             f"{path}: can't be read ({error.strerror}); harness bench --json {path} makes one"
@@ -139,16 +140,30 @@ class Change:
 
 
 def changes(now: Sequence[Measured], then: Sequence[Measured]) -> list[Change]:
-    """What both hold, as ratios: seconds of different machines or days can't be compared."""
+    """What both hold, as ratios to the same: seconds of different machines can't be compared."""
     before = {each.name: each for each in then}
     changed = []
     for each in now:
         other = before.get(each.name)
+        if other is None or other.base != each.base:
+            continue
         for way in each.ways:
             ratio = each.ratio(way)
-            if other and ratio and way in other.ways and (was := other.ratio(way)):
+            if ratio and way in other.ways and (was := other.ratio(way)):
                 changed.append(Change(f"{each.name}, {way} over {each.base}", ratio, was))
     return changed
+
+
+def check_sizes(path: Path, record: dict[str, Any], **sizes: int) -> None:
+    """Refuse to hold a measurement against one of other sizes, whose ratios are others.
+
+    Raises:
+        InputError: if a size in the record differs.
+    """
+    settings = record.get("settings", {})
+    for name, size in sizes.items():
+        if (was := settings.get(name, size)) != size:
+            raise InputError(f"--compare {path}: was measured with --{name} {was}; give the same")
 
 
 def print_changes(found: Sequence[Change]) -> None:

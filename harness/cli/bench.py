@@ -48,7 +48,8 @@ def bench(
     """Measure how fast this machine trains.
 
     Compares start, steps, input pipeline, parallel runs and commands with the notebook's code. With
-    --compare the exit code is 1 if a ratio is worse than before by more than the spread of both.
+    --compare the exit code is 1 if a ratio is worse than before by more than the spread of both, or
+    if the file has none of them.
     """
     from dataclasses import asdict
 
@@ -64,6 +65,8 @@ def bench(
     if json_file and json_file.is_dir():
         raise InputError(f"--json {json_file}: is a folder; name a file, {json_file}/bench.json")
     before = measured.read_record(reference) if reference else None
+    if before and reference:
+        measured.check_sizes(reference, before[0], reviews=reviews, epochs=epochs)
     names, sections = check_architectures(architecture or ()), check_sections(only or ())
     jobs = tuple(path.absolute() for path in job or ())
     loaded = [load_job(path) for path in jobs]  # refuse a bad one now, not after the others
@@ -95,6 +98,8 @@ def bench(
         there = record["machine"]
         echo(f"reference: {there['cpus']} CPUs of {there['processor']}")
         changes = measured.changes(results, earlier)
+        if not changes:
+            raise RunError(f"nothing was compared: {reference} has none of these ratios")
         measured.print_changes(changes)
         if worse := [change.name for change in changes if change.verdict == "worse"]:
             raise RunError(f"worse than {reference}: {', '.join(worse)}")

@@ -57,10 +57,23 @@ def test_a_change_counts_beyond_the_spread_of_both(now: tuple[float, ...], verdi
 
 
 def test_what_only_one_of_them_measured_is_no_change() -> None:
-    """Another name, another way, or no base: there is nothing to be held against."""
+    """Another name, way or base, or no base: there is nothing to be held against."""
     lonely = Measured("help", "ms", False, {"harness": (3.0,)})
     other = Measured("lstm training", "reviews/s", True, {"notebook": (1.0,)}, "notebook")
-    assert changes([lonely, other], [lonely, speeds((1.0,), (1.0,))]) == []
+    ways: dict[str, tuple[float, ...]] = {"torch": (2.0,), "harness": (3.0,)}
+    based = Measured("rnn training", "reviews/s", True, ways, "torch")
+    assert changes([lonely, other, based], [lonely, speeds((1.0,), (1.0,))]) == []
+
+
+def test_nothing_compared_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty table would say that nothing got worse; other sizes are refused before."""
+    path, machine = tmp_path / "bench.json", {"processor": "a", "cpus": 2}
+    write_record(to_record([speeds((1.0,), (1.0,))], machine, {"epochs": 3}), path)
+    monkeypatch.setattr("harness.bench.bench.measure", lambda *_: iter(()))
+    with pytest.raises(InputError, match=r"bench.json: was measured with --epochs 3; give the"):
+        bench(reference=path)
+    with pytest.raises(RunError, match=r"nothing was compared: .*bench.json has none of these"):
+        bench(reference=path, epochs=3)
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -81,6 +94,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         ('{"format": 7}', "can't be read (its format is 7, not 1)"),
         ('{"format": 1, "machine": {}, "measured": []}', "is no record"),
         ('{"format": 1, "machine": {"processor": ""}, "measured": [{"name": 1}]}', "is no record"),
+        ('{"format": 1, "machine": {"processor": ""}, "measured": [], "settings": 1}', "no record"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, content: str | None, said: str) -> None:

@@ -15,6 +15,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ REFERENCE = re.compile(
 )
 FORM = "file.py:function or package.module:function"
 TRUST = "HARNESS_TRUST_CODE"  # the environment variable that --trust-code sets
+TRUSTING = threading.Lock()  # or one thread would leave behind what another has set
 MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources together
 
 
@@ -107,6 +109,21 @@ def check_trusted(path: Path, where: str) -> None:
                 f"{where}: {each}: {reason}, and its code would run as you; look at it, then "
                 f"chmod go-w, or give --trust-code ({TRUST}=1)"
             )
+
+
+@contextlib.contextmanager
+def trusting(is_trusted: bool) -> Iterator[None]:
+    """Take any code while a job is read, as a command does with --trust-code."""
+    with TRUSTING:
+        before = os.environ.get(TRUST)
+        try:
+            if is_trusted:
+                os.environ[TRUST] = "1"
+            yield
+        finally:
+            os.environ.pop(TRUST, None)
+            if before is not None:
+                os.environ[TRUST] = before
 
 
 def _root_of(module: str, where: str) -> Path:

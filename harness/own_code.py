@@ -68,11 +68,12 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
     if file := found["file"]:
         path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111 - never raises
         module, root, function = path.stem, path.parent, found["in_file"]
+        kept = file in code and _path_of(module, code) == file  # one of a package has another name
         if not module.isidentifier():
             raise InputError(f"{where}: {path.name} is no name of a module; use letters and _")
         if module in sys.stdlib_module_names:
             raise InputError(f"{where}: Python has a module {module} itself; rename the file")
-        name, kept = f"{path.name}:{function}", file in code
+        name = f"{path.name}:{function}"
         top = None
     else:
         module, function = found["module"], found["in_module"]

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from harness.errors import InputError
 from harness.files.atomic_file import atomic_write
+from harness.system.console import rich_console
 
 FORMAT = 1  # of the JSON
 
@@ -60,7 +60,6 @@ def rounded(value: float) -> str:
 
 def print_table(measured: Sequence[Measured]) -> None:
     """Print a line for each way of each quantity: median, spread, ratio to the base."""
-    console = Console(highlight=False, emoji=False)
     table = Table(
         "measured", "way", "median", "from", "to", "times", box=None, padding=(0, 1, 0, 0)
     )
@@ -74,7 +73,7 @@ def print_table(measured: Sequence[Measured]) -> None:
                 *(map(rounded, (min(values), max(values))) if len(values) > 1 else ("", "")),
                 str(ratio) if ratio else "",
             )
-    console.print(table)
+    rich_console().print(table)
 
 
 def to_record(
@@ -171,4 +170,4 @@ def print_changes(found: Sequence[Change]) -> None:
     table = Table("ratio", "now", "reference", "", box=None, padding=(0, 1, 0, 0))
     for change in found:
         table.add_row(change.name, str(change.now), str(change.then), change.verdict)
-    Console(highlight=False, emoji=False).print(table)
+    rich_console().print(table)

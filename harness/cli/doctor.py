@@ -1,7 +1,6 @@
 """`doctor`: checks whether this site is set up, and how fast it trains."""
 
 import json
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -97,7 +96,7 @@ def doctor(
             estimates = measure(minutes or 1.0, devices, data)
         _print(estimates, _print_estimates, as_json=as_json)
         if not as_json and any(each.on_gpu for each in estimates):
-            echo(_encodable(describe_kernel_cache(cache, before_gb)))
+            echo(describe_kernel_cache(cache, before_gb))
         is_well = not any(each.error for each in estimates)
     else:
         with _waiting("checking"):
@@ -140,7 +139,7 @@ def _print_findings(findings: "list[Finding]") -> None:
         for each in findings:
             remedy = f" -> {each.remedy}" if each.remedy else ""
             line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
-            echo(_encodable(" ".join(line.splitlines())))
+            echo(" ".join(line.splitlines()))
     echo(", ".join(f"{count} {level}" for level, count in counts.items()))
 
 
@@ -152,18 +151,12 @@ def _print_check(number: int, finding: "Finding") -> None:
     found = " ".join(f"{finding.found}{remedy}".split())
     line = Text(f"{number:3} ")
     line.append(f"{level:7}", ACCEPTED_STYLES[finding.level])
-    line.append(_encodable(f"{finding.name:24} {found}"))
+    line.append(f"{finding.name:24} {found}")
     rich_console(soft_wrap=True).print(line)
 
 
 def _ignore(number: int, finding: "Finding") -> None:
     """Print nothing: the JSON is printed at the end."""
-
-
-def _encodable(text: str) -> str:
-    # A path or a driver's message may hold characters that this terminal can't show.
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def _print_estimates(estimates: "list[Estimate]") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import DataFolder
+from harness.cli.options import DataFolder, Here, confirm_here
 from harness.errors import InputError, RunError
 from harness.system.console import echo
 
@@ -44,6 +44,7 @@ def bench(
         Path | None,
         typer.Option("--compare", metavar="FILE", help="compare the ratios with an earlier file"),
     ] = None,
+    here: Here = False,
 ) -> None:
     """Measure how fast this machine trains.
 
@@ -74,6 +75,8 @@ def bench(
         raise InputError(f"--job {jobs[0]}: is for --only plans; leave --only out")
     if jobs:
         sections = ("plans",)
+    console = Console()
+    confirm_here("srun --cpus-per-task=4 --mem=16G harness bench", console, here=here)
     folder = data.absolute() if data else None
     if jobs:
         for chosen in loaded:
@@ -81,18 +84,18 @@ def bench(
     else:
         folder = _data_folder(folder)
     settings = Settings(names, pairs, reviews, epochs, folder, jobs)
-    here = machine()
+    this = machine()
     recorded = {k: v for k, v in asdict(settings).items() if k not in ("data", "jobs")}
     results: list[measured.Measured] = []
     try:
-        for each in measure(settings, sections, Console()):
+        for each in measure(settings, sections, console):
             results.append(each)
             if json_file:
-                measured.write_record(measured.to_record(results, here, recorded), json_file)
+                measured.write_record(measured.to_record(results, this, recorded), json_file)
     finally:
         if results:  # also those of an interrupted benchmark
             measured.print_table(results)
-    echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
+    echo(f"on {this['cpus']} CPUs of {this['processor']}, {this['gpus']} GPUs")
     if before:
         record, earlier = before
         there = record["machine"]

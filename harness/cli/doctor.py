@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from harness.cli.options import AsJson, DataFolder, DeviceList, RunsFolder
+from harness.cli.options import (
+    AsJson,
+    DataFolder,
+    DeviceList,
+    Here,
+    RunsFolder,
+    confirm_here,
+)
 from harness.errors import InputError, RunError
-from harness.system.console import echo, rich_console
+from harness.system.console import Console, echo, rich_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +61,7 @@ def doctor(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="with --accept: where the JSON file goes")
     ] = None,
+    here: Here = False,
 ) -> None:
     """Check whether this site is set up.
 
@@ -75,16 +83,24 @@ def doctor(
         parse_devices(devices)
     try:
         from harness.checks.acceptance import accept as prove
-        from harness.checks.acceptance import report_name, write_report
+        from harness.checks.acceptance import check_writable, report_name, write_report
         from harness.checks.doctor import diagnose
         from harness.checks.probe import describe_kernel_cache, folder_gb
         from harness.checks.probe import probe as measure
         from harness.system.cuda import kernel_cache
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
+    if accept or probe:
+        instead = "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe"
+        confirm_here("sbatch slurm/doctor.sh" if accept else instead, Console(), here=here)
     if accept:
+        check_writable(out, runs)
         report = prove(devices, data, full=full, show=_ignore if as_json else _print_check)
-        file = write_report(report, out or runs / report_name(report))
+        try:
+            file = write_report(report, out or runs / report_name(report))
+        except RunError:  # what took minutes is not lost
+            echo(json.dumps(report, indent=2))
+            raise
         levels = [each["level"] for each in report["checks"]]
         counts = ", ".join(f"{levels.count(each)} {each}" for each in ACCEPTED_STYLES)
         echo(json.dumps(report, indent=2) if as_json else f"{counts}; written to {file}")

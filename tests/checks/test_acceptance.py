@@ -61,6 +61,30 @@ def test_options_of_the_acceptance_alone(harness: Harness) -> None:
     assert (done.returncode, "--full: belongs to --accept" in done.stderr) == (2, True)
 
 
+def test_a_report_that_can_not_be_written_is_refused_first(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before minutes of checks; if the disk fails after them, the report is printed."""
+    (harness.folder / "file").touch()
+    for words, said in (
+        (("--out", "file/a.json"), "--out file/a.json: can't be written (File exists); give an"),
+        (("--out", "."), "--out .: is a folder; name a file"),
+        (("--runs", "file"), "--runs file: can't be written (File exists); give another --out"),
+    ):
+        done = harness.run_here("doctor", "--accept", *words)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    report: dict[str, object] = {"host": "n1", "at": "2026-01-01T00:00:00+0000", "checks": []}
+
+    def prove(*_: object, **__: object) -> dict[str, object]:
+        (harness.folder / "out.json").mkdir()
+        return report
+
+    monkeypatch.setattr("harness.checks.acceptance.accept", prove)
+    done = harness.run_here("doctor", "--accept", "--out", "out.json")
+    assert (done.returncode, json.loads(done.stdout)) == (1, report)
+    assert "out.json: " in done.stderr
+
+
 def test_two_workers_need_devices_and_a_trusted_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

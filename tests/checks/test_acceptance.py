@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks.acceptance_full import Workers, check_killed_worker
+from harness.checks import child
+from harness.checks.acceptance_full import Workers, check_killed_worker, check_sharing
 from harness.checks.acceptance_runs import Runs, SmallRun, judge
+from harness.checks.child import Ended
 from harness.checks.finding import Finding, NotRun, examine
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import allocate_slots
 from harness.system import cuda
 from tests.conftest import Harness
 
@@ -101,6 +105,27 @@ def test_two_workers_need_devices_and_a_trusted_network(
         assert workers.wait(60)
         assert workers.codes == [0, 0]
         assert workers.last_lines() == "0 of 2 GPU-a; 1 of 2 GPU-b"
+
+
+def test_runs_that_share_a_gpu_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that are here, inside a Slurm job and outside: otherwise they would be dealt out."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    asked: list[dict[str, str]] = []
+
+    def run(*_: object, timeout_s: float, **variables: str) -> Ended:
+        asked.append(variables)
+        return Ended(0, timeout_s, 0.0, 0.0, "", "")
+
+    monkeypatch.setattr(child, "run_module", run)
+    (finding,) = check_sharing(Runs(tmp_path, "gpu", 2))
+    assert (finding.level, len(asked)) == ("green", 4)
+    in_job = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2", **asked[-1]}
+    for name, value in asked[-1].items():
+        monkeypatch.setenv(name, value)
+    for allocation in (None, SlurmEnvironment.from_environment(in_job)):
+        slots = allocate_slots(allocation, 8, workers_per_gpu=8)
+        assert {slot.gpu for slot in slots} == {0}
+    assert asked[-1]["CUDA_VISIBLE_DEVICES"] == "GPU-a"
 
 
 PRINTED = 'echo "$SLURM_PROCID of $SLURM_STEP_NUM_TASKS $CUDA_VISIBLE_DEVICES"'

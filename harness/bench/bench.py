@@ -187,6 +187,7 @@ def _step(bench: Bench, job: Path, kind: str, *, xla: bool, threads: int) -> dic
         "devices": f"{kind}:1",
         "seconds": STEPS_S,
         "overrides": [f"train.xla={'on' if xla else 'off'}"],
+        "threads": threads,  # whatever was measured before
     }
     answer = ask_child(request, TIMEOUT_S, HARNESS_CPUS=str(threads))
     return {"step": 1000 * answer["step_s"]}

@@ -2,15 +2,25 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.bench import scale
-from harness.bench.baselines import MAXLEN, Padded, by_keras, by_keras_tuner
+from harness.bench.baselines import (
+    MAXLEN,
+    Padded,
+    by_keras,
+    by_keras_tuner,
+    load,
+    load_without_keras,
+)
 from harness.bench.bench import SEARCH, resuming
 from harness.bench.made_up_runs import write_jobs
 from harness.bench.measured import Measured, changes, read_record, to_record, write_record
@@ -117,6 +127,25 @@ def test_the_reference_is_a_record_of_every_section() -> None:
     assert {"start to first step", "input pipeline", "rnn step", "lstm sweep"} <= names
     assert {"lstm, five seeds", "stacked_lstm on several devices", "command to answer"} <= names
     assert all(each.base in each.ways for each in held if len(each.ways) > 1)
+
+
+def test_torch_is_given_the_same_reviews_without_keras(tmp_path: Path) -> None:
+    """Its start and its memory are its own: the process imports neither Keras nor TensorFlow."""
+    generator, arrays = np.random.default_rng(1), dict[str, Any]()
+    for name in ("train", "test"):  # short and long reviews, frequent and rare words
+        arrays[f"x_{name}"] = reviews = np.empty(40, object)
+        reviews[:] = [generator.integers(1, 9000, n).tolist() for n in range(180, 220)]
+        arrays[f"y_{name}"] = generator.integers(0, 2, 40)
+    file = tmp_path / "imdb.npz"
+    np.savez(file, **arrays)
+    code = (
+        "import sys; from pathlib import Path; from harness.bench.baselines import *;"
+        "load_without_keras(Path(sys.argv[1]), 9); print({'keras', 'tensorflow'} & {*sys.modules})"
+    )
+    args = [sys.executable, "-c", code, str(file)]
+    assert subprocess.run(args, capture_output=True, text=True, check=True).stdout == "set()\n"
+    for ours, theirs in zip(load_without_keras(file, 30), load(file, 30), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.full

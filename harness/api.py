@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.config import toml_value
 from harness.errors import InputError
 from harness.files.lenient_json import read_json_lines
 from harness.job import Job
 from harness.job_file import load_job
+from harness.own_code import trusting
 from harness.slurm.process_pool import run_printed
 from harness.system.console import echo
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, reserve_id
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 
 PathLike = str | Path
 Settings = Mapping[str, object]
+# Options of the commands that a function has another way for.
+INSTEAD = {
+    "set": 'give a dictionary of settings, such as {"train.epochs": 2}',
+    "seeds": "a function trains one run; call it with each seed, or use harness train --seeds",
+}
 
 
 @dataclass(frozen=True)
@@ -230,11 +237,12 @@ def train(
         Interrupted: a signal stopped the run; it is saved and goes on with the same `run_id`.
         KeyboardInterrupt: after the run has saved and ended.
     """
-    overrides = _overrides(settings)
-    loaded = load_job(Path(job), overrides, seed)
+    overrides = _overrides(settings, options)
     folder = _default_runs() if runs is None else Path(runs)
-    name = run_id or _reserve(folder, loaded)
-    run = RunDirectory.new(folder, loaded, name).folder
+    with trusting(bool(options.get("trust_code"))):
+        loaded = load_job(Path(job), overrides, seed)
+        name = run_id or reserve_id(folder, loaded)
+        run = RunDirectory.new(folder, loaded, name).folder
     options |= {"set": overrides, "seed": seed, "runs": folder, "run_id": name}
     try:
         run_printed("train", str(job), *_options(options))
@@ -267,11 +275,12 @@ def tune(
     """
     from harness.search_space import load_search
 
-    overrides = _overrides(settings)
-    search = load_search(Path(job), overrides)
+    overrides = _overrides(settings, options)
     folder = _default_runs() if runs is None else Path(runs)
     name = sweep_id or time.strftime("%Y%m%d-%H%M%S")
-    sweep = SweepDirectory.new(folder, search, name).folder
+    with trusting(bool(options.get("trust_code"))):
+        search = load_search(Path(job), overrides)
+        sweep = SweepDirectory.new(folder, search, name).folder
     options |= {"set": overrides, "runs": folder, "sweep_id": name}
     run_printed("tune", str(job), *_options(options))
     return Sweep(sweep)
@@ -279,6 +288,8 @@ def tune(
 
 def load_runs(*folders: PathLike) -> Runs:
     """The runs in folders: finished, unfinished and failed; no ensembles, no trials of searches.
+
+    A run that is about to begin, and has no job yet, is left out.
 
     Args:
         folders: runs, folders of runs or patterns; default: HARNESS_RUNS, or `runs`.
@@ -293,7 +304,11 @@ def load_runs(*folders: PathLike) -> Runs:
     named = [Path(each) for each in folders] or [_default_runs()]
     found = find_runs(expand(named, []), in_sweeps=("winner",))
     return Runs(
-        [Run(folder) for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
+        [
+            Run(folder)
+            for folder in found
+            if RunDirectory(folder).exists() and not is_sweep(folder) and not is_ensemble(folder)
+        ]
     )
 
 
@@ -337,33 +352,10 @@ def _default_runs() -> Path:
     return Path(os.environ.get("HARNESS_RUNS") or "runs")
 
 
-def _reserve(runs: Path, job: Job) -> str:
-    """The name of a new run, in whose folder no other thread or process begins one."""
-    first = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}"
-    for number in range(1, 1000):
-        name = first if number == 1 else f"{first}-{number}"
-        try:
-            (runs / job.name / name).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise InputError(f"runs = {runs}: can't be written: {error.strerror}") from None
-        return name
-    raise InputError(f"runs = {runs}: holds a thousand runs {first}; give a run_id")
-
-
-def _overrides(settings: Settings | None) -> list[str]:
-    return [f"{key}={_toml(value)}" for key, value in (settings or {}).items()]
-
-
-def _toml(value: object) -> str:
-    """A value as TOML writes it."""
-    import tomli_w
-
-    try:
-        return tomli_w.dumps({"value": value}).strip().partition(" = ")[2]
-    except (TypeError, ValueError):
-        return str(value)  # which the job file's check refuses by the key's name
+def _overrides(settings: Settings | None, options: Settings) -> list[str]:
+    for name in INSTEAD.keys() & options.keys():
+        raise InputError(f"{name} = {options[name]!r}: is no argument here; {INSTEAD[name]}")
+    return [f"{key}={toml_value(value)}" for key, value in (settings or {}).items()]
 
 
 def _options(options: Mapping[str, object]) -> list[str]:

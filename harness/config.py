@@ -89,6 +89,19 @@ def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from flat(f"{key}.{name}", inner)
 
 
+def toml_value(value: object) -> str:
+    """A value as TOML writes it, on one line; what TOML lacks as text, which no key allows."""
+    if isinstance(value, Mapping):
+        items = (f"{tomli_w.dumps({str(k): 0})[:-5]} = {toml_value(v)}" for k, v in value.items())
+        return f"{{ {', '.join(items)} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    try:
+        return tomli_w.dumps({"v": value})[4:].strip()
+    except (TypeError, ValueError):
+        return str(value)
+
+
 def dump_toml(content: Mapping[str, Any]) -> str:
     """A job or a search as a file; its sources come last, as they are in their own files."""
     tables = {name: table for name, table in content.items() if name != "code"}

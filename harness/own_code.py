@@ -15,6 +15,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ REFERENCE = re.compile(
 )
 FORM = "file.py:function or package.module:function"
 TRUST = "HARNESS_TRUST_CODE"  # the environment variable that --trust-code sets
+TRUSTING = threading.Lock()  # or one thread would leave behind what another has set
 MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources together
 
 
@@ -66,11 +68,12 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
     if file := found["file"]:
         path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111 - never raises
         module, root, function = path.stem, path.parent, found["in_file"]
+        kept = file in code and _path_of(module, code) == file  # one of a package has another name
         if not module.isidentifier():
             raise InputError(f"{where}: {path.name} is no name of a module; use letters and _")
         if module in sys.stdlib_module_names:
             raise InputError(f"{where}: Python has a module {module} itself; rename the file")
-        name, kept = f"{path.name}:{function}", file in code
+        name = f"{path.name}:{function}"
         top = None
     else:
         module, function = found["module"], found["in_module"]
@@ -107,6 +110,21 @@ def check_trusted(path: Path, where: str) -> None:
                 f"{where}: {each}: {reason}, and its code would run as you; look at it, then "
                 f"chmod go-w, or give --trust-code ({TRUST}=1)"
             )
+
+
+@contextlib.contextmanager
+def trusting(is_trusted: bool) -> Iterator[None]:
+    """Take any code while a job is read, as a command does with --trust-code."""
+    with TRUSTING:
+        before = os.environ.get(TRUST)
+        try:
+            if is_trusted:
+                os.environ[TRUST] = "1"
+            yield
+        finally:
+            os.environ.pop(TRUST, None)
+            if before is not None:
+                os.environ[TRUST] = before
 
 
 def _root_of(module: str, where: str) -> Path:

@@ -60,7 +60,7 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
 
 
 def without_fixed(
-    raw_space: Mapping[str, Any], space: Sequence[Parameter], fixed: dict[str, Value]
+    raw_space: Mapping[str, Any], space: Sequence[Parameter], fixed: Mapping[str, Value | None]
 ) -> dict[str, Any]:
     """The space without the keys that have one value, and without what depends on another value.
 

@@ -238,7 +238,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             space = read_space(raw_space, path)
     fixed = [parameter.key for parameter in space if parameter.key in origins]
     if fixed:
-        raw_space = without_fixed(raw_space, space, {key: _value_in(job, key) for key in fixed})
+        raw_space = without_fixed(raw_space, space, _fixed_values(job, fixed))
         space = read_space(raw_space, path)
     if not space:
         raise InputError(f"{origins[fixed[0]]}: leaves nothing to search over; leave it out")
@@ -265,9 +265,10 @@ def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
     return names.get(raw, raw) if isinstance(raw, str) else raw
 
 
-def _value_in(job: Job, key: str) -> Value:
-    value: Value = job.settings()[key]
-    return value
+def _fixed_values(job: Job, keys: Sequence[str]) -> dict[str, Value | None]:
+    """Their values; None for a table, on which no other key depends."""
+    settings = job.settings()
+    return {key: settings.get(key) for key in keys}
 
 
 def _check_together(search: SearchSpec, path: Path) -> None:

@@ -60,7 +60,7 @@
 # between; 20 by default. Time limits and preemptions that a run survives do not count.
 # HARNESS_MAX_REQUEUES=20
 
-# 1: train, tune and resume are refused outside of jobs, on the login node, without --here.
+# 1: what trains is refused outside of jobs, on the login node, without --here.
 # HARNESS_JOBS_ONLY=1
 
 # After how many minutes a run warns that a GPU is idle, for sites that end such jobs; 10 by

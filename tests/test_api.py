@@ -12,6 +12,7 @@ import pytest
 import harness as package
 from harness.bench.made_up_runs import write_run
 from harness.errors import InputError, RunError
+from harness.job_file import load_job
 from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
 
@@ -51,7 +52,7 @@ def test_every_name_is_there() -> None:
         ({"train.epoch": 1}, "no key train.epoch; did you mean train.epochs"),
         ({"train.epochs": "many"}, '--set train.epochs="many": should be a valid integer'),
         ({"train.epochs": None}, "train.epochs"),
-        ({"model.units": [1, 2]}, "model.units"),
+        ({"model.units": [1, 2]}, "--set model.units=[1, 2]: should be a valid integer"),
     ],
 )
 def test_settings_are_refused(here: Path, settings: dict[str, object], message: str) -> None:
@@ -59,6 +60,56 @@ def test_settings_are_refused(here: Path, settings: dict[str, object], message: 
     with pytest.raises(InputError, match=re.escape(message)):
         package.train(LSTM, settings)
     assert list(here.iterdir()) == []
+
+
+def test_a_setting_may_be_a_table(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's job has it, on one line of the command."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
+    weights = {"neg": 1.0, 'a "b"': 2.0}
+    package.train(LSTM, {"train.class_weights": weights, "train.schedule_drops": (3, 5)})
+    (words,) = said
+    overrides = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+    train = load_job(LSTM, overrides).train
+    assert (train.class_weights, train.schedule_drops) == (weights, [3, 5])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"set": "train.epochs=2"}, "set = 'train.epochs=2': is no argument here; give a dict"),
+        ({"seeds": "1-2"}, "seeds = '1-2': is no argument here; a function trains one run"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], said: str
+) -> None:
+    """Their place is another argument, or the command line."""
+    monkeypatch.setattr("harness.api.run_printed", lambda *_: None)
+    for function in (package.train, package.tune):
+        with pytest.raises(InputError, match=re.escape(said)):
+            function(LSTM, **options)  # type: ignore[arg-type] # the names are the point
+    assert list(here.iterdir()) == []
+
+
+def test_code_of_others_is_trusted_for_one_call(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is read in this process too, which trusts nobody afterwards."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
+    (here / "mynet.py").write_text("def net(inputs): return inputs\n")
+    (here / "mynet.py").chmod(0o666)
+    (here / "job.toml").write_text('[model]\narchitecture = "mynet.py:net"\n')
+    (here / "tune.toml").write_text(
+        '[model]\narchitecture = "mynet.py:net"\n[search]\ntrials = 1\n'
+        "[search.space]\ntrain.epochs = [1, 2]\n"
+    )
+    package.train("job.toml", trust_code=True)
+    package.tune("tune.toml", trust_code=True)
+    assert ["--trust-code" in words for words in said] == [True, True]
+    with pytest.raises(InputError, match="others can write to it"):
+        package.train("job.toml")
 
 
 def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +139,8 @@ def test_runs_are_a_sequence_and_a_frame(here: Path) -> None:
     """A row for each run, with the keys of its job and its scores."""
     for seed in (1, 2, 3):
         write_run(here / f"runs/lstm/{seed}", LSTM.read_text(), seed=seed, accuracy=seed / 10)
+    (here / "runs/lstm/begins").mkdir()  # which has its lease before its job
+    (here / "runs/lstm/begins/lease.json").write_text("{}")
     runs = package.load_runs()
     assert (len(runs), len(runs[1:]), runs[0].folder.name) == (3, 2, "1")
     frame = runs.to_frame()

@@ -242,3 +242,21 @@ def test_the_five_networks_take_no_options(tmp_path: Path) -> None:
     """A setting that a network of the package can't read is refused, not dropped."""
     with pytest.raises(InputError, match=r"model\.options\.width: gru takes no options"):
         load(tmp_path, "gru", model__options__width="3")
+
+
+def test_a_module_of_a_package_may_be_named_as_a_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept under both names, and found again in the run's own file."""
+    write(tmp_path, pkg_in_parts="def net(): return 1\ndef stop(): return 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine.toml").write_text(
+        f'{JOB.format("pkg.parts:net")}[train]\ncallbacks = ["pkg/parts.py:stop"]\n'
+    )
+    (tmp_path / "mine.toml").chmod(0o644)
+    job = load_job(tmp_path / "mine.toml")
+    assert job.train.callbacks == ["parts.py:stop"]
+    assert job.code.keys() == {"pkg/parts.py", "parts.py"}
+    assert (call(job), load_function(job.code, "parts.py:stop", where="")()) == (1, 2)
+    (tmp_path / "mine.toml").write_text(job.to_toml())
+    assert load_job(tmp_path / "mine.toml") == job

@@ -197,6 +197,17 @@ def test_a_command_says_what_is_not_searched_over(harness: Harness, command: lis
     assert "--set model.units=32: all trials have this value; it is not searched over" in printed
 
 
+def test_an_override_may_be_a_table(tmp_path: Path) -> None:
+    """Nothing depends on it, so it takes the place of a search, and of what depended on that."""
+    path = tmp_path / "tune_it.toml"
+    weights = 'train.class_weights = ["", "balanced"]\n'
+    when = "{ train.class_weights = ['balanced'] }"
+    path.write_text(f"{GOOD}{weights}model.dropout = {{ values = [0.1], when = {when} }}\n")
+    search = load_search(path, ["train.class_weights={neg=1.0, pos=2.0}"])
+    assert [parameter.key for parameter in search.space] == ["model.units"]
+    assert search.job_of({}).train.class_weights == {"neg": 1.0, "pos": 2.0}
+
+
 def test_an_override_of_every_key_is_refused(tmp_path: Path) -> None:
     """A search over nothing is no search."""
     said = refusal(tmp_path, GOOD, "model.units=12")

@@ -27,7 +27,7 @@ from harness.checks import child
 from harness.checks.child import Ended
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.compute.execution_plan import device_name, plan_name, save_measured_ms
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.files.scratch import scratch_directory
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
@@ -129,7 +129,13 @@ def resuming(bench: Bench) -> Iterator[Measured]:
             while process.poll() is None and not run.read_json("state.json").get("first_step_s"):
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
-        firsts.append(run.read_json("state.json")["first_step_s"])
+        if not (first_step_s := run.read_json("state.json").get("first_step_s")):
+            command = " ".join(map(str, args[4:]))
+            raise RunError(
+                f"harness {command} ended with code {process.returncode} before its first step; "
+                "start it by hand to see why"
+            )
+        firsts.append(first_step_s)
         bench.harness(*bench.train_args(job, run.folder.name))
         nexts.append(run.result()["first_step_s"])
     ways = {"new run": tuple(firsts), "resumed run": tuple(nexts)}
@@ -181,6 +187,7 @@ def _step(bench: Bench, job: Path, kind: str, *, xla: bool, threads: int) -> dic
         "devices": f"{kind}:1",
         "seconds": STEPS_S,
         "overrides": [f"train.xla={'on' if xla else 'off'}"],
+        "threads": threads,  # whatever was measured before
     }
     answer = ask_child(request, TIMEOUT_S, HARNESS_CPUS=str(threads))
     return {"step": 1000 * answer["step_s"]}

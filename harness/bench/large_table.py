@@ -14,7 +14,6 @@ from harness import PROJECT
 from harness.bench.measured import Measured
 from harness.bench.processes import Bench
 from harness.checks import child
-from harness.compute.execution_plan import has_large_table
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 
@@ -47,21 +46,20 @@ def _step_ms(words: int, channels: int, *, fused: bool) -> dict[str, float]:
 
 def time_steps(words: int, channels: int, fused: bool) -> dict[str, Any]:
     """The milliseconds of a step after the first."""
-    from harness.compute.host_memory import keep_freed_memory
+    from harness.compute.host_memory import keep_for_large_tables
     from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+    from harness.training.launch import plan_of
 
     job = load_job(JOB, [f"data.vocab_size={words}", f"model.embedding_dim={channels}"])
-    if fused and has_large_table(job):
-        keep_freed_memory()  # as a run does
+    plan = dataclasses.replace(plan_of(job, "cpu"), fused=fused)
+    keep_for_large_tables(plan, job)  # as a run does
     import_tensorflow(SlurmEnvironment.from_environment())
     strategy = make_strategy(parse_devices("cpu"))
 
     from harness.compute.train_step import TrainStep
     from harness.inputs.epoch_order import BatchShape
     from harness.inputs.input_pipeline import Reviews, batches
-    from harness.training.launch import plan_of
 
-    plan = dataclasses.replace(plan_of(job, "cpu"), fused=fused)
     train_step = TrainStep(job, strategy, plan)
     length = job.data.maxlen
     generator = np.random.default_rng(1)  # few words are frequent, as in any language

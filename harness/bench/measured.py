@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from harness.errors import InputError
 from harness.files.atomic_file import atomic_write
+from harness.system.console import rich_console
 
 FORMAT = 1  # of the JSON
 
@@ -60,7 +60,6 @@ def rounded(value: float) -> str:
 
 def print_table(measured: Sequence[Measured]) -> None:
     """Print a line for each way of each quantity: median, spread, ratio to the base."""
-    console = Console(highlight=False, emoji=False)
     table = Table(
         "measured", "way", "median", "from", "to", "times", box=None, padding=(0, 1, 0, 0)
     )
@@ -74,7 +73,7 @@ def print_table(measured: Sequence[Measured]) -> None:
                 *(map(rounded, (min(values), max(values))) if len(values) > 1 else ("", "")),
                 str(ratio) if ratio else "",
             )
-    console.print(table)
+    rich_console().print(table)
 
 
 def to_record(
@@ -108,7 +107,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Measured]]:
             Measured(**{**each, "ways": {k: tuple(v) for k, v in each["ways"].items()}})
             for each in record["measured"]
         ]
-        _ = record["machine"]["processor"], [each.ratio(way) for each in held for way in each.ways]
+        _ = record["machine"]["processor"], {**record.get("settings", {})}
+        _ = [each.ratio(way) for each in held for way in each.ways]
     except OSError as error:
         raise InputError(
             f"{path}: can't be read ({error.strerror}); harness bench --json {path} makes one"
@@ -139,16 +139,30 @@ class Change:
 
 
 def changes(now: Sequence[Measured], then: Sequence[Measured]) -> list[Change]:
-    """What both hold, as ratios: seconds of different machines or days can't be compared."""
+    """What both hold, as ratios to the same: seconds of different machines can't be compared."""
     before = {each.name: each for each in then}
     changed = []
     for each in now:
         other = before.get(each.name)
+        if other is None or other.base != each.base:
+            continue
         for way in each.ways:
             ratio = each.ratio(way)
-            if other and ratio and way in other.ways and (was := other.ratio(way)):
+            if ratio and way in other.ways and (was := other.ratio(way)):
                 changed.append(Change(f"{each.name}, {way} over {each.base}", ratio, was))
     return changed
+
+
+def check_sizes(path: Path, record: dict[str, Any], **sizes: int) -> None:
+    """Refuse to hold a measurement against one of other sizes, whose ratios are others.
+
+    Raises:
+        InputError: if a size in the record differs.
+    """
+    settings = record.get("settings", {})
+    for name, size in sizes.items():
+        if (was := settings.get(name, size)) != size:
+            raise InputError(f"--compare {path}: was measured with --{name} {was}; give the same")
 
 
 def print_changes(found: Sequence[Change]) -> None:
@@ -156,4 +170,4 @@ def print_changes(found: Sequence[Change]) -> None:
     table = Table("ratio", "now", "reference", "", box=None, padding=(0, 1, 0, 0))
     for change in found:
         table.add_row(change.name, str(change.now), str(change.then), change.verdict)
-    Console(highlight=False, emoji=False).print(table)
+    rich_console().print(table)

@@ -7,6 +7,7 @@ One line a check, with its number; nothing is taken for granted: a check that co
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,15 +92,32 @@ def write_report(report: dict[str, Any], path: Path) -> Path:
     """Write the JSON file, and return its path.
 
     Raises:
-        InputError: if it can't be written.
+        DiskError: if it can't be written.
     """
-    content = json.dumps(report, indent=2).encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda file: file.write(content))
-    except OSError as error:
-        raise InputError(f"--out {path}: can't be written: {error.strerror or error}") from None
+    atomic_write(path, json.dumps(report, indent=2), remedy="give another --out")
     return path
+
+
+def check_writable(out: Path | None, runs: Path) -> None:
+    """Refuse, before minutes of checks, a place in which their report can't be written.
+
+    Args:
+        out: the file, if one was named.
+        runs: the folder of the report otherwise.
+
+    Raises:
+        InputError: if this is so.
+    """
+    named, folder = (f"--out {out}", out.parent) if out else (f"--runs {runs}", runs)
+    if out and out.is_dir():
+        raise InputError(f"{named}: is a folder; name a file, {out}/acceptance.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{named}: can't be written ({reason}); give another --out") from None
 
 
 def _checks(

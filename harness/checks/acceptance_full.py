@@ -22,6 +22,7 @@ from harness.files.trusted_network import TRUSTED_NETWORK, is_trusted_network
 from harness.slurm.environment import (
     SlurmEnvironment,
     variables_of_a_check,
+    variables_of_one_gpu,
     variables_of_workers,
 )
 from harness.slurm.placement import gpu_name
@@ -185,16 +186,18 @@ def _srun_args(job: SlurmEnvironment) -> list[str]:
 def check_sharing(runs: Runs) -> Iterator[Finding]:
     """How many reviews a second one device trains when several runs share it."""
     rates: dict[int, float] = {}
-    counts = (1, 2, 4, 8) if runs.kind == "gpu" else (1, 2)
+    on_gpu = runs.kind == "gpu"
+    counts = (1, 2, 4, 8) if on_gpu else (1, 2)
+    variables = variables_of_one_gpu(gpu_name(0)) if on_gpu else variables_of_a_check()
     for count in counts:
         began = time.perf_counter()
         args: list[str | Path] = ["train", JOBS / "lstm.toml", "--devices", runs.kind]
         args += ["--runs", runs.folder / f"shared-{count}", "--seeds", f"1-{count}"]
         args += ["--set", "data.limit=2000", "--set", "train.epochs=2"]
         args += ["--workers", str(count)]
-        args += ["--runs-per-gpu", str(count)] if runs.kind == "gpu" else []
+        args += ["--runs-per-gpu", str(count)] if on_gpu else []
         args += ["--data", runs.data] if runs.data else []
-        ended = child.run_module("harness", *args, timeout_s=RUN_S, **variables_of_a_check())
+        ended = child.run_module("harness", *args, timeout_s=RUN_S, **variables)
         if ended.code != 0:
             found = f"{count} runs at a time: it {ended}"
             yield Finding("red", "runs a device", found, "leave --runs-per-gpu lower")

@@ -14,6 +14,7 @@ from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
 from harness.compute.execution_plan import choose, without_cudnn
 from harness.compute.gpu_memory import keep_gb, measure_gb
+from harness.compute.host_memory import keep_for_large_tables
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
@@ -128,8 +129,11 @@ def _speed(
     *,
     seconds: float,
     overrides: Sequence[str] = (),
+    threads: int | None = None,
 ) -> dict[str, Any]:
+    """Measure the step that a run of the job takes, by default on the threads of its plan."""
     from harness.compute.strategy import (
+        Numerics,
         describe_devices,
         import_tensorflow,
         make_strategy,
@@ -140,15 +144,25 @@ def _speed(
 
     loaded = load_job(Path(job), overrides)
     dataset = open_data(loaded, Path(data) if data else None)
-    import_tensorflow(SlurmEnvironment.from_environment())
+    plan, allocation = plan_of(loaded, devices), SlurmEnvironment.from_environment()
+    keep_for_large_tables(plan, loaded)
+    import_tensorflow(allocation, threads or plan.threads, Numerics.of(loaded))
     strategy = make_strategy(parse_devices(devices) if devices else None)
 
-    from harness.compute.train_step import TrainStep, evaluation_batch
+    from harness.compute.loss import class_weights
+    from harness.compute.train_step import TrainingFacts, TrainStep, evaluation_batch
     from harness.training.train import test_reviews, training_reviews
 
     training, _, ratios = training_reviews(loaded, dataset)
     test = test_reviews(loaded, dataset, ratios)
-    train_step = TrainStep(loaded, strategy, plan_of(loaded, devices))
+    weights = class_weights(loaded.train, dataset.classes, training.labels)
+    train_step = TrainStep(
+        loaded,
+        strategy,
+        plan,
+        num_outputs=dataset.num_outputs,
+        facts=TrainingFacts(class_weights=weights),
+    )
     with ResourceMonitor(num_own_gpus(), 1) as monitor:
         first_step_s, step_s, training_s = time_steps(train_step, training, seconds * TRAIN_SHARE)
         gpu_share = monitor.sample().get("gpu0_share")  # over NVML's last period, a second at most

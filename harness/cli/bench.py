@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import DataFolder
+from harness.cli.options import DataFolder, Here, confirm_here
 from harness.errors import InputError, RunError
 from harness.system.console import echo
 
@@ -44,50 +44,73 @@ def bench(
         Path | None,
         typer.Option("--compare", metavar="FILE", help="compare the ratios with an earlier file"),
     ] = None,
+    here: Here = False,
 ) -> None:
     """Measure how fast this machine trains.
 
     Compares start, steps, input pipeline, parallel runs and commands with the notebook's code. With
-    --compare the exit code is 1 if a ratio is worse than before by more than the spread of both.
+    --compare the exit code is 1 if a ratio is worse than before by more than the spread of both, or
+    if the file has none of them.
     """
     from dataclasses import asdict
 
     from harness.bench import measured
     from harness.bench.bench import check_architectures, check_sections, machine, measure
     from harness.bench.processes import Settings
+    from harness.data.resolve import open_data
     from harness.job_file import load_job
     from harness.system.console import Console
 
     if json_file and not json_file.absolute().parent.is_dir():
         raise InputError(f"--json {json_file}: no such folder {json_file.parent}; make it first")
+    if json_file and json_file.is_dir():
+        raise InputError(f"--json {json_file}: is a folder; name a file, {json_file}/bench.json")
     before = measured.read_record(reference) if reference else None
+    if before and reference:
+        measured.check_sizes(reference, before[0], reviews=reviews, epochs=epochs)
     names, sections = check_architectures(architecture or ()), check_sections(only or ())
     jobs = tuple(path.absolute() for path in job or ())
-    for path in jobs:
-        load_job(path)  # refuse a bad one now, not after the others
+    loaded = [load_job(path) for path in jobs]  # refuse a bad one now, not after the others
     if jobs and only and sections != ("plans",):
         raise InputError(f"--job {jobs[0]}: is for --only plans; leave --only out")
     if jobs:
         sections = ("plans",)
+    console = Console()
+    confirm_here("srun --cpus-per-task=4 --mem=16G harness bench", console, here=here)
     folder = data.absolute() if data else None
+    if jobs:
+        for chosen in loaded:
+            open_data(chosen, folder)
+    else:
+        folder = _data_folder(folder)
     settings = Settings(names, pairs, reviews, epochs, folder, jobs)
-    here = machine()
+    this = machine()
     recorded = {k: v for k, v in asdict(settings).items() if k not in ("data", "jobs")}
     results: list[measured.Measured] = []
     try:
-        for each in measure(settings, sections, Console()):
+        for each in measure(settings, sections, console):
             results.append(each)
             if json_file:
-                measured.write_record(measured.to_record(results, here, recorded), json_file)
+                measured.write_record(measured.to_record(results, this, recorded), json_file)
     finally:
         if results:  # also those of an interrupted benchmark
             measured.print_table(results)
-    echo(f"on {here['cpus']} CPUs of {here['processor']}, {here['gpus']} GPUs")
+    echo(f"on {this['cpus']} CPUs of {this['processor']}, {this['gpus']} GPUs")
     if before:
         record, earlier = before
         there = record["machine"]
         echo(f"reference: {there['cpus']} CPUs of {there['processor']}")
         changes = measured.changes(results, earlier)
+        if not changes:
+            raise RunError(f"nothing was compared: {reference} has none of these ratios")
         measured.print_changes(changes)
         if worse := [change.name for change in changes if change.verdict == "worse"]:
             raise RunError(f"worse than {reference}: {', '.join(worse)}")
+
+
+def _data_folder(named: Path | None) -> Path | None:
+    """The folder of the data that a command finds, for all processes: not each has this cache."""
+    from harness.data.imdb_sources import open_dataset
+
+    dataset = open_dataset(named)
+    return dataset.folder.absolute() if dataset.folder and not dataset.is_sample else named

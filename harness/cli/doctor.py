@@ -1,7 +1,6 @@
 """`doctor`: checks whether this site is set up, and how fast it trains."""
 
 import json
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from harness.cli.options import AsJson, DataFolder, DeviceList, RunsFolder
+from harness.cli.options import (
+    AsJson,
+    DataFolder,
+    DeviceList,
+    Here,
+    RunsFolder,
+    confirm_here,
+)
 from harness.errors import InputError, RunError
-from harness.system.console import echo, rich_console
+from harness.system.console import Console, echo, rich_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +61,7 @@ def doctor(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="with --accept: where the JSON file goes")
     ] = None,
+    here: Here = False,
 ) -> None:
     """Check whether this site is set up.
 
@@ -76,16 +83,24 @@ def doctor(
         parse_devices(devices)
     try:
         from harness.checks.acceptance import accept as prove
-        from harness.checks.acceptance import report_name, write_report
+        from harness.checks.acceptance import check_writable, report_name, write_report
         from harness.checks.doctor import diagnose
         from harness.checks.probe import describe_kernel_cache, folder_gb
         from harness.checks.probe import probe as measure
         from harness.system.cuda import kernel_cache
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
+    if accept or probe:
+        instead = "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe"
+        confirm_here("sbatch slurm/doctor.sh" if accept else instead, Console(), here=here)
     if accept:
+        check_writable(out, runs)
         report = prove(devices, data, full=full, show=_ignore if as_json else _print_check)
-        file = write_report(report, out or runs / report_name(report))
+        try:
+            file = write_report(report, out or runs / report_name(report))
+        except RunError:  # what took minutes is not lost
+            echo(json.dumps(report, indent=2))
+            raise
         levels = [each["level"] for each in report["checks"]]
         counts = ", ".join(f"{levels.count(each)} {each}" for each in ACCEPTED_STYLES)
         echo(json.dumps(report, indent=2) if as_json else f"{counts}; written to {file}")
@@ -97,7 +112,7 @@ def doctor(
             estimates = measure(minutes or 1.0, devices, data)
         _print(estimates, _print_estimates, as_json=as_json)
         if not as_json and any(each.on_gpu for each in estimates):
-            echo(_encodable(describe_kernel_cache(cache, before_gb)))
+            echo(describe_kernel_cache(cache, before_gb))
         is_well = not any(each.error for each in estimates)
     else:
         with _waiting("checking"):
@@ -140,7 +155,7 @@ def _print_findings(findings: "list[Finding]") -> None:
         for each in findings:
             remedy = f" -> {each.remedy}" if each.remedy else ""
             line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
-            echo(_encodable(" ".join(line.splitlines())))
+            echo(" ".join(line.splitlines()))
     echo(", ".join(f"{count} {level}" for level, count in counts.items()))
 
 
@@ -152,18 +167,12 @@ def _print_check(number: int, finding: "Finding") -> None:
     found = " ".join(f"{finding.found}{remedy}".split())
     line = Text(f"{number:3} ")
     line.append(f"{level:7}", ACCEPTED_STYLES[finding.level])
-    line.append(_encodable(f"{finding.name:24} {found}"))
+    line.append(f"{finding.name:24} {found}")
     rich_console(soft_wrap=True).print(line)
 
 
 def _ignore(number: int, finding: "Finding") -> None:
     """Print nothing: the JSON is printed at the end."""
-
-
-def _encodable(text: str) -> str:
-    # A path or a driver's message may hold characters that this terminal can't show.
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, errors="replace").decode(encoding)
 
 
 def _print_estimates(estimates: "list[Estimate]") -> None:

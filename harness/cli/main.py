@@ -1,7 +1,9 @@
 """The command line: gathers the commands and turns every ending into an exit code."""
 
+import io
 import logging
 import signal
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +64,9 @@ def main() -> int:
         The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, run it again.
     """
     hold_own()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal's encoding lacks is shown as \u2603, as on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.
         code = app(prog_name="harness", standalone_mode=False)

@@ -1,6 +1,5 @@
 """`status`, `logs`, `cancel` and `prune`: what is running, how to stop it, what can be freed."""
 
-import io
 import itertools
 import json
 import logging
@@ -80,7 +79,6 @@ def status(
         raise InputError("--json: prints once; leave out --watch")
     if watch and disk:
         raise InputError("--disk: looks at every file once; leave out --watch")
-    _encode_anything()
     queue = Queue()
     wanted = RunFilter(jobs or (), states or (), newer)
     console = StatusScreen(runs, everything=everything or bool(names), is_filtered=bool(wanted))
@@ -138,7 +136,6 @@ def logs(
     from harness.monitoring.run_names import one, select_runs
     from harness.slurm.queue import Queue
 
-    _encode_anything()
     queue = Queue()
     try:  # reading an existing log needs no scheduler
         path = log_of(run := one(name, select_runs([name], runs, None)))
@@ -258,9 +255,3 @@ def prune(
         echo(f"removed: {both} of {done.num_runs} finished runs; {PRUNED_AGAIN}")
     else:
         echo(f"{both} of {done.num_runs} finished runs can be made again; --yes removes them")
-
-
-def _encode_anything() -> None:
-    """Print characters that the terminal's encoding lacks as question marks."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")

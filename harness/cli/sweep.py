@@ -8,10 +8,12 @@ import typer
 from harness.cli.options import (
     DataFolder,
     DeviceList,
+    Here,
     Stall,
     TrustCode,
     Workers,
     WorkersPerGpu,
+    confirm_here,
     quoted,
 )
 from harness.errors import explain_interruption
@@ -61,6 +63,7 @@ def retrain(
         typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
     data: DataFolder = None,
+    here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Train the best trial on all training data and test it."""
@@ -69,13 +72,9 @@ def retrain(
     from harness.system.console import Console
     from harness.tuning.sweep_dir import SweepDirectory
 
-    retrain_best(
-        SweepDirectory.open(folder),
-        parse_seeds(seeds),
-        data=data,
-        workers=workers,
-        console=Console(),
-    )
+    sweep, chosen, console = SweepDirectory.open(folder), parse_seeds(seeds), Console()
+    confirm_here(f"sbatch slurm/tune.sh --retrain {quoted(folder)}", console, here=here)
+    retrain_best(sweep, chosen, data=data, workers=workers, console=console)
 
 
 @app.command(epilog="Example: harness sweep join runs/tune_lstm/slurm-1234 --workers 2")
@@ -86,6 +85,7 @@ def join(
     devices: DeviceList = None,
     data: DataFolder = None,
     stall: Stall = 900.0,
+    here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Add workers to a running sweep, from this machine or job."""
@@ -102,6 +102,7 @@ def join(
         data=data,
         stall_s=stall,
     )
-    sweep = SweepDirectory.open(folder)
+    sweep, console = SweepDirectory.open(folder), Console()
+    confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", console, here=here)
     with explain_interruption(f"trials saved; go on by: harness sweep join {quoted(folder)}"):
-        join_sweep(sweep, request, Console())
+        join_sweep(sweep, request, console)

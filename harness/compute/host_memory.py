@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 
 from harness.architectures import ModelConfig
+from harness.compute.execution_plan import ExecutionPlan, has_large_table
 from harness.job import Job
 from harness.search_space import SearchSpec
 
@@ -78,8 +79,14 @@ def _recurrent_units(model: ModelConfig) -> int:
     return model.units * (2 if model.architecture == "bilstm" else 1)
 
 
+def keep_for_large_tables(plan: ExecutionPlan, *jobs: Job) -> None:
+    """Keep freed memory if a job's table of words is large; call it before TensorFlow starts."""
+    if plan.fused and any(map(has_large_table, jobs)):
+        keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
-    """Have malloc keep for the next step what TensorFlow frees; call it before TensorFlow starts.
+    """Have malloc keep for the next step what TensorFlow frees.
 
     Otherwise a buffer above 32 MB, such as the gradient of a large table of words, is given back
     and taken from the kernel in each step, which clears its pages each time. Results do not change.

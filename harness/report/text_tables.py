@@ -56,11 +56,12 @@ def screen_table(
     numbers = numeric(columns, rows)
     for name in columns:
         # Rich takes the longest word as the least width, though `95 % interval` must stay whole.
-        widest = max(len(name), *(len(row[name]) for row in rows))
+        heading = Text(printable(name))
+        widest = max(len(heading), *(len(row[name]) for row in rows))
         if name in numbers:
-            table.add_column(Text(name), justify="right", no_wrap=True, min_width=widest)
+            table.add_column(heading, justify="right", no_wrap=True, min_width=widest)
         else:
-            table.add_column(Text(name), overflow="fold", min_width=min(widest, MAX_NAME))
+            table.add_column(heading, overflow="fold", min_width=min(widest, MAX_NAME))
     for row in rows:
         table.add_row(
             *(Text(row[name], styles.get(name, {}).get(row[name], "")) for name in columns)

@@ -280,6 +280,16 @@ def variables_of_a_check() -> dict[str, str]:
     return {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
 
 
+def variables_of_one_gpu(name: str) -> dict[str, str]:
+    """Variables for a check that gives its runs one GPU of this node, whatever the job has.
+
+    Args:
+        name: of the GPU, as CUDA_VISIBLE_DEVICES has it; the first that is visible here, since
+            Slurm sets that variable anew in each step.
+    """
+    return {**variables_of_a_check(), "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": name}
+
+
 def variables_of_workers(num: int, job_id: str, secret: str) -> list[dict[str, str]]:
     """Variables for processes of this machine that train one model, each as if on a node.
 

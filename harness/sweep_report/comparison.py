@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from harness.errors import InputError
 from harness.monitoring.status import format_duration
 from harness.report.text_tables import screen_table, table_lines
 from harness.sweep_report.best_trial import best_job
+from harness.system.console import rich_console
 from harness.tuning.sweep_dir import SweepDirectory, ranked_rows
 
 
@@ -24,7 +24,7 @@ def compare(sweeps: Sequence[SweepDirectory]) -> None:
     found = [_found(sweep) for sweep in sweeps]
     best = [_best_job(sweep) for sweep in sweeps]
     searches = [{**_flat(sweep.search().content), **_data(sweep)} for sweep in sweeps]
-    console = Console(highlight=False, emoji=False)
+    console = rich_console()
     for title, columns, rows in (
         ("found", found, list(found[0])),
         ("the best trials differ in", best, [*_different(best)]),

@@ -184,6 +184,25 @@ def check_id(option: str, text: str) -> None:
         )
 
 
+def reserve_id(runs: Path, job: Job) -> str:
+    """The name of a new run, in whose folder no other thread or process begins one.
+
+    Raises:
+        InputError: if the folder of the runs can't be written.
+    """
+    first = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}"
+    for count in range(1, 1000):
+        name = first if count == 1 else f"{first}-{count}"
+        try:
+            (runs / job.name / name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"runs = {runs}: can't be written: {error.strerror}") from None
+        return name
+    raise InputError(f"runs = {runs}: holds a thousand runs {first}; give a run_id")
+
+
 def is_whole(result: dict[str, Any]) -> bool:
     """Whether a result is complete: it has test scores, or validation scores if it has no test."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))

@@ -10,11 +10,10 @@ from harness.compute.execution_plan import (
     ExecutionPlan,
     choose,
     device_name,
-    has_large_table,
     measured_ms,
 )
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.host_memory import keep_freed_memory
+from harness.compute.host_memory import keep_for_large_tables
 from harness.compute.strategy import (
     Numerics,
     describe_devices,
@@ -95,8 +94,7 @@ def launch(
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
-        if plan.fused and has_large_table(job):
-            keep_freed_memory()
+        keep_for_large_tables(plan, job)
         import_tensorflow(allocation, plan.threads, Numerics.of(job))
         from harness.training.failures import explained_device_errors
 

@@ -55,7 +55,11 @@ class KeptTrials:
 
 
 def parts_of_trials(sweep: SweepDirectory) -> dict[Path, Parts]:
-    """What may go of the runs of a finished sweep's trials, by their folders."""
+    """What may go of the runs of a finished sweep's trials, by their folders.
+
+    Raises:
+        InputError: if the leaderboard is broken.
+    """
     rows = ranked_rows(sweep)
     attempts = [row.get("attempt") or "" for row in rows]
     best = {attempt for attempt in attempts[:NUM_KEPT] if ATTEMPT.fullmatch(attempt)}

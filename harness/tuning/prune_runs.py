@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.errors import InputError
 from harness.files.in_threads import in_threads
 from harness.search_space import is_sweep
 from harness.tracking.disk_use import OF_A_RUN, Amount, Parts, prune, refusal, total
@@ -64,7 +65,12 @@ def add_disk_use(statuses: Sequence[RunStatus]) -> list[RunStatus]:
 
 def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
     real = sweep.folder.resolve()
-    for folder, parts in parts_of_trials(sweep).items():
+    try:
+        trials = parts_of_trials(sweep)
+    except InputError:  # which trials are the best is not known
+        done.left.append((sweep.folder, "has a broken leaderboard"))
+        return
+    for folder, parts in trials.items():
         if folder.resolve() != real / folder.relative_to(sweep.folder):
             done.left.append((folder, "is behind a link"))
         elif sweep.finished():  # it may have been given more trials meanwhile

@@ -184,12 +184,24 @@ class SweepDirectory(LeasedDirectory):
         return reopen_data(record, job, data, whose=f"sweep {self.folder}")
 
     def leaderboard(self) -> list[dict[str, str]]:
-        """The rows of `leaderboard.csv`, the best first; empty before the first trial."""
+        """The rows of `leaderboard.csv`, the best first; empty before the first trial.
+
+        Raises:
+            InputError: if the file is broken.
+        """
+        path = self.path(LEADERBOARD)
         try:
-            with self.path(LEADERBOARD).open(newline="") as file:
-                return list(csv.DictReader(file))
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            if rows and not {"trial", "status"} <= rows[0].keys():
+                raise ValueError("it has no columns trial and status")
         except OSError:
             return []
+        except (ValueError, csv.Error) as error:
+            raise InputError(
+                f"{path}: is broken ({error}); put it back from a copy of the sweep"
+            ) from None
+        return rows
 
 
 def ranked_rows(sweep: SweepDirectory) -> list[dict[str, str]]:

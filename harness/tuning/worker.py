@@ -9,9 +9,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.compute.execution_plan import has_large_table
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.host_memory import keep_freed_memory, largest_jobs
+from harness.compute.host_memory import keep_for_large_tables, largest_jobs
 from harness.compute.strategy import (
     Numerics,
     import_tensorflow,
@@ -54,8 +53,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     job = search.job
     dataset, idle_min = sweep.dataset(job, arguments.data), idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
-    if plan_of(job, devices).fused and any(map(has_large_table, largest_jobs(search))):
-        keep_freed_memory()
+    keep_for_large_tables(plan_of(job, devices), *largest_jobs(search))
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

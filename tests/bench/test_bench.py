@@ -2,16 +2,26 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.bench import scale
-from harness.bench.baselines import MAXLEN, Padded, by_keras, by_keras_tuner
-from harness.bench.bench import SEARCH
+from harness.bench.baselines import (
+    MAXLEN,
+    Padded,
+    by_keras,
+    by_keras_tuner,
+    load,
+    load_without_keras,
+)
+from harness.bench.bench import SEARCH, resuming
 from harness.bench.made_up_runs import write_jobs
 from harness.bench.measured import Measured, changes, read_record, to_record, write_record
 from harness.bench.processes import Bench, Settings
@@ -57,10 +67,23 @@ def test_a_change_counts_beyond_the_spread_of_both(now: tuple[float, ...], verdi
 
 
 def test_what_only_one_of_them_measured_is_no_change() -> None:
-    """Another name, another way, or no base: there is nothing to be held against."""
+    """Another name, way or base, or no base: there is nothing to be held against."""
     lonely = Measured("help", "ms", False, {"harness": (3.0,)})
     other = Measured("lstm training", "reviews/s", True, {"notebook": (1.0,)}, "notebook")
-    assert changes([lonely, other], [lonely, speeds((1.0,), (1.0,))]) == []
+    ways: dict[str, tuple[float, ...]] = {"torch": (2.0,), "harness": (3.0,)}
+    based = Measured("rnn training", "reviews/s", True, ways, "torch")
+    assert changes([lonely, other, based], [lonely, speeds((1.0,), (1.0,))]) == []
+
+
+def test_nothing_compared_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty table would say that nothing got worse; other sizes are refused before."""
+    path, machine = tmp_path / "bench.json", {"processor": "a", "cpus": 2}
+    write_record(to_record([speeds((1.0,), (1.0,))], machine, {"epochs": 3}), path)
+    monkeypatch.setattr("harness.bench.bench.measure", lambda *_: iter(()))
+    with pytest.raises(InputError, match=r"bench.json: was measured with --epochs 3; give the"):
+        bench(reference=path)
+    with pytest.raises(RunError, match=r"nothing was compared: .*bench.json has none of these"):
+        bench(reference=path, epochs=3)
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -81,6 +104,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         ('{"format": 7}', "can't be read (its format is 7, not 1)"),
         ('{"format": 1, "machine": {}, "measured": []}', "is no record"),
         ('{"format": 1, "machine": {"processor": ""}, "measured": [{"name": 1}]}', "is no record"),
+        ('{"format": 1, "machine": {"processor": ""}, "measured": [], "settings": 1}', "no record"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
@@ -103,6 +127,25 @@ def test_the_reference_is_a_record_of_every_section() -> None:
     assert {"start to first step", "input pipeline", "rnn step", "lstm sweep"} <= names
     assert {"lstm, five seeds", "stacked_lstm on several devices", "command to answer"} <= names
     assert all(each.base in each.ways for each in held if len(each.ways) > 1)
+
+
+def test_torch_is_given_the_same_reviews_without_keras(tmp_path: Path) -> None:
+    """Its start and its memory are its own: the process imports neither Keras nor TensorFlow."""
+    generator, arrays = np.random.default_rng(1), dict[str, Any]()
+    for name in ("train", "test"):  # short and long reviews, frequent and rare words
+        arrays[f"x_{name}"] = reviews = np.empty(40, object)
+        reviews[:] = [generator.integers(1, 9000, n).tolist() for n in range(180, 220)]
+        arrays[f"y_{name}"] = generator.integers(0, 2, 40)
+    file = tmp_path / "imdb.npz"
+    np.savez(file, **arrays)
+    code = (
+        "import sys; from pathlib import Path; from harness.bench.baselines import *;"
+        "load_without_keras(Path(sys.argv[1]), 9); print({'keras', 'tensorflow'} & {*sys.modules})"
+    )
+    args = [sys.executable, "-c", code, str(file)]
+    assert subprocess.run(args, capture_output=True, text=True, check=True).stdout == "set()\n"
+    for ours, theirs in zip(load_without_keras(file, 30), load(file, 30), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.full
@@ -182,6 +225,32 @@ def test_an_interrupted_bench_keeps_what_it_measured(
     assert "rnn training, reviews/s" in capsys.readouterr().out
 
 
+def test_every_process_is_given_the_data_that_were_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some have a cache of their own, in which they would find none, and take the sample."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    small_data(tmp_path / "harness" / "imdb")
+    seen: list[Settings] = []
+
+    def measure(settings: Settings, *_: object) -> Iterator[Measured]:
+        seen.append(settings)
+        yield from ()
+
+    monkeypatch.setattr("harness.bench.bench.measure", measure)
+    bench()
+    bench(job=[JOBS / "rnn.toml"])  # which may have texts of its own, that --data is not for
+    assert [each.data for each in seen] == [tmp_path / "harness" / "imdb", None]
+
+
+def test_a_process_without_a_first_step_is_reported(tmp_path: Path) -> None:
+    """By its command and code, before the next is started."""
+    bench = Bench(replace(SETTINGS, data=tmp_path / "nowhere"), tmp_path, Console())
+    with pytest.raises(RunError, match=r"harness train .* ended with code 2 before its first step"):
+        next(resuming(bench))
+
+
 @pytest.mark.slow
 def test_the_bench_measures_a_sweep(harness: Harness) -> None:
     """KerasTuner by itself and a real sweep, to their ends."""
@@ -231,7 +300,10 @@ def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("--architecture", "transformer"), "known: rnn,"),
         (("--compare", "nothing.json"), "nothing.json: can't be read"),
         (("--json", "nowhere/bench.json"), "no such folder nowhere; make it first"),
+        (("--json", "."), "--json .: is a folder; name a file"),
         (("--only", "training", "--data", "nowhere"), "nowhere: is no folder"),
+        (("--only", "scale", "--data", "nowhere"), "nowhere: is no folder"),
+        (("--only", "replicas", "--data", "nowhere"), "nowhere: is no folder"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(

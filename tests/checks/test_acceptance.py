@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks.acceptance_full import Workers, check_killed_worker
+from harness.checks import child
+from harness.checks.acceptance_full import Workers, check_killed_worker, check_sharing
 from harness.checks.acceptance_runs import Runs, SmallRun, judge
+from harness.checks.child import Ended
 from harness.checks.finding import Finding, NotRun, examine
+from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.placement import allocate_slots
 from harness.system import cuda
 from tests.conftest import Harness
 
@@ -61,6 +65,30 @@ def test_options_of_the_acceptance_alone(harness: Harness) -> None:
     assert (done.returncode, "--full: belongs to --accept" in done.stderr) == (2, True)
 
 
+def test_a_report_that_can_not_be_written_is_refused_first(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before minutes of checks; if the disk fails after them, the report is printed."""
+    (harness.folder / "file").touch()
+    for words, said in (
+        (("--out", "file/a.json"), "--out file/a.json: can't be written (File exists); give an"),
+        (("--out", "."), "--out .: is a folder; name a file"),
+        (("--runs", "file"), "--runs file: can't be written (File exists); give another --out"),
+    ):
+        done = harness.run_here("doctor", "--accept", *words)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    report: dict[str, object] = {"host": "n1", "at": "2026-01-01T00:00:00+0000", "checks": []}
+
+    def prove(*_: object, **__: object) -> dict[str, object]:
+        (harness.folder / "out.json").mkdir()
+        return report
+
+    monkeypatch.setattr("harness.checks.acceptance.accept", prove)
+    done = harness.run_here("doctor", "--accept", "--out", "out.json")
+    assert (done.returncode, json.loads(done.stdout)) == (1, report)
+    assert "out.json: " in done.stderr
+
+
 def test_two_workers_need_devices_and_a_trusted_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +105,27 @@ def test_two_workers_need_devices_and_a_trusted_network(
         assert workers.wait(60)
         assert workers.codes == [0, 0]
         assert workers.last_lines() == "0 of 2 GPU-a; 1 of 2 GPU-b"
+
+
+def test_runs_that_share_a_gpu_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that are here, inside a Slurm job and outside: otherwise they would be dealt out."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    asked: list[dict[str, str]] = []
+
+    def run(*_: object, timeout_s: float, **variables: str) -> Ended:
+        asked.append(variables)
+        return Ended(0, timeout_s, 0.0, 0.0, "", "")
+
+    monkeypatch.setattr(child, "run_module", run)
+    (finding,) = check_sharing(Runs(tmp_path, "gpu", 2))
+    assert (finding.level, len(asked)) == ("green", 4)
+    in_job = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2", **asked[-1]}
+    for name, value in asked[-1].items():
+        monkeypatch.setenv(name, value)
+    for allocation in (None, SlurmEnvironment.from_environment(in_job)):
+        slots = allocate_slots(allocation, 8, workers_per_gpu=8)
+        assert {slot.gpu for slot in slots} == {0}
+    assert asked[-1]["CUDA_VISIBLE_DEVICES"] == "GPU-a"
 
 
 PRINTED = 'echo "$SLURM_PROCID of $SLURM_STEP_NUM_TASKS $CUDA_VISIBLE_DEVICES"'

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
-from harness.checks import probe
+from harness.checks import probe, probe_child
+from harness.compute import host_memory, strategy
+from harness.compute.execution_plan import ExecutionPlan
 from harness.errors import RunError
+from harness.job import Job
 from harness.system import cuda
 from tests.conftest import JOBS, Harness
+from tests.data.made_up_texts import write_csv
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,41 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
     told = probe.estimate("lstm", measured, {**measured, "step_s": 0.025}, rest_s=6.0)
     assert (told.total_s, told.reviews_per_s) == (4 + 20 + 15 + 6, 1600)
     assert told.speed_of_two == 0.8
+
+
+@pytest.mark.parametrize(("threads", "used"), [(None, 3), (2, 2)])
+def test_the_measured_step_is_that_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, used: int
+) -> None:
+    """Its classes, threads, numerics and memory; a benchmark of plans chooses the threads."""
+    texts = [(f"film number {i}", "abc"[i % 3]) for i in range(60)]
+    source = write_csv(tmp_path / "texts.csv", texts)
+    plan = ExecutionPlan(xla=False, threads=3, parts=1, why="measured", fused=True)
+    asked: dict[str, Any] = {}
+
+    def build(job: Job, _: object, plan: ExecutionPlan, **given: Any) -> None:
+        asked.update(given, plan=plan)
+        raise RunError("enough")
+
+    monkeypatch.setattr(probe_child, "plan_of", lambda *_: plan)
+    monkeypatch.setattr(strategy, "import_tensorflow", lambda *args: asked.update(args=args[1:]))
+    monkeypatch.setattr(strategy, "make_strategy", lambda _: None)
+    monkeypatch.setattr("harness.compute.train_step.TrainStep", build)
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: asked.update(keeps=True))
+    table = ("data.vocab_size=65536", "model.embedding_dim=128")
+    classes = ("train.class_weights={a=1.0,b=2.0,c=3.0}", f"data.source='{source}'")
+    with pytest.raises(RunError, match="enough"):
+        probe_child._speed(
+            str(JOBS / "lstm.toml"),
+            "cpu",
+            None,
+            seconds=0,
+            overrides=[*table, *classes, "train.tf32=true"],
+            threads=threads,
+        )
+    assert asked["args"] == (used, strategy.Numerics(tf32=True))
+    assert (asked["plan"], asked["num_outputs"], asked["keeps"]) == (plan, 3, True)
+    assert asked["facts"].class_weights == (1.0, 2.0, 3.0)
 
 
 @pytest.mark.full

@@ -33,7 +33,7 @@ def test_a_log_is_harmless_and_cut_to_its_end(harness: Harness, site: Site) -> N
 
 
 def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
-    """What the terminal can't show is a question mark."""
+    """What the terminal can't show is shown by its number, in lines of the log too."""
     log = site.folder / "log"
     log.write_text("naïve ☃\n")
     site.run("a", "failed", log=log, error="ValueError: ☃")
@@ -41,9 +41,12 @@ def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
     done = subprocess.run(
         harness.command("logs", "a"), env=harness.environment, capture_output=True, check=True
     )
-    assert done.stdout == b"na\xefve ?\n"
+    assert done.stdout == b"na\xefve \\u2603\n"
     harness.environment["PYTHONIOENCODING"] = "ascii"
-    assert "ValueError: ?" in harness.run("status").stdout
+    assert "ValueError: \\u2603" in harness.run("status").stdout
+    folder = site.run("b", "finished").folder
+    done_again = harness.run("resume", folder.rename(folder.with_name("☃"))).stdout
+    assert "\\u2603: finished already, nothing to do" in done_again
 
 
 def test_a_run_without_a_log_says_so(harness: Harness, site: Site) -> None:

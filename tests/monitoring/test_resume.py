@@ -13,6 +13,7 @@ from harness.monitoring.resume import as_job, interrupted
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus
 from tests.conftest import JOBS, Harness
+from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 SLURM = {
     "SLURM_JOB_NUM_NODES": "2",
@@ -153,12 +154,23 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
     assert "no Slurm job: this machine, " in first
     assert f"harness submit {shlex.quote(str(JOBS / 'lstm.toml'))}" in first
     environment["HARNESS_JOBS_ONLY"] = "1"
-    for command in (words, ["tune", JOBS / "tune_lstm.toml"]):
+    tune = [JOBS / "tune_lstm.toml"]
+    sweep = make_sweep(harness.folder / "sweep", RANDOM).folder
+    for command, instead in (
+        (words, f"harness submit {shlex.quote(str(words[1]))}"),
+        (["tune", *tune], f"harness submit {shlex.quote(str(tune[0]))}"),
+        (["sweep", "join", sweep], f"sbatch slurm/tune.sh --join {sweep}"),
+        (["sweep", "retrain", sweep], f"sbatch slurm/tune.sh --retrain {sweep}"),
+        (["doctor", "--probe"], "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor "),
+        (["doctor", "--accept"], "sbatch slurm/doctor.sh"),
+        (["bench"], "srun --cpus-per-task=4 --mem=16G harness bench"),
+    ):
         done = harness.run_here(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        instead = f"harness submit {shlex.quote(str(command[1]))}"
         assert f"this site computes in jobs only: {instead}" in done.stderr
     assert not harness.runs.exists()
+    said = harness.run_here("sweep", "retrain", sweep, "--here").stderr
+    assert "has no finished trial" in said.splitlines()[0]
     assert "no-such" in harness.run_here(*words, "--here").stderr.splitlines()[0]
     environment["SLURM_JOB_ID"] = "7"
     assert "no-such" in harness.run_here(*words).stderr.splitlines()[0]

@@ -61,6 +61,22 @@ def test_two_sweeps_stand_next_to_each_other(
     ]
 
 
+def test_names_act_on_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A heading is the name of a folder, which may hold anything; Rich's own codes stay."""
+    sweeps = two_sweeps(tmp_path)
+    evil = sweeps[1].folder.rename(sweeps[1].folder.with_name("b\x1b[2J\x9b"))
+    for variables in ({}, {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "200"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        compare([sweeps[0], SweepDirectory(evil)])
+        out = capsys.readouterr().out
+        assert r"tune_lstm/b\x1b[2J\x9b" in out
+        assert "\x1b[2J" not in out
+        assert "\x9b" not in out
+
+
 def test_other_data_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Scores on other reviews can't be compared."""
     sweeps = two_sweeps(tmp_path)

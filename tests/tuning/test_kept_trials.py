@@ -77,6 +77,22 @@ def test_pruning_a_finished_sweep_keeps_the_best_models(tmp_path: Path) -> None:
     assert sweep.leaderboard()[0]["trial"] == "7"
 
 
+@pytest.mark.parametrize("content", [b"trial\xff,status\n1,finished\n", b"a\n1\n", b"a,\0\n1\n"])
+def test_a_broken_leaderboard_prunes_nothing(harness: Harness, content: bytes) -> None:
+    """Nobody knows which trials are the best; whoever needs to know is told in one line."""
+    sweep, _ = made_up(harness.runs / "tune/s")
+    sweep.path("leaderboard.csv").write_bytes(content)
+    before = files(sweep.folder)
+    told = f"left as it is: {sweep.folder} has a broken leaderboard"
+    assert told in harness.run_here("prune", "--yes").stdout
+    assert files(sweep.folder) == before
+    assert harness.run_here("status", "--disk").returncode == 0
+    for command in ("show", "best", "retrain"):
+        done = harness.run_here("sweep", command, sweep.folder)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "leaderboard.csv: is broken (" in done.stderr
+
+
 def test_an_unfinished_sweep_is_left_alone(tmp_path: Path) -> None:
     """Also where one of its trials is named, and a trial behind a link in any."""
     sweep, _ = made_up(tmp_path / "runs/tune/s")

@@ -1,7 +1,6 @@
 """The run folder: whole files, one writer, and what is known of the machine."""
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 
 from harness.errors import DiskError, InputError, RunError, TakenOver
 from harness.job_file import load_job
-from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS
@@ -165,15 +163,3 @@ def test_broken_json_reads_as_missing(tmp_path: Path) -> None:
     for content in ('{"phase": "trai', "[1]", ""):
         (tmp_path / "state.json").write_text(content)
         assert RunDirectory(tmp_path).read_json("state.json") == {}
-
-
-def test_the_allocation_is_what_slurm_says() -> None:
-    """Outside Slurm there is none; inside, threads follow its CPUs, and no token is recorded."""
-    assert SlurmEnvironment.from_environment({}) is None
-    environment = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_JWT": "secret"}
-    allocation = SlurmEnvironment.from_environment(environment | {"HOME": "/root"})
-    assert allocation is not None
-    assert allocation.job_id == "7"
-    assert json.dumps(allocation.variables) == '{"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7"}'
-    assert given_cpus(allocation) == 1
-    assert given_cpus(None) == len(os.sched_getaffinity(0))

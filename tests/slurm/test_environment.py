@@ -1,0 +1,32 @@
+"""What is read of Slurm's variables, and told to its job script."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.slurm.environment import SlurmEnvironment, given_cpus, report_node_fault
+
+
+def test_the_allocation_is_what_slurm_says() -> None:
+    """Outside Slurm there is none; inside, threads follow its CPUs, and no token is recorded."""
+    assert SlurmEnvironment.from_environment({}) is None
+    environment = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_JWT": "secret"}
+    allocation = SlurmEnvironment.from_environment(environment | {"HOME": "/root"})
+    assert allocation is not None
+    assert allocation.job_id == "7"
+    assert json.dumps(allocation.variables) == '{"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7"}'
+    assert given_cpus(allocation) == 1
+    assert given_cpus(None) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("missing", [None, "HARNESS_NODE_FAULTS", "SLURMD_NODENAME"])
+def test_a_nodes_fault_is_a_line_for_the_job_script(tmp_path: Path, missing: str | None) -> None:
+    """Where one listens and the node has a name; the reason is one line."""
+    faults = tmp_path / "faults"
+    environment = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n4"}
+    environment.pop(missing or "", None)
+    listens = report_node_fault("no\n  driver", environment)
+    assert listens == (missing is None)
+    assert (faults.read_text() if faults.exists() else "") == ("n4 no driver\n" if listens else "")

@@ -1,9 +1,7 @@
 """The command line: gathers the commands and turns every ending into an exit code."""
 
-import io
 import logging
 import signal
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +12,7 @@ from harness import __version__
 from harness.cli import bench, compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
 from harness.node_disk.use import hold_own
-from harness.system.console import echo, log
+from harness.system.console import echo, log, take_any_text
 from harness.system.processes import end_with_parent
 
 SECTIONS = {  # of the help
@@ -64,9 +62,7 @@ def main() -> int:
         The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, run it again.
     """
     hold_own()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the terminal's encoding lacks is shown as \u2603, as on standard error.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    take_any_text()
     try:
         # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.
         code = app(prog_name="harness", standalone_mode=False)

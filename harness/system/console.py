@@ -5,6 +5,7 @@ A Slurm log so shows when a job stalled, and when and how it ended.
 
 import contextlib
 import functools
+import io
 import logging
 import os
 import re
@@ -100,6 +101,12 @@ def printable(text: str) -> str:
     follows, and halves of characters, which can't be encoded.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def take_any_text() -> None:
+    """Show what the encoding of standard output lacks as `\\u2603`, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:

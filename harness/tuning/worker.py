@@ -31,7 +31,7 @@ from harness.sweep_protocol.worker import (
     TrialStop,
     Worker,
 )
-from harness.system.console import Console, log
+from harness.system.console import Console, log, take_any_text
 from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
@@ -92,6 +92,7 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(args)
     end_with_parent()
     hold_own()
+    take_any_text()
     if arguments.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(arguments.gpu)
     try:

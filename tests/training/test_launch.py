@@ -31,6 +31,7 @@ __all__ = ["job_id"]  # pytest takes the fixture from here
     ("batch_size", "num_replicas", "num_gpus", "advice"),
     [
         (32, 1, 1, "--runs-per-gpu 4"),
+        (64, 2, 2, "use fewer GPUs"),
         (128, 4, 4, "use fewer GPUs"),
         (128, 4, 2, "a GPU 32 reviews a step"),  # of two nodes
         (64, 1, 1, ""),

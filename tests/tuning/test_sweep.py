@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import pty
 import random
 import re
 import signal
@@ -203,6 +204,26 @@ def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
     return bool(sweeps.workers(sweep_id)) and len(attempts) + done > kills
 
 
+def on_a_terminal(sweeps: Sweeps, sweep_id: str, *words: object) -> str:
+    """What a search that succeeds shows on a terminal of 120 columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        sweeps.harness.command("tune", sweeps.job, "--sweep-id", sweep_id, *words),
+        cwd=sweeps.harness.folder,
+        env=sweeps.harness.environment | {"TERM": "xterm", "COLUMNS": "120"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO once the last process has closed it
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return shown.decode()
+
+
 def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> None:
     """Saved on TERM, gone on with at once, then with more trials; a finished one stays as it is.
 
@@ -223,8 +244,8 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> 
     assert calm.state("again")["phase"] == "interrupted"
     assert not (calm.folder("again") / "result.json").exists()
 
-    done = calm.tune("again", "--workers", 1, "--set", "search.trials=4")
-    assert done.returncode == 0, done.stdout + done.stderr
+    shown = on_a_terminal(calm, "again", "--workers", 1, "--set", "search.trials=4")
+    assert re.search(r"trials .*[1-4]/4 1 running, \d+/h, best 0\.\d{4} \(trial \d\)", shown), shown
     assert by_settings(calm.rows("again")) == by_settings(calm.rows("calm"))
     assert sorted(calm.ledger("again").accepted) == list(range(4))
 

@@ -40,7 +40,7 @@ def write_projector(run: Path, folder: Path) -> None:
         np.savetxt(text, matrix, fmt="%.9g", delimiter="\t")
         content, name = text.getvalue(), "embedding.tsv"
     (folder / name).write_bytes(content)
-    (folder / "words.tsv").write_text("".join(f"{label}\n" for label in _labels(vocab)))
+    (folder / "words.tsv").write_text("".join(f"{label}\n" for label in _labels(vocab)), "utf-8")
     (folder / CONFIG).write_text(
         "embeddings {\n"
         '  tensor_name: "embedding"\n'

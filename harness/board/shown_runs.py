@@ -14,7 +14,7 @@ from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
 
 NUM_NEWEST = 200  # shown where none is named
-NUM_PROJECTED = 20  # whose word vectors are shown, a megabyte and more of a temporary folder each
+NUM_PROJECTED = 20  # the newest that have ended: a megabyte or more of word vectors each
 # As measured: of the process, of a value of a curve and its bytes in the file, of other bytes.
 BASE_GB = 0.2
 GB_A_VALUE, BYTES_A_VALUE = 1.3e-6, 49
@@ -68,11 +68,11 @@ class Shown:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)
                 self._links[run] = link
-        for run, has_ended in zip(self.found, ended, strict=True):
-            if has_ended and run in self._links and run not in self._projected:
-                self._projected.add(run)
-                if len(self._projected) <= NUM_PROJECTED:
-                    self._add_words(run, self._links[run])
+        done = {run for run, has_ended in zip(self.found, ended, strict=True) if has_ended}
+        for run in sorted(done & self._links.keys() - self._projected, key=_changed_s)[::-1]:
+            self._projected.add(run)
+            if len(self._projected) <= NUM_PROJECTED:
+                self._add_words(run, self._links[run])
 
     def _add_words(self, run: Path, link: Path) -> None:
         """Put the word vectors of a finished run beside links to its event files."""

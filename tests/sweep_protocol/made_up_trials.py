@@ -126,14 +126,15 @@ class Host:
         return 1e9
 
     def after_round(self, generation: Generation, news: list[int]) -> None:
+        terms, time_s = self.process.shared.terms, self.world.time_s
         if generation.number == self.world.newest:
             self.world.shown.update(generation.ledger.accepted)
+        if time_s - self.process.stopped_until < terms.round_s:
+            return  # it judged by what it had read before it was stopped
         for name, view in generation.workers.items():
             process = self.world.by_uuid[name]
             is_well = process.alive and not process.leaves
-            is_well &= (
-                self.world.time_s - process.disturbed_s > 0.9 * self.process.shared.terms.lost_s
-            )
+            is_well &= time_s - process.disturbed_s > 0.9 * terms.lost_s
             assert not view.is_lost or view.has_ended or not is_well, f"{name} is well and lost"
 
     def conclude(self, generation: Generation) -> None:

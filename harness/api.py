@@ -37,10 +37,8 @@ if TYPE_CHECKING:
 PathLike = str | Path
 Settings = Mapping[str, object]
 # Options of the commands that a function has another way for.
-INSTEAD = {
-    "set": 'give a dictionary of settings, such as {"train.epochs": 2}',
-    "seeds": "a function trains one run; call it with each seed, or use harness train --seeds",
-}
+SET = {"set": 'give a dictionary of settings, such as {"train.epochs": 2}'}
+SEEDS = {"seeds": "this trains one run; call it with each seed, or use harness train --seeds"}
 
 
 @dataclass(frozen=True)
@@ -237,7 +235,7 @@ def train(
         Interrupted: a signal stopped the run; it is saved and goes on with the same `run_id`.
         KeyboardInterrupt: after the run has saved and ended.
     """
-    overrides = _overrides(settings, options)
+    overrides = _overrides(settings, options, SET | SEEDS)
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
@@ -275,7 +273,7 @@ def tune(
     """
     from harness.search_space import load_search
 
-    overrides = _overrides(settings, options)
+    overrides = _overrides(settings, options, SET)
     folder = _default_runs() if runs is None else Path(runs)
     name = sweep_id or time.strftime("%Y%m%d-%H%M%S")
     with trusting(bool(options.get("trust_code"))):
@@ -352,9 +350,11 @@ def _default_runs() -> Path:
     return Path(os.environ.get("HARNESS_RUNS") or "runs")
 
 
-def _overrides(settings: Settings | None, options: Settings) -> list[str]:
-    for name in INSTEAD.keys() & options.keys():
-        raise InputError(f"{name} = {options[name]!r}: is no argument here; {INSTEAD[name]}")
+def _overrides(
+    settings: Settings | None, options: Settings, instead: Mapping[str, str]
+) -> list[str]:
+    for name in instead.keys() & options.keys():
+        raise InputError(f"{name} = {options[name]!r}: is no argument here; {instead[name]}")
     return [f"{key}={toml_value(value)}" for key, value in (settings or {}).items()]
 
 

@@ -15,9 +15,9 @@ import importlib.util
 import os
 import re
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ REFERENCE = re.compile(
 )
 FORM = "file.py:function or package.module:function"
 TRUST = "HARNESS_TRUST_CODE"  # the environment variable that --trust-code sets
-TRUSTING = threading.Lock()  # or one thread would leave behind what another has set
+TRUSTED = ContextVar("TRUSTED", default=False)  # of a function's call
 MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources together
 
 
@@ -102,7 +102,7 @@ def check_trusted(path: Path, where: str) -> None:
     Raises:
         InputError: if this is so.
     """
-    if os.environ.get(TRUST) == "1":
+    if TRUSTED.get() or os.environ.get(TRUST) == "1":
         return
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
@@ -114,17 +114,12 @@ def check_trusted(path: Path, where: str) -> None:
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """Take any code while a job is read, as a command does with --trust-code."""
-    with TRUSTING:
-        before = os.environ.get(TRUST)
-        try:
-            if is_trusted:
-                os.environ[TRUST] = "1"
-            yield
-        finally:
-            os.environ.pop(TRUST, None)
-            if before is not None:
-                os.environ[TRUST] = before
+    """Take any code while a job is read, as a command does with --trust-code; in this thread."""
+    token = TRUSTED.set(is_trusted)
+    try:
+        yield
+    finally:
+        TRUSTED.reset(token)
 
 
 def _root_of(module: str, where: str) -> Path:

@@ -12,7 +12,7 @@
 home=$(dirname "$0")/..
 [[ -f $home/slurm/common.sh ]] ||
     home=${HARNESS_HOME:-$(timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o |
-        sed -nE '1s|/slurm/[^/ ]+\.sh( .*)?$||p')}
+        sed -nE '1s|/[^/ ]+/[^/ ]+\.sh( .*)?$||p')}
 [[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
 source "$home/slurm/common.sh" || {
     echo "harness: $home is not the project, and squeue does not say where it is; set HARNESS_HOME" >&2

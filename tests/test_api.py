@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,20 +76,24 @@ def test_a_setting_may_be_a_table(here: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("function", "options", "said"),
     [
-        ({"set": "train.epochs=2"}, "set = 'train.epochs=2': is no argument here; give a dict"),
-        ({"seeds": "1-2"}, "seeds = '1-2': is no argument here; a function trains one run"),
+        (package.train, {"set": "a.b=2"}, "set = 'a.b=2': is no argument here; give a dict"),
+        (package.tune, {"set": "a.b=2"}, "set = 'a.b=2': is no argument here; give a dict"),
+        (package.train, {"seeds": "1-2"}, "seeds = '1-2': is no argument here; this trains one"),
     ],
 )
 def test_options_that_would_have_no_effect_are_refused(
-    here: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], said: str
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[..., object],
+    options: dict[str, object],
+    said: str,
 ) -> None:
     """Their place is another argument, or the command line."""
     monkeypatch.setattr("harness.api.run_printed", lambda *_: None)
-    for function in (package.train, package.tune):
-        with pytest.raises(InputError, match=re.escape(said)):
-            function(LSTM, **options)  # type: ignore[arg-type] # the names are the point
+    with pytest.raises(InputError, match=re.escape(said)):
+        function(LSTM, **options)
     assert list(here.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ from harness.files.lenient_json import read_toml, table, whole
 from harness.files.plain_file import read_plain_file
 
 CONFIG = "projector_config.pbtxt"
+FILES = {CONFIG, "embedding.bytes", "embedding.tsv", "words.tsv"}
 NUM_WORDS = 10_000  # the commonest; the page draws no more points either
 SPECIAL = ("<pad>", "<start>", "<unknown>", "<unused>")  # the indices before the words
 EMBEDDING = re.compile(r"layers/embedding(_\d+)?/vars/0")  # as Keras names the table of words

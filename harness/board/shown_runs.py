@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.board.projector import CONFIG, write_projector
+from harness.board.projector import CONFIG, FILES, write_projector
 from harness.board.server import points_per_curve
 from harness.errors import InputError
 from harness.files.in_threads import in_threads
@@ -14,7 +14,7 @@ from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
 
 NUM_NEWEST = 200  # shown where none is named
-NUM_PROJECTED = 20  # the newest that have ended: a megabyte or more of word vectors each
+NUM_PROJECTED = 20  # the newest that have ended, and those that end: over a megabyte each
 # As measured: of the process, of a value of a curve and its bytes in the file, of other bytes.
 BASE_GB = 0.2
 GB_A_VALUE, BYTES_A_VALUE = 1.3e-6, 49
@@ -69,10 +69,10 @@ class Shown:
                 link.symlink_to(events, target_is_directory=True)
                 self._links[run] = link
         done = {run for run, has_ended in zip(self.found, ended, strict=True) if has_ended}
-        for run in sorted(done & self._links.keys() - self._projected, key=_changed_s)[::-1]:
-            self._projected.add(run)
-            if len(self._projected) <= NUM_PROJECTED:
-                self._add_words(run, self._links[run])
+        new = sorted(done & self._links.keys() - self._projected, key=_changed_s)
+        self._projected.update(new)
+        for run in new[-NUM_PROJECTED:]:
+            self._add_words(run, self._links[run])
 
     def _add_words(self, run: Path, link: Path) -> None:
         """Put the word vectors of a finished run beside links to its event files."""
@@ -82,9 +82,8 @@ class Shown:
             if run.stat().st_uid != os.getuid() or os.path.lexists(events / CONFIG):
                 return
             folder.mkdir()
-            for name in os.listdir(events):  # noqa: PTH208 - names
-                if name in CURVES or ".tfevents." in name:
-                    (folder / name).symlink_to(events / name)
+            for name in {*os.listdir(events)} - FILES:  # noqa: PTH208 - names
+                (folder / name).symlink_to(events / name)
             write_projector(run, folder)
             link.unlink()
             folder.rename(link)

@@ -93,6 +93,8 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
     target = target.resolve()
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
+        if not left.name.removeprefix(f".{target.name}.").removesuffix(".old").isdecimal():
+            continue
         if target.exists():
             shutil.rmtree(left, ignore_errors=True)
         else:  # a process was killed after it had moved the earlier folder away

@@ -13,17 +13,26 @@ def cache_folder() -> Path:
 
 def private_cache(name: str) -> Path | None:
     """A folder of the cache for code that is run, None if others could put code into it."""
-    top = cache_folder()
-    folder = top / name
+    folder = (cache_folder() / name).absolute()
     try:
-        top.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if others_can_write(top.stat()):  # it was made by the umask
-            top.chmod(0o700)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        for each in (*reversed(folder.parents), folder):
+            each.mkdir(mode=0o700, exist_ok=True)  # not by the umask, as parents are otherwise
+        if others_can_write(folder.parent.stat()):  # an earlier version made it by the umask
+            folder.parent.chmod(0o700)
         status = folder.lstat()
-        # Who can write to a folder above could put another one in this one's place.
-        if any(others_can_write(each.stat()) for each in folder.absolute().parents):
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
             return None
     except OSError:
         return None
-    return folder if status.st_uid == os.getuid() and status.st_mode & 0o077 == 0 else None
+    return folder
+
+
+def _can_be_replaced(folder: Path) -> bool:
+    """Whether others could put another folder in its place, by a folder above it."""
+    for above in reversed(folder.parents):
+        status = above.stat()
+        if others_can_write(status):
+            return True
+        if status.st_uid == os.getuid() and not status.st_mode & 0o011:
+            return False  # nobody else comes further
+    return False

@@ -255,9 +255,9 @@ def _begun_with(run: RunDirectory) -> dict[str, str]:
     starts = run.read_json(RECORD).get("starts")
     first = starts[0] if isinstance(starts, list) and starts else None
     parent = table(first, "parent") if isinstance(first, dict) else {}
-    # From a checkpoint it goes on to the same bytes as a run that began anew.
-    is_other = parent.get("begins_with") == "weights"
-    return {"train.from": Path(str(parent.get("run"))).parent.name} if is_other else {}
+    # From a checkpoint it goes on to the same bytes as a run that began as that one did.
+    origin = text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
+    return {"train.from": Path(origin).parent.name} if origin else {}
 
 
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:

@@ -83,9 +83,9 @@ def write_provenance(
 def code_of(run: RunDirectory) -> Mapping[str, Any]:
     """The code of this process, without files in the folder of runs: see `code_version`."""
     folder = run.folder.absolute()
-    # A trial's run is in the folder of its sweep.
-    outermost = next((each for each in reversed(folder.parents) if is_sweep(each)), folder)
-    return _code(outermost.parent.parent)
+    # The run of a trial is up to four folders below that of its sweep.
+    sweep = next((each for each in folder.parents[:4] if is_sweep(each)), folder)
+    return _code(sweep.parent.parent)
 
 
 @functools.cache  # what is imported stays; a sweep's worker starts many runs

@@ -77,11 +77,11 @@ class RunDirectory(LeasedDirectory):
 
     def exists(self) -> bool:
         """Whether the run was begun."""
-        return (self.folder / "job.toml").is_file()
+        return _is_file(self.folder / "job.toml")
 
     def finished(self) -> bool:
         """Whether the run ended well: the result is written last."""
-        return (self.folder / "result.json").is_file()
+        return _is_file(self.folder / "result.json")
 
     def result(self) -> dict[str, Any]:
         """The scores of a finished run.
@@ -108,9 +108,9 @@ class RunDirectory(LeasedDirectory):
         except OSError as error:
             if error.errno not in PASSING:
                 return {}
-            raise DiskError(
-                f"{path}: can't be read: {error.strerror}; try again when the disk is well"
-            ) from None
+            is_closed = error.errno == errno.EACCES
+            remedy = "check its mode and owner" if is_closed else "try again later"
+            raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
 
     def job(self) -> Job:
         """The run's job, every default filled in.
@@ -127,7 +127,7 @@ class RunDirectory(LeasedDirectory):
         Raises:
             InputError: if one did, with how to get that version, or if it is.
         """
-        record = self.read_json(RECORD)
+        record = self.certain_json(RECORD)
         if not record and os.path.lexists(self.path(RECORD)):
             raise InputError(
                 f"run {self.folder}: {RECORD} is broken, which says what the run was begun with; "
@@ -214,6 +214,16 @@ def is_whole(result: dict[str, Any]) -> bool:
 def run_identity(job: Job, checksum: str) -> str:
     """What a checkpoint belongs to: this job on these data, wherever the data are."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file that may be seen; what a failing disk says is no answer."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ENAMETOOLONG):
+            return False
+        raise
 
 
 def _is_dir(path: Path) -> bool:

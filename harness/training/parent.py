@@ -40,10 +40,14 @@ class Parent:
 
     def record(self) -> dict[str, Any]:
         """What the new run's record says of it."""
-        return {
+        record = {
             "run": str(self.run.folder.absolute()),
             "begins_with": "checkpoint" if self.continues else "weights",
         }
+        # What it goes on with may itself have begun with another model's weights.
+        if self.continues and (origin := _weights_of(self.run)):
+            record["weights_of"] = origin
+        return record
 
     def describe(self) -> str:
         """What the new run begins with, and why with no more."""
@@ -93,6 +97,14 @@ def _recorded(run: RunDirectory) -> str | None:
     """The folder of the parent with which a run began."""
     parent = _first_start(run).get("parent")
     return text(parent.get("run")) if isinstance(parent, dict) else None
+
+
+def _weights_of(run: RunDirectory) -> str | None:
+    """The folder of the run with whose weights a run, or one that it goes on with, began."""
+    parent = _first_start(run).get("parent")
+    if not isinstance(parent, dict):
+        return None
+    return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
 def _checked(parent: RunDirectory, context: RunContext) -> Parent:

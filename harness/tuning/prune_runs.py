@@ -58,7 +58,7 @@ def add_disk_use(statuses: Sequence[RunStatus]) -> list[RunStatus]:
             "free_files": free.num_files.total(),
         }
 
-    known = [each for each in statuses if each.folder.is_dir()]
+    known = [each for each in statuses if each.is_there()]
     in_threads(add, known)
     return sorted(statuses, key=lambda each: -(each.disk or {"bytes": 0})["bytes"])
 

@@ -35,6 +35,18 @@ from harness.system.console import Console
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.report.small_data import small_data
 
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands in this process find no data of this machine, and no word of its site."""
+    for name in ("HARNESS_DATA", "HARNESS_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HARNESS_OFFLINE", "1")
+    monkeypatch.setenv("HARNESS_HERE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+
 SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None, jobs=())
 
 

@@ -91,6 +91,7 @@ def test_a_run_without_words_is_shown_without(
     (folders["broken"] / "model.keras").write_bytes(b"PK")
     (folders["trains"] / "result.json").unlink()
     (folders["old"] / "tensorboard/projector_config.pbtxt").write_text("")
+    (folders["trains"] / "tensorboard/plugins/profile").mkdir(parents=True)
     (tmp_path / "board").mkdir()
     shown = Shown(tmp_path / "board/runs", [], tmp_path / "runs")
     shown.refresh()
@@ -101,3 +102,4 @@ def test_a_run_without_words_is_shown_without(
     shutil.copy(run / "result.json", folders["trains"])  # it has ended
     shown.refresh()
     assert (links["trains"] / "projector_config.pbtxt").is_file()
+    assert (links["trains"] / "plugins/profile").is_dir()

@@ -1,5 +1,8 @@
 """Where a dataset is looked for."""
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,14 +56,38 @@ def test_a_named_folder_is_the_only_one(home: Path, monkeypatch: pytest.MonkeyPa
     assert missing_in() == [home / "named"]
 
 
+@pytest.fixture
+def open_home() -> Iterator[Path]:
+    """A folder that everyone can enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.mark.parametrize(("mode", "is_refused"), [(0o700, False), (0o755, False), (0o777, True)])
 def test_code_is_kept_where_nobody_else_can_put_another_folder(
-    home: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_refused: bool
+    open_home: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_refused: bool
 ) -> None:
-    """Its own folder is private, and others can write to none above it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "caches"))
-    (home / "caches/harness").mkdir(parents=True)
-    (home / "caches/harness").chmod(0o777)  # by an earlier version, with a lax umask
-    (home / "caches").chmod(mode)
+    """Its own folder is private, and others can write to none above it that they can enter."""
+    caches = open_home / "caches"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    (caches / "harness").mkdir(parents=True)
+    (caches / "harness").chmod(0o777)  # by an earlier version, with a lax umask
+    caches.chmod(mode)
     assert (private_cache("xla") is None) == is_refused
-    assert (home / "caches/harness").stat().st_mode & 0o077 == 0
+    assert (caches / "harness").stat().st_mode & 0o077 == 0
+    open_home.chmod(0o700)
+    assert private_cache("xla") == caches / "harness/xla"
+
+
+def test_what_is_missing_above_a_private_cache_is_private(
+    open_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a umask of 002, others could replace it otherwise."""
+    monkeypatch.setenv("HOME", str(open_home))
+    before = os.umask(0o002)
+    try:
+        assert private_cache("xla") == open_home / ".cache/harness/xla"
+    finally:
+        os.umask(before)
+    assert (open_home / ".cache").stat().st_mode & 0o077 == 0

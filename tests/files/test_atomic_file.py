@@ -1,6 +1,7 @@
 """Files and folders that are complete or absent."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +98,8 @@ def test_what_a_kill_moved_away_comes_back(tmp_path: Path) -> None:
         (temporary / "a").write_text("2")
     assert (target / "a").read_text() == "2"
     assert [*tmp_path.iterdir()] == [target]
+    (tmp_path / ".export.v2.7.old").mkdir()  # of another target
+    shutil.rmtree(target)
+    with replaced_directory(target, lambda _: None):
+        pass
+    assert (tmp_path / ".export.v2.7.old").is_dir()

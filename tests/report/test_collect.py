@@ -125,14 +125,15 @@ def test_runs_of_an_earlier_version_and_of_this_one_share_a_row(tmp_path: Path) 
 
 def test_a_run_that_began_with_trained_weights_has_a_row_of_its_own(tmp_path: Path) -> None:
     """It has learned more; from a checkpoint a run goes on as if it had begun anew."""
-    for seed, begins_with in enumerate((None, "checkpoint", "weights"), 1):
+    for seed, begins_with in enumerate((None, "checkpoint", "weights", "checkpoint"), 1):
         write_run(tmp_path / str(seed), seed=seed)
         parent = {"run": "/runs/gru/7", "begins_with": begins_with}
+        parent |= {"weights_of": "/runs/gru/6"} if seed == 4 else {}
         record = {"starts": [{"parent": parent if begins_with else None}, {}]}
         (tmp_path / str(seed) / "provenance.json").write_text(json.dumps(record))
     ((group,), _) = group_runs(scored_runs([tmp_path])[0])
     names = {row.name: list(row.by_seed) for row in group.results}
-    assert names == {"lstm": [1, 2], "lstm from=gru": [3]}
+    assert names == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
 
 
 def test_the_texts_of_an_ensemble_are_those_of_its_runs(

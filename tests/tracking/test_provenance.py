@@ -98,6 +98,8 @@ def test_a_record_that_can_not_be_read_just_now_stays(run: RunDirectory) -> None
     run.path(RECORD).symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Input/output error"):
         record_kernels(run, {"lstm": "cudnn"})
+    with pytest.raises(DiskError, match="Input/output error; try again later"):
+        run.check_format()
     assert run.path(RECORD).is_symlink()
 
 

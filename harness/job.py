@@ -209,6 +209,7 @@ class TrainConfig(ConfigSection):
         0.0,
         ge=0,
         le=1000,
+        allow_inf_nan=False,
         description="train on each review also with its word vectors moved by so many times their "
         "size to where the loss grows most; 0 = off, 5 is usual",
     )

@@ -14,6 +14,7 @@ from keras.layers import (
     Bidirectional,
     Dropout,
     Embedding,
+    Masking,
     SpatialDropout1D,
 )
 
@@ -109,6 +110,8 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
             rest = (1, inputs.shape[2])
         elif self.over_channels:
             rest = (tf.shape(inputs)[1], 1)
+        elif None in rest:  # the time, in batches by length
+            rest = tuple(tf.shape(inputs)[i] if n is None else n for i, n in enumerate(rest, 1))
         # Every replica draws the mask of the whole global batch, [batch, units], a few thousand
         # numbers, and takes its own rows.
         seed, rate, scaled = self.seed, self.rate, inputs / (1 - self.rate)
@@ -259,6 +262,23 @@ def outer_embedding(model: keras.Model) -> OuterEmbedding | None:
     return found[0] if found[0].input is model.inputs[0] else None
 
 
+def takes_masks(model: keras.Model) -> bool:
+    """Whether a layer of the model makes a mask."""
+    return any(
+        isinstance(layer, Masking) or getattr(layer, "mask_zero", False)
+        for layer in _all_layers(model)
+    )
+
+
+def needs_own_replica(model: keras.Model) -> list[str]:
+    """The layers that add up numbers over replicas, which TensorFlow refuses inside of a step."""
+    return [
+        layer.name
+        for layer in _all_layers(model)
+        if isinstance(layer, BatchNormalization) and layer.synchronized
+    ]
+
+
 def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
     """The model's recurrent layers, in order."""
     return [layer for layer in model.layers if isinstance(layer, RNN | Bidirectional)]
@@ -269,7 +289,7 @@ def turn_cudnn_off(model: keras.Model) -> None:
 
     XLA can't compile cuDNN, and a CPU can't run it.
     """
-    for layer in recurrent_layers(model):
+    for layer in _all_layers(model):
         directions = ("forward_layer", "backward_layer")  # of a Bidirectional layer
         for inner in (layer, *(getattr(layer, name, layer) for name in directions)):
             if hasattr(inner, "use_cudnn"):

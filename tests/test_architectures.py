@@ -125,6 +125,13 @@ def test_dropout_between_layers_drops_each_row_on_its_own() -> None:
     assert len({row.tobytes() for row in outputs}) == 4
     assert len({time.tobytes() for time in outputs[0]}) == 4
 
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 6])])  # type: ignore[untyped-decorator]
+    def by_length(inputs: tf.Tensor) -> tf.Tensor:
+        with global_batch(tf.constant(0, tf.int64), tf.range(4)):
+            return layer(inputs, training=True)
+
+    np.testing.assert_array_equal(by_length(inputs), outputs)
+
 
 def test_the_training_copy_has_equal_weights_and_its_own_dropout() -> None:
     """The copy predicts as the model does, and no dropout of Keras's is left in it."""

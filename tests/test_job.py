@@ -152,6 +152,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
         ("train.callbacks=mine.py", "list"),
         ("train.callbacks=['mine']", "package.module:function"),
         ("train.learning_rate=inf", "finite"),
+        ("train.adversarial=nan", "finite"),
         ("train.epochs=8\ndata.limit=2", "integer"),
     ],
 )

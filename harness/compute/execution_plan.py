@@ -114,6 +114,8 @@ def shape(job: Job) -> str:
     what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
     if job.data.bucket:
         what["bucket"] = True
+    if job.train.adversarial:
+        what["adversarial"] = True  # a second pass
     what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
     return " ".join(f"{name}={value}" for name, value in what.items())
 

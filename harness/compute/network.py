@@ -17,7 +17,13 @@ from harness.architectures import BUILDERS
 from harness.data.vocabulary import FIRST_WORD
 from harness.errors import InputError
 from harness.job import Job
-from harness.layers import for_training, place_dropouts
+from harness.layers import (
+    for_training,
+    needs_own_replica,
+    place_dropouts,
+    takes_masks,
+    turn_cudnn_off,
+)
 from harness.own_code import load_function, own_errors
 from harness.texts.word_vectors import WordVectors
 
@@ -155,6 +161,8 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
             + (" and class" if num_outputs > 1 else "")
             + "; end it in Dense(num_outputs)"
         )
+    if takes_masks(model):
+        turn_cudnn_off(model)  # it takes no mask that begins with zeros, as padded reviews have
     return model
 
 
@@ -205,14 +213,19 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
     layer.trainable = job.model.train_embeddings
 
 
-def check_network(job: Job, num_outputs: int = 1) -> str:
+def check_network(job: Job, num_outputs: int = 1, num_replicas: int = 1) -> str:
     """Build a user's network once before anything of a run is written, and look at what it gives.
+
+    Args:
+        job: the job.
+        num_outputs: as `Dataset.num_outputs`.
+        num_replicas: that train it.
 
     Returns:
         A warning, or nothing.
 
     Raises:
-        InputError: if it can't be built, or gives no probabilities.
+        InputError: if it can't be built, gives no probabilities, or has what no step here does.
     """
     if not job.model.is_own:
         return ""
@@ -228,6 +241,17 @@ def check_network(job: Job, num_outputs: int = 1) -> str:
         each.assign(numbers.normal(size=each.shape))
     with own_errors(where):
         given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
+    if model.losses:
+        raise InputError(
+            f"{where}: adds {len(model.losses)} losses of its own (regularizers or add_loss), and "
+            "training takes none of them; take them out, and for smaller weights give "
+            "train.optimizer_options.weight_decay"
+        )
+    if num_replicas > 1 and (names := needs_own_replica(model)):
+        raise InputError(
+            f"{where}: {', '.join(names)} has synchronized=True, which works on one device alone; "
+            "use LayerNormalization, or one device"
+        )
     given = given[np.isfinite(given).all(axis=1)]
     sums = given.sum(axis=1)
     # Half-precision probabilities add up to 1 within a hundredth.

@@ -161,7 +161,8 @@ class TrainStep:
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.job.train.clipnorm > 0:
-            scale = self.optimizer.scale_loss(tf.constant(1.0))  # which the optimizer undoes
+            one = tf.constant(1.0, gradients[0].dtype)
+            scale = self.optimizer.scale_loss(one)  # which the optimizer undoes
             limit = self.job.train.clipnorm * scale
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
         return [gradient / context.num_replicas_in_sync for gradient in gradients]

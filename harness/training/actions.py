@@ -77,16 +77,22 @@ class Profiler:
 
     def __init__(self, folder: Path, num_steps: int) -> None:
         self.folder = folder
-        self.steps = range(PROFILE_AFTER, PROFILE_AFTER + num_steps)
-        self._is_on = self._was_on = False
+        self.num_steps = num_steps
+        self._is_on = False
+        self._before: int | None = None  # the step of the last call
+        self._end = 0
 
     def before_step(self, step: int) -> None:
-        """Start or stop as needed before a step, counted over the whole run from 0."""
-        if self._is_on and step >= self.steps.stop:
+        """Start or stop as needed before a step, counted over the whole run from 0.
+
+        Several steps may lie between two calls: as many as are executed together.
+        """
+        before, self._before = self._before, step
+        if self._is_on and step >= self._end:
             self.stop()
-        elif step in self.steps and not self._was_on:
+        elif self.num_steps and before is not None and before < PROFILE_AFTER <= step:
             tf.profiler.experimental.start(str(self.folder))
-            self._is_on = self._was_on = True
+            self._is_on, self._end = True, step + self.num_steps
 
     def stop(self) -> None:
         """Write the profile, if one is being taken."""

@@ -109,7 +109,7 @@ def launch(
         devices_used = describe_devices(strategy, worker_group)
         warn_of_changes(context.run, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(context, console)
+        check_own_parts(context, strategy.num_replicas_in_sync, console)
         # 4. The run.
         from harness.training.train import train
 
@@ -203,13 +203,22 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     """Print what is about to run, and warn about settings that may surprise.
 
     Raises:
-        InputError: if there are more replicas than reviews in a global batch.
+        InputError: if there are more replicas than reviews in a global batch, or a score is named
+            that so few classes don't have.
     """
+    from harness.training.metrics import CLASSES_FOR_TOP
+
     run, job, dataset = context.run, context.job, context.dataset
     if job.train.batch_size < num_replicas:
         raise InputError(
             f"train.batch_size = {job.train.batch_size}: is the global batch and should be at "
             f"least the {num_replicas} replicas; raise it, or request fewer devices"
+        )
+    watched = {job.train.monitor, job.train.keep} & {"val_top_5_accuracy"}
+    if watched and len(dataset.classes) <= CLASSES_FOR_TOP:
+        raise InputError(
+            "val_top_5_accuracy, which train.monitor or train.keep names: needs more than "
+            f"{CLASSES_FOR_TOP} classes, the data have {len(dataset.classes)}; give val_accuracy"
         )
     for line in job.without_effect():
         console.warning(line)
@@ -240,7 +249,7 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_own_parts(context: RunContext, console: Console) -> None:
+def check_own_parts(context: RunContext, num_replicas: int, console: Console) -> None:
     """Refuse what the user made and Keras does not take, before anything is written.
 
     Raises:
@@ -250,7 +259,7 @@ def check_own_parts(context: RunContext, console: Console) -> None:
     from harness.compute.optimizer import build_optimizer
 
     job = context.job
-    if line := check_network(job, context.dataset.num_outputs):
+    if line := check_network(job, context.dataset.num_outputs, num_replicas):
         console.warning(line)
     if job.train.optimizer_options:
         build_optimizer(job.train)

@@ -187,6 +187,7 @@ def _take_weights(
     parent: RunDirectory, run: RunDirectory, train_step: "TrainStep"
 ) -> Iterator[str]:
     from keras.layers import Embedding
+    from keras.optimizers import ScheduleFreeAdamW
 
     from harness.inference.model_file import load_model
 
@@ -209,6 +210,12 @@ def _take_weights(
             f"--from {parent.folder}: no layer of its model fits this job; leave --from out"
         )
     train_step.model.set_weights(train_step.export_model.get_weights())
+    optimizer = getattr(train_step.optimizer, "inner_optimizer", train_step.optimizer)
+    if isinstance(optimizer, ScheduleFreeAdamW):  # it has copied the random weights
+        for copy, weights in zip(
+            optimizer._momentums, train_step.model.trainable_variables, strict=True
+        ):
+            copy.assign(weights)
 
 
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:

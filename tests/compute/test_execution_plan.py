@@ -175,3 +175,12 @@ def test_the_bench_measures_and_keeps_the_plans_of_a_job(harness: Harness, tmp_p
     assert harness.run("train", path, "--run-id", "a").returncode == 0
     plan = json.loads((harness.runs / "lstm/a/provenance.json").read_text())["plan"]
     assert f"measured on {processor()}" in plan["why"]
+
+
+def test_jobs_whose_steps_do_other_work_share_no_measurement() -> None:
+    """Batches by length and a second pass take another time and other memory."""
+    shapes = {
+        shape(load_job(JOBS / "lstm.toml", [setting]))
+        for setting in ("train.seed=2", "train.seed=3", "data.bucket=true", "train.adversarial=5")
+    }
+    assert len(shapes) == 3

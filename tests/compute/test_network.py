@@ -19,7 +19,7 @@ from harness.errors import InputError
 from harness.inference.model_file import save_model
 from harness.job import Job
 from harness.job_file import check_job
-from harness.layers import GlobalBatchDropout
+from harness.layers import GlobalBatchDropout, turn_cudnn_off
 from harness.tracking.run_dir import RunDirectory
 
 HEAD = "import keras\nfrom keras import layers\n"
@@ -92,6 +92,7 @@ def test_any_keras_model_is_built_trained_and_loaded(
         (BODY.replace('"sigmoid"', "None"), "which are no probabilities"),
         (BODY.replace("0.5", "options['rate']"), "model.options.rate is missing"),
         (BODY.replace("0.5", "7"), "mynet.py, line 6: ValueError: Invalid value received"),
+        (BODY.replace("num_outputs,", "num_outputs, kernel_regularizer='l2',"), "adds 1 losses"),
     ],
 )
 def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> None:
@@ -157,6 +158,26 @@ def test_layers_that_depend_on_the_replicas_are_named() -> None:
     recurrent = BODY.replace("layers.GlobalMaxPooling1D()", "layers.LSTM(4, dropout=0.5)")
     assert "lstm" in check_network(own(recurrent))
     assert check_network(own(recurrent.replace(", dropout=0.5", ""))) == ""
+
+
+def test_averages_over_replicas_are_refused_on_several() -> None:
+    """TensorFlow adds up nothing over replicas inside of a compiled step."""
+    job = own(BODY.replace("layers.Dropout(0.5)", "layers.BatchNormalization(synchronized=True)"))
+    assert check_network(job) == ""
+    with pytest.raises(InputError, match="batch_normalization has synchronized=True"):
+        check_network(job, num_replicas=2)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_recurrent_layers_that_get_a_mask_do_without_cudnn(mask: bool) -> None:
+    """It takes masks of padding at the end alone; where XLA is on, inner layers do without too."""
+    inner = "keras.Sequential([layers.LSTM(4)])"
+    body = BODY.replace("layers.GlobalMaxPooling1D()", inner)
+    model = build_network(own(body.replace("vocab_size, 4", f"vocab_size, 4, mask_zero={mask}")))
+    (lstm,) = (each for each in model._flatten_layers() if isinstance(each, keras.layers.LSTM))
+    assert lstm.use_cudnn == (False if mask else "auto")
+    turn_cudnn_off(model)
+    assert lstm.use_cudnn is False
 
 
 def test_dropout_inside_of_other_layers_is_over_the_global_batch() -> None:

@@ -53,6 +53,7 @@ CASES = {
         ),
     ),
 }
+ONCE = " once"  # after a case's name: on one replica alone
 FUSED = " fused"  # after a case's name: with the update of the words' table as one pass
 NUM_LARGE = 100  # numbers, of which the table has 120 and no other variable as many
 NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
@@ -65,7 +66,7 @@ ENDS: tuple[dict[int, Any], ...] = (
 
 
 def main(folder: Path, *names: str) -> None:
-    """Train each case three times, and print what came out."""
+    """Train each case in three ways, and print what came out."""
     job = load_job(JOBS / "lstm.toml", SETTINGS)
     from harness.compute.strategy import Numerics
 
@@ -73,7 +74,8 @@ def main(folder: Path, *names: str) -> None:
     two, one = make_strategy(parse_devices("cpu:2")), one_device()
     for name in names:
         found: dict[str, Any] = {"case": name}
-        for run, strategy, ends in (("one", one, [{}]), ("two", two, [{}]), ("ended", two, ENDS)):
+        ways: tuple[Any, ...] = (("one", one, [{}]), ("two", two, [{}]), ("ended", two, ENDS))
+        for run, strategy, ends in ways[: 1 if name.endswith(ONCE) else None]:
             for each in ends:
                 train_once(folder / name / run, name, strategy, dict(each))
             found[run] = outcome(folder / name / run)
@@ -108,7 +110,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
 
     keras.utils.clear_session()  # layers are named as in a new process
     execution_plan.LARGE = NUM_LARGE
-    path, settings = CASES[name.removesuffix(FUSED)]
+    path, settings = CASES[name.removesuffix(FUSED).removesuffix(ONCE)]
     job = load_job(JOBS / f"{path}.toml", [*SETTINGS, *settings])
     vocab = [f"word{i}" for i in range(40)]
     console = Console()

@@ -57,3 +57,11 @@ def test_the_steps_asked_for_are_profiled_and_no_more(
         profiler.before_step(step)
     profiler.stop()
     assert calls[2:] == ["start at 20", "stop at 39"]
+    profiler = Profiler(tmp_path, 3)
+    for step in range(0, 200, 50):  # as many are executed together
+        profiler.before_step(step)
+    assert calls[4:] == ["start at 50", "stop at 100"]
+    profiler = Profiler(tmp_path, 3)
+    for step in range(100, 140):  # of a run that goes on
+        profiler.before_step(step)
+    assert len(calls) == 6

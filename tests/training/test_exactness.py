@@ -22,7 +22,7 @@ pytestmark = pytest.mark.full
 @pytest.mark.parametrize(
     ("job", "devices", "kills"),
     [
-        ("gru", "cpu:1", (3, 30)),
+        ("gru", "cpu:1", (30,)),
         ("bilstm", "cpu:2", (30,)),
         pytest.param("rnn", "cpu:2", (3, 16, 30), marks=pytest.mark.slow),
     ],

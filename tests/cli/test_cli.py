@@ -180,7 +180,7 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
         *("vocabulary.txt", "validation_predictions.npz"),
     }
     assert len(list((run / "checkpoints").iterdir())) == 1
-    assert len([path for path in run.rglob("*") if path.is_file()]) == 17
+    assert len([path for path in run.rglob("*") if path.is_file()]) == 14
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["kernels"] == {"bidirectional": "xla"}
     assert provenance["packages"]["tensorflow"].startswith("2.")

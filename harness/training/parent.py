@@ -167,14 +167,14 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     """
     from harness.training import checkpoint
 
+    epochs = context.job.train.epochs
     if parent.continues:
         for path in reversed(parent.run.checkpoints()):
-            epochs = context.job.train.epochs
             if checkpoint.adopt(path, context.run, context.identity, max_epochs=epochs):
                 return []
         raise InputError(
             f"--from {parent.run.folder}: its checkpoints are broken, or hold more than the "
-            f"train.epochs = {context.job.train.epochs} of this job; leave it out, or give more "
+            f"train.epochs = {epochs} of this job; leave it out, or give more "
             "epochs"
         )
     lines = list(_take_weights(parent.run, context.run, train_step))

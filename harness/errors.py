@@ -39,7 +39,7 @@ class TakenOver(RunError):  # noqa: N818 - no fault of its own
 
 
 class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not an error
-    """A signal asked the run to stop; its checkpoint is saved: exit code 75, run again to go on.
+    """A signal asked the run to stop; its checkpoint is saved: exit code 75, resumed to go on.
 
     Also raised when another worker of the run is lost.
     """

@@ -32,7 +32,7 @@
 
 # 1: networks and callbacks of your own run although others can write to their files or folders, as
 # where a group shares them: whoever can, runs code as you.
-# HARNESS_TRUST_CODE=1
+# export HARNESS_TRUST_CODE=1
 
 # One model on several nodes (--nodes=2) is refused until this is 1. TensorFlow's servers have no
 # login and listen on every interface: any user who reaches the ports of a job's nodes can act as
@@ -78,10 +78,10 @@
 
 # Options of sbatch for all jobs. harness submit reads these lines here; sbatch reads them from the
 # shell that calls it, so run `source slurm/site.sh` there first. SBATCH_GRES=none is for a site
-# without GPUs; with SBATCH_GPUS_PER_NODE, plain sbatch needs it too.
+# without GPUs; beside SBATCH_GPUS_PER_NODE, plain sbatch needs SBATCH_GRES=none as well.
 # export SBATCH_ACCOUNT=my-account
 # export SBATCH_PARTITION=my-partition
 # export SBATCH_GRES=none
 # export SBATCH_GRES=gpu:a100:1
 # export SBATCH_GPUS_PER_NODE=a100:1
-# export SBATCH_MEM_PER_GPU=16G
+# export SBATCH_MEM_PER_GPU=16G  # for harness submit alone: the scripts have --mem

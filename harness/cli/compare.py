@@ -110,7 +110,7 @@ def ensemble(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="folders of finished runs")],
     others: Annotated[
         Literal["ngrams"] | None,
-        typer.Option("--with", help="also average the linear model over 1- to 3-grams"),
+        typer.Option("--with", help="add the linear model over 1- to 3-grams as a member"),
     ] = None,
     weights_from: Annotated[
         Path | None,

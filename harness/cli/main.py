@@ -43,7 +43,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Train the notebook's recurrent sentiment models on any devices.",
+    help="Train, test and search text classifiers on CPUs, GPUs or a Slurm cluster.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -59,7 +59,7 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, run it again.
+        The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, resume it.
     """
     hold_own()
     take_any_text()

@@ -41,7 +41,7 @@ DeviceList = Annotated[
     typer.Option(
         "--devices",
         metavar="KIND:N",
-        help="gpu:2, cpu, cpu:2; default: all GPUs",
+        help="gpu:2, cpu, cpu:2; default: all GPUs, else the CPU",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="fail if only the packaged sample is there")]

@@ -45,7 +45,7 @@ def status(
     ] = None,
     states: Annotated[
         list[str] | None,
-        typer.Option("--state", metavar="STATE", help="only runs in it, such as failed"),
+        typer.Option("--state", metavar="STATE", help="only runs in this state, such as failed"),
     ] = None,
     newer: Annotated[
         str | None,

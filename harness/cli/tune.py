@@ -78,7 +78,7 @@ def tune(
     port: Annotated[str | None, typer.Option("--port", hidden=True, callback=_refuse_port)] = None,
     seeds: Annotated[str | None, _moved("seeds", "harness sweep retrain SWEEP --seeds")] = None,
 ) -> None:
-    """Search for better settings with KerasTuner.
+    """Search for better settings.
 
     No trial is lost if a worker or the command itself is killed. `harness sweep` shows the result.
     """

@@ -75,8 +75,8 @@ class DataConfig(ConfigSection):
     test: bool = Field(True, description="score the test set at the end of the run")
     bucket: bool = Field(
         False,
-        description="batches of reviews of similar length, padded at their ends to the longest; pads "
-        "change no result, and there are fewer time steps",
+        description="batches of reviews of similar length, padded at their ends to the longest; "
+        "pads change no result, and there are fewer time steps",
     )
 
 
@@ -180,7 +180,11 @@ class TrainConfig(ConfigSection):
         [], max_length=100, description="steps only: epochs after which the learning rate drops"
     )
     schedule_factor: float = Field(
-        0.1, gt=0, lt=1, allow_inf_nan=False, description="steps only: factor of the learning rate at each drop"
+        0.1,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="steps only: factor of the learning rate at each drop",
     )
     warmup_epochs: float = Field(
         0.0,
@@ -210,8 +214,8 @@ class TrainConfig(ConfigSection):
         ge=0,
         le=1000,
         allow_inf_nan=False,
-        description="size of the adversarial change to the word vectors, in lengths of a vector; each "
-        "review is trained on unchanged and changed; 0 = off, 5 is usual",
+        description="size of the adversarial change to the word vectors, in lengths of a vector; "
+        "each review is trained on unchanged and changed; 0 = off, 5 is usual",
     )
     class_weights: ClassWeights = Field(
         "",

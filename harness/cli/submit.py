@@ -41,7 +41,7 @@ def submit(
         bool, typer.Option("--resume", help="go on with the runs or sweeps RUN... instead of JOB")
     ] = False,
     all_interrupted: Annotated[
-        bool, typer.Option("--all-interrupted", help="continue all runs that are interrupted, lost or dead")
+        bool, typer.Option("--all-interrupted", help="continue all interrupted, lost and dead runs")
     ] = False,
     overrides: Overrides = None,
     seeds: Annotated[

@@ -115,11 +115,12 @@ prepare_batch() {
         # shellcheck disable=SC2064
         trap "SIGNALS+=' $name'" $name
     done
+    trap "SIGNALS+=' TERM'; requeue_if_preempted" TERM
     export HARNESS_MAX_REQUEUES="${HARNESS_MAX_REQUEUES:-20}"
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
     # Each node that can't do what the job was promised gets a line in it: its name, and why.
-    export HARNESS_NODE_FAULTS=$HARNESS_RUNS/.submissions/node-faults-$SLURM_JOB_ID
+    export HARNESS_NODE_FAULTS=$HARNESS_RUNS/.submissions/node-faults-$FIRST_JOB
     mkdir -p "${HARNESS_NODE_FAULTS%/*}" || unset HARNESS_NODE_FAULTS
     UNBEGUN_STARTS=$HARNESS_RUNS/.submissions/unbegun-$SLURM_JOB_ID
     export HARNESS_OFFLINE=1 # compute nodes often have no network; a download would only time out
@@ -145,6 +146,8 @@ stage_data() {
     local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} output reason
     is_batch && [[ -n $scratch ]] || return 0
     scratch+=/harness-imdb-$(id -u)
+    # A job that goes on with the run may be on another node.
+    STAGED_FROM=${HARNESS_DATA:-}
     if output=$("${ON_NODES[@]}" data stage "$scratch" 2>&1); then
         export HARNESS_DATA=$scratch
         printf '%s\n' "$output"
@@ -269,11 +272,14 @@ run_job() {
     [[ $job == /* ]] || job=$PROJECT/$job
     ! has_option --seeds "$@" || spans='' # one process starts several runs, each on one node
     prepare $spans
+    ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
     has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
         # Seeds that are too large for an index are listed.
         read -r -a seeds <<<"${HARNESS_ARRAY_SEEDS:-}"
-        options+=(--seed "${seeds[SLURM_ARRAY_TASK_ID - 1]-$SLURM_ARRAY_TASK_ID}")
+        name=$SLURM_ARRAY_TASK_ID
+        [[ ${#seeds[@]} == 0 ]] || name=${seeds[name - 1]}
+        options+=(--seed "$name")
     fi
     if name=$(value_of --run-id "$@"); then
         name=$(folder_of "$job")/$name
@@ -312,6 +318,7 @@ run_tune() {
         esac
     done
     prepare
+    ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
     has_option --data "$@" || has_source "$@" || stage_data
     if [[ ${command[0]} == tune ]]; then
         if name=$(value_of --sweep-id "$@"); then

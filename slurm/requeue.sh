@@ -11,6 +11,8 @@ PREEMPTED=''       # yes if it was cancelled for another job, requeued if it is 
 # they would act on all tasks.
 JOB=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+FIRST_JOB=${HARNESS_FIRST_JOB:-${SLURM_JOB_ID:-}} # of the jobs that go on one after another
+MORE_MEMORY=''     # in MB, that the job asks for from now on
 
 # Whether the job can be resumed: it saved its state, or a process on one of several nodes died,
 # and those on the others lived long enough to save.
@@ -78,16 +80,17 @@ is_unbegun_too_often() {
 
 # Puts a job back that failed without a signal, unless it gets no further; harness says which.
 requeue_after_failure() {
-    local verdict memory
+    local verdict
     verdict=$("${HARNESS[@]}" job-end "$RC" --run "$RUN" --runs "$HARNESS_RUNS") ||
         { can_go_on && verdict=requeue; } || verdict=stop
     if [[ $verdict != requeue* ]]; then
         complain "harness ended with exit code $RC; not requeued, see above why"
         return
     fi
+    MORE_MEMORY=${verdict#requeue}
+    MORE_MEMORY=${MORE_MEMORY# }
     requeue
-    memory=${verdict#requeue}
-    [[ -z $memory ]] || update_job "MinMemoryNode=${memory# }" ||
+    [[ -z $MORE_MEMORY ]] || update_job "MinMemoryNode=$MORE_MEMORY" ||
         warn "Slurm does not give the job more memory; cancel it, and submit it with more --mem"
 }
 
@@ -104,9 +107,19 @@ update_job() {
 
 # Where Slurm does not requeue the job, another one goes on with its run.
 submit_successor() {
+    local -a call=(env) options=(--dependency="afterany:$JOB")
+    local nodes
     warn "interrupted, and the requeue failed: $1"
-    if [[ -z $RUN ]] || ! "${HARNESS[@]}" submit --resume "$RUN" --runs "$HARNESS_RUNS" -- \
-        --dependency="afterany:$JOB"; then
+    if [[ -n ${STAGED_FROM+staged} ]]; then
+        call+=(-u HARNESS_DATA)
+        [[ -z $STAGED_FROM ]] || call=(env HARNESS_DATA="$STAGED_FROM")
+    fi
+    call+=(HARNESS_FIRST_JOB="$FIRST_JOB") # which its failures are counted for
+    nodes=$(faulty_nodes | paste -s -d , -)
+    [[ -z $nodes ]] || options+=(--exclude="$nodes")
+    [[ -z ${MORE_MEMORY:-} ]] || options+=(--mem="${MORE_MEMORY}M")
+    if [[ -z $RUN ]] || ! "${call[@]}" "${HARNESS[@]}" submit --resume "$RUN" \
+        --runs "$HARNESS_RUNS" -- "${options[@]}"; then
         complain "interrupted; submit the job again to resume it"
     fi
 }

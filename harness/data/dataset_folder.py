@@ -38,7 +38,7 @@ from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
 from harness.files.scratch import scratch_directory
 from harness.files.site_settings import site_setting
-from harness.node_disk.use import MARK
+from harness.node_disk.use import MARK, is_in_use
 from harness.ownership import distrust, owner_name
 
 FORMAT = 1
@@ -82,6 +82,11 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
                     return False
             except (RunError, InputError):
                 pass  # broken, or others could write to it, so it is made again
+            else:
+                if known.checksum != dataset.checksum and is_in_use(folder):
+                    raise InputError(
+                        f"{folder}: holds other data that a job uses; give another folder, or wait"
+                    )
         elif not folder.is_dir() or any(path.name != MARK for path in folder.iterdir()):
             raise InputError(f"{folder}: holds something else; give a new or an empty folder")
     folder = folder.absolute()

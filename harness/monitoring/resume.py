@@ -60,8 +60,8 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     before = allocation_of(variables)
     if num_gpus := _gpus_in_use(record):  # as many again, for the same number of replicas
         before["gpus"] = str(max(1, num_gpus // before.get("nodes", 1)))
-    elif record and "gpus" not in before:
-        before["gpus"] = "0"
+    elif "gpus" not in before and (asked or _last_start(record).get("devices")):
+        before["gpus"] = "0"  # as it had none
     if names_in(wanted.flags) & {*GPUS}:
         before.pop("gpus", None)
     if wanted.mem or names_in(wanted.flags) & {*MEMORY}:

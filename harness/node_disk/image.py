@@ -136,8 +136,12 @@ def _write(environment: Path, kind: str, image: Image) -> Image:
     """Write the image under a name with the beginning of its sum, and return its record."""
     passing = environment / f"{NAME}-new"  # a killed packing leaves it; the next replaces it
     left_out = [f"--exclude=./{name}" for name in (f"{NAME}-*", RECORD)]  # itself
-    call_tar(kind, "--create", f"--file={passing}", f"--directory={environment}", "--anchored",
-             *left_out, ".")  # fmt: skip
+    try:
+        call_tar(kind, "--create", f"--file={passing}", f"--directory={environment}", "--anchored",
+                 *left_out, ".")  # fmt: skip
+    except RunError:  # of a full disk, which it would leave full
+        passing.unlink(missing_ok=True)
+        raise
     with passing.open("rb") as file:
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

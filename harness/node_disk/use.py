@@ -51,6 +51,15 @@ def mark_used(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a living process holds a folder."""
+    with contextlib.suppress(OSError):
+        if (held := lock_folder(folder)) is None:
+            return True
+        os.close(held)
+    return False
+
+
 def hold_own(environment: Mapping[str, str] = os.environ, prefix: str = sys.prefix) -> None:
     """Keep the marked folders that this process uses, its environment and its data, from removal.
 

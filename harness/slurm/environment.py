@@ -14,6 +14,7 @@ from harness.slurm.client import ask
 from harness.system.cuda import visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
+FIRST_JOB = "HARNESS_FIRST_JOB"  # of jobs that go on one after another
 ASKED = frozenset(
     f"SLURM_{name}"
     for name in (
@@ -43,6 +44,7 @@ class SlurmEnvironment:
     retries_memory: bool  # ask for more memory after a kill for want of it
     secret: str | None  # of the workers of a step, made by our job scripts
     log: str | None  # the job's log file, if our job scripts named it
+    first_job_id: str  # of this job, or of the one with which its run began
     variables: dict[str, str]
 
     @classmethod
@@ -76,6 +78,7 @@ class SlurmEnvironment:
             retries_memory=environment.get(RETRY_MEMORY) == "1",
             secret=environment.get("HARNESS_SECRET"),
             log=environment.get("HARNESS_LOG"),
+            first_job_id=environment.get(FIRST_JOB) or job_id,
             variables={
                 name: value
                 for name, value in sorted(environment.items())

@@ -221,6 +221,13 @@ def run_tasks(
                         num_done += 1
                         console.info(f"{process.name}: done, {num_done} of {len(tasks)}")
                 time.sleep(POLL_S)
+        except Interrupted:
+            at_work = [process for process in pool.processes if process.alive]
+            pool.ask_to_save(at_work, stop.signal or signal.SIGTERM)
+            if at_work and all(process.code == RunError.exit_code for process in at_work):
+                # Such as that each was requeued too often without a step: so was the job.
+                raise RunError(f"{at_work[0].name}: {at_work[0].last_line()}") from None
+            raise
         finally:
             pool.ask_to_save(pool.processes, stop.signal or signal.SIGTERM)
     if failures:

@@ -94,6 +94,17 @@ class Resources:
                         + (" and give --seeds" if own == "array" else "")
                     )
 
+    def check_retry(self, *, one_run: bool) -> None:
+        """Refuse a retry where the end of a job does not say what was killed.
+
+        Raises:
+            InputError: with the remedy.
+        """
+        if self.retry_memory and not one_run:
+            raise InputError(
+                "--retry-memory: is for jobs of one run each; leave it out, and give more --mem"
+            )
+
     def sbatch_args(self) -> list[str]:
         """The flags for sbatch, apart from the one for GPUs, which depends on the site."""
         args = []

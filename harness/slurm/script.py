@@ -16,6 +16,7 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.search_space import SearchSpec
 from harness.slurm import client
+from harness.slurm.environment import FIRST_JOB
 from harness.slurm.limits import DEFAULT_ARRAY_SIZE
 from harness.slurm.resources import Resources, array_spec
 from harness.slurm.sbatch_options import (
@@ -32,8 +33,9 @@ from harness.slurm.sbatch_options import (
 COMPARISON, SEARCH = "compare", "tune"
 OF_OWN_NETWORKS = "lstm"  # the five have the same header but for their names
 
-# The locations of data and caches, exported to the job whatever sbatch's --export says.
-CARRIED = ("HARNESS_DATA", "HARNESS_TRUST_CODE", "XDG_CACHE_HOME", "KERAS_HOME")
+# The locations of data and caches, exported to the job whatever sbatch's --export says; and words.
+CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
+CARRIED_AS_IT_IS = ("HARNESS_TRUST_CODE", FIRST_JOB)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def job_variables(
     """What the job's script exports: code, environment, runs, data and caches."""
     carried = {
         name: str(Path(environment[name]).absolute()) for name in CARRIED if environment.get(name)
-    }
+    } | {name: environment[name] for name in CARRIED_AS_IT_IS if environment.get(name)}
     return {
         "HARNESS_HOME": str(snapshot),
         "HARNESS_VENV": str(job_environment(project, environment)),

@@ -96,6 +96,7 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     project, runs = project_folder(), runs.absolute()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [_check_job(file, options.overrides, chosen) for file in files]
+    resources.check_retry(one_run=not options.pack and all(isinstance(j, Job) for j in jobs))
     scripts = [script_of(job) for job in jobs]
     _check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
     if not options.pack:  # otherwise each model is on one node

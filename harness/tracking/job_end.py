@@ -42,7 +42,7 @@ def judge(code: int, run: str, runs: Path, *, allocation: SlurmEnvironment) -> V
     state = _state(run, runs)
     # The heartbeat of a search counts its trials.
     reached = max(whole(state.get(key)) or 0 for key in ("step", "finished"))
-    path = submissions(runs) / f"failures-{allocation.job_id}.json"
+    path = submissions(runs) / f"failures-{allocation.first_job_id}.json"
     record = read_json(path)
     before = whole(record.get("step")) or 0
     is_same = record.get("code") == code and reached <= before

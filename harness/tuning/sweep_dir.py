@@ -146,9 +146,14 @@ class SweepDirectory(LeasedDirectory):
                 "on with it by that version, or begin a new sweep"
             )
 
-    def write_format(self) -> None:
-        """Record that this version writes the sweep from here on."""
-        self.write_json(RECORD, stamped({}, SWEEP_FORMAT))
+    def write_format(self, asked: Mapping[str, str] | None = None) -> None:
+        """Record that this version writes the sweep from here on.
+
+        Args:
+            asked: of Slurm, by this job: what a job that goes on asks for; none outside of a job.
+        """
+        starts = [] if asked is None else [{"slurm_asked": dict(asked)}]
+        self.write_json(RECORD, stamped({"starts": starts}, SWEEP_FORMAT))
 
     def exists(self) -> bool:
         """Whether the sweep was begun."""

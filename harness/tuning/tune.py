@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import InputError, Interrupted, RunError, TakenOver
 from harness.files.shared_disk import is_network
 from harness.search_space import SEARCH_FILE, SearchSpec
-from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.environment import SlurmEnvironment, asked_of
 from harness.slurm.placement import Slot
 from harness.sweep_protocol.journal import Ledger
 from harness.sweep_protocol.mailbox import (
@@ -78,7 +78,7 @@ def tune(
     for name in ("journal", "workers", "trials"):
         sweep.path(name).mkdir(exist_ok=True)
     search = settled(search, sweep, len(slots))
-    sweep.write_format()
+    sweep.write_format(asked_of(allocation) if allocation else None)
     sweep.write_data(dataset)
     # There may be more trials to run now, and the old result must never seem to be of all of them.
     sweep.path(RESULT).unlink(missing_ok=True)

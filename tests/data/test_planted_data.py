@@ -1,5 +1,6 @@
 """Data that somebody else planted or changed: never read as what they are not."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -228,6 +229,20 @@ def test_what_harness_writes_itself_is_read_whatever_the_umask(tmp_path: Path) -
     assert modes(tmp_path / "data") == (0o755, {0o644})
     (kept,) = (tmp_path / "gone").glob("texts-*")
     assert modes(kept) == (0o700, {0o600})
+
+
+def test_a_copy_that_a_job_reads_is_not_replaced_by_other_data(tmp_path: Path) -> None:
+    """It would train on what it did not begin with; data that are the same are left as they are."""
+    folder = tmp_path / "data"
+    save_folder(small(), folder)
+    other = make_dataset(small().train, small().test, ["other", *small().vocab[1:]])
+    reader = os.open(folder, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    with pytest.raises(InputError, match="holds other data that a job uses"):
+        save_folder(other, folder)
+    assert not save_folder(small(), folder)
+    os.close(reader)
+    assert save_folder(other, folder)
 
 
 def test_a_link_in_place_of_the_copy_is_refused(

@@ -32,6 +32,7 @@ LAST = {
     "SLURM_JOB_START_TIME": "1700000000",
     "SLURM_JOB_END_TIME": "1700005401",
 }
+LAST_ARGS = ["--nodes=1", "--time=91", "--mem=1500M"]
 
 
 def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") -> RunStatus:
@@ -61,7 +62,7 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
         (
             {"slurm": SLURM, "starts": [{"slurm_asked": LAST, "devices": []}]},
             Resources(),
-            ["--nodes=1", "--time=91", "--mem=1500M"],
+            LAST_ARGS,
             "2",
         ),
         (
@@ -79,6 +80,9 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
         ({"slurm": {}, "starts": [{"devices": [{"device": "cpu:0"}]}]}, Resources(), [], "0"),
         ({"slurm": {}, "starts": []}, Resources(flags=("-G2",)), ["-G2"], None),
         ({}, Resources(), [], None),
+        # Of searches: in a job, and outside.
+        ({"starts": [{"slurm_asked": LAST}]}, Resources(), LAST_ARGS, "2"),
+        ({"starts": []}, Resources(), [], None),
     ],
 )
 def test_it_asks_for_what_the_run_had(

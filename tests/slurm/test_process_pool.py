@@ -68,6 +68,26 @@ def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Sig
 
 
 @pytest.mark.usefixtures("handlers_kept")
+def test_runs_that_all_give_up_at_a_signal_end_their_job(tmp_path: Path) -> None:
+    """As those that were requeued too often without a step; or the job would go on for ever."""
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit('harness: not requeued, 20 times'))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    tasks = tasks_of(tmp_path, script)
+
+    def send() -> None:
+        logs = [task.log for task in tasks[:2]]
+        wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs))
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(RunError, match="a: not requeued, 20 times"):
+        run_tasks(tasks, TWO, allocation=None, console=Console())
+
+
+@pytest.mark.usefixtures("handlers_kept")
 @pytest.mark.parametrize(
     ("child", "kind", "words"),
     [

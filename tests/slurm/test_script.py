@@ -230,6 +230,14 @@ def layout(tmp_path: Path) -> Layout:
     )
 
 
+def test_a_word_is_carried_as_it_is_and_a_folder_is_absolute(tmp_path: Path) -> None:
+    """A job has no idea of the folder where it was submitted."""
+    environment = {"HARNESS_TRUST_CODE": "1", "HARNESS_FIRST_JOB": "7", "HARNESS_DATA": "data"}
+    found = job_variables(tmp_path, tmp_path, tmp_path, environment=environment)
+    carried = {name: found[name] for name in environment}
+    assert carried == {**environment, "HARNESS_DATA": str(Path("data").absolute())}
+
+
 def untimed(text: str) -> str:
     return re.sub(r"\d{8}-\d{6}-\d{6}", "TIME", text)
 

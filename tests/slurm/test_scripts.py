@@ -225,11 +225,12 @@ def test_a_users_own_job_script_may_call_one(project: Project) -> None:
     assert "--run-id" not in project.call()["argv"]
 
 
-def test_array_task_is_the_seed(project: Project) -> None:
+@pytest.mark.parametrize("task", ["3", "0"])
+def test_array_task_is_the_seed(project: Project, task: str) -> None:
     """An array task's number becomes the seed and a part of the run's id."""
-    env = project.slurm(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+    env = project.slurm(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID=task)
     assert project.run(project.spool(), env=env).returncode == 0
-    assert project.call()["argv"][2:] == ["--seed", "3", "--run-id", "slurm-42_3"]
+    assert project.call()["argv"][2:] == ["--seed", task, "--run-id", f"slurm-42_{task}"]
 
 
 def test_array_task_finds_its_seed_in_a_list(project: Project) -> None:

@@ -90,9 +90,11 @@ def test_a_finished_sweep_of_an_earlier_version_is_read(harness: Harness) -> Non
 def test_a_sweep_notes_the_version_that_writes_it(tmp_path: Path) -> None:
     """Which is then the one that goes on with it."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
-    sweep.write_format()
-    assert json.loads((tmp_path / "sweep/provenance.json").read_text()) == {
-        "format": 4,
-        "harness": __version__,
-    }
+    for asked, starts in ((None, []), ({"SLURM_X": "1"}, [{"slurm_asked": {"SLURM_X": "1"}}])):
+        sweep.write_format(asked)
+        assert json.loads((tmp_path / "sweep/provenance.json").read_text()) == {
+            "format": 4,
+            "harness": __version__,
+            "starts": starts,
+        }
     SweepDirectory(sweep.folder).check_resumable()

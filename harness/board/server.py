@@ -1,5 +1,6 @@
 """TensorBoard's server, which answers only requests that begin with a secret path."""
 
+import contextlib
 import hmac
 import io
 import os
@@ -7,7 +8,7 @@ import socket
 import sys
 import types
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,14 +115,11 @@ def listen(port: int | None) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     # Without it, connections of a server that has just ended would block its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
-    try:
+    with _closed_if_refused(
+        listener, f"--port {port}", "choose another, or leave it out for a free one"
+    ):
         listener.bind(("127.0.0.1", port or 0))
         listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise InputError(
-            f"--port {port}: {error.strerror}; choose another, or leave it out for a free one"
-        ) from None
     return listener
 
 
@@ -137,16 +135,22 @@ def listen_on_socket(path: Path) -> socket.socket:
             "be; set TMPDIR to a shorter folder, such as /tmp"
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with _closed_if_refused(
+        listener, f"--socket: {path}", "set TMPDIR to a folder of the node's own disk"
+    ):
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(128)
+    return listener
+
+
+@contextlib.contextmanager
+def _closed_if_refused(listener: socket.socket, what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         listener.close()
-        raise InputError(
-            f"--socket: {path}: {error.strerror}; set TMPDIR to a folder of the node's own disk"
-        ) from None
-    return listener
+        raise InputError(f"{what}: {error.strerror}; {remedy}") from None
 
 
 def ssh_reaches(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:

@@ -40,6 +40,18 @@ def tasks_of(folder: Path, script: str, names: str = "abc") -> list[Task]:
     ]
 
 
+def send_when_ready(logs: list[Path], number: signal.Signals) -> threading.Thread:
+    """Send this process a signal, from another thread, once each log says `ready`."""
+
+    def send() -> None:
+        wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs))
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    return sender
+
+
 @pytest.mark.usefixtures("handlers_kept")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Signals) -> None:
@@ -53,13 +65,7 @@ def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Sig
         "print('ready', flush=True); time.sleep(60)",
     )
     logs = [task.log for task in tasks]
-
-    def send() -> None:
-        wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs[:2]))
-        os.kill(os.getpid(), number)
-
-    sender = threading.Thread(target=send)
-    sender.start()
+    sender = send_when_ready(logs[:2], number)
     with pytest.raises(Interrupted, match=number.name):
         run_tasks(tasks, TWO, allocation=None, console=Console())
     sender.join()
@@ -76,15 +82,10 @@ def test_runs_that_all_give_up_at_a_signal_end_their_job(tmp_path: Path) -> None
         "print('ready', flush=True); time.sleep(60)"
     )
     tasks = tasks_of(tmp_path, script)
-
-    def send() -> None:
-        logs = [task.log for task in tasks[:2]]
-        wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs))
-        os.kill(os.getpid(), signal.SIGUSR2)
-
-    threading.Thread(target=send).start()
+    sender = send_when_ready([task.log for task in tasks[:2]], signal.SIGUSR2)
     with pytest.raises(RunError, match="a: not requeued, 20 times"):
         run_tasks(tasks, TWO, allocation=None, console=Console())
+    sender.join()
 
 
 @pytest.mark.usefixtures("handlers_kept")

@@ -21,20 +21,23 @@ Other arguments go to pytest, for example: bash tests/run.sh --quick -x tests/sl
 END
 }
 
-TIER=()
+# A test that hangs fails, and ends its worker, which prints where each thread is.
+TIER=(-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true)
 NEEDS_PROGRAMS=1
+NIGHTLY=''
 case ${1:-} in
 -h | --help)
     usage
     exit
     ;;
 --quick)
-    TIER=(-m 'not slow and not gpu and not full and not cluster')
+    TIER+=(-m 'not slow and not gpu and not full and not cluster')
     NEEDS_PROGRAMS=''
     shift
     ;;
 --all)
-    TIER=(-m '')
+    TIER=(-m '') # some take longer
+    NIGHTLY=1
     shift
     ;;
 esac
@@ -63,7 +66,7 @@ provide() {
 provide_all() {
     provide compiler cc gcc libc6-dev
     provide slurm 'munged slurmctld slurmd sbatch' slurmctld slurmd slurm-client munge
-    [[ ${TIER[1]-none} != '' ]] ||
+    [[ -z $NIGHTLY ]] ||
         provide accounting 'slurmdbd mariadbd' slurmdbd slurm-wlm-mysql-plugin mariadb-server
     provide browser 'chromium chromedriver ssh sshd' \
         chromium chromium-driver openssh-server openssh-client
@@ -96,5 +99,5 @@ heading pytest
 # One file at a time on each worker, the longest first. More workers than cores, because the tests
 # wait for processes, and those on a cluster for its clock.
 WORKERS=$(($(nproc) + (${NEEDS_PROGRAMS:-0} ? 2 : 1)))
-exec python -m pytest --numprocesses="$WORKERS" --maxprocesses=6 \
-    --dist=loadfile --no-loadscope-reorder ${TIER[@]+"${TIER[@]}"} "$@"
+exec python -m pytest --numprocesses="$WORKERS" --maxprocesses=6 --max-worker-restart=0 \
+    --dist=loadfile --no-loadscope-reorder "${TIER[@]}" "$@"

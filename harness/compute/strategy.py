@@ -22,6 +22,7 @@ from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import cuda
 from harness.system.host import nvidia_driver
+from harness.system.signals import ctrl_c_waits
 from harness.system.stderr_filter import filtered_stderr
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def import_tensorflow(
         cuda.keep_compiled_kernels()
     with filtered_stderr() as lines:
         try:
-            with quick_imports():
+            with quick_imports(), ctrl_c_waits():
                 import tensorflow as tf
         except ImportError as error:
             reason = " ".join(str(error).split())

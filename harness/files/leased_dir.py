@@ -72,13 +72,15 @@ class LeasedDirectory:
         # As a new folder does: that a run goes on is seen from the folder that holds many.
         with contextlib.suppress(OSError):
             os.utime(self.folder.parent)
+        lease, before = self.path("lease.json"), self.read_json("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
         try:
-            atomic_write(self.path("lease.json"), json.dumps(holder))
-        except RunError:
-            if self.read_json("lease.json"):  # one that came at the same time, and cleared this
-                self.check_lease()
-            raise
+            atomic_write(lease, json.dumps(holder))
+        except DiskError:
+            if self.read_json("lease.json") == before:
+                raise
+            self.check_lease()  # one that came at the same time removed what was half-written
+            atomic_write(lease, json.dumps(holder))
         for leftover in self.leftovers():
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -64,6 +66,35 @@ class StopRequest:
         """
         if votes > 0:
             raise Interrupted(self.signal.name if self.signal else "a signal to another worker")
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Let Ctrl-C take effect at the end, for what may lose its exception; a second one at once.
+
+    An import does: Python drops an exception that is raised in a callback of a weak reference, of
+    which each module has one. Outside the main thread nothing changes.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or before in (signal.SIG_IGN, None):  # ignored; another language's
+        yield
+        return
+    pressed = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            end_at_once()
+        pressed = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def end_at_once() -> NoReturn:

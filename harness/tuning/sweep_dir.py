@@ -18,14 +18,14 @@
 import csv
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.data.dataset import Dataset
 from harness.data.resolve import open_data, reopen_data
-from harness.errors import InputError
+from harness.errors import DiskError, InputError
 from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
 from harness.report.text_tables import defused
@@ -54,6 +54,12 @@ class SweepDirectory(LeasedDirectory):
 
     def check_lease(self) -> None:
         """Allow every write: the journal decides which supervisor is the newest."""
+
+    def _write_leased(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except DiskError:
+            write()  # another supervisor, which began just now, removed what was half-written
 
     def shared(self, clock: Clock | None = None) -> SharedFolder:
         """The folder as supervisor and workers meet in it."""

@@ -86,7 +86,8 @@ def tunnel(board: Board, ssh_config: Path) -> Iterator[None]:
 
     def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"{board.address}data/runs") as answer:  # noqa: S310 - http
+            runs = f"{board.address}data/runs"
+            with urllib.request.urlopen(runs, timeout=10) as answer:  # noqa: S310 - http
                 return "lstm/a/train" in json.load(answer)
         except OSError:
             return False

@@ -5,14 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import typer
 
 from harness.cli.main import SECTIONS, Commands, app
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, wait_for
 
 LSTM = JOBS / "lstm.toml"
 
@@ -215,24 +214,31 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
     assert abs(scores["log_loss"] - result["log_loss"]) < 1e-6
 
 
-def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path]) -> None:
-    """A command that is interrupted while it waits ends with 75 and one line."""
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: bool) -> None:
+    """A command that is interrupted while it imports, or waits, ends with 75 and one line."""
     harness, run = finished
-    command = harness.command("predict", run)
-    waiting = subprocess.Popen(
-        command,
+    command = subprocess.Popen(
+        harness.command("predict", run),
         env=harness.environment,
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2)
-    waiting.send_signal(signal.SIGINT)
-    assert waiting.stderr is not None
-    said = waiting.stderr.read()
-    assert waiting.wait(30) == 75
-    assert "interrupted" in said
-    assert said.count("\n") == 1
+    assert command.stdin
+    assert command.stdout
+    if is_waiting:
+        command.stdin.write("a good film\n")
+        command.stdin.flush()
+        assert command.stdout.readline()
+    else:
+        wait_for(lambda: "libtensorflow" in Path(f"/proc/{command.pid}/maps").read_text())
+    command.send_signal(signal.SIGINT)
+    said, warned = command.communicate(timeout=60)
+    assert (command.returncode, said) == (75, "")
+    assert "interrupted" in warned
+    assert warned.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ def test_a_download_that_is_no_http_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     """As a proxy may answer; without a traceback."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
         origin = f"http://127.0.0.1:{server.getsockname()[1]}/"
         monkeypatch.setattr("harness.data.imdb_sources.ORIGIN", origin)
 

@@ -245,6 +245,7 @@ def test_what_several_runs_can_not_have_is_refused(
     assert not harness.runs.exists()
 
 
+@pytest.mark.usefixtures("handlers_kept")
 def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
     """Before its start it does not begin, at work it is asked to save; the others are done."""
     script = (

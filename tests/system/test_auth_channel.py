@@ -131,7 +131,7 @@ def test_a_proof_with_one_wrong_digit_is_refused(server: Server, whose: str, dig
             else:
                 pass_on(connection, there, digit)
 
-    with here, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, here:
         relayed = pool.submit(relay)
         with pytest.raises((ConnectionError, ValueError)):
             say_hello(here, SECRET, {"rank": 1})

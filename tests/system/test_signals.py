@@ -72,6 +72,31 @@ def test_each_stopping_signal_is_noted() -> None:
     assert done.stdout.splitlines() == [f"{name} 1.0" for name in names]
 
 
+IN_AN_IMPORT = """
+import os, sys
+from signal import SIGINT
+from harness.system.signals import ctrl_c_waits
+
+with ctrl_c_waits():
+    for _ in range(int(sys.argv[1])):
+        os.kill(os.getpid(), SIGINT)
+    print("imported")
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "code", "said", "warned"),
+    [(0, 0, "imported\nwent on\n", ""), (1, -SIGINT, "imported\n", None), (2, 75, "", AT_ONCE)],
+)
+def test_an_import_does_not_lose_it(times: int, code: int, said: str, warned: str | None) -> None:
+    """The first one waits for the end of the import, the second one does not."""
+    command = [sys.executable, "-c", IN_AN_IMPORT, str(times)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, said)
+    assert warned in (None, done.stderr)
+
+
 def press_until_it_ends(process: "subprocess.Popen[str]") -> str:
     """Send one SIGINT after another; returns what the process wrote on standard error."""
     family = psutil.Process(process.pid).children(recursive=True)

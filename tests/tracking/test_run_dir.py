@@ -95,6 +95,20 @@ def test_of_two_that_come_at_once_the_loser_names_the_winner(
     winner.check_lease()
 
 
+def test_a_run_that_goes_on_where_the_disk_is_full_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease that a killed process has left is no sign of another one."""
+    RunDirectory(tmp_path).take_lease()
+
+    def fail(path: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(DiskError, match=r"lease\.json: can't be written: No space left"):
+        RunDirectory(tmp_path).take_lease()
+
+
 def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:
     """Who takes a run over removes what the older one writes: no word of a full disk then."""
     from harness.training.failures import recorded_failures

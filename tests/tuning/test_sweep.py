@@ -215,10 +215,13 @@ def on_a_terminal(sweeps: Sweeps, sweep_id: str, *words: object) -> str:
         stderr=theirs,
     )
     os.close(theirs)
+    too_late = threading.Timer(300, process.kill)
+    too_late.start()
     shown = b""
     with contextlib.suppress(OSError):  # EIO once the last process has closed it
         while part := os.read(ours, 65536):
             shown += part
+    too_late.cancel()
     os.close(ours)
     assert process.wait() == 0, shown
     return shown.decode()

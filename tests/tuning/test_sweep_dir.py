@@ -1,6 +1,7 @@
 """With which search a sweep goes on, and what its trials show of their runs."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,22 @@ def test_a_kill_while_trials_are_added_never_leaves_the_old_result(
     done = harness.run_here("tune", job, "--sweep-id", "ended", "--devices", "cpu")
     assert (done.returncode, "killed" in done.stderr) == (1, True)
     assert not (folder / "result.json").exists()
+
+
+def test_two_that_begin_at_once_disturb_no_file_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each removes what was half-written; the journal, not the disk, says which of them goes on."""
+    one, two = SweepDirectory(tmp_path), SweepDirectory(tmp_path)
+    save = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", save)
+        two.take_lease()
+        return save(path, target)
+
+    for write in (one.take_lease, partial(one.write_text, "note.txt", "of one")):
+        monkeypatch.setattr(Path, "replace", replace)
+        write()
+    assert one.path("note.txt").read_text() == "of one"
+    assert not list(one.leftovers())

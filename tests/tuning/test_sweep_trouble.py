@@ -181,7 +181,12 @@ EIGHT = BRIEF.replace("[0.0, 0.2, 0.4, 0.6]", "[0.0, 0.5]").replace("[4, 8, 12]"
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     """An undisturbed grid of eight trials by one worker."""
-    sweeps = Sweeps(Harness(tmp_path_factory.mktemp("eight")), EIGHT)
+    return undisturbed(tmp_path_factory.mktemp("eight"), EIGHT)
+
+
+def undisturbed(folder: Path, text: str) -> Sweeps:
+    """A search, and its sweep `calm` by one worker."""
+    sweeps = Sweeps(Harness(folder), text)
     done = sweeps.harness.run(
         "tune", sweeps.job, "--sweep-id", "calm", "--workers", 1, timeout_s=LIMIT_S
     )
@@ -221,26 +226,32 @@ def test_of_two_supervisors_that_start_at_once_one_goes_on(eight: Sweeps) -> Non
 
 
 @pytest.mark.slow
-def test_a_worker_is_stopped_for_longer_than_its_term_and_woken(eight: Sweeps) -> None:
+def test_a_worker_is_stopped_for_longer_than_its_term_and_woken(tmp_path: Path) -> None:
     """Its trial goes on elsewhere, and what it says when it is woken changes nothing."""
-    process = eight.start("woken", "--workers", 2)
-    wait_for(lambda: eight.state("woken").get("running"), timeout_s=LIMIT_S)
-
-    def begun() -> list[int]:
-        found = [read_json(path) for path in eight.folder("woken").glob("workers/*/state.json")]
-        return [each["process"] for each in found if each.get("saved")]
-
-    wait_for(begun, timeout_s=LIMIT_S)
-    stopped = begun()[0]
-    os.kill(stopped, signal.SIGSTOP)
+    sweeps = undisturbed(tmp_path, EIGHT.replace("epochs = 4", "epochs = 300"))
+    process = sweeps.start("woken", "--workers", 2)
+    stopped: list[int] = []
+    wait_for(lambda: stopped.extend(stop_a_worker(sweeps, "woken")) or stopped, LIMIT_S)
     try:
-        wait_for(lambda: len(eight.ledger("woken").accepted) >= 7, timeout_s=LIMIT_S)
-        wait_for(lambda: given_again(eight, "woken"), timeout_s=LIMIT_S)
+        wait_for(lambda: given_again(sweeps, "woken"), timeout_s=LIMIT_S)
+        wait_for(lambda: len(sweeps.ledger("woken").accepted) >= 7, timeout_s=LIMIT_S)
     finally:
-        os.kill(stopped, signal.SIGCONT)
+        os.kill(stopped[0], signal.SIGCONT)
     said, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, said + errors
-    check_same(eight, "woken")
+    check_same(sweeps, "woken")
+
+
+def stop_a_worker(sweeps: Sweeps, sweep_id: str) -> Iterator[int]:
+    """Stop a worker that is in the first half of a trial; its process id, if any."""
+    for path in sweeps.folder(sweep_id).glob("workers/*/state.json"):
+        state = read_json(path)
+        if 0 < state.get("saved", 0) < 450:  # of 900 steps
+            os.kill(state["process"], signal.SIGSTOP)
+            if read_json(path).get("attempt") == state["attempt"]:
+                yield state["process"]
+                return
+            os.kill(state["process"], signal.SIGCONT)
 
 
 def given_again(sweeps: Sweeps, sweep_id: str) -> bool:

@@ -28,7 +28,9 @@ log_line() {
 
 read_site() {
     HARNESS_CONTAINER=()
-    local rc=0 venv=${HARNESS_VENV:-} runs=${HARNESS_RUNS:-}
+    local rc=0 name
+    local -a names=(HARNESS_VENV HARNESS_RUNS HARNESS_DATA XDG_CACHE_HOME KERAS_HOME) submitted=()
+    for name in "${names[@]}"; do submitted+=("${!name:-}"); done
     if [[ -f $PROJECT/slurm/site.sh ]]; then
         set +u # module systems read variables that are unset
         # shellcheck source=slurm/site.example.sh
@@ -38,8 +40,11 @@ read_site() {
     fi
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # The submission's settings win, but only site.sh can name a container's environment.
-        HARNESS_RUNS=$runs
-        [[ ${#HARNESS_CONTAINER[@]} -gt 0 ]] || HARNESS_VENV=$venv
+        [[ ${#HARNESS_CONTAINER[@]} == 0 ]] || names[0]=
+        for name in "${!names[@]}"; do
+            [[ -z ${names[name]} || -z ${submitted[name]} ]] ||
+                export "${names[name]}=${submitted[name]}"
+        done
     fi
     VENV=${HARNESS_VENV:-$PROJECT/.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
@@ -92,7 +97,12 @@ prepare() {
     choose_locks
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # It existed when the job was submitted, and other jobs may be using it.
-        is_ready "${LOCKS[@]}" || warn "$VENV was not made from the lock files of $PROJECT"
+        if ! has_interpreter; then
+            warn "$VENV/bin/python leads to $(readlink -f "$VENV/bin/python" || true), which is not" \
+                "on this node; load the module that has it in slurm/site.sh"
+        elif ! is_ready "${LOCKS[@]}"; then
+            warn "$VENV was not made from the lock files of $PROJECT"
+        fi
     else
         # Making the environment takes minutes: what would refuse the job then refuses it now.
         [[ -z ${1:-} ]] || is_ready "${LOCKS[@]}" || need_trusted_network
@@ -145,7 +155,8 @@ prepare_batch() {
 stage_data() {
     local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} output reason
     is_batch && [[ -n $scratch ]] || return 0
-    scratch+=/harness-imdb-$(id -u)
+    # Jobs on one node may read different datasets.
+    scratch+=/harness-imdb-$(id -u)${HARNESS_DATA:+-$(printf %s "$HARNESS_DATA" | cksum | cut -d ' ' -f 1)}
     # A job that goes on with the run may be on another node.
     STAGED_FROM=${HARNESS_DATA:-}
     if output=$("${ON_NODES[@]}" data stage "$scratch" 2>&1); then
@@ -204,16 +215,17 @@ has_source() {
 # Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to the
 # signals that came. It runs in the background, since a trap waits for a command in the foreground.
 run_child() {
-    local child='' fresh status
+    local child='' fresh status stopping=TERM
     RC=127
+    [[ $1 != srun ]] || stopping=USR2 # at a TERM it would kill its step at once
     # A child in the background ignores INT by default, so it gets TERM instead.
-    trap 'pass_on INT TERM' INT
-    trap 'pass_on TERM TERM' TERM
+    trap 'pass_on INT $stopping' INT
+    trap 'pass_on TERM $stopping' TERM
     trap 'pass_on USR1 USR1' USR1
     trap 'pass_on USR2 USR2' USR2
     "$@" &
     child=$!
-    [[ -z $SIGNALS ]] || kill -s TERM "$child"
+    [[ -z $SIGNALS ]] || kill -s "$stopping" "$child"
     while fresh=''; do
         status=0
         wait "$child" || status=$?

@@ -60,11 +60,14 @@ stamp_of() {
     (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
 }
 
+# Whether the interpreter that the environment links to is there; a container may have its own.
+has_interpreter() { [[ ${#HARNESS_CONTAINER[@]} -gt 0 || -x $VENV/bin/python ]]; }
+
 # Whether the environment is complete and was made from one of the locks given.
 is_ready() {
     local lock stamp
     stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) || return 1
-    [[ -x $VENV/bin/python ]] || return 1 # the interpreter that it links to is gone
+    has_interpreter || return 1
     for lock; do
         [[ $stamp != "$(stamp_of "$lock")" ]] || return 0
     done
@@ -95,6 +98,11 @@ with_lock() (
 install() {
     local lock=$1 log=$VENV/setup.log extra=''
     ! is_ready "$@" || return 0 # another process has installed it meanwhile
+    if [[ ! -e $log && -n $(ls -A "$VENV" 2>/dev/null) ]]; then
+        complain "HARNESS_VENV=$VENV: this script did not make it, and it has no bin/harness;" \
+            "install harness there (pip install -e $PROJECT), or name a folder that does not exist"
+        return 2
+    fi
     [[ ! -e $log || ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] || rm -rf "$VENV"
     mkdir -p "$VENV"
     rm -f "$VENV/harness-lock.sha256"

@@ -80,6 +80,8 @@ if [[ -n $NEEDS_PROGRAMS ]]; then
     provide_all & # while pip installs
     trap wait EXIT
 fi
+# shellcheck disable=SC2034 # environment.sh reads it
+SETS_UP=yes # a changed lock file is installed, in a job too
 ensure_venv requirements-test.lock
 export PATH="$VENV/bin:$PATH"
 unset PYTHONPATH PYTHONHOME

@@ -66,6 +66,21 @@ def test_no_usable_python_is_one_line(project: Project) -> None:
     assert not (project.outside / "new").exists()
 
 
+def test_an_environment_of_ones_own_is_not_changed(project: Project) -> None:
+    """Without harness in it, it is refused: nothing is installed into it, now or the next time."""
+    own = project.outside / "own"
+    project.executable(own / "bin/python", "#!/bin/sh\n")
+    (own / "pyvenv.cfg").touch()
+    before = sorted(own.rglob("*"))
+    for _ in range(2):
+        env = {**project.environment, "HARNESS_VENV": str(own)}
+        result = project.run(project.path / "slurm/bilstm.sh", env=env)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert f"HARNESS_VENV={own}: this script did not make it" in line
+        assert sorted(own.rglob("*")) == before
+
+
 def locked_wheel(wheels: Path) -> str:
     """Write a wheel into a folder; return the line that locks it."""
     wheels.mkdir()

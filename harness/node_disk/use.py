@@ -24,7 +24,10 @@ _held: list[int] = []  # descriptors that stay open until the process ends
 
 
 def staged_data(scratch: Path) -> Path:
-    """The folder of this user's dataset on a node's disk, as the job scripts name it."""
+    """The folder of this user's dataset on a node's disk, as the job scripts name it.
+
+    That of a dataset which `HARNESS_DATA` names has a checksum of its path behind this name.
+    """
     return scratch / f"harness-imdb-{os.getuid()}"
 
 
@@ -83,8 +86,10 @@ def remove_unused(scratch: Path, *, max_unused_s: float = MAX_UNUSED_S) -> list[
 
 
 def _candidates(scratch: Path) -> Iterator[Path]:
-    yield staged_data(scratch)
-    folder = environments(scratch)
+    data, folder = staged_data(scratch), environments(scratch)
+    yield data
+    with contextlib.suppress(OSError):
+        yield from sorted(scratch.glob(f"{data.name}-*"))
     with contextlib.suppress(OSError):
         if _is_own_folder(folder):
             yield from sorted(folder.iterdir())

@@ -101,6 +101,13 @@ def test_a_folder_without_a_mark_counts_by_its_own_time(tmp_path: Path, data: Pa
     assert remove_unused(tmp_path) == [data]
 
 
+def test_a_named_datasets_copy_is_removed_too(tmp_path: Path, data: Path) -> None:
+    """Its name goes on with a checksum of the dataset's path."""
+    named = data.with_name(f"{data.name}-4294967295")
+    data.rename(named)
+    assert remove_unused(tmp_path) == [named]
+
+
 def test_nothing_is_removed_that_is_not_ours(
     tmp_path: Path, data: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

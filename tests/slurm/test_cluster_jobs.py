@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -284,7 +285,8 @@ def test_a_job_reads_the_data_from_its_nodes_own_disk(
     data, scratch = tmp_path / "shared data", tmp_path / "node's disk"
     save_folder(open_sample(), data)
     scratch.mkdir()
-    copy = scratch / f"harness-imdb-{os.getuid()}"
+    checksum = subprocess.run(["cksum"], input=str(data).encode(), capture_output=True, check=True)
+    copy = scratch / f"harness-imdb-{os.getuid()}-{checksum.stdout.decode().split()[0]}"
     save_folder(open_sample(), copy)
     tokens = copy / "train_tokens.npy"
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"!")  # as a failing disk leaves it

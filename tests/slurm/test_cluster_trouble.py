@@ -181,6 +181,18 @@ def test_two_nodes_that_are_warned_save_and_go_on(
     assert "interrupted by SIGUSR2, checkpoint saved" in job.log.read_text()
 
 
+@pytest.mark.slow
+def test_two_nodes_that_are_cancelled_save(project: SlurmProject) -> None:
+    """The batch script gets TERM, at which srun would kill its step at once."""
+    words = ["--set", "train.checkpoint_every_s=600", "--set", "train.epochs=500"]
+    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS, *words])
+    wait_until(lambda: job.run.exists() and job.record().get("step", 0) > 20, timeout_s=60)
+    job.cluster.run("scancel", job.job_id)
+    job.wait("CANCELLED")
+    wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=20)
+    assert newest_step(job.run) >= 20
+
+
 def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
     """What one worker refuses ends all, the log's last line says why, and nothing is requeued."""
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *TWO_REPLICAS])

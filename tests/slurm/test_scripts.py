@@ -385,8 +385,13 @@ def test_lines_in_a_log_carry_time_and_level(project: Project, tmp_path: Path) -
 def test_site_settings_and_container(project: Project) -> None:
     """slurm/site.sh is read, may use unset variables, and its container starts the harness."""
     (project.path / "slurm/site.sh").write_text(
-        'export HARNESS_RUNS=/elsewhere\nHARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
+        "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site\n"
+        'HARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
     )
     assert project.run(project.path / "slurm/bilstm.sh").returncode == 0
-    assert project.call()["runs"] == "/elsewhere"
-    assert project.call()["image"] == "an image"
+    call = project.call()
+    assert (call["runs"], call["data"], call["image"]) == ("/elsewhere", "/the/site", "an image")
+    submitted = {"HARNESS_SNAPSHOT": "1", "HARNESS_RUNS": "/mine", "HARNESS_DATA": "/my/own"}
+    env = project.environment | submitted
+    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == 0
+    assert (project.call()["runs"], project.call()["data"]) == ("/mine", "/my/own")

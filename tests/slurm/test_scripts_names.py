@@ -1,7 +1,9 @@
-"""By which names the job scripts know their job and its run."""
+"""By which names the job scripts know their job, its run and the copy of its data."""
 
+import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +46,18 @@ def test_a_run_of_a_given_name_is_looked_for_by_it(
     env = project.slurm(ASKED=str(asked))
     project.run(project.spool(), *given, env=env)
     assert f"job-end 137 --run {project.path}/runs/bilstm/exp1 " in asked.read_text()
+
+
+def test_each_dataset_has_its_own_copy_on_a_node(
+    project: Project,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> None:
+    """A job that reads another one does not stand in the way, nor takes this one's place."""
+    folders = []
+    for data in ("/data/one", "/data/two", "/data/one"):
+        env = {**project.slurm(), "TMPDIR": str(tmp_path), "HARNESS_DATA": data}
+        assert project.run(project.spool(), env=env).returncode == 0
+        assert project.call()["data"] == project.calls()[-2]["argv"][-1]
+        folders.append(project.call()["data"])
+    assert folders[0] == folders[2] != folders[1]
+    assert all(Path(each).match(f"{tmp_path}/harness-imdb-{os.getuid()}-*") for each in folders)

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject, Submitted
+from tests.training.kills import newest_step
 
 Undisturbed = tuple[Harness, Path]
 

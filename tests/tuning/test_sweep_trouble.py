@@ -231,7 +231,12 @@ def test_a_worker_is_stopped_for_longer_than_its_term_and_woken(tmp_path: Path) 
     sweeps = undisturbed(tmp_path, EIGHT.replace("epochs = 4", "epochs = 300"))
     process = sweeps.start("woken", "--workers", 2)
     stopped: list[int] = []
-    wait_for(lambda: stopped.extend(stop_a_worker(sweeps, "woken")) or stopped, LIMIT_S)
+
+    def stop() -> bool:
+        stopped.extend(stop_a_worker(sweeps, "woken"))
+        return bool(stopped)
+
+    wait_for(stop, timeout_s=LIMIT_S)
     try:
         wait_for(lambda: given_again(sweeps, "woken"), timeout_s=LIMIT_S)
         wait_for(lambda: len(sweeps.ledger("woken").accepted) >= 7, timeout_s=LIMIT_S)

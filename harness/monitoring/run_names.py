@@ -92,12 +92,23 @@ def pick(
         found = found or [each for path, each in paths if path.startswith(real + os.sep)]
         if found:
             return found if many else [one(name, found)]
-    found = [each for each in statuses if name in (each.run, each.folder.name, each.slurm_job)]
+    # A folder keeps the id of its first job, also when another job goes on with its run.
+    found = [
+        each
+        for each in statuses
+        if name in (each.run, each.folder.name, each.slurm_job)
+        or each.folder.name == f"slurm-{name}"
+    ]
     if found:
         is_job = many or all(each.shares_job for each in found)
         return found if is_job else [one(name, found)]
     # All tasks of an array are one job to Slurm.
-    array = [each for each in statuses if (each.slurm_job or "").startswith(f"{name}_")]
+    array = [
+        each
+        for each in statuses
+        if (each.slurm_job or "").startswith(f"{name}_")
+        or each.folder.name.startswith(f"slurm-{name}_")
+    ]
     # Last, the id that logs are named by: a task's own, which for one task is also its array's.
     found = array or [each for each in statuses if each.reported_job == name]
     if found:

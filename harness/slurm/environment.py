@@ -93,8 +93,8 @@ class SlurmEnvironment:
 
         The `job_id` of one task is that of the array, by which they would act on all tasks.
         """
-        array = self.variables.get("SLURM_ARRAY_JOB_ID")
-        return f"{array}_{self.variables['SLURM_ARRAY_TASK_ID']}" if array else self.job_id
+        array, task = (self.variables.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+        return f"{array}_{task}" if array and task else self.job_id
 
 
 def _per_task(name: str, variables: Mapping[str, str]) -> int | None:

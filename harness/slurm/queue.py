@@ -97,8 +97,9 @@ def find_job(
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Tasks that never started share the id of their array, so the name decides.
-    both = [job for job in own if job.id == shown_id or (shown_id or "").count("_") == 0]
+    # Tasks that never started share the id of their array, so the name decides. A job that is no
+    # task may go on with the run of one.
+    both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 
 

@@ -33,6 +33,7 @@ class Heartbeat:
             "host": socket.gethostname(),
             "process": os.getpid(),
             "slurm_job": allocation.job_id if allocation else None,
+            "slurm_own_id": allocation.own_id if allocation else None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
         self.max_requeues = allocation.max_requeues if allocation else None

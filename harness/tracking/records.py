@@ -213,7 +213,7 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         _add_result(status, result)
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
-    status.slurm_job = _shown_job(status)
+    status.slurm_job = _shown_job(status, state)
     _add_resuming_job(status, submission)
     return status
 
@@ -263,7 +263,7 @@ def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
     shown = {"trial": text(best.get("trial")), "score": number(best.get("score"))}
     num_trials = {key: whole(state.get(key)) for key in counts}
     status.trials = {**num_trials, "best": shown if best else None}
-    status.slurm_job = _shown_job(status)
+    status.slurm_job = _shown_job(status, state)
 
 
 def describe_trials(trials: dict[str, Any]) -> str:
@@ -292,8 +292,14 @@ def _add_job(status: RunStatus) -> None:
     status.expected_s = reviews / status.reviews_per_s if status.reviews_per_s else 0.0
 
 
-def _shown_job(status: RunStatus) -> str | None:
-    """The Slurm job's id as people write it; only the folder's name says which array task it is."""
+def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
+    """The Slurm job's id as people write it: by the heartbeat, which may be another job's.
+
+    Before the first one, and in one of an earlier version, only the folder's name says which array
+    task it is.
+    """
+    if own := text(state.get("slurm_own_id")):
+        return own
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     if not found or (status.phase and not status.reported_job):
         return status.reported_job  # a heartbeat without a job is that of a run outside Slurm

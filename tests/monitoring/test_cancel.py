@@ -24,8 +24,8 @@ __all__ = ["site"]  # a fixture
 
 def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way that people write a run leads to it; an array's id to all of its tasks."""
-    site.run("slurm-12_1", "finished", slurm_job="13")
-    site.run("slurm-12_2", "finished", slurm_job="12")
+    site.run("slurm-12_1", "finished", slurm_job="13", slurm_own_id="12_1")
+    site.run("slurm-12_2", "finished", slurm_job="12", slurm_own_id="12_2")
     site.run("mine", "finished", job="gru")
     site.run("mine", "finished")
     found = survey(site.runs, Queue())

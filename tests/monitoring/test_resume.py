@@ -10,10 +10,14 @@ import pytest
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.monitoring.resume import as_job, interrupted
+from harness.monitoring.run_names import pick
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus
+from tests.checks.site import Site, site
 from tests.conftest import JOBS, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
+
+__all__ = ["site"]  # a fixture
 
 SLURM = {
     "SLURM_JOB_NUM_NODES": "2",
@@ -178,3 +182,23 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
     assert "no-such" in harness.run_here(*words, "--here").stderr.splitlines()[0]
     environment["SLURM_JOB_ID"] = "7"
     assert "no-such" in harness.run_here(*words).stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize("own_id", ["56", "56_1", None])
+@pytest.mark.parametrize("phase", ["training", "interrupted"])
+def test_another_job_goes_on_with_the_run_of_an_array_task(
+    site: Site, phase: str, own_id: str | None
+) -> None:
+    """The run has that job, so no more are submitted; earlier heartbeats lack the own id."""
+    now = own_id or "56"
+    waits = phase == "interrupted"
+    site.slurm(f"{now}|56|{'PENDING' if waits else 'RUNNING'}|1:00|None|/x.sh")
+    site.run("slurm-12_4", phase, slurm_job="56", slurm_own_id=own_id)
+    status = site.only()
+    assert (status.state, status.slurm_job) == ("pending" if waits else "running", now)
+    assert not interrupted([status])
+    if own_id:
+        site.slurm(script="exit 1")
+        assert site.only().slurm_job == own_id  # the one to cancel, whatever squeue says
+    for name in ("12_4", "12", "56", "slurm-12_4"):
+        assert pick(name, [status], site.runs) == [status]

@@ -239,8 +239,8 @@ def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:
 def test_an_array_tasks_own_id_is_not_its_neighbours(site: Site) -> None:
     """Tasks that never started share their array's id, which is also that of its last task."""
     site.slurm("12_1|12|PENDING|0:00|Priority|/x.sh", "12_2|13|RUNNING|1:00|None|/x.sh")
-    site.run("slurm-12_2", "training", slurm_job="13")
-    site.run("slurm-12_3", "training", 30, slurm_job="12")
+    site.run("slurm-12_2", "training", slurm_job="13", slurm_own_id="12_2")
+    site.run("slurm-12_3", "training", 30, slurm_job="12", slurm_own_id="12_3")
     states = {each.run: each.state for each in survey(site.runs, Queue())}
     assert states == {"lstm/slurm-12_2": "running", "lstm/slurm-12_3": "lost"}
 

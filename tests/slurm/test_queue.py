@@ -39,12 +39,16 @@ def test_times_of_squeue(text: str, expected: float) -> None:
 
 
 def test_a_runs_job_is_found_by_its_heartbeats_id_or_its_name() -> None:
-    """Tasks of an array that never started share an id, so there the name decides."""
+    """Tasks of an array that never started share an id, so there the name decides.
+
+    Another job may go on with the run of a task.
+    """
     jobs = [job("12_1", "12"), job("12_2", "12"), job("20", "20")]
     assert find_job(jobs, None, "12_2") == jobs[1]
     assert find_job(jobs, "12", "12_2") == jobs[1]
     assert find_job(jobs, "20", "20") == jobs[2]
-    assert find_job(jobs, "20", "12_1") is None
+    assert find_job(jobs, "20", "12_1") == jobs[2]
+    assert find_job(jobs, "12", "12_3") is None
     assert find_job(jobs, "99", "20") is None
     assert find_job(jobs, None, "99") is None
 

@@ -36,6 +36,15 @@ def test_a_note_goes_with_the_next_beat(tmp_path: Path) -> None:
     assert (state(run)["warning"], state(run)["step"]) == ("GPU 0 is idle", 1)
 
 
+def test_a_task_of_an_array_is_recorded_by_both_ids(tmp_path: Path) -> None:
+    """Slurm's programs, called with the job's id alone, may act on the whole array."""
+    array = {**SLURM, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+    for name, variables, own_id in (("a", array, "5_3"), ("b", SLURM, "7"), ("c", {}, None)):
+        heart, run = start(tmp_path / name, variables)
+        heart.beat("training")
+        assert (state(run)["slurm_job"], state(run)["slurm_own_id"]) == (own_id and "7", own_id)
+
+
 def test_a_warned_job_is_requeued_only_so_often(tmp_path: Path) -> None:
     """Each warning counts over restarts, until there is a step more or the run is refused."""
     for requeues in (1, 2):

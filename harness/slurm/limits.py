@@ -21,7 +21,8 @@ COMMON_FIELDS = {"max_time": "MaxWall", "group_jobs": "GrpSubmit", "group": "Grp
                  "of_job": "MaxTRES", "of_node": "MaxTRESPerNode", "minutes": "MaxTRESMins",
                  "running_minutes": "GrpTRESRunMins"}  # fmt: skip
 ACCOUNT_FIELDS = {"name": "Account", "max_jobs": "MaxSubmit", "max_running": "MaxJobs",
-                  "default_qos": "DefaultQOS", "qos": "QOS", **COMMON_FIELDS}  # fmt: skip
+                  "default_qos": "DefaultQOS", "qos": "QOS", **COMMON_FIELDS,
+                  "partition": "Partition"}  # fmt: skip
 QOS_FIELDS = {"name": "Name", "max_jobs": "MaxSubmitPU", "max_running": "MaxJobsPU",
               "of_user": "MaxTRESPU", "of_account": "MaxTRESPA", "least": "MinTRES",
               "group_running": "GrpJobs", "account_running": "MaxJobsPA", "flags": "Flags",
@@ -29,6 +30,7 @@ QOS_FIELDS = {"name": "Name", "max_jobs": "MaxSubmitPU", "max_running": "MaxJobs
 GROUP_FIELDS = {"name": "Account", "user": "User", "group_jobs": "GrpSubmit", "group": "GrpTRES",
                 "group_running": "GrpJobs", "running_minutes": "GrpTRESRunMins",
                 "parent": "ParentName"}  # fmt: skip
+IN = " in partition "  # `lab in partition long`: limits of an account that hold there alone
 UNITS_MB = {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20, "P": 2**30}
 WHAT = {"node": "nodes", "cpu": "CPUs", "mem": "MB of memory", "gres/gpu": "GPUs"}
 
@@ -96,7 +98,7 @@ def read_limits() -> Limits:
     user = getpass.getuser()
     assoc = (*sacctmgr, "assoc", f"cluster={settings.get('ClusterName', '')}")
     accounts = parse_quotas("account", _ask(*assoc, f"user={user}", _format(ACCOUNT_FIELDS)))
-    new = set(accounts)
+    new = {name.partition(IN)[0] for name in accounts}
     while new:  # one level of the accounts above after another
         named = f"account={','.join(sorted(new))}"
         found = parse_groups(_ask(*assoc, named, _format(GROUP_FIELDS)), accounts)
@@ -155,7 +157,7 @@ def parse_quotas(kind: str, text: str) -> dict[str, Quota]:
     found = {}
     for line in text.splitlines():
         values = dict(zip(fields, line.split("|"), strict=False))
-        name = values["name"]
+        name = IN.join(filter(None, (values["name"], values.get("partition"))))
         found[name] = Quota(
             f"{kind} {name}",
             values.get("max_time", ""),
@@ -190,19 +192,20 @@ def parse_groups(text: str, accounts: Mapping[str, Quota]) -> dict[str, Quota]:
     found = {}
     for line in text.splitlines():
         values = dict(zip(GROUP_FIELDS, line.split("|"), strict=False))
-        name = values["name"]
         if values.get("user", ""):
             continue
-        own = accounts.get(name, Quota(f"account {name}"))
         running = _least(values, "group_running")
-        found[name] = replace(
-            own,
-            group_jobs=own.group_jobs or _number(values.get("group_jobs", "")),
-            max_running=running if own.max_running is None else own.max_running,
-            tres=_tightest(own.tres, _tres(values, "group")),
-            minutes=_tightest(own.minutes, _tres(values, "running_minutes")),
-            parent=values.get("parent", ""),
-        )
+        first = values["name"]
+        for name in (first, *(each for each in accounts if each.startswith(first + IN))):
+            own = accounts.get(name, Quota(f"account {name}"))
+            found[name] = replace(
+                own,
+                group_jobs=own.group_jobs or _number(values.get("group_jobs", "")),
+                max_running=running if own.max_running is None else own.max_running,
+                tres=_tightest(own.tres, _tres(values, "group")),
+                minutes=_tightest(own.minutes, _tres(values, "running_minutes")),
+                parent=values.get("parent", ""),
+            )
     return found
 
 
@@ -260,7 +263,7 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
         InputError: one line with the value, the limit and the remedy.
     """
     _check_partition(options, limits)
-    account = limits.accounts.get(options.get("account", limits.default_account))
+    account = _account(options, limits)
     qos = limits.qos.get(options.get("qos") or (account.qos if account else ""))
     of_partitions = {each.qos for each in _partitions(options, limits)}
     first = limits.qos.get(next(iter(of_partitions))) if len(of_partitions) == 1 else None
@@ -356,6 +359,15 @@ def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
             if kind:
                 found[f"gres/gpu:{kind}"] = num
     return found
+
+
+def _account(options: Mapping[str, str], limits: Limits) -> Quota | None:
+    """The limits of a job's account: in its partition, if the account has some there alone."""
+    name = options.get("account", limits.default_account)
+    everywhere = limits.accounts.get(name)
+    names = [f"{name}{IN}{each.name}" for each in _partitions(options, limits)]
+    found = [limits.accounts.get(each, everywhere) for each in names] or [everywhere]
+    return found[0] if all(each == found[0] for each in found) else None  # else one may be enough
 
 
 def _partitions(options: Mapping[str, str], limits: Limits) -> list[Partition]:

@@ -152,6 +152,25 @@ def test_what_is_allowed_or_not_known_passes() -> None:
         check_limits({}, 6, lab)
 
 
+def test_limits_of_an_account_in_one_partition_hold_there_alone() -> None:
+    """In whatever order sacctmgr lists them; the limits for all of the account's users hold too."""
+    limited = {"short": "00:00:30", "gpu": "7-00:00:00", "": "00:30:00"}
+    rows = [f"lab|||||{time}|||||||{partition}" for partition, time in limited.items()]
+    limits = dataclasses.replace(LIMITS, default_account="lab")
+    for lines in (rows, rows[::-1]):
+        accounts = parse_quotas("account", "\n".join(lines))
+        accounts |= parse_groups("lab|||cpu=8|||root\n", accounts)
+        limits = dataclasses.replace(limits, accounts=accounts)
+        check_limits({"time": "1-0"}, 1, limits)  # gpu is the default
+        check_limits({"time": "1-0", "partition": "gpu,open"}, 1, limits)
+        with pytest.raises(InputError, match="lab in partition short allows 00:00:30"):
+            check_limits({"time": "1", "partition": "short"}, 1, limits)
+        with pytest.raises(InputError, match="account lab allows 00:30:00 at"):
+            check_limits({"time": "31", "partition": "open"}, 1, limits)
+        with pytest.raises(InputError, match="9 CPUs: account lab in partition gpu allows 8"):
+            check_limits({"cpus-per-task": "9"}, 1, limits)
+
+
 def test_a_later_layer_wins() -> None:
     """The script, then the exported variables, then the arguments, in every form of sbatch."""
     header = ["#SBATCH --time=02:00:00 -p a # note", "#SBATCH --gres=gpu:1"]

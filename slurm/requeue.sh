@@ -24,7 +24,8 @@ can_go_on() {
 # does not requeue it. If a user cancels it in its grace time, the two times differ.
 is_preempted() {
     local known
-    known=" $(scontrol --oneliner show job "$JOB" 2>/dev/null) " || return 1
+    # A user's own form of times may differ from the one that is looked for.
+    known=" $(SLURM_TIME_FORMAT=standard scontrol --oneliner show job "$JOB" 2>/dev/null) " || return 1
     [[ $known =~ \ PreemptTime=([-0-9T:]+)\  && $known == *" EndTime=${BASH_REMATCH[1]} "* &&
         $known == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
 }

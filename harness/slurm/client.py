@@ -14,6 +14,8 @@ TIMEOUT_S = 30
 OLDEST = (20, 11)  # the first with `srun --overlap`
 BAD_OPTION = 255  # sbatch's exit code
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+# Set for a user's own calls: they hide jobs, ask before a job is cancelled, change how times look.
+OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 
 
 def has_client(program: str = "sbatch") -> bool:
@@ -37,11 +39,16 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
             errors="replace",  # a name of some job or file need not be UTF-8
             timeout=timeout_s,
             check=False,
+            env=None if "sbatch" in args else _without_users_settings(),  # sbatch's is the job's
         )
     except subprocess.TimeoutExpired:
         raise RunError(
             f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; is Slurm up?"
         ) from None
+
+
+def _without_users_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not OF_USERS.fullmatch(name)}
 
 
 def need(program: str) -> None:

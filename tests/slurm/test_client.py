@@ -40,6 +40,20 @@ def test_arguments_go_through_as_they_are(commands: Path) -> None:
     assert ask("scontrol", "a b", "$HOME", ";") == "a b\n$HOME\n;\n"
 
 
+def test_a_users_own_settings_do_not_change_an_answer(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hide jobs, ask a question or write times otherwise; sbatch passes all on to a job."""
+    own = ("SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SINFO_SORT", "SLURM_TIME_FORMAT")
+    for name in (*own, "SLURM_CONF", "SLURM_CLUSTERS", "HOME"):
+        monkeypatch.setenv(name, "x")
+    for program in ("squeue", "scancel", "sinfo", "scontrol", "sbatch"):
+        stand_in(commands, program, "env")
+        seen = {line.partition("=")[0] for line in ask(program).splitlines()}
+        assert {"SLURM_CONF", "SLURM_CLUSTERS", "HOME"} < seen
+        assert seen & {*own} == ({*own} if program == "sbatch" else set())
+
+
 def test_a_name_that_is_not_utf8_is_no_obstacle(commands: Path) -> None:
     """Another job's script may have one."""
     stand_in(commands, "squeue", r"printf '1|/home/\334bung/run.sh\n2|/x.sh\n'")

@@ -34,6 +34,21 @@ def test_one_task_of_an_array_acts_on_itself_alone(
     assert not [line for line in lines if re.search(r"\b42\b(?!_3)", line)]
 
 
+def test_a_preempted_job_is_known_whatever_form_of_times_its_user_likes(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """It goes back into the queue; a job that its user cancels would not."""
+    asked = project.outside / "asked"
+    is_standard = '[ "${SLURM_TIME_FORMAT:-standard}" = standard ]'
+    now = f"$({is_standard} && echo 2026-01-01T12:00:00 || echo noon)"
+    answer = f'echo "$*" >>"$ASKED"; echo "PreemptTime={now} EndTime={now} Restarts=0"'
+    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
+    env = project.slurm(ASKED=str(asked), SLURM_TIME_FORMAT="%A")
+    code, said = project.signalled(project.spool(), signal.SIGTERM, env=env)
+    assert (code, "preempted; job 42 is back in the queue" in said) == (75, True), said
+    assert asked.read_text().splitlines()[-1] == "requeue 42"
+
+
 @pytest.mark.parametrize("given", [["--run-id", "exp1"], ["--run-id=exp0", "--run-id=exp1"]])
 def test_a_run_of_a_given_name_is_looked_for_by_it(
     project: Project,  # noqa: F811 - the fixture

@@ -18,6 +18,10 @@ OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 
 
+class NoAnswerError(RunError):
+    """A program did not answer in time. What it was called for may be done all the same."""
+
+
 def has_client(program: str = "sbatch") -> bool:
     """Whether one of Slurm's client programs is on the PATH."""
     return shutil.which(program) is not None
@@ -28,7 +32,7 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
 
     Raises:
         InputError: if the program is not on the PATH.
-        RunError: if it does not answer in time.
+        NoAnswerError: if it does not answer in time.
     """
     need(args[0])
     try:
@@ -42,7 +46,7 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
             env=None if "sbatch" in args else _without_users_settings(),  # sbatch's is the job's
         )
     except subprocess.TimeoutExpired:
-        raise RunError(
+        raise NoAnswerError(
             f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; is Slurm up?"
         ) from None
 
@@ -118,6 +122,20 @@ def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
     """
     unset = [*unset, *(name for name in OF_ARRAYS if name in os.environ)]
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
+
+
+def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
+    """The id of a job that `sbatch --parsable` was called for.
+
+    Raises:
+        RunError: if it was not submitted, with all that sbatch says.
+    """
+    if done.returncode != 0:
+        raise RunError(f"{name}: was not submitted: {errors_of(done)}")
+    job_id = done.stdout.strip().partition(";")[0]  # the cluster's name may follow
+    if not job_id.isdigit():
+        raise RunError(f"{name}: was not submitted: sbatch printed only {job_id[:200]!r}")
+    return job_id
 
 
 def would_start(

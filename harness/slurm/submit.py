@@ -315,7 +315,8 @@ def _submit(submission: SbatchJob) -> str:
     """Submit a planned job, and return its id.
 
     Raises:
-        RunError: if sbatch refuses, with all it says; then the submission's folder is removed.
+        RunError: if sbatch refuses, with all it says; then the submission's folder is removed. If
+            it does not answer in time; then the folder is kept.
     """
     (submission.layout.runs / "logs").mkdir(
         parents=True, exist_ok=True
@@ -326,13 +327,12 @@ def _submit(submission: SbatchJob) -> str:
         if submission.job_file:
             submission.job_file.write_text(submission.job_toml)
         done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
-        job_id = done.stdout.strip().partition(";")[0]  # the cluster's name may follow
-        if done.returncode != 0:
-            raise RunError(f"{submission.name}: was not submitted: {client.errors_of(done)}")
-        if not job_id.isdigit():
-            raise RunError(
-                f"{submission.name}: was not submitted: sbatch printed only {job_id[:200]!r}"
-            )
+        job_id = client.submitted_id(submission.name, done)
+    except client.NoAnswerError:  # a job that was accepted needs the folder
+        raise RunError(
+            f"{submission.name}: sbatch gave no answer within {SBATCH_TIMEOUT_S} s; the job may be "
+            "in the queue all the same: look by squeue --me, and cancel it by scancel"
+        ) from None
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise

@@ -31,6 +31,23 @@ def test_a_job_whose_record_can_not_be_written_is_withdrawn(
     assert (commands / "cancelled").read_text() == "77\n"
 
 
+def test_an_sbatch_without_an_answer_may_have_submitted_the_job(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its script and job are kept, and one line says where to look."""
+    commands = harness.folder / "bin"
+    commands.mkdir()
+    (commands / "sbatch").write_text('#!/bin/sh\n[ "$1" = --version ] || exec sleep 20\n')
+    (commands / "sbatch").chmod(0o755)
+    harness.environment["PATH"] = f"{commands}:{os.environ['PATH']}"
+    monkeypatch.setattr(submit, "SBATCH_TIMEOUT_S", 0.2)
+    done = harness.run_here("submit", JOBS / "lstm.toml")
+    assert done.returncode == 1
+    assert "may be in the queue all the same: look by squeue --me" in done.stderr.splitlines()[-1]
+    (folder,) = (harness.runs / ".submissions").glob("*-lstm")
+    assert {path.name for path in folder.iterdir()} == {"job.sh", "lstm.toml"}
+
+
 def test_a_squeue_without_an_answer_submits_no_second_job(harness: Harness) -> None:
     """The run may have a job that waits."""
     run = harness.runs / "lstm/a"

@@ -1,7 +1,7 @@
 """A snapshot of the code, so that a queued job runs the code as it was submitted.
 
 `<runs>/.submissions/code-<hash>/`: complete or absent, and one for the same code at the same
-commit, however often it is submitted.
+commit, however often its user submits it.
 """
 
 import hashlib
@@ -203,7 +203,8 @@ def _is_no_code(name: str) -> bool:
 
 
 def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -> Path:
-    digest = hashlib.sha256(str(commit).encode())
+    # Users who share the runs would replace each other's, since they trust only their own.
+    digest = hashlib.sha256(f"{os.getuid()} {commit}".encode())
     for name in names:
         digest.update(b"\0".join([b"", os.fsencode(name), *_content(root / name)]))
     return submissions(runs) / f"code-{digest.hexdigest()[:16]}"

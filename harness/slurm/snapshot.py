@@ -75,7 +75,8 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         for name in names:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(project / name, target, follow_symlinks=False)
+            # A site's settings may be a relative link, which would lead nowhere from here.
+            shutil.copy2(project / name, target, follow_symlinks=name == SITE)
         record = {**version, "project": str(project)}
         del record["snapshot"]
         # Its owner's alone: a diff may hold anything.
@@ -177,7 +178,9 @@ def code_files(project: Path, runs: Path) -> CodeFiles:
     private.pop(SITE, None)  # the job needs it
     names = {*tracked, *new, SITE} - private.keys()
     # Without deleted files, folders of other repositories, and sockets.
-    found = sorted(n for n in names if (project / n).is_symlink() or (project / n).is_file())
+    found = sorted(
+        n for n in names if (project / n).is_file() or (n != SITE and (project / n).is_symlink())
+    )
     return CodeFiles(project, found, private)
 
 
@@ -206,13 +209,14 @@ def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -
     # Users who share the runs would replace each other's, since they trust only their own.
     digest = hashlib.sha256(f"{os.getuid()} {commit}".encode())
     for name in names:
-        digest.update(b"\0".join([b"", os.fsencode(name), *_content(root / name)]))
+        digest.update(b"\0".join([b"", os.fsencode(name), *_content(root, name)]))
     return submissions(runs) / f"code-{digest.hexdigest()[:16]}"
 
 
-def _content(path: Path) -> list[bytes]:
+def _content(root: Path, name: str) -> list[bytes]:
     """What a snapshot keeps of a file: its kind, and a checksum of its content."""
-    if path.is_symlink():
+    path = root / name
+    if path.is_symlink() and name != SITE:
         return [b"link", hashlib.sha256(os.fsencode(path.readlink())).digest()]
     kind = b"run" if path.stat().st_mode & 0o100 else b"file"
     return [kind, hashlib.sha256(path.read_bytes()).digest()]
@@ -228,7 +232,7 @@ def _holds(folder: Path, needed: Iterable[str], copy: Path, *, names: Iterable[s
         if any(distrust(path) for path in (folder, *folder.rglob("*")) if not path.is_symlink()):
             return False
         return all(os.path.lexists(folder / name) for name in needed) and all(
-            _content(folder / name) == _content(copy / name) for name in names
+            _content(folder, name) == _content(copy, name) for name in names
         )
     except OSError:
         return False

@@ -248,16 +248,6 @@ def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
     assert {*first.parent.iterdir()} == {first, second}, "no copy is left"
 
 
-def test_users_who_share_runs_have_each_a_snapshot(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They trust only their own, so that one would replace the other's."""
-    mine = take_snapshot(project, tmp_path / "runs")
-    other = os.getuid() + 1
-    monkeypatch.setattr(os, "getuid", lambda: other)
-    assert snapshot_path(project, tmp_path / "runs") != mine
-
-
 def test_nobody_else_may_write_where_python_keeps_compiled_code(
     project: Path, tmp_path: Path
 ) -> None:

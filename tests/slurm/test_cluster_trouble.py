@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SHRUNK, Harness, results
-from tests.slurm.cluster import SlurmCluster, wait_until
+from tests.slurm.cluster import ENDED, SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject, Submitted
 from tests.training.kills import newest_step
 
@@ -183,15 +183,14 @@ def test_two_nodes_that_are_warned_save_and_go_on(
 
 
 @pytest.mark.slow
-def test_two_nodes_that_are_cancelled_save(project: SlurmProject) -> None:
-    """The batch script gets TERM, at which srun would kill its step at once."""
+def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> None:
+    """At which srun would kill its step at once, if it were passed on."""
     words = ["--set", "train.checkpoint_every_s=600", "--set", "train.epochs=500"]
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS, *words])
     wait_until(lambda: job.run.exists() and job.record().get("step", 0) > 20, timeout_s=60)
-    job.cluster.run("scancel", job.job_id)
-    job.wait("CANCELLED")
-    wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=20)
-    assert newest_step(job.run) >= 20
+    job.cluster.run("scancel", "--batch", "--signal=TERM", job.job_id)
+    wait_until(lambda: job.cluster.state(job.job_id) in ENDED, timeout_s=30)
+    assert (job.record()["phase"], newest_step(job.run) >= 20) == ("interrupted", True)
 
 
 def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:

@@ -91,9 +91,9 @@ def join(
     """Add workers to a running sweep, from this machine or job."""
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console
+    from harness.tuning.join import join as join_sweep
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
-    from harness.tuning.tune import join as join_sweep
 
     request = WorkerRequest(
         num_workers=workers,

@@ -42,12 +42,16 @@ class Alone(Interrupted):
     """Nobody supervises the sweep."""
 
 
+def nothing() -> None:
+    """What a stop looks at between two attempts."""
+
+
 class TrialStop(StopRequest):
     """A stop by a signal, or by the supervisor, which needs the attempt at hand no more."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.look: Callable[[], None] = lambda: None
+        self.look: Callable[[], None] = nothing
 
     def check(self) -> None:
         """Called between steps.

@@ -130,9 +130,9 @@ class WorkerPool(ProcessPool):
 
     def _start(self, worker: WorkerProcess) -> None:
         worker.uuid = uuid.uuid4().hex
+        self.start(worker, self._args(worker))
         worker.started_s = time.monotonic()
         worker.is_retired = worker.failure_noted = False
-        self.start(worker, self._args(worker))
 
     def _args(self, worker: WorkerProcess) -> list[str]:
         slot, request = worker.slot, self.request

@@ -19,7 +19,7 @@ from harness.job import Job
 from harness.search_space import OBJECTIVES
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
-from harness.sweep_protocol.worker import TrialStop
+from harness.sweep_protocol.worker import TrialStop, nothing
 from harness.system.console import printable
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
@@ -59,8 +59,9 @@ class Trials:
             NodeFault: this process can train no trial.
             OSError, DiskError, TakenOver: the file system fails, which says nothing of the trial.
         """
-        if isinstance(self.observers.stop, TrialStop):
-            self.observers.stop.look = check
+        stop = self.observers.stop
+        if isinstance(stop, TrialStop):
+            stop.look = check
         try:
             return self._run(work)
         except (OSError, Interrupted, DiskError, TakenOver, NodeFault):
@@ -70,6 +71,8 @@ class Trials:
         except Exception as error:  # Keras and TensorFlow raise errors of any type
             return Report(error=_line(f"{type(error).__name__}: {error}"))
         finally:
+            if isinstance(stop, TrialStop):
+                stop.look = nothing  # an idle worker sleeps by the same stop, and has no attempt
             gc.collect()
 
     def _run(self, work: Work) -> Report:

@@ -1,24 +1,20 @@
-"""Runs a sweep from its command to its result, or joins one."""
+"""Runs a sweep from its command to its result."""
 
 import contextlib
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.errors import InputError, Interrupted, RunError, TakenOver
+from harness.errors import Interrupted, RunError, TakenOver
 from harness.files.shared_disk import is_network
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of
-from harness.slurm.placement import Slot
 from harness.sweep_protocol.journal import Ledger
 from harness.sweep_protocol.mailbox import (
     LOCAL_VISIBLE_S,
     NETWORK_VISIBLE_S,
     RESULT,
-    STATE,
-    SharedFolder,
     WorkerState,
 )
 from harness.sweep_protocol.supervisor import CANCELLED, SUPERSEDED, Generation, supervise
@@ -40,7 +36,6 @@ from harness.tuning.sweep_dir import (
     trial_of,
 )
 
-JOIN_ROUND_S = 2.0  # between two looks of a command that only has workers
 RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s
 
 
@@ -334,67 +329,3 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
             each.key: str(best.values[each.key]) for each in search.space if each.key in best.values
         },
     }
-
-
-# Joining
-
-
-def join(sweep: SweepDirectory, request: WorkerRequest, console: Console) -> None:
-    """Work for a sweep that another command supervises until it has no more trials.
-
-    Raises:
-        InputError: if the data differ from the sweep's, or another version of harness wrote it.
-        Interrupted: on a signal, or if nobody supervises the sweep for long.
-        RunError: if no worker can train any trial.
-    """
-    sweep.check_resumable()
-    if sweep.finished():
-        console.info(f"sweep {sweep.folder}: is finished, nothing to do")
-        return
-    allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, sweep.search(), warn=console.warning)
-    idle_warning_min()  # refuse a bad value here, before each worker does
-    sweep.dataset(sweep.search().job, request.data)
-    console.info(f"sweep {sweep.folder}: {len(slots)} more workers")
-    _join(sweep, request, slots, allocation=allocation, console=console)
-
-
-def _join(
-    sweep: SweepDirectory,
-    request: WorkerRequest,
-    slots: Sequence[Slot],
-    *,
-    allocation: SlurmEnvironment | None,
-    console: Console,
-) -> None:
-    stop = StopRequest()
-    stop.listen()
-    clock = StopClock(stop)
-    shared = sweep.shared(clock)
-    with WorkerPool(sweep.folder, request, slots, allocation=allocation, console=console) as pool:
-        pool.join_as(_prefix(allocation))
-        try:
-            pool.start_all()
-            done: set[str] = set()  # attempts; a worker forgets those that are accepted
-            while not pool.is_over:
-                clock.sleep(JOIN_ROUND_S)
-                found = {each.uuid: _state(shared, each.uuid) for each in pool.workers}
-                states = {uuid: state for uuid, state in found.items() if state}
-                done.update(*(each.results for each in states.values()))
-                pool.tend(len(done), states)
-        except (Interrupted, InputError, RunError):
-            pool.stop()
-            raise
-
-
-def _state(shared: SharedFolder, worker: str) -> WorkerState | None:
-    with contextlib.suppress(OSError):  # nothing new
-        return shared.read(WorkerState, "workers", worker, STATE)
-    return None
-
-
-def _prefix(allocation: SlurmEnvironment | None) -> str:
-    """Distinguishes this job's workers from those of other jobs."""
-    if allocation:
-        return f"job{allocation.job_id}-"
-    return f"{socket.gethostname()}-{time.time_ns() // 1_000_000}-"

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ from harness.compute.strategy import (
     parse_devices,
     title_of_devices,
 )
-from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
 from harness.node_disk.use import hold_own
+from harness.search_space import SEARCH_FILE, is_sweep
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
+from harness.sweep_protocol.mailbox import Terms
 from harness.sweep_protocol.worker import (
     ALONE_CODE,
     NODE_FAULT_CODE,
@@ -79,6 +82,20 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
         return worker.run()
 
 
+def open_sweep(folder: Path) -> SweepDirectory:
+    """The sweep, which the command that started this process has opened: only the disk may hide it.
+
+    Raises:
+        DiskError: if the disk does so for long.
+    """
+    terms, since_s = Terms(), time.monotonic()
+    while not is_sweep(folder):
+        if time.monotonic() - since_s > terms.patience_s:
+            raise DiskError(f"{folder / SEARCH_FILE}: can't be read; make the disk readable again")
+        time.sleep(terms.idle_s)
+    return SweepDirectory(folder)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Work for the sweep in the first argument to its end; returns the exit code."""
     parser = argparse.ArgumentParser(prog="harness.tuning.worker")
@@ -96,11 +113,13 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(arguments.gpu)
     try:
-        return work(SweepDirectory.open(arguments.sweep), arguments)
+        return work(open_sweep(arguments.sweep), arguments)
     except (InputError, RunError, Interrupted) as end:
         log(logging.ERROR, " ".join(str(end).split()))
         if isinstance(end, NodeFault) and end.exit_code == Interrupted.exit_code:
             return NODE_FAULT_CODE
+        if isinstance(end, InputError) and not is_sweep(arguments.sweep):
+            return RunError.exit_code  # the disk fails, and the user's input is not at fault
         return ALONE_CODE if isinstance(end, Alone) else end.exit_code
 
 

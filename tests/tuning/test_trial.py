@@ -1,5 +1,6 @@
 """A trial as a run: the scores that it reports, and how a longer one goes on."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -250,3 +251,25 @@ def test_any_error_is_one_short_line_that_can_be_written(
     report = trials.run(Work(attempt="0/1.1", values={}), lambda: None)
     assert report.error.startswith("ValueError: unknown \\udcff row row")
     assert len(report.model_dump_json()) < 3000
+
+
+@pytest.mark.parametrize("error", [None, Superseded("the supervisor"), OSError("stale")])
+def test_an_idle_worker_is_no_attempt_to_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """It sleeps by the stop of its trials; a disk that stalls would end it."""
+    trials, stop, looks = trials_of(tmp_path / "sweep"), TrialStop(), list[None]()
+    trials.observers = replace(trials.observers, stop=stop)
+
+    def run(work: Work) -> Report:
+        stop.check()
+        if error:
+            raise error
+        return Report()
+
+    monkeypatch.setattr(trials, "_run", run)
+    with contextlib.suppress(Superseded, OSError):
+        trials.run(Work(attempt="0/1.1", values={}), lambda: looks.append(None))
+    assert len(looks) == 1
+    stop.check()
+    assert len(looks) == 1

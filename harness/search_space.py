@@ -205,6 +205,16 @@ def is_sweep(folder: Path) -> bool:
     return os.path.isfile(folder / SEARCH_FILE)  # noqa: PTH113 - never raises
 
 
+def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
+    """Whether a sweep's result is of as many trials as its search file has now.
+
+    A supervisor may write its result just after another one has raised the number. Earlier versions
+    wrote no number, so theirs counts.
+    """
+    number, of_search = result.get("trials"), search.get("search")
+    return number is None or (isinstance(of_search, dict) and of_search.get("trials") == number)
+
+
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """Read a search's file, apply `--set` overrides, and check the whole.
 

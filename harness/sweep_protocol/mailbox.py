@@ -13,6 +13,7 @@ system is an error.
 import re
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.files.shared_disk import SharedDisk
 from harness.search_parameters import Value
+from harness.search_space import SEARCH_FILE, is_of_search
 
 TASK, STATE, BEAT = "task.json", "state.json", "beat.json"
 RESULT = "result.json"
@@ -156,6 +158,7 @@ class Result(Message):
     """That the search has ended."""
 
     generation: int = 0
+    trials: int | None = None  # `search.trials` that it is of; earlier versions did not say
 
 
 M = TypeVar("M", bound=Message)
@@ -196,6 +199,22 @@ class SharedFolder:
         """
         content = record.model_dump_json(exclude_defaults=True).encode()
         self.disk.write(self.path(*parts), content + b"\n", synced=synced)
+
+    def is_over(self) -> bool:
+        """Whether a result of the search is there, as the search is now.
+
+        Raises:
+            OSError: if the file system fails.
+        """
+        if not (result := self.read(Result, RESULT)):
+            return False
+        if result.trials is None:
+            return True
+        try:
+            search = tomllib.loads((self.disk.read(self.path(SEARCH_FILE)) or b"").decode())
+        except ValueError:
+            search = {}
+        return is_of_search(result.model_dump(), search)
 
     def wait_for(self, look: Callable[[], Any]) -> Any:
         """What `look` returns once it is true, as long as this node may see an older state.

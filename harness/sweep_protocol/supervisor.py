@@ -24,7 +24,6 @@ from harness.sweep_protocol.journal import (
 )
 from harness.sweep_protocol.mailbox import (
     BEAT,
-    RESULT,
     STATE,
     TASK,
     WORKER_ID,
@@ -32,7 +31,6 @@ from harness.sweep_protocol.mailbox import (
     Cancel,
     Parent,
     Report,
-    Result,
     SharedFolder,
     Task,
     Work,
@@ -239,7 +237,7 @@ class Generation:
             cancel = self.shared.read(Cancel, CANCEL_FILE)
             if cancel and cancel.generation >= self.number:
                 return CANCELLED
-            if not self.alive and self.shared.read(Result, RESULT):
+            if not self.alive and self.shared.is_over():
                 return FINISHED  # an older supervisor has ended the sweep, and the workers left
         return ""
 

@@ -14,13 +14,11 @@ from typing import Protocol
 from harness.errors import DiskError, Interrupted, TakenOver
 from harness.sweep_protocol.mailbox import (
     BEAT,
-    RESULT,
     STATE,
     TASK,
     Beat,
     Clock,
     Report,
-    Result,
     SharedFolder,
     Task,
     Work,
@@ -260,7 +258,7 @@ class Worker:
             Alone: if there is no supervisor for long.
         """
         shared, now_s = self.shared, self.shared.clock.now()
-        if shared.read(Result, RESULT):
+        if shared.is_over():
             return 0
         generation = max(self._heard[0], self.task.generation)
         while shared.disk.opens(shared.path("journal", str(generation + 1))):

@@ -19,7 +19,7 @@ from harness.files.lenient_json import (
     whole,
 )
 from harness.files.plain_file import open_plain_file
-from harness.search_space import is_sweep
+from harness.search_space import SEARCH_FILE, is_of_search, is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
 from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
@@ -256,7 +256,7 @@ def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
     """Add what a sweep's heartbeat and result say."""
     result = RunDirectory(status.folder).read_json("result.json")
-    if result:
+    if result and is_of_search(result, read_toml(status.folder / SEARCH_FILE)):
         status.phase, status.eta_s = "result", None
     best = table(state, "best")
     counts = ("trials", "finished", "failed", "running", "waiting", "workers")

@@ -27,18 +27,20 @@ from harness.data.dataset import Dataset
 from harness.data.resolve import open_data, reopen_data
 from harness.errors import DiskError, InputError
 from harness.files.leased_dir import LeasedDirectory
+from harness.files.lenient_json import read_toml
 from harness.job import Job
 from harness.report.text_tables import defused
 from harness.search_space import (
     DECIDED,
     SEARCH_FILE,
     SearchSpec,
+    is_of_search,
     is_sweep,
     load_search,
     rounded,
 )
 from harness.sweep_protocol.journal import Ledger, Proposal
-from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Clock, SharedFolder, Terms
+from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, RESULT, Clock, SharedFolder, Terms
 from harness.tracking.record_format import RECORD, check_format, stamped
 from harness.tracking.run_dir import RunDirectory, check_id
 
@@ -167,7 +169,9 @@ class SweepDirectory(LeasedDirectory):
 
     def finished(self) -> bool:
         """Whether every trial has ended; the result is written last."""
-        return self.path("result.json").is_file()
+        is_there = self.path(RESULT).is_file()
+        search = read_toml(self.path(SEARCH_FILE)) if is_there else {}
+        return is_there and is_of_search(self.read_json(RESULT), search)
 
     def search(self) -> SearchSpec:
         """The search, read from its file."""

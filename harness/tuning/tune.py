@@ -321,6 +321,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "sweep": sweep.folder.name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
+        "trials": search.table.trials,  # as asked for: see `is_of_search`
         "num_trials": len(trials),
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.trial,

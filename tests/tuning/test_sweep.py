@@ -134,7 +134,7 @@ def test_a_search_ends_with_its_winner(calm: Sweeps) -> None:
     folder = calm.folder("calm")
     result = json.loads((folder / "result.json").read_text())
     assert (result["best_trial"], result["best_score"]) == (rows[0]["trial"], scores[0])
-    assert (result["num_trials"], result["num_failed"]) == (4, 0)
+    assert (result["num_trials"], result["num_failed"], result["trials"]) == (4, 0, 0)
     assert calm.state("calm")["phase"] == "finished"
     assert sorted(calm.ledger("calm").accepted) == list(range(4))
     (log,) = (folder / "workers").glob("w*.log")

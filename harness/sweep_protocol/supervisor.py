@@ -226,6 +226,8 @@ class Generation:
         self.journal.append(self._records)
         how = self._how_it_ends()
         if how == FINISHED:
+            if self.journal.is_superseded():  # what is above may have taken long
+                return SUPERSEDED
             self.host.conclude(self)
         self._write_tasks(is_over=bool(how))
         return how

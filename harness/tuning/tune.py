@@ -202,9 +202,11 @@ class SweepHost:
         if self.result:  # `conclude` has recorded that the search is over
             self._show(generation)
             return
-        with contextlib.suppress(RunError):  # a copy for people; the disk may be better next time
-            self.heartbeat.beat("searching", **self.progress(generation))
-            self._write_table(generation)
+        # Copies for people; the disk may be better next time.
+        with contextlib.suppress(OSError, RunError):
+            if not generation.journal.is_superseded():  # its round may have taken long
+                self.heartbeat.beat("searching", **self.progress(generation))
+                self._write_table(generation)
         self._show(generation)
         if error := ledger.same_failure:
             raise RunError(f"three trials failed alike: {error}")

@@ -5,9 +5,12 @@ Of KerasTuner 1.4.8 this changes:
 - An oracle writes its whole state with each call. Here the sweep's journal has all that is needed
   to call it again.
 - A grid search proposes its next trial when one has ended, so that few are trained at a time.
+- Hyperband waits for a whole first round before a trial goes on. In a space with fewer settings
+  none ever would.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +62,26 @@ class SteadyGrid(GridSearchOracle):  # type: ignore[misc]  # KerasTuner ships no
         return answer
 
 
+class FiniteHyperband(HyperbandOracle):  # type: ignore[misc]
+    """Hyperband whose bracket is as large as the settings suffice for that no trial has had."""
+
+    def __init__(self, **options: Any) -> None:
+        self._num_first: dict[int, int] = {}  # of smaller brackets: trials in the first round
+        super().__init__(**options)
+
+    def _random_trial(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any]:
+        answer = dict(super()._random_trial(trial_id, bracket))
+        if answer["status"] != TrialStatus.STOPPED:
+            return answer
+        self._num_first[bracket["bracket_num"]] = len(bracket["rounds"][0])
+        return dict(self.populate_space(trial_id))
+
+    def _get_size(self, bracket_num: int, round_num: int) -> int:
+        size: int = super()._get_size(bracket_num, round_num)
+        first = self._num_first.get(bracket_num)
+        return size if first is None else min(size, math.ceil(first / self.factor**round_num))
+
+
 def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle:
     """The oracle of a search.
 
@@ -76,7 +99,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle
         "max_consecutive_failed_trials": 10**9,  # left to the supervisor
     }
     if table.tuner == "hyperband":
-        oracle: kt.Oracle = HyperbandOracle(max_epochs=max_epochs, factor=table.factor, **options)
+        oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
     elif table.tuner == "asha":
         oracle = AshaOracle(
             num_settings=table.trials or None,

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -118,6 +119,21 @@ def test_a_search_that_has_ended_goes_on_with_more_trials(tmp_path: Path, tuner:
     assert sum(each.parent is None for each in after) == 9
     for num_known in range(len(before), len(after)):
         assert proposals(path, after[:num_known]) == after
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lengths"), [(9, {1: 9, 3: 6, 9: 2}), (27, {1: 12, 3: 4, 9: 2, 27: 1})]
+)
+def test_hyperband_goes_on_in_a_space_smaller_than_its_rounds(
+    tmp_path: Path, epochs: int, lengths: dict[int, int]
+) -> None:
+    """There are twelve settings. Its rounds want 9 and 5 of them, with 27 epochs 27 at once."""
+    path = written(tmp_path, "hyperband", 0)
+    path.write_text(f"{path.read_text()}[train]\nepochs = {epochs}\n")
+    whole = proposals(path)
+    assert Counter(each.epochs for each in whole) == lengths
+    for num_known in range(0, len(whole), 3):
+        assert proposals(path, whole[:num_known]) == whole
 
 
 def test_the_messages_of_the_process(tmp_path: Path) -> None:

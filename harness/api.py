@@ -9,7 +9,6 @@ line would refuse in one line is raised with that line.
 import contextlib
 import io
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,16 +238,14 @@ def train(
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
-        name = run_id or reserve_id(folder, loaded)
+        name = run_id or reserve_id(folder, loaded.name, f"-seed{loaded.train.seed}")
         run = RunDirectory.new(folder, loaded, name).folder
     options |= {"set": overrides, "seed": seed, "runs": folder, "run_id": name}
     try:
         run_printed("train", str(job), *_options(options))
     finally:
         if run_id is None:
-            with contextlib.suppress(OSError):  # they hold something
-                run.rmdir()
-                run.parent.rmdir()
+            _remove_empty(run)
     return Run(run)
 
 
@@ -275,13 +272,24 @@ def tune(
 
     overrides = _overrides(settings, options, SET)
     folder = _default_runs() if runs is None else Path(runs)
-    name = sweep_id or time.strftime("%Y%m%d-%H%M%S")
     with trusting(bool(options.get("trust_code"))):
         search = load_search(Path(job), overrides)
+        name = sweep_id or reserve_id(folder, search.name)
         sweep = SweepDirectory.new(folder, search, name).folder
     options |= {"set": overrides, "runs": folder, "sweep_id": name}
-    run_printed("tune", str(job), *_options(options))
+    try:
+        run_printed("tune", str(job), *_options(options))
+    finally:
+        if sweep_id is None:
+            _remove_empty(sweep)
     return Sweep(sweep)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder that was reserved, unless something is in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def load_runs(*folders: PathLike) -> Runs:

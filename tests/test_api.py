@@ -97,6 +97,27 @@ def test_options_that_would_have_no_effect_are_refused(
     assert list(here.iterdir()) == []
 
 
+def test_two_searches_of_one_second_are_two_sweeps(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two runs are; nothing is left of one that is refused."""
+    (here / "tune.toml").write_text(
+        "[model]\narchitecture = 'lstm'\n[search]\ntrials = 1\n[search.space]\ntrain.epochs = [1, 2]\n"
+    )
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    inner: list[object] = []
+
+    def search_too(*_: str) -> None:
+        if not inner:
+            inner.append(None)
+            inner.append(package.tune("tune.toml").folder)
+
+    monkeypatch.setattr("harness.api.run_printed", search_too)
+    folders = [package.tune("tune.toml").folder, inner[1]]
+    assert folders == [Path("runs/tune/now"), Path("runs/tune/now-2")]
+    assert not Path("runs/tune").exists()
+
+
 def test_code_of_others_is_trusted_for_one_call(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,23 +184,28 @@ def check_id(option: str, text: str) -> None:
         )
 
 
-def reserve_id(runs: Path, job: Job) -> str:
-    """The name of a new run, in whose folder no other thread or process begins one.
+def reserve_id(runs: Path, job: str, suffix: str = "") -> str:
+    """The name of a new run or sweep, in whose folder no other thread or process begins one.
+
+    Args:
+        runs: folder of the runs.
+        job: the job's name.
+        suffix: of the name, after the time.
 
     Raises:
         InputError: if the folder of the runs can't be written.
     """
-    first = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}"
+    first = f"{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
     for count in range(1, 1000):
         name = first if count == 1 else f"{first}-{count}"
         try:
-            (runs / job.name / name).mkdir(parents=True)
+            (runs / job / name).mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError as error:
             raise InputError(f"runs = {runs}: can't be written: {error.strerror}") from None
         return name
-    raise InputError(f"runs = {runs}: holds a thousand runs {first}; give a run_id")
+    raise InputError(f"runs = {runs}: holds a thousand {first}; give a name")
 
 
 def is_whole(result: dict[str, Any]) -> bool:

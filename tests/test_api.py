@@ -102,7 +102,8 @@ def test_two_searches_of_one_second_are_two_sweeps(
 ) -> None:
     """As two runs are; nothing is left of one that is refused."""
     (here / "tune.toml").write_text(
-        "[model]\narchitecture = 'lstm'\n[search]\ntrials = 1\n[search.space]\ntrain.epochs = [1, 2]\n"
+        "[model]\narchitecture = 'lstm'\n[search]\ntrials = 1\n"
+        "[search.space]\ntrain.epochs = [1, 2]\n"
     )
     monkeypatch.setattr("time.strftime", lambda _: "now")
     inner: list[object] = []

@@ -205,7 +205,7 @@ def _announce(sweep: SweepDirectory, row: Mapping[str, str], job: Job, *, consol
     search = sweep.search()
     if not sweep.finished():
         console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
-    if search.job.train.reduce_lr_patience:
+    if best_job(search, row).train.reduce_lr_patience:
         console.warning(
             "train.reduce_lr_patience needs validation reviews: the learning rate stays constant"
         )

@@ -85,7 +85,8 @@ def leaderboard(
         columns = [*fields, *short_names(keys).values(), "epochs", "time"]
         parts.append(_leaderboard_table(columns, lines, console))
     else:
-        parts.append(Text("no trial has begun yet"))
+        how = "finished, all have failed" if rows else "begun yet"
+        parts.append(Text(f"no trial has {how}"))
     if (more := len(going) - NUM_SHOWN) > 0:
         parts.append(Text(f"and {more:,} more in {sweep.path(LEADERBOARD)}", "dim"))
     return parts + [Text(line, "red") for line in failures(rows)]

@@ -7,6 +7,7 @@ import pytest
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.search_parameters import Parameter
+from harness.sweep_report import best_trial
 from harness.sweep_report.best_trial import best_row, best_trial_toml, retrain, retrained_job
 from harness.sweep_report.importance import value_of
 from harness.system.console import Console
@@ -99,6 +100,24 @@ def test_another_best_trial_is_not_mixed_with_the_first(tmp_path: Path) -> None:
     run.write_text("job.toml", other.to_toml())
     with pytest.raises(InputError, match=r"earlier best trial.*move .*winner/tune_lstm_best away"):
         retrain(sweep, (1, 2), data=None, workers=None, console=Console())
+
+
+@pytest.mark.parametrize(("patience", "warns"), [(0, False), (2, True)])
+def test_the_warning_is_of_the_best_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, warns: bool
+) -> None:
+    """Its learning rate stays constant, or never fell; what the search began with is no matter."""
+    toml = RANDOM.replace("epochs = 6", f"epochs = 6\nreduce_lr_patience = {2 - patience}")
+    toml += "train.reduce_lr_patience = [0, 2]\n"
+    values = {**VALUES, "train.reduce_lr_patience": patience}
+    sweep = make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=values))
+    said: list[str] = []
+    console = Console()
+    monkeypatch.setattr(console, "warning", said.append)
+    monkeypatch.setattr(best_trial, "run_tasks", lambda *_, **__: None)
+    monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
+    retrain(sweep, (1,), data=None, workers=1, console=console)
+    assert any("train.reduce_lr_patience needs" in line for line in said) == warns
 
 
 # Children

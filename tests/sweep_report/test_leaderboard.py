@@ -142,6 +142,16 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert f"failed: trials 0013, 0014: {out_of_memory}" in lines
 
 
+def test_where_all_trials_failed_none_is_said_to_be_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first trial there is none."""
+    show(make_sweep(tmp_path / "a", RANDOM, trial(0, None, error="too large")))
+    assert "no trial has finished, all have failed" in capsys.readouterr().out.splitlines()
+    show(make_sweep(tmp_path / "b", RANDOM))
+    assert "no trial has begun yet" in capsys.readouterr().out.splitlines()
+
+
 def test_equal_scores_are_ranked_by_the_tie_break(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

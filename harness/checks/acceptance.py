@@ -23,7 +23,7 @@ from harness.checks.doctor import describe_cards, describe_gpus
 from harness.checks.finding import Finding, NotRun, examine
 from harness.checks.probe import ARCHITECTURES, JOBS, START_S, ask_child
 from harness.checks.probe_child import expected_kernel
-from harness.compute.strategy import parse_devices
+from harness.compute.strategy import MAX_DEVICES, parse_devices
 from harness.errors import InputError
 from harness.files.atomic_file import atomic_write
 from harness.files.scratch import scratch_directory
@@ -59,7 +59,10 @@ def accept(
     seen = ask_child({"do": "devices"}, START_S)
     requested = parse_devices(devices) if devices else None
     kind = requested.kind if requested else "gpu" if seen["gpus"] else "cpu"
-    num = len(seen["gpus"]) if kind == "gpu" else max(2, requested.count if requested else 2)
+    if kind == "gpu":
+        num = min(len(seen["gpus"]), requested.count if requested else MAX_DEVICES)
+    else:
+        num = max(2, requested.count if requested else 2)
     lines: list[dict[str, Any]] = []
     with scratch_directory() as folder:
         runs = Runs(folder, kind, num, data)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import child
+from harness.checks import acceptance, child
 from harness.checks.acceptance_full import Workers, check_killed_worker, check_sharing
 from harness.checks.acceptance_runs import Runs, SmallRun, judge
 from harness.checks.child import Ended
@@ -57,6 +57,20 @@ def test_files_are_compared_by_their_bytes(finished: tuple[Harness, Path], tmp_p
     (copy.folder / "metrics.jsonl").write_text("\n".join(lines))
     assert copy.different_files(run) == ["metrics.jsonl", "model.keras", "predictions.npz"]
     assert copy.difference(run) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("named", "used"),
+    [(None, "gpu:4"), ("gpu:1", "gpu:1"), ("gpu:2", "gpu:2"), ("gpu:9", "gpu:4"), ("cpu", "cpu:2")],
+)
+def test_it_uses_no_more_gpus_than_are_named(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, used: str
+) -> None:
+    """The others may be another's."""
+    monkeypatch.setattr(acceptance, "ask_child", lambda *_: {"gpus": [{}] * 4})
+    monkeypatch.setattr(acceptance, "_checks", lambda *_, **__: {})
+    report = acceptance.accept(named, None, full=False, show=lambda *_: None)
+    assert report["devices"] == used
 
 
 def test_options_of_the_acceptance_alone(harness: Harness) -> None:

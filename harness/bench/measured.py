@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[Measured]]:
             Measured(**{**each, "ways": {k: tuple(v) for k, v in each["ways"].items()}})
             for each in record["measured"]
         ]
-        _ = record["machine"]["processor"], {**record.get("settings", {})}
+        settings = {**record.get("settings", {})}
+        _ = record["machine"]["processor"], settings.get("checksum", "")[:12]
         _ = [each.ratio(way) for each in held for way in each.ways]
     except OSError as error:
         raise InputError(
@@ -163,6 +164,29 @@ def check_sizes(path: Path, record: dict[str, Any], **sizes: int) -> None:
     for name, size in sizes.items():
         if (was := settings.get(name, size)) != size:
             raise InputError(f"--compare {path}: was measured with --{name} {was}; give the same")
+
+
+def check_data(path: Path, record: dict[str, Any], about: Mapping[str, Any]) -> None:
+    """Refuse to hold a measurement against one on other data: reviews differ in length.
+
+    Args:
+        path: of the record.
+        record: one of an earlier version does not say its data, and is taken.
+        about: the data now: is_sample and checksum; empty if each job names its own.
+
+    Raises:
+        InputError: if the record names other data.
+    """
+    was = record.get("settings", {})
+    if "checksum" in was and about and was["checksum"] != about["checksum"]:
+        which, now = (
+            "the sample" if each.get("is_sample") else each["checksum"][:12]
+            for each in (was, about)
+        )
+        raise InputError(
+            f"--compare {path}: was measured on other data ({which}, here {now}); give the same by "
+            "--data"
+        )
 
 
 def print_changes(found: Sequence[Change]) -> None:

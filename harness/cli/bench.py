@@ -57,6 +57,7 @@ def bench(
     from harness.bench import measured
     from harness.bench.bench import check_architectures, check_sections, machine, measure
     from harness.bench.processes import Settings
+    from harness.data.imdb_sources import open_dataset
     from harness.data.resolve import open_data
     from harness.job_file import load_job
     from harness.system.console import Console
@@ -77,15 +78,19 @@ def bench(
         sections = ("plans",)
     console = Console()
     confirm_here("srun --cpus-per-task=4 --mem=16G harness bench", console, here=here)
-    folder = data.absolute() if data else None
-    if jobs:
-        for chosen in loaded:
-            open_data(chosen, folder)
-    else:
-        folder = _data_folder(folder)
+    folder, dataset = data.absolute() if data else None, None
+    for chosen in loaded:
+        open_data(chosen, folder)
+    if not jobs:
+        dataset = open_dataset(folder)
+        if dataset.folder and not dataset.is_sample:
+            folder = dataset.folder.absolute()  # not each process has this cache
+    about = {"is_sample": dataset.is_sample, "checksum": dataset.checksum} if dataset else {}
+    if before and reference:
+        measured.check_data(reference, before[0], about)
     settings = Settings(names, pairs, reviews, epochs, folder, jobs)
     this = machine()
-    recorded = {k: v for k, v in asdict(settings).items() if k not in ("data", "jobs")}
+    recorded = {k: v for k, v in asdict(settings).items() if k not in ("data", "jobs")} | about
     results: list[measured.Measured] = []
     try:
         for each in measure(settings, sections, console):
@@ -95,7 +100,8 @@ def bench(
     finally:
         if results:  # also those of an interrupted benchmark
             measured.print_table(results)
-    echo(f"on {this['cpus']} CPUs of {this['processor']}, {this['gpus']} GPUs")
+    where = f"; data: {dataset.title}" if dataset else ""
+    echo(f"on {this['cpus']} CPUs of {this['processor']}, {this['gpus']} GPUs{where}")
     if before:
         record, earlier = before
         there = record["machine"]
@@ -106,11 +112,3 @@ def bench(
         measured.print_changes(changes)
         if worse := [change.name for change in changes if change.verdict == "worse"]:
             raise RunError(f"worse than {reference}: {', '.join(worse)}")
-
-
-def _data_folder(named: Path | None) -> Path | None:
-    """The folder of the data that a command finds, for all processes: not each has this cache."""
-    from harness.data.imdb_sources import open_dataset
-
-    dataset = open_dataset(named)
-    return dataset.folder.absolute() if dataset.folder and not dataset.is_sample else named

@@ -98,6 +98,24 @@ def test_nothing_compared_is_no_success(tmp_path: Path, monkeypatch: pytest.Monk
         bench(reference=path, epochs=3)
 
 
+def test_another_dataset_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sample's reviews are short. A record that does not name its data is taken."""
+    full, path, sample = tmp_path / "full", tmp_path / "bench.json", tmp_path / "sample.json"
+    small_data(full)
+    monkeypatch.setattr("harness.bench.bench.measure", lambda *_: iter([speeds((1.0,), (1.0,))]))
+    bench(data=full, json_file=path)
+    bench(json_file=sample)
+    assert "; data: SAMPLE" in capsys.readouterr().out
+    for reference, data, other in ((path, full, None), (sample, None, full)):
+        bench(reference=reference, data=data)
+        with pytest.raises(InputError, match=r"was measured on .*; give the same by --data"):
+            bench(reference=reference, data=other)
+    with pytest.raises(RunError, match="worse than"):  # it was compared
+        bench(reference=PROJECT / "tests" / "bench.json")
+
+
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     """Machine, settings and every value."""
     measured = [speeds((200.0, 100.0), (100.0, 50.0))]

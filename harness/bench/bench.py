@@ -21,7 +21,7 @@ from typing import Any
 from harness import PROJECT
 from harness.bench.large_table import large_table
 from harness.bench.measured import Measured
-from harness.bench.processes import Arg, Bench, Settings, Way
+from harness.bench.processes import Arg, Bench, Settings, Way, one_gpu
 from harness.bench.scale import scale
 from harness.checks import child
 from harness.checks.child import Ended
@@ -63,7 +63,7 @@ def training(bench: Bench) -> Iterator[Measured]:
         if name == bench.settings.architectures[0]:
             yield from _cold_start(bench, name, job)
         ways: dict[str, Way] = {way: partial(_baseline, bench, way, name) for way in others}
-        ways["harness"] = partial(_train, bench, job)
+        ways["harness"] = partial(_train, bench, job, *one_gpu())
         values = bench.in_turn(name, ways)
         for quantity, unit, more_is_better in (
             ("first step", "s", False),
@@ -79,7 +79,7 @@ def training(bench: Bench) -> Iterator[Measured]:
 def _cold_start(bench: Bench, name: str, job: Path) -> Iterator[Measured]:
     def cold() -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=bench.folder) as cache:
-            return _train(bench, job, XDG_CACHE_HOME=cache)
+            return _train(bench, job, *one_gpu(), XDG_CACHE_HOME=cache)
 
     notebook = partial(_baseline, bench, "notebook", name)
     ways: dict[str, Way] = {"notebook": notebook, "harness": cold}
@@ -113,7 +113,8 @@ def _train(bench: Bench, job: Path, *args: str, **variables: str) -> dict[str, f
 
 def resuming(bench: Bench) -> Iterator[Measured]:
     """From the start of a process to its first step: of a new run, and of one that was killed."""
-    job = PROJECT / "jobs" / "notebook" / f"{bench.settings.architectures[0]}.toml"
+    name = bench.settings.architectures[0]
+    job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
     runs = bench.folder / "runs" / load_job(job).name
     firsts, nexts = [], []
     for turn in range(bench.settings.pairs):
@@ -139,7 +140,9 @@ def resuming(bench: Bench) -> Iterator[Measured]:
         bench.harness(*bench.train_args(job, run.folder.name))
         nexts.append(run.result()["first_step_s"])
     ways = {"new run": tuple(firsts), "resumed run": tuple(nexts)}
-    yield Measured("start to first step", "s", False, ways, "new run")
+    title = "start to first step"
+    title = title if name == ARCHITECTURES[0] else f"{name} {title}"
+    yield Measured(title, "s", False, ways, "new run")
 
 
 def pipeline(bench: Bench) -> Iterator[Measured]:
@@ -209,8 +212,9 @@ def side_by_side(bench: Bench) -> Iterator[Measured]:
     """Five architectures, and five seeds of one, from the first command to the last result."""
     names = bench.settings.architectures
     one = names[min(1, len(names) - 1)]
+    several = f"{len(names)} architectures" if names == ARCHITECTURES else ", ".join(names)
     for title, chosen, num_seeds in (
-        (f"{len(names)} architectures, one seed", names, 1),
+        (f"{several}, one seed", names, 1),
         (f"{one}, five seeds", (one,), 5),
     ):
         ways = {

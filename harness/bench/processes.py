@@ -13,10 +13,12 @@ import numpy as np
 
 from harness.checks import child
 from harness.checks.child import Ended
+from harness.compute.strategy import parse_devices, site_devices
 from harness.data.imdb_sources import open_dataset
 from harness.data.vocabulary import encode_split
 from harness.errors import RunError
 from harness.job_file import load_job
+from harness.slurm.environment import visible_gpus
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 
@@ -34,6 +36,17 @@ class Settings:
     epochs: int  # of which the last is measured
     data: Path | None
     jobs: tuple[Path, ...]  # whose plans are measured; empty = the steady ones
+
+
+def is_for_cpu() -> bool:
+    """Whether HARNESS_DEVICES has runs use the CPU, where there may be GPUs."""
+    named = site_devices()
+    return named is not None and parse_devices(named).kind == "cpu"
+
+
+def one_gpu() -> list[str]:
+    """The arguments with which a run uses no more GPUs than the notebook: one of several."""
+    return ["--devices", "gpu:1"] if visible_gpus() > 1 and not is_for_cpu() else []
 
 
 @dataclass
@@ -97,8 +110,10 @@ class Bench:
             "keras_file": str(self.keras_file()),
             **more,
         }
+        variables = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        variables |= {"CUDA_VISIBLE_DEVICES": ""} if is_for_cpu() else {}
         try:
-            answer, ended = child.ask(module, request, TF_CPP_MIN_LOG_LEVEL="3")
+            answer, ended = child.ask(module, request, timeout_s=child.NO_LIMIT_S, **variables)
         except child.ChildError as error:
             raise RunError(f"{way} {architecture} {error}") from None
         return ended, answer

@@ -31,6 +31,8 @@ MAX_CHECKPOINTS = 2  # in a run's folder: a failing disk may break the newest
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the steps done, and remove all but the last two.
 
+    A run that found later ones broken has begun before them; they are removed too.
+
     Raises:
         RunError: if it can't be written, or a newer process took the run over.
     """
@@ -43,7 +45,12 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
             arrays[f"{name}/{i}"] = variable.numpy()
     record = json.dumps(stamped(meta, CHECKPOINT_FORMAT))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
-    _write(run, f"step-{total_steps:09d}.npz", arrays)
+    name = f"step-{total_steps:09d}.npz"
+    # Before the lease is checked: what a newer process writes from then on is not among them.
+    broken = [path for path in run.checkpoints() if path.name > name]
+    _write(run, name, arrays)
+    for path in broken:
+        path.unlink(missing_ok=True)
     for old in run.checkpoints()[:-MAX_CHECKPOINTS]:
         old.unlink(missing_ok=True)
 

@@ -134,7 +134,7 @@ def choose(
     Args:
         job: its `train.xla` may be on or off.
         kind: of the device, cpu or gpu.
-        cpus: the most threads that a plan may use.
+        cpus: the most threads that a new run's plan may use.
         device: its name, for the reason.
         begun: the plan in the record of a resumed run, else nothing.
         times_ms: the time of a step by plan name, if it was measured on the device.
@@ -146,7 +146,12 @@ def choose(
 
     if isinstance(begun.get("xla"), bool):
         parts, fused = begun.get("parts", 1), begun.get("fused", False)
-        return ExecutionPlan(begun["xla"], cpus, parts, "as the run began", fused)
+        # Sums over threads differ in their last bits. More threads than CPUs are slow, but exact;
+        # whoever wants speed instead begins a new run.
+        threads = begun.get("threads")
+        if type(threads) is not int or threads < 1:
+            threads = cpus
+        return ExecutionPlan(begun["xla"], threads, parts, "as the run began", fused)
     allowed = {"on": [True], "off": [False]}.get(job.train.xla, [True, False])
     plans = {
         plan_name(xla, threads): (xla, threads) for xla in allowed for threads in range(1, cpus + 1)

@@ -97,6 +97,15 @@ def test_a_run_that_goes_on_keeps_its_plan() -> None:
 
 
 @pytest.mark.parametrize(
+    ("recorded", "threads"), [(1, 1), (4, 4), (None, 2), (0, 2), ("3", 2), (True, 2)]
+)
+def test_a_run_that_goes_on_keeps_its_threads(recorded: object, threads: int) -> None:
+    """On fewer and on more CPUs; an earlier version's record, or a broken one, has none."""
+    begun = {"xla": False} if recorded is None else {"xla": False, "threads": recorded}
+    assert choose(RNN, "cpu", 2, begun=begun).threads == threads
+
+
+@pytest.mark.parametrize(
     ("kind", "optimizer", "fused"),
     [
         ("cpu", "rmsprop", True),

@@ -39,6 +39,7 @@ from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tracking.provenance import changes_since_first_start, code_of
+from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
@@ -67,7 +68,8 @@ def launch(
 ) -> dict[str, Any]:
     """Begin or resume a run, and return its result.
 
-    A resumed run uses the devices and the data in its record, unless others are given.
+    A resumed run uses the devices and the data in its record, unless others are given; one that
+    goes on with another run, the devices and the plan in that one's record.
 
     Raises:
         InputError: for devices or data that are not there, or a run that a later version wrote;
@@ -79,13 +81,14 @@ def launch(
     allocation = own_allocation()
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
-    devices = devices_to_use(run, options.devices)
-    requested = parse_devices(devices) if devices else None
     idle_min = idle_warning_min()
     dataset = dataset_of(run, job, options.data, full=options.full)
     context = RunContext.open(run, job, dataset)
     parent = find_parent(context, named=options.parent)
-    plan = plan_of(job, devices, run)
+    began = parent.run if parent and parent.continues and not run.read_json(RECORD) else run
+    devices = devices_to_use(began, options.devices)
+    requested = parse_devices(devices) if devices else None
+    plan = plan_of(job, devices, began)
     with contextlib.ExitStack() as stack:
         # 2. The other workers of a run on several nodes.
         worker_group = None
@@ -102,12 +105,13 @@ def launch(
         check_gpus(promised_gpus(requested, allocation), console.warning)
         strategy = make_strategy(requested, worker_group)
         stop.listen()  # again, over a handler that TensorFlow may have set
-        plan = replace(plan_in_use(job, run), threads=plan.threads)
+        plan = replace(plan_in_use(job, began), threads=plan.threads)
         monitor = stack.enter_context(own_monitor(allocation, idle_min))
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
-        warn_of_changes(context.run, devices_used, console, strict=options.strict)
+        of_start = context.run if began is run else began  # a worker may have a folder of its own
+        warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         check_own_parts(context, strategy.num_replicas_in_sync, console)
         # 4. The run.

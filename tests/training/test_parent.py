@@ -54,6 +54,32 @@ def test_more_epochs_give_the_bytes_of_a_run_of_so_many(parent: Harness) -> None
 
 
 @pytest.mark.full
+def test_a_run_that_goes_on_computes_as_its_parent(parent: Harness) -> None:
+    """By its plan and on its devices; what differs from it is told, and refused with --strict."""
+    shutil.copytree(parent.runs / "lstm/parent", named := parent.runs / "lstm/two")
+    record = json.loads((named / "provenance.json").read_text())
+    plan = {**record["plan"], "xla": not record["plan"]["xla"], "threads": 3}
+    record |= {"plan": plan, "devices_asked": "cpu:2"}
+    record["packages"]["numpy"] = "1.0"
+    record["starts"][0]["devices"] *= 2
+    (named / "provenance.json").write_text(json.dumps(record))
+    words = ("--set", "train.epochs=4", "--from", named)
+    refused = parent.train("lstm", "refused", *words, "--strict")
+    assert refused.returncode == 2
+    assert f"--strict: run {named}: numpy was 1.0 and is" in refused.stderr.splitlines()[-1]
+    assert "it ran on" not in refused.stderr
+    assert not (parent.runs / "lstm/refused").exists()
+    done = parent.train("lstm", "more", *words)
+    assert done.returncode == 0, done.stderr
+    assert "numpy was 1.0 and is" in done.stderr
+    child = json.loads((parent.runs / "lstm/more/provenance.json").read_text())
+    assert child["devices_asked"] == "cpu:2"
+    assert {key: child["plan"][key] for key in ("xla", "threads", "parts", "fused")} == {
+        key: plan[key] for key in ("xla", "threads", "parts", "fused")
+    }
+
+
+@pytest.mark.full
 def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
     """It says which do not; a kill before its first step changes nothing."""
     other = ("--set", "model.units=16", "--set", "train.epochs=1")

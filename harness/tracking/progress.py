@@ -20,7 +20,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # a metrics line per epoch
     best_epoch: int = 0  # from 1, 0 for none
     event_mark: dict[str, int] = field(default_factory=dict)  # bytes of each event file
-    stopped: bool = False  # a callback has ended the training
+    stopped: bool = False  # a callback has ended the training, after this epoch if it has begun
     callback_states: list[Any] = field(default_factory=list)  # of the user's, None without one
     best_weights: list[np.ndarray] = field(default_factory=list)
     is_ramped: bool = True  # the moving average, see `harness.compute.moving_average`

@@ -94,7 +94,8 @@ class RunCallbacks:
         """Begin the training, or take up where `progress` is.
 
         The state of the built-in ones follows from the epochs' metrics, which are replayed. The
-        user's get the state that they have saved.
+        user's get the state that they have saved; what they do to model and optimizer as training
+        begins is in the checkpoint, and is done once.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # of the checkpoint, with all cuts
@@ -102,11 +103,16 @@ class RunCallbacks:
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))
         rate.assign(value)
+        # They have none where the run has yet to begin, with the weights of another one too.
+        variables = [rate, *self.model.variables, *self.model.optimizer.variables]
+        saved = [each.numpy() for each in variables] if progress.callback_states else []
         for callback in self.own:
             self._call(callback, "on_train_begin")
         for callback, state in zip(self.own, progress.callback_states, strict=False):
             if _has_state(callback) and state is not None:
                 self._call(callback, "load_state", state)
+        for variable, numbers in zip(variables, saved, strict=False):
+            variable.assign(numbers)
         if progress.stopped:
             self.model.stop_training = True
 

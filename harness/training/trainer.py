@@ -140,8 +140,10 @@ class Trainer:
         """Train all epochs that are left, validating after each."""
         train, progress, train_step = self.job.train, self.progress, self.train_step
         self.checkpoints.restart_clock()
-        while progress.epoch < train.epochs and not train_step.model.stop_training:
-            if progress.step == 0:
+        while progress.epoch < train.epochs:
+            if progress.step == 0:  # an epoch that has begun is trained to its end
+                if train_step.model.stop_training:
+                    break
                 self.stop.check()  # before the callbacks, which a resumed run calls again
                 self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
@@ -278,12 +280,12 @@ class Trainer:
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
         # Before the checkpoint, which must hold the learning rate that they may cut.
         self.callbacks.on_epoch_end(line)
-        self.progress.stopped = bool(self.train_step.model.stop_training)
         self._save()
         self._write_metrics()
         self.console.epoch(line, self.job.train.epochs)
 
     def _save(self) -> None:
+        self.progress.stopped = bool(self.train_step.model.stop_training)
         self.progress.callback_states = self.callbacks.states()
         self.checkpoints.save(self.progress, self._num_steps_done())
 

@@ -73,6 +73,24 @@ def test_a_stop_is_kept_over_a_restart() -> None:
     assert model.stop_training
 
 
+def test_what_a_callback_does_as_training_begins_is_done_once() -> None:
+    """A resumed run has the rate and the weights of its checkpoint; a new one, the callback's."""
+    source = COUNTS.replace(
+        'self.calls.append("begin")',
+        "self.model.optimizer.learning_rate *= 0.5; self.model.variables[1].assign([7.0])",
+    )
+    job = job_of(source, learning_rate=0.5)
+    first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+    first.begin(Progress())
+    assert float(first.model.optimizer.learning_rate.numpy()) == 0.25
+    assert first.model.get_weights()[1] == [7.0]
+    first.model.variables[1].assign([3.0])
+    again = RunCallbacks(job.train, first.model, own_callbacks(job))
+    again.begin(Progress(callback_states=first.states()))
+    assert float(again.model.optimizer.learning_rate.numpy()) == 0.25
+    assert again.model.get_weights()[1] == [3.0]
+
+
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_a_plateau_cuts_the_rate_with_and_without_a_schedule(warmup: float) -> None:
     """Two epochs without a better one halve the rate; a replay leaves it as it was saved."""

@@ -56,9 +56,11 @@ def made_up_split(num_reviews: int, seed: int) -> Split:
 TRAIN, TEST = made_up_split(NUM_TRAINING + NUM_VALIDATION, 1), made_up_split(NUM_TEST, 2)
 
 
-def trained(folder: Path, *settings: str) -> tuple[RunDirectory, Job, list[dict[str, Any]]]:
+def trained(
+    folder: Path, *settings: str, file: Path = JOBS / "lstm.toml"
+) -> tuple[RunDirectory, Job, list[dict[str, Any]]]:
     """Train in `folder`; returns the run, its job and its metrics."""
-    job = load_job(JOBS / "lstm.toml", [*SETTINGS, *settings])
+    job = load_job(file, [*SETTINGS, *settings])
     run = RunDirectory(folder / "run")
     vocab = [f"word{i}" for i in range(40)]
     dataset = Dataset(TRAIN, TEST, vocab, checksum="made up", official=False)
@@ -182,6 +184,47 @@ def restamp(path: Path, number: int) -> None:
     arrays["progress"] = np.frombuffer(json.dumps(meta | {"format": number}).encode(), np.uint8)
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def test_a_stop_at_the_begin_of_an_epoch_is_kept_over_a_kill_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That epoch is trained to its end, and is the last."""
+    (tmp_path / "cb.py").write_text(
+        "import keras\n"
+        "class Ends(keras.callbacks.Callback):\n"
+        "    def on_train_begin(self, logs=None): self.model.optimizer.learning_rate = 0.1\n"
+        "    def on_epoch_begin(self, epoch, logs=None):\n"
+        "        self.model.optimizer.learning_rate *= 0.5\n"
+        "        self.model.stop_training = epoch == 1\n"
+    )
+    file = tmp_path / "ends.toml"
+    file.write_text(
+        (JOBS / "lstm.toml").read_text().replace("[train]", '[train]\ncallbacks = ["cb.py:Ends"]')
+    )
+    settings = ("train.epochs=3", "train.checkpoint_every_s=0.000001")
+    keras.utils.clear_session()  # layers are named as in a new process
+    calm, _, lines = trained(tmp_path / "calm", *settings, file=file)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.05, 0.025])
+    with monkeypatch.context() as killed:
+        killed.setattr(Trainer, "_save", raise_inside(Trainer._save, epoch=2))
+        with pytest.raises(ZeroDivisionError):
+            trained(tmp_path / "killed", *settings, file=file)
+    keras.utils.clear_session()
+    resumed, _, found = trained(tmp_path / "killed", *settings, file=file)
+    assert found == lines
+    assert resumed.path("model.keras").read_bytes() == calm.path("model.keras").read_bytes()
+
+
+def raise_inside(method: Any, epoch: int) -> Any:
+    """The method, which raises once it has saved a part of an epoch, as a kill would."""
+
+    def raising(trainer: Trainer) -> None:
+        method(trainer)
+        if trainer.progress.epoch == epoch - 1 and trainer.progress.step:
+            raise ZeroDivisionError
+
+    return raising
 
 
 def test_measured_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ A network of the user's own is built from its source in the job, and the file's 
 into it. Where Keras can't write down how such a network is made, the file has its weights alone.
 """
 
-import contextlib
 import json
 import re
 import shlex
@@ -24,9 +23,10 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 def save_model(run: RunDirectory, model: keras.Model) -> None:
     """Write the run's `model.keras`, loadable by any Keras 3 without this package."""
+    is_own = run.job().model.is_own
 
     def save(path: Path) -> None:
-        members = _members(model, path)
+        members = _members(model, path, is_own=is_own)
         metadata = json.loads(members["metadata.json"])
         metadata["date_saved"] = "1980-01-01@00:00:00"
         members["metadata.json"] = json.dumps(metadata).encode()
@@ -38,15 +38,22 @@ def save_model(run: RunDirectory, model: keras.Model) -> None:
     run.write_by_path("model.keras", save)
 
 
-def _members(model: keras.Model, path: Path) -> dict[str, bytes]:
+def _members(model: keras.Model, path: Path, *, is_own: bool) -> dict[str, bytes]:
     """The files of Keras's archive of a model."""
-    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+    # The `get_config` of a class of the user's is called here for the first time, at the end of a
+    # run, and may raise anything.
+    refusals = (Exception,) if is_own else (NotImplementedError, TypeError, ValueError)
+    try:
         model.save(path)
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
         # The code of a lambda would differ from process to process, and nothing may run it.
         if b'"__lambda__"' not in members["config.json"]:
             return members
+    except OSError:
+        raise
+    except refusals:
+        pass
     # A class of the user's that does not say how it is made.
     weights = path.with_name(f"{path.stem}.weights.h5")
     try:

@@ -57,7 +57,12 @@ def own(body: str, head: str = HEAD, **options: object) -> Job:
     )
 
 
-@pytest.mark.parametrize("body", [BODY, CLASS])
+FAULTY = CLASS.replace(
+    "return Net(4)", "    def get_config(self): return {'size': self.sizes[0]}\n    return Net(4)"
+)
+
+
+@pytest.mark.parametrize("body", [BODY, CLASS, FAULTY])
 @pytest.mark.parametrize("num_outputs", [1, 5])
 def test_any_keras_model_is_built_trained_and_loaded(
     tmp_path: Path, body: str, num_outputs: int
@@ -73,6 +78,7 @@ def test_any_keras_model_is_built_trained_and_loaded(
     for name in ("a", "b"):
         run = RunDirectory(tmp_path / name)
         run.take_lease()
+        run.write_text("job.toml", job.to_toml())
         save_model(run, model)
         files.append(run.path("model.keras"))
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.layers import Embedding
 from keras.src.backend.common import global_state
 
@@ -19,6 +20,7 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.layers import (
     for_training,
+    global_batch,
     needs_own_replica,
     place_dropouts,
     takes_masks,
@@ -241,11 +243,18 @@ def check_network(job: Job, num_outputs: int = 1, num_replicas: int = 1) -> str:
         each.assign(numbers.normal(size=each.shape))
     with own_errors(where):
         given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
-    if model.losses:
+    others = place_dropouts(model, job.train.seed, job.train.batch_size)
+    num_losses, unused = _traced_training(model, job, where)
+    if num_losses:
         raise InputError(
-            f"{where}: adds {len(model.losses)} losses of its own (regularizers or add_loss), and "
+            f"{where}: adds {num_losses} losses of its own (regularizers or add_loss), and "
             "training takes none of them; take them out, and for smaller weights give "
             "train.optimizer_options.weight_decay"
+        )
+    if unused:
+        raise InputError(
+            f"{where}: its output in training does not depend on {', '.join(unused)}; use what "
+            "these weights belong to, or give it trainable=False"
         )
     if num_replicas > 1 and (names := needs_own_replica(model)):
         raise InputError(
@@ -263,13 +272,45 @@ def check_network(job: Job, num_outputs: int = 1, num_replicas: int = 1) -> str:
             f"{where}: gives {found}, which are no probabilities; end it in Dense(num_outputs, "
             f"activation='{activation}')"
         )
-    others = place_dropouts(model, job.train.seed, job.train.batch_size)
     if not others:
         return ""
     return (
         f"{where}: {', '.join(others)} computes something else on another number of replicas; "
         "keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
     )
+
+
+def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, list[str]]:
+    """Trace a step of training as a run does, and run nothing: no random state changes.
+
+    Args:
+        model: the user's, with its dropout over the global batch; no other use is made of it.
+        job: the job.
+        where: the job's key, for messages.
+
+    Returns:
+        How many losses of its own the model adds, and which trained weights get no gradient.
+    """
+    put_vectors(model, job, None)
+    num_losses = 0
+    unused: list[str] = []
+
+    def step(tokens: tf.Tensor) -> None:
+        nonlocal num_losses
+        place = global_batch(tf.constant(0, tf.int64), tf.range(tokens.shape[0]))
+        with tf.GradientTape() as tape, place:
+            output = model(tokens, training=True)
+        num_losses = len(model.losses)
+        trained = model.trainable_variables
+        gradients = tape.gradient(output, [each.value for each in trained])
+        unused.extend(
+            each.path for each, gradient in zip(trained, gradients, strict=True) if gradient is None
+        )
+
+    rows = tf.TensorSpec([job.train.batch_size, job.data.maxlen], tf.int32)
+    with own_errors(where), fresh_names(), dtype_policy(job):
+        tf.function(step, autograph=False).get_concrete_function(rows)
+    return num_losses, unused
 
 
 def load_network(job: Job, path: Path, num_outputs: int = 1) -> keras.Model:

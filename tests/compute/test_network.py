@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.architectures import BUILDERS
+from harness.compute import network
 from harness.compute.network import (
     OptionReader,
     build_network,
@@ -88,9 +89,23 @@ def test_any_keras_model_is_built_trained_and_loaded(
         np.testing.assert_array_equal(model(tokens), keras.saving.load_model(files[0])(tokens))
 
 
+def in_training(code: str) -> str:
+    """The body of a class that does something in training alone."""
+    return CLASS.replace("call(self, tokens):", "call(self, tokens, training=False):").replace(
+        "values = self.embedding(tokens)",
+        f"values = self.embedding(tokens)\n            if training: {code}",
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
+        (in_training("values = values[:, 0] * undefined"), "mynet.py, line 13: NameError"),
+        (in_training("self.add_loss(keras.ops.sum(values))"), "adds 1 losses"),
+        (
+            in_training("values = keras.ops.stop_gradient(values)"),
+            "does not depend on net/embedding/embeddings; use what",
+        ),
         ("return 3", "gives a int, should give a keras.Model"),
         ("return undefined", "mynet.py, line 4: NameError: name 'undefined' is not defined"),
         (BODY.replace("num_outputs,", "3,"), "gives [rows, 3], should give [rows, 1]"),
@@ -107,6 +122,19 @@ def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> Non
         check_network(own(body))
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_look_at_training_changes_no_random_state() -> None:
+    """The numbers that a run draws afterwards are as without it."""
+    noise = "values = values + keras.random.normal(keras.ops.shape(values))"
+    drawn = []
+    for body in (CLASS, in_training(noise)):
+        keras.utils.set_random_seed(3)
+        model = build_network(own(body))
+        if body != CLASS:
+            network._traced_training(model, own(body), "net")
+        drawn.append([np.random.random(), float(keras.random.uniform([]))])  # noqa: NPY002
+    assert drawn[0] == drawn[1]
 
 
 def test_probabilities_of_classes_add_up() -> None:

@@ -215,13 +215,16 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
     layer.trainable = job.model.train_embeddings
 
 
-def check_network(job: Job, num_outputs: int = 1, num_replicas: int = 1) -> str:
+def check_network(
+    job: Job, num_outputs: int = 1, num_replicas: int = 1, *, trains: bool = True
+) -> str:
     """Build a user's network once before anything of a run is written, and look at what it gives.
 
     Args:
         job: the job.
         num_outputs: as `Dataset.num_outputs`.
         num_replicas: that train it.
+        trains: look at a step of training too.
 
     Returns:
         A warning, or nothing.
@@ -244,7 +247,9 @@ def check_network(job: Job, num_outputs: int = 1, num_replicas: int = 1) -> str:
     with own_errors(where):
         given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
-    num_losses, unused = _traced_training(model, job, where)
+    num_losses, unused = len(model.losses), []
+    if trains:
+        num_losses, unused = _traced_training(model, job, where)
     if num_losses:
         raise InputError(
             f"{where}: adds {num_losses} losses of its own (regularizers or add_loss), and "

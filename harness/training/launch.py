@@ -85,7 +85,8 @@ def launch(
     dataset = dataset_of(run, job, options.data, full=options.full)
     context = RunContext.open(run, job, dataset)
     parent = find_parent(context, named=options.parent)
-    began = parent.run if parent and parent.continues and not run.read_json(RECORD) else run
+    is_new = not run.read_json(RECORD)
+    began = parent.run if parent and parent.continues and is_new else run
     devices = devices_to_use(began, options.devices)
     requested = parse_devices(devices) if devices else None
     plan = plan_of(job, devices, began)
@@ -113,7 +114,7 @@ def launch(
         of_start = context.run if began is run else began  # a worker may have a folder of its own
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(context, strategy.num_replicas_in_sync, console)
+        check_own_parts(context, strategy.num_replicas_in_sync, console, is_new=is_new)
         # 4. The run.
         from harness.training.train import train
 
@@ -253,8 +254,12 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_own_parts(context: RunContext, num_replicas: int, console: Console) -> None:
+def check_own_parts(
+    context: RunContext, num_replicas: int, console: Console, *, is_new: bool
+) -> None:
     """Refuse what the user made and Keras does not take, before anything is written.
+
+    A run that has begun trains as it did, even if a new one would be refused.
 
     Raises:
         InputError: in one line, for a network with its own error, file and line.
@@ -263,7 +268,7 @@ def check_own_parts(context: RunContext, num_replicas: int, console: Console) ->
     from harness.compute.optimizer import build_optimizer
 
     job = context.job
-    if line := check_network(job, context.dataset.num_outputs, num_replicas):
+    if line := check_network(job, context.dataset.num_outputs, num_replicas, trains=is_new):
         console.warning(line)
     if job.train.optimizer_options:
         build_optimizer(job.train)

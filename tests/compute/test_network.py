@@ -124,6 +124,15 @@ def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> Non
     assert "\n" not in str(refused.value)
 
 
+def test_a_run_that_has_begun_trains_as_it_did() -> None:
+    """What a new run is refused for in training does not end an older one."""
+    job = own(in_training("self.add_loss(keras.ops.sum(values))"))
+    assert check_network(job, trains=False) == ""
+    regularized = BODY.replace("num_outputs,", "num_outputs, kernel_regularizer='l2',")
+    with pytest.raises(InputError, match="adds 1 losses"):
+        check_network(own(regularized), trains=False)
+
+
 def test_a_look_at_training_changes_no_random_state() -> None:
     """The numbers that a run draws afterwards are as without it."""
     noise = "values = values + keras.random.normal(keras.ops.shape(values))"
@@ -133,7 +142,7 @@ def test_a_look_at_training_changes_no_random_state() -> None:
         model = build_network(own(body))
         if body != CLASS:
             network._traced_training(model, own(body), "net")
-        drawn.append([np.random.random(), float(keras.random.uniform([]))])  # noqa: NPY002
+        drawn.append([np.random.random(), float(keras.random.uniform([]))])
     assert drawn[0] == drawn[1]
 
 

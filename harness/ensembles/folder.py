@@ -15,11 +15,12 @@ from typing import Any
 import tomli_w
 
 from harness import __version__
-from harness.ensembles.kept_ngrams import MAX_BYTES, KeptNgrams
+from harness.ensembles.kept_ngrams import KeptNgrams
 from harness.errors import InputError
 from harness.files.lenient_json import number, table, text, whole
 from harness.files.plain_file import open_plain_file, read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
+from harness.inputs.ngrams import MAX_BYTES
 from harness.job import Job
 from harness.tracking.record_format import check_format
 from harness.tracking.run_dir import RunDirectory

@@ -17,13 +17,12 @@ from harness.errors import DiskError, InputError
 from harness.files.atomic_file import atomic_write
 from harness.files.paths import private_cache
 from harness.files.plain_file import read_plain_file
-from harness.inputs.ngrams import archived, opened
+from harness.inputs.ngrams import MAX_BYTES, archived, opened
 from harness.report.baseline import NGRAM_RECIPE, check_classes
 from harness.report.ngram_model import LinearModel, NgramModel, fit_ngrams
 
 Floats = NDArray[np.float64]
 
-MAX_BYTES = 2**33  # a number of 8 bytes for each n-gram and class
 UNKNOWN = 0  # the rank of a word that is in no n-gram
 
 

@@ -5,6 +5,7 @@ import hashlib
 from harness.errors import InputError
 from harness.files.plain_file import read_plain_file
 from harness.inputs.ngram_ratios import NgramRatios
+from harness.inputs.ngrams import MAX_BYTES
 from harness.tracking.run_dir import RunDirectory
 
 RATIOS_FILE = "ngram_ratios.npz"
@@ -21,7 +22,7 @@ def read_ratios(run: RunDirectory) -> NgramRatios | None:
     if not num_words:
         return None
     try:
-        content = read_plain_file(run.path(RATIOS_FILE))
+        content = read_plain_file(run.path(RATIOS_FILE), MAX_BYTES)
     except OSError as error:
         raise InputError(
             f"run {run.folder}: {RATIOS_FILE} can't be read ({error.strerror}); train a new run"

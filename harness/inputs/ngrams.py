@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_WORDS = 3
 MIN_REVIEWS = 2
 SMOOTHING = 1.0
+MAX_BYTES = 2**33  # of a file: a number of 8 bytes for each n-gram and class
 
 Ints = NDArray[np.int64]
 # For each length the sorted codes of the known n-grams: of one word its rank; of more the number of

@@ -15,8 +15,7 @@ def missing_in() -> list[Path]:
     """
     named = named_folder()
     folders = [named] if named else unnamed_folders()
-    found = any(is_dataset_folder(folder) or (folder / NPZ).is_file() for folder in folders)
-    return [] if found else folders
+    return [] if any(map(holds_dataset, folders)) else folders
 
 
 def named_folder() -> Path | None:
@@ -39,6 +38,11 @@ def keras_folder() -> Path:
 def fetched_folder() -> Path:
     """The folder in the user's cache that `harness data fetch` fills."""
     return cache_folder() / "imdb"
+
+
+def holds_dataset(folder: Path) -> bool:
+    """Whether a folder claims to hold a dataset: as flat arrays, or as Keras's file."""
+    return is_dataset_folder(folder) or (folder / NPZ).is_file()
 
 
 def is_dataset_folder(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from harness.data.dataset import Dataset, validation_cut
 from harness.data.imdb_sources import open_dataset, open_sample
+from harness.data.locations import holds_dataset
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
 from harness.job import Job
@@ -60,7 +61,8 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
         dataset = open_sample()
     else:
         folder = Path(record["folder"]) if record.get("folder") else None
-        dataset = open_dataset(data or (folder if folder and folder.is_dir() else None), full=True)
+        is_there = folder is not None and holds_dataset(folder)  # else it may have moved
+        dataset = open_dataset(data or (folder if is_there else None), full=True)
     check_same(dataset, str(record.get("checksum")), whose)
     return dataset
 

@@ -1,0 +1,28 @@
+"""The data of a run that goes on: those that it began with, wherever they are now."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.data.resolve import reopen_data
+from harness.errors import InputError
+from harness.job_file import load_job
+from tests.conftest import JOBS
+from tests.report.small_data import small_data
+
+
+@pytest.mark.parametrize("was", ["gone", "emptied"])
+def test_data_that_have_moved_are_found_where_new_runs_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str
+) -> None:
+    """A folder that holds none any more is not taken; other data elsewhere are refused."""
+    before = tmp_path / was
+    if was == "emptied":
+        before.mkdir()
+    dataset = small_data(tmp_path / "moved")
+    job, record = load_job(JOBS / "lstm.toml"), {"folder": str(before)}
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "moved"))
+    known = {**record, "checksum": dataset.checksum}
+    assert reopen_data(known, job, None, whose="run r").folder == tmp_path / "moved"
+    with pytest.raises(InputError, match="run r: was begun with other data"):
+        reopen_data({**record, "checksum": "other"}, job, None, whose="run r")

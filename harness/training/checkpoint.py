@@ -110,7 +110,8 @@ def adopt(
         Whether it is there, whole and the right one; nothing is written if it is not.
     """
     try:
-        content = source.read_bytes()
+        with open_plain_file(source) as file:
+            content = file.read()
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
     except Exception:  # zipfile and NumPy raise many kinds for a broken file

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -156,6 +157,15 @@ def test_a_checkpoint_beyond_the_new_runs_end_is_not_taken(
     child.take_lease()
     assert adopt(tmp_path / "step-000000009.npz", child, "mine", max_epochs=6) is fits
     assert bool(child.checkpoints()) is fits
+
+
+def test_what_is_no_file_is_no_checkpoint(tmp_path: Path) -> None:
+    """A FIFO is not waited for, and a device not read to an end that it lacks."""
+    os.mkfifo(tmp_path / "fifo.npz")
+    child = RunDirectory(tmp_path / "child")
+    child.take_lease()
+    for path in (tmp_path / "fifo.npz", Path("/dev/zero")):
+        assert not adopt(path, child, "mine")
 
 
 @pytest.mark.parametrize(("now", "continues"), [("as before", True), ("another file", False)])

@@ -7,7 +7,6 @@ apart; the marker says the same without colour. Jobs of one architecture differ 
 import io
 from collections import Counter
 from dataclasses import dataclass
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from harness.report.predictions import (
 from harness.report.significance import PooledDifference
 from harness.report.summary import Part
 from harness.system.console import printable
-from harness.training.pictures import png
+from harness.training.pictures import png, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +111,7 @@ def forest(part: Part) -> Picture | None:
         axes.plot([-high, -low], [row, row], color=colour, linewidth=1.2)
         axes.plot(-each.mean, row, marker="o", markersize=3.5, color=colour)
     axes.axvline(0, color="#1a1a1a", linewidth=0.8)
-    names = [shorten(each.second.name, MAX_NAME, placeholder=" …") for each in behind]
+    names = [shortened(each.second.name, MAX_NAME) for each in behind]
     axes.set_yticks(range(len(behind)), [_as_it_is(name) for name in names], fontsize=6)
     axes.set_ylim(len(behind) - 0.4, -0.6)  # the best first
     axes.set_xlabel("points of test accuracy behind the best")
@@ -315,7 +314,7 @@ def _calibration(part: Part, predictions: Predictions) -> Picture:
 
 def plain(name: str) -> str:
     """A class's name in a picture."""
-    return _as_it_is(shorten(name, 24, placeholder="…"))
+    return _as_it_is(shortened(name))
 
 
 def _as_it_is(text: str) -> str:

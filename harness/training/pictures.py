@@ -5,7 +5,6 @@ Args and errors of each are those of `harness.training.metrics.test_scores`.
 
 import io
 from collections.abc import Sequence
-from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_COUNTS = 12  # classes of a confusion matrix whose counts can be read
 MOST_NAMES = 30  # and whose names can
+MAX_NAME = 24  # characters of a class's name
 
 
 def confusion_picture(
@@ -51,7 +51,7 @@ def confusion_picture(
             color="white" if dark else "black",
         )
     # A dollar sign would begin mathematics.
-    names = [shorten(name, 24, placeholder="…").replace("$", r"\$") for name in classes]
+    names = [shortened(name).replace("$", r"\$") for name in classes]
     if num_classes == 2:
         axes.set_xticks([0, 1], names)
         lines = [f"{name}\n({int(n):,})" for name, n in zip(names, in_class[:, 0], strict=True)]
@@ -64,6 +64,12 @@ def confusion_picture(
     accuracy = np.trace(counts) / len(truth)
     axes.set_title(f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews right")
     return png(figure)
+
+
+def shortened(name: str, length: int = MAX_NAME) -> str:
+    """A name in a picture, on one line; `textwrap.shorten` leaves nothing of a long word."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:

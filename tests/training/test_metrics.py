@@ -11,7 +11,12 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
-from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
+from harness.training.pictures import (
+    calibration_picture,
+    confusion_picture,
+    roc_picture,
+    shortened,
+)
 
 PICTURES = [confusion_picture, roc_picture, calibration_picture]
 Picture = Callable[[ArrayLike, ArrayLike], bytes]
@@ -48,6 +53,19 @@ def made_up(num_classes: int, num: int = 600) -> tuple[np.ndarray, np.ndarray]:
     logits[np.arange(num), labels] += 1.5
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     return labels, probabilities.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a" * 24, "a" * 24),
+        ("comp.sys.ibm.pc.hardware.misc", "comp.sys.ibm.pc.hardwar…"),
+        ("two\n words", "two words"),
+    ],
+)
+def test_a_long_name_without_spaces_is_cut(name: str, shown: str) -> None:
+    """Its beginning tells it from the other classes."""
+    assert shortened(name) == shown
 
 
 @pytest.mark.parametrize("num_classes", [3, 11])

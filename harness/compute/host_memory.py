@@ -29,7 +29,7 @@ KEEP_FREED = (
 
 SIZES = (
     *("model.units", "model.second_units", "model.embedding_dim"),
-    *("data.vocab_size", "data.maxlen", "train.batch_size"),
+    *("data.vocab_size", "data.maxlen", "train.batch_size", "train.average_epochs"),
 )
 
 
@@ -39,7 +39,10 @@ def reckoned_gb(job: Job) -> float:
     width = _recurrent_units(model)
     weights = data.vocab_size * model.embedding_dim + 4 * width * (width + model.embedding_dim)
     words = data.maxlen * job.train.batch_size
-    values = COPIES * weights + words * (PER_UNIT * width + PER_CHANNEL * model.embedding_dim)
+    averaged = 2 * job.train.average_epochs if job.train.average_epochs > 1 else 0
+    values = (COPIES + averaged) * weights + words * (
+        PER_UNIT * width + PER_CHANNEL * model.embedding_dim
+    )
     own_gb = OWN_NETWORK_GB if model.is_own else 0.0
     if data.source and not data.limit:  # how many there are is known only when they are read
         padded_gb = MAX_PADDED_GB

@@ -42,16 +42,28 @@ def test_it_is_a_little_above_the_measured_peak(
     assert peak_gb + 0.1 <= reckoned <= 1.2 * peak_gb + 0.4
 
 
+def test_averaged_epochs_count_twice() -> None:
+    """Each of them is held until the end, and in the mean or a checkpoint of them."""
+    one, five = (
+        reckoned_gb(load_job(JOBS / "lstm.toml", [*WIDE, f"train.average_epochs={num}"]))
+        for num in (1, 5)
+    )
+    assert five - one == pytest.approx(2 * 5 * 4 * 80_000 * 256 / 1e9, rel=0.01)
+
+
 def test_a_search_needs_what_its_largest_trial_needs(tmp_path: Path) -> None:
     """Each size at its largest, whether searched in a list or a range."""
     file = tmp_path / "mine.toml"
     file.write_text(
         '[model]\narchitecture = "lstm"\n[search]\ntrials = 4\n[search.space]\n'
         'model.architecture = ["gru", "bilstm"]\nmodel.units = [16, 256]\n'
+        "train.average_epochs = [1, 3]\n"
         "data.maxlen = { min = 100, max = 800 }\n"
     )
     job = tmp_path / "largest.toml"
-    job.write_text('[model]\narchitecture = "bilstm"\nunits = 256\n[data]\nmaxlen = 800\n')
+    job.write_text(
+        '[model]\narchitecture = "bilstm"\nunits = 256\n[data]\nmaxlen = 800\n[train]\naverage_epochs = 3\n'
+    )
     assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))
 
 

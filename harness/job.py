@@ -235,7 +235,10 @@ class TrainConfig(ConfigSection):
         0, ge=0, le=1000, description="epochs without a better one before training ends; 0 = off"
     )
     reduce_lr_patience: int = Field(
-        0, ge=0, le=1000, description="epochs without a better one before a cut; 0 = off"
+        0,
+        ge=0,
+        le=1000,
+        description="epochs before a cut of which none is better by more than 0.0001; 0 = off",
     )
     reduce_lr_factor: float = Field(
         0.5,

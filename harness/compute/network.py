@@ -247,9 +247,7 @@ def check_network(
     with own_errors(where):
         given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
-    num_losses, unused = len(model.losses), []
-    if trains:
-        num_losses, unused = _traced_training(model, job, where)
+    num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
     if num_losses:
         raise InputError(
             f"{where}: adds {num_losses} losses of its own (regularizers or add_loss), and "

@@ -62,7 +62,8 @@ def test_a_search_needs_what_its_largest_trial_needs(tmp_path: Path) -> None:
     )
     job = tmp_path / "largest.toml"
     job.write_text(
-        '[model]\narchitecture = "bilstm"\nunits = 256\n[data]\nmaxlen = 800\n[train]\naverage_epochs = 3\n'
+        '[model]\narchitecture = "bilstm"\nunits = 256\n[data]\nmaxlen = 800\n'
+        "[train]\naverage_epochs = 3\n"
     )
     assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))
 

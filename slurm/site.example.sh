@@ -11,8 +11,9 @@
 # The interpreter for the virtual environment: 3.11, 3.12 or 3.13.
 # HARNESS_PYTHON=python3.12
 
-# The virtual environment; the project's .venv by default. One that you made yourself is used as
-# it is. A GPU install takes several gigabytes: choose another path if home folders are small.
+# The virtual environment; the project's .venv by default. One that you made yourself, with harness
+# in it, is used as it is. A GPU install takes several gigabytes: choose another path if home folders
+# are small.
 # HARNESS_VENV=/project/$USER/harness-venv
 
 # gpu installs the CUDA libraries, none leaves them out. By default they are installed if this

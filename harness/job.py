@@ -238,7 +238,7 @@ class TrainConfig(ConfigSection):
         0,
         ge=0,
         le=1000,
-        description="epochs before a cut of which none is better by more than 0.0001; 0 = off",
+        description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
     )
     reduce_lr_factor: float = Field(
         0.5,

@@ -219,8 +219,10 @@ run_child() {
     RC=127
     [[ $1 != srun ]] || stopping=USR2 # at a TERM it would kill its step at once
     # A child in the background ignores INT by default, so it gets TERM instead.
-    trap 'pass_on INT $stopping' INT
-    trap 'pass_on TERM $stopping' TERM
+    # shellcheck disable=SC2064 # the traps outlive this function and its variables
+    trap "pass_on INT $stopping" INT
+    # shellcheck disable=SC2064
+    trap "pass_on TERM $stopping" TERM
     trap 'pass_on USR1 USR1' USR1
     trap 'pass_on USR2 USR2' USR2
     "$@" &

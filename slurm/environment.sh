@@ -99,11 +99,13 @@ install() {
     local lock=$1 log=$VENV/setup.log extra=''
     ! is_ready "$@" || return 0 # another process has installed it meanwhile
     if [[ ! -e $log && -n $(ls -A "$VENV" 2>/dev/null) ]]; then
-        complain "HARNESS_VENV=$VENV: this script did not make it, and it has no bin/harness;" \
-            "install harness there (pip install -e $PROJECT), or name a folder that does not exist"
+        complain "$VENV: this script did not make it, and it has no bin/harness; install harness there" \
+            "(pip install -e $PROJECT), or let HARNESS_VENV name a folder that does not exist"
         return 2
     fi
-    [[ ! -e $log || ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] || rm -rf "$VENV"
+    # The log is left: without it the next try would take the rest for the user's own.
+    [[ ! -e $log || ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] ||
+        find "$VENV" -mindepth 1 -maxdepth 1 ! -name "${log##*/}" -exec rm -rf {} +
     mkdir -p "$VENV"
     rm -f "$VENV/harness-lock.sha256"
     say "installing $lock into $VENV: about two minutes (log: $log)"

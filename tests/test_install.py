@@ -77,7 +77,7 @@ def test_an_environment_of_ones_own_is_not_changed(project: Project) -> None:
         result = project.run(project.path / "slurm/bilstm.sh", env=env)
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
-        assert f"HARNESS_VENV={own}: this script did not make it" in line
+        assert f"{own}: this script did not make it" in line
         assert sorted(own.rglob("*")) == before
 
 

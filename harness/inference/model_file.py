@@ -4,6 +4,7 @@ A network of the user's own is built from its source in the job, and the file's 
 into it. Where Keras can't write down how such a network is made, the file has its weights alone.
 """
 
+import contextlib
 import json
 import re
 import shlex
@@ -21,12 +22,21 @@ from harness.tracking.run_dir import RunDirectory
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def save_model(run: RunDirectory, model: keras.Model) -> None:
-    """Write the run's `model.keras`, loadable by any Keras 3 without this package."""
-    is_own = run.job().model.is_own
+def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
+    """Write the run's `model.keras`, loadable by any Keras 3 without this package.
+
+    Args:
+        run: its folder.
+        model: with the weights to keep.
+        is_own: whether it is a network of the user's own.
+
+    Raises:
+        RunError: if it can't be written, or a newer process took the run over.
+    """
+    has_config = not is_own or _has_config(model)
 
     def save(path: Path) -> None:
-        members = _members(model, path, is_own=is_own)
+        members = _members(model, path, has_config=has_config)
         metadata = json.loads(members["metadata.json"])
         metadata["date_saved"] = "1980-01-01@00:00:00"
         members["metadata.json"] = json.dumps(metadata).encode()
@@ -38,22 +48,25 @@ def save_model(run: RunDirectory, model: keras.Model) -> None:
     run.write_by_path("model.keras", save)
 
 
-def _members(model: keras.Model, path: Path, *, is_own: bool) -> dict[str, bytes]:
-    """The files of Keras's archive of a model."""
-    # The `get_config` of a class of the user's is called here for the first time, at the end of a
-    # run, and may raise anything.
-    refusals = (Exception,) if is_own else (NotImplementedError, TypeError, ValueError)
+def _has_config(model: keras.Model) -> bool:
+    """Whether a model says how it is made, which a class of the user's may do with any error."""
     try:
-        model.save(path)
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        # The code of a lambda would differ from process to process, and nothing may run it.
-        if b'"__lambda__"' not in members["config.json"]:
-            return members
-    except OSError:
-        raise
-    except refusals:
-        pass
+        model.get_config()
+    except Exception:
+        return False
+    return True
+
+
+def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, bytes]:
+    """The files of Keras's archive of a model."""
+    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+        if has_config:
+            model.save(path)
+            with zipfile.ZipFile(path) as archive:
+                members = {name: archive.read(name) for name in archive.namelist()}
+            # The code of a lambda would differ from process to process, and nothing may run it.
+            if b'"__lambda__"' not in members["config.json"]:
+                return members
     # A class of the user's that does not say how it is made.
     weights = path.with_name(f"{path.stem}.weights.h5")
     try:

@@ -50,11 +50,15 @@ def _named(name: str, runs: Path) -> Iterator[Path]:
         if os.path.isdir(folder):  # noqa: PTH112 - never raises
             yield folder
             return
-    of_job = re.compile(rf"slurm-{re.escape(name)}(_\d+)?(-seed\d+)?")
     for job in _folders(runs):
         for run in _folders(job):
-            if run.name == name or of_job.fullmatch(run.name):
+            if run.name == name or _is_of_job(run.name, name):
                 yield run
+
+
+def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
+    """Whether a folder's name says that a job began the run, or a task or seed of it did."""
+    return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-seed\d+)?", folder))
 
 
 def _is_run(folder: Path) -> bool:
@@ -97,7 +101,7 @@ def pick(
         each
         for each in statuses
         if name in (each.run, each.folder.name, each.slurm_job)
-        or each.folder.name == f"slurm-{name}"
+        or _is_of_job(each.folder.name, name, tasks="")
     ]
     if found:
         is_job = many or all(each.shares_job for each in found)
@@ -106,8 +110,7 @@ def pick(
     array = [
         each
         for each in statuses
-        if (each.slurm_job or "").startswith(f"{name}_")
-        or each.folder.name.startswith(f"slurm-{name}_")
+        if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
     ]
     # Last, the id that logs are named by: a task's own, which for one task is also its array's.
     found = array or [each for each in statuses if each.reported_job == name]

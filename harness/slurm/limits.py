@@ -75,7 +75,7 @@ class Limits:
     accounts: Mapping[str, Quota] = field(default_factory=dict)
     qos: Mapping[str, Quota] = field(default_factory=dict)
     default_account: str = ""
-    own_jobs: tuple[tuple[str, str], ...] = ()  # account and QOS of each, waiting or running
+    own_jobs: tuple[tuple[str, ...], ...] = ()  # account, QOS and partition of each in the queue
 
     @property
     def array_size(self) -> int:
@@ -104,14 +104,14 @@ def read_limits() -> Limits:
         found = parse_groups(_ask(*assoc, named, _format(GROUP_FIELDS)), accounts)
         accounts |= found
         new = {each.parent for each in found.values() if each.parent} - accounts.keys()
-    queued = _ask("squeue", "--me", "--array", "--noheader", "--format=%a|%q")
+    queued = _ask("squeue", "--me", "--array", "--noheader", "--format=%a|%q|%P")
     return Limits(
         partitions,
         settings,
         accounts,
         parse_quotas("qos", _ask(*sacctmgr, "qos", _format(QOS_FIELDS))),
         _ask(*sacctmgr, "user", f"name={user}", "format=DefaultAccount").strip(),
-        tuple((account, qos) for account, _, qos in (x.partition("|") for x in queued.split())),
+        tuple(tuple(line.split("|")) for line in queued.split()),
     )
 
 
@@ -195,8 +195,7 @@ def parse_groups(text: str, accounts: Mapping[str, Quota]) -> dict[str, Quota]:
         if values.get("user", ""):
             continue
         running = _least(values, "group_running")
-        first = values["name"]
-        for name in (first, *(each for each in accounts if each.startswith(first + IN))):
+        for name in (values["name"], *(n for n in accounts if n.startswith(values["name"] + IN))):
             own = accounts.get(name, Quota(f"account {name}"))
             found[name] = replace(
                 own,
@@ -293,7 +292,7 @@ def _problems(
     options: Mapping[str, str],
     num_jobs: int,
     *,
-    own_jobs: Iterable[tuple[str, str]],
+    own_jobs: Iterable[tuple[str, ...]],
 ) -> Iterator[tuple[str, str]]:
     """Each limit that is set, and why it refuses the jobs; empty if it does not."""
     if quota.max_time:
@@ -302,7 +301,8 @@ def _problems(
         yield "time", f"{told}; give less" if is_long else ""
     for limit, most in (("jobs", quota.max_jobs), ("all jobs", quota.group_jobs)):
         if most is not None:
-            queued = sum(quota.name in (f"account {a}", f"qos {q}") for a, q in own_jobs)
+            names = [{f"account {a}", f"account {a}{IN}{p}", f"qos {q}"} for a, q, p in own_jobs]
+            queued = sum(quota.name in each for each in names)
             beside = f" beside {queued} of yours in the queue" if queued else ""
             whose = "one user" if limit == "jobs" else "all its users"
             jobs = f"{num_jobs} job{'s' if num_jobs > 1 else ''}"

@@ -205,7 +205,7 @@ def reserve_id(runs: Path, job: str, suffix: str = "") -> str:
         except OSError as error:
             raise InputError(f"runs = {runs}: can't be written: {error.strerror}") from None
         return name
-    raise InputError(f"runs = {runs}: holds a thousand {first}; give a name")
+    raise InputError(f"runs = {runs}: holds a thousand {first}; give a run_id or sweep_id")
 
 
 def is_whole(result: dict[str, Any]) -> bool:

@@ -137,7 +137,7 @@ def train(
                 "devices": [device["device"] for device in devices],
                 "kernels": kernels,
             }
-            save_model(run, train_step.export_model)
+            save_model(run, train_step.export_model, is_own=job.model.is_own)
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
     with contextlib.suppress(OSError):  # the run is finished all the same

@@ -206,7 +206,7 @@ class SweepHost:
         with contextlib.suppress(OSError, RunError):
             if not generation.journal.is_superseded():  # its round may have taken long
                 self.heartbeat.beat("searching", **self.progress(generation))
-                self._write_table(generation)
+                self._write_table(generation, is_last=bool(ledger.same_failure))
         self._show(generation)
         if error := ledger.same_failure:
             raise RunError(f"three trials failed alike: {error}")
@@ -220,12 +220,12 @@ class SweepHost:
             RunError: if no trial has finished.
         """
         trials = ranked(gather(self.search, generation.ledger, {}), self.search.goal)
+        self.sweep.write(LEADERBOARD, leaderboard_csv(trials, self.search))
         self.result = {
             **result_of(self.sweep, self.search, trials),
             "generation": generation.number,
         }
         self._count(generation.ledger)
-        self.sweep.write(LEADERBOARD, leaderboard_csv(trials, self.search))
         self.heartbeat.beat("finished", **self.progress(generation))
         self.sweep.write_json(RESULT, self.result)
         self._kept.trim(trials, is_over=True)
@@ -265,9 +265,9 @@ class SweepHost:
             "generation": generation.number,
         }
 
-    def _write_table(self, generation: Generation) -> None:
+    def _write_table(self, generation: Generation, *, is_last: bool = False) -> None:
         now_s = time.monotonic()
-        if now_s - self._table_s < generation.shared.terms.table_s:
+        if now_s - self._table_s < generation.shared.terms.table_s and not is_last:
             return
         self._table_s = now_s
         trials = gather(self.search, generation.ledger, running(generation))

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+import tomllib
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from harness.compute.strategy import (
 )
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
 from harness.node_disk.use import hold_own
-from harness.search_space import SEARCH_FILE, is_sweep
+from harness.search_space import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
 from harness.sweep_protocol.mailbox import Terms
@@ -56,6 +57,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     job = search.job
     dataset, idle_min = sweep.dataset(job, arguments.data), idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
+    os.environ["HARNESS_CPUS"] = str(threads)  # which the record of each trial names
     keep_for_large_tables(plan_of(job, devices), *largest_jobs(search))
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
@@ -88,12 +90,19 @@ def open_sweep(folder: Path) -> SweepDirectory:
     Raises:
         DiskError: if the disk does so for long.
     """
-    terms, since_s = Terms(), time.monotonic()
-    while not is_sweep(folder):
+    sweep, terms, since_s = SweepDirectory(folder), Terms(), time.monotonic()
+    while not _is_readable(sweep):
         if time.monotonic() - since_s > terms.patience_s:
             raise DiskError(f"{folder / SEARCH_FILE}: can't be read; make the disk readable again")
         time.sleep(terms.idle_s)
-    return SweepDirectory(folder)
+    return sweep
+
+
+def _is_readable(sweep: SweepDirectory) -> bool:
+    try:
+        return bool(tomllib.loads((sweep.disk.read(sweep.path(SEARCH_FILE)) or b"").decode()))
+    except (OSError, ValueError):
+        return False
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -118,7 +127,7 @@ def main(args: Sequence[str] | None = None) -> int:
         log(logging.ERROR, " ".join(str(end).split()))
         if isinstance(end, NodeFault) and end.exit_code == Interrupted.exit_code:
             return NODE_FAULT_CODE
-        if isinstance(end, InputError) and not is_sweep(arguments.sweep):
+        if isinstance(end, InputError) and not _is_readable(SweepDirectory(arguments.sweep)):
             return RunError.exit_code  # the disk fails, and the user's input is not at fault
         return ALONE_CODE if isinstance(end, Alone) else end.exit_code
 

@@ -79,8 +79,7 @@ def test_any_keras_model_is_built_trained_and_loaded(
     for name in ("a", "b"):
         run = RunDirectory(tmp_path / name)
         run.take_lease()
-        run.write_text("job.toml", job.to_toml())
-        save_model(run, model)
+        save_model(run, model, is_own=True)
         files.append(run.path("model.keras"))
     assert files[0].read_bytes() == files[1].read_bytes()
     loaded = load_network(job, files[0], num_outputs)

@@ -35,7 +35,7 @@ LIMITS = Limits(
         "large": Quota("qos large", least={"gres/gpu": 2}, of_node={"cpu": 4}),
         "budget": Quota("qos budget", minutes={"gres/gpu": 60}),
     },
-    own_jobs=(("lab", "normal"), ("lab", "other")),
+    own_jobs=(("lab", "normal", "gpu"), ("lab", "other", "short")),
     accounts={
         "lab": Quota("account lab", "", 5),
         "full": Quota("account full", group_jobs=1, tres={"node": 2, "cpu": 8}),
@@ -169,6 +169,10 @@ def test_limits_of_an_account_in_one_partition_hold_there_alone() -> None:
             check_limits({"time": "31", "partition": "open"}, 1, limits)
         with pytest.raises(InputError, match="9 CPUs: account lab in partition gpu allows 8"):
             check_limits({"cpus-per-task": "9"}, 1, limits)
+        accounts["lab in partition gpu"] = Quota("account lab in partition gpu", max_jobs=2)
+        check_limits({}, 1, limits)  # beside one there
+        with pytest.raises(InputError, match="2 jobs beside 1 of yours in the queue"):
+            check_limits({}, 2, limits)
 
 
 def test_a_later_layer_wins() -> None:

@@ -63,6 +63,23 @@ def test_a_run_of_a_given_name_is_looked_for_by_it(
     assert f"job-end 137 --run {project.path}/runs/bilstm/exp1 " in asked.read_text()
 
 
+def test_a_signal_after_the_harness_has_ended_is_heard(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """While the script asks whether the job goes on, a preemption may come."""
+    program = (
+        '#!/bin/sh\nif [ "$1" = train ]; then touch "$NOTE"; exit 137; fi\n'
+        '[ "$1" != job-end ] || { touch "${NOTE%.json}.ready"; sleep 1; exit 1; }\n'
+    )
+    project.executable(project.venv / "bin/harness", program)
+    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
+    asked = project.outside / "asked"
+    env = project.slurm(ASKED=str(asked))
+    code, said = project.signalled(project.spool(), signal.SIGTERM, env=env)
+    assert (code, "unbound" in said) == (137, False), said
+    assert "show job 42" in asked.read_text()  # whether it is preempted
+
+
 def test_each_dataset_has_its_own_copy_on_a_node(
     project: Project,  # noqa: F811 - the fixture
     tmp_path: Path,

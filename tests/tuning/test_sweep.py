@@ -330,6 +330,7 @@ def test_three_trials_that_fail_alike_end_the_sweep(calm: Sweeps) -> None:
     assert "all of one class" in done.stderr
     assert not (calm.folder("worse") / "result.json").exists()
     assert 3 <= calm.ledger("worse").num_failed < 10  # some fail while the supervisor looks
+    assert sum(row["status"] == "failed" for row in calm.rows("worse")) >= 3
     assert calm.state("worse")["phase"] == "failed"
     assert calm.left("worse") == []
 

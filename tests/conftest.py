@@ -156,6 +156,11 @@ class Harness:
         self.compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
         link_files(compiled(), self.compiled)
 
+    def program(self, name: str, script: str) -> None:
+        """Put a program on the commands' PATH, before all others."""
+        path = write_program(self.folder / "bin" / name, script)
+        self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
+
     def show_gpus(self) -> None:
         """Undo what hides this machine's GPUs from the commands."""
         self.environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -259,6 +264,14 @@ def link_files(source: Path, target: Path) -> None:
     for path in source.glob("*"):
         with contextlib.suppress(FileExistsError):
             os.link(path, target / path.name)
+
+
+def write_program(path: Path, script: str) -> Path:
+    """Write a shell script that can be executed."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:

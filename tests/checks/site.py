@@ -16,7 +16,7 @@ from harness.slurm.queue import Queue
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
-from tests.conftest import JOBS
+from tests.conftest import JOBS, write_program
 
 ELSEWHERE = "node7"
 RESULT = {
@@ -38,16 +38,15 @@ class Site:
     def runs(self) -> Path:
         return self.folder / "runs"
 
+    def program(self, name: str, script: str) -> None:
+        """Put a program on the PATH."""
+        write_program(self.folder / "bin" / name, script)
+
     def slurm(self, *lines: str, script: str = "") -> None:
         """Put a squeue on the PATH that notes each question."""
         answer = self.folder / "answer"
         answer.write_text("".join(f"{line}\n" for line in lines))
-        client = self.folder / "bin/squeue"
-        client.parent.mkdir(exist_ok=True)
-        client.write_text(
-            f'#!/bin/sh\necho >> "{self.folder}/asked"\n{script or f"cat {answer}"}\n'
-        )
-        client.chmod(0o755)
+        self.program("squeue", f'echo >> "{self.folder}/asked"\n{script or f"cat {answer}"}')
 
     def questions(self) -> int:
         asked = self.folder / "asked"

@@ -48,3 +48,19 @@ def test_the_line_of_the_folders_file_system(
 def test_no_quota(text: str) -> None:
     """No limit, no program, or an answer in other words."""
     assert parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "is_nearly_full"),
+    [
+        (Quota(90.0, 100.0, 1, 0), False),
+        (Quota(90.1, 100.0, 1, 0), True),
+        (Quota(85.0, 100.0, 1, 1000), False),
+        (Quota(1.0, 0.0, 901, 1000), True),
+    ],
+)
+def test_a_quota_of_which_nine_tenths_are_used_is_nearly_full(
+    found: Quota, is_nearly_full: bool
+) -> None:
+    """Of space or of files; a limit of 0 is none."""
+    assert found.is_nearly_full is is_nearly_full

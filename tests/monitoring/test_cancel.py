@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.monitoring.cancel import ask_to_stop
+from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
 from harness.monitoring.run_names import pick
 from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
@@ -86,6 +87,72 @@ def test_a_search_on_another_machine_is_cancelled_by_a_file(tmp_path: Path) -> N
     status.trials = None
     with pytest.raises(RunError, match=f"is on {ELSEWHERE}; there: harness cancel"):
         ask_to_stop(status)
+
+
+def scancel(site: Site) -> Path:
+    """Put a scancel on the PATH; the file in which it notes what it is asked for."""
+    noted = site.folder / "cancelled"
+    site.program("scancel", f'echo "$@" >> "{noted}"')
+    return noted
+
+
+def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
+    """One that waits is out of the queue at once; one that begins has to end first."""
+    noted = scancel(site)
+    site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|RUNNING|0:05|None|/x.sh")
+    for job_id in ("12", "13"):
+        site.submission(job_id, [1])
+    found = {each.run: each for each in survey(site.runs, Queue())}
+    assert ask_to_stop(found["gru/slurm-12"]) == "gru/slurm-12: job 12 is out of the queue"
+    assert ask_to_stop(found["gru/slurm-13"]) is None
+    assert noted.read_text() == "12\n13\n"
+
+
+def test_one_seed_of_a_job_is_stopped_alone(site: Site) -> None:
+    """The others go on, so the job is not cancelled; where none goes on, it may be."""
+    noted = scancel(site)
+    site.slurm("12|12|RUNNING|1:00|None|/x.sh")
+    for seed in (1, 2):
+        site.run(f"slurm-12-seed{seed}", "training", slurm_job="12")
+    one, other = both = survey(site.runs, Queue())
+    assert spares_others(one, [one], both)
+    assert not spares_others(one, both, both)
+    assert ask_to_stop(one, alone=True) is None
+    assert (one.asked_to_cancel, other.asked_to_cancel, noted.exists()) == (True, False, False)
+    other.state = "finished"
+    assert not spares_others(one, [one], both)
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        ("interrupted", "lstm/a: saved at epoch 2, step 40; go on by harness resume "),
+        ("failed", "lstm/a: failed before it was stopped: RunError: no space"),
+        ("finished", "lstm/a: finished before it was stopped"),
+    ],
+)
+def test_the_end_of_a_run_is_waited_for_and_told(site: Site, phase: str, said: str) -> None:
+    """It has saved when its record says so, which is after three looks here."""
+    values: dict[str, Any] = {"epoch": 2, "step": 40, "error": "RunError: no space"}
+    site.run("a", "training", 5, **values)
+    status, waits = site.only(), list[float]()
+
+    def sleep(time_s: float) -> None:
+        waits.append(time_s)
+        if len(waits) == 3:
+            site.run("a", phase, 0, **values)
+
+    assert wait_until_saved(status, Queue(), sleep).startswith(said)
+    assert len(waits) == 3
+
+
+def test_a_run_that_does_not_stop_is_told_after_a_minute_and_a_half(site: Site) -> None:
+    """With the command that shows what it does."""
+    site.run("a", "training")
+    waits = list[float]()
+    with pytest.raises(RunError, match=r"not within 90 s; see harness status lstm/a"):
+        wait_until_saved(site.only(), Queue(), waits.append)
+    assert sum(waits) == 90
 
 
 def is_training(run: RunDirectory, process: int) -> bool:

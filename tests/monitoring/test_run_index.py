@@ -203,6 +203,7 @@ def test_runs_are_chosen_by_job_state_and_age() -> None:
     assert chosen(newer="2h") == "ac"
     assert chosen(jobs=["gru"], states=["finished"], newer="1d") == "b"
     assert age_s("1.5d") == 129_600
+    assert [age_s(f"2{unit}") for unit in "smhdw"] == [2, 120, 7200, 172_800, 1_209_600]
     for wanted, message in (
         ({"states": ["fail"]}, "--state fail: is no state of a run; did you mean failed"),
         ({"newer": "soon"}, "--newer soon: should be a number and"),

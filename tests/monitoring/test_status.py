@@ -44,6 +44,7 @@ UNKNOWN = "99|99|RUNNING|1:00|None|/x.sh"
         ("training", 1, "12", "12|12|RUNNING|1:00|None|/x.sh", "running", ""),
         ("training", 300, "12", "12|12|RUNNING|1:00:00|None|/x.sh", "stale", "5m00s"),
         ("training", 300, "12", "12|12|RUNNING|0:03|None|/x.sh", "starting", ""),
+        ("training", 15, "12", "12|12|RUNNING|0:12|None|/x.sh", "running", ""),
         ("training", 300, "12", "12|12|SUSPENDED|1:00:00|None|/x.sh", "suspended", "by Slurm"),
         ("training", 30, "12", UNKNOWN, "lost", "its job left the queue"),
         (
@@ -112,10 +113,11 @@ def test_figures_are_the_heartbeats_and_the_last_epochs(site: Site) -> None:
     assert lines[2].split() == ["lstm/b", "3", "finished", "6/6", "87.00", "88.00", "lstm", "lstm"]
 
 
-def test_a_slow_run_is_not_called_stale(site: Site) -> None:
+@pytest.mark.parametrize(("reviews_per_s", "state"), [(1.0, "running"), (1000.0, "stale")])
+def test_a_slow_run_is_not_called_stale(site: Site, reviews_per_s: float, state: str) -> None:
     """Where ten steps take minutes by the run's own speed, minutes without a beat are no sign."""
-    site.run("a", "training", 300, reviews_per_s=1.0)
-    assert site.only().state == "running"
+    site.run("a", "training", 300, reviews_per_s=reviews_per_s)
+    assert site.only().state == state
 
 
 @pytest.mark.parametrize("wrong_by_s", [-3600, 3600])

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.slurm.environment import SlurmEnvironment, given_cpus, report_node_fault
+from harness.slurm.environment import (
+    SlurmEnvironment,
+    given_cpus,
+    report_node_fault,
+    resume_command,
+)
 
 
 def test_the_allocation_is_what_slurm_says() -> None:
@@ -30,3 +35,22 @@ def test_a_nodes_fault_is_a_line_for_the_job_script(tmp_path: Path, missing: str
     listens = report_node_fault("no\n  driver", environment)
     assert listens == (missing is None)
     assert (faults.read_text() if faults.exists() else "") == ("n4 no driver\n" if listens else "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "command"),
+    [
+        ({}, "resume"),
+        ({"SLURM_JOB_ID": "7"}, "resume"),
+        ({"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "0"}, "submit --resume"),
+    ],
+)
+def test_a_run_goes_on_as_it_began(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
+) -> None:
+    """As a job if one of our job scripts began it; a shell in an allocation is none."""
+    for name in ("SLURM_JOB_ID", "HARNESS_MAX_REQUEUES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert resume_command("my runs/a") == f"harness {command} 'my runs/a'"

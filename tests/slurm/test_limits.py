@@ -1,10 +1,13 @@
 """What a site allows, as Slurm's programs word it, and what is refused by it."""
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from harness.errors import InputError
+from harness.slurm import submit
 from harness.slurm.limits import (
     Limits,
     Partition,
@@ -18,6 +21,7 @@ from harness.slurm.limits import (
     seconds,
 )
 from harness.slurm.sbatch_options import SiteOptions, values_of_all
+from tests.conftest import JOBS, Harness
 
 PARTITIONS = """\
 PartitionName=gpu Default=YES GraceTime=0 MaxTime=1-00:00:00 PreemptMode=OFF Nodes=n10
@@ -137,6 +141,7 @@ def test_what_is_allowed_or_not_known_passes() -> None:
     """Of several partitions one is enough; without an answer of Slurm nothing is limited."""
     check_limits({"time": "60", "partition": "short,gpu", "qos": "other"}, 3, LIMITS)
     check_limits({"partition": "short"}, 1, LIMITS)
+    check_limits({"time": "02:00:00", "qos": "normal"}, 1, LIMITS)  # exactly what it allows
     check_limits({"time": "9-0"}, 9000, Limits())
     check_limits({}, 9000, LIMITS)
     # Where several set the same limit: the partition's QOS, the job's QOS, then the account.
@@ -198,3 +203,53 @@ def test_a_later_layer_wins() -> None:
         "gres/gpu": 2,
         "gres/gpu:a100": 2,
     }
+
+
+def test_gpus_without_a_number_are_one_of_each_node() -> None:
+    """As sbatch reads `--gres=gpu`."""
+    assert asked_tres({"gres": "gpu", "nodes": "3"}) == {"node": 3, "gres/gpu": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "mb"), [("512", 512), ("2048K", 2), ("3M", 3), ("1G", 1024), ("2T", 2_097_152)]
+)
+def test_memory_is_read_in_every_unit(text: str, mb: float) -> None:
+    """In a site's limit and in a job's own request."""
+    (qos,) = parse_quotas("qos", f"a|||mem={text}").values()
+    assert qos.tres == {"mem": mb}
+    assert asked_tres({"mem": text})["mem"] == mb
+
+
+@pytest.mark.parametrize("words", [[], ["--test"]])
+def test_a_job_that_is_too_long_is_refused_before_anything_is_written(
+    harness: Harness, words: list[str]
+) -> None:
+    """Slurm would take it, and let it wait for ever."""
+    harness.program("sbatch", "echo 77")
+    harness.program("scontrol", "echo 'PartitionName=gpu Default=YES MaxTime=00:01:00'")
+    done = harness.run_here("submit", JOBS / "lstm.toml", "--time", "2", *words)
+    assert done.returncode == 2
+    assert "--time 2: partition gpu allows 00:01:00 at most" in done.stderr.splitlines()[-1]
+    assert not harness.runs.exists()
+
+
+def test_a_slurm_that_is_too_old_is_refused_before_anything_is_written(harness: Harness) -> None:
+    """Otherwise the job would fail, after its wait in the queue."""
+    harness.program("sbatch", "echo slurm 20.02.7")
+    done = harness.run_here("submit", JOBS / "lstm.toml")
+    assert (done.returncode, "is too old" in done.stderr.splitlines()[-1]) == (2, True)
+    assert not harness.runs.exists()
+
+
+def test_each_task_of_an_array_is_a_job_and_packed_seeds_are_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the limits of a site count them."""
+    counted: list[int] = []
+    monkeypatch.setattr(submit, "check_limits", lambda _, num, __: counted.append(num))
+    planned: Any = [
+        SimpleNamespace(seeds=(1, 2, 3), is_array=True, limited={}),
+        SimpleNamespace(seeds=(1, 2), is_array=False, limited={}),
+    ]
+    submit._check_limits(planned, Limits())
+    assert counted == [4, 4]

@@ -1,7 +1,6 @@
 """No run gets a second job, and no job stays in the queue that nobody knows of."""
 
 import json
-import os
 
 import pytest
 
@@ -14,12 +13,9 @@ def test_a_job_whose_record_can_not_be_written_is_withdrawn(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody would know of it, and its user would submit it again."""
-    commands = harness.folder / "bin"
-    commands.mkdir()
-    for name, script in (("sbatch", "echo 77"), ("scancel", f'echo "$@" >{commands}/cancelled')):
-        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
-        (commands / name).chmod(0o755)
-    harness.environment["PATH"] = f"{commands}:{os.environ['PATH']}"
+    cancelled = harness.folder / "cancelled"
+    harness.program("sbatch", "echo 77")
+    harness.program("scancel", f'echo "$@" >{cancelled}')
 
     def full(*_: object) -> None:
         raise RunError("submission.json: can't be written: No space left on device")
@@ -28,18 +24,14 @@ def test_a_job_whose_record_can_not_be_written_is_withdrawn(
     done = harness.run_here("submit", JOBS / "lstm.toml")
     assert done.returncode == 1
     assert "No space left on device; jobs 77 were cancelled" in done.stderr
-    assert (commands / "cancelled").read_text() == "77\n"
+    assert cancelled.read_text() == "77\n"
 
 
 def test_an_sbatch_without_an_answer_may_have_submitted_the_job(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its script and job are kept, and one line says where to look."""
-    commands = harness.folder / "bin"
-    commands.mkdir()
-    (commands / "sbatch").write_text('#!/bin/sh\n[ "$1" = --version ] || exec sleep 20\n')
-    (commands / "sbatch").chmod(0o755)
-    harness.environment["PATH"] = f"{commands}:{os.environ['PATH']}"
+    harness.program("sbatch", '[ "$1" = --version ] || exec sleep 20')
     monkeypatch.setattr(submit, "SBATCH_TIMEOUT_S", 0.2)
     done = harness.run_here("submit", JOBS / "lstm.toml")
     assert done.returncode == 1
@@ -55,12 +47,20 @@ def test_a_squeue_without_an_answer_submits_no_second_job(harness: Harness) -> N
     (run / "job.toml").write_text((JOBS / "lstm.toml").read_text())
     state = {"phase": "interrupted", "slurm_job": "12", "time_s": 1.0}
     (run / "state.json").write_text(json.dumps(state))
-    commands = harness.folder / "bin"
-    commands.mkdir()
-    (commands / "squeue").write_text("#!/bin/sh\necho 'squeue: error: no controller' >&2; exit 1\n")
-    (commands / "squeue").chmod(0o755)
-    harness.environment["PATH"] = f"{commands}:{os.environ['PATH']}"
+    harness.program("squeue", "echo 'squeue: error: no controller' >&2; exit 1")
     for words in (["submit", "--all-interrupted"], ["submit", "--resume", run], ["cancel", run]):
         done = harness.run_here(*words)
         assert done.returncode == 1, words
         assert "squeue gives no answer" in done.stderr, words
+
+
+def test_a_job_that_is_taken_has_a_record_and_a_place_for_its_log(harness: Harness) -> None:
+    """The record is found by the job's id; without its folder Slurm drops a log silently."""
+    harness.program("sbatch", "echo '77;cluster'")
+    done = harness.run_here("submit", JOBS / "lstm.toml")
+    assert (done.returncode, "job 77: lstm, seed 1\n" in done.stdout) == (0, True), done.stderr
+    record = json.loads((harness.runs / ".submissions/77.json").read_text())
+    assert (record["format"], record["job_id"], record["resumes"]) == (2, "77", False)
+    assert record["runs"] == [str(harness.runs / "lstm/slurm-77")]
+    assert record["logs"] == [str(harness.runs / "logs/lstm-77.out")]
+    assert (harness.runs / "logs").is_dir()

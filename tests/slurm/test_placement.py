@@ -109,3 +109,39 @@ def test_what_a_task_gets_may_stand_in_one_variable(
     job = allocation(SLURM_TRES_PER_TASK=said, SLURM_GPUS_ON_NODE="1")
     assert (job.cpus_per_task, unmet_request(job) is not None) == (cpus, unmet)
     assert allocation(SLURM_TRES_PER_TASK=said, SLURM_CPUS_PER_TASK="7").cpus_per_task == 7
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "asked", "is_unmet"),
+    [
+        *(("1", "1", "1", False), ("1", "2", "2", False), ("1", "1", "2", True)),
+        *(("2", "4", "8", False), ("2", "4", "9", True), ("2", "1", "2", True)),
+    ],
+)
+def test_gpus_of_a_whole_job_are_counted_over_its_nodes(
+    nodes: str, given: str, asked: str, is_unmet: bool
+) -> None:
+    """Two nodes with one GPU each are what `--gpus=2` beside `--gres=gpu:1` gets by mistake."""
+    job = allocation(SLURM_JOB_NUM_NODES=nodes, SLURM_GPUS_ON_NODE=given, SLURM_GPUS=asked)
+    assert (unmet_request(job) is not None) == is_unmet
+
+
+def test_a_gpu_that_lets_in_one_process_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several runs on it are refused at once; one may use it."""
+    monkeypatch.setattr("harness.system.nvml.closed_gpus", lambda _: {"0": "exclusive"})
+    monkeypatch.setattr("harness.system.cuda.has_mps", lambda _: False)
+    here = allocation(SLURM_GPUS_ON_NODE="1")
+    assert len(allocate_slots(here, 1)) == 1
+    with pytest.raises(InputError, match="GPU 0 is in compute mode exclusive"):
+        allocate_slots(here, 2, workers_per_gpu=2)
+
+
+@pytest.mark.parametrize("num_workers", [3, 4])
+def test_workers_share_the_cpus_of_their_own_node(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """Two on a node with eight CPUs have four each, however many nodes there are."""
+    monkeypatch.setattr(placement, "given_cpus", lambda _: 8)
+    more = {"SLURM_JOB_NUM_NODES": "2", "HARNESS_NODES": "n08 n10", "SLURM_GPUS_ON_NODE": "2"}
+    slots = allocate_slots(allocation(**more), num_workers)
+    assert [slot.threads for slot in slots] == [4] * num_workers

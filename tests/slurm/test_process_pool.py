@@ -18,8 +18,9 @@ from harness.slurm.placement import Slot, allocate_slots, num_in_memory, take_ow
 from harness.slurm.process_pool import ManagedProcess, ProcessPool, Task, run_tasks
 from harness.system.console import Console
 from harness.system.signals import STOPPING
+from harness.tracking.batch import BatchRequest, jobs_of, train_batch
 from harness.tracking.run_dir import RunDirectory
-from tests.conftest import JOBS, Harness, wait_for
+from tests.conftest import JOBS, Harness, wait_for, write_program
 
 TWO = [Slot(None, None, 1, 2)] * 2
 
@@ -302,10 +303,42 @@ def test_a_task_of_an_array_ends_its_own_steps_alone(
         "scancel": f'echo "$@" >{cancelled}',
     }
     for name, script in scripts.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
+        write_program(tmp_path / name, script)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}
     pool = ProcessPool(SlurmEnvironment.from_environment({"SLURM_JOB_ID": "42", **array}))
     pool._kill_steps({"w0"})
     assert cancelled.read_text() == "--signal=KILL 42_3.0\n"
+
+
+def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
+    """Without seeds each job has its own; a job that is named twice is refused."""
+    files = [JOBS / "lstm.toml", JOBS / "gru.toml"]
+    found = [(job.name, job.train.seed) for job in jobs_of(files, (), (2, 1))]
+    assert found == [("lstm", 2), ("gru", 2), ("lstm", 1), ("gru", 1)]
+    assert [job.train.seed for job in jobs_of(files, ["train.seed=9"], ())] == [9, 9]
+    with pytest.raises(InputError, match="job lstm: is given 2 times"):
+        jobs_of([files[0], files[0]], (), (1,))
+
+
+def test_what_is_finished_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command begins the others alone; if all are finished, it begins none."""
+    begun: list[str] = []
+
+    def begin(tasks: list[Task], *_: object, **__: object) -> None:
+        begun.extend(task.name for task in tasks)
+
+    monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
+    jobs = jobs_of([JOBS / "lstm.toml"], (), (1, 2))
+    folders = [tmp_path / "lstm" / f"x-seed{seed}" for seed in (1, 2)]
+    request = BatchRequest(
+        jobs, tmp_path, run_id="x", devices="cpu", workers=1, gpu_gb=(None, None)
+    )
+    for folder, job in zip(folders, jobs, strict=True):
+        folder.mkdir(parents=True)
+        (folder / "job.toml").write_text(job.to_toml())
+        (folder / "result.json").write_text("{}")
+        assert train_batch(request, Console()) == folders
+        assert begun == ["lstm-x-seed2"]  # of the first round; the second begins none

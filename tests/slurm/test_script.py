@@ -43,6 +43,12 @@ def test_seeds_that_are_none_are_refused(text: str) -> None:
         parse_seeds(text)
 
 
+@pytest.mark.parametrize("text", ["1-10000", "1-9999,20000"])
+def test_ten_thousand_seeds_are_taken(text: str) -> None:
+    """The most that the refusal of more names."""
+    assert len(parse_seeds(text)) == 10_000
+
+
 def test_neighbouring_seeds_make_a_range() -> None:
     """An array is written as short as Slurm takes it."""
     assert array_spec((1, 2, 3, 7, 9, 10)) == "1-3,7,9-10"
@@ -80,6 +86,14 @@ def test_what_sbatch_could_not_take_is_refused(resources: Resources, named: str)
     """A value out of range or a flag that submit sets itself is refused by its name."""
     with pytest.raises(InputError, match=re.escape(named)):
         resources.check()
+
+
+@pytest.mark.parametrize(
+    "resources", [Resources(nodes=1000), Resources(at_most=1), Resources(gpus="a100:64")]
+)
+def test_the_ends_of_a_range_are_taken(resources: Resources) -> None:
+    """The refusal of the next number calls them allowed."""
+    resources.check()
 
 
 def test_resources_become_flags() -> None:

@@ -186,11 +186,7 @@ def test_without_slurm_nothing_is_written(harness: Harness) -> None:
 
 def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
     """All that it says comes out in one line, exit code 1, and the submission's folder is gone."""
-    sbatch = harness.folder / "bin/sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text("#!/bin/sh\necho warming up >&2; echo 'sbatch: error: no way' >&2; exit 1\n")
-    sbatch.chmod(0o755)
-    harness.environment["PATH"] = f"{sbatch.parent}:{os.environ['PATH']}"
+    harness.program("sbatch", "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1")
     done = harness.run_here("submit", JOBS / "lstm.toml")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (

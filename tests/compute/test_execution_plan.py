@@ -60,6 +60,7 @@ def test_without_a_measurement_small_operations_are_compiled(name: str) -> None:
         ("lstm", ["model.units=192"]),
         ("rnn", ["model.units=96", "train.batch_size=128"]),
         ("gru", ["model.pooling=max", "data.maxlen=600"]),
+        ("lstm", ["model.pooling=max", "model.recurrent=false"]),
         ("stacked_lstm", ["data.maxlen=400"]),
         ("stacked_lstm", ["model.second_units=128"]),
     ],

@@ -42,6 +42,21 @@ def test_it_is_a_little_above_the_measured_peak(
     assert peak_gb + 0.1 <= reckoned <= 1.2 * peak_gb + 0.4
 
 
+def test_reviews_that_are_held_padded_are_counted() -> None:
+    """Both splits of IMDB, or of the limit; how many own texts there are is not known yet."""
+
+    def gb(*settings: str) -> float:
+        return reckoned_gb(load_job(JOBS / "lstm.toml", ["data.maxlen=2000", *settings]))
+
+    least = gb("data.limit=10")
+    padded: dict[tuple[str, ...], int] = {(): 50_000, ("data.limit=10000",): 20_000}
+    for settings, reviews in padded.items():
+        assert gb(*settings) - least == pytest.approx(4 * (reviews - 20) * 2000 / 1e9)
+    own = "data.source=/reviews.csv"
+    assert gb(own) - least == pytest.approx(1.0 - 4 * 20 * 2000 / 1e9)
+    assert gb(own, "data.limit=10") == pytest.approx(least)
+
+
 def test_averaged_epochs_count_twice() -> None:
     """Each of them is held until the end, and in the mean or a checkpoint of them."""
     one, five = (

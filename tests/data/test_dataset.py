@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.data.dataset import make_split
+from harness.data.dataset import make_split, validation_cut
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 9])
@@ -14,3 +14,15 @@ def test_the_first_reviews_are_a_split_of_their_own(limit: int) -> None:
     alone = make_split(reviews[:limit], labels[:limit])
     for name in ("tokens", "offsets", "labels"):
         np.testing.assert_array_equal(getattr(taken, name), getattr(alone, name))
+
+
+@pytest.mark.parametrize(
+    ("num", "share", "cut"),
+    [
+        *((25_000, 0.1, 22_500), (10, 0.2, 8), (10, 0.0, 10)),
+        *((10, 0.001, 9), (10, 1e-20, 9), (10, 0.999, 1), (2, 0.5, 1)),
+    ],
+)
+def test_a_share_leaves_a_review_on_either_side(num: int, share: float, cut: int) -> None:
+    """However small it is, or large."""
+    assert validation_cut(num, share) == cut

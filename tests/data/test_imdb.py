@@ -222,6 +222,14 @@ def test_a_download_that_is_no_http_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         thread.join()
 
 
+def test_a_download_of_another_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything of it is read."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"other"))
+    monkeypatch.setattr("harness.data.imdb_sources.read_npz", lambda _: pytest.fail("was read"))
+    with pytest.raises(RunError, match=r"imdb\.npz has another sha256"):
+        fetch()
+
+
 def test_a_named_folder_is_never_passed_over(tmp_path: Path) -> None:
     """A typo in --data is refused, though other data would be at hand."""
     write_npz(tmp_path / "keras" / "datasets")

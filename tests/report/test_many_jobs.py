@@ -3,18 +3,20 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.bench.made_up_runs import write_scored_run
 from harness.errors import InputError
-from harness.report.collect import DatasetGroup, group_runs, scored_runs
+from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.export import to_csv, to_json, to_markdown, write_comparison
 from harness.report.html import STANDING, detailed
 from harness.report.plots import forest, styles_of
 from harness.report.settings import check_key, chosen, differing, grouped
-from harness.report.summary import make_parts
+from harness.report.summary import left_out_lines, make_parts, shown_sentences
 from tests.report.small_data import small_data
 
 NUM_JOBS = 20
@@ -113,3 +115,21 @@ def test_jobs_are_grouped_by_a_setting(group: DatasetGroup) -> None:
     assert float(by_value["max"]["best test %"]) == pytest.approx(max(means), abs=0.005)
     (part,) = make_parts([group], group_by="model.pooling")
     assert "| model.pooling |" in to_markdown([part])
+
+
+def test_of_many_lines_the_rest_is_counted() -> None:
+    """Ten sentences, those that show a difference before all; twenty runs that are left out."""
+
+    def said(num_shown: int, num: int) -> list[str]:
+        compared: list[Any] = [
+            SimpleNamespace(is_shown=n < num_shown, sentence=str(n)) for n in range(num)
+        ]
+        return shown_sentences(compared)
+
+    assert said(3, 10) == [str(n) for n in range(10)]
+    assert said(3, 11) == ["0", "1", "2", "and 8 that show none (--out writes all)"]
+    counts = "and 2 more that show a difference and 1 that show none (--out writes all)"
+    assert said(12, 13) == [*(str(n) for n in range(10)), counts]
+    runs = [LeftOut(Path(str(n)), "failed" if n % 2 else "broken", "why") for n in range(23)]
+    assert left_out_lines(runs[:20])[-1] == "left out, failed: 19: why"
+    assert left_out_lines(runs)[20:] == ["also left out: 2 broken, 1 failed"]

@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from harness.bench.made_up_runs import write_scored_run
-from harness.data.dataset import Dataset, Split, make_split
+from harness.data.dataset import Dataset, Split, by_class, make_split
 from harness.data.imdb import make_dataset
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
@@ -23,6 +23,8 @@ from harness.report.baseline import NgramBaseline, baselines, score_ngrams
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.export import to_csv, to_json, to_latex, to_markdown
 from harness.report.ngram_model import fit_linear, fit_ngrams
+from harness.report.predictions import Predictions
+from harness.report.predictions import tests_against as against  # pytest would take it for a test
 from harness.report.significance import PairedTest, mcnemar, verdict
 from harness.report.summary import make_parts
 from harness.texts.tables import SourceFormat
@@ -209,6 +211,17 @@ def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     """The p-value is SciPy's, also where the models never differ."""
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert mcnemar(gained, lost) == pytest.approx(expected)
+
+
+def test_several_jobs_share_the_level_of_their_tests() -> None:
+    """So chance makes one of many look better as rarely as one of few (Bonferroni)."""
+    probabilities = by_class([0.1, 0.9, 0.8, 0.7])[None]  # of the last review wrong
+    by_job = {"gru": probabilities, "lstm": probabilities}
+    seeds = dict.fromkeys(by_job, (1,))
+    found = Predictions(np.array([0, 1, 1, 0]), by_job, seeds, ("no", "yes"))
+    tests = against([0, 1, 0, 0], 75.0, found)
+    assert [each.level for each in tests] == pytest.approx([0.025, 0.025])
+    assert [(each.points, each.p_values) for each in tests] == [((0.0,), (1.0,))] * 2
 
 
 def test_a_sentence_says_whether_a_network_beats_it(tmp_path: Path, group: DatasetGroup) -> None:

@@ -9,7 +9,12 @@ import pytest
 from scipy import stats
 
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun, t_margin
-from harness.report.significance import differences, explanations, sampling_margin
+from harness.report.significance import (
+    PooledDifference,
+    differences,
+    explanations,
+    sampling_margin,
+)
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
 BILSTM = {1: 88.30, 2: 88.42, 3: 88.36, 4: 88.31, 5: 88.52}
@@ -129,6 +134,13 @@ def test_many_jobs_are_compared_with_the_best() -> None:
     assert margin == pytest.approx(expected)
     tukey = stats.studentized_range.ppf(0.95, 20, 80) / 2**0.5 * (pooled * 2 / 5) ** 0.5
     assert tukey < margin < 1.1 * tukey
+
+
+@pytest.mark.parametrize(("num", "is_pooled"), [(12, False), (13, True)])
+def test_the_spread_is_pooled_from_thirteen_jobs_on(num: int, is_pooled: bool) -> None:
+    """Up to twelve are compared in pairs, over the seeds that both have."""
+    found = differences(many([80.0 + n for n in range(num)]))
+    assert {isinstance(each, PooledDifference) for each in found} == {is_pooled}
 
 
 def test_no_job_is_called_worse_than_its_equals() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
 from harness.system.git import code_version
-from harness.tracking.reproduce import Reproduced, reproduce
+from harness.tracking.reproduce import Reproduced, _command, reproduce
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness
 from tests.slurm.test_submit import edit, git
@@ -142,6 +143,42 @@ def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str,
         stranger.reproduce()
     except (InputError, RunError) as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017 - either is right
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({}, []),
+        ({"devices_asked": "cpu:2"}, ["--devices", "cpu:2"]),
+        ({"dataset": {"is_sample": True, "folder": "/"}}, ["--data", "imdb-sample"]),
+        ({"dataset": {"folder": "/"}}, ["--data", "/"]),
+        ({"dataset": {"folder": "/", "is_own": True}}, []),
+        ({"dataset": {"folder": "/no such folder"}}, []),
+    ],
+)
+def test_the_command_has_the_devices_and_data_of_the_run(
+    record: dict[str, object], words: list[str]
+) -> None:
+    """The job itself names own texts; data that are gone are left out."""
+    folder, _, command = _command(record, Path("it's back"), Path("jobs/a.toml")).partition(" && ")
+    assert shlex.split(folder) == ["cd", "it's back"]
+    assert shlex.split(command)[1:] == ["-m", "harness", "train", "jobs/a.toml", *words]
+
+
+def test_what_the_record_lacks_comes_from_the_snapshot(stranger: Strangers, tmp_path: Path) -> None:
+    """The commit is taken if the record is whole, or if nothing else is left."""
+    snapshot = take_snapshot(stranger.project, tmp_path / "own")
+    commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
+    left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
+    sources: list[tuple[dict[str, object], str]] = [
+        ({"snapshot": str(snapshot)}, commit),
+        ({"snapshot": str(snapshot), **left_out}, f"snapshot {snapshot}"),
+        (left_out, commit),
+    ]
+    for number, (record, source) in enumerate(sources):
+        stranger.write(**record)
+        stranger.target = tmp_path / f"here/{number}"
+        assert stranger.reproduce().source == source
 
 
 @as_root

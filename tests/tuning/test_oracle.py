@@ -1,6 +1,7 @@
 """Which trials the oracles propose: those of KerasTuner, in the order of its calls."""
 
 import json
+import queue
 import subprocess
 import sys
 import zlib
@@ -9,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras_tuner as kt
 import pytest
 from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
+from harness.errors import RunError
 from harness.search_space import load_search
 from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
 from harness.sweep_protocol.mailbox import Report
@@ -188,3 +191,25 @@ def test_a_supervisor_needs_no_tensorflow(module: str) -> None:
         "assert not {'tensorflow', 'keras', 'keras_tuner', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Dead(OracleProcess):
+    """An oracle that ends before it says a word."""
+
+    def _start(self) -> None:
+        self._num_starts += 1
+        self._proposals, self._input, self._end = queue.Queue(), queue.Queue(), ""
+        self._process = SimpleNamespace(poll=lambda: 1, returncode=1)  # type: ignore[assignment]
+
+
+def test_an_oracle_that_never_speaks_ends_the_search(tmp_path: Path) -> None:
+    """After three starts, with the last line of its log, or its exit code."""
+    log = tmp_path / "oracle.log"
+    oracle = Dead(tmp_path / "search.toml", log, Ledger())
+    assert [oracle.take(1), oracle.take(1)] == [[], []]
+    assert oracle._num_starts == 3
+    with pytest.raises(RunError, match="the oracle failed 3 times: exit code 1 "):
+        oracle.take(1)
+    log.write_text("Traceback\nharness: no such module\n")
+    with pytest.raises(RunError, match="the oracle failed 3 times: no such module "):
+        oracle.take(1)

@@ -129,3 +129,10 @@ def test_a_worker_that_is_done_is_not_started_again(tmp_path: Path) -> None:
     pool.end(0)
     pool.tend(0, {})
     assert (pool.num_starts, pool.is_over) == (1, True)
+
+
+def test_a_worker_is_told_its_gpu_or_that_it_has_none(tmp_path: Path) -> None:
+    """The first one has the index 0."""
+    for gpu, words in ((None, ["--devices", "cpu"]), (0, ["--gpu", "0"])):
+        pool = Pool(tmp_path, gpu)
+        assert pool._args(pool.worker)[-2:] == words

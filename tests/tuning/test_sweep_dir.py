@@ -1,5 +1,6 @@
 """With which search a sweep goes on, and what its trials show of their runs."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from harness.search_space import SEARCH_FILE, load_search
 from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
 from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Report
 from harness.tuning.sweep_dir import SweepDirectory, gather, leaderboard_csv
-from harness.tuning.tune import settled
+from harness.tuning.tune import result_of, settled
 from tests.conftest import Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
@@ -128,3 +129,30 @@ def test_two_that_begin_at_once_disturb_no_file_of_each_other(
         write()
     assert one.path("note.txt").read_text() == "of one"
     assert not list(one.leftovers())
+
+
+def test_a_result_names_the_best_trial_and_counts_those_that_failed(tmp_path: Path) -> None:
+    """Without a finished one there is none, and the first error says why."""
+    failed = trial(2, None, error="it broke")
+    trials = [trial(1, 0.8, values={"model.units": 16}), trial(0, 0.7), failed]
+    sweep = make_sweep(tmp_path / "sweep", RANDOM)
+    result = result_of(sweep, sweep.search(), trials)
+    assert (result["num_trials"], result["num_failed"], result["trials"]) == (3, 1, 24)
+    assert (result["best_trial"], result["best_score"]) == ("0001", 0.8)
+    assert result["best_values"] == {"model.units": "16"}
+    for none, why in (([failed], "it broke"), ([], "there were none")):
+        with pytest.raises(RunError, match=f"no trial finished: {why}"):
+            result_of(sweep, sweep.search(), none)
+
+
+def test_a_finished_search_is_told_and_not_searched_again(harness: Harness) -> None:
+    """Its result is shown once more."""
+    folder = harness.runs / "tune_lstm" / "done"
+    make_sweep(folder, RANDOM, trial(0, 0.8))
+    counts = {"trials": 24, "num_trials": 24, "num_failed": 1, "best_trial": "0000"}
+    best = {"objective": "val_accuracy", "best_score": 0.8, "best_values": {"model.units": "16"}}
+    (folder / "result.json").write_text(json.dumps(counts | best))
+    done = harness.run_here("resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert "finished already, nothing to do" in done.stdout
+    assert "best of 24 trials, 1 failed: trial 0000, val_accuracy 0.8000" in done.stdout

@@ -176,7 +176,7 @@ def test_what_the_record_lacks_comes_from_the_snapshot(stranger: Strangers, tmp_
         (left_out, commit),
     ]
     for number, (record, source) in enumerate(sources):
-        stranger.write(**record)
+        stranger.write(b"", **record)
         stranger.target = tmp_path / f"here/{number}"
         assert stranger.reproduce().source == source
 

@@ -100,9 +100,11 @@ def open_sweep(folder: Path) -> SweepDirectory:
 
 def _is_readable(sweep: SweepDirectory) -> bool:
     try:
-        return bool(tomllib.loads((sweep.disk.read(sweep.path(SEARCH_FILE)) or b"").decode()))
+        content = sweep.disk.read(sweep.path(SEARCH_FILE))
+        tomllib.loads((content or b"").decode())
     except (OSError, ValueError):
         return False
+    return content is not None
 
 
 def main(args: Sequence[str] | None = None) -> int:

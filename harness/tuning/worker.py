@@ -57,7 +57,6 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     job = search.job
     dataset, idle_min = sweep.dataset(job, arguments.data), idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
-    os.environ["HARNESS_CPUS"] = str(threads)  # which the record of each trial names
     keep_for_large_tables(plan_of(job, devices), *largest_jobs(search))
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
@@ -121,6 +120,7 @@ def main(args: Sequence[str] | None = None) -> int:
     end_with_parent()
     hold_own()
     take_any_text()
+    os.environ["HARNESS_CPUS"] = str(arguments.threads)  # the record of each trial names them
     if arguments.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(arguments.gpu)
     try:

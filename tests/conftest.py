@@ -282,6 +282,18 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
+def before_next_rename(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Let something happen once, when the next file is written and has yet to get its name."""
+    rename = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", rename)
+        do()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
 # The real jobs made small: one epoch is 13 steps, the last of them with 16 reviews of 32.
 SHRUNK = [
     *("--set", "data.limit=500"),

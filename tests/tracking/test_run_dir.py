@@ -10,7 +10,7 @@ from harness.errors import DiskError, InputError, RunError, TakenOver
 from harness.job_file import load_job
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.run_dir import RunDirectory
-from tests.conftest import JOBS
+from tests.conftest import JOBS, before_next_rename
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -82,14 +82,7 @@ def test_of_two_that_come_at_once_the_loser_names_the_winner(
 ) -> None:
     """The winner clears half-written files, the loser's new lease among them."""
     winner, loser = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    save = Path.replace
-
-    def replace(path: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "replace", save)
-        winner.take_lease()
-        return save(path, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
+    before_next_rename(monkeypatch, winner.take_lease)
     with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took it over"):
         loser.take_lease()
     winner.check_lease()

@@ -13,7 +13,7 @@ from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, prop
 from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Report
 from harness.tuning.sweep_dir import SweepDirectory, gather, leaderboard_csv
 from harness.tuning.tune import result_of, settled
-from tests.conftest import Harness
+from tests.conftest import Harness, before_next_rename
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
@@ -117,15 +117,8 @@ def test_two_that_begin_at_once_disturb_no_file_of_each_other(
 ) -> None:
     """Each removes what was half-written; the journal, not the disk, says which of them goes on."""
     one, two = SweepDirectory(tmp_path), SweepDirectory(tmp_path)
-    save = Path.replace
-
-    def replace(path: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "replace", save)
-        two.take_lease()
-        return save(path, target)
-
     for write in (one.take_lease, partial(one.write_text, "note.txt", "of one")):
-        monkeypatch.setattr(Path, "replace", replace)
+        before_next_rename(monkeypatch, two.take_lease)
         write()
     assert one.path("note.txt").read_text() == "of one"
     assert not list(one.leftovers())

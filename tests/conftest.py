@@ -22,7 +22,7 @@ import pytest
 
 from harness.cli.main import main
 from harness.tracking.record_format import untimed
-from tests import guard
+from tests import guard, preloaded
 from tests.slurm.cluster import REMEDY, is_installed
 
 # A shell, or nohup, may have started the tests with these ignored, which the processes that they
@@ -152,6 +152,7 @@ class Harness:
             "XDG_CACHE_HOME": str(self.cache),
             "PYTHONPATH": str(PROJECT),
         }
+        self.usual_start = preloaded.read_at_start(self.environment)
         self.compiled = self.cache / "harness" / "xla"
         self.compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
         link_files(compiled(), self.compiled)
@@ -183,16 +184,19 @@ class Harness:
     def run(
         self, *words: object, stdin: str = "", timeout_s: float = 300
     ) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            self.command(*words),
-            cwd=self.folder,
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        if preloaded.read_at_start(self.environment) == self.usual_start:
+            done = preloaded.run(words, self.folder, self.environment, stdin, timeout_s)
+        else:
+            done = subprocess.run(
+                self.command(*words),
+                cwd=self.folder,
+                env=self.environment,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
         link_files(self.compiled, compiled())
         return done
 

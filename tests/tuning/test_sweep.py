@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,8 @@ def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
             os.kill(oracle, signal.SIGKILL)
     assert process.stderr
     again = "was ended (exit code -9); it is started again"
-    too_late = threading.Timer(90, process.kill)
-    too_late.start()
-    assert any(again in line for line in process.stderr)  # waits for the supervisor to see it
-    too_late.cancel()
+    with killed_after(90, process):
+        assert any(again in line for line in process.stderr)  # waits for the supervisor to see it
     process.kill()
     process.communicate()
     wait_for(lambda: not calm.left("wild"), timeout_s=30)  # they end with it
@@ -194,6 +193,17 @@ def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
     assert sorted(calm.ledger("wild").accepted) == list(range(4))
     assert by_settings(calm.rows("wild")) == by_settings(calm.rows("calm"))
     assert calm.left("wild") == []
+
+
+@contextlib.contextmanager
+def killed_after(patience_s: float, process: "subprocess.Popen[Any]") -> Iterator[None]:
+    """Kill a process whose output is read in the block, if that takes too long."""
+    too_late = threading.Timer(patience_s, process.kill)
+    too_late.start()
+    try:
+        yield
+    finally:
+        too_late.cancel()
 
 
 def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
@@ -215,13 +225,10 @@ def on_a_terminal(sweeps: Sweeps, sweep_id: str, *words: object) -> str:
         stderr=theirs,
     )
     os.close(theirs)
-    too_late = threading.Timer(300, process.kill)
-    too_late.start()
     shown = b""
-    with contextlib.suppress(OSError):  # EIO once the last process has closed it
+    with killed_after(300, process), contextlib.suppress(OSError):  # EIO once all have closed it
         while part := os.read(ours, 65536):
             shown += part
-    too_late.cancel()
     os.close(ours)
     assert process.wait() == 0, shown
     return shown.decode()

@@ -1,0 +1,174 @@
+"""Commands of the tests in forks of a process that has imported the libraries.
+
+To import TensorFlow takes four seconds of a core, and the tests start hundreds of commands. A fork
+begins where that import has ended. It imports the harness itself, as any process does, and has its
+own arguments, folder, environment and files.
+
+A server forks a helper for each connection. The helper forks the command, waits for it, and answers
+with its exit code; if the connection is closed before, it kills the command.
+"""
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import os
+import re
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow")
+# As harness.compute.strategy sets them before the import, which reads them.
+VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+# What the start of a process or an import reads of the environment; a fork can't be given others.
+READ_AT_START = re.compile(r"PYTHON|LD_|LC_|LANG|TF_|XLA_|CUDA_|OMP_|OPENBLAS_|MALLOC_|GLIBC_|TZ")
+BACKLOG = 64
+END = b"\n"  # of a request
+PATIENCE_S = 120  # for the imports
+CHECK_S = 5.0  # how often the server looks whether the process that started it is there
+
+
+def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a command must share with the server."""
+    return {name: value for name, value in environment.items() if READ_AT_START.match(name)}
+
+
+def run(
+    words: Sequence[object],
+    folder: Path,
+    environment: Mapping[str, str],
+    stdin: str,
+    timeout_s: float,
+) -> "subprocess.CompletedProcess[str]":
+    """What `subprocess.run` says of `python -m harness`, from a fork of the server.
+
+    Args:
+        words: after `harness`.
+        folder: the command's current one.
+        environment: of the command.
+        stdin: what it reads.
+        timeout_s: after which it is killed.
+
+    Raises:
+        subprocess.TimeoutExpired: if it was.
+    """
+    with tempfile.TemporaryDirectory(prefix="command-") as own:
+        files = [Path(own, name) for name in ("stdin", "stdout", "stderr")]
+        files[0].write_text(stdin)
+        for file in files[1:]:
+            file.touch()
+        args = list(map(str, words))
+        request = {
+            "words": args,
+            "folder": str(folder),
+            "environment": dict(environment),
+            "files": list(map(str, files)),
+        }
+        with _connect(environment) as connection:
+            connection.settimeout(timeout_s)
+            connection.sendall(json.dumps(request).encode() + END)
+            try:
+                answer = connection.recv(64)
+            except TimeoutError:
+                raise subprocess.TimeoutExpired(args, timeout_s) from None
+        code = os.waitstatus_to_exitcode(int(answer))
+        return subprocess.CompletedProcess(args, code, files[1].read_text(), files[2].read_text())
+
+
+def _connect(environment: Mapping[str, str]) -> socket.socket:
+    """A connection to the server, which the first of all workers of xdist starts."""
+    shared = Path(os.environ["HARNESS_TEST_SHARED"])
+    address = str(shared / "preloaded")
+    connection = socket.socket(socket.AF_UNIX)
+    with (shared / "preloaded.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if connection.connect_ex(address) != 0:
+            command = [sys.executable, "-m", "tests.preloaded", address]
+            with (shared / "preloaded.log").open("a") as log:
+                subprocess.Popen(
+                    command,
+                    env={**environment, **VARIABLES},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            deadline = time.monotonic() + PATIENCE_S
+            while connection.connect_ex(address) != 0:
+                assert time.monotonic() < deadline, (shared / "preloaded.log").read_text()
+                time.sleep(0.1)
+    return connection
+
+
+def main(address: str) -> None:
+    """Serve until the process that started this one has ended."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()  # else a collection in a fork copies every page
+    parent = os.getppid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets helpers that have ended
+    Path(address).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.settimeout(CHECK_S)
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                if os.getppid() != parent:
+                    return
+                continue
+            if os.fork() == 0:
+                break
+            connection.close()
+    _become(_fork_command(connection))
+
+
+def _fork_command(connection: socket.socket) -> dict[str, Any]:
+    """The request that comes over the connection, in a fork that is to become its command."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection.setblocking(True)
+    text = b""
+    while not text.endswith(END):
+        text += connection.recv(1 << 16)
+    command = os.fork()
+    if command == 0:
+        connection.close()
+        return json.loads(text)  # type: ignore[no-any-return]
+    ended = os.pidfd_open(command)
+    readable, _, _ = select.select([ended, connection.fileno()], [], [])
+    if ended not in readable:  # whoever asked has gone
+        os.kill(command, signal.SIGKILL)
+    _, status = os.waitpid(command, 0)
+    with contextlib.suppress(OSError):
+        connection.sendall(str(status).encode())
+    os._exit(0)
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Run the command in this process."""
+    for number, name in enumerate(request["files"]):
+        file = os.open(name, os.O_RDWR)
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    tempfile.tempdir = None  # TMPDIR may be another
+    sys.path[0] = request["folder"]
+    sys.argv = ["harness", *request["words"]]
+    runpy.run_module("harness", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -8,6 +8,7 @@ and how long something waits stay. A mutant is caught if a test fails or hangs.
 import argparse
 import ast
 import itertools
+import queue
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +139,7 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=60, help="how many mutants to draw")
     parser.add_argument("--seed", type=int, default=1, help="which ones are drawn")
     parser.add_argument("--marks", default=QUICK, help="the tests to run, as in pytest -m")
+    parser.add_argument("--jobs", type=int, default=1, help="how many to try at a time")
     options = parser.parse_args()
     paths = [
         path for each in PACKAGES for path in sorted((PROJECT / "harness" / each).glob("*.py"))
@@ -145,18 +148,26 @@ def main() -> int:
     drawn = random.Random(options.seed).sample(mutants, options.number)  # noqa: S311 - no secret
     guard.enter()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy = Path(folder, "project")
-        shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(".venv*", "runs", "logs"))
+        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for number in range(options.jobs):
+            copy = Path(folder, str(number), "project")
+            shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns(".venv*", "runs", "logs"))
+            copies.put(copy)
         every = [test for mutant in drawn for test in tests_of(mutant.path)]
         if by := failure(copy, every, options.marks, 10 * TIMEOUT_S):
             parser.error(f"without a mutant, {by} fails")
-        survivors = 0
-        for mutant in drawn:
+
+        def try_out(mutant: Mutant) -> str:
+            copy = copies.get()
             (copy / mutant.path).write_bytes(mutant.source())
             by = failure(copy, tests_of(mutant.path), options.marks)
             shutil.copy(PROJECT / mutant.path, copy / mutant.path)
-            survivors += not by
+            copies.put(copy)
             print(f"{mutant}: {by or 'SURVIVES'}", flush=True)  # noqa: T201
+            return by
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            survivors = sum(not by for by in pool.map(try_out, drawn))
     print(f"{survivors} of {len(drawn)} survive, drawn from {len(mutants)}")  # noqa: T201
     return int(bool(survivors))
 

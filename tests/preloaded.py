@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 READ_AT_START = re.compile(r"PYTHON|LD_|LC_|LANG|TF_|XLA_|CUDA_|OMP_|OPENBLAS_|MALLOC_|GLIBC_|TZ")
 BACKLOG = 64
 END = b"\n"  # of a request
+NUM_FILES = 3  # that come with it: standard input, output and error
 PATIENCE_S = 120  # for the imports
 CHECK_S = 5.0  # how often the server looks whether the process that started it is there
 
@@ -62,27 +64,35 @@ def run(
     Raises:
         subprocess.TimeoutExpired: if it was.
     """
-    with tempfile.TemporaryDirectory(prefix="command-") as own:
-        files = [Path(own, name) for name in ("stdin", "stdout", "stderr")]
-        files[0].write_text(stdin)
-        for file in files[1:]:
-            file.touch()
-        args = list(map(str, words))
-        request = {
-            "words": args,
-            "folder": str(folder),
-            "environment": dict(environment),
-            "files": list(map(str, files)),
-        }
-        with _connect(environment) as connection:
-            connection.settimeout(timeout_s)
-            connection.sendall(json.dumps(request).encode() + END)
-            try:
-                answer = connection.recv(64)
-            except TimeoutError:
-                raise subprocess.TimeoutExpired(args, timeout_s) from None
-        code = os.waitstatus_to_exitcode(int(answer))
-        return subprocess.CompletedProcess(args, code, files[1].read_text(), files[2].read_text())
+    args = list(map(str, words))
+    request = {"words": args, "folder": str(folder), "environment": dict(environment)}
+    outputs = [os.pipe(), os.pipe()]  # lines in a file would have a date
+    with (
+        _connect(environment) as connection,
+        tempfile.TemporaryFile() as typed,
+        ThreadPoolExecutor(len(outputs)) as readers,
+    ):
+        typed.write(stdin.encode())
+        typed.seek(0)
+        texts = [readers.submit(_read, reader) for reader, _ in outputs]
+        writers = [writer for _, writer in outputs]
+        socket.send_fds(connection, [b"."], [typed.fileno(), *writers])
+        for writer in writers:
+            os.close(writer)
+        connection.settimeout(timeout_s)
+        connection.sendall(json.dumps(request).encode() + END)
+        try:
+            answer = connection.recv(64)
+        except TimeoutError:
+            connection.close()  # which ends the command
+            raise subprocess.TimeoutExpired(args, timeout_s) from None
+        out, err = (text.result() for text in texts)
+    return subprocess.CompletedProcess(args, os.waitstatus_to_exitcode(int(answer)), out, err)
+
+
+def _read(pipe: int) -> str:
+    with open(pipe) as file:
+        return file.read()
 
 
 def _connect(environment: Mapping[str, str]) -> socket.socket:
@@ -138,13 +148,16 @@ def _fork_command(connection: socket.socket) -> dict[str, Any]:
     """The request that comes over the connection, in a fork that is to become its command."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.setblocking(True)
+    _, files, _, _ = socket.recv_fds(connection, 1, NUM_FILES)
     text = b""
     while not text.endswith(END):
         text += connection.recv(1 << 16)
     command = os.fork()
     if command == 0:
         connection.close()
-        return json.loads(text)  # type: ignore[no-any-return]
+        return {**json.loads(text), "files": files}
+    for file in files:
+        os.close(file)
     ended = os.pidfd_open(command)
     readable, _, _ = select.select([ended, connection.fileno()], [], [])
     if ended not in readable:  # whoever asked has gone
@@ -157,10 +170,11 @@ def _fork_command(connection: socket.socket) -> dict[str, Any]:
 
 def _become(request: dict[str, Any]) -> None:
     """Run the command in this process."""
-    for number, name in enumerate(request["files"]):
-        file = os.open(name, os.O_RDWR)
+    for number, file in enumerate(request["files"]):
         os.dup2(file, number)
         os.close(file)
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

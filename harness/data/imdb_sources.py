@@ -34,6 +34,7 @@ from harness.data.locations import (
 )
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
+from harness.files.plain_file import is_file
 from harness.files.scratch import scratch_directory
 
 INDEX = "imdb_word_index.json"
@@ -63,7 +64,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     for folder in searched:
         if is_dataset_folder(folder):
             return open_folder(folder)
-        if (folder / NPZ).is_file():
+        if is_file(folder / NPZ):
             return _convert(folder)
     if os.environ.get("HARNESS_OFFLINE"):
         reason = "no download with HARNESS_OFFLINE set"
@@ -110,9 +111,11 @@ def fetch(source: Path | None = None) -> Dataset:
 def _open_named(folder: Path, name: str) -> Dataset:
     if is_dataset_folder(folder):
         return open_folder(folder)
-    if (folder / NPZ).is_file():
+    if is_file(folder / NPZ):
         return _convert(folder)
-    what = "is no folder" if not folder.is_dir() else f"holds neither {NPZ} nor a staged copy"
+    can_enter = os.path.isdir(folder) and os.access(folder, os.X_OK)  # noqa: PTH112 - never raises
+    holds_none = f"holds neither {NPZ} nor a staged copy"
+    what = holds_none if can_enter else "is no folder that you can enter"
     raise InputError(f"{name} {folder}: {what}; harness data fetch gets the data")
 
 
@@ -213,7 +216,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
     Raises:
         InputError: if the folder does not hold the reviews.
     """
-    homes = [home for home in (folder, folder.parent, keras_folder()) if (home / INDEX).is_file()]
+    homes = [home for home in (folder, folder.parent, keras_folder()) if is_file(home / INDEX)]
     words = _read_index(homes[0]) if homes else list(open_sample().vocab)
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from harness.files.paths import cache_folder
+from harness.files.plain_file import is_file
 
 NPZ = "imdb.npz"  # of Keras
 
@@ -42,9 +43,9 @@ def fetched_folder() -> Path:
 
 def holds_dataset(folder: Path) -> bool:
     """Whether a folder claims to hold a dataset: as flat arrays, or as Keras's file."""
-    return is_dataset_folder(folder) or (folder / NPZ).is_file()
+    return is_dataset_folder(folder) or is_file(folder / NPZ)
 
 
 def is_dataset_folder(folder: Path) -> bool:
     """Whether a folder claims to hold a dataset as flat arrays."""
-    return (folder / "dataset.json").is_file()
+    return is_file(folder / "dataset.json")

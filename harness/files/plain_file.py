@@ -9,6 +9,16 @@ from typing import BinaryIO
 MAX_RECORD_BYTES = 256_000_000  # no record of a run is larger, a vocabulary neither
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is a file that may be seen; what a failing disk says is no answer."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ENAMETOOLONG):
+            return False
+        raise
+
+
 def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     """The bytes of a plain file.
 

@@ -13,7 +13,7 @@ from harness.errors import DiskError, InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number, parse_json
-from harness.files.plain_file import read_plain_file
+from harness.files.plain_file import is_file, read_plain_file
 from harness.job import Job
 from harness.job_file import load_job, suggest
 from harness.tracking.record_format import RECORD, check_format
@@ -77,11 +77,11 @@ class RunDirectory(LeasedDirectory):
 
     def exists(self) -> bool:
         """Whether the run was begun."""
-        return _is_file(self.folder / "job.toml")
+        return is_file(self.folder / "job.toml")
 
     def finished(self) -> bool:
         """Whether the run ended well: the result is written last."""
-        return _is_file(self.folder / "result.json")
+        return is_file(self.folder / "result.json")
 
     def result(self) -> dict[str, Any]:
         """The scores of a finished run.
@@ -219,16 +219,6 @@ def is_whole(result: dict[str, Any]) -> bool:
 def run_identity(job: Job, checksum: str) -> str:
     """What a checkpoint belongs to: this job on these data, wherever the data are."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()
-
-
-def _is_file(path: Path) -> bool:
-    """Whether it is a file that may be seen; what a failing disk says is no answer."""
-    try:
-        return path.is_file()
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.ENAMETOOLONG):
-            return False
-        raise
 
 
 def _is_dir(path: Path) -> bool:

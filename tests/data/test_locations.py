@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.imdb_sources import open_dataset
 from harness.data.locations import missing_in
+from harness.errors import InputError
 from harness.files.paths import cache_folder, private_cache
+from tests.report.small_data import small_data
 
 VARIABLES = ("HARNESS_DATA", "HARNESS_STAGE", "XDG_CACHE_HOME", "KERAS_HOME")
 
@@ -54,6 +57,19 @@ def test_a_named_folder_is_the_only_one(home: Path, monkeypatch: pytest.MonkeyPa
     (home / ".keras/datasets/imdb.npz").touch()
     monkeypatch.setenv("HARNESS_DATA", str(home / "named"))
     assert missing_in() == [home / "named"]
+
+
+def test_a_folder_that_can_not_be_looked_at_is_passed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one is taken; one that is named is refused in one line."""
+    dataset = small_data(home / ".cache/harness/imdb")
+    closed = home / ("x" * 300)
+    monkeypatch.setenv("HARNESS_STAGE", str(closed))
+    assert missing_in() == []
+    assert open_dataset(full=True).checksum == dataset.checksum
+    with pytest.raises(InputError, match="x: is no folder that you can enter; harness data fetch"):
+        open_dataset(closed)
 
 
 @pytest.fixture

@@ -11,14 +11,16 @@ from tests.conftest import JOBS
 from tests.report.small_data import small_data
 
 
-@pytest.mark.parametrize("was", ["gone", "emptied"])
+@pytest.mark.parametrize("was", ["gone", "emptied", "closed/inside", "x" * 300])
 def test_data_that_have_moved_are_found_where_new_runs_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str
 ) -> None:
-    """A folder that holds none any more is not taken; other data elsewhere are refused."""
+    """A folder without any, or that can't be looked at, is passed; other data are refused."""
     before = tmp_path / was
     if was == "emptied":
         before.mkdir()
+    if was == "closed/inside":  # to all but root
+        before.parent.mkdir(mode=0)
     dataset = small_data(tmp_path / "moved")
     job, record = load_job(JOBS / "lstm.toml"), {"folder": str(before)}
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "moved"))

@@ -153,6 +153,16 @@ def test_the_texts_of_an_ensemble_are_those_of_its_runs(
     assert found.checksum == dataset.checksum
 
 
+@pytest.mark.usefixtures("no_other_data")
+def test_data_in_a_folder_that_can_not_be_looked_at_are_not_found(tmp_path: Path) -> None:
+    """As in the home of somebody else: the comparison goes on without them."""
+    write_run(tmp_path / "a", dataset_checksum="b")
+    record = {"dataset": {"folder": str(tmp_path / ("x" * 300))}}
+    (tmp_path / "a" / "provenance.json").write_text(json.dumps(record))
+    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
+    assert dataset_lookup.tested_data(group, None) is None
+
+
 @pytest.mark.parametrize("width", [160, 95, 81, 80, 79, 60, 45, 30])
 def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
     """No line is too wide, each figure of a shown column is whole, hidden columns are named."""

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ class ScoredRun:
     result: Mapping[str, Any]  # result.json
     settings: Mapping[str, Any]  # of its job by table.key, without those that change no result
     source: str | None = None  # where its own texts were, None for IMDB
+    began_s: float = math.inf  # since 1970, infinite if it is not known
 
 
 @dataclass(frozen=True)
@@ -222,13 +225,13 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
-    toml = read_toml(job_file(folder))
+    toml, start = read_toml(job_file(folder)), _first_start(run)
     if is_ensemble(folder):
         settings = _settings(table(read_toml(folder / ENSEMBLE_FILE), "settings"))
     else:
         settings = _settings(toml)
         # A run of an earlier version has none of them, and trained as by their defaults.
-        settings = settings | LATER_SETTINGS | settings | _begun_with(run)
+        settings = settings | LATER_SETTINGS | settings | _begun_with(start)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not run.finished():
@@ -242,7 +245,9 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if job is None or architecture is None or accuracy is None or seed is None or not known:
         return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
     source = text(table(toml, "data").get("source"))
-    return ScoredRun(folder, job, architecture, seed, 100 * accuracy, result, settings, source)
+    return ScoredRun(
+        folder, job, architecture, seed, 100 * accuracy, result, settings, source, _began_s(start)
+    )
 
 
 def job_file(folder: Path) -> Path:
@@ -250,11 +255,23 @@ def job_file(folder: Path) -> Path:
     return folder / ("members/1/job.toml" if is_ensemble(folder) else "job.toml")
 
 
-def _begun_with(run: RunDirectory) -> dict[str, str]:
-    """The job whose trained weights a run began with, as a setting: it has learned more."""
+def _first_start(run: RunDirectory) -> dict[str, Any]:
+    """What a run recorded of its first start."""
     starts = run.read_json(RECORD).get("starts")
     first = starts[0] if isinstance(starts, list) and starts else None
-    parent = table(first, "parent") if isinstance(first, dict) else {}
+    return first if isinstance(first, dict) else {}
+
+
+def _began_s(start: dict[str, Any]) -> float:
+    try:
+        return datetime.fromisoformat(text(start.get("at")) or "").timestamp()
+    except (ValueError, OverflowError, OSError):  # broken, or a year that no clock shows
+        return math.inf
+
+
+def _begun_with(start: dict[str, Any]) -> dict[str, str]:
+    """The job whose trained weights a run began with, as a setting: it has learned more."""
+    parent = table(start, "parent")
     # From a checkpoint it goes on to the same bytes as a run that began as that one did.
     origin = text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
     return {"train.from": Path(origin).parent.name} if origin else {}
@@ -340,7 +357,7 @@ def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[st
 
 def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> dict[int, ScoredRun]:
     by_seed: dict[int, ScoredRun] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda each: (each.began_s, each.folder)):
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
             why = f"seed {run.seed} counts once, as {first.folder}"

@@ -250,6 +250,24 @@ def test_a_seed_counts_once_and_the_first_run_counts(tmp_path: Path) -> None:
     assert repeated.why.endswith("/a with 85.00 %, here 95.00 %")
 
 
+def test_the_run_that_began_first_counts_whatever_its_name(tmp_path: Path) -> None:
+    """Of runs that don't say when they began, those that do come first."""
+    began = {
+        "20260102-101500": "2026-01-02T10:15:00+0100",
+        "20260103-101500": "no time",
+        "slurm-7": "2026-01-02T10:00:00+0100",
+        "slurm-8": "2026-01-02T09:30:00+0000",  # the same as half past ten in the others
+    }
+    for name, at in began.items():
+        write_run(tmp_path / name, accuracy=0.9 if name == "slurm-7" else 0.8)
+        (tmp_path / name / "provenance.json").write_text(json.dumps({"starts": [{"at": at}]}))
+    ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
+    assert group.results[0].by_seed == {1: 90.0}
+    assert [each.folder.name for each in repeated] == [
+        *("20260102-101500", "slurm-8", "20260103-101500")
+    ]
+
+
 def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
     """A pattern finds its runs; a name of nothing, and a folder without runs, get one line each."""
     for name in ("slurm-1_1", "slurm-1_2", "slurm-2_1"):

@@ -159,7 +159,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     """The tables of a folder with the split of each: those that name one, else all there are.
 
     Raises:
-        InputError: if one names no split though another does.
+        InputError: if one names no split though another does, or if they only seem to name them.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     by_split = {
@@ -168,15 +168,20 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
         for name in names
         if (match := SPLIT_NAME.match(name.casefold())) and match[1] == split
     }
-    for name in names if by_split else ():
+    pooled = [] if any(entry.is_dir() for entry in entries.values()) else names
+    if by_split:
         # A lone .json is rather a note about the others, such as dataset_infos.json.
-        if name not in by_split and table_ending(name) != ".json":
-            raise InputError(
-                f"data.source {source}: {name} names no split, though {min(by_split)} does; begin "
-                "its name with train or test, or move it out"
-            )
-    has_folders = any(entry.is_dir() for entry in entries.values())
-    return by_split or ({} if has_folders else dict.fromkeys(names, ""))
+        unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
+    else:  # of training.csv and testing.csv the second should not be trained on
+        begin = [[each for each in pooled if each.casefold().startswith(s)] for s in SPLITS]
+        unclear = begin[0] if all(begin) else []
+    if unclear:
+        though = f", though {min(by_split)} does" if by_split else ""
+        raise InputError(
+            f"data.source {source}: {unclear[0]} names no split{though}; begin its name with train "
+            "or test and then anything but a letter, as in test_a.csv, or move it out"
+        )
+    return by_split or dict.fromkeys(pooled, "")
 
 
 def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:

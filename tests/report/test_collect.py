@@ -13,6 +13,7 @@ import tomli_w
 from rich.console import Console
 
 from harness.bench.made_up_runs import write_run
+from harness.data.dataset import Dataset
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
 from harness.job import LATER_KEYS
@@ -151,6 +152,27 @@ def test_the_texts_of_an_ensemble_are_those_of_its_runs(
     found = dataset_lookup.tested_data(group, None)
     assert found
     assert found.checksum == dataset.checksum
+
+
+@pytest.mark.usefixtures("no_other_data")
+def test_texts_that_have_changed_are_read_once_and_a_broken_job_is_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many runs were on them: reading may take minutes."""
+    source, opened = write_csv(tmp_path / "a.csv", make_rows(100)), []
+
+    def count(*args: Any) -> Dataset:
+        opened.append(args)
+        return open_source(*args)
+
+    monkeypatch.setattr(dataset_lookup, "open_source", count)
+    keys = ("", "encoding = 'nonsense'", "encoding = 'utf-8'", "", "delimiter = ';'")
+    for seed, key in enumerate(keys):
+        toml = f"[data]\nsource = '{source}'\n{key}"
+        write_run(tmp_path / "runs" / str(seed), toml, seed=seed)
+    ((group,), _) = group_runs(scored_runs([tmp_path / "runs"])[0])
+    assert dataset_lookup.tested_data(group, None) is None
+    assert [form.delimiter for _, form in opened] == ["", ";"]
 
 
 @pytest.mark.usefixtures("no_other_data")

@@ -1,7 +1,7 @@
 """Reviews as flat arrays with their vocabulary."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
-ARRANGED_AT_ONCE = 10_000  # reviews
+WORDS_AT_ONCE = 1_000_000
 
 CLASSES = ("negative", "positive")  # what the labels 0 and 1 mean in IMDB
 MAX_CLASSES = 1000
@@ -42,9 +42,8 @@ class Split:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.empty(offsets[-1], np.int32)
         # In parts: the indices of all tokens at once would take four times their memory.
-        for first in range(0, len(order), ARRANGED_AT_ONCE):
-            part = slice(first, first + ARRANGED_AT_ONCE)
-            start, end = offsets[first], offsets[min(part.stop, len(order))]
+        for part in parts_of(offsets):
+            start, end = offsets[part.start], offsets[part.stop]
             # Each token's index: its review's old start plus its offset in the review.
             indices = np.repeat(self.offsets[:-1][order[part]] - offsets[:-1][part], lengths[part])
             tokens[start:end] = self.tokens[indices + np.arange(start, end)]
@@ -104,6 +103,19 @@ class Dataset:
     def splits(self) -> dict[str, Split]:
         """The splits by name."""
         return {"train": self.train, "test": self.test}
+
+
+def parts_of(offsets: np.ndarray) -> Iterator[slice]:
+    """Reviews that follow each other and have up to a million words together, or a longer one.
+
+    Args:
+        offsets: where each review begins, and the end, `[num_reviews + 1]`.
+    """
+    first = 0
+    while first < len(offsets) - 1:
+        end = int(np.searchsorted(offsets, offsets[first] + WORDS_AT_ONCE, side="right")) - 1
+        yield slice(first, max(end, first + 1))
+        first = max(end, first + 1)
 
 
 def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Split:

@@ -1,11 +1,10 @@
 """The words of reviews in a file, too many for memory: counted, and written in another order."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-AT_ONCE = 10_000  # reviews
+from harness.data.dataset import parts_of
 
 
 class Spooled:
@@ -24,7 +23,7 @@ class Spooled:
         """
         counts = np.zeros(num_words, np.int64)
         with self.path.open("rb") as file:
-            for part in self._parts(len(self.lengths)):
+            for part in parts_of(self.starts):
                 lengths = self.lengths[part]
                 numbers = np.fromfile(file, np.int32, int(lengths.sum()))
                 np.add.at(counts, numbers[np.repeat(chosen[part], lengths)], 1)
@@ -46,7 +45,7 @@ class Spooled:
         with path.open("wb") as file:
             header = {"descr": "<i4", "fortran_order": False, "shape": (int(offsets[-1]),)}
             np.lib.format.write_array_header_1_0(file, header)
-            for part in self._parts(len(order)):
+            for part in parts_of(offsets):
                 # Mapped anew for each part: pages that were read count as memory while mapped.
                 numbers = np.memmap(self.path, np.int32, mode="r")
                 lengths, first = self.lengths[order[part]], offsets[part.start]
@@ -54,8 +53,3 @@ class Spooled:
                 moved = self.starts[order[part]] - (offsets[part.start : part.stop] - first)
                 indices = np.repeat(moved, lengths) + np.arange(lengths.sum())
                 ranks[numbers[indices]].astype("<i4").tofile(file)
-
-    @staticmethod
-    def _parts(num_reviews: int) -> Iterator[slice]:
-        for first in range(0, num_reviews, AT_ONCE):
-            yield slice(first, min(first + AT_ONCE, num_reviews))

@@ -75,7 +75,7 @@ def test_reviews_that_are_read_in_parts_make_the_same_dataset(
     checksums: set[str] = set()
     for at_once in (1_000_000, 7):
         monkeypatch.setattr("harness.data.text_dataset.SPOOLED_AT_ONCE", at_once)
-        monkeypatch.setattr("harness.data.spooled_words.AT_ONCE", at_once)
+        monkeypatch.setattr("harness.data.dataset.WORDS_AT_ONCE", at_once)
         folder = tmp_path / str(at_once)
         folder.mkdir()
         make_dataset(path, folder)

@@ -239,20 +239,19 @@ def verdict(tests: Sequence[PairedTest], model: str) -> str:
     )
 
 
-def sampling_margin(accuracy: float, num_reviews: int) -> float:
-    """Half the width of the 95 % interval of an accuracy over other reviews of the same kind.
+def sampling_interval(accuracy: float, num_reviews: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy over other reviews of the same kind, per cent.
 
-    By the normal approximation of the binomial distribution.
+    Wilson's (1927) for the binomial distribution: it says something of few reviews and near 100 %.
 
     Args:
         accuracy: per cent.
         num_reviews: in the test set.
-
-    Returns:
-        Points.
     """
-    share = accuracy / 100
-    return float(100 * NORMAL_95 * (share * (1 - share) / num_reviews) ** 0.5)
+    share, extra = accuracy / 100, NORMAL_95**2 / num_reviews
+    centre = (share + extra / 2) / (1 + extra)
+    half = (extra * share * (1 - share) + extra**2 / 4) ** 0.5 / (1 + extra)
+    return max(100 * (centre - half), 0.0), min(100 * (centre + half), 100.0)
 
 
 def explanations(group: DatasetGroup, compared: Sequence[Difference]) -> list[str]:
@@ -280,10 +279,10 @@ def explanations(group: DatasetGroup, compared: Sequence[Difference]) -> list[st
         lines.append(f"{left} {are} fewer than two seeds and can't be compared.")
     if group.num_test:
         best = max(result.mean for result in group.results)
-        margin = sampling_margin(best, group.num_test)
+        low, high = sampling_interval(best, group.num_test)
         lines.append(
             "All this is about seeds on one test set. On another "
             f"{group.num_test:,} reviews of the same kind, an accuracy of {best:.1f} % has a 95 % "
-            f"interval of ± {margin:.2f} points (binomial)."
+            f"interval of {low:.2f} to {high:.2f} % (binomial, Wilson's)."
         )
     return lines

@@ -13,7 +13,7 @@ from harness.report.significance import (
     PooledDifference,
     differences,
     explanations,
-    sampling_margin,
+    sampling_interval,
 )
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
@@ -176,6 +176,19 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
     assert {each.sentence.partition("points, ")[2] for each in found} == {why}
 
 
-def test_the_test_sets_own_error_is_binomial() -> None:
-    """88 % of 25,000 reviews is uncertain by 1.96 sqrt(0.88 0.12 / 25,000) = 0.40 points."""
-    assert sampling_margin(88.0, 25_000) == pytest.approx(0.4028, abs=1e-4)
+@pytest.mark.parametrize(
+    ("num_right", "num"), [(22_000, 25_000), (10, 10), (0, 10), (19, 20), (200, 200)]
+)
+def test_the_test_sets_own_error_is_wilsons(num_right: int, num: int) -> None:
+    """It ends at 0 and 100 %, and says something there: 72 to 100 % of ten right ones."""
+    reference = stats.binomtest(num_right, num).proportion_ci(method="wilson")
+    low, high = sampling_interval(100 * num_right / num, num)
+    assert (low, high) == pytest.approx((100 * reference.low, 100 * reference.high), abs=1e-4)
+    assert 0 <= low < high <= 100
+
+
+def test_the_error_of_the_test_set_is_told() -> None:
+    """On IMDB it is 0.4 points to either side."""
+    (line,) = explanations(group_of(a={1: 88.0}), [])
+    told = "On another 25,000 reviews of the same kind, an accuracy of 88.0 % has a 95 % interval"
+    assert line.endswith(f"{told} of 87.59 to 88.40 % (binomial, Wilson's).")

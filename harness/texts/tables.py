@@ -173,9 +173,11 @@ def _header(file: BinaryIO, where: str, *, delimiter: str) -> bytes:
     """The line of a CSV file that names its columns."""
     header = b""
     while not header.strip():
-        header = file.readline(MAX_ROW_BYTES)
-        if not header:
+        line = file.readline(MAX_ROW_BYTES)
+        if not line:
             raise InputError(f"{where}is empty; it needs a header with the names of its columns")
+        # A carriage return alone ends rows too, as spreadsheets once wrote them.
+        header = next((each for each in line.splitlines(keepends=True) if each.strip()), b"")
     if header.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in header:
         raise InputError(
             f"{where}is no text in UTF-8; save it as UTF-8, or name its encoding in data.encoding"
@@ -307,8 +309,10 @@ def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str])
         return ""
     if isinstance(label, bool):
         return str(label).lower()
+    if isinstance(label, int) and names:  # of which `datasets` gives -1 to a row without one
+        return names[label] if 0 <= label < len(names) else ""
     if isinstance(label, int):
-        return names[label] if 0 <= label < len(names) else str(label)
+        return str(label)
     if isinstance(label, float) and label == label:
         return str(int(label)) if label.is_integer() else str(label)
     if isinstance(label, float):

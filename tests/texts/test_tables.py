@@ -119,6 +119,14 @@ def test_columns_delimiter_and_encoding_are_those_named(tmp_path: Path) -> None:
     assert found(utf16, SourceFormat(encoding="utf-16")) == [("für", "pos")]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_rows_end_as_each_system_ends_them(tmp_path: Path, end: bytes) -> None:
+    """By a carriage return alone too, of any number of rows, with blank rows before the header."""
+    content = b"\n\ntext,label\n" + b'"a, ""b""",pos\n' * 20_000
+    (tmp_path / "a.csv").write_bytes(content.replace(b"\n", end))
+    assert found(tmp_path / "a.csv") == [('a, "b"', "pos")] * 20_000
+
+
 def test_labels_may_be_numbers_or_names_behind_numbers(tmp_path: Path) -> None:
     """Whole numbers stand as such, also where pandas made floats of them."""
     texts = pa.array(["a", "b", "c", "d"])
@@ -133,6 +141,10 @@ def test_labels_may_be_numbers_or_names_behind_numbers(tmp_path: Path) -> None:
     table = with_class_names(pa.table({"text": texts, "label": [1, 0, 1, 0]}), ["neg", "pos"])
     source = write_saved(tmp_path / "saved", table)
     assert [label for _, label in found(source)] == ["pos", "neg", "pos", "neg"]
+    unlabelled = with_class_names(pa.table({"text": texts, "label": [1, -1, 0, 2]}), ["neg", "pos"])
+    source = write_saved(tmp_path / "unlabelled", unlabelled, num_files=1)
+    with pytest.raises(InputError, match=r"arrow row 2 has no label, .*arrow row 4 has no label;"):
+        open_source(source)
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n')
     assert found(tmp_path / "a.jsonl") == [("a", "1"), ("b", "x")]
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.data.dataset import CLASSES
-from harness.data.vocabulary import SHIFT, SPACES, START, UNKNOWN
+from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOWN
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import replaced_directory, write_refusal
 from harness.inference.kept_ratios import read_ratios
@@ -90,6 +90,14 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
             row = tf.where(column >= 0, column, len(self.ratios) - 1)
             channels.append(tf.gather(self.ratios, row))
         return tokens.with_flat_values(tf.concat(channels, axis=1))
+
+
+def last_characters(texts: tf.Tensor) -> tf.Tensor:
+    """Raw texts, each cut to the end that training and `predict` read."""
+    length = tf.strings.length(texts, unit="UTF8_CHAR")
+    first, kept = tf.maximum(length - MAX_CHARACTERS, 0), tf.minimum(length, MAX_CHARACTERS)
+    cut = tf.strings.substr(texts, first, kept, unit="UTF8_CHAR")
+    return tf.where(length > MAX_CHARACTERS, cut, texts)  # else it would drop what is not UTF-8
 
 
 def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
@@ -216,7 +224,7 @@ def write_saved_model(
     classes = tf.constant(record["classes"])
 
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = probabilities_of(text)
+        probabilities = probabilities_of(last_characters(text))
         # As `predict` does: of two classes the second one needs more than a half.
         best = tf.argmax(probabilities, axis=1)
         return {"probabilities": probabilities, "class": tf.gather(classes, best)}

@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from harness.data.dataset import Dataset, Split
 from harness.data.imdb import make_dataset
+from harness.data.vocabulary import MAX_CHARACTERS
 from harness.ensembles.export import NgramTextModel
 from harness.ensembles.kept_ngrams import KeptNgrams
+from harness.inference.export import write_saved_model
 from harness.report.ngram_model import fit_ngrams
 from tests.conftest import Harness, calm_run
 from tests.inference.test_export import ODD, READ, odd_texts
@@ -57,6 +59,21 @@ def test_the_graph_says_what_the_linear_model_says(num_classes: int) -> None:
         np.testing.assert_allclose(
             graph(tf.constant(some)).numpy(), again.of_texts(some), atol=1e-12
         )
+
+
+def test_a_long_text_is_cut_as_predict_cuts_it(tmp_path: Path) -> None:
+    """By characters, not bytes; an empty one stays."""
+    linear = kept(made_up(2))
+    model = NgramTextModel(linear)
+    folder = write_saved_model(tmp_path / "out", model, [model], record={"classes": ["a", "b"]})
+    classify = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    texts = ["", "w1 w2 ", " ".join(WORDS[:15]) + " é" * 65_530 + " w1 w2 w5 w6"]
+    assert len(texts[-1]) > MAX_CHARACTERS
+    cut = [text[-MAX_CHARACTERS:] for text in texts]
+    expected = linear.of_texts(cut)
+    assert abs(expected - linear.of_texts(texts)).max() > 1e-3
+    found = classify(text=tf.constant(texts))["probabilities"].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_what_is_no_linear_model_is_refused() -> None:

@@ -1,6 +1,7 @@
 """A user's own functions: their sources are kept with the job, checked, and run from there."""
 
 import os
+import struct
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.own_code import MAX_BYTES, TRUST, load_function, own_errors
+from harness.ownership import distrust
 from harness.search_space import load_search
 
+ACL = "system.posix_acl_access"
 JOB = '[model]\narchitecture = "{}"\n'
 
 
@@ -52,6 +55,18 @@ def test_a_job_keeps_the_source_and_what_it_imports_from_its_folder(tmp_path: Pa
     (tmp_path / "jobs").mkdir(mode=0o755)
     again = load(tmp_path / "jobs", "../mynet.py:build")
     assert (again.model.architecture, again.code) == ("mynet.py:build", job.code)
+
+
+def test_the_harness_beside_a_source_is_not_kept(tmp_path: Path) -> None:
+    """A source in the checkout's root imports the harness that runs it, as it imports Keras."""
+    write(tmp_path, harness_in___init__="", harness_in_errors="BROKEN")
+    write(
+        tmp_path,
+        mynet="from harness.errors import InputError\ndef build(): return InputError\n",
+    )
+    job = load(tmp_path)
+    assert job.code.keys() == {"mynet.py"}
+    assert call(job) is InputError
 
 
 def test_a_kept_source_is_used_when_its_file_is_gone(tmp_path: Path) -> None:
@@ -170,6 +185,37 @@ def test_code_that_others_can_change_needs_the_user_s_word(
         load_job(kept)
     monkeypatch.setenv(TRUST, "1")
     assert load_job(kept) == job
+
+
+def acl(user_may: int, mask: int) -> bytes:
+    """A POSIX ACL with another user, as Linux keeps it: tag, permissions and id of each entry."""
+    entries = (
+        (0x01, 6, -1),
+        (0x02, user_may, 1234),
+        (0x04, 4, -1),
+        (0x10, mask, -1),
+        (0x20, 4, -1),
+    )
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+
+
+def test_code_that_an_acl_lets_another_user_change_is_refused(tmp_path: Path) -> None:
+    """The mode shows the ACL's mask as the rights of a group, which may be the owner's alone."""
+    write(tmp_path, mynet="def build(): return 1\n")
+    path = tmp_path / "mynet.py"
+    path.chmod(0o664)
+    try:
+        os.setxattr(path, ACL, acl(user_may=4, mask=6))
+    except OSError as error:
+        pytest.skip(f"no ACL here: {error.strerror}")
+    if distrust(path):
+        pytest.skip("the group of new files is not the owner's alone")
+    load(tmp_path)
+    os.setxattr(path, ACL, acl(user_may=6, mask=6))
+    with pytest.raises(InputError, match=r"mynet\.py: others can write to it.*--trust-code"):
+        load(tmp_path)
+    path.chmod(0o644)  # takes the right from the mask
+    load(tmp_path)
 
 
 def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:

@@ -246,14 +246,16 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             job, names = with_networks(job, parameter.choices, path)
             raw_space = _renamed(raw_space, names)
             space = read_space(raw_space, path)
-    fixed = [parameter.key for parameter in space if parameter.key in origins]
+    fixed = {p.key: by for p in space if (by := _fixed_by(p.key, job, origins))}
     if fixed:
-        raw_space = without_fixed(raw_space, space, _fixed_values(job, fixed))
+        raw_space = without_fixed(raw_space, space, _fixed_values(job, [*fixed]))
         space = read_space(raw_space, path)
     if not space:
-        raise InputError(f"{origins[fixed[0]]}: leaves nothing to search over; leave it out")
+        first = next(iter(fixed.values()))
+        raise InputError(f"{first}: leaves nothing to search over; leave it out")
     notes = [
-        f"{origins[key]}: all trials have this value; it is not searched over" for key in fixed
+        f"{by}: all trials have this value; it is not searched over"
+        for by in dict.fromkeys(fixed.values())
     ]
     if file.search.stop_hopeless:
         notes.append(
@@ -273,6 +275,12 @@ def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
     if isinstance(raw, list):
         return [_renamed(value, names) for value in raw]
     return names.get(raw, raw) if isinstance(raw, str) else raw
+
+
+def _fixed_by(key: str, job: Job, origins: Mapping[str, str]) -> str | None:
+    """The option that gives a key one value, by itself or in a free table such as model.options."""
+    table = key.rpartition(".")[0]
+    return origins.get(key) or (origins.get(table) if key in job.settings() else None)
 
 
 def _fixed_values(job: Job, keys: Sequence[str]) -> dict[str, Value | None]:

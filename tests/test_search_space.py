@@ -208,6 +208,24 @@ def test_an_override_may_be_a_table(tmp_path: Path) -> None:
     assert search.job_of({}).train.class_weights == {"neg": 1.0, "pos": 2.0}
 
 
+def test_an_override_of_a_free_table_fixes_the_keys_that_it_names(tmp_path: Path) -> None:
+    """Those that it does not name are searched over."""
+    path = tmp_path / "tune_it.toml"
+    space = (
+        "train.optimizer_options = { momentum = [0.0, 0.9], rho = [0.8, 0.9], centered = [true] }"
+    )
+    path.write_text(f"{GOOD}{space}\n")
+    override = "train.optimizer_options={momentum=0.5, rho=0.7}"
+    search = load_search(path, [override])
+    keys = ["model.units", "train.optimizer_options.centered"]
+    assert [parameter.key for parameter in search.space] == keys
+    assert search.notes == (
+        f"--set {override}: all trials have this value; it is not searched over",
+    )
+    options = search.job_of({keys[1]: True}).train.optimizer_options
+    assert options == {"momentum": 0.5, "rho": 0.7, "centered": True}
+
+
 def test_an_override_of_every_key_is_refused(tmp_path: Path) -> None:
     """A search over nothing is no search."""
     said = refusal(tmp_path, GOOD, "model.units=12")

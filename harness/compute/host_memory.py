@@ -16,7 +16,8 @@ from harness.search_space import SearchSpec
 BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
 COPIES = 11  # of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays
 PER_UNIT, PER_CHANNEL = 11, 2  # values of a word: of a recurrent unit, of the embedding
-MAX_REVIEWS = 50_000  # of IMDB
+MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # of IMDB
+RATIO_COPIES = 3  # an array, a tensor, and another array while a tensor is made
 MAX_PADDED_GB = 1.0  # of reviews that are held padded; more are padded as they come
 FLOAT = 4  # bytes
 OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can hold anything
@@ -28,7 +29,7 @@ KEEP_FREED = (
 )
 
 SIZES = (
-    *("model.units", "model.second_units", "model.embedding_dim"),
+    *("model.units", "model.second_units", "model.embedding_dim", "model.ngram_ratios"),
     *("data.vocab_size", "data.maxlen", "train.batch_size", "train.average_epochs"),
 )
 
@@ -44,11 +45,14 @@ def reckoned_gb(job: Job) -> float:
         PER_UNIT * width + PER_CHANNEL * model.embedding_dim
     )
     own_gb = OWN_NETWORK_GB if model.is_own else 0.0
-    if data.source and not data.limit:  # how many there are is known only when they are read
+    reviews = 2 * data.limit or MAX_REVIEWS
+    if not data.source:
+        reviews = min(reviews, MAX_REVIEWS)
+    # Of own texts it is known only when they are read how many there are, and of how many classes.
+    values += RATIO_COPIES * reviews * WORDS_PER_REVIEW * model.ngram_ratios
+    padded_gb = min(FLOAT * reviews * data.maxlen / 1e9, MAX_PADDED_GB)
+    if data.source and not data.limit:
         padded_gb = MAX_PADDED_GB
-    else:
-        reviews = 2 * data.limit or MAX_REVIEWS
-        padded_gb = min(FLOAT * reviews * data.maxlen / 1e9, MAX_PADDED_GB)
     return BASE_GB + own_gb + padded_gb + FLOAT * values / 1e9
 
 

@@ -141,8 +141,8 @@ class _Source(NamedTuple):
     padded: Callable[[tf.Tensor], tf.Tensor]
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32
-    starts: tf.Tensor  # [num_reviews + 1] int64, each review's first token
-    ends: tf.Tensor  # [num_reviews + 1] int64, one past each review's last token
+    starts: tf.Tensor  # [num_reviews + 1] int64, each review's first row of the ratios
+    ends: tf.Tensor  # [num_reviews + 1] int64, one past each review's last row
     lengths: tf.Tensor  # [num_reviews + 1] int64, the tokens used of each
     ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32, the last row is for padding
     times: tf.Tensor | None  # by length: [num_epochs * steps_per_epoch] int32
@@ -224,16 +224,19 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
     # As tensors they are captured once; arrays would be copied into the graph. On the CPU, where
     # tf.data works: by default they would be placed on a GPU.
     lengths = reviews.lengths(shape.maxlen)
+    # Reviews may be a part of a set, whose ratios are large.
+    first, end = reviews.offsets[0], reviews.offsets[-1]
+    ratios = None if reviews.ratios is None else np.pad(reviews.ratios[first:end], PADDING)
     with tf.device("/cpu:0"):
         return _Source(
             padded=_padding(reviews, shape),
             labels=tf.constant(reviews.labels.astype(np.float32)),
             permuted=tf.constant(permutations.ravel()),
-            starts=tf.constant(np.append(reviews.offsets[:-1], 0)),
-            ends=tf.constant(np.append(reviews.offsets[1:], 0)),
+            starts=tf.constant(np.append(reviews.offsets[:-1] - first, 0)),
+            ends=tf.constant(np.append(reviews.offsets[1:] - first, 0)),
             lengths=tf.constant(np.append(lengths, 0)),
             # Not padded: with several numbers for each word that would take gigabytes.
-            ratios=None if reviews.ratios is None else tf.constant(np.pad(reviews.ratios, PADDING)),
+            ratios=None if ratios is None else tf.constant(ratios),
             times=tf.constant(time_steps(permutations, lengths, shape)) if shape.bucket else None,
         )
 

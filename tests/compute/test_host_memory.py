@@ -66,18 +66,35 @@ def test_averaged_epochs_count_twice() -> None:
     assert five - one == pytest.approx(2 * 5 * 4 * 80_000 * 256 / 1e9, rel=0.01)
 
 
+def test_ratios_of_ngrams_are_counted() -> None:
+    """For each word of both splits, of no more reviews than IMDB has; own texts count as IMDB."""
+
+    def gb(*settings: str) -> float:
+        return reckoned_gb(load_job(JOBS / "best.toml", settings))
+
+    none = gb("model.ngram_ratios=0")
+    assert gb("data.limit=100000") == pytest.approx(gb())
+    for ratios in (1, 3):
+        each_gb = 50_000 * 235 * 4 * ratios / 1e9
+        assert gb(f"model.ngram_ratios={ratios}") - none == pytest.approx(3 * each_gb)
+    own = "data.source=/reviews.csv"
+    assert gb(own) - gb(own, "model.ngram_ratios=0") == pytest.approx(gb() - none)
+    twice = gb(own, "data.limit=50000") - gb(own, "data.limit=50000", "model.ngram_ratios=0")
+    assert twice == pytest.approx(2 * (gb() - none))
+
+
 def test_a_search_needs_what_its_largest_trial_needs(tmp_path: Path) -> None:
     """Each size at its largest, whether searched in a list or a range."""
     file = tmp_path / "mine.toml"
     file.write_text(
         '[model]\narchitecture = "lstm"\n[search]\ntrials = 4\n[search.space]\n'
         'model.architecture = ["gru", "bilstm"]\nmodel.units = [16, 256]\n'
-        "train.average_epochs = [1, 3]\n"
+        "train.average_epochs = [1, 3]\nmodel.ngram_ratios = [0, 2]\n"
         "data.maxlen = { min = 100, max = 800 }\n"
     )
     job = tmp_path / "largest.toml"
     job.write_text(
-        '[model]\narchitecture = "bilstm"\nunits = 256\n[data]\nmaxlen = 800\n'
+        '[model]\narchitecture = "bilstm"\nunits = 256\nngram_ratios = 2\n[data]\nmaxlen = 800\n'
         "[train]\naverage_epochs = 3\n"
     )
     assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))

@@ -190,6 +190,15 @@ def test_every_word_comes_with_its_own_ratios(
         assert tokens.any()
 
 
+def test_a_part_of_a_set_holds_no_ratios_of_the_others() -> None:
+    """Validation reviews are few, and the ratios of a whole set large."""
+    whole = make_reviews()
+    reviews = whole._replace(ratios=np.ones((len(whole.tokens), 2), np.float32)).between(3, 8)
+    source = pipeline._to_tensors(reviews, np.arange(5)[None], BatchShape(4, 6))
+    assert source.ratios is not None
+    assert source.ratios.shape == (sum(LENGTHS[3:8]) + 1, 2)
+
+
 def test_by_length_an_epoch_can_be_entered_at_any_step() -> None:
     """The steps from the second on are the same whether or not the first was taken."""
     orders = np.stack([epoch_permutation(7, epoch, len(LENGTHS)) for epoch in (0, 1)])

@@ -223,8 +223,8 @@ def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tup
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
         parsed = {}
-    # Text that is not exactly one TOML value is a bare word: gru, best, off.
-    return table, key, parsed["value"] if len(parsed) == 1 else value.strip()
+    # Text that is not exactly one TOML value is a bare word: gru, best, off; or a space or tab.
+    return table, key, parsed["value"] if len(parsed) == 1 else value.strip() or value
 
 
 def is_key(table: str, key: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import tomli_w
 
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job_file import data_settings, load_job
 from harness.tracking.run_dir import run_identity
 from tests.conftest import JOBS
 
@@ -182,6 +182,13 @@ def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
         1e-4,
         "last",
     )
+
+
+@pytest.mark.parametrize("delimiter", ["\t", " ", ";", "' '"])
+def test_an_override_may_be_white_space(delimiter: str) -> None:
+    """A tab from the shell is the delimiter, and so is what is quoted."""
+    settings = data_settings([f"data.delimiter={delimiter}"])
+    assert settings.delimiter == delimiter.strip("'")
 
 
 def test_settings_without_effect_are_named(tmp_path: Path) -> None:

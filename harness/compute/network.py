@@ -51,7 +51,7 @@ class OptionReader(dict[str, Any]):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options)
-        self.read: set[str] = set()
+        self.given, self.read = {*options}, set[str]()
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
@@ -67,6 +67,11 @@ class OptionReader(dict[str, Any]):
         """An option, or what it is without being set."""
         self.read.add(name)
         return super().get(name, default)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """An option, which is the default from here on if it is not set."""
+        self.read.add(name)
+        return super().setdefault(name, default)
 
     def __iter__(self) -> Iterator[str]:
         self.read.update(super().keys())
@@ -94,7 +99,7 @@ class OptionReader(dict[str, Any]):
         Raises:
             InputError: for the first.
         """
-        for name in dict.keys(self) - self.read:
+        for name in (self.given & dict.keys(self)) - self.read:
             near = difflib.get_close_matches(name, self.read, n=1)
             reads = ", ".join(sorted(self.read)) or "none"
             hint = f"did you mean {near[0]}?" if near else f"it reads {reads}"

@@ -168,6 +168,10 @@ def test_every_way_to_read_an_option_counts() -> None:
         options = OptionReader({"a": 1, "b": 2})
         read(options)
         options.check("net")
+    options = OptionReader({"a": 1})
+    assert (options.setdefault("a", 2), options.setdefault("b", 3), options["b"]) == (1, 3, 3)
+    options["c"] = 4  # for itself, as the job has none
+    options.check("net")
     with pytest.raises(KeyError):
         OptionReader({})["a"]
     with pytest.raises(InputError, match=r"model\.options\.a = 1"):

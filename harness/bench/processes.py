@@ -14,8 +14,8 @@ import numpy as np
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.compute.strategy import parse_devices, site_devices
+from harness.data.imdb import in_the_files_order
 from harness.data.imdb_sources import open_dataset
-from harness.data.vocabulary import encode_split
 from harness.errors import RunError
 from harness.job_file import load_job
 from harness.slurm.environment import visible_gpus
@@ -127,11 +127,11 @@ class Bench:
         if not path.exists():
             dataset = open_dataset(self.settings.data)
             arrays: dict[str, Any] = {}
-            for name, split in (("train", dataset.train), ("test", dataset.test)):
-                tokens, offsets = encode_split(split, len(dataset.vocab) + 4)
-                reviews = np.empty(len(split), object)
-                reviews[:] = [r.tolist() for r in np.split(tokens, offsets[1:-1])]
-                arrays |= {f"x_{name}": reviews, f"y_{name}": split.labels.astype(np.int64)}
+            # Keras shuffles the reviews when it loads them, and encodes the ranks of their words.
+            for name, split in in_the_files_order(dataset.train, dataset.test).items():
+                reviews = (each.tolist() for each in np.split(split.tokens, split.offsets[1:-1]))
+                arrays[f"x_{name}"] = np.fromiter(reviews, object, len(split))
+                arrays[f"y_{name}"] = split.labels.astype(np.int64)
             np.savez(path, **arrays)
         return path
 

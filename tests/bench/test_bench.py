@@ -14,7 +14,9 @@ import pytest
 
 from harness.bench import scale
 from harness.bench.baselines import (
+    BATCH_SIZE,
     MAXLEN,
+    VOCAB_SIZE,
     Padded,
     by_keras,
     by_keras_tuner,
@@ -27,7 +29,10 @@ from harness.bench.measured import Measured, changes, read_record, to_record, wr
 from harness.bench.processes import Bench, Settings
 from harness.checks.probe import ARCHITECTURES
 from harness.cli.bench import bench
+from harness.data.imdb_sources import open_dataset
 from harness.errors import InputError, RunError
+from harness.inputs.epoch_order import BatchShape
+from harness.inputs.input_pipeline import Reviews
 from harness.report.collect import group_runs, scored_runs
 from harness.report.predictions import epochs_of, progress_of, read_predictions
 from harness.search_space import load_search
@@ -157,6 +162,16 @@ def test_the_reference_is_a_record_of_every_section() -> None:
     assert {"start to first step", "input pipeline", "rnn step", "lstm sweep"} <= names
     assert {"lstm, five seeds", "stacked_lstm on several devices", "command to answer"} <= names
     assert all(each.base in each.ways for each in held if len(each.ways) > 1)
+
+
+def test_the_notebook_is_given_the_reviews_of_a_run(tmp_path: Path) -> None:
+    """The first training and test reviews are the same, in the same words."""
+    padded = load(Bench(SETTINGS, tmp_path, Console()).keras_file(), 100)
+    dataset, shape = open_dataset(), BatchShape(BATCH_SIZE, MAXLEN)
+    for split, tokens in ((dataset.train, padded.tokens), (dataset.test, padded.test)):
+        reviews = Reviews(split.tokens, split.offsets[:101], split.labels[:100], VOCAB_SIZE)
+        np.testing.assert_array_equal(tokens, reviews.padded(np.arange(100), shape))
+    np.testing.assert_array_equal(padded.labels, dataset.train.labels[:100])
 
 
 def test_torch_is_given_the_same_reviews_without_keras(tmp_path: Path) -> None:

@@ -250,7 +250,10 @@ def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     found = f"{given} of the machine's {seen}"
     if quota is not None and quota < given:
         found += f", but the cgroup's cpu.max allows {quota:g} of them"
-        remedy = f"taskset --cpu-list 0-{max(1, int(quota)) - 1} before the command, or more quota"
+        allowed = sorted(os.sched_getaffinity(0))[: max(1, int(quota))]
+        remedy = (
+            f"taskset --cpu-list {','.join(map(str, allowed))} before the command, or more quota"
+        )
         yield Finding("yellow", "cpus", found, remedy)
     elif allocation and allocation.cpus_per_task is None and 1 < given == seen:
         remedy = "sbatch --cpus-per-task=4, else other jobs on the node are disturbed"

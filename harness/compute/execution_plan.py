@@ -17,6 +17,7 @@ from harness.architectures import over_time
 from harness.files.atomic_file import atomic_write
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder
+from harness.files.scratch import turn_at
 from harness.job import Job
 from harness.system.host import gpu_name, installed_version, processor
 
@@ -220,13 +221,13 @@ def save_measured(device: str, kind: str, values: Mapping[str, Any]) -> Path:
     Raises:
         RunError: if the cache can't be written.
     """
-    record, version = read_json(record_path()), installed_version("tensorflow")
-    entry = record.get(device)
-    if not isinstance(entry, dict) or entry.get("tensorflow") != version:
-        entry = {"tensorflow": version}
-    entry[kind] = {**read_measured(device, kind), **values}
-    record[device] = entry
-    path = record_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(record, indent=1))
+    path, version = record_path(), installed_version("tensorflow")
+    with turn_at(path):  # several runs may end in the same moment
+        record = read_json(path)
+        entry = record.get(device)
+        if not isinstance(entry, dict) or entry.get("tensorflow") != version:
+            entry = {"tensorflow": version}
+        entry[kind] = {**read_measured(device, kind), **values}
+        record[device] = entry
+        atomic_write(path, json.dumps(record, indent=1))
     return path

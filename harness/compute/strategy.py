@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
+SITE_DEVICES = "HARNESS_DEVICES"
 MAX_DEVICES = 64
 UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # by what is used of Keras
 MIN_ADDRESS_SPACE = 3e9  # bytes; a small run was seen to end by SIGABRT in 2.5 GB, and to work in 3
@@ -53,25 +54,33 @@ class Devices:
         return f"{self.kind}:{self.count}"
 
 
-def parse_devices(text: str) -> Devices:
+def parse_devices(text: str, name: str = "--devices") -> Devices:
     """Read `gpu`, `gpu:2`, `cpu` or `cpu:2`; several CPU devices are virtual ones.
+
+    Args:
+        text: to read.
+        name: of the option or variable that it is the value of, for messages.
 
     Raises:
         InputError: for another kind, or a count outside 1 to 64.
     """
     kind, colon, count = text.strip().lower().partition(":")
     if kind not in ("cpu", "gpu"):
-        raise InputError(f"--devices {text}: unknown device; known: cpu, cpu:2, gpu, gpu:4")
+        raise InputError(f"{name} {text}: unknown device; known: cpu, cpu:2, gpu, gpu:4")
     if colon and not (re.fullmatch("[0-9]{1,3}", count) and 1 <= int(count) <= MAX_DEVICES):
-        raise InputError(
-            f"--devices {text[:40]}: the count should be 1 to {MAX_DEVICES}, as in cpu:2"
-        )
+        raise InputError(f"{name} {text[:40]}: the count should be 1 to {MAX_DEVICES}, as in cpu:2")
     return Devices(kind, int(count or 1))
 
 
 def site_devices(environment: Mapping[str, str] = os.environ) -> str | None:
-    """HARNESS_DEVICES: the devices where neither the command nor the record of a run says which."""
-    return environment.get("HARNESS_DEVICES") or None
+    """HARNESS_DEVICES: the devices where neither the command nor the record of a run says which.
+
+    Raises:
+        InputError: as `parse_devices`.
+    """
+    if text := environment.get(SITE_DEVICES):
+        parse_devices(text, SITE_DEVICES)
+    return text or None
 
 
 def one_device_each(text: str | None, what: str) -> str | None:
@@ -80,14 +89,15 @@ def one_device_each(text: str | None, what: str) -> str | None:
     Raises:
         InputError: if several are requested.
     """
+    name = "--devices" if text else SITE_DEVICES
     text = text or site_devices()
     if text is None:
         return None
     requested = parse_devices(text)
     if requested.count != 1:
         raise InputError(
-            f"--devices {text}: a {what} uses one device; set the number of {what}s at a time with "
-            "--workers"
+            f"{name} {text}: a {what} uses one device; give --devices {requested.kind}, and the "
+            f"number of {what}s at a time with --workers"
         )
     return requested.kind
 

@@ -6,7 +6,6 @@ on a look at owner, mode, size and times of the folder and its files is enough.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -36,7 +35,7 @@ from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory, atomic_write, remove_leftovers
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
-from harness.files.scratch import scratch_directory
+from harness.files.scratch import scratch_directory, turn_at
 from harness.files.site_settings import site_setting
 from harness.node_disk.use import MARK, is_in_use
 from harness.ownership import distrust, owner_name
@@ -316,7 +315,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
     cached = cache_folder() / name
     if (dataset := _open_if_whole(cached)) is not None:
         return dataset
-    with _waiting(cached) as alone:
+    with turn_at(cached) as alone:
         if (dataset := _open_if_whole(cached)) is not None:
             return dataset
         try:
@@ -338,27 +337,6 @@ def _open_if_whole(folder: Path) -> Dataset | None:
         with contextlib.suppress(RunError, InputError):
             return open_folder(folder)
     return None
-
-
-@contextlib.contextmanager
-def _waiting(folder: Path) -> Iterator[bool]:
-    """Wait until nobody else makes a folder; False where its disk has no locks."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(folder.with_name(f".{folder.name}.lock"), flags, 0o600)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # which a process loses when it ends
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
-    finally:
-        os.close(descriptor)
 
 
 def _made_elsewhere(fill: Callable[[Path], None], refusal: OSError) -> Dataset:

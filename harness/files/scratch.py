@@ -1,7 +1,8 @@
 """Folders for temporary files, which outlive no process for long.
 
 A killed process can't remove its folder. So each holds a lock on its folder as long as it lives,
-and the next one removes the folders of this user that nobody holds.
+and the next one removes the folders of this user that nobody holds. Of several processes that make
+the same thing, such a lock lets one go first.
 """
 
 import contextlib
@@ -71,3 +72,24 @@ def lock_folder(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+@contextlib.contextmanager
+def turn_at(path: Path) -> Iterator[bool]:
+    """Wait until nobody else makes a file or folder; False where its disk has no locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), flags, 0o600)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # which a process loses when it ends
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
+    finally:
+        os.close(descriptor)

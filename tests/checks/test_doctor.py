@@ -188,6 +188,15 @@ def test_cpus_that_nobody_limits_are_told() -> None:
     assert "--cpus-per-task" in one.remedy
 
 
+def test_a_quota_names_cpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a shared node these need not begin with CPU 0, and taskset refuses others."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {11, 8, 10, 9})
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: 2.5)
+    finding = only(doctor.check_cpus(None))
+    assert finding.found.endswith("but the cgroup's cpu.max allows 2.5 of them")
+    assert finding.remedy.startswith("taskset --cpu-list 8,9 before")
+
+
 @pytest.mark.parametrize(
     ("variables", "gpus", "level"),
     [

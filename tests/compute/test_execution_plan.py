@@ -1,13 +1,24 @@
 """Plans: the fastest measured one is taken, a run keeps its own, and the record says why."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from harness.checks.probe import ARCHITECTURES
 from harness.compute import execution_plan as plans
-from harness.compute.execution_plan import choose, measured_ms, save_measured_ms, shape
+from harness.compute.execution_plan import (
+    choose,
+    measured_ms,
+    read_measured,
+    save_measured,
+    save_measured_ms,
+    shape,
+)
+from harness.files.atomic_file import atomic_write
 from harness.job_file import load_job
 from harness.system.host import processor
 from tests.conftest import JOBS, Harness
@@ -134,6 +145,24 @@ def test_times_are_kept_by_device_and_tensorflow(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     path.write_text("{")
     assert measured_ms("a", LSTM) == {}
+
+
+def test_what_several_runs_measure_in_one_moment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads what the others have written."""
+    begun = threading.Barrier(4)
+
+    def slowly(path: Path, text: str) -> None:
+        time.sleep(0.05)
+        atomic_write(path, text)
+
+    def save(number: int) -> None:
+        begun.wait()
+        save_measured("a", "gpu_gb", {f"job {number}": number})
+
+    monkeypatch.setattr(plans, "atomic_write", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, range(4)))
+    assert read_measured("a", "gpu_gb") == {f"job {number}": number for number in range(4)}
 
 
 def test_times_count_for_jobs_of_the_same_sizes_alone() -> None:

@@ -323,9 +323,10 @@ def _submit(submission: SbatchJob) -> str:
     )  # without it, Slurm drops the log silently
     submission.folder.mkdir(parents=True)
     try:
-        (submission.folder / "job.sh").write_text(submission.script)
+        # The bytes of its paths as they are, in any locale.
+        (submission.folder / "job.sh").write_bytes(os.fsencode(submission.script))
         if submission.job_file:
-            submission.job_file.write_text(submission.job_toml)
+            submission.job_file.write_text(submission.job_toml, "utf-8")
         done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
         job_id = client.submitted_id(submission.name, done)
     except client.NoAnswerError:  # a job that was accepted needs the folder
@@ -390,7 +391,7 @@ def _expected_start(submission: SbatchJob) -> str:
     """
     with scratch_directory() as folder:
         script = folder / "job.sh"
-        script.write_text(submission.script)
+        script.write_bytes(os.fsencode(submission.script))
         try:
             return client.would_start(
                 script, *submission.args, timeout_s=SBATCH_TIMEOUT_S, unset=submission.unset

@@ -64,3 +64,17 @@ def test_a_job_that_is_taken_has_a_record_and_a_place_for_its_log(harness: Harne
     assert record["runs"] == [str(harness.runs / "lstm/slurm-77")]
     assert record["logs"] == [str(harness.runs / "logs/lstm-77.out")]
     assert (harness.runs / "logs").is_dir()
+
+
+def test_a_job_is_written_alike_in_every_locale(harness: Harness) -> None:
+    """It is read as UTF-8; the paths in its script are the bytes that they were given as."""
+    (harness.folder / "net.py").write_text("def net(): ...  # \u00e4\n", "utf-8")
+    job = (JOBS / "lstm.toml").read_text()
+    (harness.folder / "own.toml").write_text(job.replace('"lstm"', '"net.py:net"', 1))
+    harness.program("sbatch", "echo 77")
+    harness.environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = harness.run("submit", "own.toml", "--runs", "gr\u00fcn")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (harness.folder / "gr\u00fcn/.submissions").glob("*-own")
+    assert "# \u00e4" in (folder / "own.toml").read_text("utf-8")
+    assert "/gr\u00fcn/" in (folder / "job.sh").read_text("utf-8")

@@ -6,7 +6,6 @@ signal handlers nor settings of TensorFlow behind. Its lines are printed here. W
 line would refuse in one line is raised with that line.
 """
 
-import contextlib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from harness.job_file import load_job
 from harness.own_code import trusting
 from harness.slurm.process_pool import run_printed
 from harness.system.console import echo
-from harness.tracking.run_dir import RunDirectory, reserve_id
+from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -238,14 +237,15 @@ def train(
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
-        name = run_id or reserve_id(folder, loaded.name, f"-seed{loaded.train.seed}")
+        end = f"-seed{loaded.train.seed}"
+        name = run_id or reserve_id(folder, [(loaded.name, end)]) + end
         run = RunDirectory.new(folder, loaded, name).folder
     options |= {"set": overrides, "seed": seed, "runs": folder, "run_id": name}
     try:
         run_printed("train", str(job), *_options(options))
     finally:
         if run_id is None:
-            _remove_empty(run)
+            remove_empty([run])
     return Run(run)
 
 
@@ -274,22 +274,15 @@ def tune(
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         search = load_search(Path(job), overrides)
-        name = sweep_id or reserve_id(folder, search.name)
+        name = sweep_id or reserve_id(folder, [(search.name, "")])
         sweep = SweepDirectory.new(folder, search, name).folder
     options |= {"set": overrides, "runs": folder, "sweep_id": name}
     try:
         run_printed("tune", str(job), *_options(options))
     finally:
         if sweep_id is None:
-            _remove_empty(sweep)
+            remove_empty([sweep])
     return Sweep(sweep)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder that was reserved, unless something is in it."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-        folder.parent.rmdir()
 
 
 def load_runs(*folders: PathLike) -> Runs:

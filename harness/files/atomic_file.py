@@ -113,10 +113,17 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
 
 def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
     """The message for a file that the system refuses to write."""
-    reason = error.strerror or str(error)
+    reason = why_refused(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason += _free(path.parent)
     return f"{path}: can't be written: {reason}; {remedy}"
+
+
+def why_refused(error: OSError) -> str:
+    """The system's reason; for a folder that could not be made, what is in its place."""
+    if isinstance(error, FileExistsError) and error.filename:
+        return f"{error.filename} is no folder, or a link to one that is not there"
+    return error.strerror or str(error)
 
 
 def _free(folder: Path) -> str:

@@ -63,7 +63,8 @@ class LeasedDirectory:
                 self.folder.mkdir(parents=True, exist_ok=not self._is_new)
                 break
             except OSError as error:
-                if self._is_new and isinstance(error, FileExistsError):
+                # A link to nowhere among the folders above is there already, too.
+                if self._is_new and os.path.lexists(self.folder):
                     number += 1  # another run was started in the same second
                     self.folder = stem.with_name(f"{stem.name}-{number}")
                     continue

@@ -1,19 +1,20 @@
 """Several jobs and seeds in one command, side by side: `harness train jobs/*.toml --seeds 1-5`."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InputError, explain_interruption
+from harness.files.atomic_file import atomic_write
 from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import allocate_slots, check_memory, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
+from harness.slurm.script import submissions
 from harness.system.console import Console
-from harness.tracking.run_dir import CANCEL, RunDirectory
+from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve_id
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,31 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         Interrupted: a signal came; the runs are saved and can go on.
         RunError: some runs failed: which, and why.
     """
-    prefix = request.run_id or time.strftime("%Y%m%d-%H%M%S")
+    wanted = [(job.name, f"-seed{job.train.seed}") for job in request.jobs]
+    prefix = request.run_id or reserve_id(request.runs, wanted)
     pairs = [
-        (RunDirectory.new(request.runs, job, f"{prefix}-seed{job.train.seed}"), job)
-        for job in request.jobs
+        (RunDirectory.new(request.runs, job, f"{prefix}{end}"), job)
+        for job, (_, end) in zip(request.jobs, wanted, strict=True)
     ]
     folders = [run.folder for run, _ in pairs]
+    try:
+        _train(request, pairs, console, remedy=f"go on by the same command with --run-id {prefix}")
+    finally:
+        if request.run_id is None:
+            remove_empty(folders)
+    return folders
+
+
+def _train(
+    request: BatchRequest,
+    pairs: Sequence[tuple[RunDirectory, Job]],
+    console: Console,
+    *,
+    remedy: str,
+) -> None:
     unfinished = [(run, job) for run, job in pairs if not run.finished()]
     if not unfinished:
-        return folders
+        return
     allocation = SlurmEnvironment.from_environment()
     at_most = len(unfinished)
     if request.host_gb and not request.workers:
@@ -92,21 +109,21 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         f"{len(pairs)} runs, {len(pairs) - len(unfinished)} of them finished already, "
         f"{len(slots)} at a time, on {threads} CPU{'s' if threads > 1 else ''} each"
     )
-    # A copy of each job, so that an edit while a run waits changes nothing.
-    with scratch_directory() as folder:
+    # A copy of each job, so that an edit while a run waits changes nothing; not in TMPDIR, since
+    # other nodes read it too.
+    parent = submissions(request.runs.absolute())
+    parent.mkdir(parents=True, exist_ok=True)
+    with scratch_directory(parent) as folder:
         tasks = [_task(request, run, job=job, jobs=folder) for run, job in unfinished]
-        remedy = f"go on by the same command with --run-id {prefix}"
         with explain_interruption(f"checkpoints saved; {remedy}"):
             run_tasks(tasks, slots, allocation=allocation, console=console)
-    return folders
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:
-    """The process of one run, whose job it reads from a file of its own below `jobs`."""
-    file = jobs / str(job.train.seed) / f"{job.name}.toml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(job.to_toml())
+    """The process of one run, whose job it reads from a file of its own in `jobs`."""
     name = f"{job.name}-{run.folder.name}"
+    file = jobs / f"{name}.toml"
+    atomic_write(file, job.to_toml(), 0o600)  # a job that others can change is refused
     args = child_args("train", str(file), "--runs", str(request.runs.absolute()))
     args += ["--run-id", run.folder.name, *request.train_args]
     return Task(name, args, request.runs / "logs" / f"{name}.out", run.folder / CANCEL)

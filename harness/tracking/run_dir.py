@@ -1,16 +1,17 @@
 """A run's folder: its name, its files, and whether this version may go on with it."""
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DiskError, InputError, RunError
-from harness.files.atomic_file import atomic_write
+from harness.files.atomic_file import atomic_write, why_refused
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number, parse_json
 from harness.files.plain_file import is_file, read_plain_file
@@ -184,28 +185,43 @@ def check_id(option: str, text: str) -> None:
         )
 
 
-def reserve_id(runs: Path, job: str, suffix: str = "") -> str:
-    """The name of a new run or sweep, in whose folder no other thread or process begins one.
+def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
+    """What the names of new runs or of a sweep begin with.
+
+    Their folders are made, so that no other thread or process begins one there.
 
     Args:
         runs: folder of the runs.
-        job: the job's name.
-        suffix: of the name, after the time.
+        wanted: the job of each, and what follows in its name.
 
     Raises:
         InputError: if the folder of the runs can't be written.
     """
-    first = f"{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
+    first = time.strftime("%Y%m%d-%H%M%S")
     for count in range(1, 1000):
         name = first if count == 1 else f"{first}-{count}"
-        try:
-            (runs / job / name).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise InputError(f"runs = {runs}: can't be written: {error.strerror}") from None
-        return name
+        folders = [runs / job / f"{name}{end}" for job, end in wanted]
+        for index, folder in enumerate(folders):
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                is_taken = os.path.lexists(folder)
+                remove_empty(folders[:index])
+                if is_taken:
+                    break
+                reason = why_refused(error)
+                raise InputError(f"runs = {runs}: can't be written: {reason}") from None
+        else:
+            return name
     raise InputError(f"runs = {runs}: holds a thousand {first}; give a run_id or sweep_id")
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that were reserved, unless something is in them."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def is_whole(result: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from harness.errors import DiskError, InputError, RunError, TakenOver
 from harness.job_file import load_job
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, reserve_id
 from tests.conftest import JOBS, before_next_rename
 
 
@@ -170,3 +170,22 @@ def test_broken_json_reads_as_missing(tmp_path: Path) -> None:
     for content in ('{"phase": "trai', "[1]", ""):
         (tmp_path / "state.json").write_text(content)
         assert RunDirectory(tmp_path).read_json("state.json") == {}
+
+
+def test_runs_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    """Such as a link to a disk that a site has cleared: no other name would help."""
+    runs = tmp_path / "runs"
+    runs.symlink_to("gone")
+    job = load_job(JOBS / "lstm.toml")
+    said = f"can't be written: {runs} is no folder, or a link to one that is not there"
+    with pytest.raises(DiskError, match=said):
+        RunDirectory.new(runs, job, None).take_lease()
+    with pytest.raises(InputError, match=said):
+        reserve_id(runs, [("lstm", "")])
+    runs.unlink()
+    (runs / "lstm").mkdir(parents=True)
+    (runs / "lstm/now").symlink_to("gone")  # whose name is taken
+    run = RunDirectory(runs / "lstm/now")
+    run._is_new = True
+    run.take_lease()
+    assert run.folder.name == "now-2"

@@ -54,6 +54,8 @@ def ask_to_stop(
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
+    if not status.is_own and status.state in ALIVE:  # its record may name any job or process
+        raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and status.alive:
         ask_to_cancel(status.folder)
         if status.phase is None or status.state == "pending":

@@ -21,8 +21,13 @@ STOPPED = ("interrupted", "lost", "dead")
 
 
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
-    """The runs and sweeps that stopped before their end and that no job goes on with."""
-    return [each for each in statuses if each.state in STOPPED and not each.job_lives]
+    """The user's runs and sweeps that stopped before their end and that no job goes on with.
+
+    Those of others may wait in the queue, which tells each user of their own jobs alone.
+    """
+    return [
+        each for each in statuses if each.is_own and each.state in STOPPED and not each.job_lives
+    ]
 
 
 def as_job(status: RunStatus, wanted: Resources) -> Resumed:

@@ -57,8 +57,7 @@ class SlurmEnvironment:
             return None
 
         def number(name: str) -> int | None:
-            text = environment.get(name, "")
-            return int(text) if text.isdigit() else None
+            return _whole(environment.get(name, ""))
 
         # salloc and sbatch also set a rank and a number of tasks, meant for later steps.
         in_step = "SLURM_STEP_ID" in environment
@@ -103,7 +102,12 @@ def _per_task(name: str, variables: Mapping[str, str]) -> int | None:
     found = re.search(
         rf"(?:^|,){name}{kind}[=:](\d+)(?:,|$)", variables.get("SLURM_TRES_PER_TASK", "")
     )
-    return int(found[1]) if found else None
+    return _whole(found[1]) if found else None
+
+
+def _whole(text: str) -> int | None:
+    """A number as Slurm writes it, None for what else a record may hold."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
 
 def node_names(allocation: SlurmEnvironment) -> list[str]:
@@ -148,7 +152,8 @@ def given_gpus(allocation: SlurmEnvironment) -> int | None:
     """The number of GPUs that Slurm gave the job on this node; None if it does not say."""
     count = allocation.variables.get("SLURM_GPUS_ON_NODE", "")
     listed = allocation.variables.get("SLURM_JOB_GPUS", "")
-    return int(count) if count.isdigit() else len(listed.split(",")) if listed else None
+    num = _whole(count)
+    return num if num is not None else len(listed.split(",")) if listed else None
 
 
 def visible_gpus() -> int:
@@ -174,8 +179,7 @@ def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
 
 
 def _number(allocation: SlurmEnvironment, name: str) -> int:
-    text = allocation.variables.get(name, "")
-    return int(text) if text.isdigit() else 0
+    return _whole(allocation.variables.get(name, "")) or 0
 
 
 def allocation_of(variables: Mapping[str, str]) -> dict[str, Any]:
@@ -184,15 +188,14 @@ def allocation_of(variables: Mapping[str, str]) -> dict[str, Any]:
     Under the names of the options of `harness submit`, and without what is not known: Slurm before
     23.02 does not tell a job its time limit.
     """
-    nodes = variables.get("SLURM_JOB_NUM_NODES", "")
-    times = [variables.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
-    limit_s = int(times[1]) - int(times[0]) if all(each.isdigit() for each in times) else 0
+    start, end = (_whole(variables.get(f"SLURM_JOB_{name}_TIME", "")) for name in ("START", "END"))
+    limit_s = 0 if start is None or end is None else end - start
     mem = variables.get("SLURM_MEM_PER_NODE", "")
     found = {
-        "nodes": int(nodes) if nodes.isdigit() else None,
+        "nodes": _whole(variables.get("SLURM_JOB_NUM_NODES", "")),
         "gpus": variables.get("SLURM_GPUS_ON_NODE"),
         "time": str(-(-limit_s // 60)) if 0 < limit_s < MAX_LIMIT_S else None,  # in minutes
-        "mem": f"{mem}M" if mem.isdigit() and int(mem) else None,
+        "mem": f"{mem}M" if _whole(mem) else None,
         "partition": variables.get("SLURM_JOB_PARTITION"),
         "account": variables.get("SLURM_JOB_ACCOUNT"),
         "qos": variables.get("SLURM_JOB_QOS"),
@@ -204,7 +207,7 @@ def memory_args(variables: Mapping[str, str]) -> list[str]:
     """The options of sbatch for the memory of each GPU or CPU, if a job asked in this way."""
     names = {"SLURM_MEM_PER_GPU": "mem-per-gpu", "SLURM_MEM_PER_CPU": "mem-per-cpu"}
     asked = {option: variables.get(name, "") for name, option in names.items()}
-    return [f"--{option}={mb}M" for option, mb in asked.items() if mb.isdigit() and int(mb)]
+    return [f"--{option}={mb}M" for option, mb in asked.items() if _whole(mb)]
 
 
 def asked_of(allocation: SlurmEnvironment) -> dict[str, str]:

@@ -18,9 +18,9 @@ STATE = "OUT_OF_MEMORY"  # of a job in Slurm's queue
 
 # What slurmstepd writes into the log, by its own accounting or by the kernel's.
 _SIGNS = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
-_EXCEEDED = re.compile(r"memory limit \((\d+) > (\d+)\)")  # bytes
+_EXCEEDED = re.compile(r"memory limit \((\d{1,18}) > (\d{1,18})\)")  # bytes
 _BEGIN = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)  # as each start of a job begins its log
-_GIVEN = re.compile(r"([\d.]+) GB")
+_GIVEN = re.compile(r"(\d{1,9}(?:\.\d+)?) GB")
 
 
 @dataclass(frozen=True)

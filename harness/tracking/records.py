@@ -24,6 +24,7 @@ from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
 from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
 
+JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
 
@@ -97,7 +98,8 @@ class RunStatus:
     @property
     def shares_job(self) -> bool:
         """Whether the job trains other seeds too."""
-        return bool(re.fullmatch(rf"slurm-{self.slurm_job}-seed\d+", self.folder.name))
+        job = re.escape(self.slurm_job or "")  # of tasks that wait the queue says 12_[1-5]
+        return bool(re.fullmatch(rf"slurm-{job}-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
         """Whether the folder, or a file in it, is there and may be seen."""
@@ -155,7 +157,7 @@ def read_submission(file: Path) -> list[Submission] | None:
             whole(_item(record.get("seeds"), index)),
             path(_item(record.get("logs"), index)),
             sent.st_mtime,
-            text(record.get("job_id")) if record.get("resumes") is True else None,
+            _job_id(record.get("job_id")) if record.get("resumes") is True else None,
         )
         for index, folder in enumerate(folders if isinstance(folders, list) else [])
         if path(folder) is not None
@@ -170,7 +172,7 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
     run = RunDirectory(folder)
     state = run.read_json("state.json")
     file = _stat(folder / "state.json")
-    modified = file.st_mtime if file else None
+    modified, owned = file.st_mtime if file else None, file or _stat(folder)
     status = RunStatus(
         run=name,
         folder=folder,
@@ -193,8 +195,8 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         phase=text(state.get("phase")),
         signal=text(state.get("signal")),
         error=text(state.get("error")),
-        is_own=file is None or file.st_uid == os.getuid(),
-        reported_job=text(state.get("slurm_job")),
+        is_own=owned is None or owned.st_uid == os.getuid(),
+        reported_job=_job_id(state.get("slurm_job")),
     )
     beats = (number(state.get("time_s")), modified)
     status.beats = tuple(at for at in beats if at is not None)
@@ -298,7 +300,7 @@ def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
     Before the first one, and in one of an earlier version, only the folder's name says which array
     task it is.
     """
-    if own := text(state.get("slurm_own_id")):
+    if own := _job_id(state.get("slurm_own_id")):
         return own
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     if not found or (status.phase and not status.reported_job):
@@ -341,6 +343,11 @@ def _last_line(path: Path) -> dict[str, Any]:
         if isinstance(content, dict):
             return content
     return {}
+
+
+def _job_id(value: object) -> str | None:
+    """The id of a job or of an array's task; anything else could be an option of scancel."""
+    return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
 def _item(items: object, index: int) -> object:

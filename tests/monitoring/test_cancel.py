@@ -108,6 +108,35 @@ def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
     assert noted.read_text() == "12\n13\n"
 
 
+@pytest.mark.parametrize(
+    ("run_id", "job"), [("slurm-12", "12"), ("slurm---me", "--me"), ("a", "12")]
+)
+def test_the_job_that_a_stranger_names_is_not_cancelled(
+    site: Site, monkeypatch: pytest.MonkeyPatch, run_id: str, job: str
+) -> None:
+    """It may be the user's own, or an option of scancel that means all of them."""
+    noted = scancel(site)
+    site.slurm("12|12|RUNNING|1:00|None|/x.sh")
+    run = site.run(run_id, "training")
+    state = run.read_json("state.json") | {"slurm_job": job, "slurm_own_id": job}
+    run.write_json("state.json", state)
+    ours = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: ours + 1)
+    with pytest.raises(RunError, match="is another user's; ask them to stop it"):
+        ask_to_stop(site.only())
+    assert not noted.exists()
+
+
+def test_a_job_that_is_no_id_is_none(site: Site) -> None:
+    """A broken record, even one's own, puts no option in front of Slurm's programs."""
+    for run_id, job in (("slurm---me", "--me"), ("slurm-1-seed1", "(")):
+        run = site.run(run_id, "training", 0)
+        state = run.read_json("state.json") | {"slurm_job": job, "slurm_own_id": job}
+        run.write_json("state.json", state)
+    for status in survey(site.runs, Queue()):
+        assert (status.slurm_job, status.reported_job, status.shares_job) == (None, None, False)
+
+
 def test_one_seed_of_a_job_is_stopped_alone(site: Site) -> None:
     """The others go on, so the job is not cancelled; where none goes on, it may be."""
     noted = scancel(site)

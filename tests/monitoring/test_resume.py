@@ -112,6 +112,12 @@ def test_all_that_stopped_unfinished_go_on(tmp_path: Path) -> None:
     assert [each.run for each in interrupted(statuses)] == ["interrupted", "lost", "dead"]
 
 
+def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:
+    """In a folder that users share; their jobs may wait, which nobody else is told."""
+    other = RunStatus(run="other", folder=tmp_path, state="interrupted", is_own=False)
+    assert interrupted([other]) == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

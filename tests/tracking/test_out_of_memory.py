@@ -29,6 +29,19 @@ CGROUP = (
         ("", "OUT_OF_MEMORY", "2.1 GB asked, 16.9 GB used when last seen", 3072),
         (EXCEEDED + BEGIN + "ERROR another failure\n", None, None, None),
         (BEGIN, "FAILED", None, None),
+        # What nobody wrote so.
+        (
+            "job 7 on n1: 1.2.3 GB\n" + CGROUP,
+            None,
+            "2.3 GB asked, 16.9 GB used when last seen",
+            3290,
+        ),
+        (
+            f"memory limit ({'9' * 5000} > 1) exceeded job memory limit",
+            None,
+            "2.1 GB asked, 16.9 GB used when last seen",
+            3072,
+        ),
     ],
 )
 def test_asked_and_used(
@@ -47,6 +60,17 @@ def test_asked_and_used(
     )
     found = shortage_of(status)
     assert (str(found) if found else None, found.more_mb if found else None) == (told, more_mb)
+
+
+@pytest.mark.parametrize("number", ["\u00b2", "9" * 5000, "-1"])
+def test_a_record_without_numbers_says_nothing(tmp_path: Path, number: str) -> None:
+    """A run's record may be another user's, and hold anything."""
+    names = ("NUM_NODES", "CPUS_PER_TASK", "MEM_PER_NODE", "GPUS_ON_NODE", "MEM_PER_GPU")
+    slurm = {f"SLURM_{name}": number for name in names} | {"SLURM_JOB_NUM_NODES": number}
+    slurm |= {"SLURM_JOB_ID": "7", "SLURM_TRES_PER_TASK": f"cpu={number}"}
+    (tmp_path / "provenance.json").write_text(json.dumps({"slurm": slurm}))
+    queued = QueuedJob("7", "7", "OUT_OF_MEMORY", "", 0.0, "")
+    assert shortage_of(RunStatus("a", tmp_path, queued=queued)) == Shortage(None, None)
 
 
 def test_what_nobody_knows_is_left_out() -> None:

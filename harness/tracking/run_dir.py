@@ -22,8 +22,11 @@ from harness.tracking.run_folders import is_ensemble
 
 RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 CANCEL = "cancel.json"
-# What a disk or a process may answer now, and not a moment later.
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EACCES)
+# That a file is missing, or is none. A disk that fails has many other answers.
+NO_RECORD = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
+)
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -107,7 +110,7 @@ class RunDirectory(LeasedDirectory):
         try:
             return parse_json(read_plain_file(path))
         except OSError as error:
-            if error.errno not in PASSING:
+            if error.errno in NO_RECORD:
                 return {}
             is_closed = error.errno == errno.EACCES
             remedy = "check its mode and owner" if is_closed else "try again later"

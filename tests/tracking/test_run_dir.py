@@ -28,8 +28,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert {path.name for path in run.folder.iterdir()} == {"note.txt", "lease.json"}
 
 
+@pytest.mark.parametrize(
+    "error", [errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN], ids=errno.errorcode.get
+)
 def test_a_result_that_the_disk_does_not_give_is_not_a_broken_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     """So a search tries again; a result that is no record is an error of the run."""
     run = RunDirectory(tmp_path)
@@ -38,10 +41,10 @@ def test_a_result_that_the_disk_does_not_give_is_not_a_broken_one(
         run.result()
 
     def fail(path: Path, *_: object) -> int:
-        raise OSError(errno.ESTALE, "Stale file handle")
+        raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr("harness.files.plain_file.os.open", fail)
-    with pytest.raises(DiskError, match=r"result\.json: can't be read: Stale file handle"):
+    with pytest.raises(DiskError, match=rf"result\.json: can't be read: {os.strerror(error)}"):
         run.result()
 
 

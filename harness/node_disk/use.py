@@ -47,7 +47,7 @@ def mark_used(folder: Path) -> bool:
         return False
     try:
         with contextlib.suppress(OSError):  # no locks there, so nothing is removed there
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _hold(descriptor)
         _touch(descriptor)
         return folder.is_dir()
     finally:
@@ -73,7 +73,7 @@ def hold_own(environment: Mapping[str, str] = os.environ, prefix: str = sys.pref
             if name and (Path(name) / MARK).exists():
                 descriptor = _open(Path(name))
                 _held.append(descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                _hold(descriptor)
                 _touch(descriptor)
 
 
@@ -135,9 +135,16 @@ def _open(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
+def _hold(descriptor: int) -> None:
+    """Wait for a folder's lock, but not for another user's: that one could keep it for ever."""
+    if os.fstat(descriptor).st_uid == os.getuid():  # others are not removed
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
 def _touch(descriptor: int) -> None:
     """Set the time of the mark in an open folder; a mark of somebody else's is left alone."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    # Opening a FIFO would wait for a reader.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with contextlib.suppress(OSError):
         mark = os.open(MARK, flags, 0o600, dir_fd=descriptor)
         os.utime(mark)

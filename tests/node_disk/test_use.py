@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.files.scratch import lock_folder
 from harness.node_disk.use import (
     MARK,
     MAX_UNUSED_S,
@@ -142,6 +143,29 @@ def test_a_marked_folder_that_goes_meanwhile_is_told(tmp_path: Path, data: Path)
     """So that it is made again."""
     assert remove_unused(tmp_path) == [data]
     assert not mark_used(data)
+
+
+@pytest.mark.parametrize("way", ["lock", "fifo"])
+def test_nobody_else_can_let_a_command_wait(tmp_path: Path, data: Path, way: str) -> None:
+    """Neither by a lock on a folder of theirs that it uses, nor by a FIFO in the mark's place."""
+    if way == "lock":
+        held = lock_folder(data)
+        script = HOLD.replace("import sys", "import os, sys; os.getuid = lambda: -1", 1)
+    else:
+        held, script = None, HOLD
+        (data / MARK).unlink()
+        os.mkfifo(data / MARK)
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path, data],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=PROJECT,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"held\n")
+    if held is not None:
+        os.close(held)
 
 
 def test_data_that_can_not_be_looked_at_stop_no_command(harness: Harness) -> None:

@@ -16,6 +16,7 @@ import google_crc32c
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
+from harness.files.shared_disk import read_mounts
 from harness.system.console import echo
 from harness.system.network import Newcomers
 
@@ -160,7 +161,7 @@ def ssh_reaches(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bo
     it for this job alone. Its root, the fourth field of proc(5)'s mountinfo, is not that of a disk.
     """
     try:
-        lines = [line.split() for line in mounts.read_text().splitlines()]
+        lines = read_mounts(mounts, 5)
     except OSError:
         return True
     over = [line for line in lines if folder.is_relative_to(line[4])]

@@ -106,14 +106,27 @@ def mount_of(path: Path) -> tuple[str, str]:
     return _mount(path)[:2]
 
 
-def _mount(path: Path) -> tuple[str, str, str]:
+def read_mounts(file: Path, num_fields: int) -> list[list[str]]:
+    """The lines of one of the kernel's lists of mounts, by their fields.
+
+    Args:
+        file: the list, where a path may have any byte but those that the kernel escapes.
+        num_fields: how many a line has at least.
+
+    Raises:
+        OSError: if it can't be read.
+    """
+    lines = (line.split(" ") for line in os.fsdecode(file.read_bytes()).split("\n"))
+    return [line for line in lines if len(line) >= num_fields]
+
+
+def _mount(path: Path, file: Path = Path("/proc/self/mounts")) -> tuple[str, str, str]:
     try:
-        lines = Path("/proc/self/mounts").read_text().splitlines()
+        lines = read_mounts(file, 3)
     except OSError:
         lines = []
     mounts = {}
-    for line in lines:
-        device, at, kind, *_ = line.split()
+    for device, at, kind, *_ in lines:
         at = at.replace("\\040", " ")
         mounts[at] = (device, at, kind)  # the last mount at a path hides the others
     real = path.resolve()

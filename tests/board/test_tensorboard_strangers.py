@@ -82,6 +82,9 @@ def test_a_folder_that_only_a_job_sees_is_none_for_sshs_tunnel(tmp_path: Path) -
     assert ssh_reaches(Path("/tmp/shared/x"), table)  # noqa: S108 - not used
     assert ssh_reaches(Path("/scratch"), table)
     assert ssh_reaches(Path("/tmpfoo"), table)  # noqa: S108 - not used
+    with table.open("ab") as file:  # any user may mount such a folder
+        file.write(b"40 22 8:1 / /tmp/caf\xe9\x0c rw - fuse.sshfs host: rw\n")
+    assert not ssh_reaches(Path("/local/x"), table)
     assert ssh_reaches(Path("/tmp"), tmp_path / "not Linux")  # noqa: S108 - not used
 
 

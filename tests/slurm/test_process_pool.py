@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +18,6 @@ from harness.slurm.placement import Slot, allocate_slots, num_in_memory, take_ow
 from harness.slurm.process_pool import ManagedProcess, ProcessPool, Task, run_tasks
 from harness.system.console import Console
 from harness.system.signals import STOPPING
-from harness.tracking.batch import BatchRequest, jobs_of, train_batch
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness, wait_for, write_program
 
@@ -310,97 +308,3 @@ def test_a_task_of_an_array_ends_its_own_steps_alone(
     pool = ProcessPool(SlurmEnvironment.from_environment({"SLURM_JOB_ID": "42", **array}))
     pool._kill_steps({"w0"})
     assert cancelled.read_text() == "--signal=KILL 42_3.0\n"
-
-
-def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
-    """Without seeds each job has its own; a job that is named twice is refused."""
-    files = [JOBS / "lstm.toml", JOBS / "gru.toml"]
-    found = [(job.name, job.train.seed) for job in jobs_of(files, (), (2, 1))]
-    assert found == [("lstm", 2), ("gru", 2), ("lstm", 1), ("gru", 1)]
-    assert [job.train.seed for job in jobs_of(files, ["train.seed=9"], ())] == [9, 9]
-    with pytest.raises(InputError, match="job lstm: is given 2 times"):
-        jobs_of([files[0], files[0]], (), (1,))
-
-
-def test_what_is_finished_is_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same command begins the others alone; if all are finished, it begins none."""
-    begun: list[str] = []
-
-    def begin(tasks: list[Task], *_: object, **__: object) -> None:
-        begun.extend(task.name for task in tasks)
-
-    monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
-    jobs = jobs_of([JOBS / "lstm.toml"], (), (1, 2))
-    folders = [tmp_path / "lstm" / f"x-seed{seed}" for seed in (1, 2)]
-    request = BatchRequest(
-        jobs, tmp_path, run_id="x", devices="cpu", workers=1, gpu_gb=(None, None)
-    )
-    for folder, job in zip(folders, jobs, strict=True):
-        folder.mkdir(parents=True)
-        (folder / "job.toml").write_text(job.to_toml())
-        (folder / "result.json").write_text("{}")
-        assert train_batch(request, Console()) == folders
-        assert begun == ["lstm-x-seed2"]  # of the first round; the second begins none
-
-
-BATCH = """
-import sys
-from pathlib import Path
-from harness.job_file import load_job
-from harness.system.console import Console
-from harness.tracking import batch
-
-def begin(tasks, *_, **__):
-    for task in tasks:
-        args = list(task.args)
-        file = Path(args[args.index("train") + 1])
-        assert load_job(file).data.source.endswith("Gr\\u00f6\\u00dfe")
-        print(file, args[args.index("--run-id") + 1])
-
-batch.run_tasks = begin
-jobs = batch.jobs_of([Path(sys.argv[1])], ["data.source='Gr\\u00f6\\u00dfe'"], (1, 2))
-request = batch.BatchRequest(jobs, Path(sys.argv[2]), devices="cpu", gpu_gb=(None, None))
-batch.train_batch(request, Console())
-"""
-
-
-def test_the_jobs_of_a_batch_can_be_read_on_other_nodes_and_in_any_locale(tmp_path: Path) -> None:
-    """They are on the shared disk, and UTF-8 as a job's file has to be."""
-    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    runs = tmp_path / "runs"
-    done = subprocess.run(
-        [sys.executable, "-c", BATCH, JOBS / "lstm.toml", runs],
-        env={**os.environ, **locale, "TMPDIR": str(tmp_path)},
-        cwd=JOBS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    files = [Path(line.split()[0]) for line in done.stdout.splitlines() if ".toml" in line]
-    assert [each.is_relative_to(runs) for each in files] == [True, True]
-    assert list(runs.rglob("*.toml")) == []
-
-
-def test_batches_of_the_same_second_are_other_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where one seed is in both, all of the later one have another name; none begun leaves none."""
-    begun: list[list[str]] = []
-
-    def begin(tasks: list[Task], *_: object, **__: object) -> None:
-        begun.append([task.name for task in tasks])
-        if len(begun) == 1:  # the second begins while the first is at work
-            train_batch(request((2, 3)), Console())
-
-    def request(seeds: tuple[int, ...]) -> BatchRequest:
-        jobs = jobs_of([JOBS / "lstm.toml"], (), seeds)
-        return BatchRequest(jobs, tmp_path / "runs", devices="cpu", gpu_gb=(None, None))
-
-    monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
-    monkeypatch.setattr(time, "strftime", lambda *_: "now")
-    train_batch(request((1, 2)), Console())
-    assert begun == [["lstm-now-seed1", "lstm-now-seed2"], ["lstm-now-2-seed2", "lstm-now-2-seed3"]]
-    assert not (tmp_path / "runs/lstm").exists()

@@ -191,12 +191,17 @@ def _names(listing: bytes) -> list[str]:
 
 
 def has_commit(project: Path, commit: str) -> bool:
-    """Whether the project is a checkout of a repository that holds the commit."""
+    """Whether the project is a checkout of a repository that holds the commit.
+
+    Raises:
+        GitError: if git can't tell.
+    """
     if not is_checkout(project) or not COMMIT.fullmatch(commit):
         return False
     try:
         git(project, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError:
+        git(project, "rev-parse", "--git-dir")  # such as in a checkout of another owner
         return False
     return True
 

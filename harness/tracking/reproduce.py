@@ -153,7 +153,13 @@ def _put_code(
     snapshot = Path(str(record["snapshot"])) if record.get("snapshot") else None
     snapshot = snapshot if snapshot and is_snapshot(snapshot) else None
     is_whole = isinstance(patch, str) and not left_out
-    if has_commit(project, commit) and (is_whole or not snapshot):
+    try:
+        is_known = has_commit(project, commit)
+    except GitError as error:
+        if not snapshot:
+            raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
+        is_known = False
+    if is_known and (is_whole or not snapshot):
         try:
             write_version(project, commit, patch or "", folder=folder)
         except GitError as error:

@@ -267,3 +267,17 @@ def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
     finally:
         for file in files:
             file.unlink()
+
+
+def test_a_git_that_can_not_tell_is_named(
+    stranger: Strangers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit may well be there; a snapshot is put back without git."""
+    snapshot = take_snapshot(stranger.project, stranger.run.parent.parent)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(RunError, match="its code can't be put back: git can't be started"):
+        stranger.reproduce()
+    commit = json.loads((stranger.run / "provenance.json").read_text())["commit"]
+    record = {"commit": commit, "uncommitted_diff": "", "snapshot": str(snapshot)}
+    (stranger.run / "provenance.json").write_text(json.dumps({"format": 2, **record}))
+    assert stranger.reproduce().source == f"snapshot {snapshot}"

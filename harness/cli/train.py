@@ -154,7 +154,7 @@ def resume(
     """
     from harness.search_space import is_sweep
     from harness.system.console import Console
-    from harness.tracking.run_dir import RunDirectory, take_back_cancel
+    from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import LaunchOptions
 
     instead = f"harness submit --resume {quoted(run_folder)}"
@@ -169,10 +169,9 @@ def resume(
 
     run = RunDirectory.open(run_folder)
     job = run.job()
-    take_back_cancel(run.folder)
     if not run.finished():
         confirm_here(instead, Console(), here=here)
-    _go(run, job, LaunchOptions(devices, data, strict=strict))
+    _go(run, job, LaunchOptions(devices, data, strict=strict, takes_back_cancel=True))
 
 
 def _go(run: "RunDirectory", job: "Job", options: "LaunchOptions") -> None:

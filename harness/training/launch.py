@@ -40,7 +40,7 @@ from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.record_format import RECORD
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, take_back_cancel
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
 
@@ -57,6 +57,7 @@ class LaunchOptions:
     full: bool = False  # refuse to fall back to the packaged sample
     strict: bool = False  # refuse what differs from the run's first start
     parent: Path | None = None  # the run that a new one begins with
+    takes_back_cancel: bool = False  # of a run that shares its job with others
 
 
 def launch(
@@ -119,6 +120,8 @@ def launch(
         from harness.training.train import train
 
         stack.enter_context(console)
+        if options.takes_back_cancel:  # now that nothing refuses the run
+            take_back_cancel(run.folder)
         return train(
             context,
             Compute(strategy, plan, allocation, devices, worker_group),

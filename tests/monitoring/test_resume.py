@@ -13,8 +13,9 @@ from harness.monitoring.resume import as_job, interrupted
 from harness.monitoring.run_names import pick
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus
+from harness.tracking.run_dir import ask_to_cancel
 from tests.checks.site import Site, site
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, SHRUNK, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 __all__ = ["site"]  # a fixture
@@ -188,6 +189,25 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
     assert "no-such" in harness.run_here(*words, "--here").stderr.splitlines()[0]
     environment["SLURM_JOB_ID"] = "7"
     assert "no-such" in harness.run_here(*words).stderr.splitlines()[0]
+
+
+def test_a_cancel_is_taken_back_only_by_a_run_that_begins(harness: Harness) -> None:
+    """Else the job that trains other seeds beside it would begin it again."""
+    run = harness.runs / "lstm/slurm-12-seed1"
+    ask_to_cancel(run)
+    settings = [*SHRUNK[1::2], "train.epochs=1"]
+    (run / "job.toml").write_text(load_job(JOBS / "lstm.toml", settings).to_toml())
+    harness.program("sbatch", "exit 1")
+    environment = harness.environment
+    environment["HARNESS_JOBS_ONLY"] = "1"
+    del environment["HARNESS_HERE"]
+    for options, said in (([], "in jobs only"), (["--here", "--data", "nowhere"], "nowhere")):
+        done = harness.run_here("resume", run, *options)
+        assert (done.returncode, said in done.stderr) == (2, True)
+        assert (run / "cancel.json").exists()
+    done = harness.run("resume", run, "--here")
+    assert done.returncode == 0, done.stderr
+    assert not (run / "cancel.json").exists()
 
 
 @pytest.mark.parametrize("own_id", ["56", "56_1", None])

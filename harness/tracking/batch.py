@@ -10,7 +10,7 @@ from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import allocate_slots, check_memory, num_in_memory
+from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.script import submissions
 from harness.system.console import Console
@@ -65,58 +65,69 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         Interrupted: a signal came; the runs are saved and can go on.
         RunError: some runs failed: which, and why.
     """
-    wanted = [(job.name, f"-seed{job.train.seed}") for job in request.jobs]
+    known = _runs(request, request.run_id) if request.run_id else []
+    num_finished = sum(run.finished() for run in known)
+    if known and num_finished == len(known):
+        return [run.folder for run in known]
+    allocation = SlurmEnvironment.from_environment()
+    slots = _slots(request, allocation, len(request.jobs) - num_finished, console)
+    threads = slots[0].threads
+    console.info(
+        f"{len(request.jobs)} runs, {num_finished} of them finished already, "
+        f"{len(slots)} at a time, on {threads} CPU{'s' if threads > 1 else ''} each"
+    )
+    wanted = [(job.name, _end(job)) for job in request.jobs]
     prefix = request.run_id or reserve_id(request.runs, wanted)
-    pairs = [
-        (RunDirectory.new(request.runs, job, f"{prefix}{end}"), job)
-        for job, (_, end) in zip(request.jobs, wanted, strict=True)
-    ]
-    folders = [run.folder for run, _ in pairs]
+    runs = known or _runs(request, prefix)
+    folders = [run.folder for run in runs]
+    # A copy of each job, so that an edit while a run waits changes nothing; not in TMPDIR, since
+    # other nodes read it too.
+    parent = submissions(request.runs.absolute())
+    remedy = f"go on by the same command with --run-id {prefix}"
     try:
-        _train(request, pairs, console, remedy=f"go on by the same command with --run-id {prefix}")
+        parent.mkdir(parents=True, exist_ok=True)
+        with (
+            scratch_directory(parent) as jobs,
+            explain_interruption(f"checkpoints saved; {remedy}"),
+        ):
+            tasks = [
+                _task(request, run, job=job, jobs=jobs)
+                for run, job in zip(runs, request.jobs, strict=True)
+                if not run.finished()
+            ]
+            run_tasks(tasks, slots, allocation=allocation, console=console)
     finally:
         if request.run_id is None:
             remove_empty(folders)
     return folders
 
 
-def _train(
-    request: BatchRequest,
-    pairs: Sequence[tuple[RunDirectory, Job]],
-    console: Console,
-    *,
-    remedy: str,
-) -> None:
-    unfinished = [(run, job) for run, job in pairs if not run.finished()]
-    if not unfinished:
-        return
-    allocation = SlurmEnvironment.from_environment()
-    at_most = len(unfinished)
+def _end(job: Job) -> str:
+    """What the name of a job's run ends with."""
+    return f"-seed{job.train.seed}"
+
+
+def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
+    return [RunDirectory.new(request.runs, job, f"{prefix}{_end(job)}") for job in request.jobs]
+
+
+def _slots(
+    request: BatchRequest, allocation: SlurmEnvironment | None, num: int, console: Console
+) -> list[Slot]:
+    """Room for so many runs, or for as many of them at a time as there is."""
     if request.host_gb and not request.workers:
-        at_most = min(at_most, num_in_memory(allocation, max(request.host_gb)))
+        num = min(num, num_in_memory(allocation, max(request.host_gb)))
     slots = allocate_slots(
         allocation,
         request.workers,
         workers_per_gpu=request.runs_per_gpu,
         option="--runs-per-gpu",
         devices=request.devices,
-        at_most=at_most,
+        at_most=num,
     )
     names = [job.name for job in request.jobs]
     check_memory(slots, list(zip(names, request.gpu_gb, strict=True)), warn=console.warning)
-    threads = slots[0].threads
-    console.info(
-        f"{len(pairs)} runs, {len(pairs) - len(unfinished)} of them finished already, "
-        f"{len(slots)} at a time, on {threads} CPU{'s' if threads > 1 else ''} each"
-    )
-    # A copy of each job, so that an edit while a run waits changes nothing; not in TMPDIR, since
-    # other nodes read it too.
-    parent = submissions(request.runs.absolute())
-    parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(parent) as folder:
-        tasks = [_task(request, run, job=job, jobs=folder) for run, job in unfinished]
-        with explain_interruption(f"checkpoints saved; {remedy}"):
-            run_tasks(tasks, slots, allocation=allocation, console=console)
+    return slots
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:

@@ -191,6 +191,7 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
     assert "no-such" in harness.run_here(*words).stderr.splitlines()[0]
 
 
+@pytest.mark.full
 def test_a_cancel_is_taken_back_only_by_a_run_that_begins(harness: Harness) -> None:
     """Else the job that trains other seeds beside it would begin it again."""
     run = harness.runs / "lstm/slurm-12-seed1"

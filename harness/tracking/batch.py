@@ -70,7 +70,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     if known and num_finished == len(known):
         return [run.folder for run in known]
     allocation = SlurmEnvironment.from_environment()
-    slots = _slots(request, allocation, len(request.jobs) - num_finished, console)
+    slots = _slots(request, allocation, len(request.jobs) - num_finished, console=console)
     threads = slots[0].threads
     console.info(
         f"{len(request.jobs)} runs, {num_finished} of them finished already, "
@@ -97,7 +97,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
             ]
             run_tasks(tasks, slots, allocation=allocation, console=console)
     finally:
-        if request.run_id is None:
+        if not request.run_id:
             remove_empty(folders)
     return folders
 
@@ -112,7 +112,7 @@ def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
 
 
 def _slots(
-    request: BatchRequest, allocation: SlurmEnvironment | None, num: int, console: Console
+    request: BatchRequest, allocation: SlurmEnvironment | None, num: int, *, console: Console
 ) -> list[Slot]:
     """Room for so many runs, or for as many of them at a time as there is."""
     if request.host_gb and not request.workers:

@@ -104,10 +104,11 @@ def _connect(environment: Mapping[str, str]) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(address) != 0:
             command = [sys.executable, "-m", "tests.preloaded", address]
+            own = {"KERAS_HOME": str(shared / "keras")}  # Keras writes into it
             with (shared / "preloaded.log").open("a") as log:
                 subprocess.Popen(
                     command,
-                    env={**environment, **VARIABLES},
+                    env={**environment, **VARIABLES, **own},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -98,9 +98,14 @@ def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProjec
     job.wait_for_step(20)
     following = watched.start("logs", "-f", job.job_id)
     job.cluster.run("scontrol", "requeue", job.job_id)
-    wait_until(lambda: watched.state(f"lstm/slurm-{job.job_id}") == "pending", timeout_s=20)
-    waiting = watched.seen()[f"lstm/slurm-{job.job_id}"]
-    assert "in the queue again" in waiting["note"]
+    waits: list[dict[str, Any]] = []
+
+    def is_pending() -> bool:
+        waits.append(watched.seen()[f"lstm/slurm-{job.job_id}"])
+        return bool(waits[-1]["state"] == "pending")
+
+    wait_until(is_pending, timeout_s=20)
+    assert "in the queue again" in waits[-1]["note"]
     said, complaints = following.communicate(timeout=120)
     assert (following.returncode, complaints) == (0, "")
     assert said.count(f"run {job.run}:") == 2

@@ -208,9 +208,10 @@ def test_a_flood_of_hellos_keeps_nobody_out(server: Server) -> None:
     newcomers = server.server._newcomers
     newcomers.limit_per_peer = 4
     with contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(server.connect()) for _ in range(6)]
-        for connection in silent:
-            receive_exactly(connection, NONCE_BYTES)
+        silent = []
+        for _ in range(6):
+            silent.append(stack.enter_context(server.connect()))
+            receive_exactly(silent[-1], NONCE_BYTES)
         assert all(is_closed(connection) for connection in silent[:2])
         assert server.join({"rank": 1}) == b"welcome"
         assert is_closed(silent[2])

@@ -306,7 +306,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
     command += [f"--port={port}", f"--logdir={runs}"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline_s = time.monotonic() + 40
+        deadline_s = time.monotonic() + 120
         while not _has_loaded(get):
             assert server.poll() is None
             assert time.monotonic() < deadline_s

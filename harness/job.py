@@ -266,6 +266,9 @@ class TrainConfig(ConfigSection):
     xla: Literal["auto", "on", "off"] = Field(
         "auto", description="compile forward and backward pass with XLA; auto = where it is faster"
     )
+    compile_evaluation: bool = Field(
+        False, description="compile validation and test with XLA too, on a CPU; other last digits"
+    )
     steps_per_execution: int = Field(
         1, ge=1, le=10_000, description="training steps in one call of the graph"
     )
@@ -291,7 +294,7 @@ LATER_KEYS = {
         *("tf32", "deterministic", "optimizer_options", "schedule", "schedule_epochs"),
         *("schedule_floor", "schedule_drops", "schedule_factor", "warmup_epochs"),
         *("label_smoothing", "class_weights", "callbacks", "average_epochs"),
-        "adversarial",
+        *("adversarial", "compile_evaluation"),
     ),
 }
 

@@ -63,7 +63,8 @@ def training(bench: Bench) -> Iterator[Measured]:
         if name == bench.settings.architectures[0]:
             yield from _cold_start(bench, name, job)
         ways: dict[str, Way] = {way: partial(_baseline, bench, way, name) for way in others}
-        ways["harness"] = partial(_train, bench, job, *one_gpu())
+        compiled = ("--set", "train.compile_evaluation=true")
+        ways["harness"] = partial(_train, bench, job, *one_gpu(), *compiled)
         values = bench.in_turn(name, ways)
         for quantity, unit, more_is_better in (
             ("first step", "s", False),

@@ -149,8 +149,9 @@ def _speed(
     import_tensorflow(allocation, threads or plan.threads, Numerics.of(loaded))
     strategy = make_strategy(parse_devices(devices) if devices else None)
 
+    from harness.compute.evaluator import evaluation_batch
     from harness.compute.loss import class_weights
-    from harness.compute.train_step import TrainingFacts, TrainStep, evaluation_batch
+    from harness.compute.train_step import TrainingFacts, TrainStep
     from harness.training.train import test_reviews, training_reviews
 
     training, _, ratios = training_reviews(loaded, dataset)
@@ -292,7 +293,7 @@ def _train(train_step: "TrainStep", training: "Reviews") -> Iterator[int]:
 
 def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) -> float:
     """Evaluate for some seconds, and return the seconds that a global batch takes."""
-    from harness.compute.train_step import evaluation_batch
+    from harness.compute.evaluator import evaluation_batch
 
     size = evaluation_batch(train_step.strategy)
     train_step.export_weights()

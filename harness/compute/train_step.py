@@ -1,4 +1,4 @@
-"""What runs on the devices: the training step, and the forward pass of an evaluation.
+"""What runs on the devices in training: a step.
 
 Two models share the strategy's scope. `model` is trained, with dropout over the global batch.
 `export_model` is the notebook's own network in plain Keras: it gets the weights that the run would
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras.layers import Bidirectional
 
+from harness.compute.evaluator import Evaluator, uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import cross_entropy, perturbation, weights_of
 from harness.compute.moving_average import RampedAverage
@@ -25,9 +25,8 @@ from harness.compute.network import (
     training_network,
 )
 from harness.compute.optimizer import build_optimizer
-from harness.inputs.epoch_order import BatchShape, evaluation_order
-from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
-from harness.job import DataConfig, Job
+from harness.inputs.input_pipeline import Batch, in_parts
+from harness.job import Job
 from harness.layers import (
     DropoutValues,
     OuterEmbedding,
@@ -38,12 +37,7 @@ from harness.layers import (
     recurrent_layers,
     turn_cudnn_off,
 )
-from harness.system.signals import StopRequest
 from harness.texts.word_vectors import WordVectors
-
-# Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
-# count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.
-EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
 
 
 @dataclass(frozen=True)
@@ -100,13 +94,13 @@ class TrainStep:
             self.embedding = outer_embedding(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
-            self.looks_up_outside = self.xla and _uses_gpu() and self.embedding is not None
+            self.looks_up_outside = self.xla and uses_gpu() and self.embedding is not None
             self.optimizer = build_optimizer(job.train, facts.steps_per_epoch, fused=plan.fused)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
         self.dropout = dropout_values(self.model, job.train.seed)
         self._begin_graph()
-        self.evaluator = Evaluator(self.export_model, strategy, job.data)
+        self.evaluator = Evaluator(self.export_model, strategy, job)
 
     def _begin_graph(self) -> None:
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
@@ -224,7 +218,7 @@ class TrainStep:
                 variables.append(words)
             if words is not None:
                 given.enter_context(self.words.given(words))
-            probabilities = _wide(self.model(batch.inputs, training=True))
+            probabilities = wide(self.model(batch.inputs, training=True))
             smoothing = self.job.train.label_smoothing
             losses = cross_entropy(batch.labels, probabilities, smoothing=smoothing)
             weights = tf.cast(batch.weights, losses.dtype)
@@ -310,69 +304,6 @@ class TrainStep:
         return kernels
 
 
-class Evaluator:
-    """The graph of a model's forward pass, traced once for all evaluations of a run."""
-
-    def __init__(
-        self, model: keras.Model, strategy: tf.distribute.Strategy, data: DataConfig
-    ) -> None:
-        self.model, self.strategy = model, strategy
-        self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
-        # By length, batches have several shapes: the second trace is for all of them.
-        self._run_forward = tf.function(
-            self._forward, autograph=False, reduce_retracing=data.bucket
-        )
-        self._opened: tuple[Reviews, tf.distribute.DistributedDataset] | None = None
-
-    def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
-        """Of two classes the probability of label 1 for each review, `[num_reviews] float32`.
-
-        Of more the probability of each class, `[num_reviews, num_classes] float32`.
-
-        Raises:
-            Interrupted: between two batches, if `stop` says so.
-        """
-        stop = stop or StopRequest()
-        outputs = []
-        order = self._order(reviews)
-        for batch in self._open(reviews):
-            stop.check()
-            # Each replica's batch ends in padding where the global batch is not full.
-            probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
-            stop.agree(float(votes.numpy().sum()))
-            outputs.append(probabilities.numpy()[weights.numpy() > 0])
-        found = np.concatenate(outputs)
-        probabilities = np.empty_like(found)
-        probabilities[order] = found
-        return probabilities
-
-    def _order(self, reviews: Reviews) -> np.ndarray:
-        return evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
-
-    def _open(self, reviews: Reviews) -> tf.distribute.DistributedDataset:
-        # Opened once, because a run validates on the same reviews after every epoch.
-        if self._opened is None or self._opened[0] is not reviews:
-            orders = self._order(reviews).astype(np.int32)[None]
-            self._opened = reviews, batches(self.strategy, reviews, orders, shape=self.shape)
-        return self._opened[1]
-
-    def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            probabilities = _wide(self.model(batch.inputs, training=False))
-            if probabilities.shape[1] == 1:
-                probabilities = probabilities[:, 0]
-            return probabilities, batch.weights, vote[None]
-
-        outputs = self.strategy.run(replica_forward, args=(batch, vote))
-        return tuple(self.strategy.gather(output, axis=0) for output in outputs)
-
-
-def _wide(probabilities: tf.Tensor) -> tf.Tensor:
-    """In the precision of the weights, also where a network of a user's ends in half of it."""
-    half = probabilities.dtype in (tf.float16, tf.bfloat16)
-    return tf.cast(probabilities, tf.float32) if half else probabilities
-
-
 def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
     """Whether the most probable class is the label, `[examples] bool`; as for `cross_entropy`."""
     if probabilities.shape[1] == 1:
@@ -383,13 +314,3 @@ def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
 
 def _index(variable: keras.Variable, variables: Sequence[keras.Variable]) -> int:
     return [each is variable for each in variables].index(True)
-
-
-def _uses_gpu() -> bool:
-    return bool(tf.config.get_visible_devices("GPU"))
-
-
-def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
-    """Reviews in a global batch of an evaluation."""
-    kind = "gpu" if _uses_gpu() else "cpu"
-    return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)

@@ -371,12 +371,12 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     ratios = read_ratios(run)
     prepare_quietly(job)
 
-    from harness.compute.train_step import Evaluator
+    from harness.compute.evaluator import Evaluator
     from harness.inference.model_file import load_model
     from harness.training.metrics import test_scores
     from harness.training.train import test_reviews
 
     test = test_reviews(job, dataset, ratios)
     model = load_model(run)
-    probabilities = Evaluator(model, one_device(), job.data).probabilities(test)
+    probabilities = Evaluator(model, one_device(), job).probabilities(test)
     return {"data": dataset.title, **test_scores(test.labels, probabilities)}

@@ -22,6 +22,7 @@ ALL = [
     *("--set", "model.word_dropout=0.3"),
     *("--set", "train.average_epochs=2"),
     *("--set", "train.adversarial=5"),
+    *("--set", "train.compile_evaluation=true"),
 ]
 LONG = [*ALL, "--set", "train.epochs=5"]
 LAST_EPOCH = 61  # its first step, of 15 an epoch

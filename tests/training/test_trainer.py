@@ -13,10 +13,10 @@ import pytest
 import tensorflow as tf
 
 from harness.architectures import BUILDERS
-from harness.compute import train_step as train_step_module
+from harness.compute import evaluator as evaluator_module
+from harness.compute.evaluator import Evaluator
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.moving_average import RampedAverage
-from harness.compute.train_step import Evaluator
 from harness.data.dataset import Dataset, Split, make_split
 from harness.inputs.epoch_order import epoch_permutation
 from harness.inputs.input_pipeline import Reviews
@@ -332,36 +332,39 @@ def test_of_equal_epochs_the_earliest_is_best(monitor: str, best: int) -> None:
     assert progress.best_epoch == progress.best_weights[0] == best
 
 
+@pytest.mark.parametrize("compiled", ["true", "false"])
 @pytest.mark.parametrize("num_reviews", [1, 7, 8, 9, 21])
 def test_every_review_gets_its_own_probability(
-    monkeypatch: pytest.MonkeyPatch, num_reviews: int
+    monkeypatch: pytest.MonkeyPatch, num_reviews: int, compiled: str
 ) -> None:
     """In order, without the padding of a last batch that is not full."""
-    monkeypatch.setitem(train_step_module.EVALUATION_BATCH, "cpu", 8)
-    job = load_job(JOBS / "lstm.toml", SETTINGS)
+    monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
+    job = load_job(JOBS / "lstm.toml", [*SETTINGS, f"train.compile_evaluation={compiled}"])
     keras.utils.set_random_seed(1)
     model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
     rows = encoded(TEST)[:num_reviews]
     offsets = np.arange(num_reviews + 1) * LENGTH
     reviews = Reviews(rows.ravel(), offsets, TEST.labels[:num_reviews])
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job.data)
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
     probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, model.predict_on_batch(rows)[:, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("compiled", ["true", "false"])
 def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, compiled: str
 ) -> None:
     """Each the probability that it gets alone, without any padding."""
-    monkeypatch.setitem(train_step_module.EVALUATION_BATCH, "cpu", 8)
-    job = load_job(JOBS / "bilstm.toml", [*SETTINGS, "data.bucket=true", "data.maxlen=20"])
+    monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
+    settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
+    job = load_job(JOBS / "bilstm.toml", [*settings, f"train.compile_evaluation={compiled}"])
     keras.utils.set_random_seed(1)
     model = BUILDERS["bilstm"](VOCAB_SIZE, job.network())
     lengths = np.random.default_rng(1).integers(1, 25, 21)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.random.default_rng(2).integers(4, VOCAB_SIZE, offsets[-1]).astype(np.int32)
     reviews = Reviews(tokens, offsets, np.zeros(21, np.int32))
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job.data)
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
     alone = [model(tokens[None, a:b][:, -20:]) for a, b in itertools.pairwise(offsets)]
     probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, np.concatenate(alone)[:, 0], atol=1e-6)

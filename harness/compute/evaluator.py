@@ -1,0 +1,97 @@
+"""Scores reviews with a network: batches, and the graph of the forward pass."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from harness.inputs.epoch_order import BatchShape, evaluation_order
+from harness.inputs.input_pipeline import Batch, Reviews, batches
+from harness.job import Job
+from harness.system.signals import StopRequest
+
+# Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
+# count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.
+EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
+
+
+class Evaluator:
+    """The graph of a model's forward pass, traced once for all evaluations of a run."""
+
+    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, job: Job) -> None:
+        self.model, self.strategy, data = model, strategy, job.data
+        self.is_compiled = job.train.compile_evaluation and not uses_gpu()
+        self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
+        # By length, batches have several shapes: the second trace is for all of them.
+        self._run_forward = tf.function(
+            self._forward, autograph=False, reduce_retracing=data.bucket
+        )
+        self._opened: tuple[Reviews, tf.distribute.DistributedDataset] | None = None
+
+    def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
+        """Of two classes the probability of label 1 for each review, `[num_reviews] float32`.
+
+        Of more the probability of each class, `[num_reviews, num_classes] float32`.
+
+        Raises:
+            Interrupted: between two batches, if `stop` says so.
+        """
+        stop = stop or StopRequest()
+        outputs = []
+        order = self._order(reviews)
+        for batch in self._open(reviews):
+            stop.check()
+            # Each replica's batch ends in padding where the global batch is not full.
+            probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
+            stop.agree(float(votes.numpy().sum()))
+            outputs.append(probabilities.numpy()[weights.numpy() > 0])
+        found = np.concatenate(outputs)
+        probabilities = np.empty_like(found)
+        probabilities[order] = found
+        return probabilities
+
+    def _order(self, reviews: Reviews) -> np.ndarray:
+        return evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
+
+    def _open(self, reviews: Reviews) -> tf.distribute.DistributedDataset:
+        # Opened once, because a run validates on the same reviews after every epoch.
+        if self._opened is None or self._opened[0] is not reviews:
+            orders = self._order(reviews).astype(np.int32)[None]
+            self._opened = reviews, batches(self.strategy, reviews, orders, shape=self.shape)
+        return self._opened[1]
+
+    def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # As in a training step, XLA compiles what each replica computes by itself.
+        network = self._network
+        if self.is_compiled:
+            network = tf.function(network, jit_compile=True, autograph=False)
+
+        def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            probabilities = network(batch.inputs)
+            if probabilities.shape[1] == 1:
+                probabilities = probabilities[:, 0]
+            return probabilities, batch.weights, vote[None]
+
+        outputs = self.strategy.run(replica_forward, args=(batch, vote))
+        return tuple(self.strategy.gather(output, axis=0) for output in outputs)
+
+    def _network(self, inputs: Any) -> tf.Tensor:
+        return wide(self.model(inputs, training=False))
+
+
+def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
+    """Reviews in a global batch of an evaluation."""
+    kind = "gpu" if uses_gpu() else "cpu"
+    return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)
+
+
+def wide(probabilities: tf.Tensor) -> tf.Tensor:
+    """In the precision of the weights, also where a network of a user's ends in half of it."""
+    half = probabilities.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(probabilities, tf.float32) if half else probabilities
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on GPUs."""
+    return bool(tf.config.get_visible_devices("GPU"))

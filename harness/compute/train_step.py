@@ -17,14 +17,13 @@ from keras.layers import Bidirectional
 from harness.compute.evaluator import Evaluator, uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import cross_entropy, perturbation, weights_of
-from harness.compute.moving_average import RampedAverage
 from harness.compute.network import (
     KERAS_PRECISION,
     build_network,
     put_vectors,
     training_network,
 )
-from harness.compute.optimizer import build_optimizer
+from harness.compute.optimizer import RampedAverage, build_optimizer
 from harness.inputs.input_pipeline import Batch, in_parts
 from harness.job import Job
 from harness.layers import (
@@ -250,7 +249,7 @@ class TrainStep:
     def keep_unramped(self) -> None:
         """Go on with the average of a run that an older version began; before the graph is traced.
 
-        See `harness.compute.moving_average`.
+        See `RampedAverage`.
         """
         self._set_ramped(False)
 

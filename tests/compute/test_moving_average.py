@@ -4,8 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from harness.compute.moving_average import RampedAverage
-from harness.compute.optimizer import build_optimizer, extended
+from harness.compute.optimizer import RampedAverage, build_optimizer, extended
 from harness.job import TrainConfig
 
 STARTS = [1.0, -2.0]

@@ -16,7 +16,7 @@ from harness.architectures import BUILDERS
 from harness.compute import evaluator as evaluator_module
 from harness.compute.evaluator import Evaluator
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.moving_average import RampedAverage
+from harness.compute.optimizer import RampedAverage
 from harness.data.dataset import Dataset, Split, make_split
 from harness.inputs.epoch_order import epoch_permutation
 from harness.inputs.input_pipeline import Reviews

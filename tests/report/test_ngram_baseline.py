@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def test_it_is_what_scikit_learn_makes_of_the_texts() -> None:
 def test_the_test_set_chooses_nothing(tmp_path: Path) -> None:
     """Other test labels change the scores, but no weight, no C and no prediction."""
     train, (reviews, labels) = make_split(*noisy(200, 1)), noisy(60, 2)
+    began = time.perf_counter()
     first, second = (
         score_ngrams(make_dataset(train, make_split(reviews, each), WORDS * 10), limit=0)
         for each in (labels, [1 - label for label in labels])
@@ -127,6 +129,7 @@ def test_the_test_set_chooses_nothing(tmp_path: Path) -> None:
         *(second.predicted, second.strength, second.validation),
     )
     assert first.accuracy == pytest.approx(100 - second.accuracy)
+    assert 0 < first.training_s < time.perf_counter() - began
     again = fit_ngrams(train)
     assert again.linear.weights.tobytes() == fit_ngrams(train).linear.weights.tobytes()
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from harness.bench.made_up_runs import write_run
+from harness.data.dataset import Dataset
 from harness.errors import InputError
+from harness.job import Job
 from harness.job_file import load_job
 from harness.texts.word_vectors import WordVectors
 from harness.tracking.run_dir import RunDirectory
@@ -175,23 +177,42 @@ def test_other_word_vectors_under_the_same_name_are_another_job(
     tmp_path: Path, now: str, continues: bool
 ) -> None:
     """Its path says nothing about the content of a file."""
-    dataset = small_data(tmp_path / "data")
-    parent = tmp_path / "runs/lstm/parent"
-    write_run(parent, (JOBS / "lstm.toml").read_text())
-    starts = [{"embeddings": "as before"}]
-    record = {"format": 2, "dataset": {"checksum": dataset.checksum}, "starts": starts}
-    (parent / "provenance.json").write_text(json.dumps(record))
-    (parent / "checkpoints").mkdir()
-    (parent / "checkpoints/step-000000003.npz").touch()
+    dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
+    parent = write_parent(tmp_path, job, dataset, starts=[{"embeddings": "as before"}])
     vectors = WordVectors(
         Path("v.txt"), np.zeros([1], np.int64), np.zeros([1, 1], np.float32), 1, now
     )
     child = RunDirectory(tmp_path / "runs/lstm/child")
-    context = RunContext(child, load_job(JOBS / "lstm.toml"), dataset, vectors)
+    context = RunContext(child, job, dataset, vectors)
     begins_with = find_parent(context, named=parent)
     assert begins_with
     assert begins_with.continues is continues
     assert begins_with.differences == (() if continues else ("the content of model.embeddings",))
+
+
+@pytest.mark.parametrize(("schedule_epochs", "continues"), [(0, False), (4, True)])
+def test_a_schedule_that_follows_the_epochs_makes_another_job(
+    tmp_path: Path, schedule_epochs: int, continues: bool
+) -> None:
+    """With more epochs each step of the parent would have had another rate."""
+    settings = ["train.schedule=cosine", f"train.schedule_epochs={schedule_epochs}"]
+    dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml", settings)
+    more = load_job(JOBS / "lstm.toml", [*settings, f"train.epochs={job.train.epochs + 1}"])
+    context = RunContext(RunDirectory(tmp_path / "runs/lstm/child"), more, dataset)
+    begins_with = find_parent(context, named=write_parent(tmp_path, job, dataset))
+    assert begins_with
+    assert begins_with.continues is continues
+
+
+def write_parent(folder: Path, job: Job, dataset: Dataset, **record: object) -> Path:
+    """A finished run with a checkpoint that nothing reads."""
+    parent = folder / "runs/lstm/parent"
+    write_run(parent, job.to_toml())
+    record |= {"format": 2, "dataset": {"checksum": dataset.checksum}}
+    (parent / "provenance.json").write_text(json.dumps(record))
+    (parent / "checkpoints").mkdir()
+    (parent / "checkpoints/step-000000003.npz").touch()
+    return parent
 
 
 @pytest.mark.parametrize(

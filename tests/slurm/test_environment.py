@@ -8,6 +8,7 @@ import pytest
 
 from harness.slurm.environment import (
     SlurmEnvironment,
+    describe_given,
     given_cpus,
     report_node_fault,
     resume_command,
@@ -24,6 +25,16 @@ def test_the_allocation_is_what_slurm_says() -> None:
     assert json.dumps(allocation.variables) == '{"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7"}'
     assert given_cpus(allocation) == 1
     assert given_cpus(None) == len(os.sched_getaffinity(0))
+
+
+def test_a_log_begins_with_what_a_job_was_given() -> None:
+    """Several nodes by Slurm's list of them, one by its name."""
+    one = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n4", "SLURM_CPUS_PER_TASK": "2"}
+    two = one | {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[4-5]"}
+    for variables, where in ((one, "n4"), (two, "each of n[4-5]")):
+        allocation = SlurmEnvironment.from_environment(variables)
+        assert allocation
+        assert describe_given(allocation) == f"job 7 on {where}: no GPUs, 2 CPUs"
 
 
 @pytest.mark.parametrize("missing", [None, "HARNESS_NODE_FAULTS", "SLURMD_NODENAME"])

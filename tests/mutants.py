@@ -34,6 +34,8 @@ OTHER_OPERATOR |= {"*": "/", "/": "*", "//": "*", "%": "*"}
 LOOKS = re.compile(
     r"(.*\.)?(info|warning|print|add_note|echo|log|sleep)$|(.*\.)?(axes|axis|figure|plt)\."
 )
+WITHOUT_EFFECT = ("indent", "strict")  # arguments that no test can tell apart
+PICTURES = ("pictures.py", "plots.py")
 WAITING = re.compile(r"timeout|patience|poll|sleep|_s\b", re.IGNORECASE)
 QUICK = "not slow and not cluster and not full"
 END_TO_END = (PROJECT / "tests/training/test_train.py",)
@@ -102,6 +104,8 @@ def changeable(node: ast.AST) -> Iterator[ast.AST]:
     """The node and those below it, without types, decorators, assertions, text and pictures."""
     if isinstance(node, ast.Assert | ast.Raise | ast.JoinedStr):
         return
+    if isinstance(node, ast.keyword) and node.arg in WITHOUT_EFFECT:
+        return
     call = node.value if isinstance(node, ast.Expr) else node
     if isinstance(call, ast.Call) and LOOKS.match(ast.unparse(call.func)):
         return
@@ -142,7 +146,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="how many to try at a time")
     options = parser.parse_args()
     paths = [
-        path for each in PACKAGES for path in sorted((PROJECT / "harness" / each).glob("*.py"))
+        path
+        for each in PACKAGES
+        for path in sorted((PROJECT / "harness" / each).glob("*.py"))
+        if path.name not in PICTURES
     ]
     mutants = [mutant for path in paths for mutant in mutants_of(path.relative_to(PROJECT))]
     drawn = random.Random(options.seed).sample(mutants, options.number)  # noqa: S311 - no secret

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Collection
 from pathlib import Path
 
-ACL_NAMED = (0x02, 0x08)  # the tags of a named user and a named group
+ACL_USER, ACL_GROUP = 0x02, 0x08  # the tags of a named user and a named group
 
 
 def owner_name(user_id: int) -> str:
@@ -39,20 +39,28 @@ def others_can_write(path: Path, status: os.stat_result) -> bool:
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
         return False  # as in /tmp, each user changes only what is their own
     # With an ACL these bits are its mask, the most that any of its entries allows.
-    if status.st_mode & stat.S_IWGRP and (not _is_own_group(status) or _acl_lets_write(path)):
+    if status.st_mode & stat.S_IWGRP and (
+        not _is_own_group(status) or _acl_lets_write(path, status)
+    ):
         return True
     return bool(status.st_mode & stat.S_IWOTH)
 
 
-def _acl_lets_write(path: Path) -> bool:
-    """Whether an ACL names a user or a group that its mask lets write."""
+def _acl_lets_write(path: Path, status: os.stat_result) -> bool:
+    """Whether an ACL lets another user, or a group, write, as far as its mask does."""
+    trusted = (os.getuid(), status.st_uid, 0)
     try:
         acl = os.getxattr(path, "system.posix_acl_access")
     except (OSError, AttributeError):  # there is none; this is no Linux
         return False
     # See linux/posix_acl_xattr.h: a version of 4 bytes, then a tag, permissions and an id for each.
     entries = struct.iter_unpack("<HHI", acl[4:])
-    return any(tag in ACL_NAMED and permissions & 2 for tag, permissions, _ in entries)
+    return any(
+        tag in (ACL_USER, ACL_GROUP)
+        and permissions & 2
+        and not (tag == ACL_USER and who in trusted)
+        for tag, permissions, who in entries
+    )
 
 
 def _is_own_group(status: os.stat_result) -> bool:

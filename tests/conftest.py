@@ -184,7 +184,7 @@ class Harness:
     def run(
         self, *words: object, stdin: str = "", timeout_s: float = 300
     ) -> "subprocess.CompletedProcess[str]":
-        if preloaded.read_at_start(self.environment) == self.usual_start:
+        if preloaded.fits(self.environment, self.usual_start):
             done = preloaded.run(words, self.folder, self.environment, stdin, timeout_s)
         else:
             done = subprocess.run(

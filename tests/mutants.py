@@ -166,10 +166,12 @@ def main() -> int:
 
         def try_out(mutant: Mutant) -> str:
             copy = copies.get()
-            (copy / mutant.path).write_bytes(mutant.source())
-            by = failure(copy, tests_of(mutant.path), options.marks)
-            shutil.copy(PROJECT / mutant.path, copy / mutant.path)
-            copies.put(copy)
+            try:
+                (copy / mutant.path).write_bytes(mutant.source())
+                by = failure(copy, tests_of(mutant.path), options.marks)
+                shutil.copy(PROJECT / mutant.path, copy / mutant.path)
+            finally:
+                copies.put(copy)
             print(f"{mutant}: {by or 'SURVIVES'}", flush=True)  # noqa: T201
             return by
 

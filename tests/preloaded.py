@@ -12,11 +12,14 @@ import contextlib
 import fcntl
 import gc
 import importlib
+import io
 import json
 import os
+import random
 import re
 import runpy
 import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -24,9 +27,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 LIBRARIES = ("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow")
 # As harness.compute.strategy sets them before the import, which reads them.
@@ -43,6 +47,18 @@ CHECK_S = 5.0  # how often the server looks whether the process that started it 
 def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a command must share with the server."""
     return {name: value for name, value in environment.items() if READ_AT_START.match(name)}
+
+
+def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
+    """Whether a command may be a fork of the server, or of one that has yet to start.
+
+    Args:
+        environment: of the command.
+        usual: what the start of most commands reads, of which a server is started.
+    """
+    kept = Path(os.environ["HARNESS_TEST_SHARED"], "preloaded.json")
+    of_server = json.loads(kept.read_text()) if kept.exists() else usual
+    return read_at_start(environment) == of_server == usual
 
 
 def run(
@@ -64,35 +80,51 @@ def run(
     Raises:
         subprocess.TimeoutExpired: if it was.
     """
-    args = list(map(str, words))
+    args, deadline = list(map(str, words)), time.monotonic() + timeout_s
     request = {"words": args, "folder": str(folder), "environment": dict(environment)}
-    outputs = [os.pipe(), os.pipe()]  # lines in a file would have a date
-    with (
-        _connect(environment) as connection,
-        tempfile.TemporaryFile() as typed,
-        ThreadPoolExecutor(len(outputs)) as readers,
-    ):
-        typed.write(stdin.encode())
-        typed.seek(0)
-        texts = [readers.submit(_read, reader) for reader, _ in outputs]
-        writers = [writer for _, writer in outputs]
-        socket.send_fds(connection, [b"."], [typed.fileno(), *writers])
-        for writer in writers:
-            os.close(writer)
-        connection.settimeout(timeout_s)
-        connection.sendall(json.dumps(request).encode() + END)
-        try:
-            answer = connection.recv(64)
-        except TimeoutError:
-            connection.close()  # which ends the command
-            raise subprocess.TimeoutExpired(args, timeout_s) from None
-        out, err = (text.result() for text in texts)
-    return subprocess.CompletedProcess(args, os.waitstatus_to_exitcode(int(answer)), out, err)
+    pipes = [os.pipe(), os.pipe()]  # lines in a file would have a date
+    outputs, inputs = zip(*pipes, strict=True)
+    try:
+        with _connect(environment) as connection, tempfile.TemporaryFile() as typed:
+            typed.write(stdin.encode())
+            typed.seek(0)
+            try:
+                socket.send_fds(connection, [b"."], [typed.fileno(), *inputs])
+                connection.sendall(json.dumps(request).encode() + END)
+            finally:
+                for each in inputs:
+                    os.close(each)
+            answer, out, err = _read((connection.fileno(), *outputs), deadline)
+    except TimeoutError:  # the command ends with the connection
+        raise subprocess.TimeoutExpired(args, timeout_s) from None
+    finally:
+        for each in outputs:
+            os.close(each)
+    assert answer, "the helper was killed"
+    texts = (io.TextIOWrapper(io.BytesIO(each)).read() for each in (out, err))
+    return subprocess.CompletedProcess(args, os.waitstatus_to_exitcode(int(answer)), *texts)
 
 
-def _read(pipe: int) -> str:
-    with open(pipe) as file:
-        return file.read()
+def _read(files: Sequence[int], deadline: float) -> list[bytes]:
+    """What comes from each until all have ended.
+
+    Raises:
+        TimeoutError: if they have not by the deadline.
+    """
+    found = dict.fromkeys(files, b"")
+    with selectors.DefaultSelector() as selector:
+        for file in files:
+            selector.register(file, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(deadline - time.monotonic(), 0))
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                part = os.read(key.fd, 1 << 16)
+                found[key.fd] += part
+                if not part:
+                    selector.unregister(key.fd)
+    return list(found.values())
 
 
 def _connect(environment: Mapping[str, str]) -> socket.socket:
@@ -106,16 +138,20 @@ def _connect(environment: Mapping[str, str]) -> socket.socket:
             command = [sys.executable, "-m", "tests.preloaded", address]
             own = {"KERAS_HOME": str(shared / "keras")}  # Keras writes into it
             with (shared / "preloaded.log").open("a") as log:
-                subprocess.Popen(
+                server = subprocess.Popen(
                     command,
                     env={**environment, **VARIABLES, **own},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                 )
+            new = shared / "preloaded.new"
+            new.write_text(json.dumps(read_at_start(environment)))
+            new.rename(shared / "preloaded.json")
             deadline = time.monotonic() + PATIENCE_S
             while connection.connect_ex(address) != 0:
-                assert time.monotonic() < deadline, (shared / "preloaded.log").read_text()
+                is_starting = server.poll() is None and time.monotonic() < deadline
+                assert is_starting, (shared / "preloaded.log").read_text()
                 time.sleep(0.1)
     return connection
 
@@ -152,7 +188,10 @@ def _fork_command(connection: socket.socket) -> dict[str, Any]:
     _, files, _, _ = socket.recv_fds(connection, 1, NUM_FILES)
     text = b""
     while not text.endswith(END):
-        text += connection.recv(1 << 16)
+        part = connection.recv(1 << 16)
+        if not part:  # whoever asked has gone
+            os._exit(1)
+        text += part
     command = os.fork()
     if command == 0:
         connection.close()
@@ -180,6 +219,8 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     tempfile.tempdir = None  # TMPDIR may be another
+    random.seed()  # as in a process of its own, or nobody would see that a seed is missing
+    np.random.seed()
     sys.path[0] = request["folder"]
     sys.argv = ["harness", *request["words"]]
     runpy.run_module("harness", run_name="__main__", alter_sys=True)

@@ -187,11 +187,11 @@ def test_code_that_others_can_change_needs_the_user_s_word(
     assert load_job(kept) == job
 
 
-def acl(user_may: int, mask: int) -> bytes:
-    """A POSIX ACL with another user, as Linux keeps it: tag, permissions and id of each entry."""
+def acl(user_may: int, mask: int, user: int = 1234) -> bytes:
+    """A POSIX ACL that names a user, as Linux keeps it: tag, permissions and id of each entry."""
     entries = (
         (0x01, 6, -1),
-        (0x02, user_may, 1234),
+        (0x02, user_may, user),
         (0x04, 4, -1),
         (0x10, mask, -1),
         (0x20, 4, -1),
@@ -215,6 +215,8 @@ def test_code_that_an_acl_lets_another_user_change_is_refused(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"mynet\.py: others can write to it.*--trust-code"):
         load(tmp_path)
     path.chmod(0o644)  # takes the right from the mask
+    load(tmp_path)
+    os.setxattr(path, ACL, acl(user_may=6, mask=6, user=os.getuid()))  # a site may give it so
     load(tmp_path)
 
 

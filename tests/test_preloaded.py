@@ -21,5 +21,6 @@ def test_a_command_that_takes_too_long_is_killed(harness: Harness) -> None:
     """It leaves no process."""
     with pytest.raises(subprocess.TimeoutExpired):
         harness.run(*harness.train_words("lstm", "long", "--set", "train.epochs=200"), timeout_s=3)
+    assert not (harness.runs / "lstm/long/result.json").exists()
     folder = str(harness.folder)
     wait_for(lambda: all(each.info["cwd"] != folder for each in psutil.process_iter(["cwd"])))

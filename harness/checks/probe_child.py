@@ -297,8 +297,11 @@ def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) ->
 
     size = evaluation_batch(train_step.strategy)
     train_step.export_weights()
-    train_step.evaluator.probabilities(test.between(0, 1))  # traced; a batch is always full
     some = test.between(0, min(len(test.labels), TIMED_BATCHES * size))
+    # Traced and compiled; without XLA one review is enough, since a batch is always full.
+    train_step.evaluator.probabilities(
+        some if train_step.evaluator.is_compiled else test.between(0, 1)
+    )
     batches_each = math.ceil(len(some.labels) / size)
     began, done, now = time.perf_counter(), 0, 0.0
     while not done or now - began < seconds:

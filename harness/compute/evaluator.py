@@ -7,13 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from harness.inputs.epoch_order import BatchShape, evaluation_order
-from harness.inputs.input_pipeline import Batch, Reviews, batches
+from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import Job
 from harness.system.signals import StopRequest
 
 # Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
 # count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.
 EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
+COMPILED_PARTS = 2  # of such a batch, computed side by side where there are threads
 
 
 class Evaluator:
@@ -62,28 +63,23 @@ class Evaluator:
         return self._opened[1]
 
     def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        # As in a training step, XLA compiles what each replica computes by itself.
-        network = self._network
-        if self.is_compiled:
-            network = tf.function(network, jit_compile=True, autograph=False)
-
-        def replica_forward(batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            probabilities = network(batch.inputs)
-            if probabilities.shape[1] == 1:
-                probabilities = probabilities[:, 0]
-            return probabilities, batch.weights, vote[None]
-
-        outputs = self.strategy.run(replica_forward, args=(batch, vote))
+        outputs = self.strategy.run(self._replica_forward, args=(batch, vote))
         return tuple(self.strategy.gather(output, axis=0) for output in outputs)
+
+    def _replica_forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        probabilities = self._compiled(batch) if self.is_compiled else self._network(batch.inputs)
+        if probabilities.shape[1] == 1:
+            probabilities = probabilities[:, 0]
+        return probabilities, batch.weights, vote[None]
+
+    def _compiled(self, batch: Batch) -> tf.Tensor:
+        network = tf.function(self._network, jit_compile=True, autograph=False)
+        num_examples = self.shape.batch_size // self.strategy.num_replicas_in_sync
+        parts = in_parts(batch, num_examples, -(-num_examples // COMPILED_PARTS))
+        return tf.concat([network(part.inputs) for part in parts], axis=0)
 
     def _network(self, inputs: Any) -> tf.Tensor:
         return wide(self.model(inputs, training=False))
-
-
-def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
-    """Reviews in a global batch of an evaluation."""
-    kind = "gpu" if uses_gpu() else "cpu"
-    return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)
 
 
 def wide(probabilities: tf.Tensor) -> tf.Tensor:
@@ -95,3 +91,9 @@ def wide(probabilities: tf.Tensor) -> tf.Tensor:
 def uses_gpu() -> bool:
     """Whether this process computes on GPUs."""
     return bool(tf.config.get_visible_devices("GPU"))
+
+
+def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
+    """Reviews in a global batch of an evaluation."""
+    kind = "gpu" if uses_gpu() else "cpu"
+    return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)

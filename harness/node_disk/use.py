@@ -136,9 +136,13 @@ def _open(folder: Path) -> int:
 
 
 def _hold(descriptor: int) -> None:
-    """Wait for a folder's lock, but not for another user's: that one could keep it for ever."""
-    if os.fstat(descriptor).st_uid == os.getuid():  # others are not removed
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    """Hold a folder, and wait for that only where it is this user's: others could never let go.
+
+    Raises:
+        OSError: if its file system has no locks, or another user's folder can't be held now.
+    """
+    is_own = os.fstat(descriptor).st_uid == os.getuid()
+    fcntl.flock(descriptor, fcntl.LOCK_SH | (0 if is_own else fcntl.LOCK_NB))
 
 
 def _touch(descriptor: int) -> None:

@@ -40,7 +40,7 @@ from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.record_format import RECORD
-from harness.tracking.run_dir import RunDirectory, take_back_cancel
+from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
 
@@ -120,13 +120,12 @@ def launch(
         from harness.training.train import train
 
         stack.enter_context(console)
-        if options.takes_back_cancel:  # now that nothing refuses the run
-            take_back_cancel(run.folder)
         return train(
             context,
             Compute(strategy, plan, allocation, devices, worker_group),
             Observers(console, monitor, stop),
             parent=parent,
+            takes_back_cancel=options.takes_back_cancel,
         )
 
 

@@ -31,7 +31,12 @@ from harness.tracking.provenance import (
     record_kernels,
     write_provenance,
 )
-from harness.tracking.run_dir import PREDICTIONS, VALIDATION_PREDICTIONS, RunDirectory
+from harness.tracking.run_dir import (
+    PREDICTIONS,
+    VALIDATION_PREDICTIONS,
+    RunDirectory,
+    take_back_cancel,
+)
 from harness.training.callbacks import own_callbacks
 from harness.training.checkpoint import remove_checkpoints
 from harness.training.context import Compute, Observers, RunContext, known_words
@@ -51,6 +56,7 @@ def train(
     *,
     scores_validation: bool = False,
     parent: Parent | None = None,
+    takes_back_cancel: bool = False,
 ) -> dict[str, Any]:
     """Begin a run, or resume it where it was, and train it to its result.
 
@@ -64,6 +70,7 @@ def train(
         scores_validation: also score the exported weights on the validation reviews by what is
             not computed at each epoch.
         parent: the run that this one begins with, if it has no checkpoint yet.
+        takes_back_cancel: also train a run that was cancelled alone, of several in a job.
 
     Returns:
         The content of `result.json`.
@@ -78,6 +85,8 @@ def train(
     weights = class_weights(job.train, dataset.classes, training.labels)
     callbacks = own_callbacks(job)
     run.take_lease()
+    if takes_back_cancel:  # now that nothing refuses the run
+        take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
     with recorded_failures(heartbeat, worker_group):
         heartbeat.beat("starting")

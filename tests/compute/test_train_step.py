@@ -87,7 +87,7 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, f"train.precision={precision}"])
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     usual = TrainStep(job, strategy, plan)
-    monkeypatch.setattr("harness.compute.train_step._uses_gpu", lambda: True)
+    monkeypatch.setattr("harness.compute.train_step.uses_gpu", lambda: True)
     outside = TrainStep(job, strategy, plan)
     assert (usual.looks_up_outside, outside.looks_up_outside) == (False, True)
     embedded = tf.zeros([20, LENGTH, job.model.embedding_dim], outside.model.variable_dtype)

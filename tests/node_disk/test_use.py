@@ -14,6 +14,7 @@ from harness.node_disk.use import (
     MARK,
     MAX_UNUSED_S,
     environments,
+    is_in_use,
     mark_used,
     remove_unused,
     staged_data,
@@ -27,6 +28,7 @@ hold_own({"HARNESS_DATA": sys.argv[2]}, sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()
 """
+AS_ANOTHER = HOLD.replace("import sys", "import os, sys; os.getuid = lambda: -1", 1)
 BEFORE = time.time() - MAX_UNUSED_S - 60
 
 
@@ -145,12 +147,27 @@ def test_a_marked_folder_that_goes_meanwhile_is_told(tmp_path: Path, data: Path)
     assert not mark_used(data)
 
 
+def test_the_folder_of_another_user_is_held_while_it_is_used(tmp_path: Path, data: Path) -> None:
+    """Its owner neither replaces nor removes it meanwhile."""
+    with subprocess.Popen(
+        [sys.executable, "-c", AS_ANOTHER, tmp_path, data],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        assert is_in_use(data)
+        process.communicate()
+    assert not is_in_use(data)
+
+
 @pytest.mark.parametrize("way", ["lock", "fifo"])
 def test_nobody_else_can_let_a_command_wait(tmp_path: Path, data: Path, way: str) -> None:
     """Neither by a lock on a folder of theirs that it uses, nor by a FIFO in the mark's place."""
     if way == "lock":
         held = lock_folder(data)
-        script = HOLD.replace("import sys", "import os, sys; os.getuid = lambda: -1", 1)
+        script = AS_ANOTHER
     else:
         held, script = None, HOLD
         (data / MARK).unlink()

@@ -348,6 +348,9 @@ def test_every_review_gets_its_own_probability(
     evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
     probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, model.predict_on_batch(rows)[:, 0], rtol=1e-6)
+    batch, vote = next(iter(evaluator._open(reviews))), tf.constant(0.0, tf.float64)
+    graph = evaluator._run_forward.get_concrete_function(batch, vote).graph.as_graph_def()
+    assert ("_XlaMustCompile" in str(graph)) == (compiled == "true")
 
 
 @pytest.mark.parametrize("compiled", ["true", "false"])

@@ -13,7 +13,7 @@ Checks style, types and shell scripts, then runs the tests. It makes an environm
 first (.venv-test) and leaves yours alone. As root on Debian or Ubuntu it also installs what some
 tests need: Slurm, and a browser. Where either is missing, its tests are skipped.
 
-  (neither)  everything but the nightly tests: 17 to 27 minutes on two cores
+  (neither)  everything but the nightly tests: 18 minutes on two cores
   --quick    no test on a cluster, in a browser or of long training: under two minutes
   --all      the nightly tests too
 
@@ -100,6 +100,6 @@ wait
 heading pytest
 # One file at a time on each worker, the longest first. More workers than cores, because the tests
 # wait for processes, and those on a cluster for its clock.
-WORKERS=$(($(nproc) + (${NEEDS_PROGRAMS:-0} ? 2 : 1)))
+WORKERS=$(($(nproc) + (${NEEDS_PROGRAMS:-0} ? 3 : 1)))
 exec python -m pytest --numprocesses="$WORKERS" --maxprocesses=6 --max-worker-restart=0 \
     --dist=loadfile --no-loadscope-reorder "${TIER[@]}" "$@"

@@ -23,6 +23,7 @@ import pytest
 from harness.cli.main import main
 from harness.tracking.record_format import untimed
 from tests import guard, preloaded
+from tests.preloaded import SHARED
 from tests.slurm.cluster import REMEDY, is_installed
 
 # A shell, or nohup, may have started the tests with these ignored, which the processes that they
@@ -35,11 +36,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if not os.environ.get("HARNESS_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-# Names the folder that all workers of xdist share, with the steps that the tests have compiled, and
-# finished runs. Each command has a cache of its own, but compiling takes as long as a short
-# training, and is not what most tests are about.
-SHARED = "HARNESS_TEST_SHARED"
 
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"

@@ -32,6 +32,10 @@ from typing import Any
 
 import numpy as np
 
+# Names the folder that all workers of xdist share: the server's socket, finished runs, and compiled
+# steps. Each command has a cache of its own, but compiling takes as long as a short training, and
+# is not what most tests are about.
+SHARED = "HARNESS_TEST_SHARED"
 LIBRARIES = ("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow")
 # As harness.compute.strategy sets them before the import, which reads them.
 VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -56,7 +60,7 @@ def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
         environment: of the command.
         usual: what the start of most commands reads, of which a server is started.
     """
-    kept = Path(os.environ["HARNESS_TEST_SHARED"], "preloaded.json")
+    kept = Path(os.environ[SHARED], "preloaded.json")
     of_server = json.loads(kept.read_text()) if kept.exists() else usual
     return read_at_start(environment) == of_server == usual
 
@@ -129,7 +133,7 @@ def _read(files: Sequence[int], deadline: float) -> list[bytes]:
 
 def _connect(environment: Mapping[str, str]) -> socket.socket:
     """A connection to the server, which the first of all workers of xdist starts."""
-    shared = Path(os.environ["HARNESS_TEST_SHARED"])
+    shared = Path(os.environ[SHARED])
     address = str(shared / "preloaded")
     connection = socket.socket(socket.AF_UNIX)
     with (shared / "preloaded.lock").open("w") as lock:

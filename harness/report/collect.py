@@ -17,7 +17,7 @@ from harness.errors import InputError
 from harness.files.lenient_json import number, read_toml, table, text, whole
 from harness.job import LATER_KEYS, SOURCE_FORMAT, TABLES
 from harness.search_space import is_sweep, short_names
-from harness.tracking.record_format import RECORD
+from harness.tracking.record_format import RECORD, first_start
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble
 
@@ -225,7 +225,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
-    toml, start = read_toml(job_file(folder)), _first_start(run)
+    toml, start = read_toml(job_file(folder)), first_start(run.read_json(RECORD))
     if is_ensemble(folder):
         settings = _settings(table(read_toml(folder / ENSEMBLE_FILE), "settings"))
     else:
@@ -253,13 +253,6 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
 def job_file(folder: Path) -> Path:
     """The job of a run, or of an ensemble's first run, which is on the same data as the others."""
     return folder / ("members/1/job.toml" if is_ensemble(folder) else "job.toml")
-
-
-def _first_start(run: RunDirectory) -> dict[str, Any]:
-    """What a run recorded of its first start."""
-    starts = run.read_json(RECORD).get("starts")
-    first = starts[0] if isinstance(starts, list) and starts else None
-    return first if isinstance(first, dict) else {}
 
 
 def _began_s(start: dict[str, Any]) -> float:

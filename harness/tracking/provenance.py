@@ -16,7 +16,7 @@ from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
 from harness.system.host import installed_version, nvidia_driver, processor
-from harness.tracking.record_format import RECORD, stamped
+from harness.tracking.record_format import RECORD, first_start, stamped
 from harness.tracking.run_dir import RUN_FORMAT, RunDirectory
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
@@ -118,9 +118,7 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
         was = known.get(name) if isinstance(known, dict) else None
         if was != version:
             changes.append(f"{name} was {was} and is {version}")
-    starts = record.get("starts")
-    first = starts[0] if isinstance(starts, list) and starts else {}
-    was, now_on = (_kinds(each) for each in (first.get("devices") or (), devices))
+    was, now_on = (_kinds(each) for each in (first_start(record).get("devices") or (), devices))
     if was and was != now_on:
         changes.append(f"it ran on {was} and goes on with {now_on}")
     return changes

@@ -19,6 +19,13 @@ def stamped(record: Mapping[str, Any], number: int) -> dict[str, Any]:
     return {"format": number, "harness": __version__, **_unstamped(record)}
 
 
+def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run recorded of its first start; nothing of a record that is missing or broken."""
+    starts = record.get("starts")
+    first = starts[0] if isinstance(starts, list) and starts else None
+    return first if isinstance(first, dict) else {}
+
+
 def check_format(name: str, record: Mapping[str, Any], known: int, *, remedy: str = "") -> None:
     """Refuse to go on with what a later version of harness wrote.
 

@@ -17,7 +17,7 @@ from harness.files.lenient_json import read_json_lines, text
 from harness.files.plain_file import read_plain_file
 from harness.job import Job
 from harness.tracking.progress import Progress
-from harness.tracking.record_format import RECORD
+from harness.tracking.record_format import RECORD, first_start
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext
 
@@ -86,22 +86,15 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     return _checked(RunDirectory.open(folder), context)
 
 
-def _first_start(run: RunDirectory) -> dict[str, Any]:
-    """What a run has recorded of its first start."""
-    starts = run.read_json(RECORD).get("starts")
-    first = starts[0] if isinstance(starts, list) and starts else None
-    return first if isinstance(first, dict) else {}
-
-
 def _recorded(run: RunDirectory) -> str | None:
     """The folder of the parent with which a run began."""
-    parent = _first_start(run).get("parent")
+    parent = first_start(run.read_json(RECORD)).get("parent")
     return text(parent.get("run")) if isinstance(parent, dict) else None
 
 
 def _weights_of(run: RunDirectory) -> str | None:
     """The folder of the run with whose weights a run, or one that it goes on with, began."""
-    parent = _first_start(run).get("parent")
+    parent = first_start(run.read_json(RECORD)).get("parent")
     if not isinstance(parent, dict):
         return None
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
@@ -144,10 +137,11 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
         yield "train.schedule_epochs, which follows train.epochs where it is 0"
-    data = parent.read_json(RECORD).get("dataset")
+    record = parent.read_json(RECORD)
+    data = record.get("dataset")
     if not isinstance(data, dict) or data.get("checksum") != context.dataset.checksum:
         yield "the data"
-    if vectors and _first_start(parent).get("embeddings", vectors.checksum) != vectors.checksum:
+    if vectors and first_start(record).get("embeddings", vectors.checksum) != vectors.checksum:
         yield "the content of model.embeddings"
 
 

@@ -1,5 +1,6 @@
 """What is removed from a node's disk after a week, and what stays."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -54,14 +55,21 @@ def environment(tmp_path: Path) -> Path:
 @pytest.fixture
 def holder(environment: Path, data: Path) -> Iterator[None]:
     """A process that uses both."""
+    with used(environment, data):
+        yield
+
+
+@contextlib.contextmanager
+def used(environment: Path, data: Path, script: str = HOLD) -> Iterator[None]:
+    """Let a process use both, until the block ends."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, environment, data],
+        [sys.executable, "-c", script, environment, data],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=PROJECT,
     ) as process:
         assert process.stdout
-        process.stdout.readline()
+        assert process.stdout.readline() == b"held\n"
         yield
 
 
@@ -149,16 +157,8 @@ def test_a_marked_folder_that_goes_meanwhile_is_told(tmp_path: Path, data: Path)
 
 def test_the_folder_of_another_user_is_held_while_it_is_used(tmp_path: Path, data: Path) -> None:
     """Its owner neither replaces nor removes it meanwhile."""
-    with subprocess.Popen(
-        [sys.executable, "-c", AS_ANOTHER, tmp_path, data],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=PROJECT,
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"held\n"
+    with used(tmp_path, data, AS_ANOTHER):
         assert is_in_use(data)
-        process.communicate()
     assert not is_in_use(data)
 
 

@@ -170,7 +170,10 @@ class Harness:
     def command(self, *words: object) -> list[str]:
         return [sys.executable, "-m", "harness", *map(str, words)]
 
-    def start(self, *words: object) -> "subprocess.Popen[str]":
+    def start(self, *words: object, is_forked: bool = True) -> preloaded.Process:
+        """Start a command; a process that is known by its command, or is importing, is no fork."""
+        if is_forked and preloaded.fits(self.environment, self.usual_start):
+            return preloaded.Command(words, self.folder, self.environment)
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,

@@ -4,8 +4,9 @@ To import TensorFlow takes four seconds of a core, and the tests start hundreds 
 begins where that import has ended. It imports the harness itself, as any process does, and has its
 own arguments, folder, environment and files.
 
-A server forks a helper for each connection. The helper forks the command, waits for it, and answers
-with its exit code; if the connection is closed before, it kills the command.
+A server forks a helper for each connection. The helper forks the command, answers with its process
+number, waits for it, and answers with its exit code; if the connection is closed before, it kills
+the command.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import gc
 import importlib
 import io
 import json
+import math
 import os
 import random
 import re
@@ -65,6 +67,105 @@ def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
     return read_at_start(environment) == of_server == usual
 
 
+class Command:
+    """A fork that is a command, with what the tests use of a `subprocess.Popen`."""
+
+    def __init__(
+        self,
+        words: Sequence[object],
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        stdin: str = "",
+    ) -> None:
+        """Start `python -m harness` in a fork of the server.
+
+        Args:
+            words: after `harness`.
+            folder: the command's current one.
+            environment: of the command.
+            stdin: what it reads.
+        """
+        self.args = ["harness", *map(str, words)]
+        self.returncode: int | None = None
+        request = {"args": self.args, "folder": str(folder), "environment": dict(environment)}
+        pipes = [os.pipe(), os.pipe()]  # lines in a file would have a date
+        outputs, inputs = zip(*pipes, strict=True)
+        self.stdout, self.stderr = map(os.fdopen, outputs)
+        self._connection = _connect(environment)
+        with tempfile.TemporaryFile() as typed:
+            typed.write(stdin.encode())
+            typed.seek(0)
+            socket.send_fds(self._connection, [b"."], [typed.fileno(), *inputs])
+        for each in inputs:
+            os.close(each)
+        self._connection.sendall(json.dumps(request).encode() + END)
+        answer = b""
+        while not answer.endswith(END):
+            answer += self._connection.recv(1)
+        self.pid = int(answer)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it writes until it ends.
+
+        Raises:
+            subprocess.TimeoutExpired: if it does not within `timeout` seconds; it goes on.
+        """
+        files = [each.fileno() for each in (self.stdout, self.stderr)]
+        try:
+            texts = _read(files, timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+        self.wait(timeout)
+        for each in (self.stdout, self.stderr):
+            each.close()
+        out, err = (io.TextIOWrapper(io.BytesIO(each)).read() for each in texts)
+        return out, err
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, or minus the signal that ended it, once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: if it has not within `timeout` seconds.
+        """
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            status = self._connection.makefile().read()  # the helper ends with it
+            assert status, "the helper was killed"
+            self.returncode = os.waitstatus_to_exitcode(int(status))
+            self._connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end, by SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Kill it if it runs."""
+        self._connection.close()
+        for each in (self.stdout, self.stderr):
+            each.close()
+
+
+Process = subprocess.Popen[str] | Command
+
+
 def run(
     words: Sequence[object],
     folder: Path,
@@ -74,53 +175,28 @@ def run(
 ) -> "subprocess.CompletedProcess[str]":
     """What `subprocess.run` says of `python -m harness`, from a fork of the server.
 
-    Args:
-        words: after `harness`.
-        folder: the command's current one.
-        environment: of the command.
-        stdin: what it reads.
-        timeout_s: after which it is killed.
-
     Raises:
-        subprocess.TimeoutExpired: if it was.
+        subprocess.TimeoutExpired: if it took longer and was killed.
     """
-    args, deadline = list(map(str, words)), time.monotonic() + timeout_s
-    request = {"words": args, "folder": str(folder), "environment": dict(environment)}
-    pipes = [os.pipe(), os.pipe()]  # lines in a file would have a date
-    outputs, inputs = zip(*pipes, strict=True)
-    try:
-        with _connect(environment) as connection, tempfile.TemporaryFile() as typed:
-            typed.write(stdin.encode())
-            typed.seek(0)
-            try:
-                socket.send_fds(connection, [b"."], [typed.fileno(), *inputs])
-                connection.sendall(json.dumps(request).encode() + END)
-            finally:
-                for each in inputs:
-                    os.close(each)
-            answer, out, err = _read((connection.fileno(), *outputs), deadline)
-    except TimeoutError:  # the command ends with the connection
-        raise subprocess.TimeoutExpired(args, timeout_s) from None
-    finally:
-        for each in outputs:
-            os.close(each)
-    assert answer, "the helper was killed"
-    texts = (io.TextIOWrapper(io.BytesIO(each)).read() for each in (out, err))
-    return subprocess.CompletedProcess(args, os.waitstatus_to_exitcode(int(answer)), *texts)
+    with contextlib.closing(Command(words, folder, environment, stdin=stdin)) as command:
+        out, err = command.communicate(timeout_s)
+        return subprocess.CompletedProcess(command.args, command.wait(), out, err)
 
 
-def _read(files: Sequence[int], deadline: float) -> list[bytes]:
+def _read(files: Sequence[int], timeout_s: float | None) -> list[bytes]:
     """What comes from each until all have ended.
 
     Raises:
-        TimeoutError: if they have not by the deadline.
+        TimeoutError: if they have not within so many seconds.
     """
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     found = dict.fromkeys(files, b"")
     with selectors.DefaultSelector() as selector:
         for file in files:
             selector.register(file, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(max(deadline - time.monotonic(), 0))
+            left_s = max(deadline - time.monotonic(), 0)
+            ready = selector.select(None if timeout_s is None else left_s)
             if not ready:
                 raise TimeoutError
             for key, _ in ready:
@@ -202,6 +278,8 @@ def _fork_command(connection: socket.socket) -> dict[str, Any]:
         return {**json.loads(text), "files": files}
     for file in files:
         os.close(file)
+    with contextlib.suppress(OSError):  # whoever asked has gone
+        connection.sendall(str(command).encode() + END)
     ended = os.pidfd_open(command)
     readable, _, _ = select.select([ended, connection.fileno()], [], [])
     if ended not in readable:  # whoever asked has gone
@@ -226,7 +304,7 @@ def _become(request: dict[str, Any]) -> None:
     random.seed()  # as in a process of its own, or nobody would see that a seed is missing
     np.random.seed()
     sys.path[0] = request["folder"]
-    sys.argv = ["harness", *request["words"]]
+    sys.argv = request["args"]
     runpy.run_module("harness", run_name="__main__", alter_sys=True)
 
 

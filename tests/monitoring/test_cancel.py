@@ -19,6 +19,7 @@ from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from tests.checks.site import ELSEWHERE, Site, site
 from tests.conftest import JOBS, Harness
+from tests.preloaded import Process
 
 __all__ = ["site"]  # a fixture
 
@@ -189,10 +190,10 @@ def is_training(run: RunDirectory, process: int) -> bool:
     return (state.get("process"), state.get("phase")) == (process, "training") and "step" in state
 
 
-def start_run(harness: Harness) -> "tuple[subprocess.Popen[str], Path]":
+def start_run(harness: Harness) -> tuple[Process, Path]:
     """A training process, once it has told of a step."""
     words = harness.train_words("lstm", "live", "--set", "train.epochs=1000")
-    process = harness.start(*words)
+    process = harness.start(*words, is_forked=False)
     run = RunDirectory(harness.runs / "lstm/live")
     deadline = time.monotonic() + 120
     while not is_training(run, process.pid):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import PROJECT, Harness, wait_for
+from tests.preloaded import Process
 from tests.training.kills import wait_for_step
 
 LISTENING = """
@@ -97,7 +98,7 @@ def test_an_import_does_not_lose_it(times: int, code: int, said: str, warned: st
     assert warned in (None, done.stderr)
 
 
-def press_until_it_ends(process: "subprocess.Popen[str]") -> str:
+def press_until_it_ends(process: Process) -> str:
     """Send one SIGINT after another; returns what the process wrote on standard error."""
     family = psutil.Process(process.pid).children(recursive=True)
     deadline = time.monotonic() + 60
@@ -110,14 +111,14 @@ def press_until_it_ends(process: "subprocess.Popen[str]") -> str:
     return warned
 
 
-def has_loaded(process: "subprocess.Popen[str]", library: str) -> Callable[[], bool]:
+def has_loaded(process: Process, library: str) -> Callable[[], bool]:
     return lambda: library in Path(f"/proc/{process.pid}/maps").read_text()
 
 
 @pytest.mark.parametrize("library", ["_pydantic_core", "libtensorflow"])
 def test_in_start_up(harness: Harness, library: str) -> None:
     """While the command line or TensorFlow is imported."""
-    process = harness.start(*harness.train_words("lstm", "stopped"))
+    process = harness.start(*harness.train_words("lstm", "stopped"), is_forked=False)
     wait_for(has_loaded(process, library))
     warned = press_until_it_ends(process)
     assert process.returncode == 75

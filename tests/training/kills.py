@@ -1,10 +1,10 @@
 """Runs that are killed at a step of theirs."""
 
-import subprocess
 import time
 from pathlib import Path
 
 from tests.conftest import Harness, shared_run
+from tests.preloaded import Process
 
 
 def newest_step(run: Path) -> int:
@@ -13,7 +13,7 @@ def newest_step(run: Path) -> int:
     return max((int(path.stem.partition("-")[2]) for path in paths), default=-1)
 
 
-def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int) -> None:
+def wait_for_step(process: Process, run: Path, step: int) -> None:
     """Wait until the run's heartbeat has seen a checkpoint at `step` or later."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

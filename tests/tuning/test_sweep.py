@@ -22,6 +22,7 @@ from harness.files.shared_disk import SharedDisk
 from harness.sweep_protocol.journal import Ledger, read_ledger
 from harness.sweep_protocol.mailbox import Clock, SharedFolder, Terms
 from tests.conftest import Harness, shared_run, wait_for
+from tests.preloaded import Process
 
 pytestmark = pytest.mark.full
 
@@ -60,8 +61,9 @@ class Sweeps:
     def folder(self, sweep_id: str) -> Path:
         return self.harness.runs / "small" / sweep_id
 
-    def start(self, sweep_id: str, *words: object) -> "subprocess.Popen[str]":
-        return self.harness.start("tune", self.job, "--sweep-id", sweep_id, *words)
+    def start(self, sweep_id: str, *words: object) -> Process:
+        words = ("tune", self.job, "--sweep-id", sweep_id, *words)
+        return self.harness.start(*words, is_forked=False)
 
     def tune(self, sweep_id: str, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.harness.run("tune", self.job, "--sweep-id", sweep_id, *words)
@@ -196,7 +198,7 @@ def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
 
 
 @contextlib.contextmanager
-def killed_after(patience_s: float, process: "subprocess.Popen[Any]") -> Iterator[None]:
+def killed_after(patience_s: float, process: "Process | subprocess.Popen[bytes]") -> Iterator[None]:
     """Kill a process whose output is read in the block, if that takes too long."""
     too_late = threading.Timer(patience_s, process.kill)
     too_late.start()
@@ -270,7 +272,8 @@ def test_a_worker_that_hangs_is_ended_and_one_may_join(calm: Sweeps) -> None:
     process = calm.start("hung", "--workers", 1, "--stall", 12)
     wait_for(lambda: calm.state("hung").get("running"), timeout_s=90)
     os.kill(calm.workers("hung")[0], signal.SIGSTOP)
-    joined = calm.harness.start("sweep", "join", calm.folder("hung"), "--workers", 1)
+    words = ("sweep", "join", calm.folder("hung"), "--workers", 1)
+    joined = calm.harness.start(*words, is_forked=False)
     said, errors = process.communicate(timeout=400)
     assert process.returncode == 0, said + errors
     assert re.search(r"w0 made no progress for 12 s with trial \d+ and is ended", errors)

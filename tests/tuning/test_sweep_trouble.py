@@ -218,7 +218,7 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 def test_of_two_supervisors_that_start_at_once_one_goes_on(eight: Sweeps) -> None:
     """The other says so and ends with 1; no trial counts twice."""
     both = [eight.start("twice", "--workers", 1) for _ in range(2)]
-    ends = [(*each.communicate(timeout=LIMIT_S), each.returncode) for each in both]
+    ends = [(*each.communicate(timeout=LIMIT_S), each.wait()) for each in both]
     assert sorted(code for _, _, code in ends) == [0, 1], ends
     assert any("took it over" in errors for _, errors, code in ends if code == 1), ends
     check_same(eight, "twice")
@@ -316,14 +316,14 @@ def test_over_two_views_of_one_folder_that_are_30_s_late(eight: Sweeps, views: l
     one, two = (view / "small/late" for view in views)
     assert not two.exists()  # which that view goes on seeing for a while
     words = ("tune", eight.job, "--sweep-id", "late", "--workers", 1, "--runs")
-    process = eight.harness.start(*words, views[0])
+    process = eight.harness.start(*words, views[0], is_forked=False)
     wait_for(lambda: read_json(one / "state.json").get("running"), timeout_s=LIMIT_S)
     wait_for(two.exists, timeout_s=60)
-    joined = eight.harness.start("sweep", "join", two, "--workers", 1)
+    joined = eight.harness.start("sweep", "join", two, "--workers", 1, is_forked=False)
     wait_for(lambda: len(ledger_of(one).accepted) >= 3, timeout_s=LIMIT_S)
     process.kill()
     process.communicate()
-    process = eight.harness.start(*words, views[1])
+    process = eight.harness.start(*words, views[1], is_forked=False)
     said, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, said + errors
     said, errors = joined.communicate(timeout=LIMIT_S)

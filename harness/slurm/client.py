@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import InputError, RunError
+from harness.slurm.environment import OF_ARRAYS, OF_USERS, SlurmEnvironment
 
 TIMEOUT_S = 30
 OLDEST = (20, 11)  # the first with `srun --overlap`
 BAD_OPTION = 255  # sbatch's exit code
-OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
-# Set for a user's own calls: they hide jobs, ask before a job is cancelled, change how times look.
-OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 
 
 class NoAnswerError(RunError):
@@ -111,6 +109,37 @@ def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
     if done.returncode != 0:
         raise RunError(f"{shlex.join(args)}: {errors_of(done)}")
     return done.stdout
+
+
+def node_names(allocation: SlurmEnvironment) -> list[str]:
+    """The nodes of a job step in the order of its tasks, named as Slurm names them.
+
+    In a container, where Slurm's clients may be missing, the job scripts have asked before.
+
+    Raises:
+        InputError, RunError: if Slurm must be asked and does not answer.
+    """
+    if allocation.nodes:
+        return list(allocation.nodes)
+    return _expanded(allocation.node_list)
+
+
+def job_nodes(allocation: SlurmEnvironment) -> list[str]:
+    """The nodes of the whole job; of one node that Slurm does not name here, an empty name.
+
+    Raises:
+        InputError, RunError: if Slurm must be asked and does not answer.
+    """
+    if allocation.nodes:
+        return list(allocation.nodes)
+    if allocation.num_nodes > 1:
+        return _expanded(allocation.variables.get("SLURM_JOB_NODELIST", ""))
+    return [allocation.node]
+
+
+def _expanded(node_list: str) -> list[str]:
+    """Only Slurm itself expands its lists rightly: `n[08-10]` is n08, n09, n10."""
+    return ask("scontrol", "show", "hostnames", node_list).split()
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.slurm.client import ask
 from harness.system.cuda import visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
+OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+# Set for a user's own calls: they hide jobs, ask before a job is cancelled, change how times look.
+OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 FIRST_JOB = "HARNESS_FIRST_JOB"  # of jobs that go on one after another
 ASKED = frozenset(
     f"SLURM_{name}"
@@ -92,7 +94,7 @@ class SlurmEnvironment:
 
         The `job_id` of one task is that of the array, by which they would act on all tasks.
         """
-        array, task = (self.variables.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+        array, task = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
 
 
@@ -108,32 +110,6 @@ def _per_task(name: str, variables: Mapping[str, str]) -> int | None:
 def _whole(text: str) -> int | None:
     """A number as Slurm writes it, None for what else a record may hold."""
     return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
-
-
-def node_names(allocation: SlurmEnvironment) -> list[str]:
-    """The nodes of a job step in the order of its tasks, named as Slurm names them.
-
-    Only Slurm itself expands its lists rightly: `n[08-10]` is n08, n09, n10. In a container, where
-    its clients may be missing, the job scripts have asked before.
-    """
-    if allocation.nodes:
-        return list(allocation.nodes)
-    return ask("scontrol", "show", "hostnames", allocation.node_list).split()
-
-
-def job_nodes(allocation: SlurmEnvironment) -> list[str]:
-    """The nodes of the whole job; of one node that Slurm does not name here, an empty name.
-
-    Raises:
-        InputError, RunError: if Slurm must be asked and does not answer.
-    """
-    if allocation.nodes:
-        return list(allocation.nodes)
-    if allocation.num_nodes > 1:
-        return ask(
-            "scontrol", "show", "hostnames", allocation.variables.get("SLURM_JOB_NODELIST", "")
-        ).split()
-    return [allocation.node]
 
 
 def given_cpus(allocation: SlurmEnvironment | None) -> int:

@@ -8,12 +8,12 @@ from itertools import accumulate
 
 from harness.errors import InputError
 from harness.slurm import client
+from harness.slurm.client import job_nodes
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
     given_gpus,
     given_memory_gb,
-    job_nodes,
     visible_gpus,
 )
 from harness.system import cuda, nvml

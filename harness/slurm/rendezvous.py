@@ -20,7 +20,8 @@ from typing import Any, Self
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.files.site_settings import site_setting
-from harness.slurm.environment import SlurmEnvironment, node_names
+from harness.slurm.client import node_names
+from harness.slurm.environment import SlurmEnvironment
 from harness.system.auth_channel import (
     AuthServer,
     Message,

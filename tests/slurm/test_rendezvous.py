@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.slurm.environment import SlurmEnvironment, node_names
+from harness.slurm.client import node_names
+from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, MEETING_PORTS, WorkerGroup, first_port
 from harness.system.auth_channel import HELLO_S, NONCE_BYTES
 from tests.slurm.cluster import wait_until

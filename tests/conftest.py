@@ -37,6 +37,9 @@ OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if not os.environ.get("HARNESS_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# Tests that import TensorFlow here set some of these.
+READ_AT_START = preloaded.read_at_start(os.environ)
+
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
 
@@ -142,8 +145,13 @@ class Harness:
         self.cache = folder.with_name(f"{folder.name}-cache")
         # The last is set for TensorFlow in this process, by tests that import it here.
         hidden = ("HARNESS_", "SLURM_", "KERAS_HOME", "CUBLAS_WORKSPACE_CONFIG")
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
-        self.environment |= {
+        at_start = preloaded.read_at_start(os.environ)
+        others = {
+            k: v for k, v in os.environ.items() if not (k in at_start or k.startswith(hidden))
+        }
+        self.environment = {
+            **others,
+            **READ_AT_START,
             "HARNESS_OFFLINE": "1",
             "HARNESS_HERE": "1",  # with or without Slurm on this machine
             "HARNESS_RUNS": str(self.runs),

@@ -100,6 +100,6 @@ wait
 heading pytest
 # One file at a time on each worker, the longest first. More workers than cores, because the tests
 # wait for processes, and those on a cluster for its clock.
-WORKERS=$(($(nproc) + (${NEEDS_PROGRAMS:-0} ? 3 : 1)))
+WORKERS=$(($(nproc) + (${NEEDS_PROGRAMS:-0} ? 2 : 1)))
 exec python -m pytest --numprocesses="$WORKERS" --maxprocesses=6 --max-worker-restart=0 \
     --dist=loadfile --no-loadscope-reorder "${TIER[@]}" "$@"

@@ -97,7 +97,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
     moments = random.Random(7)  # noqa: S311 - not a secret
     run = harness.runs / "gru" / "killed"
     for _ in range(20):
-        process = harness.start(*harness.train_words("gru", "killed", *words))
+        process = harness.start(*harness.train_words("gru", "killed", *words), is_forked=False)
         deadline = time.monotonic() + moments.uniform(2, 9)
         while time.monotonic() < deadline and not (run / "result.json").exists():
             time.sleep(0.01)

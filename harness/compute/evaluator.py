@@ -1,12 +1,13 @@
 """Scores reviews with a network: batches, and the graph of the forward pass."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.inputs.epoch_order import BatchShape, evaluation_order
+from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job import Job
 from harness.system.signals import StopRequest
@@ -28,7 +29,7 @@ class Evaluator:
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
-        self._opened: tuple[Reviews, tf.distribute.DistributedDataset] | None = None
+        self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
         """Of two classes the probability of label 1 for each review, `[num_reviews] float32`.
@@ -40,13 +41,16 @@ class Evaluator:
         """
         stop = stop or StopRequest()
         outputs = []
-        order = self._order(reviews)
-        for batch in self._open(reviews):
+        order, opened = self._order(reviews), self._open(reviews)
+        self._opened = None  # an evaluation that is interrupted leaves the rest of its batches
+        for _ in range(num_steps(len(order), self.shape.batch_size)):
+            batch = next(opened)
             stop.check()
             # Each replica's batch ends in padding where the global batch is not full.
             probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
             stop.agree(float(votes.numpy().sum()))
             outputs.append(probabilities.numpy()[weights.numpy() > 0])
+        self._opened = reviews, opened
         found = np.concatenate(outputs)
         probabilities = np.empty_like(found)
         probabilities[order] = found
@@ -55,12 +59,13 @@ class Evaluator:
     def _order(self, reviews: Reviews) -> np.ndarray:
         return evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
 
-    def _open(self, reviews: Reviews) -> tf.distribute.DistributedDataset:
-        # Opened once, because a run validates on the same reviews after every epoch.
-        if self._opened is None or self._opened[0] is not reviews:
-            orders = self._order(reviews).astype(np.int32)[None]
-            self._opened = reviews, batches(self.strategy, reviews, orders, shape=self.shape)
-        return self._opened[1]
+    def _open(self, reviews: Reviews) -> Iterator[Batch]:
+        # Opened once, because a run validates on the same reviews after every epoch, and to open
+        # them takes as long as a batch.
+        if self._opened and self._opened[0] is reviews:
+            return self._opened[1]
+        orders = self._order(reviews).astype(np.int32)[None]
+        return iter(batches(self.strategy, reviews, orders, shape=self.shape, endless=True))
 
     def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
         outputs = self.strategy.run(self._replica_forward, args=(batch, vote))

@@ -168,6 +168,7 @@ def batches(
     *,
     shape: BatchShape,
     start: Start | None = None,
+    endless: bool = False,
     timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
     """The batches of some epochs from `start` on, one `Batch` for each replica and step.
@@ -178,6 +179,7 @@ def batches(
         permutations: `[num_epochs, num_reviews]`, the review at each position of each epoch.
         shape: of a global batch.
         start: where to begin, by default at the first step of a run.
+        endless: whether these steps follow again and again.
         timed: whether `waited_s` will be asked for.
     """
     batch_size = shape.batch_size
@@ -206,6 +208,7 @@ def batches(
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
+            .repeat(None if endless else 1)
             .batch(at_once)
             # Not in parallel: with deterministic operations TensorFlow undoes that, and warns.
             .map(per_replica_batches)

@@ -1,0 +1,90 @@
+"""How reviews are evaluated: each once, in its own order, whatever the batches are."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from harness.architectures import BUILDERS
+from harness.compute import evaluator as evaluator_module
+from harness.compute.evaluator import Evaluator
+from harness.errors import Interrupted
+from harness.inputs.input_pipeline import Reviews
+from harness.job_file import load_job
+from harness.system.signals import StopRequest
+from tests.conftest import JOBS
+from tests.training.test_trainer import LENGTH, SETTINGS, TEST, VOCAB_SIZE, encoded
+
+
+@pytest.mark.parametrize("compiled", ["true", "false"])
+@pytest.mark.parametrize("num_reviews", [1, 7, 8, 9, 21])
+def test_every_review_gets_its_own_probability(
+    monkeypatch: pytest.MonkeyPatch, num_reviews: int, compiled: str
+) -> None:
+    """In order, without the padding of a last batch that is not full."""
+    monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
+    job = load_job(JOBS / "lstm.toml", [*SETTINGS, f"train.compile_evaluation={compiled}"])
+    keras.utils.set_random_seed(1)
+    model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
+    rows = encoded(TEST)[:num_reviews]
+    offsets = np.arange(num_reviews + 1) * LENGTH
+    reviews = Reviews(rows.ravel(), offsets, TEST.labels[:num_reviews])
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
+    probabilities = evaluator.probabilities(reviews)
+    np.testing.assert_allclose(probabilities, model.predict_on_batch(rows)[:, 0], rtol=1e-6)
+    batch, vote = next(evaluator._open(reviews)), tf.constant(0.0, tf.float64)
+    graph = evaluator._run_forward.get_concrete_function(batch, vote).graph.as_graph_def()
+    assert ("_XlaMustCompile" in str(graph)) == (compiled == "true")
+
+
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
+    monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    """Each the probability that it gets alone, without any padding."""
+    monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
+    settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
+    job = load_job(JOBS / "bilstm.toml", [*settings, f"train.compile_evaluation={compiled}"])
+    keras.utils.set_random_seed(1)
+    model = BUILDERS["bilstm"](VOCAB_SIZE, job.network())
+    lengths = np.random.default_rng(1).integers(1, 25, 21)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.random.default_rng(2).integers(4, VOCAB_SIZE, offsets[-1]).astype(np.int32)
+    reviews = Reviews(tokens, offsets, np.zeros(21, np.int32))
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
+    alone = [model(tokens[None, a:b][:, -20:]) for a, b in itertools.pairwise(offsets)]
+    probabilities = evaluator.probabilities(reviews)
+    np.testing.assert_allclose(probabilities, np.concatenate(alone)[:, 0], atol=1e-6)
+
+
+class StopAtSecondBatch(StopRequest):
+    """A signal that comes in an evaluation."""
+
+    num_checks = 0
+
+    def check(self) -> None:
+        self.num_checks += 1
+        if self.num_checks == 2:
+            raise Interrupted("SIGTERM")
+
+
+def test_an_evaluation_begins_with_the_first_review(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after another one of the same reviews, one that was interrupted, and one of others."""
+    monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
+    job = load_job(JOBS / "lstm.toml", SETTINGS)
+    keras.utils.set_random_seed(1)
+    model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
+    rows = encoded(TEST)
+    reviews = Reviews(rows.ravel(), np.arange(len(rows) + 1) * LENGTH, TEST.labels)
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
+    expected = model.predict_on_batch(rows)[:, 0]
+    for _ in range(3):
+        np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)
+    with pytest.raises(Interrupted):
+        evaluator.probabilities(reviews, StopAtSecondBatch())
+    np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)
+    others = reviews.between(3, 20)
+    np.testing.assert_allclose(evaluator.probabilities(others), expected[3:20], rtol=1e-6)
+    np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from harness import PROJECT
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.site_settings import SITE
@@ -41,6 +42,12 @@ MAX_LISTED = 20
 # Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
            ".*_cache", ".setup.lock*")  # fmt: skip
+
+
+def project_folder() -> Path:
+    """The project whose code is submitted: HARNESS_HOME, or this one."""
+    named = os.environ.get("HARNESS_HOME")
+    return Path(named).absolute() if named else PROJECT
 
 
 def snapshot_path(project: Path, runs: Path) -> Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import PROJECT, __version__
+from harness import __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
@@ -41,7 +41,12 @@ from harness.slurm.script import (
     script_of,
     split_seeds,
 )
-from harness.slurm.snapshot import snapshot_path, snapshot_warnings, take_snapshot
+from harness.slurm.snapshot import (
+    project_folder,
+    snapshot_path,
+    snapshot_warnings,
+    take_snapshot,
+)
 from harness.system.console import Console
 from harness.system.git import commit_of, is_checkout
 
@@ -138,12 +143,6 @@ def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
         pack=False,
         resumed=tuple(resumed),
     )
-
-
-def project_folder() -> Path:
-    """The project whose code is submitted: HARNESS_HOME, or this one."""
-    named = os.environ.get("HARNESS_HOME")
-    return Path(named).absolute() if named else PROJECT
 
 
 def _check_job(
@@ -316,23 +315,24 @@ def _submit(submission: SbatchJob) -> str:
 
     Raises:
         RunError: if sbatch refuses, with all it says; then the submission's folder is removed. If
-            it does not answer in time; then the folder is kept.
+            it names no job; then the folder is kept.
     """
     (submission.layout.runs / "logs").mkdir(
         parents=True, exist_ok=True
     )  # without it, Slurm drops the log silently
-    submission.folder.mkdir(parents=True)
+    # Whatever the umask: the job refuses code that others could have changed.
+    submission.folder.mkdir(mode=0o755, parents=True)
     try:
         # The bytes of its paths as they are, in any locale.
-        (submission.folder / "job.sh").write_bytes(os.fsencode(submission.script))
+        atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)
         if submission.job_file:
-            submission.job_file.write_text(submission.job_toml, "utf-8")
+            atomic_write(submission.job_file, submission.job_toml, 0o644)
         done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
         job_id = client.submitted_id(submission.name, done)
-    except client.NoAnswerError:  # a job that was accepted needs the folder
+    except client.NoAnswerError as error:  # a job that was accepted needs the folder
         raise RunError(
-            f"{submission.name}: sbatch gave no answer within {SBATCH_TIMEOUT_S} s; the job may be "
-            "in the queue all the same: look by squeue --me, and cancel it by scancel"
+            f"{submission.name}: may be in the queue all the same: look by squeue --me, and cancel "
+            f"it by scancel ({error})"
         ) from None
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)

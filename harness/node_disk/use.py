@@ -96,8 +96,10 @@ def remove_unused(scratch: Path, *, max_unused_s: float = MAX_UNUSED_S) -> list[
 def _candidates(scratch: Path) -> Iterator[Path]:
     data, folder = staged_data(scratch), environments(scratch)
     yield data
-    with contextlib.suppress(OSError):
-        yield from sorted(scratch.glob(f"{data.name}-*"))
+    # The last two are copies that a killed process has begun: `atomic_directory` names them so.
+    for name in (f"{data.name}-*", f".*.{data.name}.tmp", f".*.{data.name}-*.tmp"):
+        with contextlib.suppress(OSError):
+            yield from sorted(scratch.glob(name))
     with contextlib.suppress(OSError):
         if _is_own_folder(folder):
             yield from sorted(folder.iterdir())

@@ -88,7 +88,7 @@ def read_limits() -> Limits:
 
     What Slurm does not tell, as where its programs are forbidden, limits nothing.
     """
-    settings = parse_settings(_ask("scontrol", "show", "config"))
+    settings = read_settings()
     partitions = parse_partitions(_ask("scontrol", "--oneliner", "show", "partition"))
     # Without it Slurm keeps accounts and holds nobody to their limits.
     if "limits" not in settings.get("AccountingStorageEnforce", ""):
@@ -112,6 +112,11 @@ def read_limits() -> Limits:
         _ask(*sacctmgr, "user", f"name={user}", "format=DefaultAccount").strip(),
         tuple(tuple(line.split("|")) for line in queued.split()),
     )
+
+
+def read_settings() -> dict[str, str]:
+    """Slurm's configuration, in one call; empty if it does not tell it."""
+    return parse_settings(_ask("scontrol", "show", "config"))
 
 
 def _format(fields: Mapping[str, str]) -> str:

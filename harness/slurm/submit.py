@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
-from harness.slurm.limits import Limits, check_limits, read_limits
+from harness.slurm.limits import Limits, check_limits, read_limits, read_settings
 from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
 from harness.slurm.sbatch_options import site_options
 from harness.slurm.script import (
@@ -42,6 +42,7 @@ from harness.slurm.script import (
     split_seeds,
 )
 from harness.slurm.snapshot import (
+    check_locations,
     project_folder,
     snapshot_path,
     snapshot_warnings,
@@ -103,7 +104,7 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     jobs = [_check_job(file, options.overrides, chosen) for file in files]
     resources.check_retry(one_run=not options.pack and all(isinstance(j, Job) for j in jobs))
     scripts = [script_of(job) for job in jobs]
-    _check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
+    check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
     if not options.pack:  # otherwise each model is on one node
         for script in {script_of(job) for job in jobs if isinstance(job, Job)}:
             header = [arg for line in read_header(project, script) for arg in line.split()[1:]]
@@ -129,7 +130,8 @@ def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
     project, runs = project_folder(), runs.absolute()
     for each in resumed:
         each.resources.check()
-        _check_locations(project, runs, [script_of(each.job)])
+        each.resources.check_retry(one_run=isinstance(each.job, Job))
+        check_locations(project, runs, [script_of(each.job)])
         if isinstance(each.job, Job):
             check_trusted_network(max_nodes(each.resources.sbatch_args()), project)
     return Request(
@@ -173,23 +175,6 @@ def _check_source(job: Job) -> None:
         open_data(job, None)
 
 
-def _check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
-    if not (project / "slurm" / "common.sh").is_file():
-        raise InputError(
-            f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
-            "HARNESS_HOME to one"
-        )
-    if project.resolve() == runs.resolve():
-        raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
-    if "\\" in str(runs) or "\n" in str(runs):
-        raise InputError(
-            f"--runs {str(runs)!r}: Slurm can't log into a folder with a backslash or a line's end "
-            "in its name; choose another"
-        )
-    for name in scripts:
-        read_header(project, name)
-
-
 def doubts(request: Request) -> Iterator[str]:
     """Warnings about jobs that can be submitted but may not train as intended."""
     for job in request.jobs:
@@ -222,7 +207,8 @@ def _trainings(request: Request) -> Iterator[Job]:
 
 def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     """All that would be submitted, with the jobs' names in place of their ids."""
-    layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
+    code, snapshot = request.project, snapshot_path(request.project, request.runs)
+    layout = _layout(request, snapshot, code, limits=Limits(settings=read_settings()))
     planned = _plan(request, layout)
     yield from planned
     if request.compares:

@@ -246,6 +246,16 @@ def test_a_job_that_is_too_long_is_refused_before_anything_is_written(
     assert not harness.runs.exists()
 
 
+def test_a_dry_run_splits_seeds_as_the_submission_does(harness: Harness) -> None:
+    """By the site's own array size."""
+    words = ["submit", JOBS / "lstm.toml", "--seeds", "1234,2024", "--dry-run"]
+    harness.program("scontrol", "exit 1")
+    assert "--array=1-2 " in harness.run_here(*words).stdout
+    harness.program("scontrol", "echo 'MaxArraySize = 4000001'")
+    assert "--array=1234,2024 " in harness.run_here(*words).stdout
+    assert not harness.runs.exists()
+
+
 def test_a_slurm_that_is_too_old_is_refused_before_anything_is_written(harness: Harness) -> None:
     """Otherwise the job would fail, after its wait in the queue."""
     harness.program("sbatch", "echo slurm 20.02.7")

@@ -209,6 +209,15 @@ def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) 
     assert "--mem=16G" in comparison.script
 
 
+def test_what_sbatch_does_not_see_meets_no_limit(tmp_path: Path) -> None:
+    """A site's own request that the user's replaces is not counted."""
+    site = SiteOptions({"SBATCH_GRES": "gpu:4", "SBATCH_QOS": "q"}, {})
+    at = dataclasses.replace(layout(tmp_path), site=site)
+    asked = Resources(flags=("--gpus-per-node=1",))
+    job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at, full=False)
+    assert job.limited == {"qos": "q", "mem": "16G", "gpus-per-node": "1"}
+
+
 def test_a_job_from_within_an_array_is_no_task_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

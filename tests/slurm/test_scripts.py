@@ -140,6 +140,22 @@ def test_texts_of_a_jobs_own_need_no_copy_of_imdb(
         assert staged == (number if stages else 0)
 
 
+@pytest.mark.parametrize("words", [["--workers", "2", "--join", "{}"], ["--retrain={}"]])
+def test_a_sweep_over_own_texts_needs_no_copy_of_imdb(
+    project: Project, tmp_path: Path, words: list[str]
+) -> None:
+    """Its own record says what it reads, wherever among the arguments it is named."""
+    sweep = tmp_path / "a sweep"
+    sweep.mkdir()
+    env = {**project.slurm(), "TMPDIR": str(tmp_path)}
+    arguments = [word.format(sweep) for word in words]
+    for source, calls in (("reviews.csv", ["sweep"]), ("", ["sweep", "data", "sweep"])):
+        (sweep / "search.toml").write_text(f'[data]\nsource = "{source}"\n')
+        result = project.run(project.spool("tune"), *arguments, env=env)
+        assert result.returncode == 0, result.stderr
+        assert [call["argv"][0] for call in project.calls()] == calls
+
+
 @pytest.mark.parametrize("code", [1, 2, 75])
 def test_exit_code_is_the_harness_own(project: Project, code: int) -> None:
     """The script ends with the exit code of the run."""

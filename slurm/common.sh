@@ -320,12 +320,13 @@ run_resume() {
 # Runs the search of the job file $1 on the whole allocation; ends the script.
 # `--join SWEEP` means `harness sweep join SWEEP`; --retrain, --show and --best likewise.
 run_tune() {
-    local argument name option command=(tune) arguments=()
+    local argument name option job=${1:-} command=(tune) arguments=()
     for argument; do
         option=${argument%%=*}
         case $option in
             --join | --retrain | --show | --best)
                 command=(sweep "${option#--}")
+                job=$(value_of "$option" "$@")/search.toml
                 [[ $argument != *=* ]] || arguments+=("${argument#*=}")
                 ;;
             *) arguments+=("$argument") ;;
@@ -333,7 +334,7 @@ run_tune() {
     done
     prepare
     ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
-    has_option --data "$@" || has_source "$@" || stage_data
+    has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ ${command[0]} == tune ]]; then
         if name=$(value_of --sweep-id "$@"); then
             name=$(folder_of "$1")/$name

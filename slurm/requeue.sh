@@ -44,7 +44,10 @@ requeue_if_preempted() {
 # and a preempted one is back already.
 requeue() {
     [[ $SIGNALS != *TERM* ]] || requeue_if_preempted
-    [[ $PREEMPTED != requeued ]] || return 0
+    if [[ $PREEMPTED == requeued ]]; then
+        ask_for_more_memory
+        return
+    fi
     if [[ $SIGNALS == *INT* || ($SIGNALS == *TERM* && -z $PREEMPTED) ]] ||
         ! command -v scontrol >/dev/null; then
         warn "interrupted; submit or run the job again to resume it"
@@ -63,6 +66,7 @@ requeue() {
         if error=$(scontrol requeue "$JOB" 2>&1); then
             warn "interrupted; job $JOB is back in the queue"
             exclude_faulty_nodes
+            ask_for_more_memory
             return
         fi
         case $error in *disabled* | *denied* | *permi*) break ;; esac
@@ -91,6 +95,9 @@ requeue_after_failure() {
     MORE_MEMORY=${verdict#requeue}
     MORE_MEMORY=${MORE_MEMORY# }
     requeue
+}
+
+ask_for_more_memory() {
     [[ -z $MORE_MEMORY ]] || update_job "MinMemoryNode=$MORE_MEMORY" ||
         warn "Slurm does not give the job more memory; cancel it, and submit it with more --mem"
 }

@@ -86,6 +86,7 @@ SECONDS = {
     "test_cancel.py": 20,
     "test_export.py": 20,
     "test_scripts.py": 20,
+    "test_scripts_requeue.py": 20,
     "test_doctor.py": 20,
     "test_resume.py": 20,
     "test_predict_command.py": 20,

@@ -125,7 +125,8 @@ class Workers:
         if not is_trusted_network():
             raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
         args = list(map(str, runs.args("lstm", run_id, runs.one, overrides=overrides)))
-        environments = [{"HARNESS_NODE_FAULTS": ""}]
+        # Of two of the job's nodes, however many it has: srun says which.
+        environments = [{"HARNESS_NODE_FAULTS": "", "HARNESS_NODES": ""}]
         if job:
             args = [*_srun_args(job), *args]
         else:  # the process's number is for the ports, since no job of Slurm's need be here

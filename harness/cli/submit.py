@@ -280,7 +280,7 @@ def reproduce(
 
     Prints the command that repeats the run.
     """
-    from harness.slurm.submit import project_folder
+    from harness.slurm.snapshot import project_folder
     from harness.system.console import Console
     from harness.tracking.reproduce import reproduce as restore
     from harness.tracking.run_dir import RunDirectory

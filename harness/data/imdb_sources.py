@@ -27,6 +27,7 @@ from harness.data.imdb import make_dataset
 from harness.data.locations import (
     NPZ,
     fetched_folder,
+    hold_staged,
     is_dataset_folder,
     keras_folder,
     named_folder,
@@ -58,6 +59,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         InputError: if a named folder holds no dataset, or `full` finds none.
         RunError: if a dataset is broken.
     """
+    hold_staged(data)
     if named := data or named_folder():
         return _open_named(named, "--data" if data else "HARNESS_DATA")
     searched = unnamed_folders()

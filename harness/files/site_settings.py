@@ -1,20 +1,23 @@
 """Settings of the site for commands that no job script has started: lines of slurm/site.sh."""
 
+import contextlib
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness import PROJECT
 
 SITE = "slurm/site.sh"  # ignored by git
+ASSIGNMENT = re.compile(r"(\w+)=(.*)", re.DOTALL)
+SEPARATORS = (";", "&&")
 
 
 def site_setting(
     name: str, project: Path = PROJECT, environment: Mapping[str, str] = os.environ
 ) -> str:
-    """A setting from the environment, else from the last line of slurm/site.sh that assigns it.
+    """A setting from the environment, else the last that slurm/site.sh assigns to it.
 
     Nothing is executed: a login node need not load modules for it, so a value stands as it is
     written, without variables. Empty if it is not set.
@@ -26,9 +29,22 @@ def site_setting(
     except OSError:
         return ""
     value = ""
-    for line in re.findall(rf"^[ \t]*(?:export[ \t]+)?{name}=(.*)$", text, re.MULTILINE):
-        try:
-            value = next(iter(shlex.split(line, comments=True)), "")
-        except ValueError:  # a quotation mark that is not closed
-            value = ""
+    for line in text.splitlines():
+        if f"{name}=" in line:
+            value = dict(_assigned(line)).get(name, value)
     return value
+
+
+def _assigned(line: str) -> Iterator[tuple[str, str]]:
+    """The names and values of a line such as `export A=1 B=2`, or `A=1; B=2`."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    words.whitespace_split = True
+    begins = True  # a command; a word of its arguments assigns nothing
+    with contextlib.suppress(ValueError):  # a quotation mark that is not closed
+        for word in words:
+            if word == "export" and begins:
+                continue
+            found = ASSIGNMENT.fullmatch(word)
+            begins = word in SEPARATORS or (begins and found is not None)
+            if begins and found:
+                yield found[1], found[2]

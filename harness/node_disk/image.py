@@ -68,14 +68,21 @@ def is_current(environment: Path, image: Image) -> bool:
 
 
 def contents_of(environment: Path) -> str:
-    """A sum of the packages in an environment: of their names and versions, and of its lock."""
+    """A sum of the packages in an environment: of their names, versions and times, and its lock."""
     found = hashlib.sha256()
     with contextlib.suppress(FileNotFoundError):  # not made by our scripts
         found.update((environment / STAMP).read_bytes())
     for folder in sorted(environment.glob("lib/python*/site-packages")):
-        names = sorted(each.name for each in folder.iterdir() if each.name != "__pycache__")
-        found.update("\0".join([folder.parent.name, *names]).encode())
+        names = sorted(map(_name, folder.iterdir()))
+        found.update("\0".join([folder.parent.name, *filter(None, names)]).encode())
     return found.hexdigest()
+
+
+def _name(path: Path) -> str:
+    """A name in site-packages; a package's own record also by when it was installed."""
+    if path.suffix == ".dist-info":  # pip makes it anew, even for the same version
+        return f"{path.name} {int(path.stat().st_mtime)}"
+    return "" if path.name == "__pycache__" else path.name
 
 
 def count_files(folder: Path, *, byte_code: bool = False) -> tuple[int, int]:

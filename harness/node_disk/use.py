@@ -20,7 +20,7 @@ from harness.files.scratch import lock_folder, own_prefix
 MARK = ".last-used"  # its time of change; the folder's own would tell readers of a change in it
 MAX_UNUSED_S = 7 * 86_400.0
 
-_held: list[int] = []  # descriptors that stay open until the process ends
+_held: dict[Path, int] = {}  # descriptors that stay open until the process ends
 
 
 def staged_data(scratch: Path) -> Path:
@@ -69,12 +69,20 @@ def hold_own(environment: Mapping[str, str] = os.environ, prefix: str = sys.pref
     They are held until the process ends.
     """
     for name in (prefix, environment.get("HARNESS_DATA", "")):
-        with contextlib.suppress(OSError):  # what can't be entered is refused where it is read
-            if name and (Path(name) / MARK).exists():
-                descriptor = _open(Path(name))
-                _held.append(descriptor)
-                _hold(descriptor)
-                _touch(descriptor)
+        if name:
+            hold(Path(name))
+
+
+def hold(folder: Path) -> None:
+    """Keep a folder, if it is marked, from removal and from other data until the process ends."""
+    with contextlib.suppress(OSError):  # what can't be entered is refused where it is read
+        if (folder / MARK).exists():
+            earlier, descriptor = _held.get(folder), _open(folder)
+            _held[folder] = descriptor
+            _hold(descriptor)
+            _touch(descriptor)
+            if earlier is not None:  # perhaps of a folder that has been replaced since
+                os.close(earlier)
 
 
 def remove_unused(scratch: Path, *, max_unused_s: float = MAX_UNUSED_S) -> list[Path]:
@@ -88,8 +96,10 @@ def remove_unused(scratch: Path, *, max_unused_s: float = MAX_UNUSED_S) -> list[
 def _candidates(scratch: Path) -> Iterator[Path]:
     data, folder = staged_data(scratch), environments(scratch)
     yield data
-    with contextlib.suppress(OSError):
-        yield from sorted(scratch.glob(f"{data.name}-*"))
+    # The last two are copies that a killed process has begun: `atomic_directory` names them so.
+    for name in (f"{data.name}-*", f".*.{data.name}.tmp", f".*.{data.name}-*.tmp"):
+        with contextlib.suppress(OSError):
+            yield from sorted(scratch.glob(name))
     with contextlib.suppress(OSError):
         if _is_own_folder(folder):
             yield from sorted(folder.iterdir())

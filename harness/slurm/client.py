@@ -17,7 +17,7 @@ BAD_OPTION = 255  # sbatch's exit code
 
 
 class NoAnswerError(RunError):
-    """A program did not answer in time. What it was called for may be done all the same."""
+    """A program gave no answer. What it was called for may be done all the same."""
 
 
 def has_client(program: str = "sbatch") -> bool:
@@ -154,17 +154,19 @@ def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
 
 
 def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
-    """The id of a job that `sbatch --parsable` was called for.
+    """The id of a job that `sbatch --parsable` was called for; a site's own lines may come before.
 
     Raises:
+        NoAnswerError: if it names none.
         RunError: if it was not submitted, with all that sbatch says.
     """
     if done.returncode != 0:
         raise RunError(f"{name}: was not submitted: {errors_of(done)}")
-    job_id = done.stdout.strip().partition(";")[0]  # the cluster's name may follow
-    if not job_id.isdigit():
-        raise RunError(f"{name}: was not submitted: sbatch printed only {job_id[:200]!r}")
-    return job_id
+    # The cluster's name may follow.
+    found = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)
+    if not found:
+        raise NoAnswerError(f"sbatch printed only {done.stdout.strip()[:200]!r}")
+    return str(found[-1])
 
 
 def would_start(

@@ -44,6 +44,7 @@ class SlurmEnvironment:
     restarts: int  # number of times that the job was requeued
     max_requeues: int | None  # set by our job scripts, which requeue an interrupted job
     retries_memory: bool  # ask for more memory after a kill for want of it
+    is_submitted: bool  # by `harness submit`, which drops the script's --gres beside other options
     secret: str | None  # of the workers of a step, made by our job scripts
     log: str | None  # the job's log file, if our job scripts named it
     first_job_id: str  # of this job, or of the one with which its run began
@@ -77,6 +78,7 @@ class SlurmEnvironment:
             restarts=number("SLURM_RESTART_COUNT") or 0,
             max_requeues=number("HARNESS_MAX_REQUEUES"),
             retries_memory=environment.get(RETRY_MEMORY) == "1",
+            is_submitted=environment.get("HARNESS_SNAPSHOT") == "1",
             secret=environment.get("HARNESS_SECRET"),
             log=environment.get("HARNESS_LOG"),
             first_job_id=environment.get(FIRST_JOB) or job_id,
@@ -243,7 +245,7 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
             value = str(_per_task("gres[/:]gpu", allocation.variables) or "")
         count = value.rpartition(":")[2]
         # `--gpus=2` beside `--gres=gpu:1` gets two nodes with one GPU each.
-        spread = num_given > 1 and given == 1
+        spread = num_given > 1 and given == 1 and not allocation.is_submitted
         if count.isdigit() and (given * num_given < int(count) or spread):
             return (
                 f"{option}={value} was asked for, beside the --gres of the script; for {count} on "

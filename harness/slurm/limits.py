@@ -5,15 +5,15 @@ At many sites sbatch accepts a job that is longer than its partition allows, and
 
 import getpass
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from harness.errors import InputError, RunError
 from harness.slurm import client
+from harness.slurm.resources import UNITS_MB, UNLIMITED, asked_s, asked_tres, seconds
 
 TIMEOUT_S = 10
 DEFAULT_ARRAY_SIZE = 1001  # indices are below it
-UNLIMITED = float("inf")
 DEFAULT_QOS = "normal"  # the first that slurmdbd makes
 
 # What sacctmgr calls the limits that a single job, or this user alone, can run into.
@@ -31,7 +31,6 @@ GROUP_FIELDS = {"name": "Account", "user": "User", "group_jobs": "GrpSubmit", "g
                 "group_running": "GrpJobs", "running_minutes": "GrpTRESRunMins",
                 "parent": "ParentName"}  # fmt: skip
 IN = " in partition "  # `lab in partition long`: limits of an account that hold there alone
-UNITS_MB = {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20, "P": 2**30}
 WHAT = {"node": "nodes", "cpu": "CPUs", "mem": "MB of memory", "gres/gpu": "GPUs"}
 
 
@@ -59,7 +58,7 @@ class Quota:
     group_jobs: int | None = None  # of all its users, waiting or running
     max_running: int | None = None  # at a time; 0 lets none begin
     tres: Mapping[str, float] = field(default_factory=dict)  # that one job can get; memory in MB
-    is_first: bool = False  # before the limits of a partition's QOS (OverPartQOS)
+    flags: frozenset[str] = frozenset()  # a QOS's: which limits of a partition it overrides
     of_node: Mapping[str, float] = field(default_factory=dict)  # that one job can get of each node
     least: Mapping[str, float] = field(default_factory=dict)  # that one job has to ask for
     minutes: Mapping[str, float] = field(default_factory=dict)  # times the time limit of a job
@@ -89,7 +88,7 @@ def read_limits() -> Limits:
 
     What Slurm does not tell, as where its programs are forbidden, limits nothing.
     """
-    settings = parse_settings(_ask("scontrol", "show", "config"))
+    settings = read_settings()
     partitions = parse_partitions(_ask("scontrol", "--oneliner", "show", "partition"))
     # Without it Slurm keeps accounts and holds nobody to their limits.
     if "limits" not in settings.get("AccountingStorageEnforce", ""):
@@ -113,6 +112,11 @@ def read_limits() -> Limits:
         _ask(*sacctmgr, "user", f"name={user}", "format=DefaultAccount").strip(),
         tuple(tuple(line.split("|")) for line in queued.split()),
     )
+
+
+def read_settings() -> dict[str, str]:
+    """Slurm's configuration, in one call; empty if it does not tell it."""
+    return parse_settings(_ask("scontrol", "show", "config"))
 
 
 def _format(fields: Mapping[str, str]) -> str:
@@ -166,7 +170,7 @@ def parse_quotas(kind: str, text: str) -> dict[str, Quota]:
             _number(values.get("group_jobs", "")),
             _least(values, "max_running", "group_running", "account_running"),
             _tres(values, "of_job", "of_user", "of_account", "group"),
-            is_first="OverPartQOS" in values.get("flags", ""),
+            flags=frozenset(filter(None, values.get("flags", "").split(","))),
             of_node=_tres(values, "of_node"),
             least=_tres(values, "least"),
             minutes=_tres(values, "minutes", "running_minutes"),
@@ -234,22 +238,6 @@ def _tightest(first: Mapping[str, float], second: Mapping[str, float]) -> dict[s
     }
 
 
-def seconds(text: str) -> float:
-    """A time limit of sbatch in seconds: minutes, `m:s`, `h:m:s`, `d-h`, `d-h:m`, `d-h:m:s`.
-
-    Infinity for `UNLIMITED` and what is no time.
-    """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if not found:
-        return float("inf")
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    if found[1]:
-        return 86_400 * days + 3600 * first + 60 * second + third
-    if found[4]:
-        return 3600 * first + 60 * second + third
-    return 60 * first + second
-
-
 def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> None:
     """Refuse what sbatch would refuse or what would wait for ever.
 
@@ -261,12 +249,13 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
     Raises:
         InputError: one line with the value, the limit and the remedy.
     """
-    _check_partition(options, limits)
     account = _account(options, limits)
     qos = limits.qos.get(options.get("qos") or (account.qos if account else ""))
+    flags = qos.flags if qos else frozenset()
+    _check_partition(options, limits, flags)
     of_partitions = {each.qos for each in _partitions(options, limits)}
     first = limits.qos.get(next(iter(of_partitions))) if len(of_partitions) == 1 else None
-    if first and qos and qos.is_first:
+    if first and qos and "OverPartQOS" in flags:
         first, qos = qos, first
     accounts = []  # with those above it
     while account and account not in accounts:
@@ -296,7 +285,7 @@ def _problems(
 ) -> Iterator[tuple[str, str]]:
     """Each limit that is set, and why it refuses the jobs; empty if it does not."""
     if quota.max_time:
-        is_long = "time" in options and seconds(options["time"]) > seconds(quota.max_time)
+        is_long = asked_s(options) > seconds(quota.max_time)
         told = f"--time {options.get('time')}: {quota.name} allows {quota.max_time} at most"
         yield "time", f"{told}; give less" if is_long else ""
     for limit, most in (("jobs", quota.max_jobs), ("all jobs", quota.group_jobs)):
@@ -317,11 +306,11 @@ def _problems(
 
 def _tres_problems(quota: Quota, options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     asked = asked_tres(options)
-    minutes = seconds(options.get("time", "")) / 60
+    minutes = asked_s(options) / 60
     limits = (
         ("", quota.tres, 1.0),
         (" a node", quota.of_node, 1 / asked["node"]),
-        (" times minutes", quota.minutes, minutes if minutes < UNLIMITED else 0.0),
+        (" times minutes", quota.minutes, minutes),
     )
     for each, most_of, times in limits:
         for name, most in most_of.items():
@@ -335,30 +324,6 @@ def _tres_problems(quota: Quota, options: Mapping[str, str]) -> Iterator[tuple[s
         told = f"{amount:g} {WHAT.get(name, name)}: {quota.name} wants {least:g} at least"
         problem = f"{told}, and the job would wait for ever; ask for more, or name another --qos"
         yield f"least {name}", problem if amount < least else ""
-
-
-def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
-    """What a job asks for on all its nodes, as far as its options say, by Slurm's names.
-
-    Memory in MB. Of a range of nodes the fewest count.
-    """
-    first = re.match(r"\d+", options.get("nodes", ""))
-    nodes = max(1, int(first[0])) if first else 1
-    found: dict[str, float] = {"node": nodes}
-    if (cpus := options.get("cpus-per-task", "")).isdigit():
-        found["cpu"] = int(cpus) * nodes
-    if memory := re.fullmatch(r"(\d+)([KMGT]?)", options.get("mem", "").upper()):
-        found["mem"] = int(memory[1]) * UNITS_MB.get(memory[2], 1) * nodes
-    for option, times in (("gres", nodes), ("gpus-per-node", nodes), ("gpus", 1)):
-        kind, _, count = options.get(option, "").partition(",")[0].rpartition(":")
-        kind = kind.removeprefix("gpu").removeprefix(":")
-        is_gpu = option != "gres" or options.get("gres", "").startswith("gpu")
-        if is_gpu and (count.isdigit() or count == "gpu"):
-            num = (int(count) if count.isdigit() else 1) * times
-            found["gres/gpu"] = max(num, found.get("gres/gpu", 0))
-            if kind:
-                found[f"gres/gpu:{kind}"] = num
-    return found
 
 
 def _account(options: Mapping[str, str], limits: Limits) -> Quota | None:
@@ -377,24 +342,29 @@ def _partitions(options: Mapping[str, str], limits: Limits) -> list[Partition]:
     return chosen or [each for each in limits.partitions if each.is_default and named == [""]]
 
 
-def _check_partition(options: Mapping[str, str], limits: Limits) -> None:
+def _check_partition(options: Mapping[str, str], limits: Limits, flags: Collection[str]) -> None:
+    """Refuse what all partitions forbid, unless the job's QOS has a flag that overrides it."""
     chosen = _partitions(options, limits)
     nodes = asked_tres(options)["node"]
-    if chosen and all(each.max_nodes is not None and nodes > each.max_nodes for each in chosen):
+    if (
+        chosen
+        and "PartitionMaxNodes" not in flags
+        and all(each.max_nodes is not None and nodes > each.max_nodes for each in chosen)
+    ):
         most = max(each.max_nodes or 0 for each in chosen)
         names = ", ".join(each.name for each in chosen)
         raise InputError(
             f"--nodes {nodes:g}: partition {names} allows {most} at most; give fewer, or another "
             "--partition"
         )
-    wanted = options.get("time", "")
-    if not chosen or not wanted or seconds(wanted) == float("inf"):
+    if not chosen or "PartitionTimeLimit" in flags:
         return
+    wanted_s = asked_s(options)
     longest = max(chosen, key=lambda each: seconds(each.max_time))
-    if seconds(wanted) > seconds(longest.max_time):
-        others = [p.name for p in limits.partitions if seconds(p.max_time) >= seconds(wanted)]
+    if wanted_s > seconds(longest.max_time):
+        others = [p.name for p in limits.partitions if seconds(p.max_time) >= wanted_s]
         remedy = f", or another --partition: {', '.join(others)}" if others else ""
         raise InputError(
-            f"--time {wanted}: partition {longest.name} allows {longest.max_time} at most; give "
-            f"less, since a run goes on after each time limit{remedy}"
+            f"--time {options['time']}: partition {longest.name} allows {longest.max_time} at "
+            f"most; give less, since a run goes on after each time limit{remedy}"
         )

@@ -160,10 +160,19 @@ def names_in(args: Iterable[str]) -> set[str]:
     return {name for name, _ in _options(args)} & {*GPUS, *MEMORY}
 
 
-def values_of_all(header: Iterable[str], site: SiteOptions, args: Sequence[str]) -> dict[str, str]:
-    """What a job asks for by the options that sites limit, as sbatch reads its three layers."""
+def values_of_all(
+    header: Iterable[str], site: SiteOptions, args: Sequence[str], *, unset: Collection[str] = ()
+) -> dict[str, str]:
+    """What a job asks for by the options that sites limit, as sbatch reads its three layers.
+
+    Args:
+        header: the script's `#SBATCH` lines.
+        site: from `site_options`.
+        args: sbatch's.
+        unset: variables that it does not see.
+    """
     script = [word for line in header for word in _words(line)]
-    exported = [f"--{VARIABLES[name]}={value}" for name, value in site.exported.items()]
+    exported = [f"--{VARIABLES[n]}={v}" for n, v in site.exported.items() if n not in unset]
     found = {}
     words = [*script, *exported, *args]
     for word, after in zip(words, [*words[1:], ""], strict=True):

@@ -82,7 +82,7 @@ class SbatchJob:
     def limited(self) -> dict[str, str]:
         """Its options that a site limits, such as its time, by their names."""
         header = [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
-        return values_of_all(header, self.layout.site, self.args)
+        return values_of_all(header, self.layout.site, self.args, unset=self.unset)
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""

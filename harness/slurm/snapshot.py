@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from harness import PROJECT
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.site_settings import SITE
 from harness.ownership import distrust
-from harness.slurm.script import submissions
+from harness.slurm.script import read_header, submissions
 from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,
@@ -41,6 +42,34 @@ MAX_LISTED = 20
 # Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
            ".*_cache", ".setup.lock*")  # fmt: skip
+
+
+def project_folder() -> Path:
+    """The project whose code is submitted: HARNESS_HOME, or this one."""
+    named = os.environ.get("HARNESS_HOME")
+    return Path(named).absolute() if named else PROJECT
+
+
+def check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
+    """Refuse a project without the scripts that are needed, and runs where Slurm can't write.
+
+    Raises:
+        InputError: one line with the value and the remedy.
+    """
+    if not (project / "slurm" / "common.sh").is_file():
+        raise InputError(
+            f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
+            "HARNESS_HOME to one"
+        )
+    if project.resolve() == runs.resolve():
+        raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
+    if "\\" in str(runs) or "\n" in str(runs):
+        raise InputError(
+            f"--runs {str(runs)!r}: Slurm can't log into a folder with a backslash or a line's end "
+            "in its name; choose another"
+        )
+    for name in scripts:
+        read_header(project, name)
 
 
 def snapshot_path(project: Path, runs: Path) -> Path:

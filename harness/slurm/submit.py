@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import PROJECT, __version__
+from harness import __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
@@ -24,7 +24,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
-from harness.slurm.limits import Limits, check_limits, read_limits
+from harness.slurm.limits import Limits, check_limits, read_limits, read_settings
 from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
 from harness.slurm.sbatch_options import site_options
 from harness.slurm.script import (
@@ -41,7 +41,13 @@ from harness.slurm.script import (
     script_of,
     split_seeds,
 )
-from harness.slurm.snapshot import snapshot_path, snapshot_warnings, take_snapshot
+from harness.slurm.snapshot import (
+    check_locations,
+    project_folder,
+    snapshot_path,
+    snapshot_warnings,
+    take_snapshot,
+)
 from harness.system.console import Console
 from harness.system.git import commit_of, is_checkout
 
@@ -98,7 +104,7 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     jobs = [_check_job(file, options.overrides, chosen) for file in files]
     resources.check_retry(one_run=not options.pack and all(isinstance(j, Job) for j in jobs))
     scripts = [script_of(job) for job in jobs]
-    _check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
+    check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
     if not options.pack:  # otherwise each model is on one node
         for script in {script_of(job) for job in jobs if isinstance(job, Job)}:
             header = [arg for line in read_header(project, script) for arg in line.split()[1:]]
@@ -124,7 +130,8 @@ def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
     project, runs = project_folder(), runs.absolute()
     for each in resumed:
         each.resources.check()
-        _check_locations(project, runs, [script_of(each.job)])
+        each.resources.check_retry(one_run=isinstance(each.job, Job))
+        check_locations(project, runs, [script_of(each.job)])
         if isinstance(each.job, Job):
             check_trusted_network(max_nodes(each.resources.sbatch_args()), project)
     return Request(
@@ -138,12 +145,6 @@ def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
         pack=False,
         resumed=tuple(resumed),
     )
-
-
-def project_folder() -> Path:
-    """The project whose code is submitted: HARNESS_HOME, or this one."""
-    named = os.environ.get("HARNESS_HOME")
-    return Path(named).absolute() if named else PROJECT
 
 
 def _check_job(
@@ -172,23 +173,6 @@ def _check_source(job: Job) -> None:
         from harness.data.resolve import open_data
 
         open_data(job, None)
-
-
-def _check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
-    if not (project / "slurm" / "common.sh").is_file():
-        raise InputError(
-            f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
-            "HARNESS_HOME to one"
-        )
-    if project.resolve() == runs.resolve():
-        raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
-    if "\\" in str(runs) or "\n" in str(runs):
-        raise InputError(
-            f"--runs {str(runs)!r}: Slurm can't log into a folder with a backslash or a line's end "
-            "in its name; choose another"
-        )
-    for name in scripts:
-        read_header(project, name)
 
 
 def doubts(request: Request) -> Iterator[str]:
@@ -223,7 +207,8 @@ def _trainings(request: Request) -> Iterator[Job]:
 
 def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     """All that would be submitted, with the jobs' names in place of their ids."""
-    layout = _layout(request, snapshot_path(request.project, request.runs), request.project)
+    code, snapshot = request.project, snapshot_path(request.project, request.runs)
+    layout = _layout(request, snapshot, code, limits=Limits(settings=read_settings()))
     planned = _plan(request, layout)
     yield from planned
     if request.compares:
@@ -316,23 +301,24 @@ def _submit(submission: SbatchJob) -> str:
 
     Raises:
         RunError: if sbatch refuses, with all it says; then the submission's folder is removed. If
-            it does not answer in time; then the folder is kept.
+            it names no job; then the folder is kept.
     """
     (submission.layout.runs / "logs").mkdir(
         parents=True, exist_ok=True
     )  # without it, Slurm drops the log silently
-    submission.folder.mkdir(parents=True)
+    # Whatever the umask: the job refuses code that others could have changed.
+    submission.folder.mkdir(mode=0o755, parents=True)
     try:
         # The bytes of its paths as they are, in any locale.
-        (submission.folder / "job.sh").write_bytes(os.fsencode(submission.script))
+        atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)
         if submission.job_file:
-            submission.job_file.write_text(submission.job_toml, "utf-8")
+            atomic_write(submission.job_file, submission.job_toml, 0o644)
         done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
         job_id = client.submitted_id(submission.name, done)
-    except client.NoAnswerError:  # a job that was accepted needs the folder
+    except client.NoAnswerError as error:  # a job that was accepted needs the folder
         raise RunError(
-            f"{submission.name}: sbatch gave no answer within {SBATCH_TIMEOUT_S} s; the job may be "
-            "in the queue all the same: look by squeue --me, and cancel it by scancel"
+            f"{submission.name}: may be in the queue all the same: look by squeue --me, and cancel "
+            f"it by scancel ({error})"
         ) from None
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)

@@ -121,6 +121,20 @@ def test_two_workers_need_devices_and_a_trusted_network(
         assert workers.last_lines() == "0 of 2 GPU-a; 1 of 2 GPU-b"
 
 
+def test_two_workers_of_a_larger_job_ask_for_their_own_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are two, beside the four names that the job script has exported."""
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
+    monkeypatch.setenv("HARNESS_NODES", "n1 n2 n3 n4")
+    monkeypatch.setattr("harness.checks.acceptance_full._srun_args", lambda _: [])
+    monkeypatch.setattr(Runs, "args", lambda *_, **__: ["/bin/sh", "-c", 'echo "<$HARNESS_NODES>"'])
+    job = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "4"})
+    with Workers.start(Runs(tmp_path, "cpu", 1), job, "two-workers") as workers:
+        assert workers.wait(60)
+        assert (workers.where, workers.last_lines()) == ("two nodes", "<>")
+
+
 def test_runs_that_share_a_gpu_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two that are here, inside a Slurm job and outside: otherwise they would be dealt out."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")

@@ -9,8 +9,10 @@ import pytest
 
 from harness.data.imdb_sources import open_dataset
 from harness.data.locations import missing_in
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.files.paths import cache_folder, private_cache
+from harness.node_disk.use import is_in_use, mark_used
+from tests.conftest import JOBS, Harness
 from tests.report.small_data import small_data
 
 VARIABLES = ("HARNESS_DATA", "HARNESS_STAGE", "XDG_CACHE_HOME", "KERAS_HOME")
@@ -70,6 +72,38 @@ def test_a_folder_that_can_not_be_looked_at_is_passed(
     assert open_dataset(full=True).checksum == dataset.checksum
     with pytest.raises(InputError, match="x: is no folder that you can enter; harness data fetch"):
         open_dataset(closed)
+
+
+@pytest.mark.parametrize("way", ["--data", "HARNESS_DATA", "HARNESS_STAGE"])
+def test_a_staged_copy_is_held_by_who_opens_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """However it is named; a folder that was not staged on a node is left alone."""
+    small_data(home / "copy")
+    if way != "--data":
+        monkeypatch.setenv(way, str(home / "copy"))
+    named = home / "copy" if way == "--data" else None
+    open_dataset(named)
+    assert not is_in_use(home / "copy")
+    mark_used(home / "copy")
+    open_dataset(named)
+    assert is_in_use(home / "copy")
+
+
+def test_a_staged_copy_is_held_between_two_runs_of_one_command(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later seeds would train on other data that are staged there meanwhile."""
+    copy = harness.folder / "copy"
+    small_data(copy)
+    mark_used(copy)
+
+    def seen(*_: object) -> None:
+        raise RunError(f"in use: {is_in_use(copy)}")
+
+    monkeypatch.setattr("harness.tracking.batch.train_batch", seen)
+    done = harness.run_here("train", JOBS / "lstm.toml", "--seeds", "1-2", "--data", copy)
+    assert "in use: True" in done.stderr
 
 
 @pytest.fixture

@@ -139,6 +139,19 @@ def test_a_request_that_names_no_run_is_one_line(
     assert not harness.runs.exists()
 
 
+def test_a_sweep_has_no_retry_for_memory(harness: Harness) -> None:
+    """The end of its job does not say what was killed."""
+    harness.environment["PATH"] = "/nowhere"  # without Slurm
+    sweep = make_sweep(harness.runs / "sweep", RANDOM).folder
+    (sweep / "state.json").write_text(json.dumps({"phase": "interrupted", "time_s": 1.0}))
+    words = ["submit", "--resume", sweep, "--dry-run"]
+    done = harness.run_here(*words)
+    assert done.returncode == 0, done.stderr
+    done = harness.run_here(*words, "--retry-memory")
+    assert done.returncode == 2
+    assert "--retry-memory: is for jobs of one run each" in done.stderr
+
+
 def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     """Each script goes on with its run; options of sbatch go to all of them."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm

@@ -142,8 +142,20 @@ packed.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
     assert (unpack(environment, scratch) / "bin/python").exists()
 
 
+def install(environment: Path, name: str) -> Path:
+    """Make the record of a package, as pip does."""
+    record = next(environment.glob("lib/python*/site-packages")) / f"{name}.dist-info"
+    record.mkdir()
+    return record
+
+
 def change(environment: Path) -> None:
-    next(environment.glob("lib/python*/site-packages")).joinpath("more-1.dist-info").mkdir()
+    install(environment, "more-1")
+
+
+def install_again(environment: Path) -> None:
+    next(environment.glob("lib/python*/site-packages/mynet-1.dist-info")).rmdir()
+    os.utime(install(environment, "mynet-1"), (1e9, 1e9))
 
 
 def damage(environment: Path) -> None:
@@ -160,6 +172,7 @@ def damage(environment: Path) -> None:
         (lambda environment: (environment / RECORD).unlink(), "has no image that is whole"),
         (lambda environment: (environment / RECORD).write_text("{"), "has no image that is whole"),
         (change, "has changed since it was packed; run .*--setup --pack again"),
+        (install_again, "has changed since it was packed; run .*--setup --pack again"),
         (damage, "is damaged; run .*--setup --pack again"),
     ],
 )
@@ -167,6 +180,7 @@ def test_an_image_that_does_not_serve(
     environment: Path, scratch: Path, disturb: Callable[[Path], object], said: str
 ) -> None:
     """It is refused in one line, and nothing of it is unpacked."""
+    install(environment, "mynet-1")
     pack(environment)
     disturb(environment)
     with pytest.raises((InputError, RunError), match=said):

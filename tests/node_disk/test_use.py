@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.files.atomic_file import atomic_directory
 from harness.files.scratch import lock_folder
 from harness.node_disk.use import (
     MARK,
@@ -117,6 +118,20 @@ def test_a_named_datasets_copy_is_removed_too(tmp_path: Path, data: Path) -> Non
     named = data.with_name(f"{data.name}-4294967295")
     data.rename(named)
     assert remove_unused(tmp_path) == [named]
+
+
+@pytest.mark.parametrize("end", ["", "-4294967295"])
+def test_a_copy_that_a_killed_process_began_is_removed_too(tmp_path: Path, end: str) -> None:
+    """Once it is a week old; until then somebody may be making it."""
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        atomic_directory(staged_data(tmp_path).with_name(f"{staged_data(tmp_path).name}{end}")),
+    ):
+        (begun,) = tmp_path.iterdir()
+        assert remove_unused(tmp_path) == []
+        os.utime(begun, (BEFORE, BEFORE))
+        assert remove_unused(tmp_path) == [begun]
+        raise KeyboardInterrupt
 
 
 def test_nothing_is_removed_that_is_not_ours(

@@ -12,14 +12,13 @@ from harness.slurm.limits import (
     Limits,
     Partition,
     Quota,
-    asked_tres,
     check_limits,
     parse_groups,
     parse_partitions,
     parse_quotas,
     parse_settings,
-    seconds,
 )
+from harness.slurm.resources import asked_tres, seconds
 from harness.slurm.sbatch_options import SiteOptions, values_of_all
 from tests.conftest import JOBS, Harness
 
@@ -35,7 +34,9 @@ LIMITS = Limits(
         "normal": Quota("qos normal", "02:00:00", 3, tres={"gres/gpu": 4}),
         "small": Quota("qos small", "", 2, tres={"gres/gpu": 1, "gres/gpu:a100": 0, "mem": 4096}),
         "closed": Quota("qos closed", max_running=0),
-        "over": Quota("qos over", tres={"gres/gpu": 8}, is_first=True),
+        "over": Quota("qos over", tres={"gres/gpu": 8}, flags=frozenset({"OverPartQOS"})),
+        "long": Quota("qos long", "7-0", flags=frozenset({"PartitionTimeLimit"})),
+        "wide": Quota("qos wide", flags=frozenset({"PartitionMaxNodes"})),
         "large": Quota("qos large", least={"gres/gpu": 2}, of_node={"cpu": 4}),
         "budget": Quota("qos budget", minutes={"gres/gpu": 60}),
     },
@@ -62,13 +63,13 @@ def test_what_slurm_says_is_read() -> None:
     assert settings == {"MaxArraySize": "100", "KillWait": "2 sec"}
     assert (Limits(settings=settings).array_size, Limits().array_size) == (100, 1001)
     qos = (
-        "a|7|4|gres/gpu=3|cpu=9|gres/gpu=1|||OverPartQOS|1-00:00:00|9|cpu=8,gres/gpu=2,mem=1G|"
+        "a|7|4|gres/gpu=3|cpu=9|gres/gpu=1|||OverPartQOS,PartitionTimeLimit|1-00:00:00|9|cpu=8,gres/gpu=2,mem=1G|"
         "|node=1|cpu=60|cpu=40\nb||||||0|2|||||cpu=9\n"
     )
     assert parse_quotas("qos", qos) == {
         "a": Quota(
             *("qos a", "1-00:00:00", 7, "", 9, 4, {"gres/gpu": 2, "cpu": 8, "mem": 1024}),
-            is_first=True,
+            flags=frozenset({"OverPartQOS", "PartitionTimeLimit"}),
             of_node={"node": 1},
             least={"gres/gpu": 1},
             minutes={"cpu": 40},
@@ -127,6 +128,13 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, time_s: float) -> 
         ({"nodes": "3-5", "account": "full"}, 1, "3 nodes: account full allows 2"),
         ({"cpus-per-task": "5", "nodes": "2", "account": "full"}, 1, "10 CPUs: .* full allows 8"),
         ({"time": "3:00:00", "account": "shared"}, 1, "qos normal allows 02:00:00"),
+        ({"time": "0"}, 1, "--time 0: partition gpu allows 1-00:00:00.*--partition: open, debug"),
+        ({"time": "UNLIMITED"}, 1, "--time UNLIMITED: partition gpu allows 1-00:00:00"),
+        ({"time": "0:00", "partition": "open", "qos": "normal"}, 1, "qos normal allows 02:00:00"),
+        ({"gres": "gpu:1", "time": "0", "partition": "open", "qos": "budget"}, 1, "inf GPUs times"),
+        ({"time": "8-0", "qos": "long"}, 1, "--time 8-0: qos long allows 7-0"),
+        ({"nodes": "3", "partition": "debug", "qos": "long"}, 1, "--nodes 3: partition debug"),
+        ({"time": "2-0", "qos": "wide"}, 1, "--time 2-0: partition gpu"),
     ],
 )
 def test_what_would_wait_for_ever_is_refused(
@@ -144,6 +152,11 @@ def test_what_is_allowed_or_not_known_passes() -> None:
     check_limits({"time": "02:00:00", "qos": "normal"}, 1, LIMITS)  # exactly what it allows
     check_limits({"time": "9-0"}, 9000, Limits())
     check_limits({}, 9000, LIMITS)
+    check_limits({"time": "soon"}, 1, LIMITS)  # sbatch says what is wrong
+    check_limits({"time": "0", "partition": "open"}, 1, LIMITS)
+    # A QOS may have flags to go beyond its partition.
+    check_limits({"time": "2-0", "qos": "long"}, 1, LIMITS)
+    check_limits({"nodes": "3", "partition": "debug", "qos": "wide"}, 1, LIMITS)
     # Where several set the same limit: the partition's QOS, the job's QOS, then the account.
     check_limits({"gres": "gpu:1", "partition": "debug", "qos": "normal"}, 1, LIMITS)
     check_limits({"gres": "gpu:8", "partition": "debug", "qos": "over"}, 1, LIMITS)
@@ -230,6 +243,16 @@ def test_a_job_that_is_too_long_is_refused_before_anything_is_written(
     done = harness.run_here("submit", JOBS / "lstm.toml", "--time", "2", *words)
     assert done.returncode == 2
     assert "--time 2: partition gpu allows 00:01:00 at most" in done.stderr.splitlines()[-1]
+    assert not harness.runs.exists()
+
+
+def test_a_dry_run_splits_seeds_as_the_submission_does(harness: Harness) -> None:
+    """By the site's own array size."""
+    words = ["submit", JOBS / "lstm.toml", "--seeds", "1234,2024", "--dry-run"]
+    harness.program("scontrol", "exit 1")
+    assert "--array=1-2 " in harness.run_here(*words).stdout
+    harness.program("scontrol", "echo 'MaxArraySize = 4000001'")
+    assert "--array=1234,2024 " in harness.run_here(*words).stdout
     assert not harness.runs.exists()
 
 

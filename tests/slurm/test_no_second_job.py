@@ -1,10 +1,13 @@
 """No run gets a second job, and no job stays in the queue that nobody knows of."""
 
 import json
+import os
+import re
 
 import pytest
 
 from harness.errors import RunError
+from harness.job_file import load_job
 from harness.slurm import submit
 from tests.conftest import JOBS, Harness
 
@@ -38,6 +41,24 @@ def test_an_sbatch_without_an_answer_may_have_submitted_the_job(
     assert "may be in the queue all the same: look by squeue --me" in done.stderr.splitlines()[-1]
     (folder,) = (harness.runs / ".submissions").glob("*-lstm")
     assert {path.name for path in folder.iterdir()} == {"job.sh", "lstm.toml"}
+
+
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        ("checking 7 hosts: OK\n77;cluster", "job 77: lstm, seed 1\n"),
+        ("checking 7 hosts: OK", "may be in the queue all the same: .*only 'checking 7 hosts: OK'"),
+    ],
+)
+def test_what_a_site_prints_beside_the_id_hides_no_job(
+    harness: Harness, printed: str, said: str
+) -> None:
+    """Its sbatch may be a wrapper; the job keeps its files even if no id is found."""
+    harness.program("sbatch", f'[ "$1" = --version ] || echo "{printed}"')
+    done = harness.run_here("submit", JOBS / "lstm.toml")
+    assert done.returncode == (0 if "77" in printed else 1), done.stderr
+    assert re.search(said, done.stdout + done.stderr)
+    assert len([*(harness.runs / ".submissions").glob("*-lstm/lstm.toml")]) == 1
 
 
 def test_a_squeue_without_an_answer_submits_no_second_job(harness: Harness) -> None:
@@ -78,3 +99,22 @@ def test_a_job_is_written_alike_in_every_locale(harness: Harness) -> None:
     (folder,) = (harness.folder / "gr\u00fcn/.submissions").glob("*-own")
     assert "# \u00e4" in (folder / "own.toml").read_text("utf-8")
     assert "/gr\u00fcn/" in (folder / "job.sh").read_text("utf-8")
+
+
+def test_nobody_else_can_change_what_a_job_will_run(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the umask: its own network would be refused on the node, after the queue."""
+    (harness.folder / "net.py").write_text("def net(): ...\n")
+    job = (JOBS / "lstm.toml").read_text()
+    (harness.folder / "own.toml").write_text(job.replace('"lstm"', '"net.py:net"', 1))
+    harness.program("sbatch", "echo 77")
+    monkeypatch.setattr("harness.ownership._is_own_group", lambda _: False)
+    umask = os.umask(0o002)
+    try:
+        done = harness.run_here("submit", harness.folder / "own.toml")
+    finally:
+        os.umask(umask)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (harness.runs / ".submissions").glob("*-own")
+    assert load_job(folder / "own.toml").code

@@ -122,8 +122,15 @@ def test_gpus_of_a_whole_job_are_counted_over_its_nodes(
     nodes: str, given: str, asked: str, is_unmet: bool
 ) -> None:
     """Two nodes with one GPU each are what `--gpus=2` beside `--gres=gpu:1` gets by mistake."""
-    job = allocation(SLURM_JOB_NUM_NODES=nodes, SLURM_GPUS_ON_NODE=given, SLURM_GPUS=asked)
-    assert (unmet_request(job) is not None) == is_unmet
+    variables = {
+        "SLURM_JOB_NUM_NODES": nodes,
+        "SLURM_GPUS_ON_NODE": given,
+        "SLURM_GPUS": asked,
+    }
+    assert (unmet_request(allocation(**variables)) is not None) == is_unmet
+    # harness submit asks for so many nodes, and drops the --gres.
+    submitted = unmet_request(allocation(**variables, HARNESS_SNAPSHOT="1"))
+    assert (submitted is not None) == (is_unmet and int(nodes) * int(given) < int(asked))
 
 
 def test_a_gpu_that_lets_in_one_process_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,12 @@ def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
     assert [(tmp_path / f"{name}.begun").exists() for name in "abc"] == [True, True, False]
 
 
+def test_a_disk_that_refuses_to_answer_cancels_nothing(tmp_path: Path) -> None:
+    """Each run waits for it by itself; an error here would end them all."""
+    refused = tmp_path / ("x" * 300)
+    assert not Task("a", [], tmp_path / "a.log", refused).cancelled
+
+
 class Asked(ManagedProcess):
     """A process that ends at its first signal."""
 

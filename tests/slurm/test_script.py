@@ -186,6 +186,15 @@ def test_a_sites_file_counts_without_being_sourced(tmp_path: Path) -> None:
     assert site_options(tmp_path / "none", {}) == NO_OPTIONS
 
 
+def test_a_site_may_name_its_way_in_one_line(tmp_path: Path) -> None:
+    """As slurm/README.md writes it."""
+    (tmp_path / "slurm").mkdir()
+    way = "export SBATCH_GRES=none SBATCH_GPUS_PER_NODE=a100:1\n"
+    (tmp_path / "slurm/site.sh").write_text(way)
+    composed = compose(HEADER, site_options(tmp_path, {}), [], gpus="2")
+    assert composed.args == ["--gpus-per-node=a100:2"]
+
+
 def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) -> None:
     """The command says so; the comparison asks neither for GPUs nor for the trainings' memory."""
     site = SiteOptions({"SBATCH_GPUS_PER_NODE": "1", "SBATCH_QOS": "q"}, {})
@@ -198,6 +207,15 @@ def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) 
     assert comparison.command[:3] == ["env", "-uSBATCH_GPUS_PER_NODE", "sbatch"]
     assert comparison.args[3:] == ("-C", "ib", "--dependency=afterany:12")
     assert "--mem=16G" in comparison.script
+
+
+def test_what_sbatch_does_not_see_meets_no_limit(tmp_path: Path) -> None:
+    """A site's own request that the user's replaces is not counted."""
+    site = SiteOptions({"SBATCH_GRES": "gpu:4", "SBATCH_QOS": "q"}, {})
+    at = dataclasses.replace(layout(tmp_path), site=site)
+    asked = Resources(flags=("--gpus-per-node=1",))
+    job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at, full=False)
+    assert job.limited == {"qos": "q", "mem": "16G", "gpus-per-node": "1"}
 
 
 def test_a_job_from_within_an_array_is_no_task_of_it(

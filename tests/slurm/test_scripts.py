@@ -140,6 +140,22 @@ def test_texts_of_a_jobs_own_need_no_copy_of_imdb(
         assert staged == (number if stages else 0)
 
 
+@pytest.mark.parametrize("words", [["--workers", "2", "--join", "{}"], ["--retrain={}"]])
+def test_a_sweep_over_own_texts_needs_no_copy_of_imdb(
+    project: Project, tmp_path: Path, words: list[str]
+) -> None:
+    """Its own record says what it reads, wherever among the arguments it is named."""
+    sweep = tmp_path / "a sweep"
+    sweep.mkdir()
+    env = {**project.slurm(), "TMPDIR": str(tmp_path)}
+    arguments = [word.format(sweep) for word in words]
+    for source, calls in (("reviews.csv", ["sweep"]), ("", ["sweep", "data", "sweep"])):
+        (sweep / "search.toml").write_text(f'[data]\nsource = "{source}"\n')
+        result = project.run(project.spool("tune"), *arguments, env=env)
+        assert result.returncode == 0, result.stderr
+        assert [call["argv"][0] for call in project.calls()] == calls
+
+
 @pytest.mark.parametrize("code", [1, 2, 75])
 def test_exit_code_is_the_harness_own(project: Project, code: int) -> None:
     """The script ends with the exit code of the run."""
@@ -284,85 +300,6 @@ def test_interrupt_reaches_the_harness_as_term(project: Project) -> None:
     )
     assert code == 75
     assert project.call()["signals"] == ["SIGTERM"]
-
-
-@pytest.mark.parametrize(
-    ("number", "times", "requeued"),
-    [
-        (signal.SIGUSR2, 0, "requeue 42\n"),
-        (signal.SIGUSR2, 2, "requeue 42\n"),
-        (signal.SIGUSR2, 30, "requeue 42\n"),
-        (signal.SIGTERM, 0, ""),
-    ],
-)
-def test_warned_job_goes_back_into_the_queue(
-    project: Project, number: signal.Signals, times: int, requeued: str
-) -> None:
-    """A job that was warned requeues itself, however often; a cancelled one stays cancelled."""
-    asked = project.outside / "asked"
-    asked.touch()
-    answer = '[ "$1" != requeue ] || echo "$@" >>"$ASKED"'
-    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
-    env = project.slurm(ASKED=str(asked), SLURM_RESTART_COUNT=str(times), HARNESS_MAX_REQUEUES="3")
-    code, said = project.signalled(project.spool(), number, env=env)
-    assert code == 75, said
-    assert asked.read_text() == requeued
-
-
-def test_a_job_that_never_gets_to_its_run_gives_up(project: Project) -> None:
-    """Starts that a time limit ends before there is anything to save count one after another."""
-    project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
-    harness = project.venv / "bin/harness"
-    working = harness.read_text()
-    ready = shlex.quote(str(project.note.with_suffix(".ready")))
-    starting = f'[ "$1" = job-begin ] || {{ touch "$NOTE" {ready}; exec sleep 20; }}'
-    env = project.slurm(HARNESS_MAX_REQUEUES="2", SLURM_RESTART_COUNT="9")
-    said = []
-    for program in (*[f"#!/bin/sh\n{starting}\n"] * 2, working, *[f"#!/bin/sh\n{starting}\n"] * 3):
-        project.executable(harness, program)
-        project.note.with_suffix(".ready").unlink(missing_ok=True)
-        code, told = project.signalled(project.spool(), signal.SIGUSR2, env=env)
-        said.append((code, "is back in the queue" in told))
-    assert said == [(75, True)] * 5 + [(75, False)]
-    assert "for the last 2 times (HARNESS_MAX_REQUEUES)" in told.splitlines()[-1]
-
-
-def test_requeue_is_tried_again_while_the_scheduler_is_down(project: Project) -> None:
-    """A controller that is being restarted costs no job its place."""
-    asked = project.outside / "asked"
-    answer = 'echo "$@" >>"$ASKED"; [ "$(wc -l <"$ASKED")" = 2 ]'
-    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
-    env = project.slurm(ASKED=str(asked), HARNESS_RETRY_S="0.1")
-    code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
-    assert (code, asked.read_text()) == (75, "requeue 42\n" * 2)
-    assert "is back in the queue" in said.splitlines()[-1]
-
-
-def test_death_by_a_signal_is_told_in_the_last_line(project: Project) -> None:
-    """A harness that is killed, as for its memory, is told of and its job not requeued."""
-    project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 1\n")
-    result = project.run(project.spool(), env=project.slurm(EXIT="137"))
-    assert result.returncode == 137
-    assert "exit code 137" in result.stderr.splitlines()[-1]
-
-
-def test_a_job_out_of_memory_asks_for_more(project: Project) -> None:
-    """With --retry-memory it is back in the queue, and then asks for half as much again."""
-    asked = project.outside / "asked"
-    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
-    more = {"ASKED": str(asked), "SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEMORY": "1"}
-    result = project.run(project.spool(), env=project.slurm(EXIT="137", **more))
-    assert result.returncode == 137
-    assert asked.read_text() == "requeue 42\nupdate JobId=42 MinMemoryNode=1500\n"
-    assert "1.0 GB asked" in result.stderr
-
-
-def test_a_job_that_gets_no_further_gives_up(project: Project) -> None:
-    """The third failure with the same exit code and without a step is the last."""
-    project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
-    ends = [project.run(project.spool(), env=project.slurm(EXIT="75")) for _ in range(3)]
-    assert ["is back in the queue" in end.stderr for end in ends] == [True, True, False]
-    assert "given up: ended 3 times with exit code 75" in ends[2].stderr
 
 
 def test_lines_in_a_log_carry_time_and_level(project: Project, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def edit(project: Path) -> None:
 
 
 def test_dry_run_prints_everything_and_writes_nothing(harness: Harness) -> None:
-    """The script and the command come out, and no folder is made; no Slurm is asked."""
+    """The script and the command come out, and no folder is made; no Slurm is needed."""
     harness.environment["PATH"] = "/nowhere"
     before = contents(harness.folder)
     words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]

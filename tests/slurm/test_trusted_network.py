@@ -116,10 +116,14 @@ def test_nodes_are_read_as_sbatch_reads_them(args: list[str], num: int) -> None:
         ("  export NAME='a b' # why\n", "a b"),
         ("OTHER_NAME=1\n", ""),
         ("NAME='1\n", ""),
+        ("export OTHER=1 NAME=2\n", "2"),
+        ("NAME=1; export B=2 && C='NAME=3'\n", "1"),
+        ("export B=2 && NAME='a;b'; echo NAME=3\n", "a;b"),
+        ("echo it; NAME=1\n", "1"),
     ],
 )
 def test_a_setting_is_read_without_running_the_file(tmp_path: Path, text: str, value: str) -> None:
-    """The last line counts, comments and broken lines do not; the environment is stronger."""
+    """The last one counts, comments and broken lines do not; the environment is stronger."""
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm/site.sh").write_text(text)
     assert site_setting("NAME", tmp_path, {}) == value

@@ -306,11 +306,11 @@ def _problems(
 
 def _tres_problems(quota: Quota, options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     asked = asked_tres(options)
-    minutes = asked_s(options) / 60
+    asked_min = asked_s(options) / 60
     limits = (
         ("", quota.tres, 1.0),
         (" a node", quota.of_node, 1 / asked["node"]),
-        (" times minutes", quota.minutes, minutes),
+        (" times minutes", quota.minutes, asked_min if asked_min < UNLIMITED else 0.0),
     )
     for each, most_of, times in limits:
         for name, most in most_of.items():

@@ -131,7 +131,6 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, time_s: float) -> 
         ({"time": "0"}, 1, "--time 0: partition gpu allows 1-00:00:00.*--partition: open, debug"),
         ({"time": "UNLIMITED"}, 1, "--time UNLIMITED: partition gpu allows 1-00:00:00"),
         ({"time": "0:00", "partition": "open", "qos": "normal"}, 1, "qos normal allows 02:00:00"),
-        ({"gres": "gpu:1", "time": "0", "partition": "open", "qos": "budget"}, 1, "inf GPUs times"),
         ({"time": "8-0", "qos": "long"}, 1, "--time 8-0: qos long allows 7-0"),
         ({"nodes": "3", "partition": "debug", "qos": "long"}, 1, "--nodes 3: partition debug"),
         ({"time": "2-0", "qos": "wide"}, 1, "--time 2-0: partition gpu"),

@@ -252,6 +252,9 @@ def test_it_is_built_once_and_again_when_it_has_changed(
         patch.setattr("harness.data.dataset_folder.atomic_directory", _full)
         assert open_source(path).checksum == first.checksum  # in a temporary folder
     assert open_source(path).checksum == first.checksum
+    with monkeypatch.context() as patch:  # that one was saved
+        patch.setattr("harness.data.text_dataset.make_dataset", None)
+        assert open_source(path).checksum == first.checksum
     write_csv(path, [*ROWS, ("one more", "pos")])
     assert open_source(path).checksum != first.checksum
     (tmp_path / "cache").rename(tmp_path / "gone")

@@ -77,6 +77,14 @@ def test_each_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
     np.testing.assert_array_equal(ratios.at_words(split), expected)
 
 
+def test_the_first_word_twice_is_an_ngram() -> None:
+    """Its code is 0."""
+    split = Split(np.full(6, 5, np.int32), np.array([0, 3, 6]), np.array([0, 1], np.int32))
+    features, ngrams = binary_ngrams(split)
+    assert [codes.tolist() for codes in ngrams] == [[5], [0], [0]]
+    assert (features.toarray() == 1).all()
+
+
 @pytest.mark.parametrize("num_reviews", [1, 2, 6])
 def test_few_reviews_give_ratios_of_nothing(num_reviews: int) -> None:
     """Nothing is known of n-grams that no two reviews hold; no number is infinite."""

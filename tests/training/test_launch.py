@@ -1,6 +1,7 @@
 """What happens before a run: its workers meet, its devices are judged."""
 
 import contextlib
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from harness.training.launch import (
     small_shares,
 )
 from tests.conftest import JOBS
+from tests.report.small_data import small_data
 from tests.slurm.test_rendezvous import allocation, job_id
 
 __all__ = ["job_id"]  # pytest takes the fixture from here
@@ -66,6 +68,26 @@ def test_a_run_that_is_short_for_its_average_says_so(
     line = short_average(load_job(JOBS / "lstm.toml", [*common, *settings]), num_reviews)
     assert said in line
     assert bool(line) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "is_sample", "is_told"),
+    [(8, False, False), (9, False, True), (9, True, False)],  # four words are known
+)
+def test_a_vocabulary_that_is_too_large_is_told(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    vocab_size: int,
+    is_sample: bool,
+    is_told: bool,
+) -> None:
+    """Of all data but the sample, whose jobs are those of IMDB."""
+    dataset = dataclasses.replace(small_data(tmp_path / "data"), is_sample=is_sample)
+    job = load_job(JOBS / "lstm.toml", [f"data.vocab_size={vocab_size}"])
+    launch.announce(RunContext(RunDirectory(tmp_path / "run"), job, dataset), 1, Console())
+    told = capsys.readouterr()
+    text = " ".join((told.out + told.err).split())
+    assert ("4 words, so anything above 8 has no effect" in text) == is_told
 
 
 def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(

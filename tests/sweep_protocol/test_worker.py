@@ -1,0 +1,53 @@
+"""A worker without a trial, and the steps that it counts in one."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.files.shared_disk import SharedDisk
+from harness.sweep_protocol.mailbox import BEAT, Beat, SharedFolder
+from harness.sweep_protocol.worker import Alone, Worker
+from tests.sweep_protocol.test_safeguards import TERMS, A, NoRunner, PlannedClock
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    """One that has a folder, in a sweep with a supervisor."""
+    (tmp_path / "workers" / A).mkdir(parents=True)
+    (tmp_path / "journal" / "1").mkdir(parents=True)
+    shared = SharedFolder(tmp_path, SharedDisk(), PlannedClock(), TERMS)
+    return Worker(shared, A, NoRunner())  # type: ignore[arg-type]
+
+
+def idle(worker: Worker, *, beats: bool) -> None:
+    """Wait for tasks for twice as long as a worker waits for a supervisor."""
+    shared, began_s = worker.shared, worker.shared.clock.now()
+    while shared.clock.now() - began_s < 2 * TERMS.patience_s:
+        if beats:
+            shared.write(Beat(count=int(shared.clock.now()) + 1), "journal", "1", BEAT)
+        assert worker._idle() is None
+
+
+def test_a_worker_waits_as_long_as_a_supervisor_beats(worker: Worker) -> None:
+    """Without a supervisor it gives up."""
+    idle(worker, beats=True)
+    with pytest.raises(Alone, match=f"none for {TERMS.patience_s:.0f} s"):
+        idle(worker, beats=False)
+
+
+def test_a_new_supervisor_is_heard(worker: Worker) -> None:
+    """Its first beat counts like that of the one before."""
+    idle(worker, beats=True)
+    worker.shared.clock.sleep(TERMS.patience_s - 2 * TERMS.idle_s)
+    worker.shared.path("journal", "2").mkdir()
+    worker.shared.write(Beat(count=1), "journal", "2", BEAT)
+    assert worker._idle() is None
+    worker.shared.clock.sleep(TERMS.patience_s - 2 * TERMS.idle_s)
+    assert worker._idle() is None
+
+
+def test_steps_are_counted(worker: Worker) -> None:
+    """One more with each look between two of them."""
+    for _ in range(3):
+        worker.check()
+    assert worker._state.step == 3

@@ -1,10 +1,19 @@
-"""What is checked before TensorFlow is imported."""
+"""What is checked before TensorFlow is imported, and how its workers meet."""
 
 import resource
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import tensorflow as tf
 
-from harness.compute.strategy import import_tensorflow, one_device_each, site_devices
+from harness.compute.strategy import (
+    _across_nodes,
+    import_tensorflow,
+    one_device_each,
+    site_devices,
+)
 from harness.errors import InputError
 
 
@@ -34,3 +43,24 @@ def test_devices_are_refused_under_the_name_of_what_says_them(
     assert str(refused.value).startswith(said)
     monkeypatch.setenv("HARNESS_DEVICES", "cpu")
     assert one_device_each(None, "run") == site_devices() == "cpu"
+
+
+def test_a_strategy_across_nodes_gives_up_on_its_start_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes while TensorFlow waits for the others; not once they are there."""
+    given_up: list[str] = []
+    group: Any = SimpleNamespace(
+        addresses=["a:1", "b:1"], rank=0, node="a", give_up=given_up.append
+    )
+    monkeypatch.setattr("harness.compute.strategy.START_S", 0.2)
+    monkeypatch.setenv("TF_CONFIG", "")
+    for wait_s, num_given_up in ((0.0, 0), (0.5, 1)):
+
+        def start(wait_s: float = wait_s, **options: object) -> None:
+            time.sleep(wait_s)
+
+        monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", start)
+        _across_nodes(group)
+        time.sleep(0.5)
+        assert len(given_up) == num_given_up

@@ -209,6 +209,7 @@ def test_a_later_layer_wins() -> None:
         "mem": "3G",
     }
     assert asked_tres(found) == {"node": 2, "mem": 6144, "gres/gpu": 2}
+    assert asked_tres({"mem": "2048K"})["mem"] == asked_tres({"mem": "2"})["mem"] == 2  # MB
     assert asked_tres({"nodes": "0"})["node"] == 1  # sbatch refuses it
     assert asked_tres({"gpus-per-node": "a100:2"}) == {
         "node": 1,

@@ -1,6 +1,8 @@
 """What a run tells of its way: numbers that people plan by."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from harness.system.console import Console
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
-from harness.training.actions import Profiler, ProgressReport, StepResults
+from harness.training import actions
+from harness.training.actions import Profiler, ProgressReport, StepResults, UsageMeter
 
 
 def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
@@ -65,3 +68,26 @@ def test_the_steps_asked_for_are_profiled_and_no_more(
     for step in range(100, 140):  # of a run that goes on
         profiler.before_step(step)
     assert len(calls) == 6
+
+
+def test_the_wait_for_input_is_that_of_the_epochs_latest_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of as many as tf.data times, without the first, which has waited for the validation."""
+    asked: list[tuple[int, float]] = []
+
+    def waited_s(batches: object, num_steps: int, took_s: float) -> float:
+        asked.append((num_steps, took_s))
+        return took_s / 4
+
+    monkeypatch.setattr(actions, "waited_s", waited_s)
+    monitor: Any = SimpleNamespace(sample=lambda: {"cpu": 1.0}, warning="")
+    heartbeat = Heartbeat(RunDirectory(tmp_path), None)
+    meter = UsageMeter(monitor, heartbeat)
+    losses = np.zeros(60)
+    for number, begins in enumerate((True, False, False, False)):
+        results = StepResults(60 * number + 1, begins, losses, losses, 60, took_s=float(number))
+        figures = meter.measure(results, iter(()))
+    assert asked == [(60, 1.0), (60, 2.0), (60, 3.0)]  # two together are more than a hundred
+    assert figures["step/input_wait_share"] == heartbeat.state["input_wait_share"] == 0.25
+    assert figures["step/duration_ms"] == heartbeat.state["step_ms"] == 50.0

@@ -12,8 +12,8 @@ from harness.search_space import SEARCH_FILE, load_search
 from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
 from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, Report
 from harness.tuning.sweep_dir import SweepDirectory, gather, leaderboard_csv
-from harness.tuning.tune import result_of, settled
-from tests.conftest import Harness, before_next_rename
+from harness.tuning.tune import describe, result_of, settled
+from tests.conftest import JOBS, Harness, before_next_rename
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
@@ -149,3 +149,14 @@ def test_a_finished_search_is_told_and_not_searched_again(harness: Harness) -> N
     assert done.returncode == 0, done.stderr
     assert "finished already, nothing to do" in done.stdout
     assert "best of 24 trials, 1 failed: trial 0000, val_accuracy 0.8000" in done.stdout
+
+
+def test_a_trial_that_has_ended_is_told_with_its_values() -> None:
+    """By its score, or by its error."""
+    search = load_search(JOBS / "tune_lstm.toml")
+    finished = trial(3, 0.81234, values={"model.units": 8, "train.learning_rate": 0.001})
+    assert describe(finished, search) == (
+        "trial 0003: val_accuracy 0.8123; model.units = 8, train.learning_rate = 0.001"
+    )
+    failed = trial(4, None, values={"model.units": 8}, error="no room")
+    assert describe(failed, search) == "trial 0004: failed: no room; model.units = 8"

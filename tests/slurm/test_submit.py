@@ -107,6 +107,13 @@ def test_dry_run_prints_everything_and_writes_nothing(harness: Harness) -> None:
     assert "packaged SAMPLE; get it first by: harness data fetch" in done.stderr
 
 
+@pytest.mark.parametrize("job", ["lstm", "tune_lstm"])
+def test_texts_that_are_not_there_wait_in_no_queue(harness: Harness, job: str) -> None:
+    """A job's and a search's are looked at before either is submitted."""
+    done = harness.run_here("submit", JOBS / f"{job}.toml", "--set", "data.source=no.csv")
+    assert (done.returncode, "no.csv" in done.stderr) == (2, True)
+
+
 def test_a_submission_waits_for_no_numpy(harness: Harness) -> None:
     """Nor for anything else that training alone needs."""
     harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"

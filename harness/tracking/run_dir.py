@@ -110,11 +110,8 @@ class RunDirectory(LeasedDirectory):
         try:
             return parse_json(read_plain_file(path))
         except OSError as error:
-            if error.errno in NO_RECORD:
-                return {}
-            is_closed = error.errno == errno.EACCES
-            remedy = "check its mode and owner" if is_closed else "try again later"
-            raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
+            raise_unless_missing(error, path)
+            return {}
 
     def job(self) -> Job:
         """The run's job, every default filled in.
@@ -154,12 +151,34 @@ class RunDirectory(LeasedDirectory):
         return f"process {state.get('process')} on {state.get('host')} took it over and finished it"
 
     def checkpoints(self) -> list[Path]:
-        """The run's checkpoints, oldest first."""
-        return sorted(self.path("checkpoints").glob("step-*.npz"))
+        """The run's checkpoints, oldest first.
+
+        Raises:
+            DiskError: if the disk fails; `Path.glob` may then find none.
+        """
+        folder = self.path("checkpoints")
+        try:
+            return sorted(path for path in folder.iterdir() if path.match("step-*.npz"))
+        except OSError as error:
+            raise_unless_missing(error, folder)
+            return []
 
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""
         return self.folder.rglob(".*.tmp*")
+
+
+def raise_unless_missing(error: OSError, path: Path) -> None:
+    """Raise what a failing disk says; return if there is no such file.
+
+    Raises:
+        DiskError: in one line, with what to do.
+    """
+    if error.errno in NO_RECORD:
+        return
+    is_closed = error.errno == errno.EACCES
+    remedy = "check its mode and owner" if is_closed else "try again later"
+    raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
 
 
 def ask_to_cancel(folder: Path) -> None:

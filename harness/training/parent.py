@@ -45,7 +45,7 @@ class Parent:
             "begins_with": "checkpoint" if self.continues else "weights",
         }
         # What it goes on with may itself have begun with another model's weights.
-        if self.continues and (origin := _weights_of(self.run)):
+        if self.continues and (origin := weights_of(self.run)):
             record["weights_of"] = origin
         return record
 
@@ -92,7 +92,7 @@ def _recorded(run: RunDirectory) -> str | None:
     return text(parent.get("run")) if isinstance(parent, dict) else None
 
 
-def _weights_of(run: RunDirectory) -> str | None:
+def weights_of(run: RunDirectory) -> str | None:
     """The folder of the run with whose weights a run, or one that it goes on with, began."""
     parent = first_start(run.read_json(RECORD)).get("parent")
     if not isinstance(parent, dict):

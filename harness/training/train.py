@@ -16,7 +16,7 @@ from harness.compute.loss import class_weights
 from harness.compute.strategy import describe_cuda, describe_devices, describe_numerics
 from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
 from harness.inputs.epoch_order import num_steps
@@ -149,7 +149,7 @@ def train(
             save_model(run, train_step.export_model, is_own=job.model.is_own)
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
-    with contextlib.suppress(OSError):  # the run is finished all the same
+    with contextlib.suppress(OSError, RunError):  # the run is finished all the same
         remove_checkpoints(run, but_last=True)
     run.release_lease()
     return result

@@ -42,7 +42,7 @@ from harness.training.checkpoint import remove_checkpoints
 from harness.training.context import Compute, Observers, RunContext, known_words
 from harness.training.failures import recorded_failures
 from harness.training.metrics import VALIDATION_SCORES, test_scores
-from harness.training.parent import Parent, begin_with
+from harness.training.parent import Parent, begin_with, nothing_left_if_refused
 from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 from harness.training.trainer import Trainer
 
@@ -88,7 +88,7 @@ def train(
     if takes_back_cancel:  # now that nothing refuses the run
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
-    with recorded_failures(heartbeat, worker_group):
+    with nothing_left_if_refused(run, parent), recorded_failures(heartbeat, worker_group):
         heartbeat.beat("starting")
         devices = describe_devices(compute.strategy, worker_group)
         plan = agreed_plan(compute.plan, worker_group)

@@ -38,18 +38,18 @@ class RunDirectory(LeasedDirectory):
 
     @classmethod
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
-        """Name the folder of a run; it is made when the lease is taken.
+        """Name the folder of a run; it is made when the lease is taken, without a `run_id` at once.
 
         With a `run_id` the folder may exist already: then the run goes on if it is of the same
         job.
 
         Raises:
-            InputError: if the id is not a file name, or the run there is of another job.
+            InputError: if the id is not a file name, the run there is of another job, or the
+                folder of the runs can't be written.
         """
         if run_id is None:
-            run = cls(runs / job.name / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}")
-            run._is_new = True
-            return run
+            end = f"-seed{job.train.seed}"
+            return cls(runs / job.name / f"{reserve_id(runs, [(job.name, end)])}{end}")
         check_id("--run-id", run_id)
         run = cls(runs / job.name / run_id)
         if run.exists() and run.job() != job:

@@ -77,7 +77,7 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     """
     run = context.run
     before = _recorded(run)
-    if run.read_json(RECORD) and named and before != str(named.absolute()):
+    if run.certain_json(RECORD) and named and before != str(named.absolute()):
         instead = f"began with {before}" if before else "began without a parent"
         raise InputError(
             f"--from {named}: run {run.folder} {instead}; leave --from out, or give another "
@@ -92,13 +92,13 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
 
 def _recorded(run: RunDirectory) -> str | None:
     """The folder of the parent with which a run began."""
-    parent = first_start(run.read_json(RECORD)).get("parent")
+    parent = first_start(run.certain_json(RECORD)).get("parent")
     return text(parent.get("run")) if isinstance(parent, dict) else None
 
 
 def weights_of(run: RunDirectory) -> str | None:
     """The folder of the run with whose weights a run, or one that it goes on with, began."""
-    parent = first_start(run.read_json(RECORD)).get("parent")
+    parent = first_start(run.certain_json(RECORD)).get("parent")
     if not isinstance(parent, dict):
         return None
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
@@ -141,7 +141,7 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
         yield "train.schedule_epochs, which follows train.epochs where it is 0"
-    record = parent.read_json(RECORD)
+    record = parent.certain_json(RECORD)
     data = record.get("dataset")
     if not isinstance(data, dict) or data.get("checksum") != context.dataset.checksum:
         yield "the data"
@@ -220,7 +220,7 @@ def _take_weights(
     for name, layer in _numbered(train_step.export_model):
         shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else None
         if layer is pretrained:
-            yield f"{name}: keeps the vectors of model.embeddings, run {parent.folder} began without"
+            yield f"{name}: keeps the vectors of model.embeddings, run {parent.folder} has others"
         elif others is None:
             yield f"{name}: starts from random weights, run {parent.folder} has no such layer"
         elif shapes != others:

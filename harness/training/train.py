@@ -24,7 +24,6 @@ from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.layers import count_parameters
-from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import (
     record_gpu_gb,
@@ -39,7 +38,7 @@ from harness.tracking.run_dir import (
 )
 from harness.training.callbacks import own_callbacks
 from harness.training.checkpoint import remove_checkpoints
-from harness.training.context import Compute, Observers, RunContext, known_words
+from harness.training.context import Compute, Observers, RunContext, agreed_plan, known_words
 from harness.training.failures import recorded_failures
 from harness.training.metrics import VALIDATION_SCORES, test_scores
 from harness.training.parent import Parent, begin_with, nothing_left_if_refused
@@ -197,14 +196,6 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, s
 
 def _write_to(content: bytes, file: BinaryIO) -> None:
     file.write(content)
-
-
-def agreed_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> ExecutionPlan:
-    """The chief's plan, for all workers: the others may have other measurements."""
-    if worker_group is None:
-        return plan
-    content = json.dumps(asdict(plan)).encode() if worker_group.is_chief else b""
-    return ExecutionPlan(**json.loads(worker_group.share(content)))
 
 
 def record_gpu_memory(trainer: Trainer) -> None:

@@ -76,7 +76,7 @@ def test_a_run_from_another_keeps_vectors_that_are_new_to_that(
         assert np.all(model.layers[-1].get_weights()[0] == 7)
         begins = model.get_weights()[0][row]
         assert begins.tolist() == ([7, 7, 7] if parent_has == "the same" else [1, 2, 3])
-    kept = f"Embedding 1: keeps the vectors of model.embeddings, run {parent.folder} began without"
+    kept = f"Embedding 1: keeps the vectors of model.embeddings, run {parent.folder} has others"
     assert lines == ([] if parent_has == "the same" else [kept])
 
 

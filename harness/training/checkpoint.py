@@ -20,9 +20,8 @@ from harness.errors import InputError, RunError
 from harness.files.plain_file import open_plain_file
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.progress import Progress
-from harness.tracking.record_format import check_format, stamped
+from harness.tracking.record_format import RECORD, check_format, stamped, weights_of
 from harness.tracking.run_dir import RunDirectory, raise_unless_missing
-from harness.training.parent import weights_of
 
 # 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
 CHECKPOINT_FORMAT = 3
@@ -166,7 +165,7 @@ def _newest(
             )
         _assign(arrays, train_step)
         return progress, path, skipped
-    if skipped and (parent := weights_of(run)):
+    if skipped and (parent := weights_of(run.certain_json(RECORD))):
         raise RunError(
             f"run {run.folder}: all its checkpoints are broken, and it began with the weights of "
             f"{parent}; remove {run.path('checkpoints')}, and harness resume begins with them again"

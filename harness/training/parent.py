@@ -19,7 +19,7 @@ from harness.files.plain_file import read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
 from harness.job import Job
 from harness.tracking.progress import Progress
-from harness.tracking.record_format import RECORD, first_start
+from harness.tracking.record_format import RECORD, first_start, weights_of
 from harness.tracking.run_dir import RunDirectory, remove_empty
 from harness.training.context import RunContext
 
@@ -49,7 +49,7 @@ class Parent:
             "begins_with": "checkpoint" if self.continues else "weights",
         }
         # What it goes on with may itself have begun with another model's weights.
-        if self.continues and (origin := weights_of(self.run)):
+        if self.continues and (origin := weights_of(self.run.certain_json(RECORD))):
             record["weights_of"] = origin
         return record
 
@@ -94,14 +94,6 @@ def _recorded(run: RunDirectory) -> str | None:
     """The folder of the parent with which a run began."""
     parent = first_start(run.certain_json(RECORD)).get("parent")
     return text(parent.get("run")) if isinstance(parent, dict) else None
-
-
-def weights_of(run: RunDirectory) -> str | None:
-    """The folder of the run with whose weights a run, or one that it goes on with, began."""
-    parent = first_start(run.certain_json(RECORD)).get("parent")
-    if not isinstance(parent, dict):
-        return None
-    return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
 def _checked(parent: RunDirectory, context: RunContext) -> Parent:

@@ -32,7 +32,7 @@ from harness.training.launch import (
     short_average,
     small_shares,
 )
-from harness.training.parent import find_parent, weights_of
+from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
 from tests.slurm.test_rendezvous import allocation, job_id
 
@@ -101,7 +101,7 @@ def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(
         lambda run, context: plan_of(context.job, "cpu", run),
         lambda run, context: dataset_of(run, context.job, None),
         lambda run, context: find_parent(context, named=None),
-        lambda run, context: weights_of(run),
+        lambda run, context: Parent(run, continues=True).record(),
         lambda run, context: changes_since_first_start(run, []),
     ],
 )

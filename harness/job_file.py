@@ -21,7 +21,7 @@ CHOICES = {
     "train.keep": [*SCORES],
     "train.monitor": [*SCORES],
 }
-MAX_JOB_BYTES = 1_000_000
+MAX_JOB_BYTES = 4_000_000  # with all the code that it may keep, in any script
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:

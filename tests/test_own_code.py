@@ -57,6 +57,19 @@ def test_a_job_keeps_the_source_and_what_it_imports_from_its_folder(tmp_path: Pa
     assert (again.model.architecture, again.code) == ("mynet.py:build", job.code)
 
 
+@pytest.mark.parametrize("text", ["#循環環環環環環環\n", "#😀😀😀😀😀😀😀😀\n", "''''''\n"])
+def test_as_much_code_as_a_job_keeps_can_be_read_back(tmp_path: Path, text: str) -> None:
+    """In any script, and where a file needs escapes."""
+    parts = {name: text * (MAX_BYTES // 4 // len(text) - 1) for name in ("a", "b", "c", "d")}
+    write(tmp_path, mynet="import a, b, c, d\ndef build(): return 3\n", **parts)
+    job = load(tmp_path)
+    (tmp_path / "run").mkdir(mode=0o755)
+    path = tmp_path / "run/job.toml"
+    path.write_text(job.to_toml())
+    path.chmod(0o644)
+    assert load_job(path) == job
+
+
 def test_the_harness_beside_a_source_is_not_kept(tmp_path: Path) -> None:
     """A source in the checkout's root imports the harness that runs it, as it imports Keras."""
     write(tmp_path, harness_in___init__="", harness_in_errors="BROKEN")

@@ -1,8 +1,10 @@
 """`train`, `resume`, `evaluate` and `predict`: runs and their models."""
 
+import contextlib
 import itertools
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -94,14 +96,22 @@ def train(
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
         from harness.job_file import load_job
-        from harness.tracking.run_dir import RunDirectory
+        from harness.tracking.run_dir import RunDirectory, remove_empty
         from harness.training.launch import LaunchOptions
 
         job = load_job(job_files[0], overrides or (), seed)
+        has_runs = os.path.lexists(runs)
         run = RunDirectory.new(runs, job, run_id)
-        if not run.finished():
-            confirm_here(f"harness submit {quoted(job_files[0])}", Console(), here=here)
-        _go(run, job, LaunchOptions(devices, data, full, strict, parent))
+        try:
+            if not run.finished():
+                confirm_here(f"harness submit {quoted(job_files[0])}", Console(), here=here)
+            _go(run, job, LaunchOptions(devices, data, full, strict, parent))
+        finally:
+            if run_id is None:
+                remove_empty([run.folder])
+                if not has_runs:
+                    with contextlib.suppress(OSError):  # something is in it
+                        runs.rmdir()
         return
     if parent is not None:
         raise InputError(f"--from {parent}: is for one run; give one job and no --seeds")

@@ -203,6 +203,20 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
     """
     if vectors is None and job.model.train_embeddings:
         return
+    layer = embedding_of_words(model, job)
+    if vectors is not None:
+        (matrix,) = layer.get_weights()
+        matrix[vectors.found + FIRST_WORD] = vectors.vectors
+        layer.set_weights([matrix])
+    layer.trainable = job.model.train_embeddings
+
+
+def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
+    """The embedding that takes the vectors of `model.embeddings`.
+
+    Raises:
+        InputError: if the network has none of that shape.
+    """
     shape = (job.data.vocab_size, job.model.embedding_dim)
     layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
     fitting = [layer for layer in layers if tuple(layer.embeddings.shape) == shape]
@@ -212,12 +226,7 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
             f"words and {shape[1]} numbers, data.vocab_size and model.embedding_dim; add one, or "
             "leave model.embeddings out"
         )
-    layer = fitting[0]
-    if vectors is not None:
-        (matrix,) = layer.get_weights()
-        matrix[vectors.found + FIRST_WORD] = vectors.vectors
-        layer.set_weights([matrix])
-    layer.trainable = job.model.train_embeddings
+    return fitting[0]
 
 
 def check_network(
@@ -299,6 +308,8 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
     Returns:
         How many losses of its own the model adds, and which trained weights get no gradient.
     """
+    if job.model.embeddings:
+        embedding_of_words(model, job)
     put_vectors(model, job, None)
     num_losses = 0
     unused: list[str] = []

@@ -72,6 +72,7 @@ def write_provenance(
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_asked": asked_of(allocation) if allocation else {},
             "cpus": given_cpus(allocation),
+            "processor": processor(),
             **_fingerprint(code),
             "packages": _packages(),
             **start,
@@ -94,7 +95,7 @@ def _code(runs: Path) -> Mapping[str, Any]:
 
 
 def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, str]]) -> list[str]:
-    """How code, packages and devices differ from those that the run began with.
+    """How code, packages, devices and processor differ from those that the run began with.
 
     Args:
         run: empty for one that has yet to begin.
@@ -103,7 +104,7 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
     Returns:
         A sentence for each difference.
     """
-    record = run.read_json(RECORD)
+    record = run.certain_json(RECORD)
     if not record:
         return []
     changes = []
@@ -118,9 +119,14 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
         was = known.get(name) if isinstance(known, dict) else None
         if was != version:
             changes.append(f"{name} was {was} and is {version}")
-    was, now_on = (_kinds(each) for each in (first_start(record).get("devices") or (), devices))
+    first = first_start(record)
+    was, now_on = (_kinds(each) for each in (first.get("devices") or (), devices))
     if was and was != now_on:
         changes.append(f"it ran on {was} and goes on with {now_on}")
+    was = first.get("processor") or record.get("processor")  # older starts hold none
+    uses_cpus = not any(device.get("name") for device in devices)
+    if uses_cpus and was and was != processor():
+        changes.append(f"its processor was {was} and is {processor()}")
     return changes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import __version__
 from harness.errors import InputError
+from harness.files.lenient_json import text
 
 RECORD = "provenance.json"  # of a run and of a sweep
 
@@ -24,6 +25,14 @@ def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
     starts = record.get("starts")
     first = starts[0] if isinstance(starts, list) and starts else None
     return first if isinstance(first, dict) else {}
+
+
+def weights_of(record: Mapping[str, Any]) -> str | None:
+    """The folder of the run with whose weights a run, or one that it goes on with, began."""
+    parent = first_start(record).get("parent")
+    if not isinstance(parent, dict):
+        return None
+    return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
 def check_format(name: str, record: Mapping[str, Any], known: int, *, remedy: str = "") -> None:

@@ -38,18 +38,18 @@ class RunDirectory(LeasedDirectory):
 
     @classmethod
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
-        """Name the folder of a run; it is made when the lease is taken.
+        """Name the folder of a run; it is made when the lease is taken, without a `run_id` at once.
 
         With a `run_id` the folder may exist already: then the run goes on if it is of the same
         job.
 
         Raises:
-            InputError: if the id is not a file name, or the run there is of another job.
+            InputError: if the id is not a file name, the run there is of another job, or the
+                folder of the runs can't be written.
         """
         if run_id is None:
-            run = cls(runs / job.name / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{job.train.seed}")
-            run._is_new = True
-            return run
+            end = f"-seed{job.train.seed}"
+            return cls(runs / job.name / f"{reserve_id(runs, [(job.name, end)])}{end}")
         check_id("--run-id", run_id)
         run = cls(runs / job.name / run_id)
         if run.exists() and run.job() != job:
@@ -110,11 +110,8 @@ class RunDirectory(LeasedDirectory):
         try:
             return parse_json(read_plain_file(path))
         except OSError as error:
-            if error.errno in NO_RECORD:
-                return {}
-            is_closed = error.errno == errno.EACCES
-            remedy = "check its mode and owner" if is_closed else "try again later"
-            raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
+            raise_unless_missing(error, path)
+            return {}
 
     def job(self) -> Job:
         """The run's job, every default filled in.
@@ -154,12 +151,34 @@ class RunDirectory(LeasedDirectory):
         return f"process {state.get('process')} on {state.get('host')} took it over and finished it"
 
     def checkpoints(self) -> list[Path]:
-        """The run's checkpoints, oldest first."""
-        return sorted(self.path("checkpoints").glob("step-*.npz"))
+        """The run's checkpoints, oldest first.
+
+        Raises:
+            DiskError: if the disk fails; `Path.glob` may then find none.
+        """
+        folder = self.path("checkpoints")
+        try:
+            return sorted(path for path in folder.iterdir() if path.match("step-*.npz"))
+        except OSError as error:
+            raise_unless_missing(error, folder)
+            return []
 
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""
         return self.folder.rglob(".*.tmp*")
+
+
+def raise_unless_missing(error: OSError, path: Path) -> None:
+    """Raise what a failing disk says; return if there is no such file.
+
+    Raises:
+        DiskError: in one line, with what to do.
+    """
+    if error.errno in NO_RECORD:
+        return
+    is_closed = error.errno == errno.EACCES
+    remedy = "check its mode and owner" if is_closed else "try again later"
+    raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
 
 
 def ask_to_cancel(folder: Path) -> None:

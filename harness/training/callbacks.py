@@ -19,8 +19,11 @@ from harness.tracking.record_format import untimed
 
 KEY = "train.callbacks"
 # What Keras calls between epochs' boundaries, which this loop does not.
-BY_STEP = ("batch_begin", "batch_end")
-KINDS = ("", "train_", "test_", "predict_")
+NOT_CALLED = [
+    f"on_{name}_{end}"
+    for name in ("batch", "train_batch", "test_batch", "predict_batch", "test", "predict")
+    for end in ("begin", "end")
+]
 
 
 def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
@@ -40,8 +43,10 @@ def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
                 f"{where}: gives a {type(callback).__name__}, should give a "
                 "keras.callbacks.Callback"
             )
-        for hook in (f"on_{kind}{step}" for kind in KINDS for step in BY_STEP):
-            if getattr(type(callback), hook) is not getattr(keras.callbacks.Callback, hook):
+        for hook in NOT_CALLED:
+            of_class = getattr(type(callback), hook)
+            # A LambdaCallback has its hooks itself, not its class.
+            if hook in vars(callback) or of_class is not getattr(keras.callbacks.Callback, hook):
                 raise InputError(f"{where}: has {hook}, which is not called; use on_epoch_end")
         if _has_state(callback) is None:
             raise InputError(
@@ -113,8 +118,9 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        if progress.stopped:
-            self.model.stop_training = True
+        # A callback of the user's may have taken back a stop that the replay gives again.
+        if progress.stopped or progress.callback_states:
+            self.model.stop_training = progress.stopped
 
     def on_epoch_begin(self, epoch: int) -> None:
         """Before the first step of an epoch, counted from 0."""
@@ -144,6 +150,7 @@ class RunCallbacks:
             state = self._call(callback, "save_state") if _has_state(callback) else None
             try:
                 states.append(json.loads(json.dumps(state, allow_nan=False)))
+                _check_keys(state)
             except (TypeError, ValueError) as error:
                 raise RunError(
                     f"{KEY} = {name!r}: save_state should give what JSON can hold: {error}"
@@ -157,6 +164,21 @@ class RunCallbacks:
                 return getattr(callback, hook)(*args)
         except InputError as error:  # in the middle of a run, so no refusal
             raise RunError(str(error)) from None
+
+
+def _check_keys(state: Any) -> None:
+    """Refuse keys of dictionaries that JSON would turn into texts.
+
+    Raises:
+        TypeError: naming one.
+    """
+    if isinstance(state, dict):
+        for key in state:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} of a dictionary is no text")
+        state = [*state.values()]
+    for each in state if isinstance(state, list | tuple) else ():
+        _check_keys(each)
 
 
 class _Judged:

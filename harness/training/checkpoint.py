@@ -20,8 +20,8 @@ from harness.errors import InputError, RunError
 from harness.files.plain_file import open_plain_file
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.progress import Progress
-from harness.tracking.record_format import check_format, stamped
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.record_format import RECORD, check_format, stamped, weights_of
+from harness.tracking.run_dir import RunDirectory, raise_unless_missing
 
 # 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
 CHECKPOINT_FORMAT = 3
@@ -72,7 +72,9 @@ def restore(
 
     Raises:
         InputError: if a later version of harness wrote the checkpoint.
-        RunError: if a checkpoint is of another job or other data.
+        DiskError: if the disk fails, which says nothing of a checkpoint.
+        RunError: if a checkpoint is of another job or other data, or none is whole of a run that
+            began with another model's weights.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()
@@ -148,9 +150,10 @@ def _newest(
             progress = _progress(arrays, f"checkpoint {path}")
             if progress.identity == identity:
                 _check(arrays, train_step)
-        except InputError:  # it is intact, but of a later version
+        except (InputError, MemoryError):  # it may be intact
             raise
         except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
+            _raise_disk_error(error, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             left = "using the one before" if path != paths[0] else "none is left, starting anew"
             skipped.append(f"checkpoint {path.name} is broken ({reason}); {left}")
@@ -162,7 +165,21 @@ def _newest(
             )
         _assign(arrays, train_step)
         return progress, path, skipped
+    if skipped and (parent := weights_of(run.certain_json(RECORD))):
+        raise RunError(
+            f"run {run.folder}: all its checkpoints are broken, and it began with the weights of "
+            f"{parent}; remove {run.path('checkpoints')}, and harness resume begins with them again"
+        )
     return Progress(identity=identity), None, skipped
+
+
+def _raise_disk_error(error: BaseException, path: Path) -> None:
+    """Raise it if a failing disk is the cause of an error: zipfile calls any file broken then."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.errno:
+            raise_unless_missing(cause, path)
+        cause = cause.__context__
 
 
 def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:

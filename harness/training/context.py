@@ -3,8 +3,9 @@
 TensorFlow is not imported, so that `launch` can check all of it first.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
 from harness.texts.word_vectors import WordVectors, open_vectors
-from harness.tracking.record_format import RECORD
+from harness.tracking.record_format import RECORD, first_start
 from harness.tracking.run_dir import RunDirectory, run_identity
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class RunContext:
             return cls(run, job, dataset)
         path = Path(job.model.embeddings)
         vectors = open_vectors(path, known_words(job, dataset), job.model.embedding_dim)
-        starts = run.read_json(RECORD).get("starts") or [{}]
-        began = starts[0].get("embeddings", vectors.checksum)
+        began = first_start(run.certain_json(RECORD)).get("embeddings", vectors.checksum)
         if began != vectors.checksum:
             raise InputError(
                 f"run {run.folder}: model.embeddings {path} has changed since it was begun "
@@ -80,6 +80,14 @@ class Compute:
     worker_group: WorkerGroup | None = None  # of a run on several nodes
     # Of a process that trains other runs too, and keeps their GPU memory.
     reused: "ReusedSteps | None" = None
+
+
+def agreed_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> ExecutionPlan:
+    """The chief's plan, for all workers: the others may have other measurements."""
+    if worker_group is None:
+        return plan
+    content = json.dumps(asdict(plan)).encode() if worker_group.is_chief else b""
+    return ExecutionPlan(**json.loads(worker_group.share(content)))
 
 
 @dataclass(frozen=True)

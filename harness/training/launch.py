@@ -41,7 +41,7 @@ from harness.system.signals import StopRequest
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
-from harness.training.context import Compute, Observers, RunContext
+from harness.training.context import Compute, Observers, RunContext, agreed_plan
 from harness.training.parent import find_parent
 
 SPANS_OF_A_RUN = 3  # of the moving average, below which a run is short for it
@@ -86,7 +86,7 @@ def launch(
     dataset = dataset_of(run, job, options.data, full=options.full)
     context = RunContext.open(run, job, dataset)
     parent = find_parent(context, named=options.parent)
-    is_new = not run.read_json(RECORD)
+    is_new = not run.certain_json(RECORD)
     began = parent.run if parent and parent.continues and is_new else run
     devices = devices_to_use(began, options.devices)
     requested = parse_devices(devices) if devices else None
@@ -96,6 +96,7 @@ def launch(
         worker_group = None
         if allocation and not stop.alone:
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
+            plan = agreed_plan(plan, worker_group)  # TensorFlow takes its threads but once
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
@@ -131,7 +132,7 @@ def launch(
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
     """As the command says, else as the run began, else as HARNESS_DEVICES says for new runs."""
-    return requested or run.read_json("provenance.json").get("devices_asked") or site_devices()
+    return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 
 def own_allocation() -> SlurmEnvironment | None:
@@ -193,7 +194,7 @@ def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> E
         kind,
         given_cpus(SlurmEnvironment.from_environment()),
         device=device,
-        begun=(run.read_json("provenance.json").get("plan") if run else None) or {},
+        begun=(run.certain_json(RECORD).get("plan") if run else None) or {},
         times_ms=measured_ms(device, job),
     )
 
@@ -340,7 +341,7 @@ def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = F
     Raises:
         InputError: if the data found are not those that the run began with.
     """
-    recorded = run.read_json("provenance.json").get("dataset")
+    recorded = run.certain_json(RECORD).get("dataset")
     if not recorded:
         return open_data(job, data, full=full)
     return reopen_data(recorded, job, data, whose=f"run {run.folder}")

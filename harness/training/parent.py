@@ -6,19 +6,21 @@ layer by layer. Either way the new run gets a checkpoint of its own before its f
 there on it needs the parent no more.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_json_lines, text
 from harness.files.plain_file import read_plain_file
+from harness.inference.kept_ratios import RATIOS_FILE
 from harness.job import Job
 from harness.tracking.progress import Progress
-from harness.tracking.record_format import RECORD, first_start
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.record_format import RECORD, first_start, weights_of
+from harness.tracking.run_dir import RunDirectory, remove_empty
 from harness.training.context import RunContext
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 SAME_JOB = ("train.epochs", "data.source")  # may differ; the data's checksum counts
 SHOWN_KEYS = 3  # of those that differ
+# What a run writes before it has its parent's weights. The lease is last: until then it is ours.
+WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Parent:
             "begins_with": "checkpoint" if self.continues else "weights",
         }
         # What it goes on with may itself have begun with another model's weights.
-        if self.continues and (origin := _weights_of(self.run)):
+        if self.continues and (origin := weights_of(self.run.certain_json(RECORD))):
             record["weights_of"] = origin
         return record
 
@@ -73,7 +77,7 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     """
     run = context.run
     before = _recorded(run)
-    if run.read_json(RECORD) and named and before != str(named.absolute()):
+    if run.certain_json(RECORD) and named and before != str(named.absolute()):
         instead = f"began with {before}" if before else "began without a parent"
         raise InputError(
             f"--from {named}: run {run.folder} {instead}; leave --from out, or give another "
@@ -88,16 +92,8 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
 
 def _recorded(run: RunDirectory) -> str | None:
     """The folder of the parent with which a run began."""
-    parent = first_start(run.read_json(RECORD)).get("parent")
+    parent = first_start(run.certain_json(RECORD)).get("parent")
     return text(parent.get("run")) if isinstance(parent, dict) else None
-
-
-def _weights_of(run: RunDirectory) -> str | None:
-    """The folder of the run with whose weights a run, or one that it goes on with, began."""
-    parent = first_start(run.read_json(RECORD)).get("parent")
-    if not isinstance(parent, dict):
-        return None
-    return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
 def _checked(parent: RunDirectory, context: RunContext) -> Parent:
@@ -137,7 +133,7 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
         yield "train.schedule_epochs, which follows train.epochs where it is 0"
-    record = parent.read_json(RECORD)
+    record = parent.certain_json(RECORD)
     data = record.get("dataset")
     if not isinstance(data, dict) or data.get("checksum") != context.dataset.checksum:
         yield "the data"
@@ -154,7 +150,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
         train_step: models and optimizer as they are initialized.
 
     Returns:
-        A line about each layer that keeps its random weights.
+        A line about each layer that keeps what it has.
 
     Raises:
         InputError: if the parent's checkpoints are broken, or no layer fits.
@@ -171,26 +167,53 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
             f"train.epochs = {epochs} of this job; leave it out, or give more "
             "epochs"
         )
-    lines = list(_take_weights(parent.run, context.run, train_step))
+    lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)
     checkpoint.save(context.run, train_step, progress, total_steps=0)
     return lines
 
 
+@contextlib.contextmanager
+def nothing_left_if_refused(run: RunDirectory, parent: Parent | None) -> Iterator[None]:
+    """Remove a run that its parent's model or checkpoints turn out not to fit.
+
+    Only its first start does so; without it the record would name the parent for ever.
+    """
+    is_first = not run.exists()
+    try:
+        yield
+    except InputError:
+        if parent and is_first:
+            with contextlib.suppress(OSError, RunError):
+                run.check_lease()
+                for name in WRITTEN:
+                    run.path(name).unlink(missing_ok=True)
+                remove_empty([run.folder])
+        raise
+
+
 def _take_weights(
-    parent: RunDirectory, run: RunDirectory, train_step: "TrainStep"
+    parent: RunDirectory, context: RunContext, train_step: "TrainStep"
 ) -> Iterator[str]:
     from keras.layers import Embedding
     from keras.optimizers import ScheduleFreeAdamW
 
+    from harness.compute.network import embedding_of_words
     from harness.inference.model_file import load_model
 
     theirs = dict(_numbered(load_model(parent)))
-    words, their_words = (read_plain_file(each.path("vocabulary.txt")) for each in (run, parent))
+    runs, vectors = (context.run, parent), context.vectors
+    words, their_words = (read_plain_file(each.path("vocabulary.txt")) for each in runs)
+    pretrained = None
+    # The parent's embedding is better than vectors that it has begun with itself.
+    if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:
+        pretrained = embedding_of_words(train_step.export_model, context.job)
     taken = 0
     for name, layer in _numbered(train_step.export_model):
         shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else None
-        if others is None:
+        if layer is pretrained:
+            yield f"{name}: keeps the vectors of model.embeddings, run {parent.folder} has others"
+        elif others is None:
             yield f"{name}: starts from random weights, run {parent.folder} has no such layer"
         elif shapes != others:
             yield f"{name}: starts from random weights, they are {shapes} here and {others} there"

@@ -16,7 +16,7 @@ from harness.compute.loss import class_weights
 from harness.compute.strategy import describe_cuda, describe_devices, describe_numerics
 from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
 from harness.inputs.epoch_order import num_steps
@@ -24,7 +24,6 @@ from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.layers import count_parameters
-from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import (
     record_gpu_gb,
@@ -39,10 +38,10 @@ from harness.tracking.run_dir import (
 )
 from harness.training.callbacks import own_callbacks
 from harness.training.checkpoint import remove_checkpoints
-from harness.training.context import Compute, Observers, RunContext, known_words
+from harness.training.context import Compute, Observers, RunContext, agreed_plan, known_words
 from harness.training.failures import recorded_failures
 from harness.training.metrics import VALIDATION_SCORES, test_scores
-from harness.training.parent import Parent, begin_with
+from harness.training.parent import Parent, begin_with, nothing_left_if_refused
 from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 from harness.training.trainer import Trainer
 
@@ -88,7 +87,7 @@ def train(
     if takes_back_cancel:  # now that nothing refuses the run
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
-    with recorded_failures(heartbeat, worker_group):
+    with nothing_left_if_refused(run, parent), recorded_failures(heartbeat, worker_group):
         heartbeat.beat("starting")
         devices = describe_devices(compute.strategy, worker_group)
         plan = agreed_plan(compute.plan, worker_group)
@@ -149,7 +148,7 @@ def train(
             save_model(run, train_step.export_model, is_own=job.model.is_own)
         heartbeat.beat("finished")
         run.write_json("result.json", result)  # last: it says that all the rest is there
-    with contextlib.suppress(OSError):  # the run is finished all the same
+    with contextlib.suppress(OSError, RunError):  # the run is finished all the same
         remove_checkpoints(run, but_last=True)
     run.release_lease()
     return result
@@ -197,14 +196,6 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, s
 
 def _write_to(content: bytes, file: BinaryIO) -> None:
     file.write(content)
-
-
-def agreed_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> ExecutionPlan:
-    """The chief's plan, for all workers: the others may have other measurements."""
-    if worker_group is None:
-        return plan
-    content = json.dumps(asdict(plan)).encode() if worker_group.is_chief else b""
-    return ExecutionPlan(**json.loads(worker_group.share(content)))
 
 
 def record_gpu_memory(trainer: Trainer) -> None:

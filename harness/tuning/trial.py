@@ -1,5 +1,6 @@
 """A trial is a run: trained and validated by the same code, in its own folder of the sweep."""
 
+import contextlib
 import gc
 import hashlib
 import statistics
@@ -148,7 +149,7 @@ class Trials:
         runs = [self.sweep.trial_run(attempt, seed) for seed in self.search.seeds()]
         try:
             newest = [names[-1].stem for run in runs if (names := run.checkpoints())]
-        except OSError:
+        except (OSError, DiskError):
             return 0
         return sum(int(name.removeprefix("step-")) for name in newest)
 
@@ -161,7 +162,8 @@ class Trials:
         for seed in self.search.seeds():
             run = self.sweep.trial_run(attempt, seed)
             keeps = self.search.continues_trials or run.finished()
-            checkpoint.remove_checkpoints(run, but_last=keeps)
+            with contextlib.suppress(DiskError):  # the attempt is accepted all the same
+                checkpoint.remove_checkpoints(run, but_last=keeps)
 
 
 def _line(error: str) -> str:

@@ -64,6 +64,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(harness.folder.iterdir()) == []
 
 
+def test_a_refused_run_gives_its_name_back(harness: Harness) -> None:
+    """Its folder was reserved; one of the runs that was there stays."""
+    (harness.runs / "lstm").mkdir(parents=True)
+    assert harness.run_here("train", LSTM, "--devices", "tpu").returncode == 2
+    assert list(harness.folder.rglob("*")) == [harness.runs]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("words", "said"),

@@ -123,6 +123,18 @@ def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> Non
     assert "\n" not in str(refused.value)
 
 
+def test_a_network_without_an_embedding_for_the_vectors_is_refused() -> None:
+    """Before anything of the run is written; one that has begun is not looked at."""
+    content = own(BODY).model_dump()
+    content["model"] |= {"embeddings": "glove.txt", "embedding_dim": 5}
+    job = check_job(content, Path("mine.toml"))
+    with pytest.raises(InputError, match="no layer Embedding of 50 words and 5 numbers"):
+        check_network(job)
+    assert check_network(job, trains=False) == ""
+    content["model"]["embedding_dim"] = 4
+    assert check_network(check_job(content, Path("mine.toml"))) == ""
+
+
 def test_a_run_that_has_begun_trains_as_it_did() -> None:
     """What a new run is refused for in training does not end an older one."""
     job = own(in_training("self.add_loss(keras.ops.sum(values))"))

@@ -28,6 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """A run that was begun by the code of this process."""
     monkeypatch.setattr(provenance, "code_of", lambda run: CODE)
     monkeypatch.setattr(provenance, "_packages", lambda: PACKAGES)
+    monkeypatch.setattr(provenance, "processor", lambda: "AMD EPYC")
     begun: dict[str, Any] = {**CODE, "packages": PACKAGES, "starts": [{"devices": CPUS}]}
     (tmp_path / RECORD).write_text(json.dumps(begun))
     return RunDirectory(tmp_path)
@@ -42,6 +43,14 @@ def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
     assert changes_since_first_start(run, CPUS) == []
 
 
+def test_a_run_on_gpus_may_have_another_processor_beside_them(run: RunDirectory) -> None:
+    """The GPUs compute it; so may a run whose record has no processor."""
+    gpus = [{"device": "gpu:0", "name": "NVIDIA A100"}]
+    record = json.loads(run.path(RECORD).read_text()) | {"starts": [{"devices": gpus}]}
+    run.path(RECORD).write_text(json.dumps({**record, "processor": "Intel Xeon"}))
+    assert changes_since_first_start(run, gpus) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -54,6 +63,14 @@ def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
         (
             {"starts": [{"devices": [{"device": "gpu:0", "name": "NVIDIA A100"}]}]},
             "it ran on 1 × NVIDIA A100 and goes on with 2 × CPU",
+        ),
+        ({"processor": "Intel Xeon"}, "its processor was Intel Xeon and is AMD EPYC"),
+        (
+            {
+                "processor": "AMD EPYC",
+                "starts": [{"devices": CPUS, "processor": "Intel Xeon"}, {"processor": "AMD EPYC"}],
+            },
+            "its processor was Intel Xeon and is AMD EPYC",
         ),
     ],
 )
@@ -80,6 +97,7 @@ def test_each_start_notes_code_and_packages(finished: tuple[object, Path]) -> No
     expected = None if content is None else hashlib.sha256(content).hexdigest()
     assert start["diff_sha256"] == expected
     assert start["packages"] == record["packages"]
+    assert start["processor"] == record["processor"] != ""
 
 
 def test_a_broken_record_is_told_and_stays(run: RunDirectory) -> None:

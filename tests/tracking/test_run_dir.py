@@ -121,15 +121,18 @@ def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:
         raise RunError("log: can't be written: No such file or directory")
 
 
-def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
-    """Without an id no run ever lands in the folder of another."""
+def test_two_runs_in_one_second_get_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an id no run ever lands in the folder of another, or is named after it."""
+    monkeypatch.setattr("time.strftime", lambda _: "now")
     job = load_job(JOBS / "lstm.toml")
-    folders = set()
-    for _ in range(3):
-        run = RunDirectory.new(tmp_path, job, None)
+    runs = [RunDirectory.new(tmp_path, job, None) for _ in range(3)]
+    assert [run.folder.name for run in runs] == ["now-seed1", "now-2-seed1", "now-3-seed1"]
+    for run in runs:
+        named = run.folder
         run.take_lease()
-        folders.add(run.folder)
-    assert len(folders) == 3
+        assert run.folder == named
 
 
 def test_an_id_names_a_folder_below_runs(tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_runs_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     job = load_job(JOBS / "lstm.toml")
     said = f"can't be written: {runs} is no folder, or a link to one that is not there"
     with pytest.raises(DiskError, match=said):
-        RunDirectory.new(runs, job, None).take_lease()
+        RunDirectory.new(runs, job, "mine").take_lease()
     with pytest.raises(InputError, match=said):
         reserve_id(runs, [("lstm", "")])
     runs.unlink()

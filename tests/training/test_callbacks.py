@@ -73,6 +73,16 @@ def test_a_stop_is_kept_over_a_restart() -> None:
     assert model.stop_training
 
 
+def test_a_stop_that_a_callback_took_back_stays_so() -> None:
+    """The replay of early stopping does not end a resumed run that an undisturbed one goes on."""
+    job = job_of(COUNTS, early_stopping_patience=1)
+    history = [{**LINE, "epoch": epoch} for epoch in (1, 2, 3)]
+    for stopped in (False, True):
+        callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+        callbacks.begin(Progress(history=history, callback_states=[[]], stopped=stopped))
+        assert callbacks.model.stop_training is stopped
+
+
 def test_what_a_callback_does_as_training_begins_is_done_once() -> None:
     """A resumed run has the rate and the weights of its checkpoint; a new one, the callback's."""
     source = COUNTS.replace(
@@ -114,6 +124,12 @@ def test_a_plateau_cuts_the_rate_with_and_without_a_schedule(warmup: float) -> N
         ("def make(): return 3\n", "gives a int, should give a keras.callbacks.Callback"),
         ("def make(): return 1 / 0\n", "cb.py, line 1: ZeroDivisionError"),
         (COUNTS.replace("on_epoch_end", "on_train_batch_end"), "has on_train_batch_end, which is"),
+        (COUNTS.replace("on_epoch_end", "on_test_end"), "has on_test_end, which is not called"),
+        (
+            "import keras\n"
+            "def make(): return keras.callbacks.LambdaCallback(on_train_batch_end=print)\n",
+            "has on_train_batch_end, which is not called",
+        ),
         (COUNTS.replace("load_state", "other"), "has one of save_state and load_state"),
         ("def make(a): pass\n", "TypeError"),
     ],
@@ -131,6 +147,7 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
     for source, says in (
         (COUNTS.replace("self.calls.append([epoch", "self.calls.no([epoch"), r"cb\.py, line 9"),
         (COUNTS.replace("return self.calls", "return {1, 2}"), "save_state should give"),
+        (COUNTS.replace("return self.calls", "return [{'a': {1: 2}}]"), "give .* the key 1 of a"),
     ):
         job = job_of(source)
         callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))

@@ -1,5 +1,8 @@
-"""Checkpoints: which of them a run keeps."""
+"""Checkpoints: which of them a run keeps, and which it believes."""
 
+import errno
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+from harness.errors import DiskError, RunError
 from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
@@ -39,3 +43,54 @@ def test_broken_checkpoints_give_way_to_the_first_new_one(tmp_path: Path, num_br
         assert (found.step, skipped) == (number, [])
     kept = [f"step-{number:09d}" for number in (began.step + 60, began.step + 80)]
     assert [path.stem for path in run.checkpoints()] == kept
+
+
+def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:
+    """A run with a checkpoint at each number of steps, and its model."""
+    run, step = RunDirectory(folder), Step()
+    of_step: Any = step
+    run.take_lease()
+    for number in numbers:
+        checkpoint.save(run, of_step, Progress("mine", step=number), total_steps=number)
+    return run, step
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("fails", ["open", "directory", "folder"])
+def test_a_disk_that_fails_breaks_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, fails: str
+) -> None:
+    """The run does not begin anew: it ends, keeps its checkpoints, and goes on later."""
+    run, step = saved_run(tmp_path / "run", 400, 500)
+
+    def fail(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patched:
+        if fails == "open":
+            patched.setattr(checkpoint, "open_plain_file", fail)
+        elif fails == "directory":  # zipfile says "not a zip file"
+            patched.setattr(zipfile, "_EndRecData", fail)
+        else:
+            patched.setattr(os, "listdir", fail)  # of Python 3.11 and 3.12
+            patched.setattr(os, "scandir", fail)
+        with pytest.raises(DiskError, match=f"can't be read: {os.strerror(error)}; "):
+            checkpoint.restore(run, step, "mine")
+    assert len(run.checkpoints()) == 2
+    began, skipped = checkpoint.restore(run, step, "mine")
+    assert (began.step, skipped) == (500, [])
+
+
+def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path) -> None:
+    """Where all its checkpoints are broken; one that went on from a checkpoint begins anew."""
+    for begins_with, weights_of in (("weights", None), ("checkpoint", "/a"), ("checkpoint", None)):
+        run, step = saved_run(tmp_path / f"{begins_with}-{weights_of}", 400)
+        parent = {"run": "/a", "begins_with": begins_with, "weights_of": weights_of}
+        run.write_json("provenance.json", {"starts": [{"parent": parent}]})
+        (path,) = run.checkpoints()
+        path.write_bytes(b"noise")
+        if begins_with == "weights" or weights_of:
+            with pytest.raises(RunError, match=r"began with the weights of /a; remove .*points, "):
+                checkpoint.restore(run, step, "mine")
+        else:
+            assert checkpoint.restore(run, step, "mine")[0].step == 0

@@ -1,27 +1,38 @@
 """What happens before a run: its workers meet, its devices are judged."""
 
 import contextlib
-import dataclasses
+import errno
+import json
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import Numerics
+from harness.errors import DiskError
 from harness.job_file import load_job
 from harness.system.console import Console
+from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RunDirectory
 from harness.training import launch
 from harness.training.context import RunContext
 from harness.training.launch import (
+    LaunchOptions,
+    dataset_of,
     devices_to_use,
     join_workers,
+    plan_of,
     prepare_quietly,
     short_average,
     small_shares,
 )
+from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
 from tests.report.small_data import small_data
 from tests.slurm.test_rendezvous import allocation, job_id
@@ -82,7 +93,7 @@ def test_a_vocabulary_that_is_too_large_is_told(
     is_told: bool,
 ) -> None:
     """Of all data but the sample, whose jobs are those of IMDB."""
-    dataset = dataclasses.replace(small_data(tmp_path / "data"), is_sample=is_sample)
+    dataset = replace(small_data(tmp_path / "data"), is_sample=is_sample)
     job = load_job(JOBS / "lstm.toml", [f"data.vocab_size={vocab_size}"])
     launch.announce(RunContext(RunDirectory(tmp_path / "run"), job, dataset), 1, Console())
     told = capsys.readouterr()
@@ -102,6 +113,67 @@ def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(
     assert devices_to_use(new, None) == "cpu"
     assert devices_to_use(begun, None) == "cpu:2"
     assert devices_to_use(begun, "cpu:3") == "cpu:3"
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda run, context: devices_to_use(run, None),
+        lambda run, context: plan_of(context.job, "cpu", run),
+        lambda run, context: dataset_of(run, context.job, None),
+        lambda run, context: find_parent(context, named=None),
+        lambda run, context: Parent(run, continues=True).record(),
+        lambda run, context: changes_since_first_start(run, []),
+    ],
+)
+def test_a_record_that_can_not_be_read_just_now_is_not_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    reads: Callable[[RunDirectory, RunContext], object],
+) -> None:
+    """The run would go on with other devices, another plan or random weights."""
+    run = RunDirectory(tmp_path)
+    dataset: Any = None
+    run.path("provenance.json").write_text('{"devices_asked": "cpu:2"}')
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    for module in ("files.lenient_json", "tracking.run_dir"):
+        monkeypatch.setattr(f"harness.{module}.read_plain_file", fail)
+    with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Stale file handle"):
+        reads(run, RunContext(run, load_job(JOBS / "lstm.toml"), dataset))
+
+
+@pytest.mark.parametrize("is_chief", [True, False])
+def test_all_workers_import_tensorflow_for_the_chiefs_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_chief: bool
+) -> None:
+    """However many CPUs a worker has: a resumed run takes the chief's on all of them."""
+    plans = {rank: ExecutionPlan(False, threads, 1, why="") for rank, threads in ((0, 3), (1, 5))}
+    own = plans[0 if is_chief else 1]
+
+    def share(content: bytes = b"") -> bytes:
+        assert bool(content) is is_chief
+        return json.dumps(asdict(plans[0])).encode()
+
+    def import_tensorflow(allocation: object, threads: int, numerics: Numerics) -> None:
+        raise NotImplementedError(threads)
+
+    group = SimpleNamespace(is_chief=is_chief, share=share)
+    for name, value in {
+        "own_allocation": lambda: SimpleNamespace(num_tasks=2),
+        "StopRequest": lambda alone: SimpleNamespace(alone=alone, listen=lambda: None),
+        "dataset_of": lambda *_, **__: None,
+        "plan_of": lambda *_: own,
+        "join_workers": lambda *_, **__: (group, None),
+        "keep_for_large_tables": lambda plan, job: None,
+        "import_tensorflow": import_tensorflow,
+    }.items():
+        monkeypatch.setattr(launch, name, value)
+    run, job = RunDirectory(tmp_path / "run"), load_job(JOBS / "lstm.toml")
+    with pytest.raises(NotImplementedError, match="3"):
+        launch.launch(run, job, options=LaunchOptions(), console=Console())
 
 
 def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zipfile
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -20,7 +21,7 @@ from harness.texts.word_vectors import WordVectors
 from harness.tracking.run_dir import RunDirectory
 from harness.training.checkpoint import adopt
 from harness.training.context import RunContext
-from harness.training.parent import Parent, find_parent
+from harness.training.parent import Parent, find_parent, nothing_left_if_refused
 from tests.conftest import JOBS, Harness, results
 from tests.report.small_data import small_data
 from tests.training.kills import kill_at, wait_for_step
@@ -104,6 +105,41 @@ def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
     shutil.rmtree(again / "checkpoints")  # as if killed before it: the record names the parent
     assert parent.run("resume", again).returncode == 0
     assert results(again) == results(parent.runs / "lstm/other")
+
+
+@pytest.mark.full
+def test_a_parent_of_which_nothing_fits_leaves_no_run(parent: Harness) -> None:
+    """So the same command without it trains, as the line says; an older start is not removed."""
+    words = ("--set", "model.units=16", "--set", "model.embedding_dim=5", "--set", "train.epochs=1")
+    run, named = parent.runs / "lstm/alone", parent.runs / "lstm/parent"
+    refused = parent.train("lstm", "alone", *words, "--from", named)
+    assert refused.returncode == 2, refused.stderr
+    assert "no layer of its model fits this job; leave --from out" in refused.stderr
+    assert not run.exists()
+    done = parent.train("lstm", "alone", *words)
+    assert done.returncode == 0, done.stderr
+    assert "parent" not in json.loads((run / "provenance.json").read_text())["starts"][0]
+
+
+def test_only_the_first_start_of_a_refused_run_is_removed(tmp_path: Path) -> None:
+    """And only if it has a parent, and still is this process's."""
+    for begun, has_parent, taken_over in product((False, True), repeat=3):
+        run = RunDirectory(tmp_path / f"{begun}{has_parent}{taken_over}")
+        run.take_lease()
+        if begun:
+            run.write_text("job.toml", "")
+        parent = Parent(RunDirectory(tmp_path / "parent"), continues=False) if has_parent else None
+        with pytest.raises(InputError):
+            refused_start(run, parent, taken_over=taken_over)
+        assert run.folder.exists() is (begun or taken_over or not has_parent)
+
+
+def refused_start(run: RunDirectory, parent: Parent | None, *, taken_over: bool) -> None:
+    with nothing_left_if_refused(run, parent):
+        run.write_text("job.toml", "")
+        if taken_over:
+            RunDirectory(run.folder).take_lease()
+        raise InputError("nothing fits")
 
 
 def test_what_is_no_parent_is_refused(harness: Harness) -> None:

@@ -168,10 +168,10 @@ def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> None:
-    """Runs under a file, or in a place that takes none, give one line and exit code 1."""
+    """Runs under a file, or in a place that takes none, are refused in one line."""
     for runs in ("/dev/null/runs", "/proc/runs"):
         done = harness.run("train", JOBS / "lstm.toml", *SHRUNK, "--runs", runs)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert runs in done.stderr
         assert done.stderr.count("\n") == 1
 

@@ -16,6 +16,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.tracking.run_dir import RunDirectory, run_identity
 from harness.training.context import RunContext
+from harness.training.parent import Parent, begin_with
 from tests.conftest import JOBS
 
 
@@ -46,6 +47,37 @@ def test_the_words_found_begin_with_their_vectors(tmp_path: Path, trained: bool)
     step.export_weights()
     after = step.export_model.layers[0].get_weights()[0]
     assert np.array_equal(before, after) != trained
+
+
+@pytest.mark.parametrize("parent_has", [None, "others", "the same"])
+def test_a_run_from_another_keeps_vectors_that_are_new_to_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_has: str | None
+) -> None:
+    """Where the parent began with the same vectors, its embedding is what came of them."""
+    (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
+    job, plan = job_with(tmp_path / "vectors.txt"), ExecutionPlan(False, 1, 1, why="")
+    parent = RunDirectory(tmp_path / "parent")
+    context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
+    assert context.vectors
+    checksum = context.vectors.checksum if parent_has == "the same" else parent_has
+    parent.take_lease()
+    parent.write_json("provenance.json", {"starts": [{"embeddings": checksum}]})
+    context.run.take_lease()
+    for run in (parent, context.run):
+        run.write_text("vocabulary.txt", "the\n")
+    strategy = tf.distribute.get_strategy()
+    theirs = TrainStep(job, strategy, plan).export_model
+    theirs.set_weights([np.full_like(each, 7) for each in theirs.get_weights()])
+    monkeypatch.setattr("harness.inference.model_file.load_model", lambda run: theirs)
+    step = TrainStep(job, strategy, plan, vectors=context.vectors)
+    lines = begin_with(Parent(parent, continues=False), context, step)
+    row = [*open_sample().vocab].index("the") + 4
+    for model in (step.export_model, step.model):
+        assert np.all(model.layers[-1].get_weights()[0] == 7)
+        begins = model.get_weights()[0][row]
+        assert begins.tolist() == ([7, 7, 7] if parent_has == "the same" else [1, 2, 3])
+    kept = f"Embedding 1: keeps the vectors of model.embeddings, run {parent.folder} has others"
+    assert lines == ([] if parent_has == "the same" else [kept])
 
 
 def test_the_file_is_part_of_what_a_run_is(tmp_path: Path) -> None:

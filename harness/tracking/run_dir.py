@@ -162,6 +162,13 @@ class RunDirectory(LeasedDirectory):
         return self.folder.rglob(".*.tmp*")
 
 
+def is_of_disk(error: Exception) -> bool:
+    """Whether an error says that a disk fails, perhaps in a message that was made of it."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    fails = isinstance(cause, OSError) and cause.errno not in (None, *NO_RECORD)
+    return fails or isinstance(error, DiskError)
+
+
 def ask_to_cancel(folder: Path) -> None:
     """Ask a run that shares its job with others to stop, or not to begin; `resume` takes it back.
 

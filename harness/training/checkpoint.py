@@ -21,7 +21,7 @@ from harness.files.plain_file import open_plain_file
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.progress import Progress
 from harness.tracking.record_format import check_format, stamped
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, is_of_disk
 
 # 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
 CHECKPOINT_FORMAT = 3
@@ -108,15 +108,22 @@ def adopt(
 
     Returns:
         Whether it is there, whole and the right one; nothing is written if it is not.
+
+    Raises:
+        OSError: if the disk fails, and it must be this checkpoint.
+        RunError: if the new run can't be written.
     """
     try:
         with open_plain_file(source) as file:
             content = file.read()
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            return False
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
-    except Exception:  # zipfile and NumPy raise many kinds for a broken file
-        return False
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+    except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
+        # Without another checkpoint to take, what says nothing of this one must not lose it.
+        if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
+            raise
         return False
     if max_epochs is not None and (meta["epoch"], meta["step"]) > (max_epochs, 0):
         return False

@@ -21,7 +21,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
 from harness.sweep_protocol.worker import TrialStop, nothing
 from harness.system.console import printable
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, is_of_disk
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
@@ -67,6 +67,8 @@ class Trials:
         except (OSError, Interrupted, DiskError, TakenOver, NodeFault):
             raise
         except (InputError, RunError) as error:
+            if is_of_disk(error):
+                raise DiskError(str(error)) from None
             return Report(error=_line(str(error)))
         except Exception as error:  # Keras and TensorFlow raise errors of any type
             return Report(error=_line(f"{type(error).__name__}: {error}"))

@@ -16,7 +16,7 @@ from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
 from harness.job import Job
-from harness.search_space import OBJECTIVES
+from harness.search_space import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
 from harness.sweep_protocol.worker import TrialStop, nothing
@@ -37,13 +37,14 @@ class Trials:
     def __init__(
         self,
         sweep: SweepDirectory,
+        search: SearchSpec,
         shared: SharedFolder,
-        dataset: Dataset,
         *,
+        dataset: Dataset,
         strategy: tf.distribute.Strategy,
         observers: Observers,
     ) -> None:
-        self.sweep, self.shared, self.search = sweep, shared, sweep.search()
+        self.sweep, self.search, self.shared = sweep, search, shared
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
         # Whether the job may go back into the queue is decided for the sweep, not for an attempt.

@@ -133,7 +133,7 @@ class SweepHost:
             InputError, RunError: the sweep can't go on.
         """
         self.signals.listen()
-        shared = self.sweep.shared(StopClock(self.signals))
+        shared = self.sweep.shared(StopClock(self.signals), self.search)
         with self.console:
             try:
                 self.pool.start_all()

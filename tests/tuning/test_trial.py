@@ -64,8 +64,9 @@ def trials_of(folder: Path, text: str = SEARCH) -> Trials:
     sweep = make_sweep(folder, f'name = "tune_it"\n{text}')
     return Trials(
         sweep,
+        sweep.search(),
         sweep.shared(),
-        Dataset(TRAIN, TEST, vocab, checksum="made up", official=False),
+        dataset=Dataset(TRAIN, TEST, vocab, checksum="made up", official=False),
         strategy=tf.distribute.get_strategy(),
         observers=Observers(console, ResourceMonitor(0, 1), StopRequest()),
     )

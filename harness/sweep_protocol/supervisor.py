@@ -83,6 +83,7 @@ class Host(Protocol):
         """The last trial has ended: write the result.
 
         Raises:
+            OSError: the file system fails; it is called again.
             RunError: if there is none.
         """
 

@@ -54,7 +54,7 @@ class Terms:
     @classmethod
     def of(cls, visible_s: float) -> "Terms":
         """The terms on a file system; on a local disk, looking often costs nothing."""
-        if visible_s >= LOCAL_VISIBLE_S:
+        if visible_s > LOCAL_VISIBLE_S:
             return cls(visible_s)
         return cls(visible_s, round_s=0.5, idle_s=0.25, look_s=2.0, table_s=2.0)
 

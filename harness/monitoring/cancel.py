@@ -1,15 +1,18 @@
 """Stops runs so that they save first and are not restarted, wherever they run."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_json
+from harness.files.lenient_json import read_json, whole
+from harness.files.shared_disk import SharedDisk
 from harness.monitoring.survey import refresh
 from harness.search_space import CANCEL_FILE
 from harness.slurm import client
@@ -96,7 +99,7 @@ def _stop_process(status: RunStatus) -> None:
     where = f"run {status.run}: process {process}"
     if status.host != socket.gethostname() and status.trials:
         # Its supervisor looks for this file.
-        generation = read_json(status.folder / "state.json").get("generation")
+        generation = _newest_generation(status.folder)
         atomic_write(status.folder / CANCEL_FILE, json.dumps({"generation": generation}))
         return
     if status.host != socket.gethostname():
@@ -109,6 +112,15 @@ def _stop_process(status: RunStatus) -> None:
         pass
     except PermissionError:
         raise RunError(f"{where} is another user's; ask them to stop it") from None
+
+
+def _newest_generation(sweep: Path) -> int:
+    """The newest supervisor of a sweep: it may have begun after `state.json` was written."""
+    known = whole(read_json(sweep / "state.json").get("generation")) or 0
+    with contextlib.suppress(OSError):
+        names = SharedDisk().names(sweep / "journal")
+        return max([known, *(int(name) for name in names if name.isdecimal())])
+    return known
 
 
 def wait_until_saved(

@@ -21,9 +21,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.errors import DiskError, InputError, RunError
 from harness.files.shared_disk import SharedDisk
 from harness.search_parameters import Value
 from harness.search_space import SEARCH_FILE, is_of_search
+from harness.tracking.run_dir import is_of_disk
 
 TASK, STATE, BEAT = "task.json", "state.json", "beat.json"
 RESULT = "result.json"
@@ -52,12 +54,13 @@ class Terms:
     @classmethod
     def of(cls, visible_s: float) -> "Terms":
         """The terms on a file system; on a local disk, looking often costs nothing."""
-        if visible_s >= LOCAL_VISIBLE_S:
+        if visible_s > LOCAL_VISIBLE_S:
             return cls(visible_s)
         return cls(visible_s, round_s=0.5, idle_s=0.25, look_s=2.0, table_s=2.0)
 
 
 NETWORK_VISIBLE_S, LOCAL_VISIBLE_S = 30.0, 1.0
+T = TypeVar("T")
 
 
 class Clock:
@@ -78,6 +81,24 @@ class Clock:
     def spawn(self, work: Callable[[], None]) -> None:
         """Call a function in a thread that ends with the process."""
         threading.Thread(target=work, daemon=True).start()
+
+
+def patiently(read: Callable[[], T], clock: Clock) -> T:
+    """What `read` returns; a disk that fails is waited for, as a process that starts may do.
+
+    Raises:
+        DiskError: if it fails for long.
+    """
+    terms, since_s = Terms(), clock.now()
+    while True:
+        try:
+            return read()
+        except (OSError, InputError, RunError) as error:
+            if not is_of_disk(error):
+                raise
+            if clock.now() - since_s > terms.patience_s:
+                raise DiskError(str(error)) from None
+        clock.sleep(terms.idle_s)
 
 
 class Message(BaseModel):

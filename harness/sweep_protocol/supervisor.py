@@ -83,6 +83,7 @@ class Host(Protocol):
         """The last trial has ended: write the result.
 
         Raises:
+            OSError: the file system fails; it is called again.
             RunError: if there is none.
         """
 
@@ -105,6 +106,7 @@ class WorkerView:
     silence_s: float = 0.0
     still_s: float = 0.0  # since its attempt's last step
     is_lost: bool = False
+    is_old: bool = False  # its state may be that of a process that died before this generation
     has_ended: bool = False  # for good: it was a child of this process, or said that it leaves
     not_before_s: float = 0.0  # to be read again
     task: tuple[tuple[Work, ...], bool] | None = (
@@ -203,8 +205,9 @@ class Generation:
 
     @property
     def alive(self) -> list[str]:
-        """The workers at work."""
-        return [name for name, each in self.workers.items() if each.state and not each.is_lost]
+        """The workers at work: one that was there before has to be heard of once more."""
+        found = self.workers.items()
+        return [name for name, each in found if each.state and not (each.is_lost or each.is_old)]
 
     def holders(self) -> dict[int, str]:
         """The worker of each trial that is assigned and was not reported."""
@@ -239,7 +242,8 @@ class Generation:
             cancel = self.shared.read(Cancel, CANCEL_FILE)
             if cancel and cancel.generation >= self.number:
                 return CANCELLED
-            if not self.alive and self.shared.is_over():
+            is_alone = all(not each.state or each.is_lost for each in self.workers.values())
+            if is_alone and self.shared.is_over():
                 return FINISHED  # an older supervisor has ended the sweep, and the workers left
         return ""
 
@@ -281,6 +285,7 @@ class Generation:
         """Take up a new state of a worker."""
         before, worker.state = worker.state, state
         worker.silence_s, worker.is_lost, worker.has_ended = 0.0, False, state.leaves
+        worker.is_old = not before and self._count == 1  # in its first round
         if not before or (state.attempt, state.step) != (before.attempt, before.step):
             worker.still_s = 0.0
         if known := self.ledger.attempts.get(state.attempt):

@@ -181,6 +181,20 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
     raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
 
 
+def disk_error_in(error: BaseException | None) -> OSError | None:
+    """What a failing disk said, if an error was made of it: zipfile calls any file broken then."""
+    while error:
+        if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
+            return error
+        error = error.__context__
+    return None
+
+
+def is_of_disk(error: Exception) -> bool:
+    """Whether an error says that a disk fails, perhaps in a message that was made of it."""
+    return isinstance(error, DiskError) or disk_error_in(error) is not None
+
+
 def ask_to_cancel(folder: Path) -> None:
     """Ask a run that shares its job with others to stop, or not to begin; `resume` takes it back.
 

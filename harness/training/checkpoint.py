@@ -21,7 +21,12 @@ from harness.files.plain_file import open_plain_file
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD, check_format, stamped, weights_of
-from harness.tracking.run_dir import RunDirectory, raise_unless_missing
+from harness.tracking.run_dir import (
+    RunDirectory,
+    disk_error_in,
+    is_of_disk,
+    raise_unless_missing,
+)
 
 # 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
 CHECKPOINT_FORMAT = 3
@@ -110,15 +115,22 @@ def adopt(
 
     Returns:
         Whether it is there, whole and the right one; nothing is written if it is not.
+
+    Raises:
+        OSError: if the disk fails, and it must be this checkpoint.
+        RunError: if the new run can't be written.
     """
     try:
         with open_plain_file(source) as file:
             content = file.read()
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            return False
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
-    except Exception:  # zipfile and NumPy raise many kinds for a broken file
-        return False
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+    except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
+        # Without another checkpoint to take, what says nothing of this one must not lose it.
+        if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
+            raise
         return False
     if max_epochs is not None and (meta["epoch"], meta["step"]) > (max_epochs, 0):
         return False
@@ -153,7 +165,8 @@ def _newest(
         except (InputError, MemoryError):  # it may be intact
             raise
         except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
-            _raise_disk_error(error, path)
+            if refusal := disk_error_in(error):
+                raise_unless_missing(refusal, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             left = "using the one before" if path != paths[0] else "none is left, starting anew"
             skipped.append(f"checkpoint {path.name} is broken ({reason}); {left}")
@@ -171,15 +184,6 @@ def _newest(
             f"{parent}; remove {run.path('checkpoints')}, and harness resume begins with them again"
         )
     return Progress(identity=identity), None, skipped
-
-
-def _raise_disk_error(error: BaseException, path: Path) -> None:
-    """Raise it if a failing disk is the cause of an error: zipfile calls any file broken then."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, OSError) and cause.errno:
-            raise_unless_missing(cause, path)
-        cause = cause.__context__
 
 
 def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:

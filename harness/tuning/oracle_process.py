@@ -22,7 +22,7 @@ from harness.errors import InputError, RunError
 from harness.search_space import SearchSpec, load_search
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.journal import Ledger, Proposal
-from harness.sweep_protocol.mailbox import Report
+from harness.sweep_protocol.mailbox import Clock, Report, patiently
 from harness.sweep_protocol.schedule import Schedule
 from harness.system.console import strip_prefix
 
@@ -172,7 +172,8 @@ def main() -> int:
 
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
     try:
-        for message in propose(load_search(Path(sys.argv[1])), iter(sys.stdin.readline, "")):
+        search = patiently(lambda: load_search(Path(sys.argv[1])), Clock())
+        for message in propose(search, iter(sys.stdin.readline, "")):
             messages.write(json.dumps(message) + "\n")
     except (InputError, RunError) as error:
         messages.write(json.dumps({"end": str(error)}) + "\n")

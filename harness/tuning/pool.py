@@ -1,8 +1,9 @@
 """The worker processes of a command: one on each slot, started again until the sweep is over.
 
-A worker that was ended by a signal is started again, which does not count as a failure. One that
-ends with an error can't train any trial: after three such ends with no trial accepted in between,
-the sweep ends with that error. One whose trial makes no progress is killed, and so started again.
+A worker that was ended by a signal is started again, which does not count as a failure if it had
+begun a trial. One that ends with an error can't train any: after three such ends, or 25 by a signal
+before the first trial, with no trial accepted in between, the sweep ends with that error. One whose
+trial makes no progress is killed, and so started again.
 """
 
 import sys
@@ -28,6 +29,7 @@ STALL_S = 900.0  # compiling and validating take a while and show no progress
 # On a GPU whose machine code TensorFlow's package lacks, the first use of a kernel compiles it.
 START_STALL_S = 3600.0  # before the first step on a GPU; TensorFlow warns of 30 minutes
 MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker in a row, and seconds before the next start
+MAX_KILLS = 25  # of a worker in a row before its first trial, as of a trial's workers
 MAX_SRUN_FAILURES, SRUN_AGAIN_S = 30, 10.0
 LEAVE_S = 30.0  # for the workers to end once the search is over
 
@@ -92,6 +94,7 @@ class WorkerProcess(ManagedProcess):
     not_before_s: float = 0.0  # to start it again
     step: tuple[str, str, int] = ("", "", 0)  # process, attempt and step that were seen last
     step_s: float = 0.0  # since when
+    has_begun: str = ""  # the last process that was seen to have had an attempt
 
 
 class WorkerPool(ProcessPool):
@@ -174,14 +177,18 @@ class WorkerPool(ProcessPool):
             InputError, NodeFault, RunError: a worker can't train any trial, and why.
         """
         for worker in self.workers:
+            state = states.get(worker.uuid)
+            if state and (state.attempt or state.results):
+                worker.has_begun = worker.uuid
             if worker.alive:
-                self._end_stalled(worker, states.get(worker.uuid))
+                self._end_stalled(worker, state)
             elif not worker.is_retired:
                 self._ended.add(worker.uuid)
                 self._tend_ended(worker, num_done)
 
     def _tend_ended(self, worker: WorkerProcess, num_done: int) -> None:
         code = worker.code
+        in_order = code in (Interrupted.exit_code, ALONE_CODE)
         if code == 0:
             worker.is_retired = True
         elif code == InputError.exit_code:
@@ -192,6 +199,8 @@ class WorkerPool(ProcessPool):
             self._start(worker)
         elif code == ALONE_CODE and self._joins:
             raise Interrupted(worker.last_line())
+        elif not in_order and worker.has_begun != worker.uuid:
+            self._tend_failed(worker, num_done)
         elif time.monotonic() - worker.started_s > 1:  # at most once a second
             interrupted = code == Interrupted.exit_code
             how = f"ended: {worker.last_line()}" if interrupted else f"was ended (exit code {code})"
@@ -207,7 +216,11 @@ class WorkerPool(ProcessPool):
             line = worker.last_line()
             # Slurm's controller may be down for minutes.
             by_slurm = line.startswith("srun: error")
-            if worker.num_failures >= (MAX_SRUN_FAILURES if by_slurm else MAX_FAILURES):
+            was_killed = worker.code not in (RunError.exit_code, NODE_FAULT_CODE)
+            if was_killed:
+                line = f"exit code {worker.code} before its first trial; last line: {line}"
+            most = MAX_KILLS if was_killed else MAX_FAILURES
+            if worker.num_failures >= (MAX_SRUN_FAILURES if by_slurm else most):
                 message = f"worker {worker.name} failed {worker.num_failures} times: {line}"
                 if worker.code == NODE_FAULT_CODE:
                     raise NodeFault(message, will_requeue=True)

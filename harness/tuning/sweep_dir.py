@@ -63,9 +63,9 @@ class SweepDirectory(LeasedDirectory):
         except DiskError:
             write()  # another supervisor, which began just now, removed what was half-written
 
-    def shared(self, clock: Clock | None = None) -> SharedFolder:
-        """The folder as supervisor and workers meet in it."""
-        terms = Terms.of(self.search().table.visible_s or LOCAL_VISIBLE_S)
+    def shared(self, clock: Clock | None = None, search: SearchSpec | None = None) -> SharedFolder:
+        """The folder as supervisor and workers meet in it, who may have read the search."""
+        terms = Terms.of((search or self.search()).table.visible_s or LOCAL_VISIBLE_S)
         return SharedFolder(self.folder, self.disk, clock or Clock(), terms)
 
     @classmethod
@@ -192,8 +192,9 @@ class SweepDirectory(LeasedDirectory):
 
         Raises:
             InputError: if the data found are not the ones that the sweep was begun with.
+            DiskError: if the record can't be read; without it other data could be found.
         """
-        record = self.read_json("data.json")
+        record = RunDirectory(self.folder).certain_json("data.json")
         if not record:
             return open_data(job, data, full=full)
         return reopen_data(record, job, data, whose=f"sweep {self.folder}")

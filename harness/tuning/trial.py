@@ -17,12 +17,12 @@ from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
 from harness.job import Job
-from harness.search_space import OBJECTIVES
+from harness.search_space import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
 from harness.sweep_protocol.worker import TrialStop, nothing
 from harness.system.console import printable
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, is_of_disk
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
@@ -38,13 +38,14 @@ class Trials:
     def __init__(
         self,
         sweep: SweepDirectory,
+        search: SearchSpec,
         shared: SharedFolder,
-        dataset: Dataset,
         *,
+        dataset: Dataset,
         strategy: tf.distribute.Strategy,
         observers: Observers,
     ) -> None:
-        self.sweep, self.shared, self.search = sweep, shared, sweep.search()
+        self.sweep, self.search, self.shared = sweep, search, shared
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
         # Whether the job may go back into the queue is decided for the sweep, not for an attempt.
@@ -68,6 +69,8 @@ class Trials:
         except (OSError, Interrupted, DiskError, TakenOver, NodeFault):
             raise
         except (InputError, RunError) as error:
+            if is_of_disk(error):
+                raise DiskError(str(error)) from None
             return Report(error=_line(str(error)))
         except Exception as error:  # Keras and TensorFlow raise errors of any type
             return Report(error=_line(f"{type(error).__name__}: {error}"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.errors import Interrupted, RunError, TakenOver
+from harness.errors import DiskError, Interrupted, RunError, TakenOver
 from harness.files.shared_disk import is_network
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of
@@ -36,6 +36,7 @@ from harness.tuning.sweep_dir import (
     trial_of,
 )
 
+KNOWN = ("trials", "finished", "failed", "best", "generation")  # of a sweep that goes on
 RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s
 
 
@@ -124,6 +125,7 @@ class SweepHost:
         self._best: Trial | None = None
         self._training_s = 0.0  # of all trials that have ended
         self._num_seen = 0  # of them
+        self._refused_s = float("inf")  # since when the result can't be written
 
     def run(self) -> dict[str, Any]:
         """Supervise to the result, which is empty if the search was cancelled.
@@ -133,7 +135,11 @@ class SweepHost:
             InputError, RunError: the sweep can't go on.
         """
         self.signals.listen()
-        shared = self.sweep.shared(StopClock(self.signals))
+        shared = self.sweep.shared(StopClock(self.signals), self.search)
+        before = self.sweep.read_json("state.json")
+        self.heartbeat.note(**{name: before[name] for name in KNOWN if name in before})
+        with contextlib.suppress(DiskError):  # a copy for people; the first round may be far
+            self.heartbeat.beat("starting")
         with self.console:
             try:
                 self.pool.start_all()
@@ -175,7 +181,8 @@ class SweepHost:
         self.pool.stop(RECORD_S)
         try:
             if isinstance(reason, Interrupted):
-                self.heartbeat.interrupted(reason)
+                with contextlib.suppress(DiskError):  # the record is for people; the job goes on
+                    self.heartbeat.interrupted(reason)
         finally:
             self.pool.stop()
 
@@ -217,18 +224,31 @@ class SweepHost:
         """Write the result.
 
         Raises:
-            RunError: if no trial has finished.
+            OSError: the file system fails; a new generation tries again.
+            RunError: if no trial has finished, or the file system fails for long.
         """
+        shared = generation.shared
+        try:
+            self._write_result(generation)
+        except (OSError, DiskError) as error:
+            # Rounds before this one went well, so only here it is seen for how long it fails.
+            self._refused_s = min(self._refused_s, shared.clock.now())
+            if shared.clock.now() - self._refused_s > shared.terms.patience_s:
+                raise DiskError(str(error)) from None
+            raise OSError(str(error)) from None
+
+    def _write_result(self, generation: Generation) -> None:
         trials = ranked(gather(self.search, generation.ledger, {}), self.search.goal)
         self.sweep.write(LEADERBOARD, leaderboard_csv(trials, self.search))
-        self.result = {
+        result = {
             **result_of(self.sweep, self.search, trials),
             "generation": generation.number,
         }
         self._count(generation.ledger)
         self.heartbeat.beat("finished", **self.progress(generation))
-        self.sweep.write_json(RESULT, self.result)
+        self.sweep.write_json(RESULT, result)
         self._kept.trim(trials, is_over=True)
+        self.result = result  # last: until then a disk that fails may have it all done again
 
     # For people
 

@@ -26,7 +26,7 @@ from harness.node_disk.use import hold_own
 from harness.search_space import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
-from harness.sweep_protocol.mailbox import Terms
+from harness.sweep_protocol.mailbox import Terms, patiently
 from harness.sweep_protocol.worker import (
     ALONE_CODE,
     NODE_FAULT_CODE,
@@ -53,9 +53,11 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     """
     signals, stop = StopRequest(), TrialStop()
     signals.listen()
-    search = sweep.search()
+    # Read once: what follows takes seconds, after which the disk may fail again.
+    search = patiently(sweep.search, StopClock(signals))
     job = search.job
-    dataset, idle_min = sweep.dataset(job, arguments.data), idle_warning_min()
+    dataset = patiently(lambda: sweep.dataset(job, arguments.data), StopClock(signals))
+    idle_min = idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
     keep_for_large_tables(plan_of(job, devices), *largest_jobs(search))
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
@@ -74,10 +76,11 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     console.info(f"{title}{which}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
     monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
-    shared = sweep.shared(StopClock(stop))
+    shared = sweep.shared(StopClock(stop), search)
     with monitor:
+        observers = Observers(console, monitor, stop)
         trials = Trials(
-            sweep, shared, dataset, strategy=strategy, observers=Observers(console, monitor, stop)
+            sweep, search, shared, dataset=dataset, strategy=strategy, observers=observers
         )
         worker = Worker(shared, arguments.id, trials, name=name, has_gpu=num_own_gpus() > 0)
         return worker.run()

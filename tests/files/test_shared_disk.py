@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from harness.files.shared_disk import _mount
+import pytest
+
+from harness.files import shared_disk
+from harness.files.shared_disk import _mount, is_network
 
 
 def test_a_mount_with_any_name_hides_no_other(tmp_path: Path) -> None:
@@ -19,3 +22,21 @@ def test_a_mount_with_any_name_hides_no_other(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         path = tmp_path / os.fsdecode(name.replace(b"\\040", b" "))
         assert _mount(path / "below", table) == (f"server:/{number}", str(path), "nfs4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [
+        *((kind, False) for kind in ("ext4", "xfs", "zfs", "tmpfs", "overlay")),
+        *((kind, True) for kind in ("nfs4", "lustre", "fuse.sshfs", "fuseblk", "9p")),
+        *((kind, True) for kind in ("dvs", "wekafs", "panfs", "pvfs2", "gfs2", "virtiofs")),
+    ],
+)
+def test_a_disk_is_local_only_if_it_is_known_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
+) -> None:
+    """On any other a search waits for what another node may have written."""
+    table, read = tmp_path / "mounts", _mount
+    table.write_text(f"device / {kind} rw 0 0\n")
+    monkeypatch.setattr(shared_disk, "_mount", lambda path: read(path, table))
+    assert is_network(tmp_path) is network

@@ -79,12 +79,22 @@ def test_commands_that_watch_never_import_tensorflow(site: Site) -> None:
         assert subprocess.run(line, cwd=JOBS.parent, check=False).returncode == 0, words
 
 
-def test_a_search_on_another_machine_is_cancelled_by_a_file(tmp_path: Path) -> None:
-    """Its supervisor looks for it; a run there has nobody who would, so the machine is named."""
-    (tmp_path / "state.json").write_text('{"generation": 3}')
+@pytest.mark.parametrize(
+    ("told", "began", "newest"), [(3, [], 3), (1, [1, 2], 2), (None, [9, 10], 10), (4, [1, 3], 4)]
+)
+def test_a_search_on_another_machine_is_cancelled_by_a_file(
+    tmp_path: Path, told: int | None, began: list[int], newest: int
+) -> None:
+    """Its newest supervisor looks for it, perhaps one that has told nothing yet.
+
+    A run there has nobody who would, so the machine is named.
+    """
+    (tmp_path / "state.json").write_text(json.dumps({"generation": told}))
+    for name in (*began, *(["notes"] if began else [])):
+        (tmp_path / "journal" / str(name)).mkdir(parents=True)
     status = RunStatus("tune/s", tmp_path, "running", host=ELSEWHERE, process=1, trials={"best": 1})
     assert ask_to_stop(status) is None
-    assert json.loads((tmp_path / "cancel.json").read_text()) == {"generation": 3}
+    assert json.loads((tmp_path / "cancel.json").read_text()) == {"generation": newest}
     status.trials = None
     with pytest.raises(RunError, match=f"is on {ELSEWHERE}; there: harness cancel"):
         ask_to_stop(status)

@@ -15,7 +15,7 @@ from harness.sweep_protocol.journal import (
     propose_record,
     read_ledger,
 )
-from harness.sweep_protocol.mailbox import Report, SharedFolder, Terms
+from harness.sweep_protocol.mailbox import RESULT, Report, Result, SharedFolder, Terms
 from harness.sweep_protocol.schedule import Schedule
 from harness.sweep_protocol.supervisor import MAX_ATTEMPTS, Generation, supervise
 from tests.sweep_protocol.planner import Planner
@@ -84,6 +84,33 @@ def test_a_trial_that_waits_is_not_failed_by_the_one_before_it(shared: SharedFol
     errors = {n: report.error for n, (_, report) in generation.ledger.accepted.items()}
     assert f"its worker ended {MAX_ATTEMPTS} times" in errors.pop(0)
     assert errors == dict.fromkeys(range(1, NUM_TRIALS), "")
+
+
+def test_workers_of_before_get_no_new_trials_until_they_are_heard_of(shared: SharedFolder) -> None:
+    """Their processes may have been killed hard; one that lives writes again, and gets one then."""
+    generation = begin(shared, FewTrials())
+    silent, worker = [StandIn(shared) for _ in range(3)], StandIn(shared)
+    worker.done_s = float("inf")
+    for each in silent:
+        each.act()
+    rounds(generation, worker)
+    assert set(generation.holders().values()) == {worker.uuid} == set(generation.alive)
+    assert len(generation.holders()) == 2
+    silent[0].act()
+    rounds(generation, worker, num=1)
+    assert set(generation.holders().values()) == {worker.uuid, silent[0].uuid}
+    late = StandIn(shared)
+    rounds(generation, late, num=1)  # a new one is given a trial at once
+    assert set(generation.alive) == {worker.uuid, silent[0].uuid, late.uuid}
+    assert len(generation.holders()) == NUM_TRIALS
+
+
+def test_workers_of_before_may_live(shared: SharedFolder) -> None:
+    """So a result ends no search in the first round: they may hold what it lacks."""
+    generation = begin(shared, FewTrials())
+    StandIn(shared).act()
+    shared.write(Result(generation=1), RESULT)
+    assert (generation._round(), generation.alive) == ("", [])
 
 
 def test_a_sweep_goes_on_after_failures_that_were_alike(shared: SharedFolder) -> None:

@@ -183,6 +183,7 @@ class Mailboxes:
 def lost(tmp_path: Path) -> Mailboxes:
     """A's trial 0 was given to B once A had been silent for its term."""
     box = Mailboxes(tmp_path)
+    box.round()
     box.say(A)
     box.round()
     assert "0" in box.task(A)

@@ -7,11 +7,12 @@ import pytest
 
 from harness.errors import InputError, Interrupted, NodeFault, RunError
 from harness.slurm.placement import Slot
-from harness.sweep_protocol.mailbox import WorkerState
+from harness.sweep_protocol.mailbox import Report, WorkerState
 from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
 from harness.system.console import Console
 from harness.tuning.pool import (
     MAX_FAILURES,
+    MAX_KILLS,
     START_STALL_S,
     WorkerPool,
     WorkerProcess,
@@ -48,8 +49,10 @@ class Pool(WorkerPool):
     def kill(self, processes: object) -> None:
         self.killed.append(processes)
 
-    def end(self, code: int, num_done: int = 0) -> None:
-        """The worker ends with a code, and is looked after."""
+    def end(self, code: int, num_done: int = 0, state: WorkerState | None = None) -> None:
+        """The worker, which was seen in a state, ends with a code and is looked after."""
+        if state:
+            self.tend(num_done, {self.worker.uuid: state})
         self.worker.popen = Process(code)  # type: ignore[assignment]
         self.tend(num_done, {})
         self.worker.not_before_s = 0  # the pause before the next start is over
@@ -87,13 +90,27 @@ def test_a_worker_without_a_trial_never_stalls(
 @pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RESTART_CODE, ALONE_CODE])
 def test_a_worker_that_was_ended_is_started_again(tmp_path: Path, code: int) -> None:
     """As another process, however often; the one before counts as ended from then on."""
-    pool = Pool(tmp_path)
+    pool, state = Pool(tmp_path), WorkerState(count=1, attempt="3/1.1")
     for n in range(2 * MAX_FAILURES):
         before = pool.worker.uuid
         assert before not in pool.ended
-        pool.end(code)
+        pool.end(code, state=state if code < 0 else None)
         assert (pool.num_starts, before in pool.ended) == (n + 2, True)
         assert pool.worker.uuid not in pool.ended
+
+
+@pytest.mark.parametrize("code", [-9, 137])
+@pytest.mark.parametrize("state", [None, WorkerState(count=1)])
+def test_a_worker_that_is_ended_before_its_first_trial_has_failed(
+    tmp_path: Path, code: int, state: WorkerState | None
+) -> None:
+    """It may lack memory to start at all; that a process before it had a trial is no matter."""
+    pool = Pool(tmp_path)
+    pool.end(code, state=WorkerState(count=1, results={"3/1.1": Report()}))
+    for _ in range(MAX_KILLS - 1):
+        pool.end(code, state=state)
+    with pytest.raises(RunError, match=f"failed 25 times: exit code {code} before its first trial"):
+        pool.end(code, state=state)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """What surrounds a supervisor: files for people, none after a newer one has taken over."""
 
+import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.errors import TakenOver
+from harness.errors import DiskError, Interrupted, RunError, TakenOver
 from harness.search_space import load_search
 from harness.sweep_protocol.journal import (
     Assignment,
@@ -22,12 +25,14 @@ from harness.sweep_protocol.supervisor import (
     SUPERSEDED,
     Generation,
     WorkerView,
+    supervise,
 )
 from harness.system.console import Console
 from harness.system.signals import StopRequest
 from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.tune import SweepHost
+from tests.sweep_protocol.test_cost import MovedClock
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 
@@ -40,6 +45,9 @@ class Ended:
         return []
 
     def offer(self, n: int, report: Report) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -120,7 +128,7 @@ def test_each_round_looks_after_workers_and_disk(
 def test_how_a_search_has_ended_is_told(
     sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """A cancelled one is recorded as interrupted; one that was taken over writes nothing."""
+    """A cancelled one is recorded as interrupted; one that was taken over writes nothing more."""
     host: Any = generation_of(sweep, monkeypatch).host
     monkeypatch.setattr(StopRequest, "listen", lambda self: None)
     monkeypatch.setattr("harness.tuning.tune.supervise", lambda *_: how)
@@ -130,7 +138,87 @@ def test_how_a_search_has_ended_is_told(
     else:
         assert host.run() == {}
     phase = sweep.read_json("state.json").get("phase")
-    assert phase == ("interrupted" if how == CANCELLED else None)
+    assert phase == ("interrupted" if how == CANCELLED else "starting")
+
+
+def test_a_search_that_goes_on_is_seen_before_its_first_round(
+    sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older supervisor may be waited for first; what was counted before it stays."""
+    known = {"finished": 200, "failed": 3, "best": {"trial": "7", "score": 0.9}, "generation": 2}
+    known["trials"] = 240
+    old = {"phase": "searching", "process": 1, "running": 4, "workers": 64}
+    sweep.path("state.json").write_text(json.dumps(old | known))
+    host: Any = generation_of(sweep, monkeypatch).host
+    seen = list[dict[str, Any]]()
+
+    def supervise(*_: object) -> None:
+        seen.append(sweep.read_json("state.json"))
+        host.stop(Interrupted("SIGUSR2"))
+        raise Interrupted("SIGUSR2")
+
+    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
+    monkeypatch.setattr("harness.tuning.tune.supervise", supervise)
+    with pytest.raises(Interrupted):
+        host.run()
+    seen.append(sweep.read_json("state.json"))
+    assert [each["phase"] for each in seen] == ["starting", "interrupted"]
+    for each in seen:
+        assert each["process"] == os.getpid()
+        assert {name: each[name] for name in known} == known
+        assert not {"running", "workers"} & each.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        *((name, 1) for name in ("leaderboard.csv", "state.json", "result.json")),
+        *((name, 10**9) for name in ("leaderboard.csv", "result.json")),
+    ],
+)
+def test_a_disk_that_fails_in_the_last_round_is_waited_for(
+    sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    """By new generations, for ten minutes; until all is written the search is not over."""
+    generation, write = generation_of(sweep, monkeypatch), sweep.write
+    host: Any = generation.host
+    generation.journal.append(generation._records)
+    failed, results = list[str](), list[object]()
+
+    def fail(file: str, *content: Any, **options: Any) -> None:
+        if file == name and len(failed) < times:
+            failed.append(file)
+            raise DiskError("no quota")
+        write(file, *content, **options)
+
+    monkeypatch.setattr(sweep, "write", fail)
+    monkeypatch.setattr(host, "note", lambda _: results.append(host.result))
+    shared = replace(generation.shared, clock=MovedClock())
+    if times > 1:
+        with pytest.raises(DiskError, match="no quota"):
+            supervise(shared, host)
+        assert shared.clock.now() == pytest.approx(600, abs=60)
+        return
+    assert supervise(shared, host) == FINISHED
+    assert (failed, results) == ([name], [{}])
+    assert host.result["best_trial"] == "0"
+    assert sweep.finished()
+
+
+def test_a_state_that_cant_be_written_fails_no_interrupted_search(
+    sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a copy for people; as a failure the job would not go back into the queue."""
+    host: Any = generation_of(sweep, monkeypatch).host
+
+    def fail(*_: object) -> None:
+        raise DiskError("no quota")
+
+    monkeypatch.setattr(sweep, "write_json", fail)
+    host.stop(Interrupted("SIGUSR2"))
+    host.heartbeat.max_requeues = 0
+    with pytest.raises(RunError, match="not requeued after 0 times"):
+        host.stop(Interrupted("SIGUSR2"))
 
 
 def test_the_progress_of_a_search_is_reckoned(

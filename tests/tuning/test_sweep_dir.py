@@ -160,3 +160,14 @@ def test_a_trial_that_has_ended_is_told_with_its_values() -> None:
     )
     failed = trial(4, None, values={"model.units": 8}, error="no room")
     assert describe(failed, search) == "trial 0004: failed: no room; model.units = 8"
+
+
+def test_a_search_on_a_local_disk_looks_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time that is decided when it begins; on a network disk every look costs."""
+    for is_on_network, round_s, idle_s, look_s in ((False, 0.5, 0.25, 2.0), (True, 2.0, 2.0, 10.0)):
+        sweep = make_sweep(tmp_path / str(is_on_network), RANDOM)
+        monkeypatch.setattr("harness.tuning.tune.is_network", lambda _, is_it=is_on_network: is_it)
+        terms = sweep.shared(search=settled(sweep.search(), sweep, 1)).terms
+        assert (terms.round_s, terms.idle_s, terms.look_s) == (round_s, idle_s, look_s)

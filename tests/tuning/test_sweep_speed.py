@@ -52,7 +52,8 @@ console = Console()
 console.silent = True
 observers = Observers(console, ResourceMonitor(0, 1), StopRequest())
 sweep = SweepDirectory(Path(sys.argv[1]))
-trials = Trials(sweep, sweep.shared(), open_sample(), strategy=strategy, observers=observers)
+given = dict(dataset=open_sample(), strategy=strategy, observers=observers)
+trials = Trials(sweep, sweep.search(), sweep.shared(), **given)
 for i in range(24):
     if i == 4:
         began = time.perf_counter()

@@ -1,6 +1,7 @@
 """A trial as a run: the scores that it reports, and how a longer one goes on."""
 
 import contextlib
+import errno
 import itertools
 import json
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from harness.data.dataset import Dataset
 from harness.data.vocabulary import START, encode_ranks
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.sweep_protocol.mailbox import Parent, Report, Terms, Work
 from harness.sweep_protocol.worker import Superseded, TrialStop
@@ -21,6 +22,7 @@ from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
 from harness.tracking.disk_use import CHECKPOINTS, MODEL, prune
+from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
 from harness.tuning.trial import Trials, mean_scores
@@ -62,8 +64,9 @@ def trials_of(folder: Path, text: str = SEARCH) -> Trials:
     sweep = make_sweep(folder, f'name = "tune_it"\n{text}')
     return Trials(
         sweep,
+        sweep.search(),
         sweep.shared(),
-        Dataset(TRAIN, TEST, vocab, checksum="made up", official=False),
+        dataset=Dataset(TRAIN, TEST, vocab, checksum="made up", official=False),
         strategy=tf.distribute.get_strategy(),
         observers=Observers(console, ResourceMonitor(0, 1), StopRequest()),
     )
@@ -144,6 +147,52 @@ def test_only_the_parents_own_checkpoint_will_do(tmp_path: Path) -> None:
     parent = Parent(attempt="0/1.1", checkpoints=wrong)
     work = Work(attempt="1/1.2", values={"model.dropout": 0.5}, epochs=3, parent=parent)
     assert "the parent's checkpoint is gone" in trials.run(work, lambda: None).error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no disk"), MemoryError()])
+def test_a_parents_checkpoint_that_cant_be_read_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A promotion would be lost for good by it; one of an older attempt only spares steps."""
+    trials = trials_of(tmp_path / "sweep")
+
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "open_plain_file", fail)
+    run = trials.sweep.trial_run("1/1.2", 1)
+    assert not checkpoint.adopt(run.path("checkpoints", "step-000000003.npz"), run, "mine")
+    parent = Parent(attempt="0/1.1", checkpoints={"seed1/checkpoints/step-3.npz": "0" * 64})
+    work = Work(attempt="1/1.2", values={"model.dropout": 0.5}, epochs=3, parent=parent)
+    if isinstance(error, OSError):
+        with pytest.raises(OSError, match="no disk"):
+            trials.run(work, lambda: None)
+    else:
+        assert trials.run(work, lambda: None).error == "MemoryError:"
+
+
+@pytest.mark.parametrize(("number", "waits"), [(errno.ESTALE, True), (errno.ENOENT, False)])
+def test_vectors_that_cant_be_read_just_now_fail_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, waits: bool
+) -> None:
+    """Each trial reads them; a file that is not there is the job's own fault."""
+    vectors, open_any = tmp_path / "vectors.txt", Path.open
+    vectors.write_text("word0 1 2 3 4\n")
+    changed = SEARCH.replace("units = 4", f"units = 4\nembeddings = '{vectors}'")
+    trials = trials_of(tmp_path / "sweep", changed)
+
+    def fail(path: Path, *mode: Any, **options: Any) -> Any:
+        if path == vectors:
+            raise OSError(number, "no disk")
+        return open_any(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    work = Work(attempt="0/1.1", values={"model.dropout": 0.5})
+    if waits:
+        with pytest.raises(DiskError, match="no disk"):
+            trials.run(work, lambda: None)
+    else:
+        assert "no disk" in trials.run(work, lambda: None).error
 
 
 @pytest.mark.full

@@ -1,6 +1,8 @@
 """What a failing disk means to a worker that starts, and to the command that joins workers."""
 
 import errno
+import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from harness.errors import InputError, RunError
+from harness.compute import strategy
+from harness.data import imdb_sources
+from harness.errors import DiskError, InputError, RunError
 from harness.search_space import SEARCH_FILE
-from harness.sweep_protocol.mailbox import Terms
+from harness.sweep_protocol.mailbox import Clock, Terms, patiently
 from harness.system.console import Console
-from harness.tuning import join, worker
+from harness.system.signals import StopRequest
+from harness.tuning import join, oracle_process, sweep_dir, worker
 from harness.tuning.pool import WorkerRequest
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
@@ -60,6 +65,101 @@ def test_a_failing_disk_is_no_refused_input(
         (tmp_path / SEARCH_FILE).touch()
         code = worker.main([str(tmp_path), "w0"])
         assert code == (RunError if is_failing else InputError).exit_code
+
+
+class MovedClock(Clock):
+    """A clock that waits for nobody."""
+
+    time_s = 0.0
+
+    def __init__(self, _: object = None) -> None:
+        pass
+
+    def now(self) -> float:
+        return self.time_s
+
+    def sleep(self, time_s: float) -> None:
+        MovedClock.time_s += time_s
+
+
+class Begins(Exception):  # noqa: N818 - what a worker does once it has read what it needs
+    """TensorFlow would be imported."""
+
+
+@pytest.mark.parametrize("name", [SEARCH_FILE, "data.json", "0_9.txt"])
+@pytest.mark.parametrize("num_failing", [3, 10**9])
+def test_a_disk_that_fails_while_a_worker_starts_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, num_failing: int
+) -> None:
+    """For ten minutes; as a refused input it would end the search."""
+    sweep, failed, clock_s = make_sweep(tmp_path / "sweep", RANDOM), list[Path](), MovedClock.time_s
+    review = tmp_path / "0_9.txt"
+    review.touch()
+    really_open, open_any = os.open, Path.open
+
+    def fail(path: Any) -> None:
+        if Path(path).name == name and len(failed) < num_failing:
+            failed.append(path)
+            raise OSError(errno.ESTALE, "stale")
+
+    def open_file(path: Any, *flags: Any, **options: Any) -> Any:
+        fail(path)
+        return really_open(path, *flags, **options)
+
+    def open_path(path: Path, *mode: Any, **options: Any) -> Any:
+        fail(path)
+        return open_any(path, *mode, **options)
+
+    def begin(*_: object) -> None:
+        raise Begins
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(Path, "open", open_path)
+    monkeypatch.setattr(sweep_dir, "reopen_data", lambda *_, **__: imdb_sources._read(review))
+    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
+    monkeypatch.setattr(worker, "StopClock", MovedClock)
+    monkeypatch.setattr(worker, "keep_for_large_tables", begin)
+    arguments: Any = SimpleNamespace(data=None, threads=1, devices="cpu")
+    with pytest.raises(Begins if num_failing == 3 else DiskError):
+        worker.work(sweep, arguments)
+    assert len(failed) >= 3
+    assert MovedClock.time_s - clock_s == pytest.approx(6 if num_failing == 3 else 600, abs=6)
+
+
+def test_what_is_no_fault_of_the_disk_is_not_waited_for(tmp_path: Path) -> None:
+    """A file that is not there, or an input that is refused."""
+    refusal, clock_s = InputError("units = 0: too few"), MovedClock.time_s
+
+    def refuse() -> None:
+        raise refusal
+
+    with pytest.raises(InputError, match="too few"):
+        patiently(refuse, MovedClock())
+    with pytest.raises(FileNotFoundError):
+        patiently((tmp_path / "none").read_bytes, MovedClock())
+    assert MovedClock.time_s == clock_s
+
+
+def test_an_oracle_that_starts_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its last word would end the search."""
+    sweep, open_any, failed = make_sweep(tmp_path / "sweep", RANDOM), Path.open, list[Path]()
+
+    def open_path(path: Path, *mode: Any, **options: Any) -> Any:
+        if path.name == SEARCH_FILE and not failed:
+            failed.append(path)
+            raise OSError(errno.ESTALE, "stale")
+        return open_any(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_path)
+    monkeypatch.setattr(oracle_process, "Clock", MovedClock)
+    monkeypatch.setattr(strategy, "import_tensorflow", lambda *_, **__: None)
+    monkeypatch.setattr(oracle_process, "propose", lambda search, _: [{"end": search.name}])
+    monkeypatch.setattr(sys, "argv", ["oracle", str(sweep.path(SEARCH_FILE))])
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    assert oracle_process.main() == 0
+    assert (len(failed), capfd.readouterr().out) == (1, '{"end": "tune_lstm"}\n')
 
 
 class Pool:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
-from harness.inputs.input_pipeline import Batch, Reviews, batches, in_parts
+from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job import Job
 from harness.system.signals import StopRequest
 
@@ -65,7 +65,8 @@ class Evaluator:
         if self._opened and self._opened[0] is reviews:
             return self._opened[1]
         orders = self._order(reviews).astype(np.int32)[None]
-        return iter(batches(self.strategy, reviews, orders, shape=self.shape, endless=True))
+        again = Start(endless=True)
+        return iter(batches(self.strategy, reviews, orders, shape=self.shape, start=again))
 
     def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
         outputs = self.strategy.run(self._replica_forward, args=(batch, vote))

@@ -155,10 +155,11 @@ class _Sizes(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where in a run the batches begin."""
+    """Where in a run the batches begin, and whether they end."""
 
     step: int = 0  # of the first epoch given
     steps_before: int = 0  # of all epochs before, so that `Batch.step` counts through
+    endless: bool = False  # whether the same steps follow again and again
 
 
 def batches(
@@ -168,7 +169,6 @@ def batches(
     *,
     shape: BatchShape,
     start: Start | None = None,
-    endless: bool = False,
     timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
     """The batches of some epochs from `start` on, one `Batch` for each replica and step.
@@ -179,11 +179,10 @@ def batches(
         permutations: `[num_epochs, num_reviews]`, the review at each position of each epoch.
         shape: of a global batch.
         start: where to begin, by default at the first step of a run.
-        endless: whether these steps follow again and again.
         timed: whether `waited_s` will be asked for.
     """
     batch_size = shape.batch_size
-    first_step, steps_before = start or Start()
+    first_step, steps_before, endless = start or Start()
     num_epochs, num_reviews = permutations.shape
     steps_per_epoch = num_steps(num_reviews, batch_size)
 

@@ -158,7 +158,7 @@ def test_parts_hold_all_rows_in_order() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+@pytest.mark.parametrize("devices", [pytest.param("cpu:1", marks=pytest.mark.slow), "cpu:2"])
 def test_the_record_names_the_kernel_that_the_graph_holds(devices: str) -> None:
     """Where Keras sees a GPU it fuses LSTM and GRU layers on every replica, and no others.
 

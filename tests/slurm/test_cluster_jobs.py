@@ -248,7 +248,7 @@ def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> Non
     assert not job.run.exists()
 
 
-@pytest.mark.parametrize("export", ["NONE", "NIL"])
+@pytest.mark.parametrize("export", [pytest.param("NONE", marks=pytest.mark.slow), "NIL"])
 def test_a_job_needs_nothing_of_the_callers_environment(
     stand_in: SlurmProject, export: str
 ) -> None:

@@ -176,7 +176,7 @@ def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> Non
         assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_float16_is_the_same_on_two_replicas(harness: Harness) -> None:
     """The scale of the loss and its overflows are the global batch's, not each replica's own."""
     for devices in ("cpu:1", "cpu:2"):

@@ -137,7 +137,7 @@ def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
 # The tests
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_of_an_older_version_goes_on_with_its_average(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:

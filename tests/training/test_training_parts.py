@@ -75,10 +75,8 @@ def test_steps_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> N
     np.testing.assert_allclose(rates(found)[:2], [5e-5, 5e-5], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("half", marks=pytest.mark.full), pytest.param("parts", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["half", "parts"])
 def test_one_pass_over_a_table_is_exact_and_the_same_on_replicas(name: str, tmp_path: Path) -> None:
     """In float16 with clipping, and with decay and a callback: to rounding as Keras updates."""
     found = runs_of(tmp_path, f"{name} once", f"{name} fused")

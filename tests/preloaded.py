@@ -100,10 +100,10 @@ class Command:
         for each in inputs:
             os.close(each)
         self._connection.sendall(json.dumps(request).encode() + END)
-        answer = b""
-        while not answer.endswith(END):
-            answer += self._connection.recv(1)
-        self.pid = int(answer)
+        self._answers = self._connection.makefile()
+        number = self._answers.readline()
+        assert number, "the helper was killed"
+        self.pid = int(number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it writes until it ends.
@@ -131,10 +131,9 @@ class Command:
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            status = self._connection.makefile().read()  # the helper ends with it
+            status = self._answers.read()  # the helper ends with it
             assert status, "the helper was killed"
             self.returncode = os.waitstatus_to_exitcode(int(status))
-            self._connection.close()
         return self.returncode
 
     def poll(self) -> int | None:
@@ -158,8 +157,7 @@ class Command:
 
     def close(self) -> None:
         """Kill it if it runs."""
-        self._connection.close()
-        for each in (self.stdout, self.stderr):
+        for each in (self._connection, self._answers, self.stdout, self.stderr):
             each.close()
 
 

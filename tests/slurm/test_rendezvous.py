@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
+from harness.slurm import rendezvous
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, MEETING_PORTS, WorkerGroup, first_port
@@ -270,12 +271,16 @@ def test_a_worker_that_is_lost_interrupts_the_others(job_id: str, rank: int) -> 
         each._leaving = True
 
 
-def test_a_worker_waits_for_the_chief_to_finish(job_id: str) -> None:
-    """A worker that is done stays until the chief has written everything."""
+def test_a_worker_waits_for_the_chief_to_finish(
+    job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is done stays until the chief has written everything, however long it takes."""
+    monkeypatch.setattr(rendezvous, "BEAT_S", 0.05)
+    monkeypatch.setattr(rendezvous, "LOST_S", 0.5)
     chief, worker = (f.result() for f in join_all(join(job_id, 0), join(job_id, 1)))
     with ThreadPoolExecutor(1) as pool:
         leaving = pool.submit(worker.__exit__, None, None, None)
-        time.sleep(0.3)
+        time.sleep(1.5)
         assert not leaving.done()
         with chief:
             pass

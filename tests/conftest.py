@@ -46,15 +46,15 @@ JOBS = PROJECT / "jobs"
 # About how long the longest files take, on two cores.
 SECONDS = {
     "test_sweep.py": 420,
-    "test_training_parts.py": 330,
     "test_cluster_trouble.py": 320,
     "test_cluster_jobs.py": 310,
+    "test_exactness.py": 290,
     "test_train_step.py": 150,
     "test_trainer.py": 140,
+    "test_training_parts.py": 140,
     "test_train.py": 120,
     "test_recipes.py": 120,
     "test_cluster_elsewhere.py": 100,
-    "test_exactness.py": 100,
     "test_own_network.py": 90,
     "test_cluster_sweep.py": 80,
     "test_tensorboard.py": 80,

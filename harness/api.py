@@ -237,10 +237,8 @@ def train(
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
-        end = f"-seed{loaded.train.seed}"
-        name = run_id or reserve_id(folder, [(loaded.name, end)]) + end
-        run = RunDirectory.new(folder, loaded, name).folder
-    options |= {"set": overrides, "seed": seed, "runs": folder, "run_id": name}
+        run = RunDirectory.new(folder, loaded, run_id).folder
+    options |= {"set": overrides, "seed": seed, "runs": folder, "run_id": run.name}
     try:
         run_printed("train", str(job), *_options(options))
     finally:

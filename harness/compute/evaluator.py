@@ -41,7 +41,8 @@ class Evaluator:
         """
         stop = stop or StopRequest()
         outputs = []
-        order, opened = self._order(reviews), self._open(reviews)
+        order = evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
+        opened = self._open(reviews, order)
         self._opened = None  # an evaluation that is interrupted leaves the rest of its batches
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             batch = next(opened)
@@ -56,15 +57,12 @@ class Evaluator:
         probabilities[order] = found
         return probabilities
 
-    def _order(self, reviews: Reviews) -> np.ndarray:
-        return evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
-
-    def _open(self, reviews: Reviews) -> Iterator[Batch]:
+    def _open(self, reviews: Reviews, order: np.ndarray) -> Iterator[Batch]:
         # Opened once, because a run validates on the same reviews after every epoch, and to open
         # them takes as long as a batch.
         if self._opened and self._opened[0] is reviews:
             return self._opened[1]
-        orders = self._order(reviews).astype(np.int32)[None]
+        orders = order.astype(np.int32)[None]
         again = Start(endless=True)
         return iter(batches(self.strategy, reviews, orders, shape=self.shape, start=again))
 

@@ -133,7 +133,7 @@ def job_nodes(allocation: SlurmEnvironment) -> list[str]:
     if allocation.nodes:
         return list(allocation.nodes)
     if allocation.num_nodes > 1:
-        return _expanded(allocation.variables.get("SLURM_JOB_NODELIST", ""))
+        return _expanded(allocation.job_node_list)
     return [allocation.node]
 
 

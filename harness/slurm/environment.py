@@ -91,6 +91,11 @@ class SlurmEnvironment:
         )
 
     @property
+    def job_node_list(self) -> str:
+        """The nodes of the whole job, such as n[08-10]."""
+        return self.variables.get("SLURM_JOB_NODELIST", "")
+
+    @property
     def own_id(self) -> str:
         """The id for Slurm's programs; of a task of an array such as 42_3.
 

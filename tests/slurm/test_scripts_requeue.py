@@ -2,11 +2,29 @@
 
 import shlex
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.slurm.stand_in import Project
 from tests.slurm.test_scripts import project  # noqa: F401 - a fixture
+
+
+def asked_of_scontrol(project: Project, then: str) -> Path:  # noqa: F811 - the fixture
+    """A file that gets the arguments of each call of a scontrol, which then does as told."""
+    answer = f'echo "$@" >>"$ASKED"; {then}'
+    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
+    return project.outside / "asked"
+
+
+def out_of_memory(
+    project: Project,  # noqa: F811 - the fixture
+    asked: Path,
+) -> "subprocess.CompletedProcess[str]":
+    """A job of 1,000 MB with --retry-memory, killed for want of it."""
+    more = {"ASKED": str(asked), "SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEMORY": "1"}
+    return project.run(project.spool(), env=project.slurm(EXIT="137", **more))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +77,7 @@ def test_requeue_is_tried_again_while_the_scheduler_is_down(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
     """A controller that is being restarted costs no job its place."""
-    asked = project.outside / "asked"
-    answer = 'echo "$@" >>"$ASKED"; [ "$(wc -l <"$ASKED")" = 2 ]'
-    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
+    asked = asked_of_scontrol(project, '[ "$(wc -l <"$ASKED")" = 2 ]')
     env = project.slurm(ASKED=str(asked), HARNESS_RETRY_S="0.1")
     code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
     assert (code, asked.read_text()) == (75, "requeue 42\n" * 2)
@@ -82,10 +98,8 @@ def test_a_job_out_of_memory_asks_for_more(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
     """With --retry-memory it is back in the queue, and then asks for half as much again."""
-    asked = project.outside / "asked"
-    project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
-    more = {"ASKED": str(asked), "SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEMORY": "1"}
-    result = project.run(project.spool(), env=project.slurm(EXIT="137", **more))
+    asked = asked_of_scontrol(project, "exit 0")
+    result = out_of_memory(project, asked)
     assert result.returncode == 137
     assert asked.read_text() == "requeue 42\nupdate JobId=42 MinMemoryNode=1500\n"
     assert "1.0 GB asked" in result.stderr
@@ -105,11 +119,8 @@ def test_memory_is_asked_for_a_job_that_waits_alone(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
     """Where Slurm forbids a requeue, the job that goes on has more, and this one is ending."""
-    asked = project.outside / "asked"
-    answer = 'echo "$@" >>"$ASKED"; echo requeue is disabled >&2; exit 1'
-    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
-    more = {"ASKED": str(asked), "SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEMORY": "1"}
-    result = project.run(project.spool(), env=project.slurm(EXIT="137", **more))
+    asked = asked_of_scontrol(project, "echo requeue is disabled >&2; exit 1")
+    result = out_of_memory(project, asked)
     assert asked.read_text() == "requeue 42\n"
     assert project.call()["argv"][-2:] == ["--dependency=afterany:42", "--mem=1500M"]
     assert "cancel it" not in result.stderr

@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 
 from harness.errors import DiskError, RunError, TakenOver
 from harness.files.atomic_file import atomic_save, atomic_write, write_refusal
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import parse_json, read_json
+from harness.files.plain_file import read_plain_file
 from harness.files.shared_disk import SharedDisk
 
 PATIENCE_S, RETRY_S = 60.0, 1.0  # with a disk that does not answer
@@ -43,6 +45,19 @@ class LeasedDirectory:
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, empty where it is missing or broken."""
         return read_json(self.folder / name)
+
+    def certain_json(self, name: str) -> dict[str, Any]:
+        """A JSON file, empty if it is missing or broken, but not because it can't be read just now.
+
+        Raises:
+            DiskError: if the disk fails, which says nothing of the folder.
+        """
+        path = self.path(name)
+        try:
+            return parse_json(read_plain_file(path))
+        except OSError as error:
+            raise_unless_missing(error, path)
+            return {}
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files of a process that was killed while writing."""

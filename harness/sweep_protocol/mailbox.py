@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DiskError, InputError, RunError
+from harness.files.disk_errors import is_of_disk
 from harness.files.shared_disk import SharedDisk
 from harness.search_parameters import Value
 from harness.search_space import SEARCH_FILE, is_of_search
-from harness.tracking.run_dir import is_of_disk
 
 TASK, STATE, BEAT = "task.json", "state.json", "beat.json"
 RESULT = "result.json"

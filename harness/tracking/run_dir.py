@@ -1,7 +1,6 @@
 """A run's folder: its name, its files, and whether this version may go on with it."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -10,11 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DiskError, InputError, RunError
+from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write, why_refused
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory, to_json
-from harness.files.lenient_json import number, parse_json
-from harness.files.plain_file import is_file, read_plain_file
+from harness.files.lenient_json import number
+from harness.files.plain_file import is_file
 from harness.job import Job
 from harness.job_file import load_job, suggest
 from harness.tracking.record_format import RECORD, check_format
@@ -22,11 +22,6 @@ from harness.tracking.run_folders import is_ensemble
 
 RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 CANCEL = "cancel.json"
-# That a file is missing, or is none. A disk that fails has many other answers.
-NO_RECORD = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
-    *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
-)
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -100,19 +95,6 @@ class RunDirectory(LeasedDirectory):
             raise RunError(f"{path}: is broken; remove it and run harness resume")
         return result
 
-    def certain_json(self, name: str) -> dict[str, Any]:
-        """A JSON file, empty if it is missing or broken, but not because it can't be read just now.
-
-        Raises:
-            DiskError: if the disk fails, which says nothing of the run.
-        """
-        path = self.path(name)
-        try:
-            return parse_json(read_plain_file(path))
-        except OSError as error:
-            raise_unless_missing(error, path)
-            return {}
-
     def job(self) -> Job:
         """The run's job, every default filled in.
 
@@ -166,33 +148,6 @@ class RunDirectory(LeasedDirectory):
     def leftovers(self) -> Iterator[Path]:
         """The files that a process left half-written when it was killed, checkpoints included."""
         return self.folder.rglob(".*.tmp*")
-
-
-def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Raise what a failing disk says; return if there is no such file.
-
-    Raises:
-        DiskError: in one line, with what to do.
-    """
-    if error.errno in NO_RECORD:
-        return
-    is_closed = error.errno == errno.EACCES
-    remedy = "check its mode and owner" if is_closed else "try again later"
-    raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
-
-
-def disk_error_in(error: BaseException | None) -> OSError | None:
-    """What a failing disk said, if an error was made of it: zipfile calls any file broken then."""
-    while error:
-        if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
-            return error
-        error = error.__context__
-    return None
-
-
-def is_of_disk(error: Exception) -> bool:
-    """Whether an error says that a disk fails, perhaps in a message that was made of it."""
-    return isinstance(error, DiskError) or disk_error_in(error) is not None
 
 
 def ask_to_cancel(folder: Path) -> None:

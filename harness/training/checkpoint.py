@@ -17,16 +17,12 @@ import numpy as np
 from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
+from harness.files.disk_errors import disk_error_in, is_of_disk, raise_unless_missing
 from harness.files.plain_file import open_plain_file
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD, check_format, stamped, weights_of
-from harness.tracking.run_dir import (
-    RunDirectory,
-    disk_error_in,
-    is_of_disk,
-    raise_unless_missing,
-)
+from harness.tracking.run_dir import RunDirectory
 
 # 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
 CHECKPOINT_FORMAT = 3

@@ -194,7 +194,7 @@ class SweepDirectory(LeasedDirectory):
             InputError: if the data found are not the ones that the sweep was begun with.
             DiskError: if the record can't be read; without it other data could be found.
         """
-        record = RunDirectory(self.folder).certain_json("data.json")
+        record = self.certain_json("data.json")
         if not record:
             return open_data(job, data, full=full)
         return reopen_data(record, job, data, whose=f"sweep {self.folder}")

@@ -83,6 +83,10 @@ class Sweeps:
     def state(self, sweep_id: str) -> dict[str, Any]:
         return read_json(self.folder(sweep_id) / "state.json")
 
+    def wait_for_trial(self, sweep_id: str) -> None:
+        """Wait until a worker trains; the state is written too seldom to show every trial."""
+        wait_for(lambda: any(self.folder(sweep_id).glob("trials/*/*")), timeout_s=90)
+
     def processes(self, module: str, sweep_id: str) -> list[int]:
         folder = str(self.folder(sweep_id)).encode()
         found = []
@@ -242,7 +246,7 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> 
     The interruption is on record before the last worker has saved, as Slurm may not wait for it.
     """
     process = calm.start("again", "--workers", 1, "--set", "search.trials=2")
-    wait_for(lambda: calm.state("again").get("running"), timeout_s=90)
+    calm.wait_for_trial("again")
     (worker,) = calm.workers("again")
     os.kill(worker, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
@@ -270,7 +274,7 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> 
 def test_a_worker_that_hangs_is_ended_and_one_may_join(calm: Sweeps) -> None:
     """A stopped worker's trial goes on; a worker of another command takes trials meanwhile."""
     process = calm.start("hung", "--workers", 1, "--stall", 12)
-    wait_for(lambda: calm.state("hung").get("running"), timeout_s=90)
+    calm.wait_for_trial("hung")
     os.kill(calm.workers("hung")[0], signal.SIGSTOP)
     words = ("sweep", "join", calm.folder("hung"), "--workers", 1)
     joined = calm.harness.start(*words, is_forked=False)

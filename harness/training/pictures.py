@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_COUNTS = 12  # classes of a confusion matrix whose counts can be read
 MOST_NAMES = 30  # and whose names can
 MAX_NAME = 24  # characters of a class's name
+# Of the figure. To fit margins to the texts, Matplotlib lays out everything twice.
+MARGINS = {"left": 0.11, "right": 0.97, "bottom": 0.11, "top": 0.93}
 
 
 def confusion_picture(
@@ -81,7 +83,7 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    figure, axes = _figure()
+    figure, axes = _figure(**MARGINS)
     if truth.min() == truth.max():
         axes.text(0.05, 0.9, f"no curve: all {len(truth):,} reviews are of one class", fontsize=13)
     elif found.shape[1] == 2:
@@ -128,8 +130,9 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
-    curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    figure = Figure(figsize=(6.4, 6.4), dpi=100)
+    grid = {"height_ratios": [2, 1], "hspace": 0.06, **MARGINS}
+    curve, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
     curve.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
     curve.plot(means, shares, "o-", linewidth=2, label="model")
     curve.set(xlim=(0, 1), ylim=(-0.02, 1.02))
@@ -175,12 +178,13 @@ def mean_roc_curve(
     return rates, np.mean(curves, axis=0)
 
 
-def _figure() -> "tuple[Figure, Axes]":
+def _figure(**margins: float) -> "tuple[Figure, Axes]":
+    """A figure of one plot; without margins they are fitted to its texts."""
     # The object API: pyplot has a global list of figures, and may choose a backend with a window.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.8), dpi=100, layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=(6.4, 4.8), dpi=100, layout=None if margins else "constrained")
+    return figure, figure.subplots(gridspec_kw=margins)
 
 
 def png(figure: "Figure") -> bytes:

@@ -1,9 +1,11 @@
 """What is checked before TensorFlow is imported, and how its workers meet."""
 
+import os
 import resource
 import time
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import tensorflow as tf
@@ -22,6 +24,17 @@ def test_too_small_an_address_space_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1_100_000_000, -1))
     with pytest.raises(InputError, match=r"limited to 1\.1 GB.*ulimit -v unlimited"):
         import_tensorflow(None)
+
+
+def test_a_gpu_gives_its_memory_to_others_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow takes only what it needs, of each GPU that it sees."""
+    config = mock.MagicMock()
+    config.list_physical_devices.return_value = ["GPU 0", "GPU 1"]
+    monkeypatch.setattr(tf, "config", config)
+    with mock.patch.dict(os.environ):
+        import_tensorflow(None)
+    growth = config.experimental.set_memory_growth
+    assert growth.mock_calls == [mock.call("GPU 0", True), mock.call("GPU 1", True)]
 
 
 @pytest.mark.parametrize(

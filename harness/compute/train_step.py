@@ -24,6 +24,7 @@ from harness.compute.network import (
     training_network,
 )
 from harness.compute.optimizer import RampedAverage, build_optimizer
+from harness.compute.xla_cache import name_functions_alike
 from harness.inputs.input_pipeline import Batch, in_parts
 from harness.job import Job
 from harness.layers import (
@@ -285,6 +286,7 @@ class TrainStep:
         """The graph that `train_steps` will use, traced without running it."""
         values = StepValues(tf.constant(0, tf.float64), self.dropout)
         num_steps = self.job.train.steps_per_execution
+        name_functions_alike()
         return self._run_steps.get_concrete_function(batches, num_steps, values).graph
 
     def kernels(self, graph: tf.Graph) -> dict[str, str]:

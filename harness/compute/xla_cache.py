@@ -26,6 +26,7 @@ from harness.system.host import installed_version, processor, processor_features
 
 NEEDED_BYTES = 256e6  # of free space, else nothing is cached; an entry has about 1 MB
 MAX_ENTRIES = 64
+NUMBERS = 10_000  # more than a process uses until it traces its step; to count on takes 2 ms
 FLAGS = "TF_XLA_FLAGS"  # which TensorFlow reads once, when it first compiles
 DIRECTORY = "--tf_xla_persistent_cache_directory"
 DEVICES = "--tf_xla_persistent_cache_device_types"
@@ -72,6 +73,18 @@ def is_offered() -> bool:
     """Whether TensorFlow may find the step that it would compile next."""
     folder = re.search(rf"{DIRECTORY}=(\S+)", os.environ.get(FLAGS, ""))
     return folder is not None and any(Path(folder[1]).glob("*.pb"))
+
+
+def name_functions_alike() -> None:
+    """Let what TensorFlow traces next have the same names in every process.
+
+    It looks compiled steps up by the names of their functions, and these hold numbers of a counter
+    that every eager operation advances: a resumed run has done others by then than a new one.
+    """
+    from tensorflow.python.framework.ops import uid  # there is no public one
+
+    while uid() % NUMBERS != 0:
+        pass
 
 
 def _key(job: Job, threads: int) -> str:

@@ -10,6 +10,7 @@ from harness.compute.xla_cache import FLAGS, compiled_steps, is_offered
 from harness.job import Job
 from harness.job_file import load_job
 from tests.conftest import JOBS, Harness
+from tests.training.kills import wait_for_step
 
 RNN = load_job(JOBS / "rnn.toml")
 ENTRY = b"code" * 1000
@@ -134,13 +135,21 @@ def test_the_entries_used_last_stay(cache: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_run_that_finds_its_step_compiled_ends_with_the_same_bytes(
     harness: Harness, cache: Path
 ) -> None:
-    """TensorFlow itself says that it loads the entry; nothing else is said on standard error."""
+    """A killed one too, whose graph is traced after its checkpoint was read. TensorFlow itself says
+    that it loads the entry; nothing else is said on standard error.
+    """
     harness.environment["XDG_CACHE_HOME"] = str(cache.parent.parent)
     words = ["train", JOBS / "notebook" / "rnn.toml", "--set", "data.limit=300"]
-    words += ["--set", "data.maxlen=30", "--set", "train.epochs=2"]
+    words += ["--set", "data.maxlen=30", "--set", "train.epochs=30"]
+    words += ["--set", "train.checkpoint_every_s=0.05"]
     first = harness.run(*words, "--run-id", "first")
     assert first.returncode == 0, first.stderr
     assert len(list(cache.iterdir())) == 1
+    killed = harness.start(*words, "--run-id", "second")
+    wait_for_step(killed, harness.runs / "notebook_rnn" / "second", 1)
+    killed.kill()
+    out, _ = killed.communicate()
+    assert "model  " not in out, "it ended before it was killed"
     second = harness.run(*words, "--run-id", "second")
     assert second.stderr == first.stderr
     harness.environment["TF_CPP_MIN_LOG_LEVEL"] = "0"

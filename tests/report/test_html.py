@@ -327,6 +327,7 @@ def test_curves_are_means_over_the_seeds() -> None:
     assert mean_confusion(labels, both).tolist() == [[1, 1], [1, 1]]
     assert mean_confusion(labels, perfect[None]).tolist() == [[2, 0], [0, 2]]
     rates, curve = mean_roc(labels, both)
+    assert rates == pytest.approx(np.linspace(0, 1, 501) ** 2)
     assert curve[(rates > 0.01) & (rates < 0.99)] == pytest.approx(0.5)
     means, shares, error = calibration(labels, perfect[None])
     assert (means.tolist(), shares.tolist()) == ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])

@@ -326,3 +326,16 @@ def test_of_equal_epochs_the_earliest_is_best(monitor: str, best: int) -> None:
         progress.end_epoch({"epoch": epoch, "val_loss": loss, "val_accuracy": accuracy})
         action.after_epoch(progress, SimpleNamespace(get_weights=lambda epoch=epoch: [epoch]))
     assert progress.best_epoch == progress.best_weights[0] == best
+
+
+@pytest.mark.parametrize("patience", ["early_stopping_patience", "reduce_lr_patience"])
+def test_a_score_that_one_key_watches_is_computed(patience: str) -> None:
+    """Beside loss and accuracy, which every epoch has; without a key that watches it, none is."""
+    job = load_job(JOBS / "rnn.toml", [f"train.{patience}=1", "train.monitor=val_f1"])
+    trainer: Any = SimpleNamespace(job=job, best=SimpleNamespace(is_on=False))
+    validation: Any = SimpleNamespace(labels=np.array([0, 1, 1]))
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.8, 0.2]])
+    found = Trainer._other_scores(trainer, validation, probabilities)
+    assert found == {"val_f1": pytest.approx(2 / 3)}
+    trainer.job = load_job(JOBS / "rnn.toml", ["train.monitor=val_f1"])
+    assert Trainer._other_scores(trainer, validation, probabilities) == {}

@@ -285,7 +285,9 @@ def _open(path: Path, results: "multiprocessing.Queue[str]") -> None:
 def test_several_jobs_may_build_it_at_once(tmp_path: Path) -> None:
     """Each has the same data, one whole copy is left, and nothing next to it."""
     path = write_csv(tmp_path / "a.csv", make_rows(2000))
-    context = multiprocessing.get_context("fork")
+    # A fork of this process, which has threads once it has imported TensorFlow, could hang.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     results: multiprocessing.Queue[str] = context.Queue()
     jobs = [context.Process(target=_open, args=(path, results)) for _ in range(6)]
     for job in jobs:

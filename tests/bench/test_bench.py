@@ -238,17 +238,27 @@ def test_a_process_that_fails_is_reported_by_its_last_line(tmp_path: Path) -> No
 
 
 @pytest.mark.full
-def test_the_bench_measures_beside_the_notebook(harness: Harness) -> None:
-    """Whole processes on the packaged sample: a table, a record, and the same again against it."""
+@pytest.mark.parametrize(
+    ("part", "name", "ways"),
+    [
+        ("pipeline", "input pipeline", {"rnn training", "pipeline alone"}),
+        pytest.param("training", "rnn training", {"notebook", "harness"}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_bench_measures_in_whole_processes(
+    harness: Harness, part: str, name: str, ways: set[str]
+) -> None:
+    """On the packaged sample: a table, and a record that names no folder of this machine."""
     record = harness.folder / "bench.json"
-    words = ("bench", "--only", "training", "--architecture", "rnn", "--pairs", "1")
+    words = ("bench", "--only", part, "--architecture", "rnn", "--pairs", "1")
     done = harness.run(*words, "--reviews", "200", "--epochs", "2", "--json", record)
     assert done.returncode == 0, done.stderr
-    assert "rnn training, reviews/s" in done.stdout
+    assert f"{name}, reviews/s" in done.stdout
     content = json.loads(record.read_text())
     held = {each["name"]: each["ways"] for each in content["measured"]}
-    assert held["rnn training"].keys() >= {"notebook", "harness"}
-    assert 0.1 < held["rnn peak memory"]["harness"][0] < 10
+    assert held[name].keys() >= ways
+    if part == "training":
+        assert 0.1 < held["rnn peak memory"]["harness"][0] < 10
     assert content["machine"]["packages"]["tensorflow"]
     assert str(harness.folder) not in record.read_text()
 

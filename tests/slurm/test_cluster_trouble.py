@@ -43,6 +43,8 @@ def set_down(cluster: SlurmCluster, node: str) -> Iterator[None]:
         wait_until(lambda: cluster.node_state(node) == "idle", timeout_s=30)
 
 
+# The next test has a node that dies.
+@pytest.mark.slow
 def test_a_node_set_down_gives_its_job_to_another(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:

@@ -54,7 +54,8 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     """Dropped words, padding and unequal shares included; in float64, as for the plain network."""
     for devices in ("cpu:1", "cpu:3"):
         words = [*ALL, "--devices", devices, "--set", "train.precision=float64"]
-        words += ["--set", "train.xla=off"]  # compiling takes longer than the run
+        for key in ("xla=off", "compile_evaluation=false"):  # compiling takes longer than the run
+            words += ["--set", f"train.{key}"]
         done = harness.train("lstm", devices.replace(":", ""), *words)
         assert done.returncode == 0, done.stderr
     folders = [harness.runs / "lstm" / f"cpu{n}" for n in (1, 3)]

@@ -58,7 +58,7 @@ def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> N
     assert found["two"]["kept_epoch"] == 1 + np.argmax([each["val_f1"] for each in lines])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_plateau_is_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> None:
     """By ROC AUC, after a warm-up."""
     found = runs_of(tmp_path, "plateau")["plateau"]

@@ -91,11 +91,12 @@ heading ruff check
 ruff check .
 heading ruff format
 ruff format --check .
-heading mypy
-mypy
-heading shellcheck
+heading mypy and shellcheck
+mypy &
+TYPES=$!
 shellcheck --external-sources ./*/*.sh .ci/run
-wait
+wait "$TYPES"
+wait # for what is installed
 
 heading pytest
 # One file at a time on each worker, the longest first. More workers than cores, because the tests

@@ -141,7 +141,7 @@ def read_npz(folder: Path) -> Dataset:
     """Read `imdb.npz` and `imdb_word_index.json` as Keras ships them.
 
     Raises:
-        InputError: if the word index is missing.
+        InputError: if the word index of another `imdb.npz` than Keras's is missing.
         RunError: if a file is broken or holds anything but lists of numbers.
     """
     path = folder / NPZ
@@ -195,6 +195,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _read_index(folder: Path) -> list[str]:
     path = folder / INDEX
     if not path.is_file():
+        if hashlib.sha256(_read(folder / NPZ)).hexdigest() == NPZ_SHA256:
+            return list(open_sample().vocab)  # which holds all of its words
         raise InputError(f"{folder}: holds {NPZ} without {INDEX}; put Keras's file next to it")
     try:
         index: dict[str, int] = json.loads(_read(path).decode())

@@ -1,0 +1,81 @@
+"""The folder of a dataset while others make it, read it, or its disk fails."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.data.dataset_folder import cached_dataset, fill_folder, open_folder, save_folder
+from harness.data.imdb import make_dataset
+from harness.errors import RunError
+from tests.data.test_imdb import small
+
+OTHER = make_dataset(small().test, small().train, small().vocab)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/harness"
+
+
+def fill(folder: Path) -> None:
+    fill_folder(small(), folder)
+
+
+def test_of_two_that_make_one_cache_the_first_stays(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a disk without locks, and where a broken one was: a run may read it by now."""
+
+    @contextlib.contextmanager
+    def no_locks(_: Path) -> Iterator[bool]:
+        yield False
+
+    monkeypatch.setattr("harness.data.dataset_folder.turn_at", no_locks)
+    inodes = []
+
+    def slow_fill(folder: Path) -> None:
+        cached_dataset("texts", fill)
+        inodes.append((cache / "texts").stat().st_ino)
+        fill(folder)
+
+    for _ in range(2):
+        cached_dataset("texts", slow_fill)
+        assert (cache / "texts").stat().st_ino == inodes[-1]
+        (cache / "texts/words.txt").unlink()
+    assert len(inodes) == 2
+    assert [path.name for path in cache.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that a run has open NFS leaves a name behind, which keeps its folder."""
+    folder = tmp_path / "imdb"
+    save_folder(OTHER, folder)
+    rename, refusals = Path.rename, [OSError(errno.EIO, "Input/output error")]
+
+    def refused_once(path: Path, target: Path) -> Path:
+        if target == folder and refusals:
+            raise refusals.pop()
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused_once)
+        with pytest.raises(RunError, match="imdb: can't be written: Input/output error"):
+            save_folder(small(), folder)
+    assert open_folder(folder).checksum == OTHER.checksum
+
+    def of_nfs(path: Path, *, ignore_errors: bool = False) -> None:
+        for each in path.glob("*"):
+            each.unlink()
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr("harness.data.dataset_folder.shutil.rmtree", of_nfs)
+    assert save_folder(small(), folder)
+    assert open_folder(folder).checksum == small().checksum

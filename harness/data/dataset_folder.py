@@ -32,8 +32,9 @@ from harness.data.dataset import (
 )
 from harness.data.imdb import is_official
 from harness.data.locations import is_dataset_folder
-from harness.errors import InputError, RunError
+from harness.errors import DiskError, InputError, RunError
 from harness.files.atomic_file import atomic_directory, atomic_write, remove_leftovers
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
 from harness.files.scratch import scratch_directory, turn_at
@@ -80,6 +81,8 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
                     if mode is not None:
                         folder.chmod(mode)
                     return False
+            except DiskError:
+                raise
             except (RunError, InputError):
                 pass  # broken, or others could write to it, so it is made again
             else:
@@ -212,6 +215,7 @@ def open_folder(folder: Path) -> Dataset:
 
     Raises:
         InputError: if somebody could have changed it whose data are not to be read.
+        DiskError: if the disk fails, which says nothing of the folder.
         RunError: if a file is missing, truncated, of another format or of another content.
     """
     try:
@@ -243,6 +247,8 @@ def open_folder(folder: Path) -> Dataset:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError):
+            raise_unless_missing(error, folder)
         raise RunError(
             f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
         ) from None
@@ -344,8 +350,12 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
 
 def _open_if_whole(folder: Path) -> Dataset | None:
     if is_dataset_folder(folder):
-        with contextlib.suppress(RunError, InputError):
+        try:
             return open_folder(folder)
+        except DiskError:
+            raise
+        except (RunError, InputError):
+            pass
     return None
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.data.dataset_folder import cached_dataset, fill_folder, open_folder, save_folder
 from harness.data.imdb import make_dataset
-from harness.errors import RunError
+from harness.errors import DiskError, RunError
 from tests.data.test_imdb import small
 
 OTHER = make_dataset(small().test, small().train, small().vocab)
@@ -79,3 +79,23 @@ def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
     monkeypatch.setattr("harness.data.dataset_folder.shutil.rmtree", of_nfs)
     assert save_folder(small(), folder)
     assert open_folder(folder).checksum == small().checksum
+
+
+def test_a_disk_that_fails_says_nothing_of_a_copy(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody makes another in its place, which runs may read, nor is told to remove it."""
+    cached_dataset("texts", fill)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.data.dataset_folder.np.load", fails)
+        for attempt in (
+            lambda: cached_dataset("texts", lambda _: pytest.fail("was made")),
+            lambda: save_folder(OTHER, cache / "texts"),
+        ):
+            with pytest.raises(DiskError, match="texts: can't be read: Stale file handle; try"):
+                attempt()
+    assert open_folder(cache / "texts").checksum == small().checksum

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, make_split
+from harness.data.dataset import (
+    SPLITS,
+    Dataset,
+    Split,
+    checksum_of,
+    content_checksum,
+    make_split,
+)
 from harness.data.dataset_folder import (
     cached_dataset,
     check_owners,
@@ -100,7 +107,9 @@ def fetch(source: Path | None = None) -> Dataset:
     folder = fetched_folder()
     if source is None:
         if is_dataset_folder(folder):
-            return open_folder(folder)
+            known = open_folder(folder)
+            if checksum_of(known) == known.checksum:  # a disk may have flipped a byte since
+                return known
         dataset = _download()
     elif (source / "train" / "pos").is_dir():
         dataset = read_raw_reviews(source)

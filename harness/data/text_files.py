@@ -192,9 +192,10 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
     entries = _entries(source, folder)
     state = read_json(folder / SAVED)
     files = state.get("_data_files")
-    names = [each.get("filename") for each in files if isinstance(each, Mapping)] if files else []
+    files = files if isinstance(files, list) else []
+    names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
     # Only names of the folder's own files: a path could lead elsewhere.
-    if not names or not all(name in entries and entries[str(name)].is_file() for name in names):
+    if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
             f"data.source {source}: {(folder / SAVED).relative_to(source)} does not name files of "
             "its folder; save the data set again by save_to_disk"
@@ -205,7 +206,7 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
             "index; save the data set again after flatten_indices()"
         )
     for name in names:
-        yield _Part(folder / str(name), f"{split}/{name}" if split else str(name), "", split)
+        yield _Part(folder / name, f"{split}/{name}" if split else name, "", split)
 
 
 def _class_names(source: Path, folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import socket
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from harness.data.dataset import (
 )
 from harness.data.imdb import is_official
 from harness.data.locations import is_dataset_folder
-from harness.errors import InputError, RunError
+from harness.errors import DiskError, InputError, RunError
 from harness.files.atomic_file import atomic_directory, atomic_write, remove_leftovers
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
 from harness.files.scratch import scratch_directory, turn_at
@@ -79,6 +81,8 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
                     if mode is not None:
                         folder.chmod(mode)
                     return False
+            except DiskError:
+                raise
             except (RunError, InputError):
                 pass  # broken, or others could write to it, so it is made again
             else:
@@ -101,10 +105,8 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
         free = shutil.disk_usage(folder.parent).free
         if free < needed:
             raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
-        with _new_folder(folder, mode) as temporary:
+        with _new_folder(folder, mode, replaces=there) as temporary:
             fill_folder(dataset, temporary)
-            if there:
-                shutil.rmtree(folder)
     except OSError as error:
         # Renaming fails if another process was faster; then its copy stays.
         if (other := _open_if_whole(folder)) and other.checksum == dataset.checksum:
@@ -114,16 +116,27 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
 
 
 @contextlib.contextmanager
-def _new_folder(target: Path, mode: int | None) -> Iterator[Path]:
+def _new_folder(target: Path, mode: int | None, *, replaces: bool) -> Iterator[Path]:
     """Like `atomic_directory`, with modes as `save_folder` says; only this user can look in before.
 
     With a umask of 002, as for users who share a group, `open_folder` would refuse the folder.
+    One that it replaces stays until this one is whole.
     """
-    with atomic_directory(target) as temporary:
-        own = temporary.stat().st_mode
-        temporary.chmod(own & 0o7700)  # keeps the group that the folder gives to its files
-        yield temporary
-        _protect(temporary, own & 0o7755 if mode is None else mode)
+    # Named like what `atomic_directory` leaves, so that it is removed like that after a kill.
+    old = target.with_name(f".{uuid.uuid4().hex}.{target.name[:100]}.tmp")
+    try:
+        with atomic_directory(target) as temporary:
+            own = temporary.stat().st_mode
+            temporary.chmod(own & 0o7700)  # keeps the group that the folder gives to its files
+            yield temporary
+            _protect(temporary, own & 0o7755 if mode is None else mode)
+            if replaces:
+                with contextlib.suppress(FileNotFoundError):
+                    target.rename(old)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)  # NFS keeps what a run has open
 
 
 def _protect(folder: Path, mode: int) -> None:
@@ -202,6 +215,7 @@ def open_folder(folder: Path) -> Dataset:
 
     Raises:
         InputError: if somebody could have changed it whose data are not to be read.
+        DiskError: if the disk fails, which says nothing of the folder.
         RunError: if a file is missing, truncated, of another format or of another content.
     """
     try:
@@ -233,6 +247,8 @@ def open_folder(folder: Path) -> Dataset:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError):
+            raise_unless_missing(error, folder)
         raise RunError(
             f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
         ) from None
@@ -321,21 +337,25 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         try:
             if alone:
                 remove_leftovers(cached)
-            with _new_folder(cached, PRIVATE) as temporary:
+            with _new_folder(cached, PRIVATE, replaces=not cached.is_symlink()) as temporary:
                 fill(temporary)
-                if os.path.lexists(cached):
-                    shutil.rmtree(cached)
+                if _open_if_whole(cached) is not None:
+                    raise FileExistsError(f"{cached} is there by now")
+            return open_folder(cached)
         except OSError as error:
             if (dataset := _open_if_whole(cached)) is None:  # else another process was faster
                 return _made_elsewhere(fill, error)
             return dataset
-    return open_folder(cached)
 
 
 def _open_if_whole(folder: Path) -> Dataset | None:
     if is_dataset_folder(folder):
-        with contextlib.suppress(RunError, InputError):
+        try:
             return open_folder(folder)
+        except DiskError:
+            raise
+        except (RunError, InputError):
+            pass
     return None
 
 

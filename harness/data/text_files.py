@@ -43,6 +43,8 @@ REMEDY = (
 )
 # Of a table, in small letters: the word alone, or before anything but a letter, as in test1.csv.
 SPLIT_NAME = re.compile(rf"({'|'.join((*SPLITS, *LEFT_OUT))})(?![^\W\d_])")
+# Of a table that does not say it like that: a beginning, or a word anywhere.
+SPLIT_HINT = re.compile("^(?:{0})|(?<![^\\W\\d_])(?:{0})(?![^\\W\\d_])".format("|".join(SPLITS)))
 TEXT_ENDINGS = (".txt", *(f".txt{ending}" for ending in COMPRESSIONS))
 # Files of `datasets.Dataset.save_to_disk`: of one data set, and of several splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -172,9 +174,10 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     if by_split:
         # A lone .json is rather a note about the others, such as dataset_infos.json.
         unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
-    else:  # of training.csv and testing.csv the second should not be trained on
-        begin = [[each for each in pooled if each.casefold().startswith(s)] for s in SPLITS]
-        unclear = begin[0] if all(begin) else []
+    else:  # of a_train.csv and a_test.csv, or training and testing, the second is not to train on
+        told = {each: {*SPLIT_HINT.findall(each.casefold())} for each in pooled}
+        hints = [[each for each in pooled if told[each] == {split}] for split in SPLITS]
+        unclear = hints[0] if all(hints) else []
     if unclear:
         though = f", though {min(by_split)} does" if by_split else ""
         raise InputError(
@@ -189,9 +192,10 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
     entries = _entries(source, folder)
     state = read_json(folder / SAVED)
     files = state.get("_data_files")
-    names = [each.get("filename") for each in files if isinstance(each, Mapping)] if files else []
+    files = files if isinstance(files, list) else []
+    names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
     # Only names of the folder's own files: a path could lead elsewhere.
-    if not names or not all(name in entries and entries[str(name)].is_file() for name in names):
+    if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
             f"data.source {source}: {(folder / SAVED).relative_to(source)} does not name files of "
             "its folder; save the data set again by save_to_disk"
@@ -202,7 +206,7 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
             "index; save the data set again after flatten_indices()"
         )
     for name in names:
-        yield _Part(folder / str(name), f"{split}/{name}" if split else str(name), "", split)
+        yield _Part(folder / name, f"{split}/{name}" if split else name, "", split)
 
 
 def _class_names(source: Path, folder: Path) -> list[str]:

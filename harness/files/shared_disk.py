@@ -5,6 +5,7 @@ size, its time) may be older than its content, or wrong.
 """
 
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -115,14 +116,18 @@ def read_mounts(file: Path, num_fields: int) -> list[list[str]]:
     """The lines of one of the kernel's lists of mounts, by their fields.
 
     Args:
-        file: the list, where a path may have any byte but those that the kernel escapes.
+        file: the list, where a path may have any byte; the kernel writes some in octal digits.
         num_fields: how many a line has at least.
 
     Raises:
         OSError: if it can't be read.
     """
     lines = (line.split(" ") for line in os.fsdecode(file.read_bytes()).split("\n"))
-    return [line for line in lines if len(line) >= num_fields]
+    return [[*map(_unescaped, line)] for line in lines if len(line) >= num_fields]
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _mount(path: Path, file: Path = Path("/proc/self/mounts")) -> tuple[str, str, str]:
@@ -132,7 +137,6 @@ def _mount(path: Path, file: Path = Path("/proc/self/mounts")) -> tuple[str, str
         lines = []
     mounts = {}
     for device, at, kind, *_ in lines:
-        at = at.replace("\\040", " ")
         mounts[at] = (device, at, kind)  # the last mount at a path hides the others
     real = path.resolve()
     found = (mounts[str(at)] for at in (real, *real.parents) if str(at) in mounts)

@@ -11,7 +11,8 @@ from harness import PROJECT
 
 SITE = "slurm/site.sh"  # ignored by git
 ASSIGNMENT = re.compile(r"(\w+)=(.*)", re.DOTALL)
-SEPARATORS = (";", "&&")
+SEPARATORS = (";", "&&", "||")
+OPENERS = ("export", "then", "else", "do", "{")  # a command follows
 
 
 def site_setting(
@@ -39,10 +40,13 @@ def _assigned(line: str) -> Iterator[tuple[str, str]]:
     """The names and values of a line such as `export A=1 B=2`, or `A=1; B=2`."""
     words = shlex.shlex(line, posix=True, punctuation_chars=";&|")
     words.whitespace_split = True
+    words.commenters = ""  # bash keeps a # within a word
     begins = True  # a command; a word of its arguments assigns nothing
     with contextlib.suppress(ValueError):  # a quotation mark that is not closed
         for word in words:
-            if word == "export" and begins:
+            if word.startswith("#"):
+                return
+            if word in OPENERS and begins:
                 continue
             found = ASSIGNMENT.fullmatch(word)
             begins = word in SEPARATORS or (begins and found is not None)

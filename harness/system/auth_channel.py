@@ -210,13 +210,14 @@ def user_secret(purpose: str) -> bytes:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".secret.{secrets.token_hex(8)}.tmp")
-            with os.fdopen(
-                os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
-            ) as file:
-                file.write(secrets.token_hex(32))
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                os.link(draft, path)
-            draft.unlink()
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(secrets.token_hex(32))
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    os.link(draft, path)
+            finally:
+                draft.unlink()
         with path.open("rb") as file:
             status, content = os.fstat(file.fileno()), file.read(MAX_HELLO_BYTES)
     except OSError as error:

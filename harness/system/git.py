@@ -212,7 +212,8 @@ def paths_of_patch(patch: str) -> list[str]:
     Raises:
         GitError: if it is no patch.
     """
-    with scratch_directory() as folder:  # numstat reads nothing else
+    with scratch_directory() as folder:
+        git(folder, "init", "--quiet", "--template=")  # of one around it git reads this part alone
         content = patch.encode(errors="surrogateescape")
         listing = git(folder, "apply", "--numstat", "-z", "--allow-empty", stdin=content)
     return _names(b"\0".join(line.split(b"\t", 2)[-1] for line in listing.split(b"\0")))

@@ -25,6 +25,7 @@ MOUNTS = """\
 24 21 0:30 / /tmp/shared rw - tmpfs tmpfs rw
 25 21 0:31 / /local rw - ext4 /dev/sdb rw
 26 25 0:31 /17 /local rw - ext4 /dev/sdb rw
+27 21 0:20 /slurm/17/.18 /my\\040tmp rw - ext4 /dev/sda rw
 """
 
 
@@ -79,6 +80,7 @@ def test_a_folder_that_only_a_job_sees_is_none_for_sshs_tunnel(tmp_path: Path) -
     table.write_text(MOUNTS)
     assert not ssh_reaches(Path("/tmp/harness-board-x"), table)  # noqa: S108 - not used
     assert not ssh_reaches(Path("/local/x"), table)  # the second mount covers the first
+    assert not ssh_reaches(Path("/my tmp/x"), table)
     assert ssh_reaches(Path("/tmp/shared/x"), table)  # noqa: S108 - not used
     assert ssh_reaches(Path("/scratch"), table)
     assert ssh_reaches(Path("/tmpfoo"), table)  # noqa: S108 - not used

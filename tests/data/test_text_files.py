@@ -74,6 +74,8 @@ def test_a_source_may_say_the_split(tmp_path: Path) -> None:
         (["train_a.csv", "test.csv", "Validation2.csv"], ["train", "test", "validation"]),
         (["testé.csv", "tests.csv"], ["", ""]),
         (["train.csv", "test.csv", "training.tsv"], "training.tsv names no split, though test.csv"),
+        (["imdb_Train.csv", "imdb.test-2.csv"], "imdb_Train.csv names no split; begin its name"),
+        (["my-train-test.csv", "my-trains.csv", "contest.csv"], ["", "", ""]),
         (["testing.csv", "Training.csv"], "Training.csv names no split; begin its name with train"),
     ],
 )

@@ -120,6 +120,11 @@ def test_nodes_are_read_as_sbatch_reads_them(args: list[str], num: int) -> None:
         ("NAME=1; export B=2 && C='NAME=3'\n", "1"),
         ("export B=2 && NAME='a;b'; echo NAME=3\n", "a;b"),
         ("echo it; NAME=1\n", "1"),
+        ("export NAME=*~,#*#,b* # why\n", "*~,#*#,b*"),
+        ("export OTHER=a#1 NAME=2 #NAME=3\n", "2"),
+        ("[[ $NAME ]] || export NAME=1\n", "1"),
+        ("if a; then export NAME=1; else NAME=2; fi\n", "2"),
+        ("{ NAME=1; }; echo then NAME=2\n", "1"),
     ],
 )
 def test_a_setting_is_read_without_running_the_file(tmp_path: Path, text: str, value: str) -> None:

@@ -1,7 +1,9 @@
 """The hello by which processes on shared nodes know each other: real sockets."""
 
 import contextlib
+import errno
 import json
+import os
 import socket
 import threading
 import time
@@ -240,3 +242,12 @@ def test_a_users_secret_is_its_own_and_of_one_purpose(
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     with pytest.raises(InputError, match="XDG_CACHE_HOME"):
         user_secret("job 1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no links"))
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(InputError, match="Operation not permitted"):
+        user_secret("job 1")
+    assert list((tmp_path / "no links/harness").iterdir()) == []

@@ -230,8 +230,9 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     write_csv(folder / "mixed" / "b.csv", [("b", "0")])
     yield folder / "mixed", r"a\.csv row 2 says its split and b\.csv row 2 does not"
     saved = write_saved(folder / "escapes", pa.table(columns()))
-    (saved / "state.json").write_text('{"_data_files": [{"filename": "../none.parquet"}]}')
-    yield saved, "does not name files of its folder"
+    for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
+        (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
+        yield saved, "does not name files of its folder"
     (folder / "splits").mkdir()
     (folder / "splits" / "dataset_dict.json").write_text('{"splits": ["train", "../escapes"]}')
     yield folder / "splits", "names a split 'train'"

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
-from harness.system.git import code_version
+from harness.system.git import code_version, paths_of_patch
 from harness.tracking.reproduce import Reproduced, _command, reproduce
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness
@@ -281,3 +282,14 @@ def test_a_git_that_can_not_tell_is_named(
     record = {"commit": commit, "uncommitted_diff": "", "snapshot": str(snapshot)}
     (stranger.run / "provenance.json").write_text(json.dumps({"format": 2, **record}))
     assert stranger.reproduce().source == f"snapshot {snapshot}"
+
+
+def test_a_patch_is_read_whole_where_temporary_files_are_in_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of a repository, git passes over the paths outside of the folder."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    added = "--- /dev/null\n+++ b/{}\n@@ -0,0 +1 @@\n+x\n"
+    assert paths_of_patch("".join(map(added.format, ("a.py", "b/c.py")))) == ["a.py", "b/c.py"]

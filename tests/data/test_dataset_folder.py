@@ -1,0 +1,121 @@
+"""The folder of a dataset while others make it, read it, or its disk fails."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.data.dataset_folder import cached_dataset, fill_folder, open_folder, save_folder
+from harness.data.imdb import make_dataset, verify
+from harness.data.imdb_sources import fetch
+from harness.data.locations import fetched_folder
+from harness.errors import DiskError, RunError
+from tests.data.test_imdb import small
+
+OTHER = make_dataset(small().test, small().train, small().vocab)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/harness"
+
+
+def fill(folder: Path) -> None:
+    fill_folder(small(), folder)
+
+
+def test_of_two_that_make_one_cache_the_first_stays(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a disk without locks, and where a broken one was: a run may read it by now."""
+
+    @contextlib.contextmanager
+    def no_locks(_: Path) -> Iterator[bool]:
+        yield False
+
+    monkeypatch.setattr("harness.data.dataset_folder.turn_at", no_locks)
+    inodes = []
+
+    def slow_fill(folder: Path) -> None:
+        cached_dataset("texts", fill)
+        inodes.append((cache / "texts").stat().st_ino)
+        fill(folder)
+
+    for _ in range(2):
+        cached_dataset("texts", slow_fill)
+        assert (cache / "texts").stat().st_ino == inodes[-1]
+        (cache / "texts/words.txt").unlink()
+    assert len(inodes) == 2
+    assert [path.name for path in cache.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that a run has open NFS leaves a name behind, which keeps its folder."""
+    folder = tmp_path / "imdb"
+    save_folder(OTHER, folder)
+    rename, refusals = Path.rename, [OSError(errno.EIO, "Input/output error")]
+
+    def refused_once(path: Path, target: Path) -> Path:
+        if target == folder and refusals:
+            raise refusals.pop()
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused_once)
+        with pytest.raises(RunError, match="imdb: can't be written: Input/output error"):
+            save_folder(small(), folder)
+    assert open_folder(folder).checksum == OTHER.checksum
+
+    def of_nfs(path: Path, *, ignore_errors: bool = False) -> None:
+        for each in path.glob("*"):
+            each.unlink()
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr("harness.data.dataset_folder.shutil.rmtree", of_nfs)
+    assert save_folder(small(), folder)
+    assert open_folder(folder).checksum == small().checksum
+
+
+def test_a_disk_that_fails_says_nothing_of_a_copy(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody makes another in its place, which runs may read, nor is told to remove it."""
+    cached_dataset("texts", fill)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.data.dataset_folder.np.load", fails)
+        for attempt in (
+            lambda: cached_dataset("texts", lambda _: pytest.fail("was made")),
+            lambda: save_folder(OTHER, cache / "texts"),
+        ):
+            with pytest.raises(DiskError, match="texts: can't be read: Stale file handle; try"):
+                attempt()
+    assert open_folder(cache / "texts").checksum == small().checksum
+
+
+def test_a_flipped_byte_is_fetched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's times and size stay as they were when it was verified, so all bytes are read."""
+    folder = fetched_folder()
+    monkeypatch.setattr("harness.data.dataset_folder._stamps", lambda _: {})
+    monkeypatch.setattr("harness.data.imdb_sources._download", small)
+    save_folder(small(), folder)
+    assert fetch().folder == folder
+    tokens = folder / "train_tokens.npy"
+    content = bytearray(tokens.read_bytes())
+    content[-4] ^= 1
+    tokens.write_bytes(content)
+    assert verify(open_folder(folder)) != []
+    assert verify(fetch()) == []
+    inode = folder.stat().st_ino
+    assert verify(fetch()) == []
+    assert folder.stat().st_ino == inode

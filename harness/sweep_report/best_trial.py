@@ -15,6 +15,7 @@ from harness.errors import InputError, explain_interruption
 from harness.files.atomic_file import atomic_write
 from harness.job import Job, TrainConfig
 from harness.job_file import check_job
+from harness.own_code import mode_in
 from harness.report.summary import print_runs
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
@@ -238,6 +239,6 @@ def _train_args(sweep: SweepDirectory, job: Job, data: Path | None) -> list[str]
     """The command of a run, without its seed."""
     job_file = sweep.path("winner", f"{job.name}.toml").absolute()
     job_file.parent.mkdir(exist_ok=True)
-    atomic_write(job_file, job.to_toml())
+    atomic_write(job_file, job.to_toml(), mode_in(job_file.parent, job.code))
     args = child_args("train", str(job_file), "--runs", str(job_file.parent))
     return [*args, "--data", str(data)] if data else args

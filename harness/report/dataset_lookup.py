@@ -56,7 +56,7 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
 
 def _form(folder: Path) -> SourceFormat | None:
     """How the job of a run or an ensemble reads its texts, None if it is broken."""
-    data = table(read_toml(job_file(folder)), "data")
+    data = table(read_toml(folder / job_file(folder)), "data")
     named = {key: value for key in SOURCE_FORMAT if (value := text(data.get(key)))}
     try:
         return SourceFormat.of(DataConfig.model_validate(named))

@@ -168,8 +168,8 @@ def retrain(
     search, row = sweep.search(), best_row(sweep)
     job = retrained_job(search, row)
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]
-    for run, seed in zip(runs, seeds, strict=True):
-        _check_same(run, job, seed)
+    for folder in sorted(sweep.path("winner", job.name).glob("seed*")):
+        _check_same(RunDirectory(folder), job)  # of any seed: all children read one file
     _announce(sweep, row, job, console=console)
     args = _train_args(sweep, job, sweep_data(sweep, search, data))
     tasks = [
@@ -191,11 +191,12 @@ def retrain(
     print_runs([run.folder for run in runs])
 
 
-def _check_same(run: RunDirectory, job: Job, seed: int) -> None:
+def _check_same(run: RunDirectory, job: Job) -> None:
     if not run.exists():
         return
-    expected = {**job.model_dump(), "train": {**job.train.model_dump(), "seed": seed}}
-    if run.job().model_dump() != expected:
+    content = run.job().model_dump()
+    content["train"]["seed"] = job.train.seed
+    if content != job.model_dump():
         raise InputError(
             f"run {run.folder}: is of an earlier best trial, or of an earlier version of harness; "
             f"move {run.folder.parent} away"

@@ -90,8 +90,11 @@ def test_values_that_a_table_shows_with_a_quote_are_found() -> None:
     assert [value_of(way, text) for text in ("'+a", "'-a", "b", "c")] == ["+a", "-a", "b", None]
 
 
-def test_another_best_trial_is_not_mixed_with_the_first(tmp_path: Path) -> None:
-    """A sweep that went on to a better trial does not go on with the runs of the old one."""
+@pytest.mark.parametrize("seeds", [(1, 2), (2,)])
+def test_another_best_trial_is_not_mixed_with_the_first(
+    tmp_path: Path, seeds: tuple[int, ...]
+) -> None:
+    """A sweep that went on to a better trial does not go on beside the runs of the old one."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
     job = retrained_job(sweep.search(), best_row(sweep))
     run = RunDirectory(sweep.path("winner", job.name, "seed1"))
@@ -99,7 +102,7 @@ def test_another_best_trial_is_not_mixed_with_the_first(tmp_path: Path) -> None:
     other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
     run.write_text("job.toml", other.to_toml())
     with pytest.raises(InputError, match=r"earlier best trial.*move .*winner/tune_lstm_best away"):
-        retrain(sweep, (1, 2), data=None, workers=None, console=Console())
+        retrain(sweep, seeds, data=None, workers=None, console=Console())
 
 
 @pytest.mark.parametrize(("patience", "warns"), [(0, False), (2, True)])

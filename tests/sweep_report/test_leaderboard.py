@@ -142,6 +142,19 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert f"failed: trials 0013, 0014: {out_of_memory}" in lines
 
 
+def test_a_key_named_as_a_column_has_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The epochs that were searched over are not those that a trial trained."""
+    toml = RANDOM.replace("model.units = [16, 32]", "train.epochs = [4, 8]")
+    values = {"model.pooling": "max", "train.epochs": 8, "train.learning_rate": 1e-3}
+    show(make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=values, epochs=3)))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    head = next(index for index, line in enumerate(lines) if "rank" in line)
+    shown = dict(zip(lines[head], lines[head + 1], strict=True))
+    assert (shown["train.epochs"], shown["epochs"]) == ("8", "3")
+
+
 def test_where_all_trials_failed_none_is_said_to_be_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

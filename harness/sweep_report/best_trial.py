@@ -22,7 +22,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import allocate_slots, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.resources import array_spec
-from harness.sweep_report.importance import value_of
+from harness.sweep_report.importance import values_of
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
@@ -83,11 +83,7 @@ def best_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     Raises:
         InputError: if the row does not say how many epochs the trial had.
     """
-    values = {
-        dimension.key: value
-        for dimension in search.space
-        if (value := value_of(dimension, row.get(dimension.key, ""))) is not None
-    }
+    values = values_of(row, search.space)
     # For other tuners the search fixes the epochs; a trial with fewer was stopped early.
     epochs = _epochs(row, "epochs") if search.continues_trials else None
     content = search.job_of(values, epochs=epochs).model_dump()

@@ -8,8 +8,14 @@ from harness.errors import InputError
 from harness.job_file import load_job
 from harness.search_parameters import Parameter
 from harness.sweep_report import best_trial
-from harness.sweep_report.best_trial import best_row, best_trial_toml, retrain, retrained_job
-from harness.sweep_report.importance import value_of
+from harness.sweep_report.best_trial import (
+    best_job,
+    best_row,
+    best_trial_toml,
+    retrain,
+    retrained_job,
+)
+from harness.sweep_report.importance import scored_trials, value_of
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import Harness, wait_for
@@ -88,6 +94,25 @@ def test_values_that_a_table_shows_with_a_quote_are_found() -> None:
     """The leaderboard puts one before what a spreadsheet would take for a formula."""
     way = Parameter("model.options.way", choices=("+a", "-a", "b"))
     assert [value_of(way, text) for text in ("'+a", "'-a", "b", "c")] == ["+a", "-a", "b", None]
+
+
+def test_a_key_that_the_trial_did_not_have_is_not_its_empty_choice(tmp_path: Path) -> None:
+    """Its cell is empty either way; the job's own value stays."""
+    toml = RANDOM.replace("epochs = 6", "epochs = 6\nclass_weights = 'balanced'")
+    toml += """
+train.optimizer = ["adam", "sgd"]
+train.class_weights = { values = ["", "balanced"], when = { train.optimizer = ["sgd"] } }
+"""
+    for optimizer, values, weights in (
+        ("adam", {}, "balanced"),
+        ("sgd", {"train.class_weights": ""}, ""),
+    ):
+        values = {**VALUES, "train.optimizer": optimizer, **values}
+        sweep = make_sweep(tmp_path / optimizer, toml, trial(0, 0.8, values=values))
+        search, row = sweep.search(), best_row(sweep)
+        assert best_job(search, row).train.class_weights == weights
+        (scored,) = scored_trials([row], search)
+        assert ("train.class_weights" in scored.values) == (optimizer == "sgd")
 
 
 @pytest.mark.parametrize("seeds", [(1, 2), (2,)])

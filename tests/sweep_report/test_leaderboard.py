@@ -3,6 +3,8 @@
 import io
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
-from harness.sweep_report.importance import comparable, effects_of, scored_trials
+from harness.sweep_report.importance import _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import leaderboard, show
 from harness.sweep_report.plots import axis_of
 from harness.tuning.sweep_dir import SweepDirectory, Trial, ranked_rows
@@ -88,6 +90,13 @@ def test_a_range_falls_into_three_bins_of_equal_count(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "step", HYPERBAND, *trials)
     (effect,) = effects_of(scored_trials(ranked_rows(sweep), sweep.search()), sweep.search())
     assert [group.label for group in effect.groups] == ["0.1", "0.2", "0.3 to 0.6"]
+
+
+def test_as_many_values_as_a_search_may_have_fall_into_bins_at_once() -> None:
+    """The time grows with the trials, not with their square."""
+    since_s = time.process_time()
+    assert Counter(_bins([i / 1e5 for i in range(30_000)])) == {0: 10_000, 1: 10_000, 2: 10_000}
+    assert time.process_time() - since_s < 2
 
 
 def test_of_hyperband_only_trials_of_one_length_are_compared(

@@ -1,11 +1,8 @@
 """Collects runs from folders: which there are, and which of them may be compared."""
 
 import errno
-import hashlib
-import json
 import logging
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +15,7 @@ from typing import Any
 from harness.errors import DiskError, InputError
 from harness.files.disk_errors import disk_error_in
 from harness.files.lenient_json import number, table, text, whole
-from harness.job import LATER_KEYS, SOURCE_FORMAT, TABLES
+from harness.report.settings import LATER_SETTINGS, as_text, settings_of
 from harness.search_space import is_sweep, short_names
 from harness.system.console import log
 from harness.tracking.record_format import RECORD, first_start, weights_of
@@ -31,20 +28,7 @@ BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lst
 
 NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
 
-# Settings of a job that don't change its result.
-WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
-                  "train.profile_steps",
-                  # The checksum says which data, wherever and however they are stored.
-                  "data.source", *(f"data.{key}" for key in SOURCE_FORMAT))  # fmt: skip
-
-LATER_SETTINGS = {
-    f"{name}.{key}": TABLES[name].model_fields[key].default
-    for name, keys in LATER_KEYS.items()
-    for key in keys
-}
-
 UNKNOWN = "unknown"
-DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
 
 
 @dataclass(frozen=True)
@@ -244,9 +228,9 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     except DiskError as error:
         return LeftOut(folder, "unreadable", str(error))
     if is_ensemble(folder):
-        settings = _settings(table(ensemble, "settings"))
+        settings = settings_of(table(ensemble, "settings"))
     else:
-        settings = _settings(toml)
+        settings = settings_of(toml)
         # A run of an earlier version has none of them, and trained as by their defaults.
         settings = settings | LATER_SETTINGS | settings | _begun_with(record)
     if settings.get("data.test") is False:
@@ -311,15 +295,6 @@ def _printable(line: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in line).split())
 
 
-def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    flat = {f"{name}.{key}": v for name in job for key, v in table(job, name).items()}
-    for path, source in table(job, "code").items():
-        # A whole source is no name. In an ensemble's settings it has been shortened before.
-        if not DIGEST.fullmatch(str(source)):
-            flat[f"code.{path}"] = hashlib.sha256(str(source).encode()).hexdigest()[:8]
-    return {name: value for name, value in flat.items() if name not in WITHOUT_RESULT}
-
-
 # Grouping them
 
 
@@ -353,7 +328,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 def _make_results(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobResult]:
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
-        settings = json.dumps(run.settings, sort_keys=True, default=str)
+        settings = str(sorted((key, as_text(value)) for key, value in run.settings.items()))
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
     results = []
     for job, by_settings in by_job.items():
@@ -372,7 +347,7 @@ def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[st
     return [
         f"{name}={settings.get(key, 'unset')}"
         for key, name in names.items()
-        if settings.get(key) != usual.get(key)
+        if as_text(settings.get(key)) != as_text(usual.get(key))
     ]
 
 

@@ -62,19 +62,22 @@ def retrain(
         int | None,
         typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
+    devices: DeviceList = None,
     data: DataFolder = None,
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Train the best trial on all training data and test it."""
+    from harness.compute.strategy import one_device_each
     from harness.slurm.resources import parse_seeds
     from harness.sweep_report.best_trial import retrain as retrain_best
     from harness.system.console import Console
     from harness.tuning.sweep_dir import SweepDirectory
 
+    kind = one_device_each(devices, "run")
     sweep, chosen, console = SweepDirectory.open(folder), parse_seeds(seeds), Console()
     confirm_here(f"sbatch slurm/tune.sh --retrain {quoted(folder)}", console, here=here)
-    retrain_best(sweep, chosen, data=data, workers=workers, console=console)
+    retrain_best(sweep, chosen, data=data, workers=workers, console=console, devices=kind)
 
 
 @app.command(epilog="Example: harness sweep join runs/tune_lstm/slurm-1234 --workers 2")

@@ -142,6 +142,7 @@ def retrain(
     data: Path | None,
     workers: int | None,
     console: Console,
+    devices: str | None = None,
 ) -> None:
     """Train the best trial on all training reviews with each seed, test it, and print the table.
 
@@ -153,6 +154,7 @@ def retrain(
         data: the folder of the sweep's data, if it has moved.
         workers: runs at a time, by default as many as fit.
         console: shows the progress.
+        devices: `gpu` or `cpu`, one for each run.
 
     Raises:
         InputError: if no trial is finished, the data are different, the folder is of another trial,
@@ -168,6 +170,7 @@ def retrain(
         _check_same(RunDirectory(folder), job)  # of any seed: all children read one file
     _announce(sweep, row, job, console=console)
     args = _train_args(sweep, job, sweep_data(sweep, search, data))
+    args += [f"--devices={devices}"] if devices else []
     tasks = [
         Task(
             f"seed{seed}",
@@ -180,7 +183,8 @@ def retrain(
     if tasks:
         allocation = SlurmEnvironment.from_environment()
         fit = workers or num_in_memory(allocation, reckoned_gb(job))
-        slots = allocate_slots(allocation, workers, at_most=min(len(tasks), fit))
+        most = min(len(tasks), fit)
+        slots = allocate_slots(allocation, workers, devices=devices, at_most=most)
         again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
         with explain_interruption(f"checkpoints saved; go on by: harness sweep retrain {again}"):
             run_tasks(tasks, slots, allocation=allocation, console=console)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import sweep as commands
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.search_parameters import Parameter
+from harness.slurm.placement import Slot
+from harness.slurm.process_pool import Task
 from harness.sweep_report import best_trial
 from harness.sweep_report.best_trial import (
     best_job,
@@ -146,6 +149,28 @@ def test_the_warning_is_of_the_best_trial(
     monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
     retrain(sweep, (1,), data=None, workers=1, console=console)
     assert any("train.reduce_lr_patience needs" in line for line in said) == warns
+
+
+def test_the_site_says_on_which_devices_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for other commands: on CPUs the GPUs set no limit, and one run takes one device."""
+    make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
+    begun: list[Slot] = []
+
+    def begin(tasks: list[Task], slots: list[Slot], **_: object) -> None:
+        assert all("--devices=cpu" in task.args for task in tasks)
+        begun.extend(slots)
+
+    monkeypatch.setattr(best_trial, "run_tasks", begin)
+    monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
+    monkeypatch.setattr("harness.slurm.placement.visible_gpus", lambda: 1)
+    monkeypatch.setattr("harness.slurm.placement.given_cpus", lambda _: 4)
+    monkeypatch.setenv("HARNESS_DEVICES", "cpu")
+    commands.retrain(tmp_path / "s", seeds="1-4", workers=4)
+    assert [slot.gpu for slot in begun] == [None] * 4
+    with pytest.raises(InputError, match="--devices cpu:2: a run uses one device"):
+        commands.retrain(tmp_path / "s", devices="cpu:2")
 
 
 # Children

@@ -1,5 +1,7 @@
 """`sweep show`, `best`, `retrain` and `join`: all that follows `harness tune`."""
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +53,10 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     from harness.sweep_report.best_trial import best_trial_toml
     from harness.tuning.sweep_dir import SweepDirectory
 
-    echo(best_trial_toml(SweepDirectory.open(folder)), end="")
+    toml = best_trial_toml(SweepDirectory.open(folder))
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # a job is read as UTF-8, whatever the locale
+    echo(toml, end="")
 
 
 @app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")

@@ -1,5 +1,6 @@
 """The best trial of a sweep: as a job, and trained anew over seeds, whatever is killed."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def test_the_best_trial_is_a_job_that_train_takes(tmp_path: Path) -> None:
     said = " ".join(line for line in text.splitlines() if line.startswith("#"))
     for words in (str(sweep.folder), "trial 0001", "val_accuracy 0.8000", "best of 2", "SAMPLE"):
         assert words in said
+
+
+def test_the_best_trial_is_printed_alike_in_every_locale(harness: Harness) -> None:
+    """Into a file, from which a job is read as UTF-8."""
+    toml = RANDOM.replace("[train]", "[data]\nsource = '/d/gr\u00fcn.csv'\n[train]")
+    make_sweep(harness.folder / "s", toml, trial(0, 0.8, values=VALUES))
+    for encoding in ("ascii", "latin-1"):
+        harness.environment |= {"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+        with (harness.folder / "mine.toml").open("wb") as file:
+            done = subprocess.run(
+                harness.command("sweep", "best", "s"),
+                env=harness.environment,
+                cwd=harness.folder,
+                stdout=file,
+                timeout=60,
+            )
+        assert done.returncode == 0
+        assert load_job(harness.folder / "mine.toml").data.source == "/d/gr\u00fcn.csv"
 
 
 def test_hyperbands_best_trial_has_the_epochs_of_its_trial(tmp_path: Path) -> None:

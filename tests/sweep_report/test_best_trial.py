@@ -125,11 +125,11 @@ def test_a_key_that_the_trial_did_not_have_is_not_its_empty_choice(tmp_path: Pat
 train.optimizer = ["adam", "sgd"]
 train.class_weights = { values = ["", "balanced"], when = { train.optimizer = ["sgd"] } }
 """
-    for optimizer, values, weights in (
+    for optimizer, own, weights in (
         ("adam", {}, "balanced"),
         ("sgd", {"train.class_weights": ""}, ""),
     ):
-        values = {**VALUES, "train.optimizer": optimizer, **values}
+        values = {**VALUES, "train.optimizer": optimizer, **own}
         sweep = make_sweep(tmp_path / optimizer, toml, trial(0, 0.8, values=values))
         search, row = sweep.search(), best_row(sweep)
         assert best_job(search, row).train.class_weights == weights

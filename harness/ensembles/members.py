@@ -15,9 +15,8 @@ from harness.data.dataset import CLASSES
 from harness.ensembles.folder import Ensemble, sha256_of
 from harness.errors import InputError
 from harness.job import Job
-from harness.report.collect import LeftOut, ScoredRun, read_run
+from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run
 from harness.report.predictions import BROKEN, read_arrays, read_own
-from harness.report.settings import WITHOUT_RESULT
 from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
 
 Floats = NDArray[np.float64]

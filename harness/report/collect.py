@@ -1,26 +1,29 @@
 """Collects runs from folders: which there are, and which of them may be compared."""
 
 import errno
+import hashlib
+import json
 import logging
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from harness.config import OPEN_TABLES, flat
 from harness.errors import DiskError, InputError
 from harness.files.disk_errors import disk_error_in
 from harness.files.lenient_json import number, table, text, whole
-from harness.report.settings import LATER_SETTINGS, as_text, settings_of
+from harness.job import LATER_KEYS, SOURCE_FORMAT, TABLES
 from harness.search_space import is_sweep, short_names
 from harness.system.console import log
-from harness.tracking.record_format import RECORD, first_start, weights_of
+from harness.tracking.record_format import RECORD, began_s, weights_of
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble
+from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble, job_file
 
 # Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
 # Learning Workshop, exercises 6.01 to 6.05.
@@ -28,7 +31,21 @@ BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lst
 
 NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
 
+# Settings of a job that don't change its result.
+WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
+                  "train.profile_steps",
+                  # The checksum says which data, wherever and however they are stored.
+                  "data.source", *(f"data.{key}" for key in SOURCE_FORMAT))  # fmt: skip
+
+LATER_SETTINGS = {
+    f"{name}.{key}": TABLES[name].model_fields[key].default
+    for name, keys in LATER_KEYS.items()
+    for key in keys
+    if (name, key) not in OPEN_TABLES
+}
+
 UNKNOWN = "unknown"
+DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
 
 
 @dataclass(frozen=True)
@@ -228,9 +245,9 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     except DiskError as error:
         return LeftOut(folder, "unreadable", str(error))
     if is_ensemble(folder):
-        settings = settings_of(table(ensemble, "settings"))
+        settings = _settings(table(ensemble, "settings"))
     else:
-        settings = settings_of(toml)
+        settings = _settings(toml)
         # A run of an earlier version has none of them, and trained as by their defaults.
         settings = settings | LATER_SETTINGS | settings | _begun_with(record)
     if settings.get("data.test") is False:
@@ -244,15 +261,10 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         accuracy = None
     if job is None or architecture is None or accuracy is None or seed is None or not known:
         return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
-    source = text(table(toml, "data").get("source"))
+    source, since_s = text(table(toml, "data").get("source")), began_s(record or {})
     return ScoredRun(
-        folder, job, architecture, seed, 100 * accuracy, result, settings, source, _began_s(record)
+        folder, job, architecture, seed, 100 * accuracy, result, settings, source, since_s
     )
-
-
-def job_file(folder: Path) -> str:
-    """The job of a run, or of an ensemble's first run, which is on the same data as the others."""
-    return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
@@ -264,13 +276,6 @@ def _record(run: RunDirectory) -> dict[str, Any] | None:
         if cause and cause.errno == errno.EACCES:
             return None
         raise
-
-
-def _began_s(record: dict[str, Any] | None) -> float:
-    try:
-        return datetime.fromisoformat(text(first_start(record or {}).get("at")) or "").timestamp()
-    except (ValueError, OverflowError, OSError):  # broken, or a year that no clock shows
-        return math.inf
 
 
 def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
@@ -293,6 +298,27 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
 
 def _printable(line: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in line).split())
+
+
+def _settings(job: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a job's file by table.key, without those that change no result."""
+    settings: dict[str, Any] = {}
+    for name in job:
+        for key, value in table(job, name).items():
+            where = f"{name}.{key}"
+            settings |= flat(where, value) if (name, key) in OPEN_TABLES else {where: value}
+    for path, source in table(job, "code").items():
+        # A whole source is no name. In an ensemble's settings it has been shortened before.
+        if not DIGEST.fullmatch(str(source)):
+            settings[f"code.{path}"] = hashlib.sha256(str(source).encode()).hexdigest()[:8]
+    return {name: value for name, value in settings.items() if name not in WITHOUT_RESULT}
+
+
+def _as_text(setting: Any) -> str:
+    """What tells settings apart: 1 and 1.0 are one, true is another."""
+    if isinstance(setting, float) and setting.is_integer():
+        setting = int(setting)
+    return json.dumps(setting, sort_keys=True, default=str)
 
 
 # Grouping them
@@ -328,7 +354,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 def _make_results(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobResult]:
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
-        settings = str(sorted((key, as_text(value)) for key, value in run.settings.items()))
+        settings = str(sorted((key, _as_text(value)) for key, value in run.settings.items()))
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
     results = []
     for job, by_settings in by_job.items():
@@ -347,7 +373,7 @@ def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[st
     return [
         f"{name}={settings.get(key, 'unset')}"
         for key, name in names.items()
-        if as_text(settings.get(key)) != as_text(usual.get(key))
+        if _as_text(settings.get(key)) != _as_text(usual.get(key))
     ]
 
 

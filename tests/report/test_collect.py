@@ -22,7 +22,6 @@ from harness.job import LATER_KEYS
 from harness.job_file import load_job
 from harness.report import dataset_lookup
 from harness.report.collect import LeftOut, group_runs, scored_runs
-from harness.report.settings import chosen, settings_of
 from harness.report.summary import make_parts, result_cells, results_table
 from tests.conftest import JOBS, Harness
 from tests.data.made_up_texts import make_rows, write_csv
@@ -138,49 +137,6 @@ def test_a_run_that_began_with_trained_weights_has_a_row_of_its_own(tmp_path: Pa
     ((group,), _) = group_runs(scored_runs([tmp_path])[0])
     names = {row.name: list(row.by_seed) for row in group.results}
     assert names == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
-
-
-def test_each_option_is_a_setting(tmp_path: Path) -> None:
-    """A run is chosen by one alone, and named by it; an ensemble keeps them by their keys."""
-    for width in (3, 5):
-        toml = f"[model]\nunits = 4\noptions = {{ width = {width}, kernel = 5 }}\n"
-        write_run(tmp_path / str(width), toml)
-    runs, _ = scored_runs([tmp_path])
-    assert [run.folder.name for run in chosen(runs, ["model.options.width=5"])] == ["5"]
-    ((group,), _) = group_runs(runs)
-    assert [row.name for row in group.results] == ["lstm", "lstm width=5"]
-    kept = {"model": {"units": 4, "options.width": 3, "options.kernel": 5}}
-    assert settings_of(kept) == settings_of(tomllib.loads((tmp_path / "3/job.toml").read_text()))
-
-
-def test_a_whole_number_is_a_number_and_true_is_none(tmp_path: Path) -> None:
-    """Runs of 0 and 0.0 are of one job; those of 1 and true have two names."""
-    for name, toml in (
-        ("a", "[train]\noptimizer_options = { weight_decay = 0 }\n"),
-        ("b", "[train]\noptimizer_options = { weight_decay = 0.0 }\n"),
-        ("c", "[model]\noptions = { flag = 1 }\n"),
-        ("d", "[model]\noptions = { flag = true }\n"),
-    ):
-        write_run(tmp_path / name, toml)
-    ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
-    assert [left.folder.name for left in repeated] == ["b"]
-    names = {row.name: [run.folder.name for run in row.runs] for row in group.results}
-    assert names == {
-        "lstm": ["a"],
-        "lstm weight_decay=unset flag=1": ["c"],
-        "lstm weight_decay=unset flag=True": ["d"],
-    }
-
-
-def test_before_a_run_has_finished_no_setting_is_denied(harness: Harness) -> None:
-    """The runs are named, with what they lack."""
-    folder = harness.runs / "lstm/a"
-    folder.mkdir(parents=True)
-    (folder / "job.toml").write_text("[model]\nunits = 64\n")
-    done = harness.run_here("compare", harness.runs, "--where", "model.units=64")
-    assert done.returncode == 2
-    assert "left out, unfinished: " in done.stderr
-    assert "nothing to compare: 1 found" in done.stderr
 
 
 def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+HALF = re.compile("[\ud800-\udfff]")  # of a character: no text; a byte of the command line
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -22,13 +23,15 @@ def _check_options(options: Any) -> Any:
                 "options", f"Input should have names of letters, digits and _, not {str(name)!r}"
             )
         for each in value if isinstance(value, list) else [value]:
-            if not isinstance(each, bool | int | float | str) or (
-                isinstance(each, float) and not math.isfinite(each)
+            if (
+                not isinstance(each, bool | int | float | str)
+                or (isinstance(each, float) and not math.isfinite(each))
+                or (isinstance(each, str) and HALF.search(each))
             ):
                 raise PydanticCustomError(
                     "options",
-                    f"Input should hold numbers, texts, true, false and lists of them; {name} is "
-                    f"{str(each)[:40]!r}",
+                    "Input should hold numbers, texts in UTF-8, true, false and lists of them; "
+                    f"{name} is {str(each)[:40]!r}",
                 )
     return dict(sorted(options.items()))  # the order says nothing
 

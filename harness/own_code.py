@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import stat
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -102,7 +103,7 @@ def check_trusted(path: Path, where: str) -> None:
     Raises:
         InputError: if this is so.
     """
-    if TRUSTED.get() or os.environ.get(TRUST) == "1":
+    if _is_trusting():
         return
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
@@ -110,6 +111,23 @@ def check_trusted(path: Path, where: str) -> None:
                 f"{where}: {each}: {reason}, and its code would run as you; look at it, then "
                 f"chmod go-w, or give --trust-code ({TRUST}=1)"
             )
+
+
+def mode_in(folder: Path, code: Mapping[str, str]) -> int:
+    """The mode of a file for a job, in a folder that nobody else can change if the job has code.
+
+    Whatever the umask: the file would be refused when it is read again. Where all code is trusted,
+    a group may share the folder.
+    """
+    if not code or _is_trusting():
+        return 0o666
+    with contextlib.suppress(OSError):  # somebody else's
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+    return 0o644
+
+
+def _is_trusting() -> bool:
+    return TRUSTED.get() or os.environ.get(TRUST) == "1"
 
 
 @contextlib.contextmanager

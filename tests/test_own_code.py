@@ -4,18 +4,25 @@ import os
 import struct
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.compute.execution_plan import ExecutionPlan
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.own_code import MAX_BYTES, TRUST, load_function, own_errors
 from harness.ownership import distrust
 from harness.search_space import load_search
+from harness.system.console import Console
+from harness.tracking.run_dir import RunDirectory
+from harness.tuning.pool import WorkerRequest
+from harness.tuning.sweep_dir import SweepDirectory
 
 ACL = "system.posix_acl_access"
+PLAN = ExecutionPlan(xla=False, threads=1, parts=1, why="")
 JOB = '[model]\narchitecture = "{}"\n'
 
 
@@ -233,6 +240,51 @@ def test_code_that_an_acl_lets_another_user_change_is_refused(tmp_path: Path) ->
     load(tmp_path)
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_is_written_of_a_job_with_code_can_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    """In a group's folder with a umask of 002; where all code is trusted the group shares it."""
+    from harness.ensembles.folder import MODEL_FILES, copied
+    from harness.sweep_report import best_trial
+    from harness.training import train
+    from harness.tuning import tune
+
+    write(tmp_path, mynet="def build(): return 1\n")
+    monkeypatch.setattr("harness.ownership._is_own_group", lambda _: False)
+    monkeypatch.setattr(train, "write_provenance", lambda *_, **__: None)
+    monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
+    job = load(tmp_path)
+    (tmp_path / "tune.toml").write_text(
+        f"{JOB.format('mynet.py:build')}"
+        "[search]\ntrials = 2\n[search.space]\ntrain.epochs = [1, 2]\n"
+    )
+    search = load_search(tmp_path / "tune.toml")
+    run, sweep = RunDirectory(tmp_path / "runs/a"), SweepDirectory(tmp_path / "runs/b")
+    before = os.umask(0o002)
+    try:
+        if trusted:
+            monkeypatch.setenv(TRUST, "1")
+        run.take_lease()
+        compute: Any = SimpleNamespace(allocation=None, devices=None, worker_group=None)
+        context: Any = SimpleNamespace(run=run, job=job, vectors=None, dataset=None)
+        train.record_start(context, compute, devices=[], plan=PLAN, parent=None)
+        with pytest.raises(pytest.fail.Exception, match="begun"):
+            tune.tune(sweep, search, WorkerRequest(num_workers=1), console=Console())
+        best_trial._train_args(sweep, job, None)
+        for name in MODEL_FILES:
+            run.path(name).touch()
+        copied(run.folder, tmp_path / "members/1", job.code)
+    finally:
+        os.umask(before)
+    jobs = [run.path("job.toml"), sweep.path("winner", f"{job.name}.toml")]
+    jobs.append(tmp_path / "members/1/job.toml")
+    assert [load_job(each) for each in jobs] == [job] * 3
+    assert sweep.search().job.code == job.code
+    shared = {bool(p.stat().st_mode & 0o020) for each in jobs for p in (each, each.parent)}
+    assert shared == {trusted}
+
+
 def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:
     """The last of the user's own lines is named, however deep the error comes from."""
     write(tmp_path, mynet="import parts\n\ndef build():\n    return parts.inner()\n")
@@ -285,6 +337,7 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
         ("model.options.a-b=3", "names of letters"),
         ("model.options.day=2020-01-01", "day is"),
         ("model.options.rate=nan", "rate is"),
+        ("model.options.path=/d/gr\udcfcn", "texts in UTF-8"),
         ("model.options.deep.er=1", "no key model.options.deep.er"),
         ("model.optons.width=1", "did you mean model.options?"),
         ("train.options.width=1", "no key train.options.width"),

@@ -76,9 +76,10 @@ def compare(
         open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
     say = partial(echo, err=True)
     scored, left_out = scored_runs(named or [runs])
-    scored = chosen(scored, where or ())
-    if group_by:
-        check_key("--group-by", group_by, scored)
+    if scored:
+        scored = chosen(scored, where or ())
+        if group_by:
+            check_key("--group-by", group_by, scored)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):

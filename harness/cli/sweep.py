@@ -1,5 +1,7 @@
 """`sweep show`, `best`, `retrain` and `join`: all that follows `harness tune`."""
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +53,10 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     from harness.sweep_report.best_trial import best_trial_toml
     from harness.tuning.sweep_dir import SweepDirectory
 
-    echo(best_trial_toml(SweepDirectory.open(folder)), end="")
+    toml = best_trial_toml(SweepDirectory.open(folder))
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # a job is read as UTF-8, whatever the locale
+    echo(toml, end="")
 
 
 @app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")
@@ -62,19 +67,22 @@ def retrain(
         int | None,
         typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
     ] = None,
+    devices: DeviceList = None,
     data: DataFolder = None,
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Train the best trial on all training data and test it."""
+    from harness.compute.strategy import one_device_each
     from harness.slurm.resources import parse_seeds
     from harness.sweep_report.best_trial import retrain as retrain_best
     from harness.system.console import Console
     from harness.tuning.sweep_dir import SweepDirectory
 
+    kind = one_device_each(devices, "run")
     sweep, chosen, console = SweepDirectory.open(folder), parse_seeds(seeds), Console()
     confirm_here(f"sbatch slurm/tune.sh --retrain {quoted(folder)}", console, here=here)
-    retrain_best(sweep, chosen, data=data, workers=workers, console=console)
+    retrain_best(sweep, chosen, data=data, workers=workers, console=console, devices=kind)
 
 
 @app.command(epilog="Example: harness sweep join runs/tune_lstm/slurm-1234 --workers 2")

@@ -22,6 +22,7 @@ from harness.files.plain_file import open_plain_file, read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
 from harness.inputs.ngrams import MAX_BYTES
 from harness.job import Job
+from harness.own_code import mode_in
 from harness.tracking.record_format import check_format
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import ENSEMBLE_FILE
@@ -203,15 +204,20 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def copied(run: Path, to: Path) -> dict[str, str]:
+def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
     """Copy the files of a finished run that classify texts; returns their checksums.
+
+    Args:
+        run: its folder.
+        to: the new folder.
+        code: of its job.
 
     Raises:
         InputError: if one can't be read.
         OSError: if the disk refuses the copy.
     """
     to.mkdir(parents=True)
-    sums = {}
+    mode, sums = mode_in(to, code), {}
     names = [*MODEL_FILES, *(name for name in MAYBE if os.path.lexists(run / name))]
     for name in names:
         try:
@@ -221,7 +227,8 @@ def copied(run: Path, to: Path) -> dict[str, str]:
                 f"run {run}: {name} can't be read ({error.strerror}); train a new run"
             ) from None
         digest = hashlib.sha256()
-        with source, (to / name).open("xb") as target:
+        (to / name).touch(mode, exist_ok=False)
+        with source, (to / name).open("wb") as target:
             while chunk := source.read(CHUNK_BYTES):
                 digest.update(chunk)
                 target.write(chunk)

@@ -147,7 +147,7 @@ class Draft:
     def _write(self, folder: Path) -> None:
         members = []
         for index, (each, weight) in enumerate(zip(self.runs, self.weights, strict=False)):
-            sums = copied(each.run.folder, folder / run_folder(index))
+            sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
             about = {"job": each.job.name, "seed": each.job.train.seed}
             members.append(Member(str(each.run.folder.absolute()), weight, sums, about))
         if self.kept:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from harness.errors import DiskError, RunError, TakenOver
 from harness.files.atomic_file import atomic_save, atomic_write, write_refusal
 from harness.files.disk_errors import raise_unless_missing
-from harness.files.lenient_json import parse_json, read_json
+from harness.files.lenient_json import parse_json, parse_toml, read_json
 from harness.files.plain_file import read_plain_file
 from harness.files.shared_disk import SharedDisk
 
@@ -52,12 +52,23 @@ class LeasedDirectory:
         Raises:
             DiskError: if the disk fails, which says nothing of the folder.
         """
+        return parse_json(self._certain_bytes(name))
+
+    def certain_toml(self, name: str) -> dict[str, Any]:
+        """A TOML file, read as `certain_json` reads another.
+
+        Raises:
+            DiskError: if the disk fails.
+        """
+        return parse_toml(self._certain_bytes(name))
+
+    def _certain_bytes(self, name: str) -> bytes:
         path = self.path(name)
         try:
-            return parse_json(read_plain_file(path))
+            return read_plain_file(path)
         except OSError as error:
             raise_unless_missing(error, path)
-            return {}
+            return b""
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files of a process that was killed while writing."""

@@ -44,7 +44,15 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file, empty where it is missing or broken."""
     try:
-        return tomllib.loads(read_plain_file(path).decode())
+        return parse_toml(read_plain_file(path))
+    except OSError:
+        return {}
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """A TOML document, empty where the bytes are none."""
+    try:
+        return tomllib.loads(content.decode())
     except BROKEN:
         return {}
 

@@ -1,25 +1,29 @@
 """Collects runs from folders: which there are, and which of them may be compared."""
 
+import errno
 import hashlib
 import json
+import logging
 import math
 import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError
-from harness.files.lenient_json import number, read_toml, table, text, whole
+from harness.config import OPEN_TABLES, flat
+from harness.errors import DiskError, InputError
+from harness.files.disk_errors import disk_error_in
+from harness.files.lenient_json import number, table, text, whole
 from harness.job import LATER_KEYS, SOURCE_FORMAT, TABLES
 from harness.search_space import is_sweep, short_names
-from harness.tracking.record_format import RECORD, first_start
+from harness.system.console import log
+from harness.tracking.record_format import RECORD, began_s, weights_of
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble
+from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble, job_file
 
 # Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
 # Learning Workshop, exercises 6.01 to 6.05.
@@ -37,8 +41,10 @@ LATER_SETTINGS = {
     f"{name}.{key}": TABLES[name].model_fields[key].default
     for name, keys in LATER_KEYS.items()
     for key in keys
+    if (name, key) not in OPEN_TABLES
 }
 
+UNKNOWN = "unknown"
 DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
 
 
@@ -62,7 +68,7 @@ class LeftOut:
     """A folder that is in no table, and why."""
 
     folder: Path
-    kind: str  # failed, unfinished, broken, not tested, search or repeated
+    kind: str  # failed, unfinished, broken, unreadable, not tested, search or repeated
     why: str
 
 
@@ -196,7 +202,15 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
     if not read:
         raise InputError(f"{', '.join(map(str, named))}: holds no run; harness train makes one")
     left_out += [each for each in read if isinstance(each, LeftOut)]
-    return [each for each in read if isinstance(each, ScoredRun)], left_out
+    scored = [each for each in read if isinstance(each, ScoredRun)]
+    closed = [each.folder for each in scored if each.settings.get("train.from") == UNKNOWN]
+    if closed:
+        log(
+            logging.WARNING,
+            f"{closed[0] / RECORD}{f' and {len(closed) - 1} more' if closed[1:] else ''}: can't be "
+            "read, so nobody knows when these runs began, and whether with other weights",
+        )
+    return scored, left_out
 
 
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
@@ -225,18 +239,21 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
-    toml, start = read_toml(job_file(folder)), first_start(run.read_json(RECORD))
+    try:
+        toml, result = run.certain_toml(job_file(folder)), run.certain_json("result.json")
+        ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
+    except DiskError as error:
+        return LeftOut(folder, "unreadable", str(error))
     if is_ensemble(folder):
-        settings = _settings(table(read_toml(folder / ENSEMBLE_FILE), "settings"))
+        settings = _settings(table(ensemble, "settings"))
     else:
         settings = _settings(toml)
         # A run of an earlier version has none of them, and trained as by their defaults.
-        settings = settings | LATER_SETTINGS | settings | _begun_with(start)
+        settings = settings | LATER_SETTINGS | settings | _begun_with(record)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not run.finished():
         return _unfinished(folder, run.read_json("state.json"))
-    result = run.read_json("result.json")
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
     known = text(result.get("data")) and text(result.get("dataset_checksum"))
@@ -244,29 +261,29 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         accuracy = None
     if job is None or architecture is None or accuracy is None or seed is None or not known:
         return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
-    source = text(table(toml, "data").get("source"))
+    source, since_s = text(table(toml, "data").get("source")), began_s(record or {})
     return ScoredRun(
-        folder, job, architecture, seed, 100 * accuracy, result, settings, source, _began_s(start)
+        folder, job, architecture, seed, 100 * accuracy, result, settings, source, since_s
     )
 
 
-def job_file(folder: Path) -> Path:
-    """The job of a run, or of an ensemble's first run, which is on the same data as the others."""
-    return folder / ("members/1/job.toml" if is_ensemble(folder) else "job.toml")
-
-
-def _began_s(start: dict[str, Any]) -> float:
+def _record(run: RunDirectory) -> dict[str, Any] | None:
+    """What a run was begun with; None where that is its owner's alone, since it holds a diff."""
     try:
-        return datetime.fromisoformat(text(start.get("at")) or "").timestamp()
-    except (ValueError, OverflowError, OSError):  # broken, or a year that no clock shows
-        return math.inf
+        return run.certain_json(RECORD)
+    except DiskError as error:
+        cause = disk_error_in(error)
+        if cause and cause.errno == errno.EACCES:
+            return None
+        raise
 
 
-def _begun_with(start: dict[str, Any]) -> dict[str, str]:
+def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
     """The job whose trained weights a run began with, as a setting: it has learned more."""
-    parent = table(start, "parent")
+    if record is None:
+        return {"train.from": UNKNOWN}
     # From a checkpoint it goes on to the same bytes as a run that began as that one did.
-    origin = text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
+    origin = weights_of(record)
     return {"train.from": Path(origin).parent.name} if origin else {}
 
 
@@ -284,12 +301,24 @@ def _printable(line: str) -> str:
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    flat = {f"{name}.{key}": v for name in job for key, v in table(job, name).items()}
+    """The settings in a job's file by table.key, without those that change no result."""
+    settings: dict[str, Any] = {}
+    for name in job:
+        for key, value in table(job, name).items():
+            where = f"{name}.{key}"
+            settings |= flat(where, value) if (name, key) in OPEN_TABLES else {where: value}
     for path, source in table(job, "code").items():
         # A whole source is no name. In an ensemble's settings it has been shortened before.
         if not DIGEST.fullmatch(str(source)):
-            flat[f"code.{path}"] = hashlib.sha256(str(source).encode()).hexdigest()[:8]
-    return {name: value for name, value in flat.items() if name not in WITHOUT_RESULT}
+            settings[f"code.{path}"] = hashlib.sha256(str(source).encode()).hexdigest()[:8]
+    return {name: value for name, value in settings.items() if name not in WITHOUT_RESULT}
+
+
+def _as_text(setting: Any) -> str:
+    """What tells settings apart: 1 and 1.0 are one, true is another."""
+    if isinstance(setting, float) and setting.is_integer():
+        setting = int(setting)
+    return json.dumps(setting, sort_keys=True, default=str)
 
 
 # Grouping them
@@ -325,7 +354,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 def _make_results(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobResult]:
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
-        settings = json.dumps(run.settings, sort_keys=True, default=str)
+        settings = str(sorted((key, _as_text(value)) for key, value in run.settings.items()))
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
     results = []
     for job, by_settings in by_job.items():
@@ -344,7 +373,7 @@ def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[st
     return [
         f"{name}={settings.get(key, 'unset')}"
         for key, name in names.items()
-        if settings.get(key) != usual.get(key)
+        if _as_text(settings.get(key)) != _as_text(usual.get(key))
     ]
 
 

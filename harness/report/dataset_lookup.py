@@ -12,9 +12,10 @@ from harness.data.text_dataset import open_source
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_toml, table, text
 from harness.job import SOURCE_FORMAT, DataConfig
-from harness.report.collect import DatasetGroup, ScoredRun, job_file
+from harness.report.collect import DatasetGroup, ScoredRun
 from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_folders import job_file
 
 
 def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
@@ -56,7 +57,7 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
 
 def _form(folder: Path) -> SourceFormat | None:
     """How the job of a run or an ensemble reads its texts, None if it is broken."""
-    data = table(read_toml(job_file(folder)), "data")
+    data = table(read_toml(folder / job_file(folder)), "data")
     named = {key: value for key in SOURCE_FORMAT if (value := text(data.get(key)))}
     try:
         return SourceFormat.of(DataConfig.model_validate(named))

@@ -15,13 +15,14 @@ from harness.errors import InputError, explain_interruption
 from harness.files.atomic_file import atomic_write
 from harness.job import Job, TrainConfig
 from harness.job_file import check_job
+from harness.own_code import mode_in
 from harness.report.summary import print_runs
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import allocate_slots, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.resources import array_spec
-from harness.sweep_report.importance import value_of
+from harness.sweep_report.importance import values_of
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
@@ -82,11 +83,7 @@ def best_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     Raises:
         InputError: if the row does not say how many epochs the trial had.
     """
-    values = {
-        dimension.key: value
-        for dimension in search.space
-        if (value := value_of(dimension, row.get(dimension.key, ""))) is not None
-    }
+    values = values_of(row, search.space)
     # For other tuners the search fixes the epochs; a trial with fewer was stopped early.
     epochs = _epochs(row, "epochs") if search.continues_trials else None
     content = search.job_of(values, epochs=epochs).model_dump()
@@ -145,6 +142,7 @@ def retrain(
     data: Path | None,
     workers: int | None,
     console: Console,
+    devices: str | None = None,
 ) -> None:
     """Train the best trial on all training reviews with each seed, test it, and print the table.
 
@@ -156,6 +154,7 @@ def retrain(
         data: the folder of the sweep's data, if it has moved.
         workers: runs at a time, by default as many as fit.
         console: shows the progress.
+        devices: `gpu` or `cpu`, one for each run.
 
     Raises:
         InputError: if no trial is finished, the data are different, the folder is of another trial,
@@ -167,10 +166,11 @@ def retrain(
     search, row = sweep.search(), best_row(sweep)
     job = retrained_job(search, row)
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]
-    for run, seed in zip(runs, seeds, strict=True):
-        _check_same(run, job, seed)
+    for folder in sorted(sweep.path("winner", job.name).glob("seed*")):
+        _check_same(RunDirectory(folder), job)  # of any seed: all children read one file
     _announce(sweep, row, job, console=console)
     args = _train_args(sweep, job, sweep_data(sweep, search, data))
+    args += [f"--devices={devices}"] if devices else []
     tasks = [
         Task(
             f"seed{seed}",
@@ -183,18 +183,20 @@ def retrain(
     if tasks:
         allocation = SlurmEnvironment.from_environment()
         fit = workers or num_in_memory(allocation, reckoned_gb(job))
-        slots = allocate_slots(allocation, workers, at_most=min(len(tasks), fit))
+        most = min(len(tasks), fit)
+        slots = allocate_slots(allocation, workers, devices=devices, at_most=most)
         again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
         with explain_interruption(f"checkpoints saved; go on by: harness sweep retrain {again}"):
             run_tasks(tasks, slots, allocation=allocation, console=console)
     print_runs([run.folder for run in runs])
 
 
-def _check_same(run: RunDirectory, job: Job, seed: int) -> None:
+def _check_same(run: RunDirectory, job: Job) -> None:
     if not run.exists():
         return
-    expected = {**job.model_dump(), "train": {**job.train.model_dump(), "seed": seed}}
-    if run.job().model_dump() != expected:
+    content = run.job().model_dump()
+    content["train"]["seed"] = job.train.seed
+    if content != job.model_dump():
         raise InputError(
             f"run {run.folder}: is of an earlier best trial, or of an earlier version of harness; "
             f"move {run.folder.parent} away"
@@ -238,6 +240,6 @@ def _train_args(sweep: SweepDirectory, job: Job, data: Path | None) -> list[str]
     """The command of a run, without its seed."""
     job_file = sweep.path("winner", f"{job.name}.toml").absolute()
     job_file.parent.mkdir(exist_ok=True)
-    atomic_write(job_file, job.to_toml())
+    atomic_write(job_file, job.to_toml(), mode_in(job_file.parent, job.code))
     args = child_args("train", str(job_file), "--runs", str(job_file.parent))
     return [*args, "--data", str(data)] if data else args

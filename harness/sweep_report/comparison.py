@@ -1,5 +1,6 @@
 """`harness sweep show A B`: sweeps next to each other, and what differs between them."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -95,6 +96,8 @@ def _items(tables: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tables.items():
         if isinstance(value, dict):
             yield from _items(value, f"{prefix}{key}.")
+        elif prefix == "code.":  # a whole source is no cell
+            yield f"code.{key}", hashlib.sha256(str(value).encode()).hexdigest()[:8]
         elif f"{prefix}{key}" != "name":
             yield f"{prefix}{key}", value
 

@@ -77,6 +77,18 @@ def value_of(dimension: Parameter, text: str) -> Value | None:
         return None
 
 
+def values_of(row: Mapping[str, str], space: Sequence[Parameter]) -> dict[str, Value]:
+    """A row's values by the keys that the trial had; `space` has parents first."""
+    values: dict[str, Value] = {}
+    for each in space:
+        # An empty cell may also be the choice "" of a key.
+        if each.parent and values.get(each.parent) not in each.parent_choices:
+            continue
+        if (value := value_of(each, row.get(each.key) or "")) is not None:
+            values[each.key] = value
+    return values
+
+
 def scored_trials(rows: Sequence[Mapping[str, str]], search: SearchSpec) -> list[Scored]:
     """The finished trials of a leaderboard in its order, without those whose score isn't finite."""
     trials = []
@@ -87,12 +99,9 @@ def scored_trials(rows: Sequence[Mapping[str, str]], search: SearchSpec) -> list
             score = math.nan
         if row.get("status") != "finished" or not math.isfinite(score):
             continue
-        texts = {d.key: value_of(d, row.get(d.key) or "") for d in search.space}
-        values = {key: value for key, value in texts.items() if value is not None}
         epochs = row.get("epochs") or ""
-        trials.append(
-            Scored(row["trial"], score, int(epochs) if epochs.isdigit() else None, values)
-        )
+        values, length = values_of(row, search.space), int(epochs) if epochs.isdigit() else None
+        trials.append(Scored(row["trial"], score, length, values))
     return trials
 
 
@@ -135,14 +144,14 @@ def _groups(dimension: Parameter, trials: Sequence[Scored]) -> list[Group]:
 
 def _bins(values: Sequence[float]) -> list[int]:
     """The bin of each value: bins as equal as possible, with equal values in the same bin."""
-    distinct = sorted(set(values))
+    counts = Counter(values)
+    distinct = sorted(counts)
     if len(distinct) <= NUM_BINS:
         return [distinct.index(value) for value in values]
     bins, below = {}, 0.0
     for value in distinct:
-        count = values.count(value)
-        bins[value] = int(NUM_BINS * (below + count / 2) / len(values))
-        below += count
+        bins[value] = int(NUM_BINS * (below + counts[value] / 2) / len(values))
+        below += counts[value]
     return [bins[value] for value in values]
 
 

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -79,10 +79,11 @@ def leaderboard(
     going = [row for row in rows if row["status"] != "failed"]
     parts: list[RenderableType] = [Text()]
     if going:
-        keys = [dimension.key for dimension in search.space]
-        lines = [_cells(row, search, keys) for row in going[:NUM_SHOWN]]
-        fields = ["rank", "trial", "status", *_scores(search)]
-        columns = [*fields, *short_names(keys).values(), "epochs", "time"]
+        before, after = ["rank", "trial", "status", *_scores(search)], ["epochs", "time"]
+        short = short_names([dimension.key for dimension in search.space])
+        names = {k: k if name in (*before, *after) else name for k, name in short.items()}
+        lines = [_cells(row, search, names) for row in going[:NUM_SHOWN]]
+        columns = [*before, *names.values(), *after]
         parts.append(_leaderboard_table(columns, lines, console))
     else:
         how = "finished, all have failed" if rows else "begun yet"
@@ -104,12 +105,11 @@ def failures(rows: Iterable[Line]) -> list[str]:
     ]
 
 
-def _cells(row: Line, search: SearchSpec, keys: Sequence[str]) -> dict[str, str]:
-    names = short_names(keys)
+def _cells(row: Line, search: SearchSpec, names: Mapping[str, str]) -> dict[str, str]:
     time_s = row.get("training_s")
     return {
         **{field: row.get(field) or "" for field in ("rank", "trial", "status", "epochs")},
-        **{names[key]: row.get(key) or "" for key in keys},
+        **{name: row.get(key) or "" for key, name in names.items()},
         **{name: f"{float(row[name]):.4f}" if row.get(name) else "" for name in _scores(search)},
         "time": format_duration(float(time_s)) if time_s else "",
     }

@@ -5,7 +5,9 @@ version would misread raises the number, and the code that reads the record conv
 Commands that only look (status, logs, compare, tensorboard) read any format as far as they can.
 """
 
+import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from harness import __version__
@@ -25,6 +27,14 @@ def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
     starts = record.get("starts")
     first = starts[0] if isinstance(starts, list) and starts else None
     return first if isinstance(first, dict) else {}
+
+
+def began_s(record: Mapping[str, Any]) -> float:
+    """When a run's first start was, since 1970; infinite if it is not known."""
+    try:
+        return datetime.fromisoformat(text(first_start(record).get("at")) or "").timestamp()
+    except (ValueError, OverflowError, OSError):  # broken, or a year that no clock shows
+        return math.inf
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:

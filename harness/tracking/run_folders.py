@@ -19,6 +19,11 @@ def is_ensemble(folder: Path) -> bool:
     return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
 
 
+def job_file(folder: Path) -> str:
+    """The job of a run, or of an ensemble's first run, which is on the same data as the others."""
+    return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
+
+
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
     """Whether an entry is a folder, or a link to one; a link that can't be followed is none."""
     try:

@@ -24,6 +24,7 @@ from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.layers import count_parameters
+from harness.own_code import mode_in
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import (
     record_gpu_gb,
@@ -180,7 +181,8 @@ def record_start(
             **({"parent": parent.record()} if parent else {}),
         },
     )
-    run.write_text("job.toml", context.job.to_toml())
+    mode = mode_in(run.folder, context.job.code)
+    run.write_text("job.toml", context.job.to_toml(), mode=mode)
 
 
 def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.errors import DiskError, Interrupted, RunError, TakenOver
 from harness.files.shared_disk import is_network
+from harness.own_code import mode_in
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of
 from harness.sweep_protocol.journal import Ledger
@@ -78,7 +79,8 @@ def tune(
     sweep.write_data(dataset)
     # There may be more trials to run now, and the old result must never seem to be of all of them.
     sweep.path(RESULT).unlink(missing_ok=True)
-    sweep.write_text(SEARCH_FILE, search.to_toml())  # from here on the sweep can be resumed
+    mode = mode_in(sweep.folder, search.job.code)
+    sweep.write_text(SEARCH_FILE, search.to_toml(), mode=mode)  # from here on it can be resumed
     if dataset.introduction:
         console.info(dataset.introduction)
     num_trials = f"{search.table.trials} trials" if search.table.trials else "all trials"

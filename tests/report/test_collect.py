@@ -1,7 +1,9 @@
 """From folders to rows: nothing is mixed that does not belong together, nothing lost unnamed."""
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -135,6 +137,47 @@ def test_a_run_that_began_with_trained_weights_has_a_row_of_its_own(tmp_path: Pa
     ((group,), _) = group_runs(scored_runs([tmp_path])[0])
     names = {row.name: list(row.by_seed) for row in group.results}
     assert names == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
+
+
+def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Let a file not be opened."""
+    real = os.open
+
+    def fail(file: Path, *others: Any) -> int:
+        if file == path:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(file, *others)
+
+    monkeypatch.setattr("harness.files.plain_file.os.open", fail)
+
+
+def test_where_a_record_is_closed_nobody_knows_how_the_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record with a diff is its owner's alone; the run is compared, in a row of its own."""
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), seed=seed)
+        record = {"starts": [{"parent": {"run": "/runs/gru/7", "begins_with": "weights"}}]}
+        (tmp_path / str(seed) / "provenance.json").write_text(
+            "{}" if seed == 1 else json.dumps(record)
+        )
+    closed(monkeypatch, tmp_path / "2/provenance.json", errno.EACCES)
+    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
+    names = {row.name: list(row.by_seed) for row in group.results}
+    assert names == {"lstm": [1], "lstm from=unknown": [2]}
+    assert "2/provenance.json: can't be read, so nobody knows when" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["job.toml", "result.json", "provenance.json"])
+def test_what_the_disk_does_not_give_is_not_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nobody is told to remove scores that are there; the run is in no wrong row."""
+    write_run(tmp_path / "a")
+    closed(monkeypatch, tmp_path / "a" / name, errno.ESTALE)
+    runs, (left,) = scored_runs([tmp_path])
+    assert (runs, left.kind) == ([], "unreadable")
+    assert left.why.endswith(f"{name}: can't be read: {os.strerror(errno.ESTALE)}; try again later")
 
 
 def test_the_texts_of_an_ensemble_are_those_of_its_runs(

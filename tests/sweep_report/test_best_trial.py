@@ -1,15 +1,25 @@
 """The best trial of a sweep: as a job, and trained anew over seeds, whatever is killed."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from harness.cli import sweep as commands
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.search_parameters import Parameter
+from harness.slurm.placement import Slot
+from harness.slurm.process_pool import Task
 from harness.sweep_report import best_trial
-from harness.sweep_report.best_trial import best_row, best_trial_toml, retrain, retrained_job
-from harness.sweep_report.importance import value_of
+from harness.sweep_report.best_trial import (
+    best_job,
+    best_row,
+    best_trial_toml,
+    retrain,
+    retrained_job,
+)
+from harness.sweep_report.importance import scored_trials, value_of
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import Harness, wait_for
@@ -37,6 +47,24 @@ def test_the_best_trial_is_a_job_that_train_takes(tmp_path: Path) -> None:
     said = " ".join(line for line in text.splitlines() if line.startswith("#"))
     for words in (str(sweep.folder), "trial 0001", "val_accuracy 0.8000", "best of 2", "SAMPLE"):
         assert words in said
+
+
+def test_the_best_trial_is_printed_alike_in_every_locale(harness: Harness) -> None:
+    """Into a file, from which a job is read as UTF-8."""
+    toml = RANDOM.replace("[train]", "[data]\nsource = '/d/gr\u00fcn.csv'\n[train]")
+    make_sweep(harness.folder / "s", toml, trial(0, 0.8, values=VALUES))
+    for encoding in ("ascii", "latin-1"):
+        harness.environment |= {"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+        with (harness.folder / "mine.toml").open("wb") as file:
+            done = subprocess.run(
+                harness.command("sweep", "best", "s"),
+                env=harness.environment,
+                cwd=harness.folder,
+                stdout=file,
+                timeout=60,
+            )
+        assert done.returncode == 0
+        assert load_job(harness.folder / "mine.toml").data.source == "/d/gr\u00fcn.csv"
 
 
 def test_hyperbands_best_trial_has_the_epochs_of_its_trial(tmp_path: Path) -> None:
@@ -90,8 +118,30 @@ def test_values_that_a_table_shows_with_a_quote_are_found() -> None:
     assert [value_of(way, text) for text in ("'+a", "'-a", "b", "c")] == ["+a", "-a", "b", None]
 
 
-def test_another_best_trial_is_not_mixed_with_the_first(tmp_path: Path) -> None:
-    """A sweep that went on to a better trial does not go on with the runs of the old one."""
+def test_a_key_that_the_trial_did_not_have_is_not_its_empty_choice(tmp_path: Path) -> None:
+    """Its cell is empty either way; the job's own value stays."""
+    toml = RANDOM.replace("epochs = 6", "epochs = 6\nclass_weights = 'balanced'")
+    toml += """
+train.optimizer = ["adam", "sgd"]
+train.class_weights = { values = ["", "balanced"], when = { train.optimizer = ["sgd"] } }
+"""
+    for optimizer, own, weights in (
+        ("adam", {}, "balanced"),
+        ("sgd", {"train.class_weights": ""}, ""),
+    ):
+        values = {**VALUES, "train.optimizer": optimizer, **own}
+        sweep = make_sweep(tmp_path / optimizer, toml, trial(0, 0.8, values=values))
+        search, row = sweep.search(), best_row(sweep)
+        assert best_job(search, row).train.class_weights == weights
+        (scored,) = scored_trials([row], search)
+        assert ("train.class_weights" in scored.values) == (optimizer == "sgd")
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (2,)])
+def test_another_best_trial_is_not_mixed_with_the_first(
+    tmp_path: Path, seeds: tuple[int, ...]
+) -> None:
+    """A sweep that went on to a better trial does not go on beside the runs of the old one."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
     job = retrained_job(sweep.search(), best_row(sweep))
     run = RunDirectory(sweep.path("winner", job.name, "seed1"))
@@ -99,7 +149,7 @@ def test_another_best_trial_is_not_mixed_with_the_first(tmp_path: Path) -> None:
     other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
     run.write_text("job.toml", other.to_toml())
     with pytest.raises(InputError, match=r"earlier best trial.*move .*winner/tune_lstm_best away"):
-        retrain(sweep, (1, 2), data=None, workers=None, console=Console())
+        retrain(sweep, seeds, data=None, workers=None, console=Console())
 
 
 @pytest.mark.parametrize(("patience", "warns"), [(0, False), (2, True)])
@@ -118,6 +168,28 @@ def test_the_warning_is_of_the_best_trial(
     monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
     retrain(sweep, (1,), data=None, workers=1, console=console)
     assert any("train.reduce_lr_patience needs" in line for line in said) == warns
+
+
+def test_the_site_says_on_which_devices_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for other commands: on CPUs the GPUs set no limit, and one run takes one device."""
+    make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
+    begun: list[Slot] = []
+
+    def begin(tasks: list[Task], slots: list[Slot], **_: object) -> None:
+        assert all("--devices=cpu" in task.args for task in tasks)
+        begun.extend(slots)
+
+    monkeypatch.setattr(best_trial, "run_tasks", begin)
+    monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
+    monkeypatch.setattr("harness.slurm.placement.visible_gpus", lambda: 1)
+    monkeypatch.setattr("harness.slurm.placement.given_cpus", lambda _: 4)
+    monkeypatch.setenv("HARNESS_DEVICES", "cpu")
+    commands.retrain(tmp_path / "s", seeds="1-4", workers=4)
+    assert [slot.gpu for slot in begun] == [None] * 4
+    with pytest.raises(InputError, match="--devices cpu:2: a run uses one device"):
+        commands.retrain(tmp_path / "s", devices="cpu:2")
 
 
 # Children

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
+from harness.search_space import load_search
 from harness.sweep_report.comparison import compare
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
@@ -59,6 +60,23 @@ def test_two_sweeps_stand_next_to_each_other(
         "train.epochs 6 8",
         "search.space.model.units [16, 32] [16, 64]",
     ]
+
+
+def test_sources_that_differ_are_told_by_their_checksums(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by all their lines."""
+    tmp_path.chmod(0o755)
+    sweeps = []
+    for name in ("a", "b"):
+        (tmp_path / "net.py").write_text(f"def net():\n    return {name!r}\n")
+        (tmp_path / "net.py").chmod(0o644)
+        search = tmp_path / "tune.toml"
+        search.write_text(RANDOM.replace('"lstm"\n', '"net.py:net"\n'))
+        sweeps.append(make_sweep(tmp_path / name, load_search(search).to_toml()))
+    (line,) = [line.split() for line in shown(sweeps, capsys) if "net.py" in line]
+    assert line[0] == "code.net.py"
+    assert [len(each) for each in line[1:]] == [8, 8]
 
 
 def test_names_act_on_no_terminal(

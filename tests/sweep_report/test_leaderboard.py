@@ -3,6 +3,8 @@
 import io
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
-from harness.sweep_report.importance import comparable, effects_of, scored_trials
+from harness.sweep_report.importance import _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import leaderboard, show
 from harness.sweep_report.plots import axis_of
 from harness.tuning.sweep_dir import SweepDirectory, Trial, ranked_rows
@@ -90,6 +92,13 @@ def test_a_range_falls_into_three_bins_of_equal_count(tmp_path: Path) -> None:
     assert [group.label for group in effect.groups] == ["0.1", "0.2", "0.3 to 0.6"]
 
 
+def test_as_many_values_as_a_search_may_have_fall_into_bins_at_once() -> None:
+    """The time grows with the trials, not with their square."""
+    since_s = time.process_time()
+    assert Counter(_bins([i / 1e5 for i in range(30_000)])) == {0: 10_000, 1: 10_000, 2: 10_000}
+    assert time.process_time() - since_s < 2
+
+
 def test_of_hyperband_only_trials_of_one_length_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +149,19 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert sum(" finished " in line for line in lines) == 10
     assert f"and 4 more in {sweep.path('leaderboard.csv')}" in lines
     assert f"failed: trials 0013, 0014: {out_of_memory}" in lines
+
+
+def test_a_key_named_as_a_column_has_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The epochs that were searched over are not those that a trial trained."""
+    toml = RANDOM.replace("model.units = [16, 32]", "train.epochs = [4, 8]")
+    values = {"model.pooling": "max", "train.epochs": 8, "train.learning_rate": 1e-3}
+    show(make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=values, epochs=3)))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    head = next(index for index, line in enumerate(lines) if "rank" in line)
+    shown = dict(zip(lines[head], lines[head + 1], strict=True))
+    assert (shown["train.epochs"], shown["epochs"]) == ("8", "3")
 
 
 def test_where_all_trials_failed_none_is_said_to_be_missing(

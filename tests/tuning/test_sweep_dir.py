@@ -102,7 +102,7 @@ def test_a_kill_while_trials_are_added_never_leaves_the_old_result(
     job = harness.folder / "tune_lstm.toml"
     job.write_text(RANDOM.replace("trials = 24", "trials = 48"))
 
-    def write(self: SweepDirectory, name: str, text: str) -> None:
+    def write(self: SweepDirectory, name: str, text: str, *, mode: int = 0) -> None:
         if name == SEARCH_FILE:
             raise RunError("killed")
 

@@ -1,0 +1,58 @@
+"""Runs told apart and chosen by the settings of their jobs."""
+
+from pathlib import Path
+
+from harness.bench.made_up_runs import write_run
+from harness.report.collect import group_runs, scored_runs
+from harness.report.settings import chosen
+from tests.conftest import Harness
+
+
+def test_each_option_is_a_setting(tmp_path: Path) -> None:
+    """A run is chosen by one alone, and named by it."""
+    for width in (3, 5):
+        toml = f"[model]\nunits = 4\noptions = {{ width = {width}, kernel = 5 }}\n"
+        write_run(tmp_path / str(width), toml)
+    runs, _ = scored_runs([tmp_path])
+    assert [run.folder.name for run in chosen(runs, ["model.options.width=5"])] == ["5"]
+    ((group,), _) = group_runs(runs)
+    assert [row.name for row in group.results] == ["lstm", "lstm width=5"]
+
+
+def test_an_ensemble_keeps_the_options_of_its_runs_as_settings(tmp_path: Path) -> None:
+    """By their whole keys; an earlier version kept them as a table."""
+    for name, options in (("a", '"options.width" = 3'), ("b", "options = { width = 3 }")):
+        write_run(tmp_path / name)
+        (tmp_path / name / "ensemble.toml").write_text(f"[settings.model]\n{options}\n")
+    for run in scored_runs([tmp_path])[0]:
+        assert run.settings == {"model.options.width": 3}
+
+
+def test_a_whole_number_is_a_number_and_true_is_none(tmp_path: Path) -> None:
+    """Runs of 0 and 0.0 are of one job; those of 1 and true have two names."""
+    for name, toml in (
+        ("a", "[train]\noptimizer_options = { weight_decay = 0 }\n"),
+        ("b", "[train]\noptimizer_options = { weight_decay = 0.0 }\n"),
+        ("c", "[model]\noptions = { flag = 1 }\n"),
+        ("d", "[model]\noptions = { flag = true }\n"),
+    ):
+        write_run(tmp_path / name, toml)
+    ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
+    assert [left.folder.name for left in repeated] == ["b"]
+    names = {row.name: [run.folder.name for run in row.runs] for row in group.results}
+    assert names == {
+        "lstm": ["a"],
+        "lstm weight_decay=unset flag=1": ["c"],
+        "lstm weight_decay=unset flag=True": ["d"],
+    }
+
+
+def test_before_a_run_has_finished_no_setting_is_denied(harness: Harness) -> None:
+    """The runs are named, with what they lack."""
+    folder = harness.runs / "lstm/a"
+    folder.mkdir(parents=True)
+    (folder / "job.toml").write_text("[model]\nunits = 64\n")
+    done = harness.run_here("compare", harness.runs, "--where", "model.units=64")
+    assert done.returncode == 2
+    assert "left out, unfinished: " in done.stderr
+    assert "nothing to compare: 1 found" in done.stderr

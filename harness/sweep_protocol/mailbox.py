@@ -160,6 +160,7 @@ class WorkerState(Message):
     name: str = ""  # for people
     host: str = ""
     process: int = 0
+    space: str = ""  # of the process's number, see `process_space`
     has_gpu: bool = False
 
 

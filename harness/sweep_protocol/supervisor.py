@@ -36,6 +36,7 @@ from harness.sweep_protocol.mailbox import (
     Work,
     WorkerState,
 )
+from harness.system.processes import has_died
 
 FINISHED, CANCELLED, SUPERSEDED = "finished", "cancelled", "superseded"
 MAX_ATTEMPTS = 25  # at a trial without a later checkpoint
@@ -262,6 +263,8 @@ class Generation:
         worker.still_s += passed_s
         # Asked first, so its last state is seen.
         has_ended = name in self.host.ended or name in self.ledger.gone
+        if last := worker.state:  # of a supervisor before this one, which was killed with it
+            has_ended |= has_died(last.process, last.space)
         now_s, terms = self.shared.clock.now(), self.shared.terms
         if worker.is_lost and now_s < worker.not_before_s and has_ended == worker.has_ended:
             return

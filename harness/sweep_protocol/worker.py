@@ -24,6 +24,7 @@ from harness.sweep_protocol.mailbox import (
     Work,
     WorkerState,
 )
+from harness.system.processes import process_space
 from harness.system.signals import StopRequest
 
 # Exit codes: asks to be started again; the node is at fault; nobody supervises the sweep.
@@ -111,8 +112,8 @@ class Worker:
         """
         self.shared, self.uuid, self.runner = shared, uuid, runner
         self.task = Task(generation=0, number=0)
-        here = {"host": socket.gethostname(), "process": os.getpid()}
-        self._state = WorkerState.model_validate({"count": 0, **here, **about})
+        where = {"host": socket.gethostname(), "process": os.getpid(), "space": process_space()}
+        self._state = WorkerState.model_validate({"count": 0, **where, **about})
         self._lock = threading.Lock()
         self._poke, self._has_left = threading.Event(), threading.Event()
         self._synced: set[str] = set()  # attempts whose results are on the disk

@@ -1,5 +1,6 @@
 """Processes of this machine: how old this one is, and whether another is still a run's."""
 
+import functools
 import os
 import signal
 import sys
@@ -74,6 +75,31 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     if WORKER not in names and not (PROGRAMS & names and TRAINING & names):
         return False
     return found["create_time"] is None or found["create_time"] <= heartbeat_time_s + CLOCK_SLACK_S
+
+
+@functools.cache
+def process_space() -> str:
+    """Names what tells processes apart by their numbers, empty where unknown.
+
+    It is one start of a machine, and in a container its own part of it.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def has_died(process: int, space: str) -> bool:
+    """Whether a process has ended that can be seen from here.
+
+    Args:
+        process: its number.
+        space: what `process_space` said to it.
+    """
+    import psutil
+
+    return space != "" and space == process_space() and not psutil.pid_exists(process)
 
 
 def title_of(process: int) -> str:

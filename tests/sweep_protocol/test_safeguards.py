@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import itertools
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from harness.sweep_protocol.mailbox import (
 from harness.sweep_protocol.schedule import Schedule
 from harness.sweep_protocol.supervisor import Generation
 from harness.sweep_protocol.worker import Superseded, Worker
+from harness.system.processes import process_space
 from tests.sweep_protocol.planner import Planner
 from tests.sweep_protocol.test_schedule import Halving
 
@@ -195,6 +197,24 @@ def lost(tmp_path: Path) -> Mailboxes:
     assert "0" in box.task(B)
     assert box.task(A) == []
     return box
+
+
+def test_a_worker_of_this_machine_that_has_died_is_not_waited_for(tmp_path: Path) -> None:
+    """Its trial goes on at once; elsewhere nobody knows, so it may be silent for its term."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    for space, goes_on in (("elsewhere", False), (process_space(), True)):
+        box = Mailboxes(tmp_path / space.replace(" ", ""))
+        box.round()
+        state = WorkerState(count=1, process=process.pid, space="")
+        box.shared.write(state, "workers", A, STATE)
+        box.round()
+        assert "0" in box.task(A)
+        box.say(B)
+        box.round()
+        box.shared.write(state.model_copy(update={"count": 2, "space": space}), "workers", A, STATE)
+        box.round(2 * TERMS.round_s)
+        assert ("0" in box.task(B)) == goes_on
 
 
 def test_of_two_attempts_at_a_trial_the_first_report_counts(lost: Mailboxes) -> None:

@@ -189,24 +189,20 @@ SMALL = ("--set", "data.limit=200", "--set", "data.maxlen=20", "--set", "train.e
 
 
 @pytest.mark.full
-def test_several_jobs_and_seeds_are_the_runs_that_one_by_one_they_would_be(
+def test_several_jobs_are_the_runs_that_one_by_one_they_would_be(
     harness: Harness,
 ) -> None:
     """Same bytes as a run of its own; told again nothing is trained; a table is printed."""
     jobs = [JOBS / "lstm.toml", JOBS / "gru.toml"]
-    words = ("train", *jobs, "--seeds", "1-2", "--run-id", "x", "--workers", "2", *SMALL)
+    words = ("train", *jobs, "--seeds", "2", "--run-id", "x", "--workers", "2", *SMALL)
     words += ("--runs", harness.runs)
     done = harness.run(*words)
     assert done.returncode == 0, done.stderr
-    runs = [
-        RunDirectory(harness.runs / job / f"x-seed{seed}")
-        for job in ("lstm", "gru")
-        for seed in (1, 2)
-    ]
-    assert [run.result()["seed"] for run in runs] == [1, 2, 1, 2]
+    runs = [RunDirectory(harness.runs / job / "x-seed2") for job in ("lstm", "gru")]
+    assert [run.result()["seed"] for run in runs] == [2, 2]
     first = {word for line in done.stdout.splitlines() for word in line.split()[:1]}
     assert first >= {"lstm", "gru"}
-    log = harness.runs / "logs" / "lstm-x-seed1.out"
+    log = harness.runs / "logs" / "lstm-x-seed2.out"
     assert runs[0].read_json("state.json")["log"] == str(log)
     assert "epoch 2/2" in log.read_text()
 
@@ -215,7 +211,7 @@ def test_several_jobs_and_seeds_are_the_runs_that_one_by_one_they_would_be(
     )
     assert alone.returncode == 0, alone.stderr
     model = RunDirectory(harness.runs / "lstm" / "alone").path("model.keras").read_bytes()
-    assert model == runs[1].path("model.keras").read_bytes()
+    assert model == runs[0].path("model.keras").read_bytes()
 
     before = [run.read_json("state.json") for run in runs]
     assert harness.run(*words).returncode == 0

@@ -58,6 +58,7 @@ def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None
     assert trusted.stdout == asked.stdout
 
 
+@pytest.mark.slow
 def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
     """A search tries the values of a network's own setting, and the best is trained without it."""
     path = own / "tune_conv_gru.toml"

@@ -52,15 +52,16 @@ def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> No
 
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     """Dropped words, padding and unequal shares included; in float64, as for the plain network."""
-    for devices in ("cpu:1", "cpu:3"):
+    for devices in ("cpu:1", "cpu:2"):  # shares of 16 and 15 reviews
         words = [*ALL, "--devices", devices, "--set", "train.precision=float64"]
+        words += ["--set", "train.batch_size=31"]
         for key in ("xla=off", "compile_evaluation=false"):  # compiling takes longer than the run
             words += ["--set", f"train.{key}"]
         done = harness.train("lstm", devices.replace(":", ""), *words)
         assert done.returncode == 0, done.stderr
-    folders = [harness.runs / "lstm" / f"cpu{n}" for n in (1, 3)]
-    one, three = map(metrics, folders)
-    for mine, theirs in zip(one, three, strict=True):
+    folders = [harness.runs / "lstm" / f"cpu{n}" for n in (1, 2)]
+    one, two = map(metrics, folders)
+    for mine, theirs in zip(one, two, strict=True):
         assert abs(mine["loss"] - theirs["loss"]) < 1e-10
         assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
     tested = [np.load(folder / "predictions.npz")["probabilities"] for folder in folders]

@@ -15,6 +15,7 @@ from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
 POLL_S = 1.0
+QUIET_POLLS = 3  # without a new line, after which a run that is over has said all
 FIRST_PATIENCE_S = 2.0
 
 # What would move a terminal's cursor or change its colours.
@@ -136,7 +137,12 @@ def follow(
     while not is_over(look()):
         yield from follower.new_lines()
         sleep(POLL_S)
-    sleep(POLL_S)  # its last lines come after its result
+    num_quiet = 0  # its last lines come after its result, on a busy node some seconds
+    while num_quiet < QUIET_POLLS:
+        sleep(POLL_S)
+        lines = list(follower.new_lines())
+        num_quiet = 0 if lines else num_quiet + 1
+        yield from lines
     yield from follower.new_lines(at_end=True)
 
 

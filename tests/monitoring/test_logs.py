@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.monitoring.logs import Follower, clean
+from harness.monitoring.logs import Follower, clean, follow
+from harness.tracking.records import RunStatus
 from tests.checks.site import Site, site
 from tests.conftest import Harness
 
@@ -76,6 +77,21 @@ def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
     (tmp_path / "other").replace(log)
     assert list(follower.new_lines()) == ["other, and longer"]
     assert list(follower.new_lines(at_end=True)) == ["rest"]
+
+
+def test_last_words_are_waited_for(tmp_path: Path) -> None:
+    """They come after the run is known to be over, on a busy node seconds later."""
+    log = tmp_path / "log"
+    log.write_text("said\n")
+    times = iter(["", "one\n", "", "", "two\n", "", "", "three", "too late\n"])
+
+    def sleep(_: float) -> None:
+        with log.open("a") as file:
+            file.write(next(times))
+
+    over = RunStatus("a", tmp_path, "finished")
+    found = list(follow(Follower(log), lambda: over, sleep))
+    assert found == ["said", "one", "two", "three"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ if "WAIT" in os.environ:
     for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), stop)
     note.with_suffix(".ready").touch()
-    time.sleep(20)
+    for _ in range(200):  # a signal just before a sleep does not end it
+        time.sleep(0.1)
 write()
 sys.exit(int(os.environ.get("EXIT", "0")))
 """

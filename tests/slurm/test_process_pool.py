@@ -62,7 +62,8 @@ def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Sig
         "def save(number, frame):\n"
         "    time.sleep(0.3); print('saved by', number, flush=True); sys.exit(75)\n"
         f"signal.signal({int(number)}, save)\n"
-        "print('ready', flush=True); time.sleep(60)",
+        "print('ready', flush=True)\n"
+        "for _ in range(600): time.sleep(0.1)",  # a signal just before a sleep does not end it
     )
     logs = [task.log for task in tasks]
     sender = send_when_ready(logs[:2], number)
@@ -79,7 +80,8 @@ def test_runs_that_all_give_up_at_a_signal_end_their_job(tmp_path: Path) -> None
     script = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGUSR2, lambda *_: sys.exit('harness: not requeued, 20 times'))\n"
-        "print('ready', flush=True); time.sleep(60)"
+        "print('ready', flush=True)\n"
+        "for _ in range(600): time.sleep(0.1)"
     )
     tasks = tasks_of(tmp_path, script)
     sender = send_when_ready([task.log for task in tasks[:2]], signal.SIGUSR2)

@@ -212,6 +212,7 @@ def number_options() -> Iterator[tuple[list[str], str]]:
 BAD_NUMBERS = ("x", "", "1e999", "-5", "nan", "0x10", "99999999999999999999999", "1,5", "\x1b[31m")
 
 
+@pytest.mark.full
 def test_a_number_that_is_none_is_refused_for_each_option(copies: tuple[Path, Path]) -> None:
     """Before the command begins: it is not reached with such a value."""
     arguments = {"train": [str(JOBS / "lstm.toml")], "submit": [str(JOBS / "lstm.toml")]}

@@ -137,6 +137,7 @@ def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
 # The tests
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_of_an_older_version_goes_on_with_its_average(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
@@ -182,6 +183,7 @@ def restamp(path: Path, number: int) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
+@pytest.mark.full
 def test_a_stop_at_the_begin_of_an_epoch_is_kept_over_a_kill_in_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import socket
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,12 @@ from harness.data.dataset import (
 from harness.data.imdb import is_official
 from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
-from harness.files.atomic_file import atomic_directory, atomic_write, remove_leftovers
+from harness.files.atomic_file import (
+    atomic_directory,
+    atomic_write,
+    remove_leftovers,
+    replaced_directory,
+)
 from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
@@ -74,18 +78,13 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
             owner = owner_name(folder.stat().st_uid)
             raise InputError(f"{folder}: belongs to {owner}; give a folder of your own")
         if is_dataset_folder(folder):
-            try:
-                known = open_folder(folder)
+            # One that is broken, or that others could write to, is made again.
+            if known := _open_if_whole(folder):
                 # All bytes are checked: a disk may have flipped one since.
                 if known.checksum == dataset.checksum == checksum_of(known):
                     if mode is not None:
                         folder.chmod(mode)
                     return False
-            except DiskError:
-                raise
-            except (RunError, InputError):
-                pass  # broken, or others could write to it, so it is made again
-            else:
                 if known.checksum != dataset.checksum and is_in_use(folder):
                     raise InputError(
                         f"{folder}: holds other data that a job uses; give another folder, or wait"
@@ -105,7 +104,7 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
         free = shutil.disk_usage(folder.parent).free
         if free < needed:
             raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
-        with _new_folder(folder, mode, replaces=there) as temporary:
+        with _new_folder(folder, mode, (lambda _: None) if there else None) as temporary:
             fill_folder(dataset, temporary)
     except OSError as error:
         # Renaming fails if another process was faster; then its copy stays.
@@ -116,27 +115,20 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
 
 
 @contextlib.contextmanager
-def _new_folder(target: Path, mode: int | None, *, replaces: bool) -> Iterator[Path]:
+def _new_folder(
+    target: Path, mode: int | None, check: Callable[[Path], None] | None
+) -> Iterator[Path]:
     """Like `atomic_directory`, with modes as `save_folder` says; only this user can look in before.
 
     With a umask of 002, as for users who share a group, `open_folder` would refuse the folder.
-    One that it replaces stays until this one is whole.
+    With a check one that is there is replaced, as `replaced_directory` does.
     """
-    # Named like what `atomic_directory` leaves, so that it is removed like that after a kill.
-    old = target.with_name(f".{uuid.uuid4().hex}.{target.name[:100]}.tmp")
-    try:
-        with atomic_directory(target) as temporary:
-            own = temporary.stat().st_mode
-            temporary.chmod(own & 0o7700)  # keeps the group that the folder gives to its files
-            yield temporary
-            _protect(temporary, own & 0o7755 if mode is None else mode)
-            if replaces:
-                with contextlib.suppress(FileNotFoundError):
-                    target.rename(old)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)  # NFS keeps what a run has open
+    made = replaced_directory(target, check) if check else atomic_directory(target)
+    with made as temporary:
+        own = temporary.stat().st_mode
+        temporary.chmod(own & 0o7700)  # keeps the group that the folder gives to its files
+        yield temporary
+        _protect(temporary, own & 0o7755 if mode is None else mode)
 
 
 def _protect(folder: Path, mode: int) -> None:
@@ -337,15 +329,20 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         try:
             if alone:
                 remove_leftovers(cached)
-            with _new_folder(cached, PRIVATE, replaces=not cached.is_symlink()) as temporary:
+            check = None if cached.is_symlink() else _check_not_whole
+            with _new_folder(cached, PRIVATE, check) as temporary:
                 fill(temporary)
-                if _open_if_whole(cached) is not None:
-                    raise FileExistsError(f"{cached} is there by now")
             return open_folder(cached)
         except OSError as error:
             if (dataset := _open_if_whole(cached)) is None:  # else another process was faster
                 return _made_elsewhere(fill, error)
             return dataset
+
+
+def _check_not_whole(folder: Path) -> None:
+    """Raise if another process has made the dataset meanwhile, which a run may read by now."""
+    if _open_if_whole(folder) is not None:
+        raise FileExistsError(f"{folder} is there by now")
 
 
 def _open_if_whole(folder: Path) -> Dataset | None:

@@ -113,6 +113,11 @@ def check_trusted(path: Path, where: str) -> None:
             )
 
 
+def source_digest(source: str) -> str:
+    """What stands for a whole source in a table: the first 8 digits of its checksum."""
+    return hashlib.sha256(source.encode()).hexdigest()[:8]
+
+
 def mode_in(folder: Path, code: Mapping[str, str]) -> int:
     """The mode of a file for a job, in a folder that nobody else can change if the job has code.
 

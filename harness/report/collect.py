@@ -1,7 +1,6 @@
 """Collects runs from folders: which there are, and which of them may be compared."""
 
 import errno
-import hashlib
 import json
 import logging
 import math
@@ -19,6 +18,7 @@ from harness.errors import DiskError, InputError
 from harness.files.disk_errors import disk_error_in
 from harness.files.lenient_json import number, table, text, whole
 from harness.job import LATER_KEYS, SOURCE_FORMAT, TABLES
+from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names
 from harness.system.console import log
 from harness.tracking.record_format import RECORD, began_s, weights_of
@@ -310,7 +310,7 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
     for path, source in table(job, "code").items():
         # A whole source is no name. In an ensemble's settings it has been shortened before.
         if not DIGEST.fullmatch(str(source)):
-            settings[f"code.{path}"] = hashlib.sha256(str(source).encode()).hexdigest()[:8]
+            settings[f"code.{path}"] = source_digest(str(source))
     return {name: value for name, value in settings.items() if name not in WITHOUT_RESULT}
 
 

@@ -1,6 +1,5 @@
 """`harness sweep show A B`: sweeps next to each other, and what differs between them."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from rich.text import Text
 
 from harness.errors import InputError
 from harness.monitoring.status import format_duration
+from harness.own_code import source_digest
 from harness.report.text_tables import screen_table, table_lines
 from harness.sweep_report.best_trial import best_job
 from harness.system.console import rich_console
@@ -97,7 +97,7 @@ def _items(tables: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _items(value, f"{prefix}{key}.")
         elif prefix == "code.":  # a whole source is no cell
-            yield f"code.{key}", hashlib.sha256(str(value).encode()).hexdigest()[:8]
+            yield f"code.{key}", source_digest(str(value))
         elif f"{prefix}{key}" != "name":
             yield f"{prefix}{key}", value
 

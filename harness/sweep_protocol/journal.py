@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,24 +202,12 @@ class Ledger:
 
 def propose_record(proposal: Proposal) -> Record:
     """A trial is proposed."""
-    return {
-        "kind": "propose",
-        "n": proposal.n,
-        "values": proposal.values,
-        "epochs": proposal.epochs,
-        "parent": proposal.parent,
-    }
+    return {"kind": "propose", **vars(proposal)}
 
 
 def assign_record(n: int, assignment: Assignment) -> Record:
     """A trial is assigned; an older attempt at it has expired with this."""
-    return {
-        "kind": "assign",
-        "n": n,
-        "attempt": assignment.attempt,
-        "worker": assignment.worker,
-        "saved": assignment.saved,
-    }
+    return {"kind": "assign", "n": n, **vars(assignment)}
 
 
 def accept_record(n: int, attempt: str, report: Report) -> Record:
@@ -235,27 +223,3 @@ def accept_record(n: int, attempt: str, report: Report) -> Record:
 def end_record(how: str, gone: Iterable[str] = ()) -> Record:
     """The supervisor ends, and of these workers it has seen the end; it appends nothing later."""
     return {"kind": "end", "how": how, "gone": sorted(gone)}
-
-
-def read_ledger(shared: SharedFolder) -> Ledger:
-    """The state of a sweep as far as it is seen here, for people; nothing is waited for."""
-    logs: list[tuple[list[Record], int, bytes]] = []
-    generation = 1
-    while shared.disk.opens(shared.path("journal", str(generation))):
-        content = shared.disk.read(shared.path("journal", str(generation), "log")) or b""
-        logs.append((*decode(content), content))
-        generation += 1
-    ledger = Ledger()
-    for record in _counting(logs):
-        ledger.apply(record)
-    return ledger
-
-
-def _counting(logs: list[tuple[list[Record], int, bytes]]) -> Iterator[Record]:
-    sizes: list[int] = []
-    for records, size, _ in reversed(logs):
-        if records:
-            sizes = [*records[0]["sizes"], size]
-            break
-    for (_, _, content), size in zip(logs, sizes, strict=False):
-        yield from decode(content[:size])[0]

@@ -13,11 +13,11 @@ from harness.sweep_protocol.journal import (
     Proposal,
     accept_record,
     propose_record,
-    read_ledger,
 )
 from harness.sweep_protocol.mailbox import RESULT, Report, Result, SharedFolder, Terms
 from harness.sweep_protocol.schedule import Schedule
 from harness.sweep_protocol.supervisor import MAX_ATTEMPTS, Generation, supervise
+from tests.sweep_protocol.ledgers import read_ledger
 from tests.sweep_protocol.planner import Planner
 from tests.sweep_protocol.test_cost import Host, MovedClock, StandIn
 from tests.sweep_protocol.test_schedule import Halving

@@ -18,9 +18,9 @@ from harness.sweep_protocol.journal import (
     encode,
     end_record,
     propose_record,
-    read_ledger,
 )
 from harness.sweep_protocol.mailbox import Clock, Report, SharedFolder, Terms
+from tests.sweep_protocol.ledgers import read_ledger
 
 
 class FakeClock(Clock):

@@ -17,7 +17,6 @@ from harness.sweep_protocol.journal import (
     Proposal,
     decode,
     propose_record,
-    read_ledger,
 )
 from harness.sweep_protocol.mailbox import (
     STATE,
@@ -34,6 +33,7 @@ from harness.sweep_protocol.schedule import Schedule
 from harness.sweep_protocol.supervisor import Generation
 from harness.sweep_protocol.worker import Superseded, Worker
 from harness.system.processes import process_space
+from tests.sweep_protocol.ledgers import read_ledger
 from tests.sweep_protocol.planner import Planner
 from tests.sweep_protocol.test_schedule import Halving
 

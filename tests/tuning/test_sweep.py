@@ -19,10 +19,11 @@ import pytest
 
 from harness.files.lenient_json import read_json
 from harness.files.shared_disk import SharedDisk
-from harness.sweep_protocol.journal import Ledger, read_ledger
+from harness.sweep_protocol.journal import Ledger
 from harness.sweep_protocol.mailbox import Clock, SharedFolder, Terms
 from tests.conftest import Harness, shared_run, wait_for
 from tests.preloaded import Process
+from tests.sweep_protocol.ledgers import read_ledger
 
 pytestmark = pytest.mark.full
 

@@ -5,12 +5,13 @@ The answers are empty where the driver, or the package nvidia-ml-py, is missing.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from harness.system.cuda import visible_names
 from harness.system.processes import title_of
 
+T = TypeVar("T")
 MODES = {1: "exclusive (thread)", 2: "prohibited", 3: "exclusive"}  # 0 lets any process in
 
 
@@ -36,43 +37,32 @@ def open_gpu(nvml: Any, name: str) -> Any:
 
 def closed_gpus(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The visible GPUs that do not let any number of processes in, and the mode of each."""
-    modes = {}
-    with _visible(environment) as (nvml, handles):
-        for name, handle in handles.items():
-            with contextlib.suppress(nvml.NVMLError):  # a MIG instance has no mode
-                mode = int(nvml.nvmlDeviceGetComputeMode(handle))
-                if mode in MODES:
-                    modes[name] = MODES[mode]
-    return modes
+    # A MIG instance has no mode.
+    modes = _ask_each(environment, lambda nvml, gpu: int(nvml.nvmlDeviceGetComputeMode(gpu)))
+    return {name: MODES[mode] for name, mode in modes.items() if mode in MODES}
 
 
 def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
     """How much memory is free on each visible GPU and which other processes hold some."""
-    parts = []
-    with _visible(environment) as (nvml, handles):
-        for name, handle in handles.items():
-            with contextlib.suppress(nvml.NVMLError):
-                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-                free_gb, total_gb = memory.free / 1e9, memory.total / 1e9
-                running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-                others = [
-                    f"{title_of(each.pid)} holds {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
-                    for each in running
-                    if each.pid != os.getpid()
-                ]
-                text = f"GPU {name} has {free_gb:.1f} of {total_gb:.1f} GB free"
-                parts.append(", ".join([text, *others]))
-    return "; ".join(parts)
+
+    def describe(nvml: Any, gpu: Any) -> str:
+        memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+        running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+        others = [
+            f"{title_of(each.pid)} holds {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
+            for each in running
+            if each.pid != os.getpid()
+        ]
+        free = f"has {memory.free / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+        return ", ".join([free, *others])
+
+    texts = _ask_each(environment, describe)
+    return "; ".join(f"GPU {name} {text}" for name, text in texts.items())
 
 
 def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
     """The free memory of each visible GPU, in GB."""
-    free = {}
-    with _visible(environment) as (nvml, handles):
-        for name, handle in handles.items():
-            with contextlib.suppress(nvml.NVMLError):
-                free[name] = nvml.nvmlDeviceGetMemoryInfo(handle).free / 1e9
-    return free
+    return _ask_each(environment, lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).free / 1e9)
 
 
 def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
@@ -81,42 +71,36 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
     None where the driver does not know: in a container with process ids of its own, and without
     NVML.
     """
-    held = []
-    with _visible(environment) as (nvml, handles):
-        for handle in handles.values():
-            with contextlib.suppress(nvml.NVMLError):
-                running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-                held += [each.usedGpuMemory for each in running if each.pid == os.getpid()]
-    return max((memory / 1e9 for memory in held if memory), default=None)
+    processes = _ask_each(
+        environment, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    )
+    own = [each for gpu in processes.values() for each in gpu if each.pid == os.getpid()]
+    return max((each.usedGpuMemory / 1e9 for each in own if each.usedGpuMemory), default=None)
 
 
-@contextlib.contextmanager
-def _visible(environment: Mapping[str, str]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """NVML and its handles of the GPUs that this process may use, by name."""
-    nvml = find_nvml()
+def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
+    """The answers by name of the GPUs that this process may use; one without an answer is left out.
+
+    Args:
+        ask: is given NVML and its handle of a GPU.
+    """
+    nvml, answers = find_nvml(), dict[str, T]()
     if nvml is None:
-        yield _Missing, {}
-        return
+        return answers
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        yield nvml, {}
-        return
+        return answers
     try:
         seen = environment.get("CUDA_VISIBLE_DEVICES")
         if seen is None:
             names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
         else:
             names = visible_names(seen)
-        handles = {}
         for name in names:
             with contextlib.suppress(nvml.NVMLError):
-                handles[name] = open_gpu(nvml, name)
-        yield nvml, handles
+                answers[name] = ask(nvml, open_gpu(nvml, name))
     finally:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
-
-
-class _Missing:
-    NVMLError = OSError
+    return answers

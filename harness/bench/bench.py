@@ -9,11 +9,10 @@ import json
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,12 +126,7 @@ def resuming(bench: Bench) -> Iterator[Measured]:
         bench.console.info(f"resume: {turn + 1} of {bench.settings.pairs}")
         run = RunDirectory(runs / f"killed{turn}")
         args = [*child.module_args("harness"), *bench.train_args(job, run.folder.name)]
-        with subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-            list(map(str, args)),
-            env=child.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
+        with child.start(args) as process:
             while process.poll() is None and not run.read_json("state.json").get("first_step_s"):
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
@@ -329,25 +323,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def check_architectures(names: Sequence[str]) -> tuple[str, ...]:
-    """The requested architectures, all by default.
+def check_names(
+    option: str, names: Sequence[str], known: Collection[str], *, fault: str
+) -> tuple[str, ...]:
+    """The names that an option lists, each once; all known ones by default.
 
     Raises:
-        InputError: for an unknown one.
+        InputError: for an unknown one, whose fault is named.
     """
     for name in names:
-        if name not in ARCHITECTURES:
-            raise InputError(f"--architecture {name}: unknown; known: {', '.join(ARCHITECTURES)}")
-    return tuple(dict.fromkeys(names)) or ARCHITECTURES
-
-
-def check_sections(names: Sequence[str]) -> tuple[str, ...]:
-    """The requested sections, all by default.
-
-    Raises:
-        InputError: for an unknown one.
-    """
-    for name in names:
-        if name not in SECTIONS:
-            raise InputError(f"--only {name}: is not measured; known: {', '.join(SECTIONS)}")
-    return tuple(dict.fromkeys(names)) or tuple(SECTIONS)
+        if name not in known:
+            raise InputError(f"{option} {name}: {fault}; known: {', '.join(known)}")
+    return tuple(dict.fromkeys(names)) or tuple(known)

@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,7 @@ def costs_to_show(runs: Path, num: int, scratch: Path) -> dict[str, float]:
     cache = scratch / f"{runs.name}-cache"
     args = [*child.module_args("harness"), "tensorboard", runs, "--tcp", "--runs", runs]
     began = time.perf_counter()
-    with subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-        list(map(str, args)),
-        env=child.environment(XDG_CACHE_HOME=str(cache)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with child.start(args, {"XDG_CACHE_HOME": str(cache)}) as process:
         board = psutil.Process(process.pid)
         try:
             first_s = 0.0

@@ -124,7 +124,7 @@ class Workers:
             raise NotRun(f"two GPUs, or {NODES_JOB}")
         if not is_trusted_network():
             raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
-        args = list(map(str, runs.args("lstm", run_id, runs.one, overrides=overrides)))
+        args = runs.args("lstm", run_id, runs.one, overrides=overrides)
         # Of two of the job's nodes, however many it has: srun says which.
         environments = [{"HARNESS_NODE_FAULTS": "", "HARNESS_NODES": ""}]
         if job:
@@ -137,15 +137,7 @@ class Workers:
         for i, variables in enumerate(environments):
             logs.append(runs.folder / f"{run_id}-{i}.log")
             with logs[-1].open("wb") as log:
-                processes.append(
-                    subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-                        args,
-                        env=child.environment(**variables),
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
+                processes.append(child.start(args, variables, stdout=log, stderr=subprocess.STDOUT))
         return cls(NODES if job else "two processes", processes, logs)
 
     @property

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,13 +96,7 @@ class Runs:
             RunError: if it ended before.
         """
         run = SmallRun(self.folder / job / run_id)
-        process = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-            list(map(str, self.args(job, run_id, devices))),
-            env=child.environment(**variables_of_a_check()),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = child.start(self.args(job, run_id, devices), variables_of_a_check())
         try:
             deadline = time.monotonic() + RUN_S
             while process.poll() is None and time.monotonic() < deadline:

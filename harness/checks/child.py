@@ -110,13 +110,7 @@ def run_process(
     """
     began = time.perf_counter()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-            list(map(str, args)),
-            env=environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-        )
+        child = start(args, variables, stdout=output, stderr=errors)
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
         try:
@@ -137,6 +131,27 @@ def run_process(
     if wall_s >= timeout_s:
         raise ChildError(f"took over {timeout_s:.0f} s and was ended")
     return ended
+
+
+def start(
+    args: Sequence[str | Path],
+    variables: Mapping[str, str] = {},
+    *,
+    stdout: BinaryIO | int = subprocess.DEVNULL,
+    stderr: BinaryIO | int = subprocess.DEVNULL,
+) -> "subprocess.Popen[bytes]":
+    """Start a command without input.
+
+    Args:
+        variables: of its environment, in addition to this process's.
+    """
+    return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+        list(map(str, args)),
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+    )
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -55,8 +55,9 @@ def bench(
     from dataclasses import asdict
 
     from harness.bench import measured
-    from harness.bench.bench import check_architectures, check_sections, machine, measure
+    from harness.bench.bench import SECTIONS, check_names, machine, measure
     from harness.bench.processes import Settings
+    from harness.checks.probe import ARCHITECTURES
     from harness.data.imdb_sources import open_dataset
     from harness.data.resolve import open_data
     from harness.job_file import load_job
@@ -69,7 +70,8 @@ def bench(
     before = measured.read_record(reference) if reference else None
     if before and reference:
         measured.check_sizes(reference, before[0], reviews=reviews, epochs=epochs)
-    names, sections = check_architectures(architecture or ()), check_sections(only or ())
+    names = check_names("--architecture", architecture or (), ARCHITECTURES, fault="unknown")
+    sections = check_names("--only", only or (), SECTIONS, fault="is not measured")
     jobs = tuple(path.absolute() for path in job or ())
     loaded = [load_job(path) for path in jobs]  # refuse a bad one now, not after the others
     if jobs and only and sections != ("plans",):

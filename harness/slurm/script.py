@@ -55,17 +55,17 @@ class SbatchJob:
     """One job for sbatch, complete, with nothing written yet."""
 
     name: str
-    architecture: str | None  # None for a comparison
-    seeds: tuple[int, ...]
-    indices: tuple[int, ...]  # of an array's tasks, one per seed; empty if it is none
-    is_packed: bool  # the seeds side by side in one job
     layout: Layout
     folder: Path  # of the submission
     script: str
-    job_file: Path | None
-    job_toml: str
     args: tuple[str, ...]  # sbatch's, without the script
     unset: tuple[str, ...]  # variables that sbatch may not see
+    architecture: str | None = None  # None for a comparison
+    seeds: tuple[int, ...] = ()
+    indices: tuple[int, ...] = ()  # of an array's tasks, one per seed; empty if it is none
+    is_packed: bool = False  # the seeds side by side in one job
+    job_file: Path | None = None
+    job_toml: str = ""
     resumes: Path | None = None  # the folder of the run that it goes on with
 
     @property
@@ -301,15 +301,11 @@ def resume_submission(resumed: Resumed, layout: Layout) -> SbatchJob:
         name=job.name,
         architecture=single.model.architecture,
         seeds=(single.train.seed,),
-        indices=(),
-        is_packed=False,
         layout=layout,
         folder=_new_folder(layout.runs, job.name),
         script=render_script(
             composed.header, {**layout.variables, **resumed.resources.variables}, call
         ),
-        job_file=None,
-        job_toml="",
         args=_sbatch_args(job.name, layout.runs, composed.args, is_array=False),
         unset=tuple(composed.unset),
         resumes=folder,
@@ -340,15 +336,9 @@ def comparison_submission(
     composed = compose(read_header(layout.code, COMPARISON), site, args)
     return SbatchJob(
         name=COMPARISON,
-        architecture=None,
-        seeds=(),
-        indices=(),
-        is_packed=False,
         layout=layout,
         folder=_new_folder(layout.runs, COMPARISON),
         script=render_script(composed.header, layout.variables, ["run_compare", *patterns]),
-        job_file=None,
-        job_toml="",
         args=_sbatch_args(COMPARISON, layout.runs, composed.args, is_array=False),
         unset=tuple(name for name in layout.site.exported if VARIABLES[name] in (*GPUS, *MEMORY)),
     )

@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 HALF = re.compile("[\ud800-\udfff]")  # of a character: no text; a byte of the command line
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
@@ -47,7 +47,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 class ConfigSection(BaseModel):
     """A table of a job file: unknown keys and values of another type are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def one_of(*known: str) -> AfterValidator:

@@ -164,7 +164,6 @@ class TrainConfig(ConfigSection):
         0.001,
         gt=0,
         le=10,
-        allow_inf_nan=False,
         description="learning rate at the start, after the warm-up if there is one",
     )
     schedule: Literal["constant", "cosine", "linear", "steps"] = Field(
@@ -176,21 +175,16 @@ class TrainConfig(ConfigSection):
     schedule_floor: Share = Field(
         0.0, description="cosine and linear only: share of the learning rate that is left"
     )
-    schedule_drops: list[Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]] = Field(
+    schedule_drops: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
         [], max_length=100, description="steps only: epochs after which the learning rate drops"
     )
     schedule_factor: float = Field(
-        0.1,
-        gt=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="steps only: factor of the learning rate at each drop",
+        0.1, gt=0, lt=1, description="steps only: factor of the learning rate at each drop"
     )
     warmup_epochs: float = Field(
         0.0,
         ge=0,
         le=1000,
-        allow_inf_nan=False,
         description="epochs, also parts of one, over which the learning rate rises from 0",
     )
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
@@ -213,7 +207,6 @@ class TrainConfig(ConfigSection):
         0.0,
         ge=0,
         le=1000,
-        allow_inf_nan=False,
         description="size of the adversarial change to the word vectors, in lengths of a vector; "
         "each review is trained on unchanged and changed; 0 = off, 5 is usual",
     )
@@ -241,15 +234,9 @@ class TrainConfig(ConfigSection):
         description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
     )
     reduce_lr_factor: float = Field(
-        0.5,
-        gt=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="learning rate is multiplied by it at a cut",
+        0.5, gt=0, lt=1, description="learning rate is multiplied by it at a cut"
     )
-    clipnorm: float = Field(
-        0.0, ge=0, le=1e6, allow_inf_nan=False, description="largest norm of the gradient; 0 = off"
-    )
+    clipnorm: float = Field(0.0, ge=0, le=1e6, description="largest norm of the gradient; 0 = off")
     precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
         "float32", description="of the computation; with float16 and bfloat16 weights stay float32"
     )
@@ -273,7 +260,7 @@ class TrainConfig(ConfigSection):
         1, ge=1, le=10_000, description="training steps in one call of the graph"
     )
     checkpoint_every_s: float = Field(
-        60.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds between two checkpoints"
+        60.0, gt=0, le=86_400, description="seconds between two checkpoints"
     )
     log_every_steps: int = Field(
         10, ge=1, le=10_000, description="steps between two writes to the log"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.architectures import over_time
+from harness.architectures import ModelConfig, over_time
 from harness.files.atomic_file import atomic_write
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder
@@ -95,17 +95,16 @@ def is_fused(job: Job, kind: str) -> bool:
 
 def _size(job: Job) -> int:
     """Reviews in a batch times units in all recurrent layers; 0 for an unknown architecture."""
-    if not job.model.recurrent:
+    if not job.model.recurrent or job.model.is_own:
         return 0
-    units = job.model.units
-    recurrent = {
-        "rnn": units,
-        "lstm": units,
-        "gru": units,
-        "bilstm": 2 * units,
-        "stacked_lstm": units + (job.model.second_units or units),
-    }
-    return job.train.batch_size * recurrent.get(job.model.architecture, 0)
+    return job.train.batch_size * recurrent_units(job.model)
+
+
+def recurrent_units(model: ModelConfig) -> int:
+    """The units in all recurrent layers."""
+    if model.architecture == "stacked_lstm":
+        return model.units + (model.second_units or model.units)
+    return model.units * (2 if model.architecture == "bilstm" else 1)
 
 
 def shape(job: Job) -> str:

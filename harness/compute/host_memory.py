@@ -8,8 +8,7 @@ own memory, so that it is more than enough there.
 import contextlib
 import ctypes
 
-from harness.architectures import ModelConfig
-from harness.compute.execution_plan import ExecutionPlan, has_large_table
+from harness.compute.execution_plan import ExecutionPlan, has_large_table, recurrent_units
 from harness.job import Job
 from harness.search_space import SearchSpec
 
@@ -37,7 +36,7 @@ SIZES = (
 def reckoned_gb(job: Job) -> float:
     """The memory of a run of the job, in GB."""
     model, data = job.model, job.data
-    width = _recurrent_units(model)
+    width = recurrent_units(model)
     weights = data.vocab_size * model.embedding_dim + 4 * width * (width + model.embedding_dim)
     words = data.maxlen * job.train.batch_size
     averaged = 2 * job.train.average_epochs if job.train.average_epochs > 1 else 0
@@ -78,12 +77,6 @@ def largest_jobs(search: SearchSpec) -> list[Job]:
         Job.model_validate({**content, "model": {**content["model"], "architecture": name}})
         for name in (architectures[0] if architectures else [search.job.model.architecture])
     ]
-
-
-def _recurrent_units(model: ModelConfig) -> int:
-    if model.architecture == "stacked_lstm":
-        return model.units + (model.second_units or model.units)
-    return model.units * (2 if model.architecture == "bilstm" else 1)
 
 
 def keep_for_large_tables(plan: ExecutionPlan, *jobs: Job) -> None:

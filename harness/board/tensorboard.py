@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+import psutil
+
 from harness.board.server import (
     RELOAD_S,
     listen,
@@ -116,23 +118,13 @@ def write_connection(endpoint: Endpoint) -> Path:
         # A killed process leaves its file.
         for old in folder.glob(f"{endpoint.host}-*.txt"):
             process = old.stem.removeprefix(f"{endpoint.host}-")
-            if process.isdigit() and not _is_alive(int(process)):
+            if process.isdigit() and not psutil.pid_exists(int(process)):
                 old.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(write_refusal(folder, error, CACHE_REMEDY)) from None
     file = folder / f"{endpoint.host}-{os.getpid()}.txt"
     atomic_write(file, endpoint.text(), mode=0o600, remedy=CACHE_REMEDY)
     return file
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def open_browser(endpoint: Endpoint, folder: Path) -> bool:

@@ -41,6 +41,7 @@ from harness.system.cuda import hidden_by
 from harness.system.host import (
     available_gb,
     cpu_quota,
+    installed_version,
     memory_limit_gb,
     nvidia_driver,
     total_memory_gb,
@@ -100,7 +101,7 @@ def check_packages() -> Iterator[Finding]:
     if wrong:
         yield Finding("red", "packages", "; ".join(wrong), SET_UP)
         return
-    ours = ", ".join(f"{name} {_version(name)}" for name in ("tensorflow", "keras"))
+    ours = ", ".join(f"{name} {installed_version(name)}" for name in ("tensorflow", "keras"))
     lock = PROJECT / "requirements.lock"
     if not lock.is_file():
         yield Finding("green", "packages", f"{ours}, all in the supported ranges")
@@ -127,18 +128,11 @@ def _dependencies() -> list[str]:
 def _wrong(requirements: list[str]) -> Iterator[str]:
     for requirement in map(Requirement, requirements):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            version = _version(requirement.name)
+            version = installed_version(requirement.name)
             if version is None:
                 yield f"{requirement.name} is missing"
             elif not requirement.specifier.contains(version, prereleases=True):
                 yield f"{requirement.name} {version}, not {requirement.specifier}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 # TensorFlow

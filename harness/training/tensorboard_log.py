@@ -48,6 +48,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import DiskError
 from harness.files.atomic_file import atomic_write
+from harness.files.shared_disk import SharedDisk
 
 LOG = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ class TensorBoardLog:
         self.flush()
         with _one_line(self._folder):
             for path in self._paths.values():
-                _sync(path)
+                SharedDisk().sync(path)
             return {
                 path.relative_to(self._folder).as_posix(): path.stat().st_size
                 for path in _event_files(self._folder)
@@ -328,14 +329,6 @@ def _cut(path: Path, size: int) -> None:
     with path.open("rb") as file:
         start = file.read(size)
     atomic_write(path, start, remedy=REMEDY)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -192,12 +191,8 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, s
     if ratios:
         contents[RATIOS_FILE] = (RATIOS_CHECKSUM, ratios.to_bytes())
     for name, (_, content) in contents.items():
-        context.run.write(name, partial(_write_to, content))
+        context.run.write(name, content)
     return {key: hashlib.sha256(content).hexdigest() for key, content in contents.values()}
-
-
-def _write_to(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
 
 
 def record_gpu_memory(trainer: Trainer) -> None:

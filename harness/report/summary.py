@@ -37,6 +37,7 @@ from harness.report.text_tables import (
     Line,
     fitting,
     screen_table,
+    shown_table,
     table_lines,
 )
 from harness.system.console import rich_console
@@ -267,7 +268,7 @@ def print_parts(parts: Sequence[Part]) -> None:
         show(results_table(part, console))
         show()
         if part.by_key:
-            show(grouped_table(part, console))
+            show(shown_table([*part.by_key[0]], part.by_key, console))
             show()
         for sentence in (*part.verdicts, *shown_sentences(part.differences)):
             show(Text(sentence))
@@ -278,14 +279,6 @@ def print_parts(parts: Sequence[Part]) -> None:
 def print_runs(folders: Sequence[Path]) -> None:
     """Print the comparison of runs that have just been made, without baselines."""
     print_parts(make_parts(group_runs(scored_runs(folders)[0])[0]))
-
-
-def grouped_table(part: Part, console: Console) -> RenderableType:
-    """The table of the values of a key, whole where the output is no terminal."""
-    columns = [*part.by_key[0]]
-    if not console.is_terminal:
-        return Text("\n".join(table_lines(columns, part.by_key)))
-    return screen_table(columns, part.by_key)
 
 
 def results_table(part: Part, console: Console) -> RenderableType:

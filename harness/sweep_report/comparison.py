@@ -9,7 +9,7 @@ from rich.text import Text
 from harness.errors import InputError
 from harness.monitoring.status import format_duration
 from harness.own_code import source_digest
-from harness.report.text_tables import screen_table, table_lines
+from harness.report.text_tables import shown_table
 from harness.sweep_report.best_trial import best_job
 from harness.system.console import rich_console
 from harness.tuning.sweep_dir import SweepDirectory, ranked_rows
@@ -38,10 +38,9 @@ def compare(sweeps: Sequence[SweepDirectory]) -> None:
         ]
         if not lines:
             console.print(Text(f"{title}: nothing"))
-        elif console.is_terminal:
-            console.print(screen_table(headings, lines))
         else:
-            console.print(Text("\n".join(table_lines(headings, lines))), soft_wrap=True)
+            table = shown_table(headings, lines, console)
+            console.print(table, soft_wrap=not console.is_terminal)
         console.print()
     if len({each.get("data.checksum") for each in searches}) > 1:
         console.print(Text("their data differ, so their scores can't be compared", "yellow"))

@@ -12,7 +12,7 @@ from rich.text import Text
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
 from harness.monitoring.status import format_duration
-from harness.report.text_tables import Line, narrowest, screen_table, table_lines
+from harness.report.text_tables import Line, narrowest, screen_table, shown_table, table_lines
 from harness.search_space import SearchSpec, short_names
 from harness.sweep_report.importance import (
     MIN_TRIALS,
@@ -159,11 +159,7 @@ def what_mattered(
         return [*parts, Text("nothing to compare: no key had several values")]
     columns = ("key", "explains", "by chance", "value", "n", "mean", "best")
     lines = [line for effect in effects for line in _effect_lines(effect, search)]
-    parts.append(
-        screen_table(columns, lines)
-        if console.is_terminal
-        else Text("\n".join(table_lines(columns, lines)))
-    )
+    parts.append(shown_table(columns, lines, console))
     return parts + [Text(line, "dim") for line in caveats(search, len(trials), len(finished))]
 
 

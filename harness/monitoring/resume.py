@@ -13,7 +13,7 @@ from harness.slurm.environment import SlurmEnvironment, allocation_of, memory_ar
 from harness.slurm.resources import Resources
 from harness.slurm.sbatch_options import GPUS, MEMORY, names_in
 from harness.slurm.script import Resumed
-from harness.tracking.record_format import RECORD
+from harness.tracking.record_format import RECORD, last_start
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 
@@ -60,12 +60,12 @@ def as_job(status: RunStatus, wanted: Resources) -> Resumed:
 def _resources(folder: Path, wanted: Resources) -> Resources:
     """What the user wants, and else what the last job of the run had."""
     record = RunDirectory(folder).read_json(RECORD)
-    asked = table(_last_start(record), "slurm_asked") or table(record, "slurm")
+    asked = table(last_start(record), "slurm_asked") or table(record, "slurm")
     variables = {name: str(value) for name, value in asked.items()}
     before = allocation_of(variables)
     if num_gpus := _gpus_in_use(record):  # as many again, for the same number of replicas
         before["gpus"] = str(max(1, num_gpus // before.get("nodes", 1)))
-    elif "gpus" not in before and (asked or _last_start(record).get("devices")):
+    elif "gpus" not in before and (asked or last_start(record).get("devices")):
         before["gpus"] = "0"  # as it had none
     if names_in(wanted.flags) & {*GPUS}:
         before.pop("gpus", None)
@@ -82,11 +82,5 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
 
 def _gpus_in_use(record: dict[str, Any]) -> int:
     """The number of GPUs that the run last used, on all nodes together."""
-    devices = _last_start(record).get("devices")
+    devices = last_start(record).get("devices")
     return sum("gpu" in str(each).lower() for each in devices or ())
-
-
-def _last_start(record: dict[str, Any]) -> dict[str, Any]:
-    starts = record.get("starts")
-    last = starts[-1] if isinstance(starts, list) and starts else None
-    return last if isinstance(last, dict) else {}

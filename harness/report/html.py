@@ -24,6 +24,7 @@ from harness.report.predictions import (
 from harness.report.settings import differing, setting_cells
 from harness.report.summary import COLUMNS, Part
 from harness.report.text_tables import Line, numeric
+from harness.tracking.record_format import last_start
 from harness.tracking.run_dir import RunDirectory
 
 NUM_REVIEWS = 10
@@ -252,9 +253,7 @@ def _environment(run: ScoredRun) -> dict[str, str]:
 
 def _devices(run: ScoredRun, record: dict[str, Any]) -> str:
     """Each start of a run may have had others; the last one's, with the names where known."""
-    starts = record.get("starts")
-    last = starts[-1] if isinstance(starts, list) and starts else {}
-    devices = last.get("devices") if isinstance(last, dict) else None
+    devices = last_start(record).get("devices")
     if not isinstance(devices, list) or not devices:
         devices = run.result.get("devices") or [UNKNOWN]
     named = [

@@ -12,21 +12,31 @@ from typing import Any
 
 from harness import __version__
 from harness.errors import InputError
-from harness.files.lenient_json import text
+from harness.files.lenient_json import table, text
 
 RECORD = "provenance.json"  # of a run and of a sweep
 
 
 def stamped(record: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A record with its format's number and the version that writes it."""
-    return {"format": number, "harness": __version__, **_unstamped(record)}
+    rest = {key: value for key, value in record.items() if key not in ("format", "harness")}
+    return {"format": number, "harness": __version__, **rest}
 
 
 def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a run recorded of its first start; nothing of a record that is missing or broken."""
+    return _start(record, 0)
+
+
+def last_start(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run recorded of its last start; nothing of a record that is missing or broken."""
+    return _start(record, -1)
+
+
+def _start(record: Mapping[str, Any], index: int) -> dict[str, Any]:
     starts = record.get("starts")
-    first = starts[0] if isinstance(starts, list) and starts else None
-    return first if isinstance(first, dict) else {}
+    start = starts[index] if isinstance(starts, list) and starts else None
+    return start if isinstance(start, dict) else {}
 
 
 def began_s(record: Mapping[str, Any]) -> float:
@@ -39,9 +49,7 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
     """The folder of the run with whose weights a run, or one that it goes on with, began."""
-    parent = first_start(record).get("parent")
-    if not isinstance(parent, dict):
-        return None
+    parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
@@ -73,7 +81,3 @@ def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
     What is left is the same for two runs of one job on the same devices.
     """
     return {key: value for key, value in record.items() if not key.endswith("_s")}
-
-
-def _unstamped(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in ("format", "harness")}

@@ -22,6 +22,7 @@ from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names
 from harness.system.console import log
 from harness.tracking.record_format import RECORD, began_s, weights_of
+from harness.tracking.records import one_line
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble, job_file
 
@@ -291,13 +292,9 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
     phase, epoch = text(state.get("phase")), whole(state.get("epoch"))
     if phase == "failed":
         lines = (text(state.get("error")) or "").splitlines() or ["no reason is known"]
-        return LeftOut(folder, "failed", _printable(lines[-1]))
+        return LeftOut(folder, "failed", one_line(lines[-1]))
     at = f" in epoch {epoch}" if epoch else ""
-    return LeftOut(folder, "unfinished", f"{_printable(phase or 'not begun')}{at}")
-
-
-def _printable(line: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in line).split())
+    return LeftOut(folder, "unfinished", f"{one_line(phase or 'not begun')}{at}")
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:

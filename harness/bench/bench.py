@@ -263,7 +263,7 @@ def commands(bench: Bench) -> Iterator[Measured]:
     for i in range(NUM_RUNS):
         run = RunDirectory(runs / "lstm" / f"run{i:03}")
         run.folder.mkdir(parents=True)
-        run.write_text("job.toml", load_job(PROJECT / "jobs" / "lstm.toml", (), i).to_toml())
+        run.write("job.toml", load_job(PROJECT / "jobs" / "lstm.toml", (), i).to_toml())
         run.write_json("state.json", {"phase": "training", "epoch": 1, "time_s": time.time()})
     job = PROJECT / "jobs" / "lstm.toml"
     python: list[Arg] = [sys.executable, "-c", "import typer"]

@@ -166,13 +166,9 @@ class LeasedDirectory:
         """
         self._write_leased(lambda: atomic_write(self.path(name), content, mode))
 
-    def write_text(self, name: str, text: str, *, mode: int = 0o666) -> None:
-        """Write a text file, complete or not at all."""
-        self.write(name, text, mode=mode)
-
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file, complete or not at all."""
-        self.write_text(name, to_json(content))
+        self.write(name, to_json(content))
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
         """Like `write`, for a library that takes a path and looks at its suffix."""

@@ -121,9 +121,7 @@ class RunDirectory(LeasedDirectory):
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file; one with a diff is its user's alone, since that may hold anything."""
-        self.write_text(
-            name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666
-        )
+        self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
 
     def why_gone(self) -> str:
         """What has become of a lease that is not there: who finishes a run gives it up."""

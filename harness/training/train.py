@@ -181,7 +181,7 @@ def record_start(
         },
     )
     mode = mode_in(run.folder, context.job.code)
-    run.write_text("job.toml", context.job.to_toml(), mode=mode)
+    run.write("job.toml", context.job.to_toml(), mode=mode)
 
 
 def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, str]:

@@ -305,7 +305,7 @@ class Trainer:
         ]
         for name, lines in (("timings.jsonl", timings), ("metrics.jsonl", metrics)):
             content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-            self.run.write_text(name, content)
+            self.run.write(name, content)
 
     @contextlib.contextmanager
     def saved_when_interrupted(self) -> Iterator[None]:

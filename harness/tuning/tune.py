@@ -80,7 +80,7 @@ def tune(
     # There may be more trials to run now, and the old result must never seem to be of all of them.
     sweep.path(RESULT).unlink(missing_ok=True)
     mode = mode_in(sweep.folder, search.job.code)
-    sweep.write_text(SEARCH_FILE, search.to_toml(), mode=mode)  # from here on it can be resumed
+    sweep.write(SEARCH_FILE, search.to_toml(), mode=mode)  # from here on it can be resumed
     if dataset.introduction:
         console.info(dataset.introduction)
     num_trials = f"{search.table.trials} trials" if search.table.trials else "all trials"

@@ -72,7 +72,7 @@ class Site:
         then = time.time() - age_s
         run = RunDirectory.new(self.runs, load_job(JOBS / f"{job}.toml"), run_id)
         run.take_lease()
-        run.write_text("job.toml", load_job(JOBS / f"{job}.toml").to_toml())
+        run.write("job.toml", load_job(JOBS / f"{job}.toml").to_toml())
         heart = Heartbeat(run, allocation if slurm_job else None, clock=lambda: then)
         heart.state |= {"host": host, "log": str(log) if log else None}
         if process is not None:

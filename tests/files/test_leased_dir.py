@@ -60,7 +60,7 @@ def test_a_lease_that_can_not_be_read_for_a_while_is_kept(
     logger = SimpleNamespace(warning=lambda text, *values: warnings.append(text % values))
     monkeypatch.setattr(leased_dir, "LOGGER", logger)
     disk.fail(error, for_s=50)
-    folder.write_text("note.txt", "later")
+    folder.write("note.txt", "later")
     assert folder.path("note.txt").read_text() == "later"
     assert disk.now_s >= 50
     assert len(warnings) == 1

@@ -94,7 +94,7 @@ def test_a_state_follows_from_what_is_seen(
 def test_figures_are_the_heartbeats_and_the_last_epochs(site: Site) -> None:
     """Epoch, speed and ETA come from state.json, accuracies from metrics and result."""
     run = site.run("a", "training", epoch=3, num_epochs=6, reviews_per_s=812.5, eta_s=190.0)
-    run.write_text(
+    run.write(
         "metrics.jsonl", '{"epoch": 1, "val_accuracy": 0.5}\n{"epoch": 2, "val_accuracy": 0.625}\n'
     )
     site.run("b", "finished", epoch=6, num_epochs=6)

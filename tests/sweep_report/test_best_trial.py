@@ -147,7 +147,7 @@ def test_another_best_trial_is_not_mixed_with_the_first(
     run = RunDirectory(sweep.path("winner", job.name, "seed1"))
     run.take_lease()
     other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
-    run.write_text("job.toml", other.to_toml())
+    run.write("job.toml", other.to_toml())
     with pytest.raises(InputError, match=r"earlier best trial.*move .*winner/tune_lstm_best away"):
         retrain(sweep, seeds, data=None, workers=None, console=Console())
 

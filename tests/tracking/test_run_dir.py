@@ -17,7 +17,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     """A failure in the middle of writing leaves the old content and nothing beside it."""
     run = RunDirectory(tmp_path / "run")
     run.take_lease()
-    run.write_text("note.txt", "old")
+    run.write("note.txt", "old")
 
     def fail(file: object) -> None:
         raise OSError(28, "No space left on device")
@@ -52,17 +52,17 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     """An older writer is refused from then on, by a line that says who has the run."""
     older, newer = RunDirectory(tmp_path), RunDirectory(tmp_path)
     older.take_lease()
-    older.write_text("note.txt", "older")
+    older.write("note.txt", "older")
     (tmp_path / ".left.over.tmp").write_text("half")
     newer.take_lease()
     assert not (tmp_path / ".left.over.tmp").exists()
-    newer.write_text("note.txt", "newer")
+    newer.write("note.txt", "newer")
     with pytest.raises(RunError, match=f"process {os.getpid()} on "):
-        older.write_text("note.txt", "older")
+        older.write("note.txt", "older")
     assert (tmp_path / "note.txt").read_text() == "newer"
     (tmp_path / "lease.json").unlink()
     with pytest.raises(TakenOver, match="somebody removed it; this one stops"):
-        newer.write_text("note.txt", "newest")
+        newer.write("note.txt", "newest")
 
 
 def test_who_finishes_a_run_gives_its_lease_up(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_who_finishes_a_run_gives_its_lease_up(tmp_path: Path) -> None:
     newer.release_lease()
     assert not (tmp_path / "lease.json").exists()
     with pytest.raises(TakenOver, match="process 42 on node7 took it over and finished it; this"):
-        older.write_text("note.txt", "older")
+        older.write("note.txt", "older")
 
 
 def test_of_two_that_come_at_once_the_loser_names_the_winner(
@@ -143,7 +143,7 @@ def test_an_id_names_a_folder_below_runs(tmp_path: Path) -> None:
             RunDirectory.new(tmp_path, job, bad)
     run = RunDirectory.new(tmp_path, job, "mine")
     run.take_lease()
-    run.write_text("job.toml", job.to_toml())
+    run.write("job.toml", job.to_toml())
     assert RunDirectory.new(tmp_path, job, "mine").job() == job
     with pytest.raises(InputError, match="another job"):
         RunDirectory.new(tmp_path, load_job(JOBS / "lstm.toml", seed=9), "mine")

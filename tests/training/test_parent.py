@@ -127,7 +127,7 @@ def test_only_the_first_start_of_a_refused_run_is_removed(tmp_path: Path) -> Non
         run = RunDirectory(tmp_path / f"{begun}{has_parent}{taken_over}")
         run.take_lease()
         if begun:
-            run.write_text("job.toml", "")
+            run.write("job.toml", "")
         parent = Parent(RunDirectory(tmp_path / "parent"), continues=False) if has_parent else None
         with pytest.raises(InputError):
             refused_start(run, parent, taken_over=taken_over)
@@ -136,7 +136,7 @@ def test_only_the_first_start_of_a_refused_run_is_removed(tmp_path: Path) -> Non
 
 def refused_start(run: RunDirectory, parent: Parent | None, *, taken_over: bool) -> None:
     with nothing_left_if_refused(run, parent):
-        run.write_text("job.toml", "")
+        run.write("job.toml", "")
         if taken_over:
             RunDirectory(run.folder).take_lease()
         raise InputError("nothing fits")

@@ -64,7 +64,7 @@ def test_a_run_from_another_keeps_vectors_that_are_new_to_that(
     parent.write_json("provenance.json", {"starts": [{"embeddings": checksum}]})
     context.run.take_lease()
     for run in (parent, context.run):
-        run.write_text("vocabulary.txt", "the\n")
+        run.write("vocabulary.txt", "the\n")
     strategy = tf.distribute.get_strategy()
     theirs = TrainStep(job, strategy, plan).export_model
     theirs.set_weights([np.full_like(each, 7) for each in theirs.get_weights()])

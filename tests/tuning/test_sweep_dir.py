@@ -102,11 +102,11 @@ def test_a_kill_while_trials_are_added_never_leaves_the_old_result(
     job = harness.folder / "tune_lstm.toml"
     job.write_text(RANDOM.replace("trials = 24", "trials = 48"))
 
-    def write(self: SweepDirectory, name: str, text: str, *, mode: int = 0) -> None:
+    def write(self: SweepDirectory, name: str, content: object, *, mode: int = 0) -> None:
         if name == SEARCH_FILE:
             raise RunError("killed")
 
-    monkeypatch.setattr(SweepDirectory, "write_text", write)
+    monkeypatch.setattr(SweepDirectory, "write", write)
     done = harness.run_here("tune", job, "--sweep-id", "ended", "--devices", "cpu")
     assert (done.returncode, "killed" in done.stderr) == (1, True)
     assert not (folder / "result.json").exists()
@@ -117,7 +117,7 @@ def test_two_that_begin_at_once_disturb_no_file_of_each_other(
 ) -> None:
     """Each removes what was half-written; the journal, not the disk, says which of them goes on."""
     one, two = SweepDirectory(tmp_path), SweepDirectory(tmp_path)
-    for write in (one.take_lease, partial(one.write_text, "note.txt", "of one")):
+    for write in (one.take_lease, partial(one.write, "note.txt", "of one")):
         before_next_rename(monkeypatch, two.take_lease)
         write()
     assert one.path("note.txt").read_text() == "of one"

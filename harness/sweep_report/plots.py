@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, short_names
 from harness.sweep_report.importance import Effect, Scored
-from harness.training.pictures import png
+from harness.training.pictures import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
     axes.append(_range_axis(search.table.objective, min(scores), max(scores)))
     columns.append([*scores])
 
-    figure, plot = _figure(max(6.4, 1.2 + 1.05 * len(axes)), 4.8)
+    figure, plot = new_figure(size=(max(6.4, 1.2 + 1.05 * len(axes)), 4.8))
     norm = _norm(scores, search)
     lines = list(zip(*map(_heights, axes, columns), strict=True))
     for index in reversed(range(len(trials))):  # the best is drawn last, over the others
@@ -250,11 +250,3 @@ def _draw_effect(plot: "Axes", effect: Effect, trials: Sequence[Scored], *, name
     plot.set_title(f"{name}: {shares}", fontsize=9)
     plot.grid(axis="y", alpha=0.3)
     plot.tick_params(labelsize=8)
-
-
-def _figure(width: float, height: float) -> Any:
-    # The object API: pyplot keeps its figures in a global list, and picks a backend with a window.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    return figure, figure.subplots()

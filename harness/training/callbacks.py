@@ -6,6 +6,7 @@ single step stay on the device until many are there.
 
 import json
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -84,7 +85,8 @@ class RunCallbacks:
         if self.schedule:
             for callback in self.built_in.callbacks:
                 if isinstance(callback, keras.callbacks.ReduceLROnPlateau):
-                    callback.set_model(_Judged(CutSchedule(self.schedule)))
+                    # What it takes for the model.
+                    callback.set_model(SimpleNamespace(optimizer=CutSchedule(self.schedule)))
         for callback in own:
             callback.set_params({"epochs": train.epochs})
             callback.set_model(model)
@@ -179,13 +181,6 @@ def _check_keys(state: Any) -> None:
         state = [*state.values()]
     for each in state if isinstance(state, list | tuple) else ():
         _check_keys(each)
-
-
-class _Judged:
-    """What a plateau's callback takes for the model."""
-
-    def __init__(self, optimizer: CutSchedule) -> None:
-        self.optimizer = optimizer
 
 
 def _built_in(train: TrainConfig) -> list[keras.callbacks.Callback]:

@@ -4,7 +4,7 @@ Args and errors of each are those of `harness.training.metrics.test_scores`.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +37,7 @@ def confusion_picture(
     np.add.at(counts, (truth, found.argmax(axis=1)), 1)
     in_class = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(in_class, 1)
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     cells = np.ndindex(counts.shape) if num_classes <= MOST_COUNTS else ()
     font_size = min(20, max(6, 66 // num_classes))
@@ -83,7 +83,7 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    figure, axes = _figure(**MARGINS)
+    figure, axes = new_figure(MARGINS)
     if truth.min() == truth.max():
         axes.text(0.05, 0.9, f"no curve: all {len(truth):,} reviews are of one class", fontsize=13)
     elif found.shape[1] == 2:
@@ -178,13 +178,15 @@ def mean_roc_curve(
     return rates, np.mean(curves, axis=0)
 
 
-def _figure(**margins: float) -> "tuple[Figure, Axes]":
+def new_figure(
+    margins: Mapping[str, float] = {}, *, size: tuple[float, float] = (6.4, 4.8)
+) -> "tuple[Figure, Axes]":
     """A figure of one plot; without margins they are fitted to its texts."""
     # The object API: pyplot has a global list of figures, and may choose a backend with a window.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.8), dpi=100, layout=None if margins else "constrained")
-    return figure, figure.subplots(gridspec_kw=margins)
+    figure = Figure(figsize=size, dpi=100, layout=None if margins else "constrained")
+    return figure, figure.subplots(gridspec_kw={**margins})
 
 
 def png(figure: "Figure") -> bytes:

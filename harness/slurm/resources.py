@@ -110,13 +110,8 @@ class Resources:
 
     def sbatch_args(self) -> list[str]:
         """The flags for sbatch, apart from the one for GPUs, which depends on the site."""
-        args = []
-        if self.nodes is not None:
-            args.append(f"--nodes={self.nodes}")
-        if self.time is not None:
-            args.append(f"--time={self.time}")
-        if self.mem is not None:
-            args.append(f"--mem={self.mem}")
+        sizes = {"nodes": self.nodes, "time": self.time, "mem": self.mem}
+        args = [f"--{name}={value}" for name, value in sizes.items() if value is not None]
         args += self.site_args()
         if self.after is not None:
             # Without the second flag the job would wait forever if the other one fails.

@@ -71,7 +71,7 @@ BUILDERS: dict[str, Callable[..., "keras.Model"]] = {
 
 
 def sentiment(
-    vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer", num_outputs: int = 1
+    vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer", num_outputs: int
 ) -> "keras.Model":
     """The network that all five exercises share: embedding, recurrent layers, probabilities.
 

@@ -10,9 +10,7 @@ from harness.errors import InputError
 from harness.job import TrainConfig
 
 
-def cross_entropy(
-    labels: tf.Tensor, probabilities: tf.Tensor, *, smoothing: float = 0.0
-) -> tf.Tensor:
+def cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, *, smoothing: float) -> tf.Tensor:
     """The cross-entropy of each example, in nats, `[examples]`.
 
     Args:

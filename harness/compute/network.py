@@ -332,7 +332,7 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
     return num_losses, unused
 
 
-def load_network(job: Job, path: Path, num_outputs: int = 1) -> keras.Model:
+def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
     """A user's network with the weights of a file; nothing of the file is run.
 
     Raises:

@@ -59,9 +59,7 @@ def binary_ngrams(
     return hstack(parts, format="csr"), tuple(found)
 
 
-def numbered_ngrams(
-    split: Split, known: Ngrams = (), max_words: int = MAX_WORDS
-) -> Iterator[tuple[Ints, Ints]]:
+def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tuple[Ints, Ints]]:
     """The n-grams of each length, from one word on.
 
     Args:

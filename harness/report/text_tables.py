@@ -144,7 +144,7 @@ def latex_table(
     rows: Sequence[Line],
     caption: str,
     *,
-    rules_before: Collection[int] = (),
+    rules_before: Collection[int],
 ) -> str:
     """A table for LaTeX's booktabs.
 

@@ -46,7 +46,7 @@ def site_patterns(project: Path) -> tuple[str, ...]:
     return tuple(site_setting(MORE, project).lower().replace(",", " ").split())
 
 
-def looks_secret(name: str, more: Sequence[str] = ()) -> bool:
+def looks_secret(name: str, more: Sequence[str]) -> bool:
     """Whether a path, or a folder in it, is named like a secret, in capitals or not."""
     patterns = [*NAMES, *more]
     path = PurePosixPath(name.lower())

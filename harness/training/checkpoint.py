@@ -140,7 +140,7 @@ def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:
     run.write(f"checkpoints/{name}", lambda file: np.savez(file, **arrays))
 
 
-def remove_checkpoints(run: RunDirectory, *, but_last: bool = False) -> None:
+def remove_checkpoints(run: RunDirectory, *, but_last: bool) -> None:
     """Remove the checkpoints of a finished run, but the last one where it is to go on from it."""
     paths = run.checkpoints()
     for path in paths[:-1] if but_last else paths:

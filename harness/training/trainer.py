@@ -81,7 +81,7 @@ class Trainer:
         self._votes = 0.0  # to stop, of all steps so far
         self._is_over = False  # the last checkpoint is written
 
-    def prepare(self, worker_group: WorkerGroup | None = None) -> None:
+    def prepare(self, worker_group: WorkerGroup | None) -> None:
         """Restore what an earlier process of the run saved, and open what the loop needs.
 
         Raises:

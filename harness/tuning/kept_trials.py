@@ -7,7 +7,7 @@ parent's epochs again, to the same bytes.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.files.in_threads import in_threads
@@ -45,7 +45,7 @@ class KeptTrials:
         ordered = ranked(trials, self.search.goal)
         ended = [each for each in ordered if each.status in ("finished", "failed") and each.attempt]
         keeps = self.search.continues_trials and not is_over
-        parts = _but(OF_A_TRIAL, CHECKPOINTS) if keeps else OF_A_TRIAL
+        parts = _but_checkpoints(OF_A_TRIAL) if keeps else OF_A_TRIAL
         new = [each.attempt for each in ended[NUM_KEPT:] if (each.attempt, keeps) not in self._done]
         self._done |= {(attempt, keeps) for attempt in new}
         runs = [
@@ -70,7 +70,7 @@ def parts_of_trials(sweep: SweepDirectory) -> dict[Path, Parts]:
     for folder in find_runs([sweep.path("trials")]):
         attempt = folder.parent.relative_to(sweep.path("trials")).as_posix()
         if attempt in best:
-            found[folder] = _but(OF_A_RUN, CHECKPOINTS)
+            found[folder] = _but_checkpoints(OF_A_RUN)
         elif attempt in accepted and RunDirectory(folder).finished():
             found[folder] = OF_A_TRIAL
         else:
@@ -78,5 +78,5 @@ def parts_of_trials(sweep: SweepDirectory) -> dict[Path, Parts]:
     return found
 
 
-def _but(parts: Parts, others: Iterable[str]) -> Parts:
-    return {name: files for name, files in parts.items() if name not in others}
+def _but_checkpoints(parts: Parts) -> Parts:
+    return {name: files for name, files in parts.items() if name not in CHECKPOINTS}

@@ -43,7 +43,7 @@ class OracleProcess:
             ledger: holds the trials that it has proposed, and their results from then on.
         """
         self.search_file, self.log, self.ledger = search_file, log, ledger
-        self._num_starts, self._is_closed = 0, False
+        self._num_starts = 0
         self._start()
 
     def _start(self) -> None:

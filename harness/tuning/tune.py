@@ -287,7 +287,7 @@ class SweepHost:
             "generation": generation.number,
         }
 
-    def _write_table(self, generation: Generation, *, is_last: bool = False) -> None:
+    def _write_table(self, generation: Generation, *, is_last: bool) -> None:
         now_s = time.monotonic()
         if now_s - self._table_s < generation.shared.terms.table_s and not is_last:
             return

@@ -1,7 +1,8 @@
 """The ways in which a command can fail or stop, and the exit code of each."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -63,3 +64,9 @@ def explain_interruption(remedy: str) -> Iterator[None]:
         yield
     except Interrupted as reason:
         raise Interrupted(f"interrupted by {reason}, {remedy}") from None
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`; did you mean …?`, the end of a message; empty if no known name is similar."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

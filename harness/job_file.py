@@ -1,6 +1,5 @@
 """Job files: read from TOML, overridden by `--set`, checked, refused in one line."""
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from harness.architectures import BUILDERS
 from harness.config import OPEN_TABLES, ConfigSection
-from harness.errors import InputError
+from harness.errors import InputError, did_you_mean
 from harness.job import OF_ALL_OPTIMIZERS, OPTIMIZERS, SCORES, TABLES, DataConfig, Job
 from harness.own_code import FORM, check_trusted, is_reference, keep_code
 
@@ -167,10 +166,7 @@ def put_overrides(
 
 def suggest(name: str, known: Sequence[str]) -> str:
     """`; did you mean …?`, or the known names if none is similar."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return did_you_mean(name, known) or (f"; known: {', '.join(known)}" if known else "")
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
@@ -291,9 +287,7 @@ def explain(
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
         text = f"{shown}: {rule.replace('input should', 'should')}"
         if key == "model.architecture" or first["type"] == "choice":
-            names = [*CHOICES.get(key, ())]
-            near = difflib.get_close_matches(str(first["input"]), names, n=1)
-            text += f"; did you mean {near[0]}?" if near else ""
+            text += did_you_mean(str(first["input"]), [*CHOICES.get(key, ())])
         elif first["type"] == "literal_error":
             text += suggest(str(first["input"]), _choices(key, tables))
         elif first["type"] == "model_type":
@@ -302,8 +296,7 @@ def explain(
 
 
 def _suggest_top(key: str, tables: Mapping[str, type[ConfigSection]]) -> str:
-    near = difflib.get_close_matches(key, [*tables, "name"], n=1)
-    return f"; did you mean {near[0]}?" if near else suggest_key(key, tables)
+    return did_you_mean(key, [*tables, "name"]) or suggest_key(key, tables)
 
 
 def _choices(key: str, tables: Mapping[str, type[ConfigSection]]) -> list[str]:

@@ -12,18 +12,17 @@ Tables and text files may be packed as `.gz` or `.zst`. A link is refused, so th
 the source is read. Hidden files and files with another suffix are ignored.
 """
 
-import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.data.dataset import MAX_CLASSES, SPLITS
-from harness.errors import InputError
+from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import read_json
 from harness.texts.stream import COMPRESSIONS, MAX_ROW_BYTES, open_bytes
 from harness.texts.tables import (
@@ -107,7 +106,7 @@ def _where(source: Path, part: _Part) -> str:
 def _parts(source: Path) -> Iterator[_Part]:
     try:
         if not source.exists():
-            near = _near(source.name, [path.name for path in source.parent.glob("[!.]*")])
+            near = did_you_mean(source.name, [path.name for path in source.parent.glob("[!.]*")])
             raise InputError(f"data.source {source}: no such file or folder{near or f'; {REMEDY}'}")
         if source.is_dir():
             yield from _folder_parts(source)
@@ -284,8 +283,3 @@ def _read_review(part: _Part, where: str, encoding: str) -> str:
             f"{where}is not UTF-8 (byte {raw[error.start]:#04x}); save it as UTF-8, or name its "
             "encoding in data.encoding"
         ) from None
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -8,14 +8,13 @@ size is refused.
 """
 
 import codecs
-import difflib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from harness.errors import InputError
+from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
 from harness.texts.stream import (
@@ -368,10 +367,9 @@ def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
     if len(found) > 1:
         raise InputError(f"{where}has {len(found)} columns {name}; leave one")
     if not found:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         raise InputError(
             f"{where}has no column {name}; its columns are {listed(names)}"
-            f"{f'; did you mean {near[0]}?' if near else ''}; name yours in {key}"
+            f"{did_you_mean(name, names)}; name yours in {key}"
         )
     return found[0]
 

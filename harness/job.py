@@ -339,7 +339,7 @@ class Job(ConfigSection):
 
     def unused_later_keys(self, table: str) -> set[str]:
         """The keys of a section that came later and are at their defaults."""
-        return {key for key in LATER_KEYS[table] if _is_default(getattr(self, table), key)}
+        return {key for key in LATER_KEYS[table] if is_default(getattr(self, table), key)}
 
     def network(self) -> ModelConfig:
         """`[model]`, with what else decides how the network is built."""
@@ -354,13 +354,11 @@ class Job(ConfigSection):
             yield "model.second_units has no effect: it is a setting of the stacked_lstm alone"
         if not self.model.train_embeddings and not self.model.embeddings:
             yield "model.train_embeddings = false leaves random vectors: model.embeddings is empty"
-        if self.train.keep == "last" and self.train.early_stopping_patience == 0:
-            watched = TrainConfig.model_fields["monitor"].default
-            if self.train.monitor != watched and self.train.reduce_lr_patience == 0:
-                yield "train.monitor has no effect: nothing watches it with train.keep = 'last'"
+        watches = self.train.early_stopping_patience or self.train.reduce_lr_patience
+        if self.train.keep == "last" and not watches and not is_default(self.train, "monitor"):
+            yield "train.monitor has no effect: nothing watches it with train.keep = 'last'"
         yield from self._schedule_without_effect()
-        factor = TrainConfig.model_fields["reduce_lr_factor"].default
-        if self.train.reduce_lr_factor != factor and self.train.reduce_lr_patience == 0:
+        if not is_default(self.train, "reduce_lr_factor") and self.train.reduce_lr_patience == 0:
             yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
 
     def _schedule_without_effect(self) -> Iterator[str]:
@@ -370,12 +368,13 @@ class Job(ConfigSection):
             ("schedule_factor", ("steps",)),
             ("schedule_drops", ("steps",)),
         ):
-            if self.train.schedule not in schedules and not _is_default(self.train, key):
+            if self.train.schedule not in schedules and not is_default(self.train, key):
                 names = " and ".join(schedules)
                 yield f"train.{key} has no effect: it is a setting of train.schedule = {names}"
 
 
-def _is_default(section: ConfigSection, key: str) -> bool:
+def is_default(section: ConfigSection, key: str) -> bool:
+    """Whether a key of a table has its default."""
     return bool(getattr(section, key) == type(section).model_fields[key].default)
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from harness.config import ConfigSection, dump_toml
 from harness.errors import InputError
-from harness.job import TABLES, Job
+from harness.job import TABLES, Job, is_default
 from harness.job_file import (
     check_job,
     explain,
@@ -301,7 +301,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.trials = 0: the {table.tuner} tuner needs a number of trials"
         )
     for key, tuners in (("factor", ("hyperband", "asha")), ("min_epochs", ("asha",))):
-        if table.tuner not in tuners and getattr(table, key) != _default(key):
+        if table.tuner not in tuners and not is_default(table, key):
             raise InputError(
                 f"job {path}: search.{key} is a setting of {' and '.join(tuners)} alone"
             )
@@ -334,10 +334,6 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             except InputError as error:
                 said = str(error).partition(": ")[2]
                 raise InputError(f"job {path}: search.space: {said}") from None
-
-
-def _default(key: str) -> Any:
-    return SearchConfig.model_fields[key].default
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

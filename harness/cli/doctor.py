@@ -95,7 +95,8 @@ def doctor(
         confirm_here("sbatch slurm/doctor.sh" if accept else instead, Console(), here=here)
     if accept:
         check_writable(out, runs)
-        report = prove(devices, data, full=full, show=_ignore if as_json else _print_check)
+        show = (lambda *_: None) if as_json else _print_check  # the JSON is printed at the end
+        report = prove(devices, data, full=full, show=show)
         try:
             file = write_report(report, out or runs / report_name(report))
         except RunError:  # what took minutes is not lost
@@ -169,10 +170,6 @@ def _print_check(number: int, finding: "Finding") -> None:
     line.append(f"{level:7}", ACCEPTED_STYLES[finding.level])
     line.append(f"{finding.name:24} {found}")
     rich_console(soft_wrap=True).print(line)
-
-
-def _ignore(number: int, finding: "Finding") -> None:
-    """Print nothing: the JSON is printed at the end."""
 
 
 def _print_estimates(estimates: "list[Estimate]") -> None:

@@ -69,8 +69,8 @@ def main() -> int:
     except (InputError, RunError, Interrupted) as end:
         return _fail(str(end), end.exit_code)
     except TyperException as refusal:
-        context = getattr(refusal, "ctx", None)
-        remedy = "; an option of sbatch goes after --." if _is_submit(context) else ""
+        command = getattr(getattr(refusal, "ctx", None), "info_name", None)
+        remedy = "; an option of sbatch goes after --." if command == "submit" else ""
         return _fail(f"{refusal.format_message()}{remedy} See harness --help.", refusal.exit_code)
     except MemoryError:
         return _fail("out of memory; give the process more, or see ulimit -v and --mem", 1)
@@ -79,10 +79,6 @@ def main() -> int:
     if code == INTERRUPTED:
         return _fail("interrupted at once; what was saved before stays", Interrupted.exit_code)
     return code if isinstance(code, int) else 0
-
-
-def _is_submit(context: typer.Context | None) -> bool:
-    return context is not None and context.info_name == "submit"
 
 
 def _fail(message: str, code: int) -> int:

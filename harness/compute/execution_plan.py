@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.architectures import ModelConfig, over_time
 from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_json
+from harness.files.lenient_json import read_json, table
 from harness.files.paths import cache_folder
 from harness.files.scratch import turn_at
 from harness.job import Job
@@ -88,11 +88,6 @@ def has_large_table(job: Job) -> bool:
     return job.data.vocab_size * job.model.embedding_dim >= LARGE
 
 
-def is_fused(job: Job, kind: str) -> bool:
-    """Whether the update of a large variable is one pass. On a GPU nobody has measured it."""
-    return kind == "cpu" and job.train.optimizer not in NOT_ELEMENTWISE
-
-
 def _size(job: Job) -> int:
     """Reviews in a batch times units in all recurrent layers; 0 for an unknown architecture."""
     if not job.model.recurrent or job.model.is_own:
@@ -142,7 +137,9 @@ def choose(
 
     def plan(xla: bool, threads: int, why: str) -> ExecutionPlan:
         parts = num_parts(job, kind) if xla else 1
-        return ExecutionPlan(xla, threads, parts, why, is_fused(job, kind))
+        # Nobody has measured on a GPU whether one pass is faster there.
+        fused = kind == "cpu" and job.train.optimizer not in NOT_ELEMENTWISE
+        return ExecutionPlan(xla, threads, parts, why, fused)
 
     if isinstance(begun.get("xla"), bool):
         parts, fused = begun.get("parts", 1), begun.get("fused", False)
@@ -191,8 +188,7 @@ def measured_ms(device: str, job: Job) -> dict[str, float]:
     """The time of a step by plan, measured on a device with this TensorFlow for jobs of the same
     sizes; empty if there was no measurement.
     """
-    times = read_measured(device, "step_ms").get(shape(job))
-    times = times if isinstance(times, dict) else {}
+    times = table(read_measured(device, "step_ms"), shape(job))
     return {name: float(ms) for name, ms in times.items() if isinstance(ms, int | float) and ms > 0}
 
 
@@ -210,8 +206,7 @@ def read_measured(device: str, kind: str) -> dict[str, Any]:
     entry = read_json(record_path()).get(device)
     if not isinstance(entry, dict) or entry.get("tensorflow") != installed_version("tensorflow"):
         return {}
-    values = entry.get(kind)
-    return values if isinstance(values, dict) else {}
+    return table(entry, kind)
 
 
 def save_measured(device: str, kind: str, values: Mapping[str, Any]) -> Path:

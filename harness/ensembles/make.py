@@ -89,7 +89,8 @@ class Draft:
         first = self.runs[0].result
         models = [each.result for each in self.runs]
         models += [vars(self.kept) | {"parameters": self.kept.parameters}] if self.kept else []
-        val_loss, val_accuracy = _loss_and_accuracy(self.predictions.get(VALIDATION_PREDICTIONS))
+        validation = self.predictions.get(VALIDATION_PREDICTIONS)
+        val_loss, val_accuracy = loss_and_accuracy(**validation) if validation else (None, None)
         test = self.predictions[PREDICTIONS]
         return {
             "job": self.folder.parent.name,
@@ -302,10 +303,6 @@ def shared_settings(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, 
     if any(own):
         tables["ensemble"]["differing"] = hashlib.sha256(to_json({"of": own}).encode()).hexdigest()
     return tables
-
-
-def _loss_and_accuracy(arrays: Mapping[str, Any] | None) -> tuple[float | None, float | None]:
-    return loss_and_accuracy(**arrays) if arrays else (None, None)
 
 
 def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -187,11 +187,6 @@ def _baseline_figures(baseline: Baseline) -> dict[str, Any]:
     }
 
 
-def _baseline_record(baseline: Baseline) -> dict[str, Any]:
-    """Its figures without its predictions, which are as many as there are reviews."""
-    return {key: value for key, value in asdict(baseline).items() if key != "predicted"}
-
-
 def to_latex(parts: Sequence[Part]) -> str:
     """The tables for LaTeX, a rule above the baselines."""
     tables = [
@@ -221,7 +216,11 @@ def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any
                     for each in part.group.results
                 ],
                 "differences": [_difference_figures(each) for each in part.differences],
-                "yardsticks": [_baseline_record(each) for each in part.baselines],
+                "yardsticks": [
+                    # Without the predictions, which are as many as there are reviews.
+                    {key: value for key, value in asdict(each).items() if key != "predicted"}
+                    for each in part.baselines
+                ],
                 "paired_tests": [asdict(each) for each in part.paired_tests],
                 "verdicts": part.verdicts,
                 "seconds_to_validation_accuracy": part.seconds_to_accuracy,

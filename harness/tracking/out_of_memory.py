@@ -52,14 +52,11 @@ def shortage_of(status: RunStatus) -> Shortage | None:
         used, asked = (int(number) / 1e9 for number in exceeded.groups())
         return Shortage(asked, used)
     given = _GIVEN.search(begins[-1][0]) if begins else None
-    return Shortage(float(given[1]) if given else _recorded_gb(status.folder), _seen_gb(status))
+    asked_gb = float(given[1]) if given else _recorded_gb(status.folder)
+    return Shortage(asked_gb, status.device.get("memory_gb"))
 
 
 def _recorded_gb(folder: Path) -> float | None:
     variables = table(RunDirectory(folder).read_json(RECORD), "slurm")
     allocation = SlurmEnvironment.from_environment({k: str(v) for k, v in variables.items()})
     return given_memory_gb(allocation)
-
-
-def _seen_gb(status: RunStatus) -> float | None:
-    return status.device.get("memory_gb")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.data.dataset import by_class
+from harness.data.dataset import CLASSES, by_class
 from harness.errors import RunError
 
 MAX_MATRIX = 100  # classes in a confusion matrix of a result: 10,000 numbers
@@ -131,8 +131,7 @@ def checked(
 def _roc_reason(truth: NDArray[np.int64], num_classes: int) -> str | None:
     if truth.min() != truth.max():
         return None
-    names = ("negative", "positive") if num_classes == 2 else ()
-    name = names[truth[0]] if names else f"of class {truth[0]}"
+    name = CLASSES[truth[0]] if num_classes == 2 else f"of class {truth[0]}"
     return f"all {len(truth):,} reviews are {name}"
 
 

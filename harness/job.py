@@ -256,6 +256,11 @@ class TrainConfig(ConfigSection):
     compile_evaluation: bool = Field(
         False, description="compile validation and test with XLA too, on a CPU; other last digits"
     )
+    block_lstm: bool = Field(
+        False,
+        description="train LSTM layers by one operation each, on a CPU, which is faster than their "
+        "loops; other last digits",
+    )
     steps_per_execution: int = Field(
         1, ge=1, le=10_000, description="training steps in one call of the graph"
     )
@@ -281,7 +286,7 @@ LATER_KEYS = {
         *("tf32", "deterministic", "optimizer_options", "schedule", "schedule_epochs"),
         *("schedule_floor", "schedule_drops", "schedule_factor", "warmup_epochs"),
         *("label_smoothing", "class_weights", "callbacks", "average_epochs"),
-        *("adversarial", "compile_evaluation"),
+        *("adversarial", "compile_evaluation", "block_lstm"),
     ),
 }
 
@@ -357,9 +362,21 @@ class Job(ConfigSection):
         watches = self.train.early_stopping_patience or self.train.reduce_lr_patience
         if self.train.keep == "last" and not watches and not is_default(self.train, "monitor"):
             yield "train.monitor has no effect: nothing watches it with train.keep = 'last'"
+        if self.train.block_lstm and (why := self.block_lstm_without_effect()):
+            yield f"train.block_lstm has no effect: {why}"
         yield from self._schedule_without_effect()
         if not is_default(self.train, "reduce_lr_factor") and self.train.reduce_lr_patience == 0:
             yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
+
+    def block_lstm_without_effect(self) -> str:
+        """Why the block kernel can't compute the network's layers; empty if it may."""
+        if self.model.architecture in ("rnn", "gru") or not self.model.recurrent:
+            return "the network has no LSTM layer"
+        if self.train.precision != "float32":
+            return "the operation computes in train.precision = float32"
+        if self.train.xla == "on":
+            return "train.xla = on compiles the loops"
+        return ""
 
     def _schedule_without_effect(self) -> Iterator[str]:
         for key, schedules in (

@@ -1,7 +1,6 @@
-"""What every architecture shares: dropout over the global batch, the recurrent layers."""
+"""What every architecture shares: dropout over the global batch, the embedding."""
 
 import contextlib
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,9 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 from keras.layers import (
-    RNN,
     BatchNormalization,
-    Bidirectional,
     Dropout,
     Embedding,
     Masking,
@@ -223,7 +220,7 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
         The layers whose random numbers, or averages over the batch, do depend on the replicas.
     """
     others = []
-    for number, layer in enumerate(_all_layers(model), 1):
+    for number, layer in enumerate(all_layers(model), 1):
         if isinstance(layer, GlobalBatchDropout):
             layer.seed, layer.batch_size = layer_seed(seed, number), batch_size
         elif type(layer) in (Dropout, SpatialDropout1D) and (
@@ -235,7 +232,7 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
     return others
 
 
-def _all_layers(model: keras.Model) -> list[keras.Layer]:
+def all_layers(model: keras.Model) -> list[keras.Layer]:
     """Every layer once, also those inside of others, in the order of the model."""
     return list({id(each): each for each in model._flatten_layers(include_self=False)}.values())
 
@@ -266,7 +263,7 @@ def takes_masks(model: keras.Model) -> bool:
     """Whether a layer of the model makes a mask."""
     return any(
         isinstance(layer, Masking) or getattr(layer, "mask_zero", False)
-        for layer in _all_layers(model)
+        for layer in all_layers(model)
     )
 
 
@@ -274,56 +271,6 @@ def needs_own_replica(model: keras.Model) -> list[str]:
     """The layers that add up numbers over replicas, which TensorFlow refuses inside of a step."""
     return [
         layer.name
-        for layer in _all_layers(model)
+        for layer in all_layers(model)
         if isinstance(layer, BatchNormalization) and layer.synchronized
     ]
-
-
-def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
-    """The model's recurrent layers, in order."""
-    return [layer for layer in model.layers if isinstance(layer, RNN | Bidirectional)]
-
-
-def turn_cudnn_off(model: keras.Model) -> None:
-    """Let recurrent layers use plain TensorFlow on a GPU too, where Keras would put in cuDNN.
-
-    XLA can't compile cuDNN, and a CPU can't run it.
-    """
-    for layer in _all_layers(model):
-        directions = ("forward_layer", "backward_layer")  # of a Bidirectional layer
-        for inner in (layer, *(getattr(layer, name, layer) for name in directions)):
-            if hasattr(inner, "use_cudnn"):
-                inner.use_cudnn = False
-
-
-def count_parameters(model: keras.Model) -> dict[str, int]:
-    """How many parameters the model has, in all and in its recurrent layers."""
-    recurrent = sum(layer.count_params() for layer in recurrent_layers(model))
-    return {"parameters": model.count_params(), "recurrent_parameters": recurrent}
-
-
-def count_cudnn_nodes(graph: tf.Graph, layers: list[keras.Layer]) -> dict[str, int]:
-    """How many cuDNN kernels the forward pass runs in each layer: the fewest on any replica.
-
-    A node is named `model/layer/…`, but TensorFlow numbers a scope that it sees again: `lstm` can
-    appear as `lstm_1`, or as `lstm_2` next to another layer's `lstm_1_1`. So scopes and layers
-    with the same base name, such as `lstm`, are matched by their order.
-    """
-    counts: dict[str, int] = {}
-    for function in graph.as_graph_def().library.function:
-        paths = [(node.op, node.name.split("/")) for node in function.node_def]
-        forward = [(op, path[1]) for op, path in paths if path[1:] and path[0] != "gradient_tape"]
-        fused = [scope for op, scope in forward if op.startswith("CudnnRNN")]
-        scopes = list(dict.fromkeys(scope for _, scope in forward))
-        for base in {_base(layer.name) for layer in layers}:
-            names = [layer.name for layer in layers if _base(layer.name) == base]
-            matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else it is a part, such as the body of a loop
-                for name, scope in zip(names, matching, strict=True):
-                    num = fused.count(scope)
-                    counts[name] = min(num, counts.get(name, num))
-    return {layer.name: counts.get(layer.name, 0) for layer in layers}
-
-
-def _base(name: str) -> str:
-    return re.sub(r"(_\d+)+$", "", name)

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from harness.architectures import BUILDERS
 from harness.job_file import load_job
-from harness.layers import GlobalBatchDropout, count_parameters, for_training, global_batch
+from harness.layers import GlobalBatchDropout, for_training, global_batch
+from harness.recurrent import count_parameters
 from tests.conftest import JOBS
 
 

@@ -197,6 +197,15 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     assert not list(load_job(path).without_effect())
     lines = list(load_job(path, ["model.reset_after=true"]).without_effect())
     assert lines == ["model.reset_after has no effect: it is a setting of the gru alone"]
+    block = "train.block_lstm=true"
+    assert not list(load_job(path, [block]).without_effect())
+    for setting, why in (
+        ("model.architecture=gru", "the network has no LSTM layer"),
+        ("train.precision=bfloat16", "the operation computes in train.precision = float32"),
+        ("train.xla=on", "train.xla = on compiles the loops"),
+    ):
+        lines = list(load_job(path, [block, setting]).without_effect())
+        assert lines == [f"train.block_lstm has no effect: {why}"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from harness.system.host import gpu_name, installed_version, processor
 LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layers
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into
+BLOCK_PARTS = 2  # where LSTM layers are one operation; more were slower on two CPU cores
 LARGE = 2**23  # numbers in a variable: 32 MB of float32, more than most CPUs have as a cache
 # Their updates depend on sums over a variable, which threads would add up in another order.
 NOT_ELEMENTWISE = ("adafactor", "muon")
@@ -41,6 +42,7 @@ class ExecutionPlan:
     parts: int  # of a global batch, computed side by side
     why: str
     fused: bool = False  # the update of a large variable is one pass, see `FusedUpdate`
+    block: bool = False  # LSTM layers are one operation, see `use_block_kernel`
 
 
 def plan_name(xla: bool, threads: int) -> str:
@@ -81,6 +83,11 @@ def num_parts(job: Job, kind: str) -> int:
     if kind == "gpu":
         return 1
     return max(1, min(MAX_PARTS, -(-_size(job) // LARGEST_COMPILED), job.train.batch_size))
+
+
+def uses_block(job: Job, kind: str) -> bool:
+    """Whether a new run computes LSTM layers by TensorFlow's block kernel, which CPUs have."""
+    return job.train.block_lstm and kind == "cpu" and not job.block_lstm_without_effect()
 
 
 def has_large_table(job: Job) -> bool:
@@ -148,7 +155,12 @@ def choose(
         threads = begun.get("threads")
         if type(threads) is not int or threads < 1:
             threads = cpus
-        return ExecutionPlan(begun["xla"], threads, parts, "as the run began", fused)
+        block = begun.get("block", False)
+        return ExecutionPlan(begun["xla"], threads, parts, "as the run began", fused, block)
+    if uses_block(job, kind):
+        parts = min(BLOCK_PARTS, job.train.batch_size)
+        why = "train.block_lstm = true"
+        return ExecutionPlan(False, cpus, parts, why, is_fused(job, kind), block=True)
     allowed = {"on": [True], "off": [False]}.get(job.train.xla, [True, False])
     plans = {
         plan_name(xla, threads): (xla, threads) for xla in allowed for threads in range(1, cpus + 1)

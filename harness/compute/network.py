@@ -24,9 +24,9 @@ from harness.layers import (
     needs_own_replica,
     place_dropouts,
     takes_masks,
-    turn_cudnn_off,
 )
 from harness.own_code import load_function, own_errors
+from harness.recurrent import turn_cudnn_off
 from harness.texts.word_vectors import WordVectors
 
 KERAS_PRECISION = {

@@ -65,7 +65,7 @@ def is_reusable(job: Job) -> bool:
         *(job.code, model.is_own, train.callbacks),  # what they depend on is not known
         *(has_schedule(train), train.class_weights),  # constants, from the training reviews too
         *(train.label_smoothing, train.average_epochs != 1, train.adversarial),
-        train.compile_evaluation,
+        *(train.compile_evaluation, train.block_lstm),
         *(model.embeddings, not model.train_embeddings, not model.recurrent),
         *(model.word_dropout, model.ngram_ratios, job.data.bucket),  # other inputs, many shapes
     )

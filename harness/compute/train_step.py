@@ -30,12 +30,15 @@ from harness.job import Job
 from harness.layers import (
     DropoutValues,
     OuterEmbedding,
-    count_cudnn_nodes,
     dropout_values,
     global_batch,
     outer_embedding,
+)
+from harness.recurrent import (
+    count_kernels,
     recurrent_layers,
     turn_cudnn_off,
+    use_block_kernel,
 )
 from harness.texts.word_vectors import WordVectors
 
@@ -91,6 +94,8 @@ class TrainStep:
             put_vectors(self.model, job, None)  # a network of the user's is built again
             if self.xla:
                 turn_cudnn_off(self.model)
+            if plan.block:
+                use_block_kernel(self.model)
             self.embedding = outer_embedding(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
@@ -292,16 +297,17 @@ class TrainStep:
     def kernels(self, graph: tf.Graph) -> dict[str, str]:
         """The kernel of each recurrent layer, read from the traced graph.
 
-        `cudnn`: NVIDIA's fused kernel; `xla`: the compiled loop; `loop`: a loop of TensorFlow
-        operations.
+        `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's on a CPU; `xla`: the compiled loop;
+        `loop`: a loop of TensorFlow operations.
         """
         layers = recurrent_layers(self.model)
-        counts = count_cudnn_nodes(graph, layers)
-        kernels = {}
-        for layer in layers:
-            directions = 2 if isinstance(layer, Bidirectional) else 1
-            fused = counts[layer.name] >= directions
-            kernels[layer.name] = "cudnn" if fused else "xla" if self.xla else "loop"
+        kernels = dict.fromkeys((layer.name for layer in layers), "xla" if self.xla else "loop")
+        for name, kernel in (("cudnn", "CudnnRNN"), ("block", "BlockLSTM")):
+            counts = count_kernels(graph, layers, kernel)
+            for layer in layers:
+                directions = 2 if isinstance(layer, Bidirectional) else 1
+                if counts[layer.name] >= directions:
+                    kernels[layer.name] = name
         return kernels
 
 

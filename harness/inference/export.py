@@ -20,7 +20,7 @@ from harness.inference.kept_ratios import read_ratios
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_vocabulary
 from harness.inputs.ngram_ratios import NgramRatios
-from harness.layers import turn_cudnn_off
+from harness.recurrent import turn_cudnn_off
 from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # TensorFlow Serving looks for a folder of a number

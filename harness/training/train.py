@@ -22,8 +22,8 @@ from harness.inputs.epoch_order import num_steps
 from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
-from harness.layers import count_parameters
 from harness.own_code import mode_in
+from harness.recurrent import count_parameters
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import (
     record_gpu_gb,

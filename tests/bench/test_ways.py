@@ -100,6 +100,6 @@ def test_both_ways_use_the_same_devices(
     monkeypatch.setattr(bench, "_train", train)
     made_up.settings = replace(made_up.settings, architectures=("rnn",))
     assert [*bench.training(made_up)]
-    compiled = (*args, "--set", "train.compile_evaluation=true")
-    assert sorted(map(tuple, trained)) == sorted([tuple(args), tuple(args), compiled])
+    keys = ("--set", "train.compile_evaluation=true", "--set", "train.block_lstm=true")
+    assert sorted(map(tuple, trained)) == sorted([tuple(args), tuple(args), (*args, *keys)])
     assert {each.get("CUDA_VISIBLE_DEVICES") for each in asked} == {"" if hidden else None}

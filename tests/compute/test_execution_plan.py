@@ -55,6 +55,27 @@ def test_what_the_job_says_comes_first(setting: str, xla: bool) -> None:
     assert (plan.xla, plan.threads, plan.why) == (xla, 4, f"train.xla = {setting}")
 
 
+def test_a_job_may_ask_for_the_block_kernel() -> None:
+    """Of a CPU, in two parts, whatever was measured; a resumed run keeps what it began with."""
+    job = load_job(JOBS / "lstm.toml", ["train.block_lstm=true"])
+    plan = choose(job, "cpu", 4, times_ms=TIMES)
+    assert (plan.block, plan.xla, plan.threads, plan.parts) == (True, False, 4, 2)
+    assert plan.why == "train.block_lstm = true"
+    for settings in (
+        ["train.precision=float64"],
+        ["train.xla=on"],
+        ["model.recurrent=false", "model.pooling=max"],
+    ):
+        other = load_job(JOBS / "lstm.toml", ["train.block_lstm=true", *settings])
+        assert not choose(other, "cpu", 2, times_ms=TIMES).block
+    assert not choose(load_job(JOBS / "gru.toml", ["train.block_lstm=true"]), "cpu", 2).block
+    assert not choose(job, "gpu", 2).block
+    begun = {"xla": False, "threads": 3, "parts": 2, "block": True}
+    resumed = choose(LSTM, "cpu", 2, begun=begun)
+    assert (resumed.block, resumed.parts, resumed.threads) == (True, 2, 3)
+    assert not choose(job, "cpu", 2, begun={"xla": False, "threads": 2}).block
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_without_a_measurement_small_operations_are_compiled(name: str) -> None:
     """The steady jobs' batches of 32; the notebook's of 128 in halves, if there is one layer."""

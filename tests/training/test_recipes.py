@@ -23,6 +23,7 @@ ALL = [
     *("--set", "train.average_epochs=2"),
     *("--set", "train.adversarial=5"),
     *("--set", "train.compile_evaluation=true"),
+    *("--set", "train.block_lstm=true"),
 ]
 LONG = [*ALL, "--set", "train.epochs=5"]
 LAST_EPOCH = 61  # its first step, of 15 an epoch

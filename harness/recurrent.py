@@ -1,0 +1,133 @@
+"""The recurrent layers of a model, and the kernels that compute them."""
+
+import functools
+import re
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+from keras.layers import LSTM, RNN, Bidirectional
+
+from harness.layers import all_layers
+
+
+def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
+    """The model's recurrent layers, in order."""
+    return [layer for layer in model.layers if isinstance(layer, RNN | Bidirectional)]
+
+
+def turn_cudnn_off(model: keras.Model) -> None:
+    """Let recurrent layers use plain TensorFlow on a GPU too, where Keras would put in cuDNN.
+
+    XLA can't compile cuDNN, and a CPU can't run it.
+    """
+    for layer in _with_directions(model):
+        if hasattr(layer, "use_cudnn"):
+            layer.use_cudnn = False
+
+
+def use_block_kernel(model: keras.Model) -> None:
+    """Have LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
+
+    A loop starts dozens of operations for each word instead. Layers with settings that the kernel
+    does not know keep their loop.
+    """
+    for layer in _with_directions(model):
+        if type(layer) is LSTM and _fits_block_kernel(layer):
+            layer.inner_loop = functools.partial(_block_lstm, layer)
+
+
+def _fits_block_kernel(layer: LSTM) -> bool:
+    functions = [layer.activation, layer.recurrent_activation]
+    return (
+        functions == [keras.activations.tanh, keras.activations.sigmoid]
+        and layer.use_bias
+        and not layer.dropout
+        and not layer.recurrent_dropout
+        and layer.compute_dtype == "float32"
+    )
+
+
+def _block_lstm(
+    layer: LSTM,
+    sequences: tf.Tensor,
+    initial_state: list[tf.Tensor],
+    mask: tf.Tensor | None,
+    training: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """What `LSTM.inner_loop` gives: the last output, all outputs over time, the last states.
+
+    The kernel has its gates in another order than Keras. Its second version is not used, because
+    the gradient that TensorFlow has for it is that of the first.
+    """
+    if mask is not None:
+        return LSTM.inner_loop(layer, sequences, initial_state, mask, training)  # type: ignore[no-any-return]
+    time_major = tf.transpose(sequences, [1, 0, 2])
+    if layer.go_backwards:
+        time_major = tf.reverse(time_major, [0])
+    cell, no_peephole = layer.cell, tf.zeros([layer.units])
+    hidden, carry = initial_state
+    found = tf.raw_ops.BlockLSTM(
+        seq_len_max=tf.cast(tf.shape(time_major)[0], tf.int64),
+        x=time_major,
+        cs_prev=carry,
+        h_prev=hidden,
+        w=_in_blocks_order(keras.ops.concatenate([cell.kernel, cell.recurrent_kernel], axis=0)),
+        wci=no_peephole,
+        wcf=no_peephole,
+        wco=no_peephole,
+        b=_in_blocks_order(keras.ops.convert_to_tensor(cell.bias)),
+        forget_bias=0.0,  # Keras has it in the bias
+        cell_clip=-1.0,  # no clipping
+    )
+    last = found.h[-1]
+    outputs = tf.transpose(found.h, [1, 0, 2]) if layer.return_sequences else last[:, None]
+    return last, outputs, [last, found.cs[-1]]
+
+
+def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:
+    """Input, candidate, forget and output gate, of Keras's input, forget, candidate and output."""
+    input_gate, forget, candidate, output = tf.split(gates, 4, axis=-1)
+    return tf.concat([input_gate, candidate, forget, output], axis=-1)
+
+
+def _with_directions(model: keras.Model) -> Iterator[keras.Layer]:
+    """Every layer of the model, and both directions of bidirectional ones."""
+    for layer in all_layers(model):
+        yield layer
+        for name in ("forward_layer", "backward_layer"):
+            if hasattr(layer, name):
+                yield getattr(layer, name)
+
+
+def count_parameters(model: keras.Model) -> dict[str, int]:
+    """How many parameters the model has, in all and in its recurrent layers."""
+    recurrent = sum(layer.count_params() for layer in recurrent_layers(model))
+    return {"parameters": model.count_params(), "recurrent_parameters": recurrent}
+
+
+def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> dict[str, int]:
+    """How many kernels whose names begin so the forward pass runs in each layer.
+
+    The fewest on any replica. A node is named `model/layer/…`, but TensorFlow numbers a scope that
+    it sees again: `lstm` can appear as `lstm_1`, or as `lstm_2` next to another layer's `lstm_1_1`.
+    So scopes and layers with the same base name, such as `lstm`, are matched by their order.
+    """
+    counts: dict[str, int] = {}
+    for function in graph.as_graph_def().library.function:
+        paths = [(node.op, node.name.split("/")) for node in function.node_def]
+        forward = [(op, path[1]) for op, path in paths if path[1:] and path[0] != "gradient_tape"]
+        fused = [scope for op, scope in forward if op.startswith(kernel)]
+        scopes = list(dict.fromkeys(scope for _, scope in forward))
+        for base in {_base(layer.name) for layer in layers}:
+            names = [layer.name for layer in layers if _base(layer.name) == base]
+            matching = [scope for scope in scopes if _base(scope) == base]
+            if len(names) == len(matching):  # else it is a part, such as the body of a loop
+                for name, scope in zip(names, matching, strict=True):
+                    num = fused.count(scope)
+                    counts[name] = min(num, counts.get(name, num))
+    return {layer.name: counts.get(layer.name, 0) for layer in layers}
+
+
+def _base(name: str) -> str:
+    return re.sub(r"(_\d+)+$", "", name)

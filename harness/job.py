@@ -257,9 +257,7 @@ class TrainConfig(ConfigSection):
         False, description="compile validation and test with XLA too, on a CPU; other last digits"
     )
     block_lstm: bool = Field(
-        False,
-        description="train LSTM layers by one operation each, on a CPU, which is faster than their "
-        "loops; other last digits",
+        False, description="train LSTM layers by one operation each, on a CPU; other last digits"
     )
     steps_per_execution: int = Field(
         1, ge=1, le=10_000, description="training steps in one call of the graph"

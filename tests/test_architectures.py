@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 from harness.architectures import BUILDERS
+from harness.compute.recurrent import count_parameters
 from harness.job_file import load_job
 from harness.layers import GlobalBatchDropout, for_training, global_batch
-from harness.recurrent import count_parameters
 from tests.conftest import JOBS
 
 

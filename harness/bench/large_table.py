@@ -45,7 +45,7 @@ def _step_ms(words: int, channels: int, *, fused: bool) -> dict[str, float]:
 
 def time_steps(words: int, channels: int, fused: bool) -> dict[str, Any]:
     """The milliseconds of a step after the first."""
-    from harness.compute.host_memory import keep_for_large_tables
+    from harness.compute.memory import keep_for_large_tables
     from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
     from harness.training.launch import plan_of
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
 from harness.compute.execution_plan import choose, without_cudnn
-from harness.compute.gpu_memory import keep_gb, measure_gb
-from harness.compute.host_memory import keep_for_large_tables
+from harness.compute.memory import keep_for_large_tables, keep_gpu_gb, measure_gpu_gb
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
@@ -170,10 +169,10 @@ def _speed(
     began = time.perf_counter()
     evaluation_batch_s = time_evaluation(train_step, test, seconds * (1 - TRAIN_SHARE))
     counts = [FULL_REVIEWS] * 2 if dataset.is_sample else [len(dataset.train), len(dataset.test)]
-    gpu_gb = measure_gb()
+    gpu_gb = measure_gpu_gb()
     used = describe_devices(strategy)
     if gpu_gb is not None and len(used) == 1:
-        keep_gb(loaded, gpu_gb)
+        keep_gpu_gb(loaded, gpu_gb)
     kind = used[0].get("name") or used[0]["device"].partition(":")[0]
     return {
         "devices": f"{len(used)} x {kind}",

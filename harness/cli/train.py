@@ -117,8 +117,7 @@ def train(
         raise InputError(f"--from {parent}: is for one run; give one job and no --seeds")
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
-    from harness.compute.gpu_memory import kept_gb
-    from harness.compute.host_memory import reckoned_gb
+    from harness.compute.memory import kept_gpu_gb, reckoned_gb
     from harness.compute.strategy import one_device_each
     from harness.data.locations import hold_staged
     from harness.report.summary import print_runs
@@ -143,7 +142,7 @@ def train(
             devices=kind,
             workers=workers,
             runs_per_gpu=runs_per_gpu,
-            gpu_gb=tuple(map(kept_gb, jobs)),
+            gpu_gb=tuple(map(kept_gpu_gb, jobs)),
             host_gb=tuple(map(reckoned_gb, jobs)),
         ),
         Console(),

@@ -142,11 +142,13 @@ def choose(
         times_ms: the time of a step by plan name, if it was measured on the device.
     """
 
-    def plan(xla: bool, threads: int, why: str) -> ExecutionPlan:
+    def plan(xla: bool, threads: int, why: str, *, block: bool = False) -> ExecutionPlan:
         parts = num_parts(job, kind) if xla else 1
+        if block:
+            parts = min(BLOCK_PARTS, job.train.batch_size)
         # Nobody has measured on a GPU whether one pass is faster there.
         fused = kind == "cpu" and job.train.optimizer not in NOT_ELEMENTWISE
-        return ExecutionPlan(xla, threads, parts, why, fused)
+        return ExecutionPlan(xla, threads, parts, why, fused, block)
 
     if isinstance(begun.get("xla"), bool):
         parts, fused = begun.get("parts", 1), begun.get("fused", False)
@@ -158,9 +160,7 @@ def choose(
         block = begun.get("block", False)
         return ExecutionPlan(begun["xla"], threads, parts, "as the run began", fused, block)
     if uses_block(job, kind):
-        parts = min(BLOCK_PARTS, job.train.batch_size)
-        why = "train.block_lstm = true"
-        return ExecutionPlan(False, cpus, parts, why, is_fused(job, kind), block=True)
+        return plan(False, cpus, "train.block_lstm = true", block=True)
     allowed = {"on": [True], "off": [False]}.get(job.train.xla, [True, False])
     plans = {
         plan_name(xla, threads): (xla, threads) for xla in allowed for threads in range(1, cpus + 1)

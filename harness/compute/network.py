@@ -15,6 +15,7 @@ from keras.layers import Embedding
 from keras.src.backend.common import global_state
 
 from harness.architectures import BUILDERS
+from harness.compute.recurrent import turn_cudnn_off
 from harness.data.vocabulary import FIRST_WORD
 from harness.errors import InputError
 from harness.job import Job
@@ -26,7 +27,6 @@ from harness.layers import (
     takes_masks,
 )
 from harness.own_code import load_function, own_errors
-from harness.recurrent import turn_cudnn_off
 from harness.texts.word_vectors import WordVectors
 
 KERAS_PRECISION = {

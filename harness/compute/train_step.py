@@ -24,6 +24,12 @@ from harness.compute.network import (
     training_network,
 )
 from harness.compute.optimizer import RampedAverage, build_optimizer
+from harness.compute.recurrent import (
+    count_kernels,
+    recurrent_layers,
+    turn_cudnn_off,
+    use_block_kernel,
+)
 from harness.compute.xla_cache import name_functions_alike
 from harness.inputs.input_pipeline import Batch, in_parts
 from harness.job import Job
@@ -33,12 +39,6 @@ from harness.layers import (
     dropout_values,
     global_batch,
     outer_embedding,
-)
-from harness.recurrent import (
-    count_kernels,
-    recurrent_layers,
-    turn_cudnn_off,
-    use_block_kernel,
 )
 from harness.texts.word_vectors import WordVectors
 

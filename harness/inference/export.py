@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.recurrent import turn_cudnn_off
 from harness.data.dataset import CLASSES
 from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOWN
 from harness.errors import InputError, RunError
@@ -20,7 +21,6 @@ from harness.inference.kept_ratios import read_ratios
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_vocabulary
 from harness.inputs.ngram_ratios import NgramRatios
-from harness.recurrent import turn_cudnn_off
 from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # TensorFlow Serving looks for a folder of a number

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.compute.host_memory import reckoned_gb
+from harness.compute.memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
 from harness.errors import InputError, explain_interruption
 from harness.files.atomic_file import atomic_write

@@ -13,7 +13,7 @@ from harness.compute.execution_plan import (
     measured_ms,
 )
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.host_memory import keep_for_large_tables
+from harness.compute.memory import keep_for_large_tables
 from harness.compute.strategy import (
     Numerics,
     describe_devices,

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.compute import gpu_memory
+from harness.compute import memory
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import class_weights
+from harness.compute.recurrent import count_parameters
 from harness.compute.strategy import describe_cuda, describe_devices, describe_numerics
 from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
@@ -23,7 +24,6 @@ from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.own_code import mode_in
-from harness.recurrent import count_parameters
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import (
     record_gpu_gb,
@@ -197,11 +197,11 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, s
 
 def record_gpu_memory(trainer: Trainer) -> None:
     """Record what the run holds of a GPU, and keep it for jobs that will share one."""
-    if (gb := gpu_memory.measure_gb()) is None:
+    if (gb := memory.measure_gpu_gb()) is None:
         return
     record_gpu_gb(trainer.run, gb)
     if trainer.train_step.strategy.num_replicas_in_sync == 1:
-        gpu_memory.keep_gb(trainer.job, gb)
+        memory.keep_gpu_gb(trainer.job, gb)
 
 
 def score_test(trainer: Trainer, dataset: Dataset, ratios: NgramRatios | None) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.compute.gpu_memory import kept_gb
-from harness.compute.host_memory import largest_gb
+from harness.compute.memory import kept_gpu_gb, largest_gb
 from harness.errors import InputError, Interrupted, NodeFault, RunError
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
@@ -70,7 +69,7 @@ class WorkerRequest:
         )
         if self.workers_per_gpu > 1:
             # Each may hold the largest trial at the same time.
-            runs = [(search.name, kept_gb(search))] * self.workers_per_gpu
+            runs = [(search.name, kept_gpu_gb(search))] * self.workers_per_gpu
             check_memory(slots, runs, warn=warn, option="--workers-per-gpu")
         return slots
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from harness.compute.gpu_memory import keep_gb, measure_gb
+from harness.compute.memory import keep_gpu_gb, measure_gpu_gb
 from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
@@ -117,8 +117,8 @@ class Trials:
             self.observers,
             scores_validation=self.search.scores_validation,
         )
-        if (gb := measure_gb()) is not None:
-            keep_gb(self.search, gb)
+        if (gb := measure_gpu_gb()) is not None:
+            keep_gpu_gb(self.search, gb)
 
     def _adopt(self, work: Work, run: RunDirectory, identity: str) -> None:
         """Begin where an older attempt has come to, or else where the parent has ended.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.host_memory import keep_for_large_tables, largest_jobs
+from harness.compute.memory import keep_for_large_tables, largest_jobs
 from harness.compute.strategy import (
     Numerics,
     import_tensorflow,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.checks import probe, probe_child
-from harness.compute import host_memory, strategy
+from harness.compute import memory, strategy
 from harness.compute.execution_plan import ExecutionPlan
 from harness.errors import RunError
 from harness.job import Job
@@ -114,7 +114,7 @@ def test_the_measured_step_is_that_of_a_run(
     monkeypatch.setattr(strategy, "import_tensorflow", lambda *args: asked.update(args=args[1:]))
     monkeypatch.setattr(strategy, "make_strategy", lambda _: None)
     monkeypatch.setattr("harness.compute.train_step.TrainStep", build)
-    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: asked.update(keeps=True))
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: asked.update(keeps=True))
     table = ("data.vocab_size=65536", "model.embedding_dim=128")
     classes = ("train.class_weights={a=1.0,b=2.0,c=3.0}", f"data.source='{source}'")
     with pytest.raises(RunError, match="enough"):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from harness.compute import gpu_memory
-from harness.compute.gpu_memory import CONTEXT_GB, keep_gb, kept_gb, measure_gb
+from harness.compute import memory
+from harness.compute.memory import CONTEXT_GB, keep_gpu_gb, kept_gpu_gb, measure_gpu_gb
 from harness.job_file import load_job
 from harness.search_space import load_search
 from harness.system import nvml
@@ -18,13 +18,13 @@ LSTM = load_job(JOBS / "lstm.toml")
 
 def test_the_driver_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow's own count knows nothing of CUDA's context, and stands in where it must."""
-    assert measure_gb() is None  # no GPU trains here
+    assert measure_gpu_gb() is None  # no GPU trains here
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a", "b"])
     peaks = {"GPU:0": {"peak": 2e9}, "GPU:1": {"peak": 3e9}}
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", peaks.get)
     for held, gb in ((2.5, 2.5), (None, 3.0 + CONTEXT_GB)):
         monkeypatch.setattr(nvml, "own_gb", lambda held=held: held)
-        assert measure_gb() == gb
+        assert measure_gpu_gb() == gb
 
 
 def test_memory_is_kept_for_jobs_of_the_same_sizes(
@@ -32,16 +32,16 @@ def test_memory_is_kept_for_jobs_of_the_same_sizes(
 ) -> None:
     """Another seed takes as much; another batch, network or card is unknown."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(gpu_memory, "device_name", lambda kind: "NVIDIA A100")
-    keep_gb(LSTM, 1.25)
+    monkeypatch.setattr(memory, "device_name", lambda kind: "NVIDIA A100")
+    keep_gpu_gb(LSTM, 1.25)
     for setting, gb in (
         ("train.seed=7", 1.25),
         ("train.batch_size=128", None),
         ("train.xla=on", None),
     ):
-        assert kept_gb(load_job(JOBS / "lstm.toml", [setting])) == gb
-    monkeypatch.setattr(gpu_memory, "device_name", lambda kind: "NVIDIA T4")
-    assert kept_gb(LSTM) is None
+        assert kept_gpu_gb(load_job(JOBS / "lstm.toml", [setting])) == gb
+    monkeypatch.setattr(memory, "device_name", lambda kind: "NVIDIA T4")
+    assert kept_gpu_gb(LSTM) is None
 
 
 SEARCH = """
@@ -60,27 +60,27 @@ def test_the_most_that_a_search_took_is_kept(
 ) -> None:
     """By any of its workers, or by a run of its largest trial's sizes; not by another space's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(gpu_memory, "device_name", lambda kind: "NVIDIA A100")
+    monkeypatch.setattr(memory, "device_name", lambda kind: "NVIDIA A100")
     file = tmp_path / "mine.toml"
     file.write_text(SEARCH)
     search, longer = (load_search(file, [f"search.trials={n}"]) for n in (4, 9))
     file.write_text(SEARCH.replace("64", "128"))
     wider = load_search(file)
-    assert kept_gb(search) is None
+    assert kept_gpu_gb(search) is None
     for gb, most in ((0.5, 0.5), (0.4, 0.5), (0.75, 0.75)):
-        keep_gb(search, gb)
-        assert (kept_gb(search), kept_gb(longer), kept_gb(wider)) == (most, most, None)
-    keep_gb(search.job_of({"model.units": 64}), 2.0)
-    keep_gb(search.job_of({"model.units": 16}), 3.0)  # by a run that another one stood beside
-    assert (kept_gb(search), kept_gb(wider)) == (2.0, None)
+        keep_gpu_gb(search, gb)
+        assert (kept_gpu_gb(search), kept_gpu_gb(longer), kept_gpu_gb(wider)) == (most, most, None)
+    keep_gpu_gb(search.job_of({"model.units": 64}), 2.0)
+    keep_gpu_gb(search.job_of({"model.units": 16}), 3.0)  # by a run that another one stood beside
+    assert (kept_gpu_gb(search), kept_gpu_gb(wider)) == (2.0, None)
 
 
 def test_a_cache_that_refuses_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured is then in the record of the run alone."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    keep_gb(LSTM, 1.0)
-    assert kept_gb(LSTM) is None
+    keep_gpu_gb(LSTM, 1.0)
+    assert kept_gpu_gb(LSTM) is None
 
 
 NVML = """
@@ -93,8 +93,8 @@ nvmlDeviceGetMemoryInfo = lambda handle: SimpleNamespace(free=1.5e9, total=80e9)
 """
 # Imported by each process of Python at its start.
 MEASURED = """
-from harness.compute import gpu_memory
-gpu_memory.measure_gb = lambda: 0.5
+from harness.compute import memory
+memory.measure_gpu_gb = lambda: 0.5
 """
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.compute import host_memory
-from harness.compute.host_memory import largest_gb, reckoned_gb
+from harness.compute import memory
+from harness.compute.memory import largest_gb, reckoned_gb
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.search_space import load_search
@@ -116,7 +116,7 @@ def test_a_run_stays_below_it(harness: Harness) -> None:
 STEPS = """
 import resource, sys
 import numpy as np
-from harness.compute.host_memory import keep_freed_memory
+from harness.compute.memory import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -151,7 +151,7 @@ def test_a_run_with_a_large_table_keeps_freed_memory(
 ) -> None:
     """Before TensorFlow is imported, which ends the command here."""
     calls: list[str] = []
-    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: calls.append("run"))
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("run"))
     table = ("--set", f"data.vocab_size={words}", "--set", "model.embedding_dim=128")
     done = harness.run_here("train", JOBS / "lstm.toml", "--devices", "cpu", *table)
     assert (done.returncode, "TensorFlow can't be imported" in done.stderr) == (2, True)
@@ -164,7 +164,7 @@ def test_a_worker_keeps_freed_memory_for_the_largest_table(
 ) -> None:
     """It trains several trials, and malloc can't be told later."""
     calls: list[str] = []
-    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: calls.append("worker"))
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("worker"))
     monkeypatch.setattr(StopRequest, "listen", lambda self: None)
     text = '[model]\narchitecture = "lstm"\nembedding_dim = 128\n[search]\ntrials = 2\n'
     sweep = make_sweep(tmp_path / "sweep", f"{text}[search.space]\ndata.vocab_size = {words}\n")

@@ -16,12 +16,12 @@ from harness.compute.network import (
     load_network,
     training_network,
 )
+from harness.compute.recurrent import turn_cudnn_off
 from harness.errors import InputError
 from harness.inference.model_file import save_model
 from harness.job import Job
 from harness.job_file import check_job
 from harness.layers import GlobalBatchDropout
-from harness.recurrent import turn_cudnn_off
 from harness.tracking.run_dir import RunDirectory
 
 HEAD = "import keras\nfrom keras import layers\n"

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.recurrent import use_block_kernel
 from harness.compute.train_step import TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches
 from harness.job_file import load_job
-from harness.recurrent import use_block_kernel
 from tests.conftest import JOBS
 
 NUM_REVIEWS, LENGTH = 50, 12

@@ -1,16 +1,29 @@
-"""How much of a node's memory a training process needs, reckoned from the sizes of its job.
+"""How much memory a training process needs: of its node, and of a GPU.
 
-Held to the peaks of seven runs on a CPU, from 0.92 GB for the steady LSTM to 3.9 GB for a
-bidirectional one of 128 units over 1,000 words, and above each. On a GPU the activations are in its
-own memory, so that it is more than enough there.
+A node's is reckoned from the sizes of the job. It is held to the peaks of seven runs on a CPU, from
+0.92 GB for the steady LSTM to 3.9 GB for a bidirectional one of 128 units over 1,000 words, and
+above each. On a GPU the activations are in its own memory, so that it is more than enough there.
+
+A GPU's is measured by a run and kept for those that will share one. TensorFlow takes memory as it
+needs it and gives none back, so what a process holds after an epoch is the most that it has needed.
 """
 
 import contextlib
 import ctypes
 
-from harness.compute.execution_plan import ExecutionPlan, has_large_table, recurrent_units
+from harness.compute.execution_plan import (
+    ExecutionPlan,
+    device_name,
+    has_large_table,
+    read_measured,
+    recurrent_units,
+    save_measured,
+    shape,
+)
+from harness.errors import RunError
 from harness.job import Job
 from harness.search_space import SearchSpec
+from harness.system import nvml
 
 BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
 COPIES = 11  # of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays
@@ -20,6 +33,9 @@ RATIO_COPIES = 3  # an array, a tensor, and another array while a tensor is made
 MAX_PADDED_GB = 1.0  # of reviews that are held padded; more are padded as they come
 FLOAT = 4  # bytes
 OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can hold anything
+# For CUDA's context and its libraries, which TensorFlow's own count leaves out: an allowance for
+# where the driver does not know the process, on the safe side, not a measurement.
+CONTEXT_GB = 1.0
 # Of glibc's mallopt(3): option and value.
 KEEP_FREED = (
     (-8, 1),  # M_ARENA_MAX: other arenas have at most 64 MB, so larger buffers would be mapped
@@ -96,3 +112,54 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in KEEP_FREED:
             mallopt(option, value)
+
+
+# GPUs
+
+
+def measure_gpu_gb() -> float | None:
+    """The memory that this process holds of its fullest GPU, in GB; None where the CPU trains."""
+    import tensorflow as tf
+
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return None
+    if (held := nvml.own_gb()) is not None:
+        return held
+    read = tf.config.experimental.get_memory_info
+    return CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9
+
+
+def keep_gpu_gb(what: Job | SearchSpec, gb: float) -> None:
+    """Keep what a process took of a GPU: by a run of a job, or by a worker in a search.
+
+    It counts for jobs of the same sizes and searches of the same space, on such a GPU. Of a search
+    the most counts that any worker has taken, since its trials differ in size.
+    """
+    key = _key(what)
+    with contextlib.suppress(RunError, OSError):  # no run fails because its cache is full
+        if isinstance(what, SearchSpec) and gb <= (_read(key) or 0):
+            return
+        save_measured(device_name("gpu"), "gpu_gb", {key: round(gb, 3)})
+
+
+def kept_gpu_gb(what: Job | SearchSpec) -> float | None:
+    """What a process took of a GPU like the first one here; None if none was measured.
+
+    Of a search also what runs of the sizes of its largest trials took.
+    """
+    jobs = largest_jobs(what) if isinstance(what, SearchSpec) else []
+    known = [gb for gb in map(_read, map(_key, [what, *jobs])) if gb is not None]
+    return max(known, default=None)
+
+
+def _read(key: str) -> float | None:
+    gb = read_measured(device_name("gpu"), "gpu_gb").get(key)
+    return float(gb) if isinstance(gb, int | float) and gb > 0 else None
+
+
+def _key(what: Job | SearchSpec) -> str:
+    if isinstance(what, SearchSpec):
+        space = " ".join(f"{each.key}={list(each.examples())}" for each in what.space)
+        return f"{_key(what.job)} search {space}"
+    return f"{shape(what)} xla={what.train.xla}"

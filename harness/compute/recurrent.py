@@ -50,6 +50,7 @@ def _fits_block_kernel(layer: LSTM) -> bool:
 
 def _block_lstm(
     layer: LSTM,
+    *,
     sequences: tf.Tensor,
     initial_state: list[tf.Tensor],
     mask: tf.Tensor | None,

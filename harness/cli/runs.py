@@ -195,11 +195,9 @@ def cancel(
     chosen = {each.folder: each for name in names for each in select_runs([name], runs, queue)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    known = (
-        survey(runs, queue, checks_all=False)
-        if any(run.shares_job for run in chosen.values())
-        else []
-    )
+    # The others of a job are where its run is, which need not be --runs.
+    tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
+    known = [each for top in tops for each in survey(top, queue, checks_all=False)]
     alone = {each: spares_others(run, chosen.values(), known) for each, run in chosen.items()}
     for folder, run in chosen.items():
         try:

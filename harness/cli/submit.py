@@ -4,6 +4,7 @@
 """
 
 import itertools
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -136,28 +137,30 @@ def submit(
                 "--resume: goes on with runs as they are; leave out --all, --set, --seeds, --pack "
                 "and --full"
             )
-        request = _resume_request(names, resources, runs, everything=all_interrupted)
+        requests = _resume_requests(names, resources, runs, everything=all_interrupted)
     else:
-        request = make_request(options, resources, runs)
+        requests = [make_request(options, resources, runs)]
     console = Console()
-    for line in doubts(request):
+    for line in dict.fromkeys(line for request in requests for line in doubts(request)):
         console.warning(line)
-    if dry_run:
-        for submission in dry_submissions(request):
-            echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
-    elif test:
-        for line in expected_starts(request):
-            echo(line)
-    else:
-        _submit(request)
+    for request in requests:
+        if dry_run:
+            for submission in dry_submissions(request):
+                echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
+        elif test:
+            for line in expected_starts(request):
+                echo(line)
+        else:
+            _submit(request)
 
 
-def _resume_request(
+def _resume_requests(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool
-) -> "Request":
+) -> "list[Request]":
+    """A request for each folder of runs, because who looks there must see the jobs."""
     from harness.monitoring.resume import as_job, interrupted
     from harness.monitoring.run_names import select_runs
-    from harness.monitoring.survey import survey
+    from harness.monitoring.survey import runs_of, survey
     from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
@@ -179,7 +182,11 @@ def _resume_request(
         if shortage and shortage.more_mb:
             told = f"{each.run}: was killed for want of memory: {shortage}"
             Console().warning(f"{told}; give --mem={shortage.more_mb}M or more")
-    return resume_request(resumed, runs)
+    tops = [runs_of(each.folder, runs) for each in resumed]
+    return [
+        resume_request([each for each, of in zip(resumed, tops, strict=True) if of == top], top)
+        for top in dict.fromkeys(tops)
+    ]
 
 
 def _submit(request: "Request") -> None:
@@ -195,7 +202,9 @@ def _submit(request: "Request") -> None:
     if size:
         echo(f"code  {size.size_text} in {first.layout.snapshot}")
     run = quoted(first.run_folders(first_id)[0])
-    echo("next  harness status")
+    default = Path(os.environ.get("HARNESS_RUNS") or "runs").absolute()
+    elsewhere = "" if request.runs == default else f" --runs {quoted(request.runs)}"
+    echo(f"next  harness status{elsewhere}")
     echo(f"      harness logs {run} -f")
     echo(f"      harness cancel {run}")
 

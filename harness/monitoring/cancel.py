@@ -32,9 +32,11 @@ def spares_others(
     status: RunStatus, chosen: Collection[RunStatus], known: Iterable[RunStatus]
 ) -> bool:
     """Whether other runs of its job go on, so that the job must not be cancelled as a whole."""
-    folders = {each.folder for each in chosen}
+    folders = {os.path.realpath(each.folder) for each in chosen}
     return status.shares_job and any(
-        each.slurm_job == status.slurm_job and each.alive and each.folder not in folders
+        each.slurm_job == status.slurm_job
+        and each.alive
+        and os.path.realpath(each.folder) not in folders
         for each in known
     )
 

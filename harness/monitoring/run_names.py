@@ -31,8 +31,8 @@ def select_runs(
             return _chosen(names, look_at(folders, runs, queue), runs, many=many)
         except InputError:  # one is the id of a job that no folder is named after, or of none
             pass
-    here = [Path(name) for name in names if os.path.isdir(name)]  # noqa: PTH112 - never raises
-    return _chosen(names, survey(runs, queue, here, checks_all=False), runs, many=many)
+    paths = [Path(name) for name in names if name.strip()]
+    return _chosen(names, survey(runs, queue, paths, checks_all=False), runs, many=many)
 
 
 def _chosen(

@@ -13,6 +13,7 @@ from harness.monitoring.run_index import RunIndex, result_version
 from harness.monitoring.status import infer_state
 from harness.search_space import SEARCH_FILE, short_names
 from harness.slurm.queue import Queue, QueuedJob, training_script
+from harness.slurm.script import submissions
 from harness.tracking.records import ALIVE, RunStatus, Submission, add_late_submission, observe
 from harness.tracking.run_folders import RunFolder, find_runs, walk_runs
 
@@ -29,12 +30,13 @@ def survey(
     Args:
         runs: the folder of all runs.
         queue: of Slurm.
-        folders: more runs, or folders of runs.
+        folders: more runs, or folders of runs, also some that a submitted job has yet to make.
         checks_all: whether each finished run of the index is checked; else those alone that can
             have changed, and the newest.
     """
-    look = _Look(runs, queue)
-    walk = walk_runs((runs, *folders), is_known=look.index.is_known)
+    look = _Look(runs, queue, folders)
+    here = filter(os.path.isdir, folders)
+    walk = walk_runs((runs, *here), is_known=look.index.is_known)
     look.index.check(walk.runs, None if checks_all else walk.changed_ns)
     statuses = look.at(walk.runs)
     while not checks_all:
@@ -64,17 +66,32 @@ def look_at(folders: Sequence[Path], runs: Path, queue: Queue | None) -> list[Ru
         else each
         for each in walk_runs(folders).runs
     ]
-    return _sorted(status for status, _ in _Look(runs, queue).at(found))
+    return _sorted(status for status, _ in _Look(runs, queue, folders).at(found))
+
+
+def runs_of(folder: Path, runs: Path) -> Path:
+    """The folder of runs whose records tell of the jobs of a run.
+
+    Args:
+        folder: of the run, or one that holds runs.
+        runs: where it is unless it is elsewhere, in a folder that jobs were submitted from.
+    """
+    top = os.path.realpath(runs)
+    if any(Path(os.path.realpath(each)).is_relative_to(top) for each in (folder, folder.parent)):
+        return runs
+    near = (folder.absolute(), *folder.absolute().parents[:2])
+    return next((each for each in near if os.path.isdir(submissions(each))), runs)  # noqa: PTH112
 
 
 class _Look:
     """One look at runs, at one moment."""
 
-    def __init__(self, runs: Path, queue: Queue | None) -> None:
+    def __init__(self, runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> None:
         self.runs, self.now = runs, time.time()
         self.index = RunIndex(runs, now=self.now)
         self._real = _RealPaths()
-        sent = self.index.submissions(runs)
+        sent = [*self.index.submissions(runs), *self._sent_elsewhere(folders)]
+        sent.sort(key=lambda each: each.time_s)
         self.submissions = {self._real.of(each.folder): each for each in sent}
         self.jobs = queue.jobs() if queue else None
         self.asked_s_ago = self.now - queue.asked_at if queue else 0.0
@@ -82,6 +99,14 @@ class _Look:
         for job in self.jobs or ():
             for name in {job.id, job.raw_id}:
                 self._jobs_by_id.setdefault(name, []).append(job)
+
+    def _sent_elsewhere(self, folders: Sequence[Path]) -> Iterator[Submission]:
+        """What the records in other folders of runs say of some runs there."""
+        named = tuple(f"{os.path.realpath(each)}/" for each in folders)
+        for top in {runs_of(each, self.runs) for each in folders} - {self.runs}:
+            for sent in RunIndex(top, now=self.now).submissions(top):
+                if f"{self._real.of(sent.folder)}/".startswith(named):
+                    yield sent
 
     def at(self, found: Sequence[RunFolder]) -> list[tuple[RunStatus, RunFolder]]:
         """Runs with their states, from the index or from their folders."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError, RunError
+from harness.monitoring import cancel
 from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
 from harness.monitoring.run_names import pick
 from harness.monitoring.survey import survey
@@ -161,6 +162,21 @@ def test_one_seed_of_a_job_is_stopped_alone(site: Site) -> None:
     assert (one.asked_to_cancel, other.asked_to_cancel, noted.exists()) == (True, False, False)
     other.state = "finished"
     assert not spares_others(one, [one], both)
+
+
+def test_one_seed_of_a_job_elsewhere_is_stopped_alone(
+    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named by its path where `--runs` is another folder, as its job still trains the others."""
+    monkeypatch.setattr(cancel, "WAIT_S", 0.0)
+    noted = scancel(site)
+    site.slurm("12|12|RUNNING|1:00|None|/x.sh")
+    site.program("scontrol", "echo BatchFlag=1")
+    one, _ = (site.run(f"slurm-12-seed{seed}", "training", slurm_job="12") for seed in (1, 2))
+    harness.environment["PATH"] = os.environ["PATH"]
+    done = harness.run_here("cancel", one.folder, "--runs", site.folder / "empty")
+    assert "was asked to stop" in done.stderr
+    assert (one.path("cancel.json").exists(), noted.exists()) == (True, False)
 
 
 @pytest.mark.parametrize(

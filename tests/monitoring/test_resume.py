@@ -1,6 +1,7 @@
 """Which runs go on as jobs, and what those jobs ask for."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.monitoring.resume import as_job, interrupted
-from harness.monitoring.run_names import pick
+from harness.monitoring.run_names import pick, select_runs
+from harness.slurm.queue import Queue
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import ask_to_cancel
@@ -167,6 +169,28 @@ def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     assert done.stdout.count(" -C ib ") == 2
     done = harness.run_here("submit", "--resume", "a", "--dry-run", "--", "-C", "ib")
     assert done.stdout.count("sbatch --parsable") == 1
+
+
+def test_a_run_elsewhere_gets_one_job_wherever_it_is_looked_at(
+    harness: Harness, site: Site
+) -> None:
+    """Its record is where those of its folder of runs are, also if `--runs` is another one."""
+    site.program("sbatch", "echo 77")
+    site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "77|77|PENDING|0:00|Priority|/x.sh")
+    environment = {"PATH": os.environ["PATH"], "HARNESS_RUNS": str(site.folder / "empty")}
+    harness.environment |= environment
+    site.submission("12", [1])
+    run = site.run("a", "interrupted", 60).folder
+    done = harness.run_here("submit", "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert f"next  harness status --runs {site.runs}\n" in done.stdout
+    assert not (site.folder / "empty").exists()
+    for runs in (site.runs, site.folder / "empty"):
+        for name, job in ((run, "77"), (site.runs / "gru/slurm-12", "12")):
+            (status,) = select_runs([str(name)], runs, Queue())
+            assert (status.state, status.reported_job or status.slurm_job) == ("pending", job)
+    done = harness.run_here("submit", "--resume", run)
+    assert (done.returncode, "is pending; harness cancel it first" in done.stderr) == (2, True)
 
 
 def test_training_outside_a_job_is_said_first(harness: Harness) -> None:

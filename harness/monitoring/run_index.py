@@ -28,7 +28,7 @@ from harness.slurm.script import submissions
 from harness.tracking.records import RunStatus, Submission, read_submission
 from harness.tracking.run_folders import RunFolder
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 CHECK_EVERY_S = 3600.0
 # A folder that changed within this time may change again without another time, or on a network
 # file system show an older one.
@@ -49,6 +49,7 @@ SENT: tuple[type | tuple[type, ...], ...] = (
     NUMBER,
     (TEXT, NOTHING),
     (WHOLE, NOTHING),
+    bool,
 )
 
 
@@ -221,7 +222,8 @@ def _numbers(content: list[Any]) -> tuple[float, ...]:
 
 def _fields(sent: Submission) -> list[Any]:
     folder = str(sent.folder)
-    return [folder, sent.job, sent.architecture, sent.log, sent.time_s, sent.resumed_by, sent.seed]
+    about = (sent.job, sent.architecture, sent.log, sent.time_s, sent.resumed_by, sent.seed)
+    return [folder, *about, sent.is_own]
 
 
 def _submissions_of(entry: object, inode: int) -> list[Submission] | None:
@@ -234,6 +236,7 @@ def _submissions_of(entry: object, inode: int) -> list[Submission] | None:
             return None
         if not all(isinstance(value, kind) for value, kind in zip(each, SENT, strict=True)):
             return None
-        folder, job, architecture, log, time_s, resumed_by, seed = each
-        found.append(Submission(Path(folder), job, architecture, seed, log, time_s, resumed_by))
+        folder, job, architecture, log, time_s, resumed_by, seed, is_own = each
+        about = (Path(folder), job, architecture, seed, log, time_s, resumed_by, is_own)
+        found.append(Submission(*about))
     return found

@@ -1,5 +1,6 @@
 """What state a run is in, from its folder and the scheduler's answer."""
 
+import re
 import socket
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from harness.slurm.queue import QueuedJob, find_job
 from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
 from harness.tracking.out_of_memory import Shortage, shortage_of
-from harness.tracking.records import RunStatus, describe_trials, last_log_line
+from harness.tracking.records import RunStatus, describe_trials, last_log_line, log_end
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
 # Compiling, validating and testing may take minutes without a heartbeat.
@@ -41,7 +42,7 @@ def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago:
         status.slurm_job = queued.id
     if status.phase == "result":
         status.state = "finished"
-        status.note = f"{status.error} {status.resume}" if status.error else ""
+        status.note = status.error or ""
         return
     if status.shares_job and status.phase in (None, "interrupted") and status.asked_to_cancel:
         queued = status.queued = None  # its job goes on without it
@@ -94,8 +95,12 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
         return state, line if line and state == "failed" else f"Slurm says {ended}"
     if status.is_there():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
+    if re.search(rf"records +{re.escape(str(status.folder))}$", log_end(status), re.MULTILINE):
+        return "gone", "finished; its folder was removed or moved"
     if not answered:
         return "submitted", "no answer from the scheduler"
+    if not status.is_own:
+        return "unknown", "another user's; the queue shows own jobs alone"
     line = last_log_line(status)
     return ("failed", line) if line else ("gone", "left the queue before it began")
 

@@ -1,5 +1,6 @@
 """What the folder of a run says about it, and the record of a submission, read with suspicion."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from harness.errors import DiskError
 from harness.files.lenient_json import (
     BROKEN,
     number,
@@ -39,6 +41,7 @@ class Submission:
     log: str | None
     time_s: float
     resumed_by: str | None = None  # the id of a job that goes on with a run that was there before
+    is_own: bool = True
 
 
 @dataclass
@@ -146,6 +149,7 @@ class RunStatus:
 def read_submission(file: Path) -> list[Submission] | None:
     """The runs in a record of `harness submit`, which may name none; None if it can't be read."""
     sent, record = _stat(file), RunDirectory(file.parent).read_json(file.name)
+    is_own = _is_own(file) is not False
     if not sent or not record:
         return None
     folders = record.get("runs")
@@ -158,6 +162,7 @@ def read_submission(file: Path) -> list[Submission] | None:
             path(_item(record.get("logs"), index)),
             sent.st_mtime,
             _job_id(record.get("job_id")) if record.get("resumes") is True else None,
+            is_own,
         )
         for index, folder in enumerate(folders if isinstance(folders, list) else [])
         if path(folder) is not None
@@ -172,7 +177,7 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
     run = RunDirectory(folder)
     state = run.read_json("state.json")
     file = _stat(folder / "state.json")
-    modified, owned = file.st_mtime if file else None, file or _stat(folder)
+    modified, is_own = file.st_mtime if file else None, _is_own(folder / "state.json", folder)
     status = RunStatus(
         run=name,
         folder=folder,
@@ -195,7 +200,7 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         phase=text(state.get("phase")),
         signal=text(state.get("signal")),
         error=text(state.get("error")),
-        is_own=owned is None or owned.st_uid == os.getuid(),
+        is_own=(not submission or submission.is_own) if is_own is None else is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
     beats = (number(state.get("time_s")), modified)
@@ -208,11 +213,17 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
         _add_resuming_job(status, submission)
         return status
     is_finished = status.is_there("result.json")
-    result = run.read_json("result.json") if is_finished else {}
+    result: dict[str, Any] = {}
+    problem = None
+    try:
+        result = run.certain_json("result.json") if is_finished else {}
+    except DiskError as error:
+        problem = str(error)
     if not is_whole(result):
         _add_job(status)
     if is_finished:
         _add_result(status, result)
+        status.error = problem or status.error
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
     status.slurm_job = _shown_job(status, state)
@@ -222,7 +233,10 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
 
 def _add_resuming_job(status: RunStatus, submission: Submission | None) -> None:
     """Add the job that goes on with the run, unless a later one has written its heartbeat."""
-    if submission and submission.resumed_by and submission.time_s > status.time_s:
+    if not submission or not submission.resumed_by:
+        return
+    # Both by the clock of the disk, which that of a node may be minutes ahead of.
+    if submission.time_s > (status.beats[-1] if status.beats else status.time_s):
         status.reported_job = status.slurm_job = submission.resumed_by
         status.log = submission.log
 
@@ -246,7 +260,8 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
 
 def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
     status.phase = "result"
-    status.error = None if is_whole(result) else "result.json is broken; remove it and"
+    broken = f"result.json is broken; remove it and {status.resume}"
+    status.error = None if is_whole(result) else broken
     status.job = text(result.get("job")) or status.job
     status.architecture = text(result.get("architecture")) or status.architecture
     status.seed = status.seed if whole(result.get("seed")) is None else whole(result.get("seed"))
@@ -352,6 +367,17 @@ def _job_id(value: object) -> str | None:
 
 def _item(items: object, index: int) -> object:
     return items[index] if isinstance(items, list) and index < len(items) else None
+
+
+def _is_own(*places: Path) -> bool | None:
+    """Whether this user made the first of some places that is there; None if none is.
+
+    A link is its maker's, wherever it leads.
+    """
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):
+            return place.lstat().st_uid == os.getuid()
+    return None
 
 
 def _stat(path: Path) -> os.stat_result | None:

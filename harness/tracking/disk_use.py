@@ -104,9 +104,10 @@ def refusal(folder: Path) -> str:
 def total(folder: Path) -> Amount:
     """All files in a folder, of runs in it too; links are not followed."""
     amount = Amount()
-    for _, _, _, opened in os.fwalk(folder):
-        for _, size in _own_files(opened, "*", any_user=True):
-            amount.add("all", size)
+    with contextlib.suppress(OSError):  # it is gone, or may not be read
+        for _, _, _, opened in os.fwalk(folder):
+            for _, size in _own_files(opened, "*", any_user=True):
+                amount.add("all", size)
     return amount
 
 

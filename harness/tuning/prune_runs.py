@@ -34,15 +34,20 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
     """
     done = Pruned()
     for folder in find_runs(tops, in_sweeps=("winner",)):
-        why = refusal(folder)
-        if not why and (search := _unfinished_search(folder)):
-            why = f"belongs to {search}, which is unfinished"
-        if why:
-            done.left.append((folder, why))
-        elif is_sweep(folder):
-            _prune_sweep(SweepDirectory(folder), done, really=really)
-        else:
-            _prune(folder, OF_A_RUN, done, really=really)
+        try:
+            why = refusal(folder)
+            if not why and (search := _unfinished_search(folder)):
+                why = f"belongs to {search}, which is unfinished"
+            if why:
+                done.left.append((folder, why))
+            elif is_sweep(folder):
+                _prune_sweep(SweepDirectory(folder), done, really=really)
+            else:
+                _prune(folder, OF_A_RUN, done, really=really)
+        except FileNotFoundError:  # it was removed meanwhile
+            continue
+        except OSError as error:  # a disk may fail for one and not for the others
+            done.left.append((folder, f"can't be read: {error.strerror}"))
     return done
 
 

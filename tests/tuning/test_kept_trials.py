@@ -1,13 +1,17 @@
 """What a sweep keeps of its trials, while it is searched and when it is pruned."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.search_space import load_search
+from harness.tracking.disk_use import refusal
+from harness.tracking.records import RunStatus
+from harness.tuning import prune_runs
 from harness.tuning.kept_trials import NUM_KEPT, KeptTrials
-from harness.tuning.prune_runs import prune_all
+from harness.tuning.prune_runs import add_disk_use, prune_all
 from harness.tuning.sweep_dir import SweepDirectory, Trial
 from tests.conftest import Harness
 from tests.tracking.test_disk_use import files, make_run
@@ -137,3 +141,25 @@ def test_a_search_knows_whether_its_trials_go_on(tmp_path: Path, toml: str) -> N
     """The two searches of these tests differ in it."""
     (tmp_path / "a.toml").write_text(toml)
     assert load_search(tmp_path / "a.toml").continues_trials == (toml is HYPERBAND)
+
+
+def test_a_run_that_goes_away_meanwhile_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one that can't be read; the others are pruned, counted and measured."""
+    gone, stale = tmp_path / "gone", tmp_path / "stale"
+    run = make_run(tmp_path / "run").folder
+
+    def refuse(folder: Path) -> str:
+        if folder == stale:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return refusal(folder)
+
+    monkeypatch.setattr(prune_runs, "refusal", refuse)
+    monkeypatch.setattr(prune_runs, "find_runs", lambda *_, **__: iter([gone, stale, run]))
+    done = prune_all([tmp_path], really=True)
+    assert (done.num_runs, done.left) == (1, [(stale, "can't be read: Stale file handle")])
+    assert not (run / CHECKPOINT).exists()
+    monkeypatch.setattr(RunStatus, "is_there", lambda _: True)
+    statuses = [RunStatus("gone", gone), RunStatus("run", run)]
+    assert [each.run for each in add_disk_use(statuses)] == ["run", "gone"]

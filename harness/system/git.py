@@ -87,7 +87,8 @@ def commit_of(project: Path) -> str | None:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    return not is_checkout(folder) and bool(snapshot_record(folder))
+    # The record first: reading it never raises, also in a folder that may not be entered.
+    return bool(snapshot_record(folder)) and not is_checkout(folder)
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:
@@ -102,8 +103,11 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         path = project / name
         if name in private:
             continue
-        # A folder's name ends in a slash: a repository within this one.
-        size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
+        try:
+            # A folder's name ends in a slash: a repository within this one.
+            size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
+        except FileNotFoundError:  # an editor's, which is gone again
+            continue
         if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES:
             left_out.append(name)
         else:
@@ -114,8 +118,9 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
     patterns = site_patterns(project)
     secret = [name for name in changed if name in private or looks_secret(name, patterns)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
-    left_out = sorted({*left_out, *private, *secret})
-    diff = git(project, *DIFF, "HEAD", "--", *paths) + _diff_of_new(project, recorded)
+    diff_of_new, unread = _diff_of_new(project, recorded)
+    left_out = sorted({*left_out, *unread, *private, *secret})
+    diff = git(project, *DIFF, "HEAD", "--", *paths) + diff_of_new
     return {
         "uncommitted_diff": diff.decode(errors="surrogateescape"),
         "untracked_files": _shortened(new),
@@ -143,18 +148,24 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
     return private_files(project, [n for n in [*tracked, *new] if n not in committed], tracked)
 
 
-def _diff_of_new(project: Path, names: list[str]) -> bytes:
-    """The patch that adds new files, made in a repository of its own."""
+def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
+    """The patch that adds new files, made in a repository of its own, and those not readable."""
     if not names:
-        return b""
+        return b"", []
+    unread = []
     with scratch_directory() as folder:
         for name in names:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(project / name, target, follow_symlinks=False)
+            try:
+                shutil.copy2(project / name, target, follow_symlinks=False)
+            except FileNotFoundError:  # it is gone
+                continue
+            except PermissionError:
+                unread.append(name)
         git(folder, "init", "--quiet", "--template=")
         git(folder, "add", "--all", "--force")
-        return git(folder, *DIFF, "--cached")
+        return git(folder, *DIFF, "--cached"), unread
 
 
 def _shortened(names: list[str]) -> list[str]:

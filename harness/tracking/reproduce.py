@@ -1,5 +1,6 @@
 """Restore a run's code and job into a new folder, from what its record says."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -174,9 +175,9 @@ def _put_code(
         shutil.copytree(snapshot, folder, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         return f"snapshot {snapshot}"
     if not COMMIT.fullmatch(commit):
+        why = record.get("git_problem") or "it was started from a folder that was no git checkout"
         raise InputError(
-            f"run {run.folder}: names neither a commit nor a snapshot that is still there; it was "
-            "started from a folder that was no git checkout"
+            f"run {run.folder}: names neither a commit nor a snapshot that is still there; {why}"
         )
     raise InputError(
         f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, or run "
@@ -205,7 +206,7 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None
         if sample.checksum != data.get("checksum"):
             warnings.append("the run had another sample than this version of harness")
     elif data.get("is_own"):
-        if not Path(str(data.get("folder"))).exists():
+        if not os.path.exists(str(data.get("folder"))):  # noqa: PTH110 - never raises
             warnings.append(
                 f"the run's texts were in {data.get('folder')}, which is not here; put them there, "
                 "or write where they are into the job"
@@ -220,7 +221,8 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None
 def _data_folder(data: dict[str, Any]) -> str | None:
     """Where the run's data still are, None if they are gone, as from a node's own disk."""
     folder = data.get("folder")
-    return str(folder) if folder and Path(folder).is_dir() else None
+    there = folder and os.path.isdir(str(folder))  # noqa: PTH112 - never raises
+    return str(folder) if there else None
 
 
 def _differences(record: dict[str, Any]) -> Iterator[str]:

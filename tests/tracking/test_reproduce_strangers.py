@@ -20,6 +20,7 @@ from tests.slurm.test_submit import edit, git
 from tests.slurm.test_submit import project as project
 
 NOBODY = 65534
+NO_NAME = "/" + 300 * "x"  # a disk refuses it, as a folder in somebody's closed home
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
 
 
@@ -155,6 +156,7 @@ def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str,
         ({"dataset": {"folder": "/"}}, ["--data", "/"]),
         ({"dataset": {"folder": "/", "is_own": True}}, []),
         ({"dataset": {"folder": "/no such folder"}}, []),
+        ({"dataset": {"folder": NO_NAME}}, []),
     ],
 )
 def test_the_command_has_the_devices_and_data_of_the_run(
@@ -164,6 +166,22 @@ def test_the_command_has_the_devices_and_data_of_the_run(
     folder, _, command = _command(record, Path("it's back"), Path("jobs/a.toml")).partition(" && ")
     assert shlex.split(folder) == ["cd", "it's back"]
     assert shlex.split(command)[1:] == ["-m", "harness", "train", "jobs/a.toml", *words]
+
+
+def test_what_may_not_be_looked_at_is_not_there(stranger: Strangers, tmp_path: Path) -> None:
+    """Data and a snapshot in a closed folder are told of, and the code is put back."""
+    for is_own in (False, True):
+        data = {"folder": NO_NAME, "checksum": "0", "is_own": is_own}
+        stranger.write(b"", dataset=data, snapshot=NO_NAME)
+        stranger.target = tmp_path / f"here/{is_own}"
+        assert f"were in {NO_NAME}, which is not here" in stranger.reproduce().warnings[-1]
+
+
+def test_why_no_commit_was_recorded_is_told(stranger: Strangers) -> None:
+    """Git may have failed in a checkout; without a reason there was none."""
+    for problem in (None, "git can't be started: No such file"):
+        stranger.write(b"", commit=None, git_problem=problem)
+        stranger.refused(problem or "it was started from a folder that was no git checkout")
 
 
 def test_what_the_record_lacks_comes_from_the_snapshot(stranger: Strangers, tmp_path: Path) -> None:

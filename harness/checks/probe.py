@@ -15,6 +15,7 @@ from harness.checks import child
 from harness.errors import InputError, RunError
 from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment
+from harness.tracking.disk_use import total
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
@@ -172,8 +173,7 @@ def time_limit(seconds: float) -> str:
 
 def folder_gb(folder: Path | None) -> float:
     """The size of the files below a folder, in GB."""
-    files = folder.rglob("*") if folder else ()
-    return sum(file.stat().st_size for file in files if file.is_file()) / 1e9
+    return total(folder).num_bytes.total() / 1e9 if folder else 0.0
 
 
 def describe_kernel_cache(folder: Path | None, before_gb: float) -> str:

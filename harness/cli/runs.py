@@ -138,7 +138,8 @@ def logs(
 
     queue = Queue()
     try:  # reading an existing log needs no scheduler
-        path = log_of(run := one(name, select_runs([name], runs, None)))
+        run = one(name, select_runs([name], runs, None))
+        path = log_of(run, earlier_too=not follow)
     except InputError:
         run = one(name, select_runs([name], runs, queue))
         if follow and run.state == "pending":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InputError, RunError
+from harness.files.lenient_json import path, read_json
 from harness.files.plain_file import open_plain_file
 from harness.monitoring.survey import refresh
 from harness.slurm.queue import ASK_EVERY_S, Queue
@@ -23,14 +24,22 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def log_of(status: RunStatus, *, yet_to_come: bool = False) -> Path:
-    """The file that a run prints into; with `yet_to_come` it need not exist yet.
+def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = False) -> Path:
+    """The file that a run prints into.
+
+    Args:
+        status: of the run.
+        yet_to_come: it need not exist yet.
+        earlier_too: where its next job has none yet, that of its last job is meant.
 
     Raises:
         InputError: if there is none.
     """
     if status.log and (yet_to_come or Path(status.log).exists()):
         return Path(status.log)
+    earlier = path(read_json(status.folder / "state.json").get("log")) if earlier_too else None
+    if earlier and os.path.exists(earlier):  # noqa: PTH110 - never raises
+        return Path(earlier)
     if status.log:
         what = f"its log {status.log} is not there" if status.phase else "it has no log yet"
         note = f" ({status.note})" if status.note else ""

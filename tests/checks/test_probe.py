@@ -31,6 +31,16 @@ def test_the_time_limit_has_a_margin_and_is_as_sbatch_wants_it(seconds: float, l
     assert probe.time_limit(seconds) == limit
 
 
+def test_a_kernel_that_goes_away_meanwhile_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other jobs of the user write into CUDA's cache, and trim it."""
+    (tmp_path / "kernel").write_bytes(b"x" * 1000)
+    (tmp_path / "gone").symlink_to("nowhere")
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert probe.folder_gb(tmp_path) == 1e-6
+
+
 def test_the_probe_says_what_it_put_into_cuda_s_cache(tmp_path: Path) -> None:
     """Kernels that the driver compiled, or none where all were there; and where nothing is kept."""
     (tmp_path / "a").mkdir()

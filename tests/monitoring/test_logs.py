@@ -60,6 +60,23 @@ def test_a_run_without_a_log_says_so(harness: Harness, site: Site) -> None:
     assert "it has no log yet; it is" in harness.run_here("logs", "12").stderr
 
 
+def test_a_log_is_there_while_the_next_job_waits(harness: Harness, site: Site) -> None:
+    """It says why the run stopped; who follows waits for the next job's."""
+    site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
+    harness.environment["PATH"] = os.environ["PATH"]
+    log = site.folder / "log"
+    log.write_text("why\n")
+    run = site.run("a", "interrupted", 60, log=log, slurm_job="12").folder
+    site.submission("77", [1], job="lstm", runs=[str(run)], resumes=True)
+    done = harness.run_here("logs", "a")
+    assert (done.returncode, done.stdout) == (0, "why\n")
+    following = harness.start("logs", "-f", "a")
+    assert following.stderr
+    assert "lstm/a is pending (Priority; in the queue again" in following.stderr.readline()
+    following.send_signal(signal.SIGINT)
+    assert following.communicate(timeout=20)[0] == ""
+
+
 def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
     """What is appended comes once, whole lines alone; a cut or new file comes from its start."""
     log = tmp_path / "log"

@@ -159,7 +159,7 @@ def test_runs_that_share_a_gpu_share_one(tmp_path: Path, monkeypatch: pytest.Mon
 PRINTED = 'echo "$SLURM_PROCID of $SLURM_STEP_NUM_TASKS $CUDA_VISIBLE_DEVICES"'
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_worker_that_is_lost_ends_the_other(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ def test_a_run_measures_for_those_that_share_a_gpu(harness: Harness) -> None:
     assert [path.name for path in (harness.runs / "rnn").iterdir()] == ["measured"]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_workers_measure_for_those_that_share_a_gpu(harness: Harness) -> None:
     """More workers than a GPU holds are refused at once, of a new search and of one that runs."""
     measure(harness)

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 
 import numpy as np
 import pytest
@@ -49,8 +50,20 @@ def precision() -> object:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["rnn", "gru", "stacked_lstm"])
-@pytest.mark.parametrize(("xla", "parts"), [(True, 1), (True, 3), (False, 3)])
+@pytest.mark.parametrize(
+    ("name", "xla", "parts"),
+    [
+        *((name, True, 3) for name in ("rnn", "gru", "stacked_lstm")),
+        ("gru", False, 3),
+        *(
+            pytest.param(name, xla, parts, marks=pytest.mark.slow)
+            for name, xla, parts in (
+                *((name, True, 1) for name in ("rnn", "gru", "stacked_lstm")),
+                *((name, False, 3) for name in ("rnn", "stacked_lstm")),
+            )
+        ),
+    ],
+)
 def test_a_step_in_parts_is_the_step_as_a_whole(name: str, xla: bool, parts: int) -> None:
     """Dropout, fillers of the last batch and the loss's mean are the global batch's."""
     sums, weights = trained(name, xla=False, parts=1)
@@ -76,7 +89,11 @@ def hlo_of_gradients(train_step: TrainStep, *embedded: tf.Tensor) -> str:
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "precision", "rtol"),
-    [("rnn", "float32", 1e-6), ("gru", "float64", 1e-10), ("rnn", "bfloat16", 0.02)],
+    [
+        pytest.param("rnn", "float32", 1e-6, marks=pytest.mark.slow),
+        pytest.param("gru", "float64", 1e-10, marks=pytest.mark.slow),
+        ("rnn", "bfloat16", 0.02),
+    ],
 )
 def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
     monkeypatch: pytest.MonkeyPatch, name: str, precision: str, rtol: float
@@ -157,30 +174,47 @@ def test_parts_hold_all_rows_in_order() -> None:
     assert in_parts(batch, 20, 20) == [batch]
 
 
+KERNELS = {
+    "rnn": ["loop"],
+    "lstm": ["cudnn"],
+    "gru": ["cudnn"],
+    "bilstm": ["cudnn"],
+    "stacked_lstm": ["cudnn", "cudnn"],
+    "notebook/gru": ["loop"],
+    "lstm train.precision=float16": ["cudnn"],
+    "gru train.precision=bfloat16 model.pooling=mean": ["cudnn"],
+    "bilstm train.precision=float16 model.pooling=max": ["cudnn"],
+    "stacked_lstm train.precision=bfloat16 model.pooling=max": ["cudnn", "cudnn"],
+    "bilstm data.bucket=true": ["cudnn", "cudnn"],
+    "gru data.bucket=true train.precision=float16 model.pooling=max+mean": ["cudnn"],
+    "half fused": ["cudnn", "loop"],
+}
+HARDEST = (
+    *("rnn", "bilstm", "stacked_lstm train.precision=bfloat16 model.pooling=max"),
+    *("bilstm data.bucket=true", "half fused"),
+)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("devices", [pytest.param("cpu:1", marks=pytest.mark.slow), "cpu:2"])
-def test_the_record_names_the_kernel_that_the_graph_holds(devices: str) -> None:
+@pytest.mark.parametrize(
+    ("devices", "names"),
+    [
+        pytest.param("cpu:1", KERNELS, marks=pytest.mark.slow),
+        pytest.param("cpu:2", KERNELS, marks=pytest.mark.slow),
+        ("cpu:2", HARDEST),
+    ],
+)
+def test_the_record_names_the_kernel_that_the_graph_holds(
+    devices: str, names: Collection[str]
+) -> None:
     """Where Keras sees a GPU it fuses LSTM and GRU layers on every replica, and no others.
 
     In a process of its own, since Keras's own question for a GPU is answered yes in it.
     """
-    command = [sys.executable, "-m", "tests.compute.trace_kernels", devices]
+    command = [sys.executable, "-m", "tests.compute.trace_kernels", devices, *names]
     done = subprocess.run(
         command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {
-        "rnn": ["loop"],
-        "lstm": ["cudnn"],
-        "gru": ["cudnn"],
-        "bilstm": ["cudnn"],
-        "stacked_lstm": ["cudnn", "cudnn"],
-        "notebook/gru": ["loop"],
-        "lstm train.precision=float16": ["cudnn"],
-        "gru train.precision=bfloat16 model.pooling=mean": ["cudnn"],
-        "bilstm train.precision=float16 model.pooling=max": ["cudnn"],
-        "stacked_lstm train.precision=bfloat16 model.pooling=max": ["cudnn", "cudnn"],
-        "bilstm data.bucket=true": ["cudnn", "cudnn"],
-        "gru data.bucket=true train.precision=float16 model.pooling=max+mean": ["cudnn"],
-        "half fused": ["cudnn", "loop"],
-    }
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {name: KERNELS[name] for name in names}

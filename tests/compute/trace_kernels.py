@@ -1,10 +1,10 @@
-"""`python -m tests.compute.trace_kernels DEVICES`: the kernels where Keras believes in a GPU."""
+"""`python -m tests.compute.trace_kernels DEVICES NAME…`: kernels where Keras believes in a GPU."""
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
@@ -12,29 +12,23 @@ from harness.job_file import load_job
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 SMALL = ["data.vocab_size=100", "data.maxlen=8", "train.steps_per_execution=2"]
-VARIANTS = [
-    ("lstm", "train.precision=float16"),
-    ("gru", "train.precision=bfloat16", "model.pooling=mean"),
-    ("bilstm", "train.precision=float16", "model.pooling=max"),
-    ("stacked_lstm", "train.precision=bfloat16", "model.pooling=max"),
-    ("bilstm", "data.bucket=true"),
-    ("gru", "data.bucket=true", "train.precision=float16", "model.pooling=max+mean"),
-]
+HALF_FUSED = "half fused"  # a stack whose second layer cuDNN can't take
 
 
 def main() -> None:
-    """Print the kernels of each job, and of a stack whose second layer cuDNN can't take."""
+    """Print the kernels of each job that the arguments name, with its settings."""
     tf: Any = import_tensorflow(None, 1)
     strategy = make_strategy(parse_devices(sys.argv[1]))
     tf.config.list_logical_devices = _with_a_gpu(tf.config.list_logical_devices, tf)
     from harness import architectures
 
-    names = [*architectures.BUILDERS, "notebook/gru"]  # whose GRU cuDNN can't take
-    kernels = {name: _kernels(name, strategy) for name in names}
-    for name, *settings in VARIANTS:
-        kernels[" ".join([name, *settings])] = _kernels(name, strategy, settings)
-    architectures.BUILDERS["stacked_lstm"] = _half_fused
-    kernels["half fused"] = _kernels("stacked_lstm", strategy)
+    kernels = {}
+    for name in sys.argv[2:]:
+        if name == HALF_FUSED:
+            with mock.patch.dict(architectures.BUILDERS, stacked_lstm=_half_fused):
+                kernels[name] = _kernels(strategy, "stacked_lstm")
+        else:
+            kernels[name] = _kernels(strategy, *name.split())
     print(json.dumps(kernels))  # noqa: T201
 
 
@@ -57,7 +51,7 @@ def _half_fused(vocab_size: int, config: Any, *, num_outputs: int) -> Any:
     return sentiment(vocab_size, config, first, rest, num_outputs=num_outputs)
 
 
-def _kernels(name: str, strategy: Any, settings: Sequence[str] = ()) -> list[str]:
+def _kernels(strategy: Any, name: str, *settings: str) -> list[str]:
     import numpy as np
 
     from harness.compute.train_step import TrainStep

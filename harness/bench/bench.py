@@ -40,8 +40,12 @@ PIPELINE_S = 5.0  # that the pipeline alone is measured
 STEPS_S = 6.0  # that a plan is measured, evaluation included
 NUM_RUNS = 100  # that `status` looks at
 NUM_TRIALS = 8
-FASTER = "harness, faster"  # with keys that change the last digits of its results
-FASTER_KEYS = ("train.compile_evaluation=true", "train.block_lstm=true")
+# Keys that make training or evaluation faster, and change the last digits of results.
+FASTER = ("train.compile_evaluation=true", "train.block_lstm=true")
+MORE_WAYS = {
+    "harness, faster": FASTER,
+    "harness, by length": (*FASTER, "data.bucket=true"),
+}
 # The choices of `harness.bench.baselines.by_keras_tuner`.
 SEARCH = f"""
 [search]
@@ -65,8 +69,9 @@ def training(bench: Bench) -> Iterator[Measured]:
             yield from _cold_start(bench, name, job)
         ways: dict[str, Way] = {way: partial(_baseline, bench, way, name) for way in others}
         ways["harness"] = partial(_train, bench, job, *one_gpu())
-        more = [word for key in FASTER_KEYS for word in ("--set", key)]
-        ways[FASTER] = partial(_train, bench, job, *one_gpu(), *more)
+        for way, keys in MORE_WAYS.items():
+            more = [word for key in keys for word in ("--set", key)]
+            ways[way] = partial(_train, bench, job, *one_gpu(), *more)
         values = bench.in_turn(name, ways)
         for quantity, unit, more_is_better in (
             ("first step", "s", False),
@@ -76,7 +81,7 @@ def training(bench: Bench) -> Iterator[Measured]:
         ):
             shown = values[quantity]
             if quantity not in ("training", "evaluation"):  # which the keys are for
-                del shown[FASTER]
+                shown = {way: each for way, each in shown.items() if way not in MORE_WAYS}
             yield Measured(f"{name} {quantity}", unit, more_is_better, shown, "notebook")
         share = {"harness": values["checkpoints"]["harness"]}
         yield Measured(f"{name} checkpoints", "% of training", False, share)

@@ -92,6 +92,7 @@ source "$PROJECT/slurm/requeue.sh"
 
 # With an argument, for one model on all nodes of the job.
 prepare() {
+    forget_caller
     read_site
     [[ -z ${1:-} ]] || need_trusted_network
     choose_locks
@@ -117,9 +118,21 @@ prepare() {
     ON_NODES=(${STEP[@]+"${STEP[@]}"} "${HARNESS[@]}") # once on each node of the job
 }
 
+# sbatch passes on what Slurm told the shell that called it, such as one that srun started. A job
+# overwrites only what it has itself: a batch script has no step, and memory by one option alone.
+forget_caller() {
+    if ! is_called; then
+        [[ -z ${SLURM_MEM_PER_NODE:-} ]] || unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
+    elif [[ ${ENVIRONMENT:-} != BATCH || -z ${SLURM_STEP_ID:-} ]] ||
+        [[ $(timeout 20 scontrol show step "$SLURM_JOB_ID.$SLURM_STEP_ID" 2>&1) != *'not found'* ]]; then
+        return 0
+    fi
+    unset SLURM_STEPID "${!SLURM_STEP_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
+}
+
 # What a Slurm job needs beyond a local run.
 prepare_batch() {
-    local log name
+    local log name asked=()
     for name in USR1 USR2 TERM; do
         # Without a trap, a time limit's warning this early would end the job for good.
         # shellcheck disable=SC2064
@@ -137,17 +150,21 @@ prepare_batch() {
     if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
         # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
         STEP=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
-            --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=0
+            --ntasks-per-node=1 --mem=0 --export=ALL --kill-on-bad-exit=0
             ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
         HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
         # Workers prove by it who they are: on shared nodes, any user can open a port.
         HARNESS_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
         export HARNESS_NODES HARNESS_SECRET
     fi
+    for name in SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET; do
+        [[ -z ${!name:-} ]] || asked+=("$name=${!name}")
+        unset "$name" # for srun: a step without them has all GPUs of its job
+    done
     use_packed_environment
     # The first line of the log: what Slurm gave the job. It also removes what is long unused from
     # the disk of each node.
-    on_nodes "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
+    on_nodes env ${asked[@]+"${asked[@]}"} "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
     [[ -z $UNPACKED ]] || say "$UNPACKED"
 }
 

@@ -172,7 +172,7 @@ class Workers:
 
 def _srun_args(job: SlurmEnvironment) -> list[str]:
     args = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL"]
-    args += ["--overlap", "--kill-on-bad-exit=0"]
+    args += ["--overlap", "--kill-on-bad-exit=0", "--mem=0"]
     return [*args, *([f"--cpus-per-task={job.cpus_per_task}"] if job.cpus_per_task else [])]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import InputError, RunError
-from harness.slurm.environment import OF_ARRAYS, OF_USERS, SlurmEnvironment
+from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 
 TIMEOUT_S = 30
 OLDEST = (20, 11)  # the first with `srun --overlap`
@@ -41,7 +41,7 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
             errors="replace",  # a name of some job or file need not be UTF-8
             timeout=timeout_s,
             check=False,
-            env=None if "sbatch" in args else _without_users_settings(),  # sbatch's is the job's
+            env=_without(OF_CALLERS if "sbatch" in args else OF_USERS),
         )
     except subprocess.TimeoutExpired:
         raise NoAnswerError(
@@ -49,8 +49,8 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
         ) from None
 
 
-def _without_users_settings() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not OF_USERS.fullmatch(name)}
+def _without(names: "re.Pattern[str]") -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not names.fullmatch(name)}
 
 
 def need(program: str) -> None:
@@ -146,10 +146,8 @@ def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
     """The beginning of a command of sbatch.
 
     Args:
-        unset: variables that it may not see. It would also pass on those of the array of the job
-            that calls it, and the new job would take itself for a task of that.
+        unset: variables that it may not see.
     """
-    unset = [*unset, *(name for name in OF_ARRAYS if name in os.environ)]
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 

@@ -16,6 +16,8 @@ RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 # Set for a user's own calls: they hide jobs, ask before a job is cancelled, change how times look.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
+# sbatch passes them on from the job that calls it, and the new job would take them for its own.
+OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
 FIRST_JOB = "HARNESS_FIRST_JOB"  # of jobs that go on one after another
 ASKED = frozenset(
     f"SLURM_{name}"

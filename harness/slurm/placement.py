@@ -185,11 +185,12 @@ def allocate_slots(
 def srun_args(slot: Slot, name: str) -> list[str]:
     """`srun` for one task on a slot's node, which shares the job's GPUs with the other steps.
 
-    It shares all CPUs too, since overlapping steps would each get the first ones.
+    It shares all CPUs too, since overlapping steps would each get the first ones. Without --mem,
+    srun refuses a second variable for memory, which the session that called sbatch may have left.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     return [
-        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *nodelist, "--cpu-bind=none"),
+        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *nodelist, "--cpu-bind=none", "--mem=0"),
         *(f"--cpus-per-task={slot.cpus}", f"--job-name={name}", "--export=ALL", "--quiet"),
     ]
 

@@ -54,6 +54,19 @@ def test_a_users_own_settings_do_not_change_an_answer(
         assert seen & {*own} == ({*own} if program == "sbatch" else set())
 
 
+def test_a_new_job_takes_nothing_for_its_own_of_the_one_that_submits_it(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch passes all on: a step, a task of an array, memory asked in another way, requeues."""
+    own = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_ARRAY_TASK_ID", "SLURM_MEM_PER_CPU")
+    for name in (*own, "SLURM_RESTART_COUNT", "SLURM_GPUS", "SLURM_CONF", "SBATCH_QOS"):
+        monkeypatch.setenv(name, "1")
+    stand_in(commands, "sbatch", "env")
+    for command in (["sbatch"], ["env", "-uSBATCH_QOS", "sbatch"]):
+        names = {line.partition("=")[0] for line in ask(*command).splitlines()}
+        assert {name for name in names if name.startswith("SLURM_")} == {"SLURM_CONF"}
+
+
 def test_a_name_that_is_not_utf8_is_no_obstacle(commands: Path) -> None:
     """Another job's script may have one."""
     stand_in(commands, "squeue", r"printf '1|/home/\334bung/run.sh\n2|/x.sh\n'")

@@ -123,7 +123,8 @@ def test_a_users_own_job_script_that_becomes_one_goes_on(
         f"exec bash {shlex.quote(str(project.path / 'slurm/lstm.sh'))} {shlex.join(JOB)}",
     ]
     script.write_text("\n".join(lines) + "\n")
-    job_id = project.cluster.sbatch(script, cwd=tmp_path)
+    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # in which sbatch was called
+    job_id = project.cluster.sbatch(script, cwd=tmp_path, env=session)
 
     def runs() -> list[Path]:
         return list(project.path.glob(f"runs/lstm/slurm-{job_id}-*"))

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,15 @@ Undisturbed = tuple[Harness, Path]
 
 # On several devices an epoch has its own price, and a step more so.
 TWO_REPLICAS = [*SHRUNK, "--set", "train.batch_size=8", "--set", "train.epochs=4"]
+# What sbatch passes on of the session in which it is called: steps with a second option for memory,
+# or with GPUs that their job does not have, would be refused.
+SESSION: dict[str, Any] = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_CPU_BIND": "quiet,mask_cpu:0x2",
+    "SLURM_MEM_PER_CPU": "1000",
+    "SLURM_GPUS_PER_NODE": "1",
+}
 TWO_NODES = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=8G")
 
 
@@ -120,8 +130,9 @@ def test_two_pretended_gpus_are_two_replicas(project: SlurmProject, on_two_devic
 
 @pytest.fixture(scope="module")
 def on_two_nodes(project: SlurmProject) -> Submitted:
-    """A job on two nodes that nothing disturbed."""
-    job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS])
+    """A job on two nodes that nothing disturbed, submitted from within another job."""
+    words = ["--devices", "cpu", *TWO_REPLICAS]
+    job = project.sbatch("lstm", *TWO_NODES, arguments=words, **SESSION)
     job.wait(timeout_s=120)
     return job
 
@@ -139,6 +150,7 @@ def test_two_nodes_are_two_replicas(on_two_nodes: Submitted, on_two_devices: Pat
     record = json.loads((on_two_nodes.run / "provenance.json").read_text())
     assert record["starts"][0]["trusted_network"]
     assert devices == ["n3/cpu:0", "n4/cpu:0"]
+    assert "srun: " not in on_two_nodes.log.read_text()
 
 
 def workers(job: Submitted) -> dict[str, int]:

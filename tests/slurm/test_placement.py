@@ -78,7 +78,7 @@ def test_a_step_runs_on_its_slots_node_and_shares_it() -> None:
     args = srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
     assert args[0] == "srun"
     assert {"--overlap", "--ntasks=1", "--nodelist=n10", "--cpus-per-task=8"} <= set(args)
-    assert {"--cpu-bind=none", "--job-name=lstm-seed1", "--export=ALL"} <= set(args)
+    assert {"--cpu-bind=none", "--mem=0", "--job-name=lstm-seed1", "--export=ALL"} <= set(args)
     assert not any(arg.startswith("--nodelist") for arg in srun_args(Slot("", None, 1, 1), "x"))
 
 

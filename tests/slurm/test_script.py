@@ -218,18 +218,6 @@ def test_what_sbatch_does_not_see_meets_no_limit(tmp_path: Path) -> None:
     assert job.limited == {"qos": "q", "mem": "16G", "gpus-per-node": "1"}
 
 
-def test_a_job_from_within_an_array_is_no_task_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """sbatch would pass on the variables of the task that submits it."""
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "42")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    lstm = load_job(JOBS / "lstm.toml")
-    job = job_submission(lstm, None, Resources(), layout=layout(tmp_path), full=False)
-    unset = ["-uSLURM_ARRAY_JOB_ID", "-uSLURM_ARRAY_TASK_ID"]
-    assert job.command[:4] == ["env", *unset, "sbatch"]
-
-
 # The script
 
 GOLDEN = """\

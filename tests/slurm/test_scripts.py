@@ -226,8 +226,13 @@ def test_interactive_allocation_starts_fresh_runs(project: Project) -> None:
 
 
 def test_a_users_own_job_script_may_call_one(project: Project) -> None:
-    """Its runs have the job's id, and the sum of their arguments; a step of it is no such call."""
+    """Its runs have the job's id, and the sum of their arguments; a step of it is no such call.
+
+    The id of a step may be that of the session from which it was submitted.
+    """
     env = project.slurm(SLURM_SUBMIT_DIR="/", ENVIRONMENT="BATCH")
+    scontrol = project.commands / "scontrol"
+    project.executable(scontrol, "#!/bin/sh\necho StepId=42.0 State=RUNNING\n")
     script = project.path / "slurm/bilstm.sh"
     names = []
     for arguments in ([], ["--set", "a.b=1"], ["--set", "a.b=2"], ["--set", "a.b=1"]):
@@ -239,6 +244,9 @@ def test_a_users_own_job_script_may_call_one(project: Project) -> None:
     assert (names[1] == names[3], names[1] == names[2]) == (True, False)
     assert project.run(script, env={**env, "SLURM_STEP_ID": "0"}).returncode == 0
     assert "--run-id" not in project.call()["argv"]
+    project.executable(scontrol, "#!/bin/sh\necho Job step 42.0 not found\nexit 1\n")
+    assert project.run(script, env={**env, "SLURM_STEP_ID": "0"}).returncode == 0
+    assert "--run-id" in project.call()["argv"]
 
 
 @pytest.mark.parametrize("task", ["3", "0"])
@@ -278,7 +286,7 @@ def test_two_nodes_start_a_process_on_each(project: Project) -> None:
     )  # fmt: skip
     result = project.run(project.spool(), env=env)
     assert result.returncode == 0, result.stderr
-    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --export=ALL" in result.stderr
+    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=0 --export=ALL" in result.stderr
     assert "--cpus-per-task=4" in result.stderr
     assert project.call()["nodes"].split() == ["n08", "n10"]
 

@@ -93,3 +93,27 @@ def test_each_dataset_has_its_own_copy_on_a_node(
         folders.append(project.call()["data"])
     assert folders[0] == folders[2] != folders[1]
     assert all(Path(each).match(f"{tmp_path}/harness-imdb-{os.getuid()}-*") for each in folders)
+
+
+def test_a_job_does_not_take_its_callers_variables_for_its_own(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """Of the session that called sbatch: its step, its memory a CPU, its GPUs, its binding."""
+    session = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEPID": "0",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_CPU_BIND": "mask_cpu:0x1",
+        "SLURM_MEM_PER_CPU": "1000",
+        "SLURM_GPUS": "1",
+        "SLURM_GPUS_PER_NODE": "1",
+        "SLURM_GPUS_PER_TASK": "1",
+    }
+    own = {"SLURM_MEM_PER_NODE": "16384", "SLURM_GPUS_ON_NODE": "4"}
+    assert project.run(project.spool(), env=project.slurm(**session, **own)).returncode == 0
+    assert project.call()["slurm"] == sorted(["SLURM_JOB_ID", "SLURM_SUBMIT_DIR", *own])
+    # The log's first line compares what was asked for with what was given.
+    program = '#!/bin/sh\n[ "$1" = job-begin ] || exit 0\necho "GPUs: $SLURM_GPUS_PER_NODE"\n'
+    project.executable(project.venv / "bin/harness", program)
+    done = project.run(project.spool(), env=project.slurm(**session, **own))
+    assert done.stdout == "GPUs: 1\n"

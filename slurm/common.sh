@@ -186,10 +186,11 @@ stage_data() {
 }
 
 # Whether this script is a Slurm job, or the user's own job script calls it. Slurm runs it from a
-# copy in a spool folder. In an interactive allocation it is none, and several runs may share its id.
+# copy in a spool folder. In an interactive allocation it is none, and several runs may share its id;
+# one that a notebook server keeps is a batch job, but its terminals are no batch script.
 is_batch() { [[ -n ${SLURM_JOB_ID:-} ]] && { ! is_called || is_in_batch_script; }; }
 is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
-is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} ]]; }
+is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} && ! -t 0 && ! -t 2 ]]; }
 
 # Whether the option $1 is among the other arguments.
 has_option() {

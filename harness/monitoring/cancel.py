@@ -80,9 +80,12 @@ def ask_to_stop(
 
 
 def _is_own_job(status: RunStatus) -> bool:
-    """Whether the job is the run's, not an interactive one whose shell somebody keeps open."""
+    """Whether the job is the run's, not a session whose shell or notebook somebody keeps open."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
+    state = read_json(status.folder / "state.json")
+    if state.get("slurm_own_id") == status.slurm_job and state.get("owns_job") is False:
+        return False  # a notebook server is a batch job too
     answer = client.ask("scontrol", "--oneliner", "show", "job", str(status.slurm_job))
     return "BatchFlag=0" not in answer.split()
 
@@ -105,7 +108,10 @@ def _stop_process(status: RunStatus) -> None:
         atomic_write(status.folder / CANCEL_FILE, json.dumps({"generation": generation}))
         return
     if status.host != socket.gethostname():
-        raise RunError(f"{where} is on {status.host}; there: harness cancel {status.folder}")
+        ends_all = f", or end its whole job: scancel {status.slurm_job}" if status.slurm_job else ""
+        raise RunError(
+            f"{where} is on {status.host}; there: harness cancel {status.folder}{ends_all}"
+        )
     if not is_run_alive(process, status.time_s):
         raise RunError(f"{where} no longer is this run's; go on by {status.resume}")
     try:

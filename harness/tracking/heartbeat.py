@@ -34,6 +34,8 @@ class Heartbeat:
             "process": os.getpid(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
+            # Whether the job scripts began it; else its job may be a session for more than a run.
+            "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
         self.max_requeues = allocation.max_requeues if allocation else None

@@ -120,6 +120,27 @@ def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
     assert noted.read_text() == "12\n13\n"
 
 
+@pytest.mark.parametrize("owns_job", [True, False, None])
+def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool | None) -> None:
+    """A notebook server is a batch job too; what the job scripts began has the job for itself."""
+    noted = scancel(site)
+    site.slurm("12|12|RUNNING|1:00|None|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
+    site.program("scontrol", "echo JobId=12 BatchFlag=1")
+    run = site.run("20260101-seed1", "training", slurm_job="12")
+    run.write_json("state.json", run.read_json("state.json") | {"owns_job": owns_job})
+    if owns_job is False:
+        with pytest.raises(RunError, match=r"harness cancel .*, or end its whole job: scancel 12$"):
+            ask_to_stop(site.only())
+        assert not noted.exists()
+        status = site.only()
+        status.slurm_job = status.reported_job = "13"  # that goes on with it
+        ask_to_stop(status)
+        assert noted.read_text() == "13\n"
+    else:
+        assert ask_to_stop(site.only()) is None
+        assert noted.read_text() == "12\n"
+
+
 @pytest.mark.parametrize(
     ("run_id", "job"), [("slurm-12", "12"), ("slurm---me", "--me"), ("a", "12")]
 )

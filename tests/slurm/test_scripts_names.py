@@ -1,8 +1,10 @@
 """By which names the job scripts know their job, its run and the copy of its data."""
 
 import os
+import pty
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,20 @@ def test_a_job_does_not_take_its_callers_variables_for_its_own(
     project.executable(project.venv / "bin/harness", program)
     done = project.run(project.spool(), env=project.slurm(**session, **own))
     assert done.stdout == "GPUs: 1\n"
+
+
+def test_the_terminal_of_a_notebook_server_starts_fresh_runs(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """The server is a batch job, which is not the run's to requeue."""
+    ours, terminal = pty.openpty()
+    done = subprocess.run(
+        ["bash", str(project.path / "slurm/bilstm.sh")],
+        env=project.slurm(ENVIRONMENT="BATCH"),
+        stdin=terminal,
+        timeout=60,
+    )
+    os.close(ours)
+    os.close(terminal)
+    assert done.returncode == 0
+    assert "--run-id" not in project.call()["argv"]

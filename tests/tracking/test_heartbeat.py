@@ -45,6 +45,14 @@ def test_a_task_of_an_array_is_recorded_by_both_ids(tmp_path: Path) -> None:
         assert (state(run)["slurm_job"], state(run)["slurm_own_id"]) == (own_id and "7", own_id)
 
 
+def test_a_run_in_a_session_does_not_own_its_job(tmp_path: Path) -> None:
+    """Only the job scripts say how often they requeue; a notebook server is a batch job too."""
+    for name, variables in (("a", SLURM), ("b", {"SLURM_JOB_ID": "7"}), ("c", {})):
+        heart, run = start(tmp_path / name, variables)
+        heart.beat("training")
+        assert state(run)["owns_job"] == (name == "a")
+
+
 def test_a_warned_job_is_requeued_only_so_often(tmp_path: Path) -> None:
     """Each warning counts over restarts, until there is a step more or the run is refused."""
     for requeues in (1, 2):

@@ -8,7 +8,7 @@
 
 set -euo pipefail
 
-PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+PROJECT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # `--export=NONE` drops these two.
 export PATH HOME=${HOME:-~}
 

@@ -11,8 +11,8 @@
 # Slurm runs a copy of this file from its spool folder; squeue knows the original's path and arguments.
 home=$(dirname "$0")/..
 [[ -f $home/slurm/common.sh ]] ||
-    home=${HARNESS_HOME:-$(timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o |
-        sed -nE '1s|/[^/ ]+/[^/ ]+\.sh( .*)?$||p')}
+    home=${HARNESS_HOME:-$(unset "${!SQUEUE_@}" && timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o |
+        sed -nE 's|/[^/ ]+/[^/ ]+\.sh( .*)?$||p' | head -n 1)}
 [[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
 source "$home/slurm/common.sh" || {
     echo "harness: $home is not the project, and squeue does not say where it is; set HARNESS_HOME" >&2

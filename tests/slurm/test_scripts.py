@@ -192,6 +192,17 @@ def test_spool_copy_finds_the_project(project: Project) -> None:
     assert project.call()["argv"] == ["train", job, "--run-id", "slurm-42", "--set", "a.b=1"]
 
 
+def test_squeues_answer_is_found_among_others(project: Project) -> None:
+    """It may print a cluster's name first, and a user's own settings would hide the job."""
+    script = project.path / "slurm/gru.sh"
+    answer = f"[ -n \"$SQUEUE_STATES\" ] || printf 'CLUSTER: x\\n%s\\n' {shlex.quote(str(script))}"
+    project.executable(project.commands / "squeue", f"#!/bin/sh\n{answer}\n")
+    env = project.slurm(SLURM_SUBMIT_DIR="/", SQUEUE_STATES="PD")
+    result = project.run(project.spool("gru"), env=env)
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"][1] == f"{project.path}/jobs/gru.toml"
+
+
 def test_submit_folder_is_the_project_where_slurm_does_not_answer(project: Project) -> None:
     """With a scheduler that is down the project is where sbatch was called."""
     project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")

@@ -136,3 +136,21 @@ def test_the_terminal_of_a_notebook_server_starts_fresh_runs(
     os.close(terminal)
     assert done.returncode == 0
     assert "--run-id" not in project.call()["argv"]
+
+
+def test_a_script_is_called_by_its_relative_path_whatever_cd_searches(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """With CDPATH, cd may take another folder and print its name."""
+    (project.outside / "elsewhere/slurm").mkdir(parents=True)
+    for folder in (".", str(project.outside / "elsewhere")):
+        done = subprocess.run(
+            ["bash", "slurm/bilstm.sh"],
+            env={**project.environment, "CDPATH": folder},
+            cwd=project.path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert project.call()["argv"][1] == f"{project.path}/jobs/bilstm.toml"

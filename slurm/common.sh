@@ -273,9 +273,8 @@ run_to_end() {
     num_faulty=$(faulty_nodes | wc -l)
     run_child "$@"
     [[ -n $UNBEGUN ]] || ! is_batch || rm -f "$UNBEGUN_STARTS"
-    if is_batch && [[ $num_faulty -ge $MAX_FAULTY_NODES &&
-        $(faulty_nodes | wc -l) -gt $num_faulty ]]; then
-        complain "not requeued: $(faulty_nodes | paste -s -d ' ' -) were at fault one after another"
+    if is_batch && is_faulty_too_often "$num_faulty"; then
+        complain "not requeued: $(faulty_in_a_row | paste -s -d ' ' -) were at fault one after another"
         RC=1
     elif is_batch && [[ -n $SIGNALS ]] && can_go_on; then
         requeue

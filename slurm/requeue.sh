@@ -2,8 +2,7 @@
 # What becomes of an interrupted job: it goes back into the queue, stays cancelled, or another job
 # goes on with its run. Sourced by common.sh, whose SIGNALS, RC, RUN, HARNESS, say and warn it uses.
 
-# shellcheck disable=SC2034 # common.sh reads it
-MAX_FAULTY_NODES=2 # before a job stays failed: then it may not be the nodes
+MAX_FAULTY_NODES=2 # in a row, before a job stays failed: then it may not be the nodes
 RUN=''             # the job's run or sweep, by its id or folder, if it has one alone
 UNBEGUN=''         # yes if a signal ended the harness while it was still starting
 PREEMPTED=''       # yes if it was cancelled for another job, requeued if it is back in the queue
@@ -133,7 +132,24 @@ submit_successor() {
 }
 
 faulty_nodes() {
-    [[ ! -f ${HARNESS_NODE_FAULTS:-} ]] || cut -d ' ' -f 1 "$HARNESS_NODE_FAULTS" | sort -u
+    [[ ! -f ${HARNESS_NODE_FAULTS:-} ]] || sed '/^$/d; s/ .*//' "$HARNESS_NODE_FAULTS" | sort -u
+}
+
+# Those since a start last ended without a new one, which leaves an empty line.
+faulty_in_a_row() {
+    awk '!NF { split("", row) } NF { row[$1] } END { for (node in row) print node }' \
+        "$HARNESS_NODE_FAULTS" | sort
+}
+
+# Whether this start found a faulty node beyond the $1 known before, once too often in a row.
+is_faulty_too_often() {
+    if [[ $(faulty_nodes | wc -l) -gt $1 ]]; then
+        [[ $(faulty_in_a_row | wc -l) -gt $MAX_FAULTY_NODES ]]
+    else
+        # A start that a signal ended before there was anything to save says nothing of its nodes.
+        [[ $1 == 0 || -n $UNBEGUN ]] || echo >>"$HARNESS_NODE_FAULTS"
+        return 1
+    fi
 }
 
 # Keeps the job off the nodes that are at fault.

@@ -9,7 +9,7 @@ from harness.errors import InputError
 from harness.files.lenient_json import table
 from harness.job import Job
 from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
-from harness.slurm.environment import SlurmEnvironment, allocation_of, memory_args
+from harness.slurm.environment import SlurmEnvironment, allocation_of, cpu_args, memory_args
 from harness.slurm.resources import Resources
 from harness.slurm.sbatch_options import GPUS, MEMORY, names_in
 from harness.slurm.script import Resumed
@@ -74,6 +74,8 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     elif by_unit := memory_args(variables):
         before.pop("mem", None)
         wanted = dataclasses.replace(wanted, flags=(*wanted.flags, *by_unit))
+    if not any(flag.startswith(("-c", "--cpus-per")) for flag in wanted.flags):
+        wanted = dataclasses.replace(wanted, flags=(*wanted.flags, *cpu_args(variables)))
     if any(flag.startswith(("-t", "--time")) for flag in wanted.flags):
         before.pop("time", None)
     missing = {name: value for name, value in before.items() if getattr(wanted, name) is None}

@@ -24,6 +24,7 @@ ASKED = frozenset(
     for name in (
         *("JOB_NUM_NODES", "GPUS_ON_NODE", "JOB_START_TIME", "JOB_END_TIME", "MEM_PER_NODE"),
         *("MEM_PER_GPU", "MEM_PER_CPU", "JOB_PARTITION", "JOB_ACCOUNT", "JOB_QOS"),
+        "CPUS_PER_TASK",
     )
 )
 MAX_LIMIT_S = 365 * 86_400  # longer ones mean that there is no limit
@@ -193,6 +194,12 @@ def memory_args(variables: Mapping[str, str]) -> list[str]:
     names = {"SLURM_MEM_PER_GPU": "mem-per-gpu", "SLURM_MEM_PER_CPU": "mem-per-cpu"}
     asked = {option: variables.get(name, "") for name, option in names.items()}
     return [f"--{option}={mb}M" for option, mb in asked.items() if _whole(mb)]
+
+
+def cpu_args(variables: Mapping[str, str]) -> list[str]:
+    """The option of sbatch for the CPUs of each task, if a job's are known."""
+    cpus = _whole(variables.get("SLURM_CPUS_PER_TASK", ""))
+    return [f"--cpus-per-task={cpus}"] if cpus else []
 
 
 def asked_of(allocation: SlurmEnvironment) -> dict[str, str]:

@@ -86,6 +86,8 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
         ),
         ({"slurm": {}, "starts": [{"devices": [{"device": "cpu:0"}]}]}, Resources(), [], "0"),
         ({"slurm": {}, "starts": []}, Resources(flags=("-G2",)), ["-G2"], None),
+        ({"slurm": {"SLURM_CPUS_PER_TASK": "16"}}, Resources(), ["--cpus-per-task=16"], "0"),
+        ({"slurm": {"SLURM_CPUS_PER_TASK": "16"}}, Resources(flags=("-c8",)), ["-c8"], "0"),
         ({}, Resources(), [], None),
         # Of searches: in a job, and outside.
         ({"starts": [{"slurm_asked": LAST}]}, Resources(), LAST_ARGS, "2"),

@@ -127,6 +127,9 @@ submit_successor() {
     [[ -z ${MORE_MEMORY:-} ]] || options+=(--mem="${MORE_MEMORY}M")
     if [[ -z $RUN ]] || ! "${call[@]}" "${HARNESS[@]}" submit --resume "$RUN" \
         --runs "$HARNESS_RUNS" -- "${options[@]}"; then
+        [[ -z $RUN || ${#HARNESS_CONTAINER[@]} == 0 ]] ||
+            warn "the container has no sbatch that works; submit the job's script again with" \
+                "--run-id (--sweep-id of a search) ${RUN##*/}"
         complain "interrupted; submit the job again to resume it"
     fi
 }

@@ -142,3 +142,19 @@ def test_faulty_nodes_count_in_a_row(
         ends.append((end.returncode, "back in the queue" in end.stderr))
     assert ends == [(75, True)] * 6 + [(1, False)]
     assert end.stderr.splitlines()[-1].endswith("n3 n4 n5 were at fault one after another")
+
+
+def test_a_container_without_sbatch_is_told(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """Where Slurm forbids the requeue, harness submits from inside of it."""
+    (project.path / "slurm/site.sh").write_text("HARNESS_CONTAINER=(env IMAGE=x)\n")
+    asked_of_scontrol(project, "echo requeue is disabled >&2; exit 1")
+    project.executable(
+        project.venv / "bin/harness",
+        "#!/bin/sh\ncase $1 in train) exit 75 ;; job-end) echo requeue ;; submit) exit 2 ;; esac\n",
+    )
+    env = project.slurm(ASKED=str(project.outside / "asked"))
+    said = project.run(project.spool(), env=env).stderr.splitlines()
+    assert "the container has no sbatch that works" in said[-2]
+    assert "--run-id (--sweep-id of a search) slurm-42" in said[-2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.errors import InputError
 from harness.slurm.environment import RETRY_MEMORY
-from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
+from harness.slurm.sbatch_options import GPUS, check_gpus, names_in, split_gres
 
 MAX_SEEDS = 10_000
 
@@ -220,10 +220,11 @@ def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
     if memory := re.fullmatch(r"(\d+)([KMGT]?)", options.get("mem", "").upper()):
         found["mem"] = int(memory[1]) * UNITS_MB.get(memory[2], 1) * nodes
     for option, times in (("gres", nodes), ("gpus-per-node", nodes), ("gpus", 1)):
-        kind, _, count = options.get(option, "").partition(",")[0].rpartition(":")
+        value = options.get(option, "")
+        value = split_gres(value)[0] if option == "gres" else value.partition(",")[0]
+        kind, _, count = value.rpartition(":")
         kind = kind.removeprefix("gpu").removeprefix(":")
-        is_gpu = option != "gres" or options.get("gres", "").startswith("gpu")
-        if is_gpu and (count.isdigit() or count == "gpu"):
+        if count.isdigit() or count == "gpu":
             num = (int(count) if count.isdigit() else 1) * times
             found["gres/gpu"] = max(num, found.get("gres/gpu", 0))
             if kind:

@@ -114,8 +114,13 @@ def compose(
         gpus: of each node, as `check_gpus` takes it; None to ask as site and script do.
         num_nodes: that are asked for, 1 if nothing is said.
     """
-    args = [*gpu_args(gpus, num_nodes, _usual_request(site, header)), *args] if gpus else list(args)
-    by_user = _replaced_by(names_in(args))
+    others = _other_gres(site, header)
+    usual = _usual_request(site, header)
+    args = [*gpu_args(gpus, num_nodes, usual, others=others), *args] if gpus else list(args)
+    named = names_in(args)
+    if others and named & {*GPUS} and "gres" not in named:  # what replaces GPUs spares the others
+        args.insert(0, f"--gres={others}")
+    by_user = _replaced_by(named)
     written = {VARIABLES[name]: value for name, value in site.written.items()}
     of_site = [f"--{name}={value}" for name, value in written.items() if name not in by_user]
     exported = {name for variable in site.exported if (name := VARIABLES[variable]) not in by_user}
@@ -127,29 +132,52 @@ def compose(
     )
 
 
-def gpu_args(gpus: str, num_nodes: int, usual: tuple[str, str]) -> list[str]:
-    """Ask for GPUs of each node by the usual option, and of its type where the user names none."""
+def gpu_args(gpus: str, num_nodes: int, usual: tuple[str, str], *, others: str) -> list[str]:
+    """Ask for GPUs of each node by the usual option, and of its type where the user names none.
+
+    Args:
+        gpus: as `check_gpus` takes it.
+        num_nodes: that are asked for.
+        usual: the option, and the type.
+        others: what the same `--gres` asks for beside GPUs.
+    """
     kind, _, count = gpus.rpartition(":")
     if not int(count):
-        return ["--gres=none"]
+        return [f"--gres={others or 'none'}"]
     way, usual_kind = usual
     kind = kind or usual_kind
     amount = f"{kind}:" if kind else ""
     if way == "gres":
-        return [f"--gres=gpu:{amount}{count}"]
+        return [f"--gres=gpu:{amount}{count}{',' if others else ''}{others}"]
     if way == "gpus":  # of the whole job; without --nodes Slurm may spread them
         return [f"--gpus={amount}{int(count) * num_nodes}", f"--nodes={num_nodes}"]
     one_task = ["--ntasks-per-node=1"] if way == "gpus-per-task" else []
     return [f"--{way}={amount}{count}", *one_task]
 
 
+def split_gres(value: str) -> tuple[str, str]:
+    """What a `--gres` asks of GPUs, and what else: `lscratch:50` of the node's disk."""
+    parts = [part for part in value.split(",") if part not in ("", "none")]
+    gpus = [part for part in parts if part.partition(":")[0] == "gpu"]
+    return (gpus or [""])[0], ",".join(part for part in parts if part not in gpus)
+
+
+def _other_gres(site: SiteOptions, header: Sequence[str]) -> str:
+    asked = site.both.get("gres") or _script_options(header).get("gres", "")
+    return split_gres(asked)[1]
+
+
+def _script_options(header: Sequence[str]) -> dict[str, str]:
+    return dict(option for line in header for option in _options(_words(line)))
+
+
 def _usual_request(site: SiteOptions, header: Sequence[str]) -> tuple[str, str]:
     """The option by which the site, or else the script, asks for GPUs, and the type it names."""
-    script = dict(option for line in header for option in _options(_words(line)))
-    for options in (site.both, script):
+    for options in (site.both, _script_options(header)):
         for name in reversed(GPUS):
-            value = options.get(name, "none").partition(",")[0]
-            if value not in ("none", "0"):
+            value = options.get(name, "")
+            value = split_gres(value)[0] if name == "gres" else value.partition(",")[0]
+            if value not in ("", "none", "0"):
                 kinds = [part for part in value.split(":") if part != "gpu" and not part.isdigit()]
                 return name, (kinds or [""])[0]
     return "gres", ""

@@ -158,6 +158,14 @@ def test_an_option_replaces_other_ways_to_ask_for_the_same(
         ({"SBATCH_GRES": "none", "SBATCH_GPUS_PER_NODE": "t4:1"}, "2", ["--gpus-per-node=t4:2"]),
         ({"SBATCH_GPUS_PER_TASK": "1"}, "2", ["--gpus-per-task=2", "--ntasks-per-node=1"]),
         ({"SBATCH_GPUS": "1"}, "2", ["--gpus=6", "--nodes=3"]),
+        ({"SBATCH_GRES": "lscratch:50,gpu:t4:1"}, "2", ["--gres=gpu:t4:2,lscratch:50"]),
+        ({"SBATCH_GRES": "gpu:t4:1,lscratch:50"}, "0", ["--gres=lscratch:50"]),
+        ({"SBATCH_GRES": "lscratch:50"}, "2", ["--gres=gpu:2,lscratch:50"]),
+        (
+            {"SBATCH_GRES": "lscratch:50", "SBATCH_GPUS_PER_NODE": "t4:1"},
+            "2",
+            ["--gres=lscratch:50", "--gpus-per-node=t4:2"],
+        ),
     ],
 )
 def test_gpus_are_asked_for_in_the_sites_way(

@@ -104,13 +104,15 @@ def read_limits() -> Limits:
         accounts |= found
         new = {each.parent for each in found.values() if each.parent} - accounts.keys()
     queued = _ask("squeue", "--me", "--array", "--noheader", "--format=%a|%q|%P")
+    # With SLURM_CLUSTERS, older ones print a line for the cluster too.
+    jobs = [tuple(line.split("|")) for line in queued.split()]
     return Limits(
         partitions,
         settings,
         accounts,
         parse_quotas("qos", _ask(*sacctmgr, "qos", _format(QOS_FIELDS))),
         _ask(*sacctmgr, "user", f"name={user}", "format=DefaultAccount").strip(),
-        tuple(tuple(line.split("|")) for line in queued.split()),
+        tuple(job for job in jobs if len(job) == 3),
     )
 
 

@@ -1,6 +1,8 @@
 """What a site allows, as Slurm's programs word it, and what is refused by it."""
 
 import dataclasses
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +19,11 @@ from harness.slurm.limits import (
     parse_partitions,
     parse_quotas,
     parse_settings,
+    read_limits,
 )
 from harness.slurm.resources import asked_tres, seconds
 from harness.slurm.sbatch_options import SiteOptions, values_of_all
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, write_program
 
 PARTITIONS = """\
 PartitionName=gpu Default=YES GraceTime=0 MaxTime=1-00:00:00 PreemptMode=OFF Nodes=n10
@@ -231,6 +234,24 @@ def test_memory_is_read_in_every_unit(text: str, mb: float) -> None:
     (qos,) = parse_quotas("qos", f"a|||mem={text}").values()
     assert qos.tres == {"mem": mb}
     assert asked_tres({"mem": text})["mem"] == mb
+
+
+@pytest.mark.parametrize("gres", ["lscratch:50,gpu:t4:2", "gpu:t4:2,lscratch:50"])
+def test_gpus_are_counted_beside_what_else_a_node_has(gres: str) -> None:
+    """Local scratch is a gres too."""
+    assert asked_tres({"gres": gres}) == {"node": 1, "gres/gpu": 2, "gres/gpu:t4": 2}
+    assert asked_tres({"gres": "lscratch:50"}) == {"node": 1}
+
+
+def test_a_line_of_squeue_that_is_no_job_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older ones print the cluster's name, where SLURM_CLUSTERS is set."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    write_program(tmp_path / "scontrol", "echo 'AccountingStorageEnforce = limits'")
+    write_program(tmp_path / "sacctmgr", "exit 1")
+    write_program(tmp_path / "squeue", "echo 'CLUSTER: x'; echo 'lab|normal|gpu'")
+    assert read_limits().own_jobs == (("lab", "normal", "gpu"),)
 
 
 @pytest.mark.parametrize("words", [[], ["--test"]])

@@ -219,7 +219,7 @@ value_of() {
 # Prints the folder of the runs of the job file $1, which may give a name to the job.
 folder_of() {
     local name
-    name=$(sed -n "s/^name *= *[\"']\([^\"']*\).*/\1/p" "$1" 2>/dev/null | head -n 1)
+    name=$(sed -n "/^ *\[/q; s/^name *= *[\"']\([^\"']*\).*/\1/p" "$1" 2>/dev/null | head -n 1)
     [[ -n $name ]] || name=${1##*/}
     echo "$HARNESS_RUNS/${name%.toml}"
 }
@@ -339,6 +339,7 @@ run_resume() {
 run_tune() {
     local argument name option job=${1:-} command=(tune) arguments=()
     for argument; do
+        [[ $job == *.toml || $argument != *.toml ]] || job=$argument
         option=${argument%%=*}
         case $option in
             --join | --retrain | --show | --best)
@@ -354,7 +355,7 @@ run_tune() {
     has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ ${command[0]} == tune ]]; then
         if name=$(value_of --sweep-id "$@"); then
-            name=$(folder_of "$1")/$name
+            name=$(folder_of "$job")/$name
         elif name=$(run_name "$@"); then
             arguments+=(--sweep-id "$name")
         fi

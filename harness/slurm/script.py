@@ -158,7 +158,8 @@ def read_header(code: Path, name: str) -> list[str]:
     """
     path = code / "slurm" / f"{name}.sh"
     try:
-        lines = path.read_text().splitlines()
+        # A site's comments may be in any encoding; the job's script has the same bytes.
+        lines = path.read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise InputError(
             f"{path}: can't be read ({error.strerror}), and has the #SBATCH lines for {name}; "

@@ -385,6 +385,9 @@ def test_comparison_waits_for_all_and_names_their_runs(tmp_path: Path) -> None:
 
 
 def test_a_header_that_is_gone_is_named(tmp_path: Path) -> None:
-    """A missing script is refused in one line with its path."""
+    """A missing script is refused in one line with its path; one in another encoding is read."""
     with pytest.raises(InputError, match=r"slurm/gru\.sh"):
         read_header(tmp_path, "gru")
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/gru.sh").write_bytes(b"#!/bin/bash\n# caf\xe9\n#SBATCH --time=5\n")
+    assert read_header(tmp_path, "gru") == ["#SBATCH --time=5"]

@@ -154,3 +154,21 @@ def test_a_script_is_called_by_its_relative_path_whatever_cd_searches(
         )
         assert done.returncode == 0, done.stderr
         assert project.call()["argv"][1] == f"{project.path}/jobs/bilstm.toml"
+
+
+@pytest.mark.parametrize("given", [["--sweep-id", "mine", "{job}"], ["{job}", "--sweep-id=mine"]])
+def test_a_sweep_is_looked_for_by_its_job_wherever_it_is_named(
+    project: Project,  # noqa: F811 - the fixture
+    given: list[str],
+) -> None:
+    """Only a name above the first table of its file is the job's."""
+    job = project.outside / "all.toml"
+    job.write_text('[model.options]\nname = "wide"\n')
+    asked = project.outside / "asked"
+    project.executable(
+        project.venv / "bin/harness",
+        '#!/bin/sh\necho "$@" >>"$ASKED"\n[ "$1" != tune ] || exit 75\n',
+    )
+    words = [word.format(job=job) for word in given]
+    project.run(project.spool("tune"), *words, env=project.slurm(ASKED=str(asked)))
+    assert f"job-end 75 --run {project.path}/runs/all/mine " in asked.read_text()

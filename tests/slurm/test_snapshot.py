@@ -1,6 +1,7 @@
 """Snapshots of the code: what they hold of a site's settings, and whose they are."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,13 @@ def test_users_who_share_runs_have_each_a_snapshot(
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
     assert snapshot_path(project, tmp_path / "runs") != mine
+
+
+def test_what_a_killed_submission_left_is_removed(project: Path, tmp_path: Path) -> None:
+    """Once it is a day old; another may be at work on a newer one."""
+    folders = [tmp_path / f"runs/.submissions/.code-{name}.tmp" for name in ("old", "new")]
+    for folder, age_s in zip(folders, (90_000, 80_000), strict=True):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age_s,) * 2)
+    take_snapshot(project, tmp_path / "runs")
+    assert [folder.exists() for folder in folders] == [False, True]

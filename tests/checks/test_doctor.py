@@ -54,6 +54,7 @@ def test_a_machine_without_slurm_or_gpu_is_well(harness: Harness) -> None:
     assert {path.name for path in harness.folder.iterdir()} <= {"keras"}  # Keras's own
 
 
+@pytest.mark.full
 def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -> None:
     """On a processor that TensorFlow is not made for, it dies of SIGILL: the rest still stands."""
     package = tmp_path / "broken" / "tensorflow"

@@ -279,6 +279,7 @@ def test_an_unfinished_run_predicts_nothing(harness: Harness) -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.full
 def test_tensorflow_comes_without_what_keras_would_import_beside_it() -> None:
     """A second of each start; whoever needs scikit-learn later gets it all the same."""
     code = (

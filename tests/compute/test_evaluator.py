@@ -40,6 +40,7 @@ def test_every_review_gets_its_own_probability(
     assert ("_XlaMustCompile" in str(graph)) == (compiled == "true")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("compiled", ["true", "false"])
 def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
     monkeypatch: pytest.MonkeyPatch, compiled: str

@@ -33,6 +33,7 @@ def refused(
     return done.returncode, done.stderr.splitlines()[-1], list(harness.folder.glob("runs/*"))
 
 
+@pytest.mark.full
 @no_driver
 def test_without_a_driver(harness: Harness) -> None:
     """The line names Slurm's promise; nothing is written."""
@@ -87,6 +88,7 @@ def test_a_broken_driver_is_the_node_s_fault(
     assert "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY" in line
 
 
+@pytest.mark.full
 def test_a_broken_driver_is_told_to_the_job_script(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:

@@ -38,6 +38,7 @@ def trained(
     return sums, train_step.model.get_weights(), set(kernels.values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -104,6 +104,7 @@ def test_steps_of_own_code_are_made_for_each_trial() -> None:
     assert not [path.name for path in own if is_reusable(load_job(path))]
 
 
+@pytest.mark.full
 def test_only_the_steps_used_last_are_kept() -> None:
     """Each holds a model and its optimizer."""
     reused = ReusedSteps()

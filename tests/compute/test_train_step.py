@@ -119,6 +119,7 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("parts", [1, 3])
 def test_several_classes_train_as_with_plain_keras(parts: int) -> None:
     """Sums of losses and of correct predictions, and the weights, in parts too."""

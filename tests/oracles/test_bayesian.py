@@ -74,6 +74,7 @@ def test_it_finds_the_optimum_that_random_trials_miss(tmp_path: Path, objective:
 FEW = "model.dropout = [0.1, 0.2, 0.3]\ntrain.learning_rate = [0.001, 0.002, 0.003, 0.01]\n"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("space", ["", FEW], ids=["ranges", "lists"])
 def test_a_choice_depends_on_the_trials_alone(tmp_path: Path, space: str) -> None:
     """An oracle that takes up the trials of another, without their computation, goes on alike.

@@ -368,6 +368,7 @@ def test_an_architecture_keeps_its_colour(runs: Path) -> None:
     assert styles["bilstm"].marker != styles["lstm"].marker
 
 
+@pytest.mark.full
 def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
     """A picture depends on the runs alone, to the byte."""
     part, predictions = parts_of(runs)[0], predictions_of(runs)

@@ -40,6 +40,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
     return groups[0]
 
 
+@pytest.mark.full
 def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Path) -> None:
     """Twelve unlike styles, a row for each job, and one picture of all differences."""
     (part,) = make_parts([group])

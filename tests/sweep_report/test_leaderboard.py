@@ -283,6 +283,7 @@ def test_a_key_has_its_short_name_unless_two_would() -> None:
     }
 
 
+@pytest.mark.full
 def test_showing_needs_no_tensorflow(tmp_path: Path) -> None:
     """`harness sweep show` and `best` answer at once: they import neither it nor Keras."""
     sweep: SweepDirectory = make_sweep(tmp_path / "s", RANDOM, *four_trials())

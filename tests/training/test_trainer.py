@@ -225,6 +225,7 @@ def raise_inside(method: Any, epoch: int) -> Any:
     return raising
 
 
+@pytest.mark.full
 def test_measured_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     """`metrics.jsonl` holds no measured time, `timings.jsonl` nothing else but the epoch."""
     run, _, lines = trained(tmp_path, "train.epochs=2")
@@ -235,6 +236,7 @@ def test_measured_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     assert [(set(line), line["epoch"]) for line in timings] == [(times, 1), (times, 2)]
 
 
+@pytest.mark.full
 def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
     """Losses and accuracies of training and validation, over epochs with a partial last batch."""
     _, job, lines = trained(tmp_path, "train.epochs=3", "train.learning_rate=0.05")

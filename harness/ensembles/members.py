@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 FOR_ALL_REVIEWS = (
     *("data.validation_split", "data.test", "train.epochs", "train.schedule_epochs", "train.keep"),
     *("train.monitor", "train.early_stopping_patience", "train.reduce_lr_patience"),
-    *("train.reduce_lr_factor", "train.xla", "train.compile_evaluation"),
+    *("train.reduce_lr_factor", "train.xla", "train.compile_evaluation", "train.block_lstm"),
     "train.steps_per_execution",
 )
 

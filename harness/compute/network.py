@@ -1,6 +1,7 @@
 """A job's network: one of the five, or a function of the user's that is built and checked here."""
 
 import contextlib
+import copy
 import difflib
 import inspect
 from collections import defaultdict
@@ -144,7 +145,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     name = job.model.architecture
     where = f"model.architecture = {name!r}"
     function = load_function(job.code, name, where="model.architecture")
-    options = OptionReader(job.model.options)
+    options = OptionReader(copy.deepcopy(job.model.options))  # a function may empty its lists
     given: dict[str, Any] = {"num_outputs": num_outputs, "options": options}
     try:
         inspect.signature(function).bind(job.data.vocab_size, job.network(), **given)

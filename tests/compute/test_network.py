@@ -191,6 +191,16 @@ def test_every_way_to_read_an_option_counts() -> None:
         OptionReader({"a": 1}).check("net")
 
 
+def test_a_network_may_take_values_out_of_its_options() -> None:
+    """It is built several times in a run, and the job that is recorded keeps them."""
+    loop = "    more, left = [], options['widths']\n    while left: more += [dense(left.pop())]"
+    body = loop + BODY.replace("layers.Dropout(0.5)", "*more")
+    job = own(body, head=f"{HEAD}dense = layers.Dense\n", widths=[3, 4, 5])
+    first = build_network(job)
+    assert training_network(job, first).count_params() == first.count_params()
+    assert job.model.options == {"widths": [3, 4, 5]}
+
+
 def test_a_signature_that_does_not_fit_is_named() -> None:
     """A function for something else ends in one line with what it should take."""
     job = own("return 1").model_copy(update={"code": {"mynet.py": "def net(a): pass\n"}})

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
@@ -26,6 +27,7 @@ from harness.tracking.run_dir import RunDirectory
 
 # 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
 CHECKPOINT_FORMAT = 3
+BFLOAT16 = tf.bfloat16.as_numpy_dtype
 MAX_CHECKPOINTS = 2  # in a run's folder: a failing disk may break the newest
 
 
@@ -201,7 +203,9 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
 def _load(file: BinaryIO) -> dict[str, np.ndarray]:
     # Reading a member to its end verifies its checksum.
     with file, np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+    # NumPy knows no bfloat16: it writes such numbers as raw ones of two bytes.
+    return {name: a.view(BFLOAT16) if a.dtype == "V2" else a for name, a in arrays.items()}
 
 
 def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:

@@ -19,9 +19,11 @@ from harness.training import checkpoint
 class Step:
     """A model of one number and its optimizer."""
 
-    def __init__(self) -> None:
-        self.model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
-        self.optimizer = keras.optimizers.SGD()
+    def __init__(self, dtype: str = "float32") -> None:
+        layer = keras.layers.Dense(1, use_bias=False, dtype=dtype)
+        self.model = keras.Sequential([keras.Input([1]), layer])
+        self.optimizer = keras.optimizers.SGD(momentum=0.5)
+        self.optimizer.build(self.model.trainable_variables)
 
 
 @pytest.mark.parametrize("num_broken", [1, 2])
@@ -43,6 +45,26 @@ def test_broken_checkpoints_give_way_to_the_first_new_one(tmp_path: Path, num_br
         assert (found.step, skipped) == (number, [])
     kept = [f"step-{number:09d}" for number in (began.step + 60, began.step + 80)]
     assert [path.stem for path in run.checkpoints()] == kept
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_weights_of_any_precision_come_back(tmp_path: Path, dtype: str) -> None:
+    """Those of the best epoch too; a run that begins with the checkpoint gets the same."""
+    run, step = RunDirectory(tmp_path / "run"), Step(dtype)
+    of_step: Any = step
+    run.take_lease()
+    best = step.model.get_weights()
+    checkpoint.save(run, of_step, Progress("mine", best_weights=best), total_steps=1)
+    child = RunDirectory(tmp_path / "child")
+    child.take_lease()
+    assert checkpoint.adopt(run.checkpoints()[0], child, "mine")
+    for each in (run, child):
+        step.model.set_weights([np.array([[7]])])
+        progress, skipped = checkpoint.restore(each, of_step, "mine")
+        assert not skipped
+        for found in (step.model.get_weights(), progress.best_weights):
+            assert found[0].dtype == best[0].dtype
+            assert found[0].tobytes() == best[0].tobytes()
 
 
 def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:

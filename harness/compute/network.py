@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import difflib
+import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from keras.layers import Embedding
 from keras.src.backend.common import global_state
 
 from harness.architectures import BUILDERS
+from harness.compute.evaluator import uses_gpu
 from harness.compute.recurrent import turn_cudnn_off
 from harness.data.vocabulary import FIRST_WORD
 from harness.errors import InputError
+from harness.inputs.epoch_order import padded_lengths
 from harness.job import Job
 from harness.layers import (
     for_training,
@@ -261,6 +264,8 @@ def check_network(
         each.assign(numbers.normal(size=each.shape))
     with own_errors(where):
         given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
+    if trains:
+        _check_other_forms(model, job, tokens, where)
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
     if num_losses:
@@ -296,6 +301,24 @@ def check_network(
         f"{where}: {', '.join(others)} computes something else on another number of replicas; "
         "keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
     )
+
+
+def _check_other_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
+    """Call a network as runs of the job do beside `[rows, maxlen]`: on short batches, compiled.
+
+    Raises:
+        InputError: with the network's own error.
+    """
+    network = functools.partial(model, training=False)
+    if job.data.bucket:
+        tokens = tokens[:, : padded_lengths(job.data.maxlen)[0]]
+        should = f"should take data.bucket's batches, of {tokens.shape[1]} words and more"
+        with own_errors(f"{where}: {should}; mend it, or leave data.bucket out"):
+            network(tokens)
+    if job.train.compile_evaluation and not uses_gpu():
+        compiled = tf.function(network, autograph=False, jit_compile=True)
+        with own_errors(f"{where}: should compile; mend it, or leave train.compile_evaluation out"):
+            compiled(tokens)
 
 
 def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, list[str]]:

@@ -20,6 +20,7 @@ from harness.files.atomic_file import replaced_directory, write_refusal
 from harness.inference.kept_ratios import read_ratios
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_vocabulary
+from harness.inputs.epoch_order import padded_lengths
 from harness.inputs.ngram_ratios import NgramRatios
 from harness.tracking.run_dir import RunDirectory
 
@@ -32,7 +33,8 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Raw texts to a model's input, by TensorFlow's operations alone.
 
     Equal to `harness.data.vocabulary.encode_text`, cut to the last words and padded in front, or
-    with `bucket` at the end. With ratios these come too, as `NgramRatios.at_words` gives them.
+    with `bucket` at the end, to a length that batches have. With ratios these come too, as
+    `NgramRatios.at_words` gives them.
     """
 
     def __init__(
@@ -72,15 +74,16 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     def _padded(self, values: tf.RaggedTensor) -> tf.Tensor:
         """The last `maxlen` of each text: `[n, (words), …]` to `[n, time, …]`."""
         values = values[:, -self.maxlen :]
+        lengths, time = values.row_lengths(), self.maxlen
         if self.bucket:
-            return values.to_tensor()
-        missing = self.maxlen - values.row_lengths()
+            time = tf.maximum(tf.reduce_max(lengths), int(padded_lengths(self.maxlen)[0]))
+        missing = time - lengths
         rest = values.flat_values.shape[1:]
         padding = tf.RaggedTensor.from_row_lengths(
             tf.zeros([tf.reduce_sum(missing), *rest], values.dtype), missing
         )
-        padded = tf.concat([padding, values], axis=1)
-        return tf.reshape(padded.flat_values, [-1, self.maxlen, *rest])
+        padded = tf.concat([values, padding] if self.bucket else [padding, values], axis=1)
+        return tf.reshape(padded.flat_values, [-1, time, *rest])
 
     def _at_words(self, tokens: tf.RaggedTensor) -> tf.RaggedTensor:
         """The ratios at each word, `[n, (words), channels] float32`."""

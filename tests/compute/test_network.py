@@ -1,5 +1,6 @@
 """A user's network is built from its source, checked before a run begins, and loaded again."""
 
+import contextlib
 from pathlib import Path
 from textwrap import dedent, indent
 
@@ -199,6 +200,37 @@ def test_a_network_may_take_values_out_of_its_options() -> None:
     first = build_network(job)
     assert training_network(job, first).count_params() == first.count_params()
     assert job.model.options == {"widths": [3, 4, 5]}
+
+
+def with_keys(job: Job, table: str, **keys: object) -> Job:
+    content = job.model_dump()
+    content[table] |= keys
+    return check_job(content, Path("mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("width", "bucket", "says"), [(10, False, ""), (8, True, ""), (10, True, "of 8 words and more")]
+)
+def test_batches_by_length_need_a_network_for_short_ones(
+    width: int, bucket: bool, says: str
+) -> None:
+    """And texts to classify are as short; a run that has begun is not looked at."""
+    body = BODY.replace("layers.GlobalMax", "layers.Conv1D(4, options['width']), layers.GlobalMax")
+    job = with_keys(own(body, width=width), "data", maxlen=16, bucket=bucket)
+    assert check_network(job, trains=False) == ""
+    with contextlib.nullcontext() if not says else pytest.raises(InputError, match=says):
+        check_network(job)
+
+
+@pytest.mark.parametrize(("first", "says"), [("", ""), ("layers.Hashing(50), ", "should compile")])
+def test_a_compiled_evaluation_needs_a_network_that_compiles(first: str, says: str) -> None:
+    """XLA has no operations on texts; it is told before an epoch is trained."""
+    job = own(BODY.replace("[layers", f"[{first}layers"))
+    assert check_network(job) == ""
+    compiled = with_keys(job, "train", compile_evaluation=True)
+    assert check_network(compiled, trains=False) == ""
+    with contextlib.nullcontext() if not says else pytest.raises(InputError, match=says):
+        check_network(compiled)
 
 
 def test_a_signature_that_does_not_fit_is_named() -> None:

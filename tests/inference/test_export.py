@@ -100,6 +100,8 @@ def test_the_graph_encodes_like_the_data() -> None:
 @pytest.mark.parametrize("bucket", [False, True])
 def test_the_graph_gives_the_ratios_of_training(bucket: bool) -> None:
     """At every word that is kept, also of n-grams that begin before it; 0 in the padding."""
+    import tensorflow as tf
+
     from harness.data.dataset import Split
     from harness.data.vocabulary import SHIFT
     from harness.inference.export import TextEncoder
@@ -125,6 +127,9 @@ def test_the_graph_gives_the_ratios_of_training(bucket: bool) -> None:
         assert np.count_nonzero(row) == kept
         assert not found[row == 0].any()
     assert at_words[..., 2].any()
+    time = {True: 8, False: maxlen}[bucket]  # as `predict` pads a short text
+    assert [each.shape[:2] for each in encoder(["good"])] == [(1, time)] * 2
+    assert [each.shape[0] for each in encoder(tf.constant([], tf.string))] == [0, 0]
 
 
 def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -> None:

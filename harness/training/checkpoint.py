@@ -97,6 +97,7 @@ def adopt(
     target: RunDirectory,
     identity: str,
     *,
+    of: str = "",
     sha256: str = "",
     max_epochs: int | None = None,
 ) -> bool:
@@ -108,6 +109,7 @@ def adopt(
         source: the checkpoint.
         target: the new run, whose lease is taken.
         identity: of the new one.
+        of: the identity that the checkpoint must have.
         sha256: of the checkpoint, where it must be this one and no other.
         max_epochs: that the checkpoint may hold.
 
@@ -129,6 +131,8 @@ def adopt(
         # Without another checkpoint to take, what says nothing of this one must not lose it.
         if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
             raise
+        return False
+    if of and meta.get("identity") != of:
         return False
     if max_epochs is not None and (meta["epoch"], meta["step"]) > (max_epochs, 0):
         return False

@@ -7,13 +7,15 @@ there on it needs the parent no more.
 """
 
 import contextlib
+import errno
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, RunError
+from harness.files.disk_errors import NO_RECORD
 from harness.files.lenient_json import read_json_lines, text
 from harness.files.plain_file import read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
@@ -159,13 +161,15 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
     epochs = context.job.train.epochs
     if parent.continues:
+        # Its job.toml may have been edited since.
+        of = replace(context, run=parent.run, job=parent.run.job()).identity
         for path in reversed(parent.run.checkpoints()):
-            if checkpoint.adopt(path, context.run, context.identity, max_epochs=epochs):
+            if checkpoint.adopt(path, context.run, context.identity, of=of, max_epochs=epochs):
                 return []
         raise InputError(
-            f"--from {parent.run.folder}: its checkpoints are broken, or hold more than the "
-            f"train.epochs = {epochs} of this job; leave it out, or give more "
-            "epochs"
+            f"--from {parent.run.folder}: its checkpoints are broken, of another job than its "
+            f"job.toml, or hold more than the train.epochs = {epochs} of this job; leave it out, "
+            "put back its job.toml, or give more epochs"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)
@@ -202,8 +206,17 @@ def _take_weights(
     from harness.inference.model_file import load_model
 
     theirs = dict(_numbered(load_model(parent)))
-    runs, vectors = (context.run, parent), context.vectors
-    words, their_words = (read_plain_file(each.path("vocabulary.txt")) for each in runs)
+    vectors = context.vectors
+    words = read_plain_file(context.run.path("vocabulary.txt"))
+    try:
+        their_words = read_plain_file(parent.path("vocabulary.txt"))
+    except OSError as error:
+        if error.errno not in (*NO_RECORD, errno.EACCES):
+            raise
+        raise InputError(
+            f"--from {parent.folder}: vocabulary.txt can't be read ({error.strerror}); put it "
+            "back from a copy, or leave --from out"
+        ) from None
     pretrained = None
     # The parent's embedding is better than vectors that it has begun with itself.
     if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:

@@ -1,5 +1,6 @@
 """`train --from RUN`: the same job goes on to the same bytes, another one begins with weights."""
 
+import errno
 import io
 import json
 import os
@@ -7,21 +8,25 @@ import shutil
 import zipfile
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import h5py
+import keras
 import numpy as np
 import pytest
 
 from harness.bench.made_up_runs import write_run
 from harness.data.dataset import Dataset
 from harness.errors import InputError
+from harness.inference import model_file
 from harness.job import Job
 from harness.job_file import load_job
 from harness.texts.word_vectors import WordVectors
 from harness.tracking.run_dir import RunDirectory
+from harness.training import parent as parent_module
 from harness.training.checkpoint import adopt
 from harness.training.context import RunContext
-from harness.training.parent import Parent, find_parent, nothing_left_if_refused
+from harness.training.parent import Parent, begin_with, find_parent, nothing_left_if_refused
 from tests.conftest import JOBS, Harness, results
 from tests.report.small_data import small_data
 from tests.training.kills import kill_at, wait_for_step
@@ -238,6 +243,58 @@ def test_a_schedule_that_follows_the_epochs_makes_another_job(
     begins_with = find_parent(context, named=write_parent(tmp_path, job, dataset))
     assert begins_with
     assert begins_with.continues is continues
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_checkpoint_of_another_job_than_the_parents_is_not_taken(
+    tmp_path: Path, edited: bool
+) -> None:
+    """Whoever edits the parent's job.toml and trains it has not trained it from the start."""
+    dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
+    named = RunDirectory(write_parent(tmp_path, job, dataset))
+    identity = RunContext(named, named.job(), dataset).identity
+    meta = json.dumps({"epoch": 3, "step": 0, "identity": identity}).encode()
+    np.savez(named.checkpoints()[0], progress=np.frombuffer(meta, np.uint8))
+    changes = ["train.learning_rate=0.005"] if edited else []
+    named.path("job.toml").write_text(load_job(named.path("job.toml"), changes).to_toml())
+    more = load_job(named.path("job.toml"), ["train.epochs=20"])
+    context = RunContext(RunDirectory(tmp_path / "runs/lstm/child"), more, dataset)
+    context.run.take_lease()
+    begins_with, no_step = find_parent(context, named=named.folder), untouched()
+    assert begins_with
+    assert begins_with.continues
+    if edited:
+        with pytest.raises(InputError, match=r"of another job than its job\.toml"):
+            begin_with(begins_with, context, no_step)
+    else:
+        assert begin_with(begins_with, context, no_step) == []
+    assert bool(context.run.checkpoints()) is not edited
+
+
+def untouched() -> Any:
+    """In place of the models and the optimizer, where none of them may be used."""
+
+
+@pytest.mark.parametrize(
+    ("error", "refuses"), [(errno.ENOENT, True), (errno.EACCES, True), (errno.EIO, False)]
+)
+def test_a_parent_whose_vocabulary_can_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, refuses: bool
+) -> None:
+    """In one line; a disk that fails for once says nothing of the parent."""
+
+    def read(path: Path) -> bytes:
+        if path.is_relative_to(named.folder):
+            raise OSError(error, os.strerror(error))
+        return b""
+
+    dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
+    named = RunDirectory(write_parent(tmp_path, job, dataset))
+    context = RunContext(RunDirectory(tmp_path / "runs/lstm/child"), job, dataset)
+    monkeypatch.setattr(parent_module, "read_plain_file", read)
+    monkeypatch.setattr(model_file, "load_model", lambda _: keras.Sequential())
+    with pytest.raises(InputError if refuses else OSError, match=os.strerror(error)):
+        begin_with(Parent(named, continues=False), context, untouched())
 
 
 def write_parent(folder: Path, job: Job, dataset: Dataset, **record: object) -> Path:

@@ -88,8 +88,8 @@ class RunCallbacks:
                     # What it takes for the model.
                     callback.set_model(SimpleNamespace(optimizer=CutSchedule(self.schedule)))
         for callback in own:
-            callback.set_params({"epochs": train.epochs})
-            callback.set_model(model)
+            self._call(callback, "set_params", {"epochs": train.epochs})
+            self._call(callback, "set_model", model)
 
     @property
     def forgetful(self) -> list[str]:
@@ -107,6 +107,8 @@ class RunCallbacks:
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # of the checkpoint, with all cuts
         self.built_in.on_train_begin()
+        # As the run began: from the rate that is left, the same cuts may reach 0, where Keras stops.
+        rate.assign(1.0 if self.schedule else self.train.learning_rate)
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))
         rate.assign(value)

@@ -142,7 +142,8 @@ class Trainer:
         self.checkpoints.restart_clock()
         while progress.epoch < train.epochs:
             if progress.step == 0:  # an epoch that has begun is trained to its end
-                if train_step.model.stop_training:
+                # A stop before the first epoch is obeyed after it: a run needs weights to keep.
+                if train_step.model.stop_training and progress.history:
                     break
                 self.stop.check()  # before the callbacks, which a resumed run calls again
                 self.callbacks.on_epoch_begin(progress.epoch)

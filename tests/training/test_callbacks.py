@@ -118,6 +118,30 @@ def test_a_plateau_cuts_the_rate_with_and_without_a_schedule(warmup: float) -> N
     assert (schedule_of(model.optimizer) is not None) == (warmup > 0)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 1.0])
+def test_a_replay_of_many_cuts_counts_epochs_as_before(warmup: float) -> None:
+    """Also where the same cuts of the rate that they have left would make it 0."""
+    train = TrainConfig(reduce_lr_patience=2, reduce_lr_factor=1e-10, warmup_epochs=warmup)
+    model = model_of(train)
+    schedule = schedule_of(model.optimizer)
+    rate = schedule.cut if schedule else model.optimizer.learning_rate
+    calm = RunCallbacks(train, model)
+    calm.begin(Progress())
+    history = [{**LINE, "epoch": epoch} for epoch in range(1, 8)]
+    for line in history:
+        calm.on_epoch_end(line)
+    resumed = RunCallbacks(train, model)
+    resumed.begin(Progress(history=history))
+    before = float(rate.numpy())
+    assert before > 0
+    rates = []
+    for each in (calm, resumed):
+        rate.assign(before)
+        each.on_epoch_end({**LINE, "epoch": 8})
+        rates.append(float(rate.numpy()))
+    assert rates == [before, before]
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -154,6 +178,15 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
         callbacks.begin(Progress())
         with pytest.raises(RunError, match=says):
             _end_and_save(callbacks)
+
+
+@pytest.mark.parametrize("hook", ["set_model", "set_params"])
+def test_an_error_before_training_begins_is_told_as_any_other(hook: str) -> None:
+    """A callback may look for a layer that the model lacks."""
+    source = COUNTS.replace("on_train_begin(self, logs=None): ", f"{hook}(self, _): 1 / ")
+    job = job_of(source)
+    with pytest.raises(RunError, match=r"cb\.py, line 7: "):
+        RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
 
 
 def _end_and_save(callbacks: RunCallbacks) -> None:

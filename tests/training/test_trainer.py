@@ -214,6 +214,21 @@ def test_a_stop_at_the_begin_of_an_epoch_is_kept_over_a_kill_in_it(
     assert resumed.path("model.keras").read_bytes() == calm.path("model.keras").read_bytes()
 
 
+def test_a_stop_as_training_begins_ends_it_after_an_epoch(tmp_path: Path) -> None:
+    """There are no weights to keep before it."""
+    (tmp_path / "cb.py").write_text(
+        "import keras\n"
+        "class Ends(keras.callbacks.Callback):\n"
+        "    def on_train_begin(self, logs=None): self.model.stop_training = True\n"
+    )
+    file = tmp_path / "ends.toml"
+    file.write_text(
+        (JOBS / "lstm.toml").read_text().replace("[train]", '[train]\ncallbacks = ["cb.py:Ends"]')
+    )
+    _, _, lines = trained(tmp_path, "train.epochs=3", "data.maxlen=3", file=file)
+    assert [line["epoch"] for line in lines] == [1]
+
+
 def raise_inside(method: Any, epoch: int) -> Any:
     """The method, which raises once it has saved a part of an epoch, as a kill would."""
 

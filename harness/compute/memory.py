@@ -162,4 +162,5 @@ def _key(what: Job | SearchSpec) -> str:
     if isinstance(what, SearchSpec):
         space = " ".join(f"{each.key}={list(each.examples())}" for each in what.space)
         return f"{_key(what.job)} search {space}"
-    return f"{shape(what)} xla={what.train.xla}"
+    average = " ema" if what.train.ema_momentum else ""  # one more copy of the weights
+    return f"{shape(what)} xla={what.train.xla}{average}"

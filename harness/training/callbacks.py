@@ -107,7 +107,7 @@ class RunCallbacks:
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # of the checkpoint, with all cuts
         self.built_in.on_train_begin()
-        # As the run began: from the rate that is left, the same cuts may reach 0, where Keras stops.
+        # As the run began: from the rate that is left, the cuts may reach 0, where Keras stops.
         rate.assign(1.0 if self.schedule else self.train.learning_rate)
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))

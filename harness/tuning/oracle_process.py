@@ -25,6 +25,7 @@ from harness.sweep_protocol.journal import Ledger, Proposal
 from harness.sweep_protocol.mailbox import Clock, Report, patiently
 from harness.sweep_protocol.schedule import Schedule
 from harness.system.console import strip_prefix
+from harness.system.processes import own_code_first
 
 MAX_STARTS = 3  # without a proposal in between
 QUEUED = 64  # proposals that are read ahead
@@ -61,7 +62,7 @@ class OracleProcess:
                 text=True,
                 start_new_session=True,
                 # One thread: sums in another order would give other proposals in a replay.
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **threads},
+                env={**own_code_first(), "CUDA_VISIBLE_DEVICES": "", **threads},
             )
         for proposal in self.ledger.proposals:
             self._input.put(json.dumps({"known": asdict(proposal)}))

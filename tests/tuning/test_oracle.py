@@ -16,6 +16,7 @@ import keras_tuner as kt
 import pytest
 from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
+from harness import PROJECT
 from harness.errors import RunError
 from harness.search_space import load_search
 from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
@@ -213,3 +214,19 @@ def test_an_oracle_that_never_speaks_ends_the_search(tmp_path: Path) -> None:
     log.write_text("Traceback\nharness: no such module\n")
     with pytest.raises(RunError, match="the oracle failed 3 times: no such module "):
         oracle.take(1)
+
+
+def test_an_oracle_imports_nothing_from_the_folder_of_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be other code, of a checkout that was changed since or of somebody else."""
+    program = tmp_path / "python"
+    answer = '{"end": "%s %s"}'
+    program.write_text(f'#!/bin/sh\nprintf \'{answer}\\n\' "$PYTHONSAFEPATH" "$PYTHONPATH"\n')
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    oracle = OracleProcess(tmp_path / "search.toml", tmp_path / "oracle.log", Ledger())
+    wait_for(lambda: bool(oracle._end))
+    oracle.close()
+    assert oracle._end == f"1 {PROJECT}"

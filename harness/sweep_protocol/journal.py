@@ -45,7 +45,8 @@ class Journal:
 
     def __init__(self, shared: SharedFolder) -> None:
         self.shared, self.disk = shared, shared.disk
-        self.generation = 0  # the own one, 0 without
+        self.generation = self.first = 0  # the own one, and the first that was; 0 without
+        self._is_unsure = False  # a folder may have been made, and the answer was lost
         self._is_open = False  # the own log has begun, and no append to it has failed
 
     def log(self, generation: int) -> Path:
@@ -62,14 +63,17 @@ class Journal:
         names = self.disk.names(folder)  # a hint: the folders themselves decide
         newest = max((int(name) for name in names if name.isdigit()), default=0)
         number = max(self.generation, newest) + 1
+        self._is_unsure = True
         while not self.disk.make_folder(folder / str(number)):
             number += 1
+        self.generation, self._is_open, self._is_unsure = number, False, False
+        self.first = self.first or number
         self.disk.sync(folder)
-        self.generation, self._is_open = number, False
 
     def is_superseded(self) -> bool:
-        """Whether a newer supervisor has taken over."""
-        return self.disk.opens(self.shared.path("journal", str(self.generation + 1)))
+        """Whether a newer supervisor has taken over; False once more after a `take` that failed."""
+        newer = self.shared.path("journal", str(self.generation + 1))
+        return not self._is_unsure and self.disk.opens(newer)
 
     def begin(self) -> list[Record]:
         """Read the older generations' records, and seal them by the first record of the own log.

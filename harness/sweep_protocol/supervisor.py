@@ -6,6 +6,7 @@ the journal, and two at once do no harm.
 """
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -110,11 +111,10 @@ class WorkerView:
     is_old: bool = False  # its state may be that of a process that died before this generation
     has_ended: bool = False  # for good: it was a child of this process, or said that it leaves
     not_before_s: float = 0.0  # to be read again
-    task: tuple[tuple[Work, ...], bool] | None = (
-        None  # as written last: work, and whether it is over
-    )
+    task: tuple[tuple[Work, ...], bool] | None = None  # as written last: work, and whether over
     number: int = 0  # of the task
     written_at: int = 0  # count of the state when the task was written
+    refused_s: float = math.inf  # since when the task can't be written
 
 
 def supervise(shared: SharedFolder, host: Host) -> str:
@@ -152,7 +152,7 @@ def _supervise(shared: SharedFolder, journal: Journal, host: Host) -> str:
             generation = Generation(shared, journal, host)
             return generation.run()
         except OSError as error:
-            well_s = generation.well_s if generation else well_s
+            well_s = clock.now() if generation else well_s  # not before: it may have been stopped
             if clock.now() - well_s > terms.patience_s:
                 raise RunError(f"sweep {shared.folder}: {error}; the file system fails") from None
             host.note(error)
@@ -241,7 +241,7 @@ class Generation:
             return FINISHED
         with contextlib.suppress(OSError):  # nothing new then
             cancel = self.shared.read(Cancel, CANCEL_FILE)
-            if cancel and cancel.generation >= self.number:
+            if cancel and cancel.generation >= self.journal.first:
                 return CANCELLED
             is_alone = all(not each.state or each.is_lost for each in self.workers.values())
             if is_alone and self.shared.is_over():
@@ -272,13 +272,11 @@ class Generation:
             state = self.shared.read(WorkerState, "workers", name, STATE)
             if state and (not worker.state or state.count != worker.state.count):
                 self._take_up(name, worker, state)
-        worker.has_ended |= has_ended
-        stalls = (
-            worker.state
-            and worker.state.attempt
-            and worker.still_s > self.host.limit_s(worker.state)
-        )
-        if worker.has_ended or stalls or worker.silence_s > terms.lost_s:
+            worker.has_ended |= has_ended  # not before its last state was read
+        known = worker.state
+        stalls = known and known.attempt and worker.still_s > self.host.limit_s(known)
+        unheard_s = max(worker.silence_s, now_s - worker.refused_s)  # by us, and by it
+        if worker.has_ended or stalls or unheard_s > terms.lost_s:
             worker.is_lost, worker.not_before_s = True, now_s + terms.seldom_s
         if worker.has_ended and not self._is_awaited(name):
             self._gone.add(name)
@@ -372,11 +370,15 @@ class Generation:
                 continue
             worker.number += task != worker.task
             worker.task, worker.written_at = task, state.count
-            with contextlib.suppress(OSError):  # it is not echoed then, and so written again
-                record = Task(
-                    generation=self.number, number=worker.number, work=task[0], over=is_over
-                )
+            record = Task(generation=self.number, number=worker.number, work=task[0], over=is_over)
+            try:
                 self.shared.write(record, "workers", name, TASK)
+            except OSError as error:  # it is not echoed then, and so written again
+                if worker.refused_s == math.inf:
+                    worker.refused_s = self.shared.clock.now()
+                    self.host.note(error)
+            else:
+                worker.refused_s = math.inf
 
     def _work_at(self, n: int) -> Work:
         """The newest attempt at a trial, as its worker is told of it."""

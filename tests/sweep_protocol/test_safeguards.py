@@ -125,7 +125,11 @@ def test_what_a_supervisor_appends_before_it_sees_the_next_one_counts(tmp_path: 
 class Host:
     """Surrounds a supervisor of four trials whose workers are nobody's children."""
 
-    ended: set[str] = set()  # noqa: RUF012 - never changed
+    def __init__(self) -> None:
+        self.ended, self.noted = set[str](), list[OSError]()
+
+    def note(self, error: OSError) -> None:
+        self.noted.append(error)
 
     def planner(self, ledger: Ledger) -> Planner:
         known = ledger.proposals
@@ -145,7 +149,8 @@ class Mailboxes:
         self.shared = SharedFolder(folder, SharedDisk(), self.clock, TERMS)
         self.journal = Journal(self.shared)
         self.journal.take()
-        self.generation = Generation(self.shared, self.journal, Host())  # type: ignore[arg-type]
+        self.host: Any = Host()
+        self.generation = Generation(self.shared, self.journal, self.host)  # type: ignore[arg-type]
 
     def say(self, worker: str, **results: float) -> None:
         """Write a worker's state, with these scores of trials' attempts at hand."""

@@ -60,6 +60,7 @@ class Terms:
 
 
 NETWORK_VISIBLE_S, LOCAL_VISIBLE_S = 30.0, 1.0
+LONGEST_LOOK_S = 10.0  # that counts as time without a sign: for longer, nobody looked for one
 T = TypeVar("T")
 
 

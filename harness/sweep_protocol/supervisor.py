@@ -25,6 +25,7 @@ from harness.sweep_protocol.journal import (
 )
 from harness.sweep_protocol.mailbox import (
     BEAT,
+    LONGEST_LOOK_S,
     STATE,
     TASK,
     WORKER_ID,
@@ -41,7 +42,6 @@ from harness.system.processes import has_died
 
 FINISHED, CANCELLED, SUPERSEDED = "finished", "cancelled", "superseded"
 MAX_ATTEMPTS = 25  # at a trial without a later checkpoint
-LONGEST_ROUND_S = 10.0  # that counts as silence: for longer, this process did not look
 
 
 class Planner(Protocol):
@@ -219,7 +219,7 @@ class Generation:
         shared, now_s = self.shared, self.shared.clock.now()
         self._count += 1
         shared.write(Beat(count=self._count), "journal", str(self.number), BEAT)
-        passed_s, self.well_s = min(now_s - self.well_s, LONGEST_ROUND_S), now_s
+        passed_s, self.well_s = min(now_s - self.well_s, LONGEST_LOOK_S), now_s
         self._records = []
         self._list_workers(now_s)
         for name, worker in list(self.workers.items()):

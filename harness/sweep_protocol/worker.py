@@ -14,6 +14,7 @@ from typing import Protocol
 from harness.errors import DiskError, Interrupted, TakenOver
 from harness.sweep_protocol.mailbox import (
     BEAT,
+    LONGEST_LOOK_S,
     STATE,
     TASK,
     Beat,
@@ -117,7 +118,8 @@ class Worker:
         self._lock = threading.Lock()
         self._poke, self._has_left = threading.Event(), threading.Event()
         self._synced: set[str] = set()  # attempts whose results are on the disk
-        self._looked_s = self._heard_s = shared.clock.now()
+        self._looked_s = self._listened_s = shared.clock.now()  # for a task, for a beat
+        self._alone_s = 0.0  # since the newest beat
         self._failing_s: float | None = None  # since when the file system fails
         self._heard: tuple[int, int] = (0, 0)  # generation and count of the newest beat
         self._num_trials = 0
@@ -238,7 +240,7 @@ class Worker:
         results = self._state.results
         if not (work := next((w for w in self.task.work if w.attempt not in results), None)):
             return self._idle()
-        self._heard_s = self.shared.clock.now()
+        self._alone_s = 0.0
         if work.attempt != self._state.attempt:
             self._update(attempt=work.attempt, step=0)
             self._poke.set()  # if it ends this process, the supervisor should know which it was
@@ -266,9 +268,11 @@ class Worker:
             generation += 1
         beat = shared.read(Beat, "journal", str(generation), BEAT)
         heard = generation, beat.count if beat else 0
+        self._alone_s += min(now_s - self._listened_s, LONGEST_LOOK_S)
+        self._listened_s = now_s
         if heard != self._heard:
-            self._heard, self._heard_s = heard, now_s
-        if now_s - self._heard_s > shared.terms.patience_s:
+            self._heard, self._alone_s = heard, 0.0
+        if self._alone_s > shared.terms.patience_s:
             raise Alone(f"the loss of the supervisor, none for {shared.terms.patience_s:.0f} s")
         shared.clock.sleep(shared.terms.idle_s)
         return None

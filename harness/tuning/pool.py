@@ -19,7 +19,7 @@ from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory
 from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool, wait_for
-from harness.sweep_protocol.mailbox import WorkerState
+from harness.sweep_protocol.mailbox import LONGEST_LOOK_S, WorkerState
 from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
 from harness.system.console import Console
 from harness.system.signals import STOPPING
@@ -92,7 +92,8 @@ class WorkerProcess(ManagedProcess):
     num_failures: int = 0  # in a row
     not_before_s: float = 0.0  # to start it again
     step: tuple[str, str, int] = ("", "", 0)  # process, attempt and step that were seen last
-    step_s: float = 0.0  # since when
+    still_s: float = 0.0  # since it was seen first
+    looked_s: float = 0.0  # when it was looked after last
     has_begun: str = ""  # the last process that was seen to have had an attempt
 
 
@@ -231,10 +232,12 @@ class WorkerPool(ProcessPool):
 
     def _end_stalled(self, worker: WorkerProcess, state: WorkerState | None) -> None:
         now_s = time.monotonic()
+        worker.still_s += min(now_s - worker.looked_s, LONGEST_LOOK_S)
+        worker.looked_s = now_s
         step = worker.uuid, state.attempt if state else "", state.step if state else 0
         if step != worker.step:
-            worker.step, worker.step_s = step, now_s
-        if not state or not state.attempt or now_s - worker.step_s <= self.request.limit_s(state):
+            worker.step, worker.still_s = step, 0.0
+        if not state or not state.attempt or worker.still_s <= self.request.limit_s(state):
             return
         self.console.warning(
             f"worker {worker.name} made no progress for {self.request.limit_s(state):.0f} s with "

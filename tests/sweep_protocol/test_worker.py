@@ -19,10 +19,10 @@ def worker(tmp_path: Path) -> Worker:
     return Worker(shared, A, NoRunner())  # type: ignore[arg-type]
 
 
-def idle(worker: Worker, *, beats: bool) -> None:
-    """Wait for tasks for twice as long as a worker waits for a supervisor."""
+def idle(worker: Worker, *, beats: bool, time_s: float = 2 * TERMS.patience_s) -> None:
+    """Wait for tasks, by default for twice as long as a worker waits for a supervisor."""
     shared, began_s = worker.shared, worker.shared.clock.now()
-    while shared.clock.now() - began_s < 2 * TERMS.patience_s:
+    while shared.clock.now() - began_s < time_s:
         if beats:
             shared.write(Beat(count=int(shared.clock.now()) + 1), "journal", "1", BEAT)
         assert worker._idle() is None
@@ -38,12 +38,19 @@ def test_a_worker_waits_as_long_as_a_supervisor_beats(worker: Worker) -> None:
 def test_a_new_supervisor_is_heard(worker: Worker) -> None:
     """Its first beat counts like that of the one before."""
     idle(worker, beats=True)
-    worker.shared.clock.sleep(TERMS.patience_s - 2 * TERMS.idle_s)
+    idle(worker, beats=False, time_s=TERMS.patience_s - 2 * TERMS.idle_s)
     worker.shared.path("journal", "2").mkdir()
     worker.shared.write(Beat(count=1), "journal", "2", BEAT)
-    assert worker._idle() is None
-    worker.shared.clock.sleep(TERMS.patience_s - 2 * TERMS.idle_s)
-    assert worker._idle() is None
+    idle(worker, beats=False, time_s=TERMS.patience_s - 2 * TERMS.idle_s)
+
+
+def test_a_worker_that_was_stopped_with_its_supervisor_waits_for_it(worker: Worker) -> None:
+    """A suspended job: time in which it could hear nobody is no silence."""
+    idle(worker, beats=True)
+    for _ in range(2):
+        worker.shared.clock.sleep(2 * TERMS.patience_s)
+        assert worker._idle() is None
+    idle(worker, beats=True)
 
 
 def test_steps_are_counted(worker: Worker) -> None:

@@ -70,10 +70,25 @@ def test_a_gpu_may_compile_before_the_first_step(
     pool, now = Pool(tmp_path, gpu), [1e6]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     state = WorkerState(count=1, attempt="3/1.1", step=step, has_gpu=gpu is not None)
-    for after_s, is_ended in ((0.0, False), (limit_s - 1, False), (limit_s + 1, True)):
+    for after_s in range(0, int(limit_s), 5):
         now[0] = 1e6 + after_s
         pool.tend(0, {pool.worker.uuid: state})
-        assert bool(pool.killed) == is_ended
+    assert pool.killed == []
+    for now[0] in (1e6 + limit_s, 1e6 + limit_s + 1):
+        pool.tend(0, {pool.worker.uuid: state})
+    assert pool.killed == [[pool.worker]]
+
+
+def test_a_worker_that_was_stopped_with_its_pool_is_not_stalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspended job: at its return the pool may look before the worker has taken a step."""
+    pool, now = Pool(tmp_path), [1e6]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    state = WorkerState(count=1, attempt="3/1.1", step=9)
+    for now[0] in (1e6, 1e6 + 10_000, 1e6 + 20_000):
+        pool.tend(0, {pool.worker.uuid: state})
+    assert pool.killed == []
 
 
 def test_a_worker_without_a_trial_never_stalls(

@@ -1,6 +1,8 @@
 """What an error of a file system says: that there is no such file, or that the disk fails."""
 
 import errno
+import os
+import re
 from pathlib import Path
 
 from harness.errors import DiskError
@@ -23,6 +25,12 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
     is_closed = error.errno == errno.EACCES
     remedy = "check its mode and owner" if is_closed else "try again later"
     raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
+
+
+def is_said_of_disk(line: str) -> bool:
+    """Whether a traceback's last line says that a disk fails, which may be over in minutes."""
+    by_disk = any(os.strerror(number) in line for number in (errno.EIO, errno.ESTALE))
+    return by_disk and re.match(r"\w+Error: ", line) is not None
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:

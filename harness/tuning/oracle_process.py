@@ -13,12 +13,14 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from harness.errors import InputError, RunError
+from harness.files.disk_errors import is_said_of_disk
 from harness.search_space import SearchSpec, load_search
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.journal import Ledger, Proposal
@@ -26,6 +28,7 @@ from harness.sweep_protocol.mailbox import Clock, Report, patiently
 from harness.sweep_protocol.schedule import Schedule
 from harness.system.console import strip_prefix
 from harness.system.processes import own_code_first
+from harness.tuning.pool import MAX_IN_OUTAGE, OUTAGE_AGAIN_S
 
 MAX_STARTS = 3  # without a proposal in between
 QUEUED = 64  # proposals that are read ahead
@@ -44,7 +47,7 @@ class OracleProcess:
             ledger: holds the trials that it has proposed, and their results from then on.
         """
         self.search_file, self.log, self.ledger = search_file, log, ledger
-        self._num_starts = 0
+        self._num_starts, self._not_before_s = 0, 0.0
         self._start()
 
     def _start(self) -> None:
@@ -110,10 +113,14 @@ class OracleProcess:
         return new
 
     def _restart(self) -> None:
-        if self._num_starts >= MAX_STARTS:
-            lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-            last = strip_prefix(lines[-1]) if lines else f"exit code {self._process.returncode}"
-            raise RunError(f"the oracle failed {MAX_STARTS} times: {last} (log {self.log})")
+        if time.monotonic() < self._not_before_s:
+            return
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        last = strip_prefix(lines[-1]) if lines else f"exit code {self._process.returncode}"
+        is_outage = is_said_of_disk(last)  # of the disk with the environment
+        if self._num_starts >= (MAX_IN_OUTAGE if is_outage else MAX_STARTS):
+            raise RunError(f"the oracle failed {self._num_starts} times: {last} (log {self.log})")
+        self._not_before_s = time.monotonic() + is_outage * OUTAGE_AGAIN_S
         self._start()
         for n, (_, report) in self.ledger.accepted.items():
             self.offer(n, report)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.compute.memory import kept_gpu_gb, largest_gb
 from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.files.disk_errors import is_said_of_disk
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory
@@ -29,7 +30,7 @@ STALL_S = 900.0  # compiling and validating take a while and show no progress
 START_STALL_S = 3600.0  # before the first step on a GPU; TensorFlow warns of 30 minutes
 MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker in a row, and seconds before the next start
 MAX_KILLS = 25  # of a worker in a row before its first trial, as of a trial's workers
-MAX_SRUN_FAILURES, SRUN_AGAIN_S = 30, 10.0
+MAX_IN_OUTAGE, OUTAGE_AGAIN_S = 30, 10.0
 LEAVE_S = 30.0  # for the workers to end once the search is over
 
 
@@ -214,19 +215,19 @@ class WorkerPool(ProcessPool):
             worker.num_failures = 1 if num_done > self._num_done else worker.num_failures + 1
             self._num_done = num_done
             line = worker.last_line()
-            # Slurm's controller may be down for minutes.
-            by_slurm = line.startswith("srun: error")
+            # Slurm's controller, or the disk with the environment, may be down for minutes.
+            is_outage = line.startswith("srun: error") or is_said_of_disk(line)
             was_killed = worker.code not in (RunError.exit_code, NODE_FAULT_CODE)
             if was_killed:
                 line = f"exit code {worker.code} before its first trial; last line: {line}"
             most = MAX_KILLS if was_killed else MAX_FAILURES
-            if worker.num_failures >= (MAX_SRUN_FAILURES if by_slurm else most):
+            if worker.num_failures >= (MAX_IN_OUTAGE if is_outage else most):
                 message = f"worker {worker.name} failed {worker.num_failures} times: {line}"
                 if worker.code == NODE_FAULT_CODE:
                     raise NodeFault(message, will_requeue=True)
                 raise RunError(message)
             self.console.warning(f"worker {worker.name} failed and will be started again: {line}")
-            worker.not_before_s = now_s + (SRUN_AGAIN_S if by_slurm else AGAIN_S)
+            worker.not_before_s = now_s + (OUTAGE_AGAIN_S if is_outage else AGAIN_S)
         if now_s >= worker.not_before_s:
             self._start(worker)
 

@@ -12,6 +12,7 @@ from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_C
 from harness.system.console import Console
 from harness.tuning.pool import (
     MAX_FAILURES,
+    MAX_IN_OUTAGE,
     MAX_KILLS,
     START_STALL_S,
     WorkerPool,
@@ -142,6 +143,17 @@ def test_three_failures_in_a_row_end_the_sweep(
         pool.end(code, num_done)
     with pytest.raises(error, match="failed 3 times: it ended with exit code"):
         pool.end(code, num_done)
+
+
+def test_a_disk_that_fails_while_workers_start_is_waited_for(tmp_path: Path) -> None:
+    """As Slurm's controller is; what is no word of a disk ends the sweep after three."""
+    pool = Pool(tmp_path)
+    pool.worker.log.parent.mkdir()
+    pool.worker.log.write_text("OSError: [Errno 5] Input/output error: '/home/me/x.py'\n")
+    for _ in range(MAX_IN_OUTAGE - 1):
+        pool.end(RunError.exit_code)
+    with pytest.raises(RunError, match="failed 30 times: OSError"):
+        pool.end(RunError.exit_code)
 
 
 def test_what_ends_a_command_at_once(tmp_path: Path) -> None:

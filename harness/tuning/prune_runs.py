@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.errors import InputError
+from harness.errors import DiskError, InputError
 from harness.files.in_threads import in_threads
 from harness.search_space import is_sweep
 from harness.tracking.disk_use import OF_A_RUN, Amount, Parts, prune, refusal, total
@@ -74,6 +74,9 @@ def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
         trials = parts_of_trials(sweep)
     except InputError:  # which trials are the best is not known
         done.left.append((sweep.folder, "has a broken leaderboard"))
+        return
+    except DiskError:
+        done.left.append((sweep.folder, "has a leaderboard that can't be read"))
         return
     for folder, parts in trials.items():
         if folder.resolve() != real / folder.relative_to(sweep.folder):

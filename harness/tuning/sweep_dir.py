@@ -17,6 +17,7 @@
 
 import csv
 import io
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any
 from harness.data.dataset import Dataset
 from harness.data.resolve import open_data, reopen_data
 from harness.errors import DiskError, InputError
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory
 from harness.files.lenient_json import read_toml
 from harness.job import Job
@@ -128,21 +130,29 @@ class SweepDirectory(LeasedDirectory):
             )
 
     def check_format(self) -> None:
-        """Refuse to continue a sweep that a later version wrote.
+        """Refuse to continue a sweep that a later version wrote, or whose record is broken.
 
         Raises:
-            InputError: if one did.
+            InputError: if one did, or if it is.
+            DiskError: if the record can't be read.
         """
-        check_format(f"sweep {self.folder}", self.read_json(RECORD), SWEEP_FORMAT)
+        record = self.certain_json(RECORD)
+        if not record and os.path.lexists(self.path(RECORD)):
+            raise InputError(
+                f"sweep {self.folder}: {RECORD} is broken, which says what version wrote the "
+                "sweep; put it back from a copy"
+            )
+        check_format(f"sweep {self.folder}", record, SWEEP_FORMAT)
 
     def check_resumable(self) -> None:
         """Refuse to continue a sweep that another version wrote.
 
         Raises:
-            InputError: if one did.
+            InputError: if one did, or if its record is broken.
+            DiskError: if the record can't be read.
         """
         self.check_format()
-        record = self.read_json(RECORD)
+        record = self.certain_json(RECORD)
         number = record.get("format", 1)
         if self.exists() and number != SWEEP_FORMAT:
             version = record.get("harness", "0.1.0")
@@ -204,6 +214,7 @@ class SweepDirectory(LeasedDirectory):
 
         Raises:
             InputError: if the file is broken.
+            DiskError: if it can't be read.
         """
         path = self.path(LEADERBOARD)
         try:
@@ -211,7 +222,8 @@ class SweepDirectory(LeasedDirectory):
                 rows = list(csv.DictReader(file))
             if rows and not {"trial", "status"} <= rows[0].keys():
                 raise ValueError("it has no columns trial and status")
-        except OSError:
+        except OSError as error:
+            raise_unless_missing(error, path)
             return []
         except (ValueError, csv.Error) as error:
             raise InputError(

@@ -3,6 +3,7 @@
 import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,28 @@ def test_a_broken_leaderboard_prunes_nothing(harness: Harness, content: bytes) -
         done = harness.run_here("sweep", command, sweep.folder)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert "leaderboard.csv: is broken (" in done.stderr
+
+
+def test_a_leaderboard_that_cant_be_read_is_not_an_empty_one(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a finished search nobody is told to go on with it, and nothing of it is removed."""
+    sweep, _ = made_up(harness.runs / "tune/s")
+    before, opened = files(sweep.folder), Path.open
+
+    def fail(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "leaderboard.csv":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    for command in ("show", "best", "retrain"):
+        done = harness.run_here("sweep", command, sweep.folder)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "leaderboard.csv: can't be read: Input/output error" in done.stderr
+    told = f"left as it is: {sweep.folder} has a leaderboard that can't be read"
+    assert told in harness.run_here("prune", "--yes").stdout
+    assert files(sweep.folder) == before
 
 
 def test_an_unfinished_sweep_is_left_alone(tmp_path: Path) -> None:

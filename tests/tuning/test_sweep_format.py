@@ -1,11 +1,13 @@
 """Sweeps of other versions: what a later one wrote is looked at, and not gone on with."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from harness import __version__
+from harness.errors import DiskError, InputError
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
@@ -52,18 +54,21 @@ def test_readers_show_a_later_versions_sweep(harness: Harness, later: Path) -> N
 @pytest.mark.parametrize(
     ("record", "how"),
     [
-        ({}, "whose workers met at a port"),
+        (None, "whose workers met at a port"),
         ({"format": 2, "harness": "0.2.0"}, "whose workers met at a port"),
         ({"format": 3, "harness": "0.2.0"}, "which averaged weights otherwise"),
     ],
 )
 def test_an_unfinished_sweep_of_an_earlier_version_is_refused(
-    harness: Harness, command: str, record: dict[str, object], how: str
+    harness: Harness, command: str, record: dict[str, object] | None, how: str
 ) -> None:
     """Exit code 2, one line with the version that goes on with it, nothing written."""
     folder = harness.runs / "tune_lstm" / "older"
     make_sweep(folder, RANDOM, trial(0, 0.8, values=VALUES))
-    (folder / "provenance.json").write_text(json.dumps(record))
+    if record is None:
+        record = {}
+    else:
+        (folder / "provenance.json").write_text(json.dumps(record))
     job = harness.folder / "tune_lstm.toml"
     job.write_text(RANDOM)
     words = {"resume": ["resume", folder], "tune": ["tune", job, "--sweep-id", "older"]}
@@ -75,6 +80,23 @@ def test_an_unfinished_sweep_of_an_earlier_version_is_refused(
     assert f"was begun by harness {version} (format {record.get('format', 1)}), {how}" in line
     assert "go on with it by that version" in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_record_that_cant_be_read_says_nothing_of_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails is no reason to give a sweep up, and a broken record is called so."""
+    sweep = make_sweep(tmp_path / "sweep", RANDOM)
+    sweep.path("provenance.json").write_bytes(b"{")
+    with pytest.raises(InputError, match=r"provenance.json is broken, .* put it back from a copy"):
+        sweep.check_resumable()
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("harness.files.leased_dir.read_plain_file", fail)
+    with pytest.raises(DiskError, match=r"provenance.json: can't be read: Input/output error"):
+        sweep.check_resumable()
 
 
 def test_a_finished_sweep_of_an_earlier_version_is_read(harness: Harness) -> None:

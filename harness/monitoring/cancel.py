@@ -11,13 +11,13 @@ from pathlib import Path
 
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_json, whole
+from harness.files.lenient_json import read_json, text, whole
 from harness.files.shared_disk import SharedDisk
 from harness.monitoring.survey import refresh
 from harness.search_space import CANCEL_FILE
 from harness.slurm import client
 from harness.slurm.queue import ASK_EVERY_S, Queue
-from harness.system.processes import is_run_alive
+from harness.system.processes import is_elsewhere, is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 
@@ -102,12 +102,14 @@ def _cancel_job(status: RunStatus) -> str | None:
 def _stop_process(status: RunStatus) -> None:
     process = status.process or 0
     where = f"run {status.run}: process {process}"
-    if status.host != socket.gethostname() and status.trials:
+    if not _is_here(status) and status.trials:
         # Its supervisor looks for this file.
         generation = _newest_generation(status.folder)
         atomic_write(status.folder / CANCEL_FILE, json.dumps({"generation": generation}))
         return
-    if status.host != socket.gethostname():
+    if not _is_here(status):
+        if status.host == socket.gethostname():
+            where += " in another container"
         ends_all = f", or end its whole job: scancel {status.slurm_job}" if status.slurm_job else ""
         raise RunError(
             f"{where} is on {status.host}; there: harness cancel {status.folder}{ends_all}"
@@ -120,6 +122,12 @@ def _stop_process(status: RunStatus) -> None:
         pass
     except PermissionError:
         raise RunError(f"{where} is another user's; ask them to stop it") from None
+
+
+def _is_here(status: RunStatus) -> bool:
+    """Whether a run's process has its number here: a container may have the machine's name."""
+    space = text(read_json(status.folder / "state.json").get("space")) or ""
+    return status.host == socket.gethostname() and not is_elsewhere(space)
 
 
 def _newest_generation(sweep: Path) -> int:
@@ -147,11 +155,7 @@ def wait_until_saved(
             queue.every_s = min(2 * queue.every_s, ASK_EVERY_S)
         is_new = now.time_s > status.time_s or status.phase not in OVER
         # A search is recorded as interrupted before its last worker has saved.
-        saves = (
-            bool(now.trials)
-            and now.host == socket.gethostname()
-            and is_run_alive(now.process or 0, now.time_s)
-        )
+        saves = bool(now.trials) and _is_here(now) and is_run_alive(now.process or 0, now.time_s)
         if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
             # Once more: it may have saved after its record was read and ended before its process
             # was looked at.

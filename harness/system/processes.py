@@ -90,6 +90,13 @@ def process_space() -> str:
         return ""
 
 
+def is_elsewhere(space: str) -> bool:
+    """Whether what `process_space` said is of another container on this start of the machine."""
+    boot, _, part = space.partition(" ")
+    own_boot, _, own_part = process_space().partition(" ")
+    return boot == own_boot and part != own_part
+
+
 def has_died(process: int, space: str) -> bool:
     """Whether a process has ended that can be seen from here.
 
@@ -97,9 +104,26 @@ def has_died(process: int, space: str) -> bool:
         process: its number.
         space: what `process_space` said to it.
     """
+    if not space or space != process_space() or process <= 0:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # another user's, whom /proc may hide
+        return False
+    return _is_zombie(process)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether a process has ended and nobody has waited for it, which only our own /proc tells."""
     import psutil
 
-    return space != "" and space == process_space() and not psutil.pid_exists(process)
+    try:
+        own_proc = Path("/proc/self").readlink().name == str(os.getpid())
+        return own_proc and psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except (OSError, psutil.Error):
+        return False
 
 
 def title_of(process: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from harness.errors import Interrupted, RunError
 from harness.files.leased_dir import LeasedDirectory
 from harness.slurm.environment import SlurmEnvironment, resume_command
+from harness.system.processes import process_space
 
 HEARTBEAT_S = 5.0  # between two writes of state.json
 
@@ -32,6 +33,7 @@ class Heartbeat:
             "requeued_at": int(previous.get("requeued_at") or 0),
             "host": socket.gethostname(),
             "process": os.getpid(),
+            "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
             # Whether the job scripts began it; else its job may be a session for more than a run.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_sav
 from harness.monitoring.run_names import pick
 from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
+from harness.system.processes import process_space
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from tests.checks.site import ELSEWHERE, Site, site
@@ -98,6 +100,20 @@ def test_a_search_on_another_machine_is_cancelled_by_a_file(
     assert json.loads((tmp_path / "cancel.json").read_text()) == {"generation": newest}
     status.trials = None
     with pytest.raises(RunError, match=f"is on {ELSEWHERE}; there: harness cancel"):
+        ask_to_stop(status)
+
+
+def test_a_search_in_another_container_is_cancelled_by_a_file(tmp_path: Path) -> None:
+    """It has this machine's name, and a number that may be an own search's here."""
+    boot, _, _ = process_space().partition(" ")
+    state = {"generation": 3, "space": f"{boot} 7"}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    here = socket.gethostname()
+    status = RunStatus("tune/s", tmp_path, "running", host=here, process=1, trials={"best": 1})
+    assert ask_to_stop(status) is None
+    assert json.loads((tmp_path / "cancel.json").read_text()) == {"generation": 3}
+    status.trials = None
+    with pytest.raises(RunError, match=f"process 1 in another container is on {here}; there: "):
         ask_to_stop(status)
 
 

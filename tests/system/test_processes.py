@@ -1,5 +1,6 @@
 """Which processes are still a run's, and how old this one is."""
 
+import os
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.system.processes import age_s, is_run_alive
+from harness.system.processes import age_s, has_died, is_elsewhere, is_run_alive, process_space
 from tests.conftest import wait_for
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -58,6 +59,30 @@ def test_a_number_that_was_given_again_is_not_the_run(start: Start) -> None:
     process.wait()
     assert not is_run_alive(process.pid, time.time())
     assert not any(is_run_alive(number, time.time()) for number in (0, -1, 2**22 + 1, 2**70))
+
+
+def test_who_has_died_is_seen_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if nobody waited for it; not a process that /proc hides, nor one of another machine."""
+    here = process_space()
+    with subprocess.Popen(["true"]) as process:
+        wait_for(lambda: has_died(process.pid, here))
+    assert has_died(process.pid, here)
+    assert not any(has_died(process.pid, space) for space in ("", "elsewhere"))
+    assert not any(has_died(number, here) for number in (os.getpid(), 0, -1, 2**70))
+
+    def refuse(number: int, _: int) -> None:
+        raise PermissionError(number)
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not has_died(process.pid, here)
+
+
+def test_a_container_of_this_machine_is_elsewhere() -> None:
+    """Not what an earlier start of the machine left, nor what does not say where it was."""
+    here = process_space()
+    boot, _, _ = here.partition(" ")
+    spaces = {f"{boot} 7": True, here: False, "earlier 7": False, "": False}
+    assert {space: is_elsewhere(space) for space in spaces} == spaces
 
 
 def test_age_is_measured_to_a_hundredth() -> None:

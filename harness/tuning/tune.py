@@ -294,7 +294,8 @@ class SweepHost:
         self._table_s = now_s
         trials = gather(self.search, generation.ledger, running(generation))
         table = leaderboard_csv(trials, self.search)
-        if table != self._table:
+        # What is above may have taken long, and a newer one may have written its last.
+        if table != self._table and not generation.journal.is_superseded():
             self.sweep.write(LEADERBOARD, table)
             self._table = table
             self._kept.trim(trials)

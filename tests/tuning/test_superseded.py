@@ -112,6 +112,17 @@ def test_it_ends_a_round_without_a_leaderboard(
         assert sweep.path(name).exists() != is_superseded
 
 
+def test_a_newer_ones_last_leaderboard_stays(
+    sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came, and finished the search, while this one wrote what it is doing."""
+    generation = generation_of(sweep, monkeypatch)
+    host: Any = generation.host
+    monkeypatch.setattr(host.heartbeat, "beat", lambda *_, **__: sweep.path("journal/2").mkdir())
+    host.after_round(generation, [0])
+    assert not sweep.path("leaderboard.csv").exists()
+
+
 def test_each_round_looks_after_workers_and_disk(
     sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

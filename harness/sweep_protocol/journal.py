@@ -6,6 +6,7 @@ an older supervisor appends later is void.
 """
 
 import json
+import logging
 import re
 import zlib
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any
 from harness.errors import RunError
 from harness.search_parameters import Value
 from harness.sweep_protocol.mailbox import Report, SharedFolder
+from harness.system.console import log
 
 MAX_SAME_FAILURES = 3  # trials that fail in the same way are no accident
 Record = dict[str, Any]
@@ -99,11 +101,22 @@ class Journal:
     def _sizes(self) -> list[int]:
         """The bytes of each older log that count, as the newest that was begun says."""
         for generation in range(self.generation - 1, 0, -1):
-            records, size = decode(self.disk.read(self.log(generation)) or b"")
+            content = self.disk.read(self.log(generation)) or b""
+            records, size = decode(content)
             if records:
+                self._warn_of_lost(content[size:], len(records) + 1)
                 unbegun = self.generation - 1 - generation
                 return [*records[0]["sizes"], size, *[0] * unbegun]
         return [0] * (self.generation - 1)
+
+    def _warn_of_lost(self, end: bytes, number: int) -> None:
+        """Warn of whole lines behind a torn one: a machine that crashed may have left them."""
+        if num_whole := sum(bool(decode(line)[0]) for line in end.splitlines(keepends=True)):
+            message = (
+                f"sweep {self.shared.folder}: line {number} of its newest log is broken, so the "
+                f"{num_whole} whole lines behind it do not count; their trials are trained again"
+            )
+            log(logging.WARNING, message)
 
     def _read(self, generation: int, size: int) -> list[Record]:
         if not size:

@@ -79,6 +79,22 @@ def test_what_an_older_supervisor_appends_later_is_void(shared: SharedFolder) ->
     assert [proposal.n for proposal in read_ledger(shared).proposals] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("change", [b"X", b""])
+def test_whole_lines_behind_a_broken_one_are_told(
+    shared: SharedFolder, caplog: pytest.LogCaptureFixture, change: bytes
+) -> None:
+    """They do not count, as a crash may leave them; of a torn end alone nothing is said."""
+    first, _ = begun(shared)
+    first.append([propose(0), propose(1), propose(2), propose(3)])
+    whole = first.log(1).read_bytes()
+    first.log(1).write_bytes(whole.replace(b'"n":1', b'"n":7') if change else whole[:-1])
+    _, records = begun(shared)
+    assert len(records) == (1 if change else 3)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(change)
+    assert not said or "line 3 of its newest log is broken, so the 2 whole lines behind" in said[0]
+
+
 def test_a_generation_that_was_never_begun_is_passed_over(shared: SharedFolder) -> None:
     """A supervisor that ended between its folder and its base leaves no log, or a torn one."""
     first, _ = begun(shared)

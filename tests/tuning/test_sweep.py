@@ -90,13 +90,15 @@ class Sweeps:
 
     def processes(self, module: str, sweep_id: str) -> list[int]:
         folder = str(self.folder(sweep_id)).encode()
-        found = []
+        found = {}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes().split(b"\0")
                 if module.encode() in words and any(word.startswith(folder) for word in words):
-                    found.append(int(path.parent.name))
-        return found
+                    stat = path.with_name("stat").read_text().rpartition(")")[2].split()
+                    found[int(path.parent.name)] = int(stat[1])
+        # A child that has yet to become another program, such as git, has its parent's words.
+        return [process for process, parent in found.items() if parent not in found]
 
     def workers(self, sweep_id: str) -> list[int]:
         return self.processes("harness.tuning.worker", sweep_id)

@@ -265,7 +265,7 @@ def check_network(
     with own_errors(where):
         given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
     if trains:
-        _check_other_forms(model, job, tokens, where)
+        _check_other_forms(model, job, tokens, where=where)
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
     if num_losses:
@@ -303,7 +303,7 @@ def check_network(
     )
 
 
-def _check_other_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
+def _check_other_forms(model: keras.Model, job: Job, tokens: np.ndarray, *, where: str) -> None:
     """Call a network as runs of the job do beside `[rows, maxlen]`: on short batches, compiled.
 
     Raises:

@@ -224,6 +224,7 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     assert (job.cluster.state(job.job_id), job.requeues()) == ("CANCELLED", 0)
 
     harness = Submitter.of(project)
+    harness.use(job.run.parents[1])
     (record,) = harness.submit("--resume", job.run, "--", "--hold")
     known = job.cluster.show(record["job_id"])
     assert (known["Partition"], known.get("TresPerNode")) == ("high", None), "as its job had"

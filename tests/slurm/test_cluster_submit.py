@@ -43,6 +43,11 @@ class Submitter:
         stand_in = project.stand_in
         return cls(project.cluster, stand_in.outside, project.path, stand_in.venv)
 
+    def use(self, runs: Path) -> None:
+        """Take another folder of runs, such as that of jobs that sbatch alone has submitted."""
+        self.harness.runs = runs
+        self.harness.environment["HARNESS_RUNS"] = str(runs)
+
     def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.harness.run("submit", *words)
 

@@ -368,8 +368,8 @@ class Job(ConfigSection):
 
     def block_lstm_without_effect(self) -> str:
         """Why the block kernel can't compute the network's layers; empty if it may."""
-        if self.model.architecture in ("rnn", "gru") or not self.model.recurrent:
-            return "the network has no LSTM layer"
+        if self.model.is_own or "lstm" not in self.model.architecture or not self.model.recurrent:
+            return "it is for lstm, bilstm and stacked_lstm with their recurrent layers"
         if self.train.precision != "float32":
             return "the operation computes in train.precision = float32"
         if self.train.xla == "on":

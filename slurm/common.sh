@@ -85,6 +85,8 @@ inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 STEP=() # srun, where a command is to run once on each of several nodes
 on_nodes() { ${STEP[@]+"${STEP[@]}"} "$@"; }
 
+# shellcheck source=slurm/caller.sh
+source "$PROJECT/slurm/caller.sh"
 # shellcheck source=slurm/environment.sh
 source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
@@ -116,18 +118,6 @@ prepare() {
     HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
     ! is_batch || prepare_batch
     ON_NODES=(${STEP[@]+"${STEP[@]}"} "${HARNESS[@]}") # once on each node of the job
-}
-
-# sbatch passes on what Slurm told the shell that called it, such as one that srun started. A job
-# overwrites only what it has itself: a batch script has no step, and memory by one option alone.
-forget_caller() {
-    if ! is_called; then
-        [[ -z ${SLURM_MEM_PER_NODE:-} ]] || unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
-    elif [[ ${ENVIRONMENT:-} != BATCH || -z ${SLURM_STEP_ID:-} ]] ||
-        [[ $(timeout 20 scontrol show step "$SLURM_JOB_ID.$SLURM_STEP_ID" 2>&1) != *'not found'* ]]; then
-        return 0
-    fi
-    unset SLURM_STEPID "${!SLURM_STEP_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
 }
 
 # What a Slurm job needs beyond a local run.
@@ -269,11 +259,11 @@ pass_on() {
 
 # Runs the command given, passes signals on to it, requeues the job if need be, ends the script.
 run_to_end() {
-    local num_faulty
-    num_faulty=$(faulty_nodes | wc -l)
+    local num_faults
+    num_faults=$(num_faults)
     run_child "$@"
     [[ -n $UNBEGUN ]] || ! is_batch || rm -f "$UNBEGUN_STARTS"
-    if is_batch && is_faulty_too_often "$num_faulty"; then
+    if is_batch && is_faulty_too_often "$num_faults"; then
         complain "not requeued: $(faulty_in_a_row | paste -s -d ' ' -) were at fault one after another"
         RC=1
     elif is_batch && [[ -n $SIGNALS ]] && can_go_on; then

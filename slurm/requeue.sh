@@ -138,19 +138,22 @@ faulty_nodes() {
     [[ ! -f ${HARNESS_NODE_FAULTS:-} ]] || sed '/^$/d; s/ .*//' "$HARNESS_NODE_FAULTS" | sort -u
 }
 
+# Also of nodes that were at fault before.
+num_faults() { grep -c . "${HARNESS_NODE_FAULTS:-}" 2>/dev/null || true; }
+
 # Those since a start last ended without a new one, which leaves an empty line.
 faulty_in_a_row() {
     awk '!NF { split("", row) } NF { row[$1] } END { for (node in row) print node }' \
         "$HARNESS_NODE_FAULTS" | sort
 }
 
-# Whether this start found a faulty node beyond the $1 known before, once too often in a row.
+# Whether this start found a fault beyond the $1 known before, on one node too many in a row.
 is_faulty_too_often() {
-    if [[ $(faulty_nodes | wc -l) -gt $1 ]]; then
+    if [[ $(num_faults) -gt ${1:-0} ]]; then
         [[ $(faulty_in_a_row | wc -l) -gt $MAX_FAULTY_NODES ]]
     else
         # A start that a signal ended before there was anything to save says nothing of its nodes.
-        [[ $1 == 0 || -n $UNBEGUN ]] || echo >>"$HARNESS_NODE_FAULTS"
+        [[ ${1:-0} == 0 || -n $UNBEGUN ]] || echo >>"$HARNESS_NODE_FAULTS"
         return 1
     fi
 }

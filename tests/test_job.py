@@ -200,7 +200,10 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     block = "train.block_lstm=true"
     assert not list(load_job(path, [block]).without_effect())
     for setting, why in (
-        ("model.architecture=gru", "the network has no LSTM layer"),
+        (
+            "model.architecture=gru",
+            "it is for lstm, bilstm and stacked_lstm with their recurrent layers",
+        ),
         ("train.precision=bfloat16", "the operation computes in train.precision = float32"),
         ("train.xla=on", "train.xla = on compiles the loops"),
     ):

@@ -172,13 +172,14 @@ def plans(bench: Bench) -> Iterator[Measured]:
     device = device_name(kind)
     cpus = given_cpus(SlurmEnvironment.from_environment())
     steady = [PROJECT / "jobs" / f"{name}.toml" for name in bench.settings.architectures]
-    for path in bench.settings.jobs or steady:
-        job = load_job(path)
+    jobs = {path: load_job(path) for path in bench.settings.jobs or steady}
+    for path, job in jobs.items():
         if uses_block(job, kind):
             raise InputError(
                 f"--job {path}: train.block_lstm = true decides how its steps are computed; "
                 "remove it to measure the other ways"
             )
+    for path, job in jobs.items():
         ways = {
             plan_name(xla, threads): partial(_step, bench, path, kind, xla=xla, threads=threads)
             for xla in (False, True)

@@ -88,6 +88,8 @@ def largest_jobs(search: SearchSpec) -> list[Job]:
         table, _, name = key.partition(".")
         if key in largest:
             content[table][name] = int(largest[key])
+    if largest.get("train.ema_momentum"):  # an average is one more copy of the weights
+        content["train"]["ema_momentum"] = largest["train.ema_momentum"]
     architectures = [p.examples() for p in search.space if p.key == "model.architecture"]
     return [
         Job.model_validate({**content, "model": {**content["model"], "architecture": name}})

@@ -29,23 +29,12 @@ def turn_cudnn_off(model: keras.Model) -> None:
 def use_block_kernel(model: keras.Model) -> None:
     """Have LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
 
-    A loop starts dozens of operations for each word instead. Layers with settings that the kernel
-    does not know keep their loop.
+    A loop starts dozens of operations for each word instead. The layers are those of the five
+    networks: the kernel knows no other activations, and no dropout inside.
     """
     for layer in _with_directions(model):
-        if type(layer) is LSTM and _fits_block_kernel(layer):
+        if isinstance(layer, LSTM):
             layer.inner_loop = functools.partial(_block_lstm, layer)
-
-
-def _fits_block_kernel(layer: LSTM) -> bool:
-    functions = [layer.activation, layer.recurrent_activation]
-    return (
-        functions == [keras.activations.tanh, keras.activations.sigmoid]
-        and layer.use_bias
-        and not layer.dropout
-        and not layer.recurrent_dropout
-        and layer.compute_dtype == "float32"
-    )
 
 
 def _block_lstm(
@@ -62,7 +51,7 @@ def _block_lstm(
     the gradient that TensorFlow has for it is that of the first.
     """
     if mask is not None:
-        return LSTM.inner_loop(layer, sequences, initial_state, mask, training)  # type: ignore[no-any-return]
+        raise RuntimeError(f"{layer.name}: the block kernel takes no mask")
     time_major = tf.transpose(sequences, [1, 0, 2])
     if layer.go_backwards:
         time_major = tf.reverse(time_major, [0])

@@ -73,6 +73,11 @@ def ask_to_stop(
     if status.state not in ("running", "starting", "stale"):
         if problem and status.reported_job:
             raise RunError(f"{status.run}: {problem}; if its job waits: scancel {status.slurm_job}")
+        if is_queued and status.state in ALIVE:  # a session's job, or that of a script of one's own
+            raise RunError(
+                f"{status.run}: is {status.state}, and its job may hold more than this run; to end "
+                f"the whole job: scancel {status.slurm_job}"
+            )
         note = f" ({status.note})" if status.note else ""
         return f"{status.run}: is {status.state}, nothing to cancel{note}"
     _stop_process(status)

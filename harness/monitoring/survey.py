@@ -1,6 +1,8 @@
 """The state of every run: from run folders first, from the scheduler's queue second."""
 
+import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -74,13 +76,21 @@ def runs_of(folder: Path, runs: Path) -> Path:
 
     Args:
         folder: of the run, or one that holds runs.
-        runs: where it is unless it is elsewhere, in a folder that jobs were submitted from.
+        runs: where it is, unless the user has a folder of runs elsewhere that it is in.
     """
     top = os.path.realpath(runs)
     if any(Path(os.path.realpath(each)).is_relative_to(top) for each in (folder, folder.parent)):
         return runs
-    near = (folder.absolute(), *folder.absolute().parents[:2])
-    return next((each for each in near if os.path.isdir(submissions(each))), runs)  # noqa: PTH112
+    near = (folder.absolute(), *folder.absolute().parents[:4])  # of a sweep's winner too
+    # Whoever writes into a folder of jobs could have their code run.
+    return next((each for each in near if _is_own_folder(submissions(each))), runs)
+
+
+def _is_own_folder(folder: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        found = folder.lstat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return False
 
 
 class _Look:

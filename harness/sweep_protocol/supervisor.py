@@ -6,7 +6,6 @@ the journal, and two at once do no harm.
 """
 
 import contextlib
-import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -114,7 +113,7 @@ class WorkerView:
     task: tuple[tuple[Work, ...], bool] | None = None  # as written last: work, and whether over
     number: int = 0  # of the task
     written_at: int = 0  # count of the state when the task was written
-    refused_s: float = math.inf  # since when the task can't be written
+    refused_s: float | None = None  # how long the task could not be written; None if it could
 
 
 def supervise(shared: SharedFolder, host: Host) -> str:
@@ -261,6 +260,8 @@ class Generation:
     def _read(self, name: str, worker: WorkerView, passed_s: float) -> None:
         worker.silence_s += passed_s
         worker.still_s += passed_s
+        if worker.refused_s is not None:
+            worker.refused_s += passed_s
         # Asked first, so its last state is seen.
         has_ended = name in self.host.ended or name in self.ledger.gone
         if last := worker.state:  # of a supervisor before this one, which was killed with it
@@ -275,7 +276,7 @@ class Generation:
             worker.has_ended |= has_ended  # not before its last state was read
         known = worker.state
         stalls = known and known.attempt and worker.still_s > self.host.limit_s(known)
-        unheard_s = max(worker.silence_s, now_s - worker.refused_s)  # by us, and by it
+        unheard_s = max(worker.silence_s, worker.refused_s or 0.0)  # by us, and by it
         if worker.has_ended or stalls or unheard_s > terms.lost_s:
             worker.is_lost, worker.not_before_s = True, now_s + terms.seldom_s
         if worker.has_ended and not self._is_awaited(name):
@@ -374,11 +375,11 @@ class Generation:
             try:
                 self.shared.write(record, "workers", name, TASK)
             except OSError as error:  # it is not echoed then, and so written again
-                if worker.refused_s == math.inf:
-                    worker.refused_s = self.shared.clock.now()
+                if worker.refused_s is None:
+                    worker.refused_s = 0.0
                     self.host.note(error)
             else:
-                worker.refused_s = math.inf
+                worker.refused_s = None
 
     def _work_at(self, n: int) -> Work:
         """The newest attempt at a trial, as its worker is told of it."""

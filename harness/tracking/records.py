@@ -233,7 +233,7 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
 
 def _add_resuming_job(status: RunStatus, submission: Submission | None) -> None:
     """Add the job that goes on with the run, unless a later one has written its heartbeat."""
-    if not submission or not submission.resumed_by:
+    if not submission or not submission.resumed_by or (status.is_own and not submission.is_own):
         return
     # Both by the clock of the disk, which that of a node may be minutes ahead of.
     if submission.time_s > (status.beats[-1] if status.beats else status.time_s):

@@ -56,7 +56,7 @@ def _join(
         try:
             pool.start_all()
             done: set[str] = set()  # attempts; a worker forgets those that are accepted
-            well_s = clock.now()
+            failing_s: float | None = None  # since when
             while not pool.is_over:
                 clock.sleep(JOIN_ROUND_S)
                 found = {each.uuid: _state(shared, each.uuid) for each in pool.workers}
@@ -64,9 +64,10 @@ def _join(
                 done.update(*(each.results for each in states.values()))
                 try:
                     pool.tend(len(done), states)
-                    well_s = clock.now()
+                    failing_s = None
                 except OSError as error:  # a worker's log could not be opened
-                    if clock.now() - well_s > shared.terms.patience_s:
+                    failing_s = clock.now() if failing_s is None else failing_s
+                    if clock.now() - failing_s > shared.terms.patience_s:
                         raise RunError(f"sweep {sweep.folder}: {error}") from None
         except (Interrupted, InputError, RunError):
             pool.stop()

@@ -68,7 +68,9 @@ def test_a_job_may_ask_for_the_block_kernel() -> None:
     ):
         other = load_job(JOBS / "lstm.toml", ["train.block_lstm=true", *settings])
         assert not choose(other, "cpu", 2, times_ms=TIMES).block
-    assert not choose(load_job(JOBS / "gru.toml", ["train.block_lstm=true"]), "cpu", 2).block
+    own = job.model_copy(update={"model": job.model.model_copy(update={"architecture": "a.py:f"})})
+    for other in (load_job(JOBS / "gru.toml", ["train.block_lstm=true"]), own):
+        assert not choose(other, "cpu", 2).block
     assert not choose(job, "gpu", 2).block
     begun = {"xla": False, "threads": 3, "parts": 2, "block": True}
     resumed = choose(LSTM, "cpu", 2, begun=begun)

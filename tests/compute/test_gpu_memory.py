@@ -75,6 +75,11 @@ def test_the_most_that_a_search_took_is_kept(
     keep_gpu_gb(search.job_of({"model.units": 64}), 2.0)
     keep_gpu_gb(search.job_of({"model.units": 16}), 3.0)  # by a run that another one stood beside
     assert (kept_gpu_gb(search), kept_gpu_gb(wider)) == (2.0, None)
+    file.write_text(SEARCH.replace("[16, 64]", "[16, 32]\ntrain.ema_momentum = [0.0, 0.9]"))
+    averaged = load_search(file)
+    lean = averaged.job_of({"model.units": 32, "train.ema_momentum": 0.0})
+    keep_gpu_gb(lean, 1.0)  # without the average, which is one more copy of the weights
+    assert kept_gpu_gb(averaged) is None
 
 
 def test_a_cache_that_refuses_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,10 @@
 """Recurrent layers: the block kernel computes what the loop does."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.recurrent import use_block_kernel
 from harness.compute.train_step import TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches
@@ -56,25 +54,3 @@ def test_the_block_kernel_trains_as_the_loop(name: str, settings: list[str]) -> 
     np.testing.assert_allclose(found, sums, rtol=1e-5)
     for one, other in zip(weights_found, weights, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
-
-
-def test_a_layer_that_the_kernel_does_not_know_keeps_its_loop() -> None:
-    """Other activations, no bias, dropout inside, another precision; and a call with a mask."""
-    tokens = np.array([[0, 0, 5, 6], [0, 7, 8, 9]])
-    for options, masked in (
-        ({"activation": "relu"}, False),
-        ({"recurrent_activation": "hard_sigmoid"}, False),
-        ({"use_bias": False}, False),
-        ({"recurrent_dropout": 0.5}, False),
-        ({"dtype": "float64"}, False),
-        ({}, True),
-    ):
-        layers = [
-            keras.layers.Embedding(10, 3, mask_zero=masked),
-            keras.layers.LSTM(2, use_cudnn=False, **options),
-        ]
-        model = keras.Sequential(layers)
-        before = model(tokens).numpy()
-        use_block_kernel(model)
-        np.testing.assert_array_equal(model(tokens).numpy(), before)
-        assert ("inner_loop" in vars(layers[1])) == masked

@@ -147,6 +147,9 @@ def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool | No
     if owns_job is False:
         with pytest.raises(RunError, match=r"harness cancel .*, or end its whole job: scancel 12$"):
             ask_to_stop(site.only())
+        site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
+        with pytest.raises(RunError, match=r"may hold more than this run.*: scancel 12$"):
+            ask_to_stop(site.only())  # which Slurm has put back into the queue
         assert not noted.exists()
         status = site.only()
         status.slurm_job = status.reported_job = "13"  # that goes on with it

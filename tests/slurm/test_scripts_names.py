@@ -112,6 +112,7 @@ def test_a_job_does_not_take_its_callers_variables_for_its_own(
         "SLURM_GPUS_PER_TASK": "1",
     }
     own = {"SLURM_MEM_PER_NODE": "16384", "SLURM_GPUS_ON_NODE": "4"}
+    project.executable(project.commands / "scontrol", "#!/bin/sh\necho MinMemoryNode=16G\n")
     assert project.run(project.spool(), env=project.slurm(**session, **own)).returncode == 0
     assert project.call()["slurm"] == sorted(["SLURM_JOB_ID", "SLURM_SUBMIT_DIR", *own])
     # The log's first line compares what was asked for with what was given.
@@ -119,6 +120,28 @@ def test_a_job_does_not_take_its_callers_variables_for_its_own(
     project.executable(project.venv / "bin/harness", program)
     done = project.run(project.spool(), env=project.slurm(**session, **own))
     assert done.stdout == "GPUs: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("echo MinMemoryCPU=4G", ["CPU"]),
+        ("echo MinMemoryNode=0 MemPerTres=gres/gpu:8192", ["GPU"]),
+        ("echo MinMemoryNode=8G", ["NODE"]),
+        ("exit 1", ["CPU", "GPU", "NODE"]),
+    ],
+)
+def test_of_two_memories_the_jobs_own_is_kept(
+    project: Project,  # noqa: F811 - the fixture
+    answer: str,
+    kept: list[str],
+) -> None:
+    """Slurm says which it is; where it does not, both stay."""
+    project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
+    memory = {f"SLURM_MEM_PER_{each}": "4096" for each in ("CPU", "GPU", "NODE")}
+    assert project.run(project.spool(), env=project.slurm(**memory)).returncode == 0
+    found = [name for name in project.call()["slurm"] if "MEM" in name]
+    assert found == [f"SLURM_MEM_PER_{each}" for each in kept]
 
 
 def test_the_terminal_of_a_notebook_server_starts_fresh_runs(

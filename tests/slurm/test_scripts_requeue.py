@@ -129,18 +129,21 @@ def test_memory_is_asked_for_a_job_that_waits_alone(
 def test_faulty_nodes_count_in_a_row(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
-    """A start that found none begins a new row; one that a signal ended too early does not."""
+    """A start that found none begins a new row; one that a signal ended too early does not.
+
+    Nor does one that found a node at fault which was so before.
+    """
     project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
     harness = project.venv / "bin/harness"
     trains = {"": "exit 75", "early": 'kill -USR2 "$PPID"; exec sleep 5'}
     fault = 'echo "$FAULT broken" >>"$HARNESS_NODE_FAULTS"; exit 75'
     ends = []
-    for node in ("n1", "n2", "", "n3", "n4", "early", "n5"):
+    for node in ("n1", "n2", "", "n3", "n4", "n3", "early", "n5"):
         cases = f"train) {trains.get(node, fault)} ;; job-end) echo requeue ;;"
         project.executable(harness, f"#!/bin/sh\ncase $1 in {cases} esac\n")
         end = project.run(project.spool(), env=project.slurm(FAULT=node))
         ends.append((end.returncode, "back in the queue" in end.stderr))
-    assert ends == [(75, True)] * 6 + [(1, False)]
+    assert ends == [(75, True)] * 7 + [(1, False)]
     assert end.stderr.splitlines()[-1].endswith("n3 n4 n5 were at fault one after another")
 
 

@@ -50,6 +50,31 @@ def test_a_worker_that_cant_be_told_its_task_gets_none(
     assert len(box.host.noted) == 1
 
 
+def test_a_worker_that_was_stopped_while_it_could_not_be_told_its_task_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all of its job was: nobody has tried again meanwhile."""
+    box, num_refused = Mailboxes(tmp_path), 0
+    write = box.shared.disk.write
+
+    def refuse_once(path: Path, content: bytes, **how: bool) -> None:
+        nonlocal num_refused
+        if path == box.shared.path("workers", A, TASK) and not num_refused:
+            num_refused += 1
+            raise OSError(5, "Input/output error", str(path))
+        write(path, content, **how)
+
+    monkeypatch.setattr(box.shared.disk, "write", refuse_once)
+    box.round()
+    box.say(A)
+    box.round()
+    box.say(A)
+    box.clock.sleep(10 * TERMS.lost_s)
+    box.round()
+    assert num_refused == 1
+    assert box.generation.alive == [A]
+
+
 def test_a_worker_that_has_ended_is_read_before_its_trial_is_given_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

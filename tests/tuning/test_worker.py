@@ -190,6 +190,19 @@ class Pool:
             raise OSError(errno.ESTALE, "stale")
 
 
+class Suspended:
+    """A clock of a process that was stopped once, for longer than a worker waits for the disk."""
+
+    def __init__(self, _: object) -> None:
+        self.now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+    def sleep(self, _: float) -> None:
+        self.now_s = 1000.0
+
+
 @pytest.mark.parametrize("patience_s", [600, -1])
 def test_a_joined_command_outlasts_a_failing_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
@@ -200,6 +213,7 @@ def test_a_joined_command_outlasts_a_failing_disk(
     monkeypatch.setattr(sweep, "shared", lambda _: shared)
     monkeypatch.setattr(join, "WorkerPool", Pool)
     monkeypatch.setattr(join, "JOIN_ROUND_S", 0.0)
+    monkeypatch.setattr(join, "StopClock", Suspended)
     arguments: Any = (sweep, WorkerRequest(), [])
     if patience_s > 0:
         join._join(*arguments, allocation=None, console=Console())

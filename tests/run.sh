@@ -13,8 +13,8 @@ Checks style, types and shell scripts, then runs the tests. It makes an environm
 first (.venv-test) and leaves yours alone. As root on Debian or Ubuntu it also installs what some
 tests need: Slurm, and a browser. Where either is missing, its tests are skipped.
 
-  (neither)  everything but the nightly tests: 16 minutes on two cores
-  --quick    no test on a cluster, in a browser or of long training: a little over two minutes
+  (neither)  everything but the nightly tests: 15 minutes on two cores
+  --quick    no test on a cluster, in a browser or of long training: two minutes
   --all      the nightly tests too
 
 Other arguments go to pytest, for example: bash tests/run.sh --quick -x tests/slurm -k requeue

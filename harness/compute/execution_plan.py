@@ -65,10 +65,12 @@ def uses_xla(job: Job, kind: str) -> bool:
     On a GPU XLA compiles what cuDNN can't compute. On a CPU XLA is faster for steps of many small
     operations, which TensorFlow's loop spends more time starting than computing. It is slower for
     large operations, and for long reviews if the outputs at all words are used, because it copies
-    them at every word.
+    them at every word. For batches by length it also compiles a step for each length.
     """
     if kind == "gpu":
         return without_cudnn(job) != ""
+    if job.data.bucket:
+        return False
     keeps_outputs = over_time(job.network()) or job.model.architecture == "stacked_lstm"
     if keeps_outputs and job.data.maxlen > LONGEST_COMPILED:
         return False

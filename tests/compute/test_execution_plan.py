@@ -97,6 +97,7 @@ def test_without_a_measurement_small_operations_are_compiled(name: str) -> None:
         ("lstm", ["model.pooling=max", "model.recurrent=false"]),
         ("stacked_lstm", ["data.maxlen=400"]),
         ("stacked_lstm", ["model.second_units=128"]),
+        ("rnn", ["data.bucket=true"]),
     ],
 )
 def test_large_operations_and_kept_outputs_are_left_to_the_loop(

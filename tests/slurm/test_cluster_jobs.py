@@ -94,6 +94,7 @@ def test_a_requeued_job_ends_with_the_same_bytes(
     assert job.log.read_text().count(f"run {job.run}:") == 2
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:

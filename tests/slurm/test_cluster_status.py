@@ -92,6 +92,7 @@ def test_a_killed_job_is_lost(watched: Watcher, project: SlurmProject) -> None:
     assert "Slurm says FAILED" in watched.seen()[f"lstm/slurm-{job.job_id}"]["note"]
 
 
+@pytest.mark.slow
 def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProject) -> None:
     """`logs -f` shows both starts and the result, and ends with 0; meanwhile the job waits."""
     job = project.sbatch("lstm")

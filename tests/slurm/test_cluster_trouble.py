@@ -182,6 +182,7 @@ def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
     assert f"the loss of the worker on {node}" in job.log.read_text()
 
 
+@pytest.mark.slow
 def test_two_nodes_that_are_warned_save_and_go_on(
     project: SlurmProject, on_two_nodes: Submitted
 ) -> None:

@@ -49,7 +49,7 @@ def rates(found: dict[str, Any]) -> list[float]:
     return [line["learning_rate"] for line in found["two"]["metrics"]]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> None:
     """The example of jobs/README.md."""
     found = runs_of(tmp_path, "parts")["parts"]

@@ -232,7 +232,7 @@ def test_the_bench_measures_and_keeps_the_plans_of_a_job(harness: Harness, tmp_p
     path.write_text(load_job(JOBS / "lstm.toml", SETTINGS).to_toml())
     done = harness.run("bench", "--job", path, "--pairs", "1")
     assert done.returncode == 0, done.stderr
-    record = json.loads((harness.folder / "cache/harness/plans.json").read_text())
+    record = json.loads((harness.cache / "harness/plans.json").read_text())
     times = record[processor()]["step_ms"][shape(load_job(path))]
     assert {name.split()[0] for name in times} == {"loop", "xla"}
     assert harness.run("train", path, "--run-id", "a").returncode == 0

@@ -165,6 +165,7 @@ def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
     assert f"{said} {job.job_id} is back in the queue" in job.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_job_cancelled_in_its_grace_time_stays_cancelled(guest: SlurmProject) -> None:
     """Its user's word counts, though another job wants its node."""
     job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")

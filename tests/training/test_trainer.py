@@ -183,7 +183,7 @@ def restamp(path: Path, number: int) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_stop_at_the_begin_of_an_epoch_is_kept_over_a_kill_in_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

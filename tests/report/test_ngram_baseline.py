@@ -274,6 +274,7 @@ def small_labels(folder: Path) -> np.ndarray:
     return dataset.test.labels
 
 
+@pytest.mark.full
 def test_the_command_fits_it_when_asked(harness: Harness, tmp_path: Path) -> None:
     """One line and exit code 2 for what can't be; else the table, the sentence and the report."""
     dataset = small_data(tmp_path / "data")

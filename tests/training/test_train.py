@@ -93,6 +93,7 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     assert len({line["loss"] for line in one}) == 3, "nothing is learnt: all would be equal"
 
 
+@pytest.mark.full
 def test_the_loss_reported_is_that_of_the_reviews(harness: Harness) -> None:
     """Where nothing is learnt, an epoch's loss and accuracy are those that the test set gives.
 

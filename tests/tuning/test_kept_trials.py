@@ -136,6 +136,7 @@ def test_an_unfinished_sweep_is_left_alone(tmp_path: Path) -> None:
     assert files(sweep.folder) == before
 
 
+@pytest.mark.full
 def test_the_command_says_what_it_would_do_and_does_it_when_told(
     harness: Harness, tmp_path: Path
 ) -> None:

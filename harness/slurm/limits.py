@@ -104,7 +104,7 @@ def read_limits() -> Limits:
         accounts |= found
         new = {each.parent for each in found.values() if each.parent} - accounts.keys()
     queued = _ask("squeue", "--me", "--array", "--noheader", "--format=%a|%q|%P")
-    # With SLURM_CLUSTERS, older ones print a line for the cluster too.
+    # Where a user names clusters, older ones print a line for each cluster too.
     jobs = [tuple(line.split("|")) for line in queued.split()]
     return Limits(
         partitions,

@@ -183,22 +183,28 @@ def restamp(path: Path, number: int) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
+def job_with_callback(folder: Path, methods: str) -> Path:
+    """A file of the LSTM's job with a callback that has these methods."""
+    head = "import keras\nclass Ends(keras.callbacks.Callback):\n"
+    (folder / "cb.py").write_text(head + methods)
+    file = folder / "ends.toml"
+    file.write_text(
+        (JOBS / "lstm.toml").read_text().replace("[train]", '[train]\ncallbacks = ["cb.py:Ends"]')
+    )
+    return file
+
+
 @pytest.mark.slow
 def test_a_stop_at_the_begin_of_an_epoch_is_kept_over_a_kill_in_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """That epoch is trained to its end, and is the last."""
-    (tmp_path / "cb.py").write_text(
-        "import keras\n"
-        "class Ends(keras.callbacks.Callback):\n"
+    file = job_with_callback(
+        tmp_path,
         "    def on_train_begin(self, logs=None): self.model.optimizer.learning_rate = 0.1\n"
         "    def on_epoch_begin(self, epoch, logs=None):\n"
         "        self.model.optimizer.learning_rate *= 0.5\n"
-        "        self.model.stop_training = epoch == 1\n"
-    )
-    file = tmp_path / "ends.toml"
-    file.write_text(
-        (JOBS / "lstm.toml").read_text().replace("[train]", '[train]\ncallbacks = ["cb.py:Ends"]')
+        "        self.model.stop_training = epoch == 1\n",
     )
     settings = ("train.epochs=3", "train.checkpoint_every_s=0.000001")
     keras.utils.clear_session()  # layers are named as in a new process
@@ -216,15 +222,8 @@ def test_a_stop_at_the_begin_of_an_epoch_is_kept_over_a_kill_in_it(
 
 def test_a_stop_as_training_begins_ends_it_after_an_epoch(tmp_path: Path) -> None:
     """There are no weights to keep before it."""
-    (tmp_path / "cb.py").write_text(
-        "import keras\n"
-        "class Ends(keras.callbacks.Callback):\n"
-        "    def on_train_begin(self, logs=None): self.model.stop_training = True\n"
-    )
-    file = tmp_path / "ends.toml"
-    file.write_text(
-        (JOBS / "lstm.toml").read_text().replace("[train]", '[train]\ncallbacks = ["cb.py:Ends"]')
-    )
+    body = "    def on_train_begin(self, logs=None): self.model.stop_training = True\n"
+    file = job_with_callback(tmp_path, body)
     _, _, lines = trained(tmp_path, "train.epochs=3", "data.maxlen=3", file=file)
     assert [line["epoch"] for line in lines] == [1]
 

@@ -33,9 +33,7 @@ def test_a_worker_that_cant_be_told_its_task_gets_none(
             box.say(B)
             box.round(TERMS.beat_s)
 
-    box.round()
-    box.say(A)
-    box.round()
+    box.begin(A)
     assert list(box.generation.holders().values()) == [A, A]
     rounds(TERMS.lost_s - 2 * TERMS.beat_s)
     assert A in box.generation.alive
@@ -65,9 +63,7 @@ def test_a_worker_that_was_stopped_while_it_could_not_be_told_its_task_is_not_lo
         write(path, content, **how)
 
     monkeypatch.setattr(box.shared.disk, "write", refuse_once)
-    box.round()
-    box.say(A)
-    box.round()
+    box.begin(A)
     box.say(A)
     box.clock.sleep(10 * TERMS.lost_s)
     box.round()
@@ -80,9 +76,7 @@ def test_a_worker_that_has_ended_is_read_before_its_trial_is_given_away(
 ) -> None:
     """It reported the trial and ended, and the disk failed when its last state was read."""
     box = Mailboxes(tmp_path)
-    box.round()
-    box.say(A)
-    box.round()
+    box.begin(A)
     assert "0" in box.task(A)
     box.say(B)
     box.say(A, t0=0.5)

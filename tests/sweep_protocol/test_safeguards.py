@@ -168,6 +168,12 @@ class Mailboxes:
             passed_s -= TERMS.round_s
             self.generation._round()
 
+    def begin(self, worker: str) -> None:
+        """Let a worker be heard of, and get the first trials."""
+        self.round()
+        self.say(worker)
+        self.round()
+
     def task(self, worker: str) -> list[str]:
         task = self.shared.read(Task, "workers", worker, TASK)
         return [work.attempt.partition("/")[0] for work in task.work] if task else []
@@ -190,9 +196,7 @@ class Mailboxes:
 def lost(tmp_path: Path) -> Mailboxes:
     """A's trial 0 was given to B once A had been silent for its term."""
     box = Mailboxes(tmp_path)
-    box.round()
-    box.say(A)
-    box.round()
+    box.begin(A)
     assert "0" in box.task(A)
     box.say(B)
     box.round()

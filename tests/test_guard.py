@@ -48,10 +48,16 @@ def interrupt_started(started: Process) -> None:
 
 
 def ends_everything(
-    tests: list[str], expected: set[str], end: Callable[[Process], None], *options: str
+    folder: Path,
+    tests: list[str],
+    expected: set[str],
+    end: Callable[[Process], None],
+    *options: str,
 ) -> None:
     """Start the tests, wait until every program expected runs, end them, and see nothing left."""
     path = Path(__file__).with_name("leave_processes.py")
+    # In pytest's own folder it would first remove what earlier runs have left there.
+    options = (*options, f"--basetemp={folder / 'temporary'}")
     args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
     with subprocess.Popen(
         [*args, *(f"{path}::{test}" for test in tests)], cwd=PROJECT, stdout=subprocess.DEVNULL
@@ -77,17 +83,21 @@ def ends_everything(
 @pytest.mark.parametrize(
     ("end", "workers"), [(kill_all_of_pytest, 1), (kill_started, 0), (interrupt_started, 0)]
 )
-def test_a_daemon_ends_with_its_tests(end: Callable[[Process], None], workers: int) -> None:
+def test_a_daemon_ends_with_its_tests(
+    tmp_path: Path, end: Callable[[Process], None], workers: int
+) -> None:
     """A daemon that hides from its parent is caught, with and without xdist's workers."""
-    ends_everything(["test_daemon"], {"sleep 600"}, end, f"--numprocesses={workers}")
+    ends_everything(tmp_path, ["test_daemon"], {"sleep 600"}, end, f"--numprocesses={workers}")
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     "end", [kill_all_of_pytest, pytest.param(interrupt_started, marks=pytest.mark.slow)]
 )
-def test_a_cluster_and_a_sweep_end_with_their_tests(end: Callable[[Process], None]) -> None:
+def test_a_cluster_and_a_sweep_end_with_their_tests(
+    tmp_path: Path, end: Callable[[Process], None]
+) -> None:
     """Slurm's daemons, a job that trains, the sweep's supervisor and its workers."""
     expected = {"munged", "slurmctld", "slurmd -D -N n4", "slurmstepd", "harness train"}
     expected |= {"harness tune", "harness.tuning.worker"}
-    ends_everything(["test_cluster", "test_sweep"], expected, end, "-n2", "--dist=load")
+    ends_everything(tmp_path, ["test_cluster", "test_sweep"], expected, end, "-n2", "--dist=load")

@@ -129,6 +129,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     assert " ERROR SIGUSR2\n" in (job.run / "workers/w0.log").read_text()  # it was not killed
 
 
+@pytest.mark.slow
 def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:

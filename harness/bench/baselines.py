@@ -170,12 +170,7 @@ def by_keras_tuner(
 ) -> dict[str, float]:
     """Search for dropout and rate as KerasTuner does by itself: in one process, on all cores.
 
-    Args:
-        architecture: one of the five.
-        reviews: the last fifth of the training ones validates.
-        epochs: of each trial.
-        trials: how many.
-        folder: a new one, for KerasTuner's own files.
+    KerasTuner's own files go into a new folder.
 
     Returns:
         How many `trials` it finished.

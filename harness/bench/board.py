@@ -19,12 +19,7 @@ STEPS_TOGETHER = 10
 
 
 def costs_to_show(runs: Path, num: int, scratch: Path) -> dict[str, float]:
-    """Start `harness tensorboard` over runs, and wait until it has the curves of all.
-
-    Args:
-        runs: the folder, whose runs have logs.
-        num: how many there are.
-        scratch: for its files.
+    """Start `harness tensorboard` over so many runs, and wait until it has the curves of all.
 
     Returns:
         The CPU seconds from the command to the first ten and to all, and the memory in GB.

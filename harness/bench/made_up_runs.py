@@ -19,13 +19,7 @@ UNITS, DROPOUTS, RATES = (16, 32, 64, 128), (0.1, 0.2, 0.3, 0.4, 0.5), (0.001, 0
 
 
 def write_run(folder: Path, toml: str = "", **changed: Any) -> None:
-    """Write a finished run with the least that is to be compared.
-
-    Args:
-        folder: is made.
-        toml: its job.
-        changed: of its result.
-    """
+    """Write a finished run into a new folder: its job, and a result with what is `changed`."""
     folder.mkdir(parents=True)
     (folder / "job.toml").write_text(toml)
     result = {
@@ -49,7 +43,7 @@ def write_scored_run(
 
     Args:
         folder: is made.
-        dataset: that it was tested on, of two classes.
+        dataset: of two classes.
         right: for each test review, whether its prediction is.
         toml: its job; without one, a job with few settings.
         changed: of its result.
@@ -84,13 +78,10 @@ def write_scored_run(
 
 
 def write_jobs(runs: Path, num: int, dataset: Dataset) -> Path:
-    """Write so many scored runs: of each job those of five seeds, up to 200 jobs.
+    """Write so many scored runs into a folder: of each job those of five seeds, up to 200 jobs.
 
     The jobs are the five steady ones with other sizes, dropout and learning rate. The more units,
-    the more reviews are right, and each seed draws its own.
-
-    Returns:
-        The folder.
+    the more reviews are right, and each seed draws its own. Returns the folder.
     """
     generator = np.random.default_rng(1)
     choices = [(n, d, r, a) for n in UNITS for d in DROPOUTS for r in RATES for a in RECURRENT]

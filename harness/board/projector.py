@@ -21,11 +21,7 @@ EMBEDDING = re.compile(r"layers/embedding(_\d+)?/vars/0")  # as Keras names the 
 
 
 def write_projector(run: Path, folder: Path) -> None:
-    """Write the vectors of the commonest words of a finished run.
-
-    Args:
-        run: its folder.
-        folder: for the files, beside the links to the run's event files.
+    """Write the vectors of the commonest words of a run beside the links to its event files.
 
     Raises:
         KeyError: if its network has no table of words.

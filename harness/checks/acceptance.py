@@ -104,10 +104,6 @@ def write_report(report: dict[str, Any], path: Path) -> Path:
 def check_writable(out: Path | None, runs: Path) -> None:
     """Refuse, before minutes of checks, a place in which their report can't be written.
 
-    Args:
-        out: the file, if one was named.
-        runs: the folder of the report otherwise.
-
     Raises:
         InputError: if this is so.
     """

@@ -140,11 +140,7 @@ def start(
     stdout: BinaryIO | int = subprocess.DEVNULL,
     stderr: BinaryIO | int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command without input.
-
-    Args:
-        variables: of its environment, in addition to this process's.
-    """
+    """Start a command without input; `variables` come on top of this process's."""
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         list(map(str, args)),
         env=environment(**variables),
@@ -171,11 +167,7 @@ def _text(file: BinaryIO) -> str:
 
 
 def answer_request(functions: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:
-    """Answer the request in the first argument, on the last line of standard output.
-
-    Args:
-        functions: what may be requested; each gives what is answered.
-    """
+    """Answer the request in the first argument, on the last line of standard output."""
     request = json.loads(sys.argv[1])
     function = functions[request.pop("do")]
     try:

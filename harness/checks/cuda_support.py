@@ -82,9 +82,7 @@ def judge_card(card: Card, driver: str | None, build: Build) -> Finding:
     """Whether a card runs the installed TensorFlow under a driver.
 
     Args:
-        card: which.
         driver: as /proc/driver/nvidia/version has it; None if unknown.
-        build: what is installed.
     """
     code = code_for(card.capability, build.targets)
     cuda = ".".join(build.cuda.split(".")[:2])

@@ -54,11 +54,6 @@ class Estimate:
 def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
     """The answer of a child process that measures: see `harness.checks.probe_child`.
 
-    Args:
-        request: what it takes.
-        timeout_s: after which it is killed.
-        variables: of its environment, in addition to this process's.
-
     Raises:
         InputError: if the child refused its input.
         RunError: if it failed, died or took too long.
@@ -135,9 +130,7 @@ def estimate(
     """Extrapolate what was measured of a job to all of its steps and evaluations.
 
     Args:
-        name: the job's.
-        measured: what a child measured.
-        on_two: the same on two devices.
+        on_two: what a child measured on two devices.
         rest_s: what a run takes in addition to its start, its steps and its evaluations.
         error: why there is no measurement on two.
     """

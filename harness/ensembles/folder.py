@@ -68,11 +68,7 @@ class Ensemble:
 
     @classmethod
     def open(cls, folder: Path, *, option: str = "ensemble") -> "Ensemble":
-        """Read `ensemble.toml`.
-
-        Args:
-            folder: of the ensemble.
-            option: what named it, for messages.
+        """Read the `ensemble.toml` of a folder; messages say which option named it.
 
         Raises:
             InputError: if there is none, a later version wrote it, or it is broken.
@@ -205,12 +201,7 @@ def sha256_of(path: Path) -> str:
 
 
 def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
-    """Copy the files of a finished run that classify texts; returns their checksums.
-
-    Args:
-        run: its folder.
-        to: the new folder.
-        code: of its job.
+    """Copy a finished run's files that classify texts to a new folder; returns their checksums.
 
     Raises:
         InputError: if one can't be read.

@@ -178,16 +178,11 @@ class Draft:
 
 
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Draft:
-    """Make the ensemble `<runs>/<name>/<run-id>`.
+    """Make the ensemble `<runs>/<name>/<run-id>`; `say` is called before a linear model is fit.
 
     Without `weights_from` the weights are those of least log loss on the validation reviews, and
     the linear model is fit to the same training reviews as the runs. With it, runs and linear
     model are trained on all training reviews. The test set is only scored.
-
-    Args:
-        request: what is to be made.
-        runs: the folder of all runs.
-        say: is called before the linear model is fit.
 
     Raises:
         InputError: if the runs don't make one, or the folder is taken.

@@ -20,9 +20,6 @@ def best_weights(labels: NDArray[np.int64], members: Sequence[Floats]) -> list[f
     Args:
         labels: `[num_reviews]`, from 0.
         members: the probability of each class by each member, `[num_reviews, num_classes]`.
-
-    Returns:
-        One for each member.
     """
     from scipy.optimize import minimize
 

@@ -136,13 +136,7 @@ def follow(
     look: Callable[[], RunStatus],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
-    """The new lines of a run's log until the run is over.
-
-    Args:
-        follower: of the log.
-        look: reads the run's current state.
-        sleep: waits between two looks.
-    """
+    """The new lines of a run's log until the run is over, whose current state `look` reads."""
     while not is_over(look()):
         yield from follower.new_lines()
         sleep(POLL_S)

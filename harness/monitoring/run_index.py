@@ -57,12 +57,7 @@ class RunIndex:
     """The index of a folder of runs."""
 
     def __init__(self, runs: Path, *, now: float | None = None) -> None:
-        """Read it; what is no index reads as an empty one.
-
-        Args:
-            runs: the folder.
-            now: the time, in seconds since 1970.
-        """
+        """Read it, `now` in seconds since 1970; what is no index reads as an empty one."""
         self.now = time.time() if now is None else now
         self.top = os.path.realpath(runs)
         folder = private_cache("status")

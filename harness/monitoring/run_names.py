@@ -79,9 +79,7 @@ def pick(
     """The runs that a user means: by folder, run id, Slurm job id, or the id of a job array.
 
     Args:
-        name: as typed.
         statuses: from `survey`, which was given the name's folder.
-        runs: where runs are kept.
         many: whether a folder of runs, or an id that several share, is allowed.
 
     Raises:

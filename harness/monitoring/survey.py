@@ -30,8 +30,6 @@ def survey(
     A job that waits in the queue is included: by its record or, given a queue, by its script.
 
     Args:
-        runs: the folder of all runs.
-        queue: of Slurm.
         folders: more runs, or folders of runs, also some that a submitted job has yet to make.
         checks_all: whether each finished run of the index is checked; else those alone that can
             have changed, and the newest.
@@ -54,13 +52,7 @@ def survey(
 
 
 def look_at(folders: Sequence[Path], runs: Path, queue: Queue | None) -> list[RunStatus]:
-    """Some runs, or the runs in some folders: those at work first, then the newest.
-
-    Args:
-        folders: of runs, or that hold runs.
-        runs: the folder of all runs.
-        queue: of Slurm.
-    """
+    """Some runs, or the runs in some folders: those at work first, then the newest."""
     top = os.path.realpath(runs)
     found = [
         replace(each, folder=runs / Path(each.real).relative_to(top))

@@ -167,11 +167,7 @@ def mean_of_all(values: Iterable[float | None]) -> float | None:
 
 
 def t_margin(values: Sequence[float], level: float) -> float | None:
-    """Half the width of the two-sided interval of a mean, by Student's t.
-
-    Args:
-        values: the sample.
-        level: of confidence, such as 0.95.
+    """Half the width of a sample's two-sided interval of the mean, by Student's t.
 
     Returns:
         In the values' unit; None for one value or without any spread, where none is known.

@@ -21,11 +21,8 @@ from harness.tracking.run_folders import job_file
 def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
     """The dataset with the checksum of these runs, None if it is not found.
 
-    Searches where a run would, but without a download, and then where the runs found it.
-
-    Args:
-        group: the runs.
-        data: a folder to look in first.
+    Searches in `data` first, then where a run would, but without a download, and then where the
+    runs found it.
 
     Raises:
         InputError: if `data` holds no dataset.

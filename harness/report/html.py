@@ -45,13 +45,7 @@ class Section:
 
 
 def render(sections: Sequence[Section], left_out: Sequence[LeftOut], made: str) -> str:
-    """The whole page.
-
-    Args:
-        sections: at least one.
-        left_out: the runs that are in no table.
-        made: when the page was made and by what version, as text.
-    """
+    """The whole page; `made` says when it was made and by what version."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -330,9 +330,6 @@ def seconds_to_accuracy(
 
     The accuracies are the five whole per cents up to the highest that any job reaches.
 
-    Args:
-        by_job: the progress of each seed.
-
     Returns:
         By job and per cent; None where a seed never came to it. Empty without a job.
     """

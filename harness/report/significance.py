@@ -129,7 +129,6 @@ def differences(group: DatasetGroup, *, all_pairs: bool = False) -> list[Differe
     Only within one group, whose jobs were all tested on the same reviews.
 
     Args:
-        group: the jobs.
         all_pairs: show every pair of more than `MAX_PAIRED` jobs, not only those with the best.
     """
     if len(group.results) > MAX_PAIRED:
@@ -216,12 +215,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def verdict(tests: Sequence[PairedTest], model: str) -> str:
-    """One sentence that says whether a network beats a model.
-
-    Args:
-        tests: of each job against the model; may be empty.
-        model: its name and accuracy.
-    """
+    """One sentence that says whether a network beats a model, given by its name and accuracy."""
     if not tests:
         return f"no run's predictions can be compared with {model} review by review"
     first, *others = sorted(tests, key=lambda each: (not each.is_better, -each.mean))

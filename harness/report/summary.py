@@ -184,14 +184,7 @@ def make_parts(
     all_pairs: bool = False,
     group_by: str | None = None,
 ) -> list[Part]:
-    """The whole comparison, a part for each dataset.
-
-    Args:
-        groups: the jobs on each dataset.
-        baselines_of: fits or reads the baselines of a dataset.
-        all_pairs: show the differences of every pair, also of many jobs.
-        group_by: a key of the jobs.
-    """
+    """The whole comparison, a part for each dataset; `group_by` is a key of the jobs."""
     return [
         Part(
             each,

@@ -106,9 +106,7 @@ class Worker:
         """Make a worker; nothing is written yet.
 
         Args:
-            shared: the sweep's folder.
             uuid: names it, and no other process ever.
-            runner: trains its trials.
             about: fields of `WorkerState` for people.
         """
         self.shared, self.uuid, self.runner = shared, uuid, runner

@@ -149,11 +149,8 @@ def retrain(
     A finished seed is left as it is, an unfinished one is resumed.
 
     Args:
-        sweep: whose best trial.
-        seeds: of the runs.
         data: the folder of the sweep's data, if it has moved.
         workers: runs at a time, by default as many as fit.
-        console: shows the progress.
         devices: `gpu` or `cpu`, one for each run.
 
     Raises:

@@ -61,11 +61,6 @@ class Amount:
 def prune(folder: Path, parts: Parts, *, really: bool) -> Amount:
     """Remove parts of a finished run, or with `really=False` only say how much they are.
 
-    Args:
-        folder: of the run.
-        parts: what may go.
-        really: whether to remove it.
-
     Returns:
         What there is, or what was removed.
     """

@@ -36,8 +36,6 @@ def judge(code: int, run: str, runs: Path, *, allocation: SlurmEnvironment) -> V
     Args:
         code: the exit code of its harness.
         run: the folder or id of its run; empty if it has several.
-        runs: where runs are kept.
-        allocation: its job.
     """
     state = _state(run, runs)
     # The heartbeat of a search counts its trials.

@@ -36,11 +36,7 @@ def write_provenance(
     Called before anything is trained: a resumed run takes its devices and data from here.
 
     Args:
-        run: whose record it is.
-        dataset: of the run.
-        allocation: of Slurm, if there is one.
         devices_asked: as `--devices` names them.
-        plan: how steps are computed.
         start: what is true of this start alone, such as its devices.
     """
     code = code_of(run)

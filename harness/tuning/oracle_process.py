@@ -39,13 +39,7 @@ class OracleProcess:
     """The oracle as the supervisor uses it: no call waits for it."""
 
     def __init__(self, search_file: Path, log: Path, ledger: Ledger) -> None:
-        """Start it.
-
-        Args:
-            search_file: the search.
-            log: of what it prints.
-            ledger: holds the trials that it has proposed, and their results from then on.
-        """
+        """Start it; the ledger holds the trials that it has proposed, and results from then on."""
         self.search_file, self.log, self.ledger = search_file, log, ledger
         self._num_starts, self._not_before_s = 0, 0.0
         self._start()

@@ -285,13 +285,7 @@ def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
 
 
 def gather(search: SearchSpec, ledger: Ledger, running: Mapping[int, str]) -> list[Trial]:
-    """The trials of a ledger.
-
-    Args:
-        search: what was searched over.
-        ledger: of the sweep's journal.
-        running: the workers of the trials that are being trained.
-    """
+    """The trials of a ledger; `running` has the workers of those that are being trained."""
     return [
         trial_of(search, ledger, each, worker=running.get(each.n, "")) for each in ledger.proposals
     ]

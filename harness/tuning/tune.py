@@ -51,12 +51,7 @@ def tune(
 ) -> dict[str, Any]:
     """Begin a sweep, or go on with one, to its result.
 
-    Args:
-        sweep: its folder.
-        search: checked.
-        request: the workers.
-        console: where progress is reported.
-        full: refuse to fall back to the packaged sample.
+    With `full` there is no falling back to the packaged sample.
 
     Returns:
         The content of `result.json`: the best trial and its score; empty if it was cancelled.

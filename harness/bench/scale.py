@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ SIZES = (10, 100, 1_000, 10_000)
 SIZES_COMPARED = (10, 100, 1_000)  # five seeds of each job
 SIZES_ON_BOARD = (10, 100, 200, 1_000)  # by default 200 at most, by name all
 LOGGED_STEPS = 5_000
+STRACE = ("strace", "-f", "-qq", "-e", "trace=%file,getdents64")
 SLOW_CALL_MS = 1.0  # of a file system over a busy network
 SETTLED_S = 3_600.0  # the age of the made-up runs, so that a look may believe what it has kept
 JOB = PROJECT / "jobs" / "lstm.toml"
@@ -45,7 +46,7 @@ RESULT = {
 
 def scale(bench: Bench) -> Iterator[Measured]:
     """Status, prune, comparisons and TensorBoard over more and more finished runs."""
-    folders = {num: _make_runs(bench.folder / f"of{num}", num) for num in SIZES}
+    folders = {f"{num:,} runs": _make_runs(bench.folder / f"of{num}", num) for num in SIZES}
     commands: dict[str, Callable[[Path], Ended]] = {
         "status, first look": lambda runs: _status(bench, runs, is_first=True),
         "status": lambda runs: _status(bench, runs),
@@ -54,20 +55,18 @@ def scale(bench: Bench) -> Iterator[Measured]:
         "prune": lambda runs: bench.harness("prune", "--runs", runs),
     }
     for name, command in commands.items():
-        ways = {f"{num:,} runs": partial(_cpu_ms, command, runs) for num, runs in folders.items()}
+        ways = {size: partial(_cpu_ms, command, runs) for size, runs in folders.items()}
         yield _grown(name, "CPU ms", bench.in_turn(name, ways)["value"])
     if shutil.which("strace"):
+        slow = f"calls of {SLOW_CALL_MS:g} ms"
+        traced = (("file calls", "calls", _file_calls), (slow, "ms", _slow_ms))
         for name, is_first in (("status, first look", True), ("status", False)):
-            calls = {
-                f"{num:,} runs": partial(_file_calls, bench, runs, is_first=is_first)
-                for num, runs in folders.items()
-            }
-            yield _grown(f"{name}: file calls", "calls", _once(calls))
-            slow = {
-                f"{num:,} runs": partial(_slow_ms, bench, runs, is_first=is_first)
-                for num, runs in folders.items()
-            }
-            yield _grown(f"{name}: calls of {SLOW_CALL_MS:g} ms", "ms", _once(slow))
+            for what, unit, measure in traced:
+                values = {
+                    size: (measure(bench, runs, is_first=is_first),)
+                    for size, runs in folders.items()
+                }
+                yield _grown(f"{name}: {what}", unit, values)
     else:
         bench.console.warning("no strace here: file calls are not counted or delayed")
     yield from _comparisons(bench)
@@ -115,7 +114,7 @@ def _report(bench: Bench, runs: Path) -> dict[str, float]:
 
 def _boards(bench: Bench) -> Iterator[Measured]:
     log = bench.folder / "log"
-    request = {"do": "log", "to": str(log), "steps": LOGGED_STEPS}
+    request = {"do": "log", "to": log, "steps": LOGGED_STEPS}
     answer, _ = child.ask("harness.bench.board", request)
     bench.console.info(f"a log of {LOGGED_STEPS:,} steps: {answer['kilobytes']:.0f} KB")
     shown: dict[str, dict[str, float]] = {}
@@ -125,55 +124,40 @@ def _boards(bench: Bench) -> Iterator[Measured]:
         shown[f"{num:,} runs"] = costs_to_show(runs, num, bench.folder)
         shutil.rmtree(runs)
     for quantity, unit in (("all curves", "CPU s"), ("first ten", "CPU s"), ("memory", "GB")):
-        ways: dict[str, tuple[float, ...]] = {
-            name: (each[quantity],) for name, each in shown.items()
-        }
-        yield _grown(f"TensorBoard: {quantity}", unit, ways)
+        values = {name: (each[quantity],) for name, each in shown.items()}
+        yield _grown(f"TensorBoard: {quantity}", unit, values)
 
 
-def _grown(name: str, unit: str, ways: dict[str, tuple[float, ...]]) -> Measured:
-    return Measured(name, unit, False, ways, f"{SIZES[0]:,} runs")
-
-
-def _once(ways: Mapping[str, Callable[[], float]]) -> dict[str, tuple[float, ...]]:
-    return {name: (measure(),) for name, measure in ways.items()}
+def _grown(name: str, unit: str, values: Mapping[str, tuple[float, ...]]) -> Measured:
+    return Measured(name, unit, False, {**values}, f"{SIZES[0]:,} runs")
 
 
 def _cpu_ms(command: Callable[[Path], Ended], runs: Path) -> dict[str, float]:
     return {"value": 1000 * command(runs).cpu_s}
 
 
-def _status(bench: Bench, runs: Path, *more: str, is_first: bool = False) -> Ended:
+def _status(
+    bench: Bench, runs: Path, *more: str, is_first: bool = False, tracer: Sequence[str] = ()
+) -> Ended:
+    cache = runs.with_name(f"{runs.name}-cache")
     if is_first:
-        shutil.rmtree(_cache(runs), ignore_errors=True)
-    cache = str(_cache(runs))
-    return bench.harness("status", *more, "--runs", runs, XDG_CACHE_HOME=cache)
-
-
-def _cache(runs: Path) -> Path:
-    return runs.with_name(f"{runs.name}-cache")
-
-
-def _traced(bench: Bench, runs: Path, *options: str, is_first: bool) -> Ended:
-    """`harness status` under strace."""
-    if is_first:
-        shutil.rmtree(_cache(runs), ignore_errors=True)
-    args = ["strace", "-f", "-qq", "-e", "trace=%file,getdents64", *options]
-    command = [*child.module_args("harness"), "status", "--runs", runs]
-    return bench.process([*args, *command], XDG_CACHE_HOME=str(_cache(runs)))
+        shutil.rmtree(cache, ignore_errors=True)
+    command = [*tracer, *child.module_args("harness"), "status", *more, "--runs", runs]
+    return bench.process(command, XDG_CACHE_HOME=str(cache))
 
 
 def _file_calls(bench: Bench, runs: Path, *, is_first: bool) -> float:
     """The calls that name a file or list a folder, those of Python's start among them."""
     trace = bench.folder / "trace"
-    _traced(bench, runs, "-o", str(trace), is_first=is_first)
+    _status(bench, runs, is_first=is_first, tracer=[*STRACE, "-o", str(trace)])
     with trace.open(errors="replace") as lines:
         return float(sum(1 for _ in lines))
 
 
 def _slow_ms(bench: Bench, runs: Path, *, is_first: bool) -> float:
     delay = f"inject=%file,getdents64:delay_enter={1000 * SLOW_CALL_MS:.0f}"
-    return 1000 * _traced(bench, runs, "-e", delay, "-o", "/dev/null", is_first=is_first).wall_s
+    tracer = [*STRACE, "-e", delay, "-o", "/dev/null"]
+    return 1000 * _status(bench, runs, is_first=is_first, tracer=tracer).wall_s
 
 
 def _make_runs(runs: Path, num: int) -> Path:

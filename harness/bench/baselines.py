@@ -5,7 +5,6 @@ way (`Sequential` and `fit` on padded arrays), searches as KerasTuner does by it
 `torch.nn` where PyTorch is installed, and answers in a line of JSON. Only `harness.bench` calls it.
 """
 
-import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -212,9 +211,8 @@ def _torch_network(architecture: str, device: str) -> tuple[Any, Callable[[Any],
     )
     dense = nn.Linear(UNITS * (2 if architecture == "bilstm" else 1), 1)
     dropout = 0.5 if architecture == "stacked_lstm" else 0.4
-    parts = nn.ModuleList([embedding, nn.Dropout1d(0.4), recurrent, nn.Dropout(dropout), dense]).to(
-        device
-    )
+    layers = [embedding, nn.Dropout1d(0.4), recurrent, nn.Dropout(dropout), dense]
+    parts = nn.ModuleList(layers).to(device)
 
     def logits(batch: Any) -> Any:
         embedded, spatial, recurrent, dropout, dense = parts
@@ -257,10 +255,9 @@ def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
         trained = time.perf_counter()
         parts.eval()
         with torch.no_grad():
-            for first, last in itertools.pairwise(
-                [*range(num_training, len(labels), BATCH_SIZE), len(labels)]
-            ):
-                loss_of(logits(x[first:last]), y[first:last]).item()
+            held_out = (each[num_training:].split(BATCH_SIZE) for each in (x, y))
+            for batch, truth in zip(*held_out, strict=True):
+                loss_of(logits(batch), truth).item()
         end = time.perf_counter()
     with torch.no_grad():
         for batch in torch.as_tensor(test, dtype=torch.long, device=device).split(BATCH_SIZE):

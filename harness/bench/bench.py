@@ -157,8 +157,7 @@ def pipeline(bench: Bench) -> Iterator[Measured]:
     job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
 
     def alone() -> dict[str, float]:
-        data = str(bench.settings.data) if bench.settings.data else None
-        request = {"do": "pipeline", "job": str(job), "data": data, "seconds": PIPELINE_S}
+        request = {"do": "pipeline", "job": job, "data": bench.settings.data, "seconds": PIPELINE_S}
         return {"speed": ask_child(request, TIMEOUT_S)["reviews_per_s"]}
 
     ways = {f"{name} training": lambda: {"speed": _train(bench, job)["training"]}}
@@ -197,8 +196,8 @@ def plans(bench: Bench) -> Iterator[Measured]:
 def _step(bench: Bench, job: Path, kind: str, *, xla: bool, threads: int) -> dict[str, float]:
     request = {
         "do": "speed",
-        "job": str(job),
-        "data": str(bench.settings.data) if bench.settings.data else None,
+        "job": job,
+        "data": bench.settings.data,
         "devices": f"{kind}:1",
         "seconds": STEPS_S,
         "overrides": [f"train.xla={'on' if xla else 'off'}"],
@@ -323,10 +322,9 @@ def measure(settings: Settings, sections: Sequence[str], console: Console) -> It
 
 def machine() -> dict[str, Any]:
     """The machine that is measured: a figure means nothing without it."""
-    allocation = SlurmEnvironment.from_environment()
     return {
         "processor": processor(),
-        "cpus": given_cpus(allocation),
+        "cpus": given_cpus(SlurmEnvironment.from_environment()),
         "memory_gb": round(total_memory_gb(), 1),
         "gpus": visible_gpus(),
         "system": platform.platform(),

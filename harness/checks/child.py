@@ -71,7 +71,8 @@ def ask(
         InputError: if the child refused its input.
         RunError: if it failed; a `ChildError` if it died or took too long.
     """
-    ended = run_module(module, json.dumps(request), timeout_s=timeout_s, **variables)
+    message = json.dumps(request, default=str)  # a path is a text there
+    ended = run_module(module, message, timeout_s=timeout_s, **variables)
     try:
         answer = json.loads(ended.output.splitlines()[-1])
     except (IndexError, ValueError):
@@ -143,19 +144,12 @@ def start(
     """Start a command without input; `variables` come on top of this process's."""
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         list(map(str, args)),
-        env=environment(**variables),
+        # A download is not to be measured.
+        env={**own_code_first(), "HARNESS_OFFLINE": "1", **variables},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
     )
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """This process's environment, with this code before any other and downloads switched off.
-
-    A download is not to be measured.
-    """
-    return {**own_code_first(), "HARNESS_OFFLINE": "1", **variables}
 
 
 def _text(file: BinaryIO) -> str:

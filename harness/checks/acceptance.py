@@ -86,17 +86,14 @@ def accept(
     }
 
 
-def report_name(report: dict[str, Any]) -> str:
-    """The name of the JSON file: `acceptance-HOST-DATE.json`."""
-    return f"acceptance-{report['host']}-{report['at'][:19].replace(':', '')}.json"
-
-
-def write_report(report: dict[str, Any], path: Path) -> Path:
-    """Write the JSON file, and return its path.
+def write_report(report: dict[str, Any], out: Path | None, runs: Path) -> Path:
+    """Write the JSON file, by default `RUNS/acceptance-HOST-DATE.json`, and return its path.
 
     Raises:
         DiskError: if it can't be written.
     """
+    name = f"acceptance-{report['host']}-{report['at'][:19].replace(':', '')}.json"
+    path = out or runs / name
     atomic_write(path, json.dumps(report, indent=2), remedy="give another --out")
     return path
 
@@ -333,8 +330,8 @@ def check_speed(runs: Runs, job: str) -> Iterator[Finding]:
     """Milliseconds a step of the whole job, against the CPU of this node where there is a GPU."""
     request = {
         "do": "speed",
-        "job": str(JOBS / f"{job}.toml"),
-        "data": str(runs.data) if runs.data else None,
+        "job": JOBS / f"{job}.toml",
+        "data": runs.data,
         "seconds": SPEED_S[runs.kind],
     }
     kinds = dict.fromkeys((runs.kind, "cpu"))

@@ -19,7 +19,7 @@ SEED, STEPS, RATE, SHAPE = 1, 3, 0.4, (32, 64)  # of the masks
 
 def main() -> None:
     """Answer the request in the first argument."""
-    answer_request({"start": _start, "masks": _masks, "libraries": _libraries, "nvml": _nvml})
+    answer_request({"start": _start, "masks": _masks, "libraries": library_versions, "nvml": _nvml})
 
 
 def _start(devices: str) -> dict[str, Any]:
@@ -59,11 +59,6 @@ def _masks(devices: Sequence[str]) -> dict[str, Any]:
                 digest.update((drawn >= RATE).numpy().tobytes())
         sums[device] = digest.hexdigest()
     return {"sums": sums}
-
-
-def _libraries() -> dict[str, Any]:
-    """The versions that the CUDA libraries state themselves, None where one can't be loaded."""
-    return dict(library_versions())
 
 
 def _nvml() -> dict[str, Any]:

@@ -73,7 +73,6 @@ def doctor(
         raise InputError("--accept and --probe: give one of them")
     if (full or out) and not accept:
         raise InputError(f"{'--full' if full else '--out'}: belongs to --accept; give --accept too")
-
     if minutes is not None and not probe:
         raise InputError(f"--minutes {minutes:g}: is the duration of --probe; give --probe too")
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
@@ -83,7 +82,7 @@ def doctor(
         parse_devices(devices)
     try:
         from harness.checks.acceptance import accept as prove
-        from harness.checks.acceptance import check_writable, report_name, write_report
+        from harness.checks.acceptance import check_writable, write_report
         from harness.checks.doctor import diagnose
         from harness.checks.probe import describe_kernel_cache, folder_gb
         from harness.checks.probe import probe as measure
@@ -98,7 +97,7 @@ def doctor(
         show = (lambda *_: None) if as_json else _print_check  # the JSON is printed at the end
         report = prove(devices, data, full=full, show=show)
         try:
-            file = write_report(report, out or runs / report_name(report))
+            file = write_report(report, out, runs)
         except RunError:  # what took minutes is not lost
             echo(json.dumps(report, indent=2))
             raise
@@ -133,7 +132,6 @@ def _print(results: "list[T]", as_text: "Callable[[list[T]], None]", *, as_json:
 
 def _waiting(what: str) -> AbstractContextManager[object]:
     """A spinner, on a terminal."""
-
     console = rich_console(stderr=True)
     return console.status(what) if console.is_terminal else nullcontext()
 
@@ -197,11 +195,9 @@ def _print_estimates(estimates: "list[Estimate]") -> None:
             console.print("It holds for machines like this one. To measure a GPU node:")
             console.print("srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe")
     ratios = [f"{e.job} {e.speed_of_two:.2f}" for e in good if e.speed_of_two is not None]
-    ratio = (
-        f"{', '.join(ratios)} times as fast"
-        if ratios
-        else "not measured; needs two GPUs and no --devices"
-    )
+    ratio = "not measured; needs two GPUs and no --devices"
+    if ratios:
+        ratio = f"{', '.join(ratios)} times as fast"
     console.print(f"Two GPUs against one: {ratio}.", markup=False)
     for each in estimates:
         if each.error:

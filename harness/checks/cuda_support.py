@@ -59,17 +59,9 @@ def code_for(capability: Version, targets: Sequence[str]) -> str:
     Machine code runs on the same major version from its minor version on; PTX is compiled by the
     driver for every later card.
     """
-    versions = [(each, _capability(each)) for each in targets]
-    same = [
-        (version, each)
-        for each, version in versions
-        if each.startswith("sm_") and version[0] == capability[0] and version <= capability
-    ]
-    ptx = [
-        (version, each)
-        for each, version in versions
-        if each.startswith("compute_") and version <= capability
-    ]
+    earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
+    same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
+    ptx = [each for each in earlier if each[1].startswith("compute_")]
     return max(same or ptx, default=((), ""))[1]
 
 

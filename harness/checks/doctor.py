@@ -109,9 +109,8 @@ def check_packages() -> Iterator[Finding]:
     locked = re.findall(r"^[A-Za-z0-9].*==[^\\\n]*", lock.read_text(), re.MULTILINE)
     others = list(_wrong(locked))
     if others:
-        found = f"{ours}: supported, but {len(others)} not as in requirements.lock: " + ", ".join(
-            others[:3]
-        )
+        first = ", ".join(others[:3])
+        found = f"{ours}: supported, but {len(others)} not as in requirements.lock: {first}"
         yield Finding("yellow", "packages", found, f"{SET_UP} installs what was tested")
     else:
         yield Finding("green", "packages", f"{ours}, all as in requirements.lock")
@@ -159,9 +158,8 @@ def describe_import(import_s: float) -> Finding:
     if import_s > SLOW_IMPORT_S and read_image(Path(sys.prefix)):
         found += ", slow; jobs unpack its image to their node's disk"
     elif import_s > SLOW_IMPORT_S:
-        return Finding(
-            "yellow", "tensorflow", found, f"{PACK}: jobs unpack it to their node's disk"
-        )
+        remedy = f"{PACK}: jobs unpack it to their node's disk"
+        return Finding("yellow", "tensorflow", found, remedy)
     return Finding("green", "tensorflow", found)
 
 
@@ -244,10 +242,8 @@ def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     found = f"{given} of the machine's {seen}"
     if quota is not None and quota < given:
         found += f", but the cgroup's cpu.max allows {quota:g} of them"
-        allowed = sorted(os.sched_getaffinity(0))[: max(1, int(quota))]
-        remedy = (
-            f"taskset --cpu-list {','.join(map(str, allowed))} before the command, or more quota"
-        )
+        allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))[: max(1, int(quota))]))
+        remedy = f"taskset --cpu-list {allowed} before the command, or more quota"
         yield Finding("yellow", "cpus", found, remedy)
     elif allocation and allocation.cpus_per_task is None and 1 < given == seen:
         remedy = "sbatch --cpus-per-task=4, else other jobs on the node are disturbed"

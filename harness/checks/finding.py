@@ -38,6 +38,5 @@ def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
     except Exception as error:  # whatever it is, the other checks must run
-        yield Finding(
-            "red", name, f"the check broke: {type(error).__name__}: {error}", "see the error"
-        )
+        found = f"the check broke: {type(error).__name__}: {error}"
+        yield Finding("red", name, found, "see the error")

@@ -133,9 +133,8 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     ask_for = "--gres=gpu:1" + "".join(f" or --gres=gpu:{kind}:1" for kind in kinds)
     found = f"in {_some(names)}: {ask_for}"
     in_use = os.environ.get("SBATCH_PARTITION")
-    if set((in_use or "").split(",")) & set(names) or (
-        not in_use and any(each.is_default for each in having)
-    ):
+    used = in_use.split(",") if in_use else [each.name for each in having if each.is_default]
+    if {*used} & {*names}:
         return Finding("green", "gpus", found)
     remedy = f"export SBATCH_PARTITION={names[0]}, or sbatch --partition={names[0]}"
     return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)

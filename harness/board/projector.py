@@ -3,7 +3,6 @@
 import io
 import re
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -37,7 +36,9 @@ def write_projector(run: Path, folder: Path) -> None:
         np.savetxt(text, matrix, fmt="%.9g", delimiter="\t")
         content, name = text.getvalue(), "embedding.tsv"
     (folder / name).write_bytes(content)
-    (folder / "words.tsv").write_text("".join(f"{label}\n" for label in _labels(vocab)), "utf-8")
+    # An empty line, or one with a tab, would shift the words against their rows.
+    labels = (" ".join(word.split()) or repr(word) for word in vocab)
+    (folder / "words.tsv").write_text("".join(f"{label}\n" for label in labels), "utf-8")
     (folder / CONFIG).write_text(
         "embeddings {\n"
         '  tensor_name: "embedding"\n'
@@ -65,11 +66,6 @@ def _table_of_words(run: Path, num_words: int) -> np.ndarray:
         if not found:
             raise KeyError(f"{run}: its network has no table of words")
         return np.asarray(found[0][:num_words], np.float32)
-
-
-def _labels(words: Sequence[str]) -> list[str]:
-    # An empty line, or one with a tab, would shift the words against their rows.
-    return [" ".join(word.split()) or repr(word) for word in words]
 
 
 def _may_be_text(content: bytes) -> bool:

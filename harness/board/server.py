@@ -116,9 +116,8 @@ def listen(port: int | None) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     # Without it, connections of a server that has just ended would block its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
-    with _closed_if_refused(
-        listener, f"--port {port}", "choose another, or leave it out for a free one"
-    ):
+    remedy = "choose another, or leave it out for a free one"
+    with _closed_if_refused(listener, f"--port {port}", remedy):
         listener.bind(("127.0.0.1", port or 0))
         listener.listen(128)
     return listener
@@ -136,9 +135,8 @@ def listen_on_socket(path: Path) -> socket.socket:
             "be; set TMPDIR to a shorter folder, such as /tmp"
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _closed_if_refused(
-        listener, f"--socket: {path}", "set TMPDIR to a folder of the node's own disk"
-    ):
+    remedy = "set TMPDIR to a folder of the node's own disk"
+    with _closed_if_refused(listener, f"--socket: {path}", remedy):
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(128)

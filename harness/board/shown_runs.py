@@ -137,28 +137,20 @@ class Shown:
 
 
 def log_gb(run: Path, num_runs: int) -> float:
-    """The memory that TensorBoard takes for the log of a run, in GB.
-
-    Args:
-        run: its folder.
-        num_runs: that are shown; of many each curve has fewer points.
-    """
-    root, curves = (_num_bytes(run / "tensorboard", names) for names in ((".",), CURVES))
+    """The memory that TensorBoard takes for the log of one of so many shown runs, in GB."""
+    events = run / "tensorboard"
+    root, curves = _num_bytes(events), sum(_num_bytes(events / name) for name in CURVES)
     most = CURVES_A_RUN * points_per_curve(num_runs)
     return GB_A_BYTE * root + GB_A_VALUE * min(curves / BYTES_A_VALUE, most)
 
 
-def _num_bytes(folder: Path, names: Iterable[str]) -> int:
-    """The size of the event files in some folders."""
-    num_bytes = 0
-    for name in names:
-        try:
-            with os.scandir(folder / name) as entries:
-                sizes = [each.stat().st_size for each in entries if ".tfevents." in each.name]
-        except OSError:  # it has logged nothing yet
-            continue
-        num_bytes += sum(sizes)
-    return num_bytes
+def _num_bytes(folder: Path) -> int:
+    """The size of the event files in a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(each.stat().st_size for each in entries if ".tfevents." in each.name)
+    except OSError:  # it has logged nothing yet
+        return 0
 
 
 def _changed_s(run: Path) -> float:

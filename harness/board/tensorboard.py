@@ -129,10 +129,8 @@ def write_connection(endpoint: Endpoint) -> Path:
 
 def open_browser(endpoint: Endpoint, folder: Path) -> bool:
     """Show the page in a browser of this desktop; whether there is one."""
-    if (
-        sys.platform == "linux"
-        and not {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
-    ):
+    known = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
+    if sys.platform == "linux" and not known:
         return False
     # Everyone sees a browser's command line, so it holds the name of a file that leads there.
     page = folder / "open.html"

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from harness.errors import InputError
 from harness.files.lenient_json import table
@@ -63,9 +62,11 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     asked = table(last_start(record), "slurm_asked") or table(record, "slurm")
     variables = {name: str(value) for name, value in asked.items()}
     before = allocation_of(variables)
-    if num_gpus := _gpus_in_use(record):  # as many again, for the same number of replicas
+    devices = last_start(record).get("devices") or ()  # on all nodes together
+    if num_gpus := sum("gpu" in str(each).lower() for each in devices):
+        # As many again, for the same number of replicas.
         before["gpus"] = str(max(1, num_gpus // before.get("nodes", 1)))
-    elif "gpus" not in before and (asked or last_start(record).get("devices")):
+    elif "gpus" not in before and (asked or devices):
         before["gpus"] = "0"  # as it had none
     if names_in(wanted.flags) & {*GPUS}:
         before.pop("gpus", None)
@@ -80,9 +81,3 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         before.pop("time", None)
     missing = {name: value for name, value in before.items() if getattr(wanted, name) is None}
     return dataclasses.replace(wanted, **missing)
-
-
-def _gpus_in_use(record: dict[str, Any]) -> int:
-    """The number of GPUs that the run last used, on all nodes together."""
-    devices = last_start(record).get("devices")
-    return sum("gpu" in str(each).lower() for each in devices or ())

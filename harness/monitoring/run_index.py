@@ -22,7 +22,7 @@ from typing import Any
 from harness import __version__
 from harness.files.atomic_file import replace_file
 from harness.files.in_threads import in_threads
-from harness.files.lenient_json import number, read_json
+from harness.files.lenient_json import number, read_json, table
 from harness.files.paths import private_cache
 from harness.slurm.script import submissions
 from harness.tracking.records import RunStatus, Submission, read_submission
@@ -68,12 +68,12 @@ class RunIndex:
         if {name: content.get(name) for name in about} != about:
             content = {}
         self._about = about
-        self._runs = _table(content, "known")
-        self._sent = _table(content, "submissions")
+        self._runs = table(content, "known")
+        self._sent = table(content, "submissions")
         checked_s = number(content.get("checked_s")) or 0.0
         is_recent = 0 <= self.now - checked_s < CHECK_EVERY_S
         self._checked_s = checked_s if is_recent else self.now
-        self._above = _table(content, "folders") if is_recent else {}
+        self._above = table(content, "folders") if is_recent else {}
         self._checked: set[str] = set()  # real paths of what this look has seen to be as it was
         self._changed = not is_recent
 
@@ -101,7 +101,7 @@ class RunIndex:
         ]
         versions = in_threads(lambda each: result_version(each.real), doubtful)
         for each, version in zip(doubtful, versions, strict=True):
-            if version and _table(self._runs, each.real).get("result") == version:
+            if version and table(self._runs, each.real).get("result") == version:
                 self._checked.add(each.real)
             else:
                 del self._runs[each.real]
@@ -204,11 +204,6 @@ def _write_private(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
-
-
-def _table(content: dict[str, Any], name: str) -> dict[str, Any]:
-    found = content.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _numbers(content: list[Any]) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from harness.files.shared_disk import clock_ahead_s
 from harness.slurm.queue import QueuedJob, find_job
 from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
-from harness.tracking.out_of_memory import Shortage, shortage_of
+from harness.tracking.out_of_memory import shortage_of
 from harness.tracking.records import RunStatus, describe_trials, last_log_line, log_end
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
@@ -119,8 +119,8 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if shortage := shortage_of(status):
-                told = f"killed for want of memory: {shortage}"
-                return "lost", f"{told}; {_with_more(status, shortage)}"
+                more = f" --mem={shortage.more_mb}M" if shortage.more_mb else ""
+                return "lost", f"killed for want of memory: {shortage}; {status.resume}{more}"
             return "lost", "; ".join(filter(None, (why, last_log_line(status), status.resume)))
     elif (
         not status.reported_job
@@ -134,11 +134,6 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         return started, status.phase if status.phase in ("validating", "testing") else ""
     where = f" on {status.host}" if status.host else ""
     return "stale", f"no heartbeat for {format_duration(age)}{where}: it hangs or its node is down"
-
-
-def _with_more(status: RunStatus, shortage: Shortage) -> str:
-    """The command that goes on with a run with more memory."""
-    return f"{status.resume} --mem={shortage.more_mb}M" if shortage.more_mb else status.resume
 
 
 def format_duration(time_s: float) -> str:

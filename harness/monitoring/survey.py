@@ -1,6 +1,7 @@
 """The state of every run: from run folders first, from the scheduler's queue second."""
 
 import contextlib
+import functools
 import os
 import stat
 import time
@@ -91,10 +92,10 @@ class _Look:
     def __init__(self, runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> None:
         self.runs, self.now = runs, time.time()
         self.index = RunIndex(runs, now=self.now)
-        self._real = _RealPaths()
+        self._real_folder = functools.cache(os.path.realpath)
         sent = [*self.index.submissions(runs), *self._sent_elsewhere(folders)]
         sent.sort(key=lambda each: each.time_s)
-        self.submissions = {self._real.of(each.folder): each for each in sent}
+        self.submissions = {self._real(each.folder): each for each in sent}
         self.jobs = queue.jobs() if queue else None
         self.asked_s_ago = self.now - queue.asked_at if queue else 0.0
         self._jobs_by_id: dict[str, list[QueuedJob]] = {}
@@ -107,7 +108,7 @@ class _Look:
         named = tuple(f"{os.path.realpath(each)}/" for each in folders)
         for top in {runs_of(each, self.runs) for each in folders} - {self.runs}:
             for sent in RunIndex(top, now=self.now).submissions(top):
-                if f"{self._real.of(sent.folder)}/".startswith(named):
+                if f"{self._real(sent.folder)}/".startswith(named):
                     yield sent
 
     def at(self, found: Sequence[RunFolder]) -> list[tuple[RunStatus, RunFolder]]:
@@ -123,7 +124,7 @@ class _Look:
     def not_begun(self, statuses: Sequence[tuple[RunStatus, RunFolder]]) -> list[RunStatus]:
         """The runs of submitted jobs that have no folder yet."""
         begun = {found.real for _, found in statuses}
-        begun |= {self._real.of(found.folder) for _, found in statuses}  # one that is a link
+        begun |= {self._real(found.folder) for _, found in statuses}  # one that is a link
         top = Path(os.path.realpath(self.runs))
         waiting = [
             RunFolder(sent.folder, real)
@@ -150,8 +151,12 @@ class _Look:
         self._infer(status)
         return status
 
+    def _real(self, run: Path) -> str:
+        """The real path of a run's folder, which itself is no link; many are in few folders."""
+        return f"{self._real_folder(run.parent)}/{run.name}"
+
     def _sent(self, found: RunFolder) -> Submission | None:
-        return self.submissions.get(self._real.of(found.folder))
+        return self.submissions.get(self._real(found.folder))
 
     def _infer(self, status: RunStatus) -> None:
         jobs = None
@@ -159,19 +164,6 @@ class _Look:
             names = dict.fromkeys((status.reported_job or "", status.slurm_job or ""))
             jobs = [job for name in names for job in self._jobs_by_id.get(name, ())]
         infer_state(status, jobs, asked_s_ago=self.asked_s_ago)
-
-
-class _RealPaths:
-    """Paths without links, of many runs in few folders."""
-
-    def __init__(self) -> None:
-        self._folders: dict[Path, str] = {}
-
-    def of(self, run: Path) -> str:
-        """The real path of a run's folder, which itself is no link."""
-        if run.parent not in self._folders:
-            self._folders[run.parent] = os.path.realpath(run.parent)
-        return f"{self._folders[run.parent]}/{run.name}"
 
 
 def _sorted(statuses: Iterable[RunStatus]) -> list[RunStatus]:

@@ -107,12 +107,12 @@ def _cancel_job(status: RunStatus) -> str | None:
 def _stop_process(status: RunStatus) -> None:
     process = status.process or 0
     where = f"run {status.run}: process {process}"
-    if not _is_here(status) and status.trials:
-        # Its supervisor looks for this file.
-        generation = _newest_generation(status.folder)
-        atomic_write(status.folder / CANCEL_FILE, json.dumps({"generation": generation}))
-        return
     if not _is_here(status):
+        if status.trials:
+            # Its supervisor looks for this file.
+            generation = _newest_generation(status.folder)
+            atomic_write(status.folder / CANCEL_FILE, json.dumps({"generation": generation}))
+            return
         if status.host == socket.gethostname():
             where += " in another container"
         ends_all = f", or end its whole job: scancel {status.slurm_job}" if status.slurm_job else ""
@@ -183,6 +183,5 @@ def _outcome(now: RunStatus) -> str:
         return f"{now.run}: failed before it was stopped: {now.note}"
     if not now.is_there():
         return f"{now.run}: stopped before it began"
-    return f"{now.run}: ended without saving once more; go on from its last checkpoint by " + (
-        now.resume
-    )
+    ended = f"{now.run}: ended without saving once more"
+    return f"{ended}; go on from its last checkpoint by {now.resume}"

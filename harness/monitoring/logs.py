@@ -97,8 +97,7 @@ class Follower:
 
     def seek_last(self, num_lines: int) -> Iterator[str]:
         """The last lines so far; `new_lines` then gives only later ones."""
-        lines = deque(self.new_lines(), num_lines)
-        return iter(lines)
+        return iter(deque(self.new_lines(), num_lines))
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
         """The new lines; with `at_end` also a last one without a line end.

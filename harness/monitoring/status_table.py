@@ -17,16 +17,9 @@ from harness.system.console import echo, log, rich_console
 from harness.tracking.records import RunStatus, one_line
 
 STYLES = {
-    "running": "green",
-    "starting": "green",
-    "pending": "yellow",
-    "submitted": "yellow",
-    "suspended": "yellow",
-    "interrupted": "yellow",
-    "stale": "red",
-    "lost": "red",
-    "dead": "red",
-    "failed": "red",
+    **dict.fromkeys(("running", "starting"), "green"),
+    **dict.fromkeys(("pending", "submitted", "suspended", "interrupted"), "yellow"),
+    **dict.fromkeys(("stale", "lost", "dead", "failed"), "red"),
 }
 DISK = ("disk", "to free")  # of `--disk` alone
 HEADINGS = ("run", "seed", "state", "epoch", "rev/s", "ETA", "val %", "test %", *DISK)

@@ -383,10 +383,6 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> d
 
 
 def _order(result: JobResult) -> tuple[bool, int, str]:
-    architectures = list(BOOK)
-    known = result.architecture in architectures
-    return (
-        result.job.startswith("notebook"),
-        architectures.index(result.architecture) if known else len(architectures),
-        result.name,
-    )
+    places = {architecture: place for place, architecture in enumerate(BOOK)}
+    place = places.get(result.architecture, len(places))
+    return result.job.startswith("notebook"), place, result.name

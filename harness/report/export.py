@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from harness import __version__
-from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import replaced_directory
 from harness.report.baseline import Baseline
-from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, ScoredRun
+from harness.report.collect import BOOK, JobResult, LeftOut, ScoredRun
 from harness.report.dataset_lookup import tested_data
 from harness.report.html import Section, render
-from harness.report.predictions import Predictions, read_predictions
+from harness.report.predictions import read_predictions
 from harness.report.settings import differing
 from harness.report.significance import Difference
 from harness.report.summary import Part
@@ -105,21 +104,13 @@ def write_comparison(
 
 
 def _section(part: Part, data: Path | None, say: Callable[[str], None]) -> Section:
-    predictions = read_predictions(part.drawn.group, say)
-    dataset = None
-    if predictions is not None:
-        dataset = _with_these_labels(tested_data(part.group, data), part.group, predictions)
+    predictions, group = read_predictions(part.drawn.group, say), part.group
+    dataset = tested_data(group, data) if predictions else None
+    if predictions and dataset:
+        test = dataset.test.take(group.limit) if group.limit else dataset.test
+        if not np.array_equal(test.labels, predictions.labels):
+            dataset = None  # its texts are not those of the predictions
     return Section(part, predictions, dataset)
-
-
-def _with_these_labels(
-    dataset: Dataset | None, group: DatasetGroup, predictions: Predictions
-) -> Dataset | None:
-    """The dataset, or None if its labels differ from those of the predictions."""
-    if dataset is None:
-        return None
-    test = dataset.test.take(group.limit) if group.limit else dataset.test
-    return dataset if np.array_equal(test.labels, predictions.labels) else None
 
 
 # The formats
@@ -179,12 +170,8 @@ def _result_figures(part: Part, result: JobResult) -> dict[str, Any]:
 
 def _baseline_figures(baseline: Baseline) -> dict[str, Any]:
     keys = ("parameters", "accuracy", "f1", "roc_auc", "log_loss", "training_s")
-    figures = asdict(baseline)
-    return {
-        "job": baseline.name,
-        "architecture": baseline.kind,
-        **{key: figures[key] for key in keys},
-    }
+    figures = {key: getattr(baseline, key) for key in keys}
+    return {"job": baseline.name, "architecture": baseline.kind, **figures}
 
 
 def to_latex(parts: Sequence[Part]) -> str:

@@ -1,6 +1,7 @@
 """The report of a comparison: `template.html`, filled in. The page loads nothing."""
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,11 +221,8 @@ UNKNOWN = "unknown"
 
 def environments(results: Sequence[JobResult]) -> list[Line]:
     """Each unlike machine, set of versions and code, a line for each, with how many runs it had."""
-    counts: dict[tuple[tuple[str, str], ...], int] = {}
-    for result in results:
-        for run in result.runs:
-            known = tuple(_environment(run).items())
-            counts[known] = counts.get(known, 0) + 1
+    runs = (run for result in results for run in result.runs)
+    counts = Counter(tuple(_environment(run).items()) for run in runs)
     return [{"runs": str(count), **dict(known)} for known, count in counts.items()]
 
 

@@ -72,12 +72,8 @@ class Picture:
 
 def styles_of(part: Part) -> dict[str, Style]:
     """The style of each job's result by its name."""
-    architectures = list(dict.fromkeys(result.architecture for result in part.group.results))
-    unknown = [name for name in architectures if name not in COLOURS]
-    order = [*COLOURS, *unknown]
-    lines_used: dict[str, int] = {}
-    styles = {}
     counts = Counter(result.architecture for result in part.group.results)
+    order = [*COLOURS, *(name for name in counts if name not in COLOURS)]
     if max(counts.values()) > len(LINES):
         return {
             result.name: Style(
@@ -87,13 +83,13 @@ def styles_of(part: Part) -> dict[str, Style]:
             )
             for index, result in enumerate(part.group.results)
         }
+    lines_used: dict[str, int] = {}
+    styles = {}
     for result in part.group.results:
         line = lines_used[result.architecture] = lines_used.get(result.architecture, -1) + 1
         number = order.index(result.architecture)
         colour = COLOURS.get(result.architecture) or OTHER_COLOURS[number % len(OTHER_COLOURS)]
-        styles[result.name] = Style(
-            colour, LINES[line % len(LINES)], MARKERS[number % len(MARKERS)]
-        )
+        styles[result.name] = Style(colour, LINES[line], MARKERS[number % len(MARKERS)])
     return styles
 
 

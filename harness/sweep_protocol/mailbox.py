@@ -13,7 +13,6 @@ system is an error.
 import re
 import threading
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DiskError, InputError, RunError
 from harness.files.disk_errors import is_of_disk
+from harness.files.lenient_json import parse_toml
 from harness.files.shared_disk import SharedDisk
 from harness.search_parameters import Value
 from harness.search_space import SEARCH_FILE, is_of_search
@@ -233,10 +233,7 @@ class SharedFolder:
             return False
         if result.trials is None:
             return True
-        try:
-            search = tomllib.loads((self.disk.read(self.path(SEARCH_FILE)) or b"").decode())
-        except ValueError:
-            search = {}
+        search = parse_toml(self.disk.read(self.path(SEARCH_FILE)) or b"")
         return is_of_search(result.model_dump(), search)
 
     def wait_for(self, look: Callable[[], Any]) -> Any:

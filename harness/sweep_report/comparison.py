@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from harness.config import flat
 from harness.errors import InputError
 from harness.monitoring.status import format_duration
 from harness.own_code import source_digest
@@ -88,17 +89,9 @@ def _data(sweep: SweepDirectory) -> dict[str, Any]:
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file by their dotted keys; the name of the job is no value."""
-    return dict(_items(tables, ""))
-
-
-def _items(tables: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tables.items():
-        if isinstance(value, dict):
-            yield from _items(value, f"{prefix}{key}.")
-        elif prefix == "code.":  # a whole source is no cell
-            yield f"code.{key}", source_digest(str(value))
-        elif f"{prefix}{key}" != "name":
-            yield f"{prefix}{key}", value
+    values = {k: v for name in tables if name != "name" for k, v in flat(name, tables[name])}
+    # A whole source is no cell.
+    return {k: source_digest(v) if k.startswith("code.") else v for k, v in values.items()}
 
 
 def _different(columns: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -278,9 +278,8 @@ def explain(
         if key == "model":
             text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
     elif first["type"] == "extra_forbidden":
-        text = f"{where} is not a key of a job" + (
-            suggest_key(key, tables) if "." in key else _suggest_top(key, tables)
-        )
+        near = "" if "." in key else did_you_mean(key, [*tables, "name"])
+        text = f"{where} is not a key of a job{near or suggest_key(key, tables)}"
     else:
         value = repr(first["input"])
         shown = origins.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
@@ -293,10 +292,6 @@ def explain(
         elif first["type"] == "model_type":
             text = f"{where} = {value}: should be a table; write [{key}]"
     return text + (f" (and {len(others)} more)" if others else "")
-
-
-def _suggest_top(key: str, tables: Mapping[str, type[ConfigSection]]) -> str:
-    return did_you_mean(key, [*tables, "name"]) or suggest_key(key, tables)
 
 
 def _choices(key: str, tables: Mapping[str, type[ConfigSection]]) -> list[str]:

@@ -9,20 +9,20 @@ the run's identity and nothing else is ever read again. It runs from there, as m
 import ast
 import builtins
 import contextlib
-import difflib
 import hashlib
 import importlib.util
 import os
 import re
 import stat
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError, did_you_mean
 from harness.ownership import distrust
 
 REFERENCE = re.compile(
@@ -251,10 +251,8 @@ def _check_function(code: Mapping[str, str], module: str, function: str, *, wher
     tree = _parsed(code[path], path, where)
     names = [*_bound(tree)]
     if function not in names and "*" not in names:
-        near = difflib.get_close_matches(function, names, n=1)
-        known = ", ".join(names) or "nothing"
-        hint = f"did you mean {near[0]}?" if near else f"it defines {known}"
-        raise InputError(f"{where}: {path} has no function {function}; {hint}")
+        hint = did_you_mean(function, names) or f"; it defines {', '.join(names) or 'nothing'}"
+        raise InputError(f"{where}: {path} has no function {function}{hint}")
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:
@@ -298,14 +296,15 @@ class _Code:
         if is_package:
             module.__path__ = []
         module.__dict__["__builtins__"] = self.builtins
+        source = "" if path is None else self.code[path]
         if path is not None:
-            # No file has this name; the source is found by way of the loader, for tracebacks.
+            # No file has this name; linecache asks the loader for the source, for tracebacks.
             module.__file__ = f"{self.alias}/{path}"
-            module.__loader__ = _Loader(self.code[path])  # type: ignore[assignment]
+            module.__loader__ = types.SimpleNamespace(get_source=lambda _name: source)
         sys.modules[module.__name__] = module
         try:
             if path is not None:
-                exec(compile(self.code[path], str(module.__file__), "exec"), module.__dict__)  # noqa: S102 - the user's own
+                exec(compile(source, str(module.__file__), "exec"), module.__dict__)  # noqa: S102 - the user's own
         except BaseException:
             del sys.modules[module.__name__]
             raise
@@ -337,16 +336,6 @@ class _Code:
             if not hasattr(module, each) and self._has(f"{absolute}.{each}"):
                 self.module(f"{absolute}.{each}")
         return module
-
-
-class _Loader:
-    """What `linecache` and `inspect` ask for a module's source."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def get_source(self, _name: str) -> str:
-        return self.source
 
 
 def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Callable[..., Any]:
@@ -388,12 +377,10 @@ def own_errors(where: str) -> Iterator[None]:
 def _place(error: BaseException) -> str:
     """`mynet.py, line 12: `, of the last of the user's lines on the way to an error."""
     found = ""
-    trace = error.__traceback__
-    while trace is not None:
-        alias, _, path = trace.tb_frame.f_code.co_filename.partition("/")
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        alias, _, path = frame.f_code.co_filename.partition("/")
         if alias.startswith("own_code_"):
-            found = f"{path}, line {trace.tb_lineno}: "
-        trace = trace.tb_next
+            found = f"{path}, line {line}: "
     if isinstance(error, SyntaxError) and not found:
         found = f"line {error.lineno}: "
     return found

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from harness.config import ConfigSection, dump_toml
 from harness.errors import InputError
-from harness.job import TABLES, Job, is_default
+from harness.job import OF_EACH_EPOCH, SCORES, TABLES, Job, is_default
 from harness.job_file import (
     check_job,
     explain,
@@ -41,8 +41,6 @@ Objective = Literal[
     "val_log_loss",
 ]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-OF_EACH_EPOCH = ("val_accuracy", "val_loss")  # the others are computed when a trial ends
-MINIMIZED = ("val_loss", "val_log_loss")
 
 
 class SearchConfig(ConfigSection):
@@ -122,7 +120,7 @@ class SearchSpec:
     @property
     def goal(self) -> Literal["max", "min"]:
         """Whether more of the objective is better, or less."""
-        return "min" if self.table.objective in MINIMIZED else "max"
+        return SCORES[self.table.objective]
 
     @property
     def scores_validation(self) -> bool:
@@ -132,7 +130,7 @@ class SearchSpec:
     def tie_of(self, scores: Mapping[str, float]) -> float:
         """What orders trials of equal objective, the lowest first; 0 without `tie_break`."""
         name = self.table.tie_break
-        return scores.get(name, 0.0) * (1 if name in MINIMIZED else -1)
+        return scores.get(name, 0.0) * (1 if SCORES.get(name) == "min" else -1)
 
     @property
     def max_trials(self) -> int | None:
@@ -248,7 +246,8 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             space = read_space(raw_space, path)
     fixed = {p.key: by for p in space if (by := _fixed_by(p.key, job, origins))}
     if fixed:
-        raw_space = without_fixed(raw_space, space, _fixed_values(job, [*fixed]))
+        settings = job.settings()  # without tables, on which no other key depends
+        raw_space = without_fixed(raw_space, space, {key: settings.get(key) for key in fixed})
         space = read_space(raw_space, path)
     if not space:
         first = next(iter(fixed.values()))
@@ -281,12 +280,6 @@ def _fixed_by(key: str, job: Job, origins: Mapping[str, str]) -> str | None:
     """The option that gives a key one value, by itself or in a free table such as model.options."""
     table = key.rpartition(".")[0]
     return origins.get(key) or (origins.get(table) if key in job.settings() else None)
-
-
-def _fixed_values(job: Job, keys: Sequence[str]) -> dict[str, Value | None]:
-    """Their values; None for a table, on which no other key depends."""
-    settings = job.settings()
-    return {key: settings.get(key) for key in keys}
 
 
 def _check_together(search: SearchSpec, path: Path) -> None:

@@ -40,8 +40,7 @@ def verify(data: DataFolder = None) -> None:
 
     dataset = open_dataset(data)
     _print_dataset(dataset)
-    problems = find_problems(dataset)
-    if problems:
+    if problems := find_problems(dataset):
         raise RunError(f"{dataset.folder}: {'; '.join(problems)}; run harness data fetch again")
     echo(f"checksum {dataset.checksum} is right")
 

@@ -231,11 +231,8 @@ def _member(content: object) -> Member | None:
     """A member from its table, None if that is none."""
     if not isinstance(content, dict):
         return None
-    name, weight, sums = (
-        text(content.get("name")),
-        number(content.get("weight")),
-        content.get("sha256"),
-    )
+    name, weight = text(content.get("name")), number(content.get("weight"))
+    sums = content.get("sha256")
     if name is None or weight is None or not 0 <= weight <= 1 or not isinstance(sums, dict):
         return None
     needed = {NGRAMS_FILE} if name == NGRAMS else {*MODEL_FILES}

@@ -27,6 +27,7 @@ from harness.system.console import strip_prefix
 from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
+TAIL_BYTES = 8192  # of a log
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
 
@@ -63,9 +64,8 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     input_wait_share: float | None = None  # of a step's time
-    device: dict[str, float] = field(
-        default_factory=dict
-    )  # as harness.system.resource_monitor names its figures
+    # As harness.system.resource_monitor names its figures.
+    device: dict[str, float] = field(default_factory=dict)
     warning: str | None = None  # of what may end the run, such as an idle GPU
     val_accuracy: float | None = None  # of the last epoch, or the one kept
     test_accuracy: float | None = None
@@ -339,11 +339,11 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _tail(path: Path, num_bytes: int = 8192) -> bytes:
+def _tail(path: Path) -> bytes:
     try:
         with open_plain_file(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
-            return file.read(num_bytes)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read(TAIL_BYTES)
     except OSError:
         return b""
 

@@ -76,10 +76,9 @@ class WorkerRequest:
 
     def limit_s(self, state: WorkerState) -> float:
         """The time for which a worker's trial may make no progress."""
-        has_stepped = state.step > 1  # the first is counted before it is taken
-        return (
-            self.stall_s if has_stepped or not state.has_gpu else max(self.stall_s, START_STALL_S)
-        )
+        if state.step > 1 or not state.has_gpu:  # the first is counted before it is taken
+            return self.stall_s
+        return max(self.stall_s, START_STALL_S)
 
 
 @dataclass(eq=False)

@@ -106,9 +106,13 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
                 break  # two are of no use without one
             measured.setdefault(name, []).append(answer)
     start_s = measured[SMALL_RUN][0]["first_step_s"] if SMALL_RUN in measured else 0.0
-    rest_s = max(0.0, run_s - start_s)
     return [
-        estimate(name, *measured[name], rest_s=rest_s, error=errors.get(name, ""))
+        estimate(
+            name,
+            *measured[name],
+            rest_s=max(0.0, run_s - start_s),
+            error=errors.get(name, ""),
+        )
         if name in measured
         else Estimate(name, error=errors[name])
         for name in ARCHITECTURES

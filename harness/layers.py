@@ -7,13 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from keras.layers import (
-    BatchNormalization,
-    Dropout,
-    Embedding,
-    Masking,
-    SpatialDropout1D,
-)
+from keras.layers import BatchNormalization, Dropout, Embedding, Masking, SpatialDropout1D
 
 
 class DropoutValues(NamedTuple):

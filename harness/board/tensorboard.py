@@ -24,13 +24,7 @@ from typing import IO, Any
 
 import psutil
 
-from harness.board.server import (
-    RELOAD_S,
-    listen,
-    listen_on_socket,
-    ssh_reaches,
-    start_tensorboard,
-)
+from harness.board.server import RELOAD_S, listen, listen_on_socket, ssh_reaches, start_tensorboard
 from harness.board.shown_runs import Shown
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write, write_refusal

@@ -21,12 +21,7 @@ from harness.checks.cuda_support import Build, Card, check_platform, judge_card
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.checks.slurm_checks import check_slurm
-from harness.checks.storage_checks import (
-    check_data,
-    check_environment,
-    check_runs,
-    check_scratch,
-)
+from harness.checks.storage_checks import check_data, check_environment, check_runs, check_scratch
 from harness.files.shared_disk import file_system
 from harness.node_disk.image import PACK, read_image
 from harness.slurm.environment import (

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from harness.cli.options import (
-    AsJson,
-    DataFolder,
-    DeviceList,
-    Here,
-    RunsFolder,
-    confirm_here,
-)
+from harness.cli.options import AsJson, DataFolder, DeviceList, Here, RunsFolder, confirm_here
 from harness.errors import InputError, RunError
 from harness.system.console import Console, echo, rich_console
 

@@ -96,13 +96,7 @@ def submit(
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
     from harness.slurm.resources import Resources
-    from harness.slurm.submit import (
-        Options,
-        doubts,
-        dry_submissions,
-        expected_starts,
-        make_request,
-    )
+    from harness.slurm.submit import Options, doubts, dry_submissions, expected_starts, make_request
     from harness.system.console import Console
 
     sbatch_flags = list(flags or ())

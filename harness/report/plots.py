@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.report.predictions import (
-    Predictions,
-    calibration,
-    epochs_of,
-    mean_roc,
-)
+from harness.report.predictions import Predictions, calibration, epochs_of, mean_roc
 from harness.report.significance import PooledDifference
 from harness.report.summary import Part
 from harness.system.console import printable

@@ -10,14 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from harness.report.baseline import Baseline, NgramBaseline
-from harness.report.collect import (
-    BOOK,
-    DatasetGroup,
-    JobResult,
-    LeftOut,
-    group_runs,
-    scored_runs,
-)
+from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, group_runs, scored_runs
 from harness.report.predictions import (
     Progress,
     progress_of,
@@ -26,20 +19,8 @@ from harness.report.predictions import (
     tests_against,
 )
 from harness.report.settings import grouped
-from harness.report.significance import (
-    Difference,
-    PairedTest,
-    differences,
-    explanations,
-    verdict,
-)
-from harness.report.text_tables import (
-    Line,
-    fitting,
-    screen_table,
-    shown_table,
-    table_lines,
-)
+from harness.report.significance import Difference, PairedTest, differences, explanations, verdict
+from harness.report.text_tables import Line, fitting, screen_table, shown_table, table_lines
 from harness.system.console import rich_console
 
 COLUMNS = (

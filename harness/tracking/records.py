@@ -10,16 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DiskError
-from harness.files.lenient_json import (
-    BROKEN,
-    number,
-    numbers,
-    path,
-    read_toml,
-    table,
-    text,
-    whole,
-)
+from harness.files.lenient_json import BROKEN, number, numbers, path, read_toml, table, text, whole
 from harness.files.plain_file import open_plain_file
 from harness.search_space import SEARCH_FILE, is_of_search, is_sweep
 from harness.slurm.queue import QueuedJob

@@ -12,14 +12,7 @@ from pathlib import Path
 
 from harness.files.in_threads import in_threads
 from harness.search_space import SearchSpec
-from harness.tracking.disk_use import (
-    CHECKPOINTS,
-    OF_A_RUN,
-    OF_A_TRIAL,
-    OF_AN_ATTEMPT,
-    Parts,
-    prune,
-)
+from harness.tracking.disk_use import CHECKPOINTS, OF_A_RUN, OF_A_TRIAL, OF_AN_ATTEMPT, Parts, prune
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import find_runs
 from harness.tuning.sweep_dir import SweepDirectory, Trial, ranked, ranked_rows

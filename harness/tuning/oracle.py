@@ -16,11 +16,7 @@ from typing import Any
 
 import keras_tuner as kt
 from keras_tuner.engine.trial import TrialStatus
-from keras_tuner.oracles import (
-    GridSearchOracle,
-    HyperbandOracle,
-    RandomSearchOracle,
-)
+from keras_tuner.oracles import GridSearchOracle, HyperbandOracle, RandomSearchOracle
 from keras_tuner.src.engine import conditions
 
 from harness.oracles.asha import AshaOracle

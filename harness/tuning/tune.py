@@ -12,12 +12,7 @@ from harness.own_code import mode_in
 from harness.search_space import SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of
 from harness.sweep_protocol.journal import Ledger
-from harness.sweep_protocol.mailbox import (
-    LOCAL_VISIBLE_S,
-    NETWORK_VISIBLE_S,
-    RESULT,
-    WorkerState,
-)
+from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, NETWORK_VISIBLE_S, RESULT, WorkerState
 from harness.sweep_protocol.supervisor import CANCELLED, SUPERSEDED, Generation, supervise
 from harness.sweep_protocol.worker import StopClock
 from harness.system.console import Console

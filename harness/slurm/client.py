@@ -32,7 +32,12 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
         InputError: if the program is not on the PATH.
         NoAnswerError: if it does not answer in time.
     """
-    need(args[0])
+    if not has_client(args[0]):
+        raise InputError(
+            f"{args[0]}: is not on the PATH; run this on a node with Slurm's clients, such as a "
+            "login node, or load the site's module"
+        )
+    hidden = OF_CALLERS if "sbatch" in args else OF_USERS
     try:
         return subprocess.run(  # noqa: S603 - a list of arguments, no shell
             args,
@@ -41,29 +46,12 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
             errors="replace",  # a name of some job or file need not be UTF-8
             timeout=timeout_s,
             check=False,
-            env=_without(OF_CALLERS if "sbatch" in args else OF_USERS),
+            env={name: value for name, value in os.environ.items() if not hidden.fullmatch(name)},
         )
     except subprocess.TimeoutExpired:
         raise NoAnswerError(
             f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; is Slurm up?"
         ) from None
-
-
-def _without(names: "re.Pattern[str]") -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not names.fullmatch(name)}
-
-
-def need(program: str) -> None:
-    """Raise unless a client program is on the PATH.
-
-    Raises:
-        InputError: with the remedy.
-    """
-    if not has_client(program):
-        raise InputError(
-            f"{program}: is not on the PATH; run this on a node with Slurm's clients, such as a "
-            "login node, or load the site's module"
-        )
 
 
 def version_of(text: str) -> tuple[int, int] | None:
@@ -143,11 +131,7 @@ def _expanded(node_list: str) -> list[str]:
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
-    """The beginning of a command of sbatch.
-
-    Args:
-        unset: variables that it may not see.
-    """
+    """The beginning of a command of sbatch, which may not see the variables `unset`."""
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 

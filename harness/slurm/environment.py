@@ -291,10 +291,7 @@ def variables_of_one_gpu(name: str) -> dict[str, str]:
 def variables_of_workers(num: int, job_id: str, secret: str) -> list[dict[str, str]]:
     """Variables for processes of this machine that train one model, each as if on a node.
 
-    Args:
-        num: how many they are.
-        job_id: their ports follow from this number.
-        secret: that they prove who they are by.
+    Their ports follow from the job's id, and they prove who they are by the secret.
     """
     return [
         {

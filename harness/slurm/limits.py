@@ -139,22 +139,20 @@ def parse_settings(text: str) -> dict[str, str]:
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
     """The lines of `scontrol --oneliner show partition`."""
-    found = []
-    for line in text.splitlines():
-        values = dict(re.findall(r"(\w+)=(\S*)", line))
-        if "PartitionName" in values:
-            found.append(
-                Partition(
-                    values["PartitionName"],
-                    values.get("Default") == "YES",
-                    values.get("MaxTime", "UNLIMITED"),
-                    values.get("PreemptMode", "OFF"),
-                    float(values.get("GraceTime", "0") or 0),
-                    values.get("QoS", "").replace("N/A", ""),
-                    _number(values.get("MaxNodes", "")),
-                )
-            )
-    return tuple(found)
+    lines = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
+    return tuple(
+        Partition(
+            values["PartitionName"],
+            values.get("Default") == "YES",
+            values.get("MaxTime", "UNLIMITED"),
+            values.get("PreemptMode", "OFF"),
+            float(values.get("GraceTime", "0") or 0),
+            values.get("QoS", "").replace("N/A", ""),
+            _number(values.get("MaxNodes", "")),
+        )
+        for values in lines
+        if "PartitionName" in values
+    )
 
 
 def parse_quotas(kind: str, text: str) -> dict[str, Quota]:
@@ -189,12 +187,7 @@ def _default_qos(values: Mapping[str, str]) -> str:
 
 
 def parse_groups(text: str, accounts: Mapping[str, Quota]) -> dict[str, Quota]:
-    """The accounts with the limits of all their users together, from lines without a user.
-
-    Args:
-        text: of sacctmgr with GROUP_FIELDS.
-        accounts: as far as they are known.
-    """
+    """The known accounts with the limits of all their users together, from GROUP_FIELDS."""
     found = {}
     for line in text.splitlines():
         values = dict(zip(GROUP_FIELDS, line.split("|"), strict=False))
@@ -246,7 +239,6 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
     Args:
         options: of sbatch by their long names, as all layers together have them.
         num_jobs: that are submitted now.
-        limits: of the site.
 
     Raises:
         InputError: one line with the value, the limit and the remedy.

@@ -8,7 +8,6 @@ from itertools import accumulate
 
 from harness.errors import InputError
 from harness.slurm import client
-from harness.slurm.client import job_nodes
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -141,7 +140,6 @@ def allocate_slots(
     of a recurrent network are too small to be divided.
 
     Args:
-        allocation: the Slurm job, if this is one.
         num_workers: how many; by default one per GPU or CPU.
         workers_per_gpu: how many share a GPU.
         option: by which a user says so, for messages.
@@ -151,7 +149,7 @@ def allocate_slots(
     Raises:
         InputError: if that is more than the allocation holds.
     """
-    nodes: Sequence[str | None] = job_nodes(allocation) if allocation else [None]
+    nodes: Sequence[str | None] = client.job_nodes(allocation) if allocation else [None]
     cpus = given_cpus(allocation)
     gpus = (given_gpus(allocation) if allocation else visible_gpus()) or 0
     if devices == "cpu":

@@ -195,10 +195,8 @@ class WorkerGroup:
         link = None
         while link is None:
             with ThreadPoolExecutor(MEETING_PORTS) as pool:  # a stranger's port can't delay others
-                links = [
-                    found for found in pool.map(lambda p: self._meet(p, hello), ports) if found
-                ]
-            link = links[0] if links else None
+                links = pool.map(lambda port: self._meet(port, hello), ports)
+            link = next(filter(None, links), None)
             if link is None and time.monotonic() > deadline:
                 raise RunError(
                     f"{self.node}: the chief on {self.nodes[0]} can't be reached at port "

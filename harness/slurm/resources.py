@@ -128,15 +128,9 @@ class Resources:
         return [f"--{name}={value}" for name, value in self._named()]
 
     def _named(self) -> list[tuple[str, str]]:
-        values = {
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "constraint": self.constraint,
-            "exclude": self.exclude,
-            "mail-type": self.mail_type,
-        }
-        return [(name, value) for name, value in values.items() if value is not None]
+        names = ("partition", "account", "qos", "constraint", "exclude", "mail_type")
+        values = [(name.replace("_", "-"), getattr(self, name)) for name in names]
+        return [(name, value) for name, value in values if value is not None]
 
 
 def max_nodes(args: Sequence[str]) -> int:
@@ -162,11 +156,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        if last - first >= MAX_SEEDS or len(seeds | {first, last}) > MAX_SEEDS:
+        seeds.update(range(first, min(last, first + MAX_SEEDS) + 1))  # of more, enough to refuse
+        if len(seeds) > MAX_SEEDS:
             raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS:,}")
-        seeds.update(range(first, last + 1))
-    if len(seeds) > MAX_SEEDS:
-        raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS:,}")
     return tuple(sorted(seeds))
 
 

@@ -196,7 +196,6 @@ def values_of_all(
     Args:
         header: the script's `#SBATCH` lines.
         site: from `site_options`.
-        args: sbatch's.
         unset: variables that it does not see.
     """
     script = [word for line in header for word in _words(line)]
@@ -205,13 +204,10 @@ def values_of_all(
     words = [*script, *exported, *args]
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, has_value, value = word.partition("=")
-        for letter, option in LIMITED.items():
-            if name == f"--{option}":
-                found[option] = value if has_value else after
-            elif word.startswith(letter):
-                found[option] = word[2:] or after
-        if name.removeprefix("--") in LIMITED_LONG and name.startswith("--"):
+        if name.startswith("--") and name[2:] in (*LIMITED.values(), *LIMITED_LONG):
             found[name[2:]] = value if has_value else after
+        elif word[:2] in LIMITED:
+            found[LIMITED[word[:2]]] = word[2:] or after
     return found
 
 
@@ -222,17 +218,15 @@ def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
     for arg in args:
         if {name for name, _ in _options([arg])} & {*names}:
             is_value = "=" not in arg and (arg.startswith("--") or len(arg) == 2)
-        elif not is_value or arg.startswith("-"):
-            kept.append(arg)
-            is_value = False
         else:
+            if not is_value or arg.startswith("-"):
+                kept.append(arg)
             is_value = False
     return kept
 
 
-def _replaced_by(names: Iterable[str]) -> set[str]:
-    named = set(names)
-    return {each for group in (GPUS, MEMORY) if named & {*group} for each in group}
+def _replaced_by(names: set[str]) -> set[str]:
+    return {each for group in (GPUS, MEMORY) if names & {*group} for each in group}
 
 
 def _words(line: str) -> list[str]:

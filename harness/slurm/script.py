@@ -237,11 +237,8 @@ def job_submission(
     """A training job: one run, an array with one seed per task, or a search, without seeds.
 
     Args:
-        job: checked.
         seeds: several make an array; None keeps the job's own.
         pack: one job trains all seeds at the same time instead.
-        resources: checked.
-        layout: the locations of runs and code.
         full: refuse to train on the packaged sample.
     """
     folder = _new_folder(layout.runs, job.name)
@@ -323,7 +320,6 @@ def comparison_submission(
     Args:
         trainings: by their jobs' ids.
         resources: their partition, account and flags apply here too.
-        layout: the locations of runs and code.
     """
     # The job expands them, since only then it is known which runs were started.
     patterns = [

@@ -120,7 +120,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         _keep_others_out(copy)
         # Named after the copy: a file may have been edited meanwhile.
         folder = _path(copy, runs, names, commit=version["commit"])
-        if not _holds(folder, [*names, SNAPSHOT_RECORD], copy, names=names):
+        if not _holds(folder, copy, names):
             _replace(folder, copy)
     except OSError as error:
         raise RunError(
@@ -264,7 +264,7 @@ def _content(root: Path, name: str) -> list[bytes]:
     return [kind, hashlib.sha256(path.read_bytes()).digest()]
 
 
-def _holds(folder: Path, needed: Iterable[str], copy: Path, *, names: Iterable[str]) -> bool:
+def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
     """Whether a snapshot is still as it was made.
 
     Cleaners of scratch folders remove old files; among runs that several users share, somebody
@@ -273,9 +273,8 @@ def _holds(folder: Path, needed: Iterable[str], copy: Path, *, names: Iterable[s
     try:
         if any(distrust(path) for path in (folder, *folder.rglob("*")) if not path.is_symlink()):
             return False
-        return all(os.path.lexists(folder / name) for name in needed) and all(
-            _content(folder, name) == _content(copy, name) for name in names
-        )
+        is_recorded = os.path.lexists(folder / SNAPSHOT_RECORD)
+        return is_recorded and all(_content(folder, n) == _content(copy, n) for n in names)
     except OSError:
         return False
 

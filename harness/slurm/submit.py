@@ -65,9 +65,9 @@ class Request:
     jobs: tuple[Job | SearchSpec, ...]
     seeds: tuple[int, ...] | None  # of each job; None keeps its own
     resources: Resources
-    full: bool  # refuse to train on the packaged sample
-    compares: bool  # once all have ended
-    pack: bool  # all seeds at the same time in one job, not an array
+    full: bool = False  # refuse to train on the packaged sample
+    compares: bool = False  # once all have ended
+    pack: bool = False  # all seeds at the same time in one job, not an array
     resumed: tuple[Resumed, ...] = ()  # in place of jobs
 
 
@@ -134,17 +134,7 @@ def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
         check_locations(project, runs, [script_of(each.job)])
         if isinstance(each.job, Job):
             check_trusted_network(max_nodes(each.resources.sbatch_args()), project)
-    return Request(
-        project,
-        runs,
-        (),
-        None,
-        Resources(),
-        full=False,
-        compares=False,
-        pack=False,
-        resumed=tuple(resumed),
-    )
+    return Request(project, runs, (), None, Resources(), resumed=tuple(resumed))
 
 
 def _check_job(
@@ -230,7 +220,16 @@ def expected_starts(request: Request) -> Iterator[str]:
     wanted = _plan(request, layout)
     _check_limits(wanted, limits)
     for planned in wanted:
-        yield f"{planned.name}: {_expected_start(planned)}"
+        with scratch_directory() as folder:
+            script = folder / "job.sh"
+            script.write_bytes(os.fsencode(planned.script))
+            try:
+                start = client.would_start(
+                    script, *planned.args, timeout_s=SBATCH_TIMEOUT_S, unset=planned.unset
+                )
+            except (InputError, RunError) as error:
+                raise type(error)(f"{planned.name}: {error}") from None
+        yield f"{planned.name}: {start}"
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
@@ -303,9 +302,8 @@ def _submit(submission: SbatchJob) -> str:
         RunError: if sbatch refuses, with all it says; then the submission's folder is removed. If
             it names no job; then the folder is kept.
     """
-    (submission.layout.runs / "logs").mkdir(
-        parents=True, exist_ok=True
-    )  # without it, Slurm drops the log silently
+    # Without it, Slurm drops the log silently.
+    (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
     # Whatever the umask: the job refuses code that others could have changed.
     submission.folder.mkdir(mode=0o755, parents=True)
     try:
@@ -366,21 +364,3 @@ def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
         submission.record_by_id(job_id).unlink(missing_ok=True)
         shutil.rmtree(submission.folder, ignore_errors=True)
     return f"jobs {ids} were cancelled"
-
-
-def _expected_start(submission: SbatchJob) -> str:
-    """When Slurm would start the job, as sbatch words it; nothing is submitted or left behind.
-
-    Raises:
-        InputError: if sbatch does not know one of its flags.
-        RunError: if there is no room for such a job.
-    """
-    with scratch_directory() as folder:
-        script = folder / "job.sh"
-        script.write_bytes(os.fsencode(submission.script))
-        try:
-            return client.would_start(
-                script, *submission.args, timeout_s=SBATCH_TIMEOUT_S, unset=submission.unset
-            )
-        except (InputError, RunError) as error:
-            raise type(error)(f"{submission.name}: {error}") from None

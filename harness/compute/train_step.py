@@ -71,15 +71,11 @@ class TrainStep:
         vectors: WordVectors | None = None,
         facts: TrainingFacts = TrainingFacts(),
     ) -> None:
-        """Build the job's models and optimizer.
+        """Build the job's models and optimizer in the strategy's scope.
 
         Args:
-            job: the job.
-            strategy: in whose scope they are.
-            plan: how steps are computed.
             num_outputs: of the network, see `Dataset.num_outputs`.
             vectors: that the words begin with, where there are any.
-            facts: what the training reviews decide.
         """
         self.class_weights = facts.class_weights
         self.job, self.strategy, self.xla = job, strategy, plan.xla
@@ -252,14 +248,8 @@ class TrainStep:
             return embedded
         return tf.gather(self.words.embeddings.value, batch.tokens)
 
-    def keep_unramped(self) -> None:
-        """Go on with the average of a run that an older version began; before the graph is traced.
-
-        See `RampedAverage`.
-        """
-        self._set_ramped(False)
-
-    def _set_ramped(self, is_ramped: bool) -> None:
+    def set_ramped(self, is_ramped: bool) -> None:
+        """Choose the momentum of `RampedAverage`; before the graph is traced."""
         optimizer = self._inner_optimizer
         if isinstance(optimizer, RampedAverage) and optimizer.is_ramped != is_ramped:
             optimizer.is_ramped = is_ramped
@@ -269,7 +259,7 @@ class TrainStep:
         """Take up the job and the state of a new step with the same graph."""
         self.job, self.dropout = other.job, other.dropout
         self.model.stop_training = False
-        self._set_ramped(True)
+        self.set_ramped(True)
         for own, others in (
             (self.export_model, other.export_model),
             (self.model, other.model),

@@ -109,12 +109,7 @@ class UsageMeter:
         self._recent: list[StepResults] = []  # the latest of this epoch, whose fetches are timed
 
     def measure(self, results: StepResults, batches: Iterator[Batch]) -> dict[str, float]:
-        """The figures of the latest steps by TensorBoard tag; the heartbeat gets them too.
-
-        Args:
-            results: of the steps.
-            batches: where they came from.
-        """
+        """The figures of the latest steps by TensorBoard tag; the heartbeat gets them too."""
         duration_ms = 1e3 * results.took_s / results.num_steps
         figures = {"step/duration_ms": duration_ms}
         self.heartbeat.note(step_ms=round(duration_ms, 3))

@@ -72,13 +72,7 @@ class RunCallbacks:
         model: keras.Model,
         own: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
-        """Give the callbacks their model.
-
-        Args:
-            train: the job's settings.
-            model: that is trained, with its optimizer.
-            own: the user's, of `own_callbacks`.
-        """
+        """Give the callbacks, `own` from `own_callbacks`, their model, which has its optimizer."""
         self.train, self.model, self.own = train, model, own
         self.schedule = schedule_of(model.optimizer)
         self.built_in = keras.callbacks.CallbackList(_built_in(train), model=model)

@@ -106,7 +106,6 @@ def adopt(
     It ends with the same bytes as if it had trained from the start.
 
     Args:
-        source: the checkpoint.
         target: the new run, whose lease is taken.
         identity: of the new one.
         of: the identity that the checkpoint must have.

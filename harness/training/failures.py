@@ -21,7 +21,6 @@ LOST_TO_TENSORFLOW = (
     tf.errors.CancelledError,
 )
 
-
 MAX_QUOTED = 300  # characters of TensorFlow's own message
 
 # How NCCL ends an operation when another process of it is gone.

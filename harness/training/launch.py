@@ -6,12 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.compute.execution_plan import (
-    ExecutionPlan,
-    choose,
-    device_name,
-    measured_ms,
-)
+from harness.compute.execution_plan import ExecutionPlan, choose, device_name, measured_ms
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.memory import keep_for_large_tables
 from harness.compute.strategy import (
@@ -183,7 +178,6 @@ def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> E
     """How a job's steps are computed on the devices requested, or seen; without TensorFlow.
 
     Args:
-        job: the job.
         devices: as `--devices` names them.
         run: if it has begun, it keeps its plan.
     """
@@ -302,15 +296,13 @@ def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:
     per_gpu = batch_size // num_replicas
     if not num_gpus or per_gpu >= FEWEST_PER_GPU:
         return ""
-    text = (
-        f"train.batch_size = {batch_size} gives a GPU {per_gpu} reviews a step, and below "
-        f"{FEWEST_PER_GPU} it mostly waits: "
-    )
+    remedy = "share it among runs (harness train … --seeds 1-4 --runs-per-gpu 4)"
     if num_replicas > 1:
-        return text + "use fewer GPUs, or raise train.batch_size, which changes the result"
-    return text + (
-        "share it among runs (harness train … --seeds 1-4 --runs-per-gpu 4), or raise "
-        "train.batch_size, which changes the result"
+        remedy = "use fewer GPUs"
+    return (
+        f"train.batch_size = {batch_size} gives a GPU {per_gpu} reviews a step, and below "
+        f"{FEWEST_PER_GPU} it mostly waits: {remedy}, or raise train.batch_size, which changes the "
+        "result"
     )
 
 
@@ -318,7 +310,6 @@ def short_average(job: Job, num_reviews: int) -> str:
     """What the moving average does in a run that is short for it; empty elsewhere.
 
     Args:
-        job: the job.
         num_reviews: of the training split, validation included.
     """
     train, momentum = job.train, job.train.ema_momentum

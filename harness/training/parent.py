@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, RunError
 from harness.files.disk_errors import NO_RECORD
-from harness.files.lenient_json import read_json_lines, text
+from harness.files.lenient_json import read_json_lines, table, text
 from harness.files.plain_file import read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
 from harness.job import Job
@@ -71,15 +71,15 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     """The parent of a run that has no checkpoint yet: as the command names it, or its record.
 
     Args:
-        context: of the new run.
         named: the folder that `--from` names.
 
     Raises:
         InputError: if it can't begin with that run, and why.
     """
     run = context.run
-    before = _recorded(run)
-    if run.certain_json(RECORD) and named and before != str(named.absolute()):
+    record = run.certain_json(RECORD)
+    before = text(table(first_start(record), "parent").get("run"))
+    if record and named and before != str(named.absolute()):
         instead = f"began with {before}" if before else "began without a parent"
         raise InputError(
             f"--from {named}: run {run.folder} {instead}; leave --from out, or give another "
@@ -90,12 +90,6 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     if not (folder := named or (Path(before) if before else None)):
         return None
     return _checked(RunDirectory.open(folder), context)
-
-
-def _recorded(run: RunDirectory) -> str | None:
-    """The folder of the parent with which a run began."""
-    parent = first_start(run.certain_json(RECORD)).get("parent")
-    return text(parent.get("run")) if isinstance(parent, dict) else None
 
 
 def _checked(parent: RunDirectory, context: RunContext) -> Parent:
@@ -126,18 +120,17 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     """What makes this another job than the parent's, but for its name and its epochs."""
     job, vectors = context.job, context.vectors
     mine, theirs = (each.model_dump(exclude={"name"}) for each in (job, other))
-    for table, keys in mine.items():
-        for key in dict.fromkeys([*keys, *theirs[table]]):
-            name = f"{table}.{key}"
-            if name not in SAME_JOB and keys.get(key) != theirs[table].get(key):
+    for section, keys in mine.items():
+        for key in dict.fromkeys([*keys, *theirs[section]]):
+            name = f"{section}.{key}"
+            if name not in SAME_JOB and keys.get(key) != theirs[section].get(key):
                 yield name
     train = job.train
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
         yield "train.schedule_epochs, which follows train.epochs where it is 0"
     record = parent.certain_json(RECORD)
-    data = record.get("dataset")
-    if not isinstance(data, dict) or data.get("checksum") != context.dataset.checksum:
+    if table(record, "dataset").get("checksum") != context.dataset.checksum:
         yield "the data"
     if vectors and first_start(record).get("embeddings", vectors.checksum) != vectors.checksum:
         yield "the content of model.embeddings"
@@ -147,7 +140,6 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     """Write the first checkpoint of a run that has none, from its parent.
 
     Args:
-        parent: what to begin with.
         context: the new run, whose lease is taken and whose vocabulary is written.
         train_step: models and optimizer as they are initialized.
 

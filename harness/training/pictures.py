@@ -61,8 +61,7 @@ def confusion_picture(
     elif num_classes <= MOST_NAMES:
         axes.set_xticks(range(num_classes), names, rotation=90, fontsize=8)
         axes.set_yticks(range(num_classes), names, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true (percentages add up to 100 in each row)")
+    axes.set(xlabel="predicted", ylabel="true (percentages add up to 100 in each row)")
     accuracy = np.trace(counts) / len(truth)
     axes.set_title(f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews right")
     return png(figure)
@@ -101,8 +100,7 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
         axes.plot(rates, true_rates, linewidth=2, label=label)
     axes.plot([0, 1], [0, 1], "--", color="grey", label="chance (AUC 0.5)")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.set_xlabel("false positive rate")
-    axes.set_ylabel("true positive rate")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
     axes.set_title(f"ROC curve over {len(truth):,} reviews")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -136,8 +134,7 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     curve.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
     curve.plot(means, shares, "o-", linewidth=2, label="model")
     curve.set(xlim=(0, 1), ylim=(-0.02, 1.02))
-    curve.set_ylabel(f"share of {share}")
-    curve.set_title(f"Calibration over {len(truth):,} reviews")
+    curve.set(ylabel=f"share of {share}", title=f"Calibration over {len(truth):,} reviews")
     curve.grid(alpha=0.3)
     curve.legend(loc="lower right")
 
@@ -148,8 +145,7 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     histogram.set_ylim(0, counts.max() * 1.35)
     histogram.locator_params(axis="y", integer=True, nbins=5)
     histogram.set_xticks(np.arange(11) / 10)
-    histogram.set_xlabel(f"predicted probability of {of}")
-    histogram.set_ylabel("reviews")
+    histogram.set(xlabel=f"predicted probability of {of}", ylabel="reviews")
     return png(figure)
 
 

@@ -171,19 +171,19 @@ class TensorBoardLog:
 
     def text(self, tag: str, markdown: str) -> None:
         """Log a text in Markdown, such as the model's summary."""
-        metadata = text_plugin.create_summary_metadata(display_name=None, description=None)
-        tensor = make_tensor_proto(markdown.encode(), dtype=np.object_)
-        self._write(".", Event(summary=_summary(tag, metadata, tensor)))
-        self.flush()
+        self._log(tag, text_plugin, markdown.encode())
 
     def picture(self, tag: str, png: bytes) -> None:
         """Log a PNG, unchanged."""
         # A PNG's first chunk gives width and height as 32-bit big-endian numbers (RFC 2083).
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
-        metadata = image_plugin.create_summary_metadata(display_name=None, description=None)
-        content = [str(width).encode(), str(height).encode(), png]
+        self._log(tag, image_plugin, [str(width).encode(), str(height).encode(), png])
+
+    def _log(self, tag: str, plugin: Any, content: bytes | list[bytes]) -> None:
+        metadata = plugin.create_summary_metadata(display_name=None, description=None)
         tensor = make_tensor_proto(content, dtype=np.object_)
-        self._write(".", Event(summary=_summary(tag, metadata, tensor)))
+        summary = Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+        self._write(".", Event(summary=summary))
         self.flush()
 
     def graph(self, graph: tf.Graph) -> None:
@@ -284,10 +284,6 @@ def _scalar_event(values: Mapping[str, float], step: int = 0) -> Any:
     return event
 
 
-def _summary(tag: str, metadata: Any, tensor: Any) -> Any:
-    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
-
-
 def _type(value: bool | float | str) -> int:
     if isinstance(value, bool):
         return int(api_pb2.DATA_TYPE_BOOL)
@@ -313,7 +309,10 @@ def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], objec
         if name not in mark:
             (folder / name).unlink()
         elif size > mark[name]:
-            _cut(folder / name, mark[name])
+            # Not truncated in place: a TensorBoard may be reading the file.
+            with (folder / name).open("rb") as file:
+                start = file.read(mark[name])
+            atomic_write(folder / name, start, remedy=REMEDY)
     short = [name for name, size in mark.items() if sizes.get(name, 0) < size]
     if short:
         warn(
@@ -322,13 +321,6 @@ def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], objec
         )
     seconds = [re.search(r"tfevents\.(\d+)\.", name) for name in {*sizes, *mark}]
     return max((int(match[1]) for match in seconds if match), default=0)
-
-
-def _cut(path: Path, size: int) -> None:
-    # Not truncated in place: a TensorBoard may be reading the file.
-    with path.open("rb") as file:
-        start = file.read(size)
-    atomic_write(path, start, remedy=REMEDY)
 
 
 @contextlib.contextmanager

@@ -25,11 +25,7 @@ from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.own_code import mode_in
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.provenance import (
-    record_gpu_gb,
-    record_kernels,
-    write_provenance,
-)
+from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
 from harness.tracking.run_dir import (
     PREDICTIONS,
     VALIDATION_PREDICTIONS,
@@ -63,9 +59,6 @@ def train(
     a console that nobody reads.
 
     Args:
-        context: which run it is.
-        compute: what computes it.
-        observers: who follows it, and can stop it.
         scores_validation: also score the exported weights on the validation reviews by what is
             not computed at each epoch.
         parent: the run that this one begins with, if it has no checkpoint yet.
@@ -226,8 +219,6 @@ def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> d
     `val_roc_auc` is None if these have only one class.
 
     Args:
-        trainer: that has trained.
-        validation: the reviews.
         keeps: also record the predictions, by which an ensemble of runs chooses its weights.
     """
     trainer.heartbeat.beat("validating")
@@ -274,13 +265,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
-    """The test set's reviews.
-
-    Args:
-        job: of the run.
-        dataset: its data.
-        ratios: what a network with `model.ngram_ratios` reads, from the training reviews.
-    """
+    """The test set's reviews, with the ratios of the training reviews, if there are any."""
     reviews = _encoded(dataset.test, job)
     return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews
 

@@ -185,11 +185,7 @@ def choose(
 
 
 def device_name(kind: str) -> str:
-    """The device's name in the record of measurements.
-
-    Args:
-        kind: cpu or gpu.
-    """
+    """The name of this machine's cpu or gpu in the record of measurements."""
     return (gpu_name() if kind == "gpu" else None) or processor()
 
 
@@ -217,10 +213,7 @@ def save_measured_ms(device: str, job: Job, step_ms: Mapping[str, float]) -> Pat
 
 def read_measured(device: str, kind: str) -> dict[str, Any]:
     """All measurements of a kind on a device, those with this TensorFlow; empty without any."""
-    entry = read_json(record_path()).get(device)
-    if not isinstance(entry, dict) or entry.get("tensorflow") != installed_version("tensorflow"):
-        return {}
-    return table(entry, kind)
+    return table(_entry(read_json(record_path()), device), kind)
 
 
 def save_measured(device: str, kind: str, values: Mapping[str, Any]) -> Path:
@@ -232,10 +225,13 @@ def save_measured(device: str, kind: str, values: Mapping[str, Any]) -> Path:
     path, version = record_path(), installed_version("tensorflow")
     with turn_at(path):  # several runs may end in the same moment
         record = read_json(path)
-        entry = record.get(device)
-        if not isinstance(entry, dict) or entry.get("tensorflow") != version:
-            entry = {"tensorflow": version}
-        entry[kind] = {**read_measured(device, kind), **values}
-        record[device] = entry
+        entry = {"tensorflow": version, **_entry(record, device)}
+        record[device] = {**entry, kind: {**table(entry, kind), **values}}
         atomic_write(path, json.dumps(record, indent=1))
     return path
+
+
+def _entry(record: dict[str, Any], device: str) -> dict[str, Any]:
+    """A device's measurements in a record; empty if they are not of this TensorFlow."""
+    entry = table(record, device)
+    return entry if entry.get("tensorflow") == installed_version("tensorflow") else {}

@@ -27,7 +27,6 @@ def promised_gpus(
 
     Args:
         requested: as `--devices` names them; with `cpu`, which means the CPU, the answer is None.
-        allocation: the Slurm job, if this is one.
         environment: its CUDA_VISIBLE_DEVICES names GPUs; one that hides them all promises nothing,
             and breaks Slurm's promise.
     """
@@ -54,8 +53,6 @@ def check_gpus(
 
     Args:
         promise: what this process should see, None where the CPU is meant.
-        warn: takes the warning.
-        environment: of this process.
 
     Raises:
         InputError: if the installation or the command is at fault.

@@ -65,7 +65,6 @@ def class_weights(
     the mean, as scikit-learn does: n / (number of classes * reviews of the class).
 
     Args:
-        train: the job's settings.
         classes: names, by label.
         labels: of the training reviews, `[num_reviews]`, from 0.
 

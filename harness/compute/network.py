@@ -239,7 +239,6 @@ def check_network(
     """Build a user's network once before anything of a run is written, and look at what it gives.
 
     Args:
-        job: the job.
         num_outputs: as `Dataset.num_outputs`.
         num_replicas: that train it.
         trains: look at a step of training too.
@@ -252,10 +251,8 @@ def check_network(
     """
     if not job.model.is_own:
         return ""
-    model, where = (
-        build_network(job, num_outputs),
-        f"model.architecture = {job.model.architecture!r}",
-    )
+    where = f"model.architecture = {job.model.architecture!r}"
+    model = build_network(job, num_outputs)
     tokens = np.arange(8 * job.data.maxlen, dtype=np.int32).reshape(8, -1) % job.data.vocab_size
     # Weights as large as these show what numbers the network can give, not those near 0 that it
     # happens to begin with.
@@ -326,7 +323,6 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
 
     Args:
         model: the user's, with its dropout over the global batch; no other use is made of it.
-        job: the job.
         where: the job's key, for messages.
 
     Returns:

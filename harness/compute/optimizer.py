@@ -108,12 +108,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
-        """Make the schedule of a job; in the strategy's scope.
-
-        Args:
-            train: the job's settings.
-            steps_per_epoch: steps in an epoch.
-        """
+        """Make the schedule of a job; in the strategy's scope."""
         self.train, self.steps_per_epoch = train, steps_per_epoch
         self.warmup_steps = round(train.warmup_epochs * steps_per_epoch)
         self.num_steps = (train.schedule_epochs or train.epochs) * steps_per_epoch
@@ -122,12 +117,9 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     def __call__(self, step: Any) -> tf.Tensor:
         """The rate after `step` steps, `[] float32`."""
         done = tf.cast(step, tf.float64)
-        share = self._share(done) * self._warmup(done)
+        # The second factor warms up, from a first small rate to the whole one.
+        share = self._share(done) * tf.minimum((done + 1) / max(self.warmup_steps, 1), 1.0)
         return self.cut.value * tf.cast(self.train.learning_rate * share, tf.float32)
-
-    def _warmup(self, done: tf.Tensor) -> tf.Tensor:
-        """From a first small rate to the whole one."""
-        return tf.minimum((done + 1) / max(self.warmup_steps, 1), 1.0)
 
     def _share(self, done: tf.Tensor) -> tf.Tensor:
         """Of the rate, without the warm-up."""
@@ -182,8 +174,6 @@ def build_optimizer(
     """The job's optimizer with its moving average, inside a loss scale for float16.
 
     Args:
-        train: the job's settings.
-        steps_per_epoch: steps in an epoch.
         fused: the update of a large variable is one pass.
 
     Raises:

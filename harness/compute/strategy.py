@@ -58,7 +58,6 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
     """Read `gpu`, `gpu:2`, `cpu` or `cpu:2`; several CPU devices are virtual ones.
 
     Args:
-        text: to read.
         name: of the option or variable that it is the value of, for messages.
 
     Raises:
@@ -72,13 +71,13 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
     return Devices(kind, int(count or 1))
 
 
-def site_devices(environment: Mapping[str, str] = os.environ) -> str | None:
+def site_devices() -> str | None:
     """HARNESS_DEVICES: the devices where neither the command nor the record of a run says which.
 
     Raises:
         InputError: as `parse_devices`.
     """
-    if text := environment.get(SITE_DEVICES):
+    if text := os.environ.get(SITE_DEVICES):
         parse_devices(text, SITE_DEVICES)
     return text or None
 
@@ -123,9 +122,7 @@ def import_tensorflow(
     """Import TensorFlow, by default with deterministic operations, without its noise.
 
     Args:
-        allocation: of Slurm, if there is one.
         threads: to use; by default as many as there are CPUs given to this process.
-        numerics: how exactly to compute.
 
     Raises:
         InputError: if it can't be imported, or the process's address space is too small for it.
@@ -217,24 +214,19 @@ def make_strategy(
         raise InputError(
             f"--devices {devices}: on several nodes each has one CPU device; use --devices cpu"
         )
-    if devices.kind == "gpu":
-        if devices.count > len(gpus):
-            raise InputError(
-                f"--devices {devices}: this process sees {len(gpus)} GPUs; request fewer, use "
-                "--devices cpu, or run harness where the GPUs are"
-            )
-        used = gpus[: devices.count]
-        tf.config.set_visible_devices(used, "GPU")
-        if worker_group:
-            return _across_nodes(worker_group)
-        if devices.count == 1:
-            return tf.distribute.get_strategy()
-        return tf.distribute.MirroredStrategy([f"gpu:{i}" for i in range(devices.count)])
-    tf.config.set_visible_devices([], "GPU")
+    if devices.kind == "gpu" and devices.count > len(gpus):
+        raise InputError(
+            f"--devices {devices}: this process sees {len(gpus)} GPUs; request fewer, use "
+            "--devices cpu, or run harness where the GPUs are"
+        )
+    used = gpus[: devices.count] if devices.kind == "gpu" else []
+    tf.config.set_visible_devices(used, "GPU")
     if worker_group:
         return _across_nodes(worker_group)
     if devices.count == 1:
         return tf.distribute.get_strategy()
+    if used:
+        return tf.distribute.MirroredStrategy([f"gpu:{i}" for i in range(devices.count)])
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * devices.count

@@ -40,7 +40,6 @@ def compiled_steps(job: Job, threads: int) -> Iterator[None]:
     as it would without one.
 
     Args:
-        job: the job to train.
         threads: of each operation; XLA divides the work among them when it compiles.
     """
     folder, flags = private_cache("xla"), os.environ.get(FLAGS, "")

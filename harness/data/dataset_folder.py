@@ -57,7 +57,6 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
     """Store a dataset as flat arrays in a folder, which is complete or absent.
 
     Args:
-        dataset: to store.
         folder: a new or an empty one, or an earlier copy.
         mode: of the folder, and without its x of the files, whatever the umask; None is the
             umask's, without the right of others to write.
@@ -94,13 +93,8 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
     folder = folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        needed = (
-            sum(
-                s.tokens.nbytes + s.offsets.nbytes + s.labels.nbytes
-                for s in dataset.splits().values()
-            )
-            + 2_000_000
-        )
+        arrays = [getattr(split, name) for split in dataset.splits().values() for name in ARRAYS]
+        needed = sum(array.nbytes for array in arrays) + 2_000_000
         free = shutil.disk_usage(folder.parent).free
         if free < needed:
             raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")

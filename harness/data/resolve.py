@@ -47,7 +47,6 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
 
     Args:
         record: what it recorded of them: checksum, is_sample, folder.
-        job: its job.
         data: folder with IMDB, if it has moved.
         whose: the run or sweep, for messages.
 

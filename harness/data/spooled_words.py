@@ -37,7 +37,6 @@ class Spooled:
         """Write the reviews of an order as an array of NumPy's, `[num_tokens] int32`.
 
         Args:
-            path: of the new file.
             order: numbers of reviews.
             ranks: the rank of each word's number.
         """

@@ -111,15 +111,10 @@ class _Gathered:
 
 
 def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -> None:
-    """Read a source and write the dataset of it, as this module's docstring says, into a folder.
+    """Read a source, and write its dataset, as this module's docstring says, into an empty folder.
 
     Words go through a file there, so that memory holds about 40 bytes for each review, and the
     vocabulary.
-
-    Args:
-        source: a file or folder.
-        folder: an empty one.
-        form: how tables are to be read.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.

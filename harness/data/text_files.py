@@ -62,7 +62,6 @@ def read_texts(source: Path, form: SourceFormat | None = None) -> Iterator[Text]
     """The reviews of a source, one after another.
 
     Args:
-        source: a file or a folder.
         form: how tables are to be read, by default as a job without such keys.
 
     Raises:

@@ -182,10 +182,6 @@ class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
 def export(run: RunDirectory, folder: Path) -> Path:
     """Write the model of a finished run as a SavedModel, as `write_saved_model` does.
 
-    Args:
-        run: a finished run.
-        folder: to hold the SavedModel.
-
     Returns:
         The folder of the SavedModel itself.
 

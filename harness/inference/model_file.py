@@ -26,8 +26,6 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
     """Write the run's `model.keras`, loadable by any Keras 3 without this package.
 
     Args:
-        run: its folder.
-        model: with the weights to keep.
         is_own: whether it is a network of the user's own.
 
     Raises:

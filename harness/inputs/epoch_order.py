@@ -42,7 +42,6 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
     all pools are shuffled. The reviews that fill no batch stay at the end, as they are.
 
     Args:
-        seed: of the run.
         epoch: from 0 on.
         lengths: `[num_reviews]`.
         batch_size: of a global batch.
@@ -67,10 +66,8 @@ def permutations_ahead(
     As many as `MAX_PERMUTED` allows, but at least one.
 
     Args:
-        seed: of the run.
         epochs: from 0 on.
         lengths: `[num_reviews]`, the tokens used of each review.
-        shape: of a global batch.
     """
     num = min(len(epochs), MAX_PERMUTED // len(lengths))
     chosen = [epochs.start, *epochs[1:num]]
@@ -108,7 +105,6 @@ def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np
     Args:
         orders: `[num_epochs, num_reviews]`, the review at each position of each epoch.
         lengths: `[num_reviews]`, the tokens used of each review.
-        shape: of a global batch.
     """
     if not shape.bucket:
         return np.full(len(orders) * num_steps(len(lengths), shape.batch_size), shape.maxlen)

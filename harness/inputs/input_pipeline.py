@@ -59,13 +59,11 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 
     def part(start: int) -> Batch:
         examples = slice(start, start + examples_per_part)
-        return Batch(
+        return batch._replace(
             tokens=batch.tokens[examples],
             labels=batch.labels[examples],
             weights=batch.weights[examples],
             positions=batch.positions[examples],
-            count=batch.count,
-            step=batch.step,
             ratios=() if isinstance(batch.ratios, tuple) else batch.ratios[examples],
         )
 
@@ -111,8 +109,7 @@ class Reviews(NamedTuple):
             rows = np.where(is_word, encode_ranks(found, self.vocab_size), before)
         if shape.bucket:
             rows = np.where(is_empty & (np.arange(shape.maxlen) == 0), START, rows)
-        padded: np.ndarray = np.asarray(rows, np.int32)
-        return padded
+        return np.asarray(rows, np.int32)
 
     @property
     def num_marks(self) -> int:
@@ -148,12 +145,6 @@ class _Source(NamedTuple):
     times: tf.Tensor | None  # by length: [num_epochs * steps_per_epoch] int32
 
 
-class _Sizes(NamedTuple):
-    batch_size: int
-    num_examples: int  # on each replica
-    steps_before: int
-
-
 class Start(NamedTuple):
     """Where in a run the batches begin, and whether they end."""
 
@@ -175,9 +166,7 @@ def batches(
 
     Args:
         strategy: its replicas share each global batch, in the order of their numbers.
-        reviews: the encoded reviews.
         permutations: `[num_epochs, num_reviews]`, the review at each position of each epoch.
-        shape: of a global batch.
         start: where to begin, by default at the first step of a run.
         timed: whether `waited_s` will be asked for.
     """
@@ -192,13 +181,13 @@ def batches(
         num_examples = -(-batch_size // num_replicas)  # on each replica
         source = _to_tensors(reviews, permutations, shape)
         at_once = 1 if shape.bucket else -(-EXAMPLES_AT_ONCE // num_examples)
-        sizes = _Sizes(batch_size, num_examples, steps_before)
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def per_replica_batches(k: tf.Tensor) -> Batch:  # of consecutive k, each field [num, …]
             step, local = k[:, None] // num_local, k[:, None] % num_local
-            first_replica = context.input_pipeline_id * num_local
-            return _gather(source, sizes, step=step, replica=first_replica + local)
+            replica = context.input_pipeline_id * num_local + local
+            position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
+            return _gather(source, step, position, batch_size=batch_size, before=steps_before)
 
         options = tf.data.Options()
         # Off unless needed: its thread may take seconds to notice that the dataset has ended.
@@ -243,14 +232,17 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
         )
 
 
-def _gather(source: _Source, sizes: _Sizes, *, step: tf.Tensor, replica: tf.Tensor) -> Batch:
-    """The batches of some steps and replicas, both `[num, 1] int64`; each field is `[num, …]`."""
-    batch_size, num_examples, steps_before = sizes
+def _gather(
+    source: _Source, step: tf.Tensor, position: tf.Tensor, *, batch_size: int, before: int
+) -> Batch:
+    """The examples of some steps, `[num, 1] int64`, at positions in them, `[num, examples] int64`.
+
+    Each field is `[num, …]`; `before` is the number of steps before the first epoch.
+    """
     num_reviews = len(source.labels)
     steps_per_epoch = num_steps(num_reviews, batch_size)
     first_in_epoch = step % steps_per_epoch * batch_size
     left = num_reviews - first_in_epoch
-    position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
     in_epoch = first_in_epoch + position
     real = (position < batch_size) & (in_epoch < num_reviews)
     at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
@@ -265,7 +257,7 @@ def _gather(source: _Source, sizes: _Sizes, *, step: tf.Tensor, replica: tf.Tens
         weights=tf.cast(real, tf.float32),
         positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
         count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
-        step=(steps_before + step)[:, 0],
+        step=(before + step)[:, 0],
         ratios=_ratios(source, rows, tf.shape(tokens)[-1]),
     )
 
@@ -324,7 +316,6 @@ def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float 
 
     Args:
         iterator: over `batches`, from which the steps took theirs.
-        num_steps: how many.
         took_s: how long they took together.
     """
     gaps = []

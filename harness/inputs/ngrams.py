@@ -34,7 +34,6 @@ def binary_ngrams(
     """Which n-grams each review holds, 1 where it holds one however often.
 
     Args:
-        split: the reviews.
         known: the n-grams to look for; without them, those that at least two of the reviews hold.
         max_words: the largest length, as that of the known ones.
 
@@ -47,14 +46,11 @@ def binary_ngrams(
     found: list[Ints] = []
     parts = []
     for numbers, codes in numbered_ngrams(split, known, max_words):
-        owners = review_of[: len(numbers)]
         found.append(codes)
         is_known = numbers >= 0
-        indices = (owners[is_known], numbers[is_known])
-        part = csr_matrix(
-            (np.ones(len(indices[0])), indices), shape=(len(split), len(found[-1]))
-        )  # sums equal ones
-        part.data[:] = 1.0
+        indices = (review_of[: len(numbers)][is_known], numbers[is_known])
+        part = csr_matrix((np.ones(len(indices[0])), indices), shape=(len(split), len(codes)))
+        part.data[:] = 1.0  # equal ones were added up
         parts.append(part)
     return hstack(parts, format="csr"), tuple(found)
 
@@ -144,7 +140,6 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
     """The n-grams and the arrays that `archived` wrote, to be read inside.
 
     Args:
-        content: of the file.
         num_arrays: how many there are beside the n-grams.
 
     Raises:
@@ -152,9 +147,7 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            yield (
-                tuple(arrays[f"ngrams_{i}"] for i in range(len(arrays.files) - num_arrays)),
-                arrays,
-            )
+            num_lengths = len(arrays.files) - num_arrays
+            yield tuple(arrays[f"ngrams_{i}"] for i in range(num_lengths)), arrays
     except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
         raise ValueError(f"no archive of n-grams: {error}") from None

@@ -20,9 +20,7 @@ def open_bytes(path: Path, where: str, encoding: str = "utf-8") -> BinaryIO:
     """The bytes of a file in UTF-8, unpacked where its name ends in .gz or .zst, as a stream.
 
     Args:
-        path: of the file.
         where: begins the message of an error.
-        encoding: of the file.
 
     Raises:
         InputError: when it is opened or read, if it can't be read or unpacks to too much.
@@ -52,7 +50,6 @@ class _Bounded(io.RawIOBase):
         self.stream, self.file, self.where, self.given = stream, file, where, 0
 
     def readable(self) -> bool:
-        """It can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -72,7 +69,6 @@ class _Bounded(io.RawIOBase):
         return len(content)
 
     def close(self) -> None:
-        """Close the file."""
         self.file.close()
         super().close()
 

@@ -137,7 +137,6 @@ def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[
     pa = import_pyarrow(table.where)
     from pyarrow import csv
 
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with open_bytes(table.path, table.where, form.encoding) as file:
         header = _header(file, table.where, delimiter=delimiter)
         # Texts as they stand: no word such as NA means that there is none.
@@ -158,7 +157,7 @@ def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[
             pa.PythonFile(file, mode="r"),
             # Without threads the row of an error is known.
             read_options=csv.ReadOptions(block_size=MAX_ROW_BYTES, use_threads=False),
-            parse_options=parse,
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 include_columns=chosen,
                 column_types=dict.fromkeys(chosen, pa.string()),
@@ -292,7 +291,6 @@ def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 def _text(
     row: tuple[Any, Any, Any], location: str, *, table: TableFile, names: Sequence[str] = ()
 ) -> Text:
-    """A row's values as a `Text`."""
     text, label, split = row
     if split in LEFT_OUT:
         return Text("", "", split, location)

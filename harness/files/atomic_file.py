@@ -29,7 +29,6 @@ def atomic_write(
     """Write a file. Its folder is made where it is missing.
 
     Args:
-        target: the file.
         content: text, bytes, or a function that writes into a binary file.
         mode: the permissions, before the user's umask.
         remedy: what the user can do if the disk refuses.
@@ -140,7 +139,6 @@ def replace_file(
 
     Args:
         target: the file, whose folder is there.
-        save: writes the file that it is given.
         suffix: of the temporary name.
         synced: whether the content is on the disk before it is seen.
 

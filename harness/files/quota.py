@@ -49,11 +49,11 @@ def parse(text: str) -> Quota | None:
 
     `*` marks what is over its limit, and brackets what Lustre is not sure of.
     """
-    words = text.split()[1:9]
-    numbers = [word.strip("*[]") for word in words]
-    if len(words) < 8 or not all(numbers[i].isdigit() for i in (0, 1, 2, 4, 5, 6)):
+    numbers = [word.strip("*[]") for word in text.split()[1:9]]
+    counts = numbers[:3] + numbers[4:7]  # without the expiries
+    if len(numbers) < 8 or not all(map(str.isdigit, counts)):
         return None
-    used, soft, hard, files, soft_files, hard_files = (int(numbers[i]) for i in (0, 1, 2, 4, 5, 6))
+    used, soft, hard, files, soft_files, hard_files = map(int, counts)
     limits = hard or soft, hard_files or soft_files
     if not any(limits):
         return None

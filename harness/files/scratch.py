@@ -84,12 +84,11 @@ def turn_at(path: Path) -> Iterator[bool]:
     except OSError:
         yield False
         return
+    alone = False
     try:
-        try:
+        with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # which a process loses when it ends
             alone = True
-        except OSError:
-            alone = False
         yield alone
     finally:
         os.close(descriptor)

@@ -62,7 +62,6 @@ class SharedDisk:
 
         Args:
             path: of the file, whose folder is there.
-            content: of the file.
             synced: whether it is on the disk before it is seen.
         """
         replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)

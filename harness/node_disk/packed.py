@@ -114,7 +114,10 @@ def _unpack(environment: Path, image: Image, target: Path) -> None:
         # A folder that a killed process left is removed by a later one.
         with scratch_directory(scratch) as temporary:
             copy, unpacked = temporary / image.file, temporary / "environment"
-            if _copy(environment / image.file, copy) != image.sha256:
+            shutil.copyfile(environment / image.file, copy)
+            with copy.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if sha256 != image.sha256:
                 raise RunError(f"{environment / image.file}: is damaged; run {PACK} again")
             unpacked.mkdir()
             _extract(copy, unpacked, image.compression)
@@ -134,13 +137,6 @@ def _remove_broken(target: Path) -> None:
         shutil.rmtree(target)
     finally:
         os.close(held)
-
-
-def _copy(source: Path, target: Path) -> str:
-    """Copy a file; return the SHA-256 of the copy."""
-    shutil.copyfile(source, target)
-    with target.open("rb") as copy:
-        return hashlib.file_digest(copy, "sha256").hexdigest()
 
 
 def _extract(image: Path, folder: Path, compression: str) -> None:

@@ -85,12 +85,12 @@ def hold(folder: Path) -> None:
                 os.close(earlier)
 
 
-def remove_unused(scratch: Path, *, max_unused_s: float = MAX_UNUSED_S) -> list[Path]:
+def remove_unused(scratch: Path) -> list[Path]:
     """Remove this user's folders on a node's disk that nobody has used for long; returns them.
 
     What a living process holds, links, and what belongs to others stay.
     """
-    return [each for each in _candidates(scratch) if _remove(each, scratch, max_unused_s)]
+    return [each for each in _candidates(scratch) if _remove(each, scratch)]
 
 
 def _candidates(scratch: Path) -> Iterator[Path]:
@@ -105,17 +105,16 @@ def _candidates(scratch: Path) -> Iterator[Path]:
             yield from sorted(folder.iterdir())
 
 
-def _remove(folder: Path, scratch: Path, max_unused_s: float) -> bool:
+def _remove(folder: Path, scratch: Path) -> bool:
     with contextlib.suppress(OSError):
-        if not _is_own_folder(folder) or _unused_s(folder) <= max_unused_s:
+        if not _is_own_folder(folder) or _unused_s(folder) <= MAX_UNUSED_S:
             return False
         if (held := lock_folder(folder)) is None:
             return False
         try:
             # It may have been marked, or removed, before it was locked.
-            if _unused_s(folder) <= max_unused_s or not os.path.samestat(
-                folder.lstat(), os.fstat(held)
-            ):
+            is_same = os.path.samestat(folder.lstat(), os.fstat(held))
+            if _unused_s(folder) <= MAX_UNUSED_S or not is_same:
                 return False
             # Under this name a later process removes it if this one is killed.
             doomed = scratch / f"{own_prefix()}{uuid.uuid4().hex}"

@@ -134,7 +134,6 @@ def receive_exactly(
 
     Args:
         connection: whose own timeout holds for each part where there is no deadline.
-        num_bytes: how many.
         deadline: for the last of them, by `time.monotonic()`.
 
     Raises:

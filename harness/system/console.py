@@ -136,7 +136,6 @@ def log(level: int, text: str) -> None:
 
     Args:
         level: of the `logging` module.
-        text: one line.
     """
     LOGGER.log(level, "%s", text)
 

@@ -54,9 +54,9 @@ def library_folders() -> Iterator[Path]:
         yield from sorted(Path(folder).glob("nvidia/*/lib"))
 
 
-def missing_libraries(names: tuple[str, ...] = LIBRARIES) -> list[str]:
+def missing_libraries() -> list[str]:
     """Those of the CUDA libraries that can't be loaded here."""
-    return [name for name in names if _load(name) is None]
+    return [name for name in LIBRARIES if _load(name) is None]
 
 
 def library_versions() -> dict[str, str | None]:

@@ -134,7 +134,6 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
     What is committed was published deliberately.
 
     Args:
-        project: a checkout.
         new: the files that git does not track. Those that are only staged are looked at too.
 
     Raises:

@@ -3,46 +3,37 @@
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 
-def cgroup_limits(name: str) -> Iterator[list[str]]:
+def cgroup_limits(name: str) -> list[list[str]]:
     """The fields of a control file of this process's cgroup (v2) and of each one above it."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    path = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    here = Path("/sys/fs/cgroup") / path.lstrip("/")
-    for folder in (here, *here.parents):
-        if (folder / name).is_file():
-            yield (folder / name).read_text().split()
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        path = next((line[3:] for line in lines if line.startswith("0::")), "/")
+        here = Path("/sys/fs/cgroup") / path.lstrip("/")
+        files = [folder / name for folder in (here, *here.parents)]
+        return [file.read_text().split() for file in files if file.is_file()]
+    except OSError:  # no cgroups on this system
+        return []
 
 
 def cpu_quota() -> float | None:
     """The least number of CPUs that a cgroup above this process allows, None for no limit."""
-    try:
-        limits = [
-            int(quota) / int(period) for quota, period in cgroup_limits("cpu.max") if quota != "max"
-        ]
-    except OSError:  # no cgroups on this system
-        return None
-    return min(limits, default=None)
+    limits = [limit for limit in cgroup_limits("cpu.max") if limit[0] != "max"]
+    return min((int(quota) / int(period) for quota, period in limits), default=None)
 
 
 def memory_limit_gb() -> float | None:
     """The least memory that a cgroup above this process allows, None for no limit."""
-    try:
-        limits = [int(limit) for (limit,) in cgroup_limits("memory.max") if limit != "max"]
-    except OSError:
-        return None
+    limits = [int(limit) for (limit,) in cgroup_limits("memory.max") if limit != "max"]
     return min(limits) / 1e9 if limits else None
 
 
 def memory_peak_gb() -> float | None:
     """The most memory that this process's cgroup has used, None where that is not known."""
-    try:
-        return next((int(peak) / 1e9 for (peak,) in cgroup_limits("memory.peak")), None)
-    except OSError:
-        return None
+    peaks = [int(peak) for (peak,) in cgroup_limits("memory.peak")]
+    return peaks[0] / 1e9 if peaks else None
 
 
 def available_gb() -> float:

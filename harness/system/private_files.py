@@ -25,7 +25,6 @@ def private_files(
     A mode that keeps a file from all other users says so where most files have another.
 
     Args:
-        project: the checkout.
         names: paths of files in it.
         others: more of its files, which show what mode is usual.
     """

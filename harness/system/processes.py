@@ -40,18 +40,18 @@ def age_s() -> float | None:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
-def end_with_parent(grace_s: float = 60.0) -> None:
+def end_with_parent() -> None:
     """Send this process TERM when the one that started it has ended, by whatever signal.
 
     The parent holds the other end of standard input, which closes with it, through srun too. If
-    this process is still there `grace_s` seconds later, it exits with the code of an interruption.
+    this process is still there a minute later, it exits with the code of an interruption.
     """
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 64):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(grace_s)
+        time.sleep(60)
         os._exit(75)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -101,7 +101,6 @@ def has_died(process: int, space: str) -> bool:
     """Whether a process has ended that can be seen from here.
 
     Args:
-        process: its number.
         space: what `process_space` said to it.
     """
     if not space or space != process_space() or process <= 0:

@@ -25,7 +25,6 @@ KNOWN_NOISE = re.compile(
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
 
-
 descriptor = 2  # of standard error, elsewhere while it is filtered
 
 

@@ -31,11 +31,7 @@ class ReusedSteps:
         self._steps: OrderedDict[str, TrainStep] = OrderedDict()
 
     def get(
-        self,
-        job: Job,
-        strategy: tf.distribute.Strategy,
-        plan: ExecutionPlan,
-        **given: Any,
+        self, job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan, **given: Any
     ) -> TrainStep:
         """A step as `TrainStep` with these arguments is in a new process.
 

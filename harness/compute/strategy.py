@@ -115,9 +115,7 @@ class Numerics:
 
 
 def import_tensorflow(
-    allocation: SlurmEnvironment | None,
-    threads: int | None = None,
-    numerics: Numerics = Numerics(),
+    allocation: SlurmEnvironment | None, threads: int | None = None, numerics: Numerics = Numerics()
 ) -> ModuleType:
     """Import TensorFlow, by default with deterministic operations, without its noise.
 

@@ -17,12 +17,7 @@ from keras.layers import Bidirectional
 from harness.compute.evaluator import Evaluator, uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import cross_entropy, perturbation, weights_of
-from harness.compute.network import (
-    KERAS_PRECISION,
-    build_network,
-    put_vectors,
-    training_network,
-)
+from harness.compute.network import KERAS_PRECISION, build_network, put_vectors, training_network
 from harness.compute.optimizer import RampedAverage, build_optimizer
 from harness.compute.recurrent import (
     count_kernels,

@@ -15,14 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import (
-    SPLITS,
-    Dataset,
-    Split,
-    checksum_of,
-    content_checksum,
-    make_split,
-)
+from harness.data.dataset import SPLITS, Dataset, Split, checksum_of, content_checksum, make_split
 from harness.data.dataset_folder import (
     cached_dataset,
     check_owners,

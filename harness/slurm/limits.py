@@ -271,11 +271,7 @@ def check_limits(options: Mapping[str, str], num_jobs: int, limits: Limits) -> N
 
 
 def _problems(
-    quota: Quota,
-    options: Mapping[str, str],
-    num_jobs: int,
-    *,
-    own_jobs: Iterable[tuple[str, ...]],
+    quota: Quota, options: Mapping[str, str], num_jobs: int, *, own_jobs: Iterable[tuple[str, ...]]
 ) -> Iterator[tuple[str, str]]:
     """Each limit that is set, and why it refuses the jobs; empty if it does not."""
     if quota.max_time:

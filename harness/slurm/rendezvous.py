@@ -22,13 +22,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.files.site_settings import site_setting
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.auth_channel import (
-    AuthServer,
-    Message,
-    receive_exactly,
-    say_hello,
-    user_secret,
-)
+from harness.system.auth_channel import AuthServer, Message, receive_exactly, say_hello, user_secret
 from harness.system.console import log
 from harness.system.network import free_port, interface_address, with_port
 

@@ -311,9 +311,7 @@ def resume_submission(resumed: Resumed, layout: Layout) -> SbatchJob:
 
 
 def comparison_submission(
-    trainings: Mapping[str, SbatchJob],
-    resources: Resources,
-    layout: Layout,
+    trainings: Mapping[str, SbatchJob], resources: Resources, layout: Layout
 ) -> SbatchJob:
     """The comparison, which starts when all trainings have succeeded or failed.
 

@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
-from harness.texts.stream import (
-    COMPRESSIONS,
-    MAX_ROW_BYTES,
-    import_pyarrow,
-    json_lines,
-    open_bytes,
-)
+from harness.texts.stream import COMPRESSIONS, MAX_ROW_BYTES, import_pyarrow, json_lines, open_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -212,12 +206,7 @@ def _arrow_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 
 
 def _batch_rows(
-    batches: Any,
-    columns: _Columns,
-    *,
-    table: TableFile,
-    names: Sequence[str] = (),
-    first: int = 1,
+    batches: Any, columns: _Columns, *, table: TableFile, names: Sequence[str] = (), first: int = 1
 ) -> Iterator[Text]:
     """The rows of Arrow's batches, of which the first has the number `first`."""
     number = first

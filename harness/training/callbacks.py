@@ -67,10 +67,7 @@ class RunCallbacks:
     """All callbacks of a run, with what a resumed run needs of them."""
 
     def __init__(
-        self,
-        train: TrainConfig,
-        model: keras.Model,
-        own: Sequence[keras.callbacks.Callback] = (),
+        self, train: TrainConfig, model: keras.Model, own: Sequence[keras.callbacks.Callback] = ()
     ) -> None:
         """Give the callbacks, `own` from `own_callbacks`, their model, which has its optimizer."""
         self.train, self.model, self.own = train, model, own

@@ -56,11 +56,7 @@ class LaunchOptions:
 
 
 def launch(
-    run: RunDirectory,
-    job: Job,
-    *,
-    options: LaunchOptions,
-    console: Console,
+    run: RunDirectory, job: Job, *, options: LaunchOptions, console: Console
 ) -> dict[str, Any]:
     """Begin or resume a run, and return its result.
 

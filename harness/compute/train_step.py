@@ -244,7 +244,7 @@ class TrainStep:
         return tf.gather(self.words.embeddings.value, batch.tokens)
 
     def set_ramped(self, is_ramped: bool) -> None:
-        """Choose the momentum of `RampedAverage`; before the graph is traced."""
+        """Choose the momentum of `RampedAverage`: False as in runs that an older version began."""
         optimizer = self._inner_optimizer
         if isinstance(optimizer, RampedAverage) and optimizer.is_ramped != is_ramped:
             optimizer.is_ramped = is_ramped

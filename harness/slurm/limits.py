@@ -187,7 +187,10 @@ def _default_qos(values: Mapping[str, str]) -> str:
 
 
 def parse_groups(text: str, accounts: Mapping[str, Quota]) -> dict[str, Quota]:
-    """The known accounts with the limits of all their users together, from GROUP_FIELDS."""
+    """The accounts in the lines without a user, with the limits of all their users together.
+
+    `text` has GROUP_FIELDS; `accounts` are those known so far.
+    """
     found = {}
     for line in text.splitlines():
         values = dict(zip(GROUP_FIELDS, line.split("|"), strict=False))

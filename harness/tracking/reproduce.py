@@ -29,7 +29,7 @@ from harness.system.git import (
 )
 from harness.system.host import installed_version
 from harness.tracking.provenance import PACKAGES
-from harness.tracking.record_format import RECORD
+from harness.tracking.record_format import RECORD, weights_of
 from harness.tracking.run_dir import RunDirectory
 
 SAMPLE_FOLDER = "imdb-sample"
@@ -231,6 +231,8 @@ def _differences(record: dict[str, Any]) -> Iterator[str]:
         recorded, installed = packages.get(name), installed_version(name)
         if recorded != installed:
             yield f"{name} was {recorded} in the run and is {installed} here"
+    if (origin := weights_of(record)) and not os.path.isdir(origin):  # noqa: PTH112 - never raises
+        yield f"the run began with the weights of {origin}, which is not here"
 
 
 def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
@@ -238,6 +240,8 @@ def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
     args = [sys.executable, "-m", "harness", "train", str(job_file)]
     if record.get("devices_asked"):
         args += ["--devices", str(record["devices_asked"])]
+    if origin := weights_of(record):
+        args += ["--from", origin]
     if data.get("is_sample"):
         args += ["--data", SAMPLE_FOLDER]
     elif not data.get("is_own") and (folder_of_data := _data_folder(data)):

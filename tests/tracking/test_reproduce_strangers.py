@@ -147,6 +147,11 @@ def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str,
         assert len(str(error).splitlines()) == 1  # noqa: PT017 - either is right
 
 
+def begun(**parent: str) -> dict[str, object]:
+    """The record of a run that `--from` began."""
+    return {"starts": [{"parent": parent}]}
+
+
 @pytest.mark.parametrize(
     ("record", "words"),
     [
@@ -157,12 +162,15 @@ def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str,
         ({"dataset": {"folder": "/", "is_own": True}}, []),
         ({"dataset": {"folder": "/no such folder"}}, []),
         ({"dataset": {"folder": NO_NAME}}, []),
+        (begun(run="/a", begins_with="weights"), ["--from", "/a"]),
+        (begun(run="/b", begins_with="checkpoint"), []),
+        (begun(run="/b", begins_with="checkpoint", weights_of="/a"), ["--from", "/a"]),
     ],
 )
 def test_the_command_has_the_devices_and_data_of_the_run(
     record: dict[str, object], words: list[str]
 ) -> None:
-    """The job itself names own texts; data that are gone are left out."""
+    """The job itself names own texts, but no run to begin with; data that are gone are left out."""
     folder, _, command = _command(record, Path("it's back"), Path("jobs/a.toml")).partition(" && ")
     assert shlex.split(folder) == ["cd", "it's back"]
     assert shlex.split(command)[1:] == ["-m", "harness", "train", "jobs/a.toml", *words]
@@ -175,6 +183,14 @@ def test_what_may_not_be_looked_at_is_not_there(stranger: Strangers, tmp_path: P
         stranger.write(b"", dataset=data, snapshot=NO_NAME)
         stranger.target = tmp_path / f"here/{is_own}"
         assert f"were in {NO_NAME}, which is not here" in stranger.reproduce().warnings[-1]
+
+
+def test_a_run_to_begin_with_that_is_gone_is_told(stranger: Strangers) -> None:
+    """The command still names it, since without its weights another run would be trained."""
+    stranger.write(b"", **begun(run=NO_NAME, begins_with="weights"))
+    done = stranger.reproduce()
+    assert f"the run began with the weights of {NO_NAME}, which is not here" in done.warnings
+    assert f"--from {NO_NAME}" in done.command
 
 
 def test_why_no_commit_was_recorded_is_told(stranger: Strangers) -> None:

@@ -17,8 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.files.lenient_json import parse_json
+from harness.files.plain_file import read_plain_file
 from harness.ownership import owner_name
-from harness.tracking.run_dir import RunDirectory
+from harness.search_space import is_sweep
+from harness.tracking.run_dir import RunDirectory, is_whole
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 Parts = dict[str, tuple[str, ...]]  # the files of each part, by their paths in the folder
@@ -86,14 +89,19 @@ def refusal(folder: Path) -> str:
     """Why nothing of a folder may be removed, empty if it may: a link, another user's, a live run.
 
     Raises:
-        OSError: if it is gone.
+        OSError: if it is gone, or can't be read.
     """
     about = folder.lstat()
     if stat.S_ISLNK(about.st_mode):
         return "is a link"
     if about.st_uid != os.getuid():
         return f"belongs to {owner_name(about.st_uid)}"
-    return "" if RunDirectory(folder).finished() else "is unfinished"
+    if not RunDirectory(folder).finished():
+        return "is unfinished"
+    # Without its result a run goes on from its last checkpoint.
+    if is_sweep(folder) or is_whole(parse_json(read_plain_file(folder / "result.json"))):
+        return ""
+    return "has a broken result.json"
 
 
 def total(folder: Path) -> Amount:

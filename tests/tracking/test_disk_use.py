@@ -20,11 +20,12 @@ FREED = (
 
 
 def make_run(folder: Path) -> RunDirectory:
-    """A finished run of files of seven bytes."""
+    """A finished run of files of seven bytes, but for its result."""
     for name in (*KEPT, *FREED):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"content")
+    (folder / "result.json").write_text('{"accuracy": 0.5, "dataset_checksum": ""}')
     return RunDirectory(folder)
 
 
@@ -66,9 +67,11 @@ def test_nothing_goes_through_a_link(tmp_path: Path) -> None:
 
 
 def test_only_own_finished_runs_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a result, or of another user, a run is left as it is, with the reason."""
+    """Without a whole result, or of another user, a run is left as it is, with the reason."""
     run = make_run(tmp_path / "run")
     assert refusal(run.folder) == ""
+    run.path("result.json").write_text("{")
+    assert refusal(run.folder) == "has a broken result.json"
     run.path("result.json").unlink()
     assert refusal(run.folder) == "is unfinished"
     monkeypatch.setattr(os, "getuid", lambda: 4321)

@@ -41,7 +41,10 @@ def parse_partitions(text: str) -> list[Partition]:
     """Read what `sinfo --format=FORMAT` prints."""
     partitions = []
     for line in text.splitlines():
-        name, state, limit, default_time, gres = line.split("|", 4)
+        fields = line.split("|", 4)
+        if len(fields) != 5:  # a line beside the partitions, as with SLURM_CLUSTERS
+            continue
+        name, state, limit, default_time, gres = fields
         partitions.append(
             Partition(
                 name.rstrip("*"),

@@ -1,5 +1,6 @@
 """Checks of the disks: for the dataset, the runs and a job's scratch, and the clock of the runs."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -159,11 +160,13 @@ def check_scratch(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
             file.write(b"x")
             file.flush()
         free_gb = shutil.disk_usage(folder).free / 1e9
-        same_as_home = folder.stat().st_dev == Path.home().stat().st_dev
     except OSError as error:
         found = f"{folder}: can't be written: {error.strerror or error}"
         yield Finding("red", "scratch", found, remedy)
         return
+    same_as_home = False
+    with contextlib.suppress(OSError, RuntimeError):  # a node may have no homes
+        same_as_home = folder.stat().st_dev == Path.home().stat().st_dev
     kind = file_system(folder)
     found = f"{folder} ({kind}): {free_gb:,.1f} GB free"
     if kind in ("tmpfs", "ramfs"):

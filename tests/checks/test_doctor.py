@@ -144,11 +144,13 @@ def test_a_broken_dataset_is_red(tmp_path: Path) -> None:
     assert "harness data fetch" in finding.remedy
 
 
-def test_scratch_is_checked_in_a_job_alone(tmp_path: Path) -> None:
-    """Outside a job nothing is said; in one a site's folder that is gone is red."""
+def test_scratch_is_checked_in_a_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a job nothing is said; in one a site's folder that is gone is red, a home is not."""
     assert list(check_scratch(None)) == []
     assert only(check_scratch(job(SLURM_TMPDIR=str(tmp_path)))).found.startswith(f"{tmp_path} (")
     assert only(check_scratch(job(SLURM_TMPDIR=str(tmp_path / "gone")))).level == "red"
+    monkeypatch.setenv("HOME", str(tmp_path / "gone"))
+    assert only(check_scratch(job(SLURM_TMPDIR=str(tmp_path)))).level != "red"
 
 
 def job(**variables: str) -> SlurmEnvironment:
@@ -272,6 +274,7 @@ def test_gpu_types_are_read_from_gres(gres: str, types: set[str]) -> None:
         ("cpu*|up|1:00:00|n/a|(null)\nbig|up|1:00|n/a|gpu:a100:4", "yellow", "PARTITION=big"),
         ("all*|up|1:00:00|n/a|gpu:a100:4(S:0-1)", "green", "--gres=gpu:1 or --gres=gpu:a100:1"),
         ("all*|down|1:00:00|n/a|gpu:4", "yellow", "export SBATCH_GRES=none"),
+        ("CLUSTER: a\ncpu|up|1:00|n/a|(null)\n\nCLUSTER: b\nb*|up|1:00|n/a|gpu", "green", "=gpu:1"),
     ],
 )
 def test_where_gpus_are_and_what_to_write(

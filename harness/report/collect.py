@@ -237,9 +237,10 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
     try:
-        toml, result = run.certain_toml(job_file(folder)), run.certain_json("result.json")
+        toml, is_finished = run.certain_toml(job_file(folder)), run.finished()
+        result = run.certain_json("result.json")  # after that, since the run may end between them
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
-    except DiskError as error:
+    except (DiskError, OSError) as error:
         return LeftOut(folder, "unreadable", str(error))
     if is_ensemble(folder):
         settings = _settings(table(ensemble, "settings"))
@@ -249,7 +250,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         settings = settings | LATER_SETTINGS | settings | _begun_with(record)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
-    if not run.finished():
+    if not is_finished:
         return _unfinished(folder, run.read_json("state.json"))
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))

@@ -292,6 +292,17 @@ def test_what_stands_in_no_table_is_named_with_its_reason(tmp_path: Path) -> Non
     }
 
 
+def test_a_run_that_ends_while_it_is_read_is_not_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result may come after the look for it; whoever is told of a broken one removes it."""
+    write_run(tmp_path / "a")
+    later = (tmp_path / "a/result.json").rename(tmp_path / "later")
+    end = "harness.report.collect._record"
+    monkeypatch.setattr(end, lambda run: later.rename(run.path("result.json")) and {})
+    assert [each.kind for each in scored_runs([tmp_path])[1]] == ["unfinished"]
+
+
 def test_of_a_search_its_winner_alone_is_compared(tmp_path: Path) -> None:
     """Its trials are counted, whatever they scored; the winner trained anew is a run."""
     sweep = tmp_path / "tune" / "s"

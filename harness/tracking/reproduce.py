@@ -1,5 +1,6 @@
 """Restore a run's code and job into a new folder, from what its record says."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -12,10 +13,10 @@ from typing import Any
 
 from harness import __version__
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import open_sample
+from harness.data.imdb_sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory
-from harness.files.lenient_json import table
+from harness.files.lenient_json import table, text
 from harness.job_file import load_job
 from harness.ownership import distrust
 from harness.system.git import (
@@ -81,10 +82,11 @@ def reproduce(
             source = _put_code(run, record, project, folder=temporary, warnings=warnings)
             _check_links(run, temporary)  # before anything is written through one
             job_file = _put_job(run, temporary)
-            _put_data(record, temporary, warnings)
+            data = _put_data(record, temporary, warnings)
     except OSError as error:
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
-    return Reproduced(folder, source, job_file, _command(record, folder, job_file), warnings)
+    command = _command(record, folder, job_file, data=data)
+    return Reproduced(folder, source, job_file, command, warnings)
 
 
 def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
@@ -197,32 +199,35 @@ def _put_job(run: RunDirectory, folder: Path) -> Path:
     return target.relative_to(folder)
 
 
-def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> None:
-    """Write the sample as a folder: otherwise the full data would be used where they are found."""
+def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
+    """Write the sample as a folder: otherwise the full data would be used where they are found.
+
+    Returns:
+        By which words the command finds the run's data.
+    """
     data = table(record, "dataset")
     if data.get("is_sample"):
         sample = open_sample()
         save_folder(sample, folder / SAMPLE_FOLDER)
         if sample.checksum != data.get("checksum"):
             warnings.append("the run had another sample than this version of harness")
-    elif data.get("is_own"):
+        return ["--data", SAMPLE_FOLDER]
+    if data.get("is_own"):
         if not os.path.exists(str(data.get("folder"))):  # noqa: PTH110 - never raises
             warnings.append(
                 f"the run's texts were in {data.get('folder')}, which is not here; put them there, "
                 "or write where they are into the job"
             )
-    elif not _data_folder(data):
-        warnings.append(
-            f"the run's data (checksum {str(data.get('checksum'))[:12]}) were in "
-            f"{data.get('folder')}, which is not here; harness data verify shows what others are"
-        )
-
-
-def _data_folder(data: dict[str, Any]) -> str | None:
-    """Where the run's data still are, None if they are gone, as from a node's own disk."""
-    folder = data.get("folder")
-    there = folder and os.path.isdir(str(folder))  # noqa: PTH112 - never raises
-    return str(folder) if there else None
+        return []
+    checksum, where = data.get("checksum"), text(data.get("folder"))
+    with contextlib.suppress(InputError, RunError, OSError):  # gone, as from a node's own disk
+        if where and open_dataset(Path(where)).checksum == checksum:
+            return ["--data", where]
+    warnings.append(
+        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, which is not here or "
+        "holds others; harness data verify shows what others are"
+    )
+    return []
 
 
 def _differences(record: dict[str, Any]) -> Iterator[str]:
@@ -235,15 +240,10 @@ def _differences(record: dict[str, Any]) -> Iterator[str]:
         yield f"the run began with the weights of {origin}, which is not here"
 
 
-def _command(record: dict[str, Any], folder: Path, job_file: Path) -> str:
-    data = table(record, "dataset")
+def _command(record: dict[str, Any], folder: Path, job_file: Path, *, data: Sequence[str]) -> str:
     args = [sys.executable, "-m", "harness", "train", str(job_file)]
     if record.get("devices_asked"):
         args += ["--devices", str(record["devices_asked"])]
     if origin := weights_of(record):
         args += ["--from", origin]
-    if data.get("is_sample"):
-        args += ["--data", SAMPLE_FOLDER]
-    elif not data.get("is_own") and (folder_of_data := _data_folder(data)):
-        args += ["--data", folder_of_data]
-    return f"cd {shlex.quote(str(folder))} && {shlex.join(args)}"
+    return f"cd {shlex.quote(str(folder))} && {shlex.join([*args, *data])}"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.dataset_folder import save_folder
+from harness.data.imdb_sources import open_sample
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
@@ -157,23 +159,45 @@ def begun(**parent: str) -> dict[str, object]:
     [
         ({}, []),
         ({"devices_asked": "cpu:2"}, ["--devices", "cpu:2"]),
-        ({"dataset": {"is_sample": True, "folder": "/"}}, ["--data", "imdb-sample"]),
-        ({"dataset": {"folder": "/"}}, ["--data", "/"]),
-        ({"dataset": {"folder": "/", "is_own": True}}, []),
-        ({"dataset": {"folder": "/no such folder"}}, []),
-        ({"dataset": {"folder": NO_NAME}}, []),
         (begun(run="/a", begins_with="weights"), ["--from", "/a"]),
         (begun(run="/b", begins_with="checkpoint"), []),
         (begun(run="/b", begins_with="checkpoint", weights_of="/a"), ["--from", "/a"]),
     ],
 )
-def test_the_command_has_the_devices_and_data_of_the_run(
+def test_the_command_has_the_devices_and_the_beginning_of_the_run(
     record: dict[str, object], words: list[str]
 ) -> None:
-    """The job itself names own texts, but no run to begin with; data that are gone are left out."""
-    folder, _, command = _command(record, Path("it's back"), Path("jobs/a.toml")).partition(" && ")
-    assert shlex.split(folder) == ["cd", "it's back"]
-    assert shlex.split(command)[1:] == ["-m", "harness", "train", "jobs/a.toml", *words]
+    """The job itself names neither, nor the data."""
+    command = _command(record, Path("it's back"), Path("jobs/a.toml"), data=["--data", "x y"])
+    assert shlex.split(command)[:3] == ["cd", "it's back", "&&"]
+    words = ["-m", "harness", "train", "jobs/a.toml", *words, "--data", "x y"]
+    assert shlex.split(command)[4:] == words
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"is_sample": True, "folder": "/"}, ["--data", "imdb-sample"]),
+        ({"folder": "HERE"}, ["--data", "HERE"]),
+        ({"folder": "HERE", "checksum": "ab"}, []),
+        ({"folder": "HERE", "is_own": True}, []),
+        ({"folder": "/"}, []),
+        ({"folder": None}, []),
+        ({"folder": NO_NAME}, []),
+    ],
+)
+def test_data_are_named_where_they_still_are(
+    stranger: Strangers, data: dict[str, object], words: list[str]
+) -> None:
+    """Others under the same path are told of like none; the job itself names own texts."""
+    here = stranger.victim / "data"
+    save_folder(open_sample(), here)
+    data = {"checksum": open_sample().checksum, **data}
+    stranger.write(dataset=data | {"folder": str(here)} if data["folder"] == "HERE" else data)
+    done = stranger.reproduce()
+    assert shlex.split(done.command)[8:] == [str(here) if w == "HERE" else w for w in words]
+    is_told = "which is not here or holds others" in str(done.warnings)
+    assert is_told == (not words and "is_own" not in data)
 
 
 def test_what_may_not_be_looked_at_is_not_there(stranger: Strangers, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ BASELINE_COLOUR = "#595959"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 150  # inches without the legend; dots an inch
 LEGEND_LINE = 0.165  # inches
 FOREST_LINE, FOREST_DPI = 0.11, 100  # of its rows, which may be hundreds
+MAX_ROWS = 1000  # of them: Matplotlib draws no picture of 2^16 pixels
 MAX_NAME = 64  # characters, of them
 NUM_COLOURS = 256  # of a picture
 
@@ -96,27 +97,31 @@ def forest(part: Part) -> Picture | None:
     if not behind:
         return None
     figure, axes = _figure(FOREST_DPI)
-    for row, each in enumerate(behind):
+    rows = behind[:MAX_ROWS]
+    for row, each in enumerate(rows):
         low, high = each.interval or (each.mean, each.mean)
         colour = COLOURS["bilstm"] if each.is_shown else BASELINE_COLOUR
         axes.plot([-high, -low], [row, row], color=colour, linewidth=1.2)
         axes.plot(-each.mean, row, marker="o", markersize=3.5, color=colour)
     axes.axvline(0, color="#1a1a1a", linewidth=0.8)
-    names = [shortened(each.second.name, MAX_NAME) for each in behind]
-    axes.set_yticks(range(len(behind)), [_as_it_is(name) for name in names], fontsize=6)
-    axes.set_ylim(len(behind) - 0.4, -0.6)  # the best first
+    names = [shortened(each.second.name, MAX_NAME) for each in rows]
+    axes.set_yticks(range(len(rows)), [_as_it_is(name) for name in names], fontsize=6)
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # the best first
     axes.set_xlabel("points of test accuracy behind the best")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="x", top=True, labeltop=True)  # hundreds of rows above the lower ones
-    figure.set_size_inches(1.4 * WIDTH, 1 + FOREST_LINE * len(behind))
+    figure.set_size_inches(1.4 * WIDTH, 1 + FOREST_LINE * len(rows))
     num_shown = sum(each.is_shown for each in behind)
+    limit = f" The first {MAX_ROWS:,} of {len(behind):,}; the table has all."
     return Picture(
         "Behind the best",
         _with_few_colours(png(figure)),
         f"{best.name} and the {len(behind)} other jobs: {num_shown} are shown to be worse, "
         f"{len(behind) - num_shown} are not.",
         f"Each job beside the best, {best.name}: difference of the means, and the interval that "
-        "holds together with all others. Orange: shown to be worse.",
+        "holds together with all others. Orange: shown to be worse."
+        + limit
+        * (len(behind) > MAX_ROWS),
     )
 
 

@@ -12,6 +12,7 @@ as Dunnett's, would find differences between equal jobs in a quarter of all comp
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -156,11 +157,11 @@ def _pooled(group: DatasetGroup, *, all_pairs: bool) -> list[Difference]:
     dof = sum(len(each.runs) - 1 for each in ranked)
     squares = sum((len(each.runs) - 1) * (each.deviation or 0.0) ** 2 for each in ranked)
     deviation = (squares / dof) ** 0.5 if dof else 0.0
-    pairs = list(itertools.combinations(ranked, 2))
+    num_pairs = math.comb(len(ranked), 2)
+    pairs = itertools.combinations(ranked, 2)  # those with the best first
     return [
-        PooledDifference(one, other, (one.mean - other.mean,), len(pairs), deviation, dof)
-        for one, other in pairs
-        if all_pairs or one is ranked[0]
+        PooledDifference(one, other, (one.mean - other.mean,), num_pairs, deviation, dof)
+        for one, other in (pairs if all_pairs else itertools.islice(pairs, len(ranked) - 1))
     ]
 
 

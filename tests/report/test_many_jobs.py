@@ -11,6 +11,7 @@ import pytest
 
 from harness.bench.made_up_runs import write_scored_run
 from harness.errors import InputError
+from harness.report import plots
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.export import to_csv, to_json, to_markdown, write_comparison
 from harness.report.html import STANDING, detailed
@@ -59,6 +60,20 @@ def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Pa
     assert page.count("<img ") == 1 + 6
     assert page.count('class="wide long"') == 1  # the 40 runs, whose heads stay in sight
     assert page.count('<table class="confusion">') == 12
+
+
+def test_a_picture_has_no_more_rows_than_can_be_drawn(
+    group: DatasetGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more jobs the first are drawn, and the caption says so."""
+    (part,) = make_parts([group])
+    whole = forest(part)
+    monkeypatch.setattr(plots, "MAX_ROWS", 5)
+    first = forest(part)
+    assert whole
+    assert first
+    assert int.from_bytes(first.png[20:24]) < int.from_bytes(whole.png[20:24])  # their heights
+    assert first.caption == f"{whole.caption} The first 5 of 19; the table has all."
 
 
 def test_what_is_written_grows_with_the_jobs_and_not_with_their_square(group: DatasetGroup) -> None:

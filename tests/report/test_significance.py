@@ -1,6 +1,7 @@
 """What the data show: sentence, interval and the textbook agree."""
 
 import statistics
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scipy import stats
 from harness.report.collect import DatasetGroup, JobResult, ScoredRun, t_margin
 from harness.report.significance import (
     PooledDifference,
+    _pooled,
     differences,
     explanations,
     sampling_interval,
@@ -134,6 +136,17 @@ def test_many_jobs_are_compared_with_the_best() -> None:
     assert margin == pytest.approx(expected)
     tukey = stats.studentized_range.ppf(0.95, 20, 80) / 2**0.5 * (pooled * 2 / 5) ** 0.5
     assert tukey < margin < 1.1 * tukey
+
+
+def test_memory_grows_with_the_jobs_and_not_with_their_pairs() -> None:
+    """The 180,000 pairs of 600 jobs would take 13 MB."""
+    group = many([80.0] * 600, num_seeds=2)
+    tracemalloc.start()
+    found = _pooled(group, all_pairs=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {each.num_comparisons for each in found} == {600 * 599 // 2}
+    assert peak < 2e6
 
 
 @pytest.mark.parametrize(("num", "is_pooled"), [(12, False), (13, True)])

@@ -163,6 +163,8 @@ def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
             except PermissionError:
                 unread.append(name)
         git(folder, "init", "--quiet", "--template=")
+        (folder / ".git/info").mkdir()
+        (folder / ".git/info/attributes").write_text("* -text\n")  # line ends stay as they are
         git(folder, "add", "--all", "--force")
         return git(folder, *DIFF, "--cached"), unread
 
@@ -237,7 +239,8 @@ def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> No
     """
     # Shared: it reads the project's objects, also those of a commit that no branch holds.
     source, target = str(project.absolute()), str(folder.absolute())
-    git(project, "clone", "--quiet", "--shared", "--no-checkout", "--template=", source, target)
+    options = ("--quiet", "--shared", "--no-checkout", "--template=")
+    git(project, "clone", *options, "--config=core.autocrlf=false", source, target)
     git(folder, "checkout", "--quiet", "--detach", commit)
     if patch:
         content = patch.encode(errors="surrogateescape")

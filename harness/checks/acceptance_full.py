@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -77,10 +78,13 @@ def check_killed_worker(runs: Runs, allocation: SlurmEnvironment | None) -> Iter
         deadline = time.monotonic() + RUN_S
         while run.saved_step < 1 and workers.all_run() and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        pid = read_json(run.folder / "state.json").get("process")
+        state = read_json(run.folder / "state.json")
+        pid = state.get("process")
         if not workers.all_run() or not isinstance(pid, int):
             raise RunError(f"they ended before one was killed: {workers.last_lines()}")
-        os.kill(pid, signal.SIGKILL)  # the chief is on this node, the first of a job
+        if state.get("host") != socket.gethostname():  # as in a shell of salloc on a login node
+            raise NotRun("a job whose first node is this one")
+        os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
         is_over = workers.wait(2 * LOST_S)
         took_s = time.monotonic() - began

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,23 @@ def test_two_workers_of_a_larger_job_ask_for_their_own_nodes(
     with Workers.start(Runs(tmp_path, "cpu", 1), job, "two-workers") as workers:
         assert workers.wait(60)
         assert (workers.where, workers.last_lines()) == ("two nodes", "<>")
+
+
+def test_no_process_is_killed_for_one_of_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chief may be on a node while this is the login node, where its number is another's."""
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
+    monkeypatch.setattr(Runs, "args", lambda *_, **__: ["sleep", "60"])
+    run = tmp_path / "lstm/killed-worker"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/step-1.npz").touch()
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (run / "state.json").write_text(json.dumps({"process": other.pid, "host": "elsewhere"}))
+        with pytest.raises(NotRun, match="first node is this one"):
+            list(check_killed_worker(Runs(tmp_path, "cpu", 2), None))
+        assert other.poll() is None
+        other.kill()
 
 
 def test_runs_that_share_a_gpu_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,7 @@ def _draw_axes(plot: "Axes", axes: Sequence[Axis], columns: Sequence[Sequence[An
             plot.plot([x, x + 0.04], [height, height], color="black", linewidth=0.8)
             plot.text(
                 *(x + 0.06, height, text),
+                parse_math=False,  # a dollar sign is one
                 va="center",
                 fontsize=8,
                 zorder=5,
@@ -228,9 +229,8 @@ def _draw_effect(plot: "Axes", effect: Effect, trials: Sequence[Scored], *, name
         middles = [float(kind) for kind in sorted(set(kinds))]
         texts = [str(choice) for choice in dimension.choices]
         tilted: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
-        plot.set_xticks(
-            range(len(texts)), texts, **(tilted if sum(map(len, texts)) > MAX_LETTERS else {})
-        )
+        style = tilted if sum(map(len, texts)) > MAX_LETTERS else {}
+        plot.set_xticks(range(len(texts)), texts, parse_math=False, **style)
         plot.set_xlim(-0.5, len(dimension.choices) - 0.5)
     else:
         at = [float(value) for value in values]

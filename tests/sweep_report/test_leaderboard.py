@@ -6,6 +6,8 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from matplotlib.image import imread
@@ -13,9 +15,9 @@ from rich.console import Console
 
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
-from harness.sweep_report.importance import _bins, comparable, effects_of, scored_trials
+from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import leaderboard, show
-from harness.sweep_report.plots import axis_of
+from harness.sweep_report.plots import axis_of, objective_by_key, parallel_coordinates
 from harness.tuning.sweep_dir import SweepDirectory, Trial, ranked_rows
 from tests.conftest import PROJECT
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
@@ -272,6 +274,18 @@ def test_axes_are_as_the_space_is() -> None:
     names = axis_of(Parameter("model.pooling", ("last", "max", "mean")), "pooling")
     assert [names.height(value) for value in ("last", "max", "mean")] == [0, 0.5, 1]
     assert names.height(None) < 0
+
+
+def test_a_dollar_sign_in_a_value_is_no_mathematics() -> None:
+    """Two of them would begin and end some, which `_$` is not."""
+    name = Parameter("model.embeddings", ("$a_$", "$b"))
+    trials = [Scored(str(n), n / 9, 1, {name.key: name.choices[n % 2]}) for n in range(9)]
+    table = SimpleNamespace(objective="val_accuracy")
+    search: Any = SimpleNamespace(
+        space=[name], name="s", goal="max", continues_trials=False, table=table
+    )
+    assert parallel_coordinates(trials, search)
+    assert objective_by_key(trials, effects_of(trials, search), search)
 
 
 def test_a_key_has_its_short_name_unless_two_would() -> None:

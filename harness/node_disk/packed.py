@@ -225,6 +225,9 @@ def main(args: Sequence[str]) -> int:
     except (InputError, RunError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except OSError as error:  # such as a package that is replaced meanwhile
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

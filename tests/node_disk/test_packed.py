@@ -225,6 +225,18 @@ def test_only_a_virtual_environment_is_packed(tmp_path: Path) -> None:
         pack(tmp_path)
 
 
+def test_what_the_disk_refuses_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a package is gone between the look at its folder and the one at itself."""
+    (tmp_path / "pyvenv.cfg").touch()
+    gone = tmp_path / "lib/python3/site-packages/a.dist-info"
+    gone.parent.mkdir(parents=True)
+    gone.symlink_to("nowhere")
+    assert packed.main(["pack", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"{gone}: No such file or directory\n"
+
+
 def test_packing_again_replaces_the_image(environment: Path, scratch: Path) -> None:
     """One image stays; what was unpacked before is left for those who use it."""
     first = pack(environment)

@@ -112,16 +112,15 @@ def forest(part: Part) -> Picture | None:
     axes.tick_params(axis="x", top=True, labeltop=True)  # hundreds of rows above the lower ones
     figure.set_size_inches(1.4 * WIDTH, 1 + FOREST_LINE * len(rows))
     num_shown = sum(each.is_shown for each in behind)
-    limit = f" The first {MAX_ROWS:,} of {len(behind):,}; the table has all."
+    cut = f" The first {MAX_ROWS:,} of {len(behind):,}; the table has all."
+    limit = cut if len(rows) < len(behind) else ""
     return Picture(
         "Behind the best",
         _with_few_colours(png(figure)),
         f"{best.name} and the {len(behind)} other jobs: {num_shown} are shown to be worse, "
         f"{len(behind) - num_shown} are not.",
         f"Each job beside the best, {best.name}: difference of the means, and the interval that "
-        "holds together with all others. Orange: shown to be worse."
-        + limit
-        * (len(behind) > MAX_ROWS),
+        f"holds together with all others. Orange: shown to be worse.{limit}",
     )
 
 

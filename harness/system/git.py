@@ -163,7 +163,7 @@ def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
             except PermissionError:
                 unread.append(name)
         git(folder, "init", "--quiet", "--template=")
-        (folder / ".git/info").mkdir()
+        (folder / ".git/info").mkdir(exist_ok=True)
         (folder / ".git/info/attributes").write_text("* -text\n")  # line ends stay as they are
         git(folder, "add", "--all", "--force")
         return git(folder, *DIFF, "--cached"), unread

@@ -1,6 +1,8 @@
 """The bytes of a user's texts as a stream: unpacked, in UTF-8, and never more than is sound."""
 
 import codecs
+import collections
+import csv
 import io
 import json
 from collections.abc import Iterator
@@ -87,6 +89,35 @@ def import_pyarrow(where: str) -> Any:
             "requirements.lock again (bash slurm/common.sh --setup)"
         ) from None
     return pyarrow
+
+
+def check_quotes(file: BinaryIO, where: str, *, delimiter: str) -> None:
+    """Refuse a row of CSV that a text's own double quote joined with the lines behind it.
+
+    Raises:
+        InputError: with the line at which the row begins.
+    """
+    lines: list[str] = []
+
+    def seen() -> Iterator[str]:
+        # What separates texts is the same in Latin-1, which any bytes are.
+        for line in io.TextIOWrapper(file, "latin-1", newline=""):
+            lines.append(line)
+            yield line
+
+    csv.field_size_limit(2 * MAX_ROW_BYTES)  # pyarrow takes a row that is in two blocks
+    rows = csv.reader(seen(), delimiter=delimiter)
+    for _ in rows:
+        if len(lines) > 1:
+            try:
+                collections.deque(csv.reader(lines, delimiter=delimiter, strict=True), 0)
+            except csv.Error:
+                raise InputError(
+                    f"{where}the row of line {rows.line_num - len(lines) + 1} has a double quote "
+                    f"that joins it with the next {len(lines) - 1:,} lines; put a text that begins "
+                    "with a double quote into double quotes, and double those in it"
+                ) from None
+        lines.clear()
 
 
 def json_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, Any]]:

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
-from harness.texts.stream import COMPRESSIONS, MAX_ROW_BYTES, import_pyarrow, json_lines, open_bytes
+from harness.texts.stream import (
+    COMPRESSIONS,
+    MAX_ROW_BYTES,
+    check_quotes,
+    import_pyarrow,
+    json_lines,
+    open_bytes,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,6 +166,8 @@ def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[
             ),
         )
         yield from _batch_rows(batches, columns, table=table, first=2)
+    with open_bytes(table.path, table.where, form.encoding) as file:
+        check_quotes(file, table.where, delimiter=delimiter)
 
 
 def _header(file: BinaryIO, where: str, *, delimiter: str) -> bytes:

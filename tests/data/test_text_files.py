@@ -113,6 +113,8 @@ HEAD = b"text,label\n"
         (HEAD + b"fine, really,pos\n", ("row 2", "3 fields, the header 2", "double quotes")),
         (HEAD + b"fine\n", ("row 2", "1 fields")),
         (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("row 3", "1 fields", "close them")),
+        (HEAD + b"x,1\n" * 8 + b'b,"0\n' + b"d,1\n" * 30, ("row of line 10", "next 30 lines")),
+        (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', ("row of line 2", "a double quote that joins")),
         (HEAD + b"x,pos\n" + b"a" * 50_000_000 + b",pos\n", ("row of over 16,000,000 bytes",)),
         (b"text,label,split\nfine,pos,later\n", ("row 2", "split is 'later'", "train or test")),
         (HEAD, ("holds no review",)),

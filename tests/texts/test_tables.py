@@ -119,6 +119,17 @@ def test_columns_delimiter_and_encoding_are_those_named(tmp_path: Path) -> None:
     assert found(utf16, SourceFormat(encoding="utf-16")) == [("für", "pos")]
 
 
+def test_quotes_of_a_text_may_not_join_rows(tmp_path: Path) -> None:
+    """In one line they are read as they always were; packed and decoded, rows are looked at too."""
+    form, path = SourceFormat(encoding="utf-16"), tmp_path / "a.tsv.gz"
+    content = 'label\ttext\n1\t"Great" film\n0\t"a\n""b"""\n1\t"" for all\n'
+    path.write_bytes(gzip.compress(content.encode("utf-16")))
+    assert found(path, form) == [("Great film", "1"), ('a\n"b"', "0"), (" for all", "1")]
+    path.write_bytes(gzip.compress(f'{content}1\t"What a day\n0\tdull\n'.encode("utf-16")))
+    with pytest.raises(InputError, match="the row of line 6 has a double quote that joins it with"):
+        found(path, form)
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_rows_end_as_each_system_ends_them(tmp_path: Path, end: bytes) -> None:
     """By a carriage return alone too, of any number of rows, with blank rows before the header."""

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from harness.data.dataset import MAX_CLASSES, SPLITS
 from harness.errors import InputError, did_you_mean
-from harness.files.lenient_json import read_json
+from harness.files.lenient_json import parse_json
+from harness.files.plain_file import read_plain_file
 from harness.texts.stream import COMPRESSIONS, MAX_ROW_BYTES, open_bytes
 from harness.texts.tables import (
     LEFT_OUT,
@@ -127,7 +128,7 @@ def _parts(source: Path) -> Iterator[_Part]:
 def _folder_parts(source: Path) -> Iterator[_Part]:
     entries = _entries(source, source)
     if SAVED_SPLITS in entries:
-        splits = read_json(source / SAVED_SPLITS).get("splits")
+        splits = parse_json(read_plain_file(source / SAVED_SPLITS)).get("splits")
         names = [str(name) for name in splits] if isinstance(splits, list) else []
         for name in names:
             if name not in (*SPLITS, *LEFT_OUT) or name not in entries:
@@ -188,7 +189,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
 def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
     """The files of a data set that `save_to_disk` wrote, in the order that its state says."""
     entries = _entries(source, folder)
-    state = read_json(folder / SAVED)
+    state = parse_json(read_plain_file(folder / SAVED))
     files = state.get("_data_files")
     files = files if isinstance(files, list) else []
     names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]

@@ -17,6 +17,7 @@ import tomli_w
 from harness import __version__
 from harness.ensembles.kept_ngrams import KeptNgrams
 from harness.errors import InputError
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import number, table, text, whole
 from harness.files.plain_file import open_plain_file, read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
@@ -135,6 +136,7 @@ class Ensemble:
 
         Raises:
             InputError: with the first such file.
+            DiskError: if the disk fails.
         """
         for index, member in enumerate(self.members):
             for name, expected in member.sha256.items():
@@ -142,6 +144,7 @@ class Ensemble:
                 try:
                     is_same = sha256_of(path) == expected
                 except OSError as error:
+                    raise_unless_missing(error, path)
                     raise InputError(
                         f"ensemble {self.folder}: {path} can't be read ({error.strerror}); {AGAIN}"
                     ) from None
@@ -156,12 +159,16 @@ class Ensemble:
 
         Raises:
             InputError: if its file is broken.
+            DiskError: if the disk fails.
         """
         if not self.has_ngrams:
             return None
+        path = self.folder / NGRAMS_FILE
         try:
-            return KeptNgrams.from_bytes(read_plain_file(self.folder / NGRAMS_FILE, MAX_BYTES))
+            return KeptNgrams.from_bytes(read_plain_file(path, MAX_BYTES))
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                raise_unless_missing(error, path)
             raise InputError(
                 f"ensemble {self.folder}: {NGRAMS_FILE} is broken ({error}); {AGAIN}"
             ) from None
@@ -204,7 +211,8 @@ def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
     """Copy a finished run's files that classify texts to a new folder; returns their checksums.
 
     Raises:
-        InputError: if one can't be read.
+        InputError: if one is missing.
+        DiskError: if the disk fails.
         OSError: if the disk refuses the copy.
     """
     to.mkdir(parents=True)
@@ -214,6 +222,7 @@ def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
         try:
             source = open_plain_file(run / name)
         except OSError as error:
+            raise_unless_missing(error, run / name)
             raise InputError(
                 f"run {run}: {name} can't be read ({error.strerror}); train a new run"
             ) from None

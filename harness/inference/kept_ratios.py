@@ -3,6 +3,7 @@
 import hashlib
 
 from harness.errors import InputError
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.plain_file import read_plain_file
 from harness.inputs.ngram_ratios import NgramRatios
 from harness.inputs.ngrams import MAX_BYTES
@@ -16,14 +17,16 @@ def read_ratios(run: RunDirectory) -> NgramRatios | None:
     """The ratios that a finished run keeps; None if its network reads none.
 
     Raises:
-        InputError: if they can't be read, or are not those of the run.
+        InputError: if they are missing, or not those of the run.
+        DiskError: if the disk fails.
     """
     num_words = run.job().model.ngram_ratios
     if not num_words:
         return None
     try:
-        content = read_plain_file(run.path(RATIOS_FILE), MAX_BYTES)
+        content = read_plain_file(path := run.path(RATIOS_FILE), MAX_BYTES)
     except OSError as error:
+        raise_unless_missing(error, path)
         raise InputError(
             f"run {run.folder}: {RATIOS_FILE} can't be read ({error.strerror}); train a new run"
         ) from None

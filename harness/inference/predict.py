@@ -10,6 +10,7 @@ import numpy as np
 from harness.data.dataset import CLASSES, by_class, vocab_from_bytes
 from harness.data.vocabulary import START, encode_text
 from harness.errors import InputError
+from harness.files.disk_errors import raise_unless_missing
 from harness.files.plain_file import read_plain_file
 from harness.inference.kept_ratios import read_ratios
 from harness.inference.text_lines import Line, Remarks, checked
@@ -56,11 +57,13 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
     """The run's words, the most frequent first.
 
     Raises:
-        InputError: if the file can't be read.
+        InputError: if the file is missing or another one.
+        DiskError: if the disk fails.
     """
     try:
-        content = read_plain_file(run.path("vocabulary.txt"))
+        content = read_plain_file(path := run.path("vocabulary.txt"))
     except OSError as error:
+        raise_unless_missing(error, path)
         raise InputError(
             f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train a new run"
         ) from None

@@ -1,8 +1,16 @@
 """What `harness predict` says of a text."""
 
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from harness.inference.predict import Prediction
+from harness.ensembles.folder import NGRAMS, Ensemble, Member, copied
+from harness.errors import DiskError
+from harness.inference.kept_ratios import read_ratios
+from harness.inference.predict import Prediction, read_vocabulary
 
 
 @pytest.mark.parametrize(
@@ -27,3 +35,29 @@ def test_a_line_names_the_class_that_its_number_is_of(
         "num_words": 2,
         "num_unknown": 1,
     }
+
+
+def test_a_failing_disk_does_not_ask_for_a_new_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor for a new ensemble: what is there is good, and the disk gives it later."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
+    run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
+    ngrams = Member(NGRAMS, 1.0, {"ngrams.npz": "0"}, {})
+    ensemble = Ensemble(tmp_path, (ngrams,), "", 0, (), "", {})
+    for name in ("inference.predict", "inference.kept_ratios", "ensembles.folder"):
+        monkeypatch.setattr(f"harness.{name}.read_plain_file", fail)
+    monkeypatch.setattr("harness.ensembles.folder.open_plain_file", fail)
+    for read in (
+        lambda: read_vocabulary(run),
+        lambda: read_ratios(run),
+        ensemble.check,
+        ensemble.ngrams,
+        lambda: copied(tmp_path, tmp_path / "copy", {}),
+    ):
+        with pytest.raises(DiskError, match="can't be read: Input/output error; try again later"):
+            read()

@@ -186,6 +186,22 @@ def test_splits_are_those_of_folders_names_and_columns(tmp_path: Path) -> None:
         found(tmp_path / "a.csv", SourceFormat(split_column="fold"))
 
 
+def test_a_saved_data_set_that_the_disk_does_not_give_is_not_called_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what names its splits, nor what names its files."""
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    saved = write_saved(tmp_path / "saved", pa.table(columns()))
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    monkeypatch.setattr("harness.data.text_files.read_plain_file", fail)
+    for source in (saved, tmp_path):
+        with pytest.raises(InputError, match=r"can't be read \(Input/output error\); check its"):
+            found(source)
+
+
 def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
     """Models read the end; the start of a run says how many were cut."""
     rows = [*ROWS, ("first " + "word " * 40_000 + "last", "pos")]

@@ -273,6 +273,8 @@ def predict(
     model = open_model(run_folder)
     if file is not None and texts:
         raise InputError(f"--file {file}: give either texts or a file, not both")
+    if is_jsonl and texts:
+        raise InputError("--jsonl: is for a file or standard input, not for texts; leave it out")
     remarks, ahead = Remarks(), list[list[Line]]()
     batches: Iterator[list[Line]] = iter(())
     if texts:
@@ -297,7 +299,7 @@ def predict(
             if as_json:
                 echo(json.dumps({"number": number, **answer.as_json()}))
             else:
-                echo(f"{answer.summary}  {answer.text[:200]}")
+                echo(f"{answer.summary}  {' '.join(answer.text[:200].split())}")  # one line each
     except BrokenPipeError:
         ignore_broken_pipe()
         return

@@ -125,6 +125,10 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise InputError(f'{where} is no text; write "…" or {{"text": "…"}} in each line')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where} holds half of a character; take it out") from None
     return text
 
 

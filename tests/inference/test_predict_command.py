@@ -41,9 +41,11 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         ([], "\n \n", "no text"),
         ([], "go\0od\n", "line 1 holds a NUL byte"),
         (["--jsonl"], "good\n", "line 1 is no JSON"),
+        (["--jsonl"], '"cut \\ud83d"\n', "standard input: line 1 holds half of a character"),
         (["--jsonl"], "[1]\n", "line 1 is no text"),
         ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),
         (["good", "--file", "x"], "", "not both"),
+        (['{"text": "good"}', "--jsonl"], "", "--jsonl: is for a file or standard input"),
         (["--file", "none.txt"], "", "none.txt"),
     ],
 )
@@ -80,7 +82,10 @@ def test_lines_without_a_word_get_no_answer_and_long_ones_are_cut(
 
 @pytest.mark.full
 def test_texts_of_several_lines_come_as_json(finished: tuple[Harness, Path]) -> None:
-    """By the name of the file or by an option; a string, or an object with a text."""
+    """By the name of the file or by an option; a string, or an object with a text.
+
+    Without --json each answer is one line all the same.
+    """
     harness, run = finished
     texts = ["good\nfilm", "bad"]
     lines = f"{json.dumps(texts[0])}\n{json.dumps({'id': 7, 'text': texts[1]})}\n"
@@ -89,6 +94,8 @@ def test_texts_of_several_lines_come_as_json(finished: tuple[Harness, Path]) -> 
     from_stdin = harness.run("predict", run, "--jsonl", "--json", stdin=lines)
     assert from_file.stdout == from_stdin.stdout
     assert [json.loads(line)["text"] for line in from_file.stdout.splitlines()] == texts
+    plain = harness.run("predict", run, "--jsonl", stdin=lines).stdout.splitlines()
+    assert [line.split("  ")[1] for line in plain] == ["good film", "bad"]
 
 
 @pytest.mark.full

@@ -230,7 +230,8 @@ def evaluate(
     from harness.training.metrics import describe_scores
 
     scores = evaluate_again(RunDirectory.open(run_folder), data)
-    echo(json.dumps(scores) if as_json else describe_scores(scores))
+    shown = f"tested on {scores['data']}: {describe_scores(scores)}"
+    echo(json.dumps(scores) if as_json else shown)
 
 
 @app.command(epilog='Example: harness predict runs/lstm/my-run "An excellent movie!"')

@@ -219,6 +219,7 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
     scores, result = json.loads(done.stdout), json.loads((run / "result.json").read_text())
     assert scores["confusion_matrix"] == result["confusion_matrix"]
     assert abs(scores["log_loss"] - result["log_loss"]) < 1e-6
+    assert harness.run("evaluate", run).stdout.startswith("tested on SAMPLE of IMDB, not the full")
 
 
 @pytest.mark.parametrize("is_waiting", [False, True])

@@ -39,7 +39,8 @@ class NgramTextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no ty
         )
         self.ngrams = [numbering(codes) for codes in ngrams]
         self.sizes = [len(codes) for codes in ngrams]
-        self.weights = tf.constant(linear.weights.T)  # [num_ngrams, num_models] float64
+        # [num_ngrams, num_models] float64, beside the graph, which takes 2 GB at most.
+        self.weights = tf.Variable(linear.weights.T, trainable=False)
         self.biases = tf.constant(linear.biases)
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:

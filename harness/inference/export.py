@@ -26,6 +26,7 @@ from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # TensorFlow Serving looks for a folder of a number
 RECORD = "harness.json"  # says that a folder is an export, and may be replaced
+REMEDY = "free space there, or choose another --out"
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 
 
@@ -51,7 +52,9 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         self.ngrams = [numbering(codes) for codes in ratios.ngrams] if ratios else []
         if ratios:
             self.sizes = [len(codes) for codes in ratios.ngrams]
-            self.ratios = tf.constant(np.pad(ratios.ratios, ((0, 1), (0, 0))))  # the last: unknown
+            # Beside the graph, which takes 2 GB at most; the last: unknown.
+            padded = np.pad(ratios.ratios, ((0, 1), (0, 0)))
+            self.ratios = tf.Variable(padded, trainable=False)
         known = vocab[: vocab_size - SHIFT - 1]
         self.table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
@@ -90,7 +93,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         words = self.ngrams[0].lookup(tf.cast(tokens.flat_values - SHIFT, tf.int64))
         channels = []
         for column in columns(tokens.with_flat_values(words), self.ngrams, self.sizes):
-            row = tf.where(column >= 0, column, len(self.ratios) - 1)
+            row = tf.where(column >= 0, column, self.ratios.shape[0] - 1)
             channels.append(tf.gather(self.ratios, row))
         return tokens.with_flat_values(tf.concat(channels, axis=1))
 
@@ -239,10 +242,10 @@ def write_saved_model(
             archive.write_out(temporary / VERSION, verbose=False)
             (temporary / RECORD).write_text(json.dumps(record) + "\n")
     except OSError as error:
-        raise RunError(write_refusal(folder, error)) from None
+        raise RunError(write_refusal(folder, error, REMEDY)) from None
     except tf.errors.OpError as error:  # of TensorFlow's own files
         refused = OSError(" ".join(error.message.split()))
-        raise RunError(write_refusal(folder, refused)) from None
+        raise RunError(write_refusal(folder, refused, REMEDY)) from None
     return folder / VERSION
 
 

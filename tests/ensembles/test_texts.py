@@ -62,10 +62,13 @@ def test_the_graph_says_what_the_linear_model_says(num_classes: int) -> None:
 
 
 def test_a_long_text_is_cut_as_predict_cuts_it(tmp_path: Path) -> None:
-    """By characters, not bytes; an empty one stays."""
+    """By characters, not bytes; an empty one stays. The weights are beside the graph."""
     linear = kept(made_up(2))
     model = NgramTextModel(linear)
     folder = write_saved_model(tmp_path / "out", model, [model], record={"classes": ["a", "b"]})
+    weights = linear.model.linear.weights.T
+    # A graph takes 2 GB at most.
+    assert weights.tobytes() not in (folder / "saved_model.pb").read_bytes()
     classify = tf.saved_model.load(str(folder)).signatures["serving_default"]
     texts = ["", "w1 w2 ", " ".join(WORDS[:15]) + " é" * 65_530 + " w1 w2 w5 w6"]
     assert len(texts[-1]) > MAX_CHARACTERS

@@ -91,7 +91,7 @@ class Ensemble:
         if (
             not known
             or len(known) != len(members)
-            or not all(each.is_run for each in known[:-1])
+            or not all(each.is_run for each in (known[0], *known[:-1]))
             or not isinstance(classes, list)
             or not all(isinstance(name, str) for name in classes)
             or checksum is None

@@ -20,6 +20,7 @@ from harness.files.atomic_file import atomic_directory, atomic_write, write_refu
 from harness.files.leased_dir import to_json
 from harness.files.lenient_json import number
 from harness.report.text_tables import Line
+from harness.system.console import printable
 from harness.tracking.provenance import code_of
 from harness.tracking.record_format import RECORD, stamped
 from harness.tracking.run_dir import (
@@ -150,7 +151,8 @@ class Draft:
         for index, (each, weight) in enumerate(zip(self.runs, self.weights, strict=False)):
             sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
             about = {"job": each.job.name, "seed": each.job.train.seed}
-            members.append(Member(str(each.run.folder.absolute()), weight, sums, about))
+            name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8
+            members.append(Member(name, weight, sums, about))
         if self.kept:
             content = self.kept.to_bytes()
             atomic_write(folder / NGRAMS_FILE, content)
@@ -202,7 +204,7 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> D
         test = Part(test.labels, [*test.members, of_test])
         validation = Part(validation.labels, [*validation.members, of_validation])
     weights = weights or best_weights(validation.labels, validation.members)
-    origin = str(request.weights_from.absolute()) if request.weights_from else ""
+    origin = printable(str(request.weights_from.absolute())) if request.weights_from else ""
     draft = Draft(folder, members, kept, weights, origin, test, validation)
     draft.write()
     return draft

@@ -1,6 +1,7 @@
 """`harness ensemble`: its weights, its scores, what it writes, and what it refuses."""
 
 import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
@@ -230,6 +231,21 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     assert sorted(harness.runs.rglob("*")) == before
 
 
+def test_folders_need_no_names_in_utf8(harness: Harness, dataset: Dataset) -> None:
+    """Of runs, and of the ensemble that the weights are from."""
+    for name, number, keys in (("v1", 1, ()), ("a1", 7, ALL)):
+        write_finished(harness.runs / "lstm" / name, dataset, number, *keys)
+    odd, runs = (harness.folder / os.fsdecode(each) for each in (b"\xfe", b"\xff"))
+    (harness.runs / "lstm").rename(runs)
+    words = (runs / "v1", "--with", "ngrams", "--runs", odd, "--run-id", "x")
+    done = harness.run_here("ensemble", *words)
+    assert done.returncode == 0, done.stderr
+    (part,) = odd.glob("*/x")
+    toml, _ = read(made(harness, runs / "a1", "--with", "ngrams", "--weights-from", part))
+    assert toml["weights_from"].startswith(f"{harness.folder}/\\udcfe/")
+    assert toml["members"][0]["name"] == f"{harness.folder}/\\udcff/a1"
+
+
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:
     """By what would use it, in one line; what looks at all runs goes on."""
     run = write_finished(harness.runs / "lstm/s1", dataset, 1)
@@ -242,6 +258,7 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
         (text.replace("weight = ", "weight = -1"), "is not complete"),
         (text.replace('"model.keras"', '"../../x"'), "is not complete"),
         (text.replace('"job.toml" = ', '# "job.toml" = '), "is not complete"),
+        (text[: text.index("[[members]]")] + text[text.rindex("[[members]]") :], "is not"),
         (text.replace("format = 1", "format = 2"), "was written by harness"),
         ("\0", "is broken"),
     ):

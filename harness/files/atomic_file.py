@@ -2,6 +2,7 @@
 
 Each is written under a temporary name next to its target, `.<random>.tmp`, and renamed. The name
 is random because processes of several nodes, with the same process ids, may write the same file.
+Folders that killed processes left are removed a day later, when a folder is made next to them.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import errno
 import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import BinaryIO
 
 from harness.errors import DiskError
 
+DAY_S = 86_400
 REMEDY = "free space there, or choose another --runs"
 
 
@@ -64,6 +67,10 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         OSError: if the disk refuses, or `target` exists and is no empty folder.
     """
     temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
+    for leftover in target.parent.glob(f".{'[0-9a-f]' * 32}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if leftover.stat().st_mtime < time.time() - DAY_S:
+                shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary

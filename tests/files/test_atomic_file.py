@@ -85,6 +85,20 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_a_kill_left_goes_a_day_later(tmp_path: Path) -> None:
+    """Whatever its target was; what may still be written stays, and so does what looks alike."""
+    old, new = (tmp_path / f".{letter * 32}.other.tmp" for letter in "ab")
+    (mine := tmp_path / ".mine.other.tmp").mkdir()
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "part").touch()
+    for folder in (old, mine):
+        os.utime(folder, (0, 0))
+    with atomic_directory(target := tmp_path / "target"):
+        pass
+    assert {*tmp_path.iterdir()} == {new, mine, target}
+
+
 def test_what_a_kill_moved_away_comes_back(tmp_path: Path) -> None:
     """The earlier folder stays until the new one is whole, whenever the process is killed."""
     target, left = tmp_path / "export", tmp_path / ".export.7.old"

@@ -32,6 +32,12 @@ MEASURED = [
     ("stacked_lstm", ("data.maxlen=400", "train.batch_size=128", "model.units=128"), 1.447),
 ]
 
+MEASURE = """
+import os, sys
+_, status, usage = os.wait4(os.posix_spawn(sys.executable, sys.argv[1:], os.environ), 0)
+print(status, usage.ru_maxrss)
+"""
+
 
 @pytest.mark.parametrize(("job", "settings", "peak_gb"), MEASURED)
 def test_it_is_a_little_above_the_measured_peak(
@@ -105,11 +111,15 @@ def test_a_run_stays_below_it(harness: Harness) -> None:
     """The peak of a real run, as the kernel counts it."""
     words = ["--set", "data.limit=600", "--set", "train.epochs=1", "--devices", "cpu:1"]
     command = harness.command("train", JOBS / "lstm.toml", "--run-id", "seen", *words)
-    process = os.posix_spawn(sys.executable, command, harness.environment)
-    _, status, usage = os.wait4(process, 0)
+    # From a small process: Linux counts for a child what the one that starts it holds.
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *command], env=harness.environment,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    status, peak_kb = map(int, done.stdout.splitlines()[-1].split())
     assert status == 0
     job = load_job(JOBS / "lstm.toml", ["data.limit=600"])
-    assert usage.ru_maxrss * 1024 / 1e9 <= reckoned_gb(job)
+    assert peak_kb * 1024 / 1e9 <= reckoned_gb(job)
 
 
 # Buffers of 64 MB, as a step takes and gives back; NumPy too has them from malloc.

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.conftest import Harness
+from tests.preloaded import SHARED
 
 
 def wait_for(ready: Callable[[], Any], what: str) -> Any:
@@ -39,7 +41,8 @@ class Board:
 
     def __init__(self, harness: Harness, *words: object, stdout: Any = subprocess.PIPE) -> None:
         self.cache = harness.cache
-        self.temporary = harness.folder / "t"  # short: a socket's path holds 107 bytes
+        # Short, since a socket's path holds 107 bytes, and the same for all of a test.
+        self.temporary = Path(os.environ[SHARED], f"t{harness.folder.stat().st_ino}")
         self.temporary.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             harness.command("tensorboard", *words),

@@ -140,6 +140,7 @@ def test_help_names_each_command_in_a_whole_sentence(harness: Harness) -> None:
         assert all(line.endswith(".") and not line.endswith("..") for line in lines), lines
 
 
+@pytest.mark.full
 def test_bash_completes_commands_and_options(harness: Harness) -> None:
     """The script for bash is printed, and what it calls gives the names that fit."""
     # Typer asks for the shell above the tests, which need not be one.

@@ -112,7 +112,13 @@ def test_last_words_are_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "code"), [("finished", 0), ("failed", 1), ("interrupted", 75), ("training", 1)]
+    ("phase", "code"),
+    [
+        ("interrupted", 75),
+        pytest.param("finished", 0, marks=pytest.mark.full),
+        pytest.param("failed", 1, marks=pytest.mark.full),
+        pytest.param("training", 1, marks=pytest.mark.full),
+    ],
 )
 def test_following_ends_with_the_run(harness: Harness, site: Site, phase: str, code: int) -> None:
     """`logs -f` prints what there is and ends as the run did; a dead one has failed."""

@@ -59,7 +59,9 @@ def test_the_process_sees_the_best_the_latest_and_a_spread() -> None:
     assert len(subset(made_up(*scores[:100]), 1)) == 100
 
 
-@pytest.mark.parametrize("objective", ["val_accuracy", "val_loss"])
+@pytest.mark.parametrize(
+    "objective", ["val_accuracy", pytest.param("val_loss", marks=pytest.mark.full)]
+)
 def test_it_finds_the_optimum_that_random_trials_miss(tmp_path: Path, objective: str) -> None:
     """After 18 trials it is closer than the best of 200 random ones, in either direction."""
     text = BAYESIAN.replace("[search]", f'[search]\nobjective = "{objective}"')

@@ -89,7 +89,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
     Run by hand with `-m slow -s`, which shows where each kill fell.
     """
     words = ["--devices", devices, "--set", "train.epochs=500", "--set", "data.limit=1000"]
-    calm = harness.train("gru", "calm", *words)
+    calm = harness.run(*harness.train_words("gru", "calm", *words), timeout_s=1200)
     assert calm.returncode == 0, calm.stderr
     moments = random.Random(7)  # noqa: S311 - not a secret
     run = harness.runs / "gru" / "killed"
@@ -103,7 +103,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
         state = json.loads((run / "state.json").read_text()) if run.exists() else {}
         print(devices, state.get("phase"), "step", state.get("step"))  # noqa: T201
         assert not (run / "result.json").exists(), "killed too late: nothing was tried"
-    last = harness.train("gru", "killed", *words)
+    last = harness.run(*harness.train_words("gru", "killed", *words), timeout_s=1200)
     assert last.returncode == 0, last.stderr
     assert results(run) == results(harness.runs / "gru" / "calm")
     assert step_events(run) == step_events(harness.runs / "gru" / "calm")

@@ -42,7 +42,7 @@ def parse_partitions(text: str) -> list[Partition]:
     partitions = []
     for line in text.splitlines():
         fields = line.split("|", 4)
-        if len(fields) != 5:  # a line beside the partitions, as with SLURM_CLUSTERS
+        if len(fields) != 5:  # a line beside the partitions, as of several clusters
             continue
         name, state, limit, default_time, gres = fields
         partitions.append(

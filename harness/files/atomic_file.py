@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from harness.errors import DiskError
 
-DAY_S = 86_400
+ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
 
 
@@ -63,20 +63,27 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a new folder to fill, which is renamed to `target` at the end, or removed on failure.
+
     Raises:
         OSError: if the disk refuses, or `target` exists and is no empty folder.
     """
     temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
-    for leftover in target.parent.glob(f".{'[0-9a-f]' * 32}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if leftover.stat().st_mtime < time.time() - DAY_S:
-                shutil.rmtree(leftover, ignore_errors=True)
+    remove_abandoned(target.parent, f".{'[0-9a-f]' * 32}.*.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove the user's own folders of such names that killed processes left a day ago."""
+    for copy in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            known = copy.lstat()
+            if known.st_uid == os.getuid() and time.time() - known.st_mtime > ABANDONED_S:
+                shutil.rmtree(copy)
 
 
 def remove_leftovers(target: Path) -> None:

@@ -4,12 +4,10 @@
 commit, however often its user submits it.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +17,7 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_write
+from harness.files.atomic_file import atomic_write, remove_abandoned
 from harness.files.site_settings import SITE
 from harness.ownership import distrust
 from harness.slurm.script import read_header, submissions
@@ -40,7 +38,6 @@ MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
 LARGE_BYTES = 50_000_000  # worth a warning
 MAX_LISTED = 20
-ABANDONED_S = 86_400
 
 # Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
@@ -102,7 +99,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     names = code_files(project, runs).names
     version = code_version(project, runs)
     copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed once its hash is known
-    _remove_abandoned(copy.parent)
+    remove_abandoned(copy.parent, ".code-*")
     try:
         copy.mkdir(parents=True)
         for name in names:
@@ -129,15 +126,6 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return folder
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove the user's own copies that a killed submission left unfinished."""
-    for copy in folder.glob(".code-*"):
-        with contextlib.suppress(OSError):
-            known = copy.lstat()
-            if known.st_uid == os.getuid() and time.time() - known.st_mtime > ABANDONED_S:
-                shutil.rmtree(copy)
 
 
 @dataclass(frozen=True)

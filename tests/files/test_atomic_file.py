@@ -99,6 +99,16 @@ def test_what_a_kill_left_goes_a_day_later(tmp_path: Path) -> None:
     assert {*tmp_path.iterdir()} == {new, mine, target}
 
 
+def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group's folder it may be removable, and still be theirs."""
+    (theirs := tmp_path / f".{'a' * 32}.other.tmp").mkdir()
+    os.utime(theirs, (0, 0))
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    with atomic_directory(target := tmp_path / "target"):
+        pass
+    assert {*tmp_path.iterdir()} == {theirs, target}
+
+
 def test_what_a_kill_moved_away_comes_back(tmp_path: Path) -> None:
     """The earlier folder stays until the new one is whole, whenever the process is killed."""
     target, left = tmp_path / "export", tmp_path / ".export.7.old"

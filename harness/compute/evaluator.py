@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.xla_cache import is_offered, quiet_loading
 from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job import Job
@@ -24,11 +25,14 @@ class Evaluator:
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, job: Job) -> None:
         self.model, self.strategy, data = model, strategy, job.data
         self.is_compiled = job.train.compile_evaluation and not uses_gpu()
+        self.loads = self.is_compiled and is_offered()
         self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
         # By length, batches have several shapes: the second trace is for all of them.
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
+        # A run validates on the same reviews after every epoch, and to open them takes as long as
+        # a batch.
         self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
@@ -42,13 +46,15 @@ class Evaluator:
         stop = stop or StopRequest()
         outputs = []
         order = evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
-        opened = self._open(reviews, order)
+        is_again = self._opened is not None and self._opened[0] is reviews
+        opened = self._opened[1] if self._opened and is_again else self._open(reviews, order)
         self._opened = None  # an evaluation that is interrupted leaves the rest of its batches
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             batch = next(opened)
             stop.check()
             # Each replica's batch ends in padding where the global batch is not full.
-            probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
+            with quiet_loading(loads=self.loads and not is_again):
+                probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
             stop.agree(float(votes.numpy().sum()))
             outputs.append(probabilities.numpy()[weights.numpy() > 0])
         self._opened = reviews, opened
@@ -58,10 +64,6 @@ class Evaluator:
         return probabilities
 
     def _open(self, reviews: Reviews, order: np.ndarray) -> Iterator[Batch]:
-        # Opened once, because a run validates on the same reviews after every epoch, and to open
-        # them takes as long as a batch.
-        if self._opened and self._opened[0] is reviews:
-            return self._opened[1]
         orders = order.astype(np.int32)[None]
         again = Start(endless=True)
         return iter(batches(self.strategy, reviews, orders, shape=self.shape, start=again))

@@ -23,6 +23,7 @@ from harness.files.paths import private_cache
 from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.system.host import installed_version, processor, processor_features
+from harness.system.stderr_filter import filtered_stderr
 
 NEEDED_BYTES = 256e6  # of free space, else nothing is cached; an entry has about 1 MB
 MAX_ENTRIES = 64
@@ -72,6 +73,18 @@ def is_offered() -> bool:
     """Whether TensorFlow may find the step that it would compile next."""
     folder = re.search(rf"{DIRECTORY}=(\S+)", os.environ.get(FLAGS, ""))
     return folder is not None and any(Path(folder[1]).glob("*.pb"))
+
+
+@contextlib.contextmanager
+def quiet_loading(*, loads: bool) -> Iterator[None]:
+    """Filter what TensorFlow says when it loads a compiled step: three lines, as errors.
+
+    Args:
+        loads: as `is_offered` said before the first was compiled. Nothing is filtered where XLA
+            compiles: if that crashes, its message must be seen.
+    """
+    with filtered_stderr() if loads else contextlib.nullcontext():
+        yield
 
 
 def name_functions_alike() -> None:

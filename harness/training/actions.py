@@ -3,7 +3,6 @@
 Each knows one thing, and has only what it needs for it.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,13 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
-from harness.compute.xla_cache import is_offered
 from harness.inputs.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job import SCORES, TrainConfig
 from harness.system.console import Console
 from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
@@ -63,10 +60,8 @@ class FirstStep:
         """Take steps; the first time, wait until they are done and note the time."""
         if self.done_s is not None:
             return take_steps()
-        # Nothing is filtered where XLA compiles: if that crashes, its message must be seen.
-        with filtered_stderr() if is_offered() else contextlib.nullcontext():
-            sums = take_steps()
-            sums.numpy()  # arrives when the steps are done
+        sums = take_steps()
+        sums.numpy()  # arrives when the steps are done
         self.done_s = round(age_s() or 0.0, 3)
         self.heartbeat.beat("training", first_step_s=self.done_s)
         return sums

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
+from harness.compute.xla_cache import is_offered, quiet_loading
 from harness.errors import Interrupted, RunError
 from harness.inputs.epoch_order import BatchShape, num_steps, permutations_ahead
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches
@@ -79,6 +80,7 @@ class Trainer:
         self.average = EpochAverage(train.average_epochs)
         self._pending: list[tf.Tensor] = []  # [steps, 3] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
+        self._loads = is_offered()  # in the first epoch, by length a step for each
         self._is_over = False  # the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
@@ -177,7 +179,8 @@ class Trainer:
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
             self.profiler.before_step(progress.epoch * self.steps_per_epoch + step)
             take_steps = partial(self.train_step.train_steps, self._batches, num, self.stop.vote)
-            self._pending.append(self.first_step.measure(take_steps))
+            with quiet_loading(loads=self._loads):
+                self._pending.append(self.first_step.measure(take_steps))
             before, step = step, step + num
             # At the same steps on every worker, wherever in the epoch it began.
             is_boundary = step // self.drain_every > before // self.drain_every
@@ -187,6 +190,7 @@ class Trainer:
             if self.checkpoints.is_due():
                 self._drain()
                 self._save()
+        self._loads = False
 
     def _drain(self) -> None:
         """Bring the values of the pending steps from the device, add them up and report them.

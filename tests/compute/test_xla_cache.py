@@ -160,3 +160,18 @@ def test_a_run_that_finds_its_step_compiled_ends_with_the_same_bytes(
     for name in ("model.keras", "predictions.npz"):
         bytes_of = [(runs / run / name).read_bytes() for run in ("first", "second", "third")]
         assert bytes_of[0] == bytes_of[1] == bytes_of[2]
+
+
+@pytest.mark.full
+def test_a_user_is_told_nothing_of_the_steps_that_are_loaded(harness: Harness, cache: Path) -> None:
+    """One for each length, in training and in evaluations: TensorFlow says of each, as an error,
+    that it could end by SIGILL.
+    """
+    harness.environment["XDG_CACHE_HOME"] = str(cache.parent.parent)
+    words = ["train", JOBS / "notebook" / "rnn.toml", "--set", "data.limit=300"]
+    words += ["--set", "data.bucket=true", "--set", "train.epochs=1", "--set", "train.batch_size=32"]
+    words += ["--set", "train.xla=on", "--set", "train.compile_evaluation=true"]
+    first = harness.run(*words, "--run-id", "first")
+    assert first.returncode == 0, first.stderr
+    assert len(list(cache.iterdir())) > 3  # lengths
+    assert harness.run(*words, "--run-id", "second").stderr == first.stderr

@@ -5,6 +5,7 @@ way (`Sequential` and `fit` on padded arrays), searches as KerasTuner does by it
 `torch.nn` where PyTorch is installed, and answers in a line of JSON. Only `harness.bench` calls it.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -95,31 +96,32 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
     Args:
         architecture: one of the five.
         reviews: the last fifth of the training ones validates.
-        epochs: at least 2; the last one is measured.
+        epochs: at least 2; those after the first are measured.
 
     Returns:
         `first_step_s` from the start of the process, `training_reviews_per_s` and
-        `evaluation_reviews_per_s` in the last epoch.
+        `evaluation_reviews_per_s`, the medians of the measured epochs.
     """
     import keras
 
     tokens, labels, test = reviews
     model = _network(architecture, 0.5 if architecture == "stacked_lstm" else 0.4, 0.001)
-    times: dict[str, float] = {}
+    first_step_s = 0.0
+    times: list[float] = []  # of each epoch: its begin, its evaluation's begin and end
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-            if "first_step" not in times:
-                times["first_step"] = age_s() or 0.0
+            nonlocal first_step_s
+            first_step_s = first_step_s or age_s() or 0.0
 
         def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-            times["epoch"] = time.perf_counter()
+            times.append(time.perf_counter())
 
         def on_test_begin(self, logs: object = None) -> None:
-            times["test"] = time.perf_counter()
+            times.append(time.perf_counter())
 
         def on_test_end(self, logs: object = None) -> None:
-            times["end"] = time.perf_counter()
+            times.append(time.perf_counter())
 
     model.fit(
         tokens,
@@ -131,11 +133,23 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
         verbose=0,
     )
     model.predict(test, verbose=0)
-    num_training = int(len(labels) * (1 - VALIDATION_SPLIT))
+    return {"first_step_s": first_step_s, **_speeds(times, len(labels))}
+
+
+def _speeds(times: list[float], num_reviews: int) -> dict[str, float]:
+    """The medians over the epochs after the first, whose graphs are traced on the way.
+
+    Args:
+        times: of each epoch its begin, and the begin and the end of its evaluation, in seconds.
+        num_reviews: for training and evaluation.
+    """
+    num_training = int(num_reviews * (1 - VALIDATION_SPLIT))
+    begins, tests, ends = (times[each + 3 :: 3] for each in range(3))
+    training_s = statistics.median(test - begin for begin, test in zip(begins, tests, strict=True))
+    evaluation_s = statistics.median(end - test for test, end in zip(tests, ends, strict=True))
     return {
-        "first_step_s": times["first_step"],
-        "training_reviews_per_s": num_training / (times["test"] - times["epoch"]),
-        "evaluation_reviews_per_s": (len(labels) - num_training) / (times["end"] - times["test"]),
+        "training_reviews_per_s": num_training / training_s,
+        "evaluation_reviews_per_s": (num_reviews - num_training) / evaluation_s,
     }
 
 
@@ -242,8 +256,9 @@ def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
     y = torch.as_tensor(np.asarray(labels), dtype=torch.float32, device=device)
     num_training = int(len(labels) * (1 - VALIDATION_SPLIT))
     first_step_s = 0.0
+    times: list[float] = []
     for _ in range(epochs):
-        began = time.perf_counter()
+        times.append(time.perf_counter())
         parts.train()
         for chosen in torch.randperm(num_training, device=device).split(BATCH_SIZE):
             optimizer.zero_grad()
@@ -252,21 +267,17 @@ def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
             optimizer.step()
             loss.item()  # as Keras, whose bar shows it
             first_step_s = first_step_s or age_s() or 0.0
-        trained = time.perf_counter()
+        times.append(time.perf_counter())
         parts.eval()
         with torch.no_grad():
             held_out = (each[num_training:].split(BATCH_SIZE) for each in (x, y))
             for batch, truth in zip(*held_out, strict=True):
                 loss_of(logits(batch), truth).item()
-        end = time.perf_counter()
+        times.append(time.perf_counter())
     with torch.no_grad():
         for batch in torch.as_tensor(test, dtype=torch.long, device=device).split(BATCH_SIZE):
             torch.sigmoid(logits(batch)).cpu()
-    return {
-        "first_step_s": first_step_s,
-        "training_reviews_per_s": num_training / (trained - began),
-        "evaluation_reviews_per_s": (len(labels) - num_training) / (end - trained),
-    }
+    return {"first_step_s": first_step_s, **_speeds(times, len(labels))}
 
 
 if __name__ == "__main__":

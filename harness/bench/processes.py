@@ -33,7 +33,7 @@ class Settings:
     architectures: tuple[str, ...]
     pairs: int  # turns of each comparison; even, so that each way is first as often
     reviews: int  # of each split; a few thousand are trained within a second
-    epochs: int  # of which the last is measured
+    epochs: int  # of which those after the first are measured
     data: Path | None
     jobs: tuple[Path, ...]  # whose plans are measured; empty = the steady ones
 

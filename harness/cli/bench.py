@@ -30,7 +30,7 @@ def bench(
     ] = 10_000,
     epochs: Annotated[
         int,
-        typer.Option(min=2, max=100, metavar="N", help="number of epochs; the last is measured"),
+        typer.Option(min=2, max=100, metavar="N", help="number of epochs; the first is left out"),
     ] = 2,
     job: Annotated[
         list[Path] | None,

@@ -18,6 +18,7 @@ from harness.bench.baselines import (
     MAXLEN,
     VOCAB_SIZE,
     Padded,
+    _speeds,
     by_keras,
     by_keras_tuner,
     load,
@@ -203,6 +204,13 @@ def test_the_notebooks_way_trains_and_is_timed(architecture: str) -> None:
     got = by_keras(architecture, Padded(tokens, np.tile([0, 1], 40), tokens[:8]), epochs=2)
     assert got.keys() == {"first_step_s", "training_reviews_per_s", "evaluation_reviews_per_s"}
     assert min(got.values()) > 0
+
+
+def test_speeds_are_medians_of_the_epochs_after_the_first() -> None:
+    """80 of 100 reviews are trained in 2 s and 4 s, and 20 evaluated in 1 s and 3 s."""
+    times = [0.0, 50.0, 70.0, 100.0, 102.0, 103.0, 110.0, 114.0, 117.0]
+    speeds = {"training_reviews_per_s": 80 / 3, "evaluation_reviews_per_s": 20 / 2}
+    assert _speeds(times, 100) == pytest.approx(speeds)
 
 
 @pytest.mark.slow

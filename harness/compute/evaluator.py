@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.recurrent import use_turns_of_two
 from harness.compute.xla_cache import is_offered, quiet_loading
 from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, in_parts
@@ -26,6 +27,8 @@ class Evaluator:
         self.model, self.strategy, data = model, strategy, job.data
         self.is_compiled = job.train.compile_evaluation and not uses_gpu()
         self.loads = self.is_compiled and is_offered()
+        if self.is_compiled and not job.model.is_own:
+            use_turns_of_two(model)
         self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
         # By length, batches have several shapes: the second trace is for all of them.
         self._run_forward = tf.function(

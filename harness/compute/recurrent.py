@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -37,6 +38,52 @@ def use_block_kernel(model: keras.Model) -> None:
             layer.inner_loop = functools.partial(_block_lstm, layer)
 
 
+def use_turns_of_two(model: keras.Model) -> None:
+    """Have LSTM layers compute two words in each turn of their loop.
+
+    Compiled by XLA, such a loop takes a sixth less time; those of other layers take the same. The
+    layers are those of the five networks: without dropout inside, without a mask.
+    """
+    for layer in _with_directions(model):
+        if isinstance(layer, LSTM):
+            layer.inner_loop = functools.partial(_turns_of_two, layer)
+
+
+def _turns_of_two(
+    layer: LSTM,
+    *,
+    sequences: tf.Tensor,
+    initial_state: list[tf.Tensor],
+    mask: tf.Tensor | None,
+    training: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """What `LSTM.inner_loop` gives: the last output, all outputs over time, the last states.
+
+    A backward layer reads from the end: a reversed copy of the words takes a fifth of its time.
+    """
+    words = _in_time(layer, sequences, mask)
+    num_words = tf.shape(words)[0]
+    num_kept = num_words if layer.return_sequences else 1
+    outputs = tf.TensorArray(layer.compute_dtype, num_kept, element_shape=initial_state[0].shape)
+
+    def turn(size: int, at: tf.Tensor, outputs: tf.TensorArray, *states: Any) -> tuple[Any, ...]:
+        for _ in range(size):
+            word = words[num_words - 1 - at if layer.go_backwards else at]
+            output, states = layer.cell(word, states, training=training)
+            if layer.return_sequences:
+                outputs = outputs.write(at, output)
+            at += 1
+        return (at, outputs, *states)
+
+    values: Any = (0, outputs, *initial_state)
+    for size in (2, 1):  # by one the last of an odd number
+        values = tf.while_loop(
+            lambda at, *_, size=size: at + size <= num_words, functools.partial(turn, size), values
+        )
+    _, outputs, *states = values
+    return states[0], _in_batch(layer, outputs.stack(), states[0]), states
+
+
 def _block_lstm(
     layer: LSTM,
     *,
@@ -50,16 +97,14 @@ def _block_lstm(
     The kernel has its gates in another order than Keras. Its second version is not used, because
     the gradient that TensorFlow has for it is that of the first.
     """
-    if mask is not None:
-        raise RuntimeError(f"{layer.name}: the block kernel takes no mask")
-    time_major = tf.transpose(sequences, [1, 0, 2])
+    words = _in_time(layer, sequences, mask)
     if layer.go_backwards:
-        time_major = tf.reverse(time_major, [0])
+        words = tf.reverse(words, [0])
     cell, no_peephole = layer.cell, tf.zeros([layer.units])
     hidden, carry = initial_state
     found = tf.raw_ops.BlockLSTM(
-        seq_len_max=tf.cast(tf.shape(time_major)[0], tf.int64),
-        x=time_major,
+        seq_len_max=tf.cast(tf.shape(words)[0], tf.int64),
+        x=words,
         cs_prev=carry,
         h_prev=hidden,
         w=_in_blocks_order(keras.ops.concatenate([cell.kernel, cell.recurrent_kernel], axis=0)),
@@ -71,8 +116,19 @@ def _block_lstm(
         cell_clip=-1.0,  # no clipping
     )
     last = found.h[-1]
-    outputs = tf.transpose(found.h, [1, 0, 2]) if layer.return_sequences else last[:, None]
-    return last, outputs, [last, found.cs[-1]]
+    return last, _in_batch(layer, found.h, last), [last, found.cs[-1]]
+
+
+def _in_time(layer: LSTM, sequences: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """`[time, batch, features]`, of `[batch, time, features]`."""
+    if mask is not None:
+        raise RuntimeError(f"{layer.name}: its loop takes no mask")
+    return tf.transpose(sequences, [1, 0, 2])
+
+
+def _in_batch(layer: LSTM, outputs: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """`[batch, time, units]`, of `[time, batch, units]`; or `[batch, 1, units]`, the last alone."""
+    return tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
 
 
 def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:

@@ -27,9 +27,9 @@ def test_every_review_gets_its_own_probability(
     job = load_job(JOBS / "lstm.toml", [*SETTINGS, f"train.compile_evaluation={compiled}"])
     keras.utils.set_random_seed(1)
     model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
     rows = encoded(TEST)
     expected = model.predict_on_batch(rows)[:, 0]
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
     for num_reviews in (1, 7, 8, 9, 21):
         offsets = np.arange(num_reviews + 1) * LENGTH
         reviews = Reviews(rows[:num_reviews].ravel(), offsets, TEST.labels[:num_reviews])
@@ -55,8 +55,8 @@ def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.random.default_rng(2).integers(4, VOCAB_SIZE, offsets[-1]).astype(np.int32)
     reviews = Reviews(tokens, offsets, np.zeros(21, np.int32))
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
     alone = [model(tokens[None, a:b][:, -20:]) for a, b in itertools.pairwise(offsets)]
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
     probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, np.concatenate(alone)[:, 0], atol=1e-6)
 

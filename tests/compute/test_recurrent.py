@@ -1,10 +1,14 @@
-"""Recurrent layers: the block kernel computes what the loop does."""
+"""Recurrent layers: what is used in place of Keras's loop computes what it does."""
+
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.network import build_network, dtype_policy
+from harness.compute.recurrent import use_turns_of_two
 from harness.compute.train_step import TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches
@@ -54,3 +58,32 @@ def test_the_block_kernel_trains_as_the_loop(name: str, settings: list[str]) -> 
     np.testing.assert_allclose(found, sums, rtol=1e-5)
     for one, other in zip(weights_found, weights, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("num_words", [1, 12, 13])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("lstm", []),
+        ("bilstm", ["train.precision=float16"]),
+        ("bilstm", ["data.bucket=true", "model.pooling=max+mean"]),
+        ("stacked_lstm", ["model.second_units=3"]),
+    ],
+)
+def test_two_words_a_turn_give_what_the_loop_gives(
+    name: str, settings: list[str], num_words: int
+) -> None:
+    """To rounding, of an odd number too, and TensorFlow need not know how many there are."""
+    job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
+    with dtype_policy(job):
+        model = build_network(job)
+    tokens = tf.constant(np.random.default_rng(1).integers(4, 100, [5, num_words]), tf.int32)
+    expected = model(tokens, training=False)
+    use_turns_of_two(model)
+    network = tf.function(
+        functools.partial(model, training=False),
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, None], tf.int32)],
+    )
+    half = job.train.precision == "float16"
+    np.testing.assert_allclose(network(tokens), expected, atol=1e-3 if half else 1e-6)

@@ -169,9 +169,16 @@ def test_a_user_is_told_nothing_of_the_steps_that_are_loaded(harness: Harness, c
     """
     harness.environment["XDG_CACHE_HOME"] = str(cache.parent.parent)
     words = ["train", JOBS / "notebook" / "rnn.toml", "--set", "data.limit=300"]
-    words += ["--set", "data.bucket=true", "--set", "train.epochs=1", "--set", "train.batch_size=32"]
+    words += [
+        "--set",
+        "data.bucket=true",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.batch_size=32",
+    ]
     words += ["--set", "train.xla=on", "--set", "train.compile_evaluation=true"]
     first = harness.run(*words, "--run-id", "first")
     assert first.returncode == 0, first.stderr
-    assert len(list(cache.iterdir())) > 3  # lengths
+    assert len(list(cache.iterdir())) > 3  # one for each length
     assert harness.run(*words, "--run-id", "second").stderr == first.stderr

@@ -80,8 +80,8 @@ def quiet_loading(*, loads: bool) -> Iterator[None]:
     """Filter what TensorFlow says when it loads a compiled step: three lines, as errors.
 
     Args:
-        loads: as `is_offered` said before the first was compiled. Nothing is filtered where XLA
-            compiles: if that crashes, its message must be seen.
+        loads: whether it may, as `is_offered` said before the first was compiled. Nothing is
+            filtered where XLA compiles: if that crashes, its message must be seen.
     """
     with filtered_stderr() if loads else contextlib.nullcontext():
         yield
@@ -100,10 +100,11 @@ def name_functions_alike() -> None:
 
 
 def _key(job: Job, threads: int) -> str:
-    """The name of the entries for a job's sizes, this TensorFlow and this processor."""
+    """The name of the entries of jobs that compile the same, this TensorFlow and processor."""
     machine = f"{processor()} {processor_features()}"
     compiler = f"{installed_version('tensorflow')} {os.environ.get('XLA_FLAGS')}"
-    parts = (shape(job), str(threads), machine, compiler)
+    compiled = f"{job.train.block_lstm} {job.train.compile_evaluation}"
+    parts = (shape(job), compiled, str(threads), machine, compiler)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -37,9 +37,14 @@ def filtered_stderr() -> Iterator[list[str]]:
     """
     lines: list[str] = []
     global descriptor
+    try:
+        held = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    except OSError:  # a full disk is no reason to end a run that writes elsewhere
+        yield lines
+        return
     sys.stderr.flush()
     original = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with held:
         os.dup2(held.fileno(), 2)
         descriptor = original
         try:
@@ -55,4 +60,5 @@ def filtered_stderr() -> Iterator[list[str]]:
                     NO_DRIVER_NOISE.search(line) and (hidden_by() or not has_driver())
                 )
                 if line.strip() and not is_noise:
-                    echo(line, err=True)
+                    with contextlib.suppress(OSError):  # nor is one under the log
+                        echo(line, err=True)

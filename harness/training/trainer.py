@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.evaluator import uses_gpu
 from harness.compute.train_step import TrainStep
 from harness.compute.xla_cache import is_offered, quiet_loading
 from harness.errors import Interrupted, RunError
@@ -80,7 +81,9 @@ class Trainer:
         self.average = EpochAverage(train.average_epochs)
         self._pending: list[tf.Tensor] = []  # [steps, 3] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
-        self._loads = is_offered()  # in the first epoch, by length a step for each
+        # Until an epoch had batches of all lengths: for each, TensorFlow may load what is compiled,
+        # at least the draw of the dropout.
+        self._loads = not uses_gpu() and is_offered()
         self._is_over = False  # the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
@@ -172,6 +175,7 @@ class Trainer:
         self._drained_s = time.perf_counter()
         if progress.epoch >= self._open_until:
             self._open_batches()
+        begins = progress.step == 0
         step = progress.step  # of this epoch; ahead of `progress` by what is pending
         while step < self.steps_per_epoch:
             if step:  # before the first, it was checked before the epoch's callbacks
@@ -190,7 +194,7 @@ class Trainer:
             if self.checkpoints.is_due():
                 self._drain()
                 self._save()
-        self._loads = False
+        self._loads = self._loads and not begins
 
     def _drain(self) -> None:
         """Bring the values of the pending steps from the device, add them up and report them.

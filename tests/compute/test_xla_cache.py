@@ -56,6 +56,8 @@ def test_what_was_compiled_is_offered_to_the_next_process(cache: Path) -> None:
     assert cache.stat().st_mode & 0o777 == 0o700
     assert offered() == {"a.pb": ENTRY}
     assert offered(load_job(JOBS / "rnn.toml", ["train.seed=7"])) == {"a.pb": ENTRY}
+    for others in ("train.compile_evaluation=true", "train.block_lstm=true"):
+        assert offered(load_job(JOBS / "rnn.toml", [others])) == {}  # other functions are compiled
 
 
 @pytest.mark.parametrize("damage", [lambda entry: entry[:-1], lambda entry: b"x" + entry[1:]])
@@ -164,21 +166,19 @@ def test_a_run_that_finds_its_step_compiled_ends_with_the_same_bytes(
 
 @pytest.mark.full
 def test_a_user_is_told_nothing_of_the_steps_that_are_loaded(harness: Harness, cache: Path) -> None:
-    """One for each length, in training and in evaluations: TensorFlow says of each, as an error,
-    that it could end by SIGILL.
+    """One for each length, in training and in evaluations, and where a run goes on: TensorFlow says
+    of each, as an error, that it could end by SIGILL.
     """
     harness.environment["XDG_CACHE_HOME"] = str(cache.parent.parent)
     words = ["train", JOBS / "notebook" / "rnn.toml", "--set", "data.limit=300"]
-    words += [
-        "--set",
-        "data.bucket=true",
-        "--set",
-        "train.epochs=1",
-        "--set",
-        "train.batch_size=32",
-    ]
-    words += ["--set", "train.xla=on", "--set", "train.compile_evaluation=true"]
+    words += ["--set", "data.bucket=true", "--set", "train.epochs=2", "--set", "train.xla=on"]
+    words += ["--set", "train.compile_evaluation=true", "--set", "train.batch_size=32"]
+    words += ["--set", "train.checkpoint_every_s=0.05"]
     first = harness.run(*words, "--run-id", "first")
     assert first.returncode == 0, first.stderr
     assert len(list(cache.iterdir())) > 3  # one for each length
+    killed = harness.start(*words, "--run-id", "second")
+    wait_for_step(killed, harness.runs / "notebook_rnn" / "second", 5)  # of 8 in an epoch
+    killed.kill()
+    killed.communicate()
     assert harness.run(*words, "--run-id", "second").stderr == first.stderr

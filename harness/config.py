@@ -74,8 +74,6 @@ def _check_weights(weights: Any) -> Any:
             raise PydanticCustomError(
                 "weights", f"Input should have weights of 0 to 1,000,000; {name} has {value!r}"
             )
-    if not any(weights.values()):
-        raise PydanticCustomError("weights", "Input should have a weight above 0")
     return {name: float(value) for name, value in sorted(weights.items())}
 
 

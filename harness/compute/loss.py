@@ -69,7 +69,8 @@ def class_weights(
         labels: of the training reviews, `[num_reviews]`, from 0.
 
     Raises:
-        InputError: for a class that the data do not have, or none of the training reviews has.
+        InputError: for a class that the data do not have, or none of the training reviews has, and
+            where no class has a weight above 0.
     """
     given = train.class_weights
     if given == "":
@@ -81,7 +82,12 @@ def class_weights(
                     f"train.class_weights.{name}: the data have no such class; they have "
                     f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
                 )
-        return tuple(given.get(name, 1.0) for name in classes)
+        weights = tuple(given.get(name, 1.0) for name in classes)
+        if not any(weights):
+            raise InputError(
+                "train.class_weights: no class has a weight above 0; give one of them more"
+            )
+        return weights
     counts = np.bincount(labels, minlength=len(classes))
     for name, count in zip(classes, counts, strict=True):
         if not count:

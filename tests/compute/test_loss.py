@@ -24,13 +24,17 @@ def test_weights_by_name_follow_the_labels() -> None:
     """A class that is not named weighs 1; each example has the weight of its label."""
     found = class_weights(TrainConfig(class_weights={"c": 3.0, "a": 0.5}), CLASSES, LABELS)
     assert found == (0.5, 1.0, 3.0)
+    left_out = TrainConfig(class_weights={"b": 0.0})
+    assert class_weights(left_out, CLASSES, LABELS) == (1.0, 0.0, 1.0)
     labels = np.array([2.0, 0.0, 1.0], np.float32)
     assert weights_of(labels, found).numpy().tolist() == [3.0, 0.5, 1.0]
     assert class_weights(TrainConfig(), CLASSES, LABELS) == ()
 
 
 def test_a_class_that_the_data_lack_is_refused() -> None:
-    """A name that is none, and a class without a training review."""
+    """A name that is none, and a class without a training review; so are weights of 0 alone."""
+    with pytest.raises(InputError, match="no class has a weight above 0"):
+        class_weights(TrainConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES, LABELS)
     with pytest.raises(InputError, match=r"train\.class_weights\.d: .*they have a, b, c"):
         class_weights(TrainConfig(class_weights={"d": 1.0}), CLASSES, LABELS)
     with pytest.raises(InputError, match="none of the training reviews is 'c'"):

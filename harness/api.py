@@ -88,15 +88,15 @@ class Run:
 
         return load_model(self._directory)
 
-    def predict(self, texts: Sequence[str]) -> "list[Prediction]":
-        """Classify raw texts.
+    def predict(self, texts: str | Sequence[str]) -> "list[Prediction]":
+        """Classify raw texts, or one.
 
         Raises:
             InputError: for a text that holds no word, or an unfinished run.
         """
         from harness.inference.predict import predict
 
-        return predict(self._directory, texts)
+        return predict(self._directory, [texts] if isinstance(texts, str) else texts)
 
     @property
     def _directory(self) -> "RunDirectory":

@@ -351,15 +351,15 @@ class Job(ConfigSection):
 
     def without_effect(self) -> Iterator[str]:
         """Name the settings that say something and do nothing, each in one line."""
-        if self.model.reset_after and self.model.architecture != "gru":
-            yield "model.reset_after has no effect: it is a setting of the gru alone"
-        if self.model.second_units and self.model.architecture != "stacked_lstm":
-            yield "model.second_units has no effect: it is a setting of the stacked_lstm alone"
+        name, is_own = self.model.architecture, self.model.is_own  # one's own may read any key
+        for key, reader in (("reset_after", "gru"), ("second_units", "stacked_lstm")):
+            if getattr(self.model, key) and name != reader and not is_own:
+                yield f"model.{key} has no effect: it is a setting of the {reader} alone"
         if not self.model.train_embeddings and not self.model.embeddings:
             yield "model.train_embeddings = false leaves random vectors: model.embeddings is empty"
         watches = self.train.early_stopping_patience or self.train.reduce_lr_patience
-        if self.train.keep == "last" and not watches and not is_default(self.train, "monitor"):
-            yield "train.monitor has no effect: nothing watches it with train.keep = 'last'"
+        if self.train.keep != "best" and not watches and not is_default(self.train, "monitor"):
+            yield f"train.monitor has no effect: train.keep = {self.train.keep!r} does not watch it"
         if self.train.block_lstm and (why := self.block_lstm_without_effect()):
             yield f"train.block_lstm has no effect: {why}"
         yield from self._schedule_without_effect()

@@ -11,7 +11,7 @@ MAX_PERMUTED = 5_000_000  # indices of the epochs that one dataset holds, 4 byte
 
 # Of batches by length. A larger pool leaves less padding, and batches that are less random.
 BATCHES_IN_POOL = 50
-# Each length is at most 2**(1/4) times the one below: about a tenth of such a batch is padding.
+# Each length is about 2**(1/4) times the one below: about a tenth of such a batch is padding.
 LENGTHS_PER_OCTAVE = 4
 SHORTEST = 8  # tokens that a batch has room for, unless `maxlen` is less
 

@@ -15,7 +15,7 @@ from harness.data.dataset import CLASSES
 from harness.ensembles.folder import Ensemble, sha256_of
 from harness.errors import InputError
 from harness.job import Job
-from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run
+from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
 from harness.report.predictions import BROKEN, read_arrays, read_own
 from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
 
@@ -182,7 +182,8 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
     if (ensemble.checksum, ensemble.limit) != (first.result["dataset_checksum"], first.limit):
         raise InputError(f"{of}: is of other data than run {first.run.folder}; give one of these")
     for theirs, member in zip(ensemble.runs, members, strict=True):
-        expected, found = _deciding(theirs.job()), _deciding(member.job)
+        expected = _deciding(theirs.job(), theirs.certain_json("result.json"))
+        found = _deciding(member.job, member.result)
         for key in sorted({*expected, *found}):
             if expected.get(key) != found.get(key):
                 raise InputError(
@@ -191,8 +192,8 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
                 )
 
 
-def _deciding(job: Job) -> dict[str, Any]:
+def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that should be the same in both."""
     left_out = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
     settings = {key: value for key, value in job.settings().items() if key not in left_out}
-    return settings | {"code": dict(job.code)}
+    return settings | vectors_of(result) | {"code": dict(job.code)}

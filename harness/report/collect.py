@@ -247,7 +247,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     else:
         settings = _settings(toml)
         # A run of an earlier version has none of them, and trained as by their defaults.
-        settings = settings | LATER_SETTINGS | settings | _begun_with(record)
+        settings = settings | LATER_SETTINGS | settings | _begun_with(record) | vectors_of(result)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not is_finished:
@@ -283,6 +283,15 @@ def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
     # From a checkpoint it goes on to the same bytes as a run that began as that one did.
     origin = weights_of(record)
     return {"train.from": Path(origin).parent.name} if origin else {}
+
+
+def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """The pretrained vectors of a run as a setting: by their content, wherever their file is.
+
+    Empty without any; a run that recorded no checksum keeps the path.
+    """
+    checksum = text(result.get("embeddings_checksum"))
+    return {"model.embeddings": checksum[:8]} if checksum else {}
 
 
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:

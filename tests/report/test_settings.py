@@ -47,6 +47,26 @@ def test_a_whole_number_is_a_number_and_true_is_none(tmp_path: Path) -> None:
     }
 
 
+def test_pretrained_vectors_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    """Two files of one name are two jobs, and one file in two places is one."""
+    for name, path, checksum in (
+        ("a", "/a/v.txt", "1" * 64),
+        ("b", "/b/v.txt", "1" * 64),
+        ("c", "/a/v.txt", "2" * 64),
+        ("d", "/a/v.txt", None),  # of an earlier version
+    ):
+        toml = f"[model]\nembeddings = '{path}'\n"
+        write_run(tmp_path / name, toml, embeddings_checksum=checksum)
+    ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
+    assert [left.folder.name for left in repeated] == ["b"]
+    names = {row.name: [run.folder.name for run in row.runs] for row in group.results}
+    assert names == {
+        "lstm": ["a"],
+        "lstm embeddings=22222222": ["c"],
+        "lstm embeddings=/a/v.txt": ["d"],
+    }
+
+
 def test_before_a_run_has_finished_no_setting_is_denied(harness: Harness) -> None:
     """The runs are named, with what they lack."""
     folder = harness.runs / "lstm/a"

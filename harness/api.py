@@ -7,6 +7,7 @@ line would refuse in one line is raised with that line.
 """
 
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import toml_value
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_json_lines
 from harness.job import Job
 from harness.job_file import load_job
 from harness.own_code import trusting
 from harness.slurm.process_pool import run_printed
-from harness.system.console import echo
+from harness.system.console import echo, log
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -170,6 +171,7 @@ class Comparison:
 
     parts: "tuple[Part, ...]" = field(repr=False)  # one for each dataset
     left_out: "tuple[LeftOut, ...]" = field(repr=False)
+    data: Path | None = field(default=None, repr=False)  # where the reviews are looked for first
 
     @property
     def sentences(self) -> list[str]:
@@ -205,7 +207,7 @@ class Comparison:
         from harness.report.export import check_folder, write_comparison
 
         check_folder(Path(folder))
-        return write_comparison(Path(folder), self.parts, self.left_out, data=None, say=echo)
+        return write_comparison(Path(folder), self.parts, self.left_out, data=self.data, say=echo)
 
 
 def train(
@@ -312,6 +314,9 @@ def load_runs(*folders: PathLike) -> Runs:
 def compare(
     *folders: PathLike,
     baseline: Literal["ngrams", "none"] | None = None,
+    where: str | Sequence[str] = (),
+    group_by: str | None = None,
+    pairs: bool = False,
     data: PathLike | None = None,
 ) -> Comparison:
     """Compare the test scores of finished runs, as `harness compare` does.
@@ -319,27 +324,22 @@ def compare(
     Args:
         folders: as for `load_runs`.
         baseline: `"ngrams"` fits the linear model over 1- to 3-grams too, `"none"` skips all.
+        where, group_by, pairs: as the options of `harness compare`.
         data: folder of the dataset, instead of HARNESS_DATA.
 
     Raises:
-        InputError: if no run at all is found.
+        InputError: if no run is finished and tested, or an argument names what is not there.
     """
-    from harness.report.collect import group_runs, scored_runs
-    from harness.report.summary import make_parts
+    from harness.report.summary import Request, compared
 
     if baseline not in (None, "ngrams", "none"):
         raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
-    scored, left_out = scored_runs([Path(each) for each in folders] or [_default_runs()])
-    groups, repeated = group_runs(scored)
-    if baseline == "none":
-        parts = make_parts(groups)
-    else:
-        from harness.report.baseline import baselines
-
-        folder = None if data is None else Path(data)
-        fit = baseline == "ngrams"
-        parts = make_parts(groups, lambda group: baselines(group, folder, echo, ngrams=fit))
-    return Comparison(tuple(parts), (*left_out, *repeated))
+    named = [Path(each) for each in folders] or [_default_runs()]
+    settings = [where] if isinstance(where, str) else where
+    folder = None if data is None else Path(data)
+    request = Request(named, settings, group_by, pairs, baseline, folder)
+    parts, left_out = compared(request, echo)
+    return Comparison(tuple(parts), tuple(left_out), folder)
 
 
 # Arguments
@@ -361,7 +361,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
     """Keyword arguments as options of the command, which checks them."""
     words = []
     for name, given in options.items():
-        option = f"--{name.replace('_', '-')}"
+        option = f"--{name.rstrip('_').replace('_', '-')}"  # from_ is --from
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value is not False:
                 words.append(option if value is True else f"{option}={value}")
@@ -372,12 +372,20 @@ def _options(options: Mapping[str, object]) -> list[str]:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    settings = run.job.model_dump(exclude={"name"})
-    flat = {f"{table}.{key}": v for table, keys in settings.items() for key, v in keys.items()}
-    result = run.result if run.finished else {}
-    scores = {key: value for key, value in result.items() if isinstance(value, bool | int | float)}
-    named = {"folder": str(run.folder), "job": run.job.name, "finished": run.finished}
-    return named | flat | scores
+    row: dict[str, Any] = {"folder": str(run.folder), "job": None, "finished": False}
+    try:
+        directory = RunDirectory.open(run.folder)
+        row["finished"] = directory.finished()
+        with trusting(True):  # no code is run
+            job = load_job(directory.path("job.toml"))
+        row["job"] = job.name
+        for table, keys in job.model_dump(exclude={"name"}).items():
+            row |= {f"{table}.{key}": value for key, value in keys.items()}
+        result = directory.result() if row["finished"] else {}
+        row |= {k: v for k, v in result.items() if isinstance(v, bool | int | float)}
+    except (InputError, RunError) as error:  # a broken run, or one that is gone, hides no other
+        log(logging.WARNING, str(error))
+    return row
 
 
 def _pandas() -> Any:

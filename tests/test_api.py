@@ -1,21 +1,24 @@
 """`import harness`: the same runs and refusals as on the command line, and no trace left behind."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import harness as package
-from harness.bench.made_up_runs import write_run
+from harness.bench.made_up_runs import write_run, write_scored_run
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
+from tests.report.small_data import small_data
 
 LSTM = JOBS / "lstm.toml"
 README = PROJECT / "jobs/README.md"
@@ -73,6 +76,16 @@ def test_a_setting_may_be_a_table(here: Path, monkeypatch: pytest.MonkeyPatch) -
     overrides = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
     train = load_job(LSTM, overrides).train
     assert (train.class_weights, train.schedule_drops) == (weights, [3, 5])
+
+
+def test_an_option_that_is_a_word_of_python_ends_in_a_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`from=` is no argument, `from_=` is."""
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
+    package.train(LSTM, from_=here / "parent")
+    assert f"--from={here}/parent" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +189,33 @@ def test_runs_are_a_sequence_and_a_frame(here: Path) -> None:
     assert set(frame["model.units"]) == {32}
 
 
+def test_a_run_that_cant_be_read_hides_no_other(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its row has what is left; the code of others is read, since nothing runs it."""
+    code = '[model]\narchitecture = "net.py:net"\n[code]\n"net.py" = "def net(): ..."\n'
+    for name, toml in (
+        ("broken", "["),
+        ("gone", ""),
+        ("good", LSTM.read_text()),
+        ("lost", LSTM.read_text()),
+        ("others", code),
+    ):
+        write_run(here / f"runs/lstm/{name}", toml)
+    (here / "runs/lstm/others/job.toml").chmod(0o666)
+    (here / "runs/lstm/lost/result.json").write_text("{")
+    runs = package.load_runs()
+    shutil.rmtree(here / "runs/lstm/gone")
+    rows = {Path(row["folder"]).name: row for row in runs.to_frame().to_dict("records")}
+    for key, value, names in (
+        ("finished", True, ["broken", "good", "lost", "others"]),
+        ("model.units", 32, ["good", "lost", "others"]),
+        ("accuracy", 0.87, ["good", "others"]),
+    ):
+        assert [name for name, row in rows.items() if row[key] == value] == names
+    assert len(caplog.messages) == 3
+
+
 def test_a_comparison(here: Path) -> None:
     """Its frame has the means, its folder the report."""
     for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
@@ -189,6 +229,39 @@ def test_a_comparison(here: Path) -> None:
     assert found.write("report").is_file()
     with pytest.raises(InputError, match="baseline = 'tfidf'"):
         package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]
+
+
+def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
+    """Settings, a key to group by, and data in which the report finds the reviews too."""
+    dataset = small_data(here / "data")
+    for units in (16, 64):
+        run = here / f"runs/lstm/{units}"
+        toml = f"[model]\nunits = {units}\n[train]\nepochs = 8\n"
+        write_scored_run(run, dataset, [False] * 60, toml=toml, seed=units)
+    chosen = package.compare("runs", baseline="none", where="model.units=64", data="data")
+    (part,) = chosen.parts
+    assert [run.folder.name for run in part.group.results[0].runs] == ["64"]
+    assert "texts of the reviews are not available" not in chosen.write("report").read_text()
+    both = package.compare(
+        "runs", baseline="none", where=["train.epochs=8"], group_by="model.units", pairs=True
+    )
+    assert len(both.parts[0].by_key) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing to compare: 1 found, none finished and tested"),
+        ({"data": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_comparison_is_refused_as_the_command_refuses_it(
+    here: Path, options: dict[str, Any], message: str
+) -> None:
+    """Nobody gets an empty one, and no wrong folder is passed over."""
+    write_run(here / "runs/lstm/1", "[data]\ntest = false\n")
+    with pytest.raises(InputError, match=message):
+        package.compare("runs", baseline="none", **options)
 
 
 def test_a_folder_that_is_not_there(here: Path) -> None:

@@ -1,19 +1,14 @@
 """`compare` and `ensemble`: many runs together."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from harness.cli.options import DataFolder, RunsFolder, TrustCode, quoted
 from harness.errors import InputError
 from harness.system.console import echo
-
-if TYPE_CHECKING:
-    from harness.report.baseline import Baseline
-    from harness.report.collect import DatasetGroup
 
 app = typer.Typer()
 
@@ -60,9 +55,7 @@ def compare(
 
     Groups the runs by job, over their seeds, and says which differences are significant.
     """
-    from harness.report.collect import group_runs, scored_runs
-    from harness.report.settings import check_key, chosen
-    from harness.report.summary import left_out_lines, make_parts, print_parts
+    from harness.report.summary import Request, compared, print_parts
 
     if out:
         from harness.report.export import check_folder, write_comparison
@@ -70,31 +63,16 @@ def compare(
         check_folder(out)
     if baseline and no_baseline:
         raise InputError(f"--baseline {baseline} --no-baseline: contradict each other; give one")
-    if data:
-        from harness.data.imdb_sources import open_dataset
-
-        open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
     say = partial(echo, err=True)
-    scored, left_out = scored_runs(named or [runs])
-    if scored:
-        scored = chosen(scored, where or ())
-        if group_by:
-            check_key("--group-by", group_by, scored)
-    groups, repeated = group_runs(scored)
-    left_out += repeated
-    for line in left_out_lines(left_out):
-        say(line)
-    if not groups:
-        raise InputError(f"nothing to compare: {len(left_out)} found, none finished and tested")
-
-    def baselines_of(group: "DatasetGroup") -> "Sequence[Baseline]":
-        if no_baseline:
-            return ()
-        from harness.report.baseline import baselines
-
-        return baselines(group, data, say, ngrams=bool(baseline))
-
-    parts = make_parts(groups, baselines_of, all_pairs=pairs, group_by=group_by)
+    request = Request(
+        named=named or [runs],
+        where=where or (),
+        group_by=group_by,
+        all_pairs=pairs,
+        baseline="none" if no_baseline else baseline,
+        data=data,
+    )
+    parts, left_out = compared(request, say)
     if markdown:
         from harness.report.export import to_markdown
 

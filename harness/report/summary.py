@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from harness.report.baseline import Baseline, NgramBaseline
+from harness.data.imdb_sources import open_dataset
+from harness.errors import InputError
+from harness.report.baseline import Baseline, NgramBaseline, baselines
 from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, group_runs, scored_runs
 from harness.report.predictions import (
     Progress,
@@ -18,7 +21,7 @@ from harness.report.predictions import (
     seconds_to_accuracy,
     tests_against,
 )
-from harness.report.settings import grouped
+from harness.report.settings import check_key, chosen, grouped
 from harness.report.significance import Difference, PairedTest, differences, explanations, verdict
 from harness.report.text_tables import Line, fitting, screen_table, shown_table, table_lines
 from harness.system.console import rich_console
@@ -38,6 +41,18 @@ SEVERAL_CLASSES = (
 MAX_SENTENCES = 10  # on a screen
 MAX_DRAWN = 12  # jobs in a picture
 MAX_LEFT_OUT = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which runs are to be compared, and how."""
+
+    named: Sequence[Path]  # runs, folders of runs and patterns
+    where: Sequence[str] = ()  # the settings of their jobs, each table.key=value
+    group_by: str | None = None  # a key of their jobs
+    all_pairs: bool = False
+    baseline: Literal["ngrams", "none"] | None = None  # n-grams if not fit yet, or none at all
+    data: Path | None = None  # the folder of their dataset, if it is not where a run would look
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,42 @@ class Part:
     def baseline_notes(self) -> list[str]:
         """What the baselines are; empty without any."""
         return [each.note for each in self.baselines if each.note]
+
+
+def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], list[LeftOut]]:
+    """Find the runs and compare them.
+
+    Args:
+        request: which, and how.
+        say: is called with a line for each run that is left out, and for what takes long.
+
+    Returns:
+        The parts, and the runs that are in none of them.
+
+    Raises:
+        InputError: if no run is finished and tested, or what the request names is not there.
+    """
+    if request.data:
+        open_dataset(request.data)  # refuse a typo, even if nothing is read from there in the end
+    scored, left_out = scored_runs(request.named)
+    if scored:
+        scored = chosen(scored, request.where)
+        if request.group_by:
+            check_key("--group-by", request.group_by, scored)
+    groups, repeated = group_runs(scored)
+    left_out += repeated
+    for line in left_out_lines(left_out):
+        say(line)
+    if not groups:
+        raise InputError(f"nothing to compare: {len(left_out)} found, none finished and tested")
+
+    def baselines_of(group: DatasetGroup) -> Sequence[Baseline]:
+        if request.baseline == "none":
+            return ()
+        return baselines(group, request.data, say, ngrams=request.baseline == "ngrams")
+
+    parts = make_parts(groups, baselines_of, all_pairs=request.all_pairs, group_by=request.group_by)
+    return parts, left_out
 
 
 def make_parts(

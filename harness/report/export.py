@@ -32,7 +32,7 @@ CSV_COLUMNS = (
     *("interval_high", "f1", "roc_auc", "log_loss", "book_accuracy", "training_s"),
     *("val_accuracy", "val_loss"),
 )
-MEANS = ("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss")
+MEANS = ("f1", "roc_auc", "log_loss", "training_s", "val_loss")
 
 RECORD, REPORT = "comparison.json", "report.html"
 FILES = frozenset((RECORD, REPORT, "comparison.md", "comparison.csv", "comparison.tex"))
@@ -152,6 +152,7 @@ def to_csv(parts: Sequence[Part]) -> str:
 def _result_figures(part: Part, result: JobResult) -> dict[str, Any]:
     low, high = result.interval or (None, None)
     means = {key: result.mean_of(key) for key in MEANS}
+    validation = result.mean_of("val_accuracy")
     counts = {key: result.mean_of(key) for key in ("recurrent_parameters", "parameters")}
     return {
         "job": result.name,
@@ -164,6 +165,7 @@ def _result_figures(part: Part, result: JobResult) -> dict[str, Any]:
         "interval_low": low,
         "interval_high": high,
         **means,
+        "val_accuracy": None if validation is None else 100 * validation,
         "book_accuracy": BOOK.get(result.architecture) if part.group.in_book else None,
     }
 

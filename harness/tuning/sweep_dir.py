@@ -29,7 +29,7 @@ from harness.data.resolve import open_data, reopen_data
 from harness.errors import DiskError, InputError
 from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory
-from harness.files.lenient_json import read_toml
+from harness.files.lenient_json import read_toml, table, text
 from harness.job import Job
 from harness.report.text_tables import defused
 from harness.search_space import (
@@ -213,7 +213,7 @@ class SweepDirectory(LeasedDirectory):
         """The rows of `leaderboard.csv`, the best first; empty before the first trial.
 
         Raises:
-            InputError: if the file is broken.
+            InputError: if the file is broken, or a score or a time is no number.
             DiskError: if it can't be read.
         """
         path = self.path(LEADERBOARD)
@@ -222,6 +222,9 @@ class SweepDirectory(LeasedDirectory):
                 rows = list(csv.DictReader(file))
             if rows and not {"trial", "status"} <= rows[0].keys():
                 raise ValueError("it has no columns trial and status")
+            search = table(read_toml(self.path(SEARCH_FILE)), "search")
+            for row in rows:
+                _check_row(row, text(search.get("objective")), text(search.get("tie_break")))
         except OSError as error:
             raise_unless_missing(error, path)
             return []
@@ -230,6 +233,20 @@ class SweepDirectory(LeasedDirectory):
                 f"{path}: is broken ({error}); put it back from a copy of the sweep"
             ) from None
         return rows
+
+
+def _check_row(row: Mapping[str, str], objective: str | None, tie_break: str | None) -> None:
+    """Refuse a row that was cut, or whose score or time is no number."""
+    if None in row.values():
+        raise ValueError(f"the row of trial {row['trial']} has too few cells")
+    for name in filter(None, (objective, tie_break, "training_s")):
+        cell, is_needed = row.get(name), name == objective and row["status"] == "finished"
+        try:
+            float(cell or ("" if is_needed else "0"))
+        except ValueError:
+            raise ValueError(
+                f"trial {row['trial']} has {name} {cell!r}, should be a number"
+            ) from None
 
 
 def ranked_rows(sweep: SweepDirectory) -> list[dict[str, str]]:

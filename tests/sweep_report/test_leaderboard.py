@@ -1,10 +1,12 @@
 """What `harness sweep show` says of a sweep: the leaderboard, what mattered, the pictures."""
 
 import io
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,11 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from harness.errors import InputError
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
+from harness.sweep_report.best_trial import best_trial_toml
+from harness.sweep_report.comparison import compare
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import leaderboard, show
 from harness.sweep_report.plots import axis_of, objective_by_key, parallel_coordinates
@@ -188,6 +193,30 @@ def test_equal_scores_are_ranked_by_the_tie_break(
     show(sweep)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["2", "0001", "finished", "0.8000", "0.4000"] in [line[:5] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ("0.8", '"0,8"', "trial 0000 has val_accuracy '0,8', should be a number"),
+        ("0.8", "", "trial 0000 has val_accuracy '', should be a number"),
+        ("61.0", "6l.0", "trial 0000 has training_s '6l.0', should be a number"),
+        ("val_accuracy", "accuracy", "trial 0000 has val_accuracy None, should be a number"),
+        (",1000,,,", ",1000", "the row of trial 0000 has too few cells"),
+    ],
+)
+@pytest.mark.parametrize("read", [show, best_trial_toml, lambda sweep: compare([sweep])])
+def test_a_cell_that_is_no_number_is_told_in_one_line(
+    tmp_path: Path, read: Callable[[SweepDirectory], object], was: str, now: str, said: str
+) -> None:
+    """As a spreadsheet of another language, or a disk, leaves it."""
+    sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8))
+    file = sweep.path("leaderboard.csv")
+    text = file.read_text()
+    assert was in text
+    file.write_text(text.replace(was, now))
+    with pytest.raises(InputError, match=re.escape(f"leaderboard.csv: is broken ({said}); put")):
+        read(sweep)
 
 
 def test_the_leaderboard_fits_a_narrow_terminal(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import InputError
 from harness.job_file import suggest
-from harness.report.collect import JobResult, ScoredRun
+from harness.report.collect import WITHOUT_RESULT, JobResult, ScoredRun
 from harness.report.text_tables import Line
 from harness.search_space import short_names
 
@@ -46,11 +46,15 @@ def chosen(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[ScoredRun]:
 
 
 def check_key(option: str, key: str, runs: Iterable[ScoredRun]) -> None:
-    """Refuse a key that no run's job has.
+    """Refuse a key that no run's job has, or that tells no jobs apart.
 
     Raises:
-        InputError: with the nearest key.
+        InputError: with the nearest key, or with what to do instead.
     """
+    if key in WITHOUT_RESULT:
+        raise InputError(
+            f"{option} {key}: runs that differ in it alone are of one job; name the runs instead"
+        )
     known = sorted({name for run in runs for name in run.settings})
     if key not in known:
         raise InputError(f"{option} {key}: no run has this key{suggest(key, known)}")

@@ -114,6 +114,7 @@ def test_runs_are_chosen_by_their_settings(group: DatasetGroup) -> None:
         ("model.units", "should be TABLE.KEY=VALUE"),
         ("model.units=99", "no run has it; there model.units is 1, 2, 3"),
         ("model.units=true", "no run has it"),
+        ("train.seed=1", "differ in it alone are of one job"),
     ):
         with pytest.raises(InputError, match=message):
             chosen(runs, [where])

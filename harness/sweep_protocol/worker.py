@@ -98,6 +98,9 @@ class Runner(Protocol):
     def clean(self, attempt: str) -> None:
         """Remove the checkpoints of an accepted attempt that no other will need."""
 
+    def has_grown(self) -> bool:
+        """Whether this process holds so much memory that a new one should go on."""
+
 
 class Worker:
     """One worker process, from its folder to its last state."""
@@ -233,7 +236,7 @@ class Worker:
         self._look()
         if self.task.over:
             return 0
-        if self._num_trials >= MAX_TRIALS:
+        if self._num_trials >= MAX_TRIALS or self.runner.has_grown():
             return RESTART_CODE
         results = self._state.results
         if not (work := next((w for w in self.task.work if w.attempt not in results), None)):

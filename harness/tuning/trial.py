@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from harness.compute.memory import keep_gpu_gb, measure_gpu_gb
+from harness.compute.memory import keep_gpu_gb, largest_gb, measure_gpu_gb
 from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
@@ -23,6 +23,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
 from harness.sweep_protocol.worker import TrialStop, nothing
 from harness.system.console import printable
+from harness.system.resource_monitor import resident_memory_gb
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
@@ -31,6 +32,7 @@ from harness.training.train import train
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # characters
+MAX_GROWTH = 2  # times the memory after the first trial; one by length was seen to leave 70 MB
 
 
 class Trials:
@@ -52,6 +54,7 @@ class Trials:
         # Whether the job may go back into the queue is decided for the sweep, not for an attempt.
         self.allocation = replace(allocation, max_requeues=None) if allocation else None
         self.reused = ReusedSteps()
+        self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of memory; after a trial
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
     def run(self, work: Work, check: Callable[[], None]) -> Report:
@@ -79,6 +82,12 @@ class Trials:
             if isinstance(stop, TrialStop):
                 stop.look = nothing  # an idle worker sleeps by the same stop, and has no attempt
             gc.collect()
+            self._first_gb = self._first_gb or resident_memory_gb()
+
+    def has_grown(self) -> bool:
+        """Whether it holds more than its largest trial needs, and twice what its first one took."""
+        room_gb = max(self._largest_gb, MAX_GROWTH * self._first_gb)
+        return self._first_gb > 0 and resident_memory_gb() > room_gb
 
     def _run(self, work: Work) -> Report:
         own = {p.key: work.values[p.key] for p in self.search.space if p.key in work.values}

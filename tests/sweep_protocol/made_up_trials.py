@@ -97,6 +97,9 @@ class Runner:
     def clean(self, attempt: str) -> None:
         self.epochs.pop(attempt, None)
 
+    def has_grown(self) -> bool:
+        return False
+
     def _read(self, attempt: str) -> int:
         return int(self.shared.disk.read(self.shared.path("trials", attempt)) or 0)
 

@@ -255,6 +255,25 @@ def rows_of(reviews: Any) -> list[Any]:
 RESULT = {"val_accuracy": 0.8, "val_loss": 0.4}
 
 
+def test_a_process_that_has_grown_gives_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beyond the largest trial, and twice what it held after its first, which a GPU enlarges."""
+    trials, held = trials_of(tmp_path / "sweep"), [9.0]
+    monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
+    largest = trials._largest_gb
+    assert 1 < largest < 2
+    assert not trials.has_grown(), "it has trained nothing yet"
+    for first, limit in ((largest / 4, largest), (largest, 2 * largest)):
+        trials._first_gb = 0.0
+        held[0] = first
+        trials.run(Work(attempt="0/1.1", values={"no such": 1}), lambda: None)
+        held[0] = 0.99 * limit
+        assert not trials.has_grown()
+        held[0] = 1.01 * limit
+        assert trials.has_grown()
+
+
 def test_a_score_is_the_mean_over_the_runs_of_a_trial() -> None:
     """Of each that all runs have; a 0 counts."""
     results = [{**RESULT, "val_f1": 0.0}, {**RESULT, "val_f1": 0.5, "val_accuracy": 0.6}]

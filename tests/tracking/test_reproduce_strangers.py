@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,10 +15,10 @@ from harness.data.imdb_sources import open_sample
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
-from harness.system.git import code_version, paths_of_patch
+from harness.system.git import GitError, code_version, paths_of_patch
 from harness.tracking.reproduce import Reproduced, _command, reproduce
 from harness.tracking.run_dir import RunDirectory
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, write_program
 from tests.slurm.test_submit import edit, git
 from tests.slurm.test_submit import project as project
 
@@ -112,6 +113,30 @@ def test_changes_of_ones_own_are_put_back_with_their_links(stranger: Strangers) 
     restored = stranger.reproduce()
     assert (restored.folder / "jobs/inside.toml").readlink() == Path("lstm.toml")
     assert restored.warnings[-1:] == ["the run had another sample than this version of harness"]
+
+
+def test_an_old_git_puts_changes_back(
+    stranger: Strangers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 2.35, as on Ubuntu 22.04, it does not know `apply --allow-empty`."""
+    edit(stranger.project)
+    stranger.write(uncommitted_diff=code_version(stranger.project)["uncommitted_diff"])
+    old = f'case " $* " in *" --allow-empty "*) exit 129;; esac; exec {shutil.which("git")} "$@"'
+    path = write_program(tmp_path / "bin/git", old)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    assert stranger.reproduce().source.endswith(" and the uncommitted changes")
+
+
+@pytest.mark.parametrize("patch", ["", "a message alone\n"])
+def test_a_patch_without_a_change_stops_no_snapshot(
+    stranger: Strangers, tmp_path: Path, patch: str
+) -> None:
+    """A text in which git sees none names no path; a change of no file is refused."""
+    snapshot = take_snapshot(stranger.project, tmp_path / "own")
+    stranger.write(commit=None, uncommitted_diff=patch, snapshot=str(snapshot))
+    assert stranger.reproduce().source == f"snapshot {snapshot}"
+    with pytest.raises(GitError, match="fragment without header"):
+        paths_of_patch(f"{patch}@@ -1 +1 @@\n-a\n+b\n")
 
 
 def test_a_link_in_a_strangers_snapshot_is_refused(stranger: Strangers, tmp_path: Path) -> None:

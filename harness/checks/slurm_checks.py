@@ -148,14 +148,16 @@ def describe_preemption(limits: Limits) -> Iterator[Finding]:
     is_on = limits.settings.get("PreemptType", "preempt/none") != "preempt/none"
     warned = "send_user_signal" in limits.settings.get("PreemptParameters", "")
     for each in limits.partitions:
-        if not is_on or each.preempt_mode.startswith("OFF"):
+        # Such as GANG,SUSPEND; by GANG alone, jobs take turns and none makes room.
+        modes = {*each.preempt_mode.split(",")}
+        if not is_on or modes <= {"OFF", "GANG"}:
             continue
         grace = f"{each.grace_s:.0f} s of grace" if each.grace_s else "no grace time"
         found = f"{each.name}: {each.preempt_mode}, {grace}"
-        if each.preempt_mode.startswith("SUSPEND"):
+        if "SUSPEND" in modes:
             yield Finding("green", "preemption", f"{found}: a run stands still and goes on")
             continue
-        by = "Slurm" if each.preempt_mode.startswith("REQUEUE") else "itself"
+        by = "Slurm" if "REQUEUE" in modes else "itself"
         kill_s = _first_number(limits.settings.get("KillWait", "30"))
         saving_s = each.grace_s if warned and each.grace_s else kill_s
         then = f"a run has {saving_s:.0f} s to save, and is requeued by {by}"

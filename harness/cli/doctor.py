@@ -60,8 +60,6 @@ def doctor(
 
     Prints a remedy for each problem. The exit code is 1 if any check is red.
     """
-    from harness.compute.strategy import parse_devices, site_devices
-
     if accept and probe:
         raise InputError("--accept and --probe: give one of them")
     if (full or out) and not accept:
@@ -70,18 +68,19 @@ def doctor(
         raise InputError(f"--minutes {minutes:g}: is the duration of --probe; give --probe too")
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
         raise InputError(f"--minutes {minutes:g}: should be above 0, up to {MAX_MINUTES}")
-    devices = devices or site_devices()
-    if devices is not None:
-        parse_devices(devices)
     try:
         from harness.checks.acceptance import accept as prove
         from harness.checks.acceptance import check_writable, write_report
         from harness.checks.doctor import diagnose
         from harness.checks.probe import describe_kernel_cache, folder_gb
         from harness.checks.probe import probe as measure
+        from harness.compute.strategy import parse_devices, site_devices
         from harness.system.cuda import kernel_cache
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
+    devices = devices or site_devices()
+    if devices is not None:
+        parse_devices(devices)
     if accept or probe:
         instead = "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor --probe"
         confirm_here("sbatch slurm/doctor.sh" if accept else instead, Console(), here=here)

@@ -41,7 +41,7 @@ class Partition:
     name: str
     is_default: bool
     max_time: str  # as Slurm writes it
-    preempt_mode: str  # OFF, REQUEUE, CANCEL or SUSPEND
+    preempt_mode: str  # OFF, REQUEUE, CANCEL or GANG,SUSPEND
     grace_s: float
     qos: str = ""  # whose limits hold for all of its jobs
     max_nodes: int | None = None  # of a job

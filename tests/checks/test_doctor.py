@@ -15,6 +15,7 @@ from harness.checks.storage_checks import check_data, check_runs, check_scratch
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.limits import Limits, Partition
 from tests.conftest import JOBS, PROJECT, Harness
 
 RECURRENT = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -73,6 +74,18 @@ def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -
     assert "red    tensorflow " in plain.stdout
     assert plain.stdout.count("\n") == len(found) + 1  # a line each, and their counts
     assert plain.stdout.endswith(" 1 red\n")
+
+
+@pytest.mark.full
+def test_an_environment_that_lacks_a_package_is_one_line(harness: Harness, tmp_path: Path) -> None:
+    """It says how to repair it, whichever of the packages is missing or broken."""
+    for name in ("psutil", "tomli_w", "packaging"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name}')\n")
+        harness.environment["PYTHONPATH"] = f"{PROJECT}{os.pathsep}{tmp_path}"
+        done = harness.run("doctor")
+        assert done.returncode == 1
+        assert done.stderr == f"harness: no {name}; repair it by: bash slurm/common.sh --setup\n"
+        (tmp_path / f"{name}.py").unlink()
 
 
 @pytest.mark.parametrize(
@@ -286,6 +299,24 @@ def test_where_gpus_are_and_what_to_write(
     finding = slurm_checks.describe_gpus(slurm_checks.parse_partitions(lines))
     assert finding.level == level
     assert said in f"{finding.found} {finding.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("GANG,SUSPEND", ": a run stands still and goes on"),
+        ("SUSPEND", ": a run stands still and goes on"),
+        ("GANG,REQUEUE", ": a run has 30 s to save, and is requeued by Slurm"),
+        ("GANG,CANCEL", ": a run has 30 s to save, and is requeued by itself"),
+        ("GANG", None),
+        ("OFF", None),
+    ],
+)
+def test_what_a_partitions_way_of_preemption_means(mode: str, said: str | None) -> None:
+    """Slurm names GANG first, by which jobs take turns; by it alone none makes room."""
+    limits = Limits((Partition("long", True, "1:00", mode, 0.0),), {"PreemptType": "preempt/qos"})
+    found = [finding.found for finding in slurm_checks.describe_preemption(limits)]
+    assert found == ([f"long: {mode}, no grace time{said}"] if said else [])
 
 
 def test_programs_without_a_cluster_are_yellow(

@@ -1,6 +1,8 @@
 """Which runs a TensorBoard shows: the newest, or those that are named, as far as memory goes."""
 
+import bisect
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -46,6 +48,7 @@ class Shown:
         self.found: list[Path] = []
         self.finished = False  # whether there is a run, and all of them ended well
         self.left_out = ""  # a line about the runs that are not shown
+        self.full = ""  # a line, once a newer run no longer fits beside them
         self._links: dict[Path, Path] = {}
         self._taken: set[Path] = set()
         self._projected: set[Path] = set()
@@ -96,32 +99,33 @@ class Shown:
     def _chosen(self) -> list[Path]:
         """The runs to show, by their paths; those that are shown already stay."""
         every = _runs_below(self.roots)
-        if self.are_named and not self._is_first:
-            return every
-        if self.are_named:
-            needed_gb = BASE_GB + sum(in_threads(lambda run: log_gb(run, len(every)), every))
-            if needed_gb > self.memory_gb:
-                raise InputError(
-                    f"{len(every):,} runs: TensorBoard needs about {needed_gb:.1f} GB of memory "
-                    f"for them, here are {self.memory_gb:.1f}; name fewer, or ask for more: "
-                    f"sbatch --mem={needed_gb + 1:.0f}G slurm/tensorboard.sh"
-                )
-            return every
         changed_s = dict(zip(every, in_threads(_changed_s, every), strict=True))
-        newest = sorted(every, key=lambda run: -changed_s[run])[:NUM_NEWEST]
-        sizes = in_threads(lambda run: log_gb(run, len(newest)), newest)
-        fitting, needed_gb = 0, BASE_GB
-        for size in sizes:
-            needed_gb += size
-            fitting += needed_gb <= self.memory_gb
-        shown = {*newest[:fitting], *self._links}
-        if hidden := len(every) - len(shown):
-            why = f", for {self.memory_gb:.1f} GB of memory" if fitting < len(newest) else ""
+        newest = sorted(every, key=lambda run: -changed_s[run])
+        newest = newest if self.are_named else newest[:NUM_NEWEST]
+        wanted = [*self._links, *(run for run in newest if run not in self._links)]
+        sizes_gb = in_threads(lambda run: log_gb(run, len(newest)), wanted)
+        needed_gb = list(itertools.accumulate(sizes_gb, initial=BASE_GB))  # of none, one, two, …
+        if self.are_named and self._is_first and needed_gb[-1] > self.memory_gb:
+            raise InputError(
+                f"{len(every):,} runs: TensorBoard needs about {needed_gb[-1]:.1f} GB of memory "
+                f"for them, here are {self.memory_gb:.1f}; name fewer, or ask for more: "
+                f"sbatch --mem={needed_gb[-1] + 1:.0f}G slurm/tensorboard.sh"
+            )
+        fitting = max(bisect.bisect(needed_gb, self.memory_gb) - 1, len(self._links))
+        shown = {*wanted[:fitting]}
+        found = [run for run in every if run in shown]
+        if hidden := len(every) - len(found):
+            why = f", for {self.memory_gb:.1f} GB of memory" if fitting < len(wanted) else ""
             self.left_out = (
                 f"these are the newest{why}; {hidden:,} older ones are not shown: name runs, or "
                 "folders of runs, to see others"
             )
-        return [run for run in every if run in shown]
+        if {*newest[: len(found)]} - shown:
+            self.full = (
+                f"newer runs are not shown, since those shown fill {self.memory_gb:.1f} GB of "
+                "memory; start TensorBoard again to see the newest, with more memory to see more"
+            )
+        return found
 
     def _free_name(self, run: Path) -> Path:
         # Two levels exactly: a link below another link would be a file in a run's own folder.

@@ -272,7 +272,7 @@ def serve(
         if access.open_page and not open_browser(endpoint, folder):
             say("no browser found here: open the address yourself")
         watch.used()  # the time that it took to start is not idle
-        say(f"ended: {_wait(watch, shown)}")
+        say(f"ended: {_wait(watch, shown, say=say)}")
 
 
 def _announce(
@@ -294,12 +294,16 @@ def _announce(
         say(f"  cat {shlex.quote(str(connection))}")
 
 
-def _wait(watch: Watch, shown: Shown) -> str:
+def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> str:
     refresh_s = watch.clock() + RELOAD_S
+    told = ""
     while not (reason := watch.reason(shown.finished)):
         time.sleep(POLL_S)
         if (began_s := watch.clock()) >= refresh_s:
             shown.refresh()
+            if told != shown.full:
+                told = shown.full
+                say(told)
             # Of thousands of runs a search takes seconds, and most of the time is for the page.
             took_s = watch.clock() - began_s
             refresh_s = watch.clock() + max(RELOAD_S, SEARCH_SHARE * took_s)

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from harness.board.shown_runs import BASE_GB, NUM_NEWEST, Shown, check_roots, log_gb
+from harness.board.tensorboard import Until, Watch, _wait
 from harness.errors import InputError
 
 BYTES = 49_000  # of the curves of a run: a thousand values
 RUN_GB = 1.3e-3
 
 
-def make_runs(runs: Path, num: int) -> None:
+def make_runs(runs: Path, num: int, *, after: int = 0) -> None:
     """Runs with a log of a known size, the first the oldest."""
-    for n in range(num):
+    for n in range(after, after + num):
         events = runs / f"lstm/run{n:03}/tensorboard/train"
         events.mkdir(parents=True)
         (events / "events.out.tfevents.1.a.1").write_bytes(bytes(BYTES))
@@ -66,6 +67,24 @@ def test_of_the_newest_as_many_as_fit_are_shown(tmp_path: Path) -> None:
     board.refresh()
     assert shown(board) == [f"run{n:03}" for n in range(10, 20)]
     assert "the newest, for 0.2 GB of memory; 10 older" in board.left_out
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_newer_runs_are_shown_as_far_as_they_fit(tmp_path: Path, is_named: bool) -> None:
+    """Beside those that TensorBoard has read, whose memory it keeps; one line tells of others."""
+    runs = tmp_path / "runs"
+    make_runs(runs, 2)
+    roots = [runs] if is_named else []
+    board = Shown(tmp_path / "board", roots, runs, memory_gb=BASE_GB + 3.5 * RUN_GB)
+    board.refresh()
+    assert (shown(board), board.full) == (["run000", "run001"], "")
+    make_runs(runs, 2, after=2)
+    said: list[str] = []
+    seconds = iter([0.0, 0.0, 0.0, 6.0, 6.0, 6.0, 6.0, 12.0, 12.0, 12.0, 3600.0])
+    _wait(Watch(Until(1, 60, finished=False), seconds.__next__), board, say=said.append)
+    assert shown(board) == ["run000", "run001", "run003"]
+    assert said == [board.full]
+    assert board.full.startswith("newer runs are not shown, since those shown fill 0.2 GB of mem")
 
 
 def test_a_very_long_log_needs_no_more_than_its_curves_keep(tmp_path: Path) -> None:

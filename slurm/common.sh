@@ -357,8 +357,10 @@ run_tune() {
 
 # Compares the runs given by path or pattern, or all, and writes the report; ends the script.
 run_compare() {
+    local name
     local -a options=()
     prepare
+    ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
     has_option --out "$@" || options=(--out "$HARNESS_RUNS/comparison")
     run_to_end "${HARNESS[@]}" compare ${options[@]+"${options[@]}"} "$@"
 }

@@ -58,6 +58,7 @@ def test_arguments_pass_unchanged(project: Project) -> None:
         ("compare", ["{runs}/x*"], ["compare", "--out", "{runs}/comparison", "{runs}/x*"]),
         ("compare", [], ["compare", "--out", "{runs}/comparison"]),
         ("compare", ["--out=a b", "{runs}"], ["compare", "--out=a b", "{runs}"]),
+        ("compare", ["--runs=/a b"], ["compare", "--out", "/a b/comparison", "--runs=/a b"]),
         ("tensorboard", ["--hours", "2"], ["tensorboard", "--hours", "2"]),
         ("doctor", ["--full"], ["doctor", "--accept", "--full"]),
     ],

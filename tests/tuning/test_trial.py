@@ -258,16 +258,23 @@ RESULT = {"val_accuracy": 0.8, "val_loss": 0.4}
 def test_a_process_that_has_grown_gives_way(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Beyond the largest trial, and twice what it held after its first, which a GPU enlarges."""
+    """Beyond the largest trial and what it held after its first run, which CUDA enlarges."""
     trials, held = trials_of(tmp_path / "sweep"), [9.0]
     monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
     largest = trials._largest_gb
     assert 1 < largest < 2
+    trials.run(Work(attempt="0/1.1", values={"model.dropout": 2.0}), lambda: None)
     assert not trials.has_grown(), "it has trained nothing yet"
-    for first, limit in ((largest / 4, largest), (largest, 2 * largest)):
-        trials._first_gb = 0.0
-        held[0] = first
-        trials.run(Work(attempt="0/1.1", values={"no such": 1}), lambda: None)
+    held[0] = 0.5
+    train(trials, "1/1.2", epochs=1)
+    assert trials._first_gb == 0.5
+    for devices, first, limit in (
+        ("cpu", 0.5, largest),
+        ("cpu", 2 * largest, 2.4 * largest),
+        ("gpu", 0.5, largest),
+        ("gpu", 2 * largest, 4 * largest),
+    ):
+        trials.devices, trials._first_gb = devices, first
         held[0] = 0.99 * limit
         assert not trials.has_grown()
         held[0] = 1.01 * limit

@@ -4,10 +4,12 @@ Checked before TensorFlow and KerasTuner are imported; `harness.tuning.oracle` t
 into KerasTuner's hyperparameters.
 """
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -314,6 +316,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs itself, up "
             "to train.epochs; leave the key out"
         )
+    job_of_last_seed = partial(search.job_of, seed=search.seeds()[-1])
+    needed: dict[str, Values] = {}  # by key, the values under which it is searched over
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
         if table.tuner == "grid" and continuous and (parameter.log or not parameter.is_whole):
@@ -321,9 +325,15 @@ def _check_together(search: SearchSpec, path: Path) -> None:
                 f"job {path}: search.space.{parameter.key}: the grid tuner needs a list, or a "
                 "range with a step"
             )
-        for value in parameter.examples():  # is each allowed in a job?
-            try:
-                search.job_of({parameter.key: value})
+        parents: list[Values] = [
+            {**needed[parameter.parent], parameter.parent: choice}
+            for choice in parameter.parent_choices
+            if parameter.parent
+        ] or [{}]
+        needed[parameter.key] = parents[0]
+        for given, value in itertools.product(parents, parameter.examples()):
+            try:  # is each allowed in a job?
+                job_of_last_seed({**given, parameter.key: value})
             except InputError as error:
                 said = str(error).partition(": ")[2]
                 raise InputError(f"job {path}: search.space: {said}") from None

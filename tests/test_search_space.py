@@ -101,6 +101,25 @@ def test_a_condition_on_a_value_that_never_comes(tmp_path: Path) -> None:
     assert "model.units never has this value" in refusal(tmp_path, f"{GOOD}{line}\n")
 
 
+def test_a_value_is_checked_beside_those_that_it_depends_on(tmp_path: Path) -> None:
+    """Not beside the job's own, with which no trial has it; each value of the other key counts."""
+    space = """train.optimizer = ["adam", "sgd"]
+train.optimizer_options.momentum = { values = [0.5, 0.9], when = { train.optimizer = [%s] } }
+train.optimizer_options.beta_2 = { values = [0.9, 0.99], when = { train.optimizer = ["adam"] } }
+"""
+    path = tmp_path / "tune_good.toml"
+    path.write_text(GOOD + space % '"sgd"')
+    assert len(load_search(path).space) > 3
+    said = refusal(tmp_path, GOOD + space % '"sgd", "adam"')
+    assert "train.optimizer_options.momentum: adam takes no such option" in said
+
+
+def test_the_last_seed_of_a_trial_is_checked_too(tmp_path: Path) -> None:
+    """Before a trial's first run is trained."""
+    seeds = GOOD.replace("[search]", "[train]\nseed = 2147483647\n[search]\nexecutions = 2")
+    assert "train.seed = 2147483648" in refusal(tmp_path, seeds)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -61,8 +61,10 @@ def ask_to_stop(
         return f"{status.run}: is finished, nothing to cancel"
     if not status.is_own and status.state in ALIVE:  # its record may name any job or process
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
-    if alone and status.alive:
+    if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)
+        if status.state not in ALIVE:  # a requeue of its job would begin it again
+            return f"{status.run}: is {status.state}; job {status.slurm_job} trains its other seeds"
         if status.phase is None or status.state == "pending":
             return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
         return None

@@ -44,7 +44,8 @@ def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago:
         status.state = "finished"
         status.note = status.error or ""
         return
-    if status.shares_job and status.phase in (None, "interrupted") and status.asked_to_cancel:
+    stopped = status.phase in (None, "interrupted", "failed")
+    if stopped and status.shares_job and status.asked_to_cancel:
         queued = status.queued = None  # its job goes on without it
         if status.phase is None:
             status.state, status.note = "cancelled", "will not start with its job"

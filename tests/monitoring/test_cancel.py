@@ -204,6 +204,24 @@ def test_one_seed_of_a_job_is_stopped_alone(site: Site) -> None:
     assert not spares_others(one, [one], both)
 
 
+@pytest.mark.parametrize("phase", ["failed", "interrupted"])
+def test_a_seed_that_has_stopped_leaves_the_others_their_job(
+    harness: Harness, site: Site, phase: str
+) -> None:
+    """Its job does not begin it again, and another job may go on with it."""
+    noted = scancel(site)
+    site.slurm("12|12|RUNNING|1:00|None|/x.sh")
+    site.program("scontrol", "echo BatchFlag=1")
+    one = site.run("slurm-12-seed1", phase, slurm_job="12")
+    site.run("slurm-12-seed2", "training", slurm_job="12")
+    harness.environment["PATH"] = os.environ["PATH"]
+    done = harness.run_here("cancel", one.folder)
+    said = f"lstm/slurm-12-seed1: is {phase}; job 12 trains its other seeds\n"
+    assert (done.returncode, done.stdout, noted.exists()) == (0, said, False), done.stderr
+    (now,) = (each for each in survey(site.runs, Queue()) if each.run == "lstm/slurm-12-seed1")
+    assert (now.asked_to_cancel, now.state, now.job_lives) == (True, phase, False)
+
+
 def test_one_seed_of_a_job_elsewhere_is_stopped_alone(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,16 +190,22 @@ def cancel(
     from harness.monitoring.run_names import select_runs
     from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
+    from harness.tracking.records import JOB_ID
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.
-    chosen = {each.folder: each for name in names for each in select_runs([name], runs, queue)}
+    selected = [(name, run) for name in names for run in select_runs([name], runs, queue)]
+    chosen = {run.folder: run for _, run in selected}
+    by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
     # The others of a job are where its run is, which need not be --runs.
     tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
     known = [each for top in tops for each in survey(top, queue, checks_all=False)]
-    alone = {each: spares_others(run, chosen.values(), known) for each, run in chosen.items()}
+    alone = {
+        folder: spares_others(run, chosen.values(), known, by_job=folder in by_job)
+        for folder, run in chosen.items()
+    }
     for folder, run in chosen.items():
         try:
             line = ask_to_stop(run, alone=alone[folder], problem=queue.problem)

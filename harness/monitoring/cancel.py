@@ -29,9 +29,22 @@ OVER = ("interrupted", "failed", "result")
 
 
 def spares_others(
-    status: RunStatus, chosen: Collection[RunStatus], known: Iterable[RunStatus]
+    status: RunStatus,
+    chosen: Collection[RunStatus],
+    known: Iterable[RunStatus],
+    *,
+    by_job: bool = False,
 ) -> bool:
-    """Whether other runs of its job go on, so that the job must not be cancelled as a whole."""
+    """Whether other runs of its job go on, so that the job must not be cancelled as a whole.
+
+    Args:
+        status: of the run.
+        chosen: all that the user names.
+        known: the runs in its folder of runs.
+        by_job: whether the user names its job.
+    """
+    if status.shares_job and not status.submission and not by_job:
+        return True  # no record tells which seeds have yet to begin
     folders = {os.path.realpath(each.folder) for each in chosen}
     return status.shares_job and any(
         each.slurm_job == status.slurm_job

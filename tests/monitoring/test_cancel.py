@@ -196,12 +196,30 @@ def test_one_seed_of_a_job_is_stopped_alone(site: Site) -> None:
     for seed in (1, 2):
         site.run(f"slurm-12-seed{seed}", "training", slurm_job="12")
     one, other = both = survey(site.runs, Queue())
-    assert spares_others(one, [one], both)
-    assert not spares_others(one, both, both)
+    assert spares_others(one, [one], both, by_job=True)
+    assert not spares_others(one, both, both, by_job=True)
     assert ask_to_stop(one, alone=True) is None
     assert (one.asked_to_cancel, other.asked_to_cancel, noted.exists()) == (True, False, False)
     other.state = "finished"
-    assert not spares_others(one, [one], both)
+    assert not spares_others(one, [one], both, by_job=True)
+
+
+@pytest.mark.parametrize("by_job", [False, True])
+def test_a_seed_at_work_leaves_its_job_to_those_that_wait(
+    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, *, by_job: bool
+) -> None:
+    """Of plain sbatch with --seeds no record tells of them; the job's id means all of them."""
+    monkeypatch.setattr(cancel, "WAIT_S", 0.0)
+    noted = scancel(site)
+    site.slurm(f"12|12|RUNNING|1:00|None|{JOBS.parent}/slurm/lstm.sh --seeds 1-5")
+    site.program("scontrol", "echo BatchFlag=1")
+    one = site.run("slurm-12-seed1", "training", slurm_job="12")
+    one.write_json("state.json", one.read_json("state.json") | {"owns_job": True})
+    harness.environment["PATH"] = os.environ["PATH"]
+    name = "12" if by_job else one.folder
+    done = harness.run_here("cancel", name, "--runs", site.runs)
+    assert "was asked to stop" in done.stderr
+    assert (one.path("cancel.json").exists(), noted.exists()) == (not by_job, by_job)
 
 
 @pytest.mark.parametrize("phase", ["failed", "interrupted"])
@@ -213,6 +231,7 @@ def test_a_seed_that_has_stopped_leaves_the_others_their_job(
     site.slurm("12|12|RUNNING|1:00|None|/x.sh")
     site.program("scontrol", "echo BatchFlag=1")
     one = site.run("slurm-12-seed1", phase, slurm_job="12")
+    one.write_json("state.json", one.read_json("state.json") | {"owns_job": True})
     site.run("slurm-12-seed2", "training", slurm_job="12")
     harness.environment["PATH"] = os.environ["PATH"]
     done = harness.run_here("cancel", one.folder)

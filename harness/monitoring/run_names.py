@@ -58,7 +58,7 @@ def _named(name: str, runs: Path) -> Iterator[Path]:
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
     """Whether a folder's name says that a job began the run, or a task or seed of it did."""
-    return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-seed\d+)?", folder))
+    return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
 
 
 def _is_run(folder: Path) -> bool:

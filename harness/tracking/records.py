@@ -93,7 +93,8 @@ class RunStatus:
     def shares_job(self) -> bool:
         """Whether the job trains other seeds too."""
         job = re.escape(self.slurm_job or "")  # of tasks that wait the queue says 12_[1-5]
-        return bool(re.fullmatch(rf"slurm-{job}-seed\d+", self.folder.name))
+        # A script of one's own that calls the job scripts adds a checksum of their arguments.
+        return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
         """Whether the folder, or a file in it, is there and may be seen."""

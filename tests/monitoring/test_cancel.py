@@ -31,6 +31,8 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
     """Each way that people write a run leads to it; an array's id to all of its tasks."""
     site.run("slurm-12_1", "finished", slurm_job="13", slurm_own_id="12_1")
     site.run("slurm-12_2", "finished", slurm_job="12", slurm_own_id="12_2")
+    site.run("slurm-14-345", "finished", slurm_job="16")
+    site.run("slurm-15-345-seed1", "finished", slurm_job="16")
     site.run("mine", "finished", job="gru")
     site.run("mine", "finished")
     found = survey(site.runs, Queue())
@@ -49,9 +51,12 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
         assert names(name) == ["lstm/slurm-12_1"], name
     assert names("13") == ["lstm/slurm-12_1"]
     assert names("12") == ["lstm/slurm-12_1", "lstm/slurm-12_2"]
+    assert names("14") == ["lstm/slurm-14-345"]
+    assert names("15") == ["lstm/slurm-15-345-seed1"]
     assert names("gru") == ["gru/mine"]
-    assert names("lstm", many=True) == ["lstm/mine", "lstm/slurm-12_1", "lstm/slurm-12_2"]
-    with pytest.raises(InputError, match="lstm: fits 3 runs, name one of them: "):
+    ids = ("mine", "slurm-12_1", "slurm-12_2", "slurm-14-345", "slurm-15-345-seed1")
+    assert names("lstm", many=True) == [f"lstm/{run_id}" for run_id in ids]
+    with pytest.raises(InputError, match="lstm: fits 5 runs, name one of them: "):
         names("lstm")
     for name in ("", " "):
         with pytest.raises(InputError, match="give a folder"):
@@ -189,12 +194,13 @@ def test_a_job_that_is_no_id_is_none(site: Site) -> None:
         assert (status.slurm_job, status.reported_job, status.shares_job) == (None, None, False)
 
 
-def test_one_seed_of_a_job_is_stopped_alone(site: Site) -> None:
+@pytest.mark.parametrize("prefix", ["slurm-12", "slurm-12-345"])
+def test_one_seed_of_a_job_is_stopped_alone(site: Site, prefix: str) -> None:
     """The others go on, so the job is not cancelled; where none goes on, it may be."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh")
     for seed in (1, 2):
-        site.run(f"slurm-12-seed{seed}", "training", slurm_job="12")
+        site.run(f"{prefix}-seed{seed}", "training", slurm_job="12")
     one, other = both = survey(site.runs, Queue())
     assert spares_others(one, [one], both, by_job=True)
     assert not spares_others(one, both, both, by_job=True)

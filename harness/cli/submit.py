@@ -126,10 +126,10 @@ def submit(
     job_file = None if all_jobs or job is None else Path(job)
     options = Options(job_file, overrides or (), seeds, full, all_jobs, pack)
     if resume or all_interrupted:
-        if all_jobs or overrides or seeds or pack or full:
+        if all_jobs or overrides or seeds or pack or full or at_most is not None:
             raise InputError(
-                "--resume: goes on with runs as they are; leave out --all, --set, --seeds, --pack "
-                "and --full"
+                "--resume: goes on with runs as they are; leave out --all, --set, --seeds, --pack, "
+                "--full and --at-most"
             )
         requests = _resume_requests(names, resources, runs, everything=all_interrupted)
     else:

@@ -130,6 +130,7 @@ def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:
         (["--all-interrupted"], "has stopped unfinished"),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "goes on with runs as they are"),
+        (["--resume", "gru/a", "--at-most", "2"], "goes on with runs as they are"),
         (["--resume", "gru/a", "--all-interrupted"], "without any"),
     ],
 )

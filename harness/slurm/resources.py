@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.errors import InputError
 from harness.slurm.environment import RETRY_MEMORY
-from harness.slurm.sbatch_options import GPUS, check_gpus, names_in, split_gres
+from harness.slurm.sbatch_options import GPUS, UNCOUNTED, check_gpus, names_in, split_gres
 
 MAX_SEEDS = 10_000
 
@@ -211,6 +211,7 @@ def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
         found["cpu"] = int(cpus) * nodes
     if memory := re.fullmatch(r"(\d+)([KMGT]?)", options.get("mem", "").upper()):
         found["mem"] = int(memory[1]) * UNITS_MB.get(memory[2], 1) * nodes
+    uncounted = {*UNCOUNTED} & {*options}
     for option, times in (("gres", nodes), ("gpus-per-node", nodes), ("gpus", 1)):
         value = options.get(option, "")
         value = split_gres(value)[0] if option == "gres" else value.partition(",")[0]
@@ -221,4 +222,8 @@ def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
             found["gres/gpu"] = max(num, found.get("gres/gpu", 0))
             if kind:
                 found[f"gres/gpu:{kind}"] = num
+        elif value:
+            uncounted.add(option)
+    if not uncounted:
+        found.setdefault("gres/gpu", 0)
     return found

@@ -21,7 +21,8 @@ MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 LETTERS = {"-G": "gpus"}
 LIMITED = {"-A": "account", "-p": "partition", "-q": "qos", "-t": "time", "-N": "nodes",
            "-c": "cpus-per-task", "-G": "gpus"}  # fmt: skip
-LIMITED_LONG = ("gres", "gpus-per-node", "mem")
+UNCOUNTED = ("gpus-per-task", "gpus-per-socket", "tres-per-task")  # requests for GPUs
+LIMITED_LONG = ("gres", "gpus-per-node", "mem", *UNCOUNTED)
 
 # The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
 VARIABLES = {
@@ -204,8 +205,9 @@ def values_of_all(
     words = [*script, *exported, *args]
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, has_value, value = word.partition("=")
-        if name.startswith("--") and name[2:] in (*LIMITED.values(), *LIMITED_LONG):
-            found[name[2:]] = value if has_value else after
+        long = _whole(name[2:]) if name.startswith("--") else ""
+        if long in (*LIMITED.values(), *LIMITED_LONG):
+            found[long] = value if has_value else after
         elif word[:2] in LIMITED:
             found[LIMITED[word[:2]]] = word[2:] or after
     return found

@@ -38,6 +38,7 @@ BEYOND = (
     ("GrpSubmitJobs=0", "", "", "1 job: qos q12 allows 0 of all its users"),
     ("MaxSubmitJobsPerUser=0", "", "", "1 job: qos q13 allows 0 of one user"),
     ("MaxWall=2 Flags=DenyOnLimit", "", "", "--time 5: qos q14 allows 00:02:00 at most"),
+    ("MinTRESPerJob=gres/gpu=1", "--gres=none", "QOSMinGRES", "0 GPUs: qos q15 wants 1 at least"),
 )
 # The same for an account below one with limits, and for the QOS of jobs that name none.
 ABOVE = (

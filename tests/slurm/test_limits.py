@@ -120,6 +120,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, time_s: float) -> 
         ({"account": "child", "cpus-per-task": "4"}, 1, "4 CPUs: account faculty allows 2 "),
         ({"account": "child"}, 5, "5 jobs: account faculty allows 4 of all its users"),
         ({"gres": "gpu:1", "qos": "large"}, 1, "1 GPUs: qos large wants 2 at least"),
+        ({"gres": "none", "qos": "large"}, 1, "0 GPUs: qos large wants 2 at least"),
         ({"cpus-per-task": "5", "nodes": "2", "qos": "large"}, 1, "5 CPUs a node: .* allows 4 "),
         ({"gres": "gpu:2", "time": "31", "qos": "budget"}, 1, "62 GPUs times minutes: .* 60 at"),
         ({"qos": "closed"}, 1, "qos closed lets no job begin"),
@@ -164,7 +165,11 @@ def test_what_is_allowed_or_not_known_passes() -> None:
     check_limits({"gres": "gpu:8", "partition": "debug", "qos": "over"}, 1, LIMITS)
     check_limits({"gres": "gpu:9", "partition": "debug,open"}, 1, LIMITS)
     check_limits({"gres": "none", "mem": "0", "nodes": "2", "account": "full"}, 1, LIMITS)
-    check_limits({"cpus-per-task": "4", "nodes": "2", "qos": "large"}, 1, LIMITS)
+    some = {"gres": "gpu:1", "cpus-per-task": "4", "nodes": "2", "qos": "large"}
+    check_limits(some, 1, LIMITS)
+    for option in ("gpus-per-task=1", "tres-per-task=gres/gpu:1", "gres=gpu:t4"):
+        name, _, value = option.partition("=")
+        check_limits({name: value, "qos": "large"}, 1, LIMITS)  # how many is not known
     check_limits({"gres": "gpu:2", "time": "30", "qos": "budget"}, 1, LIMITS)
     check_limits({"gres": "gpu:2", "qos": "budget"}, 1, LIMITS)
     lab = dataclasses.replace(LIMITS, default_account="lab")
@@ -200,7 +205,8 @@ def test_a_later_layer_wins() -> None:
     header = ["#SBATCH --time=02:00:00 -p a # note", "#SBATCH --gres=gpu:1"]
     site = SiteOptions({"SBATCH_PARTITION": "b"}, {"SBATCH_QOS": "no"})
     found = values_of_all(
-        header, site, ["-t", "5", "--account", "lab", "-qlong", "-N2", "--mem=3G"]
+        *(header, site),
+        ["-t", "5", "--account", "lab", "-qlong", "-N2", "--mem=3G", "--gpus-per-t=1"],
     )
     assert found == {
         "time": "5",
@@ -210,6 +216,7 @@ def test_a_later_layer_wins() -> None:
         "gres": "gpu:1",
         "nodes": "2",
         "mem": "3G",
+        "gpus-per-task": "1",
     }
     assert asked_tres(found) == {"node": 2, "mem": 6144, "gres/gpu": 2}
     assert asked_tres({"mem": "2048K"})["mem"] == asked_tres({"mem": "2"})["mem"] == 2  # MB
@@ -240,7 +247,7 @@ def test_memory_is_read_in_every_unit(text: str, mb: float) -> None:
 def test_gpus_are_counted_beside_what_else_a_node_has(gres: str) -> None:
     """Local scratch is a gres too."""
     assert asked_tres({"gres": gres}) == {"node": 1, "gres/gpu": 2, "gres/gpu:t4": 2}
-    assert asked_tres({"gres": "lscratch:50"}) == {"node": 1}
+    assert asked_tres({"gres": "lscratch:50"}) == {"node": 1, "gres/gpu": 0}
 
 
 def test_a_line_of_squeue_that_is_no_job_is_passed_over(

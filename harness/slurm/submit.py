@@ -199,11 +199,7 @@ def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     """All that would be submitted, with the jobs' names in place of their ids."""
     code, snapshot = request.project, snapshot_path(request.project, request.runs)
     layout = _layout(request, snapshot, code, limits=Limits(settings=read_settings()))
-    planned = _plan(request, layout)
-    yield from planned
-    if request.compares:
-        trainings = {f"<{each.name}>": each for each in planned}
-        yield comparison_submission(trainings, request.resources, layout)
+    yield from _plan_all(request, layout)
 
 
 def expected_starts(request: Request) -> Iterator[str]:
@@ -217,9 +213,8 @@ def expected_starts(request: Request) -> Iterator[str]:
     layout = _layout(
         request, snapshot_path(request.project, request.runs), request.project, limits=limits
     )
-    wanted = _plan(request, layout)
-    _check_limits(wanted, limits)
-    for planned in wanted:
+    _check_limits(_plan_all(request, layout), limits)
+    for planned in _plan(request, layout):
         with scratch_directory() as folder:
             script = folder / "job.sh"
             script.write_bytes(os.fsencode(planned.script))
@@ -243,7 +238,7 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     """
     client.check_version("sbatch")  # before anything is written
     limits = read_limits()
-    _check_limits(_plan(request, _layout(request, request.project, request.project)), limits)
+    _check_limits(_plan_all(request, _layout(request, request.project, request.project)), limits)
     snapshot = take_snapshot(request.project, request.runs)
     layout = _layout(request, snapshot, snapshot, limits=limits)
     submitted: dict[str, SbatchJob] = {}
@@ -284,6 +279,15 @@ def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
     ]
 
 
+def _plan_all(request: Request, layout: Layout) -> list[SbatchJob]:
+    """All jobs; the comparison names the others in place of their ids."""
+    planned = _plan(request, layout)
+    if request.compares:
+        trainings = {f"<{each.name}>": each for each in planned}
+        planned.append(comparison_submission(trainings, request.resources, layout))
+    return planned
+
+
 def _check_limits(planned: Sequence[SbatchJob], limits: Limits) -> None:
     """Refuse what the site does not allow; some of it Slurm would let wait for ever.
 
@@ -292,7 +296,15 @@ def _check_limits(planned: Sequence[SbatchJob], limits: Limits) -> None:
     """
     num_jobs = sum(len(each.seeds) if each.is_array else 1 for each in planned)
     for each in planned:
-        check_limits(each.limited, num_jobs, limits)
+        try:
+            check_limits(each.limited, num_jobs, limits)
+        except InputError as error:
+            if each.architecture:
+                raise
+            raise InputError(
+                f"the comparison: {error}; flags after -- such as --time=10 hold for it too, or "
+                "submit each job without --all"
+            ) from None
 
 
 def _submit(submission: SbatchJob) -> str:

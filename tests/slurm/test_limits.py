@@ -274,6 +274,26 @@ def test_a_job_that_is_too_long_is_refused_before_anything_is_written(
     assert not harness.runs.exists()
 
 
+@pytest.mark.parametrize("words", [[], ["--test"]])
+def test_the_comparison_is_held_to_the_limits_too(harness: Harness, words: list[str]) -> None:
+    """Its time is its own, and it counts as a job."""
+    harness.program("sbatch", "echo 77")
+    harness.program("scontrol", "echo 'PartitionName=gpu Default=YES MaxTime=00:15:00'")
+    done = harness.run_here("submit", "--all", "--time", "10", *words)
+    said = "the comparison: --time 00:30:00: partition gpu allows 00:15:00 at most"
+    assert (done.returncode, said in done.stderr.splitlines()[-1]) == (2, True), done.stderr
+    done = harness.run_here("submit", "--all", "--test", "--", "--time=10")
+    assert "partition gpu allows" not in done.stderr
+    harness.program("scontrol", "echo 'AccountingStorageEnforce = limits'")
+    user = "case $* in *user=*format=Acc*) echo 'lab|5' ;; *Default*t) echo lab ;; esac"
+    harness.program("sacctmgr", user)
+    harness.program("squeue", "")
+    done = harness.run_here("submit", "--all", *words)
+    said = "6 jobs: account lab allows 5 of one user at a time"
+    assert (done.returncode, said in done.stderr.splitlines()[-1]) == (2, True), done.stderr
+    assert not harness.runs.exists()
+
+
 def test_a_dry_run_splits_seeds_as_the_submission_does(harness: Harness) -> None:
     """By the site's own array size."""
     words = ["submit", JOBS / "lstm.toml", "--seeds", "1234,2024", "--dry-run"]

@@ -60,6 +60,7 @@ def test_the_block_kernel_trains_as_the_loop(name: str, settings: list[str]) -> 
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("num_words", [1, 12, 13])
 @pytest.mark.parametrize(
     ("name", "settings"),

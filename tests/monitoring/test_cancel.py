@@ -336,6 +336,7 @@ def test_a_real_run_is_seen_cancelled_and_seen_dead(harness: Harness, site: Site
     assert (done.returncode, "is dead, nothing to cancel" in done.stdout) == (0, True)
 
 
+@pytest.mark.full
 def test_a_run_elsewhere_is_cancelled_there(harness: Harness, site: Site) -> None:
     """Another host's process gets no signal, and the line says where to go; others are stopped."""
     site.run("a", "training", process=os.getpid())

@@ -255,6 +255,7 @@ def rows_of(reviews: Any) -> list[Any]:
 RESULT = {"val_accuracy": 0.8, "val_loss": 0.4}
 
 
+@pytest.mark.full
 def test_a_process_that_has_grown_gives_way(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -316,7 +315,6 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs itself, up "
             "to train.epochs; leave the key out"
         )
-    job_of_last_seed = partial(search.job_of, seed=search.seeds()[-1])
     needed: dict[str, Values] = {}  # by key, the values under which it is searched over
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
@@ -333,7 +331,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         needed[parameter.key] = parents[0]
         for given, value in itertools.product(parents, parameter.examples()):
             try:  # is each allowed in a job?
-                job_of_last_seed({**given, parameter.key: value})
+                search.job_of({**given, parameter.key: value}, seed=search.seeds()[-1])
             except InputError as error:
                 said = str(error).partition(": ")[2]
                 raise InputError(f"job {path}: search.space: {said}") from None

@@ -49,14 +49,16 @@ class Evaluator:
         stop = stop or StopRequest()
         outputs = []
         order = evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
-        is_again = self._opened is not None and self._opened[0] is reviews
-        opened = self._opened[1] if self._opened and is_again else self._open(reviews, order)
+        if self._opened and self._opened[0] is reviews:
+            loads, opened = False, self._opened[1]
+        else:
+            loads, opened = self.loads, self._open(reviews, order)
         self._opened = None  # an evaluation that is interrupted leaves the rest of its batches
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             batch = next(opened)
             stop.check()
             # Each replica's batch ends in padding where the global batch is not full.
-            with quiet_loading(loads=self.loads and not is_again):
+            with quiet_loading(loads=loads):
                 probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
             stop.agree(float(votes.numpy().sum()))
             outputs.append(probabilities.numpy()[weights.numpy() > 0])

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -10,6 +10,10 @@ import tensorflow as tf
 from keras.layers import LSTM, RNN, Bidirectional
 
 from harness.layers import all_layers
+
+# From a layer, its words, `[time, batch, features]`, and its first states to its outputs,
+# `[time, batch, units]`, and its last states.
+Compute = Callable[[LSTM, tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
 def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
@@ -33,9 +37,7 @@ def use_block_kernel(model: keras.Model) -> None:
     A loop starts dozens of operations for each word instead. The layers are those of the five
     networks: the kernel knows no other activations, and no dropout inside.
     """
-    for layer in _with_directions(model):
-        if isinstance(layer, LSTM):
-            layer.inner_loop = functools.partial(_block_lstm, layer)
+    _replace_loops(model, _block_lstm)
 
 
 def use_turns_of_two(model: keras.Model) -> None:
@@ -44,25 +46,41 @@ def use_turns_of_two(model: keras.Model) -> None:
     Compiled by XLA, such a loop takes a sixth less time; those of other layers take the same. The
     layers are those of the five networks: without dropout inside, without a mask.
     """
+    _replace_loops(model, _turns_of_two)
+
+
+def _replace_loops(model: keras.Model, compute: Compute) -> None:
     for layer in _with_directions(model):
         if isinstance(layer, LSTM):
-            layer.inner_loop = functools.partial(_turns_of_two, layer)
+            layer.inner_loop = functools.partial(_inner_loop, layer, compute)
 
 
-def _turns_of_two(
+def _inner_loop(
     layer: LSTM,
+    compute: Compute,
     *,
     sequences: tf.Tensor,
     initial_state: list[tf.Tensor],
     mask: tf.Tensor | None,
     training: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """What `LSTM.inner_loop` gives: the last output, all outputs over time, the last states.
+    """What `LSTM.inner_loop` gives: the last output, all outputs over time, the last states."""
+    if mask is not None:
+        raise RuntimeError(f"{layer.name}: its loop takes no mask")
+    outputs, states = compute(layer, tf.transpose(sequences, [1, 0, 2]), initial_state)
+    last = states[0]
+    kept = tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
+    return last, kept, states
+
+
+def _turns_of_two(
+    layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Two words in each turn.
 
     A backward layer reads from the end: with a reversed copy of the words a bidirectional one takes
     a third longer.
     """
-    words = _in_time(layer, sequences, mask)
     num_words = tf.shape(words)[0]
     num_kept = num_words if layer.return_sequences else 1
     outputs = tf.TensorArray(layer.compute_dtype, num_kept, element_shape=initial_state[0].shape)
@@ -70,7 +88,7 @@ def _turns_of_two(
     def turn(size: int, at: tf.Tensor, outputs: tf.TensorArray, *states: Any) -> tuple[Any, ...]:
         for _ in range(size):
             word = words[num_words - 1 - at if layer.go_backwards else at]
-            output, states = layer.cell(word, states, training=training)
+            output, states = layer.cell(word, states, training=False)
             if layer.return_sequences:
                 outputs = outputs.write(at, output)
             at += 1
@@ -82,23 +100,17 @@ def _turns_of_two(
             lambda at, *_, size=size: at + size <= num_words, functools.partial(turn, size), values
         )
     _, outputs, *states = values
-    return states[0], _in_batch(layer, outputs.stack(), states[0]), states
+    return outputs.stack(), states
 
 
 def _block_lstm(
-    layer: LSTM,
-    *,
-    sequences: tf.Tensor,
-    initial_state: list[tf.Tensor],
-    mask: tf.Tensor | None,
-    training: bool = False,
-) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """What `LSTM.inner_loop` gives: the last output, all outputs over time, the last states.
+    layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """All words in one operation.
 
     The kernel has its gates in another order than Keras. Its second version is not used, because
     the gradient that TensorFlow has for it is that of the first.
     """
-    words = _in_time(layer, sequences, mask)
     if layer.go_backwards:
         words = tf.reverse(words, [0])
     cell, no_peephole = layer.cell, tf.zeros([layer.units])
@@ -116,20 +128,7 @@ def _block_lstm(
         forget_bias=0.0,  # Keras has it in the bias
         cell_clip=-1.0,  # no clipping
     )
-    last = found.h[-1]
-    return last, _in_batch(layer, found.h, last), [last, found.cs[-1]]
-
-
-def _in_time(layer: LSTM, sequences: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """`[time, batch, features]`, of `[batch, time, features]`."""
-    if mask is not None:
-        raise RuntimeError(f"{layer.name}: its loop takes no mask")
-    return tf.transpose(sequences, [1, 0, 2])
-
-
-def _in_batch(layer: LSTM, outputs: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-    """`[batch, time, units]`, of `[time, batch, units]`; or `[batch, 1, units]`, the last alone."""
-    return tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
+    return found.h, [found.h[-1], found.cs[-1]]
 
 
 def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:

@@ -199,7 +199,7 @@ def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     """All that would be submitted, with the jobs' names in place of their ids."""
     code, snapshot = request.project, snapshot_path(request.project, request.runs)
     layout = _layout(request, snapshot, code, limits=Limits(settings=read_settings()))
-    yield from _plan_all(request, layout)
+    yield from _with_comparison(_plan(request, layout), request, layout)
 
 
 def expected_starts(request: Request) -> Iterator[str]:
@@ -213,8 +213,9 @@ def expected_starts(request: Request) -> Iterator[str]:
     layout = _layout(
         request, snapshot_path(request.project, request.runs), request.project, limits=limits
     )
-    _check_limits(_plan_all(request, layout), limits)
-    for planned in _plan(request, layout):
+    wanted = _plan(request, layout)
+    _check_limits(_with_comparison(wanted, request, layout), limits)
+    for planned in wanted:
         with scratch_directory() as folder:
             script = folder / "job.sh"
             script.write_bytes(os.fsencode(planned.script))
@@ -238,7 +239,8 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     """
     client.check_version("sbatch")  # before anything is written
     limits = read_limits()
-    _check_limits(_plan_all(request, _layout(request, request.project, request.project)), limits)
+    draft = _layout(request, request.project, request.project)
+    _check_limits(_with_comparison(_plan(request, draft), request, draft), limits)
     snapshot = take_snapshot(request.project, request.runs)
     layout = _layout(request, snapshot, snapshot, limits=limits)
     submitted: dict[str, SbatchJob] = {}
@@ -279,13 +281,14 @@ def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
     ]
 
 
-def _plan_all(request: Request, layout: Layout) -> list[SbatchJob]:
+def _with_comparison(
+    planned: Sequence[SbatchJob], request: Request, layout: Layout
+) -> list[SbatchJob]:
     """All jobs; the comparison names the others in place of their ids."""
-    planned = _plan(request, layout)
-    if request.compares:
-        trainings = {f"<{each.name}>": each for each in planned}
-        planned.append(comparison_submission(trainings, request.resources, layout))
-    return planned
+    if not request.compares:
+        return [*planned]
+    trainings = {f"<{each.name}>": each for each in planned}
+    return [*planned, comparison_submission(trainings, request.resources, layout)]
 
 
 def _check_limits(planned: Sequence[SbatchJob], limits: Limits) -> None:

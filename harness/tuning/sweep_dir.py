@@ -223,8 +223,9 @@ class SweepDirectory(LeasedDirectory):
             if rows and not {"trial", "status"} <= rows[0].keys():
                 raise ValueError("it has no columns trial and status")
             search = table(read_toml(self.path(SEARCH_FILE)), "search")
+            objective, tie_break = text(search.get("objective")), text(search.get("tie_break"))
             for row in rows:
-                _check_row(row, text(search.get("objective")), text(search.get("tie_break")))
+                _check_row(row, objective, tie_break)
         except OSError as error:
             raise_unless_missing(error, path)
             return []

@@ -16,7 +16,6 @@ from harness.compute.memory import keep_for_large_tables, largest_jobs
 from harness.compute.strategy import (
     Numerics,
     import_tensorflow,
-    make_strategy,
     num_own_gpus,
     parse_devices,
     title_of_devices,
@@ -65,7 +64,9 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(devices) if devices else None
     check_gpus(promised_gpus(requested, SlurmEnvironment.from_environment()), Console().warning)
-    strategy = make_strategy(requested)
+    from harness.compute.device_check import checked_strategy
+
+    strategy = checked_strategy(requested, None, job, Console())
     signals.check()
     stop.listen()
 

@@ -12,6 +12,8 @@ import pytest
 from harness.system import cuda
 from tests.gpu.conftest import Rig, last_line
 
+pytestmark = pytest.mark.full
+
 CHECKED = {"HARNESS_CHECK_DEVICES": "1"}
 
 

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError, RunError
+from harness.errors import InputError, RunError, suggest
 from harness.files.atomic_file import atomic_write, why_refused
 from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number
 from harness.files.plain_file import is_file
 from harness.job import Job
-from harness.job_file import load_job, suggest
+from harness.job_file import load_job
 from harness.tracking.record_format import RECORD, check_format
 from harness.tracking.run_folders import is_ensemble
 

@@ -228,7 +228,7 @@ def test_other_word_vectors_under_the_same_name_are_another_job(
     begins_with = find_parent(context, named=parent)
     assert begins_with
     assert begins_with.continues is continues
-    assert begins_with.differences == (() if continues else ("the content of model.embeddings",))
+    assert begins_with.differences == (() if continues else ("the vectors of model.embeddings",))
 
 
 @pytest.mark.parametrize(("schedule_epochs", "continues"), [(0, False), (4, True)])

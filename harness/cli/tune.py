@@ -146,6 +146,5 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     from harness.tuning.sweep_dir import SweepDirectory
 
     sweep = SweepDirectory.open(folder)
-    sweep.check_format()  # before its search is read, which a later version may write otherwise
     request = WorkerRequest(devices=one_device_each(devices, "trial"), data=data)
     run_sweep(sweep, sweep.search(), request, console=Console(), full=False)

@@ -109,7 +109,7 @@ def read_member(folder: Path) -> RunMember:
         RunError: if its result is broken.
     """
     run = RunDirectory.open(folder)
-    job = run.job()  # refuses a later version's, and others' code
+    job = run.job()  # refuses another version's, and others' code
     if not run.finished():
         raise InputError(f"run {folder}: is unfinished; harness resume {folder} first")
     if not job.data.test:

@@ -21,7 +21,7 @@ from harness.job import FACTS, KEYS
 from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names
 from harness.system.console import log
-from harness.tracking.record_format import RECORD, began_s, weights_of
+from harness.tracking.record_format import RECORD, began_s, check_format, weights_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble, job_file
@@ -237,6 +237,10 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
     except (DiskError, OSError) as error:
         return LeftOut(folder, "unreadable", str(error))
+    try:
+        check_format(f"run {folder}", record or {})
+    except InputError as error:
+        return LeftOut(folder, "of another version", str(error))
     if is_ensemble(folder):
         settings = _settings(table(ensemble, "settings"))
     else:

@@ -153,11 +153,10 @@ def retrain(
 
     Raises:
         InputError: if no trial is finished, the data are different, the folder is of another trial,
-            or a later version of harness wrote the sweep.
+            or another version of harness wrote the sweep.
         Interrupted: on a signal; the runs are saved and can be resumed.
         RunError: a run failed, and why.
     """
-    sweep.check_format()
     search, row = sweep.search(), best_row(sweep)
     job = retrained_job(search, row)
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]

@@ -56,7 +56,7 @@ def tune(
             nothing has been written then.
         Interrupted, RunError: see `harness.sweep_protocol.supervisor`.
     """
-    sweep.check_resumable()
+    sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
     slots = request.slots(allocation, search, warn=console.warning)
     idle_warning_min()  # refuse a bad value here, before each worker does

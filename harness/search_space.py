@@ -73,9 +73,6 @@ class SearchConfig(ConfigSection):
     )
     executions: int = Field(1, ge=1, le=100, description="runs of a trial, each with its own seed")
     seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner's choices")
-    stop_hopeless: bool = Field(
-        False, description="no effect any more; asha ends poor settings early"
-    )
     min_epochs: Annotated[int, Facts(only_with={"search.tuner": ("asha",)})] = Field(
         1, ge=1, le=1000, description="epochs of the shortest trials, at least"
     )
@@ -220,11 +217,10 @@ def is_sweep(folder: Path) -> bool:
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
     """Whether a sweep's result is of as many trials as its search file has now.
 
-    A supervisor may write its result just after another one has raised the number. Earlier versions
-    wrote no number, so theirs counts.
+    A supervisor may write its result just after another one has raised the number.
     """
-    number, of_search = result.get("trials"), search.get("search")
-    return number is None or (isinstance(of_search, dict) and of_search.get("trials") == number)
+    of_search = search.get("search")
+    return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
@@ -267,17 +263,12 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     if not space:
         first = next(iter(fixed.values()))
         raise InputError(f"{first}: leaves nothing to search over; leave it out")
-    notes = [
+    notes = tuple(
         f"{by}: all trials have this value; it is not searched over"
         for by in dict.fromkeys(fixed.values())
-    ]
-    if file.search.stop_hopeless:
-        notes.append(
-            "search.stop_hopeless has no effect any more, because its choices depended on timing; "
-            'search.tuner = "asha" ends poor settings early'
-        )
+    )
     content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
-    search = SearchSpec(job, file.search, tuple(space), content, tuple(notes))
+    search = SearchSpec(job, file.search, tuple(space), content, notes)
     _check_together(search, path)
     return search
 

@@ -201,16 +201,6 @@ def test_an_override_replaces_the_search_of_its_key(
     assert (again.job, again.notes) == (search.job, ())
 
 
-def test_a_search_that_would_stop_hopeless_trials_is_told(tmp_path: Path) -> None:
-    """It runs, since many job files have the key, and one line names what does it better."""
-    path = tmp_path / "tune_it.toml"
-    path.write_text(GOOD)
-    assert load_search(path).notes == ()
-    (note,) = load_search(path, ["search.stop_hopeless=true"]).notes
-    assert "search.stop_hopeless has no effect any more" in note
-    assert 'search.tuner = "asha"' in note
-
-
 @pytest.mark.parametrize("command", [["submit", "--dry-run"], ["tune", "--workers", "1001"]])
 def test_a_command_says_what_is_not_searched_over(harness: Harness, command: list[str]) -> None:
     """A value that is set in place of a search is announced."""

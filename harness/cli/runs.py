@@ -234,9 +234,8 @@ def prune(
 ) -> None:
     """Remove files of finished runs that can be made again.
 
-    Of a run this is the last checkpoint, and the word vectors that earlier versions kept for
-    TensorBoard. Of a finished search it is every file of its trials except the curves, the scores
-    and the best five models.
+    Of a run this is the last checkpoint. Of a finished search it is every file of its trials except
+    the curves, the scores and the best five models.
     """
     from harness.tuning.prune_runs import prune_all
 

@@ -20,7 +20,6 @@ import numpy as np
 
 from harness.data.dataset import (
     ARRAYS,
-    CLASSES,
     MAX_CLASSES,
     SPLITS,
     Dataset,
@@ -215,7 +214,7 @@ def open_folder(folder: Path) -> Dataset:
                 raise ValueError(f"{name} has {found} bytes, should have {size}")
         train, test = open_splits(folder).values()
         vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
-        classes = _checked_classes(record.get("classes", CLASSES), train, test)  # once it had none
+        classes = _checked_classes(record["classes"], train, test)
         checksum, official = _verified(folder, train, test, vocab=vocab)
         if checksum != record["checksum"]:
             raise ValueError("its content does not have the checksum of its record")

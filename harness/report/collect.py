@@ -345,7 +345,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
             checksum=checksum,
             limit=limit,
             is_sample=members[0].result.get("is_sample") is True,
-            num_test=whole(members[0].result.get("num_test", members[0].result.get("num_reviews"))),
+            num_test=whole(members[0].result.get("num_test")),
             results=tuple(_make_results(members, repeated)),
         )
         for (checksum, limit), members in by_data.items()

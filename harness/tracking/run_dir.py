@@ -215,7 +215,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 def is_whole(result: dict[str, Any]) -> bool:
     """Whether a result is complete: it has test scores, or validation scores if it has no test."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
-    classes = result.get("classes", [])  # old results have none
+    classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     return score is not None and is_list and isinstance(result.get("dataset_checksum"), str)
 

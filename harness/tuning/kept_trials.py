@@ -57,8 +57,6 @@ def parts_of_trials(sweep: SweepDirectory) -> dict[Path, Parts]:
     attempts = [row.get("attempt") or "" for row in rows]
     best = {attempt for attempt in attempts[:NUM_KEPT] if ATTEMPT.fullmatch(attempt)}
     accepted = set(filter(ATTEMPT.fullmatch, attempts))
-    if not best:  # of an earlier version, whose leaderboard names no folders
-        return {}
     found = {}
     for folder in find_runs([sweep.path("trials")]):
         attempt = folder.parent.relative_to(sweep.path("trials")).as_posix()

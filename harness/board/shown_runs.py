@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.board.projector import FILES, write_projector
 from harness.board.server import points_per_curve
 from harness.errors import InputError
-from harness.files.in_threads import in_threads
+from harness.files.plain_file import in_threads
 from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
 

@@ -69,9 +69,8 @@ def status(
 
     Reads the run folders and asks Slurm at most once.
     """
-    from harness.monitoring.run_filter import RunFilter
     from harness.monitoring.run_names import select_runs
-    from harness.monitoring.status_table import StatusScreen
+    from harness.monitoring.status_table import RunFilter, StatusScreen
     from harness.monitoring.survey import survey, trials_of
     from harness.slurm.queue import Queue
 

@@ -37,9 +37,9 @@ from harness.files.atomic_file import (
     remove_leftovers,
     replaced_directory,
 )
-from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
+from harness.files.plain_file import raise_unless_missing
 from harness.files.scratch import scratch_directory, turn_at
 from harness.files.site_settings import site_setting
 from harness.node_disk.use import MARK, is_in_use

@@ -10,8 +10,7 @@ import numpy as np
 from harness.data.dataset import by_class, vocab_from_bytes
 from harness.data.vocabulary import START, encode_text
 from harness.errors import InputError
-from harness.files.disk_errors import raise_unless_missing
-from harness.files.plain_file import read_plain_file
+from harness.files.plain_file import raise_unless_missing, read_plain_file
 from harness.inference.kept_ratios import read_ratios
 from harness.inference.text_lines import Line, Remarks, checked
 from harness.inputs.epoch_order import BatchShape, evaluation_order, time_steps

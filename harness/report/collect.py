@@ -15,8 +15,8 @@ from typing import Any
 
 from harness.config import flat, is_free
 from harness.errors import DiskError, InputError
-from harness.files.disk_errors import disk_error_in
 from harness.files.lenient_json import number, table, text, whole
+from harness.files.plain_file import disk_error_in
 from harness.job import FACTS, KEYS
 from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names

@@ -11,10 +11,9 @@ from typing import Any
 
 from harness.errors import InputError, RunError, suggest
 from harness.files.atomic_file import atomic_write, why_refused
-from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number
-from harness.files.plain_file import is_file
+from harness.files.plain_file import is_file, raise_unless_missing
 from harness.job import Job
 from harness.job_file import load_job
 from harness.tracking.record_format import RECORD, check_format

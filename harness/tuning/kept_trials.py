@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.files.in_threads import in_threads
+from harness.files.plain_file import in_threads
 from harness.search_space import SearchSpec
 from harness.tracking.disk_use import CHECKPOINTS, OF_A_RUN, OF_A_TRIAL, OF_AN_ATTEMPT, Parts, prune
 from harness.tracking.run_dir import RunDirectory

@@ -18,7 +18,7 @@ from harness.files.atomic_file import atomic_write
 from harness.files.lenient_json import read_json, table
 from harness.files.paths import cache_folder
 from harness.files.scratch import turn_at
-from harness.job import Job
+from harness.job import FACTS, KEYS, Job
 from harness.system.host import gpu_name, installed_version, processor
 
 # Up to these sizes XLA was faster on two CPU cores (tests/README.md, "Where the time goes").
@@ -29,8 +29,6 @@ BLOCK_PARTS = 2  # where LSTM layers are one operation; more were slower on two 
 LARGE = 2**23  # numbers in a variable: 32 MB of float32, more than most CPUs have as a cache
 # Their updates depend on sums over a variable, which threads would add up in another order.
 NOT_ELEMENTWISE = ("adafactor", "muon")
-# Settings of a network that do not change the time of a step.
-WITHOUT_TIME = ("dropout", "spatial_dropout", "embeddings", "train_embeddings")
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,12 @@ def recurrent_units(model: ModelConfig) -> int:
 
 def shape(job: Job) -> str:
     """The settings that decide how long a step takes: jobs that share them share measurements."""
-    left_out = {*WITHOUT_TIME, *job.unused_later_keys("model")}
-    model = {name: value for name, value in job.model if name not in left_out}
-    what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
-    if job.data.bucket:
-        what["bucket"] = True
-    if job.train.adversarial:
-        what["adversarial"] = True  # a second pass
-    what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
-    return " ".join(f"{name}={value}" for name, value in what.items())
+    values = {key: job.value(key) for key, facts in FACTS.items() if facts.step != "value"}
+    return " ".join(
+        f"{key}={value}"
+        for key, value in values.items()
+        if value != KEYS[key].default and key != "train.xla"  # which the plans themselves say
+    )
 
 
 def choose(

@@ -22,6 +22,7 @@ from harness.compute.execution_plan import (
 )
 from harness.errors import RunError
 from harness.job import Job
+from harness.job_file import put_value
 from harness.search_space import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import nvml
@@ -43,11 +44,6 @@ KEEP_FREED = (
     (-8, 1),  # M_ARENA_MAX: other arenas have at most 64 MB, so larger buffers would be mapped
     (-4, 0),  # M_MMAP_MAX
     (-1, 2**31 - 1),  # M_TRIM_THRESHOLD
-)
-
-SIZES = (
-    *("model.units", "model.second_units", "model.embedding_dim", "model.ngram_ratios"),
-    *("data.vocab_size", "data.maxlen", "train.batch_size", "train.average_epochs"),
 )
 
 
@@ -89,15 +85,11 @@ def largest_jobs(search: SearchSpec) -> list[Job]:
     largest = {
         parameter.key: max(values)
         for parameter in search.space
-        if (values := [v for v in parameter.examples() if isinstance(v, int | float)])
+        if (values := [v for v in parameter.examples() if type(v) in (int, float)])
     }
     content = search.job.model_dump()
-    for key in SIZES:
-        table, _, name = key.partition(".")
-        if key in largest:
-            content[table][name] = int(largest[key])
-    if largest.get("train.ema_momentum"):  # an average is one more copy of the weights
-        content["train"]["ema_momentum"] = largest["train.ema_momentum"]
+    for key, value in largest.items():
+        put_value(content, key, value)
     architectures = [p.examples() for p in search.space if p.key == "model.architecture"]
     return [
         Job.model_validate({**content, "model": {**content["model"], "architecture": name}})
@@ -172,5 +164,4 @@ def _key(what: Job | SearchSpec) -> str:
     if isinstance(what, SearchSpec):
         space = " ".join(f"{each.key}={list(each.examples())}" for each in what.space)
         return f"{_key(what.job)} search {space}"
-    average = " ema" if what.train.ema_momentum else ""  # one more copy of the weights
-    return f"{shape(what)} xla={what.train.xla}{average}"
+    return f"{shape(what)} xla={what.train.xla}"

@@ -1,7 +1,6 @@
 """The runs that an ensemble is made of: read, and refused in one line where they don't fit."""
 
 import contextlib
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.dataset import CLASSES
 from harness.ensembles.folder import Ensemble, sha256_of
 from harness.errors import InputError
-from harness.job import Job
+from harness.job import FACTS, Job
 from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
 from harness.report.predictions import BROKEN, read_arrays, read_own
 from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
@@ -22,14 +20,10 @@ from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# In which a run on all training reviews may differ from the one whose weights it takes: the share
-# of validation reviews, and what needs them.
-FOR_ALL_REVIEWS = (
-    *("data.validation_split", "data.test", "train.epochs", "train.schedule_epochs", "train.keep"),
-    *("train.monitor", "train.early_stopping_patience", "train.reduce_lr_patience"),
-    *("train.reduce_lr_factor", "train.xla", "train.compile_evaluation", "train.block_lstm"),
-    "train.steps_per_execution",
-)
+# In which a run on all training reviews may differ from the one whose weights it takes.
+FOR_ALL_REVIEWS = {
+    key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +51,8 @@ class RunMember:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the labels; old results have none."""
-        return [*self.result.get("classes", CLASSES)]
+        """The names of the labels."""
+        return [*self.result["classes"]]
 
 
 def read_members(folders: Sequence[Path]) -> list[RunMember]:
@@ -109,11 +103,11 @@ def read_member(folder: Path) -> RunMember:
     """Read a finished run with its predictions.
 
     Raises:
-        InputError: if it is unfinished, not tested, of an earlier version, or can't be read.
+        InputError: if it is unfinished, not tested, of another version, or can't be read.
         RunError: if its result is broken.
     """
     run = RunDirectory.open(folder)
-    job = run.job()  # refuses a later version's, and others' code
+    job = run.job()  # refuses another version's, and others' code
     if not run.finished():
         raise InputError(f"run {folder}: is unfinished; harness resume {folder} first")
     if not job.data.test:
@@ -128,15 +122,11 @@ def read_member(folder: Path) -> RunMember:
     again = f"train it again by: harness train {shlex.quote(str(folder / 'job.toml'))}"
     with _refused_if_broken(f"run {folder}: its predictions", again):
         labels, test = read_own(scored)
-        if (num := len(scored.result.get("classes", CLASSES))) != test.shape[1]:
+        if (num := len(scored.result["classes"])) != test.shape[1]:
             raise ValueError(f"they tell {test.shape[1]} classes apart, result.json {num}")
     validation_labels, validation = labels[:0], test[:0]
     if job.data.validation_split > 0:
         path = folder / VALIDATION_PREDICTIONS
-        if not os.path.lexists(path):
-            raise InputError(
-                f"run {folder}: keeps no {path.name}, as runs of an earlier version; {again}"
-            )
         with _refused_if_broken(f"run {folder}: {path.name}", again):
             validation_labels, validation = read_arrays(path)
             if validation.shape[1] != test.shape[1]:

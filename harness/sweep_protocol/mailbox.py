@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DiskError, InputError, RunError
-from harness.files.disk_errors import is_of_disk
 from harness.files.lenient_json import parse_toml
+from harness.files.plain_file import is_of_disk
 from harness.files.shared_disk import SharedDisk
 from harness.search_parameters import Value
 from harness.search_space import SEARCH_FILE, is_of_search
@@ -181,7 +181,7 @@ class Result(Message):
     """That the search has ended."""
 
     generation: int = 0
-    trials: int | None = None  # `search.trials` that it is of; earlier versions did not say
+    trials: int = 0  # `search.trials` that it is of
 
 
 M = TypeVar("M", bound=Message)
@@ -231,8 +231,6 @@ class SharedFolder:
         """
         if not (result := self.read(Result, RESULT)):
             return False
-        if result.trials is None:
-            return True
         search = parse_toml(self.disk.read(self.path(SEARCH_FILE)) or b"")
         return is_of_search(result.model_dump(), search)
 

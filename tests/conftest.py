@@ -59,7 +59,6 @@ SECONDS = {
     "test_cluster_sweep.py": 80,
     "test_tensorboard.py": 80,
     "test_cluster_status.py": 70,
-    "test_bench.py": 70,
     "test_cluster_submit.py": 60,
     "test_cli.py": 50,
     "test_parent.py": 50,

@@ -225,21 +225,6 @@ def test_a_run_takes_the_plan_measured_and_keeps_it_when_it_goes_on(
     assert set(json.loads((run / "result.json").read_text())["kernels"].values()) == {"loop"}
 
 
-@pytest.mark.slow
-def test_the_bench_measures_and_keeps_the_plans_of_a_job(harness: Harness, tmp_path: Path) -> None:
-    """In milliseconds a step, by this machine's name; a run of the job takes the fastest."""
-    path = tmp_path / "mine.toml"
-    path.write_text(load_job(JOBS / "lstm.toml", SETTINGS).to_toml())
-    done = harness.run("bench", "--job", path, "--pairs", "1")
-    assert done.returncode == 0, done.stderr
-    record = json.loads((harness.cache / "harness/plans.json").read_text())
-    times = record[processor()]["step_ms"][shape(load_job(path))]
-    assert {name.split()[0] for name in times} == {"loop", "xla"}
-    assert harness.run("train", path, "--run-id", "a").returncode == 0
-    plan = json.loads((harness.runs / "lstm/a/provenance.json").read_text())["plan"]
-    assert f"measured on {processor()}" in plan["why"]
-
-
 def test_jobs_whose_steps_do_other_work_share_no_measurement() -> None:
     """Batches by length and a second pass take another time and other memory."""
     shapes = {

@@ -15,7 +15,6 @@ import keras
 import numpy as np
 import pytest
 
-from harness.bench.made_up_runs import write_run
 from harness.data.dataset import Dataset
 from harness.errors import InputError
 from harness.inference import model_file
@@ -28,6 +27,7 @@ from harness.training.checkpoint import adopt
 from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent, nothing_left_if_refused
 from tests.conftest import JOBS, Harness, results
+from tests.made_up_runs import write_run
 from tests.report.small_data import small_data
 from tests.training.kills import kill_at, wait_for_step
 

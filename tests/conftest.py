@@ -90,7 +90,6 @@ SECONDS = {
     "test_resume.py": 20,
     "test_predict_command.py": 20,
     "test_cluster_memory.py": 20,
-    "test_execution_plan.py": 20,
 }
 
 

@@ -10,20 +10,25 @@ needs it and gives none back, so what a process holds after an epoch is the most
 
 import contextlib
 import ctypes
+import json
+from pathlib import Path
+from typing import Any
 
 from harness.compute.execution_plan import (
     ExecutionPlan,
-    device_name,
     has_large_table,
-    read_measured,
     recurrent_units,
-    save_measured,
     shape,
 )
 from harness.errors import RunError
+from harness.files.atomic_file import atomic_write
+from harness.files.lenient_json import read_json, table
+from harness.files.paths import cache_folder
+from harness.files.scratch import turn_at
 from harness.job import Job
 from harness.search_space import SearchSpec
 from harness.system import nvml
+from harness.system.host import gpu_name, installed_version, processor
 
 BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
 COPIES = 11  # of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays
@@ -135,14 +140,18 @@ def measure_gpu_gb() -> float | None:
 def keep_gpu_gb(what: Job | SearchSpec, gb: float) -> None:
     """Keep what a process took of a GPU: by a run of a job, or by a worker in a search.
 
-    It counts for jobs of the same sizes and searches of the same space, on such a GPU. Of a search
-    the most counts that any worker has taken, since its trials differ in size.
+    It counts for jobs of the same sizes and searches of the same space, on such a GPU with this
+    TensorFlow. Of a search the most counts that any worker has taken, since its trials differ in
+    size.
     """
-    key = _key(what)
+    key, path = _key(what), record_path()
     with contextlib.suppress(RunError, OSError):  # no run fails because its cache is full
         if isinstance(what, SearchSpec) and gb <= (_read(key) or 0):
             return
-        save_measured(device_name("gpu"), "gpu_gb", {key: round(gb, 3)})
+        with turn_at(path):  # several runs may end in the same moment
+            record = read_json(path)
+            record[_device()] = {**_kept(record), key: round(gb, 3)}
+            atomic_write(path, json.dumps(record, indent=1))
 
 
 def kept_gpu_gb(what: Job | SearchSpec) -> float | None:
@@ -155,9 +164,22 @@ def kept_gpu_gb(what: Job | SearchSpec) -> float | None:
     return max(known, default=None)
 
 
+def record_path() -> Path:
+    """The file of what processes took of GPUs."""
+    return cache_folder() / "gpu_memory.json"
+
+
 def _read(key: str) -> float | None:
-    gb = read_measured(device_name("gpu"), "gpu_gb").get(key)
+    gb = _kept(read_json(record_path())).get(key)
     return float(gb) if isinstance(gb, int | float) and gb > 0 else None
+
+
+def _kept(record: dict[str, Any]) -> dict[str, Any]:
+    return table(record, _device())
+
+
+def _device() -> str:
+    return f"{gpu_name() or processor()}, TensorFlow {installed_version('tensorflow')}"
 
 
 def _key(what: Job | SearchSpec) -> str:

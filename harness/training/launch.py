@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.compute.execution_plan import ExecutionPlan, choose, device_name, measured_ms
+from harness.compute.execution_plan import ExecutionPlan, choose
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.memory import keep_for_large_tables
 from harness.compute.strategy import (
@@ -178,14 +178,11 @@ def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> E
         run: if it has begun, it keeps its plan.
     """
     kind = parse_devices(devices).kind if devices else "gpu" if visible_gpus() else "cpu"
-    device = device_name(kind)
     return choose(
         job,
         kind,
         given_cpus(SlurmEnvironment.from_environment()),
-        device=device,
         begun=(run.certain_json(RECORD).get("plan") if run else None) or {},
-        times_ms=measured_ms(device, job),
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
 from harness.compute.execution_plan import choose, without_cudnn
-from harness.compute.memory import keep_for_large_tables, keep_gpu_gb, measure_gpu_gb
+from harness.compute.memory import keep_gpu_gb, measure_gpu_gb
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
@@ -140,7 +140,6 @@ def _speed(
     loaded = load_job(Path(job), overrides)
     dataset = open_data(loaded, Path(data) if data else None)
     plan, allocation = plan_of(loaded, devices), SlurmEnvironment.from_environment()
-    keep_for_large_tables(plan, loaded)
     import_tensorflow(allocation, plan.threads, Numerics.of(loaded))
     strategy = make_strategy(parse_devices(devices) if devices else None)
 

@@ -17,9 +17,6 @@ LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layer
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into
 BLOCK_PARTS = 2  # where LSTM layers are one operation; more were slower on two CPU cores
-LARGE = 2**23  # numbers in a variable: 32 MB of float32, more than most CPUs have as a cache
-# Their updates depend on sums over a variable, which threads would add up in another order.
-NOT_ELEMENTWISE = ("adafactor", "muon")
 # Settings of a network that do not change the time of a step.
 WITHOUT_TIME = ("dropout", "spatial_dropout", "embeddings", "train_embeddings")
 
@@ -32,7 +29,6 @@ class ExecutionPlan:
     threads: int  # in each operation, and operations at a time
     parts: int  # of a global batch, computed side by side
     why: str
-    fused: bool = False  # the update of a large variable is one pass, see `FusedUpdate`
     block: bool = False  # LSTM layers are one operation, see `use_block_kernel`
 
 
@@ -78,11 +74,6 @@ def uses_block(job: Job, kind: str) -> bool:
     return job.train.block_lstm and kind == "cpu" and not job.block_lstm_without_effect()
 
 
-def has_large_table(job: Job) -> bool:
-    """Whether the words' vectors are a large variable."""
-    return job.data.vocab_size * job.model.embedding_dim >= LARGE
-
-
 def _size(job: Job) -> int:
     """Reviews in a batch times units in all recurrent layers; 0 for an unknown architecture."""
     if not job.model.recurrent or job.model.is_own:
@@ -124,19 +115,16 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         parts = num_parts(job, kind) if xla else 1
         if block:
             parts = min(BLOCK_PARTS, job.train.batch_size)
-        # Nobody has measured on a GPU whether one pass is faster there.
-        fused = kind == "cpu" and job.train.optimizer not in NOT_ELEMENTWISE
-        return ExecutionPlan(xla, threads, parts, why, fused, block)
+        return ExecutionPlan(xla, threads, parts, why, block)
 
     if isinstance(begun.get("xla"), bool):
-        parts, fused = begun.get("parts", 1), begun.get("fused", False)
+        parts, block = begun.get("parts", 1), begun.get("block", False)
         # Sums over threads differ in their last bits. More threads than CPUs are slow, but exact;
         # whoever wants speed instead begins a new run.
         threads = begun.get("threads")
         if type(threads) is not int or threads < 1:
             threads = cpus
-        block = begun.get("block", False)
-        return ExecutionPlan(begun["xla"], threads, parts, "as the run began", fused, block)
+        return ExecutionPlan(begun["xla"], threads, parts, "as the run began", block)
     if uses_block(job, kind):
         return plan(False, cpus, "train.block_lstm = true", block=True)
     setting = f"train.xla = {job.train.xla}"

@@ -9,17 +9,11 @@ needs it and gives none back, so what a process holds after an epoch is the most
 """
 
 import contextlib
-import ctypes
 import json
 from pathlib import Path
 from typing import Any
 
-from harness.compute.execution_plan import (
-    ExecutionPlan,
-    has_large_table,
-    recurrent_units,
-    shape,
-)
+from harness.compute.execution_plan import recurrent_units, shape
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.lenient_json import read_json, table
@@ -41,13 +35,6 @@ OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can ho
 # For CUDA's context and its libraries, which TensorFlow's own count leaves out: an allowance for
 # where the driver does not know the process, on the safe side, not a measurement.
 CONTEXT_GB = 1.0
-# Of glibc's mallopt(3): option and value.
-KEEP_FREED = (
-    (-8, 1),  # M_ARENA_MAX: other arenas have at most 64 MB, so larger buffers would be mapped
-    (-4, 0),  # M_MMAP_MAX
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD
-)
-
 SIZES = (
     *("model.units", "model.second_units", "model.embedding_dim", "model.ngram_ratios"),
     *("data.vocab_size", "data.maxlen", "train.batch_size", "train.average_epochs"),
@@ -100,25 +87,6 @@ def largest_jobs(search: SearchSpec) -> list[Job]:
         Job.model_validate({**content, "model": {**content["model"], "architecture": name}})
         for name in (architectures[0] if architectures else [search.job.model.architecture])
     ]
-
-
-def keep_for_large_tables(plan: ExecutionPlan, *jobs: Job) -> None:
-    """Keep freed memory if a job's table of words is large; call it before TensorFlow starts."""
-    if plan.fused and any(map(has_large_table, jobs)):
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Have malloc keep for the next step what TensorFlow frees.
-
-    Otherwise a buffer above 32 MB, such as the gradient of a large table of words, is given back
-    and taken from the kernel in each step, which clears its pages each time. Results do not change.
-    Where malloc is not that of glibc, nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in KEEP_FREED:
-            mallopt(option, value)
 
 
 # GPUs

@@ -8,7 +8,6 @@ from typing import Any
 
 from harness.compute.execution_plan import ExecutionPlan, choose
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.memory import keep_for_large_tables
 from harness.compute.strategy import (
     Numerics,
     describe_devices,
@@ -91,7 +90,6 @@ def launch(
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
-        keep_for_large_tables(plan, job)
         import_tensorflow(allocation, plan.threads, Numerics.of(job))
         from harness.training.failures import explained_device_errors
 

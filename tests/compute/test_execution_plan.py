@@ -89,9 +89,6 @@ def test_a_run_that_goes_on_keeps_its_plan() -> None:
     """Whatever the rule of this version says, its bytes stay."""
     assert choose(RNN, "cpu", 2, begun={"xla": False}).xla is False
     assert choose(RNN, "cpu", 2, begun={"xla": True, "parts": 3}).parts == 3
-    earlier = choose(RNN, "cpu", 2, begun={"xla": True})  # of an earlier version
-    assert (earlier.parts, earlier.fused) == (1, False)
-    assert choose(RNN, "cpu", 2, begun={"xla": True, "fused": True}).fused
 
 
 @pytest.mark.parametrize(
@@ -101,21 +98,6 @@ def test_a_run_that_goes_on_keeps_its_threads(recorded: object, threads: int) ->
     """On fewer and on more CPUs; an earlier version's record, or a broken one, has none."""
     begun = {"xla": False} if recorded is None else {"xla": False, "threads": recorded}
     assert choose(RNN, "cpu", 2, begun=begun).threads == threads
-
-
-@pytest.mark.parametrize(
-    ("kind", "optimizer", "fused"),
-    [
-        ("cpu", "rmsprop", True),
-        ("cpu", "muon", False),
-        ("cpu", "adafactor", False),
-        ("gpu", "rmsprop", False),
-    ],
-)
-def test_elementwise_updates_on_a_cpu_are_one_pass(kind: str, optimizer: str, fused: bool) -> None:
-    """Others depend on sums over a variable; on a GPU nobody has measured it."""
-    job = load_job(JOBS / "rnn.toml", [f"train.optimizer={optimizer}"])
-    assert choose(job, kind, 2).fused is fused
 
 
 def test_jobs_whose_steps_do_other_work_share_no_measurement() -> None:

@@ -96,7 +96,8 @@ SECONDS = {
 def pytest_configure(config: pytest.Config) -> None:
     """Leave no process behind, however the tests end; a worker of xdist is below the guard."""
     if not hasattr(config, "workerinput"):
-        guard.enter()
+        if "mutmut" not in sys.modules:  # it starts pytest several times in one process
+            guard.enter()
         os.environ[SHARED] = tempfile.mkdtemp(prefix="harness-tests-")
         compiled().mkdir()
 

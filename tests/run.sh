@@ -64,7 +64,7 @@ provide() {
 }
 
 provide_all() {
-    provide compiler cc gcc libc6-dev
+    provide compiler 'gcc strings' gcc libc6-dev binutils
     provide slurm 'munged slurmctld slurmd sbatch' slurmctld slurmd slurm-client munge
     [[ -z $NIGHTLY ]] ||
         provide accounting 'slurmdbd mariadbd' slurmdbd slurm-wlm-mysql-plugin mariadb-server

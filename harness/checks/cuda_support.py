@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.checks.finding import Finding, Level
+from harness.system.cuda import LAST_TRUSTED, Card, Version, code_for
 
 OLDEST_GLIBC = (2, 27)  # the tags of TensorFlow, cuBLAS, cuDNN and NCCL: manylinux_2_27
 MACHINES = ("x86_64", "AMD64")  # the wheel for aarch64 is no CUDA build
@@ -22,8 +23,6 @@ BLACKWELL, BLACKWELL_DRIVER = (10, 0), 570  # older drivers do not know the card
 OLDEST_FOR_CUDNN, CUDNN_WITHOUT_VOLTA = (7, 5), (9, 11)
 OLDER_CUDNN = "pip install 'nvidia-cudnn-cu12<9.11' into the environment"
 
-Version = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Build:
@@ -34,47 +33,20 @@ class Build:
     cudnn: str = ""  # the installed version, empty if unknown
 
 
-@dataclass(frozen=True)
-class Card:
-    """A GPU by its name and its compute capability, (8, 0) for an A100."""
-
-    name: str
-    capability: Version
-
-    @property
-    def title(self) -> str:
-        """Such as `NVIDIA A100 (8.0)`."""
-        return f"{self.name} ({'.'.join(map(str, self.capability))})"
-
-
 def parse_version(text: str | None) -> Version:
     """The first dotted number in a text, `550.54.15` to (550, 54, 15); empty without one."""
     found = re.search(r"\d+(?:\.\d+)+", text or "")
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-def code_for(capability: Version, targets: Sequence[str]) -> str:
-    """What a card runs of the targets: `sm_80`, machine code, or `compute_90`, PTX; else empty.
-
-    Machine code runs on the same major version from its minor version on; PTX is compiled by the
-    driver for every later card.
-    """
-    earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
-    same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
-    ptx = [each for each in earlier if each[1].startswith("compute_")]
-    return max(same or ptx, default=((), ""))[1]
-
-
-def _capability(target: str) -> Version:
-    digits = "".join(filter(str.isdigit, target))
-    return int(digits[:-1]), int(digits[-1])
-
-
-def judge_card(card: Card, driver: str | None, build: Build) -> Finding:
+def judge_card(
+    card: Card, driver: str | None, build: Build, *, has_passed: bool = False
+) -> Finding:
     """Whether a card runs the installed TensorFlow under a driver.
 
     Args:
         driver: as /proc/driver/nvidia/version has it; None if unknown.
+        has_passed: whether a card of this kind has passed the check of its numbers here.
     """
     code = code_for(card.capability, build.targets)
     cuda = ".".join(build.cuda.split(".")[:2])
@@ -102,9 +74,15 @@ def judge_card(card: Card, driver: str | None, build: Build) -> Finding:
     if card.capability < OLDEST_FOR_CUDNN and cudnn >= CUDNN_WITHOUT_VOLTA:
         text = f"cuDNN {build.cudnn} has no code for it, so no fused LSTM or GRU runs"
         return finding("red", text, f"{OLDER_CUDNN}, or use a card from Turing (7.5) on")
+    if card.capability > LAST_TRUSTED and not has_passed:
+        text = "XLA may abort the process on it, and no card of this kind has passed its check here"
+        return finding("red", text, "harness doctor --probe on such a node tries it")
     if is_ptx:
         text = f"no machine code, PTX {code}: the driver compiles for minutes at first use"
-        return finding("yellow", text, "harness doctor --probe fills the driver's cache once")
+        warm = (
+            "before an array, fill the driver's cache once: harness doctor --probe on such a node"
+        )
+        return finding("yellow", text, warm)
     if not number:
         return finding("yellow", f"machine code {code}", f"needs driver {needed}: see nvidia-smi")
     return finding("green", f"machine code {code}")

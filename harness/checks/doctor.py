@@ -17,7 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from harness import PROJECT
-from harness.checks.cuda_support import Build, Card, check_platform, judge_card
+from harness.checks.cuda_support import Build, check_platform, judge_card
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.checks.slurm_checks import check_slurm
@@ -32,7 +32,7 @@ from harness.slurm.environment import (
     visible_gpus,
 )
 from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT
-from harness.system.cuda import hidden_by
+from harness.system.cuda import Card, hidden_by
 from harness.system.host import (
     available_gb,
     cpu_quota,
@@ -139,6 +139,7 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
     yield describe_import(answer["import_s"])
     yield describe_gpus(answer, allocation)
     yield from describe_cards(answer, nvidia_driver())
+    yield from describe_libraries(answer["libraries"])
     if "refused" in answer:
         found, _, remedy = answer["refused"].rpartition("; ")
         yield Finding("red", "--devices", found, remedy)
@@ -183,7 +184,23 @@ def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Findi
     build = Build(answer["targets"], answer["cuda"], answer["cudnn"] or "")
     pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
     for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
-        yield judge_card(card, driver, build)
+        yield judge_card(card, driver, build, has_passed=card.name in answer["passed"])
+
+
+def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
+    """Whether all of CUDA's libraries are here, and whose; no finding without a driver."""
+    if answer is None:
+        return
+    if answer["missing"]:
+        found = f"cannot dlopen {', '.join(answer['missing'])}"
+        yield Finding("red", "libraries", found, f"HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)")
+    elif answer["site"]:
+        shown = ", ".join(f"{name} from {path}" for name, path in answer["site"].items())
+        found = f"LD_LIBRARY_PATH puts these before the environment's own: {shown}"
+        remedy = "unload the module that sets it: TensorFlow was tested with the environment's"
+        yield Finding("yellow", "libraries", found, remedy)
+    else:
+        yield Finding("green", "libraries", "CUDA's are all here, the environment's own")
 
 
 def _gpu_remedy(answer: dict[str, Any]) -> str:
@@ -192,7 +209,7 @@ def _gpu_remedy(answer: dict[str, Any]) -> str:
     if nvidia_driver() is None:
         return "no NVIDIA driver on this node: ask your site, or run on another node"
     if not answer["cuda_packages"]:
-        return f"the CUDA libraries are not installed: HARNESS_EXTRA=gpu {SET_UP}"
+        return f"the CUDA libraries are not installed: HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)"
     return "the CUDA libraries are installed: compare nvidia-smi, or in a container add --nv"
 
 

@@ -18,6 +18,8 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
+from harness.system import cuda
+from harness.system.console import Console
 from harness.system.host import installed_version
 from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
@@ -44,19 +46,29 @@ def _devices() -> dict[str, Any]:
 
     began = time.perf_counter()
     tf = import_tensorflow(SlurmEnvironment.from_environment())
-    details = tf.config.experimental.get_device_details
+    from harness.compute.device_check import card_of, has_passed
+
     gpus = tf.config.list_physical_devices("GPU")
     build = tf.sysconfig.get_build_info()
     cudnn = installed_version("nvidia-cudnn-cu12")
+    cards = [card_of(gpu) for gpu in gpus]
     return {
         "import_s": time.perf_counter() - began,
-        "gpus": [str(details(gpu).get("device_name", "GPU")) for gpu in gpus],
-        "capabilities": [list(details(gpu).get("compute_capability", (0, 0))) for gpu in gpus],
+        "gpus": [card.name for card in cards],
+        "capabilities": [list(card.capability) for card in cards],
+        "passed": [card.name for card in cards if has_passed(card)],
+        "libraries": describe_libraries() if cuda.has_driver() else None,
         "targets": list(build.get("cuda_compute_capabilities", ())),
         "cuda": str(build.get("cuda_version", "")),
         "cudnn": cudnn,
         "cuda_packages": cudnn is not None,
     }
+
+
+def describe_libraries() -> dict[str, Any]:
+    """Those of CUDA that are missing here, and those of the site that are used instead."""
+    missing = [*cuda.missing_libraries(), *([] if cuda.has_nvml() else [cuda.NVML])]
+    return {"missing": missing, "site": cuda.shadowing_libraries()}
 
 
 def _kernels(devices: str | None) -> dict[str, Any]:
@@ -131,7 +143,6 @@ def _speed(
         Numerics,
         describe_devices,
         import_tensorflow,
-        make_strategy,
         num_own_gpus,
         parse_devices,
     )
@@ -141,7 +152,10 @@ def _speed(
     dataset = open_data(loaded, Path(data) if data else None)
     plan, allocation = plan_of(loaded, devices), SlurmEnvironment.from_environment()
     import_tensorflow(allocation, plan.threads, Numerics.of(loaded))
-    strategy = make_strategy(parse_devices(devices) if devices else None)
+    from harness.compute.device_check import checked_strategy
+
+    requested = parse_devices(devices) if devices else None
+    strategy = checked_strategy(requested, None, loaded, Console())
 
     from harness.compute.evaluator import evaluation_batch
     from harness.compute.loss import class_weights

@@ -143,7 +143,7 @@ def train(
             workers=workers,
             runs_per_gpu=runs_per_gpu,
             gpu_gb=tuple(map(kept_gpu_gb, jobs)),
-            host_gb=tuple(map(reckoned_gb, jobs)),
+            host_gb=tuple(reckoned_gb(job, kind) for job in jobs),
         ),
         Console(),
     )

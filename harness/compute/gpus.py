@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 from harness.compute.strategy import Devices, device_messages
 from harness.errors import InputError, NodeFault
-from harness.slurm.environment import SlurmEnvironment, given_gpus, report_node_fault
+from harness.slurm.environment import (
+    SlurmEnvironment,
+    given_gpus,
+    listed_gpus,
+    report_node_fault,
+)
 from harness.system import cuda
 
 
@@ -16,6 +21,8 @@ class Promise:
 
     num: int
     by: str  # what promised them
+    given: int | None = None  # by Slurm; None outside of it
+    listed: tuple[str, ...] = ()  # the indices of those
 
 
 def promised_gpus(
@@ -32,13 +39,15 @@ def promised_gpus(
     """
     if requested and requested.kind == "cpu":
         return None
-    if requested:
-        return Promise(requested.count, f"--devices {requested}")
+    given = given_gpus(allocation) if allocation else None
+    listed = listed_gpus(allocation) if allocation else ()
     named = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if requested:
+        return Promise(requested.count, f"--devices {requested}", given, listed)
     if names := cuda.visible_names(named):
-        return Promise(len(names), f"CUDA_VISIBLE_DEVICES={named}")
-    given = (given_gpus(allocation) if allocation else None) or 0
-    return Promise(given, f"Slurm gave {given} GPU{'s' if given > 1 else ''}")
+        return Promise(len(names), f"CUDA_VISIBLE_DEVICES={named}", given, listed)
+    num = given or 0
+    return Promise(num, f"Slurm gave {num} GPU{'s' if num > 1 else ''}", given, listed)
 
 
 def check_gpus(
@@ -63,6 +72,13 @@ def check_gpus(
     import tensorflow as tf
 
     num_seen = len(tf.config.list_physical_devices("GPU"))
+    if promise.given and num_seen > promise.given and "CUDA_VISIBLE_DEVICES" not in environment:
+        own = f", here {','.join(promise.listed)}" if promise.listed else ""
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES is unset: Slurm gave {promise.given} of the {num_seen} GPUs "
+            "that this process sees, and the others may be somebody else's; leave it as Slurm "
+            f"set it{own}"
+        )
     if num_seen >= max(1, promise.num):
         return
     # Who hides all GPUs means the CPU.
@@ -74,6 +90,8 @@ def check_gpus(
         is_cuda_build=bool(tf.sysconfig.get_build_info().get("is_cuda_build")),
         num_seen=num_seen,
         promised=promise.num,
+        given=promise.given,
+        listed=promise.listed,
     )
     seen = f"TensorFlow sees {num_seen or 'no GPU'}"
     if not promise.num:

@@ -21,10 +21,12 @@ from harness.files.paths import cache_folder
 from harness.files.scratch import turn_at
 from harness.job import Job
 from harness.search_space import SearchSpec
+from harness.slurm.environment import visible_gpus
 from harness.system import nvml
 from harness.system.host import gpu_name, installed_version, processor
 
 BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
+GPU_BASE_GB = 2.0  # the same where a GPU trains (TensorFlow issue 36459)
 COPIES = 11  # of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays
 PER_UNIT, PER_CHANNEL = 11, 2  # values of a word: of a recurrent unit, of the embedding
 MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # of IMDB
@@ -41,8 +43,13 @@ SIZES = (
 )
 
 
-def reckoned_gb(job: Job) -> float:
-    """The memory of a run of the job, in GB."""
+def reckoned_gb(job: Job, kind: str | None = None) -> float:
+    """The memory that a run of the job takes of its node, in GB.
+
+    Args:
+        kind: of the device that trains, gpu or cpu; by default the one that is here.
+    """
+    on_gpu = kind == "gpu" or (kind is None and visible_gpus() > 0)
     model, data = job.model, job.data
     width = recurrent_units(model)
     weights = data.vocab_size * model.embedding_dim + 4 * width * (width + model.embedding_dim)
@@ -60,12 +67,13 @@ def reckoned_gb(job: Job) -> float:
     padded_gb = min(FLOAT * reviews * data.maxlen / 1e9, MAX_PADDED_GB)
     if data.source and not data.limit:
         padded_gb = MAX_PADDED_GB
-    return BASE_GB + own_gb + padded_gb + FLOAT * values / 1e9
+    base_gb = GPU_BASE_GB if on_gpu else BASE_GB
+    return base_gb + own_gb + padded_gb + FLOAT * values / 1e9
 
 
-def largest_gb(search: SearchSpec) -> float:
-    """The memory of the largest trial of a search, in GB."""
-    return max(map(reckoned_gb, largest_jobs(search)))
+def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
+    """The memory of the largest trial of a search, in GB; `kind` as for `reckoned_gb`."""
+    return max(reckoned_gb(job, kind) for job in largest_jobs(search))
 
 
 def largest_jobs(search: SearchSpec) -> list[Job]:

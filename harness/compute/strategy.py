@@ -137,6 +137,7 @@ def import_tensorflow(
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     if cuda.has_driver():
         cuda.keep_compiled_kernels()
+        cuda.load_libraries()
     with filtered_stderr() as lines:
         try:
             with quick_imports(), ctrl_c_waits():
@@ -192,6 +193,26 @@ def quick_imports() -> Iterator[None]:
             gc.enable()
 
 
+def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
+    """The devices requested, or all GPUs that this process sees; and the GPUs among them.
+
+    Raises:
+        InputError: if they are not there.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    devices = requested or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
+    if devices.kind == "cpu":
+        return devices, []
+    if devices.count > len(gpus):
+        raise InputError(
+            f"--devices {devices}: this process sees {len(gpus)} GPUs; request fewer, use "
+            "--devices cpu, or run harness where the GPUs are"
+        )
+    return devices, gpus[: devices.count]
+
+
 def make_strategy(
     requested: Devices | None, worker_group: WorkerGroup | None = None
 ) -> "tf.distribute.Strategy":
@@ -206,24 +227,17 @@ def make_strategy(
     """
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    devices = requested or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
+    devices, gpus = devices_in_use(requested)
     if worker_group and devices.kind == "cpu" and devices.count > 1:
         raise InputError(
             f"--devices {devices}: on several nodes each has one CPU device; use --devices cpu"
         )
-    if devices.kind == "gpu" and devices.count > len(gpus):
-        raise InputError(
-            f"--devices {devices}: this process sees {len(gpus)} GPUs; request fewer, use "
-            "--devices cpu, or run harness where the GPUs are"
-        )
-    used = gpus[: devices.count] if devices.kind == "gpu" else []
-    tf.config.set_visible_devices(used, "GPU")
+    tf.config.set_visible_devices(gpus, "GPU")
     if worker_group:
         return _across_nodes(worker_group)
     if devices.count == 1:
         return tf.distribute.get_strategy()
-    if used:
+    if gpus:
         return tf.distribute.MirroredStrategy([f"gpu:{i}" for i in range(devices.count)])
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
@@ -320,6 +334,7 @@ def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]
             ".".join(map(str, capability)) if capability else None for capability in capabilities
         ],
         **cuda.library_versions(),
+        "site_libraries": cuda.shadowing_libraries(),
         "mps": cuda.has_mps(environment),
         "variables": {
             name: value for name, value in sorted(environment.items()) if name.startswith(RECORDED)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.system.cuda import visible_names
+from harness.system.cuda import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
@@ -136,17 +136,21 @@ def given_cpus(allocation: SlurmEnvironment | None) -> int:
 
 def given_gpus(allocation: SlurmEnvironment) -> int | None:
     """The number of GPUs that Slurm gave the job on this node; None if it does not say."""
-    count = allocation.variables.get("SLURM_GPUS_ON_NODE", "")
+    num = _whole(allocation.variables.get("SLURM_GPUS_ON_NODE", ""))
+    return num if num is not None else len(listed_gpus(allocation)) or None
+
+
+def listed_gpus(allocation: SlurmEnvironment) -> tuple[str, ...]:
+    """The indices of the GPUs that Slurm gave the job on this node; empty if it does not say."""
     listed = allocation.variables.get("SLURM_JOB_GPUS", "")
-    num = _whole(count)
-    return num if num is not None else len(listed.split(",")) if listed else None
+    return tuple(listed.split(",")) if listed else ()
 
 
 def visible_gpus() -> int:
     """The number of GPUs here that a process may use, counted without TensorFlow."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len(visible_names(chosen))
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))  # the driver has one entry per GPU
+    return num_cards() or 0
 
 
 def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:

@@ -179,7 +179,7 @@ def retrain(
     ]
     if tasks:
         allocation = SlurmEnvironment.from_environment()
-        fit = workers or num_in_memory(allocation, reckoned_gb(job))
+        fit = workers or num_in_memory(allocation, reckoned_gb(job, devices))
         most = min(len(tasks), fit)
         slots = allocate_slots(allocation, workers, devices=devices, at_most=most)
         again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"

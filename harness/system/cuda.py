@@ -5,10 +5,10 @@ Loading a library needs no GPU and no driver, so everything here answers on any 
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import re
-import site
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,22 +16,43 @@ from typing import Literal
 from harness.files.paths import private_cache
 
 # What TensorFlow 2.21 opens by name before it registers a GPU (its dso_loader): it registers none
-# where one of them is missing.
+# where one of them is missing. A library stands after those that it needs.
 LIBRARIES = (
     "libcudart.so.12",
-    "libcublas.so.12",
     "libcublasLt.so.12",
+    "libcublas.so.12",
     "libcufft.so.11",
-    "libcusolver.so.11",
     "libcusparse.so.12",
+    "libcusolver.so.11",
     "libcudnn.so.9",
 )
 NCCL = "libnccl.so.2"  # for several GPUs alone
+NVML = "libnvidia-ml.so.1"  # of the driver; TensorFlow registers no GPU without it
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 ASK = "compare nvidia-smi, and ask your site"
 CACHE_BYTES = 4 * 2**30 - 1  # the largest cache that CUDA takes is 4 GiB
 
 DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, without a name in TensorFlow
+
+
+# XLA may abort the process on later cards, whose machine code it does not know (TensorFlow issues
+# 111958 and 101746).
+LAST_TRUSTED = (9, 0)
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its name and its compute capability, (8, 0) for an A100."""
+
+    name: str
+    capability: Version
+
+    @property
+    def title(self) -> str:
+        """Such as `NVIDIA A100 (8.0)`."""
+        return f"{self.name} ({'.'.join(map(str, self.capability))})"
 
 
 @dataclass(frozen=True)
@@ -48,15 +69,57 @@ def has_driver() -> bool:
     return Path("/proc/driver/nvidia").exists() or _open("libcuda.so.1") is not None
 
 
+def has_nvml() -> bool:
+    """Whether the driver's library NVML can be loaded."""
+    return _open(NVML) is not None
+
+
 def library_folders() -> Iterator[Path]:
-    """Where the packages of NVIDIA on PyPI put their libraries."""
-    for folder in site.getsitepackages():
-        yield from sorted(Path(folder).glob("nvidia/*/lib"))
+    """Where the packages of NVIDIA on PyPI put their libraries: beside TensorFlow's."""
+    spec = importlib.util.find_spec("tensorflow")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        yield from sorted(Path(folder).parent.glob("nvidia/*/lib"))
+
+
+def load_libraries() -> None:
+    """Load the CUDA libraries, so that TensorFlow finds them by their names.
+
+    By itself TensorFlow 2.21 lists no GPU: `libtensorflow_framework.so.2` opens all of them, and
+    its RUNPATH lacks `nvidia/cusolver/lib`. Call it before TensorFlow looks at its devices.
+    """
+    for name in LIBRARIES:
+        _load(name)
 
 
 def missing_libraries() -> list[str]:
-    """Those of the CUDA libraries that can't be loaded here."""
+    """The CUDA libraries that can't be loaded here."""
     return [name for name in LIBRARIES if _load(name) is None]
+
+
+def shadowing_libraries() -> dict[str, str]:
+    """The path of each library that this process has loaded in place of the environment's own.
+
+    LD_LIBRARY_PATH, which a site's modules set, comes before the RUNPATH of TensorFlow.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return {}
+    shadowing = {}
+    for name in (*LIBRARIES, NCCL):
+        own = [folder / name for folder in library_folders() if (folder / name).exists()]
+        loaded = re.search(rf"(/\S*/{re.escape(name)}[.0-9]*)$", maps, re.MULTILINE)
+        if own and loaded and not any(Path(loaded[1]).resolve() == each.resolve() for each in own):
+            shadowing[name] = loaded[1]
+    return shadowing
+
+
+def num_cards() -> int | None:
+    """The number of GPUs of this machine that the driver knows; None where it does not say."""
+    library, num = _open(NVML), ctypes.c_uint()
+    if library is None or library.nvmlInit_v2() != 0:
+        return None
+    return num.value if library.nvmlDeviceGetCount_v2(ctypes.byref(num)) == 0 else None
 
 
 def library_versions() -> dict[str, str | None]:
@@ -96,6 +159,23 @@ def _nccl_version() -> str | None:
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
 
+def code_for(capability: Version, targets: Sequence[str]) -> str:
+    """What a card runs of the targets: `sm_80`, machine code, or `compute_90`, PTX; else empty.
+
+    Machine code runs on the same major version from its minor version on; PTX is compiled by the
+    driver for every later card.
+    """
+    earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
+    same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
+    ptx = [each for each in earlier if each[1].startswith("compute_")]
+    return max(same or ptx, default=((), ""))[1]
+
+
+def _capability(target: str) -> Version:
+    digits = "".join(filter(str.isdigit, target))
+    return int(digits[:-1]), int(digits[-1])
+
+
 def keep_compiled_kernels() -> None:
     """Name CUDA a cache for kernels that the driver compiles, with room for all of TensorFlow's.
 
@@ -123,9 +203,18 @@ def has_mps(environment: Mapping[str, str]) -> bool:
 
 
 def find_problem(
-    lines: str, environment: Mapping[str, str], *, is_cuda_build: bool, num_seen: int, promised: int
+    lines: str,
+    environment: Mapping[str, str],
+    *,
+    is_cuda_build: bool,
+    num_seen: int,
+    promised: int,
+    given: int | None = None,
+    listed: Sequence[str] = (),
 ) -> Problem:
     """Why TensorFlow sees fewer GPUs than promised.
+
+    A fault of the node is what neither the installation nor the request explains.
 
     Args:
         lines: what TensorFlow wrote on standard error when it was asked for its GPUs.
@@ -133,6 +222,9 @@ def find_problem(
         is_cuda_build: whether this TensorFlow was built for CUDA.
         num_seen: the GPUs that TensorFlow sees.
         promised: the GPUs that it should see.
+        given: the GPUs that Slurm gave, None outside of Slurm.
+        listed: the indices of these GPUs; names in CUDA_VISIBLE_DEVICES that are the same are
+            Slurm's own.
     """
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it", "installation")
@@ -144,6 +236,13 @@ def find_problem(
         return Problem(
             "there is no NVIDIA driver here: cannot dlopen libcuda.so.1",
             "run on a node with GPUs; in a container add --nv (Apptainer) or --gpus all (Docker)",
+            "installation",
+        )
+    names = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
+    if names != list(listed) and (unknown := unknown_names(names)):
+        return Problem(
+            f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, and the driver knows no such device",
+            "compare nvidia-smi -L, or unset it",
             "installation",
         )
     found = re.search(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))", lines)
@@ -159,15 +258,45 @@ def find_problem(
         return Problem(
             f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", "installation"
         )
-    visible = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
-    named = [name for name in visible if not name.isdigit()]
-    if named and not num_seen:
+    if not has_nvml():
         return Problem(
-            f"CUDA_VISIBLE_DEVICES names {', '.join(named)}, and the driver knows no such device",
-            "compare nvidia-smi -L",
-            "node",
+            f"cannot dlopen {NVML}, a library of the driver",
+            "in a container add --nv (Apptainer) or --gpus all (Docker); elsewhere ask your site",
+            "installation",
+        )
+    if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
+        return Problem(
+            "CUDA_VISIBLE_DEVICES names several MIG instances, and CUDA shows a process one",
+            "use --devices gpu:1, or start a run for each instance (--seeds)",
+            "installation",
+        )
+    available = num_cards() if given is None else given
+    if available is not None and num_seen >= available:
+        return Problem(
+            f"{'this machine has' if given is None else 'Slurm gave'} {available}",
+            f"request {available}: --devices gpu:{available}" if available else "request GPUs",
+            "installation",
         )
     return Problem(f"the driver shows {num_seen} of {promised}", ASK, "node")
+
+
+def unknown_names(names: Sequence[str]) -> list[str]:
+    """The names of GPUs, as CUDA_VISIBLE_DEVICES has them, that the driver does not know.
+
+    Empty where the driver shows no GPU at all, or does not answer.
+    """
+    if not (num := num_cards()):
+        return []
+    library, handle = ctypes.CDLL(NVML), ctypes.c_void_p()
+    return [
+        name
+        for name in names
+        if (
+            int(name) >= num
+            if name.isdigit()
+            else library.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(handle)) != 0
+        )
+    ]
 
 
 def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
@@ -192,7 +321,10 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    paths = (name, *(str(folder / name) for folder in library_folders()))
+    """A library as TensorFlow would load it: LD_LIBRARY_PATH first, the loader's cache last."""
+    site = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    folders = (*(Path(each) for each in site if each), *library_folders())
+    paths = (*(str(folder / name) for folder in folders), name)
     return next((library for library in map(_open, paths) if library), None)
 
 

@@ -11,8 +11,8 @@ from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
     Numerics,
     describe_devices,
+    devices_in_use,
     import_tensorflow,
-    make_strategy,
     num_own_gpus,
     one_device,
     parse_devices,
@@ -91,11 +91,12 @@ def launch(
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
         import_tensorflow(allocation, plan.threads, Numerics.of(job))
+        from harness.compute.device_check import checked_strategy
         from harness.training.failures import explained_device_errors
 
         stack.enter_context(explained_device_errors())
         check_gpus(promised_gpus(requested, allocation), console.warning)
-        strategy = make_strategy(requested, worker_group)
+        strategy = checked_strategy(requested, worker_group, job, console)
         stop.listen()  # again, over a handler that TensorFlow may have set
         plan = replace(plan_in_use(job, began), threads=plan.threads)
         monitor = stack.enter_context(own_monitor(allocation, idle_min))
@@ -330,8 +331,18 @@ def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = F
 
 
 def prepare_quietly(job: Job) -> None:
-    """Import TensorFlow for one device, for a command that needs no strategy."""
+    """Import TensorFlow and check its devices, for a command that needs no strategy.
+
+    Raises:
+        NodeFault: for a GPU that computes wrongly.
+    """
     import_tensorflow(SlurmEnvironment.from_environment(), numerics=Numerics.of(job))
+    from harness.compute.device_check import check_devices, check_unproven
+    from harness.training.failures import explained_device_errors
+
+    with explained_device_errors():
+        check_unproven(devices_in_use(None)[1], job)
+        check_devices(job, Console().warning)
 
 
 def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:

@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 
 from harness.compute import memory
+from harness.compute.device_check import is_switched_off
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import class_weights
 from harness.compute.recurrent import count_parameters
-from harness.compute.strategy import describe_cuda, describe_devices, describe_numerics
+from harness.compute.strategy import (
+    describe_cuda,
+    describe_devices,
+    describe_numerics,
+    num_own_gpus,
+)
 from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
 from harness.errors import InputError, RunError
@@ -170,6 +176,7 @@ def record_start(
             **({"embeddings": vectors.checksum} if vectors else {}),
             **describe_numerics(),
             "cuda": describe_cuda(),
+            **({"gpus_checked": not is_switched_off()} if num_own_gpus() else {}),
             **({"parent": parent.record()} if parent else {}),
         },
     )

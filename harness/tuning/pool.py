@@ -66,7 +66,7 @@ class WorkerRequest:
             self.num_workers,
             workers_per_gpu=self.workers_per_gpu,
             devices=self.devices,
-            at_most=self.num_workers or num_in_memory(allocation, largest_gb(search)),
+            at_most=self.num_workers or num_in_memory(allocation, largest_gb(search, self.devices)),
         )
         if self.workers_per_gpu > 1:
             # Each may hold the largest trial at the same time.

@@ -15,7 +15,6 @@ from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
     Numerics,
     import_tensorflow,
-    make_strategy,
     num_own_gpus,
     parse_devices,
     title_of_devices,
@@ -62,7 +61,9 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(devices) if devices else None
     check_gpus(promised_gpus(requested, SlurmEnvironment.from_environment()), Console().warning)
-    strategy = make_strategy(requested)
+    from harness.compute.device_check import checked_strategy
+
+    strategy = checked_strategy(requested, None, job, Console())
     signals.check()
     stop.listen()
 

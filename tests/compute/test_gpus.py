@@ -136,6 +136,7 @@ def test_fewer_gpus_than_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     monkeypatch.setattr(cuda, "has_driver", lambda: True)
+    monkeypatch.setattr(cuda, "has_nvml", lambda: True)
     monkeypatch.setattr(cuda, "missing_libraries", list)
     promise = Promise(2, "Slurm gave 2 GPUs")
     with pytest.raises(NodeFault, match="Slurm gave 2 GPUs, but TensorFlow sees 1: the driver"):

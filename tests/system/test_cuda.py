@@ -64,11 +64,10 @@ NO_LIBRARY = "E0000 failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (
         (NOT_READY, "0", 0, [], "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY", "node"),
         (NO_LIBRARY, "0", 0, [], "libcuda.so.1 can't be loaded", "installation"),
         ("", "0", 0, ["libcudnn.so.9"], "cannot dlopen libcudnn.so.9", "installation"),
-        ("", "MIG-8f2a", 0, [], "names MIG-8f2a, and the driver knows no such device", "node"),
         ("", "0,1", 1, [], "the driver shows 1 of 2", "node"),
         ("", None, 1, [], "the driver shows 1 of 2", "node"),
     ],
-    ids=["broken", "no-libcuda", "no-cudnn", "mig", "fewer", "fewer-by-slurm"],
+    ids=["broken", "no-libcuda", "no-cudnn", "fewer", "fewer-by-slurm"],
 )
 def test_why_a_gpu_can_not_be_used(
     monkeypatch: pytest.MonkeyPatch,
@@ -81,6 +80,7 @@ def test_why_a_gpu_can_not_be_used(
 ) -> None:
     """One reason and one remedy; only what another node may have sends a job to another node."""
     monkeypatch.setattr(cuda, "has_driver", lambda: True)
+    monkeypatch.setattr(cuda, "has_nvml", lambda: True)
     monkeypatch.setattr(cuda, "missing_libraries", lambda: missing)
     problem = cuda.find_problem(
         lines,

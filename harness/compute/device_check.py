@@ -1,0 +1,275 @@
+"""Whether each GPU computes what a CPU does, before anything is trained on it.
+
+A GPU can be broken without an error: its numbers are wrong, or its kernels are never run. Each one
+computes an elementwise operation, a product, a kernel of XLA's and, where the job has one, a
+recurrent layer of cuDNN's with its gradient, and is compared with the CPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from harness.compute.execution_plan import without_cudnn
+from harness.compute.strategy import (
+    Devices,
+    devices_in_use,
+    import_tensorflow,
+    make_strategy,
+)
+from harness.errors import NodeFault
+from harness.files.atomic_file import atomic_write
+from harness.files.lenient_json import read_json
+from harness.files.paths import private_cache
+from harness.job import Job
+from harness.slurm.environment import SlurmEnvironment, report_node_fault
+from harness.slurm.rendezvous import WorkerGroup
+from harness.system.console import Console
+from harness.system.cuda import LAST_TRUSTED, Card, code_for, kernel_cache, visible_names
+from harness.system.host import installed_version, nvidia_driver
+
+SWITCH = "HARNESS_CHECK_DEVICES"  # 0 leaves the check out: for tests on a GPU that computes nothing
+TOLERANCE = 1e-3  # relative to the largest number; float32 without TF32 keeps 1e-5
+CHILD_S = 1800.0  # the first use of a card without machine code compiles for minutes
+SHAPE = (4, 6, 8)  # rows, words, channels
+LAYERS: dict[str, type[keras.layers.RNN]] = {
+    "lstm": keras.layers.LSTM,
+    "gru": keras.layers.GRU,
+}
+
+Check = Callable[[], list[tf.Tensor]]
+
+
+def card_of(gpu: Any) -> Card:
+    """The card of one of TensorFlow's physical devices."""
+    details = tf.config.experimental.get_device_details(gpu)
+    capability = details.get("compute_capability") or (0, 0)
+    return Card(str(details.get("device_name", "GPU")), capability)
+
+
+def checked_strategy(
+    requested: Devices | None, worker_group: WorkerGroup | None, job: Job, console: Console
+) -> tf.distribute.Strategy:
+    """The strategy of `make_strategy`, whose GPUs compute what a CPU does.
+
+    Raises:
+        InputError: if the devices requested are not there.
+        NodeFault: for the first GPU that computes something else; the job goes on elsewhere.
+    """
+    gpus = devices_in_use(requested)[1]
+    for card in dict.fromkeys(map(card_of, gpus)):
+        if line := first_use(card):
+            console.info(line)
+    check_unproven(gpus, job)
+    strategy = make_strategy(requested, worker_group)
+    check_devices(job, console.warning)
+    return strategy
+
+
+def first_use(card: Card) -> str:
+    """What to expect of a card whose kernels the driver still has to compile; else empty."""
+    targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
+    folder = kernel_cache()
+    if code_for(card.capability, targets).startswith("sm_") or not (folder and is_empty(folder)):
+        return ""
+    return (
+        f"{card.title}: TensorFlow holds no machine code for it, so the driver compiles each "
+        f"kernel at first use: this start takes minutes longer, later ones read {folder}"
+    )
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder, or the folder is not there."""
+    return not folder.is_dir() or next(folder.iterdir(), None) is None
+
+
+def is_switched_off() -> bool:
+    """Whether HARNESS_CHECK_DEVICES=0 leaves the check out."""
+    return os.environ.get(SWITCH) == "0"
+
+
+def cudnn_layers(job: Job) -> frozenset[str]:
+    """Those of LAYERS that cuDNN may compute for a job; of a user's own network, all."""
+    if job.model.is_own:
+        return frozenset(LAYERS)
+    if not job.model.recurrent or without_cudnn(job):
+        return frozenset()
+    return frozenset({"gru"} if job.model.architecture == "gru" else {"lstm"})
+
+
+def check_unproven(gpus: Sequence[Any], job: Job) -> None:
+    """Check cards that XLA may not survive, each in a process of its own.
+
+    That process ends before this one uses the GPU, which may let in one process only. A card that
+    has passed once with this driver and this TensorFlow is not checked again.
+
+    Args:
+        gpus: physical devices of TensorFlow's that this process will use.
+
+    Raises:
+        NodeFault: for the first that does not pass.
+    """
+    if is_switched_off():
+        return
+    for index, gpu in enumerate(gpus):
+        card = card_of(gpu)
+        if card.capability > LAST_TRUSTED and not has_passed(card):
+            _check_in_child(index, card, cudnn_layers(job))
+
+
+def check_devices(job: Job, warn: Callable[[str], object]) -> None:
+    """Refuse a GPU that computes something else than the CPU; call it once devices are in use.
+
+    Raises:
+        NodeFault: for the first that does; the job goes back into the queue without the node.
+    """
+    gpus = tf.config.get_visible_devices("GPU")
+    if gpus and is_switched_off():
+        warn(f"{SWITCH}=0: the GPUs are used without a check of what they compute")
+        return
+    for index, gpu in enumerate(gpus):
+        if problem := find_wrong(f"GPU:{index}", cudnn_layers(job)):
+            raise _fault(index, card_of(gpu), f"computes wrongly: {problem}")
+
+
+def find_wrong(gpu: str, layers: frozenset[str]) -> str:
+    """Which computation of a GPU differs from the CPU's, and by how much; empty if none does.
+
+    Args:
+        gpu: TensorFlow's name of the device.
+    """
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        for name, on_gpu, on_cpu in _computations(layers):
+            with tf.device(gpu):
+                found = on_gpu()
+            with tf.device("CPU:0"):
+                expected = on_cpu()
+            difference = max(map(_difference, found, expected))
+            if not difference <= TOLERANCE:
+                return f"{name} differs from the CPU's by {difference:.1g} of the largest number"
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+    return ""
+
+
+def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Check, Check]]:
+    """The name of each computation, and how a GPU and the CPU do it."""
+    numbers = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    square = np.random.default_rng(2).normal(size=(64, 64)).astype(np.float32)
+
+    def elementwise() -> list[tf.Tensor]:
+        return [tf.tanh(tf.constant(numbers)) * 3 + 1]
+
+    def product() -> list[tf.Tensor]:
+        return [tf.matmul(tf.constant(square), tf.constant(square))]
+
+    compiled = tf.function(lambda x: tf.tanh(x) * 3 + x, jit_compile=True, autograph=False)
+
+    def by_xla() -> list[tf.Tensor]:
+        return [compiled(tf.constant(numbers))]
+
+    def plainly() -> list[tf.Tensor]:
+        return [tf.tanh(tf.constant(numbers)) * 3 + numbers]
+
+    yield "an elementwise operation", elementwise, elementwise
+    yield "a product of matrices", product, product
+    yield "a kernel of XLA's", by_xla, plainly
+    for name in sorted(layers):
+        yield f"cuDNN's {name}", _recurrent(name, numbers, True), _recurrent(name, numbers, False)
+
+
+def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Check:
+    """Outputs of a layer over all words, and the gradients of its weights and its input."""
+
+    def compute() -> list[tf.Tensor]:
+        random = np.random.default_rng(3)
+        layer = LAYERS[name](5, return_sequences=True, use_cudnn=use_cudnn, dtype="float32")
+        layer.build(SHAPE)
+        layer.set_weights([random.normal(size=each.shape) / 3 for each in layer.weights])
+        x = tf.constant(numbers)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs = layer(x)
+            loss = tf.reduce_sum(outputs * outputs)
+        weights = [each.value for each in layer.trainable_variables]
+        return [outputs, *tape.gradient(loss, [x, *weights])]
+
+    return compute
+
+
+def _difference(found: tf.Tensor, expected: tf.Tensor) -> float:
+    """The largest difference, in parts of the largest number; infinite for what is no number."""
+    a, b = found.numpy().astype(np.float64), expected.numpy().astype(np.float64)
+    difference = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+    return difference if np.isfinite(difference) else np.inf
+
+
+# Cards that XLA may not survive
+
+
+def has_passed(card: Card) -> bool:
+    """Whether a card of this kind has passed here, with this driver and this TensorFlow."""
+    path = _record()
+    return path is not None and read_json(path).get(_key(card)) is True
+
+
+def _check_in_child(index: int, card: Card, layers: frozenset[str]) -> None:
+    names = visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", "")) or [str(index)]
+    own = {"CUDA_VISIBLE_DEVICES": names[min(index, len(names) - 1)]}
+    command = [sys.executable, "-m", "harness.compute.device_check", *sorted(layers)]
+    try:
+        done = subprocess.run(  # noqa: S603 - this module
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CHILD_S,
+            env=os.environ | own,
+        )
+    except subprocess.TimeoutExpired:
+        raise _fault(index, card, f"had not passed its check after {CHILD_S:.0f} s") from None
+    if done.returncode != 0:
+        lines = [*done.stderr.splitlines(), *done.stdout.splitlines()] or ["it printed nothing"]
+        how = f" (died of signal {-done.returncode})" if done.returncode < 0 else ""
+        raise _fault(index, card, f"did not pass its check{how}: {lines[-1].strip()[:300]}")
+    if path := _record():
+        atomic_write(path, json.dumps({**read_json(path), _key(card): True}, indent=1))
+
+
+def _record() -> Path | None:
+    folder = private_cache("devices")
+    return folder / "passed.json" if folder else None
+
+
+def _key(card: Card) -> str:
+    return f"{card.name}, driver {nvidia_driver()}, TensorFlow {installed_version('tensorflow')}"
+
+
+def _fault(index: int, card: Card, what: str) -> NodeFault:
+    text = (
+        f"GPU {index} ({card.name}) {what}; run harness resume on another node, and report this "
+        "one to your site"
+    )
+    return NodeFault(text, will_requeue=report_node_fault(text))
+
+
+def main(*layers: str) -> int:
+    """Check the one GPU that this process sees; the last line printed says what was wrong."""
+    import_tensorflow(SlurmEnvironment.from_environment())
+    problem = find_wrong("GPU:0", frozenset(layers))
+    if problem:
+        print(problem)  # noqa: T201 - for the parent
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

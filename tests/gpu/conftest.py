@@ -1,0 +1,110 @@
+"""The rig: an environment like this one whose GPUs compute nothing, made once for all tests."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.null_gpu.make import DRIVER, SOURCES, make
+
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Runs commands in the environment whose GPUs compute nothing."""
+
+    environment: Path
+    folder: Path  # of this test
+
+    def run(
+        self,
+        args: Sequence[str | Path],
+        gpus: int = 1,
+        env: Mapping[str, str] = {},
+        timeout_s: float = TIMEOUT_S,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the rig's Python with arguments, such as `-m harness train …`, in the test's folder.
+
+        Nothing of CUDA stands on LD_LIBRARY_PATH but the driver.
+        """
+        return subprocess.run(
+            [self.environment / "bin/python", *args],
+            cwd=self.folder,
+            env={**self.variables(gpus), **env},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
+
+    def train(
+        self, job: str, *args: str, gpus: int = 1, env: Mapping[str, str] = {}
+    ) -> subprocess.CompletedProcess[str]:
+        """Train a job on 200 reviews for an epoch; its run is `runs/<job>/rig`."""
+        words = ["-m", "harness", "train", f"{PROJECT}/jobs/{job}.toml", "--run-id", "rig"]
+        shrunk = ["--set", "data.limit=200", "--set", "train.epochs=1"]
+        return self.run([*words, *shrunk, *args], gpus, env)
+
+    def variables(self, gpus: int) -> dict[str, str]:
+        """Of the environment of a command; the check of the devices is off."""
+        return {
+            "HOME": str(self.folder / "home"),
+            "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin",
+            "LD_LIBRARY_PATH": str(self.environment / DRIVER),
+            "STUB_GPUS": str(gpus),
+            "STUB_COUNTS": str(self.folder / "counts"),
+            "HARNESS_CHECK_DEVICES": "0",
+        }
+
+    def counts(self) -> Counter[str]:
+        """How often each function was called, by all processes of the test that have ended."""
+        counts = Counter[str]()
+        for line in (self.folder / "counts").read_text().splitlines():
+            _, _, function, count = line.split()
+            counts[function] += int(count)
+        return counts
+
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def null_environment() -> Path:
+    """A copy of this environment by hard links, with the null GPU; kept for the next tests."""
+    for program in ("gcc", "strings", "nm"):
+        if not shutil.which(program):
+            pytest.skip(f"no {program}: apt-get install gcc libc6-dev binutils")
+    environment = Path(sys.prefix)
+    target = environment.with_name(f"{environment.name}-gpu")
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())
+    lock = environment / "harness-lock.sha256"
+    made_of = lock.read_bytes() if lock.exists() else b""
+    stamp = hashlib.sha256(sources + made_of).hexdigest()
+    with environment.with_name(f"{target.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # each worker of the tests comes here
+        path = target / "null-gpu.sha256"
+        if not path.exists() or path.read_text() != stamp:
+            make(environment, target)
+            path.write_text(stamp)
+    return target
+
+
+@pytest.fixture
+def rig(null_environment: Path, tmp_path: Path) -> Rig:
+    """The rig, with a folder of this test's own."""
+    (tmp_path / "home").mkdir()
+    return Rig(null_environment, tmp_path)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line on standard error: what a refusal says."""
+    return done.stderr.splitlines()[-1] if done.stderr else os.linesep

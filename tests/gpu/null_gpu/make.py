@@ -1,0 +1,109 @@
+"""Make an environment whose GPU computes nothing: python -m tests.gpu.null_gpu.make ENV OUT.
+
+OUT is a copy of the environment ENV, by hard links, whose CUDA libraries are made of the C files
+beside this one. Everything else is TensorFlow's own wheel, unchanged: it lists the GPUs, places
+operations, compiles for them, copies, launches kernels and meets errors as on a real one. A launch
+does nothing, so no number that comes from a device means anything.
+
+Needs gcc and binutils. Whatever the C files do not define counts its call and returns 0.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+DRIVER = "driver"  # the folder in OUT that LD_LIBRARY_PATH should name
+FLAGS = ("-O1", "-w", "-shared", "-fPIC")
+# Of each library: its C file, its name, the package of NVIDIA that brings it (none: the driver),
+# and how the names of its functions begin.
+LIBRARIES = (
+    ("cuda", "libcuda.so.1", "", "cu[A-Z]"),
+    ("nvml", "libnvidia-ml.so.1", "", "nvml"),
+    ("cudart", "libcudart.so.12", "cuda_runtime", "(__)?cuda"),
+    ("cublas", "libcublas.so.12", "cublas", "cublas(?!Lt)"),
+    ("cublasLt", "libcublasLt.so.12", "cublas", "cublasLt"),
+    ("cufft", "libcufft.so.11", "cufft", "cufft"),
+    ("cusolver", "libcusolver.so.11", "cusolver", "cusolver"),
+    ("cusparse", "libcusparse.so.12", "cusparse", "cusparse"),
+    ("cudnn", "libcudnn.so.9", "cudnn", "cudnn"),
+    ("nccl", "libnccl.so.2", "nccl", "nccl"),
+)
+FUNCTION = re.compile(
+    r"^(?:int |size_t |unsigned |const char \*|void \*\*|(?:GIVES|MAKES_HANDLE|COPIES)\()(\w+)",
+    re.MULTILINE,
+)
+HANDLE = re.compile("(cu(blas|blasLt|dnn|solverDn|sparse)Create|cuGraphAdd).*")  # what is made
+
+
+def make(environment: Path, out: Path) -> None:
+    """Copy the environment by hard links and build the libraries into the copy."""
+    shutil.rmtree(out, ignore_errors=True)
+    subprocess.run(["cp", "--archive", "--link", environment, out], check=True)
+    (packages,) = out.glob("lib/python3*/site-packages")
+    shutil.rmtree(packages / "nvidia", ignore_errors=True)
+    driver = out / DRIVER
+    driver.mkdir()
+    names = functions_of(packages / "tensorflow")
+    compile_library([SOURCES / "null.c"], driver / "libnull.so")
+    for name, library, package, begins in LIBRARIES:
+        folder = packages / "nvidia" / package / "lib" if package else driver
+        folder.mkdir(parents=True, exist_ok=True)
+        own = [each for each in names if re.match(begins, each)]
+        compile_library([write_source(name, own, driver)], folder / library, driver, name)
+
+
+def functions_of(tensorflow: Path) -> list[str]:
+    """The functions of CUDA that TensorFlow uses: what it links, and what it looks up by name."""
+    found = set[str]()
+    for library in ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2"):
+        for command in (["strings", "-n", "6"], ["nm", "-D", "--undefined-only"]):
+            done = subprocess.run([*command, tensorflow / library], capture_output=True, check=True)
+            found |= {
+                line.split()[-1].partition(b"@")[0].decode("ascii", "replace")
+                for line in done.stdout.splitlines()
+                if line.split()
+            }
+    pattern = re.compile(f"({'|'.join(begins for *_, begins in LIBRARIES)})[A-Za-z0-9_]{{2,80}}")
+    return sorted(name for name in found if pattern.fullmatch(name))
+
+
+def write_source(name: str, functions: list[str], folder: Path) -> Path:
+    """The C source of a library: what is written by hand, and the rest of its functions."""
+    written = SOURCES / f"{name}.c"
+    by_hand = written.read_text() if written.exists() else '#include "null.h"\n'
+    defined = set(FUNCTION.findall(by_hand))
+    lines = [
+        f"MAKES_HANDLE({each})"
+        if HANDLE.fullmatch(each)
+        else f"int {each}() {{ CALL(); return 0; }}"
+        for each in functions
+        if each not in defined
+    ]
+    path = folder / f"{name}.c"
+    path.write_text(by_hand + "\n".join(lines) + "\n")
+    return path
+
+
+def compile_library(
+    sources: list[Path], target: Path, links: Path | None = None, name: str = "null"
+) -> None:
+    """Compile sources to a shared library, which finds libnull.so in the folder `links`."""
+    linked = [f"-L{links}", f"-Wl,-rpath,{links}", "-lnull"] if links else ["-lpthread"]
+    named = [f'-DLIBRARY="{name}"'] if links else []
+    command: list[str | Path] = [
+        "gcc",
+        *FLAGS,
+        f"-I{SOURCES}",
+        f"-Wl,-soname,{target.name}",
+        *named,
+        "-o",
+        target,
+    ]
+    subprocess.run([*command, *sources, *linked], check=True)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())

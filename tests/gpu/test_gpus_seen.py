@@ -1,0 +1,228 @@
+"""On a GPU that computes nothing: GPUs are seen, refused for the right reason, and checked."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.system import cuda
+from tests.gpu.conftest import Rig, last_line
+
+pytestmark = pytest.mark.full
+
+CHECKED = {"HARNESS_CHECK_DEVICES": "1"}
+
+
+def start_of(rig: Rig, job: str = "lstm") -> dict[str, Any]:
+    """The record of a run's only start, and its kernels."""
+    record = json.loads((rig.folder / f"runs/{job}/rig/provenance.json").read_text())
+    (start,) = record["starts"]
+    return {**start, "kernels": record["kernels"]}
+
+
+def libraries(rig: Rig) -> Path:
+    (folder,) = rig.environment.glob("lib/python3*/site-packages/nvidia")
+    return folder
+
+
+def test_a_run_trains_on_a_gpu_of_the_lock_alone(rig: Rig) -> None:
+    """Nothing of CUDA is on LD_LIBRARY_PATH; the run ends, on cuDNN, and says it was unchecked."""
+    done = rig.train("lstm", "--devices", "gpu:1")
+    assert done.returncode == 0, done.stderr
+    assert "1 × NVIDIA H100 80GB HBM3; data: " in done.stdout
+    assert "HARNESS_CHECK_DEVICES=0: the GPUs are used without a check" in done.stderr
+    start = start_of(rig)
+    assert start["kernels"] == {"lstm": "cudnn"}
+    assert start["gpus_checked"] is False
+    assert start["cuda"]["site_libraries"] == {}
+    assert rig.counts()["cudnnRNNForward"] > 0
+
+
+def test_what_tensorflow_opens_is_loaded(null_environment: Path) -> None:
+    """All that the framework library opens is in its RUNPATH, or loaded by the harness before."""
+    (framework,) = null_environment.glob("lib/python3*/site-packages/tensorflow/*framework.so.2")
+    shown = subprocess.run(
+        ["readelf", "-d", framework], capture_output=True, text=True, check=True
+    ).stdout
+    covered = set(re.findall(r"\$ORIGIN/\.\./(nvidia/\w+/lib)", shown))
+    folders = {name: f"nvidia/{package}/lib" for name, package in WHERE.items()}
+    assert {name for name in cuda.LIBRARIES if folders[name] not in covered} == {
+        "libcusolver.so.11"
+    }
+
+
+WHERE = {
+    "libcudart.so.12": "cuda_runtime",
+    "libcublas.so.12": "cublas",
+    "libcublasLt.so.12": "cublas",
+    "libcufft.so.11": "cufft",
+    "libcusolver.so.11": "cusolver",
+    "libcusparse.so.12": "cusparse",
+    "libcudnn.so.9": "cudnn",
+}
+
+
+def test_tensorflow_by_itself_sees_none(rig: Rig) -> None:
+    """The reason for `load_libraries`: once TensorFlow's wheel finds cuSOLVER, it can go."""
+    look = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
+    alone = rig.run(["-c", look], gpus=2)
+    assert alone.stdout.split() == ["0"]
+    loaded = f"from harness.system import cuda; cuda.load_libraries(); {look}"
+    assert rig.run(["-c", loaded], gpus=2).stdout.split() == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "env", "gpus", "code", "reason"),
+    [
+        ("gpu:9", {}, 2, 2, "this machine has 2; request 2: --devices gpu:2"),
+        ("gpu:0", {}, 1, 2, "--devices gpu:0: the count should be 1 to 64"),
+        ("gpu:2", {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}, 1, 2, "Slurm gave 1; request"),
+        ("", {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"}, 1, 2, "names MIG-8f2a, and the driver knows no"),
+        ("", {"CUDA_VISIBLE_DEVICES": "7"}, 2, 2, "names 7, and the driver knows no such device"),
+        (
+            "",
+            {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "STUB_MIG": "1"},
+            1,
+            2,
+            "names several MIG instances, and CUDA shows a process one; use --devices gpu:1",
+        ),
+        (
+            "",
+            {"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"},
+            1,
+            2,
+            "CUDA_VISIBLE_DEVICES is '', which hides all GPUs; unset it",
+        ),
+        (
+            "",
+            {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "1"},
+            2,
+            2,
+            "Slurm gave 1 of the 2 GPUs that this process sees",
+        ),
+        ("gpu:1", {"LD_LIBRARY_PATH": ""}, 1, 2, "there is no NVIDIA driver here"),
+        ("gpu:1", {"STUB_FAIL": "cuInit:802:0"}, 1, 1, "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READ"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_can_not_be_used_is_refused_in_one_line(
+    rig: Rig, devices: str, env: dict[str, str], gpus: int, code: int, reason: str
+) -> None:
+    """Only a broken node is the node's fault; nothing is written."""
+    words = ["--devices", devices] if devices else []
+    done = rig.train("lstm", *words, gpus=gpus, env=env)
+    assert (done.returncode, reason in last_line(done)) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (rig.folder / "runs").exists()
+
+
+def test_missing_libraries_are_named(rig: Rig) -> None:
+    """Half of the CUDA libraries are not installed: that is no fault of the node."""
+    copy = Rig(rig.folder / "copy", rig.folder)
+    subprocess.run(["cp", "--archive", "--link", rig.environment, copy.environment], check=True)
+    for package in ("cudnn", "cublas", "cufft"):
+        shutil.rmtree(libraries(copy) / package)
+    done = copy.train("lstm", "--devices", "gpu:1")
+    assert done.returncode == 2
+    missing = "libcublasLt.so.12, libcublas.so.12, libcufft.so.11, libcudnn.so.9"
+    assert f"cannot dlopen {missing}; install them: HARNESS_EXTRA=gpu bash" in last_line(done)
+    assert not (rig.folder / "runs").exists()
+
+
+def test_a_driver_without_nvml_is_named(rig: Rig) -> None:
+    """TensorFlow lists no GPU then; a container got half of the driver."""
+    folder = rig.folder / "driver"
+    folder.mkdir()
+    for name in ("libcuda.so.1", "libnull.so"):
+        (folder / name).symlink_to(rig.environment / "driver" / name)
+    done = rig.train("lstm", "--devices", "gpu:1", env={"LD_LIBRARY_PATH": str(folder)})
+    assert done.returncode == 2
+    assert "cannot dlopen libnvidia-ml.so.1, a library of the driver; in a contai" in last_line(
+        done
+    )
+
+
+RECORD = """
+from harness.compute.strategy import describe_cuda, import_tensorflow, make_strategy
+import_tensorflow(None)
+make_strategy(None)
+print(describe_cuda()["site_libraries"])
+"""
+
+
+def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
+    """Two cards, their kernels, that XLA may not survive them, and a library of the site's.
+
+    What LD_LIBRARY_PATH puts before the environment's own stands in the record of a run too.
+    """
+    folder = rig.folder / "modules"
+    folder.mkdir()
+    shutil.copy(libraries(rig) / "cudnn/lib/libcudnn.so.9", folder)
+    path = {"LD_LIBRARY_PATH": f"{folder}:{rig.environment / 'driver'}"}
+    done = rig.run(["-m", "harness", "doctor", "--json"], 2, {**path, "STUB_CAPABILITY": "10.0"})
+    found = {each["name"]: each for each in json.loads(done.stdout)}
+    assert found["devices"]["found"].startswith("2 x NVIDIA H100 80GB HBM3")
+    assert found["kernel lstm"]["found"].startswith("cudnn")
+    assert found["card"]["level"] == "red"
+    assert "no card of this kind has passed its check here" in found["card"]["found"]
+    own = str(folder / "libcudnn.so.9")
+    assert found["libraries"]["level"] == "yellow"
+    assert f"libcudnn.so.9 from {own}" in found["libraries"]["found"]
+    assert rig.run(["-c", RECORD], env=path).stdout.strip() == str({"libcudnn.so.9": own})
+
+
+def test_a_gpu_that_computes_wrongly_is_refused(rig: Rig) -> None:
+    """In one line, with the exit code of a fault of a node, before anything is written."""
+    faults = rig.folder / "faults"
+    listener = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n7"}
+    done = rig.train("lstm", "--devices", "gpu:1", env=CHECKED | listener)
+    assert done.returncode == 75
+    wrong = "GPU 0 (NVIDIA H100 80GB HBM3) computes wrongly: an elementwise operation differs from"
+    assert wrong in last_line(done)
+    assert faults.read_text().startswith(f"n7 {wrong}")
+    assert not (rig.folder / "runs").exists()
+    done = rig.train("lstm", "--devices", "gpu:1", env=CHECKED)
+    assert (done.returncode, wrong in last_line(done)) == (1, True)
+
+
+def test_a_card_that_xla_may_not_survive_is_checked_in_a_child(rig: Rig) -> None:
+    """The process that would train has not opened the GPU by then, which may let in one alone."""
+    card = CHECKED | {"STUB_CAPABILITY": "10.0"}
+    done = rig.train("lstm", "--devices", "gpu:1", env=card)
+    assert (done.returncode, "did not pass its check: an elem" in last_line(done)) == (1, True)
+    opened = [
+        line.split()[0]
+        for line in (rig.folder / "counts").read_text().splitlines()
+        if line.split()[2] == "cuDevicePrimaryCtxRetain"
+    ]
+    assert len(opened) == 1
+
+
+EVERY_COMPUTATION = """
+from harness.compute.strategy import import_tensorflow
+tf = import_tensorflow(None)
+from harness.compute import device_check
+for name, on_gpu, on_cpu in device_check._computations(frozenset(device_check.LAYERS)):
+    with tf.device("GPU:0"):
+        found = on_gpu()
+    with tf.device("CPU:0"):
+        expected = on_cpu()
+    differs = max(map(device_check._difference, found, expected)) > device_check.TOLERANCE
+    print(name, differs, sep=": ")
+"""
+
+
+def test_each_computation_of_the_check_runs_on_the_gpu(rig: Rig) -> None:
+    """None is right by itself on a GPU that computes nothing; cuDNN and XLA are really asked."""
+    done = rig.run(["-c", EVERY_COMPUTATION])
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 5, done.stderr
+    assert [line for line in lines if not line.endswith(": True")] == []
+    counts = rig.counts()
+    assert counts["cudnnRNNForward"] >= 2
+    assert counts["cudnnRNNBackwardData_v8"] >= 2
+    assert counts["cuLaunchKernel"] > 0

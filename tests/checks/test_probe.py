@@ -121,7 +121,7 @@ def test_the_measured_step_is_that_of_a_run(
 
     monkeypatch.setattr(probe_child, "plan_of", lambda *_: plan)
     monkeypatch.setattr(strategy, "import_tensorflow", lambda *args: asked.update(args=args[1:]))
-    monkeypatch.setattr(strategy, "make_strategy", lambda _: None)
+    monkeypatch.setattr("harness.compute.device_check.checked_strategy", lambda *_: None)
     monkeypatch.setattr("harness.compute.train_step.TrainStep", build)
     classes = ("train.class_weights={a=1.0,b=2.0,c=3.0}", f"data.source='{source}'")
     with pytest.raises(RunError, match="enough"):

@@ -10,7 +10,7 @@ __all__ = ["Comparison", "Run", "Runs", "Sweep", "compare", "load_runs", "train"
 
 # The folder of the checkout, or of the snapshot, that this code is in.
 PROJECT = Path(__file__).resolve().parent.parent
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,7 @@ class Run:
         """Its job, every default filled in.
 
         Raises:
-            InputError: if the folder holds no run, or one of a later version.
+            InputError: if the folder holds no run, or one of another version.
         """
         return self._directory.job()
 

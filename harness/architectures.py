@@ -6,13 +6,12 @@ Keras is imported inside the functions, since a job is checked against the names
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from harness.config import ConfigSection, Options, Share
-from harness.own_code import FORM, is_reference
+from harness.config import ConfigSection, Facts, Options, Share
+from harness.own_code import FORM
 
 if TYPE_CHECKING:
     import keras
@@ -221,23 +220,47 @@ def over_time(config: "ModelConfig") -> bool:
     return config.pooling != "last" or config.right_padded
 
 
-def _known(name: str) -> str:
-    if name not in BUILDERS and not is_reference(name):
-        names = ", ".join(map(repr, BUILDERS))
-        raise PydanticCustomError("literal_error", f"Input should be {names} or {FORM}")
-    return name
+def _belongs_to_an_own_network(job: Any) -> str:
+    if job.model.options and not job.model.is_own:
+        name = job.model.architecture
+        return f"{name} takes no options, which are for a network of your own ({FORM})"
+    return ""
+
+
+def _is_read_by_the_network(job: Any) -> str:
+    if job.model.ngram_ratios and job.model.is_own:
+        return "a network of your own reads words alone; set it to 0"
+    return ""
+
+
+def _leaves_something_to_classify(job: Any) -> str:
+    if not job.model.recurrent and job.model.pooling == "last":
+        return (
+            "needs a pooling of the words' vectors, and model.pooling is 'last'; set it to 'max', "
+            "'mean' or 'max+mean'"
+        )
+    return ""
 
 
 class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
-    architecture: Annotated[str, AfterValidator(_known)] = Field(
+    architecture: Annotated[
+        str, Facts(choices=tuple(BUILDERS), is_function=True, step="shared")
+    ] = Field(
         description="name of the network; your own is `file.py:function` or "
         "`package.module:function`"
     )
-    units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
-    embedding_dim: int = Field(32, ge=1, le=4096, description="length of a word's vector")
-    embeddings: str = Field(
+    units: Annotated[int, Facts(step="shared")] = Field(
+        32, ge=1, le=4096, description="units of each recurrent layer"
+    )
+    embedding_dim: Annotated[int, Facts(step="shared")] = Field(
+        32, ge=1, le=4096, description="length of a word's vector"
+    )
+    embeddings: Annotated[
+        str,
+        Facts(is_path=True, changes="nothing", not_searched="a sweep reads one file of vectors"),
+    ] = Field(
         "",
         max_length=4000,
         pattern=r"^[^\x00-\x1f\x7f]*$",
@@ -246,28 +269,36 @@ class ModelConfig(ConfigSection):
     train_embeddings: bool = Field(
         True, description="train the vectors of words; false leaves them as they begin"
     )
-    spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
-    dropout: Share = Field(0.4, description="share of the recurrent layers' outputs dropped")
-    reset_after: bool = Field(False, description="gru only: the variant that cuDNN can run")
-    second_units: int = Field(
-        0, ge=0, le=4096, description="stacked_lstm only: units of the second layer; 0 = `units`"
+    spatial_dropout: Annotated[Share, Facts(step="value")] = Field(
+        0.4, description="share of embedding channels dropped"
     )
-    pooling: Literal["last", "max", "mean", "max+mean"] = Field(
+    dropout: Annotated[Share, Facts(step="value")] = Field(
+        0.4, description="share of the recurrent layers' outputs dropped"
+    )
+    reset_after: Annotated[
+        bool, Facts(only_with={"model.architecture": ("gru",)}, step="shared")
+    ] = Field(False, description="the variant that cuDNN can run")
+    second_units: Annotated[
+        int, Facts(only_with={"model.architecture": ("stacked_lstm",)}, step="shared")
+    ] = Field(0, ge=0, le=4096, description="units of the second layer; 0 = `units`")
+    pooling: Annotated[Literal["last", "max", "mean", "max+mean"], Facts(step="shared")] = Field(
         "last", description="what the classifier gets of the outputs over time"
     )
-    options: Options = Field({}, description="own networks only: their settings, of any name")
+    options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(
+        {}, description="own networks only: their settings, of any name"
+    )
 
     word_dropout: Share = Field(
         0.0, description="share of the words dropped, with all that is known of them"
     )
-    ngram_ratios: int = Field(
+    ngram_ratios: Annotated[int, Facts(check=_is_read_by_the_network)] = Field(
         0,
         ge=0,
         le=3,
         description="at each word the network also reads the log-ratios of the n-grams of 1 to "
         "this many words that end there; 0 = off",
     )
-    recurrent: bool = Field(
+    recurrent: Annotated[bool, Facts(check=_leaves_something_to_classify)] = Field(
         True, description="false leaves the recurrent layers out, to see what they are worth"
     )
 

@@ -1,13 +1,28 @@
-"""The base of every table of a job file, a closed set of typed keys, and how it is written."""
+"""The base of every table of a job file, a closed set of typed keys, and how it is written.
+
+A key is declared once, as a field of its table: its type, its bounds, its default, its meaning, and
+in `Facts` what else is to know of it. Every list of keys in the package is made from these.
+"""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from harness.own_code import FORM, is_reference
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 HALF = re.compile("[\ud800-\udfff]")  # of a character: no text; a byte of the command line
@@ -36,12 +51,56 @@ def _check_options(options: Any) -> Any:
     return dict(sorted(options.items()))  # the order says nothing
 
 
-# The free tables inside of the others: any names, which `--set` and a search reach too.
-OPEN_TABLES = (("model", "options"), ("train", "optimizer_options"))
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 # A free table inside of a table: any names, with plain values.
 Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a key says of itself where it is declared, beside type, bounds, default and meaning.
+
+    A key that says nothing changes the result, may be searched, always has an effect, and is
+    compiled anew for each trial of a search that sets it.
+
+    Attributes:
+        choices: the names that it may have.
+        is_function: it names functions of the user's own, whose sources the job keeps.
+        is_path: it names a file, relative to the file of the job.
+        allowed: its range in words, where type, bounds and choices don't say it.
+        changes: the result; or its last digits alone; or nothing, like a path, since the checksum
+            of the content decides.
+        not_searched: why a search can't vary it.
+        only_with: other keys. It has an effect if one of them has one of these values, or, where
+            none are listed, another value than its default.
+        check: gives the rule that the job breaks by this key beside its others; empty if none.
+        unvalidated: the value that it must have where no reviews are left to validate on.
+        for_all_reviews: it may differ between a run with validation reviews and the one on all
+            reviews that is trained after it.
+        step: how the graph of a training step depends on it. `value`: not at all, or as a value
+            that is passed in. `shared`: runs with the same value can share a compiled step. `own`:
+            a run that sets it compiles its own.
+        is_decided: where it is 0, its value is decided when a search begins.
+    """
+
+    choices: tuple[str, ...] = ()
+    is_function: bool = False
+    is_path: bool = False
+    allowed: str = ""
+    changes: Literal["result", "digits", "nothing"] = "result"
+    not_searched: str = ""
+    only_with: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    check: Callable[[Any], str] | None = None
+    unvalidated: object = None
+    for_all_reviews: bool = False
+    step: Literal["value", "shared", "own"] = "own"
+    is_decided: bool = False
+
+
+def facts_of(info: FieldInfo) -> Facts:
+    """The facts in the declaration of a key; the usual ones where it has none."""
+    return next((each for each in info.metadata if isinstance(each, Facts)), Facts())
 
 
 class ConfigSection(BaseModel):
@@ -49,17 +108,59 @@ class ConfigSection(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
+        facts = facts_of(cls.model_fields[str(info.field_name)])
+        names = list(map(repr, facts.choices)) + [FORM] * facts.is_function
+        for name in (value if isinstance(value, list) else [value]) if names else ():
+            if name not in facts.choices and not (facts.is_function and is_reference(name)):
+                *most, last = names
+                wanted = f"{', '.join(most)} or {last}" if most else f"list {last}"
+                raise PydanticCustomError("choice", f"Input should be {wanted}")
+        return value
 
-def one_of(*known: str) -> AfterValidator:
-    """The check of a key that has one of some names."""
 
-    def check(name: str) -> str:
-        if name not in known:
-            *most, last = map(repr, known)
-            raise PydanticCustomError("choice", f"Input should be {', '.join(most)} or {last}")
-        return name
+Tables = Mapping[str, type[ConfigSection]]  # of a job file, by their names
 
-    return AfterValidator(check)
+
+def keys_of(tables: Tables) -> dict[str, FieldInfo]:
+    """Each key's declaration, by its dotted name such as `train.epochs`."""
+    return {
+        f"{table}.{name}": info
+        for table, section in tables.items()
+        for name, info in section.model_fields.items()
+    }
+
+
+def is_free(info: FieldInfo) -> bool:
+    """Whether a key is a free table: any names, which `--set` and a search reach too."""
+    return info.annotation == dict[str, Any]
+
+
+def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The keys that are set and do nothing, each with what it would have an effect with.
+
+    Args:
+        tables: of the job file.
+        values: of all keys, by dotted name.
+    """
+    keys = keys_of(tables)
+
+    def is_set(key: str) -> bool:
+        return bool(values[key] != keys[key].default)
+
+    for key, info in keys.items():
+        needed = facts_of(info).only_with
+        if not needed or not is_set(key):
+            continue
+        if not any(values[k] in found if found else is_set(k) for k, found in needed.items()):
+            yield key, " or ".join(map(condition, needed, needed.values()))
+
+
+def condition(key: str, values: tuple[object, ...]) -> str:
+    """One of `Facts.only_with` in words."""
+    return f"{key} = {' or '.join(map(str, values))}" if values else key
 
 
 def _check_weights(weights: Any) -> Any:
@@ -106,9 +207,9 @@ def toml_value(value: object) -> str:
 def dump_toml(content: Mapping[str, Any]) -> str:
     """A job or a search as a file; its sources come last, as they are in their own files."""
     tables = {name: table for name, table in content.items() if name != "code"}
-    for table, name in OPEN_TABLES:
-        if not tables[table].get(name, True):  # an empty one says nothing
-            tables[table] = {k: v for k, v in tables[table].items() if k != name}
+    for name, table in tables.items():
+        if isinstance(table, dict):  # an empty free table says nothing
+            tables[name] = {key: value for key, value in table.items() if value != {}}
     text = tomli_w.dumps(tables)
     if code := content.get("code"):
         text += "\n[code]\n"

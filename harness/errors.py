@@ -70,3 +70,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`; did you mean …?`, the end of a message; empty if no known name is similar."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean …?`, or the known names if none is similar."""
+    return did_you_mean(name, known) or (f"; known: {', '.join(known)}" if known else "")

@@ -1,17 +1,28 @@
 """A job: what to train, never where. Read from TOML, checked before TensorFlow is imported."""
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-import tomli_w
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from harness.architectures import ModelConfig, RightPaddedModel
-from harness.config import ClassWeights, ConfigSection, Options, Share, dump_toml, flat, one_of
-from harness.own_code import FORM, is_reference
+from harness.config import (
+    ClassWeights,
+    ConfigSection,
+    Facts,
+    Options,
+    Share,
+    dump_toml,
+    facts_of,
+    flat,
+    keys_of,
+    without_effect,
+)
+from harness.errors import suggest
 
 
 def _known_encoding(name: str) -> str:
@@ -31,48 +42,90 @@ def _one_character(text: str) -> str:
     return text
 
 
-ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
+def _leaves_one_to_validate(limit: int) -> int:
+    if limit == 1:
+        raise PydanticCustomError(
+            "limit",
+            "Input should leave a review to train on and one to validate; take 2 or more, or 0 for "
+            "all",
+        )
+    return limit
+
+
+def _scores_something(job: "Job") -> str:
+    if job.data.test or job.data.validation_split:
+        return ""
+    return "with data.validation_split = 0 nothing would be scored; set one of them"
+
+
+SAME_REVIEWS = "all trials must have the same reviews"
+# How own texts are read: the checksum of what was read decides.
+FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS, step="value")
 
 
 class DataConfig(ConfigSection):
     """`[data]`: which reviews, and how much of each."""
 
-    source: str = Field(
+    source: Annotated[
+        str,
+        Facts(is_path=True, changes="nothing", not_searched=SAME_REVIEWS, step="value"),
+    ] = Field(
         "",
         max_length=4000,
         pattern=r"^[^\x00-\x1f\x7f]*$",
         description="your own texts, a table or a folder; empty = IMDB",
     )
-    text_column: ColumnName = Field("text", description="own texts: column of the texts")
-    label_column: ColumnName = Field("label", description="own texts: column of the classes")
-    split_column: Annotated[str, Field(max_length=200)] = Field(
-        "", description="own texts: column with `train` or `test`; empty = `split`, if it is there"
+    text_column: Annotated[str, FORMAT] = Field(
+        "text", min_length=1, max_length=200, description="own texts: column of the texts"
     )
-    delimiter: Annotated[str, AfterValidator(_one_character)] = Field(
+    label_column: Annotated[str, FORMAT] = Field(
+        "label", min_length=1, max_length=200, description="own texts: column of the classes"
+    )
+    split_column: Annotated[str, FORMAT] = Field(
+        "",
+        max_length=200,
+        description="own texts: column with `train` or `test`; empty = `split`, if it is there",
+    )
+    delimiter: Annotated[str, AfterValidator(_one_character), FORMAT] = Field(
         "",
         description="own texts: character between the columns of a .csv or .tsv; empty = comma or "
         "tab",
     )
-    encoding: Annotated[str, AfterValidator(_known_encoding)] = Field(
+    encoding: Annotated[str, AfterValidator(_known_encoding), FORMAT] = Field(
         "utf-8", max_length=40, description="own texts: encoding, such as `latin-1` or `utf-16`"
     )
     # 88,584 words and the three indices that Keras keeps free are all of IMDB's.
-    vocab_size: int = Field(
+    vocab_size: Annotated[int, Facts(step="shared")] = Field(
         8000,
         ge=4,
         le=1_000_000,
         description="word indices; every rarer word becomes index 2; 88,587 is all of IMDB",
     )
-    maxlen: int = Field(
+    maxlen: Annotated[int, Facts(step="shared")] = Field(
         200, ge=1, le=5000, description="words used of each review, counted from its end"
     )
-    validation_split: Share = Field(
-        0.2, description="share of the training reviews, from their end, used for validation"
-    )
-    limit: int = Field(
-        0, ge=0, le=10**9, description="reviews used of each split, from its start; 0 = all"
-    )
-    test: bool = Field(True, description="score the test set at the end of the run")
+    validation_split: Annotated[
+        Share,
+        Facts(
+            not_searched="all trials must be validated on the same reviews",
+            for_all_reviews=True,
+            step="value",
+        ),
+    ] = Field(0.2, description="share of the training reviews, from their end, used for validation")
+    limit: Annotated[
+        int,
+        AfterValidator(_leaves_one_to_validate),
+        Facts(not_searched=SAME_REVIEWS, step="value"),
+    ] = Field(0, ge=0, le=10**9, description="reviews used of each split, from its start; 0 = all")
+    test: Annotated[
+        bool,
+        Facts(
+            not_searched="the test set chooses nothing",
+            check=_scores_something,
+            for_all_reviews=True,
+            step="value",
+        ),
+    ] = Field(True, description="score the test set at the end of the run")
     bucket: bool = Field(
         False,
         description="batches of reviews of similar length, padded at their ends to the longest; "
@@ -140,55 +193,107 @@ SCORES: dict[str, Literal["min", "max"]] = {
 OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # the others are computed where one is watched
 
 
-def _check_references(names: list[str]) -> list[str]:
-    for name in names:
-        if not is_reference(name):
-            raise PydanticCustomError("choice", f"Input should list {FORM}, not {name[:60]!r}")
+def _names_each_once(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise PydanticCustomError("choice", "Input should name each callback once")
     return names
 
 
+def _rises(drops: list[float]) -> list[float]:
+    if sorted(set(drops)) != drops:
+        raise PydanticCustomError("drops", "Input should rise")
+    return drops
+
+
+def _fits_the_optimizer(job: "Job") -> str:
+    train = job.train
+    known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
+    for name, value in train.optimizer_options.items():
+        if name not in known:
+            return f"{train.optimizer} takes no option {name}{suggest(name, [*known])}"
+        kind = known[name]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            noun = {float: "a number", int: "a whole number", bool: "true or false"}[kind]
+            return f"{name} should be {noun}"
+    return ""
+
+
+def _has_drops(job: "Job") -> str:
+    if job.train.schedule == "steps" and not job.train.schedule_drops:
+        return "needs train.schedule_drops, such as [3, 5]"
+    return ""
+
+
+def _ends_before_the_schedule(job: "Job") -> str:
+    length = job.train.schedule_epochs or job.train.epochs
+    if job.train.schedule in ("cosine", "linear") and job.train.warmup_epochs >= length:
+        return f"should be below the {length} epochs of the schedule"
+    return ""
+
+
+def _has_vectors_to_move(job: "Job") -> str:
+    if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
+        return "moves the vectors of words that one of the five networks trains; set it to 0"
+    return ""
+
+
+WATCHES: dict[str, tuple[object, ...]] = {
+    "train.keep": ("best",),
+    "train.early_stopping_patience": (),
+    "train.reduce_lr_patience": (),
+}
+OF_WORKERS = "all trials of a worker share it"
+
+
 class TrainConfig(ConfigSection):
     """`[train]`: how to train."""
 
-    epochs: int = Field(6, ge=1, le=1000, description="passes over the training reviews")
-    batch_size: int = Field(
+    epochs: Annotated[int, Facts(for_all_reviews=True, step="value")] = Field(
+        6, ge=1, le=1000, description="passes over the training reviews"
+    )
+    batch_size: Annotated[int, Facts(step="shared")] = Field(
         128, ge=1, le=25_000, description="reviews in a global batch, over all replicas"
     )
-    optimizer: Annotated[str, one_of(*OPTIMIZERS)] = Field("rmsprop", description="Keras optimizer")
-    optimizer_options: Options = Field(
+    optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), step="shared")] = Field(
+        "rmsprop", description="Keras optimizer"
+    )
+    optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer, step="shared")] = Field(
         {}, description="the optimizer's own options, such as `weight_decay`, which all take"
     )
-    learning_rate: float = Field(
+    learning_rate: Annotated[float, Facts(step="value")] = Field(
         0.001,
         gt=0,
         le=10,
         description="learning rate at the start, after the warm-up if there is one",
     )
-    schedule: Literal["constant", "cosine", "linear", "steps"] = Field(
-        "constant", description="how the learning rate falls from step to step"
+    schedule: Annotated[
+        Literal["constant", "cosine", "linear", "steps"], Facts(check=_has_drops)
+    ] = Field("constant", description="how the learning rate falls from step to step")
+    schedule_epochs: Annotated[
+        int, Facts(only_with={"train.schedule": ("cosine", "linear")}, for_all_reviews=True)
+    ] = Field(0, ge=0, le=1000, description="epochs until it has fallen; 0 = `epochs`")
+    schedule_floor: Annotated[Share, Facts(only_with={"train.schedule": ("cosine", "linear")})] = (
+        Field(0.0, description="share of the learning rate that is left")
     )
-    schedule_epochs: int = Field(
-        0, ge=0, le=1000, description="epochs until it has fallen; 0 = `epochs`"
+    schedule_drops: Annotated[
+        list[Annotated[float, Field(gt=0, le=1000)]],
+        AfterValidator(_rises),
+        Facts(only_with={"train.schedule": ("steps",)}, allowed="above 0 to 1,000, rising"),
+    ] = Field([], max_length=100, description="epochs after which the learning rate drops")
+    schedule_factor: Annotated[float, Facts(only_with={"train.schedule": ("steps",)})] = Field(
+        0.1, gt=0, lt=1, description="factor of the learning rate at each drop"
     )
-    schedule_floor: Share = Field(
-        0.0, description="cosine and linear only: share of the learning rate that is left"
-    )
-    schedule_drops: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
-        [], max_length=100, description="steps only: epochs after which the learning rate drops"
-    )
-    schedule_factor: float = Field(
-        0.1, gt=0, lt=1, description="steps only: factor of the learning rate at each drop"
-    )
-    warmup_epochs: float = Field(
+    warmup_epochs: Annotated[float, Facts(check=_ends_before_the_schedule)] = Field(
         0.0,
         ge=0,
         le=1000,
         description="epochs, also parts of one, over which the learning rate rises from 0",
     )
-    seed: int = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
-    ema_momentum: Share = Field(
+    seed: Annotated[
+        int,
+        Facts(not_searched="search.executions trains each trial with several seeds", step="value"),
+    ] = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
+    ema_momentum: Annotated[Share, Facts(step="shared")] = Field(
         0.99,
         description="largest momentum of the moving average of the weights, which is validated "
         "and saved; 0 = no average",
@@ -203,90 +308,97 @@ class TrainConfig(ConfigSection):
     label_smoothing: Share = Field(
         0.0, description="share of each label that is spread over all classes in training"
     )
-    adversarial: float = Field(
+    adversarial: Annotated[float, Facts(check=_has_vectors_to_move)] = Field(
         0.0,
         ge=0,
         le=1000,
         description="size of the adversarial change to the word vectors, in lengths of a vector; "
         "each review is trained on unchanged and changed; 0 = off, 5 is usual",
     )
-    class_weights: ClassWeights = Field(
+    class_weights: Annotated[ClassWeights, Facts(allowed="0 to 1,000,000")] = Field(
         "",
         description='weights of the classes in the loss: a table by their names, or `"balanced"`; '
         '`""` = none',
     )
-    callbacks: Annotated[list[str], AfterValidator(_check_references)] = Field(
+    callbacks: Annotated[
+        list[str],
+        AfterValidator(_names_each_once),
+        Facts(is_function=True, allowed="20 at most"),
+    ] = Field(
         [], max_length=20, description="functions that give Keras callbacks: `file.py:function`"
     )
-    keep: Annotated[str, one_of("best", "last", *SCORES)] = Field(
+    keep: Annotated[
+        str,
+        Facts(
+            choices=("best", "last", *SCORES),
+            unvalidated="last",
+            for_all_reviews=True,
+            step="value",
+        ),
+    ] = Field(
         "best", description="save the best epoch by `monitor` or by another score, or the last one"
     )
-    monitor: Annotated[str, one_of(*SCORES)] = Field(
-        "val_loss", description="score that decides which epoch is better"
-    )
-    early_stopping_patience: int = Field(
+    monitor: Annotated[
+        str,
+        Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True, step="value"),
+    ] = Field("val_loss", description="score that decides which epoch is better")
+    early_stopping_patience: Annotated[
+        int, Facts(unvalidated=0, for_all_reviews=True, step="value")
+    ] = Field(
         0, ge=0, le=1000, description="epochs without a better one before training ends; 0 = off"
     )
-    reduce_lr_patience: int = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
+    reduce_lr_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True, step="value")] = (
+        Field(
+            0,
+            ge=0,
+            le=1000,
+            description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
+        )
     )
-    reduce_lr_factor: float = Field(
-        0.5, gt=0, lt=1, description="learning rate is multiplied by it at a cut"
+    reduce_lr_factor: Annotated[
+        float,
+        Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True, step="value"),
+    ] = Field(0.5, gt=0, lt=1, description="learning rate is multiplied by it at a cut")
+    clipnorm: Annotated[float, Facts(step="shared")] = Field(
+        0.0, ge=0, le=1e6, description="largest norm of the gradient; 0 = off"
     )
-    clipnorm: float = Field(0.0, ge=0, le=1e6, description="largest norm of the gradient; 0 = off")
-    precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
+    precision: Annotated[
+        Literal["float32", "float64", "float16", "bfloat16"], Facts(step="shared")
+    ] = Field(
         "float32", description="of the computation; with float16 and bfloat16 weights stay float32"
     )
-    tf32: bool = Field(
+    tf32: Annotated[bool, Facts(not_searched=OF_WORKERS, step="shared")] = Field(
         False,
         description="multiply float32 on a GPU with 10 bits of mantissa instead of 23, which is "
         "faster",
     )
-    deterministic: bool = Field(
+    deterministic: Annotated[bool, Facts(not_searched=OF_WORKERS, step="shared")] = Field(
         True,
         description="repeat a run to the same bytes; false allows faster kernels on a GPU, whose "
         "results differ from run to run in their last bits",
     )
-    xla: Literal["auto", "on", "off"] = Field(
+    xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits", step="shared")] = Field(
         "auto", description="compile forward and backward pass with XLA; auto = where it is faster"
     )
-    compile_evaluation: bool = Field(
+    compile_evaluation: Annotated[bool, Facts(changes="digits")] = Field(
         False, description="compile validation and test with XLA too, on a CPU; other last digits"
     )
-    block_lstm: bool = Field(
+    block_lstm: Annotated[bool, Facts(changes="digits")] = Field(
         False, description="train LSTM layers by one operation each, on a CPU; other last digits"
     )
-    steps_per_execution: int = Field(
+    steps_per_execution: Annotated[int, Facts(changes="digits", step="shared")] = Field(
         1, ge=1, le=10_000, description="training steps in one call of the graph"
     )
-    checkpoint_every_s: float = Field(
+    checkpoint_every_s: Annotated[float, Facts(changes="nothing", step="value")] = Field(
         60.0, gt=0, le=86_400, description="seconds between two checkpoints"
     )
-    log_every_steps: int = Field(
+    log_every_steps: Annotated[int, Facts(changes="nothing", step="shared")] = Field(
         10, ge=1, le=10_000, description="steps between two writes to the log"
     )
-    profile_steps: int = Field(
+    profile_steps: Annotated[int, Facts(changes="nothing", step="shared")] = Field(
         0, ge=0, le=100, description="steps to profile, after 20 steps of warm-up; 0 = off"
     )
 
-
-# Keys of `[data]` that say how own texts are read; what was read has a checksum.
-SOURCE_FORMAT = ("text_column", "label_column", "split_column", "delimiter", "encoding")
-
-# Keys that came after the first version.
-LATER_KEYS = {
-    "model": ("options", "train_embeddings", "word_dropout", "ngram_ratios", "recurrent"),
-    "data": ("bucket",),
-    "train": (
-        *("tf32", "deterministic", "optimizer_options", "schedule", "schedule_epochs"),
-        *("schedule_floor", "schedule_drops", "schedule_factor", "warmup_epochs"),
-        *("label_smoothing", "class_weights", "callbacks", "average_epochs"),
-        *("adversarial", "compile_evaluation", "block_lstm"),
-    ),
-}
 
 SOURCE_PATH = re.compile(r"([^\W\d]\w*/)*[^\W\d]\w*\.py")
 
@@ -316,55 +428,58 @@ class Job(ConfigSection):
         """The job as a file that `harness train` takes again."""
         return dump_toml(self.model_dump())
 
-    def identity(self) -> str:
-        """The job in TOML, as far as it decides the result, wherever data and vectors are.
+    def value(self, key: str) -> Any:
+        """The value of a key by its dotted name."""
+        table, _, name = key.partition(".")
+        return getattr(getattr(self, table), name)
 
-        A later key at its default is left out, so that runs begun before the key was known keep
-        their identity.
+    def identity(self) -> str:
+        """The job as far as it decides the result, wherever data and vectors are.
+
+        What has its default is left out: so a run that was begun before a key was declared keeps
+        its identity.
         """
-        exclude: dict[str, set[str]] = {"data": {"source", *SOURCE_FORMAT}, "model": {"embeddings"}}
-        for table in LATER_KEYS:
-            exclude[table] = exclude.get(table, set()) | self.unused_later_keys(table)
-        content = self.model_dump(exclude=exclude)
-        if not self.code:
-            del content["code"]
-        return tomli_w.dumps(content)
+        deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
+        chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
+        return json.dumps({"name": self.name, "code": self.code, **chosen}, sort_keys=True)
 
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted key, such as `model.options.filters`."""
-        content = self.model_dump(include={*TABLES})
-        return {
-            key: value
-            for table, keys in content.items()
-            for name, setting in keys.items()
-            for key, value in flat(f"{table}.{name}", setting)
-        }
-
-    def unused_later_keys(self, table: str) -> set[str]:
-        """The keys of a section that came later and are at their defaults."""
-        return {key for key in LATER_KEYS[table] if is_default(getattr(self, table), key)}
+        return {name: setting for key in KEYS for name, setting in flat(key, self.value(key))}
 
     def network(self) -> ModelConfig:
         """`[model]`, with what else decides how the network is built."""
         kind = RightPaddedModel if self.data.bucket else ModelConfig
         return kind(**self.model.model_dump())
 
+    def broken_rule(self) -> tuple[str, str] | None:
+        """The first key whose value does not go together with the others, and the rule."""
+        for key, facts in FACTS.items():
+            value = self.value(key)
+            if not self.data.validation_split and facts.unvalidated not in (None, value):
+                return key, (
+                    "needs validation reviews, and data.validation_split is 0; set it to "
+                    f"{facts.unvalidated!r}"
+                )
+            if facts.check and (rule := facts.check(self)):
+                return key, rule
+        return None
+
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
+        """The keys that are set and do nothing, each with what it would have an effect with."""
+        for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
+            # A network of one's own may read any key.
+            if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):
+                yield key, needed
+
     def without_effect(self) -> Iterator[str]:
         """Name the settings that say something and do nothing, each in one line."""
-        name, is_own = self.model.architecture, self.model.is_own  # one's own may read any key
-        for key, reader in (("reset_after", "gru"), ("second_units", "stacked_lstm")):
-            if getattr(self.model, key) and name != reader and not is_own:
-                yield f"model.{key} has no effect: it is a setting of the {reader} alone"
+        for key, needed in self.unused_keys():
+            yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:
             yield "model.train_embeddings = false leaves random vectors: model.embeddings is empty"
-        watches = self.train.early_stopping_patience or self.train.reduce_lr_patience
-        if self.train.keep != "best" and not watches and not is_default(self.train, "monitor"):
-            yield f"train.monitor has no effect: train.keep = {self.train.keep!r} does not watch it"
         if self.train.block_lstm and (why := self.block_lstm_without_effect()):
             yield f"train.block_lstm has no effect: {why}"
-        yield from self._schedule_without_effect()
-        if not is_default(self.train, "reduce_lr_factor") and self.train.reduce_lr_patience == 0:
-            yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
 
     def block_lstm_without_effect(self) -> str:
         """Why the block kernel can't compute the network's layers; empty if it may."""
@@ -376,25 +491,11 @@ class Job(ConfigSection):
             return "train.xla = on compiles the loops"
         return ""
 
-    def _schedule_without_effect(self) -> Iterator[str]:
-        for key, schedules in (
-            ("schedule_epochs", ("cosine", "linear")),
-            ("schedule_floor", ("cosine", "linear")),
-            ("schedule_factor", ("steps",)),
-            ("schedule_drops", ("steps",)),
-        ):
-            if self.train.schedule not in schedules and not is_default(self.train, key):
-                names = " and ".join(schedules)
-                yield f"train.{key} has no effect: it is a setting of train.schedule = {names}"
-
-
-def is_default(section: ConfigSection, key: str) -> bool:
-    """Whether a key of a table has its default."""
-    return bool(getattr(section, key) == type(section).model_fields[key].default)
-
 
 TABLES: dict[str, type[ConfigSection]] = {
     "model": ModelConfig,
     "data": DataConfig,
     "train": TrainConfig,
 }
+KEYS = keys_of(TABLES)
+FACTS: dict[str, Facts] = {key: facts_of(info) for key, info in KEYS.items()}

@@ -9,17 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.architectures import BUILDERS
-from harness.config import OPEN_TABLES, ConfigSection
-from harness.errors import InputError, did_you_mean
-from harness.job import OF_ALL_OPTIMIZERS, OPTIMIZERS, SCORES, TABLES, DataConfig, Job
+from harness.config import Tables, facts_of, is_free, keys_of
+from harness.errors import InputError, did_you_mean, suggest
+from harness.job import FACTS, TABLES, DataConfig, Job
 from harness.own_code import FORM, check_trusted, is_reference, keep_code
 
-CHOICES = {
-    "model.architecture": [*BUILDERS],
-    "train.optimizer": [*OPTIMIZERS],
-    "train.keep": [*SCORES],
-    "train.monitor": [*SCORES],
-}
 MAX_JOB_BYTES = 4_000_000  # with all the code that it may keep, in any script
 
 
@@ -62,54 +56,49 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     """
     if job.code:
         check_trusted(path, f"job {path}: [code]")
-    key = "model.architecture"
-    base = Path.cwd() if key in origins else path.absolute().parent
-    job, names = with_networks(job, [job.model.architecture], path, base=base)
     content, code = job.model_dump(), dict(job.code)
-    content["model"]["architecture"] = names[job.model.architecture]
-    base = Path.cwd() if "train.callbacks" in origins else path.absolute().parent
-    content["train"]["callbacks"] = [
-        keep_code(name, base, code, where=f"job {path}: train.callbacks")
-        for name in job.train.callbacks
-    ]
+    for key in (key for key, facts in FACTS.items() if facts.is_function):
+        base = Path.cwd() if key in origins else path.absolute().parent
+        value = job.value(key)
+        names = value if isinstance(value, list) else [value]
+        kept = [*kept_names(names, code, f"job {path}: {key}", base=base).values()]
+        put_value(content, key, kept if isinstance(value, list) else kept[0])
     content["code"] = code
     return check_job(content, path, origins)
 
 
-def with_networks(
-    job: Job, names: Sequence[object], path: Path, *, base: Path | None = None
-) -> tuple[Job, dict[str, str]]:
-    """The job with the sources of some networks, and the names by which it has them.
+def kept_names(
+    names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
+) -> dict[Any, Any]:
+    """The names by which a job has functions, whose sources are put into its `code`.
 
     Args:
-        job: checked.
-        names: of networks, of which the package's own have no sources to keep.
-        path: the job's file.
-        base: the folder that paths are relative to, by default that of the file.
+        names: of functions, and of the package's own, which have no sources to keep.
+        code: the job's sources by their paths.
+        where: the key, for messages.
+        base: the folder that paths are relative to.
 
     Raises:
         InputError: if a source can't be kept.
     """
-    code, known = dict(job.code), {}
-    for name in map(str, names):
-        known[name] = name
-        if is_reference(name):
-            where = f"job {path}: model.architecture"
-            known[name] = keep_code(name, base or path.absolute().parent, code, where=where)
-    return job.model_copy(update={"code": code}), known
+    return {
+        name: keep_code(name, base, code, where=where) if is_reference(str(name)) else name
+        for name in names
+    }
 
 
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
-    """Make `data.source` and `model.embeddings` absolute, so that a copy of the job finds them.
+    """Make the paths of files absolute, so that a copy of the job finds them.
 
     A path in the file is relative to the file, one of `--set` to the working folder; `~` is the
     home folder.
     """
-    for table, key in (("data", "source"), ("model", "embeddings")):
+    for dotted in (key for key, facts in FACTS.items() if facts.is_path):
+        table, _, key = dotted.partition(".")
         inner = content.get(table)
         named = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and isinstance(named, str) and named:
-            base = Path.cwd() if f"{table}.{key}" in origins else path.absolute().parent
+            base = Path.cwd() if dotted in origins else path.absolute().parent
             expanded = os.path.expanduser(named)  # noqa: PTH111 - never raises
             inner[key] = os.path.normpath(base / expanded)
 
@@ -140,7 +129,9 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
         job = Job.model_validate(content)
     except ValidationError as error:
         raise InputError(explain(error, path, origins or {})) from None
-    _check_together(job, path)
+    if broken := job.broken_rule():
+        key, rule = broken
+        raise InputError(f"job {path}: {key} = {shown(job.value(key))}: {rule}")
     return job
 
 
@@ -149,7 +140,7 @@ def put_overrides(
     overrides: Sequence[str],
     path: Path,
     *,
-    tables: Mapping[str, type[ConfigSection]] = TABLES,
+    tables: Tables = TABLES,
 ) -> dict[str, str]:
     """Put `--set` overrides into a file's content, and give back what was origins of which key.
 
@@ -162,11 +153,6 @@ def put_overrides(
         origins[f"{table}.{key}"] = f"--set {override}"
         _put(content, table, key, value=value, path=path)
     return origins
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, or the known names if none is similar."""
-    return did_you_mean(name, known) or (f"; known: {', '.join(known)}" if known else "")
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
@@ -207,7 +193,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
 
 
-def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tuple[str, str, Any]:
+def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
     name, equals, value = text.partition("=")
     table, dot, key = name.strip().partition(".")
     if not equals or not dot or not table or not key:
@@ -223,11 +209,12 @@ def _parse_override(text: str, tables: Mapping[str, type[ConfigSection]]) -> tup
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip() or value
 
 
-def is_key(table: str, key: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> bool:
+def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
     """Whether a table has a key, be it one of a free table inside of it: `options.filters`."""
     outer, dot, inner = key.partition(".")
     if dot:
-        return (table, outer) in OPEN_TABLES and bool(inner) and "." not in inner
+        info = tables[table].model_fields.get(outer)
+        return bool(info and is_free(info) and inner) and "." not in inner
     return key in tables[table].model_fields
 
 
@@ -252,9 +239,9 @@ def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: 
     put_value(content, f"{table}.{key}", value)
 
 
-def suggest_key(name: str, tables: Mapping[str, type[ConfigSection]] = TABLES) -> str:
+def suggest_key(name: str, tables: Tables = TABLES) -> str:
     """`; did you mean train.epochs?`, or the known keys if none is similar."""
-    known = [f"{table}.{key}" for table, cls in tables.items() for key in cls.model_fields]
+    known = [*keys_of(tables)]
     name = name.strip()
     # By the key alone, if it is in the wrong table or in none.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
@@ -266,7 +253,7 @@ def explain(
     path: Path,
     origins: Mapping[str, str],
     *,
-    tables: Mapping[str, type[ConfigSection]] = TABLES,
+    tables: Tables = TABLES,
 ) -> str:
     """The first of pydantic's errors in one line."""
     first, *others = error.errors()
@@ -281,12 +268,11 @@ def explain(
         near = "" if "." in key else did_you_mean(key, [*tables, "name"])
         text = f"{where} is not a key of a job{near or suggest_key(key, tables)}"
     else:
-        value = repr(first["input"])
-        shown = origins.get(key, f"{where} = {value if len(value) < 60 else value[:57] + '...'}")
+        value = shown(first["input"])
         rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
-        text = f"{shown}: {rule.replace('input should', 'should')}"
-        if key == "model.architecture" or first["type"] == "choice":
-            text += did_you_mean(str(first["input"]), [*CHOICES.get(key, ())])
+        text = f"{origins.get(key, f'{where} = {value}')}: {rule.replace('input should', 'should')}"
+        if first["type"] == "choice":
+            text += did_you_mean(str(first["input"]), facts_of(keys_of(tables)[key]).choices)
         elif first["type"] == "literal_error":
             text += suggest(str(first["input"]), _choices(key, tables))
         elif first["type"] == "model_type":
@@ -294,81 +280,13 @@ def explain(
     return text + (f" (and {len(others)} more)" if others else "")
 
 
-def _choices(key: str, tables: Mapping[str, type[ConfigSection]]) -> list[str]:
+def shown(value: object) -> str:
+    """A value in a message."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)  # as TOML has it
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _choices(key: str, tables: Tables) -> list[str]:
     table, _, field = key.partition(".")
     annotation = tables[table].model_fields[field].annotation
     return [str(choice) for choice in getattr(annotation, "__args__", ())]
-
-
-def _check_together(job: Job, path: Path) -> None:
-    train = job.train
-    if job.model.options and not job.model.is_own:
-        raise InputError(
-            f"job {path}: model.options.{next(iter(job.model.options))}: {job.model.architecture} "
-            f"takes no options, which are for a network of your own ({FORM})"
-        )
-    _check_optimizer(job, path)
-    if job.data.validation_split == 0:
-        if not job.data.test:
-            raise InputError(
-                f"job {path}: data.test = false: with data.validation_split = 0 nothing would be "
-                "scored; set one of them"
-            )
-        for key, value in (
-            ("keep", train.keep != "last"),
-            ("early_stopping_patience", train.early_stopping_patience > 0),
-            ("reduce_lr_patience", train.reduce_lr_patience > 0),
-        ):
-            if value:
-                raise InputError(
-                    f"job {path}: train.{key} = {getattr(train, key)!r} needs validation reviews, "
-                    "data.validation_split is 0; set train.keep = 'last' and the patiences to 0"
-                )
-    if job.model.is_own and job.model.ngram_ratios:
-        raise InputError(
-            f"job {path}: model.ngram_ratios = {job.model.ngram_ratios}: a network of your own "
-            "reads words alone; set it to 0"
-        )
-    if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
-        raise InputError(
-            f"job {path}: train.adversarial = {job.train.adversarial:g}: moves the vectors of "
-            "words that one of the five networks trains; set it to 0"
-        )
-    if not job.model.recurrent and job.model.pooling == "last":
-        raise InputError(
-            f"job {path}: model.recurrent = false: needs a pooling of the words' vectors, and "
-            "model.pooling is 'last'; set it to 'max', 'mean' or 'max+mean'"
-        )
-    if 0 < job.data.limit < 2:
-        raise InputError(
-            f"job {path}: data.limit = {job.data.limit}: should leave a review to train on and "
-            "one to validate; take 2 or more, or 0 for all"
-        )
-
-
-def _check_optimizer(job: Job, path: Path) -> None:
-    train = job.train
-    known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
-    for name, value in train.optimizer_options.items():
-        where = f"job {path}: train.optimizer_options.{name}"
-        if name not in known:
-            raise InputError(
-                f"{where}: {train.optimizer} takes no such option{suggest(name, [*known])}"
-            )
-        kind = known[name]
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            noun = {float: "a number", int: "a whole number", bool: "true or false"}[kind]
-            raise InputError(f"{where} = {value!r}: should be {noun}")
-    drops = train.schedule_drops
-    if train.schedule == "steps" and not drops:
-        raise InputError(
-            f"job {path}: train.schedule = 'steps': needs train.schedule_drops, such as [3, 5]"
-        )
-    if sorted(set(drops)) != drops:
-        raise InputError(f"job {path}: train.schedule_drops = {drops}: should rise")
-    length = train.schedule_epochs or train.epochs
-    if train.schedule in ("cosine", "linear") and train.warmup_epochs >= length:
-        raise InputError(
-            f"job {path}: train.warmup_epochs = {train.warmup_epochs:g}: should be below the "
-            f"{length} epochs of the schedule"
-        )

@@ -6,27 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import OPEN_TABLES
+from harness.config import is_free
 from harness.errors import InputError
-from harness.job import SOURCE_FORMAT, TABLES
+from harness.job import FACTS, KEYS, TABLES
 from harness.job_file import is_key, suggest_key
 
 Value = bool | int | float | str
 Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
-
-
-# Keys whose change would compare what can't be compared, and why.
-FIXED = {
-    "data.source": "all trials must have the same reviews",
-    **{f"data.{key}": "all trials must have the same reviews" for key in SOURCE_FORMAT},
-    "model.embeddings": "a sweep reads one file of vectors",
-    "data.validation_split": "all trials must be validated on the same reviews",
-    "data.limit": "all trials must have the same reviews",
-    "data.test": "the test set chooses nothing",
-    "train.deterministic": "all trials of a worker share it",
-    "train.tf32": "all trials of a worker share it",
-    "train.seed": "search.executions trains each trial with several seeds",
-}
 
 
 @dataclass(frozen=True)
@@ -95,15 +81,16 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
                 raise InputError(
                     f"job {path}: search.space.{key} is not a key of a job{suggest_key(key)}"
                 )
-            if key in FIXED:
-                raise InputError(f"job {path}: search.space.{key} can't be searched: {FIXED[key]}")
+            if (facts := FACTS.get(key)) and (why := facts.not_searched):
+                raise InputError(f"job {path}: search.space.{key} can't be searched: {why}")
             yield _parameter(key, value, path)
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The keys of a table, those of a free table inside of it as `options.filters`."""
     for name, value in keys.items():
-        if (table, name) in OPEN_TABLES and isinstance(value, dict):
+        info = KEYS.get(f"{table}.{name}")
+        if info and is_free(info) and isinstance(value, dict):
             yield from ((f"{name}.{inner}", each) for inner, each in value.items())
         else:
             yield name, value
@@ -171,13 +158,12 @@ def _range(
 
 
 def _kind(key: str, values: Sequence[object]) -> type:
-    table, _, name = key.partition(".")
-    if "." in name:  # of a free table, which has no types
+    if key not in KEYS:  # of a free table, which has no types
         kinds = {type(value) for value in values}
         if not kinds or (float in kinds and kinds <= {int, float}):
             return float  # a range without values is refused for want of its ends
         return kinds.pop()
-    annotation = TABLES[table].model_fields[name].annotation
+    annotation = KEYS[key].annotation
     return annotation if isinstance(annotation, type) else str
 
 

@@ -10,27 +10,33 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from harness.config import ConfigSection, dump_toml
+from harness.config import (
+    ConfigSection,
+    Facts,
+    Tables,
+    dump_toml,
+    facts_of,
+    without_effect,
+)
 from harness.errors import InputError
-from harness.job import OF_EACH_EPOCH, SCORES, TABLES, Job, is_default
+from harness.job import FACTS, OF_EACH_EPOCH, SCORES, TABLES, Job
 from harness.job_file import (
     check_job,
     explain,
+    kept_names,
     put_overrides,
     put_value,
     read_toml_file,
     resolve_source,
     with_code,
-    with_networks,
 )
 from harness.search_parameters import Parameter, Value, Values, read_space, without_fixed
 
 SEARCH_FILE, CANCEL_FILE = "search.toml", "cancel.json"  # in a sweep's folder
-DECIDED = ("parallel", "visible_s")  # when a sweep begins, where they are 0
 Objective = Literal[
     "val_accuracy",
     "val_loss",
@@ -42,6 +48,7 @@ Objective = Literal[
     "val_log_loss",
 ]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+GUIDED = ("bayesian", "hyperband", "asha")  # tuners whose choices depend on results
 
 
 class SearchConfig(ConfigSection):
@@ -66,26 +73,26 @@ class SearchConfig(ConfigSection):
     )
     executions: int = Field(1, ge=1, le=100, description="runs of a trial, each with its own seed")
     seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner's choices")
-    stop_hopeless: bool = Field(
-        False, description="no effect any more; asha ends poor settings early"
+    min_epochs: Annotated[int, Facts(only_with={"search.tuner": ("asha",)})] = Field(
+        1, ge=1, le=1000, description="epochs of the shortest trials, at least"
     )
-    min_epochs: int = Field(
-        1, ge=1, le=1000, description="asha only: epochs of the shortest trials, at least"
-    )
-    factor: int = Field(
+    factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,
         ge=2,
         le=10,
-        description="hyperband and asha only: one trial in `factor` goes on with more epochs",
+        description="one trial in `factor` goes on with more epochs",
     )
-    parallel: int = Field(
+    parallel: Annotated[
+        int,
+        Facts(only_with={"search.tuner": GUIDED}, is_decided=True),
+    ] = Field(
         0,
         ge=0,
         le=10_000,
-        description="bayesian, hyperband and asha: trials whose results a choice does not wait "
-        "for; 0 = twice the workers at the start",
+        description="trials whose results a choice does not wait for; 0 = twice the workers at the "
+        "start",
     )
-    visible_s: float = Field(
+    visible_s: Annotated[float, Facts(is_decided=True)] = Field(
         0,
         ge=0,
         le=600,
@@ -100,7 +107,10 @@ class SearchFile(Job):
     search: SearchConfig
 
 
-SEARCH_TABLES: dict[str, type[ConfigSection]] = {**TABLES, "search": SearchConfig}
+SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
+DECIDED = {
+    key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided
+}  # when a sweep begins, where they are 0
 
 
 @dataclass(frozen=True)
@@ -207,11 +217,10 @@ def is_sweep(folder: Path) -> bool:
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
     """Whether a sweep's result is of as many trials as its search file has now.
 
-    A supervisor may write its result just after another one has raised the number. Earlier versions
-    wrote no number, so theirs counts.
+    A supervisor may write its result just after another one has raised the number.
     """
-    number, of_search = result.get("trials"), search.get("search")
-    return number is None or (isinstance(of_search, dict) and of_search.get("trials") == number)
+    of_search = search.get("search")
+    return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
@@ -241,9 +250,10 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
         )
     space = read_space(raw_space, path)
     for parameter in space:
-        if parameter.key == "model.architecture":
-            job, names = with_networks(job, parameter.choices, path)
-            raw_space = _renamed(raw_space, names)
+        if FACTS.get(parameter.key, Facts()).is_function:
+            code, where = dict(job.code), f"job {path}: search.space.{parameter.key}"
+            names = kept_names(parameter.choices, code, where, base=path.absolute().parent)
+            job, raw_space = job.model_copy(update={"code": code}), _renamed(raw_space, names)
             space = read_space(raw_space, path)
     fixed = {p.key: by for p in space if (by := _fixed_by(p.key, job, origins))}
     if fixed:
@@ -253,17 +263,12 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     if not space:
         first = next(iter(fixed.values()))
         raise InputError(f"{first}: leaves nothing to search over; leave it out")
-    notes = [
+    notes = tuple(
         f"{by}: all trials have this value; it is not searched over"
         for by in dict.fromkeys(fixed.values())
-    ]
-    if file.search.stop_hopeless:
-        notes.append(
-            "search.stop_hopeless has no effect any more, because its choices depended on timing; "
-            'search.tuner = "asha" ends poor settings early'
-        )
+    )
     content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
-    search = SearchSpec(job, file.search, tuple(space), content, tuple(notes))
+    search = SearchSpec(job, file.search, tuple(space), content, notes)
     _check_together(search, path)
     return search
 
@@ -294,11 +299,9 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         raise InputError(
             f"job {path}: search.trials = 0: the {table.tuner} tuner needs a number of trials"
         )
-    for key, tuners in (("factor", ("hyperband", "asha")), ("min_epochs", ("asha",))):
-        if table.tuner not in tuners and not is_default(table, key):
-            raise InputError(
-                f"job {path}: search.{key} is a setting of {' and '.join(tuners)} alone"
-            )
+    values = {f"search.{key}": value for key, value in table}
+    for key, other in without_effect({"search": SearchConfig}, values):
+        raise InputError(f"job {path}: {key} has no effect without {other}; leave it out")
     if table.tuner == "asha" and job.train.epochs < table.min_epochs * table.factor:
         raise InputError(
             f"job {path}: train.epochs = {job.train.epochs}: asha needs search.min_epochs times "

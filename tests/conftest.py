@@ -64,6 +64,7 @@ SECONDS = {
     "test_cluster_status.py": 70,
     "test_cluster_submit.py": 60,
     "test_cli.py": 50,
+    "test_added_key.py": 50,
     "test_parent.py": 50,
     "test_gpu_memory.py": 50,
     "test_bad_files.py": 50,

@@ -4,31 +4,17 @@
 """
 
 import json
-from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from harness.architectures import BUILDERS
-from harness.config import ConfigSection
-from harness.job import OPTIMIZERS, SCORES
+from harness.config import ConfigSection, Facts, condition, facts_of, is_free
 from harness.search_space import SEARCH_TABLES
 from tests.conftest import PROJECT
 
-CHOICES: dict[str, Iterable[str]] = {
-    "train.optimizer": OPTIMIZERS,
-    "train.monitor": SCORES,
-    "train.keep": ["best", "last", *SCORES],
-}
-OTHER_RANGES = {
-    "train.class_weights": "0 to 1,000,000",
-    "train.callbacks": "20 at most",
-    "train.schedule_drops": "above 0 to 1,000, rising",
-}
 README = PROJECT / "jobs" / "README.md"
 BEGIN, END = "<!-- job keys: python -m tests.job_keys -->\n", "<!-- end of job keys -->\n"
-PATHS = ("data.source", "model.embeddings")
 TYPES: dict[object, str] = {
     bool: "boolean",
     int: "integer",
@@ -52,21 +38,30 @@ def _table(name: str, section: type[ConfigSection]) -> str:
     ]
     for key, field in section.model_fields.items():
         default = "none" if field.is_required() else f"`{json.dumps(field.default)}`"
+        facts = facts_of(field)
         is_list = get_origin(field.annotation) is list
         kind = "list" if is_list else TYPES.get(field.annotation, "string")
-        allowed = _range(f"{name}.{key}", field)
-        lines.append(f"| `{key}` | {kind} | {allowed} | {default} | {field.description} |")
+        meaning = "; ".join([str(field.description), *_limits(facts, f"{name}.")])
+        lines.append(f"| `{key}` | {kind} | {_range(field, facts)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
-def _range(key: str, field: FieldInfo) -> str:
-    if key == "model.architecture":
-        return ", ".join(f"`{name}`" for name in BUILDERS) + ", your own"
-    if key in CHOICES:
-        return ", ".join(f"`{name}`" for name in CHOICES[key])
-    if key in OTHER_RANGES:
-        return OTHER_RANGES[key]
-    if field.annotation == dict[str, Any]:
+def _limits(facts: Facts, table: str) -> list[str]:
+    """With what else a key has an effect, and why it can't be searched."""
+    limits = []
+    if facts.only_with:
+        needed = (condition(key.removeprefix(table), vs) for key, vs in facts.only_with.items())
+        limits.append("only with " + " or ".join(f"`{each}`" for each in needed))
+    return limits + [f"not searched: {facts.not_searched}"] * bool(facts.not_searched)
+
+
+def _range(field: FieldInfo, facts: Facts) -> str:
+    if facts.allowed:
+        return facts.allowed
+    if facts.choices:
+        own = ", your own" if facts.is_function else ""
+        return ", ".join(f"`{name}`" for name in facts.choices) + own
+    if is_free(field):
         return "any names"
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation) if choice)
@@ -83,9 +78,7 @@ def _range(key: str, field: FieldInfo) -> str:
                 high = f"to {value:,.10g}"
             case Lt(lt=value):
                 high = f"to below {value:,}"
-    return f"{low} {high}".strip() or (
-        "a path" if key in ("data.source", "model.embeddings") else "text"
-    )
+    return f"{low} {high}".strip() or ("a path" if facts.is_path else "text")
 
 
 def with_tables(text: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from harness import PROJECT
 from harness.data.dataset import Dataset
 from harness.job_file import load_job
+from harness.tracking.record_format import stamped
 from harness.training.metrics import test_scores as scores_of
 
 RECURRENT = {"rnn": 2080, "lstm": 8320, "gru": 6240, "bilstm": 16640, "stacked_lstm": 16640}
@@ -74,7 +75,7 @@ def write_scored_run(
     ]
     _write_lines(folder / "metrics.jsonl", lines)
     record = {"commit": "c" * 40, "python": "3.11.7", "processor": "Xeon <&>", "packages": {}}
-    (folder / "provenance.json").write_text(json.dumps(record))
+    (folder / "provenance.json").write_text(json.dumps(stamped(record)))
 
 
 def write_jobs(runs: Path, num: int, dataset: Dataset) -> Path:

@@ -354,7 +354,7 @@ def test_options_that_are_none_are_refused(tmp_path: Path, setting: str, says: s
 
 def test_the_five_networks_take_no_options(tmp_path: Path) -> None:
     """A setting that a network of the package can't read is refused, not dropped."""
-    with pytest.raises(InputError, match=r"model\.options\.width: gru takes no options"):
+    with pytest.raises(InputError, match=r"model\.options = \{'width': 3\}: gru takes no options"):
         load(tmp_path, "gru", model__options__width="3")
 
 

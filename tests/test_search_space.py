@@ -111,7 +111,7 @@ train.optimizer_options.beta_2 = { values = [0.9, 0.99], when = { train.optimize
     path.write_text(GOOD + space % '"sgd"')
     assert len(load_search(path).space) > 3
     said = refusal(tmp_path, GOOD + space % '"sgd", "adam"')
-    assert "train.optimizer_options.momentum: adam takes no such option" in said
+    assert "adam takes no option momentum" in said
 
 
 def test_the_last_seed_of_a_trial_is_checked_too(tmp_path: Path) -> None:
@@ -133,10 +133,13 @@ def test_the_last_seed_of_a_trial_is_checked_too(tmp_path: Path) -> None:
         (["search.seed=0"], "--set search.seed=0: should be greater than or equal to 1"),
         (["search.tie_break=val_accuracy"], "is the objective itself; choose another score"),
         (["search.tuner=asha", "search.trials=0"], "the asha tuner needs a number of trials"),
-        (["search.factor=4"], "search.factor is a setting of hyperband and asha alone"),
+        (
+            ["search.factor=4"],
+            "search.factor has no effect without search.tuner = hyperband or asha",
+        ),
         (
             ["search.tuner=hyperband", "search.min_epochs=2"],
-            "search.min_epochs is a setting of asha alone",
+            "search.min_epochs has no effect without search.tuner = asha",
         ),
         (
             ["search.tuner=asha", "search.min_epochs=3"],
@@ -196,16 +199,6 @@ def test_an_override_replaces_the_search_of_its_key(
     again = load_search(path)
     assert again.space == search.space
     assert (again.job, again.notes) == (search.job, ())
-
-
-def test_a_search_that_would_stop_hopeless_trials_is_told(tmp_path: Path) -> None:
-    """It runs, since many job files have the key, and one line names what does it better."""
-    path = tmp_path / "tune_it.toml"
-    path.write_text(GOOD)
-    assert load_search(path).notes == ()
-    (note,) = load_search(path, ["search.stop_hopeless=true"]).notes
-    assert "search.stop_hopeless has no effect any more" in note
-    assert 'search.tuner = "asha"' in note
 
 
 @pytest.mark.parametrize("command", [["submit", "--dry-run"], ["tune", "--workers", "1001"]])

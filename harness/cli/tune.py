@@ -1,7 +1,7 @@
 """`tune`: a KerasTuner search on any number of workers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ from harness.cli.options import (
     confirm_here,
     quoted,
 )
-from harness.errors import InputError, explain_interruption
+from harness.errors import explain_interruption
 
 if TYPE_CHECKING:
     from harness.search_space import SearchSpec
@@ -29,25 +29,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-
-
-def _moved(option: str, command: str = "") -> Any:
-    """A hidden option that names the command which has replaced it."""
-
-    def refuse(value: str | None) -> None:
-        if value is not None:
-            new = command or f"harness sweep {option} {quoted(value)}"
-            raise InputError(f"--{option} {value}: is not an option of harness tune; use {new}")
-
-    return typer.Option(f"--{option}", hidden=True, callback=refuse)
-
-
-def _refuse_port(value: str | None) -> None:
-    if value is not None:
-        raise InputError(
-            f"--port {value}: is not needed any more, since a search listens on no port; "
-            "leave it out"
-        )
 
 
 @app.command(epilog="Example: harness tune jobs/tune_bilstm.toml --workers 4")
@@ -71,12 +52,6 @@ def tune(
     stall: Stall = 900.0,
     here: Here = False,
     trust_code: TrustCode = False,
-    show: Annotated[str | None, _moved("show")] = None,
-    best: Annotated[str | None, _moved("best")] = None,
-    retrain: Annotated[str | None, _moved("retrain")] = None,
-    join: Annotated[str | None, _moved("join")] = None,
-    port: Annotated[str | None, typer.Option("--port", hidden=True, callback=_refuse_port)] = None,
-    seeds: Annotated[str | None, _moved("seeds", "harness sweep retrain SWEEP --seeds")] = None,
 ) -> None:
     """Search for better settings.
 
@@ -146,6 +121,5 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     from harness.tuning.sweep_dir import SweepDirectory
 
     sweep = SweepDirectory.open(folder)
-    sweep.check_format()  # before its search is read, which a later version may write otherwise
     request = WorkerRequest(devices=one_device_each(devices, "trial"), data=data)
     run_sweep(sweep, sweep.search(), request, console=Console(), full=False)

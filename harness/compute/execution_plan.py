@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.architectures import ModelConfig, over_time
-from harness.job import Job
+from harness.job import FACTS, KEYS, Job
 
 # Up to these sizes XLA was faster on two CPU cores (tests/README.md, "Where the time goes").
 LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layers
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into
 BLOCK_PARTS = 2  # where LSTM layers are one operation; more were slower on two CPU cores
-# Settings of a network that do not change the time of a step.
-WITHOUT_TIME = ("dropout", "spatial_dropout", "embeddings", "train_embeddings")
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,12 @@ def recurrent_units(model: ModelConfig) -> int:
 
 def shape(job: Job) -> str:
     """The settings that decide the time and memory of a step."""
-    left_out = {*WITHOUT_TIME, *job.unused_later_keys("model")}
-    model = {name: value for name, value in job.model if name not in left_out}
-    what = {**model, "maxlen": job.data.maxlen, "vocab_size": job.data.vocab_size}
-    if job.data.bucket:
-        what["bucket"] = True
-    if job.train.adversarial:
-        what["adversarial"] = True  # a second pass
-    what |= {name: getattr(job.train, name) for name in ("batch_size", "optimizer", "precision")}
-    return " ".join(f"{name}={value}" for name, value in what.items())
+    values = {key: job.value(key) for key, facts in FACTS.items() if facts.step != "value"}
+    return " ".join(
+        f"{key}={value}"
+        for key, value in values.items()
+        if value != KEYS[key].default and key != "train.xla"  # which the plans themselves say
+    )
 
 
 def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> ExecutionPlan:

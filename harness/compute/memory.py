@@ -20,6 +20,7 @@ from harness.files.lenient_json import read_json, table
 from harness.files.paths import cache_folder
 from harness.files.scratch import turn_at
 from harness.job import Job
+from harness.job_file import put_value
 from harness.search_space import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import nvml
@@ -37,10 +38,6 @@ OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can ho
 # For CUDA's context and its libraries, which TensorFlow's own count leaves out: an allowance for
 # where the driver does not know the process, on the safe side, not a measurement.
 CONTEXT_GB = 1.0
-SIZES = (
-    *("model.units", "model.second_units", "model.embedding_dim", "model.ngram_ratios"),
-    *("data.vocab_size", "data.maxlen", "train.batch_size", "train.average_epochs"),
-)
 
 
 def reckoned_gb(job: Job, kind: str | None = None) -> float:
@@ -81,15 +78,11 @@ def largest_jobs(search: SearchSpec) -> list[Job]:
     largest = {
         parameter.key: max(values)
         for parameter in search.space
-        if (values := [v for v in parameter.examples() if isinstance(v, int | float)])
+        if (values := [v for v in parameter.examples() if type(v) in (int, float)])
     }
     content = search.job.model_dump()
-    for key in SIZES:
-        table, _, name = key.partition(".")
-        if key in largest:
-            content[table][name] = int(largest[key])
-    if largest.get("train.ema_momentum"):  # an average is one more copy of the weights
-        content["train"]["ema_momentum"] = largest["train.ema_momentum"]
+    for key, value in largest.items():
+        put_value(content, key, value)
     architectures = [p.examples() for p in search.space if p.key == "model.architecture"]
     return [
         Job.model_validate({**content, "model": {**content["model"], "architecture": name}})
@@ -162,5 +155,4 @@ def _key(what: Job | SearchSpec) -> str:
     if isinstance(what, SearchSpec):
         space = " ".join(f"{each.key}={list(each.examples())}" for each in what.space)
         return f"{_key(what.job)} search {space}"
-    average = " ema" if what.train.ema_momentum else ""  # one more copy of the weights
-    return f"{shape(what)} xla={what.train.xla}{average}"
+    return f"{shape(what)} xla={what.train.xla}"

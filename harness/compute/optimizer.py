@@ -26,7 +26,6 @@ class RampedAverage:
     else has to be saved.
     """
 
-    is_ramped = True  # False: one momentum for all steps, as runs begun by an older version have it
     # Of the optimizer that this class is put before.
     ema_momentum: float
     iterations: keras.Variable
@@ -42,9 +41,7 @@ class RampedAverage:
         """Take a variable's value after this step into its average."""
         average = self._model_variables_moving_average[self._get_variable_index(variable)]
         step = ops.cast(self.iterations, variable.dtype)
-        momentum = self.ema_momentum
-        if self.is_ramped:
-            momentum = ops.minimum(momentum, (1 + step) / (10 + step))
+        momentum = ops.minimum(self.ema_momentum, (1 + step) / (10 + step))
         momentum = ops.where(step > 0, momentum, 0)  # before the first, the average is empty
         average.assign(momentum * average + (1 - momentum) * variable)
 

@@ -15,13 +15,10 @@ import keras
 import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.optimizer import has_schedule
 from harness.compute.train_step import TrainStep
-from harness.job import Job
+from harness.job import FACTS, KEYS, Job
 
 MAX_STEPS = 8  # that are kept, those used last
-# Settings of `[train]` that are values of a graph, or that none depends on.
-VALUES = {"learning_rate", "seed", "epochs"}
 
 
 class ReusedSteps:
@@ -56,25 +53,17 @@ def is_reusable(job: Job) -> bool:
 
     Also not where it might, as nobody has compared the bytes.
     """
-    model, train = job.model, job.train
-    others = (
-        *(job.code, model.is_own, train.callbacks),  # what they depend on is not known
-        *(has_schedule(train), train.class_weights),  # constants, from the training reviews too
-        *(train.label_smoothing, train.average_epochs != 1, train.adversarial),
-        *(train.compile_evaluation, train.block_lstm),
-        *(model.embeddings, not model.train_embeddings, not model.recurrent),
-        *(model.word_dropout, model.ngram_ratios, job.data.bucket),  # other inputs, many shapes
-    )
-    return not any(others)
+    if job.code or job.model.is_own:  # what they depend on is not known
+        return False
+    own = (key for key, facts in FACTS.items() if facts.step == "own")
+    return all(job.value(key) == KEYS[key].default for key in own)
 
 
 def graph_key(step: TrainStep, plan: ExecutionPlan) -> str:
     """Equal for steps of equal graphs."""
     job, rates = step.job, step.dropout.rates.numpy().tolist()
     settings = {
-        "train": job.train.model_dump(exclude=VALUES),
-        "model": job.model.model_dump(exclude={"dropout", "spatial_dropout"}),
-        "data": job.data.model_dump(),
+        "job": {key: job.value(key) for key, facts in FACTS.items() if facts.step != "value"},
         "plan": [plan.xla, plan.parts],
         # Layers may depend on any setting, so they are compared too.
         "layers": _with_hidden_rates(step.export_model.get_config()),

@@ -18,7 +18,7 @@ from harness.compute.evaluator import Evaluator, uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import cross_entropy, perturbation, weights_of
 from harness.compute.network import KERAS_PRECISION, build_network, put_vectors, training_network
-from harness.compute.optimizer import RampedAverage, build_optimizer
+from harness.compute.optimizer import build_optimizer
 from harness.compute.recurrent import (
     count_kernels,
     recurrent_layers,
@@ -243,18 +243,10 @@ class TrainStep:
             return embedded
         return tf.gather(self.words.embeddings.value, batch.tokens)
 
-    def set_ramped(self, is_ramped: bool) -> None:
-        """Choose the momentum of `RampedAverage`: False as in runs that an older version began."""
-        optimizer = self._inner_optimizer
-        if isinstance(optimizer, RampedAverage) and optimizer.is_ramped != is_ramped:
-            optimizer.is_ramped = is_ramped
-            self._begin_graph()
-
     def become(self, other: "TrainStep") -> None:
         """Take up the job and the state of a new step with the same graph."""
         self.job, self.dropout = other.job, other.dropout
         self.model.stop_training = False
-        self.set_ramped(True)
         for own, others in (
             (self.export_model, other.export_model),
             (self.model, other.model),

@@ -14,7 +14,6 @@ from typing import Any
 
 import tomli_w
 
-from harness import __version__
 from harness.ensembles.kept_ngrams import KeptNgrams
 from harness.errors import InputError
 from harness.files.disk_errors import raise_unless_missing
@@ -24,11 +23,10 @@ from harness.inference.kept_ratios import RATIOS_FILE
 from harness.inputs.ngrams import MAX_BYTES
 from harness.job import Job
 from harness.own_code import mode_in
-from harness.tracking.record_format import check_format
+from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import ENSEMBLE_FILE
 
-ENSEMBLE_FORMAT = 1
 NGRAMS_FILE, NGRAMS = "ngrams.npz", "n-grams"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
 MAYBE = (RATIOS_FILE,)  # of runs that have it
@@ -72,7 +70,7 @@ class Ensemble:
         """Read the `ensemble.toml` of a folder; messages say which option named it.
 
         Raises:
-            InputError: if there is none, a later version wrote it, or it is broken.
+            InputError: if there is none, another version wrote it, or it is broken.
         """
         try:
             content = tomllib.loads(read_plain_file(folder / ENSEMBLE_FILE).decode())
@@ -83,7 +81,7 @@ class Ensemble:
             ) from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{option} {folder}: {ENSEMBLE_FILE} is broken: {error}") from None
-        check_format(f"{option} {folder}", content, ENSEMBLE_FORMAT)
+        check_format(f"{option} {folder}", content)
         tables = content.get("members")
         members = tuple(map(_member, tables if isinstance(tables, list) else ()))
         classes, checksum = content.get("classes"), text(content.get("dataset_checksum"))
@@ -175,18 +173,15 @@ class Ensemble:
 
     def to_toml(self) -> str:
         """The content of `ensemble.toml`."""
-        return tomli_w.dumps(
-            {
-                "format": ENSEMBLE_FORMAT,
-                "harness": __version__,
-                "dataset_checksum": self.checksum,
-                "limit": self.limit,
-                "classes": [*self.classes],
-                "weights_from": self.weights_from,
-                "members": [each.as_toml() for each in self.members],
-                "settings": {**self.settings},
-            }
-        )
+        content = {
+            "dataset_checksum": self.checksum,
+            "limit": self.limit,
+            "classes": [*self.classes],
+            "weights_from": self.weights_from,
+            "members": [each.as_toml() for each in self.members],
+            "settings": {**self.settings},
+        }
+        return tomli_w.dumps(stamped(content))
 
 
 def run_folder(index: int) -> str:

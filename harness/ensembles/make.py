@@ -25,7 +25,6 @@ from harness.tracking.provenance import code_of
 from harness.tracking.record_format import RECORD, stamped
 from harness.tracking.run_dir import (
     PREDICTIONS,
-    RUN_FORMAT,
     VALIDATION_PREDICTIONS,
     RunDirectory,
     check_id,
@@ -174,7 +173,7 @@ class Draft:
         atomic_write(folder / ENSEMBLE_FILE, ensemble.to_toml())
         run = RunDirectory(self.folder)
         dataset = first.run.read_json(RECORD).get("dataset")
-        record = stamped({**code_of(run), "dataset": dataset}, RUN_FORMAT)
+        record = stamped({**code_of(run), "dataset": dataset})
         atomic_write(folder / RECORD, to_json(record), 0o600)
         atomic_write(folder / "result.json", to_json(self.result))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.data.dataset import CLASSES
 from harness.ensembles.folder import Ensemble, sha256_of
 from harness.errors import InputError
-from harness.job import Job
+from harness.job import FACTS, Job
 from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
 from harness.report.predictions import BROKEN, read_arrays, read_own
 from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
@@ -22,14 +22,10 @@ from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# In which a run on all training reviews may differ from the one whose weights it takes: the share
-# of validation reviews, and what needs them.
-FOR_ALL_REVIEWS = (
-    *("data.validation_split", "data.test", "train.epochs", "train.schedule_epochs", "train.keep"),
-    *("train.monitor", "train.early_stopping_patience", "train.reduce_lr_patience"),
-    *("train.reduce_lr_factor", "train.xla", "train.compile_evaluation", "train.block_lstm"),
-    "train.steps_per_execution",
-)
+# In which a run on all training reviews may differ from the one whose weights it takes.
+FOR_ALL_REVIEWS = {
+    key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ def read_member(folder: Path) -> RunMember:
         RunError: if its result is broken.
     """
     run = RunDirectory.open(folder)
-    job = run.job()  # refuses a later version's, and others' code
+    job = run.job()  # refuses another version's, and others' code
     if not run.finished():
         raise InputError(f"run {folder}: is unfinished; harness resume {folder} first")
     if not job.data.test:

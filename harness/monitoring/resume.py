@@ -12,7 +12,7 @@ from harness.slurm.environment import SlurmEnvironment, allocation_of, cpu_args,
 from harness.slurm.resources import Resources
 from harness.slurm.sbatch_options import GPUS, MEMORY, names_in
 from harness.slurm.script import Resumed
-from harness.tracking.record_format import RECORD, last_start
+from harness.tracking.record_format import RECORD, check_format, last_start
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 
@@ -48,11 +48,10 @@ def as_job(status: RunStatus, wanted: Resources) -> Resumed:
         raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
     job: Job | SearchSpec
     if is_sweep(folder):
+        check_format(f"sweep {folder}", RunDirectory(folder).certain_json(RECORD))
         job = load_search(folder / SEARCH_FILE)
     else:
-        run = RunDirectory.open(folder)
-        run.check_format()
-        job = run.job()
+        job = RunDirectory.open(folder).job()
     return Resumed(folder, job, _resources(folder, wanted))
 
 

@@ -5,8 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.errors import InputError
-from harness.job_file import suggest
+from harness.errors import InputError, suggest
 from harness.tracking.records import ALIVE, RunStatus
 
 STATES = (

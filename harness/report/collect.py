@@ -13,15 +13,15 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from harness.config import OPEN_TABLES, flat
+from harness.config import flat, is_free
 from harness.errors import DiskError, InputError
 from harness.files.disk_errors import disk_error_in
 from harness.files.lenient_json import number, table, text, whole
-from harness.job import LATER_KEYS, SOURCE_FORMAT, TABLES
+from harness.job import FACTS, KEYS
 from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names
 from harness.system.console import log
-from harness.tracking.record_format import RECORD, began_s, weights_of
+from harness.tracking.record_format import RECORD, began_s, check_format, weights_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble, job_file
@@ -32,17 +32,12 @@ BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lst
 
 NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
 
-# Settings of a job that don't change its result.
-WITHOUT_RESULT = ("train.seed", "train.checkpoint_every_s", "train.log_every_steps",
-                  "train.profile_steps",
-                  # The checksum says which data, wherever and however they are stored.
-                  "data.source", *(f"data.{key}" for key in SOURCE_FORMAT))  # fmt: skip
-
-LATER_SETTINGS = {
-    f"{name}.{key}": TABLES[name].model_fields[key].default
-    for name, keys in LATER_KEYS.items()
-    for key in keys
-    if (name, key) not in OPEN_TABLES
+# Settings that tell no jobs apart: those that change no result, and the seed of a repetition.
+WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
+DEFAULTS = {
+    key: info.default
+    for key, info in KEYS.items()
+    if key not in WITHOUT_RESULT and not is_free(info) and not info.is_required()
 }
 
 UNKNOWN = "unknown"
@@ -242,12 +237,16 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
     except (DiskError, OSError) as error:
         return LeftOut(folder, "unreadable", str(error))
+    try:
+        check_format(f"run {folder}", record or {})
+    except InputError as error:
+        return LeftOut(folder, "of another version", str(error))
     if is_ensemble(folder):
         settings = _settings(table(ensemble, "settings"))
     else:
         settings = _settings(toml)
-        # A run of an earlier version has none of them, and trained as by their defaults.
-        settings = settings | LATER_SETTINGS | settings | _begun_with(record) | vectors_of(result)
+        # A run that was begun before a key was declared has trained as by its default.
+        settings = DEFAULTS | settings | _begun_with(record) | vectors_of(result)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not is_finished:
@@ -288,7 +287,7 @@ def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
 def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
     """The pretrained vectors of a run as a setting: by their content, wherever their file is.
 
-    Empty without any; a run that recorded no checksum keeps the path.
+    Empty without any.
     """
     checksum = text(result.get("embeddings_checksum"))
     return {"model.embeddings": checksum[:8]} if checksum else {}
@@ -309,7 +308,8 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
     for name in job:
         for key, value in table(job, name).items():
             where = f"{name}.{key}"
-            settings |= flat(where, value) if (name, key) in OPEN_TABLES else {where: value}
+            is_table = where in KEYS and is_free(KEYS[where])
+            settings |= flat(where, value) if is_table else {where: value}
     for path, source in table(job, "code").items():
         # A whole source is no name. In an ensemble's settings it has been shortened before.
         if not DIGEST.fullmatch(str(source)):

@@ -11,7 +11,7 @@ from harness.data.imdb_sources import open_dataset, open_sample
 from harness.data.text_dataset import open_source
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_toml, table, text
-from harness.job import SOURCE_FORMAT, DataConfig
+from harness.job import DataConfig
 from harness.report.collect import DatasetGroup, ScoredRun
 from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import RunDirectory
@@ -55,7 +55,8 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
 def _form(folder: Path) -> SourceFormat | None:
     """How the job of a run or an ensemble reads its texts, None if it is broken."""
     data = table(read_toml(folder / job_file(folder)), "data")
-    named = {key: value for key in SOURCE_FORMAT if (value := text(data.get(key)))}
+    keys = SourceFormat.__dataclass_fields__
+    named = {key: value for key in keys if (value := text(data.get(key)))}
     try:
         return SourceFormat.of(DataConfig.model_validate(named))
     except ValidationError:  # such as an encoding that this Python lacks

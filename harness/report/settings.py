@@ -6,8 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.errors import InputError
-from harness.job_file import suggest
+from harness.errors import InputError, suggest
 from harness.report.collect import WITHOUT_RESULT, JobResult, ScoredRun
 from harness.report.text_tables import Line
 from harness.search_space import short_names
@@ -51,11 +50,11 @@ def check_key(option: str, key: str, runs: Iterable[ScoredRun]) -> None:
     Raises:
         InputError: with the nearest key, or with what to do instead.
     """
-    if key in WITHOUT_RESULT:
+    known = sorted({name for run in runs for name in run.settings})
+    if key in WITHOUT_RESULT and key not in known:
         raise InputError(
             f"{option} {key}: runs that differ in it alone are of one job; name the runs instead"
         )
-    known = sorted({name for run in runs for name in run.settings})
     if key not in known:
         raise InputError(f"{option} {key}: no run has this key{suggest(key, known)}")
 

@@ -53,7 +53,6 @@ from harness.system.git import commit_of, is_checkout
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 SBATCH_TIMEOUT_S = 60
-SUBMISSION_FORMAT = 2  # of a submission's record; 1, of harness 0.1.0, names no format
 
 
 @dataclass(frozen=True)
@@ -347,7 +346,6 @@ def _submit(submission: SbatchJob) -> str:
 
 def _record(submission: SbatchJob, job_id: str) -> None:
     record: dict[str, Any] = {
-        "format": SUBMISSION_FORMAT,
         "harness": __version__,
         "job_id": job_id,
         "job": submission.name,

@@ -181,7 +181,7 @@ class Result(Message):
     """That the search has ended."""
 
     generation: int = 0
-    trials: int | None = None  # `search.trials` that it is of; earlier versions did not say
+    trials: int = 0  # `search.trials` that it is of
 
 
 M = TypeVar("M", bound=Message)
@@ -231,8 +231,6 @@ class SharedFolder:
         """
         if not (result := self.read(Result, RESULT)):
             return False
-        if result.trials is None:
-            return True
         search = parse_toml(self.disk.read(self.path(SEARCH_FILE)) or b"")
         return is_of_search(result.model_dump(), search)
 

@@ -13,8 +13,8 @@ from harness.compute.memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
 from harness.errors import InputError, explain_interruption
 from harness.files.atomic_file import atomic_write
-from harness.job import Job, TrainConfig
-from harness.job_file import check_job
+from harness.job import FACTS, KEYS, Job
+from harness.job_file import check_job, put_value
 from harness.own_code import mode_in
 from harness.report.summary import print_runs
 from harness.search_space import SearchSpec
@@ -28,14 +28,6 @@ from harness.tracking.run_dir import RunDirectory
 from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
 
 FALLING = ("cosine", "linear")  # schedules whose length is a number of epochs
-WITHOUT_VALIDATION = {
-    "keep": "last",
-    "early_stopping_patience": 0,
-    "reduce_lr_patience": 0,
-    # Without effect then, so they get their defaults: otherwise each run would warn.
-    "monitor": TrainConfig.model_fields["monitor"].default,
-    "reduce_lr_factor": TrainConfig.model_fields["reduce_lr_factor"].default,
-}
 
 
 # The best trial as a job
@@ -103,7 +95,13 @@ def retrained_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     train = content["train"]
     if train["schedule"] in FALLING:  # as it fell in the trial, not faster
         train["schedule_epochs"] = train["schedule_epochs"] or train["epochs"]
-    train |= {**WITHOUT_VALIDATION, "epochs": _epochs(row, "kept_epoch")}
+    train["epochs"] = _epochs(row, "kept_epoch")
+    for key, facts in FACTS.items():
+        if facts.unvalidated is not None:
+            put_value(content, key, facts.unvalidated)
+    job = check_job(content, Path(f"{content['name']}.toml"))
+    for key, _ in job.unused_keys():  # else each run would warn
+        put_value(content, key, KEYS[key].default)
     return check_job(content, Path(f"{content['name']}.toml"))
 
 
@@ -155,11 +153,10 @@ def retrain(
 
     Raises:
         InputError: if no trial is finished, the data are different, the folder is of another trial,
-            or a later version of harness wrote the sweep.
+            or another version of harness wrote the sweep.
         Interrupted: on a signal; the runs are saved and can be resumed.
         RunError: a run failed, and why.
     """
-    sweep.check_format()
     search, row = sweep.search(), best_row(sweep)
     job = retrained_job(search, row)
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]

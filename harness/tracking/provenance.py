@@ -17,7 +17,7 @@ from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
 from harness.system.host import installed_version, nvidia_driver, processor
 from harness.tracking.record_format import RECORD, first_start, stamped
-from harness.tracking.run_dir import RUN_FORMAT, RunDirectory
+from harness.tracking.run_dir import RunDirectory
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
 
@@ -74,7 +74,7 @@ def write_provenance(
             **start,
         }
     )
-    run.write_json(RECORD, stamped(record, RUN_FORMAT))
+    run.write_json(RECORD, stamped(record))
 
 
 def code_of(run: RunDirectory) -> Mapping[str, Any]:

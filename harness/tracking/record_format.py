@@ -1,8 +1,9 @@
-"""The version that wrote a record, so that a later version's is refused rather than misread.
+"""The format of what harness writes, so that another version's is refused rather than misread.
 
-A record without a format is of format 1: harness 0.1.0 wrote no number. A change that an earlier
-version would misread raises the number, and the code that reads the record converts the older one.
-Commands that only look (status, logs, compare, tensorboard) read any format as far as they can.
+One number for the records of runs, sweeps and ensembles, and for checkpoints. A change
+of what is written, or of the default of a job's key, raises it; a key that is added does not.
+Nothing of another format is converted: the version that wrote it goes on with it. `status`, `logs`
+and TensorBoard show what they can of any format.
 """
 
 import math
@@ -14,13 +15,14 @@ from harness import __version__
 from harness.errors import InputError
 from harness.files.lenient_json import table, text
 
+FORMAT = 5
 RECORD = "provenance.json"  # of a run and of a sweep
 
 
-def stamped(record: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A record with its format's number and the version that writes it."""
+def stamped(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the number of the format and the version that writes it."""
     rest = {key: value for key, value in record.items() if key not in ("format", "harness")}
-    return {"format": number, "harness": __version__, **rest}
+    return {"format": FORMAT, "harness": __version__, **rest}
 
 
 def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,25 +55,23 @@ def weights_of(record: Mapping[str, Any]) -> str | None:
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
-def check_format(name: str, record: Mapping[str, Any], known: int, *, remedy: str = "") -> None:
-    """Refuse to go on with what a later version of harness wrote.
+def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> None:
+    """Refuse what a version of harness with another format wrote.
 
     Args:
         name: of what the record describes, such as `run runs/lstm/a`.
-        record: may be empty, and of any version.
-        known: the highest format that this version goes on with.
+        record: empty where none is written yet.
         remedy: how to get that version.
 
     Raises:
-        InputError: if its format is another than those up to `known`.
+        InputError: if its format is another one.
     """
-    number = record.get("format", 1)
-    if isinstance(number, int) and number <= known:
+    if not record or record.get("format") == FORMAT:
         return
     version = f"harness {record.get('harness', 'of an unknown version')}"
     raise InputError(
-        f"{name}: was written by {version} (format {number}), this is harness {__version__} "
-        f"(format {known}); go on with it by that version{remedy}"
+        f"{name}: was written by {version} (format {record.get('format')}), this is harness "
+        f"{__version__} (format {FORMAT}); go on with it by that version{remedy}"
     )
 
 

@@ -9,18 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError, RunError
+from harness.errors import InputError, RunError, suggest
 from harness.files.atomic_file import atomic_write, why_refused
 from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number
 from harness.files.plain_file import is_file
 from harness.job import Job
-from harness.job_file import load_job, suggest
+from harness.job_file import load_job
 from harness.tracking.record_format import RECORD, check_format
 from harness.tracking.run_folders import is_ensemble
 
-RUN_FORMAT = 2  # of the folder as a whole; 1 is that of harness 0.1.0
 CANCEL = "cancel.json"
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -99,13 +98,13 @@ class RunDirectory(LeasedDirectory):
         """The run's job, every default filled in.
 
         Raises:
-            InputError: if a later version wrote the run, or its file is broken.
+            InputError: if another version wrote the run, or its file is broken.
         """
         self.check_format()
         return load_job(self.folder / "job.toml")
 
     def check_format(self) -> None:
-        """Refuse to go on with a run that a later version wrote, or whose record is broken.
+        """Refuse a run that another version wrote, or whose record is broken.
 
         Raises:
             InputError: if one did, with how to get that version, or if it is.
@@ -117,7 +116,7 @@ class RunDirectory(LeasedDirectory):
                 "put it back from a copy, or remove it to begin a new record"
             )
         remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
-        check_format(f"run {self.folder}", record, RUN_FORMAT, remedy=remedy)
+        check_format(f"run {self.folder}", record, remedy=remedy)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file; one with a diff is its user's alone, since that may hold anything."""

@@ -25,8 +25,6 @@ from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD, check_format, stamped, weights_of
 from harness.tracking.run_dir import RunDirectory
 
-# 1 had `right_sum` for `num_correct`; up to 2, the moving average had one momentum for all steps.
-CHECKPOINT_FORMAT = 3
 BFLOAT16 = tf.bfloat16.as_numpy_dtype
 MAX_CHECKPOINTS = 2  # in a run's folder: a failing disk may break the newest
 
@@ -46,7 +44,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             arrays[f"{name}/{i}"] = variable.numpy()
-    record = json.dumps(stamped(meta, CHECKPOINT_FORMAT))
+    record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"
     # Before the lease is checked: what a newer process writes from then on is not among them.
@@ -74,7 +72,7 @@ def restore(
         The progress, and a line about each checkpoint that was skipped.
 
     Raises:
-        InputError: if a later version of harness wrote the checkpoint.
+        InputError: if another version of harness wrote the checkpoint.
         DiskError: if the disk fails, which says nothing of a checkpoint.
         RunError: if a checkpoint is of another job or other data, or none is whole of a run that
             began with another model's weights.
@@ -213,15 +211,11 @@ def _load(file: BinaryIO) -> dict[str, np.ndarray]:
 
 def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
     meta = json.loads(arrays["progress"].tobytes())
-    check_format(name, meta, CHECKPOINT_FORMAT)
+    check_format(name, meta)
     latest: list[list[np.ndarray]] = []
     while f"latest/{len(latest)}/0" in arrays:
         latest.append(_numbered(arrays, f"latest/{len(latest)}"))
     known = {f.name for f in fields(Progress)}
-    if "right_sum" in meta:  # of format 1
-        meta["num_correct"] = meta["right_sum"]
-    if meta.get("format", 1) < 3:
-        meta["is_ramped"] = False
     return Progress(
         **{key: value for key, value in meta.items() if key in known},
         best_weights=_numbered(arrays, "best"),

@@ -63,7 +63,7 @@ def launch(
     goes on with another run, the devices and the plan in that one's record.
 
     Raises:
-        InputError: for devices or data that are not there, or a run that a later version wrote;
+        InputError: for devices or data that are not there, or a run that another version wrote;
             nothing is written then.
         Interrupted, RunError: as `harness.training.train.train` says.
     """

@@ -19,7 +19,7 @@ from harness.files.disk_errors import NO_RECORD
 from harness.files.lenient_json import read_json_lines, table, text
 from harness.files.plain_file import read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
-from harness.job import Job
+from harness.job import FACTS, Job
 from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD, first_start, weights_of
 from harness.tracking.run_dir import RunDirectory, remove_empty
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from harness.compute.train_step import TrainStep
 
-SAME_JOB = ("train.epochs", "data.source")  # may differ; the data's checksum counts
 SHOWN_KEYS = 3  # of those that differ
 # What a run writes before it has its parent's weights. The lease is last: until then it is ours.
 WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
@@ -119,12 +118,13 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
 def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
     """What makes this another job than the parent's, but for its name and its epochs."""
     job, vectors = context.job, context.vectors
-    mine, theirs = (each.model_dump(exclude={"name"}) for each in (job, other))
-    for section, keys in mine.items():
-        for key in dict.fromkeys([*keys, *theirs[section]]):
-            name = f"{section}.{key}"
-            if name not in SAME_JOB and keys.get(key) != theirs[section].get(key):
-                yield name
+    changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]
+    for key in changing:
+        if key != "train.epochs" and job.value(key) != other.value(key):
+            yield key
+    for path in dict.fromkeys([*job.code, *other.code]):
+        if job.code.get(path) != other.code.get(path):
+            yield f"code.{path}"
     train = job.train
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
@@ -132,8 +132,8 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     record = parent.certain_json(RECORD)
     if table(record, "dataset").get("checksum") != context.dataset.checksum:
         yield "the data"
-    if vectors and first_start(record).get("embeddings", vectors.checksum) != vectors.checksum:
-        yield "the content of model.embeddings"
+    if first_start(record).get("embeddings") != (vectors.checksum if vectors else None):
+        yield "the vectors of model.embeddings"
 
 
 def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> list[str]:

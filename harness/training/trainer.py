@@ -99,8 +99,6 @@ class Trainer:
         for line in warnings:
             self.console.warning(line)
         self.is_new = not self.progress.event_mark  # nothing is in the TensorBoard log yet
-        if not self.progress.is_ramped:
-            self.train_step.set_ramped(False)
         # 2. Keras's callbacks, from the history and their states. Not the learning rate: 1. has it.
         self.callbacks.begin(self.progress)
         # 3. The batches from the next step on.

@@ -27,7 +27,7 @@ def join(sweep: SweepDirectory, request: WorkerRequest, console: Console) -> Non
         Interrupted: on a signal, or if nobody supervises the sweep for long.
         RunError: if no worker can train any trial.
     """
-    sweep.check_resumable()
+    sweep.check_format()
     if sweep.finished():
         console.info(f"sweep {sweep.folder}: is finished, nothing to do")
         return

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from harness.errors import InputError, RunError
 from harness.files.disk_errors import is_said_of_disk
-from harness.search_space import SearchSpec, load_search
+from harness.search_space import GUIDED, SearchSpec, load_search
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.journal import Ledger, Proposal
 from harness.sweep_protocol.mailbox import Clock, Report, patiently
@@ -32,7 +32,6 @@ from harness.tuning.pool import MAX_IN_OUTAGE, OUTAGE_AGAIN_S
 
 MAX_STARTS = 3  # without a proposal in between
 QUEUED = 64  # proposals that are read ahead
-BLIND = ("random", "grid")  # oracles whose proposals don't depend on results
 
 
 class OracleProcess:
@@ -138,7 +137,7 @@ def make_schedule(search: SearchSpec, known: list[Proposal]) -> Schedule:
     return Schedule(
         make_oracle(search, known),
         num_trials=search.max_trials or 0,
-        width=None if table.tuner in BLIND else table.parallel,
+        width=table.parallel if table.tuner in GUIDED else None,
         known=known,
     )
 

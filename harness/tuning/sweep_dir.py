@@ -46,8 +46,6 @@ from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, RESULT, Clock, Share
 from harness.tracking.record_format import RECORD, check_format, stamped
 from harness.tracking.run_dir import RunDirectory, check_id
 
-# Of the folder as a whole; up to 2 workers met at a port, up to 3 averages of weights began long.
-SWEEP_FORMAT = 4
 LEADERBOARD = "leaderboard.csv"
 
 
@@ -109,7 +107,7 @@ class SweepDirectory(LeasedDirectory):
         """Refuse to continue the sweep with another search.
 
         Raises:
-            InputError: if the sweep was begun with another space, job or tuner, or a later version
+            InputError: if the sweep was begun with another space, job or tuner, or another version
                 of harness wrote it.
         """
         if not self.exists():
@@ -130,7 +128,7 @@ class SweepDirectory(LeasedDirectory):
             )
 
     def check_format(self) -> None:
-        """Refuse to continue a sweep that a later version wrote, or whose record is broken.
+        """Refuse a sweep that another version wrote, or whose record is broken.
 
         Raises:
             InputError: if one did, or if it is.
@@ -142,27 +140,7 @@ class SweepDirectory(LeasedDirectory):
                 f"sweep {self.folder}: {RECORD} is broken, which says what version wrote the "
                 "sweep; put it back from a copy"
             )
-        check_format(f"sweep {self.folder}", record, SWEEP_FORMAT)
-
-    def check_resumable(self) -> None:
-        """Refuse to continue a sweep that another version wrote.
-
-        Raises:
-            InputError: if one did, or if its record is broken.
-            DiskError: if the record can't be read.
-        """
-        self.check_format()
-        record = self.certain_json(RECORD)
-        number = record.get("format", 1)
-        if self.exists() and number != SWEEP_FORMAT:
-            version = record.get("harness", "0.1.0")
-            how = (
-                "whose workers met at a port" if number < 3 else "which averaged weights otherwise"
-            )
-            raise InputError(
-                f"sweep {self.folder}: was begun by harness {version} (format {number}), {how}; go "
-                "on with it by that version, or begin a new sweep"
-            )
+        check_format(f"sweep {self.folder}", record)
 
     def write_format(self, asked: Mapping[str, str] | None = None) -> None:
         """Record that this version writes the sweep from here on.
@@ -171,7 +149,7 @@ class SweepDirectory(LeasedDirectory):
             asked: of Slurm, by this job: what a job that goes on asks for; none outside of a job.
         """
         starts = [] if asked is None else [{"slurm_asked": dict(asked)}]
-        self.write_json(RECORD, stamped({"starts": starts}, SWEEP_FORMAT))
+        self.write_json(RECORD, stamped({"starts": starts}))
 
     def exists(self) -> bool:
         """Whether the sweep was begun."""
@@ -184,7 +162,12 @@ class SweepDirectory(LeasedDirectory):
         return is_there and is_of_search(self.read_json(RESULT), search)
 
     def search(self) -> SearchSpec:
-        """The search, read from its file."""
+        """The search, read from its file.
+
+        Raises:
+            InputError: if another version wrote the sweep, or a file of it is broken.
+        """
+        self.check_format()
         return load_search(self.path(SEARCH_FILE))
 
     def trial_run(self, attempt: str, seed: int) -> RunDirectory:

@@ -9,7 +9,7 @@ from typing import Any
 from harness.errors import DiskError, Interrupted, RunError, TakenOver
 from harness.files.shared_disk import is_network
 from harness.own_code import mode_in
-from harness.search_space import SEARCH_FILE, SearchSpec
+from harness.search_space import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of
 from harness.sweep_protocol.journal import Ledger
 from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, NETWORK_VISIBLE_S, RESULT, WorkerState
@@ -56,7 +56,7 @@ def tune(
             nothing has been written then.
         Interrupted, RunError: see `harness.sweep_protocol.supervisor`.
     """
-    sweep.check_resumable()
+    sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
     slots = request.slots(allocation, search, warn=console.warning)
     idle_warning_min()  # refuse a bad value here, before each worker does
@@ -86,10 +86,9 @@ def settled(search: SearchSpec, sweep: SweepDirectory, num_workers: int) -> Sear
     """A search with what is decided once: when its sweep begins, for as long as it goes on."""
     known = sweep.search().table if sweep.exists() else search.table
     visible_s = NETWORK_VISIBLE_S if is_network(sweep.folder) else LOCAL_VISIBLE_S
-    fixed = {
-        "parallel": known.parallel or 2 * num_workers,
-        "visible_s": known.visible_s or visible_s,
-    }
+    fixed: dict[str, float] = {"visible_s": known.visible_s or visible_s}
+    if known.tuner in GUIDED:
+        fixed["parallel"] = known.parallel or 2 * num_workers
     content = {**search.content, "search": {**search.content["search"], **fixed}}
     return replace(search, table=search.table.model_copy(update=fixed), content=content)
 

@@ -42,7 +42,7 @@ def test_memory_is_kept_for_jobs_of_the_same_sizes(
         ("train.seed=7", 1.25),
         ("train.batch_size=128", None),
         ("train.xla=on", None),
-        ("train.ema_momentum=0.5", 1.25),
+        ("model.dropout=0.5", 1.25),
         ("train.ema_momentum=0", None),
     ):
         assert kept_gpu_gb(load_job(JOBS / "lstm.toml", [setting])) == gb

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from harness.compute.optimizer import RampedAverage, build_optimizer, extended
+from harness.compute.optimizer import build_optimizer
 from harness.job import TrainConfig
 
 STARTS = [1.0, -2.0]
@@ -50,19 +50,6 @@ def test_the_average_is_that_of_the_formula(kind: str, precision: str) -> None:
     for other in (0.4, 0.6):
         assert abs(means - by_hand(weights, other)).max() > 1e-3
     assert abs(means[8:] - weights[8:]).min() > 1e-3
-
-
-def test_an_older_runs_average_is_keras_own() -> None:
-    """Which has one momentum for all steps, and is of another value from the second on."""
-    settings = {"learning_rate": 0.1, "use_ema": True, "ema_momentum": 0.9}
-    old = extended(keras.optimizers.SGD(**settings), RampedAverage)
-    assert isinstance(old, RampedAverage)
-    old.is_ramped = False
-    plain = keras.optimizers.SGD(**settings)
-    new = extended(keras.optimizers.SGD(**settings), RampedAverage)
-    means = [averages(each, 5)[1] for each in (old, plain, new)]
-    np.testing.assert_array_equal(means[0], means[1])
-    assert abs(means[0][1:] - means[2][1:]).min() > 1e-3
 
 
 def test_a_job_without_an_average_has_keras_own_optimizer() -> None:

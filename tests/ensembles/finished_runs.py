@@ -7,6 +7,7 @@ import numpy as np
 
 from harness.data.dataset import Dataset, validation_cut, vocab_to_bytes
 from harness.job_file import load_job
+from harness.tracking.record_format import stamped
 from harness.training.metrics import test_scores as scores_of
 from tests.conftest import JOBS
 
@@ -55,5 +56,5 @@ def write_finished(
     (folder / "model.keras").write_bytes(f"model {seed} of {folder}".encode())
     (folder / "vocabulary.txt").write_bytes(vocab_to_bytes(dataset.vocab))
     record = {"dataset": {"checksum": dataset.checksum, "folder": str(dataset.folder)}}
-    (folder / "provenance.json").write_text(json.dumps(record))
+    (folder / "provenance.json").write_text(json.dumps(stamped(record)))
     return folder

@@ -14,6 +14,7 @@ from harness.monitoring.resume import as_job, interrupted
 from harness.monitoring.run_names import pick, select_runs
 from harness.slurm.queue import Queue
 from harness.slurm.resources import Resources
+from harness.tracking.record_format import stamped
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from tests.checks.site import Site, site
@@ -47,7 +48,7 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.toml").write_text(load_job(JOBS / "gru.toml").to_toml())
     if record:
-        (folder / "provenance.json").write_text(json.dumps(record))
+        (folder / "provenance.json").write_text(json.dumps(stamped(record)))
     return RunStatus(run=f"gru/{folder.name}", folder=folder, state=state)
 
 

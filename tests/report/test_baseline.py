@@ -1,6 +1,7 @@
 """The baseline: the same reviews, cut as the runs cut them, and kept in the cache."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from harness.data.dataset import make_split
 from harness.report.baseline import baselines, count_words, fit
 from harness.report.collect import DatasetGroup
+from harness.tracking.record_format import stamped
 from tests.report.small_data import small_data
 
 pytestmark = pytest.mark.usefixtures("no_other_data")
@@ -81,7 +83,7 @@ def test_the_second_time_it_comes_from_the_cache(
 def test_it_is_found_where_the_runs_found_it(tmp_path: Path, group: DatasetGroup) -> None:
     """Without a word on where the data are, the runs' own record names the folder."""
     record = tmp_path / "runs" / "a" / "provenance.json"
-    record.write_text(f'{{"dataset": {{"folder": "{tmp_path}/data"}}}}')
+    record.write_text(json.dumps(stamped({"dataset": {"folder": f"{tmp_path}/data"}})))
     assert len(baselines(group, None, print)) == 2
 
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from harness.data.dataset import Dataset
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
-from harness.job import LATER_KEYS
 from harness.job_file import load_job
 from harness.report import dataset_lookup
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, result_cells, results_table
+from harness.tracking.record_format import stamped
 from tests.conftest import JOBS, Harness
 from tests.data.made_up_texts import make_rows, write_csv
 from tests.made_up_runs import write_run
@@ -95,7 +95,7 @@ def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: P
     groups, _ = group_runs(scored_runs([tmp_path])[0])
     assert [(each.checksum, each.limit) for each in groups] == [("a", 0), ("a", 500), ("b", 0)]
     names = {row.name: list(row.by_seed) for row in groups[0].results}
-    assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=unset": [4]}
+    assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=6": [4]}
     assert [part.heading for part in make_parts(groups)][1] == (
         "IMDB, the first 500 reviews of each split"
     )
@@ -111,12 +111,11 @@ def test_own_code_is_named_by_its_digest(tmp_path: Path) -> None:
     assert names == {"lstm": [1, 2], "lstm net.py=d8fca9de": [3], "lstm net.py=1a2b3c4d": [4]}
 
 
-def test_runs_of_an_earlier_version_and_of_this_one_share_a_row(tmp_path: Path) -> None:
-    """A key that came later has its default in a job without it; another value is another row."""
+def test_runs_from_before_and_after_a_key_was_declared_share_a_row(tmp_path: Path) -> None:
+    """The key has its default in a job without it; another value is another row."""
     toml = load_job(JOBS / "lstm.toml").to_toml()
     earlier = tomllib.loads(toml)
-    for name, keys in LATER_KEYS.items():
-        earlier[name] = {k: v for k, v in earlier[name].items() if k not in keys}
+    del earlier["data"]["bucket"], earlier["model"]["recurrent"]
     write_run(tmp_path / "a", toml, seed=1)
     write_run(tmp_path / "b", tomli_w.dumps(earlier), seed=2)
     earlier["data"]["bucket"] = True
@@ -133,7 +132,7 @@ def test_a_run_that_began_with_trained_weights_has_a_row_of_its_own(tmp_path: Pa
         parent = {"run": "/runs/gru/7", "begins_with": begins_with}
         parent |= {"weights_of": "/runs/gru/6"} if seed == 4 else {}
         record = {"starts": [{"parent": parent if begins_with else None}, {}]}
-        (tmp_path / str(seed) / "provenance.json").write_text(json.dumps(record))
+        (tmp_path / str(seed) / "provenance.json").write_text(json.dumps(stamped(record)))
     ((group,), _) = group_runs(scored_runs([tmp_path])[0])
     names = {row.name: list(row.by_seed) for row in group.results}
     assert names == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
@@ -159,7 +158,7 @@ def test_where_a_record_is_closed_nobody_knows_how_the_run_began(
         write_run(tmp_path / str(seed), seed=seed)
         record = {"starts": [{"parent": {"run": "/runs/gru/7", "begins_with": "weights"}}]}
         (tmp_path / str(seed) / "provenance.json").write_text(
-            "{}" if seed == 1 else json.dumps(record)
+            "{}" if seed == 1 else json.dumps(stamped(record))
         )
     closed(monkeypatch, tmp_path / "2/provenance.json", errno.EACCES)
     ((group,), _) = group_runs(scored_runs([tmp_path])[0])
@@ -223,7 +222,7 @@ def test_data_in_a_folder_that_can_not_be_looked_at_are_not_found(tmp_path: Path
     """As in the home of somebody else: the comparison goes on without them."""
     write_run(tmp_path / "a", dataset_checksum="b")
     record = {"dataset": {"folder": str(tmp_path / ("x" * 300))}}
-    (tmp_path / "a" / "provenance.json").write_text(json.dumps(record))
+    (tmp_path / "a" / "provenance.json").write_text(json.dumps(stamped(record)))
     ((group,), _) = group_runs(scored_runs([tmp_path])[0])
     assert dataset_lookup.tested_data(group, None) is None
 
@@ -336,7 +335,8 @@ def test_the_run_that_began_first_counts_whatever_its_name(tmp_path: Path) -> No
     }
     for name, at in began.items():
         write_run(tmp_path / name, accuracy=0.9 if name == "slurm-7" else 0.8)
-        (tmp_path / name / "provenance.json").write_text(json.dumps({"starts": [{"at": at}]}))
+        record = stamped({"starts": [{"at": at}]})
+        (tmp_path / name / "provenance.json").write_text(json.dumps(record))
     ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
     assert group.results[0].by_seed == {1: 90.0}
     assert [each.folder.name for each in repeated] == [

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from harness import __version__
 from harness.errors import RunError
 from harness.job_file import load_job
 from harness.slurm import submit
@@ -81,7 +82,7 @@ def test_a_job_that_is_taken_has_a_record_and_a_place_for_its_log(harness: Harne
     done = harness.run_here("submit", JOBS / "lstm.toml")
     assert (done.returncode, "job 77: lstm, seed 1\n" in done.stdout) == (0, True), done.stderr
     record = json.loads((harness.runs / ".submissions/77.json").read_text())
-    assert (record["format"], record["job_id"], record["resumes"]) == (2, "77", False)
+    assert (record["harness"], record["job_id"], record["resumes"]) == (__version__, "77", False)
     assert record["runs"] == [str(harness.runs / "lstm/slurm-77")]
     assert record["logs"] == [str(harness.runs / "logs/lstm-77.out")]
     assert (harness.runs / "logs").is_dir()

@@ -22,6 +22,7 @@ from typing import Any
 
 from harness.errors import Interrupted, RunError
 from harness.files.shared_disk import SharedDisk
+from harness.search_space import SEARCH_FILE
 from harness.sweep_protocol.journal import Proposal, decode
 from harness.sweep_protocol.mailbox import (
     RESULT,
@@ -161,7 +162,8 @@ class World:
         self.time_s, self.num_ops, self.newest, self.last_fault_s = 0.0, 0, 0, 0.0
         self.heap: list[tuple[float, int, Callable[[], None] | Thread]] = []
         self.order, self.back = itertools.count(), threading.Semaphore(0)
-        self.server: dict[str, Any] = {"workers": [], "journal": []}
+        search = b"[search]\ntrials = 0\n"  # as many as the results say that they are of
+        self.server: dict[str, Any] = {"workers": [], "journal": [], SEARCH_FILE: search}
         self.owners: dict[str, Process] = {}
         self.there: dict[str, tuple[int, float]] = {}  # newest generation of a task, and since when
         self.obeyed: dict[str, int] = {}

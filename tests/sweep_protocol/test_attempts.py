@@ -6,6 +6,7 @@ import pytest
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.files.shared_disk import SharedDisk
+from harness.search_space import SEARCH_FILE
 from harness.sweep_protocol.journal import (
     MAX_SAME_FAILURES,
     Journal,
@@ -52,6 +53,7 @@ def shared(tmp_path: Path) -> SharedFolder:
     """The folder of a new sweep."""
     for name in ("workers", "journal"):
         (tmp_path / name).mkdir()
+    (tmp_path / SEARCH_FILE).write_text("[search]\ntrials = 0\n")
     return SharedFolder(tmp_path, SharedDisk(), MovedClock(), Terms())
 
 

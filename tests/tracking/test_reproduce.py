@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import __version__
 from harness.slurm.snapshot import take_snapshot
 from tests.conftest import JOBS, PROJECT, SHRUNK, Harness, results
 from tests.slurm.test_submit import code, edit, git, git_init
@@ -34,7 +35,7 @@ class Checkout:
         version = self.path / "harness/__init__.py"
         # A change that only a new file makes whole.
         text = version.read_text().replace(
-            '__version__ = "0.2.0"', "from harness.new import __version__ as __version__"
+            f'__version__ = "{__version__}"', "from harness.new import __version__ as __version__"
         )
         version.write_text(text)
         (self.path / "harness/new.py").write_text('__version__ = "edited"\n')

@@ -16,6 +16,7 @@ from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
 from harness.system.git import GitError, code_version, paths_of_patch
+from harness.tracking.record_format import stamped
 from harness.tracking.reproduce import Reproduced, _command, reproduce
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness, write_program
@@ -45,7 +46,7 @@ class Strangers:
             (self.run / "job.toml").write_bytes(content)
         known = {"commit": git(self.project, "rev-parse", "HEAD").strip(), "uncommitted_diff": ""}
         data = {"is_sample": True, "checksum": "0"}
-        whole = {"format": 2, **known, "dataset": data, **record}
+        whole = stamped({**known, "dataset": data}) | record
         (self.run / "provenance.json").write_text(json.dumps(whole))
 
     def patch_of(self, *commands: str) -> None:
@@ -363,7 +364,7 @@ def test_a_git_that_can_not_tell_is_named(
         stranger.reproduce()
     commit = json.loads((stranger.run / "provenance.json").read_text())["commit"]
     record = {"commit": commit, "uncommitted_diff": "", "snapshot": str(snapshot)}
-    (stranger.run / "provenance.json").write_text(json.dumps({"format": 2, **record}))
+    (stranger.run / "provenance.json").write_text(json.dumps(stamped(record)))
     assert stranger.reproduce().source == f"snapshot {snapshot}"
 
 

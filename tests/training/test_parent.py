@@ -21,6 +21,7 @@ from harness.inference import model_file
 from harness.job import Job
 from harness.job_file import load_job
 from harness.texts.word_vectors import WordVectors
+from harness.tracking.record_format import stamped
 from harness.tracking.run_dir import RunDirectory
 from harness.training import parent as parent_module
 from harness.training.checkpoint import adopt
@@ -177,7 +178,7 @@ def test_what_can_not_go_on(tmp_path: Path, epochs: int, trained: int | None, me
     job = load_job(JOBS / "lstm.toml", [f"train.epochs={epochs}"])
     parent = tmp_path / "runs/lstm/parent"
     write_run(parent, (JOBS / "lstm.toml").read_text())
-    record = {"format": 2, "dataset": {"checksum": dataset.checksum}}
+    record = stamped({"dataset": {"checksum": dataset.checksum}})
     (parent / "provenance.json").write_text(json.dumps(record))
     if trained:
         (parent / "metrics.jsonl").write_text('{"epoch": 1}\n' * trained)
@@ -228,7 +229,7 @@ def test_other_word_vectors_under_the_same_name_are_another_job(
     begins_with = find_parent(context, named=parent)
     assert begins_with
     assert begins_with.continues is continues
-    assert begins_with.differences == (() if continues else ("the content of model.embeddings",))
+    assert begins_with.differences == (() if continues else ("the vectors of model.embeddings",))
 
 
 @pytest.mark.parametrize(("schedule_epochs", "continues"), [(0, False), (4, True)])
@@ -301,8 +302,8 @@ def write_parent(folder: Path, job: Job, dataset: Dataset, **record: object) -> 
     """A finished run with a checkpoint that nothing reads."""
     parent = folder / "runs/lstm/parent"
     write_run(parent, job.to_toml())
-    record |= {"format": 2, "dataset": {"checksum": dataset.checksum}}
-    (parent / "provenance.json").write_text(json.dumps(record))
+    record |= {"dataset": {"checksum": dataset.checksum}}
+    (parent / "provenance.json").write_text(json.dumps(stamped(record)))
     (parent / "checkpoints").mkdir()
     (parent / "checkpoints/step-000000003.npz").touch()
     return parent

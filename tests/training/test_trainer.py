@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from harness.architectures import BUILDERS
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.optimizer import RampedAverage
 from harness.data.dataset import Dataset, Split, make_split
 from harness.inputs.epoch_order import epoch_permutation
 from harness.job import Job
@@ -135,52 +134,6 @@ def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
 
 
 # The tests
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_of_an_older_version_goes_on_with_its_average(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
-) -> None:
-    """It ends with the weights that it would have had there; a new run has others."""
-    settings = ("train.ema_momentum=0.9", "train.epochs=3", "train.keep=last")
-    new, *_ = trained(tmp_path / "new", *settings)
-    with monkeypatch.context() as older:
-        older.setattr(RampedAverage, "is_ramped", False)
-        calm, *_ = trained(tmp_path / "calm", *settings)
-        older.setattr(Trainer, "_end_epoch", raise_after(Trainer._end_epoch, epoch=2))
-        with pytest.raises(ZeroDivisionError):
-            trained(tmp_path / "killed", *settings)
-    for path in (tmp_path / "killed/run/checkpoints").iterdir():
-        restamp(path, number)
-    resumed, *_ = trained(tmp_path / "killed", *settings)
-    weights = [keras.saving.load_model(run.path("model.keras")) for run in (calm, resumed, new)]
-    was, found, other = (model.get_weights() for model in weights)
-    for one, same, unlike in zip(was, found, other, strict=True):
-        np.testing.assert_array_equal(one, same)
-        assert not np.array_equal(one, unlike)
-
-
-def raise_after(method: Any, epoch: int) -> Any:
-    """The method, which raises once it has ended an epoch, as a kill would."""
-
-    def raising(trainer: Trainer, line: dict[str, Any]) -> None:
-        method(trainer, line)
-        if line["epoch"] == epoch:
-            raise ZeroDivisionError
-
-    return raising
-
-
-def restamp(path: Path, number: int) -> None:
-    """Make a checkpoint one of a format that knew no other average."""
-    with np.load(path) as archive:
-        arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    meta = json.loads(arrays["progress"].tobytes())
-    del meta["is_ramped"]
-    arrays["progress"] = np.frombuffer(json.dumps(meta | {"format": number}).encode(), np.uint8)
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def job_with_callback(folder: Path, methods: str) -> Path:

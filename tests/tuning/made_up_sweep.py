@@ -68,5 +68,7 @@ def make_sweep(folder: Path, toml: str, *trials: Trial, finished: bool = False) 
     if trials:
         (folder / "leaderboard.csv").write_bytes(leaderboard_csv(trials, search))
     if finished:
-        writer.write_json("result.json", {"best_trial": trials[0].trial})
+        writer.write_json(
+            "result.json", {"best_trial": trials[0].trial, "trials": search.table.trials}
+        )
     return sweep

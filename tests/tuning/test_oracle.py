@@ -18,7 +18,7 @@ from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
 from harness import PROJECT
 from harness.errors import RunError
-from harness.search_space import load_search
+from harness.search_space import GUIDED, load_search
 from harness.sweep_protocol.journal import Ledger, Proposal, accept_record, propose_record
 from harness.sweep_protocol.mailbox import Report
 from harness.tuning.oracle import hyperparameters
@@ -31,7 +31,7 @@ architecture = "lstm"
 [search]
 tuner = "{tuner}"
 trials = {trials}
-parallel = 3
+{parallel}
 [search.space]
 model.architecture = ["lstm", "stacked_lstm"]
 model.second_units = {{ values = [4, 8, 16], when = {{ model.architecture = ["stacked_lstm"] }} }}
@@ -41,7 +41,8 @@ model.dropout = [0.1, 0.2, 0.3]
 
 def written(folder: Path, tuner: str, trials: int) -> Path:
     path = folder / "search.toml"
-    path.write_text(SEARCH.format(tuner=tuner, trials=trials))
+    parallel = "parallel = 3" if tuner in GUIDED else ""
+    path.write_text(SEARCH.format(tuner=tuner, trials=trials, parallel=parallel))
     return path
 
 

@@ -46,10 +46,11 @@ def test_a_sweep_goes_on_with_as_many_trials_or_more(
 
 def test_a_parallel_that_was_decided_stays_unless_another_is_asked_for(tmp_path: Path) -> None:
     """The sweep was begun with eight; a command that leaves it open goes on, one with six can't."""
-    text = RANDOM.replace("trials = 24", "trials = 24\nparallel = 8\nvisible_s = 30.0")
+    guided = RANDOM.replace('"random"', '"bayesian"')
+    text = guided.replace("trials = 24", "trials = 24\nparallel = 8\nvisible_s = 30.0")
     sweep = make_sweep(tmp_path / "sweep", text)
-    (tmp_path / "open.toml").write_text(RANDOM)
-    (tmp_path / "six.toml").write_text(RANDOM.replace("trials = 24", "trials = 24\nparallel = 6"))
+    (tmp_path / "open.toml").write_text(guided)
+    (tmp_path / "six.toml").write_text(guided.replace("trials = 24", "trials = 24\nparallel = 6"))
     request = load_search(tmp_path / "open.toml")
     sweep.check_search(request)
     decided = settled(request, sweep, 1).table
@@ -58,6 +59,9 @@ def test_a_parallel_that_was_decided_stays_unless_another_is_asked_for(tmp_path:
         sweep.check_search(load_search(tmp_path / "six.toml"))
     new = settled(request, SweepDirectory(tmp_path / "new"), 3).table
     assert (new.parallel, new.visible_s) == (6, LOCAL_VISIBLE_S)
+    (tmp_path / "random.toml").write_text(RANDOM)
+    search = load_search(tmp_path / "random.toml")
+    assert settled(search, SweepDirectory(tmp_path / "new"), 3).table.parallel == 0
 
 
 def test_a_trial_shows_the_figures_of_its_report(tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_24_trials_over_kills_and_a_lost_node(harness: Harness, tuner: str) -> N
     hand with `-m slow -s`, which shows how often.
     """
     text = BRIEF.replace('"grid"', f'"{tuner}"')
-    text = text.replace("[search]", "[search]\nparallel = 4\ntrials = 24")
+    text = text.replace("[search]", "[search]\ntrials = 24")
     if tuner == "asha":
-        text = text.replace("trials = 24", "trials = 16\nfactor = 2")
+        text = text.replace("trials = 24", "trials = 16\nparallel = 4\nfactor = 2")
     sweeps = Sweeps(harness, text)
     done = harness.run("tune", sweeps.job, "--sweep-id", "calm", "--workers", 1, timeout_s=LIMIT_S)
     assert done.returncode == 0, done.stderr

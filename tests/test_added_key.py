@@ -1,0 +1,101 @@
+"""A key of a job is added by one line, in its declaration, in a copy of the package."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, Harness, calm_run, results
+from tests.training.kills import killed_run
+
+BEFORE = '''    """`[train]`: how to train."""
+'''
+LINE = """    patience: float = Field(0.5, ge=0, le=1, description="how patient the reader is")
+"""
+
+
+@pytest.fixture
+def added(tmp_path: Path) -> Path:
+    """A copy of the project with one more line."""
+    copy = tmp_path / "project"
+    for name in ("harness", "tests", "jobs"):
+        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = copy / "harness/job.py"
+    path.write_text(path.read_text().replace(BEFORE, f"{BEFORE}\n{LINE}", 1))
+    return copy
+
+
+def of_copy(harness: Harness, copy: Path) -> Harness:
+    harness.environment["PYTHONPATH"] = str(copy)
+    return harness
+
+
+def test_it_is_in_the_manual(added: Path) -> None:
+    """With type, range, default and meaning."""
+    command = [sys.executable, "-m", "tests.job_keys"]
+    subprocess.run(command, cwd=added, env={"PYTHONPATH": str(added)}, check=True)
+    row = "| `patience` | float | 0 to 1 | `0.5` | how patient the reader is |\n"
+    assert row in (added / "jobs/README.md").read_text()
+
+
+def test_it_is_checked_by_its_name(harness: Harness, added: Path) -> None:
+    """One line names the value and the rule, or the key that was meant."""
+    of_copy(harness, added)
+    for setting, said in (("patience=2", "less than or equal to 1"), ("patienc=1", "patience?")):
+        refused = harness.train("lstm", "a", "--set", f"train.{setting}")
+        assert refused.returncode == 2
+        assert said in refused.stderr
+
+
+@pytest.mark.full
+def test_a_search_tries_it_and_the_record_has_it(harness: Harness, added: Path) -> None:
+    """Each trial's job.toml and the leaderboard have the value that was tried."""
+    job = harness.folder / "search.toml"
+    job.write_text(
+        "[model]\narchitecture = 'rnn'\nunits = 2\n[data]\nlimit = 50\nmaxlen = 5\n"
+        "[train]\nepochs = 1\nxla = 'off'\n[search]\ntuner = 'grid'\n"
+        "[search.space]\ntrain.patience = [0.25, 0.75]\n"
+    )
+    done = of_copy(harness, added).run("tune", job, "--sweep-id", "a", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    sweep = harness.runs / "search/a"
+    jobs = [tomllib.loads(path.read_text()) for path in sweep.glob("trials/**/job.toml")]
+    assert sorted(each["train"]["patience"] for each in jobs) == [0.25, 0.75]
+    with (sweep / "leaderboard.csv").open() as file:
+        assert sorted(row["train.patience"] for row in csv.DictReader(file)) == ["0.25", "0.75"]
+
+
+@pytest.mark.full
+def test_a_run_that_was_begun_before_it_goes_on(harness: Harness, added: Path) -> None:
+    """To the bytes of a run that nothing disturbed, whose job names the key."""
+    run = killed_run(harness, "lstm")
+    assert "patience" not in tomllib.loads((run / "job.toml").read_text())["train"]
+    done = of_copy(harness, added).run("resume", run)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((run / "provenance.json").read_text())
+    assert len(record["starts"]) == 2
+    assert "epoch 2/3" in done.stdout
+    assert "epoch 1/3" not in done.stdout
+    named = harness.train("lstm", "named", "--set", "train.patience=0.5")
+    assert named.returncode == 0, named.stderr
+    assert tomllib.loads((harness.runs / "lstm/named/job.toml").read_text())["train"]["patience"]
+    assert results(run) == results(harness.runs / "lstm/named")
+
+
+@pytest.mark.full
+def test_its_other_value_is_another_run(harness: Harness, added: Path) -> None:
+    """In `compare` both have rows, and neither goes on with the other's checkpoint."""
+    calm = calm_run(harness, "lstm")
+    of_copy(harness, added)
+    other = harness.train("lstm", "other", "--set", "train.patience=1")
+    assert other.returncode == 0, other.stderr
+    done = harness.run("compare", calm, harness.runs / "lstm/other", "--no-baseline")
+    assert "patience=1" in done.stdout
+    refused = harness.train("lstm", "calm", "--set", "train.patience=1")
+    assert refused.returncode == 2
+    assert "holds another job" in refused.stderr

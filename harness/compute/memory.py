@@ -51,10 +51,7 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
     width = recurrent_units(model)
     weights = data.vocab_size * model.embedding_dim + 4 * width * (width + model.embedding_dim)
     words = data.maxlen * job.train.batch_size
-    averaged = 2 * job.train.average_epochs if job.train.average_epochs > 1 else 0
-    values = (COPIES + averaged) * weights + words * (
-        PER_UNIT * width + PER_CHANNEL * model.embedding_dim
-    )
+    values = COPIES * weights + words * (PER_UNIT * width + PER_CHANNEL * model.embedding_dim)
     own_gb = OWN_NETWORK_GB if model.is_own else 0.0
     reviews = 2 * data.limit or MAX_REVIEWS
     if not data.source:

@@ -52,7 +52,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     signals.listen()
     # Read once: what follows takes seconds, after which the disk may fail again.
     search = patiently(sweep.search, StopClock(signals))
-    job = search.job
+    terms, job = patiently(sweep.terms, StopClock(signals)), search.job
     dataset = patiently(lambda: sweep.dataset(job, arguments.data), StopClock(signals))
     idle_min = idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
@@ -74,7 +74,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     console.info(f"{title}{which}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
     monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
-    shared = sweep.shared(StopClock(stop), search)
+    shared = sweep.shared(StopClock(stop), terms)
     with monitor:
         observers = Observers(console, monitor, stop)
         trials = Trials(

@@ -56,15 +56,6 @@ def test_reviews_that_are_held_padded_are_counted() -> None:
     assert gb(own, "data.limit=10") == pytest.approx(least)
 
 
-def test_averaged_epochs_count_twice() -> None:
-    """Each of them is held until the end, and in the mean or a checkpoint of them."""
-    one, five = (
-        reckoned_gb(load_job(JOBS / "lstm.toml", [*WIDE, f"train.average_epochs={num}"]))
-        for num in (1, 5)
-    )
-    assert five - one == pytest.approx(2 * 5 * 4 * 80_000 * 256 / 1e9, rel=0.01)
-
-
 def test_ratios_of_ngrams_are_counted() -> None:
     """For each word of both splits, of no more reviews than IMDB has; own texts count as IMDB."""
 
@@ -88,13 +79,12 @@ def test_a_search_needs_what_its_largest_trial_needs(tmp_path: Path) -> None:
     file.write_text(
         '[model]\narchitecture = "lstm"\n[search]\ntrials = 4\n[search.space]\n'
         'model.architecture = ["gru", "bilstm"]\nmodel.units = [16, 256]\n'
-        "train.average_epochs = [1, 3]\nmodel.ngram_ratios = [0, 2]\n"
+        "model.ngram_ratios = [0, 2]\n"
         "data.maxlen = { min = 100, max = 800 }\n"
     )
     job = tmp_path / "largest.toml"
     job.write_text(
         '[model]\narchitecture = "bilstm"\nunits = 256\nngram_ratios = 2\n[data]\nmaxlen = 800\n'
-        "[train]\naverage_epochs = 3\n"
     )
     assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))
 

@@ -28,6 +28,7 @@ def write_run(folder: Path, toml: str = "", **changed: Any) -> None:
         "architecture": "lstm",
         "data": "IMDB",
         "dataset_checksum": "a",
+        "classes": ["negative", "positive"],
         "limit": 0,
         "seed": 1,
         "accuracy": 0.87,

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.board.projector import CONFIG, FILES, write_projector
+from harness.board.projector import FILES, write_projector
 from harness.board.server import points_per_curve
 from harness.errors import InputError
-from harness.files.in_threads import in_threads
+from harness.files.plain_file import in_threads
 from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
 
@@ -81,8 +81,7 @@ class Shown:
         """Put the word vectors of a finished run beside links to its event files."""
         events, folder = run / "tensorboard", self.folder.with_name("with words")
         with contextlib.suppress(Exception):  # a broken model costs its words alone
-            # HDF5 should read no file that others made; runs of earlier versions hold the vectors.
-            if run.stat().st_uid != os.getuid() or os.path.lexists(events / CONFIG):
+            if run.stat().st_uid != os.getuid():  # HDF5 should read no file that others made
                 return
             folder.mkdir()
             for name in {*os.listdir(events)} - FILES:  # noqa: PTH208 - names

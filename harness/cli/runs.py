@@ -69,9 +69,8 @@ def status(
 
     Reads the run folders and asks Slurm at most once.
     """
-    from harness.monitoring.run_filter import RunFilter
     from harness.monitoring.run_names import select_runs
-    from harness.monitoring.status_table import StatusScreen
+    from harness.monitoring.status_table import RunFilter, StatusScreen
     from harness.monitoring.survey import survey, trials_of
     from harness.slurm.queue import Queue
 
@@ -234,9 +233,8 @@ def prune(
 ) -> None:
     """Remove files of finished runs that can be made again.
 
-    Of a run this is the last checkpoint, and the word vectors that earlier versions kept for
-    TensorBoard. Of a finished search it is every file of its trials except the curves, the scores
-    and the best five models.
+    Of a run this is the last checkpoint. Of a finished search it is every file of its trials except
+    the curves, the scores and the best five models.
     """
     from harness.tuning.prune_runs import prune_all
 

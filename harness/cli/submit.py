@@ -159,7 +159,7 @@ def _resume_requests(
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
     from harness.system.console import Console
-    from harness.tracking.out_of_memory import shortage_of
+    from harness.tracking.job_end import shortage_of
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")

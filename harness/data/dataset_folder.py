@@ -20,7 +20,6 @@ import numpy as np
 
 from harness.data.dataset import (
     ARRAYS,
-    CLASSES,
     MAX_CLASSES,
     SPLITS,
     Dataset,
@@ -38,9 +37,9 @@ from harness.files.atomic_file import (
     remove_leftovers,
     replaced_directory,
 )
-from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
+from harness.files.plain_file import raise_unless_missing
 from harness.files.scratch import scratch_directory, turn_at
 from harness.files.site_settings import site_setting
 from harness.node_disk.use import MARK, is_in_use
@@ -215,7 +214,7 @@ def open_folder(folder: Path) -> Dataset:
                 raise ValueError(f"{name} has {found} bytes, should have {size}")
         train, test = open_splits(folder).values()
         vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
-        classes = _checked_classes(record.get("classes", CLASSES), train, test)  # once it had none
+        classes = _checked_classes(record["classes"], train, test)
         checksum, official = _verified(folder, train, test, vocab=vocab)
         if checksum != record["checksum"]:
             raise ValueError("its content does not have the checksum of its record")

@@ -16,9 +16,8 @@ import tomli_w
 
 from harness.ensembles.kept_ngrams import KeptNgrams
 from harness.errors import InputError
-from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import number, table, text, whole
-from harness.files.plain_file import open_plain_file, read_plain_file
+from harness.files.plain_file import open_plain_file, raise_unless_missing, read_plain_file
 from harness.inference.kept_ratios import RATIOS_FILE
 from harness.inputs.ngrams import MAX_BYTES
 from harness.job import Job

@@ -1,7 +1,6 @@
 """The runs that an ensemble is made of: read, and refused in one line where they don't fit."""
 
 import contextlib
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.dataset import CLASSES
 from harness.ensembles.folder import Ensemble, sha256_of
 from harness.errors import InputError
 from harness.job import FACTS, Job
@@ -53,8 +51,8 @@ class RunMember:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the labels; old results have none."""
-        return [*self.result.get("classes", CLASSES)]
+        """The names of the labels."""
+        return [*self.result["classes"]]
 
 
 def read_members(folders: Sequence[Path]) -> list[RunMember]:
@@ -105,7 +103,7 @@ def read_member(folder: Path) -> RunMember:
     """Read a finished run with its predictions.
 
     Raises:
-        InputError: if it is unfinished, not tested, of an earlier version, or can't be read.
+        InputError: if it is unfinished, not tested, of another version, or can't be read.
         RunError: if its result is broken.
     """
     run = RunDirectory.open(folder)
@@ -124,15 +122,11 @@ def read_member(folder: Path) -> RunMember:
     again = f"train it again by: harness train {shlex.quote(str(folder / 'job.toml'))}"
     with _refused_if_broken(f"run {folder}: its predictions", again):
         labels, test = read_own(scored)
-        if (num := len(scored.result.get("classes", CLASSES))) != test.shape[1]:
+        if (num := len(scored.result["classes"])) != test.shape[1]:
             raise ValueError(f"they tell {test.shape[1]} classes apart, result.json {num}")
     validation_labels, validation = labels[:0], test[:0]
     if job.data.validation_split > 0:
         path = folder / VALIDATION_PREDICTIONS
-        if not os.path.lexists(path):
-            raise InputError(
-                f"run {folder}: keeps no {path.name}, as runs of an earlier version; {again}"
-            )
         with _refused_if_broken(f"run {folder}: {path.name}", again):
             validation_labels, validation = read_arrays(path)
             if validation.shape[1] != test.shape[1]:

@@ -17,7 +17,7 @@ def private_cache(name: str) -> Path | None:
     try:
         for each in (*reversed(folder.parents), folder):
             each.mkdir(mode=0o700, exist_ok=True)  # not by the umask, as parents are otherwise
-        if others_can_write(folder.parent, folder.parent.stat()):  # made by an earlier version
+        if others_can_write(folder.parent, folder.parent.stat()):  # made with a lax umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):

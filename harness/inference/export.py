@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.recurrent import turn_cudnn_off
-from harness.data.dataset import CLASSES
 from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOWN
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import replaced_directory, write_refusal
@@ -160,7 +159,7 @@ class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         super().__init__()
         job, self.model = run.job(), load_model(run)
         turn_cudnn_off(self.model)  # which only a GPU could run
-        self.classes = run.result().get("classes", CLASSES)
+        self.classes = run.result()["classes"]
         self.encoder = TextEncoder(
             read_vocabulary(run),
             vocab_size=job.data.vocab_size,

@@ -3,8 +3,7 @@
 import hashlib
 
 from harness.errors import InputError
-from harness.files.disk_errors import raise_unless_missing
-from harness.files.plain_file import read_plain_file
+from harness.files.plain_file import raise_unless_missing, read_plain_file
 from harness.inputs.ngram_ratios import NgramRatios
 from harness.inputs.ngrams import MAX_BYTES
 from harness.tracking.run_dir import RunDirectory

@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 
 from harness.compute.network import load_network
-from harness.data.dataset import CLASSES, num_outputs
+from harness.data.dataset import num_outputs
 from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
 
@@ -108,8 +108,7 @@ def load_model(run: RunDirectory) -> keras.Model:
         )
     job = run.job()
     if job.model.is_own:
-        classes = run.result().get("classes", CLASSES)  # old results have none
-        return load_network(job, path, num_outputs(classes))
+        return load_network(job, path, num_outputs(run.result()["classes"]))
     try:
         # Safe mode refuses to unpickle code, wherever the file came from.
         return keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import CLASSES, by_class, vocab_from_bytes
+from harness.data.dataset import by_class, vocab_from_bytes
 from harness.data.vocabulary import START, encode_text
 from harness.errors import InputError
-from harness.files.disk_errors import raise_unless_missing
-from harness.files.plain_file import read_plain_file
+from harness.files.plain_file import raise_unless_missing, read_plain_file
 from harness.inference.kept_ratios import read_ratios
 from harness.inference.text_lines import Line, Remarks, checked
 from harness.inputs.epoch_order import BatchShape, evaluation_order, time_steps
@@ -68,7 +67,7 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
             f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train a new run"
         ) from None
     checksum = hashlib.sha256(content).hexdigest()
-    if run.result().get("vocabulary_checksum", checksum) != checksum:  # old results have none
+    if run.result().get("vocabulary_checksum") != checksum:
         raise InputError(
             f"run {run.folder}: vocabulary.txt is not the one that the model was trained with; put "
             "it back from a copy, or train a new run"
@@ -126,7 +125,7 @@ class Classifier:
 
         model = load_model(run)
         self.data = run.job().data
-        self.classes = run.result().get("classes", CLASSES)  # old results have none
+        self.classes = run.result()["classes"]
         self.ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
         self.ratios = read_ratios(run)
         time = None if self.data.bucket else self.data.maxlen

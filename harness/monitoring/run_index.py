@@ -21,9 +21,9 @@ from typing import Any
 
 from harness import __version__
 from harness.files.atomic_file import replace_file
-from harness.files.in_threads import in_threads
 from harness.files.lenient_json import number, read_json, table
 from harness.files.paths import private_cache
+from harness.files.plain_file import in_threads
 from harness.slurm.script import submissions
 from harness.tracking.records import RunStatus, Submission, read_submission
 from harness.tracking.run_folders import RunFolder

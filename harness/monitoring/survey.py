@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import PROJECT
-from harness.files.in_threads import in_threads
 from harness.files.lenient_json import read_toml, table, text
+from harness.files.plain_file import in_threads
 from harness.monitoring.run_index import RunIndex, result_version
 from harness.monitoring.status import infer_state
 from harness.search_space import SEARCH_FILE, short_names

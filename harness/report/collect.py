@@ -15,8 +15,8 @@ from typing import Any
 
 from harness.config import flat, is_free
 from harness.errors import DiskError, InputError
-from harness.files.disk_errors import disk_error_in
 from harness.files.lenient_json import number, table, text, whole
+from harness.files.plain_file import disk_error_in
 from harness.job import FACTS, KEYS
 from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names
@@ -345,7 +345,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
             checksum=checksum,
             limit=limit,
             is_sample=members[0].result.get("is_sample") is True,
-            num_test=whole(members[0].result.get("num_test", members[0].result.get("num_reviews"))),
+            num_test=whole(members[0].result.get("num_test")),
             results=tuple(_make_results(members, repeated)),
         )
         for (checksum, limit), members in by_data.items()

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DiskError, InputError, RunError
-from harness.files.disk_errors import is_of_disk
 from harness.files.lenient_json import parse_toml
+from harness.files.plain_file import is_of_disk
 from harness.files.shared_disk import SharedDisk
 from harness.search_parameters import Value
 from harness.search_space import SEARCH_FILE, is_of_search

@@ -120,7 +120,7 @@ def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
     record = sweep.read_json("data.json")
     titles = (
         RunDirectory(path.parent).read_json(path.name).get("data")
-        for path in sweep.folder.glob("trials/**/result.json")  # of earlier versions too
+        for path in sweep.folder.glob("trials/*/*/*/result.json")
     )
     title = next((str(title) for title in titles if title), "")
     title = title or Path(search.job.data.source).name or "IMDB"
@@ -192,8 +192,7 @@ def _check_same(run: RunDirectory, job: Job) -> None:
     content["train"]["seed"] = job.train.seed
     if content != job.model_dump():
         raise InputError(
-            f"run {run.folder}: is of an earlier best trial, or of an earlier version of harness; "
-            f"move {run.folder.parent} away"
+            f"run {run.folder}: is of an earlier best trial; move {run.folder.parent} away"
         )
 
 

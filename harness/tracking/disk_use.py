@@ -26,19 +26,12 @@ from harness.tracking.run_dir import RunDirectory, is_whole
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 Parts = dict[str, tuple[str, ...]]  # the files of each part, by their paths in the folder
 CHECKPOINTS: Parts = {"checkpoints": ("checkpoints/step-*.npz",)}
-# The configuration first, since it names the others.
-PROJECTOR: Parts = {
-    "word vectors": (
-        *("tensorboard/projector_config.pbtxt", "tensorboard/embedding.tsv"),
-        *("tensorboard/embedding.bytes", "tensorboard/words.tsv"),
-    )
-}
 MODEL: Parts = {"models of trials": ("model.keras", "vocabulary.txt")}
 # The heartbeat's last words, the times of epochs, the lease: a trial's result has what counts.
 REST: Parts = {"states of trials": ("state.json", "timings.jsonl", "lease.json")}
 HALF_WRITTEN: Parts = {"half-written files": (".*.tmp*", "*/.*.tmp*", "tensorboard/*/.*.tmp*")}
 
-OF_A_RUN: Parts = CHECKPOINTS | PROJECTOR | HALF_WRITTEN
+OF_A_RUN: Parts = CHECKPOINTS | HALF_WRITTEN
 OF_A_TRIAL: Parts = OF_A_RUN | MODEL | REST  # that is not among the best of its sweep
 OF_AN_ATTEMPT: Parts = CHECKPOINTS | MODEL | HALF_WRITTEN  # whose result was not the one accepted
 

@@ -304,15 +304,12 @@ def _add_job(status: RunStatus) -> None:
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
     """The Slurm job's id as people write it: by the heartbeat, which may be another job's.
 
-    Before the first one, and in one of an earlier version, only the folder's name says which array
-    task it is.
+    Before the first one, only the folder's name says it.
     """
-    if own := _job_id(state.get("slurm_own_id")):
-        return own
+    if status.phase:  # without a job it is the heartbeat of a run outside Slurm
+        return _job_id(state.get("slurm_own_id"))
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
-    if not found or (status.phase and not status.reported_job):
-        return status.reported_job  # a heartbeat without a job is that of a run outside Slurm
-    return found[1] if "_" in found[1] or not status.reported_job else status.reported_job
+    return found[1] if found else None
 
 
 def last_log_line(status: RunStatus) -> str:

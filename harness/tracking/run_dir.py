@@ -11,10 +11,9 @@ from typing import Any
 
 from harness.errors import InputError, RunError, suggest
 from harness.files.atomic_file import atomic_write, why_refused
-from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.files.lenient_json import number
-from harness.files.plain_file import is_file
+from harness.files.plain_file import is_file, raise_unless_missing
 from harness.job import Job
 from harness.job_file import load_job
 from harness.tracking.record_format import RECORD, check_format
@@ -215,7 +214,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 def is_whole(result: dict[str, Any]) -> bool:
     """Whether a result is complete: it has test scores, or validation scores if it has no test."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
-    classes = result.get("classes", [])  # old results have none
+    classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     return score is not None and is_list and isinstance(result.get("dataset_checksum"), str)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.files.in_threads import in_threads
+from harness.files.plain_file import in_threads
 from harness.search_space import SEARCH_FILE
 
 MAX_DEPTH = 4  # of a run below the folder that is searched

@@ -18,8 +18,12 @@ import tensorflow as tf
 from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
-from harness.files.disk_errors import disk_error_in, is_of_disk, raise_unless_missing
-from harness.files.plain_file import open_plain_file
+from harness.files.plain_file import (
+    disk_error_in,
+    is_of_disk,
+    open_plain_file,
+    raise_unless_missing,
+)
 from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD, check_format, stamped, weights_of

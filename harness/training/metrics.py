@@ -146,8 +146,7 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
     """The scores of `test_scores` in one line for the console."""
     area = scores["roc_auc"]
     shown = "none, only one class" if area is None else f"{area:.4f}"
-    by_class = scores.get("precision_by_class", ())  # results of two classes once had none
-    kind = "macro F1" if len(by_class) > 2 else "F1"
+    kind = "macro F1" if len(scores["precision_by_class"]) > 2 else "F1"
     return (
         f"accuracy {100 * scores['accuracy']:.2f} %, {kind} {scores['f1']:.4f}, ROC AUC {shown}, "
         f"log loss {scores['log_loss']:.4f}"

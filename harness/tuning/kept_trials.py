@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.files.in_threads import in_threads
+from harness.files.plain_file import in_threads
 from harness.search_space import SearchSpec
 from harness.tracking.disk_use import CHECKPOINTS, OF_A_RUN, OF_A_TRIAL, OF_AN_ATTEMPT, Parts, prune
 from harness.tracking.run_dir import RunDirectory
@@ -57,8 +57,6 @@ def parts_of_trials(sweep: SweepDirectory) -> dict[Path, Parts]:
     attempts = [row.get("attempt") or "" for row in rows]
     best = {attempt for attempt in attempts[:NUM_KEPT] if ATTEMPT.fullmatch(attempt)}
     accepted = set(filter(ATTEMPT.fullmatch, attempts))
-    if not best:  # of an earlier version, whose leaderboard names no folders
-        return {}
     found = {}
     for folder in find_runs([sweep.path("trials")]):
         attempt = folder.parent.relative_to(sweep.path("trials")).as_posix()

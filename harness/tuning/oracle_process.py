@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from harness.errors import InputError, RunError
-from harness.files.disk_errors import is_said_of_disk
+from harness.files.plain_file import is_said_of_disk
 from harness.search_space import GUIDED, SearchSpec, load_search
 from harness.slurm.environment import SlurmEnvironment
 from harness.sweep_protocol.journal import Ledger, Proposal

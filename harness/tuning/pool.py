@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.compute.memory import kept_gpu_gb, largest_gb
 from harness.errors import InputError, Interrupted, NodeFault, RunError
-from harness.files.disk_errors import is_said_of_disk
+from harness.files.plain_file import is_said_of_disk
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import DiskError, InputError
-from harness.files.in_threads import in_threads
+from harness.files.plain_file import in_threads
 from harness.search_space import is_sweep
 from harness.tracking.disk_use import OF_A_RUN, Amount, Parts, prune, refusal, total
 from harness.tracking.records import RunStatus

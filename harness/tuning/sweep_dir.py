@@ -27,9 +27,9 @@ from typing import Any
 from harness.data.dataset import Dataset
 from harness.data.resolve import open_data, reopen_data
 from harness.errors import DiskError, InputError
-from harness.files.disk_errors import raise_unless_missing
 from harness.files.leased_dir import LeasedDirectory
 from harness.files.lenient_json import read_toml, table, text
+from harness.files.plain_file import raise_unless_missing
 from harness.files.shared_disk import is_network
 from harness.job import Job
 from harness.report.text_tables import defused

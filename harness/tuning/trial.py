@@ -16,7 +16,7 @@ from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
-from harness.files.disk_errors import is_of_disk
+from harness.files.plain_file import is_of_disk
 from harness.job import Job
 from harness.search_space import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment

@@ -83,14 +83,13 @@ def test_the_page_shows_the_words_of_a_finished_run(
 def test_a_run_without_words_is_shown_without(
     finished: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """A broken model, one that trains, and one of an earlier version, which holds its vectors."""
+    """A broken model, and one that trains."""
     _, run = finished
-    for name in ("broken", "trains", "old", "whole"):
+    for name in ("broken", "trains", "whole"):
         shutil.copytree(run, tmp_path / "runs/bilstm" / name)
-    folders = {name: tmp_path / "runs/bilstm" / name for name in ("broken", "trains", "old")}
+    folders = {name: tmp_path / "runs/bilstm" / name for name in ("broken", "trains")}
     (folders["broken"] / "model.keras").write_bytes(b"PK")
     (folders["trains"] / "result.json").unlink()
-    (folders["old"] / "tensorboard/projector_config.pbtxt").write_text("")
     (folders["trains"] / "tensorboard/plugins/profile").mkdir(parents=True)
     (tmp_path / "board").mkdir()
     shown = Shown(tmp_path / "board/runs", [], tmp_path / "runs")

@@ -25,6 +25,7 @@ RESULT = {
     "seed": 3,
     "architecture": "lstm",
     "dataset_checksum": "made up",
+    "classes": ["negative", "positive"],
 }
 
 

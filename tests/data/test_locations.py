@@ -122,7 +122,7 @@ def test_code_is_kept_where_nobody_else_can_put_another_folder(
     caches = open_home / "caches"
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
     (caches / "harness").mkdir(parents=True)
-    (caches / "harness").chmod(0o777)  # by an earlier version, with a lax umask
+    (caches / "harness").chmod(0o777)  # as a lax umask makes it
     caches.chmod(mode)
     assert (private_cache("xla") is None) == is_refused
     assert (caches / "harness").stat().st_mode & 0o077 == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.data.dataset import Split
-from harness.data.spooled_words import Spooled
+from harness.data.text_dataset import Spooled
 
 NUM, LENGTH = 300, 20_000
 

@@ -217,7 +217,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
         ((first, copy), "has the same model as"),
         ((first, unfinished), "is unfinished; harness resume"),
         ((first, untested), "data.test = false"),
-        ((first, old), "keeps no validation_predictions.npz, as runs of an earlier version"),
+        ((first, old), "validation_predictions.npz can't be read: No such file"),
         ((first, broken), "validation_predictions.npz can't be read"),
         ((first, other), "its data is"),
         ((first, mixed), "they tell 2 classes apart, result.json 3"),

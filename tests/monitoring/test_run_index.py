@@ -13,9 +13,8 @@ import pytest
 
 from harness.errors import InputError
 from harness.files.paths import cache_folder
-from harness.monitoring.run_filter import RunFilter, age_s
 from harness.monitoring.run_names import select_runs
-from harness.monitoring.status_table import as_lines
+from harness.monitoring.status_table import RunFilter, age_s, as_lines
 from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
 from harness.tracking.records import RunStatus

@@ -1,5 +1,6 @@
 """What may go of a finished run's folder, and what never goes."""
 
+import json
 import os
 from pathlib import Path
 
@@ -14,8 +15,8 @@ KEPT = (
     *("tensorboard/events.out.tfevents.1.a.1", "tensorboard/train/events.out.tfevents.1.a.1"),
 )
 FREED = (
-    *("checkpoints/step-000000007.npz", "tensorboard/embedding.bytes", "tensorboard/words.tsv"),
-    *("tensorboard/projector_config.pbtxt", "tensorboard/train/.5.tmp", "checkpoints/.7.tmp.npz"),
+    *("checkpoints/step-000000007.npz", "tensorboard/train/.5.tmp", "tensorboard/train/.6.tmp"),
+    "checkpoints/.7.tmp.npz",
 )
 
 
@@ -25,7 +26,8 @@ def make_run(folder: Path) -> RunDirectory:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"content")
-    (folder / "result.json").write_text('{"accuracy": 0.5, "dataset_checksum": ""}')
+    result = {"accuracy": 0.5, "dataset_checksum": "", "classes": ["negative", "positive"]}
+    (folder / "result.json").write_text(json.dumps(result))
     return RunDirectory(folder)
 
 
@@ -39,7 +41,7 @@ def test_what_can_be_made_again_goes_and_all_else_stays(tmp_path: Path) -> None:
     for really in (False, True):
         assert files(run.folder) == {*KEPT, *FREED}
         amount = prune(run.folder, OF_A_RUN, really=really)
-        assert amount.num_files == {"checkpoints": 1, "word vectors": 3, "half-written files": 2}
+        assert amount.num_files == {"checkpoints": 1, "half-written files": 3}
         assert amount.num_bytes.total() == 7 * len(FREED)
     assert files(run.folder) == {*KEPT}
     assert not prune(run.folder, OF_A_RUN, really=True).num_files
@@ -59,10 +61,10 @@ def test_nothing_goes_through_a_link(tmp_path: Path) -> None:
         path.unlink()
     run.path("checkpoints").rmdir()
     run.path("checkpoints").symlink_to(other.path("checkpoints"))
-    run.path("tensorboard/words.tsv").unlink()
-    run.path("tensorboard/words.tsv").symlink_to(other.path("job.toml"))
+    run.path("tensorboard/train/.5.tmp").unlink()
+    run.path("tensorboard/train/.5.tmp").symlink_to(other.path("job.toml"))
     amount = prune(run.folder, OF_A_RUN, really=True)
-    assert amount.num_files == {"word vectors": 2, "half-written files": 1}
+    assert amount.num_files == {"half-written files": 1}
     assert files(other.folder) == {*KEPT, *FREED}
 
 

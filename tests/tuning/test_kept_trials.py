@@ -150,8 +150,8 @@ def test_the_command_says_what_it_would_do_and_does_it_when_told(
     assert f"{unfinished.folder} is unfinished" in dry
     assert files(runs) == before
     told = harness.run("prune", str(runs), "--yes").stdout
-    assert "6 files of 1 finished runs; harness train RUN/job.toml makes them again" in told
-    assert len(files(done.folder)) == len(files(unfinished.folder)) - 5
+    assert "4 files of 1 finished runs; harness train RUN/job.toml makes them again" in told
+    assert len(files(done.folder)) == len(files(unfinished.folder)) - 3
     assert "nothing to remove in 1 finished runs" in harness.run("prune", str(runs)).stdout
     disk = harness.run("status", "--runs", str(runs), "--disk").stdout
     assert "in all 0.0 MB in" in disk

@@ -298,13 +298,6 @@ class TrainConfig(ConfigSection):
         description="largest momentum of the moving average of the weights, which is validated "
         "and saved; 0 = no average",
     )
-    average_epochs: int = Field(
-        1,
-        ge=1,
-        le=100,
-        description="epochs, up to the latest, whose weights are averaged; the average is "
-        "validated and saved",
-    )
     label_smoothing: Share = Field(
         0.0, description="share of each label that is spread over all classes in training"
     )

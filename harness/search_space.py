@@ -61,9 +61,6 @@ class SearchConfig(ConfigSection):
         "val_accuracy",
         description="score of the saved weights on the validation reviews that ranks the trials",
     )
-    tie_break: Literal["", Objective] = Field(
-        "", description='objective that decides between trials of equal `objective`; "" = none'
-    )
     trials: int = Field(
         0,
         ge=0,
@@ -91,13 +88,6 @@ class SearchConfig(ConfigSection):
         le=10_000,
         description="trials whose results a choice does not wait for; 0 = twice the workers at the "
         "start",
-    )
-    visible_s: Annotated[float, Facts(is_decided=True)] = Field(
-        0,
-        ge=0,
-        le=600,
-        description="seconds for which a node may see an older state of a file; 0 = 30 on a "
-        "network file system, else 1",
     )
 
 
@@ -135,13 +125,8 @@ class SearchSpec:
 
     @property
     def scores_validation(self) -> bool:
-        """Whether a score counts that is not computed at each epoch."""
-        return not {self.table.objective, self.table.tie_break} <= {"", *OF_EACH_EPOCH}
-
-    def tie_of(self, scores: Mapping[str, float]) -> float:
-        """What orders trials of equal objective, the lowest first; 0 without `tie_break`."""
-        name = self.table.tie_break
-        return scores.get(name, 0.0) * (1 if SCORES.get(name) == "min" else -1)
+        """Whether the objective is not computed at each epoch."""
+        return self.table.objective not in OF_EACH_EPOCH
 
     @property
     def max_trials(self) -> int | None:
@@ -306,11 +291,6 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         raise InputError(
             f"job {path}: train.epochs = {job.train.epochs}: asha needs search.min_epochs times "
             f"search.factor at least, {table.min_epochs * table.factor}"
-        )
-    if table.tie_break == table.objective:
-        raise InputError(
-            f"job {path}: search.tie_break = {table.tie_break!r}: is the objective itself; choose "
-            "another score, or leave it out"
         )
     keys = [parameter.key for parameter in search.space]
     if search.continues_trials and "train.epochs" in keys:

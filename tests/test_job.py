@@ -119,7 +119,6 @@ def test_what_changes_no_result_is_in_no_identity() -> None:
             "[model]\narchitecture = 'mine.py:net'\nngram_ratios = 3",
             ("model.ngram_ratios = 3", "set it to 0"),
         ),
-        (LEAST + "[train]\naverage_epochs = 0", ("train.average_epochs = 0", "equal to 1")),
     ],
 )
 def test_a_bad_job_file_is_refused_in_one_line(

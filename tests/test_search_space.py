@@ -131,7 +131,6 @@ def test_the_last_seed_of_a_trial_is_checked_too(tmp_path: Path) -> None:
         (["search.trials=0"], "the random tuner needs a number of trials"),
         (["search.trails=4"], "a job has no key search.trails; did you mean search.trials?"),
         (["search.seed=0"], "--set search.seed=0: should be greater than or equal to 1"),
-        (["search.tie_break=val_accuracy"], "is the objective itself; choose another score"),
         (["search.tuner=asha", "search.trials=0"], "the asha tuner needs a number of trials"),
         (
             ["search.factor=4"],

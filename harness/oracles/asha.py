@@ -4,7 +4,7 @@ Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras_tuner as kt
@@ -24,7 +24,6 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: of the lowest rung, at least.
         max_epochs: of the highest rung.
         factor: a rung has so many times the epochs of the one below it.
-        tie_of: orders trials of equal objective by their scores, the lowest first.
         known_promotions: of the trials proposed before, in their order: whether each was one.
         options: of KerasTuner's oracle.
     """
@@ -36,12 +35,11 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: int,
         max_epochs: int,
         factor: int,
-        tie_of: Callable[[Mapping[str, float]], float] = lambda _: 0.0,
         known_promotions: Sequence[bool] = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.num_settings, self.factor, self.tie_of = num_settings, factor, tie_of
+        self.num_settings, self.factor = num_settings, factor
         self.known_promotions = known_promotions
         self._seed_state: int  # of KerasTuner's oracle
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
@@ -81,14 +79,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         """The best trial of a rung's top 1/factor that has not gone on; of equal ones the first."""
         ended = [trial for trial in rung if trial.status == TrialStatus.COMPLETED]
         sign = -1 if self.objective.direction == "max" else 1
-        ended.sort(key=lambda t: (sign * t.score, self._tie(t)))
+        ended.sort(key=lambda t: sign * t.score)
         promoted = {trial.hyperparameters.values["tuner/trial_id"] for trial in above}
         top = ended[: len(ended) // self.factor]
         return next((trial for trial in top if trial.trial_id not in promoted), None)
-
-    def _tie(self, trial: Trial) -> float:
-        metrics = trial.metrics.metrics
-        return self.tie_of({name: metrics[name].get_best_value() for name in metrics})
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
         """The hash of a setting, by which KerasTuner avoids trying one twice."""

@@ -79,7 +79,7 @@ def leaderboard(
     going = [row for row in rows if row["status"] != "failed"]
     parts: list[RenderableType] = [Text()]
     if going:
-        before, after = ["rank", "trial", "status", *_scores(search)], ["epochs", "time"]
+        before, after = ["rank", "trial", "status", search.table.objective], ["epochs", "time"]
         short = short_names([dimension.key for dimension in search.space])
         names = {k: k if name in (*before, *after) else name for k, name in short.items()}
         lines = [_cells(row, search, names) for row in going[:NUM_SHOWN]]
@@ -106,17 +106,13 @@ def failures(rows: Iterable[Line]) -> list[str]:
 
 
 def _cells(row: Line, search: SearchSpec, names: Mapping[str, str]) -> dict[str, str]:
-    time_s = row.get("training_s")
+    time_s, objective = row.get("training_s"), search.table.objective
     return {
         **{field: row.get(field) or "" for field in ("rank", "trial", "status", "epochs")},
         **{name: row.get(key) or "" for key, name in names.items()},
-        **{name: f"{float(row[name]):.4f}" if row.get(name) else "" for name in _scores(search)},
+        objective: f"{float(row[objective]):.4f}" if row.get(objective) else "",
         "time": format_duration(float(time_s)) if time_s else "",
     }
-
-
-def _scores(search: SearchSpec) -> list[str]:
-    return [name for name in (search.table.objective, search.table.tie_break) if name]
 
 
 def _leaderboard_table(

@@ -23,8 +23,6 @@ class Progress:
     stopped: bool = False  # a callback has ended the training, after this epoch if it has begun
     callback_states: list[Any] = field(default_factory=list)  # of the user's, None without one
     best_weights: list[np.ndarray] = field(default_factory=list)
-    # Of the latest epochs, the oldest first, if `train.average_epochs` asks for several.
-    latest_weights: list[list[np.ndarray]] = field(default_factory=list)
 
     @property
     def best(self) -> dict[str, Any]:

@@ -168,35 +168,6 @@ class BestWeights:
             progress.best_weights = model.get_weights()
 
 
-class EpochAverage:
-    """Averages the weights at the ends of the latest epochs, which the run's progress keeps."""
-
-    def __init__(self, num_epochs: int) -> None:
-        self.num_epochs = num_epochs
-
-    def added(self, progress: Progress, model: keras.Model) -> list[list[np.ndarray]]:
-        """The latest epochs' weights and those of `model`, which gets their average.
-
-        The caller puts them into the progress after the validation. If a signal comes before, the
-        checkpoint lacks them, and the resumed run adds this epoch again.
-        """
-        if self.num_epochs == 1:
-            return []
-        latest = [*progress.latest_weights, model.get_weights()][-self.num_epochs :]
-        self._give(latest, model)
-        return latest
-
-    def apply(self, progress: Progress, model: keras.Model) -> None:
-        """Give `model` the average of the latest epochs, if there is to be one."""
-        if self.num_epochs > 1:
-            self._give(progress.latest_weights, model)
-
-    @staticmethod
-    def _give(latest: list[list[np.ndarray]], model: keras.Model) -> None:
-        arrays = zip(*latest, strict=True)
-        model.set_weights([np.mean(each, axis=0, dtype=np.float64) for each in arrays])
-
-
 class Checkpoints:
     """Writes checkpoints, and says when the next one is due."""
 

@@ -43,8 +43,6 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     """
     meta = asdict(progress)
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
-    for epoch, weights in enumerate(meta.pop("latest_weights")):
-        arrays |= {f"latest/{epoch}/{i}": value for i, value in enumerate(weights)}
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             arrays[f"{name}/{i}"] = variable.numpy()
@@ -216,14 +214,10 @@ def _load(file: BinaryIO) -> dict[str, np.ndarray]:
 def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
     meta = json.loads(arrays["progress"].tobytes())
     check_format(name, meta)
-    latest: list[list[np.ndarray]] = []
-    while f"latest/{len(latest)}/0" in arrays:
-        latest.append(_numbered(arrays, f"latest/{len(latest)}"))
     known = {f.name for f in fields(Progress)}
     return Progress(
         **{key: value for key, value in meta.items() if key in known},
         best_weights=_numbered(arrays, "best"),
-        latest_weights=latest,
     )
 
 

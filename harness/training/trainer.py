@@ -28,7 +28,6 @@ from harness.training import checkpoint
 from harness.training.actions import (
     BestWeights,
     Checkpoints,
-    EpochAverage,
     FirstStep,
     Profiler,
     ProgressReport,
@@ -78,7 +77,6 @@ class Trainer:
         )
         self.best = BestWeights(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
-        self.average = EpochAverage(train.average_epochs)
         self._pending: list[tf.Tensor] = []  # [steps, 3] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
         # Until an epoch had batches of all lengths: for each, TensorFlow may load what is compiled,
@@ -153,11 +151,9 @@ class Trainer:
             self._train_epoch()
             line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
-            latest = self.average.added(progress, train_step.export_model)
             if len(validation.labels):
                 line |= self._validate(validation)
             progress.end_epoch(line)
-            progress.latest_weights = latest
             self.best.after_epoch(progress, train_step.export_model)
             self._end_epoch(line)
         self._is_over = True
@@ -166,7 +162,6 @@ class Trainer:
             train_step.export_model.set_weights(progress.best_weights)
         else:
             train_step.export_weights()
-            self.average.apply(progress, train_step.export_model)
 
     def _train_epoch(self) -> None:
         train, progress = self.job.train, self.progress

@@ -102,7 +102,6 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle
             min_epochs=table.min_epochs,
             max_epochs=max_epochs,
             factor=table.factor,
-            tie_of=search.tie_of,
             known_promotions=[each.parent is not None for each in known],
             **options,
         )

@@ -9,7 +9,7 @@
 | `state.json`, `result.json` | as of a run: progress; best trial, written last | supervisor |
 | `cancel.json` | that the search shall end | `harness cancel`, from another machine |
 | `data.json` | what the trials are trained on | `harness tune` |
-| `provenance.json` | the version of harness that last wrote to it | `harness tune` |
+| `provenance.json` | the version that wrote last, `visible_s` of the disk | `harness tune` |
 | `workers/<name>.log`, `oracle.log` | what a worker printed, what the oracle printed | they |
 | `*.png` | plots of `harness sweep show` | that command |
 | `winner/` | the best trial, trained again on all training data | `harness sweep retrain` |
@@ -30,6 +30,7 @@ from harness.errors import DiskError, InputError
 from harness.files.leased_dir import LeasedDirectory
 from harness.files.lenient_json import read_toml, table, text
 from harness.files.plain_file import raise_unless_missing
+from harness.files.shared_disk import is_network
 from harness.job import Job
 from harness.report.text_tables import defused
 from harness.search_space import (
@@ -42,11 +43,19 @@ from harness.search_space import (
     rounded,
 )
 from harness.sweep_protocol.journal import Ledger, Proposal
-from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, RESULT, Clock, SharedFolder, Terms
+from harness.sweep_protocol.mailbox import (
+    LOCAL_VISIBLE_S,
+    NETWORK_VISIBLE_S,
+    RESULT,
+    Clock,
+    SharedFolder,
+    Terms,
+)
 from harness.tracking.record_format import RECORD, check_format, stamped
 from harness.tracking.run_dir import RunDirectory, check_id
 
 LEADERBOARD = "leaderboard.csv"
+VISIBLE = "visible_s"  # in the record: for how long a node may see an older state of a file
 
 
 class SweepDirectory(LeasedDirectory):
@@ -63,10 +72,18 @@ class SweepDirectory(LeasedDirectory):
         except DiskError:
             write()  # another supervisor, which began just now, removed what was half-written
 
-    def shared(self, clock: Clock | None = None, search: SearchSpec | None = None) -> SharedFolder:
-        """The folder as supervisor and workers meet in it, who may have read the search."""
-        terms = Terms.of((search or self.search()).table.visible_s or LOCAL_VISIBLE_S)
-        return SharedFolder(self.folder, self.disk, clock or Clock(), terms)
+    def terms(self) -> Terms:
+        """The times of the sweep's protocol, which its first process decided for all.
+
+        Raises:
+            DiskError: if the record can't be read.
+        """
+        visible_s = self.certain_json(RECORD).get(VISIBLE)
+        return Terms.of(visible_s if isinstance(visible_s, float) else LOCAL_VISIBLE_S)
+
+    def shared(self, clock: Clock | None = None, terms: Terms | None = None) -> SharedFolder:
+        """The folder as supervisor and workers meet in it, who may have read the terms."""
+        return SharedFolder(self.folder, self.disk, clock or Clock(), terms or self.terms())
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
@@ -143,13 +160,15 @@ class SweepDirectory(LeasedDirectory):
         check_format(f"sweep {self.folder}", record)
 
     def write_format(self, asked: Mapping[str, str] | None = None) -> None:
-        """Record that this version writes the sweep from here on.
+        """Record that this version writes the sweep from here on, and once, what its disk is like.
 
         Args:
             asked: of Slurm, by this job: what a job that goes on asks for; none outside of a job.
         """
         starts = [] if asked is None else [{"slurm_asked": dict(asked)}]
-        self.write_json(RECORD, stamped({"starts": starts}))
+        visible_s = NETWORK_VISIBLE_S if is_network(self.folder) else LOCAL_VISIBLE_S
+        known = self.certain_json(RECORD).get(VISIBLE, visible_s)
+        self.write_json(RECORD, stamped({"starts": starts, VISIBLE: known}))
 
     def exists(self) -> bool:
         """Whether the sweep was begun."""
@@ -206,9 +225,8 @@ class SweepDirectory(LeasedDirectory):
             if rows and not {"trial", "status"} <= rows[0].keys():
                 raise ValueError("it has no columns trial and status")
             search = table(read_toml(self.path(SEARCH_FILE)), "search")
-            objective, tie_break = text(search.get("objective")), text(search.get("tie_break"))
             for row in rows:
-                _check_row(row, objective, tie_break)
+                _check_row(row, text(search.get("objective")))
         except OSError as error:
             raise_unless_missing(error, path)
             return []
@@ -219,11 +237,11 @@ class SweepDirectory(LeasedDirectory):
         return rows
 
 
-def _check_row(row: Mapping[str, str], objective: str | None, tie_break: str | None) -> None:
+def _check_row(row: Mapping[str, str], objective: str | None) -> None:
     """Refuse a row that was cut, or whose score or time is no number."""
     if None in row.values():
         raise ValueError(f"the row of trial {row['trial']} has too few cells")
-    for name in filter(None, (objective, tie_break, "training_s")):
+    for name in filter(None, (objective, "training_s")):
         cell, is_needed = row.get(name), name == objective and row["status"] == "finished"
         try:
             float(cell or ("" if is_needed else "0"))
@@ -271,7 +289,6 @@ class Trial:
     parameters: int | None
     worker: str
     error: str
-    tie: float = 0.0  # of trials with equal scores the lowest is first
     attempt: str = ""  # the accepted one: its folder below `trials/`
 
 
@@ -281,7 +298,7 @@ def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
     sign = -1 if goal == "max" else 1
     return sorted(
         trials,
-        key=lambda t: (order.index(t.status), sign * (t.score or 0), t.tie, len(t.trial), t.trial),
+        key=lambda t: (order.index(t.status), sign * (t.score or 0), len(t.trial), t.trial),
     )
 
 
@@ -311,7 +328,6 @@ def trial_of(search: SearchSpec, ledger: Ledger, proposal: Proposal, *, worker: 
         parameters=None if parameters is None else int(parameters),
         worker="" if report else worker,
         error=" ".join(report.error.split()) if report else "",
-        tie=search.tie_of(report.scores if report else {}),
         attempt=attempt,
     )
 
@@ -319,17 +335,15 @@ def trial_of(search: SearchSpec, ledger: Ledger, proposal: Proposal, *, worker: 
 def leaderboard_csv(trials: Sequence[Trial], search: SearchSpec) -> bytes:
     """The ranked trials as CSV; a key that a trial does not have is empty."""
     keys = [parameter.key for parameter in search.space]
-    scores = [name for name in (search.table.objective, search.table.tie_break) if name]
     fields = ("epochs", "kept_epoch", "training_s", "parameters", "worker", "error", "attempt")
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["rank", "trial", "status", *scores, *keys, *fields])
+    writer.writerow(["rank", "trial", "status", search.table.objective, *keys, *fields])
     for rank, trial in enumerate(ranked(trials, search.goal), 1):
-        shown = (trial.score, abs(trial.tie) if trial.status == "finished" else None)
-        own = [None if value is None else repr(value) for value in shown[: len(scores)]]
+        score = None if trial.score is None else repr(trial.score)
         values = [trial.values.get(key) for key in keys]
         rest = [getattr(trial, field) for field in fields]
         shown_rank = rank if trial.status == "finished" else None
-        cells = [shown_rank, trial.trial, trial.status, *own, *values, *rest]
+        cells = [shown_rank, trial.trial, trial.status, score, *values, *rest]
         writer.writerow(map(defused, cells))
     return text.getvalue().encode()

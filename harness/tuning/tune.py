@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from harness.errors import DiskError, Interrupted, RunError, TakenOver
-from harness.files.shared_disk import is_network
 from harness.own_code import mode_in
 from harness.search_space import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of
 from harness.sweep_protocol.journal import Ledger
-from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S, NETWORK_VISIBLE_S, RESULT, WorkerState
+from harness.sweep_protocol.mailbox import RESULT, WorkerState
 from harness.sweep_protocol.supervisor import CANCELLED, SUPERSEDED, Generation, supervise
 from harness.sweep_protocol.worker import StopClock
 from harness.system.console import Console
@@ -85,10 +84,9 @@ def tune(
 def settled(search: SearchSpec, sweep: SweepDirectory, num_workers: int) -> SearchSpec:
     """A search with what is decided once: when its sweep begins, for as long as it goes on."""
     known = sweep.search().table if sweep.exists() else search.table
-    visible_s = NETWORK_VISIBLE_S if is_network(sweep.folder) else LOCAL_VISIBLE_S
-    fixed: dict[str, float] = {"visible_s": known.visible_s or visible_s}
-    if known.tuner in GUIDED:
-        fixed["parallel"] = known.parallel or 2 * num_workers
+    if known.tuner not in GUIDED:
+        return search
+    fixed = {"parallel": known.parallel or 2 * num_workers}
     content = {**search.content, "search": {**search.content["search"], **fixed}}
     return replace(search, table=search.table.model_copy(update=fixed), content=content)
 
@@ -126,7 +124,7 @@ class SweepHost:
             InputError, RunError: the sweep can't go on.
         """
         self.signals.listen()
-        shared = self.sweep.shared(StopClock(self.signals), self.search)
+        shared = self.sweep.shared(StopClock(self.signals))
         before = self.sweep.read_json("state.json")
         self.heartbeat.note(**{name: before[name] for name in KNOWN if name in before})
         with contextlib.suppress(DiskError):  # a copy for people; the first round may be far

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.memory import keep_for_large_tables, largest_jobs
 from harness.compute.strategy import (
     Numerics,
     import_tensorflow,
@@ -39,7 +38,6 @@ from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.training.context import Observers
-from harness.training.launch import plan_of
 from harness.tuning.sweep_dir import SweepDirectory
 
 
@@ -54,11 +52,10 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     signals.listen()
     # Read once: what follows takes seconds, after which the disk may fail again.
     search = patiently(sweep.search, StopClock(signals))
-    job = search.job
+    terms, job = patiently(sweep.terms, StopClock(signals)), search.job
     dataset = patiently(lambda: sweep.dataset(job, arguments.data), StopClock(signals))
     idle_min = idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
-    keep_for_large_tables(plan_of(job, devices), *largest_jobs(search))
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -77,7 +74,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     console.info(f"{title}{which}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
     monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
-    shared = sweep.shared(StopClock(stop), search)
+    shared = sweep.shared(StopClock(stop), terms)
     with monitor:
         observers = Observers(console, monitor, stop)
         trials = Trials(

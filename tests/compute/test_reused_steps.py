@@ -75,7 +75,7 @@ REUSED = (
 )
 NOT_REUSED = (
     *("train.schedule=cosine", "train.warmup_epochs=1", "train.class_weights=balanced"),
-    *("train.label_smoothing=0.1", "train.average_epochs=2", "data.bucket=true"),
+    *("train.label_smoothing=0.1", "data.bucket=true"),
     *("model.word_dropout=0.1", "model.ngram_ratios=1", "model.pooling=max model.recurrent=false"),
     *("model.embeddings=vectors.txt", "model.train_embeddings=false"),
 )

@@ -125,18 +125,6 @@ def test_it_waits_for_trials_that_may_lead_to_a_promotion(tmp_path: Path) -> Non
     assert oracle.create_trial("w0").status == "STOPPED"
 
 
-def test_a_tie_break_decides_between_equal_scores(tmp_path: Path) -> None:
-    """Of three equal accuracies the one with the lowest loss goes on; of F1 the highest."""
-    for tie_break, best in (("val_loss", 1), ("val_f1", 2)):
-        text = ASHA.replace("trials = 27", f'trials = 3\ntie_break = "{tie_break}"')
-        oracle = oracle_of(tmp_path, text)
-        trials = [oracle.create_trial(f"w{i}") for i in range(3)]
-        for trial, score in zip(trials, (0.4, 0.3, 0.5), strict=True):
-            end(oracle, trial, 0.8, **{tie_break: score})
-        parent = oracle.create_trial("w0").hyperparameters.values["tuner/trial_id"]
-        assert parent == trials[best].trial_id
-
-
 def test_a_small_space_is_tried_once(tmp_path: Path) -> None:
     """No setting begins twice, though there are fewer than asked for."""
     space = "model.dropout = [0.1, 0.2, 0.3, 0.4]"

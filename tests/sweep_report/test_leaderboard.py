@@ -181,20 +181,6 @@ def test_where_all_trials_failed_none_is_said_to_be_missing(
     assert "no trial has begun yet" in capsys.readouterr().out.splitlines()
 
 
-def test_equal_scores_are_ranked_by_the_tie_break(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The lower loss is first, and has a column; the objective comes before it."""
-    text = RANDOM.replace("[search]", '[search]\ntie_break = "val_loss"')
-    sweep = make_sweep(
-        tmp_path / "s", text, trial(0, 0.8, tie=0.5), trial(1, 0.8, tie=0.4), trial(2, 0.9, tie=0.6)
-    )
-    assert [row["trial"] for row in ranked_rows(sweep)] == ["0002", "0001", "0000"]
-    show(sweep)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["2", "0001", "finished", "0.8000", "0.4000"] in [line[:5] for line in lines]
-
-
 @pytest.mark.parametrize(
     ("was", "now", "said"),
     [

@@ -53,7 +53,6 @@ def job_of() -> Job:
                 "ema_momentum": 0.0,
                 "xla": "off",
                 "keep": "last",
-                "average_epochs": 2,
                 "callbacks": ["cb.py:make"],
                 "checkpoint_every_s": 1000,
             },
@@ -108,7 +107,7 @@ def moments(looked_from: list[str]) -> dict[str, int]:
 
 
 def test_a_signal_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """Callbacks are called once at each epoch, and each epoch is averaged once."""
+    """Callbacks are called once at each epoch."""
     stop = StopAt()
     calm = run_to(tmp_path / "calm", stop)
     for when, n in moments(stop.looked_from).items():

@@ -1,4 +1,4 @@
-"""Batches by length, n-gram ratios, word dropout, moved words and averaged epochs: exact too."""
+"""Batches by length, n-gram ratios, word dropout and moved words: exact too."""
 
 import hashlib
 import json
@@ -20,7 +20,6 @@ ALL = [
     *("--set", "model.pooling=max+mean"),
     *("--set", "model.ngram_ratios=3"),
     *("--set", "model.word_dropout=0.3"),
-    *("--set", "train.average_epochs=2"),
     *("--set", "train.adversarial=5"),
     *("--set", "train.compile_evaluation=true"),
     *("--set", "train.block_lstm=true"),
@@ -39,7 +38,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
 
 
 def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> None:
-    """Killed after the first epoch of an average: it, the order and the ratios are a calm run's."""
+    """Killed in its last epoch: the order and the ratios are a calm run's."""
     harness, run = calm
     kill_at(harness, "bilstm", LAST_EPOCH, *LONG)
     killed = run.with_name("killed")
@@ -99,22 +98,3 @@ def test_what_is_kept_evaluates_and_predicts(calm: tuple[Harness, Path], tmp_pat
         assert refused.returncode == 2
         assert refused.stderr.count("\n") == 1
         assert "ngram_ratios.npz is not the one" in refused.stderr
-
-
-def test_the_average_is_that_of_the_epochs_weights(harness: Harness) -> None:
-    """Of two epochs the saved weights are the mean of what each of them alone would save."""
-    import keras
-
-    words = ["--set", "train.keep=last", "--set", "data.test=false"]
-    for epochs, average in ((1, 1), (2, 1), (2, 2)):
-        settings = [f"train.epochs={epochs}", f"train.average_epochs={average}"]
-        more = [word for setting in settings for word in ("--set", setting)]
-        done = harness.train("rnn", f"{epochs}-{average}", *words, *more)
-        assert done.returncode == 0, done.stderr
-    first, second, average = (
-        keras.saving.load_model(harness.runs / "rnn" / name / "model.keras").get_weights()
-        for name in ("1-1", "2-1", "2-2")
-    )
-    for one, other, mean in zip(first, second, average, strict=True):
-        np.testing.assert_allclose(mean, (one + other) / 2, atol=1e-7)
-        assert np.abs(one - other).max() > 1e-4

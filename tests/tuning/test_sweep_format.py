@@ -8,6 +8,7 @@ import pytest
 
 from harness import __version__
 from harness.errors import DiskError, InputError
+from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S
 from harness.tracking.record_format import FORMAT
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
@@ -77,5 +78,6 @@ def test_a_sweep_notes_the_version_that_writes_it(tmp_path: Path) -> None:
             "format": FORMAT,
             "harness": __version__,
             "starts": starts,
+            "visible_s": LOCAL_VISIBLE_S,
         }
     SweepDirectory(sweep.folder).check_format()

@@ -226,7 +226,7 @@ def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
 
     from harness.training.train import training_reviews
 
-    text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2\ntie_break = "val_f1"')
+    text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2\nobjective = "val_f1"')
     trials = trials_of(tmp_path / "sweep", text)
     work = Work(attempt="0/1.1", values={"model.dropout": 0.0})
     reported = trials.run(work, lambda: None).scores

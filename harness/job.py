@@ -352,13 +352,14 @@ class TrainConfig(ConfigSection):
     ] = Field(
         0, ge=0, le=1000, description="epochs without a better one before training ends; 0 = off"
     )
-    reduce_lr_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True, step="value")] = (
-        Field(
-            0,
-            ge=0,
-            le=1000,
-            description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
-        )
+    reduce_lr_patience: Annotated[
+        int,
+        Facts(unvalidated=0, for_all_reviews=True, step="value"),
+    ] = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
     )
     reduce_lr_factor: Annotated[
         float,

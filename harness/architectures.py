@@ -221,6 +221,7 @@ def over_time(config: "ModelConfig") -> bool:
 
 
 def _belongs_to_an_own_network(job: Any) -> str:
+    """Only with a network of your own."""
     if job.model.options and not job.model.is_own:
         name = job.model.architecture
         return f"{name} takes no options, which are for a network of your own ({FORM})"
@@ -228,12 +229,14 @@ def _belongs_to_an_own_network(job: Any) -> str:
 
 
 def _is_read_by_the_network(job: Any) -> str:
+    """Not with a network of your own."""
     if job.model.ngram_ratios and job.model.is_own:
         return "a network of your own reads words alone; set it to 0"
     return ""
 
 
 def _leaves_something_to_classify(job: Any) -> str:
+    """False needs another `pooling` than `last`."""
     if not job.model.recurrent and job.model.pooling == "last":
         return (
             "needs a pooling of the words' vectors, and model.pooling is 'last'; set it to 'max', "
@@ -285,7 +288,7 @@ class ModelConfig(ConfigSection):
         "last", description="what the classifier gets of the outputs over time"
     )
     options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(
-        {}, description="own networks only: their settings, of any name"
+        {}, description="the network's own settings, of any name"
     )
 
     word_dropout: Share = Field(

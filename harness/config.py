@@ -74,7 +74,8 @@ class Facts:
         not_searched: why a search can't vary it.
         only_with: other keys. It has an effect if one of them has one of these values, or, where
             none are listed, another value than its default.
-        check: gives the rule that the job breaks by this key beside its others; empty if none.
+        check: gives the rule that the job breaks by this key beside its others; empty if none. Its
+            docstring says the rule in the manual.
         unvalidated: the value that it must have where no reviews are left to validate on.
         for_all_reviews: it may differ between a run with validation reviews and the one on all
             reviews that is trained after it.
@@ -112,12 +113,14 @@ class ConfigSection(BaseModel):
     @classmethod
     def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
         facts = facts_of(cls.model_fields[str(info.field_name)])
-        names = list(map(repr, facts.choices)) + [FORM] * facts.is_function
-        for name in (value if isinstance(value, list) else [value]) if names else ():
-            if name not in facts.choices and not (facts.is_function and is_reference(name)):
-                *most, last = names
-                wanted = f"{', '.join(most)} or {last}" if most else f"list {last}"
-                raise PydanticCustomError("choice", f"Input should be {wanted}")
+        if not facts.choices and not facts.is_function:
+            return value
+        for name in value if isinstance(value, list) else [value]:
+            if name in facts.choices or (facts.is_function and is_reference(name)):
+                continue
+            known = [*map(repr, facts.choices), *([FORM] if facts.is_function else [])]
+            wanted = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+            raise PydanticCustomError("choice", f"Input should be {wanted}")
         return value
 
 

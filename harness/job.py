@@ -53,6 +53,7 @@ def _leaves_one_to_validate(limit: int) -> int:
 
 
 def _scores_something(job: "Job") -> str:
+    """True where `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
         return ""
     return "with data.validation_split = 0 nothing would be scored; set one of them"
@@ -206,6 +207,7 @@ def _rises(drops: list[float]) -> list[float]:
 
 
 def _fits_the_optimizer(job: "Job") -> str:
+    """Only such as `optimizer` takes."""
     train = job.train
     known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
     for name, value in train.optimizer_options.items():
@@ -219,12 +221,14 @@ def _fits_the_optimizer(job: "Job") -> str:
 
 
 def _has_drops(job: "Job") -> str:
+    """`steps` needs `schedule_drops`."""
     if job.train.schedule == "steps" and not job.train.schedule_drops:
         return "needs train.schedule_drops, such as [3, 5]"
     return ""
 
 
 def _ends_before_the_schedule(job: "Job") -> str:
+    """Fewer than the epochs of a `schedule` that falls to its end."""
     length = job.train.schedule_epochs or job.train.epochs
     if job.train.schedule in ("cosine", "linear") and job.train.warmup_epochs >= length:
         return f"should be below the {length} epochs of the schedule"
@@ -232,6 +236,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 
 
 def _has_vectors_to_move(job: "Job") -> str:
+    """Only where one of the five networks trains its vectors of words."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
         return "moves the vectors of words that one of the five networks trains; set it to 0"
     return ""
@@ -258,7 +263,7 @@ class TrainConfig(ConfigSection):
         "rmsprop", description="Keras optimizer"
     )
     optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer, step="shared")] = Field(
-        {}, description="the optimizer's own options, such as `weight_decay`, which all take"
+        {}, description="the optimizer's own options; all take `weight_decay`"
     )
     learning_rate: Annotated[float, Facts(step="value")] = Field(
         0.001,
@@ -340,13 +345,14 @@ class TrainConfig(ConfigSection):
     ] = Field(
         0, ge=0, le=1000, description="epochs without a better one before training ends; 0 = off"
     )
-    reduce_lr_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True, step="value")] = (
-        Field(
-            0,
-            ge=0,
-            le=1000,
-            description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
-        )
+    reduce_lr_patience: Annotated[
+        int,
+        Facts(unvalidated=0, for_all_reviews=True, step="value"),
+    ] = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
     )
     reduce_lr_factor: Annotated[
         float,

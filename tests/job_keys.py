@@ -47,8 +47,12 @@ def _table(name: str, section: type[ConfigSection]) -> str:
 
 
 def _limits(facts: Facts, table: str) -> list[str]:
-    """With what else a key has an effect, and why it can't be searched."""
+    """What a key is checked beside, with what it has an effect, why it can't be searched."""
     limits = []
+    if facts.unvalidated is not None:
+        limits.append(f"`{json.dumps(facts.unvalidated)}` where `validation_split` is 0")
+    if rule := facts.check and str(facts.check.__doc__).rstrip("."):
+        limits.append(rule[0].lower() + rule[1:])
     if facts.only_with:
         needed = (condition(key.removeprefix(table), vs) for key, vs in facts.only_with.items())
         limits.append("only with " + " or ".join(f"`{each}`" for each in needed))

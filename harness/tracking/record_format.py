@@ -1,9 +1,9 @@
 """The format of what harness writes, so that another version's is refused rather than misread.
 
-One number for the records of runs, sweeps and ensembles, and for checkpoints. A change
-of what is written, or of the default of a job's key, raises it; a key that is added does not.
-Nothing of another format is converted: the version that wrote it goes on with it. `status`, `logs`
-and TensorBoard show what they can of any format.
+One number for the records of runs, sweeps and ensembles, and for checkpoints. A change of what is
+written, or of the default of a job's key, raises it; a key that is added does not. Nothing of
+another format is converted: the version that wrote it goes on with it. `status`, `logs` and
+TensorBoard show what they can of any format.
 """
 
 import math

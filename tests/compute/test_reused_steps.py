@@ -63,7 +63,8 @@ def test_another_graph_is_another_step() -> None:
     assert len({id(each) for each in (first, *made)}) == 5
     half = step(reused, "train.precision=bfloat16")
     assert step(reused, "train.precision=bfloat16", "model.dropout=0.1") is not half
-    assert step(reused, "train.learning_rate=0.1") is first
+    for value in ("train.learning_rate=0.1", "train.keep=last", "data.limit=50"):
+        assert step(reused, value) is first
     assert [layer.name for layer in made[0].export_model.layers] == names
 
 

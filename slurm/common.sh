@@ -158,23 +158,6 @@ prepare_batch() {
     [[ -z $UNPACKED ]] || say "$UNPACKED"
 }
 
-# Copies the dataset to each node's local disk, if there is one, for the job to read it from there.
-stage_data() {
-    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} output reason
-    is_batch && [[ -n $scratch ]] || return 0
-    # Jobs on one node may read different datasets.
-    scratch+=/harness-imdb-$(id -u)${HARNESS_DATA:+-$(printf %s "$HARNESS_DATA" | cksum | cut -d ' ' -f 1)}
-    # A job that goes on with the run may be on another node.
-    STAGED_FROM=${HARNESS_DATA:-}
-    if output=$("${ON_NODES[@]}" data stage "$scratch" 2>&1); then
-        export HARNESS_DATA=$scratch
-        printf '%s\n' "$output"
-    else
-        reason=$(sed -nE 's/^(harness: |[-0-9]{10} [0-9:]{8} ERROR )//p' <<<"$output" | tail -n 1)
-        warn "the dataset could not be copied to the node's local disk: $reason"
-    fi
-}
-
 # Whether this script is a Slurm job, or the user's own job script calls it. Slurm runs it from a
 # copy in a spool folder. In an interactive allocation it is none, and several runs may share its id;
 # one that a notebook server keeps is a batch job, but its terminals are no batch script.
@@ -212,12 +195,6 @@ folder_of() {
     name=$(sed -n "/^ *\[/q; s/^name *= *[\"']\([^\"']*\).*/\1/p" "$1" 2>/dev/null | head -n 1)
     [[ -n $name ]] || name=${1##*/}
     echo "$HARNESS_RUNS/${name%.toml}"
-}
-
-# Whether the job file $1, or --set among the other arguments, names the user's own texts.
-has_source() {
-    [[ $* == *data.source=* ]] ||
-        grep -q -e "^[^#]*source *= *[\"'][^\"']" -- "${1:-}" 2>/dev/null
 }
 
 # Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to the
@@ -294,7 +271,6 @@ run_job() {
     ! has_option --seeds "$@" || spans='' # one process starts several runs, each on one node
     prepare $spans
     ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
-    has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
         # Seeds that are too large for an index are listed.
         read -r -a seeds <<<"${HARNESS_ARRAY_SEEDS:-}"
@@ -313,12 +289,11 @@ run_job() {
 
 # Goes on with the run, or with the sweep if $1 says so, in the folder $2; ends the script.
 run_resume() {
-    local kind=$1 folder=$2 spans=yes job=$2/job.toml
+    local kind=$1 folder=$2 spans=yes
     shift 2
     # A sweep starts its workers' steps itself.
-    [[ $kind == run ]] || { spans='' job=$folder/search.toml; }
+    [[ $kind == run ]] || spans=''
     prepare $spans
-    has_option --data "$@" || has_source "$job" || stage_data
     [[ -n $spans ]] || ON_NODES=("${HARNESS[@]}")
     RUN=$folder
     run_to_end "${ON_NODES[@]}" resume "$folder" "$@"
@@ -334,7 +309,6 @@ run_tune() {
         case $option in
             --join | --retrain | --show | --best)
                 command=(sweep "${option#--}")
-                job=$(value_of "$option" "$@")/search.toml
                 [[ $argument != *=* ]] || arguments+=("${argument#*=}")
                 ;;
             *) arguments+=("$argument") ;;
@@ -342,7 +316,6 @@ run_tune() {
     done
     prepare
     ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
-    has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ ${command[0]} == tune ]]; then
         if name=$(value_of --sweep-id "$@"); then
             name=$(folder_of "$job")/$name

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # What all job scripts share: the site's settings, the virtual environment, the run.
 #
-#   bash slurm/common.sh --setup           make the environment, get the data, on a login node
-#   bash slurm/common.sh --setup --pack    and pack the environment, for a slow shared disk
+#   bash slurm/common.sh --setup    make the environment, get the data, on a login node
 #
 # Works with bash 3.2 (macOS) and later, so an empty array is expanded as ${a[@]+"${a[@]}"}.
 
@@ -83,7 +82,6 @@ ask_for_trusted_network() {
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 
 STEP=() # srun, where a command is to run once on each of several nodes
-on_nodes() { ${STEP[@]+"${STEP[@]}"} "$@"; }
 
 # shellcheck source=slurm/caller.sh
 source "$PROJECT/slurm/caller.sh"
@@ -151,11 +149,8 @@ prepare_batch() {
         [[ -z ${!name:-} ]] || asked+=("$name=${!name}")
         unset "$name" # for srun: a step without them has all GPUs of its job
     done
-    use_packed_environment
-    # The first line of the log: what Slurm gave the job. It also removes what is long unused from
-    # the disk of each node.
-    on_nodes env ${asked[@]+"${asked[@]}"} "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
-    [[ -z $UNPACKED ]] || say "$UNPACKED"
+    # The first line of the log: what Slurm gave the job.
+    env ${asked[@]+"${asked[@]}"} "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
 }
 
 # Whether this script is a Slurm job, or the user's own job script calls it. Slurm runs it from a
@@ -351,11 +346,9 @@ run_doctor() {
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
-    [[ "$*" == --setup || "$*" == '--setup --pack' ]] ||
-        { complain "usage: bash slurm/common.sh --setup [--pack]"; exit 2; }
+    [[ "$*" == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     SETS_UP=yes
     prepare
-    [[ $# == 1 ]] || with_lock pack_environment
     "${HARNESS[@]}" data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
     ask_for_trusted_network
     say "ready: $VENV"

@@ -10,7 +10,7 @@ from tests.conftest import PROJECT
 
 HARNESS = PROJECT / "harness"
 ORDER = (
-    *("files", "node_disk", "system", "texts", "data", "inputs", "slurm", "tracking"),
+    *("files", "system", "texts", "data", "inputs", "slurm", "tracking"),
     *(
         "monitoring",
         "board",

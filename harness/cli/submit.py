@@ -224,17 +224,12 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
 @app.command("job-begin", hidden=True)
 def job_begin() -> None:
-    """Say what Slurm gave the job of this process, and clear the disk of this node.
-
-    The job scripts call it first, once on each node.
-    """
-    from harness.node_disk.use import remove_unused
+    """Say what Slurm gave the job of this process; the job scripts call it first."""
     from harness.slurm.client import check_version, has_client
     from harness.slurm.environment import (
         SlurmEnvironment,
         check_allocation,
         describe_given,
-        scratch_folder,
         unmet_request,
     )
     from harness.system.console import Console
@@ -242,9 +237,6 @@ def job_begin() -> None:
     allocation = SlurmEnvironment.from_environment()
     if allocation is None:
         raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
-    remove_unused(scratch_folder(allocation))
-    if allocation.rank:
-        return
     check_allocation(allocation)
     if has_client("srun"):
         check_version("srun")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import harness as package
-from harness.bench.made_up_runs import write_run, write_scored_run
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
+from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
 
 LSTM = JOBS / "lstm.toml"

@@ -23,7 +23,7 @@ ORDER = (
         "sweep_protocol",
         "tuning",
     ),
-    *("sweep_report", "checks", "bench", "cli"),
+    *("sweep_report", "checks", "cli"),
 )
 MODULES = sorted(path for path in HARNESS.rglob("*.py") if path.name != "__init__.py")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
 from harness.compute.execution_plan import choose, without_cudnn
-from harness.compute.memory import keep_for_large_tables, keep_gpu_gb, measure_gpu_gb
+from harness.compute.memory import keep_gpu_gb, measure_gpu_gb
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
@@ -33,15 +33,12 @@ if TYPE_CHECKING:
 WARM_UP_STEPS = 20  # by when graphs are traced and buffers are warm
 TRAIN_SHARE = 0.75  # of the measuring time, the rest is for the evaluation
 TIMED_BATCHES = 8  # of an evaluation
-TAKEN_AT_ONCE = 50  # batches, when only the pipeline is measured
 FULL_REVIEWS = 25_000  # of each split, where only the sample is there to measure on
 
 
 def main() -> None:
     """Answer the request in the first argument."""
-    answer_request(
-        {"devices": _devices, "kernels": _kernels, "speed": _speed, "pipeline": _pipeline}
-    )
+    answer_request({"devices": _devices, "kernels": _kernels, "speed": _speed})
 
 
 def _devices() -> dict[str, Any]:
@@ -140,9 +137,8 @@ def _speed(
     *,
     seconds: float,
     overrides: Sequence[str] = (),
-    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Measure the step that a run of the job takes, by default on the threads of its plan."""
+    """Measure the step that a run of the job takes."""
     from harness.compute.strategy import (
         Numerics,
         describe_devices,
@@ -155,8 +151,7 @@ def _speed(
     loaded = load_job(Path(job), overrides)
     dataset = open_data(loaded, Path(data) if data else None)
     plan, allocation = plan_of(loaded, devices), SlurmEnvironment.from_environment()
-    keep_for_large_tables(plan, loaded)
-    import_tensorflow(allocation, threads or plan.threads, Numerics.of(loaded))
+    import_tensorflow(allocation, plan.threads, Numerics.of(loaded))
     from harness.compute.device_check import checked_strategy
 
     requested = parse_devices(devices) if devices else None
@@ -201,39 +196,6 @@ def _speed(
         "gpu_memory_gb": gpu_gb,
         **work_of(loaded, evaluation_batch(strategy), num_train=counts[0], num_test=counts[1]),
     }
-
-
-def _pipeline(job: str, data: str | None, seconds: float) -> dict[str, Any]:
-    from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
-    from harness.data.resolve import open_data
-
-    loaded = load_job(Path(job))
-    dataset = open_data(loaded, Path(data) if data else None)
-    tf = import_tensorflow(SlurmEnvironment.from_environment())
-    strategy = make_strategy(parse_devices("cpu"))
-
-    from harness.inputs.epoch_order import num_steps
-    from harness.training.train import training_reviews
-
-    training, *_ = training_reviews(loaded, dataset)
-    num_reviews = len(training.labels)
-
-    @tf.function  # type: ignore[untyped-decorator] # TensorFlow ships no types
-    def take(iterator: Any, num: Any) -> None:
-        for _ in tf.range(num):
-            next(iterator)
-
-    # One opening is longer than most runs; opening it counts to the start of a run.
-    iterator, num_opened = next(_openings(loaded, strategy, training))
-    take(iterator, tf.constant(TAKEN_AT_ONCE))  # traces the graph and starts the threads
-    done, spent_s, began = 0, 0.0, time.perf_counter()
-    while spent_s < seconds and done < num_opened - 2 * TAKEN_AT_ONCE:
-        take(iterator, tf.constant(TAKEN_AT_ONCE))
-        done += TAKEN_AT_ONCE
-        spent_s = time.perf_counter() - began
-    # An epoch's last batch is rarely full.
-    reviews_a_batch = num_reviews / num_steps(num_reviews, loaded.train.batch_size)
-    return {"reviews_per_s": done * reviews_a_batch / spent_s}
 
 
 def _openings(

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from harness import __version__
-from harness.cli import bench, compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
+from harness.cli import compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
 from harness.system.console import echo, log, take_any_text
 from harness.system.processes import end_with_parent
@@ -19,7 +19,7 @@ SECTIONS = {  # of the help
     "Search": ("tune", "sweep"),
     "Look at results": ("compare", "ensemble", "tensorboard"),
     "Submit and watch": ("submit", "status", "logs", "cancel", "prune", "reproduce"),
-    "Set up": ("data", "doctor", "bench"),
+    "Set up": ("data", "doctor"),
 }
 
 
@@ -46,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (train, tune, submit, runs, compare, tensorboard, doctor, bench):
+for commands in (train, tune, submit, runs, compare, tensorboard, doctor):
     app.add_typer(commands.app)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")

@@ -9,22 +9,21 @@ needs it and gives none back, so what a process holds after an epoch is the most
 """
 
 import contextlib
-import ctypes
+import json
+from pathlib import Path
+from typing import Any
 
-from harness.compute.execution_plan import (
-    ExecutionPlan,
-    device_name,
-    has_large_table,
-    read_measured,
-    recurrent_units,
-    save_measured,
-    shape,
-)
+from harness.compute.execution_plan import recurrent_units, shape
 from harness.errors import RunError
+from harness.files.atomic_file import atomic_write
+from harness.files.lenient_json import read_json, table
+from harness.files.paths import cache_folder
+from harness.files.scratch import turn_at
 from harness.job import Job
 from harness.search_space import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import nvml
+from harness.system.host import gpu_name, installed_version, processor
 
 BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
 GPU_BASE_GB = 2.0  # the same where a GPU trains (TensorFlow issue 36459)
@@ -38,13 +37,6 @@ OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can ho
 # For CUDA's context and its libraries, which TensorFlow's own count leaves out: an allowance for
 # where the driver does not know the process, on the safe side, not a measurement.
 CONTEXT_GB = 1.0
-# Of glibc's mallopt(3): option and value.
-KEEP_FREED = (
-    (-8, 1),  # M_ARENA_MAX: other arenas have at most 64 MB, so larger buffers would be mapped
-    (-4, 0),  # M_MMAP_MAX
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD
-)
-
 SIZES = (
     *("model.units", "model.second_units", "model.embedding_dim", "model.ngram_ratios"),
     *("data.vocab_size", "data.maxlen", "train.batch_size", "train.average_epochs"),
@@ -105,25 +97,6 @@ def largest_jobs(search: SearchSpec) -> list[Job]:
     ]
 
 
-def keep_for_large_tables(plan: ExecutionPlan, *jobs: Job) -> None:
-    """Keep freed memory if a job's table of words is large; call it before TensorFlow starts."""
-    if plan.fused and any(map(has_large_table, jobs)):
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Have malloc keep for the next step what TensorFlow frees.
-
-    Otherwise a buffer above 32 MB, such as the gradient of a large table of words, is given back
-    and taken from the kernel in each step, which clears its pages each time. Results do not change.
-    Where malloc is not that of glibc, nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in KEEP_FREED:
-            mallopt(option, value)
-
-
 # GPUs
 
 
@@ -143,14 +116,18 @@ def measure_gpu_gb() -> float | None:
 def keep_gpu_gb(what: Job | SearchSpec, gb: float) -> None:
     """Keep what a process took of a GPU: by a run of a job, or by a worker in a search.
 
-    It counts for jobs of the same sizes and searches of the same space, on such a GPU. Of a search
-    the most counts that any worker has taken, since its trials differ in size.
+    It counts for jobs of the same sizes and searches of the same space, on such a GPU with this
+    TensorFlow. Of a search the most counts that any worker has taken, since its trials differ in
+    size.
     """
-    key = _key(what)
+    key, path = _key(what), record_path()
     with contextlib.suppress(RunError, OSError):  # no run fails because its cache is full
         if isinstance(what, SearchSpec) and gb <= (_read(key) or 0):
             return
-        save_measured(device_name("gpu"), "gpu_gb", {key: round(gb, 3)})
+        with turn_at(path):  # several runs may end in the same moment
+            record = read_json(path)
+            record[_device()] = {**_kept(record), key: round(gb, 3)}
+            atomic_write(path, json.dumps(record, indent=1))
 
 
 def kept_gpu_gb(what: Job | SearchSpec) -> float | None:
@@ -163,9 +140,22 @@ def kept_gpu_gb(what: Job | SearchSpec) -> float | None:
     return max(known, default=None)
 
 
+def record_path() -> Path:
+    """The file of what processes took of GPUs."""
+    return cache_folder() / "gpu_memory.json"
+
+
 def _read(key: str) -> float | None:
-    gb = read_measured(device_name("gpu"), "gpu_gb").get(key)
+    gb = _kept(read_json(record_path())).get(key)
     return float(gb) if isinstance(gb, int | float) and gb > 0 else None
+
+
+def _kept(record: dict[str, Any]) -> dict[str, Any]:
+    return table(record, _device())
+
+
+def _device() -> str:
+    return f"{gpu_name() or processor()}, TensorFlow {installed_version('tensorflow')}"
 
 
 def _key(what: Job | SearchSpec) -> str:

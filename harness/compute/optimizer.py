@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from harness.compute import execution_plan
 from harness.errors import InputError
 from harness.job import TrainConfig
 
@@ -48,56 +47,6 @@ class RampedAverage:
             momentum = ops.minimum(momentum, (1 + step) / (10 + step))
         momentum = ops.where(step > 0, momentum, 0)  # before the first, the average is empty
         average.assign(momentum * average + (1 - momentum) * variable)
-
-
-class FusedUpdate:
-    """An optimizer whose update of a large variable is one pass over it, compiled by XLA.
-
-    Keras decays the weights, updates each of the optimizer's own variables, the weights, and their
-    moving average one after the other, in about twenty passes over each number. A table of words
-    that no cache can hold comes from memory in each of them. XLA computes the same formulas in one
-    loop, in place. They have to be elementwise: then the result depends neither on the number of
-    threads nor on that of replicas.
-    """
-
-    # Of the optimizer that this class is put before.
-    use_ema: bool
-    weight_decay: float | None
-    _use_weight_decay: Callable[[tf.Variable], bool]
-    average: Callable[[tf.Variable], None]  # of `RampedAverage`
-
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: Any) -> None:
-        """As Keras calls it: with each replica's copy of a variable, on its device."""
-        keras_update = super().update_step  # type: ignore[misc]
-        if not is_large(variable):
-            keras_update(gradient, variable, learning_rate)
-            return
-
-        def update(gradient: tf.Tensor, rate: tf.Tensor) -> None:
-            if self.weight_decay is not None and self._use_weight_decay(variable):
-                decay = tf.cast(self.weight_decay, variable.dtype)
-                variable.assign_sub(variable * decay * tf.cast(rate, variable.dtype))
-            keras_update(gradient, variable, rate)
-            if self.use_ema:
-                self.average(variable)
-
-        compiled = tf.function(update, jit_compile=True, autograph=False)
-        compiled(gradient, tf.convert_to_tensor(learning_rate))
-
-    def _apply_weight_decay(self, variables: list[keras.Variable]) -> None:
-        super()._apply_weight_decay(_not_large(variables))  # type: ignore[misc]
-
-    def _update_model_variables_moving_average(self, variables: list[keras.Variable]) -> None:
-        super()._update_model_variables_moving_average(_not_large(variables))  # type: ignore[misc]
-
-
-def is_large(variable: keras.Variable | tf.Variable) -> bool:
-    """Whether a `FusedUpdate` fuses the update of a variable; its shape alone decides."""
-    return bool(math.prod(variable.shape) >= execution_plan.LARGE)
-
-
-def _not_large(variables: list[keras.Variable]) -> list[keras.Variable]:
-    return [variable for variable in variables if not is_large(variable)]
 
 
 class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -168,13 +117,8 @@ def extended(optimizer: keras.optimizers.Optimizer, by: type[Any]) -> keras.opti
     return both.from_config(optimizer.get_config())
 
 
-def build_optimizer(
-    train: TrainConfig, steps_per_epoch: int = 1, *, fused: bool = False
-) -> keras.optimizers.Optimizer:
+def build_optimizer(train: TrainConfig, steps_per_epoch: int = 1) -> keras.optimizers.Optimizer:
     """The job's optimizer with its moving average, inside a loss scale for float16.
-
-    Args:
-        fused: the update of a large variable is one pass.
 
     Raises:
         InputError: if Keras refuses one of its options.
@@ -193,8 +137,6 @@ def build_optimizer(
         raise InputError(f"train.optimizer_options: {train.optimizer} refuses: {reason}") from None
     if train.ema_momentum > 0:
         optimizer = extended(optimizer, RampedAverage)
-    if fused:
-        optimizer = extended(optimizer, FusedUpdate)
     if has_schedule(train):
         optimizer.learning_rate = RateSchedule(train, steps_per_epoch)
     if train.precision == "float16":

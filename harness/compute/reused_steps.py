@@ -75,7 +75,7 @@ def graph_key(step: TrainStep, plan: ExecutionPlan) -> str:
         "train": job.train.model_dump(exclude=VALUES),
         "model": job.model.model_dump(exclude={"dropout", "spatial_dropout"}),
         "data": job.data.model_dump(),
-        "plan": [plan.xla, plan.parts, plan.fused],
+        "plan": [plan.xla, plan.parts],
         # Layers may depend on any setting, so they are compared too.
         "layers": _with_hidden_rates(step.export_model.get_config()),
         # Constants in half precision: see `GlobalBatchDropout`.

@@ -91,7 +91,7 @@ class TrainStep:
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
             self.looks_up_outside = self.xla and uses_gpu() and self.embedding is not None
-            self.optimizer = build_optimizer(job.train, facts.steps_per_epoch, fused=plan.fused)
+            self.optimizer = build_optimizer(job.train, facts.steps_per_epoch)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
         self.dropout = dropout_values(self.model, job.train.seed)

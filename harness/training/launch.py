@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.compute.execution_plan import ExecutionPlan, choose, device_name, measured_ms
+from harness.compute.execution_plan import ExecutionPlan, choose
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.memory import keep_for_large_tables
 from harness.compute.strategy import (
     Numerics,
     describe_devices,
@@ -91,7 +90,6 @@ def launch(
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
-        keep_for_large_tables(plan, job)
         import_tensorflow(allocation, plan.threads, Numerics.of(job))
         from harness.compute.device_check import checked_strategy
         from harness.training.failures import explained_device_errors
@@ -179,14 +177,11 @@ def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> E
         run: if it has begun, it keeps its plan.
     """
     kind = parse_devices(devices).kind if devices else "gpu" if visible_gpus() else "cpu"
-    device = device_name(kind)
     return choose(
         job,
         kind,
         given_cpus(SlurmEnvironment.from_environment()),
-        device=device,
         begun=(run.certain_json(RECORD).get("plan") if run else None) or {},
-        times_ms=measured_ms(device, job),
     )
 
 

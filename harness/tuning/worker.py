@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compute.gpus import check_gpus, promised_gpus
-from harness.compute.memory import keep_for_large_tables, largest_jobs
 from harness.compute.strategy import (
     Numerics,
     import_tensorflow,
@@ -38,7 +37,6 @@ from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.training.context import Observers
-from harness.training.launch import plan_of
 from harness.tuning.sweep_dir import SweepDirectory
 
 
@@ -57,7 +55,6 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     dataset = patiently(lambda: sweep.dataset(job, arguments.data), StopClock(signals))
     idle_min = idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
-    keep_for_large_tables(plan_of(job, devices), *largest_jobs(search))
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.checks import probe, probe_child
-from harness.compute import memory, strategy
+from harness.compute import strategy
 from harness.compute.execution_plan import ExecutionPlan
 from harness.errors import RunError
 from harness.job import Job
@@ -106,14 +106,13 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
     assert told.speed_of_two == 0.8
 
 
-@pytest.mark.parametrize(("threads", "used"), [(None, 3), (2, 2)])
 def test_the_measured_step_is_that_of_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None, used: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its classes, threads, numerics and memory; a benchmark of plans chooses the threads."""
+    """Its classes, threads and numerics."""
     texts = [(f"film number {i}", "abc"[i % 3]) for i in range(60)]
     source = write_csv(tmp_path / "texts.csv", texts)
-    plan = ExecutionPlan(xla=False, threads=3, parts=1, why="measured", fused=True)
+    plan = ExecutionPlan(xla=False, threads=3, parts=1, why="by rule")
     asked: dict[str, Any] = {}
 
     def build(job: Job, _: object, plan: ExecutionPlan, **given: Any) -> None:
@@ -122,10 +121,8 @@ def test_the_measured_step_is_that_of_a_run(
 
     monkeypatch.setattr(probe_child, "plan_of", lambda *_: plan)
     monkeypatch.setattr(strategy, "import_tensorflow", lambda *args: asked.update(args=args[1:]))
-    monkeypatch.setattr(strategy, "make_strategy", lambda _: None)
+    monkeypatch.setattr("harness.compute.device_check.checked_strategy", lambda *_: None)
     monkeypatch.setattr("harness.compute.train_step.TrainStep", build)
-    monkeypatch.setattr(memory, "keep_freed_memory", lambda: asked.update(keeps=True))
-    table = ("data.vocab_size=65536", "model.embedding_dim=128")
     classes = ("train.class_weights={a=1.0,b=2.0,c=3.0}", f"data.source='{source}'")
     with pytest.raises(RunError, match="enough"):
         probe_child._speed(
@@ -133,11 +130,10 @@ def test_the_measured_step_is_that_of_a_run(
             "cpu",
             None,
             seconds=0,
-            overrides=[*table, *classes, "train.tf32=true"],
-            threads=threads,
+            overrides=[*classes, "train.tf32=true"],
         )
-    assert asked["args"] == (used, strategy.Numerics(tf32=True))
-    assert (asked["plan"], asked["num_outputs"], asked["keeps"]) == (plan, 3, True)
+    assert asked["args"] == (3, strategy.Numerics(tf32=True))
+    assert (asked["plan"], asked["num_outputs"]) == (plan, 3)
     assert asked["facts"].class_weights == (1.0, 2.0, 3.0)
 
 

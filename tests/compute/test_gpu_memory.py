@@ -1,6 +1,9 @@
 """What a run took of a GPU's memory: measured, recorded, kept for jobs of the same sizes."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import tensorflow as tf
 
 from harness.compute import memory
 from harness.compute.memory import CONTEXT_GB, keep_gpu_gb, kept_gpu_gb, measure_gpu_gb
+from harness.files.atomic_file import atomic_write
 from harness.job_file import load_job
 from harness.search_space import load_search
 from harness.system import nvml
@@ -32,7 +36,7 @@ def test_memory_is_kept_for_jobs_of_the_same_sizes(
 ) -> None:
     """Another seed takes as much; another batch, network or card is unknown."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(memory, "device_name", lambda kind: "NVIDIA A100")
+    monkeypatch.setattr(memory, "gpu_name", lambda: "NVIDIA A100")
     keep_gpu_gb(LSTM, 1.25)
     for setting, gb in (
         ("train.seed=7", 1.25),
@@ -42,8 +46,37 @@ def test_memory_is_kept_for_jobs_of_the_same_sizes(
         ("train.ema_momentum=0", None),
     ):
         assert kept_gpu_gb(load_job(JOBS / "lstm.toml", [setting])) == gb
-    monkeypatch.setattr(memory, "device_name", lambda kind: "NVIDIA T4")
+    monkeypatch.setattr(memory, "gpu_name", lambda: "NVIDIA T4")
     assert kept_gpu_gb(LSTM) is None
+    monkeypatch.setattr(memory, "gpu_name", lambda: "NVIDIA A100")
+    assert kept_gpu_gb(LSTM) == 1.25
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "installed_version", lambda _: "1.15")
+        assert kept_gpu_gb(LSTM) is None
+    memory.record_path().write_text("{")
+    assert kept_gpu_gb(LSTM) is None
+
+
+def test_what_several_runs_took_in_one_moment_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads what the others have written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    begun = threading.Barrier(4)
+    jobs = [load_job(JOBS / "lstm.toml", [f"model.units={1 + number}"]) for number in range(4)]
+
+    def slowly(path: Path, text: str) -> None:
+        time.sleep(0.05)
+        atomic_write(path, text)
+
+    def keep(number: int) -> None:
+        begun.wait()
+        keep_gpu_gb(jobs[number], 1 + number)
+
+    monkeypatch.setattr(memory, "atomic_write", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(keep, range(4)))
+    assert [kept_gpu_gb(job) for job in jobs] == [1, 2, 3, 4]
 
 
 SEARCH = """
@@ -62,7 +95,7 @@ def test_the_most_that_a_search_took_is_kept(
 ) -> None:
     """By any of its workers, or by a run of its largest trial's sizes; not by another space's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(memory, "device_name", lambda kind: "NVIDIA A100")
+    monkeypatch.setattr(memory, "gpu_name", lambda: "NVIDIA A100")
     file = tmp_path / "mine.toml"
     file.write_text(SEARCH)
     search, longer = (load_search(file, [f"search.trials={n}"]) for n in (4, 9))

@@ -1,22 +1,15 @@
 """What a run is reckoned to take of a node's memory is what runs were seen to take, or more."""
 
-import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from harness.compute import memory
 from harness.compute.memory import largest_gb, reckoned_gb
-from harness.errors import InputError
 from harness.job_file import load_job
 from harness.search_space import load_search
-from harness.system.signals import StopRequest
-from harness.tuning import worker
-from tests.conftest import JOBS, PROJECT, Harness, without
-from tests.tuning.made_up_sweep import make_sweep
+from tests.conftest import JOBS, Harness
 
 # Peaks of the resident memory in GB, of one epoch of 600 reviews of IMDB on a CPU, with compiled
 # steps from the cache: to compile them takes up to 0.2 GB more.
@@ -120,65 +113,3 @@ def test_a_run_stays_below_it(harness: Harness) -> None:
     assert status == 0
     job = load_job(JOBS / "lstm.toml", ["data.limit=600"])
     assert peak_kb * 1024 / 1e9 <= reckoned_gb(job)
-
-
-# Buffers of 64 MB, as a step takes and gives back; NumPy too has them from malloc.
-STEPS = """
-import resource, sys
-import numpy as np
-from harness.compute.memory import keep_freed_memory
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-np.ones(2**24, np.float32)
-before = faults()
-for _ in range(5):
-    np.ones(2**24, np.float32)
-print(faults() - before)
-"""
-
-
-def num_faults(how: str) -> int:
-    """Of pages, in five steps after the first."""
-    command = [sys.executable, "-c", STEPS, how]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return int(done.stdout)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc is not that of glibc")
-def test_large_buffers_that_are_kept_cost_no_new_pages() -> None:
-    """The kernel clears their pages once, instead of in each step."""
-    assert 10 * num_faults("kept") < num_faults("given back")
-
-
-@pytest.mark.parametrize(("words", "keeps"), [(65_535, False), (65_536, True)])
-def test_a_run_with_a_large_table_keeps_freed_memory(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, words: int, keeps: bool
-) -> None:
-    """Before TensorFlow is imported, which ends the command here."""
-    calls: list[str] = []
-    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("run"))
-    table = ("--set", f"data.vocab_size={words}", "--set", "model.embedding_dim=128")
-    done = harness.run_here("train", JOBS / "lstm.toml", "--devices", "cpu", *table)
-    assert (done.returncode, "TensorFlow can't be imported" in done.stderr) == (2, True)
-    assert calls == ["run"] * keeps
-
-
-@pytest.mark.parametrize(("words", "keeps"), [("[100, 65_535]", False), ("[100, 65_536]", True)])
-def test_a_worker_keeps_freed_memory_for_the_largest_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, keeps: bool
-) -> None:
-    """It trains several trials, and malloc can't be told later."""
-    calls: list[str] = []
-    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("worker"))
-    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
-    text = '[model]\narchitecture = "lstm"\nembedding_dim = 128\n[search]\ntrials = 2\n'
-    sweep = make_sweep(tmp_path / "sweep", f"{text}[search.space]\ndata.vocab_size = {words}\n")
-    arguments = Namespace(devices="cpu", data=None, threads=1, id="a", name="w0")
-    with without("tensorflow"), pytest.raises(InputError, match="TensorFlow can't be imported"):
-        worker.work(sweep, arguments)
-    assert calls == ["worker"] * keeps

@@ -2,21 +2,16 @@
 
 import inspect
 import math
-import tomllib
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras.src.optimizers import ALL_OBJECTS_DICT
 
-from harness.compute import execution_plan
-from harness.compute.execution_plan import NOT_ELEMENTWISE
-from harness.compute.optimizer import CutSchedule, build_optimizer, is_large, schedule_of
+from harness.compute.optimizer import CutSchedule, build_optimizer, schedule_of
 from harness.errors import InputError
 from harness.job import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
-from tests.conftest import JOBS
 
 # Classes that hold other optimizers, and what the keys of `[train]` say.
 OTHERS = {"lossscaleoptimizer", "multioptimizer", "optimizer", "optimizermap"}
@@ -49,81 +44,6 @@ def test_every_optimizer_takes_steps(name: str) -> None:
     assert float(np.mean(weight)) < 1
     assert optimizer.weight_decay == 0.001
     assert float(optimizer.learning_rate) == pytest.approx(0.05)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "rmsprop": {"momentum": 0.9, "centered": True},
-    "adamw": {"amsgrad": True},
-    "sgd": {"momentum": 0.9, "nesterov": True},
-    "schedulefreeadamw": {"warmup_steps": 3},
-}
-
-
-def after_steps(monkeypatch: pytest.MonkeyPatch, train: TrainConfig, large: int) -> tuple[Any, ...]:
-    """A table of 24 numbers and a bias after some steps, the optimizer's variables, and the graph.
-
-    The table gets gradients in some rows alone, as the words of a batch do.
-    """
-    monkeypatch.setattr(execution_plan, "LARGE", large)
-    wide = "float64" if train.precision == "float64" else "float32"
-    start = np.random.default_rng(1).normal(size=(6, 4)).astype(wide)
-    variables = [keras.Variable(start, dtype=wide), keras.Variable(start[0], dtype=wide)]
-    optimizer = build_optimizer(train, fused=True)
-    optimizer.build(variables)
-
-    def take(rows: tf.Tensor) -> None:
-        table, bias = (tf.cast(variable, wide) for variable in variables)
-        gradients = [tf.sin(table) * rows[:, None], tf.cos(bias)]
-        scaled = [optimizer.scale_loss(gradient) for gradient in gradients]
-        optimizer.apply(scaled, variables)
-
-    step = tf.function(take, autograph=False)
-    rows = tf.constant([1, 0, 0.5, 0, 0, 2], wide)
-    for number in range(6):
-        step(tf.roll(rows, number, 0))
-    found = [variable.numpy() for variable in (*variables, *optimizer.variables)]
-    return found, step.get_concrete_function(rows).graph.as_graph_def()
-
-
-ELEMENTWISE = sorted({*OPTIMIZERS} - {*NOT_ELEMENTWISE})
-
-
-@pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "float64") for name in ELEMENTWISE), ("adam", "float16")]
-)
-def test_the_update_of_a_large_variable_is_one_pass(
-    monkeypatch: pytest.MonkeyPatch, name: str, precision: str
-) -> None:
-    """To rounding Keras's own update, of the optimizer's variables and the average too."""
-    options = {"weight_decay": 0.01, **OPTIONS.get(name, {})}
-    values = {"optimizer": name, "learning_rate": 0.05, "optimizer_options": options}
-    train = TrainConfig.model_validate({**values, "precision": precision, "ema_momentum": 0.8})
-    found, graph = after_steps(monkeypatch, train, large=24)
-    expected, of_keras = after_steps(monkeypatch, train, large=25)
-    assert [str(each).count("_XlaMustCompile") > 0 for each in (graph, of_keras)] == [True, False]
-    assert len(found) == len(expected) > 4
-    rtol = 1e-12 if precision == "float64" else 1e-5
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
-
-
-def test_no_shipped_job_has_a_large_variable() -> None:
-    """Also not in the largest network of a search: their bytes are those of Keras's update."""
-    defaults = {"data": ("vocab_size", 8_000), "model": ("embedding_dim", 32)}
-    sizes = {}
-    for path in sorted(JOBS.rglob("*.toml")):
-        tables = tomllib.loads(path.read_text())
-        space = tables.get("search", {}).get("space", {})
-        largest = [
-            max([tables.get(table, {}).get(key, default), *space.get(table, {}).get(key, [])])
-            for table, (key, default) in defaults.items()
-        ]
-        sizes[path.relative_to(JOBS).as_posix()] = math.prod(largest)
-    assert (sizes["best.toml"], sizes["tune_all.toml"]) == (30_000 * 96, 40_000 * 128)
-    assert len(sizes) > 15
-    assert max(sizes.values()) < execution_plan.LARGE
-    assert is_large(keras.Variable(np.zeros([2**16, 128], np.float32)))
-    assert not is_large(keras.Variable(np.zeros([2**16, 127], np.float32)))
 
 
 def rates(num_steps: int, **settings: Any) -> list[float]:

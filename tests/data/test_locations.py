@@ -1,6 +1,5 @@
 """Where a dataset is looked for."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.imdb_sources import INDEX, open_dataset, open_sample
-from harness.data.locations import NPZ, missing_in
+from harness.data.imdb_sources import open_dataset
+from harness.data.locations import missing_in
 from harness.errors import InputError
 from harness.files.paths import cache_folder, private_cache
-from tests.data.test_imdb import write_npz
 from tests.report.small_data import small_data
 
 VARIABLES = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
@@ -50,20 +48,6 @@ def test_one_that_has_the_dataset_is_enough(home: Path, name: str) -> None:
     assert missing_in()
     (folder / name).touch()
     assert missing_in() == []
-
-
-def test_kerass_own_archive_needs_no_word_index(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`load_data` alone downloads none; the packaged sample holds all of its words."""
-    keras = write_npz(home / ".keras/datasets")
-    (keras / INDEX).unlink()
-    with pytest.raises(InputError, match="put Keras's file next to it"):
-        open_dataset()
-    genuine = hashlib.sha256((keras / NPZ).read_bytes()).hexdigest()
-    monkeypatch.setattr("harness.data.imdb_sources.NPZ_SHA256", genuine)
-    dataset = open_dataset(full=True)
-    assert (dataset.folder, list(dataset.vocab)) == (keras, list(open_sample().vocab))
 
 
 def test_a_named_folder_is_the_only_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from harness.data.locations import NPZ
 from harness.data.text_dataset import open_source
 from harness.errors import InputError, RunError
 from tests.data.made_up_texts import make_rows, write_csv
-from tests.data.test_imdb import small, write_npz
+from tests.data.test_imdb import small, trust_small_npz, write_npz
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
@@ -31,6 +31,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    trust_small_npz(tmp_path / "genuine", monkeypatch)
 
 
 @pytest.fixture

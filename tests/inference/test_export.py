@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.bench.made_up_runs import write_run
 from harness.data.vocabulary import encode_text
 from harness.errors import InputError, RunError
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness
+from tests.made_up_runs import write_run
 
 READ = """
 import json, sys

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.bench.made_up_runs import write_scored_run
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
+from tests.made_up_runs import write_scored_run
 from tests.report.small_data import small_data
 
 

@@ -1,4 +1,4 @@
-"""A small dataset; `harness.bench.made_up_runs` writes runs that were tested on it."""
+"""A small dataset; `tests.made_up_runs` writes runs that were tested on it."""
 
 from pathlib import Path
 

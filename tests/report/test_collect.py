@@ -14,7 +14,6 @@ import pytest
 import tomli_w
 from rich.console import Console
 
-from harness.bench.made_up_runs import write_run
 from harness.data.dataset import Dataset
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
@@ -25,6 +24,7 @@ from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, result_cells, results_table
 from tests.conftest import JOBS, Harness
 from tests.data.made_up_texts import make_rows, write_csv
+from tests.made_up_runs import write_run
 
 EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
 

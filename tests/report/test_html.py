@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.bench.made_up_runs import write_run, write_scored_run
 from harness.data.dataset import by_class
 from harness.errors import InputError, RunError
 from harness.report.collect import JobResult, LeftOut, group_runs, scored_runs
@@ -29,6 +28,7 @@ from harness.report.predictions import (
 )
 from harness.report.significance import NORMAL_95
 from harness.report.summary import Part, make_parts
+from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
 
 VOID = {"meta", "img", "br"}

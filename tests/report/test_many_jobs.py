@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.bench.made_up_runs import write_scored_run
 from harness.errors import InputError
 from harness.report import plots
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
@@ -18,6 +17,7 @@ from harness.report.html import STANDING, detailed
 from harness.report.plots import forest, styles_of
 from harness.report.settings import check_key, chosen, differing, grouped
 from harness.report.summary import left_out_lines, make_parts, shown_sentences
+from tests.made_up_runs import write_scored_run
 from tests.report.small_data import small_data
 
 NUM_JOBS = 20

@@ -14,7 +14,6 @@ from scipy.stats import binomtest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from harness.bench.made_up_runs import write_scored_run
 from harness.data.dataset import Dataset, Split, by_class, make_split
 from harness.data.imdb import make_dataset
 from harness.data.text_dataset import open_source
@@ -30,6 +29,7 @@ from harness.report.significance import PairedTest, mcnemar, verdict
 from harness.report.summary import make_parts
 from harness.texts.tables import SourceFormat
 from tests.conftest import Harness
+from tests.made_up_runs import write_scored_run
 from tests.report.small_data import WORDS, small_data
 
 pytestmark = pytest.mark.usefixtures("no_other_data")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from harness.bench.made_up_runs import write_run, write_scored_run
 from harness.report.collect import group_runs, scored_runs
 from harness.report.plots import pictures_of
 from harness.report.predictions import read_predictions
 from harness.report.summary import make_parts
+from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from harness.bench.made_up_runs import write_run
 from harness.report.collect import group_runs, scored_runs
 from harness.report.settings import chosen
 from tests.conftest import Harness
+from tests.made_up_runs import write_run
 
 
 def test_each_option_is_a_setting(tmp_path: Path) -> None:

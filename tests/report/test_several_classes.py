@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.bench.made_up_runs import write_run
 from harness.data.dataset import Dataset, Split, content_checksum
 from harness.data.dataset_folder import save_folder
 from harness.report.baseline import fit, score_ngrams
@@ -15,6 +14,7 @@ from harness.report.html import mistake_lines
 from harness.report.predictions import calibration, mean_confusion, mean_roc, read_predictions
 from harness.report.summary import SEVERAL_CLASSES
 from harness.training.metrics import test_scores as scores_of
+from tests.made_up_runs import write_run
 from tests.report.test_html import Page, write
 
 pytestmark = pytest.mark.usefixtures("no_other_data")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.bench.made_up_runs import write_scored_run
 from harness.report.export import write_comparison
 from harness.report.html import _words, detailed
 from harness.report.predictions import BROKEN, margin_over_reviews, read_arrays
 from harness.report.significance import PooledDifference
+from tests.made_up_runs import write_scored_run
 from tests.report.small_data import small_data
 from tests.report.test_html import parts_of, predictions_of, runs  # noqa: F401 - a fixture
 

@@ -53,9 +53,6 @@ CASES = {
         ),
     ),
 }
-ONCE = " once"  # after a case's name: on one replica alone
-FUSED = " fused"  # after a case's name: with the update of the words' table as one pass
-NUM_LARGE = 100  # numbers, of which the table has 120 and no other variable as many
 NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
 ENDS: tuple[dict[int, Any], ...] = (
     {5: RuntimeError},
@@ -75,7 +72,7 @@ def main(folder: Path, *names: str) -> None:
     for name in names:
         found: dict[str, Any] = {"case": name}
         ways: tuple[Any, ...] = (("one", one, [{}]), ("two", two, [{}]), ("ended", two, ENDS))
-        for run, strategy, ends in ways[: 1 if name.endswith(ONCE) else None]:
+        for run, strategy, ends in ways:
             for each in ends:
                 train_once(folder / name / run, name, strategy, dict(each))
             found[run] = outcome(folder / name / run)
@@ -86,7 +83,6 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     """Begin or go on with a run, and end it at a step, with or without saving."""
     import keras
 
-    from harness.compute import execution_plan
     from harness.data.dataset import Dataset
     from harness.errors import Interrupted
     from harness.system.console import Console
@@ -109,8 +105,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
                 raise how("killed")
 
     keras.utils.clear_session()  # layers are named as in a new process
-    execution_plan.LARGE = NUM_LARGE
-    path, settings = CASES[name.removesuffix(FUSED).removesuffix(ONCE)]
+    path, settings = CASES[name]
     job = load_job(JOBS / f"{path}.toml", [*SETTINGS, *settings])
     vocab = [f"word{i}" for i in range(40)]
     console = Console()
@@ -120,7 +115,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
             RunContext(
                 RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up", official=False)
             ),
-            Compute(strategy, ExecutionPlan(False, 1, 1, "", name.endswith(FUSED))),
+            Compute(strategy, ExecutionPlan(False, 1, 1, "")),
             Observers(console, ResourceMonitor(0, 1), StopAt()),
         )
     except (RuntimeError, Interrupted):

@@ -167,7 +167,6 @@ def test_all_workers_import_tensorflow_for_the_chiefs_threads(
         "dataset_of": lambda *_, **__: None,
         "plan_of": lambda *_: own,
         "join_workers": lambda *_, **__: (group, None),
-        "keep_for_large_tables": lambda plan, job: None,
         "import_tensorflow": import_tensorflow,
     }.items():
         monkeypatch.setattr(launch, name, value)

@@ -15,7 +15,6 @@ import keras
 import numpy as np
 import pytest
 
-from harness.bench.made_up_runs import write_run
 from harness.data.dataset import Dataset
 from harness.errors import InputError
 from harness.inference import model_file
@@ -28,6 +27,7 @@ from harness.training.checkpoint import adopt
 from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent, nothing_left_if_refused
 from tests.conftest import JOBS, Harness, results
+from tests.made_up_runs import write_run
 from tests.report.small_data import small_data
 from tests.training.kills import kill_at, wait_for_step
 
@@ -85,8 +85,8 @@ def test_a_run_that_goes_on_computes_as_its_parent(parent: Harness) -> None:
     assert "numpy was 1.0 and is" in done.stderr
     child = json.loads((parent.runs / "lstm/more/provenance.json").read_text())
     assert child["devices_asked"] == "cpu:2"
-    assert {key: child["plan"][key] for key in ("xla", "threads", "parts", "fused")} == {
-        key: plan[key] for key in ("xla", "threads", "parts", "fused")
+    assert {key: child["plan"][key] for key in ("xla", "threads", "parts")} == {
+        key: plan[key] for key in ("xla", "threads", "parts")
     }
 
 

@@ -1,7 +1,4 @@
-"""What a sweep costs beside its trials: run by hand, `-m slow -s`, on a quiet machine.
-
-`harness bench --only sweep` measures trials an hour beside KerasTuner by itself.
-"""
+"""What a sweep costs beside its trials: run by hand, `-m slow -s`, on a quiet machine."""
 
 import subprocess
 import sys

@@ -118,7 +118,7 @@ def test_a_disk_that_fails_while_a_worker_starts_is_waited_for(
     monkeypatch.setattr(sweep_dir, "reopen_data", lambda *_, **__: imdb_sources._read(review))
     monkeypatch.setattr(StopRequest, "listen", lambda self: None)
     monkeypatch.setattr(worker, "StopClock", MovedClock)
-    monkeypatch.setattr(worker, "keep_for_large_tables", begin)
+    monkeypatch.setattr(worker, "import_tensorflow", begin)
     arguments: Any = SimpleNamespace(data=None, threads=1, devices="cpu")
     with pytest.raises(Begins if num_failing == 3 else DiskError):
         worker.work(sweep, arguments)

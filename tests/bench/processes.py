@@ -1,4 +1,4 @@
-"""The processes that a bench measures, and the order in which they take turns.
+"""The processes that are measured, and the order in which they take turns.
 
 Each process is started as a user starts it. The ways to be compared take turns (A B, B A, …), so
 that a busy moment of the machine affects all of them.
@@ -35,7 +35,6 @@ class Settings:
     reviews: int  # of each split; a few thousand are trained within a second
     epochs: int  # of which those after the first are measured
     data: Path | None
-    jobs: tuple[Path, ...]  # whose plans are measured; empty = the steady ones
 
 
 def is_for_cpu() -> bool:
@@ -97,18 +96,15 @@ class Bench:
         ended = self.harness(*self.train_args(job, run_id, *args), **variables)
         return ended, RunDirectory(self.folder / "runs" / load_job(job).name / run_id)
 
-    def baseline(
-        self, way: str, architecture: str, **more: object
-    ) -> tuple[Ended, dict[str, float]]:
+    def baseline(self, way: str, architecture: str) -> tuple[Ended, dict[str, float]]:
         """Train what a user would write instead."""
-        module = "harness.bench.baselines"
+        module = "tests.bench.baselines"
         request = {
             "do": way,
             "architecture": architecture,
             "limit": self.settings.reviews,
             "epochs": self.settings.epochs,
             "keras_file": str(self.keras_file()),
-            **more,
         }
         variables = {"TF_CPP_MIN_LOG_LEVEL": "3"}
         variables |= {"CUDA_VISIBLE_DEVICES": ""} if is_for_cpu() else {}

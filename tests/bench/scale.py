@@ -14,16 +14,16 @@ from functools import partial
 from pathlib import Path
 
 from harness import PROJECT
-from harness.bench.board import costs_to_show
-from harness.bench.made_up_runs import write_jobs
-from harness.bench.measured import Measured
-from harness.bench.processes import Bench
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.data.imdb_sources import open_dataset
 from harness.job_file import load_job
 from harness.report.export import RECORD, REPORT
 from harness.tracking.run_dir import RunDirectory
+from tests.bench.board import costs_to_show
+from tests.bench.measured import Measured
+from tests.bench.processes import Bench
+from tests.made_up_runs import write_jobs
 
 SIZES = (10, 100, 1_000, 10_000)
 SIZES_COMPARED = (10, 100, 1_000)  # five seeds of each job
@@ -115,7 +115,7 @@ def _report(bench: Bench, runs: Path) -> dict[str, float]:
 def _boards(bench: Bench) -> Iterator[Measured]:
     log = bench.folder / "log"
     request = {"do": "log", "to": log, "steps": LOGGED_STEPS}
-    answer, _ = child.ask("harness.bench.board", request)
+    answer, _ = child.ask("tests.bench.board", request)
     bench.console.info(f"a log of {LOGGED_STEPS:,} steps: {answer['kilobytes']:.0f} KB")
     shown: dict[str, dict[str, float]] = {}
     for num in SIZES_ON_BOARD:

@@ -1,8 +1,8 @@
 """What a user would write instead, to be measured next to the harness.
 
-`python -m harness.bench.baselines REQUEST` trains one of the five networks in the notebook's own
-way (`Sequential` and `fit` on padded arrays), searches as KerasTuner does by itself, or trains on
-`torch.nn` where PyTorch is installed, and answers in a line of JSON. Only `harness.bench` calls it.
+`python -m tests.bench.baselines REQUEST` trains one of the five networks in the notebook's own
+way (`Sequential` and `fit` on padded arrays), or on `torch.nn` where PyTorch is installed, and
+answers in a line of JSON.
 """
 
 import statistics
@@ -38,7 +38,6 @@ def main() -> None:
     answer_request(
         {
             "notebook": partial(_on_first_reviews, load, by_keras),
-            "KerasTuner": partial(_on_first_reviews, load, by_keras_tuner),
             "torch": partial(_on_first_reviews, load_without_keras, by_torch),
         }
     )
@@ -52,9 +51,8 @@ def _on_first_reviews(
     keras_file: str,
     limit: int,
     epochs: int,
-    **more: Any,
 ) -> dict[str, float]:
-    return train(architecture, read(Path(keras_file), limit), epochs, **more)
+    return train(architecture, read(Path(keras_file), limit), epochs)
 
 
 def load(keras_file: Path, limit: int) -> Padded:
@@ -105,7 +103,7 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
     import keras
 
     tokens, labels, test = reviews
-    model = _network(architecture, 0.5 if architecture == "stacked_lstm" else 0.4, 0.001)
+    model = _network(architecture)
     first_step_s = 0.0
     times: list[float] = []  # of each epoch: its begin, its evaluation's begin and end
 
@@ -153,7 +151,7 @@ def _speeds(times: list[float], num_reviews: int) -> dict[str, float]:
     }
 
 
-def _network(architecture: str, dropout: float, learning_rate: float) -> "keras.Model":
+def _network(architecture: str) -> "keras.Model":
     import keras
     from keras import layers
 
@@ -169,43 +167,13 @@ def _network(architecture: str, dropout: float, learning_rate: float) -> "keras.
             layers.Embedding(VOCAB_SIZE, EMBEDDING_DIM),
             layers.SpatialDropout1D(0.4),
             *recurrent[architecture](),
-            layers.Dropout(dropout),
+            layers.Dropout(0.5 if architecture == "stacked_lstm" else 0.4),
             layers.Dense(1, activation="sigmoid"),
         ]
     )
-    optimizer = keras.optimizers.RMSprop(learning_rate)
+    optimizer = keras.optimizers.RMSprop(0.001)
     model.compile(loss="binary_crossentropy", optimizer=optimizer, metrics=["accuracy"])
     return model
-
-
-def by_keras_tuner(
-    architecture: str, reviews: Padded, epochs: int, *, trials: int, folder: str
-) -> dict[str, float]:
-    """Search for dropout and rate as KerasTuner does by itself: in one process, on all cores.
-
-    KerasTuner's own files go into a new folder.
-
-    Returns:
-        How many `trials` it finished.
-    """
-    import keras_tuner
-
-    def build(choices: Any) -> "keras.Model":
-        dropout = choices.Float("dropout", 0.1, 0.6, step=0.01)
-        return _network(architecture, dropout, choices.Float("rate", 5e-4, 5e-3, sampling="log"))
-
-    tuner = keras_tuner.RandomSearch(
-        build, "val_accuracy", max_trials=trials, seed=1, directory=folder
-    )
-    tuner.search(
-        reviews.tokens,
-        reviews.labels,
-        batch_size=BATCH_SIZE,
-        epochs=epochs,
-        validation_split=VALIDATION_SPLIT,
-        verbose=0,
-    )
-    return {"trials": len(tuner.oracle.end_order)}
 
 
 # The same on PyTorch

@@ -1,0 +1,107 @@
+"""`python -m tests.bench`: how fast this machine trains, next to what a user would write instead.
+
+`training` compares with the notebook's own code, and with `torch.nn` where PyTorch is installed.
+`scale` says how the commands that look at runs grow with the number of runs. A figure means
+nothing without its machine, which the last line and the record name.
+"""
+
+import argparse
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.checks.probe import ARCHITECTURES
+from harness.data.imdb_sources import open_dataset
+from harness.errors import InputError, RunError
+from harness.files.scratch import scratch_directory
+from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
+from harness.system.console import Console, echo, log
+from harness.system.host import installed_version, processor, total_memory_gb
+from harness.tracking.provenance import PACKAGES
+from tests.bench.measured import Measured, print_table, write_record
+from tests.bench.processes import Bench, Settings
+from tests.bench.scale import scale
+from tests.bench.training import training
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {"training": training, "scale": scale}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print a table, and return the exit code: 0, 1 = failed, 2 = refused."""
+    options = _parsed(words)
+    console = Console()
+    try:
+        return _measure(options, console)
+    except (InputError, RunError) as error:
+        log(logging.ERROR, str(error))
+        return error.exit_code
+
+
+def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="training, scale; both")
+    parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, help="all five")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs in each comparison")
+    parser.add_argument("--reviews", type=int, default=10_000, help="reviews of each split")
+    parser.add_argument("--epochs", type=int, default=2, help="the first is left out")
+    parser.add_argument("--data", type=Path, help="folder with imdb.npz")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
+    options = parser.parse_args(words)
+    for name in options.sections:
+        if name not in SECTIONS:
+            parser.error(f"{name}: is not measured; known: {', '.join(SECTIONS)}")
+    for name, least in (("pairs", 1), ("reviews", 200), ("epochs", 2)):
+        if (value := getattr(options, name)) < least:
+            parser.error(f"--{name} {value}: should be at least {least}")
+    return options
+
+
+def _measure(options: argparse.Namespace, console: Console) -> int:
+    data = options.data.absolute() if options.data else None
+    dataset = open_dataset(data)
+    if dataset.folder and not dataset.is_sample:
+        data = dataset.folder.absolute()  # not each process has this cache
+    names = tuple(options.architecture or ARCHITECTURES)
+    settings = Settings(names, options.pairs, options.reviews, options.epochs, data)
+    about = {
+        "machine": machine(),
+        "settings": {k: v for k, v in asdict(settings).items() if k != "data"},
+        "data": {"is_sample": dataset.is_sample, "checksum": dataset.checksum},
+    }
+    results: list[Measured] = []
+    try:
+        with scratch_directory() as folder:
+            bench = Bench(settings, folder, console)
+            for name in options.sections or SECTIONS:
+                for each in SECTIONS[name](bench):
+                    results.append(each)
+                    if options.json:
+                        write_record(options.json, about, results)
+    finally:
+        if results:  # also those of an interrupted benchmark
+            print_table(results)
+    this = about["machine"]
+    cpus, gpus = this["cpus"], this["gpus"]
+    echo(f"on {cpus} CPUs of {this['processor']}, {gpus} GPUs; data: {dataset.title}")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """The machine that is measured."""
+    return {
+        "processor": processor(),
+        "cpus": given_cpus(SlurmEnvironment.from_environment()),
+        "memory_gb": round(total_memory_gb(), 1),
+        "gpus": visible_gpus(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: installed_version(name) for name in (*PACKAGES, "torch")},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

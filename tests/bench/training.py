@@ -1,0 +1,84 @@
+"""Each architecture, trained by the harness and by what a user would write instead."""
+
+import importlib.util
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from harness import PROJECT
+from tests.bench.measured import Measured
+from tests.bench.processes import Bench, Way, one_gpu
+
+# Keys that make training or evaluation faster, and change the last digits of results.
+FASTER = ("train.compile_evaluation=true", "train.block_lstm=true")
+MORE_WAYS = {
+    "harness, faster": FASTER,
+    "harness, by length": (*FASTER, "data.bucket=true"),
+}
+
+
+def training(bench: Bench) -> Iterator[Measured]:
+    """Start, training and evaluation of each architecture, next to the notebook and PyTorch."""
+    others = ["notebook", *(["torch"] if importlib.util.find_spec("torch") else [])]
+    for name in bench.settings.architectures:
+        job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
+        if name == bench.settings.architectures[0]:
+            yield _cold_start(bench, name, job)
+        ways: dict[str, Way] = {way: partial(_baseline, bench, way, name) for way in others}
+        ways["harness"] = partial(_train, bench, job, *one_gpu())
+        for way, keys in MORE_WAYS.items():
+            more = [word for key in keys for word in ("--set", key)]
+            ways[way] = partial(_train, bench, job, *one_gpu(), *more)
+        values = bench.in_turn(name, ways)
+        for quantity, unit, more_is_better in (
+            ("first step", "s", False),
+            ("training", "reviews/s", True),
+            ("evaluation", "reviews/s", True),
+            ("peak memory", "GB", False),
+        ):
+            shown = values[quantity]
+            if quantity not in ("training", "evaluation"):  # which the keys are for
+                shown = {way: each for way, each in shown.items() if way not in MORE_WAYS}
+            yield Measured(f"{name} {quantity}", unit, more_is_better, shown, "notebook")
+        share = {"harness": values["checkpoints"]["harness"]}
+        yield Measured(f"{name} checkpoints", "% of training", False, share)
+
+
+def _cold_start(bench: Bench, name: str, job: Path) -> Measured:
+    def cold() -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=bench.folder) as cache:
+            return _train(bench, job, *one_gpu(), XDG_CACHE_HOME=cache)
+
+    notebook = partial(_baseline, bench, "notebook", name)
+    ways: dict[str, Way] = {"notebook": notebook, "harness": cold}
+    values = bench.in_turn(f"{name} without a cache", ways)["first step"]
+    return Measured(f"{name} first step without a cache", "s", False, values, "notebook")
+
+
+def _baseline(bench: Bench, way: str, architecture: str) -> dict[str, float]:
+    ended, answer = bench.baseline(way, architecture)
+    return {
+        "first step": answer["first_step_s"],
+        "training": answer["training_reviews_per_s"],
+        "evaluation": answer["evaluation_reviews_per_s"],
+        "peak memory": ended.peak_memory_gb,
+        "checkpoints": 0.0,
+    }
+
+
+def _train(bench: Bench, job: Path, *args: str, **variables: str) -> dict[str, float]:
+    ended, run = bench.train(job, *args, **variables)
+    result = run.result()
+    # The first epoch compiles on the way.
+    epochs = [json.loads(line) for line in run.path("timings.jsonl").read_text().splitlines()[1:]]
+    validation_s = statistics.median(each["validation_s"] for each in epochs)
+    return {
+        "first step": result["first_step_s"],
+        "training": statistics.median(each["reviews_per_s"] for each in epochs),
+        "evaluation": result["num_validation"] / max(validation_s, 1e-3),
+        "peak memory": ended.peak_memory_gb,
+        "checkpoints": 100 * result["checkpoint_s"] / result["training_s"],
+    }

@@ -342,7 +342,8 @@ run_tensorboard() {
 # Proves this node by real runs, on one node of the allocation; ends the script.
 run_doctor() {
     prepare
-    run_to_end "${HARNESS[@]}" doctor --accept "$@"
+    # -P: the current folder may have tests of its own.
+    run_to_end ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/python" -P -m tests.gpu "$@"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then

@@ -14,11 +14,13 @@ from harness.job_file import load_job
 from harness.search_space import load_search
 from tests import job_keys
 from tests.conftest import PROJECT
+from tests.gpu.__main__ import parser as node_parser
 
 CHANGELOG = PROJECT / "CHANGELOG.md"
 PAPERS = [PROJECT / "README.md", CHANGELOG, *sorted(PROJECT.glob("*/README.md"))]
 TO_WRITE = {"jobs/mine.toml", "slurm/site.sh"}  # by the user
-SCRIPTS = {name: [name] for name in ("compare", "doctor", "tensorboard", "tune")}  # else train
+SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # else train
+DOCTOR_OPTIONS = re.findall(r"--[a-z]+", node_parser().format_help())
 FOR_TUNE_SH = {"--join", "--show", "--best", "--retrain"}
 
 papers = pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_to(PROJECT)))
@@ -95,7 +97,9 @@ def test_commands_and_options_exist(paper: Path) -> None:
     for text in code(paper):
         calls = re.findall(r"(?:^|[\s/])harness ([a-z][^|;&]*)", text)
         for script, rest in re.findall(r"slurm/(\w+)\.sh\b([^|;&]*)", text):
-            if script not in ("common", "site"):
+            if script == "doctor":
+                assert set(re.findall(r"--[a-z]+", rest)) <= set(DOCTOR_OPTIONS), text
+            elif script not in ("common", "site"):
                 calls.append(shlex.join([*SCRIPTS.get(script, ["train", "JOB"])]) + rest)
         for call in calls:
             check_call(call)

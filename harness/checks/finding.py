@@ -6,11 +6,6 @@ from typing import Literal
 
 from harness.errors import InputError, RunError
 
-
-class NotRun(Exception):  # noqa: N818 - no error: a check needs what is not here
-    """A check could not run; the message says what it needs."""
-
-
 Level = Literal["green", "yellow", "red", "not run"]
 
 
@@ -18,7 +13,7 @@ Level = Literal["green", "yellow", "red", "not run"]
 class Finding:
     """One thing that was checked: green works, yellow works with a drawback, red does not work.
 
-    What could not be checked here is `not run`.
+    A check of `tests.gpu` that needs what is not here is `not run`.
     """
 
     level: Level
@@ -28,11 +23,9 @@ class Finding:
 
 
 def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Run a check; one that breaks is a red finding with its error, one that can't is not run."""
+    """Run a check; one that breaks is a red finding with its error."""
     try:
         yield from check()
-    except NotRun as reason:
-        yield Finding("not run", name, f"not run: needs {reason}")
     except (InputError, RunError) as error:
         # Messages of this project end with their remedy.
         found, _, remedy = str(error).rpartition("; ")

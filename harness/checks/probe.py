@@ -1,7 +1,7 @@
-"""How fast this machine trains the five jobs: measured in child processes, and extrapolated.
+"""How fast this machine trains the five jobs: a short run of each, extrapolated.
 
-Each job gets a child of its own: a process can make one strategy only, frees all of its memory at
-its end, starts as a run does, and can crash without harm. Only the children import TensorFlow.
+Such a run also checks the GPU, and fills the driver's cache of kernels and the record of how much
+of a GPU a run takes.
 """
 
 import math
@@ -12,16 +12,23 @@ from typing import Any
 
 from harness import PROJECT
 from harness.checks import child
+from harness.checks.child import Ended
 from harness.errors import InputError, RunError
+from harness.files.lenient_json import read_json, read_json_lines
 from harness.files.scratch import scratch_directory
+from harness.job import Job
+from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.disk_use import total
+from harness.tracking.record_format import last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
-SMALL_RUN = "lstm"
+SHORT = {"gpu": 20_000, "cpu": 2000}  # reviews of each split; half of them train, half validate
+EPOCHS = 2
+FULL_REVIEWS = 25_000  # of each split of IMDB
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
-START_S = 300  # that a child may take in addition to what it measures
+START_S = 300  # that a child may take
 # On a GPU for which TensorFlow holds no machine code; TensorFlow warns of 30 minutes.
 FIRST_USE_S = 2400
 MARGIN = 1.25  # of the time limit over the estimate: other nodes, busy disks
@@ -35,14 +42,13 @@ class Estimate:
     job: str
     devices: str = ""
     data: str = ""  # measured on
-    is_sample: bool = False  # then the estimate is for the full data all the same
-    measured_s: float = 0.0
     reviews_per_s: float = 0.0  # training
+    step_s: float = 0.0
     first_step_s: float = 0.0  # from the start of the process
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
-    speed_of_two: float | None = None  # two GPUs over one, None where not measured
     peak_memory_gb: float = 0.0
+    gpu_gb: float | None = None  # None where NVML does not say it
     error: str = ""
 
     @property
@@ -69,14 +75,12 @@ def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> di
 # The estimate
 
 
-def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estimate]:
-    """Measure each of the five jobs, for `minutes` in total without starts and warm-up.
-
-    Where there are two GPUs or more and no devices are named, a job is measured on one and on two,
-    and the estimate is for one.
+def probe(devices: str | None, data: Path | None) -> list[Estimate]:
+    """Train each of the five jobs for two short epochs; where no devices are named, on one GPU.
 
     Raises:
-        InputError, RunError: if nothing can be trained here at all.
+        InputError: if the devices or the data are refused.
+        RunError: if TensorFlow can't be asked for its devices.
     """
     allocation = SlurmEnvironment.from_environment()
     if allocation and max(allocation.num_nodes, allocation.num_tasks) > 1:
@@ -84,76 +88,79 @@ def probe(minutes: float, devices: str | None, data: Path | None) -> list[Estima
             f"--probe in {allocation.num_nodes} nodes and {allocation.num_tasks} tasks: should be "
             "in one of each; ask Slurm for --nodes=1 --ntasks=1"
         )
-    gpus = ask_child({"do": "devices"}, START_S)["gpus"] if devices is None else []
-    variants = ["gpu:1", "gpu:2"] if len(gpus) > 1 else [devices]
-    limit_s = FIRST_USE_S if gpus or (devices or "").startswith("gpu") else START_S
-    run_s = time_small_run(variants[0], data, limit_s)
-    seconds = minutes * 60 / len(ARCHITECTURES) / len(variants)
-    measured: dict[str, list[dict[str, Any]]] = {}
-    errors = {}
+    if devices is None and ask_child({"do": "devices"}, START_S)["gpus"]:
+        devices = "gpu:1"
+    estimates = []
     for name in ARCHITECTURES:
-        request = {
-            "do": "speed",
-            "job": JOBS / f"{name}.toml",
-            "data": data,
-            "seconds": seconds,
-        }
-        for each in variants:
-            try:
-                answer = ask_child({**request, "devices": each}, limit_s + seconds)
-            except (InputError, RunError) as error:
-                errors[name] = f"on {each}: {error}" if each else str(error)
-                break  # two are of no use without one
-            measured.setdefault(name, []).append(answer)
-    start_s = measured[SMALL_RUN][0]["first_step_s"] if SMALL_RUN in measured else 0.0
-    return [
-        estimate(
-            name,
-            *measured[name],
-            rest_s=max(0.0, run_s - start_s),
-            error=errors.get(name, ""),
-        )
-        if name in measured
-        else Estimate(name, error=errors[name])
-        for name in ARCHITECTURES
-    ]
+        try:
+            estimates.append(measure(name, devices, data))
+        except RunError as error:
+            estimates.append(Estimate(name, error=str(error)))
+    return estimates
+
+
+def measure(name: str, devices: str | None, data: Path | None, **variables: str) -> Estimate:
+    """Train a job for two short epochs in a run of its own, and extrapolate to all of its epochs.
+
+    Args:
+        variables: of the run's environment, in addition to this process's.
+
+    Raises:
+        InputError: if the run refuses its input.
+        RunError: if it fails.
+    """
+    on_gpu = (devices or "").startswith("gpu")
+    with scratch_directory() as folder:
+        args: list[str | Path] = ["train", JOBS / f"{name}.toml", "--runs", folder]
+        args += ["--run-id", "probe", "--set", f"data.limit={SHORT['gpu' if on_gpu else 'cpu']}"]
+        args += ["--set", "data.validation_split=0.5", "--set", f"train.epochs={EPOCHS}"]
+        args += ["--devices", devices] if devices else []
+        args += ["--data", data] if data else []
+        limit_s = FIRST_USE_S if on_gpu else 2 * START_S
+        ended = child.run_module("harness", *args, timeout_s=limit_s, **variables)
+        if ended.code == InputError.exit_code:
+            raise InputError(ended.last_line)
+        if ended.code != 0:
+            raise RunError(f"a short run {ended}")
+        run = next(folder.glob("*/probe"))
+        result, record = read_json(run / "result.json"), read_json(run / "provenance.json")
+        last = list(read_json_lines(run / "timings.jsonl"))[-1]
+    job = load_job(JOBS / f"{name}.toml")
+    return estimate(job, result, record, last, ended)
 
 
 def estimate(
-    name: str,
-    measured: dict[str, Any],
-    on_two: dict[str, Any] | None = None,
-    *,
-    rest_s: float,
-    error: str = "",
+    job: Job, result: dict[str, Any], record: dict[str, Any], last: dict[str, Any], ended: Ended
 ) -> Estimate:
-    """Extrapolate what was measured of a job to all of its steps and evaluations.
+    """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews a split.
 
     Args:
-        on_two: what a child measured on two devices.
-        rest_s: what a run takes in addition to its start, its steps and its evaluations.
-        error: why there is no measurement on two.
+        result, record: of the short run.
+        last: the times of its last epoch, since the first one compiles on the way.
+        ended: its process.
     """
-    ratio = measured["step_s"] / on_two["step_s"] if on_two else None
+    evaluated_s = last["validation_s"] / result["num_validation"]  # a review
+    num_validation = int(FULL_REVIEWS * job.data.validation_split)
+    epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
-        measured["first_step_s"]
-        + measured["num_steps"] * measured["step_s"]
-        + measured["num_evaluation_batches"] * measured["evaluation_batch_s"]
-        + rest_s
+        ended.wall_s
+        - (last["epoch_s"] + last["validation_s"])  # what is left is its start and its end
+        + job.train.epochs * (epoch_s + num_validation * evaluated_s)
+        + FULL_REVIEWS * evaluated_s
     )
+    used = last_start(record)["devices"]
+    kind = used[0].get("name") or used[0]["device"].partition(":")[0]
     return Estimate(
-        name,
-        devices=measured["devices"],
-        data=measured["data"],
-        is_sample=measured["is_sample"],
-        measured_s=round(measured["measured_s"], 1),
-        reviews_per_s=round(measured["batch_size"] / measured["step_s"], 1),
-        first_step_s=round(measured["first_step_s"], 1),
+        job.name,
+        devices=f"{len(used)} x {kind}",
+        data=result["data"],
+        reviews_per_s=last["reviews_per_s"],
+        step_s=job.train.batch_size / last["reviews_per_s"],
+        first_step_s=round(result["first_step_s"], 1),
         total_s=round(total_s, 1),
         time_limit=time_limit(total_s),
-        speed_of_two=None if ratio is None else round(ratio, 2),
-        peak_memory_gb=round(measured["peak_memory_gb"], 2),
-        error=error,
+        peak_memory_gb=round(ended.peak_memory_gb, 2),
+        gpu_gb=record.get("gpu_gb"),
     )
 
 
@@ -186,23 +193,3 @@ def describe_kernel_cache(folder: Path | None, before_gb: float) -> str:
     if now_gb > before_gb:
         what = f"got {now_gb - before_gb:.2f} GB that the driver compiled for this card"
     return f"CUDA's cache of kernels {what}: {now_gb:.2f} GB in {folder}"
-
-
-def time_small_run(devices: str | None, data: Path | None, limit_s: float) -> float:
-    """The seconds that a whole run of a handful of reviews takes.
-
-    Without its start, that is what any run takes in addition to steps and evaluations: tracing,
-    pictures, files, its end.
-
-    Raises:
-        RunError: if such a run fails.
-    """
-    with scratch_directory() as folder:
-        args = ["train", str(JOBS / f"{SMALL_RUN}.toml"), "--runs", str(folder)]
-        args += ["--set", "data.limit=64", "--set", "train.epochs=1"]
-        args += ["--devices", devices] if devices else []
-        args += ["--data", str(data)] if data else []
-        ended = child.run_module("harness", *args, timeout_s=limit_s)
-    if ended.code != 0:
-        raise RunError(f"a run of 64 reviews failed: it {ended}")
-    return ended.wall_s

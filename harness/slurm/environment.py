@@ -277,42 +277,6 @@ def scratch_folder(allocation: SlurmEnvironment) -> Path:
     return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())
 
 
-def variables_of_a_check() -> dict[str, str]:
-    """Variables for a process that checks this node alone, and whose faults are no job's."""
-    return {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
-
-
-def variables_of_one_gpu(name: str) -> dict[str, str]:
-    """Variables for a check that gives its runs one GPU of this node, whatever the job has.
-
-    Args:
-        name: of the GPU, as CUDA_VISIBLE_DEVICES has it; the first that is visible here, since
-            Slurm sets that variable anew in each step.
-    """
-    return {**variables_of_a_check(), "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": name}
-
-
-def variables_of_workers(num: int, job_id: str, secret: str) -> list[dict[str, str]]:
-    """Variables for processes of this machine that train one model, each as if on a node.
-
-    Their ports follow from the job's id, and they prove who they are by the secret.
-    """
-    return [
-        {
-            "SLURM_JOB_ID": job_id,
-            "SLURM_JOB_NUM_NODES": str(num),
-            "SLURM_STEP_ID": "0",
-            "SLURM_STEP_NUM_TASKS": str(num),
-            "SLURM_PROCID": str(rank),
-            "HARNESS_NODES": " ".join(["localhost"] * num),
-            "HARNESS_SECRET": secret,
-            "HARNESS_INTERFACE": "",  # localhost, whatever the site says
-            "HARNESS_NODE_FAULTS": "",
-        }
-        for rank in range(num)
-    ]
-
-
 def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Tell the job script that this node is at fault, so that the job goes on without the node.
 

@@ -217,7 +217,6 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
         (["sweep", "join", sweep], f"sbatch slurm/tune.sh --join {sweep}"),
         (["sweep", "retrain", sweep], f"sbatch slurm/tune.sh --retrain {sweep}"),
         (["doctor", "--probe"], "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor "),
-        (["doctor", "--accept"], "sbatch slurm/doctor.sh"),
     ):
         done = harness.run_here(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -2,12 +2,14 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from harness.checks.slurm_checks import check_slurm
-from tests.conftest import Harness
+from harness.slurm.snapshot import take_snapshot
+from tests.conftest import PROJECT, Harness
 from tests.slurm.cluster import SlurmCluster
 
 
@@ -40,3 +42,25 @@ def test_doctor_on_a_login_node_and_in_a_job(
     assert "8.6 GB are this job's" in found["memory"]["found"]
     assert found["scratch"]
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_the_checks_of_a_node_run_from_a_snapshot(
+    cluster: SlurmCluster, harness: Harness, tmp_path: Path
+) -> None:
+    """`sbatch slurm/doctor.sh` hands its arguments to the snapshot's own `tests.gpu`."""
+    code = take_snapshot(PROJECT, harness.runs)
+    env = {
+        **harness.environment,
+        "HARNESS_SNAPSHOT": str(code),
+        "HARNESS_HOME": str(code),
+        "HARNESS_VENV": sys.prefix,
+        "HARNESS_RUNS": str(harness.runs),
+    }
+    log, words = tmp_path / "log", ["--devices", "banana"]
+    flags = [f"--output={log}"]
+    job_id = cluster.sbatch(
+        code / "slurm/doctor.sh", *flags, cwd=tmp_path, arguments=words, env=env
+    )
+    cluster.wait(job_id, ["FAILED"])
+    assert cluster.show(job_id)["ExitCode"] == "2:0", log.read_text()
+    assert "ERROR --devices banana: unknown device" in log.read_text()

@@ -167,7 +167,7 @@ def workers(job: Submitted) -> dict[str, int]:
     return found
 
 
-# `tests/checks/test_acceptance.py` has the loss of the first of two processes.
+# `tests/gpu/test_acceptance.py` has the loss of the first of two processes.
 @pytest.mark.parametrize("node", [pytest.param("n3", marks=pytest.mark.slow), "n4"])
 def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_devices: Path, node: str

@@ -59,7 +59,6 @@ def test_arguments_pass_unchanged(project: Project) -> None:
         ("compare", ["--out=a b", "{runs}"], ["compare", "--out=a b", "{runs}"]),
         ("compare", ["--runs=/a b"], ["compare", "--out", "/a b/comparison", "--runs=/a b"]),
         ("tensorboard", ["--hours", "2"], ["tensorboard", "--hours", "2"]),
-        ("doctor", ["--full"], ["doctor", "--accept", "--full"]),
     ],
 )
 def test_script_calls_its_command(
@@ -72,6 +71,15 @@ def test_script_calls_its_command(
     )
     assert result.returncode == 0, result.stderr
     assert project.call()["argv"] == [word.format(runs=runs) for word in words]
+
+
+def test_the_checks_of_a_node_are_this_projects(project: Project) -> None:
+    """They run by the environment's Python, without what the current folder holds."""
+    program = (project.venv / "bin/harness").read_text()
+    project.executable(project.venv / "bin/python", program)
+    result = project.run(project.spool("doctor"), "--full", env=project.slurm())
+    assert result.returncode == 0, result.stderr
+    assert project.call()["argv"] == ["-P", "-m", "tests.gpu", "--full"]
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])

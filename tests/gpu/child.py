@@ -1,4 +1,4 @@
-"""The child processes of the acceptance: `python -m harness.checks.acceptance_child REQUEST`."""
+"""The child processes of the checks: `python -m tests.gpu.child REQUEST`."""
 
 import ctypes
 import hashlib
@@ -86,7 +86,6 @@ def _gpus(nvml: Any) -> Iterator[dict[str, Any]]:
             has_mig = False
         mode = nvml.nvmlDeviceGetComputeMode(gpu)
         yield {
-            "name": str(nvml.nvmlDeviceGetName(gpu)),
             "address": _address(nvml.nvmlDeviceGetPciInfo(gpu).busId),
             "compute_mode": modes.get(mode, str(mode)),
             "mig": has_mig,

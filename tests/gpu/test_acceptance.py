@@ -1,22 +1,28 @@
-"""`doctor --accept`: what is wrong is red, what could not run is never green."""
+"""`python -m tests.gpu`: what is wrong is red, what could not run is never green."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from harness.checks import acceptance, child
-from harness.checks.acceptance_full import Workers, check_killed_worker, check_sharing
-from harness.checks.acceptance_runs import Runs, SmallRun, judge
+from harness.checks import child
 from harness.checks.child import Ended
-from harness.checks.finding import Finding, NotRun, examine
+from harness.checks.finding import Finding, examine
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import allocate_slots
+from harness.slurm.snapshot import take_snapshot
 from harness.system import cuda
-from tests.conftest import Harness
+from tests.conftest import PROJECT, Harness
+from tests.gpu import __main__ as acceptance
+from tests.gpu import full
+from tests.gpu.full import Workers, check_killed_worker, check_sharing
+from tests.gpu.runs import NotRun, Runs, SmallRun, judge, unless_not_run
 
 
 def test_what_needs_a_gpu_is_not_run(tmp_path: Path) -> None:
@@ -27,7 +33,7 @@ def test_what_needs_a_gpu_is_not_run(tmp_path: Path) -> None:
         runs.need_gpu()
         yield Finding("green", "x", "it ran")
 
-    (finding,) = examine("x", check)
+    (finding,) = examine("x", partial(unless_not_run, "x", check))
     assert (finding.level, finding.found) == ("not run", "not run: needs a GPU")
     assert runs.devices(4) == "cpu:4"
     with pytest.raises(NotRun, match="4 GPUs, 2 here"):
@@ -69,39 +75,62 @@ def test_it_uses_no_more_gpus_than_are_named(
 ) -> None:
     """The others may be another's."""
     monkeypatch.setattr(acceptance, "ask_child", lambda *_: {"gpus": [{}] * 4})
-    monkeypatch.setattr(acceptance, "_checks", lambda *_, **__: {})
-    report = acceptance.accept(named, None, full=False, show=lambda *_: None)
-    assert report["devices"] == used
-
-
-def test_options_of_the_acceptance_alone(harness: Harness) -> None:
-    """Without --accept they are refused."""
-    done = harness.run_here("doctor", "--full")
-    assert (done.returncode, "--full: belongs to --accept" in done.stderr) == (2, True)
+    monkeypatch.setattr(acceptance, "CHECKS", {})
+    monkeypatch.setattr(acceptance, "check_gpus", lambda *_: iter([]))
+    assert acceptance.accept(named, None, is_full=False)["devices"] == used
 
 
 def test_a_report_that_can_not_be_written_is_refused_first(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before minutes of checks; if the disk fails after them, the report is printed."""
-    (harness.folder / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HARNESS_HERE", "1")
+    Path("file").touch()
     for words, said in (
-        (("--out", "file/a.json"), "--out file/a.json: can't be written (File exists); give an"),
+        (("--out", "file/a.json"), "file/a.json: can't be written (File exists); give another"),
         (("--out", "."), "--out .: is a folder; name a file"),
-        (("--runs", "file"), "--runs file: can't be written (File exists); give another --out"),
+        (("--runs", "file"), "can't be written (File exists); give another --out"),
     ):
-        done = harness.run_here("doctor", "--accept", *words)
-        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
-    report: dict[str, object] = {"host": "n1", "at": "2026-01-01T00:00:00+0000", "checks": []}
+        assert acceptance.main(words) == 2
+        assert said in capsys.readouterr().err
+    report: dict[str, object] = {"host": "n1", "checks": []}
 
-    def prove(*_: object, **__: object) -> dict[str, object]:
-        (harness.folder / "out.json").mkdir()
+    def accept(*_: object, **__: object) -> dict[str, object]:
+        Path("out.json").mkdir()
         return report
 
-    monkeypatch.setattr("harness.checks.acceptance.accept", prove)
-    done = harness.run_here("doctor", "--accept", "--out", "out.json")
-    assert (done.returncode, json.loads(done.stdout)) == (1, report)
-    assert "out.json: " in done.stderr
+    monkeypatch.setattr(acceptance, "accept", accept)
+    assert acceptance.main(["--out", "out.json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == report
+    assert "out.json: " in printed.err
+
+
+def test_it_needs_no_pytest_and_runs_from_a_snapshot(harness: Harness) -> None:
+    """With the files of a snapshot alone; its child finds their module, from any folder."""
+    (harness.folder / "tests").mkdir()  # of another project
+    (harness.folder / "tests/__init__.py").touch()
+    project = take_snapshot(PROJECT, harness.runs)
+    code = f"""
+import sys
+sys.modules["pytest"] = None
+from tests.gpu import __main__ as acceptance
+from harness.checks import child
+assert acceptance.__file__.startswith({str(project)!r}), acceptance.__file__
+child.ask(acceptance.CHECKS["libraries"].__globals__["CHILD"], {{"do": "libraries"}})
+sys.exit(acceptance.main(["--devices", "banana"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=harness.folder,
+        env={**os.environ, **harness.environment, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "--devices banana: unknown device" in done.stderr
 
 
 def test_two_workers_need_devices_and_a_trusted_network(
@@ -110,13 +139,13 @@ def test_two_workers_need_devices_and_a_trusted_network(
     """The line says which of them is missing; each worker on a GPU would have one of its own."""
     monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "0")
     with pytest.raises(NotRun, match="HARNESS_TRUSTED_NETWORK=1"):
-        Workers.start(Runs(tmp_path, "cpu", 2), None, "two-workers")
+        Workers.start(Runs(tmp_path, "cpu", 2), "two-workers")
     with pytest.raises(NotRun, match=r"two GPUs, or a Slurm job on two nodes: sbatch --nodes=2"):
-        Workers.start(Runs(tmp_path, "gpu", 1), None, "two-workers")
+        Workers.start(Runs(tmp_path, "gpu", 1), "two-workers")
     monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b")
     monkeypatch.setattr(Runs, "args", lambda *_, **__: ["/bin/sh", "-c", PRINTED])
-    with Workers.start(Runs(tmp_path, "gpu", 2), None, "two-workers") as workers:
+    with Workers.start(Runs(tmp_path, "gpu", 2), "two-workers") as workers:
         assert workers.wait(60)
         assert workers.codes == [0, 0]
         assert workers.last_lines() == "0 of 2 GPU-a; 1 of 2 GPU-b"
@@ -128,10 +157,10 @@ def test_two_workers_of_a_larger_job_ask_for_their_own_nodes(
     """They are two, beside the four names that the job script has exported."""
     monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
     monkeypatch.setenv("HARNESS_NODES", "n1 n2 n3 n4")
-    monkeypatch.setattr("harness.checks.acceptance_full._srun_args", lambda _: [])
+    monkeypatch.setattr(full, "_srun_args", lambda _: [])
     monkeypatch.setattr(Runs, "args", lambda *_, **__: ["/bin/sh", "-c", 'echo "<$HARNESS_NODES>"'])
     job = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "4"})
-    with Workers.start(Runs(tmp_path, "cpu", 1), job, "two-workers") as workers:
+    with Workers.start(Runs(tmp_path, "cpu", 1, allocation=job), "two-workers") as workers:
         assert workers.wait(60)
         assert (workers.where, workers.last_lines()) == ("two nodes", "<>")
 
@@ -148,7 +177,7 @@ def test_no_process_is_killed_for_one_of_another_machine(
     with subprocess.Popen(["sleep", "60"]) as other:
         (run / "state.json").write_text(json.dumps({"process": other.pid, "host": "elsewhere"}))
         with pytest.raises(NotRun, match="first node is this one"):
-            list(check_killed_worker(Runs(tmp_path, "cpu", 2), None))
+            list(check_killed_worker(Runs(tmp_path, "cpu", 2)))
         assert other.poll() is None
         other.kill()
 
@@ -184,7 +213,7 @@ def test_a_worker_that_is_lost_ends_the_other(
     """Two real processes train one model on this machine, and the first is killed."""
     for name, value in (harness.environment | {"HARNESS_TRUSTED_NETWORK": "1"}).items():
         monkeypatch.setenv(name, value)
-    killed, *others = check_killed_worker(Runs(tmp_path, "cpu", 2), None)
+    killed, *others = check_killed_worker(Runs(tmp_path, "cpu", 2))
     assert (killed.level, killed.name) == ("green", "killed worker, two processes"), killed.found
     assert [(each.level, each.name) for each in others] == [
         ("not run", "killed worker, two nodes"),
@@ -192,12 +221,25 @@ def test_a_worker_that_is_lost_ends_the_other(
     ]
 
 
+def accepted(harness: Harness, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the checks as a user does."""
+    environment = {**harness.environment, "PYTHONPATH": str(PROJECT)}
+    environment |= {"HARNESS_TRUSTED_NETWORK": "1", "HARNESS_RUNS": str(harness.runs)}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "tests.gpu", *words],
+        cwd=harness.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
+
+
 @pytest.mark.slow
 def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
     """Nothing is red, and each line that needs a GPU says that it was not run."""
-    harness.environment["HARNESS_TRUSTED_NETWORK"] = "1"
-    done = harness.run("doctor", "--accept", "--full", "--devices", "cpu:2", timeout_s=1800)
-    assert done.returncode == 0, done.stdout
+    done = accepted(harness, "--full", "--devices", "cpu:2")
+    assert done.returncode == 0, done.stdout + done.stderr
     (file,) = harness.runs.glob("acceptance-*.json")
     checks = json.loads(file.read_text())["checks"]
     assert {each["level"] for each in checks} == {"green", "not run"}
@@ -211,7 +253,7 @@ def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not cuda.has_driver(), reason="no NVIDIA driver is here")
 def test_this_gpu_is_accepted(harness: Harness) -> None:
-    """The acceptance of this node has no red line; its lines are in the assertion's message."""
+    """The checks of this node have no red line; the lines are in the assertion's message."""
     harness.show_gpus()
-    done = harness.run("doctor", "--accept", timeout_s=3600)
+    done = accepted(harness)
     assert done.returncode == 0, done.stdout

@@ -1,19 +1,19 @@
-"""The small runs of an acceptance: real `harness train` processes, and what they left behind."""
+"""The small runs of the checks: real `harness train` processes, and what they left behind."""
 
 import json
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.checks import child
-from harness.checks.finding import Finding, NotRun
+from harness.checks.finding import Finding
 from harness.checks.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
-from harness.slurm.environment import variables_of_a_check
+from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.record_format import untimed
 
 # A loss of one device against another's: rounding stays below the first, a mistake is above the
@@ -29,16 +29,31 @@ SMALL = (
 )
 TINY = ("data.maxlen=40", "model.units=16")  # for a CPU
 KILLED_FROM = 25  # the step of a checkpoint from which on a run is killed
+# Variables of a process that checks this node alone, and whose faults are no job's.
+ALONE = {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
+
+
+class NotRun(Exception):  # noqa: N818 - no error: a check needs what is not here
+    """A check could not run; the message says what it needs."""
+
+
+def unless_not_run(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of a check; one that needs what is not here is `not run`."""
+    try:
+        yield from check()
+    except NotRun as reason:
+        yield Finding("not run", name, f"not run: needs {reason}")
 
 
 @dataclass
 class Runs:
-    """Where the runs of an acceptance are, and how they are started."""
+    """Where the runs are, and how they are started."""
 
     folder: Path
     kind: str  # of the devices, gpu or cpu
     num_devices: int
     data: Path | None = None
+    allocation: SlurmEnvironment | None = None
     values: dict[str, Any] = field(default_factory=dict)  # all numbers, for the JSON file
 
     @property
@@ -61,9 +76,7 @@ class Runs:
         if self.kind != "gpu":
             raise NotRun("a GPU")
 
-    def args(
-        self, job: str, run_id: str, devices: str, *, overrides: Sequence[str] = ()
-    ) -> list[str | Path]:
+    def args(self, job: str, run_id: str, devices: str, *overrides: str) -> list[str | Path]:
         """The command that trains a small version of a job."""
         sizes = (*SMALL, *(TINY if self.kind == "cpu" else ()), *overrides)
         return [
@@ -73,21 +86,27 @@ class Runs:
             *(("--data", self.data) if self.data else ()),
         ]
 
-    def train(
-        self, job: str, run_id: str, devices: str, *, overrides: Sequence[str] = ()
-    ) -> "SmallRun":
+    def run(self, job: str, run_id: str) -> "SmallRun":
+        """What a run of that id leaves."""
+        return SmallRun(self.folder / job / run_id)
+
+    def train(self, job: str, run_id: str, devices: str, *overrides: str) -> "SmallRun":
         """Train to the end, unless that run is there already.
 
         Raises:
             RunError: if it fails.
         """
-        run = SmallRun(self.folder / job / run_id)
+        run = self.run(job, run_id)
         if not run.result:
-            args = self.args(job, run_id, devices, overrides=overrides)
-            ended = child.run_process(args, timeout_s=RUN_S, **variables_of_a_check())
+            args = self.args(job, run_id, devices, *overrides)
+            ended = child.run_process(args, timeout_s=RUN_S, **ALONE)
             if ended.code != 0:
                 raise RunError(f"a run of {job} on {devices} {ended}; see its message")
         return run
+
+    def calm(self, job: str) -> "SmallRun":
+        """The run on one device that nothing disturbs."""
+        return self.train(job, "calm", self.one)
 
     def kill(self, job: str, run_id: str, devices: str) -> int:
         """Train, and end the process by SIGKILL in its second epoch; returns the step saved.
@@ -95,8 +114,8 @@ class Runs:
         Raises:
             RunError: if it ended before.
         """
-        run = SmallRun(self.folder / job / run_id)
-        process = child.start(self.args(job, run_id, devices), variables_of_a_check())
+        run = self.run(job, run_id)
+        process = child.start(self.args(job, run_id, devices), ALONE)
         try:
             deadline = time.monotonic() + RUN_S
             while process.poll() is None and time.monotonic() < deadline:
@@ -153,6 +172,9 @@ class SmallRun:
         names = ("metrics.jsonl", "model.keras", "predictions.npz")
         files = {name: (self.folder / name).read_bytes() for name in names}
         return {**files, "result.json": {**untimed(self.result), "run": None}}
+
+
+Checks = dict[str, Callable[[Runs], Iterator[Finding]]]
 
 
 def judge(runs: Runs, name: str, difference: float) -> Finding:

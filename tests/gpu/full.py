@@ -1,4 +1,4 @@
-"""The checks of `harness doctor --accept --full`: several GPUs and nodes, memory, moved models."""
+"""The further checks of `--full`: several GPUs and nodes, memory, moved models."""
 
 import json
 import os
@@ -7,27 +7,21 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from harness.checks import child
-from harness.checks.acceptance_runs import POLL_S, RUN_S, Runs, SmallRun, judge
-from harness.checks.finding import Finding, NotRun
+from harness.checks.finding import Finding
 from harness.checks.probe import JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
 from harness.files.trusted_network import TRUSTED_NETWORK, is_trusted_network
-from harness.slurm.environment import (
-    SlurmEnvironment,
-    variables_of_a_check,
-    variables_of_one_gpu,
-    variables_of_workers,
-)
+from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
 from harness.system.console import strip_prefix
+from tests.gpu.runs import ALONE, POLL_S, RUN_S, Checks, NotRun, Runs, judge
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 NODES = "two nodes"
@@ -37,44 +31,30 @@ LOST_S = 60.0  # within which the others end when a worker dies
 TOO_LARGE = ("model.units=4096", "train.batch_size=4000", "data.maxlen=1000", "data.limit=5000")
 
 
-def checks(
-    runs: Runs, allocation: SlurmEnvironment | None
-) -> dict[str, Callable[[], Iterator[Finding]]]:
-    """The checks by name, in order."""
-    return {
-        "four devices": partial(check_four, runs),
-        "two workers": partial(check_two_workers, runs, allocation),
-        "killed worker": partial(check_killed_worker, runs, allocation),
-        "runs a device": partial(check_sharing, runs),
-        "out of memory": partial(check_memory, runs),
-        "moved model": partial(check_moved_model, runs),
-    }
-
-
 def check_four(runs: Runs) -> Iterator[Finding]:
     """One device against four."""
     run = runs.train("lstm", "4-devices", runs.devices(4))
-    yield judge(runs, "four devices", runs.train("lstm", "calm", runs.one).difference(run))
+    yield judge(runs, "four devices", runs.calm("lstm").difference(run))
 
 
-def check_two_workers(runs: Runs, allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+def check_two_workers(runs: Runs) -> Iterator[Finding]:
     """One device against one in each of two processes, over TensorFlow's collectives."""
-    with Workers.start(runs, allocation, "two-workers") as workers:
+    with Workers.start(runs, "two-workers") as workers:
         workers.wait(RUN_S)
-    run = SmallRun(runs.folder / "lstm" / "two-workers")
+    run = runs.run("lstm", "two-workers")
     if any(workers.codes) or not run.result:
         remedy = "both must reach each other; see the line"
         yield Finding("red", workers.where, f"they ended so: {workers.last_lines()}", remedy)
     else:
-        difference = runs.train("lstm", "calm", runs.one).difference(run)
+        difference = runs.calm("lstm").difference(run)
         yield judge(runs, workers.where, difference)
     yield from _not_run(runs, workers)
 
 
-def check_killed_worker(runs: Runs, allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+def check_killed_worker(runs: Runs) -> Iterator[Finding]:
     """A worker that dies ends the others within a minute."""
-    run = SmallRun(runs.folder / "lstm" / "killed-worker")
-    with Workers.start(runs, allocation, "killed-worker", "train.epochs=1000") as workers:
+    run = runs.run("lstm", "killed-worker")
+    with Workers.start(runs, "killed-worker", "train.epochs=1000") as workers:
         deadline = time.monotonic() + RUN_S
         while run.saved_step < 1 and workers.all_run() and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -115,26 +95,24 @@ class Workers:
     logs: list[Path]
 
     @classmethod
-    def start(
-        cls, runs: Runs, allocation: SlurmEnvironment | None, run_id: str, *overrides: str
-    ) -> Self:
+    def start(cls, runs: Runs, run_id: str, *overrides: str) -> Self:
         """Start a run of one device a worker.
 
         Raises:
             NotRun: without two nodes or two devices, or where the network is not trusted.
         """
-        job = allocation if allocation and allocation.num_nodes > 1 else None
+        job = runs.allocation if runs.allocation and runs.allocation.num_nodes > 1 else None
         if runs.kind == "gpu" and runs.num_devices < 2 and not job:
             raise NotRun(f"two GPUs, or {NODES_JOB}")
         if not is_trusted_network():
             raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
-        args = runs.args("lstm", run_id, runs.one, overrides=overrides)
+        args = runs.args("lstm", run_id, runs.one, *overrides)
         # Of two of the job's nodes, however many it has: srun says which.
         environments = [{"HARNESS_NODE_FAULTS": "", "HARNESS_NODES": ""}]
         if job:
             args = [*_srun_args(job), *args]
         else:  # the process's number is for the ports, since no job of Slurm's need be here
-            environments = variables_of_workers(2, str(os.getpid()), secrets.token_hex())
+            environments = two_workers(str(os.getpid()), secrets.token_hex())
             for i, variables in enumerate(environments if runs.kind == "gpu" else ()):
                 variables["CUDA_VISIBLE_DEVICES"] = gpu_name(i)
         processes, logs = [], []
@@ -180,12 +158,39 @@ def _srun_args(job: SlurmEnvironment) -> list[str]:
     return [*args, *([f"--cpus-per-task={job.cpus_per_task}"] if job.cpus_per_task else [])]
 
 
+def two_workers(job_id: str, secret: str) -> list[dict[str, str]]:
+    """Variables for two processes of this machine that train one model, each as if on a node.
+
+    Their ports follow from the job's id, and they prove who they are by the secret.
+    """
+    both = {
+        "SLURM_JOB_ID": job_id,
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "HARNESS_NODES": "localhost localhost",
+        "HARNESS_SECRET": secret,
+        "HARNESS_INTERFACE": "",  # localhost, whatever the site says
+        "HARNESS_NODE_FAULTS": "",
+    }
+    return [{**both, "SLURM_PROCID": rank} for rank in "01"]
+
+
+def one_gpu(name: str) -> dict[str, str]:
+    """Variables for runs that share one GPU of this node, whatever the job has.
+
+    Args:
+        name: the GPU in CUDA_VISIBLE_DEVICES, which Slurm sets anew in each step.
+    """
+    return {**ALONE, "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": name}
+
+
 def check_sharing(runs: Runs) -> Iterator[Finding]:
     """How many reviews a second one device trains when several runs share it."""
     rates: dict[int, float] = {}
     on_gpu = runs.kind == "gpu"
     counts = (1, 2, 4, 8) if on_gpu else (1, 2)
-    variables = variables_of_one_gpu(gpu_name(0)) if on_gpu else variables_of_a_check()
+    variables = one_gpu(gpu_name(0)) if on_gpu else ALONE
     for count in counts:
         began = time.perf_counter()
         args: list[str | Path] = ["train", JOBS / "lstm.toml", "--devices", runs.kind]
@@ -213,8 +218,8 @@ def check_sharing(runs: Runs) -> Iterator[Finding]:
 def check_memory(runs: Runs) -> Iterator[Finding]:
     """A run that is too large for the GPU ends in one line that says so."""
     runs.need_gpu()
-    args = runs.args("lstm", "too-large", runs.one, overrides=TOO_LARGE)
-    ended = child.run_process(args, timeout_s=RUN_S, **variables_of_a_check())
+    args = runs.args("lstm", "too-large", runs.one, *TOO_LARGE)
+    ended = child.run_process(args, timeout_s=RUN_S, **ALONE)
     if ended.code == 1 and "out of memory" in ended.last_line:
         yield Finding("green", "out of memory", ended.last_line)
     else:
@@ -223,7 +228,7 @@ def check_memory(runs: Runs) -> Iterator[Finding]:
 
 def check_moved_model(runs: Runs) -> Iterator[Finding]:
     """A model scores the same on the CPU and on the device that trained it."""
-    run = runs.train("lstm", "calm", runs.one)
+    run = runs.calm("lstm")
     trained_on_cpu = runs.train("lstm", "on-cpu", "cpu:1") if runs.kind == "gpu" else None
     pairs = [(run, NO_GPU, f"of {runs.one} on the CPU")]
     if trained_on_cpu:
@@ -231,12 +236,20 @@ def check_moved_model(runs: Runs) -> Iterator[Finding]:
     for each, variables, what in pairs:
         args: list[str | Path] = ["evaluate", each.folder, "--json"]
         args += ["--data", runs.data] if runs.data else []
-        ended = child.run_module(
-            "harness", *args, timeout_s=RUN_S, **(variables_of_a_check() | variables)
-        )
+        ended = child.run_module("harness", *args, timeout_s=RUN_S, **(ALONE | variables))
         if ended.code != 0:
             raise RunError(f"harness evaluate {ended}; see its message")
         scores: dict[str, Any] = json.loads(ended.output.splitlines()[-1])
         yield judge(runs, f"model {what}", abs(scores["log_loss"] - each.result["log_loss"]))
     if not trained_on_cpu:
         yield Finding("not run", "model of the CPU on the GPU", "not run: needs a GPU")
+
+
+CHECKS: Checks = {
+    "four devices": check_four,
+    "two workers": check_two_workers,
+    "killed worker": check_killed_worker,
+    "runs a device": check_sharing,
+    "out of memory": check_memory,
+    "moved model": check_moved_model,
+}

@@ -1,0 +1,157 @@
+"""`python -m tests.gpu [--full]`: proves what the README promises on this node, by real runs.
+
+One line a check, with its number, and a JSON file; a check that could not run is `not run`, never
+green. Where there is no GPU the same checks run on two virtual CPU devices. It needs the package
+alone, no pytest. `sbatch slurm/doctor.sh` starts it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import __version__
+from harness.checks.finding import Finding, examine
+from harness.checks.probe import START_S, ask_child
+from harness.cli.options import confirm_here
+from harness.compute.strategy import MAX_DEVICES, parse_devices, site_devices
+from harness.errors import InputError, Interrupted, RunError
+from harness.files.atomic_file import atomic_write
+from harness.files.scratch import scratch_directory
+from harness.slurm.environment import SlurmEnvironment
+from harness.system.console import Console, echo, log, take_any_text
+from harness.system.host import nvidia_driver, processor
+from tests.gpu import full
+from tests.gpu.checks import CHECKS, check_gpus
+from tests.gpu.runs import Checks, Runs, unless_not_run
+
+LEVELS = ("green", "yellow", "red", "not run")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the checks; returns the exit code: 0, 1 = a check is red, 2 = refused, 75 = stopped."""
+    take_any_text()
+    options = parser().parse_args(words)
+    try:
+        confirm_here("sbatch slurm/doctor.sh", Console(), here=options.here)
+        out = options.out or options.runs / f"acceptance-{_name()}.json"
+        check_writable(out)
+        report = accept(options.devices or site_devices(), options.data, is_full=options.full)
+        text = json.dumps(report, indent=2)
+        try:
+            atomic_write(out, text, remedy="give another --out")
+        except RunError:  # what took minutes is not lost
+            echo(text)
+            raise
+    except (InputError, RunError) as error:
+        log(logging.ERROR, str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        log(logging.ERROR, "interrupted; no report is written")
+        return Interrupted.exit_code
+    levels = [each["level"] for each in report["checks"]]
+    echo(f"{', '.join(f'{levels.count(each)} {each}' for each in LEVELS)}; written to {out}")
+    return int("red" in levels)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="python -m tests.gpu", description="Prove this node by real runs, in ten minutes."
+    )
+    add = made.add_argument
+    add("--full", action="store_true", help="several GPUs and nodes, memory, sharing too")
+    add("--devices", metavar="KIND:N", help="gpu:1, cpu:2, …; default: all GPUs, or cpu:2")
+    add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
+    runs = Path(os.environ.get("HARNESS_RUNS") or "runs")
+    add("--runs", type=Path, metavar="DIR", default=runs, help="where the JSON file goes")
+    add("--out", type=Path, metavar="FILE", help="the JSON file itself")
+    add("--here", action="store_true", help="on this machine, though jobs can be submitted")
+    return made
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}-{time.strftime('%Y-%m-%dT%H%M%S')}"
+
+
+def check_writable(out: Path) -> None:
+    """Refuse, before minutes of checks, a file that can't be written.
+
+    Raises:
+        InputError: if this is so.
+    """
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file, {out}/acceptance.json")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{out}: can't be written ({reason}); give another --out") from None
+
+
+def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str, Any]:
+    """Run the checks in order, print a line each, and return everything for the JSON file.
+
+    Args:
+        devices: as `--devices` names them; by default all GPUs, or two CPU devices.
+        data: the folder of the dataset.
+        is_full: with the checks that take long or need more than one GPU or node.
+
+    Raises:
+        InputError: for wrong devices, and in a job step of several tasks.
+    """
+    allocation = SlurmEnvironment.from_environment()
+    if allocation and allocation.num_tasks > 1:
+        raise InputError(
+            f"tests.gpu in {allocation.num_tasks} tasks: should be in one; use --ntasks=1"
+        )
+    requested = parse_devices(devices) if devices else None
+    seen = ask_child({"do": "devices"}, START_S)
+    kind = requested.kind if requested else "gpu" if seen["gpus"] else "cpu"
+    count = requested.count if requested else None
+    num = min(len(seen["gpus"]), count or MAX_DEVICES) if kind == "gpu" else max(2, count or 2)
+    checks: Checks = {"devices": partial(check_gpus, seen, allocation), **CHECKS}
+    if is_full:
+        checks |= full.CHECKS
+    lines: list[dict[str, Any]] = []
+    with scratch_directory() as folder:
+        runs = Runs(folder, kind, num, data, allocation)
+        for name, check in checks.items():
+            began = time.perf_counter()
+            for finding in examine(name, partial(unless_not_run, name, partial(check, runs))):
+                took_s = round(time.perf_counter() - began, 1)
+                lines.append({"number": len(lines) + 1, **asdict(finding), "took_s": took_s})
+                _print(len(lines), finding)
+    return {
+        "harness": __version__,
+        "host": socket.gethostname(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "processor": processor(),
+        "driver": nvidia_driver(),
+        "seen": seen,
+        "devices": f"{kind}:{num}",
+        "full": is_full,
+        "checks": lines,
+        "values": runs.values,
+    }
+
+
+def _print(number: int, finding: Finding) -> None:
+    level = "-" if finding.level == "not run" else finding.level
+    remedy = f" -> {finding.remedy}" if finding.remedy else ""
+    echo(f"{number:3} {level:7}{finding.name:24} {' '.join(f'{finding.found}{remedy}'.split())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

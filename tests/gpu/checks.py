@@ -1,0 +1,245 @@
+"""The checks of one GPU, or of two: its node, what it computes, how fast it is."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from harness.checks import child
+from harness.checks.doctor import describe_cards, describe_gpus
+from harness.checks.finding import Finding
+from harness.checks.probe import ARCHITECTURES, JOBS, START_S, measure
+from harness.checks.probe_child import expected_kernel
+from harness.job_file import load_job
+from harness.slurm.environment import SlurmEnvironment, given_cpus
+from harness.system.host import nvidia_driver
+from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
+
+CHILD = "tests.gpu.child"
+AT_ONCE = 4  # runs that share a GPU while bytes, not times, are compared
+
+# The node
+
+
+def check_gpus(
+    seen: dict[str, Any], allocation: SlurmEnvironment | None, runs: Runs
+) -> Iterator[Finding]:
+    """The GPUs that TensorFlow sees; of each kind capability, driver, machine code or PTX."""
+    yield describe_gpus(seen, allocation)
+    if runs.kind == "gpu":
+        yield from describe_cards(seen, nvidia_driver())
+    else:
+        yield Finding("not run", "card", "not run: needs a GPU")
+
+
+def check_start(runs: Runs) -> Iterator[Finding]:
+    """How long a process takes until its first kernels have run."""
+    answer, _ = child.ask(CHILD, {"do": "start", "devices": runs.one}, timeout_s=RUN_S)
+    runs.values["first kernel"] = answer
+    found = (
+        f"{runs.one}: import {answer['import_s']:.1f} s, first product {answer['product_s']:.2f} "
+        f"s, first LSTM {answer['lstm_s']:.2f} s"
+    )
+    yield Finding("green", "first kernel", found)
+
+
+def check_libraries(runs: Runs) -> Iterator[Finding]:
+    """The versions of cuDNN and NCCL, as they state them."""
+    answer, _ = child.ask(CHILD, {"do": "libraries"}, timeout_s=START_S)
+    runs.values["libraries"] = answer
+    if None not in answer.values():
+        yield Finding("green", "libraries", f"cuDNN {answer['cudnn']}, NCCL {answer['nccl']}")
+    elif runs.kind == "gpu":
+        missing = [name for name, version in answer.items() if version is None]
+        remedy = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
+        yield Finding("red", "libraries", f"{' and '.join(missing)} can't be loaded", remedy)
+    else:
+        raise NotRun("the CUDA libraries, which HARNESS_EXTRA=gpu installs")
+
+
+def check_modes(runs: Runs) -> Iterator[Finding]:
+    """Compute mode and MIG of each GPU, and whether NVML numbers them as CUDA does."""
+    runs.need_gpu()
+    answer, _ = child.ask(CHILD, {"do": "nvml"}, timeout_s=START_S)
+    if "problem" in answer:
+        raise NotRun(f"NVML ({answer['problem']})")
+    runs.values["nvml"] = answer
+    gpus = answer["gpus"]
+    shown = [f"{each['compute_mode']}{', MIG' if each['mig'] else ''}" for each in gpus]
+    found = "; ".join(f"GPU {i} {each}" for i, each in enumerate(shown))
+    if num := sum(each["compute_mode"] != "default" for each in gpus):
+        remedy = "runs can't share such a GPU: leave --runs-per-gpu at 1, or use the site's MPS"
+        yield Finding("yellow", "modes", f"{found}: {num} not shared", remedy)
+    else:
+        yield Finding("green", "modes", found)
+    addresses = [each["address"] for each in gpus]
+    if any(each["mig"] for each in gpus):
+        yield Finding("not run", "gpu order", "not run: needs GPUs without MIG")
+    elif addresses == answer["cuda"]:
+        yield Finding("green", "gpu order", f"NVML's index is CUDA's for {len(gpus)} GPUs")
+    else:
+        found = f"NVML has {', '.join(addresses)}; CUDA {', '.join(answer['cuda'])}"
+        yield Finding("red", "gpu order", found, "the use of GPUs is shown for the wrong ones")
+
+
+def check_broken_driver(runs: Runs) -> Iterator[Finding]:
+    """A run that is to use a GPU, and finds a broken libcuda, is refused and trains nothing."""
+    broken = runs.folder / "broken"
+    broken.mkdir()
+    (broken / "libcuda.so.1").write_text("no library")
+    path = os.pathsep.join(filter(None, (str(broken), os.environ.get("LD_LIBRARY_PATH"))))
+    args = runs.args("lstm", "refused", "gpu:1")
+    ended = child.run_process(args, timeout_s=RUN_S, **ALONE, LD_LIBRARY_PATH=path)
+    is_refused = ended.code in (1, 2) and "TensorFlow sees no GPU" in ended.last_line
+    if is_refused and not runs.run("lstm", "refused").folder.exists():
+        yield Finding("green", "broken driver", f"refused: {ended.last_line[:90]}…")
+    else:
+        yield Finding("red", "broken driver", f"not refused: it {ended}", "it may train on a CPU")
+
+
+# The numbers
+
+
+def check_kernels(runs: Runs) -> Iterator[Finding]:
+    """The kernel of each recurrent layer, in each run's record, as the rules expect it."""
+    wrong, shown = [], []
+    for job, run in zip(ARCHITECTURES, _all(runs, "calm", runs.one), strict=True):
+        kernels = run.record["kernels"]
+        expected = "xla" if run.record["plan"]["xla"] else "loop"
+        if runs.kind == "gpu":
+            expected = expected_kernel(load_job(JOBS / f"{job}.toml"))
+        shown.append(f"{job} {' '.join(kernels.values())}")
+        runs.values.setdefault("kernels", {})[job] = kernels
+        if set(kernels.values()) != {expected}:
+            wrong.append(f"{job} {' '.join(kernels.values()) or 'none'}, not {expected}")
+    if wrong:
+        yield Finding("red", "kernels", "; ".join(wrong), "harness doctor names the reason")
+    else:
+        yield Finding("green", "kernels", f"as expected and recorded: {', '.join(shown)}")
+
+
+def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
+    """Fifty steps again, killed and resumed: the same bytes; on a GPU undisturbed again too."""
+    step = runs.kill(job, "killed", runs.one)
+    names = ["killed", *(["again"] if runs.kind == "gpu" else [])]
+    with ThreadPoolExecutor(2) as pool:
+        others = list(pool.map(lambda name: runs.train(job, name, runs.one), names))
+    calm = runs.calm(job)
+    different = [
+        f"{name}: {', '.join(files)}"
+        for name, run in zip(names, others, strict=True)
+        if (files := calm.different_files(run))
+    ]
+    num_starts = len(others[0].record["starts"])
+    runs.values.setdefault("bytes", {})[job] = {"killed_at_step": step, "different": different}
+    if different:
+        found = f"not the same bytes: {'; '.join(different)}"
+        yield Finding("red", f"bytes {job}", found, "runs of this node can't be repeated exactly")
+    elif num_starts != 2:
+        yield Finding("red", f"bytes {job}", f"the killed run started {num_starts} times, not 2")
+    else:
+        again = "again, and " if "again" in names else ""
+        found = f"the same bytes {again}killed at step {step} and resumed"
+        yield Finding("green", f"bytes {job}", found)
+
+
+def check_against_cpu(runs: Runs) -> Iterator[Finding]:
+    """The losses of fifty steps on the GPU against those on this node's CPU."""
+    runs.need_gpu()
+    for job, run in zip(ARCHITECTURES, _all(runs, "on-cpu", "cpu:1"), strict=True):
+        yield judge(runs, f"gpu against cpu {job}", runs.calm(job).difference(run))
+
+
+def check_tf32(runs: Runs) -> Iterator[Finding]:
+    """What TF32 changes of the losses."""
+    runs.need_gpu()
+    on = runs.train("lstm", "tf32", runs.one, "train.tf32=true")
+    difference = runs.values["tf32"] = runs.calm("lstm").difference(on)
+    yield Finding("green", "tf32", f"on against off: a loss differs by at most {difference:.1e}")
+
+
+def check_masks(runs: Runs) -> Iterator[Finding]:
+    """The dropout masks of two devices, which must be the same to the bit."""
+    devices = ["cpu:0", "gpu:0" if runs.kind == "gpu" else "cpu:1"]
+    answer, _ = child.ask(CHILD, {"do": "masks", "devices": devices}, timeout_s=RUN_S)
+    sums = runs.values["masks"] = answer["sums"]
+    same = len(set(sums.values())) == 1
+    found = f"{' and '.join(devices)} draw {'the same' if same else 'different'} masks"
+    remedy = "" if same else "a run that resumes on the other kind of device gets other dropout"
+    yield Finding("green" if same else "red", "dropout masks", found, remedy)
+    if runs.kind == "cpu":
+        yield Finding("not run", "masks of a gpu", "not run: needs a GPU")
+
+
+def check_two(runs: Runs) -> Iterator[Finding]:
+    """One device against two, with a last batch that they can't divide, in both loops."""
+    devices = runs.devices(2)
+    for steps in (1, 10):
+        name = f"{devices}, {steps} step{'s' if steps > 1 else ''} a call"
+        setting = f"train.steps_per_execution={steps}"
+        two = runs.train("lstm", f"2-devices-{steps}", devices, setting)
+        if (used := two.result["num_replicas"]) != 2:
+            yield Finding("red", name, f"{used} replicas trained")
+        else:
+            yield judge(runs, name, runs.calm("lstm").difference(two))
+
+
+def check_precision(precision: str, runs: Runs) -> Iterator[Finding]:
+    """A run in half precision ends with finite losses."""
+    run = runs.train("lstm", precision, runs.one, f"train.precision={precision}")
+    difference = runs.calm("lstm").difference(run)
+    losses = ", ".join(f"{loss:.4f}" for loss in run.losses())
+    found = f"losses {losses}: {difference:.1e} from float32"
+    if difference < 0.1:  # also false where one is not a number
+        yield Finding("green", precision, found)
+    else:
+        yield Finding("red", precision, found, "use train.precision = 'float32'")
+
+
+def check_speed(job: str, runs: Runs) -> Iterator[Finding]:
+    """Reviews a second of the whole job: one GPU, two, and the CPU of this node."""
+    kinds = ["cpu"] if runs.kind == "cpu" else ["gpu:1", "cpu"]
+    if runs.kind == "gpu" and runs.num_devices > 1:
+        kinds.append("gpu:2")
+    speeds = {kind: measure(job, kind, runs.data, **ALONE) for kind in kinds}
+    rates = {kind: each.reviews_per_s for kind, each in speeds.items()}
+    runs.values.setdefault("reviews/s", {})[job] = rates
+    found = "; ".join(
+        f"{kind} {each.reviews_per_s:,.0f} reviews/s, {each.step_s * 1000:.1f} ms a step, "
+        f"{each.peak_memory_gb:.1f} GB"
+        + (f", {each.gpu_gb:.2f} GB of the GPU" if each.gpu_gb is not None else "")
+        for kind, each in speeds.items()
+    )
+    name = f"speed {job}"
+    if runs.kind == "cpu":
+        yield Finding("green", name, found)
+        yield Finding("not run", f"{name} gpu", "not run: needs a GPU")
+    elif rates["gpu:1"] < rates["cpu"]:
+        remedy = f"--devices cpu, larger batches, or --runs-per-gpu for several ({job})"
+        yield Finding("yellow", name, f"{found}: slower than {given_cpus(None)} CPUs", remedy)
+    else:
+        yield Finding("green", name, found)
+
+
+def _all(runs: Runs, run_id: str, devices: str) -> list[SmallRun]:
+    """A run of each architecture, several at a time."""
+    at_once = AT_ONCE if runs.kind == "gpu" else min(AT_ONCE, given_cpus(None))
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda job: runs.train(job, run_id, devices), ARCHITECTURES))
+
+
+CHECKS: Checks = {
+    "first kernel": check_start,
+    "libraries": check_libraries,
+    "modes": check_modes,
+    "broken driver": check_broken_driver,
+    "kernels": check_kernels,
+    **{f"bytes {job}": partial(check_bytes, job) for job in ARCHITECTURES},
+    "gpu against cpu": check_against_cpu,
+    "tf32": check_tf32,
+    "dropout masks": check_masks,
+    "two devices": check_two,
+    **{each: partial(check_precision, each) for each in ("float16", "bfloat16")},
+    **{f"speed {job}": partial(check_speed, job) for job in ARCHITECTURES},
+}

@@ -92,6 +92,10 @@ class Project:
         path.chmod(0o755)
         return path
 
+    def add_python(self) -> None:
+        """Have the environment's Python note how it is called, too."""
+        self.executable(self.venv / "bin/python", STAND_IN)
+
     def spool(self, job: str = "bilstm") -> Path:
         """Copy a script to where Slurm would run it from."""
         copy = self.outside / "spool/job00042/slurm_script"

@@ -57,10 +57,8 @@ def test_the_checks_of_a_node_run_from_a_snapshot(
         "HARNESS_RUNS": str(harness.runs),
     }
     log, words = tmp_path / "log", ["--devices", "banana"]
-    flags = [f"--output={log}"]
-    job_id = cluster.sbatch(
-        code / "slurm/doctor.sh", *flags, cwd=tmp_path, arguments=words, env=env
-    )
+    script, output = code / "slurm/doctor.sh", f"--output={log}"
+    job_id = cluster.sbatch(script, output, cwd=tmp_path, arguments=words, env=env)
     cluster.wait(job_id, ["FAILED"])
     assert cluster.show(job_id)["ExitCode"] == "2:0", log.read_text()
     assert "ERROR --devices banana: unknown device" in log.read_text()

@@ -75,8 +75,7 @@ def test_script_calls_its_command(
 
 def test_the_checks_of_a_node_are_this_projects(project: Project) -> None:
     """They run by the environment's Python, without what the current folder holds."""
-    program = (project.venv / "bin/harness").read_text()
-    project.executable(project.venv / "bin/python", program)
+    project.add_python()
     result = project.run(project.spool("doctor"), "--full", env=project.slurm())
     assert result.returncode == 0, result.stderr
     assert project.call()["argv"] == ["-P", "-m", "tests.gpu", "--full"]

@@ -58,7 +58,7 @@ class Estimate:
 
 
 def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
-    """The answer of a child process that measures: see `harness.checks.probe_child`.
+    """The answer of a child process with TensorFlow: see `harness.checks.probe_child`.
 
     Raises:
         InputError: if the child refused its input.

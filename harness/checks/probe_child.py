@@ -1,10 +1,10 @@
-"""The child processes of the probe: `python -m harness.checks.probe_child REQUEST`.
+"""The child processes of `harness doctor`: `python -m harness.checks.probe_child REQUEST`.
 
-They trace and measure with the training step and input pipeline of real runs.
+They name the devices that TensorFlow sees, and trace each job's training step for its kernels.
 """
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
@@ -16,9 +16,6 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
 from harness.system.host import installed_version
 from harness.training.launch import plan_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> None:

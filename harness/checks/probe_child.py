@@ -1,6 +1,6 @@
 """The child processes of `harness doctor`: `python -m harness.checks.probe_child REQUEST`.
 
-They name the devices that TensorFlow sees, and trace the training step of real runs for its kernels.
+They name the devices that TensorFlow sees, and trace each job's training step for its kernels.
 """
 
 import time

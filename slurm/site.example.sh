@@ -45,10 +45,6 @@
 # node leads to. The workers meet on this interface alone, so the names must lead there.
 # HARNESS_INTERFACE=eth1
 
-# Files that no snapshot of the code and no record of a run may hold, besides those whose names
-# look like secrets (*token*, *secret*, *.pem, id_rsa*, .env* and more) and private ones.
-# HARNESS_PRIVATE_FILES='patients*,*.sqlite'
-
 # Scratch on the node's local disk, for temporary files and pip's cache.
 # export TMPDIR=/scratch/$USER
 # export PIP_CACHE_DIR=/scratch/$USER/pip

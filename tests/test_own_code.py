@@ -1,7 +1,6 @@
 """A user's own functions: their sources are kept with the job, checked, and run from there."""
 
 import os
-import struct
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +13,12 @@ from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.own_code import MAX_BYTES, TRUST, load_function, own_errors
-from harness.ownership import distrust
 from harness.search_space import load_search
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning.pool import WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
 
-ACL = "system.posix_acl_access"
 PLAN = ExecutionPlan(xla=False, threads=1, parts=1, why="")
 JOB = '[model]\narchitecture = "{}"\n'
 
@@ -205,39 +202,6 @@ def test_code_that_others_can_change_needs_the_user_s_word(
         load_job(kept)
     monkeypatch.setenv(TRUST, "1")
     assert load_job(kept) == job
-
-
-def acl(user_may: int, mask: int, user: int = 1234) -> bytes:
-    """A POSIX ACL that names a user, as Linux keeps it: tag, permissions and id of each entry."""
-    entries = (
-        (0x01, 6, -1),
-        (0x02, user_may, user),
-        (0x04, 4, -1),
-        (0x10, mask, -1),
-        (0x20, 4, -1),
-    )
-    return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
-
-
-def test_code_that_an_acl_lets_another_user_change_is_refused(tmp_path: Path) -> None:
-    """The mode shows the ACL's mask as the rights of a group, which may be the owner's alone."""
-    write(tmp_path, mynet="def build(): return 1\n")
-    path = tmp_path / "mynet.py"
-    path.chmod(0o664)
-    try:
-        os.setxattr(path, ACL, acl(user_may=4, mask=6))
-    except OSError as error:
-        pytest.skip(f"no ACL here: {error.strerror}")
-    if distrust(path):
-        pytest.skip("the group of new files is not the owner's alone")
-    load(tmp_path)
-    os.setxattr(path, ACL, acl(user_may=6, mask=6))
-    with pytest.raises(InputError, match=r"mynet\.py: others can write to it.*--trust-code"):
-        load(tmp_path)
-    path.chmod(0o644)  # takes the right from the mask
-    load(tmp_path)
-    os.setxattr(path, ACL, acl(user_may=6, mask=6, user=os.getuid()))  # a site may give it so
-    load(tmp_path)
 
 
 @pytest.mark.parametrize("trusted", [False, True])

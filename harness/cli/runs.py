@@ -84,8 +84,7 @@ def status(
 
     def look() -> "list[RunStatus]":
         if not names:
-            checks_all = as_json or everything or disk or bool(wanted)
-            chosen = wanted.choose(survey(runs, queue, checks_all=checks_all))
+            chosen = wanted.choose(survey(runs, queue))
         else:
             selected = select_runs(names, runs, queue, many=True)
             # A sweep is shown with its trials if it was named.
@@ -200,7 +199,7 @@ def cancel(
     problems: list[str] = []
     # The others of a job are where its run is, which need not be --runs.
     tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
-    known = [each for top in tops for each in survey(top, queue, checks_all=False)]
+    known = [each for top in tops for each in survey(top, queue)]
     alone = {
         folder: spares_others(run, chosen.values(), known, by_job=folder in by_job)
         for folder, run in chosen.items()

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import re
-import resource
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 SITE_DEVICES = "HARNESS_DEVICES"
 MAX_DEVICES = 64
 UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # by what is used of Keras
-MIN_ADDRESS_SPACE = 3e9  # bytes; a small run was seen to end by SIGABRT in 2.5 GB, and to work in 3
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # NCCL's and CUDA's own variables decide which network is used, and which kernels.
 RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
@@ -123,9 +121,8 @@ def import_tensorflow(
         threads: to use; by default as many as there are CPUs given to this process.
 
     Raises:
-        InputError: if it can't be imported, or the process's address space is too small for it.
+        InputError: if it can't be imported.
     """
-    _check_address_space()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
     # oneDNN rounds differently on different CPUs, and a run may resume on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -159,15 +156,6 @@ def import_tensorflow(
     if numerics.deterministic:
         tf.config.experimental.enable_op_determinism()
     return tf  # type: ignore[no-any-return]
-
-
-def _check_address_space() -> None:
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
-        raise InputError(
-            f"the address space is limited to {limit / 1e9:.1f} GB, and TensorFlow ends without a "
-            f"word below {MIN_ADDRESS_SPACE / 1e9:.0f} GB; lift the limit: ulimit -v unlimited"
-        )
 
 
 @contextlib.contextmanager

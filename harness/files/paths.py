@@ -17,7 +17,7 @@ def private_cache(name: str) -> Path | None:
     try:
         for each in (*reversed(folder.parents), folder):
             each.mkdir(mode=0o700, exist_ok=True)  # not by the umask, as parents are otherwise
-        if others_can_write(folder.parent, folder.parent.stat()):  # made with a lax umask
+        if others_can_write(folder.parent.stat()):  # made with a lax umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
@@ -31,7 +31,7 @@ def _can_be_replaced(folder: Path) -> bool:
     """Whether others could put another folder in its place, by a folder above it."""
     for above in reversed(folder.parents):
         status = above.stat()
-        if others_can_write(above, status):
+        if others_can_write(status):
             return True
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
             return False  # nobody else comes further

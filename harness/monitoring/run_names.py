@@ -32,7 +32,7 @@ def select_runs(
         except InputError:  # one is the id of a job that no folder is named after, or of none
             pass
     paths = [Path(name) for name in names if name.strip()]
-    return _chosen(names, survey(runs, queue, paths, checks_all=False), runs, many=many)
+    return _chosen(names, survey(runs, queue, paths), runs, many=many)
 
 
 def _chosen(

@@ -6,62 +6,46 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from harness import PROJECT
 from harness.files.lenient_json import read_toml, table, text
-from harness.files.plain_file import in_threads
-from harness.monitoring.run_index import RunIndex, result_version
+from harness.files.plain_file import Record, in_threads
 from harness.monitoring.status import infer_state
 from harness.search_space import SEARCH_FILE, short_names
 from harness.slurm.queue import Queue, QueuedJob, training_script
 from harness.slurm.script import submissions
-from harness.tracking.records import ALIVE, RunStatus, Submission, add_late_submission, observe
-from harness.tracking.run_folders import RunFolder, find_runs, walk_runs
+from harness.tracking.records import ALIVE, RunStatus, Submission, observe, read_submissions
+from harness.tracking.run_folders import RunFolder, walk_runs
 
 NUM_NEWEST = 20  # ended runs that `harness status` shows by default
 
 
-def survey(
-    runs: Path, queue: Queue | None, folders: Sequence[Path] = (), *, checks_all: bool = True
-) -> list[RunStatus]:
+def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
     """Every run below `runs` and in `folders`: those at work first, then the newest.
 
     A job that waits in the queue is included: by its record or, given a queue, by its script.
 
     Args:
         folders: more runs, or folders of runs, also some that a submitted job has yet to make.
-        checks_all: whether each finished run of the index is checked; else those alone that can
-            have changed, and the newest.
     """
     look = _Look(runs, queue, folders)
     here = filter(os.path.isdir, folders)
-    walk = walk_runs((runs, *here), is_known=look.index.is_known)
-    look.index.check(walk.runs, None if checks_all else walk.changed_ns)
-    statuses = look.at(walk.runs)
-    while not checks_all:
-        ended = [each for each in statuses if each[0].phase == "result"]
-        newest = sorted(ended, key=lambda each: -each[0].time_s)[:NUM_NEWEST]
-        again = look.changed([found for _, found in newest])
-        if not again:
-            break
-        reals = {each.real for each in again}
-        statuses = [each for each in statuses if each[1].real not in reals] + look.at(again)
-    look.index.save(walk.runs, walk.changed_ns)
-    return _sorted([status for status, _ in statuses] + look.not_begun(statuses))
+    found = walk_runs((runs, *here))
+    statuses = look.at(found)
+    return _sorted(statuses + look.not_begun(statuses, {each.real for each in found}))
 
 
 def look_at(folders: Sequence[Path], runs: Path, queue: Queue | None) -> list[RunStatus]:
     """Some runs, or the runs in some folders: those at work first, then the newest."""
-    top = os.path.realpath(runs)
+    top = f"{os.path.realpath(runs)}/"
     found = [
-        replace(each, folder=runs / Path(each.real).relative_to(top))
-        if each.real.startswith(f"{top}/")
+        each._replace(path=str(runs / each.real.removeprefix(top)))
+        if each.real.startswith(top)
         else each
-        for each in walk_runs(folders).runs
+        for each in walk_runs(folders)
     ]
-    return _sorted(status for status, _ in _Look(runs, queue, folders).at(found))
+    return _sorted(_Look(runs, queue, folders).at(found))
 
 
 def runs_of(folder: Path, runs: Path) -> Path:
@@ -91,9 +75,8 @@ class _Look:
 
     def __init__(self, runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> None:
         self.runs, self.now = runs, time.time()
-        self.index = RunIndex(runs, now=self.now)
         self._real_folder = functools.cache(os.path.realpath)
-        sent = [*self.index.submissions(runs), *self._sent_elsewhere(folders)]
+        sent = [*read_submissions(submissions(runs)), *self._sent_elsewhere(folders)]
         sent.sort(key=lambda each: each.time_s)
         self.submissions = {self._real(each.folder): each for each in sent}
         self.jobs = queue.jobs() if queue else None
@@ -107,56 +90,40 @@ class _Look:
         """What the records in other folders of runs say of some runs there."""
         named = tuple(f"{os.path.realpath(each)}/" for each in folders)
         for top in {runs_of(each, self.runs) for each in folders} - {self.runs}:
-            for sent in RunIndex(top, now=self.now).submissions(top):
+            for sent in read_submissions(submissions(top)):
                 if f"{self._real(sent.folder)}/".startswith(named):
                     yield sent
 
-    def at(self, found: Sequence[RunFolder]) -> list[tuple[RunStatus, RunFolder]]:
-        """Runs with their states, from the index or from their folders."""
-        return list(zip(in_threads(self._status, found), found, strict=True))
+    def at(self, found: Sequence[RunFolder]) -> list[RunStatus]:
+        """Runs with their states."""
+        return in_threads(
+            lambda each: self._status(each.path, _name(each.path, self.runs), each.heartbeat), found
+        )
 
-    def changed(self, found: Sequence[RunFolder]) -> list[RunFolder]:
-        """Those of some runs that are not as the index says."""
-        known = [each for each in found if self.index.is_known(each.real, each.inode)]
-        self.index.check(known, None)
-        return [each for each in known if not self.index.is_known(each.real, each.inode)]
-
-    def not_begun(self, statuses: Sequence[tuple[RunStatus, RunFolder]]) -> list[RunStatus]:
-        """The runs of submitted jobs that have no folder yet."""
-        begun = {found.real for _, found in statuses}
-        begun |= {self._real(found.folder) for _, found in statuses}  # one that is a link
+    def not_begun(self, statuses: Sequence[RunStatus], begun: set[str]) -> list[RunStatus]:
+        """The runs of submitted jobs that have no folder yet; `begun` are real paths of others."""
+        if self.submissions:
+            begun = begun | {self._real(each.folder) for each in statuses}  # one that is a link
         top = Path(os.path.realpath(self.runs))
         waiting = [
-            RunFolder(sent.folder, real)
+            (str(sent.folder), _name(real, top))
             for real, sent in self.submissions.items()
             if real not in begun
         ]
-        found = in_threads(lambda each: self._observe(each, _name(Path(each.real), top)), waiting)
-        known = [each.queued for each in [*(status for status, _ in statuses), *found]]
+        found = in_threads(lambda each: self._status(*each), waiting)
+        known = [each.queued for each in (*statuses, *found)]
         return found + list(_unrecorded(self.jobs or [], known, self.runs, now=self.now))
 
-    def _status(self, found: RunFolder) -> RunStatus:
-        name = _name(found.folder, self.runs)
-        if not (status := self.index.recall(found, name)):
-            return self._observe(found, name)
-        add_late_submission(status, self._sent(found))
-        self._infer(status)
-        return status
-
-    def _observe(self, found: RunFolder, name: str) -> RunStatus:
-        version = result_version(found.real)
-        submission = self._sent(found)
-        status = observe(found.folder, name, submission, now=self.now)
-        self.index.add(found, status, version)
+    def _status(self, path: str, name: str, heartbeat: Record | None = None) -> RunStatus:
+        folder = Path(path)
+        sent = self.submissions.get(self._real(folder)) if self.submissions else None
+        status = observe(folder, name, sent, now=self.now, heartbeat=heartbeat)
         self._infer(status)
         return status
 
     def _real(self, run: Path) -> str:
         """The real path of a run's folder, which itself is no link; many are in few folders."""
         return f"{self._real_folder(run.parent)}/{run.name}"
-
-    def _sent(self, found: RunFolder) -> Submission | None:
-        return self.submissions.get(self._real(found.folder))
 
     def _infer(self, status: RunStatus) -> None:
         jobs = None
@@ -177,11 +144,11 @@ def trials_of(sweep: RunStatus) -> list[RunStatus]:
     keys = [(name, key) for name in space for key in table(space, name)]
     short = short_names([".".join(key) for key in keys])
 
-    def trial(folder: Path) -> RunStatus:
-        name = f"{sweep.run}/{folder.relative_to(sweep.folder)}"
-        status = observe(folder, name, None, now=now)
+    def trial(run: RunFolder) -> RunStatus:
+        name = f"{sweep.run}/{_name(run.path, sweep.folder)}"
+        status = observe(Path(run.path), name, None, now=now, heartbeat=run.heartbeat)
         infer_state(status, None, asked_s_ago=0.0)
-        job = read_toml(folder / "job.toml")
+        job = read_toml(status.folder / "job.toml")
         tried = [
             f"{short[f'{name}.{key}']}={table(job, name)[key]}"
             for name, key in keys
@@ -190,7 +157,7 @@ def trials_of(sweep: RunStatus) -> list[RunStatus]:
         status.note = "; ".join(filter(None, (status.note, " ".join(tried))))
         return status
 
-    return _sorted(in_threads(trial, list(find_runs([sweep.folder / "trials"]))))
+    return _sorted(in_threads(trial, walk_runs([sweep.folder / "trials"])))
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
@@ -205,8 +172,8 @@ def _rank(status: RunStatus) -> int:
     return ALIVE.index(status.state) if status.state in ALIVE else len(ALIVE)
 
 
-def _name(folder: Path, runs: Path) -> str:
-    return str(folder.relative_to(runs) if folder.is_relative_to(runs) else folder)
+def _name(path: str, runs: Path) -> str:
+    return path.removeprefix(f"{str(runs).rstrip('/')}/")
 
 
 def _unrecorded(

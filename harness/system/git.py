@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.files.lenient_json import read_json
 from harness.files.scratch import scratch_directory
-from harness.system.private_files import looks_secret, private_files, site_patterns
+from harness.system.private_files import looks_secret, private_files
 
 SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
@@ -116,8 +116,7 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
             total += size
     # The changes of a committed file that is named like a secret are secret too.
     changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
-    patterns = site_patterns(project)
-    secret = [name for name in changed if name in private or looks_secret(name, patterns)]
+    secret = [name for name in changed if name in private or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
     diff_of_new, unread = _diff_of_new(project, recorded)
     left_out = sorted({*left_out, *unread, *private, *secret})
@@ -145,7 +144,7 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
         committed = set(_names(git(project, "ls-tree", "-r", "-z", "--name-only", "HEAD")))
     except GitError:  # nothing is committed yet
         committed = set()
-    return private_files(project, [n for n in [*tracked, *new] if n not in committed], tracked)
+    return private_files(project, [n for n in [*tracked, *new] if n not in committed])
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from harness.files.site_settings import site_setting
-
-MORE = "HARNESS_PRIVATE_FILES"  # a site's own patterns
 NAMES = (
     *("*secret*", "*credential*", "*passw*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
@@ -14,43 +11,32 @@ NAMES = (
 )
 NO_CODE = ("*token*",)  # but tokenizer.py is code
 CODE = (".py", ".pyi")
-SAMPLE = 200  # files that say whether a checkout is private
 
 
-def private_files(
-    project: Path, names: Sequence[str], others: Sequence[str] = ()
-) -> dict[str, str]:
+def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """The files that look like secrets, each with what says so: its name, or its mode.
 
-    A mode that keeps a file from all other users says so where most files have another.
+    A mode that keeps a file from all other users says nothing in a folder that has such a mode
+    itself.
 
     Args:
+        project: the folder of the checkout.
         names: paths of files in it.
-        others: more of its files, which show what mode is usual.
     """
-    more = site_patterns(project)
-    sample = [*others, *names][:SAMPLE]
-    judges_mode = 2 * sum(_is_private(project / name) for name in sample) < len(sample)
+    judges_mode = not _is_private(project)
     found = {}
     for name in names:
-        if looks_secret(name, more):
+        if looks_secret(name):
             found[name] = "its name"
         elif judges_mode and _is_private(project / name):
             found[name] = f"its mode {(project / name).lstat().st_mode & 0o777:04o}"
     return found
 
 
-def site_patterns(project: Path) -> tuple[str, ...]:
-    """A site's own patterns, in small letters."""
-    return tuple(site_setting(MORE, project).lower().replace(",", " ").split())
-
-
-def looks_secret(name: str, more: Sequence[str]) -> bool:
+def looks_secret(name: str) -> bool:
     """Whether a path, or a folder in it, is named like a secret, in capitals or not."""
-    patterns = [*NAMES, *more]
     path = PurePosixPath(name.lower())
-    if path.suffix not in CODE:
-        patterns += NO_CODE
+    patterns = NAMES if path.suffix in CODE else (*NAMES, *NO_CODE)
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in patterns)
 
 

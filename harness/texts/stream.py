@@ -1,4 +1,4 @@
-"""The bytes of a user's texts as a stream: unpacked, in UTF-8, and never more than is sound."""
+"""The bytes of a user's texts as a stream: unpacked, and in UTF-8."""
 
 import codecs
 import collections
@@ -13,9 +13,6 @@ from harness.errors import InputError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_ROW_BYTES = 16_000_000
-# Unpacking may give a gigabyte, and beyond that a hundred times the packed size: text packs to a
-# tenth, a file made to fill a disk to a thousandth.
-MAX_UNPACKED, MAX_RATIO = 1_000_000_000, 100
 
 
 def open_bytes(path: Path, where: str, encoding: str = "utf-8") -> BinaryIO:
@@ -25,7 +22,7 @@ def open_bytes(path: Path, where: str, encoding: str = "utf-8") -> BinaryIO:
         where: begins the message of an error.
 
     Raises:
-        InputError: when it is opened or read, if it can't be read or unpacks to too much.
+        InputError: if it can't be opened.
     """
     try:
         file = path.open("rb")
@@ -36,43 +33,12 @@ def open_bytes(path: Path, where: str, encoding: str = "utf-8") -> BinaryIO:
     if not packed and is_utf8:
         return file
     pa = import_pyarrow(where)
-    stream: Any = file
+    stream: Any = pa.PythonFile(file, mode="r")
     if packed:
-        unpacked = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), packed)
-        stream = _Bounded(unpacked, file, where)
+        stream = pa.CompressedInputStream(stream, packed)
     if not is_utf8:
-        stream = pa.transcoding_input_stream(pa.PythonFile(stream, mode="r"), encoding, "utf-8")
-    return io.BufferedReader(stream if packed and is_utf8 else _Bounded(stream, file, where))
-
-
-class _Bounded(io.RawIOBase):
-    """A stream that ends with an error where it gives far more than its file holds."""
-
-    def __init__(self, stream: Any, file: BinaryIO, where: str) -> None:
-        self.stream, self.file, self.where, self.given = stream, file, where, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer.
-
-        Raises:
-            InputError: if it unpacks to too much.
-        """
-        content = self.stream.read(len(buffer))
-        buffer[: len(content)] = content
-        self.given += len(content)
-        if self.given > MAX_UNPACKED + MAX_RATIO * self.file.tell():
-            raise InputError(
-                f"{self.where}unpacks to over {MAX_RATIO} times its size; unpack it yourself if it "
-                "is what it should be"
-            )
-        return len(content)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
+        stream = pa.transcoding_input_stream(stream, encoding, "utf-8")
+    return io.BufferedReader(stream)
 
 
 def import_pyarrow(where: str) -> Any:

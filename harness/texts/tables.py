@@ -3,8 +3,7 @@
 pyarrow reads and unpacks them. JSON lines are the standard library's: it names the line of an
 error, takes labels of several types, and is what `harness predict` reads with too.
 
-The rows are only data: nothing in them is run or unpickled, and what unpacks to a hundred times its
-size is refused.
+The rows are only data: nothing in them is run or unpickled.
 """
 
 import codecs

@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DiskError
-from harness.files.lenient_json import BROKEN, number, numbers, path, read_toml, table, text, whole
-from harness.files.plain_file import open_plain_file
+from harness.files.lenient_json import (
+    BROKEN,
+    number,
+    numbers,
+    parse_json,
+    path,
+    read_toml,
+    table,
+    text,
+    whole,
+)
+from harness.files.plain_file import Record, in_threads, open_plain_file, read_record
 from harness.search_space import SEARCH_FILE, is_of_search, is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
@@ -19,6 +29,7 @@ from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # of a log
+RESULT = "result.json"
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
 
@@ -138,12 +149,19 @@ class RunStatus:
         return {**shown, "folder": str(self.folder.absolute()), "reason": waits}
 
 
-def read_submission(file: Path) -> list[Submission] | None:
-    """The runs in a record of `harness submit`, which may name none; None if it can't be read."""
+def read_submissions(folder: Path) -> list[Submission]:
+    """The runs in the records of `harness submit`, oldest first."""
+    names = [name for name in _names(folder) if name.endswith(".json")]
+    found = in_threads(lambda name: _read_submission(folder / name), names)
+    return sorted((each for record in found for each in record), key=lambda each: each.time_s)
+
+
+def _read_submission(file: Path) -> list[Submission]:
+    """The runs in a record, which may name none."""
     sent, record = _stat(file), RunDirectory(file.parent).read_json(file.name)
     is_own = _is_own(file) is not False
     if not sent or not record:
-        return None
+        return []
     folders = record.get("runs")
     return [
         Submission(
@@ -164,26 +182,36 @@ def read_submission(file: Path) -> list[Submission] | None:
 # What a folder says
 
 
-def observe(folder: Path, name: str, submission: Submission | None, *, now: float) -> RunStatus:
-    """Read as much of a run's folder as is there and whole; its state is inferred later."""
-    run = RunDirectory(folder)
-    state = run.read_json("state.json")
-    file = _stat(folder / "state.json")
-    modified, is_own = file.st_mtime if file else None, _is_own(folder / "state.json", folder)
+def observe(
+    folder: Path,
+    name: str,
+    submission: Submission | None,
+    *,
+    now: float,
+    heartbeat: Record | None = None,
+) -> RunStatus:
+    """Read as much of a run's folder as is there and whole; its state is inferred later.
+
+    Of a finished run that is its last heartbeat, and the size of its result.
+
+    Args:
+        folder: of the run.
+        name: for people.
+        submission: its record, if there is one.
+        now: seconds since 1970.
+        heartbeat: its `state.json`, if that was read just now.
+    """
+    heartbeat = heartbeat or read_record(f"{folder}/state.json")
+    state = parse_json(heartbeat.content) if heartbeat else {}
+    modified = heartbeat.modified_s if heartbeat else None
+    is_own = heartbeat.owner == os.getuid() if heartbeat else _is_own(folder)
     status = RunStatus(
         run=name,
         folder=folder,
-        job=folder.parent.name,
         epoch=whole(state.get("epoch")),
         num_epochs=whole(state.get("num_epochs")),
         step=whole(state.get("step")),
         num_steps=whole(state.get("num_steps")),
-        reviews_per_s=number(state.get("reviews_per_s")),
-        eta_s=number(state.get("eta_s")),
-        step_ms=number(state.get("step_ms")),
-        input_wait_share=number(state.get("input_wait_share")),
-        device=numbers(state.get("device")),
-        warning=text(state.get("warning")),
         restarts=whole(state.get("restarts")) or 0,
         host=text(state.get("host")),
         process=whole(state.get("process")),
@@ -200,22 +228,14 @@ def observe(folder: Path, name: str, submission: Submission | None, *, now: floa
     status.set_age(now)
     if submission:
         _add_submission(status, submission)
-    if is_sweep(folder):
-        _add_sweep(status, state)
-        _add_resuming_job(status, submission)
-        return status
-    is_finished = status.is_there("result.json")
-    result: dict[str, Any] = {}
-    problem = None
-    try:
-        result = run.certain_json("result.json") if is_finished else {}
-    except DiskError as error:
-        problem = str(error)
-    if not is_whole(result):
-        _add_job(status)
-    if is_finished:
-        _add_result(status, result)
-        status.error = problem or status.error
+    summary = table(state, "result")
+    if status.phase == "finished" and summary and whole(summary.get("bytes")) == _size(folder):
+        status.error = None
+        _add_scores(status, summary)
+    else:
+        _add_speed(status, state)
+        _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
+    status.job = status.job or folder.parent.name
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
     status.slurm_job = _shown_job(status, state)
@@ -233,15 +253,6 @@ def _add_resuming_job(status: RunStatus, submission: Submission | None) -> None:
         status.log = submission.log
 
 
-def add_late_submission(status: RunStatus, submission: Submission | None) -> None:
-    """Add what the record of its submission says to a finished run that was read before."""
-    if submission:
-        known = status.job, status.architecture, status.seed  # by its result, the better witness
-        _add_submission(status, submission)
-        status.job, status.architecture, status.seed = known
-        _add_resuming_job(status, submission)
-
-
 def _add_submission(status: RunStatus, submission: Submission) -> None:
     status.job = submission.job or status.job
     status.architecture, status.seed = submission.architecture, submission.seed
@@ -250,16 +261,40 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
     status.submission = submission
 
 
-def _add_result(status: RunStatus, result: dict[str, Any]) -> None:
+def _add_speed(status: RunStatus, state: dict[str, Any]) -> None:
+    """Add the figures that only hold while it trains."""
+    status.reviews_per_s = number(state.get("reviews_per_s"))
+    status.eta_s = number(state.get("eta_s"))
+    status.step_ms = number(state.get("step_ms"))
+    status.input_wait_share = number(state.get("input_wait_share"))
+    status.device = numbers(state.get("device"))
+    status.warning = text(state.get("warning"))
+
+
+def _add_result_or_job(status: RunStatus) -> None:
+    """Add what the files of a run say beside its heartbeat."""
+    is_finished, problem = status.is_there(RESULT), None
+    result: dict[str, Any] = {}
+    try:
+        result = RunDirectory(status.folder).certain_json(RESULT) if is_finished else {}
+    except DiskError as error:
+        problem = str(error)
+    if not is_whole(result):
+        _add_job(status)
+    if is_finished:
+        broken = None if is_whole(result) else f"{RESULT} is broken; remove it and {status.resume}"
+        status.error = problem or broken
+        _add_scores(status, result)
+        status.forget_speed()
+
+
+def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
     status.phase = "result"
-    broken = f"result.json is broken; remove it and {status.resume}"
-    status.error = None if is_whole(result) else broken
     status.job = text(result.get("job")) or status.job
     status.architecture = text(result.get("architecture")) or status.architecture
     status.seed = status.seed if whole(result.get("seed")) is None else whole(result.get("seed"))
     status.val_accuracy = number(result.get("val_accuracy")) or status.val_accuracy
     status.test_accuracy = number(result.get("accuracy"))
-    status.forget_speed()
 
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
@@ -272,7 +307,6 @@ def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
     shown = {"trial": text(best.get("trial")), "score": number(best.get("score"))}
     num_trials = {key: whole(state.get(key)) for key in counts}
     status.trials = {**num_trials, "best": shown if best else None}
-    status.slurm_job = _shown_job(status, state)
 
 
 def describe_trials(trials: dict[str, Any]) -> str:
@@ -358,15 +392,26 @@ def _item(items: object, index: int) -> object:
     return items[index] if isinstance(items, list) and index < len(items) else None
 
 
-def _is_own(*places: Path) -> bool | None:
-    """Whether this user made the first of some places that is there; None if none is.
-
-    A link is its maker's, wherever it leads.
-    """
-    for place in places:
-        with contextlib.suppress(OSError, ValueError):
-            return place.lstat().st_uid == os.getuid()
+def _is_own(folder: Path) -> bool | None:
+    """Whether this user made a file, or a link to one; None if it is not there."""
+    with contextlib.suppress(OSError, ValueError):
+        return folder.lstat().st_uid == os.getuid()
     return None
+
+
+def _size(folder: Path) -> int:
+    """The bytes of a run's result, 0 where there is none."""
+    try:
+        return os.stat(f"{folder}/{RESULT}").st_size  # noqa: PTH116 - a string
+    except (OSError, ValueError):
+        return 0
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names, not paths
+    except (OSError, ValueError):
+        return []
 
 
 def _stat(path: Path) -> os.stat_result | None:

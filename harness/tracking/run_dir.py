@@ -219,6 +219,13 @@ def is_whole(result: dict[str, Any]) -> bool:
     return score is not None and is_list and isinstance(result.get("dataset_checksum"), str)
 
 
+def summary_of(result: dict[str, Any]) -> dict[str, Any]:
+    """What a look at many runs needs of a result, and the size by which it knows the file."""
+    shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
+    found = {name: result[name] for name in shown if name in result}
+    return {**found, "bytes": len(to_json(result).encode())}
+
+
 def run_identity(job: Job, checksum: str) -> str:
     """What a checkpoint belongs to: this job on these data, wherever the data are."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()

@@ -1,11 +1,12 @@
 """The one walk over the folders of runs and sweeps."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from harness.files.plain_file import in_threads
+from harness.files.plain_file import Record, in_threads, read_record
 from harness.search_space import SEARCH_FILE
 
 MAX_DEPTH = 4  # of a run below the folder that is searched
@@ -32,33 +33,19 @@ def leads_to_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class RunFolder:
+class RunFolder(NamedTuple):
     """A run's or a sweep's folder as the walk came to it."""
 
-    folder: Path  # below the folder that was searched
+    path: str  # below the folder that was searched
     real: str  # without links
-    inode: int = 0  # as the folder above lists it; 0 for a folder that was searched itself
-    above: str = ""  # the real path of that folder
+    heartbeat: Record | None  # which says that it is a run
 
 
-@dataclass
-class Walk:
-    """A walk, and what it found."""
-
-    in_sweeps: Sequence[str] = ()
-    is_known: Callable[[str, int], bool] = lambda *_: False
-    runs: list[RunFolder] = field(default_factory=list)  # each once, in order of their paths
-    changed_ns: dict[str, int] = field(default_factory=dict)  # of each folder that holds others
-
-
-@dataclass(frozen=True)
-class _Open:
+class _Open(NamedTuple):
     """A folder to be listed."""
 
     path: str
     real: str
-    inode: int
     depth: int  # how many levels below it are searched
     order: tuple[str, ...]
 
@@ -70,69 +57,49 @@ def find_runs(tops: Iterable[Path], in_sweeps: Sequence[str] = ()) -> Iterator[P
         tops: where to look.
         in_sweeps: the parts of a sweep whose runs are found too: `trials`, `winner`.
     """
-    for found in walk_runs(tops, in_sweeps).runs:
-        yield found.folder
+    for found in walk_runs(tops, in_sweeps):
+        yield Path(found.path)
 
 
-def walk_runs(
-    tops: Iterable[Path],
-    in_sweeps: Sequence[str] = (),
-    is_known: Callable[[str, int], bool] = lambda *_: False,
-) -> Walk:
-    """Walk as `find_runs` does, and say more of what is found.
-
-    Args:
-        tops: where to look.
-        in_sweeps: as `find_runs` takes it.
-        is_known: says by real path and inode that a folder is a run's, so that it is not listed.
-    """
-    walk, seen = Walk(in_sweeps, is_known), set()
+def walk_runs(tops: Iterable[Path], in_sweeps: Sequence[str] = ()) -> list[RunFolder]:
+    """Walk as `find_runs` does, and keep the heartbeat that was read on the way."""
+    runs: dict[str, RunFolder] = {}
     for top in tops:
-        for _, found in sorted(_below(top, walk), key=lambda each: each[0]):
-            if found.real not in seen:
-                seen.add(found.real)
-                walk.runs.append(found)
-    return walk
+        for _, found in sorted(_below(top, in_sweeps), key=lambda each: each[0]):
+            runs.setdefault(found.real, found)
+    return list(runs.values())
 
 
-def _below(top: Path, walk: Walk) -> Iterator[tuple[tuple[str, ...], RunFolder]]:
-    level = [_Open(str(top), os.path.realpath(top), 0, MAX_DEPTH, top.parts)]
+def _below(top: Path, in_sweeps: Sequence[str]) -> Iterator[tuple[tuple[str, ...], RunFolder]]:
+    level = [_Open(str(top), os.path.realpath(top), MAX_DEPTH, top.parts)]
     while level:
         following: list[_Open] = []
-        for folder, (names, changed_ns) in zip(level, in_threads(_list, level), strict=True):
-            above = os.path.dirname(folder.real)  # noqa: PTH120 - a string
-            found = RunFolder(Path(folder.path), folder.real, folder.inode, above)
-            if not names.keys().isdisjoint(MARKS):
-                yield folder.order, found
-                parts = walk.in_sweeps if SEARCH_FILE in names else ()
+        for folder, (state, entries) in zip(
+            level, in_threads(partial(_look, in_sweeps=in_sweeps), level), strict=True
+        ):
+            depth = folder.depth
+            if state or not entries.keys().isdisjoint(MARKS):
+                yield folder.order, RunFolder(folder.path, folder.real, state)
+                parts = in_sweeps if SEARCH_FILE in entries else ()
                 depth = MAX_DEPTH + 1
-                names = {name: names[name] for name in parts if name in names}
-            else:
-                depth = folder.depth
-                walk.changed_ns[folder.real] = changed_ns
-            for name, (is_folder, is_link, inode) in names.items():
-                if not depth or not is_folder or name.startswith("."):
-                    continue
-                path, order = os.path.join(folder.path, name), (*folder.order, name)  # noqa: PTH118
-                real = os.path.realpath(path) if is_link else f"{folder.real}/{name}"
-                inode = 0 if is_link else inode
-                if walk.is_known(real, inode):
-                    yield order, RunFolder(Path(path), real, inode, folder.real)
-                else:
-                    following.append(_Open(path, real, inode, depth - 1, order))
+                entries = {name: entries[name] for name in parts if name in entries}
+            for name, entry in entries.items():
+                if depth and not name.startswith(".") and leads_to_folder(entry):
+                    real = f"{folder.real}/{name}"
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else real
+                    following.append(_Open(entry.path, real, depth - 1, (*folder.order, name)))
         level = following
 
 
-def _list(folder: _Open) -> tuple[dict[str, tuple[bool, bool, int]], int]:
-    """What is in a folder: whether each is a folder and a link, and its inode; when it changed."""
+def _look(
+    folder: _Open, in_sweeps: Sequence[str]
+) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
+    """A folder's heartbeat, and what is in it where that matters."""
+    state = read_record(f"{folder.path}/state.json")
+    if state and not in_sweeps:
+        return state, {}
     try:
-        # Before the listing, so that what changes after it is seen by the next one.
-        changed_ns = os.stat(folder.path).st_mtime_ns  # noqa: PTH116 - a string
         with os.scandir(folder.path) as entries:
-            names = {
-                entry.name: (leads_to_folder(entry), entry.is_symlink(), entry.inode())
-                for entry in entries
-            }
+            return state, {entry.name: entry for entry in entries}
     except OSError:  # it was removed meanwhile, or may not be read
-        return {}, 0
-    return names, changed_ns
+        return state, {}

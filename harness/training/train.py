@@ -36,6 +36,7 @@ from harness.tracking.run_dir import (
     PREDICTIONS,
     VALIDATION_PREDICTIONS,
     RunDirectory,
+    summary_of,
     take_back_cancel,
 )
 from harness.training.callbacks import own_callbacks
@@ -145,7 +146,7 @@ def train(
                 "kernels": kernels,
             }
             save_model(run, train_step.export_model, is_own=job.model.is_own)
-        heartbeat.beat("finished")
+        heartbeat.beat("finished", result=summary_of(result))
         run.write_json("result.json", result)  # last: it says that all the rest is there
     with contextlib.suppress(OSError, RunError):  # the run is finished all the same
         remove_checkpoints(run, but_last=True)

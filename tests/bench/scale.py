@@ -5,8 +5,6 @@ a ratio is its growth: 0.10 is ten times what ten runs take. Time is CPU time, w
 with other work on the machine; waiting for a slow disk has rows of its own.
 """
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +15,10 @@ from harness import PROJECT
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.data.imdb_sources import open_dataset
+from harness.files.leased_dir import to_json
 from harness.job_file import load_job
 from harness.report.export import RECORD, REPORT
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, summary_of
 from tests.bench.board import costs_to_show
 from tests.bench.measured import Measured
 from tests.bench.processes import Bench
@@ -31,7 +30,6 @@ SIZES_ON_BOARD = (10, 100, 200, 1_000)  # by default 200 at most, by name all
 LOGGED_STEPS = 5_000
 STRACE = ("strace", "-f", "-qq", "-e", "trace=%file,getdents64")
 SLOW_CALL_MS = 1.0  # of a file system over a busy network
-SETTLED_S = 3_600.0  # the age of the made-up runs, so that a look may believe what it has kept
 JOB = PROJECT / "jobs" / "lstm.toml"
 RESULT = {
     "job": "lstm",
@@ -48,7 +46,6 @@ def scale(bench: Bench) -> Iterator[Measured]:
     """Status, prune, comparisons and TensorBoard over more and more finished runs."""
     folders = {f"{num:,} runs": _make_runs(bench.folder / f"of{num}", num) for num in SIZES}
     commands: dict[str, Callable[[Path], Ended]] = {
-        "status, first look": lambda runs: _status(bench, runs, is_first=True),
         "status": lambda runs: _status(bench, runs),
         "status --all": lambda runs: _status(bench, runs, "--all"),
         "status of one": lambda runs: _status(bench, runs, "run00007"),
@@ -60,13 +57,9 @@ def scale(bench: Bench) -> Iterator[Measured]:
     if shutil.which("strace"):
         slow = f"calls of {SLOW_CALL_MS:g} ms"
         traced = (("file calls", "calls", _file_calls), (slow, "ms", _slow_ms))
-        for name, is_first in (("status, first look", True), ("status", False)):
-            for what, unit, measure in traced:
-                values = {
-                    size: (measure(bench, runs, is_first=is_first),)
-                    for size, runs in folders.items()
-                }
-                yield _grown(f"{name}: {what}", unit, values)
+        for what, unit, measure in traced:
+            values = {size: (measure(bench, runs),) for size, runs in folders.items()}
+            yield _grown(f"status: {what}", unit, values)
     else:
         bench.console.warning("no strace here: file calls are not counted or delayed")
     yield from _comparisons(bench)
@@ -136,42 +129,35 @@ def _cpu_ms(command: Callable[[Path], Ended], runs: Path) -> dict[str, float]:
     return {"value": 1000 * command(runs).cpu_s}
 
 
-def _status(
-    bench: Bench, runs: Path, *more: str, is_first: bool = False, tracer: Sequence[str] = ()
-) -> Ended:
-    cache = runs.with_name(f"{runs.name}-cache")
-    if is_first:
-        shutil.rmtree(cache, ignore_errors=True)
-    command = [*tracer, *child.module_args("harness"), "status", *more, "--runs", runs]
-    return bench.process(command, XDG_CACHE_HOME=str(cache))
+def _status(bench: Bench, runs: Path, *more: str, tracer: Sequence[str] = ()) -> Ended:
+    return bench.process([*tracer, *child.module_args("harness"), "status", *more, "--runs", runs])
 
 
-def _file_calls(bench: Bench, runs: Path, *, is_first: bool) -> float:
+def _file_calls(bench: Bench, runs: Path) -> float:
     """The calls that name a file or list a folder, those of Python's start among them."""
     trace = bench.folder / "trace"
-    _status(bench, runs, is_first=is_first, tracer=[*STRACE, "-o", str(trace)])
+    _status(bench, runs, tracer=[*STRACE, "-o", str(trace)])
     with trace.open(errors="replace") as lines:
         return float(sum(1 for _ in lines))
 
 
-def _slow_ms(bench: Bench, runs: Path, *, is_first: bool) -> float:
+def _slow_ms(bench: Bench, runs: Path) -> float:
     delay = f"inject=%file,getdents64:delay_enter={1000 * SLOW_CALL_MS:.0f}"
     tracer = [*STRACE, "-e", delay, "-o", "/dev/null"]
-    return 1000 * _status(bench, runs, is_first=is_first, tracer=tracer).wall_s
+    return 1000 * _status(bench, runs, tracer=tracer).wall_s
 
 
 def _make_runs(runs: Path, num: int) -> Path:
     """Finished runs as a look at them needs them."""
-    job, then_s = load_job(JOB).to_toml(), time.time() - SETTLED_S
+    job, now_s = load_job(JOB).to_toml(), time.time()
     for index in range(num):
         run = RunDirectory(runs / "lstm" / f"run{index:05}")
         run.folder.mkdir(parents=True)
         run.path("job.toml").write_text(job)
-        state = {"phase": "finished", "epoch": 7, "num_epochs": 7, "time_s": then_s + index}
+        state = {"phase": "finished", "epoch": 7, "num_epochs": 7, "time_s": now_s + index}
+        state["result"] = summary_of(RESULT)
         for name, content in (("state.json", state), ("result.json", RESULT)):
-            run.path(name).write_text(json.dumps(content))
-    for folder in (runs / "lstm", runs):  # one that was just made is not believed yet
-        os.utime(folder, (then_s, then_s))
+            run.path(name).write_text(to_json(content))
     return runs
 
 

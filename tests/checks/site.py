@@ -15,7 +15,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.queue import Queue
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.records import RunStatus
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, summary_of
 from tests.conftest import JOBS, write_program
 
 ELSEWHERE = "node7"
@@ -78,6 +78,8 @@ class Site:
         heart.state |= {"host": host, "log": str(log) if log else None}
         if process is not None:
             heart.state["process"] = process
+        if phase == "finished":
+            values["result"] = summary_of(RESULT)
         if phase:
             heart.beat(phase, **values)
             os.utime(run.path("state.json"), (then, then))

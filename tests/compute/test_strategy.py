@@ -1,7 +1,6 @@
 """What is checked before TensorFlow is imported, and how its workers meet."""
 
 import os
-import resource
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +16,6 @@ from harness.compute.strategy import (
     site_devices,
 )
 from harness.errors import InputError
-
-
-def test_too_small_an_address_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow would end by a signal, without a word."""
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (1_100_000_000, -1))
-    with pytest.raises(InputError, match=r"limited to 1\.1 GB.*ulimit -v unlimited"):
-        import_tensorflow(None)
 
 
 def test_a_gpu_gives_its_memory_to_others_too(monkeypatch: pytest.MonkeyPatch) -> None:

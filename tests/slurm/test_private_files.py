@@ -10,7 +10,6 @@ import pytest
 
 from harness.slurm.snapshot import LARGE_BYTES, code_files, snapshot_warnings, take_snapshot
 from harness.system.git import code_version
-from harness.system.private_files import private_files
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import PROJECT, Harness
 from tests.slurm.test_submit import git, git_init
@@ -92,10 +91,8 @@ def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path:
 
 
 def test_in_a_private_checkout_the_mode_says_nothing(project: Path, tmp_path: Path) -> None:
-    """With a umask of 077 every file is private."""
-    for path in project.rglob("*"):
-        if path.is_file() and ".git/" not in str(path):
-            path.chmod(path.stat().st_mode & 0o700)
+    """With a umask of 077 every file and folder is private."""
+    project.chmod(0o700)
     write(project, ["notes.txt", "token.txt"])
     (project / "notes.txt").chmod(0o600)
     snapshot = take_snapshot(project, tmp_path / "runs")
@@ -113,21 +110,6 @@ def test_without_git_secrets_stay_behind_too(tmp_path: Path) -> None:
     snapshot = take_snapshot(tmp_path / "project", tmp_path / "runs")
     names = sorted(path.name for path in snapshot.iterdir())
     assert names == ["__pycache__", "a.py", "b.py", "c.py", "snapshot.json"]
-
-
-def test_a_site_lengthens_the_list(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HARNESS_PRIVATE_FILES holds more patterns, with blanks or commas between them."""
-    names = ["grades.csv", "patients.db", "a.csv"]
-    write(project, names)
-    assert private_files(project, names) == {}
-    monkeypatch.setenv("HARNESS_PRIVATE_FILES", "grades*, *.DB")
-    assert set(private_files(project, names)) == {"grades.csv", "patients.db"}
-    git(project, "add", "grades.csv")
-    git(project, "commit", "--quiet", "-m", "an empty table")
-    (project / "grades.csv").write_text("Ann,1.3\n")
-    version = code_version(project)
-    assert "Ann" not in version["uncommitted_diff"]
-    assert "grades.csv" in version["left_out_files"]
 
 
 def test_records_with_a_diff_are_their_users_alone(project: Path, tmp_path: Path) -> None:

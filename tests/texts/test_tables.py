@@ -14,7 +14,6 @@ from harness.data.dataset_folder import open_folder
 from harness.data.text_dataset import open_source
 from harness.data.text_files import read_texts, source_checksum
 from harness.errors import InputError
-from harness.texts import stream
 from harness.texts.tables import SourceFormat
 from tests.data.made_up_texts import make_rows, write_csv
 
@@ -278,20 +277,6 @@ def test_a_bad_table_is_refused_in_one_line(tmp_path: Path) -> None:
         assert len(str(refused.value)) < 400
     assert not [*(tmp_path / "cache" / "harness").glob("texts-*")]
     assert not [*(tmp_path / "cache" / "harness").glob(".*.tmp")]
-
-
-def test_what_unpacks_to_far_too_much_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hundred times the size of the file, beyond the first gigabyte."""
-    monkeypatch.setattr(stream, "MAX_UNPACKED", 1_000_000)
-    content = b"text,label\n" + b"a,pos\nb,neg\n" * 1_000_000
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(content))
-    with pa.CompressedOutputStream(str(tmp_path / "a.csv.zst"), "zstd") as file:
-        file.write(content)
-    for name in ("a.csv.gz", "a.csv.zst"):
-        with pytest.raises(InputError, match="unpacks to over 100 times its size"):
-            open_source(tmp_path / name)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

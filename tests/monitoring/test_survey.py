@@ -1,4 +1,4 @@
-"""A finished run is read once: what a look asks the disk, and what it must still notice."""
+"""A look at many runs: what it asks the disk, and what it must notice."""
 
 import json
 import os
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.files.paths import cache_folder
 from harness.monitoring.run_names import select_runs
 from harness.monitoring.status_table import RunFilter, age_s, as_lines
 from harness.monitoring.survey import survey
@@ -50,69 +49,62 @@ def counted(below: Path) -> Iterator[list[str]]:
             setattr(os, name, call)
 
 
-def settle(site: Site, job: str = "lstm") -> None:
-    """Make the folder of a job old enough to be believed."""
-    then = time.time() - 3000
-    for folder in (site.runs / job, site.runs):
-        os.utime(folder, (then, then))
-
-
 @pytest.fixture
-def many(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Finished runs, of which a look has kept what it read."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def many(site: Site) -> Site:
+    """Finished runs."""
     for number in range(NUM):
         site.run(f"done-{number:02}", "finished", 1000 + number)
-    settle(site)
-    survey(site.runs, Queue(), checks_all=False)
     return site
 
 
 def look(site: Site) -> list[dict[str, Any]]:
     """What a look shows of each run, without ages."""
-    shown = [each.as_json() for each in survey(site.runs, Queue(), checks_all=False)]
+    shown = [each.as_json() for each in survey(site.runs, Queue())]
     return [{k: v for k, v in each.items() if k != "heartbeat_age_s"} for each in shown]
 
 
-def test_a_second_look_asks_less_than_a_call_a_run(many: Site) -> None:
-    """The newest twenty are checked, the others are believed, and the table is the same."""
-    for file in cache_folder().glob("status/*"):
-        file.unlink()
-    with counted(many.runs) as first:
-        expected = look(many)
-    with counted(many.runs) as second:
-        assert look(many) == expected
-    assert len(first) > 10 * NUM
-    assert 20 <= len(second) < NUM
-    assert len(expected) == NUM
+def test_a_finished_run_costs_one_read_and_one_question(many: Site) -> None:
+    """Its heartbeat is read, and its result's size asked for."""
+    with counted(many.runs) as calls:
+        assert len(look(many)) == NUM
+    about_runs = [call for call in calls if "done-" in call]
+    assert len(about_runs) == 2 * NUM
+    assert {call.split()[0] for call in about_runs} == {"open", "stat"}
 
 
-def test_the_index_is_its_users_alone_and_may_go_at_any_time(many: Site) -> None:
-    """Deleted, cut or of nonsense, it costs time and changes no line."""
-    (file,) = cache_folder().glob("status/*.json")
-    assert file.stat().st_mode & 0o777 == 0o600
-    expected, content = look(many), file.read_text()
-    known = json.loads(content)
-    for entry in known["known"].values():
-        entry |= {"seed": "one", "beats": ["x"]}
-    of_another = {**json.loads(content), "harness": "9.9.9"}
-    for broken in ("", "[1]", content[:-9], json.dumps(known), json.dumps(of_another), "\x00"):
-        file.write_text(broken)
-        assert look(many) == expected
-    file.unlink()
+def test_a_run_without_a_summary_is_shown_alike(many: Site) -> None:
+    """An ensemble has none; then the result is read."""
+    expected = look(many)
+    for file in many.runs.glob("lstm/*/state.json"):
+        status = file.stat()
+        state = json.loads(file.read_text())
+        del state["result"]
+        file.write_text(json.dumps(state))
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert look(many) == expected
-    assert file.exists()
-    file.parent.chmod(0o755)  # others could read it
-    assert look(many) == expected
+
+
+@pytest.mark.parametrize("name", ["a link", "made by another"])
+def test_a_heartbeat_is_its_makers(site: Site, tmp_path: Path, name: str) -> None:
+    """The queue shows own jobs alone; a link is its maker's, wherever it leads."""
+    run = site.run("a", "training", slurm_job="12")
+    state = run.path("state.json")
+    if name == "a link":
+        state.rename(tmp_path / "state.json")
+        state.symlink_to(tmp_path / "state.json")
+        assert site.only().is_own
+    if os.getuid() == 0:
+        os.lchown(state, 65534, -1)
+        assert not site.only().is_own
 
 
 def states(site: Site, *names: str) -> dict[str, str]:
-    found = {each.run: each.state for each in survey(site.runs, Queue(), checks_all=False)}
+    found = {each.run: each.state for each in survey(site.runs, Queue())}
     return {name: found.get(f"lstm/{name}", "") for name in names}
 
 
 def test_an_old_run_that_goes_on_is_seen(many: Site) -> None:
-    """Its process takes the lease, which changes the folder that holds it, wherever it stands."""
+    """Its heartbeat says so, and no result."""
     run = RunDirectory(many.runs / "lstm" / f"done-{NUM - 1}")
     run.path("result.json").unlink()
     run.take_lease()
@@ -125,7 +117,6 @@ def test_another_run_in_an_old_ones_place_is_seen(many: Site) -> None:
     shutil.rmtree(many.runs / "lstm/done-58")
     shutil.rmtree(many.runs / "lstm/done-59")
     many.run("done-59", "failed", 3000, error="RunError: anew")
-    settle(many)
     assert states(many, "done-57", "done-58", "done-59") == {
         "done-57": "finished",
         "done-58": "",
@@ -133,34 +124,25 @@ def test_another_run_in_an_old_ones_place_is_seen(many: Site) -> None:
     }
 
 
-def test_what_is_shown_is_checked(many: Site) -> None:
-    """A result that is edited is read again if it is among the newest, or if all are asked for."""
-    for name in ("done-00", "done-59"):
-        result = many.runs / "lstm" / name / "result.json"
-        result.write_text(json.dumps({**RESULT, "accuracy": 0.5}))
-
-    def accuracies(*, checks_all: bool) -> list[float | None]:
-        found = {each.run: each for each in survey(many.runs, Queue(), checks_all=checks_all)}
-        return [found[f"lstm/{name}"].test_accuracy for name in ("done-00", "done-59")]
-
-    assert accuracies(checks_all=False) == [0.5, 0.88]
-    assert accuracies(checks_all=True) == [0.5, 0.5]
-    (many.runs / "lstm/done-00/result.json").unlink()
-    assert states(many, "done-00", "done-01") == {"done-00": "stale", "done-01": "finished"}
+def test_a_result_that_was_changed_is_read(many: Site) -> None:
+    """One that is edited or cut has another size; one that is gone is none."""
+    folder = many.runs / "lstm"
+    (folder / "done-00/result.json").write_text(json.dumps({**RESULT, "accuracy": 0.5}))
+    cut = folder / "done-01/result.json"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    found = {each.run: each for each in survey(many.runs, Queue())}
+    assert found["lstm/done-00"].test_accuracy == 0.5
+    assert found["lstm/done-01"].note.startswith("result.json is broken; remove it and")
+    (folder / "done-02/result.json").unlink()
+    assert states(many, "done-02", "done-03") == {"done-02": "stale", "done-03": "finished"}
 
 
-def test_a_submission_is_read_once(many: Site) -> None:
-    """A record of a job costs nothing at the second look, and gives a finished run its log."""
+def test_the_record_of_a_job_gives_a_finished_run_its_log(many: Site) -> None:
+    """Of what a record says beside, the result is the better witness."""
     many.submission("12", list(range(1, 30)))
     many.submission("13", [4], job="lstm", runs=[str(many.runs / "lstm/done-03")])
     (many.runs / ".submissions/failures-14.json").write_text('{"format": 1, "count": 2}')
-    expected = look(many)
-    with counted(many.runs / ".submissions") as calls:
-        assert look(many) == expected
-    assert [call for call in calls if "fstat" not in call] == [
-        f"scandir {many.runs / '.submissions'}"
-    ]
-    (run,) = (each for each in expected if each["run"] == "lstm/done-03")
+    (run,) = (each for each in look(many) if each["run"] == "lstm/done-03")
     assert run["log"] == str(many.folder / "slurm-13.out")
     assert run["seed"] == RESULT["seed"]
 

@@ -73,6 +73,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(target)
+        sync_entry(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -166,9 +167,26 @@ def replace_file(
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(target)
+        if synced:
+            sync_entry(target)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync_entry(path: Path) -> None:
+    """Put a name on the disk: that of a file is an entry of its folder, with a sync of its own.
+
+    Without it a power cut can take back a file that is known to be complete.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks sync no folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _temporary(target: Path, suffix: str = "") -> Path:
@@ -177,7 +195,9 @@ def _temporary(target: Path, suffix: str = "") -> Path:
 
 def _write(target: Path, save: Callable[[Path], object], *, suffix: str = "", remedy: str) -> None:
     try:
-        target.parent.mkdir(exist_ok=True)
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            sync_entry(target.parent)
         replace_file(target, save, suffix=suffix)
     except OSError as error:
         raise DiskError(write_refusal(target, error, remedy)) from None

@@ -127,3 +127,27 @@ def test_what_a_kill_moved_away_comes_back(tmp_path: Path) -> None:
     with replaced_directory(target, lambda _: None):
         pass
     assert (tmp_path / ".export.v2.7.old").is_dir()
+
+
+def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content before its name, and the name before the write ends: a power cut keeps both."""
+    events: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        events.append("content" if path.is_file() else path.name)
+        sync(descriptor)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    atomic_write(tmp_path / "run/result.json", "{}")
+    assert events == [tmp_path.name, "content", "rename", "run"]
+    events.clear()
+    with atomic_directory(tmp_path / "run/model") as folder:
+        (folder / "weights").write_text("1")
+    assert events == ["run"]

@@ -42,7 +42,11 @@ def submit(
         bool, typer.Option("--resume", help="go on with the runs or sweeps RUN... instead of JOB")
     ] = False,
     all_interrupted: Annotated[
-        bool, typer.Option("--all-interrupted", help="continue all interrupted, lost and dead runs")
+        bool,
+        typer.Option(
+            "--all-interrupted",
+            help="continue all runs that stopped unfinished, but those that were cancelled",
+        ),
     ] = False,
     overrides: Overrides = None,
     seeds: Annotated[
@@ -169,7 +173,10 @@ def _resume_requests(
     if queue.problem and SlurmEnvironment.from_environment() is None:
         raise RunError(f"--resume: {queue.problem}, so a run may have a job that waits; try again")
     if everything and not (chosen := interrupted(chosen)):
-        raise InputError(f"--all-interrupted: no run below {runs} has stopped unfinished")
+        raise InputError(
+            f"--all-interrupted: no run below {runs} has stopped unfinished; one that was "
+            "cancelled goes on when it is named: harness submit --resume RUN"
+        )
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         shortage = None if resources.mem else shortage_of(each)

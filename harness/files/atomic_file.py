@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.errors import DiskError
+from harness.errors import DiskError, InputError
 
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
@@ -102,8 +102,14 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
         check: raises if what is there may not be replaced; called again before it is.
 
     Raises:
+        InputError: for a link that leads nowhere, or is another user's, who would choose the place.
         OSError: if the disk refuses.
     """
+    if target.is_symlink():
+        if target.lstat().st_uid != os.getuid():
+            raise InputError(f"{target}: is another user's link; name a folder of your own")
+        if not target.exists():
+            raise InputError(f"{target}: is a link that leads nowhere; remove it, or name a folder")
     target = target.resolve()
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.old"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import RunError
+from harness.errors import InputError, RunError
 from harness.files.atomic_file import (
     atomic_directory,
     atomic_save,
@@ -151,3 +151,15 @@ def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with atomic_directory(tmp_path / "run/model") as folder:
         (folder / "weights").write_text("1")
     assert events == ["run"]
+
+
+def test_nothing_is_made_where_a_link_leads_nowhere(tmp_path: Path) -> None:
+    """Who put the link there would choose where the folder comes to be."""
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(InputError, match="out: is a link that leads nowhere; remove it"),
+        replaced_directory(link, lambda path: None),
+    ):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

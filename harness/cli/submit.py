@@ -3,6 +3,7 @@
 `job-begin` and `job-end` are for the job scripts.
 """
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -191,7 +192,9 @@ def _resume_requests(
 
 
 def _submit(request: "Request") -> None:
+    from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.snapshot import code_files
+    from harness.slurm.submit import first_look
     from harness.slurm.submit import submit as submit_all
     from harness.system.git import is_snapshot
 
@@ -208,6 +211,12 @@ def _submit(request: "Request") -> None:
     echo(f"next  harness status{elsewhere}")
     echo(f"      harness logs {run} -f")
     echo(f"      harness cancel {run}")
+    own = SlurmEnvironment.from_environment()
+    if own and own.max_requeues is not None:  # the job scripts set it: this job ends in a moment
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # the jobs stay submitted
+        for line in first_look(submitted):
+            echo(f"queue {line}")
 
 
 def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
@@ -216,8 +225,7 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
     if submission.resumes:  # nobody typed it
-        own = ("--parsable", "--job-name", "--output")
-        echo(f"asks  {shlex.join(arg for arg in submission.args if not arg.startswith(own))}")
+        echo(f"asks  {shlex.join(submission.asks)}")
     for name, paths in (
         ("run", submission.run_folders(job_id)),
         ("log", submission.logs(job_id)),
@@ -231,17 +239,12 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
 @app.command("job-begin", hidden=True)
 def job_begin() -> None:
-    """Say what Slurm gave the job of this process, and clear the disk of this node.
-
-    The job scripts call it first, once on each node.
-    """
-    from harness.node_disk.use import remove_unused
+    """Say what Slurm gave the job of this process; the job scripts call it first."""
     from harness.slurm.client import check_version, has_client
     from harness.slurm.environment import (
         SlurmEnvironment,
         check_allocation,
         describe_given,
-        scratch_folder,
         unmet_request,
     )
     from harness.system.console import Console
@@ -249,9 +252,6 @@ def job_begin() -> None:
     allocation = SlurmEnvironment.from_environment()
     if allocation is None:
         raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
-    remove_unused(scratch_folder(allocation))
-    if allocation.rank:
-        return
     check_allocation(allocation)
     if has_client("srun"):
         check_version("srun")

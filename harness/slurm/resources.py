@@ -2,12 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
 from harness.slurm.environment import RETRY_MEMORY
-from harness.slurm.sbatch_options import GPUS, UNCOUNTED, check_gpus, names_in, split_gres
+from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
 MAX_SEEDS = 10_000
 
@@ -15,9 +15,6 @@ MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
-UNLIMITED = float("inf")
-NO_LIMIT = ("UNLIMITED", "INFINITE", "-1")  # and 0, as a time
-UNITS_MB = {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20, "P": 2**30}
 JOB_ID = re.compile(r"\d+(_\d+)?")
 
 # Flags of sbatch that submit sets itself: the name, and its letter.
@@ -171,59 +168,3 @@ def array_spec(seeds: Sequence[int]) -> str:
         else:
             spans.append([seed, seed])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-
-
-# What the options of all layers together ask for
-
-
-def seconds(text: str) -> float:
-    """A time limit of sbatch in seconds: minutes, `m:s`, `h:m:s`, `d-h`, `d-h:m`, `d-h:m:s`.
-
-    Infinity for `UNLIMITED` and what is no time.
-    """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if not found:
-        return UNLIMITED
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    if found[1]:
-        return 86_400 * days + 3600 * first + 60 * second + third
-    if found[4]:
-        return 3600 * first + 60 * second + third
-    return 60 * first + second
-
-
-def asked_s(options: Mapping[str, str]) -> float:
-    """The time limit that a job asks for, infinity for no limit at all; 0 if it asks for none."""
-    text = options.get("time", "")
-    is_known = seconds(text) < UNLIMITED or text.upper() in NO_LIMIT  # sbatch refuses others
-    return (seconds(text) or UNLIMITED) if is_known else 0.0
-
-
-def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
-    """What a job asks for on all its nodes, as far as its options say, by Slurm's names.
-
-    Memory in MB. Of a range of nodes the fewest count.
-    """
-    first = re.match(r"\d+", options.get("nodes", ""))
-    nodes = max(1, int(first[0])) if first else 1
-    found: dict[str, float] = {"node": nodes}
-    if (cpus := options.get("cpus-per-task", "")).isdigit():
-        found["cpu"] = int(cpus) * nodes
-    if memory := re.fullmatch(r"(\d+)([KMGT]?)", options.get("mem", "").upper()):
-        found["mem"] = int(memory[1]) * UNITS_MB.get(memory[2], 1) * nodes
-    uncounted = {*UNCOUNTED} & {*options}
-    for option, times in (("gres", nodes), ("gpus-per-node", nodes), ("gpus", 1)):
-        value = options.get(option, "")
-        value = split_gres(value)[0] if option == "gres" else value.partition(",")[0]
-        kind, _, count = value.rpartition(":")
-        kind = kind.removeprefix("gpu").removeprefix(":")
-        if count.isdigit() or count == "gpu":
-            num = (int(count) if count.isdigit() else 1) * times
-            found["gres/gpu"] = max(num, found.get("gres/gpu", 0))
-            if kind:
-                found[f"gres/gpu:{kind}"] = num
-        elif value:
-            uncounted.add(option)
-    if not uncounted:
-        found.setdefault("gres/gpu", 0)
-    return found

@@ -21,8 +21,7 @@ MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 LETTERS = {"-G": "gpus"}
 LIMITED = {"-A": "account", "-p": "partition", "-q": "qos", "-t": "time", "-N": "nodes",
            "-c": "cpus-per-task", "-G": "gpus"}  # fmt: skip
-UNCOUNTED = ("gpus-per-task", "gpus-per-socket", "tres-per-task")  # requests for GPUs
-LIMITED_LONG = ("gres", "gpus-per-node", "mem", *UNCOUNTED)
+LIMITED_LONG = ("gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task", "mem")
 
 # The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
 VARIABLES = {

@@ -17,7 +17,6 @@ from harness.job import Job
 from harness.search_space import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
-from harness.slurm.limits import DEFAULT_ARRAY_SIZE
 from harness.slurm.resources import Resources, array_spec
 from harness.slurm.sbatch_options import (
     GPUS,
@@ -31,6 +30,7 @@ from harness.slurm.sbatch_options import (
 )
 
 COMPARISON, SEARCH = "compare", "tune"
+DEFAULT_ARRAY_SIZE = 1001  # Slurm's MaxArraySize, where it is not told
 OF_OWN_NETWORKS = "lstm"  # the five have the same header but for their names
 
 # The locations of data and caches, exported to the job whatever sbatch's --export says; and words.
@@ -48,6 +48,7 @@ class Layout:
     variables: Mapping[str, str]  # that the script exports
     site: SiteOptions = NO_OPTIONS
     array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
+    first_look_s: float = 0.0  # until Slurm has considered a new job
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,20 @@ class SbatchJob:
         return [*client.sbatch_args(self.unset), *self.args, str(self.folder / "job.sh")]
 
     @property
+    def asks(self) -> list[str]:
+        """What it asks sbatch for, without its names."""
+        names = ("--parsable", "--job-name=", "--output=")
+        return [arg for arg in self.args if not arg.startswith(names)]
+
+    @property
+    def header(self) -> list[str]:
+        """The `#SBATCH` lines of its script."""
+        return [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
+
+    @property
     def limited(self) -> dict[str, str]:
         """Its options that a site limits, such as its time, by their names."""
-        header = [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
-        return values_of_all(header, self.layout.site, self.args, unset=self.unset)
+        return values_of_all(self.header, self.layout.site, self.args, unset=self.unset)
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""

@@ -45,8 +45,7 @@ from tests.report.small_data import small_data
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands in this process find no data of this machine, and no word of its site."""
-    for name in ("HARNESS_DATA", "HARNESS_STAGE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
     monkeypatch.setenv("HARNESS_OFFLINE", "1")
     monkeypatch.setenv("HARNESS_HERE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

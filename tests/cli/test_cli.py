@@ -49,7 +49,6 @@ LSTM = JOBS / "lstm.toml"
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
         (["sweep", "best", "s", "--workers", "2"], ("--workers",)),
         (["sweep", "join", "s", "--seeds", "1"], ("--seeds",)),
-        (["data", "stage", "copy"], ("the full dataset", "harness data fetch")),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

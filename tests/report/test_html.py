@@ -69,8 +69,7 @@ def _no_other_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for name in ("XDG_CACHE_HOME", "KERAS_HOME"):
             patched.setenv(name, str(tmp_path_factory.mktemp(name)))
-        for name in ("HARNESS_DATA", "HARNESS_STAGE"):
-            patched.delenv(name, raising=False)
+        patched.delenv("HARNESS_DATA", raising=False)
         yield
 
 

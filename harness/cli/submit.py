@@ -100,7 +100,9 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
+    from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
+    from harness.slurm.sbatch_options import VARIABLES
     from harness.slurm.submit import Options, doubts, dry_submissions, expected_starts, make_request
     from harness.system.console import Console
 
@@ -140,6 +142,8 @@ def submit(
     else:
         requests = [make_request(options, resources, runs)]
     console = Console()
+    if hint := not_sourced(VARIABLES):
+        console.warning(hint)
     for line in dict.fromkeys(line for request in requests for line in doubts(request)):
         console.warning(line)
     for request in requests:

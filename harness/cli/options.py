@@ -37,10 +37,19 @@ Strict = Annotated[
         help="refuse to continue a run with other code, packages or devices than it began with",
     ),
 ]
+
+
+def _some_devices(text: str | None) -> str | None:
+    if text is not None and not text.strip():
+        raise InputError("--devices '': should name devices, as in gpu:2 or cpu; or leave it out")
+    return text
+
+
 DeviceList = Annotated[
     str | None,
     typer.Option(
         "--devices",
+        callback=_some_devices,
         metavar="KIND:N",
         help="gpu:2, cpu, cpu:2; default: all GPUs, else the CPU",
     ),

@@ -31,7 +31,7 @@ from tests.conftest import JOBS
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
-    [("2", (2,)), ("1-3", (1, 2, 3)), ("7,1,3", (1, 3, 7)), ("1-2, 2-3", (1, 2, 3)), ("0", (0,))],
+    [("2", (2,)), ("1-3", (1, 2, 3)), ("7,1,3", (1, 3, 7)), ("1-2, 3", (1, 2, 3)), ("0", (0,))],
 )
 def test_seeds_are_numbers_and_ranges(text: str, seeds: tuple[int, ...]) -> None:
     """A list of seeds is read in order, each once."""
@@ -45,6 +45,21 @@ def test_seeds_that_are_none_are_refused(text: str) -> None:
     """What is no list of at most ten thousand seeds is refused by its name."""
     with pytest.raises(InputError, match="--seeds"):
         parse_seeds(text)
+
+
+@pytest.mark.parametrize(("text", "seed"), [("1,1", 1), ("1-3,2", 2), ("4,1-5", 4)])
+def test_a_seed_that_stands_there_twice_is_refused(text: str, seed: int) -> None:
+    """Who types it means another one."""
+    with pytest.raises(InputError, match=f"--seeds {text}: names seed {seed} twice"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("value", ["a;b", "a\nb", "a'b", 'a"b', "a\x1bb", "a`b"])
+@pytest.mark.parametrize("name", ["account", "partition"])
+def test_names_of_slurms_hold_no_odd_characters(name: str, value: str) -> None:
+    """They would stand in a script, or on a screen."""
+    with pytest.raises(InputError, match=f"--{name} .*should hold no control character"):
+        Resources(**{name: value}).check()
 
 
 @pytest.mark.parametrize("text", ["1-10000", "1-9999,20000"])

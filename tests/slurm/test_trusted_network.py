@@ -167,7 +167,7 @@ def test_bash_alone_says_what_the_file_sets(
     site = project.path / "slurm/site.sh"
     site.write_text(text)
     script = project.run(project.spool(), env=project.slurm(**TWO_NODES))
-    shell = "source \"$1\"; printf '<%s>' \"$(printenv HARNESS_TRUSTED_NETWORK)\""
+    shell = 'source "$1"; printf \'<%s>\' "$(printenv HARNESS_TRUSTED_NETWORK)"'
     words = ["bash", "-c", shell, "shell", str(site)]
     sourced = subprocess.run(words, capture_output=True, text=True, timeout=60)
     word = sourced.stdout[sourced.stdout.rindex("<") + 1 : -1]

@@ -25,30 +25,32 @@ log_line() {
     printf '%s %s\n' "$prefix" "$*" >&2
 }
 
+# The site's settings. Sourced here as in a person's shell: in a function, `declare` makes its names
+# local.
+HARNESS_CONTAINER=()
+OF_SUBMISSION=(HARNESS_VENV HARNESS_RUNS HARNESS_DATA XDG_CACHE_HOME KERAS_HOME)
+SUBMITTED=()
+for name in "${OF_SUBMISSION[@]}"; do SUBMITTED+=("${!name:-}"); done
+if [[ -f $PROJECT/slurm/site.sh ]]; then
+    set +u # module systems read variables that are unset
+    # shellcheck source=slurm/site.example.sh
+    source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?; the job goes on"
+    set -u
+fi
+
+# Settles what the site and the submission say of the same.
 read_site() {
-    HARNESS_CONTAINER=()
-    local rc=0 name
-    local -a names=(HARNESS_VENV HARNESS_RUNS HARNESS_DATA XDG_CACHE_HOME KERAS_HOME) submitted=()
-    for name in "${names[@]}"; do submitted+=("${!name:-}"); done
-    if [[ -f $PROJECT/slurm/site.sh ]]; then
-        set +u # module systems read variables that are unset
-        # shellcheck source=slurm/site.example.sh
-        source "$PROJECT/slurm/site.sh" || rc=$?
-        set -u
-        [[ $rc == 0 ]] || warn "slurm/site.sh ended with status $rc; the job goes on"
-    fi
+    local i name
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # The submission's settings win, but only site.sh can name a container's environment.
-        [[ ${#HARNESS_CONTAINER[@]} == 0 ]] || names[0]=
-        for name in "${!names[@]}"; do
-            [[ -z ${names[name]} || -z ${submitted[name]} ]] ||
-                export "${names[name]}=${submitted[name]}"
+        for i in "${!OF_SUBMISSION[@]}"; do
+            name=${OF_SUBMISSION[i]}
+            [[ $name != HARNESS_VENV || ${#HARNESS_CONTAINER[@]} == 0 ]] || continue
+            [[ -z ${SUBMITTED[i]} ]] || export "$name=${SUBMITTED[i]}"
         done
     fi
     VENV=${HARNESS_VENV:-$PROJECT/.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
-    export HARNESS_TRUSTED_NETWORK HARNESS_INTERFACE HARNESS_DATA_OWNERS
-    export HARNESS_TRUST_CODE
 }
 
 AT_STAKE='any user who reaches the ports of your nodes could act as you and read and write your'
@@ -57,11 +59,12 @@ AT_STAKE+=" files, because TensorFlow's servers have no login"
 # Refuses one model on several nodes without the site's word, before anything else is done. The
 # rule and its words are those of harness/files/trusted_network.py.
 need_trusted_network() {
-    [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 && ${HARNESS_TRUSTED_NETWORK:-} != 1 ]] || return 0
+    # As Python sees it: what site.sh sets without export stays in this shell.
+    [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 && $(printenv HARNESS_TRUSTED_NETWORK) != 1 ]] || return 0
     [[ -z ${SLURM_GPUS:-} ]] || warn "--gpus=$SLURM_GPUS beside the --gres of the script asks for" \
         "several nodes; for one node: sbatch --gres=gpu:$SLURM_GPUS"
     complain "one model on $SLURM_JOB_NUM_NODES nodes: $AT_STAKE; use one node, or, if nobody" \
-        "else reaches them, set HARNESS_TRUSTED_NETWORK=1 in slurm/site.sh"
+        "else reaches them, export HARNESS_TRUSTED_NETWORK=1 in slurm/site.sh, and source that file"
     exit 2
 }
 
@@ -69,13 +72,13 @@ need_trusted_network() {
 ask_for_trusted_network() {
     local site=$PROJECT/slurm/site.sh answer='' word=0
     [[ -t 0 && -t 2 ]] && command -v sbatch >/dev/null || return 0
-    ! grep -qs '^[^#]*HARNESS_TRUSTED_NETWORK=' "$site" || return 0
+    [[ -z ${HARNESS_TRUSTED_NETWORK:-} ]] || return 0
     say "one model can train on several nodes only in a network that nobody else reaches:" \
         "$AT_STAKE."
     read -r -p 'Can only people whom you trust reach the ports of the nodes? [y/N] ' answer || true
     [[ $answer != [yY]* ]] || word=1
     [[ ! -s $site || -z $(tail -c 1 "$site") ]] || echo >>"$site" # its last line is not ended
-    echo "HARNESS_TRUSTED_NETWORK=$word" >>"$site"
+    echo "export HARNESS_TRUSTED_NETWORK=$word" >>"$site"
     say "noted in slurm/site.sh"
 }
 

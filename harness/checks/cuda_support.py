@@ -13,7 +13,6 @@ from harness.checks.finding import Finding, Level
 from harness.system.cuda import LAST_TRUSTED, Card, Version, code_for
 
 OLDEST_GLIBC = (2, 27)  # the tags of TensorFlow, cuBLAS, cuDNN and NCCL: manylinux_2_27
-MACHINES = ("x86_64", "AMD64")  # the wheel for aarch64 is no CUDA build
 # The first driver branch of each CUDA: it compiles that CUDA's PTX, an older branch refuses it
 # (CUDA Toolkit release notes, "CUDA Toolkit and Corresponding Driver Versions").
 DRIVER_OF_CUDA = {"12.4": 550, "12.5": 555, "12.6": 560, "12.8": 570, "12.9": 575, "13.0": 580}
@@ -91,14 +90,12 @@ def judge_card(
 def check_platform(
     machine: str = platform.machine(),
     libc: tuple[str, str] = platform.libc_ver(),
-    driver: str | None = None,
 ) -> Iterator[Finding]:
     """Whether the wheels of the locks are made for this machine and its C library.
 
     Args:
         machine: the processor's architecture.
         libc: name and version of the C library, as `platform.libc_ver` has them.
-        driver: of NVIDIA, None without one.
     """
     name, version = libc
     found = f"{machine}, {name or 'no glibc'} {version}".rstrip()
@@ -109,8 +106,5 @@ def check_platform(
     elif name == "musl" or (not name and platform.system() == "Linux"):
         remedy = "use a container with glibc: HARNESS_CONTAINER in slurm/site.sh"
         yield Finding("red", "platform", f"{found}: TensorFlow has wheels for glibc alone", remedy)
-    elif driver and machine not in MACHINES:
-        found += ": TensorFlow's wheel for it is no CUDA build, so a GH200 trains on its CPU alone"
-        yield Finding("red", "platform", found, "use nodes with x86_64, or say --devices cpu")
     else:
         yield Finding("green", "platform", f"{found}: served by the locks")

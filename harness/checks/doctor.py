@@ -21,7 +21,7 @@ from harness.checks.cuda_support import Build, check_platform, judge_card
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.checks.slurm_checks import check_slurm
-from harness.checks.storage_checks import check_data, check_runs, check_scratch
+from harness.checks.storage_checks import check_data, check_runs, check_scratch, is_busy
 from harness.files.shared_disk import file_system
 from harness.slurm.environment import (
     SlurmEnvironment,
@@ -57,7 +57,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
     allocation = SlurmEnvironment.from_environment()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "python": check_python,
-        "platform": partial(check_platform, driver=nvidia_driver()),
+        "platform": check_platform,
         "packages": check_packages,
         "tensorflow": partial(check_tensorflow, allocation, devices),
         "gpu use": partial(check_gpu_use, visible_gpus()),
@@ -149,7 +149,7 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 def describe_import(import_s: float) -> Finding:
     """How long the environment takes to import; on a shared disk, many processes at once longer."""
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
-    if import_s > SLOW_IMPORT_S:
+    if import_s > SLOW_IMPORT_S and not is_busy():
         remedy = "slurm/site.sh: HARNESS_VENV on a faster disk, or a container (HARNESS_CONTAINER)"
         return Finding("yellow", "tensorflow", found, remedy)
     return Finding("green", "tensorflow", found)
@@ -204,6 +204,11 @@ def _gpu_remedy(answer: dict[str, Any]) -> str:
         return f"{hidden}: unset it"
     if nvidia_driver() is None:
         return "no NVIDIA driver on this node: ask your site, or run on another node"
+    if not answer["cuda"]:
+        return (
+            "this TensorFlow is no CUDA build, as PyPI's for aarch64 (GH200) is none: install a "
+            f"build of your site's, or HARNESS_EXTRA=gpu {SET_UP} on x86_64"
+        )
     if not answer["cuda_packages"]:
         return f"the CUDA libraries are not installed: HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)"
     return "the CUDA libraries are installed: compare nvidia-smi, or in a container add --nv"

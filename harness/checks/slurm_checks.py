@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
+from harness.files.site_settings import SITE, not_sourced
 from harness.files.trusted_network import AT_STAKE, REMEDY, TRUSTED_NETWORK, is_trusted_network
 from harness.slurm.client import ask, check_version, has_client, read_settings, would_start
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.sbatch_options import VARIABLES
 
 TIMEOUT_S = 10
+SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
 MIN_SAVING_S = 10  # a run saves in less, if its disk is not slow
 MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
@@ -221,8 +224,11 @@ def check_script(partitions: list[Partition]) -> Iterator[Finding]:
 
 def check_site_file() -> Finding:
     """Whether the file with the site's settings is there."""
-    if (PROJECT / "slurm" / "site.sh").is_file():
-        return Finding("green", "site", "slurm/site.sh is there")
+    if (PROJECT / SITE).is_file():
+        if hint := not_sourced([*VARIABLES, *SETTINGS]):
+            found, _, remedy = hint.rpartition(": ")
+            return Finding("yellow", "site", found, remedy)
+        return Finding("green", "site", f"{SITE} is there, and this shell has what it exports")
     remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"
     return Finding("yellow", "site", "no slurm/site.sh", remedy)
 

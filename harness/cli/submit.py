@@ -43,7 +43,11 @@ def submit(
         bool, typer.Option("--resume", help="go on with the runs or sweeps RUN... instead of JOB")
     ] = False,
     all_interrupted: Annotated[
-        bool, typer.Option("--all-interrupted", help="continue all interrupted, lost and dead runs")
+        bool,
+        typer.Option(
+            "--all-interrupted",
+            help="continue all runs that stopped unfinished, but those that were cancelled",
+        ),
     ] = False,
     overrides: Overrides = None,
     seeds: Annotated[
@@ -96,7 +100,9 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
+    from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
+    from harness.slurm.sbatch_options import VARIABLES
     from harness.slurm.submit import Options, doubts, dry_submissions, expected_starts, make_request
     from harness.system.console import Console
 
@@ -136,6 +142,8 @@ def submit(
     else:
         requests = [make_request(options, resources, runs)]
     console = Console()
+    if hint := not_sourced(VARIABLES):
+        console.warning(hint)
     for line in dict.fromkeys(line for request in requests for line in doubts(request)):
         console.warning(line)
     for request in requests:
@@ -170,7 +178,10 @@ def _resume_requests(
     if queue.problem and SlurmEnvironment.from_environment() is None:
         raise RunError(f"--resume: {queue.problem}, so a run may have a job that waits; try again")
     if everything and not (chosen := interrupted(chosen)):
-        raise InputError(f"--all-interrupted: no run below {runs} has stopped unfinished")
+        raise InputError(
+            f"--all-interrupted: no run below {runs} has stopped unfinished; one that was "
+            "cancelled goes on when it is named: harness submit --resume RUN"
+        )
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         shortage = None if resources.mem else shortage_of(each)

@@ -41,7 +41,7 @@ from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
 from harness.files.plain_file import raise_unless_missing
 from harness.files.scratch import scratch_directory, turn_at
-from harness.files.site_settings import site_setting
+from harness.files.site_settings import not_sourced
 from harness.ownership import distrust, owner_name
 
 FORMAT = 1
@@ -249,15 +249,17 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
         InputError: for the first of the paths in the folder that it is true of.
         OSError: if one is not there.
     """
-    owners = site_setting(OWNERS).replace(",", " ").split()
+    owners = os.environ.get(OWNERS, "").replace(",", " ").split()
     for path in paths:
         if reason := distrust(path, owners):
             remedy = (
                 f"chmod go-w {shlex.quote(str(path))}"
                 if "write" in reason
                 else "use data of your own (harness data fetch), or, if they can be trusted, have "
-                f"your site name the owner: {OWNERS} in slurm/site.sh"
+                f"your site name the owner: export {OWNERS}=… in slurm/site.sh"
             )
+            if hint := not_sourced([OWNERS]):
+                remedy += f" ({hint})"
             raise InputError(f"dataset {folder}: {path.name} {reason}; {remedy}")
 
 

@@ -13,6 +13,7 @@ MAX_SEEDS = 10_000
 
 MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
+PLAIN = re.compile(r"[^\x00-\x1f\x7f;'\"`\\]*")  # a value of sbatch's
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
 JOB_ID = re.compile(r"\d+(_\d+)?")
@@ -67,6 +68,11 @@ class Resources:
         for name, value in self._named():
             if not value.strip():
                 raise InputError(f"--{name} {value!r}: should have a value; leave the option out")
+            if not PLAIN.fullmatch(value):
+                raise InputError(
+                    f"--{name} {value!r}: should hold no control character, quote or ;, which no "
+                    "name in Slurm has"
+                )
         self._check_flags()
 
     def _check_flags(self) -> None:
@@ -142,10 +148,10 @@ def max_nodes(args: Sequence[str]) -> int:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from `1-5`, `1,3,7` or `2`, sorted, without duplicates.
+    """Seeds from `1-5`, `1,3,7` or `2`, sorted.
 
     Raises:
-        InputError: for anything else, or over ten thousand of them.
+        InputError: for anything else, one that stands there twice, or over ten thousand of them.
     """
     seeds: set[int] = set()
     for part in text.split(","):
@@ -153,7 +159,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        seeds.update(range(first, min(last, first + MAX_SEEDS) + 1))  # of more, enough to refuse
+        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # of more, enough to refuse
+        if twice := seeds.intersection(part_of):
+            raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
+        seeds.update(part_of)
         if len(seeds) > MAX_SEEDS:
             raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS:,}")
     return tuple(sorted(seeds))

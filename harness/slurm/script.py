@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -21,12 +21,11 @@ from harness.slurm.resources import Resources, array_spec
 from harness.slurm.sbatch_options import (
     GPUS,
     MEMORY,
-    NO_OPTIONS,
     VARIABLES,
-    SiteOptions,
     compose,
     drop,
     values_of_all,
+    without,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
@@ -46,7 +45,7 @@ class Layout:
     snapshot: Path  # the code when the job runs
     code: Path  # the same code now
     variables: Mapping[str, str]  # that the script exports
-    site: SiteOptions = NO_OPTIONS
+    site: Mapping[str, str] = field(default_factory=dict)
     array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
     first_look_s: float = 0.0  # until Slurm has considered a new job
 
@@ -336,7 +335,7 @@ def comparison_submission(
         for job_id, submission in trainings.items()
     ]
     # What is asked for the trainings' GPUs and memory is not for this job.
-    site = layout.site.without(GPUS, MEMORY)
+    site = without(layout.site, GPUS, MEMORY)
     flags = drop(resources.flags, (*GPUS, *MEMORY))
     args = [*resources.site_args(), *flags, f"--dependency=afterany:{':'.join(trainings)}"]
     composed = compose(read_header(layout.code, COMPARISON), site, args)
@@ -346,7 +345,7 @@ def comparison_submission(
         folder=_new_folder(layout.runs, COMPARISON),
         script=render_script(composed.header, layout.variables, ["run_compare", *patterns]),
         args=_sbatch_args(COMPARISON, layout.runs, composed.args, is_array=False),
-        unset=tuple(name for name in layout.site.exported if VARIABLES[name] in (*GPUS, *MEMORY)),
+        unset=tuple(name for name in layout.site if VARIABLES[name] in (*GPUS, *MEMORY)),
     )
 
 

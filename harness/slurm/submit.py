@@ -110,7 +110,7 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     if not options.pack:  # otherwise each model is on one node
         for script in {script_of(job) for job in jobs if isinstance(job, Job)}:
             header = [arg for line in read_header(project, script) for arg in line.split()[1:]]
-            check_trusted_network(max_nodes([*header, *resources.sbatch_args()]), project)
+            check_trusted_network(max_nodes([*header, *resources.sbatch_args()]))
     return Request(
         project,
         runs,
@@ -135,7 +135,7 @@ def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
         each.resources.check_retry(one_run=isinstance(each.job, Job))
         check_locations(project, runs, [script_of(each.job)])
         if isinstance(each.job, Job):
-            check_trusted_network(max_nodes(each.resources.sbatch_args()), project)
+            check_trusted_network(max_nodes(each.resources.sbatch_args()))
     return Request(project, runs, (), None, Resources(), resumed=tuple(resumed))
 
 
@@ -322,7 +322,7 @@ def _layout(request: Request, snapshot: Path, code: Path, *, settings: Mapping[s
         snapshot,
         code,
         variables,
-        site_options(code),
+        site_options(),
         int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
         first_look_s(settings),
     )

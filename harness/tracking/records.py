@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DiskError
+from harness.errors import CANCELLING, DiskError
 from harness.files.lenient_json import (
     BROKEN,
     number,
@@ -115,6 +115,11 @@ class RunStatus:
     def asked_to_cancel(self) -> bool:
         """Whether its user cancels this run alone, of several in a job."""
         return self.is_there(CANCEL)
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether somebody ended it, by scancel, harness cancel or Ctrl-C."""
+        return self.signal in CANCELLING or self.asked_to_cancel
 
     @property
     def position(self) -> str:

@@ -259,6 +259,7 @@ def test_an_earlier_comparison_is_replaced_and_nothing_is_left(bare_runs: Path) 
     """Written again the folder is the new one, also behind a link, with no leftovers beside it."""
     runs = bare_runs
     out, link = runs.parent / "out", runs.parent / "link"
+    out.mkdir()
     link.symlink_to(out)
     write(runs, link)
     (out / "report.html").write_text("old")

@@ -145,11 +145,13 @@ class Padding:
     def __init__(self, tokens: "keras.KerasTensor") -> None:
         from keras import ops
 
+        # TensorFlow computes with 32-bit integers on the host, so a GPU would send them there.
+        tokens = ops.cast(tokens, "int64")
         self.is_word = ops.not_equal(tokens, 0)  # [batch, time]
         ones = ops.ones_like(tokens)
         place = ops.cumsum(ones, axis=1) - 1
         num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the same in each review
-        last = ops.sum(ops.cast(self.is_word, "int32"), axis=1, keepdims=True) - 1
+        last = ops.sum(ops.cast(self.is_word, "int64"), axis=1, keepdims=True) - 1
         self.is_last = ops.equal(place, last)  # [batch, time]
         # Where each place of the reversed reviews comes from, among those of all reviews.
         before = ops.cumsum(num_places, axis=0) - num_places
@@ -165,19 +167,31 @@ class Padding:
         """The last output of each review: `[batch, time, channels]` to `[batch, channels]`."""
         from keras import ops
 
-        return ops.sum(ops.where(self.is_last[..., None], x, 0.0), axis=1)
+        return _squeezed(ops.sum(ops.where(self.is_last[..., None], x, 0.0), axis=1, keepdims=True))
 
     def max(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
         """The largest output of each channel: `[batch, time, channels]` to `[batch, channels]`."""
         from keras import layers, ops
 
-        return layers.GlobalMaxPooling1D()(ops.where(self.is_word[..., None], x, LOWEST))
+        words = ops.where(self.is_word[..., None], x, LOWEST)
+        return _squeezed(layers.GlobalMaxPooling1D(keepdims=True)(words))
 
     def mean(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
         """The mean output of each channel: `[batch, time, channels]` to `[batch, channels]`."""
         from keras import layers
 
-        return layers.GlobalAveragePooling1D()(x, mask=self.is_word)
+        return _squeezed(layers.GlobalAveragePooling1D(keepdims=True)(x, mask=self.is_word))
+
+
+def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
+    """`[batch, 1, channels]` to `[batch, channels]`.
+
+    The time is kept until here because it differs from batch to batch: the gradient of a sum
+    without it needs the shape, which TensorFlow computes on a GPU and then waits for.
+    """
+    from keras import ops
+
+    return ops.squeeze(x, 1)
 
 
 def _pooled(

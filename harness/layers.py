@@ -1,6 +1,7 @@
 """What every architecture shares: dropout over the global batch, the embedding."""
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -136,6 +137,7 @@ def uniform(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
 class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
     """An embedding that can be given its output, looked up by the caller."""
 
+    gathers = False  # see `look_up_by_gather`
     _given: tf.Tensor | None = None
 
     @contextlib.contextmanager
@@ -152,9 +154,30 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Look up, unless that is done; in the layer's precision."""
-        if self._given is None:
-            return super().call(inputs)
-        return tf.cast(self._given, self.compute_dtype)
+        if self._given is not None:
+            return tf.cast(self._given, self.compute_dtype)
+        return _gathered(self, inputs) if self.gathers else super().call(inputs)
+
+
+def look_up_by_gather(model: keras.Model) -> None:
+    """Have the embeddings of a model take their words as they are.
+
+    Keras adds the size of the table to negative words first. TensorFlow computes that on the host,
+    so on a GPU each step would bring its words back there.
+    """
+    for layer in all_layers(model):
+        if isinstance(layer, OuterEmbedding):
+            layer.gathers = True
+        elif type(layer) is Embedding:
+            layer.call = functools.partial(_gathered, layer)
+
+
+def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
+    """The vectors of `[examples, time]` words from 0 on, `[examples, time, channels]`."""
+    if tokens.dtype not in (tf.int32, tf.int64):
+        tokens = tf.cast(tokens, tf.int32)
+    table = keras.ops.convert_to_tensor(layer.embeddings)
+    return tf.cast(tf.gather(table, tokens), layer.compute_dtype)
 
 
 def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:

@@ -5,11 +5,13 @@ computes an elementwise operation, a product, a kernel of XLA's and, where the j
 recurrent layer of cuDNN's with its gradient, and is compared with the CPU.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.compute.execution_plan import without_cudnn
+from harness.compute.execution_plan import ExecutionPlan, without_cudnn
+from harness.compute.network import fresh_names
+from harness.compute.recurrent import use_cudnn_rnn
 from harness.compute.strategy import (
     Devices,
     devices_in_use,
@@ -42,6 +46,7 @@ SHAPE = (4, 6, 8)  # rows, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
     "lstm": keras.layers.LSTM,
     "gru": keras.layers.GRU,
+    "rnn": keras.layers.SimpleRNN,
 }
 
 Check = Callable[[], list[tf.Tensor]]
@@ -96,10 +101,10 @@ def is_switched_off() -> bool:
 
 
 def cudnn_layers(job: Job) -> frozenset[str]:
-    """Those of LAYERS that cuDNN may compute for a job; of a user's own network, all."""
+    """Those of LAYERS that Keras lets cuDNN compute for a job; of a user's own network, all."""
     if job.model.is_own:
-        return frozenset(LAYERS)
-    if not job.model.recurrent or without_cudnn(job):
+        return frozenset({"lstm", "gru"})
+    if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
         return frozenset()
     return frozenset({"gru"} if job.model.architecture == "gru" else {"lstm"})
 
@@ -137,6 +142,28 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
     for index, gpu in enumerate(gpus):
         if problem := find_wrong(f"GPU:{index}", cudnn_layers(job)):
             raise _fault(index, card_of(gpu), f"computes wrongly: {problem}")
+
+
+def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
+    """The plan, without cuDNN's plain RNN where a GPU in use computes something else with it.
+
+    No fault of the node: Keras leaves plain RNNs to a loop, which takes over.
+    """
+    has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
+    if not plan.cudnn_rnn or not has_plain_rnn or is_switched_off():
+        return plan
+    gpus = range(len(tf.config.get_visible_devices("GPU")))
+    return replace(plan, cudnn_rnn=all(plain_rnn_agrees(f"GPU:{index}") for index in gpus))
+
+
+@functools.cache
+def plain_rnn_agrees(gpu: str) -> bool:
+    """Whether cuDNN's plain RNN on a GPU computes what Keras's layer computes on the CPU.
+
+    Args:
+        gpu: TensorFlow's name of the device.
+    """
+    return not find_wrong(gpu, frozenset({"rnn"}))
 
 
 def find_wrong(gpu: str, layers: frozenset[str]) -> str:
@@ -192,8 +219,13 @@ def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Check:
 
     def compute() -> list[tf.Tensor]:
         random = np.random.default_rng(3)
-        layer = LAYERS[name](5, return_sequences=True, use_cudnn=use_cudnn, dtype="float32")
-        layer.build(SHAPE)
+        with fresh_names():  # the layers of a run are named as without this check
+            layer = LAYERS[name](5, return_sequences=True, dtype="float32")
+            layer.build(SHAPE)
+        if name != "rnn":
+            layer.use_cudnn = use_cudnn
+        elif use_cudnn:
+            use_cudnn_rnn(layer)
         layer.set_weights([random.normal(size=each.shape) / 3 for each in layer.weights])
         x = tf.constant(numbers)
         with tf.GradientTape() as tape:

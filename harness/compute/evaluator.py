@@ -7,11 +7,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.compute.recurrent import use_turns_of_two
+from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
+from harness.compute.strategy import spans_processes
 from harness.compute.xla_cache import is_offered, quiet_loading
 from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job import Job
+from harness.layers import look_up_by_gather
 from harness.system.signals import StopRequest
 
 # Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
@@ -23,12 +25,29 @@ COMPILED_PARTS = 2  # of such a batch, computed side by side where there are thr
 class Evaluator:
     """The graph of a model's forward pass, traced once for all evaluations of a run."""
 
-    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, job: Job) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        strategy: tf.distribute.Strategy,
+        job: Job,
+        *,
+        cudnn_rnn: bool = False,
+    ) -> None:
+        """Take a model, whose layers may get other ways to compute.
+
+        Args:
+            cudnn_rnn: as in the plan of the run, see `use_cudnn_rnn`.
+        """
         self.model, self.strategy, data = model, strategy, job.data
+        self.votes = spans_processes(strategy)
         self.is_compiled = job.train.compile_evaluation and not uses_gpu()
         self.loads = self.is_compiled and is_offered()
         if self.is_compiled and not job.model.is_own:
             use_turns_of_two(model)
+        if uses_gpu():
+            look_up_by_gather(model)
+            if cudnn_rnn:
+                use_cudnn_rnn(model)
         self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
         # By length, batches have several shapes: the second trace is for all of them.
         self._run_forward = tf.function(
@@ -57,13 +76,13 @@ class Evaluator:
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             batch = next(opened)
             stop.check()
-            # Each replica's batch ends in padding where the global batch is not full.
             with quiet_loading(loads=loads):
-                probabilities, weights, votes = self._run_forward(batch, tf.constant(stop.vote))
-            stop.agree(float(votes.numpy().sum()))
-            outputs.append(probabilities.numpy()[weights.numpy() > 0])
+                of_replicas, votes = self._run_forward(batch, tf.constant(stop.vote))
+            if votes is not None:
+                stop.agree(float(votes.numpy().sum()))
+            outputs.extend(rows.numpy() for rows in of_replicas)
         self._opened = reviews, opened
-        found = np.concatenate(outputs)
+        found = np.concatenate(outputs)[: len(order)]  # behind these the last batch has padding
         probabilities = np.empty_like(found)
         probabilities[order] = found
         return probabilities
@@ -73,15 +92,20 @@ class Evaluator:
         again = Start(endless=True)
         return iter(batches(self.strategy, reviews, orders, shape=self.shape, start=again))
 
-    def _forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        outputs = self.strategy.run(self._replica_forward, args=(batch, vote))
-        return tuple(self.strategy.gather(output, axis=0) for output in outputs)
+    def _forward(
+        self, batch: Batch, vote: tf.Tensor
+    ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
+        """The probabilities in the order of the batch, in parts, and the votes of all workers."""
+        outputs, votes = self.strategy.run(self._replica_forward, args=(batch, vote))
+        if self.votes:
+            return (self.strategy.gather(outputs, axis=0),), self.strategy.gather(votes, axis=0)
+        return self.strategy.experimental_local_results(outputs), None
 
-    def _replica_forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _replica_forward(self, batch: Batch, vote: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         probabilities = self._compiled(batch) if self.is_compiled else self._network(batch.inputs)
         if probabilities.shape[1] == 1:
             probabilities = probabilities[:, 0]
-        return probabilities, batch.weights, vote[None]
+        return probabilities, vote[None]
 
     def _compiled(self, batch: Batch) -> tf.Tensor:
         network = tf.function(self._network, jit_compile=True, autograph=False)

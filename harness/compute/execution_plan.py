@@ -28,12 +28,11 @@ class ExecutionPlan:
     parts: int  # of a global batch, computed side by side
     why: str
     block: bool = False  # LSTM layers are one operation, see `use_block_kernel`
+    cudnn_rnn: bool = False  # on a GPU plain RNN layers are one operation, see `use_cudnn_rnn`
 
 
 def without_cudnn(job: Job) -> str:
-    """Why cuDNN can't compute the job's layers, by Keras's own rules; empty if it can."""
-    if job.model.architecture == "rnn":
-        return "cuDNN has no plain RNN in Keras"
+    """Why cuDNN can't compute the job's layers; empty if it can, as far as the job shows it."""
     if job.model.architecture == "gru" and not job.model.reset_after:
         return "cuDNN has only the GRU with model.reset_after = true"
     return ""
@@ -110,7 +109,8 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         parts = num_parts(job, kind) if xla else 1
         if block:
             parts = min(BLOCK_PARTS, job.train.batch_size)
-        return ExecutionPlan(xla, threads, parts, why, block)
+        cudnn_rnn = kind == "gpu" and not xla
+        return ExecutionPlan(xla, threads, parts, why, block, cudnn_rnn)
 
     if isinstance(begun.get("xla"), bool):
         parts, block = begun.get("parts", 1), begun.get("block", False)
@@ -119,7 +119,8 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         threads = begun.get("threads")
         if type(threads) is not int or threads < 1:
             threads = cpus
-        return ExecutionPlan(begun["xla"], threads, parts, "as the run began", block)
+        cudnn_rnn = begun.get("cudnn_rnn", False)
+        return ExecutionPlan(begun["xla"], threads, parts, "as the run began", block, cudnn_rnn)
     if uses_block(job, kind):
         return plan(False, cpus, "train.block_lstm = true", block=True)
     setting = f"train.xla = {job.train.xla}"

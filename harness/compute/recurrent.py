@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.layers import LSTM, RNN, Bidirectional
+from keras.layers import GRU, LSTM, RNN, Bidirectional, SimpleRNN
 
 from harness.layers import all_layers
 
@@ -38,6 +38,110 @@ def use_block_kernel(model: keras.Model) -> None:
     networks: the kernel knows no other activations, and no dropout inside.
     """
     _replace_loops(model, _block_lstm)
+
+
+def use_cudnn_rnn(model: keras.Model) -> None:
+    """Have plain RNN layers on a GPU compute all words in one operation, that of cuDNN.
+
+    Keras uses cuDNN for LSTM and GRU alone. A loop starts kernels for each word, and the loop that
+    XLA compiles also waits for the host at each word of the backward pass.
+
+    Args:
+        model: or such a layer.
+    """
+    for layer in (model, *_with_directions(model)):
+        if isinstance(layer, SimpleRNN) and not why_not_cudnn(layer):
+            layer.inner_loop = functools.partial(_cudnn_rnn, layer)
+
+
+def _cudnn_rnn(
+    layer: SimpleRNN,
+    *,
+    sequences: tf.Tensor,
+    initial_state: list[tf.Tensor],
+    mask: tf.Tensor | None,
+    training: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """What `SimpleRNN.inner_loop` gives: the last output, all outputs over time, the last state."""
+    if mask is not None:
+        return SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
+    if layer.go_backwards:
+        sequences = tf.reverse(sequences, [1])
+    num_examples, num_words = tf.shape(sequences)[0], tf.shape(sequences)[1]
+    found = tf.raw_ops.CudnnRNNV3(
+        input=sequences,
+        input_h=initial_state[0][:, None],
+        input_c=0,
+        params=cudnn_parameters(layer),
+        sequence_lengths=tf.fill([num_examples], num_words),
+        rnn_mode="rnn_tanh",
+        time_major=False,
+        is_training=True,  # as Keras has it: without, there is no gradient
+    )
+    last = found.output_h[:, 0]
+    return last, found.output if layer.return_sequences else last[:, None], [last]
+
+
+def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
+    """The weights of a plain RNN as cuDNN takes them, `[units * (features + units + 2)]`.
+
+    `[units, features]` of the words, `[units, units]` of the state, and a bias for each of both.
+    """
+    kernel, recurrent, bias = (
+        keras.ops.convert_to_tensor(each)
+        for each in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)
+    )
+    matrices = [tf.reshape(tf.transpose(each), [-1]) for each in (kernel, recurrent)]
+    return tf.concat([*matrices, bias, tf.zeros_like(bias)], axis=0)
+
+
+def why_not_cudnn(layer: keras.Layer) -> str:
+    """The setting of a recurrent layer that cuDNN does not have; empty if it takes the layer."""
+    if isinstance(layer, Bidirectional):
+        layer = layer.forward_layer
+    if not isinstance(layer, SimpleRNN | LSTM | GRU):
+        return f"{type(layer).__name__} instead of LSTM or GRU"
+    cell = layer.cell
+    needed = {
+        "activation": (cell.activation, keras.activations.tanh),
+        "use_bias": (cell.use_bias, True),
+        "unroll": (layer.unroll, False),
+        "recurrent_dropout": (cell.recurrent_dropout, 0),
+    }
+    if isinstance(layer, SimpleRNN):
+        needed["dropout"] = (cell.dropout, 0)
+    else:
+        needed["recurrent_activation"] = (cell.recurrent_activation, keras.activations.sigmoid)
+    if isinstance(layer, GRU):
+        needed["reset_after"] = (cell.reset_after, True)
+    return next(
+        (
+            f"{name} = {_shown(found)} instead of {_shown(should)}"
+            for name, (found, should) in needed.items()
+            if found != should
+        ),
+        "",
+    )
+
+
+def _shown(setting: Any) -> str:
+    return str(getattr(setting, "__name__", setting))
+
+
+def compute_in_float32(model: keras.Model) -> list[str]:
+    """Have recurrent layers whose precision is bfloat16 compute in float32, and name them.
+
+    TensorFlow gives the backward pass of cuDNN's recurrent layers in bfloat16 another reserve space
+    than the one that their forward pass filled (cudnn_rnn_ops.cc), so gradients are wrong. The
+    layers around them keep their precision.
+    """
+    found = []
+    for layer in all_layers(model):
+        if isinstance(layer, RNN | Bidirectional) and layer.compute_dtype == "bfloat16":
+            for part in layer._flatten_layers():  # its cells and directions too
+                part.dtype_policy = "float32"
+            found.append(layer.name)
+    return found
 
 
 def use_turns_of_two(model: keras.Model) -> None:

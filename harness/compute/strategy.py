@@ -265,6 +265,13 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
         timer.cancel()
 
 
+def spans_processes(strategy: "tf.distribute.Strategy") -> bool:
+    """Whether the strategy has workers in other processes, which must agree on when to stop."""
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
 def one_device() -> "tf.distribute.Strategy":
     """The strategy of one device, the first GPU if there is one: for a model from a file."""
     import tensorflow as tf

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
-from keras.layers import Bidirectional
+from keras.layers import Bidirectional, SimpleRNN
 
 from harness.compute.evaluator import Evaluator, uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
@@ -20,11 +20,15 @@ from harness.compute.loss import cross_entropy, perturbation, weights_of
 from harness.compute.network import KERAS_PRECISION, build_network, put_vectors, training_network
 from harness.compute.optimizer import build_optimizer
 from harness.compute.recurrent import (
+    compute_in_float32,
     count_kernels,
     recurrent_layers,
     turn_cudnn_off,
     use_block_kernel,
+    use_cudnn_rnn,
+    why_not_cudnn,
 )
+from harness.compute.strategy import spans_processes
 from harness.compute.xla_cache import name_functions_alike
 from harness.inputs.input_pipeline import Batch, in_parts
 from harness.job import Job
@@ -33,7 +37,9 @@ from harness.layers import (
     OuterEmbedding,
     dropout_values,
     global_batch,
+    look_up_by_gather,
     outer_embedding,
+    takes_masks,
 )
 from harness.texts.word_vectors import WordVectors
 
@@ -49,7 +55,7 @@ class TrainingFacts:
 class StepValues(NamedTuple):
     """What steps get beside their batches."""
 
-    vote: tf.Tensor  # [] float64, this worker's to stop
+    vote: tf.Tensor | None  # [] float64, this worker's to stop; None in a single process
     dropout: DropoutValues
 
 
@@ -74,6 +80,7 @@ class TrainStep:
         """
         self.class_weights = facts.class_weights
         self.job, self.strategy, self.xla = job, strategy, plan.xla
+        self.votes = spans_processes(strategy)
         self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
         self.examples_per_part = -(-job.train.batch_size // plan.parts)
         keras.utils.set_random_seed(job.train.seed)
@@ -87,6 +94,12 @@ class TrainStep:
                 turn_cudnn_off(self.model)
             if plan.block:
                 use_block_kernel(self.model)
+            self.in_float32: list[str] = []  # recurrent layers, in spite of the job's precision
+            if uses_gpu():
+                look_up_by_gather(self.model)
+                self.in_float32 = compute_in_float32(self.model)
+                if plan.cudnn_rnn:
+                    use_cudnn_rnn(self.model)
             self.embedding = outer_embedding(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
@@ -96,7 +109,7 @@ class TrainStep:
             self.optimizer.build(self.model.trainable_variables)
         self.dropout = dropout_values(self.model, job.train.seed)
         self._begin_graph()
-        self.evaluator = Evaluator(self.export_model, strategy, job)
+        self.evaluator = Evaluator(self.export_model, strategy, job, cudnn_rnn=plan.cudnn_rnn)
 
     def _begin_graph(self) -> None:
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
@@ -107,11 +120,14 @@ class TrainStep:
         """Take `num_steps` steps in one graph, leaving the result on the device.
 
         Returns:
-            `[num_steps, 3] float64`: for each step the sums over the global batch of the losses
-            and of the correct predictions, and the sum of all replicas' votes to stop.
+            `[num_steps, 2] float64`: for each step the sums over the global batch of the losses
+            and of the correct predictions. Of several workers `[num_steps, 3]`, with the sum of
+            all replicas' votes to stop.
         """
-        values = StepValues(tf.constant(vote, tf.float64), self.dropout)
-        return self._run_steps(batches, num_steps, values)
+        return self._run_steps(batches, num_steps, self._values(vote))
+
+    def _values(self, vote: float) -> StepValues:
+        return StepValues(tf.constant(vote, tf.float64) if self.votes else None, self.dropout)
 
     def _steps(self, batches: Iterator[Batch], num_steps: int, values: StepValues) -> tf.Tensor:
         if num_steps == 1:
@@ -120,13 +136,19 @@ class TrainStep:
         def step(i: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             return i + 1, sums.write(i, self._step(next(batches), values))
 
-        sums = tf.TensorArray(tf.float64, num_steps, element_shape=[3])
+        num_sums = 3 if self.votes else 2
+        sums = tf.TensorArray(tf.float64, num_steps, element_shape=[num_sums])
         _, sums = tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))
         return sums.stack()
 
     def _step(self, batch: Batch, values: StepValues) -> tf.Tensor:
         sums = self.strategy.run(self._replica_step, args=(batch, values))
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+        if self.votes:
+            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+        # `reduce` would bring them to the host in each step.
+        of_replicas = self.strategy.experimental_local_results(sums)
+        with tf.device(of_replicas[0].device):
+            return tf.add_n(of_replicas)
 
     def _replica_step(self, batch: Batch, values: StepValues) -> tf.Tensor:
         # XLA compiles only this part: it refuses the optimizer's variables, which have copies on
@@ -143,7 +165,7 @@ class TrainStep:
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
             gradients = self._global_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)
-        return tf.concat([sums, values.vote[None]], axis=0)
+        return sums if values.vote is None else tf.concat([sums, values.vote[None]], axis=0)
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         # Keras would clip, and look for float16's overflow, in each replica's gradients before
@@ -266,10 +288,9 @@ class TrainStep:
 
     def trace(self, batches: Iterator[Batch]) -> tf.Graph:
         """The graph that `train_steps` will use, traced without running it."""
-        values = StepValues(tf.constant(0, tf.float64), self.dropout)
         num_steps = self.job.train.steps_per_execution
         name_functions_alike()
-        return self._run_steps.get_concrete_function(batches, num_steps, values).graph
+        return self._run_steps.get_concrete_function(batches, num_steps, self._values(0)).graph
 
     def kernels(self, graph: tf.Graph) -> dict[str, str]:
         """The kernel of each recurrent layer, read from the traced graph.
@@ -286,6 +307,35 @@ class TrainStep:
                 if counts[layer.name] >= directions:
                     kernels[layer.name] = name
         return kernels
+
+    def why_slow(self, kernels: dict[str, str]) -> str:
+        """Which layers cuDNN does not compute on a GPU, why, and what mends it; else empty.
+
+        Args:
+            kernels: as `kernels` gives them.
+        """
+        layers = [each for each in recurrent_layers(self.model) if kernels[each.name] != "cudnn"]
+        if not layers or not uses_gpu():
+            return ""
+        names = ", ".join(each.name for each in layers)
+        setting = next(filter(None, map(why_not_cudnn, layers)), "")
+        if takes_masks(self.model):
+            reason = "cuDNN takes no mask that begins with zeros, as padded reviews have"
+            remedy = "leave mask_zero and Masking out, or use a CPU"
+        elif setting:
+            reason, remedy = f"cuDNN takes no layer with {setting}", "change that, or use a CPU"
+            if not self.job.model.is_own:
+                remedy = "set model.reset_after = true, or use a CPU"
+        elif self.xla:
+            reason, remedy = "XLA can't compile cuDNN", "set train.xla = off"
+        elif isinstance(layers[0], SimpleRNN):
+            reason = "cuDNN's plain RNN computes other numbers on this GPU than Keras"
+            remedy = "use a CPU, or another GPU"
+        else:
+            reason, remedy = "use_cudnn = False", "leave it out, or use a CPU"
+        return (
+            f"{names}: slow on a GPU, because a loop computes word after word: {reason}; {remedy}"
+        )
 
 
 def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:

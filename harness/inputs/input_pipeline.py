@@ -208,7 +208,10 @@ def batches(
 
     # Not `experimental_distribute_dataset`: it would split the examples in its own way, and with
     # several workers each would read the whole set.
-    return strategy.distribute_datasets_from_function(dataset)
+    # Batches wait on the host: TensorFlow keeps integers there, so that words which it had put on a
+    # GPU would come back in each step.
+    on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
+    return strategy.distribute_datasets_from_function(dataset, on_host)
 
 
 def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:

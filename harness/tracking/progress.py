@@ -33,11 +33,11 @@ class Progress:
         """Add up the latest steps of the epoch.
 
         Args:
-            sums: [n, 3], of each step, as `TrainStep.train_steps` gives them.
+            sums: [n, 2 or 3], of each step, as `TrainStep.train_steps` gives them.
             took_s: how long they took together.
         """
         # One by one: the rounding must not depend on how many steps come together.
-        for loss, num_correct, _ in sums.tolist():
+        for loss, num_correct, *_ in sums.tolist():
             self.loss_sum += loss
             self.num_correct += num_correct
         self.step += len(sums)

@@ -158,9 +158,18 @@ def _packages() -> dict[str, str | None]:
     return {name: installed_version(name) for name in PACKAGES}
 
 
-def record_kernels(run: RunDirectory, kernels: dict[str, str]) -> None:
-    """Add the kernel that each recurrent layer uses."""
-    run.write_json(RECORD, {**run.certain_json(RECORD), "kernels": kernels})
+def record_kernels(
+    run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str] = ()
+) -> None:
+    """Add the kernel that each recurrent layer uses, and which of them are trained in float32.
+
+    Args:
+        run: the run.
+        kernels: by layer.
+        in_float32: the layers that are, in spite of the job's precision.
+    """
+    added = {"kernels": kernels, "in_float32": [*in_float32]}
+    run.write_json(RECORD, {**run.certain_json(RECORD), **added})
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:

@@ -92,14 +92,14 @@ def launch(
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
         import_tensorflow(allocation, plan.threads, Numerics.of(job))
-        from harness.compute.device_check import checked_strategy
+        from harness.compute.device_check import checked_plan, checked_strategy
         from harness.training.failures import explained_device_errors
 
         stack.enter_context(explained_device_errors())
         check_gpus(promised_gpus(requested, allocation), console.warning)
         strategy = checked_strategy(requested, worker_group, job, console)
         stop.listen()  # again, over a handler that TensorFlow may have set
-        plan = replace(plan_in_use(job, began), threads=plan.threads)
+        plan = checked_plan(replace(plan_in_use(job, began), threads=plan.threads), job)
         monitor = stack.enter_context(own_monitor(allocation, idle_min))
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
@@ -372,5 +372,8 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
 
     test = test_reviews(job, dataset, ratios)
     model = load_model(run)
-    probabilities = Evaluator(model, one_device(), job).probabilities(test)
+    plan = run.certain_json(RECORD).get("plan") or {}
+    cudnn_rnn = bool(plan.get("cudnn_rnn"))
+    evaluator = Evaluator(model, one_device(), job, cudnn_rnn=cudnn_rnn)
+    probabilities = evaluator.probabilities(test)
     return {"data": dataset.title, **test_scores(test.labels, probabilities)}

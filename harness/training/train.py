@@ -121,7 +121,15 @@ def train(
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
             kernels = train_step.kernels(trainer.graph)
-            record_kernels(run, kernels)
+            record_kernels(run, kernels, train_step.in_float32)
+            if train_step.in_float32:
+                observers.console.info(
+                    f"train.precision = {job.train.precision}: in training "
+                    f"{', '.join(train_step.in_float32)} computes in float32, because cuDNN's "
+                    "gradients in bfloat16 are wrong"
+                )
+            if line := train_step.why_slow(kernels):
+                observers.console.warning(line)
             if trainer.is_new:
                 describe_run(trainer, draws_graph=not compute.reused)
 

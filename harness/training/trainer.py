@@ -77,7 +77,7 @@ class Trainer:
         )
         self.best = BestWeights(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
-        self._pending: list[tf.Tensor] = []  # [steps, 3] of each execution, still on the device
+        self._pending: list[tf.Tensor] = []  # [steps, …] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
         # Until an epoch had batches of all lengths: for each, TensorFlow may load what is compiled,
         # at least the draw of the dropout.
@@ -130,7 +130,7 @@ class Trainer:
                 self.training,
                 permutations,
                 shape=shape,
-                start=Start(progress.step, progress.epoch * self.steps_per_epoch),
+                start=Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True),
                 timed=True,
             )
         )
@@ -205,7 +205,7 @@ class Trainer:
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
         self.progress.add_steps(sums, took_s)
-        self._votes += float(sums[:, 2].sum())
+        self._votes += float(sums[:, 2:].sum())  # of several workers alone
         self.log.steps(
             results.first_step,
             results.losses,

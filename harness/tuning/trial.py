@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from harness.compute.device_check import checked_plan
 from harness.compute.memory import keep_gpu_gb, largest_gb, measure_gpu_gb
 from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
@@ -118,9 +119,8 @@ class Trials:
         values = ", ".join(f"{key} = {value}" for key, value in work.values.items())
         trial, seed = work.attempt.partition("/")[0], job.train.seed
         self.observers.console.info(f"trial {trial}, seed {seed}: {values}")
-        compute = Compute(
-            self.strategy, plan_of(job, self.devices, run), self.allocation, reused=self.reused
-        )
+        plan = checked_plan(plan_of(job, self.devices, run), job)
+        compute = Compute(self.strategy, plan, self.allocation, reused=self.reused)
         train(
             context,
             compute,

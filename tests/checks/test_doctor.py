@@ -232,8 +232,8 @@ def test_gpus_seen_are_those_given(variables: dict[str, str], gpus: list[str], l
 @pytest.mark.parametrize(
     ("name", "overrides", "kernel", "why"),
     [
-        ("rnn", [], "xla", "train.xla = auto compiles it"),
-        ("rnn", ["train.xla=off"], "loop", "cuDNN has no plain RNN"),
+        ("rnn", [], "cudnn", "cuDNN takes the layer"),
+        ("rnn", ["train.xla=on"], "xla", "train.xla = on compiles it, so cuDNN is left out"),
         ("lstm", [], "cudnn", "cuDNN takes the layer"),
         ("lstm", ["train.xla=on"], "xla", "cuDNN is left out"),
         ("gru", ["model.reset_after=false"], "xla", "cuDNN has only the GRU"),

@@ -76,13 +76,12 @@ def test_on_a_gpu_what_cudnn_can_not_take_is_compiled() -> None:
     gru = load_job(JOBS / "notebook" / "gru.toml")
     after = load_job(JOBS / "notebook" / "gru.toml", ["model.reset_after=true"])
     jobs = (RNN, gru, after, LSTM)
-    assert [choose(job, "gpu", 3).xla for job in jobs] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert choose(gru, "gpu", 3).parts == 1
+    plans = [choose(job, "gpu", 3) for job in jobs]
+    assert [plan.xla for plan in plans] == [False, True, False, False]
+    assert [plan.cudnn_rnn for plan in plans] == [True, False, True, True]
+    assert plans[1].parts == 1
+    assert not choose(load_job(JOBS / "rnn.toml", ["train.xla=on"]), "gpu", 3).cudnn_rnn
+    assert not choose(RNN, "cpu", 3).cudnn_rnn
 
 
 def test_a_run_that_goes_on_keeps_its_plan() -> None:

@@ -3,10 +3,12 @@
 import contextlib
 from pathlib import Path
 from textwrap import dedent, indent
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from harness.architectures import BUILDERS
 from harness.compute import network
@@ -14,6 +16,7 @@ from harness.compute.network import (
     OptionReader,
     build_network,
     check_network,
+    dtype_policy,
     load_network,
     training_network,
 )
@@ -21,9 +24,10 @@ from harness.compute.recurrent import turn_cudnn_off
 from harness.errors import InputError
 from harness.inference.model_file import save_model
 from harness.job import Job
-from harness.job_file import check_job
-from harness.layers import GlobalBatchDropout
+from harness.job_file import check_job, load_job
+from harness.layers import GlobalBatchDropout, look_up_by_gather
 from harness.tracking.run_dir import RunDirectory
+from tests.conftest import JOBS
 
 HEAD = "import keras\nfrom keras import layers\n"
 BODY = """
@@ -288,6 +292,37 @@ def test_dropout_inside_of_other_layers_is_over_the_global_batch() -> None:
     assert trained.parts[0].call.__func__ is GlobalBatchDropout.call
     with pytest.raises(RuntimeError, match="in the training of a run alone"):
         trained(np.zeros([2, 6], np.int32), training=True)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_words_are_looked_up_by_a_gather_as_by_keras(precision: str) -> None:
+    """The same vectors and gradients, to the byte, in the trained network and in the saved one."""
+    job = load_job(JOBS / "lstm.toml", [f"train.precision={precision}", "data.vocab_size=9"])
+    tokens = tf.constant([[0, 3, 3, 8]])
+    with dtype_policy(job):
+        saved = build_network(job)
+        trained = training_network(job, saved)
+    for model in (saved, trained):
+        embedding = model.layers[0]
+
+        def found(embedding: Any = embedding) -> list[Any]:
+            with tf.GradientTape() as tape:
+                vectors = embedding(tokens)
+                total = tf.reduce_sum(vectors * tf.range(32, dtype=vectors.dtype))
+            return [vectors, tf.convert_to_tensor(tape.gradient(total, embedding.embeddings.value))]
+
+        expected = found()
+        graph = tf.function(embedding, autograph=False)
+        assert "Less" in operations(graph, tokens)
+        look_up_by_gather(model)
+        for one, other in zip(found(), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert "Less" not in operations(tf.function(embedding, autograph=False), tokens)
+
+
+def operations(function: Any, tokens: tf.Tensor) -> set[str]:
+    """The kinds of operations in a function's graph."""
+    return {each.type for each in function.get_concrete_function(tokens).graph.get_operations()}
 
 
 def test_the_five_networks_are_as_they_were() -> None:

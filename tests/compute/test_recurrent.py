@@ -1,14 +1,25 @@
 """Recurrent layers: what is used in place of Keras's loop computes what it does."""
 
 import functools
+from types import SimpleNamespace
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
+from harness.compute import device_check
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.network import build_network, dtype_policy
-from harness.compute.recurrent import use_turns_of_two
+from harness.compute.network import build_network, dtype_policy, training_network
+from harness.compute.recurrent import (
+    compute_in_float32,
+    recurrent_layers,
+    use_cudnn_rnn,
+    use_turns_of_two,
+    why_not_cudnn,
+)
 from harness.compute.train_step import TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches
@@ -88,3 +99,131 @@ def test_two_words_a_turn_give_what_the_loop_gives(
     )
     half = job.train.precision == "float16"
     np.testing.assert_allclose(network(tokens), expected, atol=1e-3 if half else 1e-6)
+
+
+class Cudnn:
+    """In place of CudnnRNNV3, which no CPU has: what cuDNN's manual says of CUDNN_RNN_TANH.
+
+    Its weights are the matrix of the words, that of the state, and a bias of each, row by row.
+    """
+
+    def __init__(self) -> None:
+        self.num_calls, self.takes_columns = 0, False
+
+    def __call__(
+        self, *, input_h: tf.Tensor, params: tf.Tensor, rnn_mode: str, **others: Any
+    ) -> SimpleNamespace:
+        assert rnn_mode == "rnn_tanh"
+        self.num_calls += 1
+        words = others["input"]
+        units, features = input_h.shape[-1], words.shape[-1]
+        sizes = [units * features, units * units, units, units]
+        of_words, of_state, bias, second_bias = tf.split(params, sizes)
+        of_words = tf.reshape(of_words, [units, features])
+        of_state = tf.reshape(of_state, [units, units])
+        state, outputs = input_h[:, 0], []
+        for word in tf.unstack(words, axis=1):
+            by_state = tf.matmul(state, of_state, transpose_b=not self.takes_columns)
+            by_word = tf.matmul(word, of_words, transpose_b=True)
+            state = tf.tanh(by_word + bias + by_state + second_bias)
+            outputs.append(state)
+        return SimpleNamespace(output=tf.stack(outputs, axis=1), output_h=state[:, None])
+
+
+@pytest.fixture
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> Cudnn:
+    """A CPU that has cuDNN's plain RNN."""
+    found = Cudnn()
+    monkeypatch.setattr(tf.raw_ops, "CudnnRNNV3", found)
+    return found
+
+
+def test_cudnns_plain_rnn_is_keras_layer(cudnn: Cudnn) -> None:
+    """The same outputs and gradients in both directions, with outputs of all words or the last."""
+    model = keras.Sequential(
+        [
+            keras.Input([None, 3]),
+            layers.Bidirectional(layers.SimpleRNN(4, return_sequences=True)),
+            layers.SimpleRNN(5, bias_initializer="glorot_uniform"),
+            layers.Dense(2),
+        ]
+    )
+    words = tf.random.stateless_normal([6, 7, 3], [1, 2])
+
+    def outputs_and_gradients() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(words)
+            outputs = model(words)
+            total = tf.reduce_sum(outputs**2)
+        variables = [each.value for each in model.trainable_variables]
+        return [outputs, *tape.gradient(total, [words, *variables])]
+
+    expected = outputs_and_gradients()
+    use_cudnn_rnn(model)
+    assert cudnn.num_calls == 0
+    for found, should in zip(outputs_and_gradients(), expected, strict=True):
+        np.testing.assert_allclose(found, should, atol=1e-5)
+    assert cudnn.num_calls == 3
+
+
+def test_a_plain_rnn_that_gets_a_mask_keeps_its_loop(cudnn: Cudnn) -> None:
+    """cuDNN takes no mask that begins with zeros."""
+    embedding = layers.Embedding(9, 3, mask_zero=True)
+    model = keras.Sequential([keras.Input([None]), embedding, layers.SimpleRNN(4)])
+    tokens = tf.constant([[0, 0, 3, 4], [0, 5, 6, 7]])
+    expected = model(tokens)
+    use_cudnn_rnn(model)
+    np.testing.assert_array_equal(model(tokens), expected)
+    assert cudnn.num_calls == 0
+
+
+def test_cudnns_plain_rnn_is_used_where_it_agrees(
+    cudnn: Cudnn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compared on each GPU; a wrong one is no fault of the node, and a loop takes over."""
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu"])
+    monkeypatch.setattr(device_check, "is_switched_off", lambda: False)
+    agrees = device_check.plain_rnn_agrees.__wrapped__  # without the cache
+    monkeypatch.setattr(device_check, "plain_rnn_agrees", lambda gpu: agrees("CPU:0"))
+    rnn, lstm = (load_job(JOBS / f"{name}.toml") for name in ("rnn", "lstm"))
+    plan = ExecutionPlan(xla=False, threads=1, parts=1, why="", cudnn_rnn=True)
+    assert device_check.checked_plan(plan, rnn).cudnn_rnn
+    assert cudnn.num_calls == 1
+    cudnn.takes_columns = True
+    assert not device_check.checked_plan(plan, rnn).cudnn_rnn
+    assert device_check.checked_plan(plan, lstm).cudnn_rnn  # which has no such layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (layers.SimpleRNN(3), ""),
+        (layers.LSTM(3), ""),
+        (layers.Bidirectional(layers.LSTM(3)), ""),
+        (layers.GRU(3), ""),
+        (layers.GRU(3, reset_after=False), "reset_after = False instead of True"),
+        (layers.SimpleRNN(3, activation="relu"), "activation = relu instead of tanh"),
+        (layers.SimpleRNN(3, dropout=0.1), "dropout = 0.1 instead of 0"),
+        (layers.LSTM(3, recurrent_dropout=0.1), "recurrent_dropout = 0.1 instead of 0"),
+        (layers.LSTM(3, use_bias=False), "use_bias = False instead of True"),
+        (layers.RNN(layers.LSTMCell(3)), "RNN instead of LSTM or GRU"),
+    ],
+    ids=lambda value: value.name if isinstance(value, layers.Layer) else value,
+)
+def test_what_cudnn_refuses_is_named(layer: keras.Layer, why: str) -> None:
+    """The first setting that it does not have."""
+    assert why_not_cudnn(layer) == why
+
+
+def test_recurrent_layers_compute_in_float32_in_place_of_bfloat16() -> None:
+    """With their cells and directions; the others and the network that is saved stay."""
+    job = load_job(JOBS / "bilstm.toml", [*SETTINGS, "train.precision=bfloat16"])
+    with dtype_policy(job):
+        saved = build_network(job)
+        trained = training_network(job, saved)
+    (layer,), (of_saved,) = recurrent_layers(trained), recurrent_layers(saved)
+    assert compute_in_float32(trained) == [layer.name]
+    assert {each.compute_dtype for each in layer._flatten_layers()} == {"float32"}
+    assert trained.layers[-2].compute_dtype == "bfloat16"
+    assert of_saved.compute_dtype == "bfloat16"
+    assert compute_in_float32(trained) == []

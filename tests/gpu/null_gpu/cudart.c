@@ -74,8 +74,15 @@ int cudaFree(void *memory) {
     return 0;
 }
 
+static int cudaMemcpyAsyncDtoH() { // counts those to the host by a name of their own
+    CALL();
+    return 0;
+}
+
 int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
     CALL();
+    if (kind == 2)
+        cudaMemcpyAsyncDtoH();
     memmove(to, from, bytes);
     return 0;
 }

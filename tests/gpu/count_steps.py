@@ -1,0 +1,84 @@
+"""What a training step asks of the GPUs: `python -m tests.gpu.count_steps DEVICES JOB[,SETTING]…`.
+
+Run it in the rig. It prints a line of JSON for each job: the kernels of its recurrent layers, and
+how often each function of CUDA was called in a step. Bringing the results to the host, as a run
+does at its log interval, is not counted.
+"""
+
+import ctypes
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+from harness.job_file import load_job
+from harness.training.launch import plan_of
+
+# Not those of tests.conftest, which hides the GPUs.
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+WARM_UP_STEPS, NUM_STEPS = 3, 4
+NUM_REVIEWS, LENGTH = 1000, 120
+
+
+def main(devices: str, *jobs: str) -> None:
+    """Count the steps of each job, all on one strategy."""
+    import_tensorflow(None)
+    strategy = make_strategy(parse_devices(devices))
+    for each in jobs:
+        print(json.dumps({"job": each, **count(each, strategy, devices)}))  # noqa: T201
+
+
+def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
+    """The kernels of a job's recurrent layers, and the calls in a step by function."""
+    from harness.compute.train_step import TrainStep
+
+    name, *settings = text.split(",")
+    job = load_job(JOBS / f"{name}.toml", settings)
+    step = TrainStep(job, strategy, plan_of(job, devices))
+    opened = open_batches(job, strategy)
+    at_once = job.train.steps_per_execution
+    kernels = step.kernels(step.trace(opened))
+    for _ in range(WARM_UP_STEPS):
+        step.train_steps(opened, at_once).numpy()
+    before = called()
+    for _ in range(NUM_STEPS):
+        last = step.train_steps(opened, at_once)
+    calls = called() - before
+    last.numpy()
+    num = NUM_STEPS * at_once
+    return {"kernels": kernels, "calls": {key: calls[key] / num for key in sorted(calls)}}
+
+
+def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
+    """Batches of made-up reviews, as a run opens them."""
+    from harness.inputs.epoch_order import BatchShape, permutations_ahead
+    from harness.inputs.input_pipeline import Reviews, Start, batches
+
+    offsets = np.arange(NUM_REVIEWS + 1, dtype=np.int64) * LENGTH
+    tokens = np.random.default_rng(1).integers(4, 1000, offsets[-1]).astype(np.int32)
+    reviews = Reviews(tokens, offsets, (np.arange(NUM_REVIEWS) % 2).astype(np.int32))
+    if job.model.ngram_ratios:
+        ratios = np.zeros((len(tokens), job.model.ngram_ratios), np.float32)
+        reviews = reviews._replace(ratios=ratios)
+    shape = BatchShape(job.train.batch_size, job.data.maxlen, job.data.bucket)
+    lengths = reviews.lengths(shape.maxlen)
+    order = permutations_ahead(1, range(1), lengths, shape=shape)
+    start = Start(endless=True)
+    return iter(batches(strategy, reviews, order, shape=shape, start=start, timed=True))
+
+
+def called() -> Counter[str]:
+    """How often each function was called in this process so far."""
+    report = ctypes.CDLL("libnull.so").null_report
+    report.restype = ctypes.c_char_p
+    lines = (line.split() for line in report().decode().splitlines())
+    return Counter({function: int(count) for _, function, count in lines})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -65,6 +65,15 @@
 # default, 0 for never.
 # export HARNESS_IDLE_WARNING_MIN=10
 
+# After how many minutes without the end of a step, a batch or a compilation a run ends, to go on
+# from its last checkpoint; 10 by default, 0 for never. Before the first step on a card whose
+# kernels the driver compiles it is six times as long.
+# export HARNESS_STALL_MIN=10
+
+# After how many seconds a run that was told to stop ends, if its devices do not answer; 60 by
+# default, 0 for never. Jobs are told 90 s before their time limit.
+# export HARNESS_STOP_S=60
+
 # The network between nodes with GPUs, where NCCL chooses a wrong one, and what NCCL says of it. A
 # run's record holds all variables of NCCL.
 # export NCCL_SOCKET_IFNAME=ib0

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
     return read_at_start(environment) == of_server == usual
 
 
+@dataclass(frozen=True)
+class Server:
+    """The process whose forks are commands."""
+
+    folder: Path  # of its socket, which all who use it share
+    python: str | Path = sys.executable
+    variables: Mapping[str, str] = field(default_factory=VARIABLES.copy)  # that the import reads
+
+
+def usual_server() -> Server:
+    """The one of this environment."""
+    return Server(Path(os.environ[SHARED]))
+
+
 class Command:
     """A fork that is a command, with what the tests use of a `subprocess.Popen`."""
 
@@ -77,6 +92,7 @@ class Command:
         environment: Mapping[str, str],
         *,
         stdin: str = "",
+        server: Server | None = None,
     ) -> None:
         """Start `python -m harness` in a fork of the server.
 
@@ -85,6 +101,7 @@ class Command:
             folder: the command's current one.
             environment: of the command.
             stdin: what it reads.
+            server: by default the usual one.
         """
         self.args = ["harness", *map(str, words)]
         self.returncode: int | None = None
@@ -92,7 +109,7 @@ class Command:
         pipes = [os.pipe(), os.pipe()]  # lines in a file would have a date
         outputs, inputs = zip(*pipes, strict=True)
         self.stdout, self.stderr = map(os.fdopen, outputs)
-        self._connection = _connect(environment)
+        self._connection = _connect(environment, server or usual_server())
         with tempfile.TemporaryFile() as typed:
             typed.write(stdin.encode())
             typed.seek(0)
@@ -170,13 +187,15 @@ def run(
     environment: Mapping[str, str],
     stdin: str,
     timeout_s: float,
+    server: Server | None = None,
 ) -> "subprocess.CompletedProcess[str]":
     """What `subprocess.run` says of `python -m harness`, from a fork of the server.
 
     Raises:
         subprocess.TimeoutExpired: if it took longer and was killed.
     """
-    with contextlib.closing(Command(words, folder, environment, stdin=stdin)) as command:
+    started = Command(words, folder, environment, stdin=stdin, server=server)
+    with contextlib.closing(started) as command:
         out, err = command.communicate(timeout_s)
         return subprocess.CompletedProcess(command.args, command.wait(), out, err)
 
@@ -205,20 +224,20 @@ def _read(files: Sequence[int], timeout_s: float | None) -> list[bytes]:
     return list(found.values())
 
 
-def _connect(environment: Mapping[str, str]) -> socket.socket:
+def _connect(environment: Mapping[str, str], server: Server) -> socket.socket:
     """A connection to the server, which the first of all workers of xdist starts."""
-    shared = Path(os.environ[SHARED])
+    shared = server.folder
     address = str(shared / "preloaded")
     connection = socket.socket(socket.AF_UNIX)
     with (shared / "preloaded.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(address) != 0:
-            command = [sys.executable, "-m", "tests.preloaded", address]
+            command = [server.python, "-m", "tests.preloaded", address]
             own = {"KERAS_HOME": str(shared / "keras")}  # Keras writes into it
             with (shared / "preloaded.log").open("a") as log:
-                server = subprocess.Popen(
+                process = subprocess.Popen(
                     command,
-                    env={**environment, **VARIABLES, **own},
+                    env={**environment, **server.variables, **own},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -228,7 +247,7 @@ def _connect(environment: Mapping[str, str]) -> socket.socket:
             new.rename(shared / "preloaded.json")
             deadline = time.monotonic() + PATIENCE_S
             while connection.connect_ex(address) != 0:
-                is_starting = server.poll() is None and time.monotonic() < deadline
+                is_starting = process.poll() is None and time.monotonic() < deadline
                 assert is_starting, (shared / "preloaded.log").read_text()
                 time.sleep(0.1)
     return connection

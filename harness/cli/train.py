@@ -267,7 +267,7 @@ def predict(
         open_lines,
         read_lines,
     )
-    from harness.training.launch import prepare_quietly
+    from harness.training.launch import computing
 
     model = open_model(run_folder)
     if file is not None and texts:
@@ -290,15 +290,16 @@ def predict(
                 raise InputError(NO_TEXT)
     else:
         raise InputError(NO_TEXT)
-    prepare_quietly(model.job())
     number = 0
     try:
-        classify = classifier_of(model).classify
-        for number, answer in classify_stream(classify, itertools.chain(ahead, batches)):
-            if as_json:
-                echo(json.dumps({"number": number, **answer.as_json()}))
-            else:
-                echo(f"{answer.summary}  {' '.join(answer.text[:200].split())}")  # one line each
+        with computing(model.job()):
+            classify = classifier_of(model).classify
+            for number, answer in classify_stream(classify, itertools.chain(ahead, batches)):
+                if as_json:
+                    echo(json.dumps({"number": number, **answer.as_json()}))
+                else:
+                    shown = " ".join(answer.text[:200].split())  # in one line
+                    echo(f"{answer.summary}  {shown}")
     except BrokenPipeError:
         ignore_broken_pipe()
         return
@@ -323,14 +324,14 @@ def export(
     An ensemble may be given too. TensorFlow and TensorFlow Serving read it without this package.
     """
     from harness.ensembles.predict import name_of, open_model
-    from harness.training.launch import prepare_quietly
+    from harness.training.launch import computing
 
     model = open_model(run_folder)
     folder = out or model.folder / "export"
-    prepare_quietly(model.job())
-    from harness.ensembles.export import export_model
+    with computing(model.job()):
+        from harness.ensembles.export import export_model
 
-    written = export_model(model, folder)
+        written = export_model(model, folder)
     name = name_of(model)
     echo(f"SavedModel   {written}")
     echo(

@@ -38,10 +38,12 @@ from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console
 from harness.system.cuda import LAST_TRUSTED, Card, code_for, kernel_cache, visible_names
 from harness.system.host import installed_version, nvidia_driver
+from harness.system.watchdog import FIRST_USE
 
 SWITCH = "HARNESS_CHECK_DEVICES"  # 0 leaves the check out: for tests on a GPU that computes nothing
 TOLERANCE = 1e-3  # relative to the largest number; float32 without TF32 keeps 1e-5
 CHILD_S = 1800.0  # the first use of a card without machine code compiles for minutes
+FIRST_BYTES = 1 << 20
 SHAPE = (4, 6, 8)  # rows, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
     "lstm": keras.layers.LSTM,
@@ -80,14 +82,24 @@ def checked_strategy(
 
 def first_use(card: Card) -> str:
     """What to expect of a card whose kernels the driver still has to compile; else empty."""
-    targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
     folder = kernel_cache()
-    if code_for(card.capability, targets).startswith("sm_") or not (folder and is_empty(folder)):
+    if has_machine_code(card) or not (folder and is_empty(folder)):
         return ""
     return (
         f"{card.title}: TensorFlow holds no machine code for it, so the driver compiles each "
         f"kernel at first use: this start takes minutes longer, later ones read {folder}"
     )
+
+
+def has_machine_code(card: Card) -> bool:
+    """Whether TensorFlow holds a card's machine code; else the driver compiles each kernel."""
+    targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
+    return code_for(card.capability, targets).startswith("sm_")
+
+
+def first_use_factor(gpus: Sequence[Any]) -> float:
+    """How much longer than others the first step on some GPUs may take."""
+    return 1.0 if all(has_machine_code(card_of(gpu)) for gpu in gpus) else FIRST_USE
 
 
 def is_empty(folder: Path) -> bool:
@@ -136,6 +148,7 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
         NodeFault: for the first that does; the job goes back into the queue without the node.
     """
     gpus = tf.config.get_visible_devices("GPU")
+    take_memory(gpus)
     if gpus and is_switched_off():
         warn(f"{SWITCH}=0: the GPUs are used without a check of what they compute")
         return
@@ -164,6 +177,21 @@ def plain_rnn_agrees(gpu: str) -> bool:
         gpu: TensorFlow's name of the device.
     """
     return not find_wrong(gpu, frozenset({"rnn"}))
+
+
+def take_memory(gpus: Sequence[Any]) -> None:
+    """Take the first memory of each GPU, or learn that there is none.
+
+    On a full GPU TensorFlow's allocator tries ever smaller parts, a tenth less each time, rounded
+    up to 256 bytes: so a request below FIRST_BYTES is tried for ever, if it is the first one
+    (BFCAllocator::Extend).
+
+    Raises:
+        tf.errors.ResourceExhaustedError: if a GPU is full.
+    """
+    for index in range(len(gpus)):
+        with tf.device(f"GPU:{index}"):
+            tf.constant(np.zeros(FIRST_BYTES, np.uint8))  # tf.zeros would ask for a byte first
 
 
 def find_wrong(gpu: str, layers: frozenset[str]) -> str:
@@ -294,14 +322,11 @@ def _fault(index: int, card: Card, what: str) -> NodeFault:
     return NodeFault(text, will_requeue=report_node_fault(text))
 
 
-def main(*layers: str) -> int:
-    """Check the one GPU that this process sees; the last line printed says what was wrong."""
+def main(*layers: str) -> str:
+    """Check the one GPU that this process sees; returns what is wrong, empty if nothing is."""
     import_tensorflow(SlurmEnvironment.from_environment())
-    problem = find_wrong("GPU:0", frozenset(layers))
-    if problem:
-        print(problem)  # noqa: T201 - for the parent
-    return 1 if problem else 0
+    return find_wrong("GPU:0", frozenset(layers))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]) or 0)  # a text goes to standard error, with code 1

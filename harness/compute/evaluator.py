@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.device_errors import check_results
 from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
 from harness.compute.strategy import spans_processes
 from harness.compute.xla_cache import is_offered, quiet_loading
@@ -14,6 +15,7 @@ from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job import Job
 from harness.layers import look_up_by_gather
+from harness.system import watchdog
 from harness.system.signals import StopRequest
 
 # Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
@@ -66,7 +68,7 @@ class Evaluator:
             Interrupted: between two batches, if `stop` says so.
         """
         stop = stop or StopRequest()
-        outputs = []
+        outputs: list[np.ndarray] = []
         order = evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
         if self._opened and self._opened[0] is reviews:
             loads, opened = False, self._opened[1]
@@ -81,6 +83,8 @@ class Evaluator:
             if votes is not None:
                 stop.agree(float(votes.numpy().sum()))
             outputs.extend(rows.numpy() for rows in of_replicas)
+            check_results()
+            watchdog.progress()
         self._opened = reviews, opened
         found = np.concatenate(outputs)[: len(order)]  # behind these the last batch has padding
         probabilities = np.empty_like(found)

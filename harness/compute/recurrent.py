@@ -64,7 +64,9 @@ def _cudnn_rnn(
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """What `SimpleRNN.inner_loop` gives: the last output, all outputs over time, the last state."""
     if mask is not None:
-        return SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
+        kept: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
+        kept = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
+        return kept
     if layer.go_backwards:
         sequences = tf.reverse(sequences, [1])
     num_examples, num_words = tf.shape(sequences)[0], tf.shape(sequences)[1]

@@ -22,7 +22,7 @@ from harness.slurm.rendezvous import WorkerGroup
 from harness.system import cuda
 from harness.system.host import nvidia_driver
 from harness.system.signals import ctrl_c_waits
-from harness.system.stderr_filter import filtered_stderr
+from harness.system.stderr_filter import ask_for_messages, filtered_stderr
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -123,7 +123,7 @@ def import_tensorflow(
     Raises:
         InputError: if it can't be imported.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
+    ask_for_messages()
     # oneDNN rounds differently on different CPUs, and a run may resume on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # By default CUDA puts the fastest GPU first; this way it numbers them as the driver does.
@@ -300,6 +300,12 @@ def describe_devices(
         for node in nodes
         for device in own
     ]
+
+
+def own_devices() -> str:
+    """The devices of this node that the strategy uses, for people: `gpu:0 (NVIDIA H100)`."""
+    names = [f"{each['device']} ({each['name']})" for each in _own_devices(1) if "name" in each]
+    return ", ".join(names) or "the CPU"
 
 
 def describe_numerics() -> dict[str, Any]:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness import PROJECT
+from harness.errors import InputError
 
 SITE = "slurm/site.sh"  # ignored by git
+LARGEST = 1440.0  # of a number of minutes or seconds
 
 
 def not_sourced(
@@ -31,3 +33,26 @@ def not_sourced(
     if not found:
         return ""
     return f"{SITE} names {', '.join(found)}, which this shell does not have: source {SITE}"
+
+
+def number_setting(
+    name: str, unit: str, default: float, environment: Mapping[str, str] = os.environ
+) -> float:
+    """A number of a site's, from the environment alone; 0 switches off what it limits.
+
+    Raises:
+        InputError: if it is no number from 0 to LARGEST.
+    """
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= LARGEST:
+        raise InputError(
+            f"{name}={text[:40]}: should be {unit}, 0 to {LARGEST:.0f}, 0 for never; correct it "
+            "in slurm/site.sh or your shell"
+        )
+    return number

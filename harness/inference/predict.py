@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.compute.device_errors import check_results
 from harness.data.dataset import by_class, vocab_from_bytes
 from harness.data.vocabulary import START, encode_text
 from harness.errors import InputError
@@ -186,6 +187,7 @@ class Classifier:
         for step, time in enumerate(time_steps(np.arange(len(order))[None], lengths, shape)):
             chosen = slice(step * num, (step + 1) * num)
             outputs.append(self._forward(*(each[chosen, :time] for each in inputs)).numpy())
+            check_results()
         ordered = np.empty_like(found := np.concatenate(outputs))
         ordered[order] = found
         return ordered

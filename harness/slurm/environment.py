@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -216,6 +217,12 @@ def resume_command(folder: Path | str) -> str:
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.max_requeues is not None  # which the job scripts set
     return f"harness {'submit --resume' if as_job else 'resume'} {shlex.quote(str(folder))}"
+
+
+def node_name() -> str:
+    """This machine, as Slurm names it if it does."""
+    own = SlurmEnvironment.from_environment()
+    return (own.node if own else "") or socket.gethostname()
 
 
 def describe_given(allocation: SlurmEnvironment) -> str:

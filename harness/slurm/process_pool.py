@@ -21,7 +21,9 @@ from harness.system.signals import StopRequest
 
 POLL_S = 0.2
 LOOK_S = 2.0  # between two looks for tasks that a user cancels
-SAVE_S = 60.0  # for processes to save after a signal
+# For processes to save after a signal: below the 90 s of a time limit's warning, and longer than
+# their own watchdog takes.
+SAVE_S = 75.0
 
 
 @dataclass(eq=False)

@@ -140,6 +140,16 @@ def log(level: int, text: str) -> None:
     LOGGER.log(level, "%s", text)
 
 
+def error_line(text: str, descriptor: int) -> str:
+    """A line as the log has it, for whoever must write it without the log.
+
+    Args:
+        descriptor: of the file that it goes to.
+    """
+    record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
+    return _line(record, descriptor)
+
+
 def strip_prefix(line: str) -> str:
     """The message of a line from a log, or from the standard error of a command of ours."""
     line = line.strip()
@@ -147,14 +157,21 @@ def strip_prefix(line: str) -> str:
     return line[prefix.end() :] if prefix else line
 
 
-def _goes_to_file(stream: TextIO) -> bool:
+def _goes_to_file(stream: TextIO | int) -> bool:
     # Under srun the stream is a pipe that ends in the job's log, which the job scripts name.
     if "HARNESS_LOG" in os.environ:
         return True
     try:
-        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+        descriptor = stream if isinstance(stream, int) else stream.fileno()
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
     except (OSError, ValueError):  # closed, or no file at all
         return False
+
+
+def _line(record: logging.LogRecord, stream: TextIO | int) -> str:
+    if _goes_to_file(stream):
+        return STAMPED.format(record)
+    return PREFIXES.get(record.levelno, "") + record.getMessage()
 
 
 class _LineHandler(logging.Handler):
@@ -162,10 +179,7 @@ class _LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
-        if _goes_to_file(stream):
-            line = STAMPED.format(record)
-        else:
-            line = PREFIXES.get(record.levelno, "") + record.getMessage()
+        line = _line(record, stream)
         # A full disk under the log is no reason to end a run that writes elsewhere.
         with contextlib.suppress(OSError, ValueError):
             stream.write(f"{line}\n")

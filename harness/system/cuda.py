@@ -176,6 +176,34 @@ def _capability(target: str) -> Version:
     return int(digits[:-1]), int(digits[-1])
 
 
+def lasting_error(num_gpus: int) -> str:
+    """What CUDA answers to this process since a fault, such as CUDA_ERROR_ECC_UNCORRECTABLE.
+
+    After a fault every call fails with its code. TensorFlow and the libraries keep that code to
+    themselves in some places. Empty if memory can be had of each GPU.
+
+    Args:
+        num_gpus: how many this process uses, the first that it sees.
+    """
+    driver = _open("libcuda.so.1")
+    if driver is None:
+        return ""
+    context, memory, name = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_char_p()
+    for gpu in range(num_gpus):
+        code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), gpu)
+        if not code:
+            driver.cuCtxPushCurrent_v2(context)
+            code = driver.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(1 << 20))
+            if not code:
+                driver.cuMemFree_v2(memory)
+            driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+            driver.cuDevicePrimaryCtxRelease_v2(gpu)
+        if code:
+            driver.cuGetErrorName(code, ctypes.byref(name))
+            return (name.value or b"").decode()
+    return ""
+
+
 def keep_compiled_kernels() -> None:
     """Name CUDA a cache for kernels that the driver compiles, with room for all of TensorFlow's.
 

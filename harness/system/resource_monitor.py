@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.errors import InputError
+from harness.files.site_settings import number_setting
 from harness.system.cuda import visible_names
 from harness.system.nvml import find_nvml, open_gpu
 
@@ -161,7 +161,6 @@ def resident_memory_gb() -> float:
 
 IDLE_BELOW = 0.05  # share of the time in which a kernel runs
 DEFAULT_MIN = 10.0
-LONGEST_MIN = 1440.0
 ADVICE = (
     "and some sites end such jobs: where step/input_wait_share in TensorBoard is high ask for more "
     "CPUs, else raise train.batch_size or train.steps_per_execution, or take fewer GPUs"
@@ -175,19 +174,7 @@ def idle_warning_min(environment: Mapping[str, str] = os.environ) -> float:
     Raises:
         InputError: if it is not a number in range.
     """
-    text = environment.get("HARNESS_IDLE_WARNING_MIN", "").strip()
-    if not text:
-        return DEFAULT_MIN
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = -1.0
-    if not 0 <= minutes <= LONGEST_MIN:
-        raise InputError(
-            f"HARNESS_IDLE_WARNING_MIN={text[:40]}: should be minutes, 0 to {LONGEST_MIN:.0f}, 0 "
-            "for no warning; correct it in slurm/site.sh or your shell"
-        )
-    return minutes
+    return number_setting("HARNESS_IDLE_WARNING_MIN", "minutes", DEFAULT_MIN, environment)
 
 
 class IdleWatch:

@@ -97,7 +97,10 @@ def ctrl_c_waits() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def end_at_once() -> NoReturn:
+AT_ONCE = "harness: interrupted at once; what was saved before stays"
+
+
+def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
     """End this process and all that it started, with one line and the code of an interruption.
 
     Not by an exception: code that runs while it is raised, such as an import of TensorFlow, may
@@ -110,6 +113,6 @@ def end_at_once() -> NoReturn:
             child.kill()
     if sys.stdout.isatty():
         os.write(1, SHOW_CURSOR)  # which a progress bar hides
-    message = b"harness: interrupted at once; what was saved before stays\n"
-    os.write(stderr_filter.descriptor, message)
-    os._exit(Interrupted.exit_code)
+    with contextlib.suppress(OSError):
+        os.write(stderr_filter.descriptor, f"{line}\n".encode(errors="backslashreplace"))
+    os._exit(code)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.errors import Interrupted, RunError
-from harness.files.leased_dir import LeasedDirectory
+from harness.files.atomic_file import atomic_write
+from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.slurm.environment import SlurmEnvironment, resume_command
 from harness.system.processes import process_space
 
@@ -83,3 +84,14 @@ class Heartbeat:
             requeues += 1
             self.note(requeued_at=max(reached, before))
         self.beat("interrupted", signal=str(reason), requeues=requeues)
+
+
+def record_death(run: LeasedDirectory, process: int, error: str) -> None:
+    """Record that the process that trained a run died, in its place.
+
+    Nothing is written if another process has taken the run over, or this one had not begun it.
+    """
+    if run.read_json("lease.json").get("process") == process:
+        state = run.read_json("state.json")
+        died = {**state, "phase": "failed", "error": error, "time_s": round(time.time(), 3)}
+        atomic_write(run.path("state.json"), to_json(died))

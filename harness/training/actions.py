@@ -15,6 +15,7 @@ import tensorflow as tf
 from harness.compute.train_step import TrainStep
 from harness.inputs.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job import SCORES, TrainConfig
+from harness.system import watchdog
 from harness.system.console import Console
 from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
@@ -62,6 +63,7 @@ class FirstStep:
             return take_steps()
         sums = take_steps()
         sums.numpy()  # arrives when the steps are done
+        watchdog.first_step_done()
         self.done_s = round(age_s() or 0.0, 3)
         self.heartbeat.beat("training", first_step_s=self.done_s)
         return sums

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.device_errors import check_results
 from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
@@ -46,6 +47,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             arrays[f"{name}/{i}"] = variable.numpy()
+    check_results()
     record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"

@@ -1,11 +1,14 @@
 """From a command's arguments to a run: data and devices, the cheapest checks first."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import logging
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.compute.device_errors import check_results, died_of, of_death
 from harness.compute.execution_plan import ExecutionPlan, choose
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
@@ -22,16 +25,25 @@ from harness.compute.strategy import (
 from harness.compute.xla_cache import compiled_steps
 from harness.data.dataset import Dataset, validation_cut
 from harness.data.resolve import check_same, open_data, reopen_data
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.files.scratch import scratch_directory
 from harness.files.trusted_network import check_trusted_network
 from harness.inference.kept_ratios import read_ratios
 from harness.job import Job
-from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
+from harness.slurm.environment import (
+    SlurmEnvironment,
+    given_cpus,
+    node_name,
+    resume_command,
+    visible_gpus,
+)
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system.console import Console
+from harness.system import cuda, stderr_filter, watchdog
+from harness.system.console import Console, log
+from harness.system.guard import stand_guard
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
+from harness.tracking.heartbeat import record_death
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
@@ -71,6 +83,7 @@ def launch(
     run.check_owner()
     run.check_format()
     allocation = own_allocation()
+    guard_gpus(run, devices_to_use(run, options.devices))
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
     idle_min = idle_warning_min()
@@ -83,6 +96,8 @@ def launch(
     requested = parse_devices(devices) if devices else None
     plan = plan_of(job, devices, began)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(watchdog.from_settings())
+        stack.callback(stderr_filter.show_rest)
         # 2. The other workers of a run on several nodes.
         worker_group = None
         if allocation and not stop.alone:
@@ -91,13 +106,22 @@ def launch(
         # 3. TensorFlow and its devices.
         if not worker_group:
             stack.enter_context(compiled_steps(job, plan.threads))
-        import_tensorflow(allocation, plan.threads, Numerics.of(job))
-        from harness.compute.device_check import checked_plan, checked_strategy
-        from harness.training.failures import explained_device_errors
+        begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
+        with watchdog.watching(begins):
+            import_tensorflow(allocation, plan.threads, Numerics.of(job))
+            watchdog.progress()
+            from harness.compute.device_check import (
+                checked_plan,
+                checked_strategy,
+                first_use_factor,
+            )
+            from harness.training.failures import explained_device_errors
 
-        stack.enter_context(explained_device_errors())
-        check_gpus(promised_gpus(requested, allocation), console.warning)
-        strategy = checked_strategy(requested, worker_group, job, console)
+            stack.enter_context(explained_device_errors())
+            check_gpus(promised_gpus(requested, allocation), console.warning)
+            begins.first_use = first_use_factor(devices_in_use(requested)[1])
+            strategy = checked_strategy(requested, worker_group, job, console)
+            check_results()
         stop.listen()  # again, over a handler that TensorFlow may have set
         plan = checked_plan(replace(plan_in_use(job, began), threads=plan.threads), job)
         monitor = stack.enter_context(own_monitor(allocation, idle_min))
@@ -124,6 +148,53 @@ def launch(
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
     """As the command says, else as the run began, else as HARNESS_DEVICES says for new runs."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
+
+
+def guard_gpus(run: RunDirectory, devices: str | None) -> None:
+    """Leave this process as the guard of the one that uses GPUs, which returns from here.
+
+    A process that may use none stays as it is.
+
+    Raises:
+        SystemExit: in the guard, with the exit code of the other process.
+        NodeFault, RunError: in the guard, if that one died of a fault of a GPU.
+    """
+    if not may_use_gpus(devices):
+        return
+
+    def on_death(number: signal.Signals, text: str, process: int) -> None:
+        if run.finished():  # and died while it left, with nothing more to do
+            raise SystemExit(0)
+        try:
+            tell_death(number, text, process, go_on=f"; go on by: {resume_command(run.folder)}")
+        except RunError as error:
+            record_death(run, process, str(error))
+            raise
+        record_death(run, process, f"died of {number.name}")
+
+    stand_guard(on_death)
+
+
+def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = "") -> None:
+    """Say why a process that used GPUs died.
+
+    Args:
+        text: what it has written on standard error.
+
+    Raises:
+        NodeFault, RunError: if that says why.
+    """
+    if error := of_death(text):
+        raise error
+    stderr_filter.show_last(text)
+    log(logging.ERROR, f"{died_of(number, text)}{go_on}")
+
+
+def may_use_gpus(devices: str | None) -> bool:
+    """Whether a process with these `--devices` may use GPUs; without TensorFlow."""
+    if devices and parse_devices(devices).kind == "cpu":
+        return False
+    return not cuda.hidden_by() and cuda.has_driver()
 
 
 def own_allocation() -> SlurmEnvironment | None:
@@ -331,19 +402,27 @@ def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = F
     return reopen_data(recorded, job, data, whose=f"run {run.folder}")
 
 
-def prepare_quietly(job: Job) -> None:
+@contextlib.contextmanager
+def computing(job: Job) -> Iterator[None]:
     """Import TensorFlow and check its devices, for a command that needs no strategy.
 
     Raises:
-        NodeFault: for a GPU that computes wrongly.
+        SystemExit: in the guard of a process that uses GPUs, with that one's exit code.
+        NodeFault, RunError: for a GPU that fails or computes wrongly.
     """
+    if may_use_gpus(site_devices()):
+        stand_guard(tell_death)
     import_tensorflow(SlurmEnvironment.from_environment(), numerics=Numerics.of(job))
     from harness.compute.device_check import check_devices, check_unproven
     from harness.training.failures import explained_device_errors
 
-    with explained_device_errors():
-        check_unproven(devices_in_use(None)[1], job)
-        check_devices(job, Console().warning)
+    try:
+        with explained_device_errors():
+            check_unproven(devices_in_use(None)[1], job)
+            check_devices(job, Console().warning)
+            yield
+    finally:
+        stderr_filter.show_rest()
 
 
 def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
@@ -363,17 +442,16 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     dataset = dataset_of(run, job, data)
     check_same(dataset, run.result()["dataset_checksum"], f"run {run.folder}")
     ratios = read_ratios(run)
-    prepare_quietly(job)
+    with computing(job):
+        from harness.compute.evaluator import Evaluator
+        from harness.inference.model_file import load_model
+        from harness.training.metrics import test_scores
+        from harness.training.train import test_reviews
 
-    from harness.compute.evaluator import Evaluator
-    from harness.inference.model_file import load_model
-    from harness.training.metrics import test_scores
-    from harness.training.train import test_reviews
-
-    test = test_reviews(job, dataset, ratios)
-    model = load_model(run)
-    plan = run.certain_json(RECORD).get("plan") or {}
-    cudnn_rnn = bool(plan.get("cudnn_rnn"))
-    evaluator = Evaluator(model, one_device(), job, cudnn_rnn=cudnn_rnn)
-    probabilities = evaluator.probabilities(test)
-    return {"data": dataset.title, **test_scores(test.labels, probabilities)}
+        test = test_reviews(job, dataset, ratios)
+        model = load_model(run)
+        plan = run.certain_json(RECORD).get("plan") or {}
+        cudnn_rnn = bool(plan.get("cudnn_rnn"))
+        evaluator = Evaluator(model, one_device(), job, cudnn_rnn=cudnn_rnn)
+        probabilities = evaluator.probabilities(test)
+        return {"data": dataset.title, **test_scores(test.labels, probabilities)}

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from harness.compute import memory
-from harness.compute.device_check import is_switched_off
+from harness.compute.device_check import first_use_factor, is_switched_off
+from harness.compute.device_errors import check_results
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import class_weights
 from harness.compute.recurrent import count_parameters
@@ -19,10 +21,11 @@ from harness.compute.strategy import (
     describe_devices,
     describe_numerics,
     num_own_gpus,
+    own_devices,
 )
 from harness.compute.train_step import TrainingFacts, TrainStep
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
-from harness.errors import InputError, RunError
+from harness.errors import InputError, Interrupted, RunError
 from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
 from harness.inputs.epoch_order import num_steps
@@ -30,6 +33,8 @@ from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.own_code import mode_in
+from harness.slurm.environment import node_name, resume_command
+from harness.system import watchdog
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
 from harness.tracking.run_dir import (
@@ -87,7 +92,11 @@ def train(
     if takes_back_cancel:  # now that nothing refuses the run
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
-    with nothing_left_if_refused(run, parent), recorded_failures(heartbeat, worker_group):
+    with (
+        nothing_left_if_refused(run, parent),
+        recorded_failures(heartbeat, worker_group),
+        watchdog.watching(watched(context, compute, heartbeat)),
+    ):
         heartbeat.beat("starting")
         devices = describe_devices(compute.strategy, worker_group)
         plan = agreed_plan(compute.plan, worker_group)
@@ -154,12 +163,35 @@ def train(
                 "kernels": kernels,
             }
             save_model(run, train_step.export_model, is_own=job.model.is_own)
+            check_results()
         heartbeat.beat("finished", result=summary_of(result))
         run.write_json("result.json", result)  # last: it says that all the rest is there
     with contextlib.suppress(OSError, RunError):  # the run is finished all the same
         remove_checkpoints(run, but_last=True)
     run.release_lease()
     return result
+
+
+def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watchdog.Watched:
+    """What the watchdog says and does when a run's devices don't answer."""
+    folder, group = context.run.folder, compute.worker_group
+    next_step = f"go on by: {resume_command(folder)}"
+    if compute.reused:
+        next_step = "the search goes on with it"
+    elif group and not group.is_chief:
+        next_step = f"go on as the line of {group.nodes[0]} says"
+
+    def record(reason: Interrupted) -> int:
+        heartbeat.interrupted(reason)
+        return reason.exit_code
+
+    return watchdog.Watched(
+        f"{own_devices()} of {node_name()}",
+        next_step,
+        record,
+        num_steps=context.job.train.steps_per_execution,
+        first_use=first_use_factor(tf.config.get_visible_devices("GPU")),
+    )
 
 
 def record_start(

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.device_errors import check_results
 from harness.compute.evaluator import uses_gpu
 from harness.compute.train_step import TrainStep
 from harness.compute.xla_cache import is_offered, quiet_loading
@@ -22,6 +23,7 @@ from harness.inputs.epoch_order import BatchShape, num_steps, permutations_ahead
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches
 from harness.job import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
+from harness.system import watchdog
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.record_format import untimed
 from harness.training import checkpoint
@@ -103,6 +105,7 @@ class Trainer:
         self._open_batches()
         # 4. The graph. Tracing takes seconds, in which another process may take the run over.
         self.graph = self.train_step.trace(self._batches)
+        watchdog.progress()
         self.run.check_lease()
         # 5. The TensorBoard log, metrics.jsonl and timings.jsonl, cut to what the checkpoint holds.
         self.log = TensorBoardLog(
@@ -147,7 +150,8 @@ class Trainer:
                 if train_step.model.stop_training and progress.history:
                     break
                 self.stop.check()  # before the callbacks, which a resumed run calls again
-                self.callbacks.on_epoch_begin(progress.epoch)
+                with watchdog.pausing():
+                    self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
             line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
@@ -157,7 +161,8 @@ class Trainer:
             self.best.after_epoch(progress, train_step.export_model)
             self._end_epoch(line)
         self._is_over = True
-        self.callbacks.on_train_end()
+        with watchdog.pausing():
+            self.callbacks.on_train_end()
         if self.best.is_on:
             train_step.export_model.set_weights(progress.best_weights)
         else:
@@ -184,6 +189,9 @@ class Trainer:
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
                 self.stop.agree(self._votes)
+            elif watchdog.asks():
+                self._pending[-1].numpy()  # arrives when all steps are done, or never
+                watchdog.progress()
             if self.checkpoints.is_due():
                 self._drain()
                 self._save()
@@ -201,6 +209,8 @@ class Trainer:
         # Arrives when the last step is done, so the clock is read after it.
         sums = np.concatenate([part.numpy() for part in self._pending])
         self._pending = []
+        check_results()
+        watchdog.progress()
         now_s = time.perf_counter()
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
@@ -281,7 +291,8 @@ class Trainer:
         validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
         # Before the checkpoint, which must hold the learning rate that they may cut.
-        self.callbacks.on_epoch_end(line)
+        with watchdog.pausing():
+            self.callbacks.on_epoch_end(line)
         self._save()
         self._write_metrics()
         self.console.epoch(line, self.job.train.epochs)
@@ -290,6 +301,7 @@ class Trainer:
         self.progress.stopped = bool(self.train_step.model.stop_training)
         self.progress.callback_states = self.callbacks.states()
         self.checkpoints.save(self.progress, self._num_steps_done())
+        watchdog.progress()
 
     def _num_steps_done(self) -> int:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step

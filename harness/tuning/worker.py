@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -32,11 +33,14 @@ from harness.sweep_protocol.worker import (
     TrialStop,
     Worker,
 )
+from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
+from harness.system.guard import stand_guard
 from harness.system.processes import end_with_parent
 from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
 from harness.system.signals import StopRequest
 from harness.training.context import Observers
+from harness.training.launch import may_use_gpus, tell_death
 from harness.tuning.sweep_dir import SweepDirectory
 
 
@@ -47,6 +51,27 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
         Interrupted: a signal came, or nobody supervises the sweep; the current trial is saved.
         InputError, RunError: this worker can't train any trial, and why.
     """
+    if may_use_gpus(arguments.devices):
+        stand_guard(on_death)
+    with watchdog.from_settings():
+        return _work(sweep, arguments)
+
+
+def on_death(number: signal.Signals, text: str, process: int) -> None:
+    """Say why a worker's process died; what is no fault of the node may be one of the trial.
+
+    Raises:
+        NodeFault: if the node is at fault; the worker is not started here again.
+    """
+    try:
+        tell_death(number, text, process)
+    except NodeFault:
+        raise
+    except RunError as error:
+        log(logging.ERROR, str(error))
+
+
+def _work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     signals, stop = StopRequest(), TrialStop()
     signals.listen()
     # Read once: what follows takes seconds, after which the disk may fail again.

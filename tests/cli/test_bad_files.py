@@ -11,6 +11,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_a_model_is_refused_with_any_of_its_files_broken(
 ) -> None:
     """A prediction is either that of the whole run, or none."""
     # TensorFlow's threads may be set once in a process, and other tests have set them.
-    monkeypatch.setattr("harness.training.launch.prepare_quietly", lambda job: None)
+    monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
     whole = ended([{"RUN": str(copies[1])}.get(word, word) for word in MODEL_COMMANDS[name]])
     assert whole[0] == 0, whole
     for way in WAYS:
@@ -261,7 +262,7 @@ def test_a_model_that_names_a_function_is_refused(
     copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`config.json` of a stranger's model may name anything, such as `os.system`."""
-    monkeypatch.setattr("harness.training.launch.prepare_quietly", lambda job: None)
+    monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
     _, run = copies
     touched = run / "touched"
     config: dict[str, object] = {"module": "os", "class_name": "system"}

@@ -115,7 +115,7 @@ def test_nothing_that_is_printed_acts_on_the_terminal(
 
 def test_all_is_printed_in_one_place() -> None:
     """No module prints past the console, but for what a child or a script's own program answers."""
-    allowed = {"console.py", "child.py", "packed.py", "__main__.py"}
+    allowed = {"console.py", "child.py", "__main__.py"}
     pattern = re.compile(r"(?<!\.)\bprint\(|typer\.(echo|secho|style)\(|RichConsole\(")
     found = {
         path.name

@@ -24,11 +24,11 @@ from harness.training import launch
 from harness.training.context import RunContext
 from harness.training.launch import (
     LaunchOptions,
+    computing,
     dataset_of,
     devices_to_use,
     join_workers,
     plan_of,
-    prepare_quietly,
     short_average,
     small_shares,
 )
@@ -204,5 +204,6 @@ def test_a_command_without_a_strategy_computes_as_the_job_says(
     asked = []
     monkeypatch.setattr(launch, "import_tensorflow", lambda _, **options: asked.append(options))
     job = load_job(JOBS / "lstm.toml", ["train.tf32=true", "train.deterministic=false"])
-    prepare_quietly(job)
+    with computing(job):
+        pass
     assert asked == [{"numerics": Numerics(deterministic=False, tf32=True)}]

@@ -17,6 +17,7 @@ from harness.data.dataset import Dataset, Split, make_split
 from harness.inputs.epoch_order import epoch_permutation
 from harness.job import Job
 from harness.job_file import load_job
+from harness.system import watchdog
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
@@ -310,3 +311,19 @@ def test_a_score_that_one_key_watches_is_computed(patience: str) -> None:
     assert found == {"val_f1": pytest.approx(2 / 3)}
     trainer.job = load_job(JOBS / "rnn.toml", ["train.monitor=val_f1"])
     assert Trainer._other_scores(trainer, validation, probabilities) == {}
+
+
+def test_a_loop_that_reports_seldom_still_shows_that_steps_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing was seen for a while it waits for the steps at work; no byte changes."""
+    settings = ["train.epochs=1", "train.steps_per_execution=1", "train.log_every_steps=1000"]
+    seen: list[bool] = []
+    monkeypatch.setattr(watchdog, "progress", lambda: seen.append(watchdog.asks()))
+    _, _, usual = trained(tmp_path, *settings)
+    num_usual = len(seen)
+    assert num_usual > 0
+    monkeypatch.setattr(watchdog, "asks", lambda: True)
+    _, _, lines = trained(tmp_path / "asked", *settings)
+    assert lines == usual
+    assert len(seen) == 2 * num_usual + 5  # six steps, of which the last one is reported

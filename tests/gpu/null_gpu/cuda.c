@@ -340,8 +340,10 @@ MAKES_HANDLE(cuKernelGetFunction)
 
 int cuModuleGetGlobal_v2(void **memory, size_t *bytes, void *module, const char *name) {
     CALL();
-    if (memory)
-        *memory = calloc(1, 1 << 20);
+    if (memory) { // aligned, or XLA refuses it
+        *memory = aligned_alloc(4096, 1 << 20);
+        memset(*memory, 0, 1 << 20);
+    }
     if (bytes)
         *bytes = 1 << 20;
     return 0;

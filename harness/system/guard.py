@@ -1,0 +1,129 @@
+"""A process that waits for the one that computes on GPUs, to say why that one died.
+
+What CUDA reports late makes TensorFlow abort its process, past every `except`, and a process that
+dies can tell nobody. So it is forked from one that never imports TensorFlow, passes signals on, and
+reads what the other one left on standard error.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+from harness.system import stderr_filter
+from harness.system.signals import SHOW_CURSOR, STOPPING, end_at_once
+
+# How a process ends by a fault of its own code, or of a library's.
+FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+OnDeath = Callable[[signal.Signals, str, int], None]
+
+
+def stand_guard(on_death: OnDeath) -> None:
+    """Fork. The child returns, to import TensorFlow; this process ends as the child does.
+
+    Call it before TensorFlow is imported or CUDA is used: neither survives a fork.
+
+    Args:
+        on_death: is given the signal by which the child died of a fault, its messages and its
+            process id, and may raise an error to end with. If it returns, the signal is the end.
+
+    Raises:
+        SystemExit: in this process, with the child's exit code.
+    """
+    messages = os.memfd_create("messages")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    guard = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    child = os.fork()
+    if not child:
+        _die_with(guard)
+        stderr_filter.capture(messages)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
+    with _signals() as numbers:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        status = _wait(child, numbers)
+    if os.WIFEXITED(status):
+        raise SystemExit(os.WEXITSTATUS(status))
+    number = signal.Signals(os.WTERMSIG(status))
+    if sys.stdout.isatty():
+        os.write(1, SHOW_CURSOR)  # which a progress bar hides
+    if number in FAULTS:
+        text = os.pread(messages, os.fstat(messages).st_size, 0).decode(errors="replace")
+        on_death(number, text, child)
+    _die_of(number)
+
+
+def _die_with(guard: int) -> None:
+    """Let this process be killed when its guard is: whoever kills that one means this one."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != guard:  # it was killed before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A file descriptor from which the numbers of the signals that come can be read."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    numbers = (*STOPPING, signal.SIGCHLD)
+    handlers = {number: signal.signal(number, _leave) for number in numbers}
+    other = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(other)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Python writes its number to the descriptor, whichever thread it comes to."""
+
+
+def _wait(child: int, numbers: int) -> int:
+    """Pass signals on until the child has ended; returns its status."""
+    pressed = 0
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        for number in os.read(numbers, 64):
+            if number == signal.SIGINT and not _is_foreground():
+                pressed += 1
+                if pressed > 1:
+                    end_at_once()
+                # Not as it is: whoever signals all processes of a step has sent it to the child
+                # too, and a second one would end it without a checkpoint.
+                os.kill(child, signal.SIGTERM)
+            elif number in STOPPING and number != signal.SIGINT:
+                os.kill(child, number)
+
+
+def _is_foreground() -> bool:
+    """Whether a terminal sends its Ctrl-C to this process, and so to its child."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
+
+
+def _die_of(number: signal.Signals) -> NoReturn:
+    """End by a signal, as the child did, so that whoever waits sees the same."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's is enough
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # a signal that is ignored or blocked

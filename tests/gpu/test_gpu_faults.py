@@ -1,0 +1,274 @@
+"""On a GPU that computes nothing: each fault ends in one line, with the right blame, and resumes.
+
+The runs are forks of one process that has imported TensorFlow, which has not looked at devices.
+"""
+
+import concurrent.futures
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from signal import SIGINT, SIGTERM
+
+import pytest
+
+from tests import preloaded
+from tests.conftest import JOBS
+from tests.gpu.conftest import Rig, last_line
+
+pytestmark = pytest.mark.full
+
+AT_ONCE = 2  # runs
+NODE = socket.gethostname()
+# A few steps of a small LSTM, and a validation.
+SMALL = [
+    *("--set", "data.limit=100"),
+    *("--set", "data.maxlen=20"),
+    *("--set", "model.units=8"),
+    *("--set", "train.epochs=1"),
+    *("--set", "train.batch_size=16"),
+]
+MEMORY = "the device is out of memory"
+ECC = "the GPU's memory is broken: "
+FAULT = "the GPU ended a kernel by a fault: "
+DRIVER = "the driver is too old for this CUDA: "
+REFUSED = "a library of CUDA's refused: "
+NCCL = "the GPUs can't talk to each other (NCCL): "
+LOST = "the GPU is lost to its driver"
+# Function, its code, and the number of calls before the first that fails; the line; and whether
+# the node is at fault. The codes are CUDA's, cuDNN's (4004 is a failed allocation on the device,
+# 5000 EXECUTION_FAILED) and NCCL's (1 is ncclUnhandledCudaError, 6 ncclRemoteError).
+SUITE: dict[str, tuple[str, bool]] = {
+    "cuMemAlloc_v2:2:0": (MEMORY, False),
+    "cuMemAlloc_v2:214:0": (ECC, True),
+    "cuModuleLoadData:222:20": (f"{DRIVER}cuModuleLoadData failed with", False),
+    "cuModuleLoadData:2:0": (MEMORY, False),
+    "cuLaunchKernel:700:500": (f"{FAULT}cuLaunchKernel failed with", True),
+    "cudaLaunchKernel:719:150": (f"{FAULT}INTERNAL: ", True),
+    "cudaLaunchKernel:2:150": (MEMORY, False),
+    "cuEventQuery:214:150": (f"{FAULT}Unexpected Event status: 1;", True),
+    "cuMemcpyDtoHAsync_v2:700:60": (f"{FAULT}CUDA error: ", True),
+    "cudnnCreate:4004:0": (MEMORY, False),
+    "cudnnRNNForward:5000:2": (f"{REFUSED}CUDNN_STATUS_EXECUTION_FAILED in ", False),
+    "ncclAllReduce:1:3": (f"{NCCL}BaseCollectiveExecutor::StartAbort UNKNOWN", False),
+}
+NIGHTLY: dict[str, tuple[str, bool]] = {
+    "cuMemAlloc_v2:2:2": (MEMORY, False),
+    "cuModuleLoadData:214:20": (f"{ECC}cuModuleLoadData failed with", True),
+    "cuModuleLoadData:700:20": (f"{FAULT}cuModuleLoadData failed with", True),
+    "cuModuleLoadFatBinary:222:0": (DRIVER, False),
+    "cuModuleLoadFatBinary:2:0": (MEMORY, False),
+    "cuLaunchKernel:2:500": (MEMORY, False),
+    "cuLaunchKernel:214:500": (ECC, True),
+    "cuLaunchKernel:719:500": (FAULT, True),
+    "cuLaunchKernel:222:500": (DRIVER, False),
+    "cudaLaunchKernel:214:150": (f"{ECC}INTERNAL: ", True),
+    "cudaLaunchKernel:700:150": (f"{FAULT}INTERNAL: ", True),
+    "cudaLaunchKernel:222:150": (f"{DRIVER}INTERNAL: ", False),
+    "cuEventQuery:700:150": (FAULT, True),
+    "cuEventQuery:719:150": (FAULT, True),
+    "cuEventQuery:802:150": (FAULT, True),
+    "cuMemcpyHtoDAsync_v2:2:100": (MEMORY, False),
+    "cuMemcpyHtoDAsync_v2:214:100": (ECC, True),
+    "cuMemcpyHtoDAsync_v2:700:100": (FAULT, True),
+    "cuMemcpyDtoHAsync_v2:214:60": (ECC, True),
+    "cuMemcpyDtoHAsync_v2:719:60": (FAULT, True),
+    "cudnnCreate:1001:0": (f"{REFUSED}Could not create cudnn handle: CUDNN_STATUS_NOT_", False),
+    "cudnnCreate:4000:0": (f"{REFUSED}Could not create cudnn handle: CUDNN_STATUS_INT", False),
+    "cudnnRNNForward:4003:2": (MEMORY, False),
+    "cudnnRNNForward:4004:2": (MEMORY, False),
+    "cudnnRNNForward:3000:2": (f"{REFUSED}CUDNN_STATUS_NOT_SUPPORTED in ", False),
+    "cudnnRNNBackwardData_v8:5000:1": (f"{REFUSED}CUDNN_STATUS_EXECUTION_FAILED in ", False),
+    "cublasCreate_v2:1:0": (f"{REFUSED}failed to create cublas handle: the library was", False),
+    "cublasSgemm_v2:3:0": (MEMORY, False),
+    "cublasSgemm_v2:13:0": (f"{REFUSED}the function failed to launch on the GPU", False),
+    "ncclAllReduce:2:3": (NCCL, False),
+    "ncclAllReduce:6:0": (NCCL, False),
+    "cuStreamSynchronize:802:10": (LOST, True),
+    "cuStreamCreateWithPriority:2:0": (MEMORY, False),
+    "cuDevicePrimaryCtxRetain:46:0": ("the GPU lets no further process in: ", False),
+}
+
+
+class Forks:
+    """Starts commands of the rig, each in a folder of its own, as a job script does."""
+
+    def __init__(self, environment: Path, folder: Path) -> None:
+        self.environment, self.folder = environment, folder
+        variables = {**preloaded.VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "1"}
+        python = environment / "bin/python"
+        self.server = preloaded.Server(folder, python, variables)
+
+    def start(
+        self, name: str, *words: object, gpus: int = 1, env: Mapping[str, str] = {}
+    ) -> preloaded.Command:
+        """Start a `harness` command."""
+        rig = Rig(self.environment, self.folder / name)
+        (rig.folder / "home").mkdir(parents=True, exist_ok=True)
+        own = {
+            "HARNESS_OFFLINE": "1",
+            "HARNESS_CPUS": "1",
+            "HARNESS_NODE_FAULTS": str(rig.folder / "faults"),
+            "SLURMD_NODENAME": "n7",
+        }
+        environment = {**rig.variables(gpus), **own, **env}
+        return preloaded.Command(words, rig.folder, environment, server=self.server)
+
+    def train(self, name: str, gpus: int = 1, env: Mapping[str, str] = {}) -> preloaded.Command:
+        """Start a small run, `runs/lstm/rig` in its folder."""
+        words = ["train", JOBS / "lstm.toml", "--run-id", "rig", "--devices", f"gpu:{gpus}"]
+        return self.start(name, *words, *SMALL, gpus=gpus, env=env)
+
+    def fail(self, cell: str) -> "subprocess.CompletedProcess[str]":
+        """Run a small run to the fault that a cell of the matrix is."""
+        return ended(self.train(cell, 2 if "nccl" in cell else 1, {"STUB_FAIL": cell}))
+
+    def run_of(self, name: str) -> Path:
+        """The folder of a small run."""
+        return self.folder / name / "runs/lstm/rig"
+
+    def state(self, name: str) -> dict[str, object]:
+        """What a small run says of itself, empty if it has not begun."""
+        path = self.run_of(name) / "state.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def blamed(self, name: str) -> str:
+        """What the job script learns of faulty nodes."""
+        path = self.folder / name / "faults"
+        return path.read_text() if path.exists() else ""
+
+
+def ended(command: preloaded.Command) -> "subprocess.CompletedProcess[str]":
+    out, err = command.communicate(200)
+    code = command.wait()
+    command.close()
+    return subprocess.CompletedProcess(command.args, code, out, err)
+
+
+@pytest.fixture(scope="module")
+def forks(null_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    """One process with TensorFlow for all runs of this file."""
+    return Forks(null_environment, tmp_path_factory.mktemp("faults"))
+
+
+Ends = Mapping[str, "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def ends(forks: Forks) -> Ends:
+    """How the runs of the suite's cells ended."""
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(SUITE, pool.map(forks.fail, SUITE), strict=True))
+
+
+def check(forks: Forks, cell: str, done: "subprocess.CompletedProcess[str]") -> None:
+    """One line with a remedy, the exit code that suits it, no more said, nothing kept."""
+    line, is_of_node = {**SUITE, **NIGHTLY}[cell]
+    errors = [each for each in done.stderr.splitlines() if not each.startswith("warning: ")]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith(f"harness: {line}"), errors
+    assert errors[0].count(";") >= 1  # and what to do
+    assert done.returncode == (75 if is_of_node else 1)
+    assert forks.blamed(cell).count("\n") == is_of_node
+    assert not (forks.run_of(cell) / "result.json").exists()
+    if state := forks.state(cell):  # else it failed before it began
+        assert state["phase"] == "failed"
+        assert str(state["error"]).endswith(errors[0].removeprefix("harness: "))
+        metrics = forks.run_of(cell) / "metrics.jsonl"
+        assert not metrics.exists() or not metrics.read_text()
+
+
+@pytest.mark.parametrize("cell", SUITE)
+def test_a_fault_is_one_line_and_blames_the_right_one(forks: Forks, ends: Ends, cell: str) -> None:
+    """The job goes elsewhere after a fault of the GPU, and stays failed after any other."""
+    check(forks, cell, ends[cell])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", NIGHTLY)
+def test_other_faults_are_too(forks: Forks, cell: str) -> None:
+    """The other cells of the matrix."""
+    check(forks, cell, forks.fail(cell))
+
+
+@pytest.mark.parametrize(
+    "cell", ["cuEventQuery:214:150", "cuModuleLoadData:222:20"], ids=["abort", "unwritten"]
+)
+def test_a_run_goes_on_after_a_fault(forks: Forks, ends: Ends, cell: str) -> None:
+    """Once the GPU, or another one, does what it should."""
+    assert ends[cell].returncode
+    done = ended(forks.start(cell, "resume", forks.run_of(cell)))
+    assert done.returncode == 0, done.stderr
+    assert (forks.run_of(cell) / "result.json").exists()
+    assert forks.state(cell)["phase"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["evaluate", "RUN"], ["predict", "RUN", "good"]], ids=lambda words: words[0]
+)
+def test_a_model_is_not_judged_by_kernels_that_were_not_run(forks: Forks, words: list[str]) -> None:
+    """Its probabilities would be what was in the memory before."""
+    run = forks.run_of("trained")
+    if not run.exists():
+        assert ended(forks.train("trained")).returncode == 0
+    command = [str(run) if word == "RUN" else word for word in words]
+    assert ended(forks.start("trained", *command)).returncode == 0
+    stub = {"STUB_FAIL": "cuModuleLoadData:222:0"}
+    done = ended(forks.start("trained", *command, env=stub))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert last_line(done).startswith(f"harness: {DRIVER}cuModuleLoadData failed with")
+
+
+HANG = {"STUB_HANG": "cudnnRNNForward:3"}
+
+
+def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
+    """Until no step comes any more: the first has ended."""
+    deadline = time.monotonic() + seconds
+    while "first_step_s" not in forks.state(name):
+        assert time.monotonic() < deadline, forks.state(name)
+        time.sleep(0.1)
+    time.sleep(1)
+
+
+def test_a_step_that_never_ends_ends_the_process(forks: Forks) -> None:
+    """From inside; it names device and node, and the run can go on."""
+    done = ended(forks.train("stall", env={**HANG, "HARNESS_STALL_MIN": "0.1"}))
+    assert done.returncode == 75
+    assert last_line(done) == (
+        f"harness: gpu:0 (NVIDIA H100 80GB HBM3) of {NODE}: no step, batch or compilation has "
+        "ended for 0.1 min (HARNESS_STALL_MIN); the process ends; go on by: harness resume "
+        f"{forks.run_of('stall').relative_to(forks.folder / 'stall')}"
+    )
+    state = forks.state("stall")
+    assert state["phase"] == "interrupted"
+    assert str(state["signal"]).startswith("a step that did not end on gpu:0")
+    assert forks.blamed("stall") == ""  # a loop of XLA's hangs elsewhere too
+
+
+@pytest.mark.parametrize("numbers", [[SIGTERM], [SIGINT, SIGINT]], ids=["stop", "Ctrl-C twice"])
+def test_a_signal_is_obeyed_while_a_device_does_not_answer(
+    forks: Forks, numbers: list[int]
+) -> None:
+    """Within HARNESS_STOP_S, with the code of an interruption; a second Ctrl-C at once."""
+    name = f"signals-{len(numbers)}"
+    command = forks.train(name, env={**HANG, "HARNESS_STOP_S": "2"})
+    wait_until_it_hangs(forks, name)
+    began = time.monotonic()
+    for number in numbers:
+        command.send_signal(number)
+        time.sleep(0.3)
+    done = ended(command)
+    assert done.returncode == 75
+    assert time.monotonic() - began < 10
+    if numbers == [SIGTERM]:
+        assert (
+            f"SIGTERM; gpu:0 (NVIDIA H100 80GB HBM3) of {NODE} did not answer for 2 s"
+            in done.stderr
+        )
+        assert forks.state(name)["signal"] == "SIGTERM"
+    else:
+        assert last_line(done) == "harness: interrupted at once; what was saved before stays"

@@ -1,0 +1,200 @@
+"""A process ends where its main thread can't, within its time and with one line."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from signal import SIGINT, SIGTERM, SIGUSR2
+
+import pytest
+
+from harness.errors import InputError, Interrupted, RunError
+from harness.system import watchdog
+from harness.system.watchdog import Watchdog, Watched
+
+End = tuple[str, int]
+
+
+def make(stall_s: float = 600, stop_s: float = 60) -> tuple[Watchdog, list[End]]:
+    """A watchdog without its thread, and what it ends with."""
+    ends: list[End] = []
+    return Watchdog(stall_s, stop_s, lambda line, code: ends.append((line, code))), ends
+
+
+def watch(dog: Watchdog, **fields: object) -> Watched:
+    dog.watched = Watched("gpu:0 of n7", "go on by: harness resume r", **fields)  # type: ignore[arg-type]
+    dog.count(0)
+    return dog.watched
+
+
+def test_what_makes_no_progress_ends() -> None:
+    """After the limit since the last result, not before; the line says where and how to go on."""
+    dog, ends = make()
+    watch(dog)
+    dog.count(599)
+    dog.progress()
+    dog.count(30)
+    dog.count(570)
+    assert ends == []
+    dog.count(30)
+    assert ends == [
+        (
+            "gpu:0 of n7: no step, batch or compilation has ended for 10 min (HARNESS_STALL_MIN); "
+            "the process ends; go on by: harness resume r",
+            75,
+        )
+    ]
+
+
+def test_only_what_is_watched_ends() -> None:
+    """Not a worker that waits for a trial, and not code of the user's; 0 means never."""
+    dog, ends = make()
+    dog.count(9e9)
+    watch(dog)
+    with dog.pausing():
+        dog.count(9e9)
+    dog.count(1)
+    dog.count(598)
+    assert ends == []
+    dog, ends = make(stall_s=0, stop_s=0)
+    watch(dog)
+    dog.note(SIGTERM)
+    dog.count(9e9)
+    assert (ends, dog.asks) == ([], False)
+
+
+def test_the_first_step_of_a_new_card_and_many_steps_at_once_take_longer() -> None:
+    """The driver compiles each kernel; an execution of 1,000 steps is ten times one of 100."""
+    dog, _ = make()
+    watched = watch(dog, first_use=6.0)
+    assert dog.limit_s == 3600
+    watched.has_stepped = True
+    assert dog.limit_s == 600
+    watch(dog, num_steps=1000)
+    assert dog.limit_s == 6000
+
+
+def test_a_loop_that_reports_seldom_is_asked() -> None:
+    """Steps are only started by it: that they end is seen when it waits for one."""
+    dog, _ = make()
+    watch(dog)
+    dog.count(59)
+    assert not dog.asks
+    dog.count(1)
+    assert dog.asks
+    dog.progress()
+    assert not dog.asks
+
+
+@pytest.mark.parametrize(("numbers", "name"), [([SIGUSR2], "SIGUSR2"), ([SIGTERM, 10], "SIGTERM")])
+def test_a_signal_is_obeyed_in_its_time(numbers: list[int], name: str) -> None:
+    """From the first one on, whatever makes progress; a cancel stays one."""
+    reasons: list[str] = []
+
+    def record(reason: Interrupted) -> int:
+        reasons.append(str(reason))
+        return reason.exit_code
+
+    dog, ends = make()
+    watch(dog, record=record)
+    for number in numbers:
+        dog.note(number)
+        dog.count(30)
+        dog.progress()
+    dog.count(60)
+    assert reasons == [name]
+    ((line, code),) = ends
+    assert line.startswith(f"interrupted by {name}; gpu:0 of n7 did not answer for 60 s, so only")
+    assert code == 75
+
+
+def test_too_many_ends_are_a_failure() -> None:
+    """A run counts the times that it goes back into the queue without a step."""
+
+    def refuse(reason: Interrupted) -> int:
+        raise RunError(f"interrupted by {reason}; not requeued after 20 times")
+
+    dog, ends = make()
+    watch(dog, record=refuse)
+    dog.count(600)
+    assert ends == [
+        ("interrupted by a step that did not end on gpu:0 of n7; not requeued after 20 times", 1)
+    ]
+
+
+def test_a_disk_that_does_not_answer_does_not_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end is recorded if that is possible."""
+    monkeypatch.setattr(watchdog, "RECORD_S", 0.1)
+
+    def wait(reason: Interrupted) -> int:
+        time.sleep(60)
+        return 1
+
+    dog, ends = make()
+    watch(dog, record=wait)
+    dog.count(600)
+    assert [code for _, code in ends] == [75]
+
+
+def test_limits_are_checked() -> None:
+    """Before TensorFlow is imported."""
+    with pytest.raises(InputError, match="HARNESS_STALL_MIN=soon: should be minutes, 0 to 1440"):
+        watchdog.from_settings({"HARNESS_STALL_MIN": "soon"})
+    assert watchdog.from_settings({"HARNESS_STOP_S": "5"}).stop_s == 5
+
+
+BLOCKED = """
+import ctypes, os, sys
+from harness.system import watchdog
+from harness.system.signals import StopRequest
+from harness.system.stderr_filter import filtered_stderr
+
+stop = StopRequest()
+stop.listen()
+with watchdog.from_settings(), watchdog.watching(watchdog.Watched("here", "go on")):
+    with filtered_stderr():
+        lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+        lock(mutex)
+        print("waits", flush=True)
+        lock(mutex)  # for ever, in C, whatever signal comes
+"""
+
+
+@pytest.fixture
+def blocked() -> Iterator["subprocess.Popen[str]"]:
+    """A process whose main thread waits in C, as for a device."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BLOCKED],
+        env=os.environ | {"HARNESS_STALL_MIN": "0.1", "HARNESS_STOP_S": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "waits\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("signals", "line", "at_most_s"),
+    [
+        ([], "here: no step, batch or compilation has ended for 0.1 min (HARNESS_STALL_MIN)", 9),
+        ([SIGTERM], "interrupted by SIGTERM; here did not answer for 1 s, so only", 4),
+        ([SIGINT, SIGINT], "interrupted at once; what was saved before stays", 1),
+    ],
+    ids=["a step that never ends", "a signal", "Ctrl-C twice"],
+)
+def test_a_main_thread_in_c_keeps_nothing(
+    blocked: "subprocess.Popen[str]", signals: list[int], line: str, at_most_s: float
+) -> None:
+    """One line on the true standard error, and exit code 75."""
+    began = time.monotonic()
+    for number in signals:
+        blocked.send_signal(number)
+        time.sleep(0.2)
+    _, warned = blocked.communicate(timeout=30)
+    assert (blocked.returncode, len(warned.splitlines())) == (75, 1)
+    assert warned.startswith(f"harness: {line}")
+    assert time.monotonic() - began < at_most_s + 2

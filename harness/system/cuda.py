@@ -108,7 +108,7 @@ def shadowing_libraries() -> dict[str, str]:
     shadowing = {}
     for name in (*LIBRARIES, NCCL):
         own = [folder / name for folder in library_folders() if (folder / name).exists()]
-        loaded = re.search(rf"(/\S*/{re.escape(name)}[.0-9]*)$", maps, re.MULTILINE)
+        loaded = re.search(rf" (/.*/{re.escape(name)}[.0-9]*)$", maps, re.MULTILINE)
         if own and loaded and not any(Path(loaded[1]).resolve() == each.resolve() for each in own):
             shadowing[name] = loaded[1]
     return shadowing

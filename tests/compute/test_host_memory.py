@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compute.memory import largest_gb, reckoned_gb
+from harness.compute.memory import BASE_GB, GPU_BASE_GB, largest_gb, reckoned_gb
 from harness.job_file import load_job
 from harness.search_space import load_search
 from tests.conftest import JOBS, Harness
@@ -30,6 +30,14 @@ import os, sys
 _, status, usage = os.wait4(os.posix_spawn(sys.executable, sys.argv[1:], os.environ), 0)
 print(status, usage.ru_maxrss)
 """
+
+
+def test_a_gpu_takes_memory_of_its_node_too() -> None:
+    """CUDA's libraries and what TensorFlow keeps beside them: 2 GB before the first variable."""
+    job = load_job(JOBS / "lstm.toml")
+    more = reckoned_gb(job, "gpu") - reckoned_gb(job, "cpu")
+    assert more == pytest.approx(GPU_BASE_GB - BASE_GB)
+    assert reckoned_gb(job, "gpu") > 2
 
 
 @pytest.mark.parametrize(("job", "settings", "peak_gb"), MEASURED)

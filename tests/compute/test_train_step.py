@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.recurrent import recurrent_layers
 from harness.compute.train_step import TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches, in_parts
@@ -173,6 +174,35 @@ def test_parts_hold_all_rows_in_order() -> None:
         np.testing.assert_array_equal(joined, getattr(batch, field))
     assert {int(part.count) for part in parts} == {20}
     assert in_parts(batch, 20, 20) == [batch]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kernel", "says"),
+    [
+        ("lstm", [], "cudnn", ""),
+        ("lstm", [], "xla", "XLA can't compile cuDNN; set train.xla = off"),
+        (
+            "gru",
+            ["model.reset_after=false"],
+            "xla",
+            "reset_after = False instead of True; set model.reset_after = true, or use a CPU",
+        ),
+        ("rnn", [], "loop", "cuDNN's plain RNN computes other numbers on this GPU than Keras"),
+    ],
+)
+def test_what_is_slow_on_a_gpu_names_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, settings: list[str], kernel: str, says: str
+) -> None:
+    """In one line, on a GPU alone."""
+    job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
+    plan = ExecutionPlan(xla=kernel == "xla", threads=1, parts=1, why="")
+    train_step = TrainStep(job, tf.distribute.get_strategy(), plan)
+    kernels = {layer.name: kernel for layer in recurrent_layers(train_step.model)}
+    assert train_step.why_slow(kernels) == ""
+    monkeypatch.setattr("harness.compute.train_step.uses_gpu", lambda: True)
+    found = train_step.why_slow(kernels)
+    assert says in found
+    assert bool(found) == bool(says)
 
 
 KERNELS = {

@@ -1,12 +1,13 @@
 """What a training step asks of the GPUs: `python -m tests.gpu.count_steps DEVICES JOB[,SETTING]…`.
 
 Run it in the rig. It prints a line of JSON for each job: the kernels of its recurrent layers, and
-how often each function of CUDA was called in a step. Bringing the results to the host, as a run
-does at its log interval, is not counted.
+what all GPUs together are asked for in a step. Bringing the results to the host, as a run does at
+its log interval, is not counted.
 """
 
 import ctypes
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,16 @@ from harness.training.launch import plan_of
 
 # Not those of tests.conftest, which hides the GPUs.
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
+# What is counted, by the names of CUDA's functions.
+COUNTED = {
+    "launches": r"cu(da)?LaunchKernel\w*|cuGraphLaunch|cublas\w*[gG]em\w*|cudnnRNN\w*",
+    "of_cudnn": r"cudnnRNN(Forward|Backward)\w*",
+    "to_gpus": r"cuMemcpyHtoD\w*",
+    "on_gpus": r"cuMemcpy(DtoD|Peer)\w*|cudaMemcpyAsync",
+    "to_host": r"cuMemcpyDtoH\w*|cuMemcpyAsync|cudaMemcpyAsyncDtoH",
+    "waits": r"cu(Stream|Ctx)Synchronize|cudaStreamSynchronize|cudaDeviceSynchronize",
+    "all_reduces": r"ncclAllReduce",
+}
 WARM_UP_STEPS, NUM_STEPS = 3, 4
 NUM_REVIEWS, LENGTH = 1000, 120
 
@@ -34,7 +45,7 @@ def main(devices: str, *jobs: str) -> None:
 
 
 def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
-    """The kernels of a job's recurrent layers, and the calls in a step by function."""
+    """The kernels of a job's recurrent layers, and what a step asks for, as COUNTED names it."""
     from harness.compute.train_step import TrainStep
 
     name, *settings = text.split(",")
@@ -50,8 +61,12 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
         last = step.train_steps(opened, at_once)
     calls = called() - before
     last.numpy()
+    sums = {
+        name: sum(num for function, num in calls.items() if re.fullmatch(pattern, function))
+        for name, pattern in COUNTED.items()
+    }
     num = NUM_STEPS * at_once
-    return {"kernels": kernels, "calls": {key: calls[key] / num for key in sorted(calls)}}
+    return {"kernels": kernels, **{name: total / num for name, total in sums.items()}}
 
 
 def open_batches(job: Any, strategy: Any) -> Iterator[Any]:

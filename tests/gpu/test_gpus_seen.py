@@ -35,6 +35,7 @@ def test_a_run_trains_on_a_gpu_of_the_lock_alone(rig: Rig) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 × NVIDIA H100 80GB HBM3; data: " in done.stdout
     assert "HARNESS_CHECK_DEVICES=0: the GPUs are used without a check" in done.stderr
+    assert "(9.0): TensorFlow holds no machine code for it, so the driver compiles" in done.stdout
     start = start_of(rig)
     assert start["kernels"] == {"lstm": "cudnn"}
     assert start["gpus_checked"] is False

@@ -33,27 +33,27 @@ def guest(elsewhere: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize(
     ("site", "words", "asked"),
     [
-        ("", ["--gpus", "a100:2"], {"TresPerNode": "gres/gpu:a100:2", "MinMemoryNode": "16G"}),
-        ("", ["--", "--gpus-per-node=t4:2"], {"TresPerNode": "gres/gpu:t4:2"}),
-        ("", ["--", "--gpus=2"], {"TresPerJob": "gres/gpu:2", "TresPerNode": None}),
-        ("", ["--", "--mem-per-gpu=3G"], {"MemPerTres": "gres/gpu:3072"}),
-        ("", ["--", "--mem-per-cpu=2G"], {"MinMemoryCPU": "2G"}),
-        ("", ["--partition", "cpu", "--gpus", 0], {"TresPerNode": None}),
+        ({}, ["--gpus", "a100:2"], {"TresPerNode": "gres/gpu:a100:2", "MinMemoryNode": "16G"}),
+        ({}, ["--", "--gpus-per-node=t4:2"], {"TresPerNode": "gres/gpu:t4:2"}),
+        ({}, ["--", "--gpus=2"], {"TresPerJob": "gres/gpu:2", "TresPerNode": None}),
+        ({}, ["--", "--mem-per-gpu=3G"], {"MemPerTres": "gres/gpu:3072"}),
+        ({}, ["--", "--mem-per-cpu=2G"], {"MinMemoryCPU": "2G"}),
+        ({}, ["--partition", "cpu", "--gpus", 0], {"TresPerNode": None}),
         (
-            "export SBATCH_GPUS_PER_NODE=t4:1\nexport SBATCH_PARTITION=spare",
+            {"SBATCH_GPUS_PER_NODE": "t4:1", "SBATCH_PARTITION": "spare"},
             ["--gpus", "2"],
             {"TresPerNode": "gres/gpu:t4:2", "Partition": "spare"},
         ),
     ],
 )
 def test_each_way_of_asking_reaches_slurm_alone(
-    visitor: SlurmProject, site: str, words: list[object], asked: dict[str, str | None]
+    visitor: SlurmProject, site: dict[str, str], words: list[object], asked: dict[str, str | None]
 ) -> None:
     """What the script itself asks for does not stay beside what the user or the site asks for."""
-    with (visitor.path / "slurm/site.sh").open("a") as file:
-        file.write(f"{site}\n")
     hold = ["--hold"] if "--" in words else ["--", "--hold"]
-    (record,) = Submitter.of(visitor).submit(visitor.path / "jobs/gru.toml", *words, *hold)
+    submitter = Submitter.of(visitor)
+    submitter.harness.environment |= site  # as a shell has it that has sourced site.sh
+    (record,) = submitter.submit(visitor.path / "jobs/gru.toml", *words, *hold)
     known = visitor.cluster.show(record["job_id"])
     visitor.cluster.run("scancel", record["job_id"])
     assert {name: known.get(name) for name in asked} == asked

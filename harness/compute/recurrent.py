@@ -50,7 +50,7 @@ def use_cudnn_rnn(model: keras.Model) -> None:
         model: or such a layer.
     """
     for layer in (model, *_with_directions(model)):
-        if isinstance(layer, SimpleRNN) and not why_not_cudnn(layer):
+        if type(layer) is SimpleRNN and not why_not_cudnn(layer):
             layer.inner_loop = functools.partial(_cudnn_rnn, layer)
 
 

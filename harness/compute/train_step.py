@@ -327,7 +327,7 @@ class TrainStep:
             if not self.job.model.is_own:
                 remedy = "set model.reset_after = true, or use a CPU"
         elif self.xla:
-            reason, remedy = "XLA can't compile cuDNN", "set train.xla = off"
+            reason, remedy = "XLA can't compile cuDNN", "set train.xla = auto"
         elif isinstance(layers[0], SimpleRNN):
             reason = "cuDNN's plain RNN computes other numbers on this GPU than Keras"
             remedy = "use a CPU, or another GPU"

@@ -127,13 +127,16 @@ class Trainer:
         lengths = self.training.lengths(data.maxlen)
         permutations = permutations_ahead(train.seed, epochs, lengths, shape=shape)
         self._open_until = progress.epoch + len(permutations)
+        # Endless, though no more are taken than there are: of batches that end, or whose shapes
+        # differ, replicas would agree at each step whether all of them have one.
+        start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
         self._batches: Iterator[Batch] = iter(
             batches(
                 self.train_step.strategy,
                 self.training,
                 permutations,
                 shape=shape,
-                start=Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True),
+                start=start,
                 timed=True,
             )
         )

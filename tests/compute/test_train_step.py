@@ -180,7 +180,7 @@ def test_parts_hold_all_rows_in_order() -> None:
     ("name", "settings", "kernel", "says"),
     [
         ("lstm", [], "cudnn", ""),
-        ("lstm", [], "xla", "XLA can't compile cuDNN; set train.xla = off"),
+        ("lstm", ["train.xla=on"], "xla", "XLA can't compile cuDNN; set train.xla = auto"),
         (
             "gru",
             ["model.reset_after=false"],

@@ -79,7 +79,7 @@ def test_a_run_that_was_begun_before_it_goes_on(harness: Harness, added: Path) -
     assert done.returncode == 0, done.stderr
     record = json.loads((run / "provenance.json").read_text())
     assert len(record["starts"]) == 2
-    assert "epoch 2/3" in done.stdout
+    assert "epoch 3/3" in done.stdout  # where in the second it was killed is left to chance
     assert "epoch 1/3" not in done.stdout
     named = harness.train("lstm", "named", "--set", "train.patience=0.5")
     assert named.returncode == 0, named.stderr

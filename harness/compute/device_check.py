@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from harness.compute.device_errors import check_results, explained, telling
 from harness.compute.execution_plan import ExecutionPlan, without_cudnn
 from harness.compute.network import fresh_names
 from harness.compute.recurrent import use_cudnn_rnn
@@ -35,6 +36,7 @@ from harness.files.paths import private_cache
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, report_node_fault
 from harness.slurm.rendezvous import WorkerGroup
+from harness.system import stderr_filter
 from harness.system.console import Console
 from harness.system.cuda import LAST_TRUSTED, Card, code_for, kernel_cache, visible_names
 from harness.system.host import installed_version, nvidia_driver
@@ -132,6 +134,7 @@ def check_unproven(gpus: Sequence[Any], job: Job) -> None:
 
     Raises:
         NodeFault: for the first that does not pass.
+        RunError: if its kernels can't be loaded.
     """
     if is_switched_off():
         return
@@ -146,6 +149,7 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
 
     Raises:
         NodeFault: for the first that does; the job goes back into the queue without the node.
+        RunError: if its kernels can't be loaded.
     """
     gpus = tf.config.get_visible_devices("GPU")
     take_memory(gpus)
@@ -154,6 +158,7 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
         return
     for index, gpu in enumerate(gpus):
         if problem := find_wrong(f"GPU:{index}", cudnn_layers(job)):
+            check_results()  # a kernel that was not loaded is why, such as for an old driver
             raise _fault(index, card_of(gpu), f"computes wrongly: {problem}")
 
 
@@ -293,11 +298,14 @@ def _check_in_child(index: int, card: Card, layers: frozenset[str]) -> None:
             text=True,
             errors="replace",
             timeout=CHILD_S,
-            env=os.environ | own,
+            env=os.environ | own | {stderr_filter.LEVEL: "1"},
         )
     except subprocess.TimeoutExpired:
         raise _fault(index, card, f"had not passed its check after {CHILD_S:.0f} s") from None
     if done.returncode != 0:
+        told = telling(stderr_filter.messages(done.stderr))
+        if error := explained(told, sees_memory=False):
+            raise error
         lines = [*done.stderr.splitlines(), *done.stdout.splitlines()] or ["it printed nothing"]
         how = f" (died of signal {-done.returncode})" if done.returncode < 0 else ""
         raise _fault(index, card, f"did not pass its check{how}: {lines[-1].strip()[:300]}")

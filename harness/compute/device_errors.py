@@ -136,8 +136,9 @@ def explained(
     for known in DEVICE_ERRORS:
         if not (match := re.search(known.pattern, text)):
             continue
-        is_full = OUT_OF_MEMORY.search(lasting) or _has_little_memory(text, sees_memory)
-        if known.what == LIBRARY_REFUSED and is_full:
+        if known.what == LIBRARY_REFUSED and (
+            OUT_OF_MEMORY.search(lasting) or _has_little_memory(text, sees_memory)
+        ):
             return out_of_memory(sees_memory=sees_memory)
         message = f"{known.what}: {_quoted(text, match)}; {known.remedy}"
         if known.is_node_fault:

@@ -205,6 +205,18 @@ def test_a_run_goes_on_after_a_fault(forks: Forks, ends: Ends, cell: str) -> Non
     assert forks.state(cell)["phase"] == "finished"
 
 
+@pytest.mark.parametrize(
+    "card", [{}, pytest.param({"STUB_CAPABILITY": "10.0"}, marks=pytest.mark.slow)], ids=str
+)
+def test_a_kernel_that_is_not_loaded_is_no_wrong_result(forks: Forks, card: dict[str, str]) -> None:
+    """The check of a GPU would blame the node for a driver that is too old."""
+    name = f"checked-{len(card)}"
+    stub = {"STUB_FAIL": "cuModuleLoadData:222:0", "HARNESS_CHECK_DEVICES": "1"}
+    done = ended(forks.train(name, env=stub | card))
+    assert (done.returncode, forks.blamed(name)) == (1, "")
+    assert last_line(done).startswith(f"harness: {DRIVER}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["evaluate", "RUN"], ["predict", "RUN", "good"]], ids=lambda words: words[0]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from signal import SIGINT, SIGTERM, SIGUSR2
+from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR2
 
 import pytest
 
@@ -159,6 +159,16 @@ with watchdog.from_settings(), watchdog.watching(watchdog.Watched("here", "go on
         print("waits", flush=True)
         lock(mutex)  # for ever, in C, whatever signal comes
 """
+
+
+def test_a_suspension_does_not_count(blocked: "subprocess.Popen[str]") -> None:
+    """Slurm suspends a job by SIGSTOP; the limit is 6 s."""
+    time.sleep(2)
+    blocked.send_signal(SIGSTOP)
+    time.sleep(7)
+    blocked.send_signal(SIGCONT)
+    time.sleep(1)
+    assert blocked.poll() is None
 
 
 @pytest.fixture

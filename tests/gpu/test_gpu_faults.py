@@ -20,7 +20,7 @@ from tests.gpu.conftest import Rig, last_line
 
 pytestmark = pytest.mark.full
 
-AT_ONCE = 2  # runs
+AT_ONCE = 3  # runs, of which some wait
 NODE = socket.gethostname()
 # A few steps of a small LSTM, and a validation.
 SMALL = [
@@ -91,6 +91,9 @@ NIGHTLY: dict[str, tuple[str, bool]] = {
     "cuDevicePrimaryCtxRetain:46:0": ("the GPU lets no further process in: ", False),
 }
 
+HANG = {"STUB_HANG": "cudnnRNNForward:3"}
+STALL = "stall"
+
 
 class Forks:
     """Starts commands of the rig, each in a folder of its own, as a job script does."""
@@ -122,8 +125,9 @@ class Forks:
         return self.start(name, *words, *SMALL, gpus=gpus, env=env)
 
     def fail(self, cell: str) -> "subprocess.CompletedProcess[str]":
-        """Run a small run to the fault that a cell of the matrix is."""
-        return ended(self.train(cell, 2 if "nccl" in cell else 1, {"STUB_FAIL": cell}))
+        """Run a small run to the fault that a cell of the matrix is, or to a step without end."""
+        stub = {**HANG, "HARNESS_STALL_MIN": "0.1"} if cell == STALL else {"STUB_FAIL": cell}
+        return ended(self.train(cell, 2 if "nccl" in cell else 1, stub))
 
     def run_of(self, name: str) -> Path:
         """The folder of a small run."""
@@ -158,9 +162,10 @@ Ends = Mapping[str, "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def ends(forks: Forks) -> Ends:
-    """How the runs of the suite's cells ended."""
+    """How the runs of the suite's cells ended, and the one that stalls."""
+    names = [STALL, *SUITE]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(SUITE, pool.map(forks.fail, SUITE), strict=True))
+        return dict(zip(names, pool.map(forks.fail, names), strict=True))
 
 
 def check(forks: Forks, cell: str, done: "subprocess.CompletedProcess[str]") -> None:
@@ -234,9 +239,6 @@ def test_a_model_is_not_judged_by_kernels_that_were_not_run(forks: Forks, words:
     assert last_line(done).startswith(f"harness: {DRIVER}cuModuleLoadData failed with")
 
 
-HANG = {"STUB_HANG": "cudnnRNNForward:3"}
-
-
 def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
     """Until no step comes any more: the first has ended."""
     deadline = time.monotonic() + seconds
@@ -246,22 +248,26 @@ def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
     time.sleep(1)
 
 
-def test_a_step_that_never_ends_ends_the_process(forks: Forks) -> None:
+def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> None:
     """From inside; it names device and node, and the run can go on."""
-    done = ended(forks.train("stall", env={**HANG, "HARNESS_STALL_MIN": "0.1"}))
+    done = ends[STALL]
     assert done.returncode == 75
     assert last_line(done) == (
         f"harness: gpu:0 (NVIDIA H100 80GB HBM3) of {NODE}: no step, batch or compilation has "
         "ended for 0.1 min (HARNESS_STALL_MIN); the process ends; go on by: harness resume "
-        f"{forks.run_of('stall').relative_to(forks.folder / 'stall')}"
+        f"{forks.run_of(STALL).relative_to(forks.folder / STALL)}"
     )
-    state = forks.state("stall")
+    state = forks.state(STALL)
     assert state["phase"] == "interrupted"
     assert str(state["signal"]).startswith("a step that did not end on gpu:0")
-    assert forks.blamed("stall") == ""  # a loop of XLA's hangs elsewhere too
+    assert forks.blamed(STALL) == ""  # a loop of XLA's hangs elsewhere too
 
 
-@pytest.mark.parametrize("numbers", [[SIGTERM], [SIGINT, SIGINT]], ids=["stop", "Ctrl-C twice"])
+@pytest.mark.parametrize(
+    "numbers",
+    [[SIGTERM], pytest.param([SIGINT, SIGINT], marks=pytest.mark.slow)],
+    ids=["stop", "Ctrl-C twice"],
+)
 def test_a_signal_is_obeyed_while_a_device_does_not_answer(
     forks: Forks, numbers: list[int]
 ) -> None:

@@ -4,6 +4,8 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 
+CANCELLING = ("SIGTERM", "SIGINT")  # what scancel and kill send, and Ctrl-C
+
 
 class InputError(ValueError):
     """The user's input was refused before anything was written: exit code 2.
@@ -50,7 +52,7 @@ class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not
     @property
     def by_cancel(self) -> bool:
         """Whether a user ended the run: by scancel, Ctrl-C or kill."""
-        return str(self) in ("SIGTERM", "SIGINT")
+        return str(self) in CANCELLING
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # What all job scripts share: the site's settings, the virtual environment, the run.
 #
-#   bash slurm/common.sh --setup           make the environment, get the data, on a login node
-#   bash slurm/common.sh --setup --pack    and pack the environment, for a slow shared disk
+#   bash slurm/common.sh --setup    make the environment, get the data, on a login node
 #
 # Works with bash 3.2 (macOS) and later, so an empty array is expanded as ${a[@]+"${a[@]}"}.
 
@@ -26,30 +25,32 @@ log_line() {
     printf '%s %s\n' "$prefix" "$*" >&2
 }
 
+# The site's settings. Sourced here as in a person's shell: in a function, `declare` makes its names
+# local.
+HARNESS_CONTAINER=()
+OF_SUBMISSION=(HARNESS_VENV HARNESS_RUNS HARNESS_DATA XDG_CACHE_HOME KERAS_HOME)
+SUBMITTED=()
+for name in "${OF_SUBMISSION[@]}"; do SUBMITTED+=("${!name:-}"); done
+if [[ -f $PROJECT/slurm/site.sh ]]; then
+    set +u # module systems read variables that are unset
+    # shellcheck source=slurm/site.example.sh
+    source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?; the job goes on"
+    set -u
+fi
+
+# Settles what the site and the submission say of the same.
 read_site() {
-    HARNESS_CONTAINER=()
-    local rc=0 name
-    local -a names=(HARNESS_VENV HARNESS_RUNS HARNESS_DATA XDG_CACHE_HOME KERAS_HOME) submitted=()
-    for name in "${names[@]}"; do submitted+=("${!name:-}"); done
-    if [[ -f $PROJECT/slurm/site.sh ]]; then
-        set +u # module systems read variables that are unset
-        # shellcheck source=slurm/site.example.sh
-        source "$PROJECT/slurm/site.sh" || rc=$?
-        set -u
-        [[ $rc == 0 ]] || warn "slurm/site.sh ended with status $rc; the job goes on"
-    fi
+    local i name
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # The submission's settings win, but only site.sh can name a container's environment.
-        [[ ${#HARNESS_CONTAINER[@]} == 0 ]] || names[0]=
-        for name in "${!names[@]}"; do
-            [[ -z ${names[name]} || -z ${submitted[name]} ]] ||
-                export "${names[name]}=${submitted[name]}"
+        for i in "${!OF_SUBMISSION[@]}"; do
+            name=${OF_SUBMISSION[i]}
+            [[ $name != HARNESS_VENV || ${#HARNESS_CONTAINER[@]} == 0 ]] || continue
+            [[ -z ${SUBMITTED[i]} ]] || export "$name=${SUBMITTED[i]}"
         done
     fi
     VENV=${HARNESS_VENV:-$PROJECT/.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
-    export HARNESS_TRUSTED_NETWORK HARNESS_INTERFACE HARNESS_DATA_OWNERS HARNESS_PRIVATE_FILES
-    export HARNESS_TRUST_CODE
 }
 
 AT_STAKE='any user who reaches the ports of your nodes could act as you and read and write your'
@@ -58,11 +59,12 @@ AT_STAKE+=" files, because TensorFlow's servers have no login"
 # Refuses one model on several nodes without the site's word, before anything else is done. The
 # rule and its words are those of harness/files/trusted_network.py.
 need_trusted_network() {
-    [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 && ${HARNESS_TRUSTED_NETWORK:-} != 1 ]] || return 0
+    # As Python sees it: what site.sh sets without export stays in this shell.
+    [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 && $(printenv HARNESS_TRUSTED_NETWORK) != 1 ]] || return 0
     [[ -z ${SLURM_GPUS:-} ]] || warn "--gpus=$SLURM_GPUS beside the --gres of the script asks for" \
         "several nodes; for one node: sbatch --gres=gpu:$SLURM_GPUS"
     complain "one model on $SLURM_JOB_NUM_NODES nodes: $AT_STAKE; use one node, or, if nobody" \
-        "else reaches them, set HARNESS_TRUSTED_NETWORK=1 in slurm/site.sh"
+        "else reaches them, export HARNESS_TRUSTED_NETWORK=1 in slurm/site.sh, and source that file"
     exit 2
 }
 
@@ -70,20 +72,19 @@ need_trusted_network() {
 ask_for_trusted_network() {
     local site=$PROJECT/slurm/site.sh answer='' word=0
     [[ -t 0 && -t 2 ]] && command -v sbatch >/dev/null || return 0
-    ! grep -qs '^[^#]*HARNESS_TRUSTED_NETWORK=' "$site" || return 0
+    [[ -z ${HARNESS_TRUSTED_NETWORK:-} ]] || return 0
     say "one model can train on several nodes only in a network that nobody else reaches:" \
         "$AT_STAKE."
     read -r -p 'Can only people whom you trust reach the ports of the nodes? [y/N] ' answer || true
     [[ $answer != [yY]* ]] || word=1
     [[ ! -s $site || -z $(tail -c 1 "$site") ]] || echo >>"$site" # its last line is not ended
-    echo "HARNESS_TRUSTED_NETWORK=$word" >>"$site"
+    echo "export HARNESS_TRUSTED_NETWORK=$word" >>"$site"
     say "noted in slurm/site.sh"
 }
 
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 
 STEP=() # srun, where a command is to run once on each of several nodes
-on_nodes() { ${STEP[@]+"${STEP[@]}"} "$@"; }
 
 # shellcheck source=slurm/caller.sh
 source "$PROJECT/slurm/caller.sh"
@@ -151,28 +152,8 @@ prepare_batch() {
         [[ -z ${!name:-} ]] || asked+=("$name=${!name}")
         unset "$name" # for srun: a step without them has all GPUs of its job
     done
-    use_packed_environment
-    # The first line of the log: what Slurm gave the job. It also removes what is long unused from
-    # the disk of each node.
-    on_nodes env ${asked[@]+"${asked[@]}"} "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
-    [[ -z $UNPACKED ]] || say "$UNPACKED"
-}
-
-# Copies the dataset to each node's local disk, if there is one, for the job to read it from there.
-stage_data() {
-    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} output reason
-    is_batch && [[ -n $scratch ]] || return 0
-    # Jobs on one node may read different datasets.
-    scratch+=/harness-imdb-$(id -u)${HARNESS_DATA:+-$(printf %s "$HARNESS_DATA" | cksum | cut -d ' ' -f 1)}
-    # A job that goes on with the run may be on another node.
-    STAGED_FROM=${HARNESS_DATA:-}
-    if output=$("${ON_NODES[@]}" data stage "$scratch" 2>&1); then
-        export HARNESS_DATA=$scratch
-        printf '%s\n' "$output"
-    else
-        reason=$(sed -nE 's/^(harness: |[-0-9]{10} [0-9:]{8} ERROR )//p' <<<"$output" | tail -n 1)
-        warn "the dataset could not be copied to the node's local disk: $reason"
-    fi
+    # The first line of the log: what Slurm gave the job.
+    env ${asked[@]+"${asked[@]}"} "${HARNESS[@]}" job-begin || [[ $? != 2 ]] || exit 2
 }
 
 # Whether this script is a Slurm job, or the user's own job script calls it. Slurm runs it from a
@@ -212,12 +193,6 @@ folder_of() {
     name=$(sed -n "/^ *\[/q; s/^name *= *[\"']\([^\"']*\).*/\1/p" "$1" 2>/dev/null | head -n 1)
     [[ -n $name ]] || name=${1##*/}
     echo "$HARNESS_RUNS/${name%.toml}"
-}
-
-# Whether the job file $1, or --set among the other arguments, names the user's own texts.
-has_source() {
-    [[ $* == *data.source=* ]] ||
-        grep -q -e "^[^#]*source *= *[\"'][^\"']" -- "${1:-}" 2>/dev/null
 }
 
 # Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to the
@@ -294,7 +269,6 @@ run_job() {
     ! has_option --seeds "$@" || spans='' # one process starts several runs, each on one node
     prepare $spans
     ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
-    has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! has_option --seed "$@"; then
         # Seeds that are too large for an index are listed.
         read -r -a seeds <<<"${HARNESS_ARRAY_SEEDS:-}"
@@ -313,12 +287,11 @@ run_job() {
 
 # Goes on with the run, or with the sweep if $1 says so, in the folder $2; ends the script.
 run_resume() {
-    local kind=$1 folder=$2 spans=yes job=$2/job.toml
+    local kind=$1 folder=$2 spans=yes
     shift 2
     # A sweep starts its workers' steps itself.
-    [[ $kind == run ]] || { spans='' job=$folder/search.toml; }
+    [[ $kind == run ]] || spans=''
     prepare $spans
-    has_option --data "$@" || has_source "$job" || stage_data
     [[ -n $spans ]] || ON_NODES=("${HARNESS[@]}")
     RUN=$folder
     run_to_end "${ON_NODES[@]}" resume "$folder" "$@"
@@ -334,7 +307,6 @@ run_tune() {
         case $option in
             --join | --retrain | --show | --best)
                 command=(sweep "${option#--}")
-                job=$(value_of "$option" "$@")/search.toml
                 [[ $argument != *=* ]] || arguments+=("${argument#*=}")
                 ;;
             *) arguments+=("$argument") ;;
@@ -342,7 +314,6 @@ run_tune() {
     done
     prepare
     ! name=$(value_of --runs "$@") || export HARNESS_RUNS=$name
-    has_option --data "$@" || has_source "$job" "$@" || stage_data
     if [[ ${command[0]} == tune ]]; then
         if name=$(value_of --sweep-id "$@"); then
             name=$(folder_of "$job")/$name
@@ -378,11 +349,9 @@ run_doctor() {
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
-    [[ "$*" == --setup || "$*" == '--setup --pack' ]] ||
-        { complain "usage: bash slurm/common.sh --setup [--pack]"; exit 2; }
+    [[ "$*" == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     SETS_UP=yes
     prepare
-    [[ $# == 1 ]] || with_lock pack_environment
     "${HARNESS[@]}" data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
     ask_for_trusted_network
     say "ready: $VENV"

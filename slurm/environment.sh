@@ -165,36 +165,3 @@ is_of_another_lock() {
         ! is_ready requirements.lock requirements-gpu.lock &&
         { [[ -n ${HARNESS_VENV:-} ]] || is_batch; }
 }
-
-# Python of the environment without what is installed in it, for packing and unpacking it.
-packed() { inside "$VENV/bin/python" -S -P -m harness.node_disk.packed "$@"; }
-
-# Makes one compressed file of the environment, which jobs unpack to their nodes' own disks.
-pack_environment() {
-    local image
-    say "packing $VENV, which takes a minute or more"
-    image=$(packed pack "$VENV" 2>&1) || {
-        complain "$image"
-        exit 2
-    }
-    say "packed: $image"
-}
-
-# Lets the job use the environment from its nodes' own disk if it was packed; sets UNPACKED to what
-# the log says of it. Where it can't, the environment is used where it is.
-# shellcheck disable=SC2034 # common.sh reads HARNESS and UNPACKED
-use_packed_environment() {
-    local scratch=${SLURM_TMPDIR:-${TMPDIR:-}} began=$SECONDS output folder
-    UNPACKED=''
-    [[ -e $VENV/harness-image.json ]] || return 0
-    if [[ -z $scratch ]]; then
-        UNPACKED="using $VENV, not its image: neither SLURM_TMPDIR nor TMPDIR names a node's disk"
-    elif output=$(on_nodes ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/python" -S -P \
-        -m harness.node_disk.packed unpack "$VENV" "$scratch" 2>&1) && folder=$(grep '^/' <<<"$output" | sort -u) && [[ -d $folder ]]; then
-        UNPACKED="using the environment in $folder, ready after $((SECONDS - began)) s"
-        export HARNESS_VENV=$VENV # for a job that goes on with this one's run
-        HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$folder/bin/python" -P -m harness)
-    else
-        UNPACKED="using $VENV, not its image: $(tail -n 1 <<<"$output")"
-    fi
-}

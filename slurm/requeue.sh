@@ -114,18 +114,14 @@ update_job() {
 
 # Where Slurm does not requeue the job, another one goes on with its run.
 submit_successor() {
-    local -a call=(env) options=(--dependency="afterany:$JOB")
+    local -a options=(--dependency="afterany:$JOB")
     local nodes
     warn "interrupted, and the requeue failed: $1"
-    if [[ -n ${STAGED_FROM+staged} ]]; then
-        call+=(-u HARNESS_DATA)
-        [[ -z $STAGED_FROM ]] || call=(env HARNESS_DATA="$STAGED_FROM")
-    fi
-    call+=(HARNESS_FIRST_JOB="$FIRST_JOB") # which its failures are counted for
     nodes=$(faulty_nodes | paste -s -d , -)
     [[ -z $nodes ]] || options+=(--exclude="$nodes")
     [[ -z ${MORE_MEMORY:-} ]] || options+=(--mem="${MORE_MEMORY}M")
-    if [[ -z $RUN ]] || ! "${call[@]}" "${HARNESS[@]}" submit --resume "$RUN" \
+    # Its failures are counted for the first job.
+    if [[ -z $RUN ]] || ! env HARNESS_FIRST_JOB="$FIRST_JOB" "${HARNESS[@]}" submit --resume "$RUN" \
         --runs "$HARNESS_RUNS" -- "${options[@]}"; then
         [[ -z $RUN || ${#HARNESS_CONTAINER[@]} == 0 ]] ||
             warn "the container has no sbatch that works; submit the job's script again with" \

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Your site's settings. Copy this file to slurm/site.sh, which git ignores, and uncomment what you
-# need. Every job script reads it on the compute node, and `bash slurm/common.sh --setup` reads it
-# on the login node. Settings for sbatch itself are at the end.
+# need. Job scripts and `bash slurm/common.sh --setup` source it. In each new shell of yours, run
+# `source slurm/site.sh`: sbatch and harness see what it exports, and read nothing from this file.
+# Settings for sbatch itself are at the end.
 # shellcheck disable=SC2034  # common.sh reads them
 
 # Modules. At some sites, batch shells lack the `module` command: the first line provides it.
@@ -9,16 +10,16 @@
 # module load python/3.12
 
 # The interpreter for the virtual environment: 3.11, 3.12 or 3.13.
-# HARNESS_PYTHON=python3.12
+# export HARNESS_PYTHON=python3.12
 
 # The virtual environment; the project's .venv by default. One that you made yourself, with harness
 # in it, is used as it is. A GPU install takes several gigabytes: choose another path if home folders
 # are small.
-# HARNESS_VENV=/project/$USER/harness-venv
+# export HARNESS_VENV=/project/$USER/harness-venv
 
 # gpu installs the CUDA libraries, none leaves them out. By default they are installed if this
 # machine has an NVIDIA driver or, on a login node, if the cluster has GPUs.
-# HARNESS_EXTRA=gpu
+# export HARNESS_EXTRA=gpu
 
 # What --devices is by default: cpu on a cluster whose GPUs are not to be used.
 # export HARNESS_DEVICES=cpu
@@ -29,7 +30,7 @@
 
 # Whose dataset may be read, besides your own and root's: names or numbers of users. Whoever owns it
 # could change its reviews or labels; a run's record then says that they are not the official ones.
-# HARNESS_DATA_OWNERS=datasets,hpcadmin
+# export HARNESS_DATA_OWNERS=datasets,hpcadmin
 
 # 1: networks and callbacks of your own run although others can write to their files or folders, as
 # where a group shares them: whoever can, runs code as you.
@@ -39,15 +40,15 @@
 # login and listen on every interface: any user who reaches the ports of a job's nodes can act as
 # the owner of the run, and read and write their files. Set it only where nobody else reaches them:
 # nodes that are never shared, in a network of their own.
-# HARNESS_TRUSTED_NETWORK=1
+# export HARNESS_TRUSTED_NETWORK=1
 
 # The interface by which the nodes of a job reach each other; by default the one that the name of a
 # node leads to. The workers meet on this interface alone, so the names must lead there.
-# HARNESS_INTERFACE=eth1
+# export HARNESS_INTERFACE=eth1
 
 # Files that no snapshot of the code and no record of a run may hold, besides those whose names
 # look like secrets (*token*, *secret*, *.pem, id_rsa*, .env* and more) and private ones.
-# HARNESS_PRIVATE_FILES='patients*,*.sqlite'
+# export HARNESS_PRIVATE_FILES='patients*,*.sqlite'
 
 # Scratch on the node's local disk, for temporary files and pip's cache.
 # export TMPDIR=/scratch/$USER
@@ -59,10 +60,10 @@
 
 # How many times a job may put itself back into the queue without a step, or a finished trial, in
 # between; 20 by default. Time limits and preemptions that a run survives do not count.
-# HARNESS_MAX_REQUEUES=20
+# export HARNESS_MAX_REQUEUES=20
 
 # 1: what trains is refused outside of jobs, on the login node, without --here.
-# HARNESS_JOBS_ONLY=1
+# export HARNESS_JOBS_ONLY=1
 
 # After how many minutes a run warns that a GPU is idle, for sites that end such jobs; 10 by
 # default, 0 for never.
@@ -77,8 +78,7 @@
 # it; for an environment inside the image, set HARNESS_VENV.
 # HARNESS_CONTAINER=(apptainer exec --nv --bind "$PROJECT" /images/python-3.12.sif)
 
-# Options of sbatch for all jobs. harness submit reads these lines here; sbatch reads them from the
-# shell that calls it, so run `source slurm/site.sh` there first. SBATCH_GRES=none is for a site
+# Options of sbatch for all jobs, from the shell that calls it. SBATCH_GRES=none is for a site
 # without GPUs; beside SBATCH_GPUS_PER_NODE, plain sbatch needs SBATCH_GRES=none as well.
 # export SBATCH_ACCOUNT=my-account
 # export SBATCH_PARTITION=my-partition

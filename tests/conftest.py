@@ -69,7 +69,6 @@ SECONDS = {
     "test_bad_files.py": 50,
     "test_process_pool.py": 40,
     "test_best_trial.py": 40,
-    "test_cluster_node_disk.py": 40,
     "test_second_user.py": 40,
     "test_trial.py": 40,
     "test_install.py": 40,

@@ -169,7 +169,7 @@ def test_setup_makes_nothing_of_other_arguments(project: Project) -> None:
     result = project.run(project.path / "slurm/common.sh", "--step")
     assert (result.returncode, result.stderr) == (
         2,
-        "harness: usage: bash slurm/common.sh --setup [--pack]\n",
+        "harness: usage: bash slurm/common.sh --setup\n",
     )
 
 
@@ -261,46 +261,6 @@ def test_an_environment_of_another_lock(visible: Path, state: str, said: str) ->
     own.chmod(0o755)
     assert said in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1
-
-
-# Stands for the Python of an environment: unpacks as $UNPACK says, or is the harness.
-PYTHON = """#!/bin/bash
-if [[ $* == *"node_disk.packed unpack"* ]]; then
-    echo "a line of srun" >&2
-    mkdir -p "$UNPACK/bin" && cp "$0" "$UNPACK/bin/python" && echo "$UNPACK" && exit
-    echo "it: does not work; the remedy" >&2
-    exit 2
-fi
-[[ $1 == -P && $2 == -m && $3 == harness ]] && exec "$VENV_HARNESS" "${@:4}"
-"""
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_a_packed_environment_is_used_from_the_nodes_disk(
-    project: Project, tmp_path: Path, *, works: bool
-) -> None:
-    """By a job with a disk of its node; where it does not serve, the log says why in a line."""
-    project.executable(project.venv / "bin/python", PYTHON)
-    (project.venv / "harness-image.json").touch()
-    local = tmp_path / "on the node's disk"
-    env = project.slurm(
-        TMPDIR=str(tmp_path),
-        UNPACK=str(local) if works else "/dev/null/no",
-        VENV_HARNESS=str(project.venv / "bin/harness"),
-    )
-    result = project.run(project.spool(), "--data", "d", env=env)
-    assert result.returncode == 0, result.stderr
-    assert project.call()["argv"][0] == "train"
-    said = (
-        f"using the environment in {local}, ready after"
-        if works
-        else f"using {project.venv}, not its image: it: does not work; the remedy"
-    )
-    assert said in result.stderr
-    del env["TMPDIR"]
-    assert "neither SLURM_TMPDIR nor TMPDIR" in project.run(project.spool(), env=env).stderr
-    here = {**project.environment, "TMPDIR": str(tmp_path)}
-    assert "image" not in project.run(project.path / "slurm/lstm.sh", env=here).stderr
 
 
 def test_a_container_without_slurm_and_flock(project: Project) -> None:

@@ -115,6 +115,8 @@ def check_call(call: str) -> None:
 @papers
 def test_settings_exist(paper: Path) -> None:
     """Each HARNESS_ variable that a paper names is read by the code, the tests or the scripts."""
+    if paper == CHANGELOG:
+        return  # it names settings that are gone
     modules = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]
     files = [*modules, *(PROJECT / "slurm").glob("*.sh")]
     known = "".join(file.read_text() for file in files)

@@ -47,10 +47,6 @@ class Owner:
         self.data = folder / "data"
         save_folder(open_sample(), self.data)
         harness.environment["HARNESS_DATA"] = str(self.data)
-        self.copy = folder / "scratch" / f"harness-imdb-{os.getuid()}"
-        self.copy.parent.mkdir(mode=0o777)
-        self.copy.parent.chmod(0o1777)
-        assert harness.run("data", "stage", self.copy).returncode == 0
         self.snapshot = self._snapshot(folder / "project")
         self.boards = [Board(harness, "--tcp").wait(), Board(harness, "--socket").wait()]
         self.shared = folder / "shared"
@@ -71,7 +67,7 @@ class Owner:
         port, socket = self.boards[0].target.rpartition(":")[2], self.boards[1].target
         return {
             "private": [
-                *map(str, (self.copy, cache / "secret", cache / "verified", cache / "tensorboard")),
+                *map(str, (cache / "secret", cache / "verified", cache / "tensorboard")),
                 *(str(board.connection) for board in self.boards),
                 *(str(path) for path in self.harness.folder.glob("t/harness-*")),
                 str(self.snapshot / "snapshot.json"),
@@ -137,14 +133,13 @@ def test_no_door_opens_to_a_second_user(
         counts = f"{sum(tries.values())} tries {tries}, got through: {len(through)}"
         sys.stdout.write(f"\nsecond user: {counts}\n")
     assert through == []
-    assert min(tries.values()) >= 9
+    assert min(tries.values()) >= 8
     assert tries["files"] > 200
 
 
 def tries_of_what_was_planted(owner: Owner) -> Iterator[tuple[str, bool]]:
     """The owner comes by what the stranger has put there; whether nothing of it takes effect."""
     harness, shared = owner.harness, owner.shared
-    yield "data stage over a link", harness.run("data", "stage", shared / "copy").returncode == 2
     planted = harness.run("data", "verify", "--data", shared / "data")
     yield "data verify", planted.returncode == 2 and "belongs to nobody" in planted.stderr
     done = harness.run(*harness.train_words("lstm", "x", "--data", shared / "data"))

@@ -21,9 +21,8 @@ from harness.checks.cuda_support import Build, check_platform, judge_card
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ARCHITECTURES, ask_child
 from harness.checks.slurm_checks import check_slurm
-from harness.checks.storage_checks import check_data, check_environment, check_runs, check_scratch
+from harness.checks.storage_checks import check_data, check_runs, check_scratch
 from harness.files.shared_disk import file_system
-from harness.node_disk.image import PACK, read_image
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -60,7 +59,6 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
         "python": check_python,
         "platform": partial(check_platform, driver=nvidia_driver()),
         "packages": check_packages,
-        "environment": partial(check_environment, Path(sys.prefix)),
         "tensorflow": partial(check_tensorflow, allocation, devices),
         "gpu use": partial(check_gpu_use, visible_gpus()),
         "cpus": partial(check_cpus, allocation),
@@ -151,10 +149,8 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 def describe_import(import_s: float) -> Finding:
     """How long the environment takes to import; on a shared disk, many processes at once longer."""
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
-    if import_s > SLOW_IMPORT_S and read_image(Path(sys.prefix)):
-        found += ", slow; jobs unpack its image to their node's disk"
-    elif import_s > SLOW_IMPORT_S:
-        remedy = f"{PACK}: jobs unpack it to their node's disk"
+    if import_s > SLOW_IMPORT_S:
+        remedy = "slurm/site.sh: HARNESS_VENV on a faster disk, or a container (HARNESS_CONTAINER)"
         return Finding("yellow", "tensorflow", found, remedy)
     return Finding("green", "tensorflow", found)
 

@@ -1,21 +1,22 @@
 """Checks of the cluster: whether Slurm answers, where GPUs are, and if it accepts our scripts."""
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
+from harness.files.site_settings import SITE, not_sourced
 from harness.files.trusted_network import AT_STAKE, REMEDY, TRUSTED_NETWORK, is_trusted_network
-from harness.slurm.client import ask, check_version, has_client, would_start
+from harness.slurm.client import ask, check_version, has_client, read_settings, would_start
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.limits import Limits, check_limits, read_limits
-from harness.slurm.sbatch_options import site_options, values_of_all
-from harness.slurm.script import read_header
+from harness.slurm.sbatch_options import VARIABLES
 
 TIMEOUT_S = 10
+SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
 MIN_SAVING_S = 10  # a run saves in less, if its disk is not slow
 MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
@@ -96,9 +97,10 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     partitions = parse_partitions(text)
     yield describe_partitions(partitions)
     yield describe_gpus(partitions)
-    limits = read_limits()
-    yield from describe_preemption(limits)
-    yield from check_script(partitions, limits)
+    with contextlib.suppress(RunError):  # some sites forbid it
+        text = ask("scontrol", "--oneliner", "show", "partition", timeout_s=TIMEOUT_S)
+        yield from describe_preemption(parse_preemption(text), read_settings())
+    yield from check_script(partitions)
     yield check_site_file()
     yield check_several_nodes(allocation)
 
@@ -143,22 +145,47 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)
 
 
-def describe_preemption(limits: Limits) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Preemption:
+    """What happens to a job of a partition that has to make room."""
+
+    partition: str
+    mode: str  # OFF, REQUEUE, CANCEL or GANG,SUSPEND
+    grace_s: float
+
+
+def parse_preemption(text: str) -> list[Preemption]:
+    """Read what `scontrol --oneliner show partition` prints."""
+    lines = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
+    return [
+        Preemption(
+            values["PartitionName"],
+            values.get("PreemptMode", "OFF"),
+            _first_number(values.get("GraceTime", "0")),
+        )
+        for values in lines
+        if "PartitionName" in values
+    ]
+
+
+def describe_preemption(
+    partitions: list[Preemption], settings: Mapping[str, str]
+) -> Iterator[Finding]:
     """What happens to a run in each partition whose jobs have to make room for others."""
-    is_on = limits.settings.get("PreemptType", "preempt/none") != "preempt/none"
-    warned = "send_user_signal" in limits.settings.get("PreemptParameters", "")
-    for each in limits.partitions:
+    is_on = settings.get("PreemptType", "preempt/none") != "preempt/none"
+    warned = "send_user_signal" in settings.get("PreemptParameters", "")
+    for each in partitions:
         # Such as GANG,SUSPEND; by GANG alone, jobs take turns and none makes room.
-        modes = {*each.preempt_mode.split(",")}
+        modes = {*each.mode.split(",")}
         if not is_on or modes <= {"OFF", "GANG"}:
             continue
         grace = f"{each.grace_s:.0f} s of grace" if each.grace_s else "no grace time"
-        found = f"{each.name}: {each.preempt_mode}, {grace}"
+        found = f"{each.partition}: {each.mode}, {grace}"
         if "SUSPEND" in modes:
             yield Finding("green", "preemption", f"{found}: a run stands still and goes on")
             continue
         by = "Slurm" if "REQUEUE" in modes else "itself"
-        kill_s = _first_number(limits.settings.get("KillWait", "30"))
+        kill_s = _first_number(settings.get("KillWait", "30"))
         saving_s = each.grace_s if warned and each.grace_s else kill_s
         then = f"a run has {saving_s:.0f} s to save, and is requeued by {by}"
         if saving_s >= MIN_SAVING_S:
@@ -166,7 +193,7 @@ def describe_preemption(limits: Limits) -> Iterator[Finding]:
         else:
             remedy = "lower train.checkpoint_every_s: a run may go on from its last checkpoint"
             yield Finding("yellow", "preemption", f"{found}: {then}", remedy)
-    if limits.settings.get("JobRequeue") == "0":
+    if settings.get("JobRequeue") == "0":
         found = "JobRequeue is 0: jobs are requeued only with --requeue, which our scripts have"
         yield Finding("green", "requeue", found)
 
@@ -176,13 +203,11 @@ def _first_number(text: str) -> float:
     return float(found[0]) if found else 0.0
 
 
-def check_script(partitions: list[Partition], limits: Limits) -> Iterator[Finding]:
+def check_script(partitions: list[Partition]) -> Iterator[Finding]:
     """Whether sbatch would accept a script as it is, with this shell's SBATCH_ settings."""
     settings = " ".join(f"{n}={os.environ[n]}" for n in DEFAULTS if os.environ.get(n))
     name = f"slurm/lstm.sh with {settings}" if settings else "slurm/lstm.sh as it is"
     try:
-        header = read_header(PROJECT, "lstm")
-        check_limits(values_of_all(header, site_options(PROJECT), ()), 1, limits)
         answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
     except (InputError, RunError) as error:
         has_gpus = any(each.gpu_types for each in partitions)
@@ -192,16 +217,18 @@ def check_script(partitions: list[Partition], limits: Limits) -> Iterator[Findin
             if has_gpus or "SBATCH_GRES" in settings
             else "export SBATCH_GRES=none"
         )
-        refused = "would not start: " if isinstance(error, InputError) else ""  # the other says so
-        yield Finding("red", "sbatch", f"{name} {refused}{error}", remedy)
+        yield Finding("red", "sbatch", f"{name} {error}", remedy)
         return
     yield Finding("green", "sbatch", f"{name} is accepted: {answer}")
 
 
 def check_site_file() -> Finding:
     """Whether the file with the site's settings is there."""
-    if (PROJECT / "slurm" / "site.sh").is_file():
-        return Finding("green", "site", "slurm/site.sh is there")
+    if (PROJECT / SITE).is_file():
+        if hint := not_sourced([*VARIABLES, *SETTINGS]):
+            found, _, remedy = hint.rpartition(": ")
+            return Finding("yellow", "site", found, remedy)
+        return Finding("green", "site", f"{SITE} is there, and this shell has what it exports")
     remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"
     return Finding("yellow", "site", "no slurm/site.sh", remedy)
 

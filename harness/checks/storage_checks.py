@@ -11,9 +11,7 @@ from pathlib import Path
 from harness.checks.finding import Finding
 from harness.data.imdb import verify
 from harness.data.imdb_sources import open_dataset
-from harness.files.quota import read_quota
 from harness.files.shared_disk import file_system
-from harness.node_disk.image import PACK, count_files, is_current, read_image
 from harness.slurm.environment import SlurmEnvironment, scratch_folder
 
 WRITTEN_MB = 16  # to measure the speed by
@@ -38,28 +36,6 @@ def check_data(data: Path | None) -> Iterator[Finding]:
         yield Finding("yellow", "data", f"{where}: not the official IMDB reviews", remedy)
     else:
         yield Finding("green", "data", f"{where}: the official ones, every byte verified")
-
-
-def check_environment(environment: Path) -> Iterator[Finding]:
-    """How large the environment is, against the user's quota there, and whether it is packed."""
-    if not (environment / "pyvenv.cfg").is_file():
-        return  # the system's own Python; its files are not the user's
-    num_files, num_bytes = count_files(environment, byte_code=True)
-    found = f"{environment}: {num_files:,} files, {num_bytes / 1e9:.1f} GB"
-    quota, image = read_quota(environment), read_image(environment)
-    if quota:
-        found += f"; {quota}"
-    if image and not is_current(environment, image):
-        found += "; its image is of an earlier state, and jobs do not use it"
-        yield Finding("yellow", "environment", found, f"run {PACK} again")
-        return
-    if image:
-        found += f"; packed into {image.num_bytes / 1e6:,.0f} MB for the nodes' own disks"
-    if quota and quota.is_nearly_full:
-        remedy = "remove what you do not need, or set HARNESS_VENV in slurm/site.sh to another disk"
-        yield Finding("yellow", "environment", found, remedy)
-    else:
-        yield Finding("green", "environment", found)
 
 
 def nearest_folder(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`data fetch`, `verify` and `stage` for IMDB, `data describe` for your own texts."""
+"""`data fetch` and `data verify` for IMDB, `data describe` for your own texts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.data.dataset import Dataset
 
 
-app = typer.Typer(help="Fetch, verify and stage IMDB; describe your own texts.")
+app = typer.Typer(help="Fetch and verify IMDB; describe your own texts.")
 
 
 @app.command(epilog="Example: harness data fetch --from /shared/datasets/aclImdb")
@@ -43,28 +43,6 @@ def verify(data: DataFolder = None) -> None:
     if problems := find_problems(dataset):
         raise RunError(f"{dataset.folder}: {'; '.join(problems)}; run harness data fetch again")
     echo(f"checksum {dataset.checksum} is right")
-
-
-@app.command(epilog='Example: harness data stage "$TMPDIR/imdb"')
-def stage(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="new folder on the node's disk")],
-    data: DataFolder = None,
-) -> None:
-    """Copy the dataset to a node's own disk.
-
-    The copy is yours alone (mode 0700). Runs use it if HARNESS_STAGE names it.
-    """
-    from harness.data.dataset_folder import save_folder
-    from harness.data.imdb_sources import open_dataset
-    from harness.data.locations import is_dataset_folder
-    from harness.node_disk.use import mark_used
-
-    dataset = open_dataset(data, full=True)
-    if is_dataset_folder(folder):
-        mark_used(folder)  # first, so that no other job removes what is found there
-    written = save_folder(dataset, folder, mode=0o700)
-    mark_used(folder)
-    echo(f"{folder}: {'written' if written else 'already there, left as it is'}")
 
 
 @app.command(epilog="Example: harness data describe reviews.csv")

@@ -11,7 +11,6 @@ from typer.exceptions import TyperException
 from harness import __version__
 from harness.cli import compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
-from harness.node_disk.use import hold_own
 from harness.system.console import echo, log, take_any_text
 from harness.system.processes import end_with_parent
 
@@ -61,7 +60,6 @@ def main() -> int:
     Returns:
         The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, resume it.
     """
-    hold_own()
     take_any_text()
     try:
         # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.

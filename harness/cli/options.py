@@ -15,6 +15,7 @@ from harness.own_code import TRUST
 if TYPE_CHECKING:
     from harness.system.console import Console
 
+JOBS_ONLY = "HARNESS_JOBS_ONLY"
 CONFIRMED = "HARNESS_HERE"
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run: runs/lstm/my-run")]
@@ -36,10 +37,19 @@ Strict = Annotated[
         help="refuse to continue a run with other code, packages or devices than it began with",
     ),
 ]
+
+
+def _some_devices(text: str | None) -> str | None:
+    if text is not None and not text.strip():
+        raise InputError("--devices '': should name devices, as in gpu:2 or cpu; or leave it out")
+    return text
+
+
 DeviceList = Annotated[
     str | None,
     typer.Option(
         "--devices",
+        callback=_some_devices,
         metavar="KIND:N",
         help="gpu:2, cpu, cpu:2; default: all GPUs, else the CPU",
     ),
@@ -102,17 +112,19 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
     Raises:
         InputError: if `here` is not given and the site's HARNESS_JOBS_ONLY is 1.
     """
-    from harness.files.site_settings import site_setting
+    from harness.files.site_settings import not_sourced
     from harness.slurm.client import has_client
     from harness.slurm.environment import SlurmEnvironment
 
     # The processes that this one starts need not say it again.
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):
         return
-    if not here and site_setting("HARNESS_JOBS_ONLY") == "1":
+    if not here and os.environ.get(JOBS_ONLY) == "1":
         raise InputError(f"this site computes in jobs only: {instead}; on this machine by --here")
     if not here:
         console.warning(f"no Slurm job: this machine, {gethostname()}, trains; as a job: {instead}")
+        if hint := not_sourced([JOBS_ONLY]):
+            console.warning(hint)
     os.environ[CONFIRMED] = "1"
 
 

@@ -245,6 +245,8 @@ def prune(
             name = "RUN" if folders else "--runs"
             raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
     done = prune_all(folders or [runs], really=really)
+    if folders and not done.num_runs and not done.left:
+        raise InputError(f"RUN {folders[0]}: holds no run; give runs, or a folder of runs")
     for folder, why in done.left[:MAX_LEFT]:
         echo(f"left as it is: {quoted(folder)} {why}")
     if len(done.left) > MAX_LEFT:

@@ -3,6 +3,7 @@
 `job-begin` and `job-end` are for the job scripts.
 """
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -42,7 +43,11 @@ def submit(
         bool, typer.Option("--resume", help="go on with the runs or sweeps RUN... instead of JOB")
     ] = False,
     all_interrupted: Annotated[
-        bool, typer.Option("--all-interrupted", help="continue all interrupted, lost and dead runs")
+        bool,
+        typer.Option(
+            "--all-interrupted",
+            help="continue all runs that stopped unfinished, but those that were cancelled",
+        ),
     ] = False,
     overrides: Overrides = None,
     seeds: Annotated[
@@ -95,7 +100,9 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
+    from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
+    from harness.slurm.sbatch_options import VARIABLES
     from harness.slurm.submit import Options, doubts, dry_submissions, expected_starts, make_request
     from harness.system.console import Console
 
@@ -135,6 +142,8 @@ def submit(
     else:
         requests = [make_request(options, resources, runs)]
     console = Console()
+    if hint := not_sourced(VARIABLES):
+        console.warning(hint)
     for line in dict.fromkeys(line for request in requests for line in doubts(request)):
         console.warning(line)
     for request in requests:
@@ -169,7 +178,10 @@ def _resume_requests(
     if queue.problem and SlurmEnvironment.from_environment() is None:
         raise RunError(f"--resume: {queue.problem}, so a run may have a job that waits; try again")
     if everything and not (chosen := interrupted(chosen)):
-        raise InputError(f"--all-interrupted: no run below {runs} has stopped unfinished")
+        raise InputError(
+            f"--all-interrupted: no run below {runs} has stopped unfinished; one that was "
+            "cancelled goes on when it is named: harness submit --resume RUN"
+        )
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         shortage = None if resources.mem else shortage_of(each)
@@ -184,7 +196,9 @@ def _resume_requests(
 
 
 def _submit(request: "Request") -> None:
+    from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.snapshot import code_files
+    from harness.slurm.submit import first_look
     from harness.slurm.submit import submit as submit_all
     from harness.system.git import is_snapshot
 
@@ -201,6 +215,12 @@ def _submit(request: "Request") -> None:
     echo(f"next  harness status{elsewhere}")
     echo(f"      harness logs {run} -f")
     echo(f"      harness cancel {run}")
+    own = SlurmEnvironment.from_environment()
+    if own and own.max_requeues is not None:  # the job scripts set it: this job ends in a moment
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # the jobs stay submitted
+        for line in first_look(submitted):
+            echo(f"queue {line}")
 
 
 def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
@@ -209,8 +229,7 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
     if submission.resumes:  # nobody typed it
-        own = ("--parsable", "--job-name", "--output")
-        echo(f"asks  {shlex.join(arg for arg in submission.args if not arg.startswith(own))}")
+        echo(f"asks  {shlex.join(submission.asks)}")
     for name, paths in (
         ("run", submission.run_folders(job_id)),
         ("log", submission.logs(job_id)),
@@ -224,17 +243,12 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
 @app.command("job-begin", hidden=True)
 def job_begin() -> None:
-    """Say what Slurm gave the job of this process, and clear the disk of this node.
-
-    The job scripts call it first, once on each node.
-    """
-    from harness.node_disk.use import remove_unused
+    """Say what Slurm gave the job of this process; the job scripts call it first."""
     from harness.slurm.client import check_version, has_client
     from harness.slurm.environment import (
         SlurmEnvironment,
         check_allocation,
         describe_given,
-        scratch_folder,
         unmet_request,
     )
     from harness.system.console import Console
@@ -242,9 +256,6 @@ def job_begin() -> None:
     allocation = SlurmEnvironment.from_environment()
     if allocation is None:
         raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
-    remove_unused(scratch_folder(allocation))
-    if allocation.rank:
-        return
     check_allocation(allocation)
     if has_client("srun"):
         check_version("srun")

@@ -119,7 +119,6 @@ def train(
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
     from harness.compute.memory import kept_gpu_gb, reckoned_gb
     from harness.compute.strategy import one_device_each
-    from harness.data.locations import hold_staged
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds
     from harness.tracking.batch import BatchRequest, jobs_of, train_batch
@@ -132,7 +131,6 @@ def train(
     options += ["--strict"] if strict else []
     jobs = jobs_of(job_files, overrides or (), chosen)
     confirm_here("harness submit JOB --seeds 1-5 --pack", Console(), here=here)
-    hold_staged(data)  # between two runs too
     folders = train_batch(
         BatchRequest(
             jobs=jobs,

@@ -42,8 +42,7 @@ from harness.files.disk_errors import raise_unless_missing
 from harness.files.lenient_json import read_json
 from harness.files.paths import cache_folder, private_cache
 from harness.files.scratch import scratch_directory, turn_at
-from harness.files.site_settings import site_setting
-from harness.node_disk.use import MARK, is_in_use
+from harness.files.site_settings import not_sourced
 from harness.ownership import distrust, owner_name
 
 FORMAT = 1
@@ -53,13 +52,11 @@ READ_AT_ONCE = 1 << 20  # bytes
 PRIVATE = 0o700  # the mode of a cache: own texts are nobody else's to read
 
 
-def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool:
+def save_folder(dataset: Dataset, folder: Path) -> bool:
     """Store a dataset as flat arrays in a folder, which is complete or absent.
 
     Args:
         folder: a new or an empty one, or an earlier copy.
-        mode: of the folder, and without its x of the files, whatever the umask; None is the
-            umask's, without the right of others to write.
 
     Returns:
         Whether it was written; a good copy of the same content is left as it is.
@@ -70,25 +67,19 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
     """
     there = os.path.lexists(folder)
     if there:
-        # Disks of nodes are shared: its owner could change it after the check.
+        # On a shared disk its owner could change it after the check.
         if folder.is_symlink():
             raise InputError(f"{folder}: is a link; remove it, or give a folder of your own")
         if folder.stat().st_uid != os.getuid():
             owner = owner_name(folder.stat().st_uid)
             raise InputError(f"{folder}: belongs to {owner}; give a folder of your own")
         if is_dataset_folder(folder):
-            # One that is broken, or that others could write to, is made again.
-            if known := _open_if_whole(folder):
-                # All bytes are checked: a disk may have flipped one since.
-                if known.checksum == dataset.checksum == checksum_of(known):
-                    if mode is not None:
-                        folder.chmod(mode)
-                    return False
-                if known.checksum != dataset.checksum and is_in_use(folder):
-                    raise InputError(
-                        f"{folder}: holds other data that a job uses; give another folder, or wait"
-                    )
-        elif not folder.is_dir() or any(path.name != MARK for path in folder.iterdir()):
+            # One that is broken, or that others could write to, is made again. All bytes are
+            # checked: a disk may have flipped one since.
+            known = _open_if_whole(folder)
+            if known and known.checksum == dataset.checksum == checksum_of(known):
+                return False
+        elif not folder.is_dir() or any(folder.iterdir()):
             raise InputError(f"{folder}: holds something else; give a new or an empty folder")
     folder = folder.absolute()
     try:
@@ -98,7 +89,7 @@ def save_folder(dataset: Dataset, folder: Path, mode: int | None = None) -> bool
         free = shutil.disk_usage(folder.parent).free
         if free < needed:
             raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
-        with _new_folder(folder, mode, (lambda _: None) if there else None) as temporary:
+        with _new_folder(folder, None, (lambda _: None) if there else None) as temporary:
             fill_folder(dataset, temporary)
     except OSError as error:
         # Renaming fails if another process was faster; then its copy stays.
@@ -259,15 +250,17 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
         InputError: for the first of the paths in the folder that it is true of.
         OSError: if one is not there.
     """
-    owners = site_setting(OWNERS).replace(",", " ").split()
+    owners = os.environ.get(OWNERS, "").replace(",", " ").split()
     for path in paths:
         if reason := distrust(path, owners):
             remedy = (
                 f"chmod go-w {shlex.quote(str(path))}"
                 if "write" in reason
                 else "use data of your own (harness data fetch), or, if they can be trusted, have "
-                f"your site name the owner: {OWNERS} in slurm/site.sh"
+                f"your site name the owner: export {OWNERS}=… in slurm/site.sh"
             )
+            if hint := not_sourced([OWNERS]):
+                remedy += f" ({hint})"
             raise InputError(f"dataset {folder}: {path.name} {reason}; {remedy}")
 
 
@@ -291,7 +284,7 @@ def _verified(folder: Path, train: Split, test: Split, *, vocab: Sequence[str]) 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """What can't stay as it is when a folder or a file in it is changed."""
     found = {}
-    for path in [folder, *sorted(each for each in folder.iterdir() if each.name != MARK)]:
+    for path in [folder, *sorted(folder.iterdir())]:
         status = path.stat()
         times = status.st_mtime_ns, status.st_ctime_ns
         found[path.name] = [

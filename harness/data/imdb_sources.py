@@ -27,7 +27,6 @@ from harness.data.imdb import make_dataset
 from harness.data.locations import (
     NPZ,
     fetched_folder,
-    hold_staged,
     is_dataset_folder,
     keras_folder,
     named_folder,
@@ -57,7 +56,7 @@ CONNECT_S = 5
 
 
 def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
-    """Find the dataset: a named folder, a staged copy, a cache, or a download.
+    """Find the dataset: a named folder, a cache, or a download.
 
     If there is none, the packaged sample takes its place, unless `full`. A folder named by `data`
     or HARNESS_DATA is used or refused, never skipped. HARNESS_OFFLINE and `download=False` forbid
@@ -67,7 +66,6 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         InputError: if a named folder holds no dataset, or `full` finds none.
         RunError: if a dataset is broken.
     """
-    hold_staged(data)
     if named := data or named_folder():
         return _open_named(named, "--data" if data else "HARNESS_DATA")
     searched = unnamed_folders()
@@ -126,7 +124,7 @@ def _open_named(folder: Path, name: str) -> Dataset:
     if is_file(folder / NPZ):
         return _convert(folder)
     can_enter = os.path.isdir(folder) and os.access(folder, os.X_OK)  # noqa: PTH112 - never raises
-    holds_none = f"holds neither {NPZ} nor a staged copy"
+    holds_none = f"holds neither {NPZ} nor a stored dataset"
     what = holds_none if can_enter else "is no folder that you can enter"
     raise InputError(f"{name} {folder}: {what}; harness data fetch gets the data")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from harness.files.paths import cache_folder
 from harness.files.plain_file import is_file
-from harness.node_disk.use import hold
 
 NPZ = "imdb.npz"  # of Keras
 
@@ -27,9 +26,8 @@ def named_folder() -> Path | None:
 
 
 def unnamed_folders() -> list[Path]:
-    """The folders searched if none is named, in order: staged copy, user's cache, Keras's cache."""
-    stage = os.environ.get("HARNESS_STAGE")
-    return [*([Path(stage)] if stage else []), fetched_folder(), keras_folder()]
+    """The folders searched if none is named, in order: the user's cache, Keras's cache."""
+    return [fetched_folder(), keras_folder()]
 
 
 def keras_folder() -> Path:
@@ -40,14 +38,6 @@ def keras_folder() -> Path:
 def fetched_folder() -> Path:
     """The folder in the user's cache that `harness data fetch` fills."""
     return cache_folder() / "imdb"
-
-
-def hold_staged(data: Path | None) -> None:
-    """Keep a staged copy that `open_dataset` would open from other data until this process ends."""
-    named = data or named_folder()
-    found = filter(is_dataset_folder, [named] if named else unnamed_folders())
-    if folder := next(found, None):
-        hold(folder)
 
 
 def holds_dataset(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.errors import DiskError
+from harness.errors import DiskError, InputError
 
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
@@ -73,6 +73,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(target)
+        sync_entry(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -101,8 +102,14 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
         check: raises if what is there may not be replaced; called again before it is.
 
     Raises:
+        InputError: for a link that leads nowhere, or is another user's, who would choose the place.
         OSError: if the disk refuses.
     """
+    if target.is_symlink():
+        if target.lstat().st_uid != os.getuid():
+            raise InputError(f"{target}: is another user's link; name a folder of your own")
+        if not target.exists():
+            raise InputError(f"{target}: is a link that leads nowhere; remove it, or name a folder")
     target = target.resolve()
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
@@ -166,9 +173,26 @@ def replace_file(
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(target)
+        if synced:
+            sync_entry(target)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync_entry(path: Path) -> None:
+    """Put a name on the disk: that of a file is an entry of its folder, with a sync of its own.
+
+    Without it a power cut can take back a file that is known to be complete.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks sync no folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _temporary(target: Path, suffix: str = "") -> Path:
@@ -177,7 +201,9 @@ def _temporary(target: Path, suffix: str = "") -> Path:
 
 def _write(target: Path, save: Callable[[Path], object], *, suffix: str = "", remedy: str) -> None:
     try:
-        target.parent.mkdir(exist_ok=True)
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            sync_entry(target.parent)
         replace_file(target, save, suffix=suffix)
     except OSError as error:
         raise DiskError(write_refusal(target, error, remedy)) from None

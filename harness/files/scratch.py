@@ -28,7 +28,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(
         prefix=own_prefix(), dir=parent, ignore_cleanup_errors=True
     ) as name:
-        held = lock_folder(Path(name))
+        held = _lock_folder(Path(name))
         try:
             yield Path(name)
         finally:
@@ -52,12 +52,12 @@ def _remove_abandoned(parent: Path) -> None:
             is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
             if not is_own or time.time() - status.st_ctime < MIN_AGE_S:
                 continue
-            if (held := lock_folder(folder)) is not None:
+            if (held := _lock_folder(folder)) is not None:
                 shutil.rmtree(folder)
                 os.close(held)
 
 
-def lock_folder(folder: Path) -> int | None:
+def _lock_folder(folder: Path) -> int | None:
     """A descriptor that locks a folder until it is closed.
 
     None if a living process has locked it, or if its file system has no locks.

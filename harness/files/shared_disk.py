@@ -92,7 +92,7 @@ def is_network(path: Path) -> bool:
 
 def file_system(path: Path) -> str:
     """The kind of file system that a path is on, such as nfs4, or `unknown`."""
-    return _mount(path)[2]
+    return _kind(path)
 
 
 def clock_ahead_s(folder: Path) -> float:
@@ -104,11 +104,6 @@ def clock_ahead_s(folder: Path) -> float:
             return time.time() - os.fstat(file.fileno()).st_mtime
     except OSError:
         return 0.0
-
-
-def mount_of(path: Path) -> tuple[str, str]:
-    """The device, or server and folder, of a path's file system, and where it is mounted."""
-    return _mount(path)[:2]
 
 
 def read_mounts(file: Path, num_fields: int) -> list[list[str]]:
@@ -129,14 +124,11 @@ def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
-def _mount(path: Path, file: Path = Path("/proc/self/mounts")) -> tuple[str, str, str]:
+def _kind(path: Path, file: Path = Path("/proc/self/mounts")) -> str:
     try:
         lines = read_mounts(file, 3)
     except OSError:
         lines = []
-    mounts = {}
-    for device, at, kind, *_ in lines:
-        mounts[at] = (device, at, kind)  # the last mount at a path hides the others
+    kinds = {at: kind for _, at, kind, *_ in lines}  # the last mount at a path hides the others
     real = path.resolve()
-    found = (mounts[str(at)] for at in (real, *real.parents) if str(at) in mounts)
-    return next(found, ("", "", "unknown"))
+    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

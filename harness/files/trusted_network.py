@@ -5,30 +5,36 @@ they are for private networks (github.com/tensorflow/tensorflow/issues/11689). A
 reaches such a port can read and write files and run operations as the owner of the run.
 """
 
-from pathlib import Path
+import os
+from collections.abc import Mapping
 
-from harness import PROJECT
 from harness.errors import InputError
-from harness.files.site_settings import site_setting
+from harness.files.site_settings import not_sourced
 
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 AT_STAKE = (
     "any user who reaches the ports of your nodes could act as you and read and write your files, "
     "because TensorFlow's servers have no login"
 )
-REMEDY = f"use one node, or, if nobody else reaches them, set {TRUSTED_NETWORK}=1 in slurm/site.sh"
+REMEDY = (
+    f"use one node, or, if nobody else reaches them, export {TRUSTED_NETWORK}=1 in slurm/site.sh, "
+    "and source that file"
+)
 
 
-def is_trusted_network(project: Path = PROJECT) -> bool:
+def is_trusted_network(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the site says that nobody else reaches the ports of a job's nodes."""
-    return site_setting(TRUSTED_NETWORK, project) == "1"
+    return environment.get(TRUSTED_NETWORK) == "1"
 
 
-def check_trusted_network(num_nodes: int, project: Path = PROJECT) -> None:
+def check_trusted_network(num_nodes: int) -> None:
     """Refuse to train one model on several nodes of a network that is not trusted.
 
     Raises:
         InputError: for several nodes, until the site has said that its network is private.
     """
-    if num_nodes > 1 and not is_trusted_network(project):
-        raise InputError(f"one model on {num_nodes} nodes: {AT_STAKE}; {REMEDY}")
+    if num_nodes > 1 and not is_trusted_network():
+        hint = not_sourced([TRUSTED_NETWORK])
+        raise InputError(
+            f"one model on {num_nodes} nodes: {AT_STAKE}; {REMEDY}{f' ({hint})' if hint else ''}"
+        )

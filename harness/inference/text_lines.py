@@ -48,8 +48,13 @@ def open_lines(path: Path) -> BufferedReader:
     """Open a file of texts.
 
     Raises:
-        InputError: if it can't be read.
+        InputError: if it can't be read, or is no file of lines.
     """
+    if path.suffix.lower() == ".json":
+        raise InputError(
+            f"--file {path}: is JSON, and a file of texts has one on each line; write them as JSON "
+            "lines into a .jsonl file, or give --jsonl and a file of another ending"
+        )
     try:
         # A FIFO that nobody writes to reads as empty instead of waiting for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -115,6 +115,8 @@ def _cancel_job(status: RunStatus) -> str | None:
     client.ask("scancel", str(job))
     if status.state not in ("pending", "submitted"):
         return None
+    if status.phase is not None:  # it has begun, and no process of its own will note this
+        ask_to_cancel(status.folder)
     saved = f"; saved at {status.position}, go on by {status.resume}" if status.position else ""
     return f"{status.run}: job {job} is out of the queue{saved}"
 

@@ -22,10 +22,13 @@ STOPPED = ("interrupted", "lost", "dead")
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
     """The user's runs and sweeps that stopped before their end and that no job goes on with.
 
-    Those of others may wait in the queue, which tells each user of their own jobs alone.
+    Those of others may wait in the queue, which tells each user of their own jobs alone. A run that
+    somebody cancelled goes on only when it is named.
     """
     return [
-        each for each in statuses if each.is_own and each.state in STOPPED and not each.job_lives
+        each
+        for each in statuses
+        if each.is_own and each.state in STOPPED and not each.job_lives and not each.was_cancelled
     ]
 
 

@@ -77,7 +77,7 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
         saved = f"goes on at {status.position}" if status.position else ""
         again = "in the queue again" if status.phase else ""
         status.forget_speed()
-        return "pending", "; ".join(filter(None, (queued.reason, again, saved)))
+        return "pending", "; ".join(filter(None, (queued.why, again, saved)))
     if queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     return "starting", "" if queued.state == "RUNNING" else queued.state.lower()

@@ -12,12 +12,21 @@ from harness.errors import InputError, RunError
 from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 
 TIMEOUT_S = 30
+SETTINGS_TIMEOUT_S = 10
 OLDEST = (20, 11)  # the first with `srun --overlap`
 BAD_OPTION = 255  # sbatch's exit code
+REFUSED = "would not start: "
+NO_NODES = "configuration is not available"
+# What sbatch says if it is not the job that is refused.
+NO_SLURM = re.compile("unable to contact|timed out|zero bytes|standby mode|temporarily", re.I)
 
 
 class NoAnswerError(RunError):
     """A program gave no answer. What it was called for may be done all the same."""
+
+
+class NoNodesError(RunError):
+    """`sbatch --test-only` finds no nodes: there are none, or all that suit are down at present."""
 
 
 def has_client(program: str = "sbatch") -> bool:
@@ -99,6 +108,15 @@ def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
     return done.stdout
 
 
+def read_settings() -> dict[str, str]:
+    """Slurm's configuration by its names, such as MaxArraySize; empty if it does not tell it."""
+    try:
+        text = ask("scontrol", "show", "config", timeout_s=SETTINGS_TIMEOUT_S)
+    except (InputError, RunError):
+        return {}
+    return dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", text, re.MULTILINE))
+
+
 def node_names(allocation: SlurmEnvironment) -> list[str]:
     """The nodes of a job step in the order of its tasks, named as Slurm names them.
 
@@ -140,10 +158,11 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
 
     Raises:
         NoAnswerError: if it names none.
-        RunError: if it was not submitted, with all that sbatch says.
+        InputError: if the job was refused, with all that sbatch says.
+        RunError: if Slurm could not take it now.
     """
     if done.returncode != 0:
-        raise RunError(f"{name}: was not submitted: {errors_of(done)}")
+        raise _refusal(f"{name}: was not submitted: {errors_of(done)}")
     # The cluster's name may follow.
     found = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)
     if not found:
@@ -157,13 +176,19 @@ def would_start(
     """When and where Slurm would start a script, as sbatch words it; nothing is submitted.
 
     Raises:
-        InputError: if sbatch is not on the PATH, or does not know one of the flags.
-        RunError: if there is no room for such a job, with the reason.
+        InputError: if sbatch is not on the PATH or refuses the job, with all that it says.
+        NoNodesError: if there are no nodes for such a job, or all of them are down.
+        RunError: if Slurm does not answer.
     """
     done = call(*sbatch_args(unset), "--test-only", *flags, str(script), timeout_s=timeout_s)
     answer = errors_of(done).removeprefix("sbatch: ")  # on standard error even if it is no error
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
-        raise RunError(f"would not start: {answer}")
+        told = f"{REFUSED}{answer}"
+        raise NoNodesError(told) if NO_NODES in answer else _refusal(told)
     return answer
+
+
+def _refusal(told: str) -> InputError | RunError:
+    return (RunError if NO_SLURM.search(told) else InputError)(told)

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError, RunError
@@ -11,10 +11,19 @@ from harness.slurm import client
 
 ASK_EVERY_S = 30.0  # some sites forbid more frequent calls
 TIMEOUT_S = 5.0
+BATCH_SCHED_DELAY_S = 3  # Slurm's default
 
 # Ended jobs too: Slurm remembers them, and why they ended, for some minutes.
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
           "--format=%i|%A|%T|%M|%r|%o")  # fmt: skip
+
+# Why a job waits that no wait changes: it asks for more, or less, than one job may have.
+FOR_EVER = re.compile(
+    r"\w+Per(Job|Node)(Limit)?|MaxMemPerLimit|QOSMin\w+|Partition(Time|Node)Limit"
+    r"|(QOS|Association)TimeLimit|Invalid(Account|QOS)|(Account|QOS)NotAllowed"
+)
+# A limit of several jobs together, which one job alone may be beyond.
+SHARED = re.compile(r"(QOS|Assoc)(Grp|Max)\w+|Max\w+PerAccount|(QOS|Association)\w+Limit")
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
@@ -36,6 +45,20 @@ class QueuedJob:
     def waits(self) -> bool:
         """Whether it waits for its start or restart."""
         return self.state in WAITING
+
+    @property
+    def waits_for_ever(self) -> bool:
+        """Whether Slurm will never start it as it is."""
+        return self.waits and FOR_EVER.fullmatch(self.reason) is not None
+
+    @property
+    def why(self) -> str:
+        """Why it waits, and what that means; empty if nothing is known."""
+        if FOR_EVER.fullmatch(self.reason):
+            return f"{self.reason}: never starts"
+        if SHARED.fullmatch(self.reason):
+            return f"{self.reason}: never starts if it is beyond the limit alone"
+        return "" if self.reason == "None" else self.reason
 
     @property
     def ended(self) -> bool:
@@ -64,6 +87,24 @@ class Queue:
                 self._jobs = None
                 self.problem = f"squeue gives no answer ({str(error).rpartition(': ')[2]})"
         return self._jobs
+
+
+def first_look_s(settings: Mapping[str, str]) -> float:
+    """How long Slurm may take to consider a new job, by its settings; 0 if they are not known."""
+    if not settings:
+        return 0.0
+    found = re.search(r"batch_sched_delay=(\d+)", settings.get("SchedulerParameters", ""))
+    return 1.0 + (int(found[1]) if found else BATCH_SCHED_DELAY_S)
+
+
+def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
+    """Some jobs, from one squeue call; none if it gives no answer."""
+    if not client.has_client("squeue"):
+        return []
+    try:
+        return parse(client.ask(*SQUEUE, f"--jobs={','.join(job_ids)}", timeout_s=TIMEOUT_S))
+    except (InputError, RunError, OSError):
+        return []
 
 
 def parse(text: str) -> list[QueuedJob]:

@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.files.site_settings import site_setting
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.auth_channel import AuthServer, Message, receive_exactly, say_hello, user_secret
@@ -101,7 +100,7 @@ class WorkerGroup:
             secret=secret.encode(),
             first_port=first_port(allocation.job_id),
         )
-        if interface := site_setting(INTERFACE):
+        if interface := os.environ.get(INTERFACE):
             worker_group.host = interface_address(interface, INTERFACE)
         first = worker_group._first_port + MEETING_PORTS + worker_group.rank
         own = free_port("", range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))

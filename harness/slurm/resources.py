@@ -2,22 +2,20 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
 from harness.slurm.environment import RETRY_MEMORY
-from harness.slurm.sbatch_options import GPUS, UNCOUNTED, check_gpus, names_in, split_gres
+from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
 MAX_SEEDS = 10_000
 
 MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
+PLAIN = re.compile(r"[^\x00-\x1f\x7f;'\"`\\]*")  # a value of sbatch's
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
-UNLIMITED = float("inf")
-NO_LIMIT = ("UNLIMITED", "INFINITE", "-1")  # and 0, as a time
-UNITS_MB = {"K": 2**-10, "M": 1, "G": 2**10, "T": 2**20, "P": 2**30}
 JOB_ID = re.compile(r"\d+(_\d+)?")
 
 # Flags of sbatch that submit sets itself: the name, and its letter.
@@ -70,6 +68,11 @@ class Resources:
         for name, value in self._named():
             if not value.strip():
                 raise InputError(f"--{name} {value!r}: should have a value; leave the option out")
+            if not PLAIN.fullmatch(value):
+                raise InputError(
+                    f"--{name} {value!r}: should hold no control character, quote or ;, which no "
+                    "name in Slurm has"
+                )
         self._check_flags()
 
     def _check_flags(self) -> None:
@@ -145,10 +148,10 @@ def max_nodes(args: Sequence[str]) -> int:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from `1-5`, `1,3,7` or `2`, sorted, without duplicates.
+    """Seeds from `1-5`, `1,3,7` or `2`, sorted.
 
     Raises:
-        InputError: for anything else, or over ten thousand of them.
+        InputError: for anything else, one that stands there twice, or over ten thousand of them.
     """
     seeds: set[int] = set()
     for part in text.split(","):
@@ -156,7 +159,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        seeds.update(range(first, min(last, first + MAX_SEEDS) + 1))  # of more, enough to refuse
+        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # of more, enough to refuse
+        if twice := seeds.intersection(part_of):
+            raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
+        seeds.update(part_of)
         if len(seeds) > MAX_SEEDS:
             raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS:,}")
     return tuple(sorted(seeds))
@@ -171,59 +177,3 @@ def array_spec(seeds: Sequence[int]) -> str:
         else:
             spans.append([seed, seed])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-
-
-# What the options of all layers together ask for
-
-
-def seconds(text: str) -> float:
-    """A time limit of sbatch in seconds: minutes, `m:s`, `h:m:s`, `d-h`, `d-h:m`, `d-h:m:s`.
-
-    Infinity for `UNLIMITED` and what is no time.
-    """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if not found:
-        return UNLIMITED
-    days, first, second, third = (int(part or 0) for part in found.groups())
-    if found[1]:
-        return 86_400 * days + 3600 * first + 60 * second + third
-    if found[4]:
-        return 3600 * first + 60 * second + third
-    return 60 * first + second
-
-
-def asked_s(options: Mapping[str, str]) -> float:
-    """The time limit that a job asks for, infinity for no limit at all; 0 if it asks for none."""
-    text = options.get("time", "")
-    is_known = seconds(text) < UNLIMITED or text.upper() in NO_LIMIT  # sbatch refuses others
-    return (seconds(text) or UNLIMITED) if is_known else 0.0
-
-
-def asked_tres(options: Mapping[str, str]) -> dict[str, float]:
-    """What a job asks for on all its nodes, as far as its options say, by Slurm's names.
-
-    Memory in MB. Of a range of nodes the fewest count.
-    """
-    first = re.match(r"\d+", options.get("nodes", ""))
-    nodes = max(1, int(first[0])) if first else 1
-    found: dict[str, float] = {"node": nodes}
-    if (cpus := options.get("cpus-per-task", "")).isdigit():
-        found["cpu"] = int(cpus) * nodes
-    if memory := re.fullmatch(r"(\d+)([KMGT]?)", options.get("mem", "").upper()):
-        found["mem"] = int(memory[1]) * UNITS_MB.get(memory[2], 1) * nodes
-    uncounted = {*UNCOUNTED} & {*options}
-    for option, times in (("gres", nodes), ("gpus-per-node", nodes), ("gpus", 1)):
-        value = options.get(option, "")
-        value = split_gres(value)[0] if option == "gres" else value.partition(",")[0]
-        kind, _, count = value.rpartition(":")
-        kind = kind.removeprefix("gpu").removeprefix(":")
-        if count.isdigit() or count == "gpu":
-            num = (int(count) if count.isdigit() else 1) * times
-            found["gres/gpu"] = max(num, found.get("gres/gpu", 0))
-            if kind:
-                found[f"gres/gpu:{kind}"] = num
-        elif value:
-            uncounted.add(option)
-    if not uncounted:
-        found.setdefault("gres/gpu", 0)
-    return found

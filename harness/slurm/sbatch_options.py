@@ -10,10 +10,8 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.errors import InputError
-from harness.files.site_settings import site_setting
 
 # Ways to ask for the same thing, as sbatch names them.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
@@ -21,8 +19,7 @@ MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 LETTERS = {"-G": "gpus"}
 LIMITED = {"-A": "account", "-p": "partition", "-q": "qos", "-t": "time", "-N": "nodes",
            "-c": "cpus-per-task", "-G": "gpus"}  # fmt: skip
-UNCOUNTED = ("gpus-per-task", "gpus-per-socket", "tres-per-task")  # requests for GPUs
-LIMITED_LONG = ("gres", "gpus-per-node", "mem", *UNCOUNTED)
+LIMITED_LONG = ("gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task", "mem")
 
 # The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
 VARIABLES = {
@@ -44,31 +41,6 @@ GPU_REQUEST = re.compile(r"(?:([A-Za-z][\w.-]*|\d+g\.[\w.+-]+):)?(\d{1,2})")  # 
 
 
 @dataclass(frozen=True)
-class SiteOptions:
-    """The site's own options of sbatch by their variables, such as SBATCH_ACCOUNT."""
-
-    exported: Mapping[str, str]  # which sbatch reads itself
-    written: Mapping[str, str]  # in slurm/site.sh, and not exported here
-
-    @property
-    def both(self) -> dict[str, str]:
-        """Each option's value by the name of the option."""
-        values = {**self.written, **self.exported}
-        return {VARIABLES[name]: value for name, value in values.items()}
-
-    def without(self, *groups: Collection[str]) -> "SiteOptions":
-        """The other options than those of some groups."""
-
-        def kept(options: Mapping[str, str]) -> dict[str, str]:
-            return {n: v for n, v in options.items() if not any(VARIABLES[n] in g for g in groups)}
-
-        return SiteOptions(kept(self.exported), kept(self.written))
-
-
-NO_OPTIONS = SiteOptions({}, {})
-
-
-@dataclass(frozen=True)
 class Composed:
     """What is given to sbatch."""
 
@@ -77,12 +49,14 @@ class Composed:
     unset: list[str]  # variables that would bring back what was replaced
 
 
-def site_options(project: Path, environment: Mapping[str, str] = os.environ) -> SiteOptions:
-    """The site's options: those exported here and those in `slurm/site.sh`, which is not run."""
-    exported = {name: value for name in VARIABLES if (value := environment.get(name))}
-    others = [name for name in VARIABLES if name not in exported]
-    written = {name: value for name in others if (value := site_setting(name, project, {}))}
-    return SiteOptions(exported, written)
+def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The site's options by their variables, such as SBATCH_ACCOUNT, which sbatch reads itself."""
+    return {name: value for name in VARIABLES if (value := environment.get(name))}
+
+
+def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]:
+    """The site's other options than those of some groups."""
+    return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
 def check_gpus(text: str) -> None:
@@ -100,7 +74,7 @@ def check_gpus(text: str) -> None:
 
 def compose(
     header: Sequence[str],
-    site: SiteOptions,
+    site: Mapping[str, str],
     args: Sequence[str],
     *,
     gpus: str | None = None,
@@ -122,14 +96,12 @@ def compose(
     if others and named & {*GPUS} and "gres" not in named:  # what replaces GPUs spares the others
         args.insert(0, f"--gres={others}")
     by_user = _replaced_by(named)
-    written = {VARIABLES[name]: value for name, value in site.written.items()}
-    of_site = [f"--{name}={value}" for name, value in written.items() if name not in by_user]
-    exported = {name for variable in site.exported if (name := VARIABLES[variable]) not in by_user}
-    replaced = by_user | _replaced_by({*exported, *names_in(of_site)})
+    of_site = {name for variable in site if (name := VARIABLES[variable]) not in by_user}
+    replaced = by_user | _replaced_by(of_site)
     return Composed(
         header=[line for each in header if (line := _without(each, replaced))],
-        args=[*of_site, *args],
-        unset=[variable for variable in site.exported if VARIABLES[variable] in by_user],
+        args=args,
+        unset=[variable for variable in site if VARIABLES[variable] in by_user],
     )
 
 
@@ -163,18 +135,22 @@ def split_gres(value: str) -> tuple[str, str]:
     return (gpus or [""])[0], ",".join(part for part in parts if part not in gpus)
 
 
-def _other_gres(site: SiteOptions, header: Sequence[str]) -> str:
-    asked = site.both.get("gres") or _script_options(header).get("gres", "")
+def _other_gres(site: Mapping[str, str], header: Sequence[str]) -> str:
+    asked = _by_name(site).get("gres") or _script_options(header).get("gres", "")
     return split_gres(asked)[1]
+
+
+def _by_name(site: Mapping[str, str]) -> dict[str, str]:
+    return {VARIABLES[name]: value for name, value in site.items()}
 
 
 def _script_options(header: Sequence[str]) -> dict[str, str]:
     return dict(option for line in header for option in _options(_words(line)))
 
 
-def _usual_request(site: SiteOptions, header: Sequence[str]) -> tuple[str, str]:
+def _usual_request(site: Mapping[str, str], header: Sequence[str]) -> tuple[str, str]:
     """The option by which the site, or else the script, asks for GPUs, and the type it names."""
-    for options in (site.both, _script_options(header)):
+    for options in (_by_name(site), _script_options(header)):
         for name in reversed(GPUS):
             value = options.get(name, "")
             value = split_gres(value)[0] if name == "gres" else value.partition(",")[0]
@@ -190,7 +166,11 @@ def names_in(args: Iterable[str]) -> set[str]:
 
 
 def values_of_all(
-    header: Iterable[str], site: SiteOptions, args: Sequence[str], *, unset: Collection[str] = ()
+    header: Iterable[str],
+    site: Mapping[str, str],
+    args: Sequence[str],
+    *,
+    unset: Collection[str] = (),
 ) -> dict[str, str]:
     """What a job asks for by the options that sites limit, as sbatch reads its three layers.
 
@@ -200,7 +180,7 @@ def values_of_all(
         unset: variables that it does not see.
     """
     script = [word for line in header for word in _words(line)]
-    exported = [f"--{VARIABLES[n]}={v}" for n, v in site.exported.items() if n not in unset]
+    exported = [f"--{VARIABLES[n]}={v}" for n, v in site.items() if n not in unset]
     found = {}
     words = [*script, *exported, *args]
     for word, after in zip(words, [*words[1:], ""], strict=True):

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -17,20 +17,19 @@ from harness.job import Job
 from harness.search_space import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
-from harness.slurm.limits import DEFAULT_ARRAY_SIZE
 from harness.slurm.resources import Resources, array_spec
 from harness.slurm.sbatch_options import (
     GPUS,
     MEMORY,
-    NO_OPTIONS,
     VARIABLES,
-    SiteOptions,
     compose,
     drop,
     values_of_all,
+    without,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
+DEFAULT_ARRAY_SIZE = 1001  # Slurm's MaxArraySize, where it is not told
 OF_OWN_NETWORKS = "lstm"  # the five have the same header but for their names
 
 # The locations of data and caches, exported to the job whatever sbatch's --export says; and words.
@@ -46,8 +45,9 @@ class Layout:
     snapshot: Path  # the code when the job runs
     code: Path  # the same code now
     variables: Mapping[str, str]  # that the script exports
-    site: SiteOptions = NO_OPTIONS
+    site: Mapping[str, str] = field(default_factory=dict)
     array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
+    first_look_s: float = 0.0  # until Slurm has considered a new job
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,20 @@ class SbatchJob:
         return [*client.sbatch_args(self.unset), *self.args, str(self.folder / "job.sh")]
 
     @property
+    def asks(self) -> list[str]:
+        """What it asks sbatch for, without its names."""
+        names = ("--parsable", "--job-name=", "--output=")
+        return [arg for arg in self.args if not arg.startswith(names)]
+
+    @property
+    def header(self) -> list[str]:
+        """The `#SBATCH` lines of its script."""
+        return [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
+
+    @property
     def limited(self) -> dict[str, str]:
         """Its options that a site limits, such as its time, by their names."""
-        header = [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
-        return values_of_all(header, self.layout.site, self.args, unset=self.unset)
+        return values_of_all(self.header, self.layout.site, self.args, unset=self.unset)
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""
@@ -325,7 +335,7 @@ def comparison_submission(
         for job_id, submission in trainings.items()
     ]
     # What is asked for the trainings' GPUs and memory is not for this job.
-    site = layout.site.without(GPUS, MEMORY)
+    site = without(layout.site, GPUS, MEMORY)
     flags = drop(resources.flags, (*GPUS, *MEMORY))
     args = [*resources.site_args(), *flags, f"--dependency=afterany:{':'.join(trainings)}"]
     composed = compose(read_header(layout.code, COMPARISON), site, args)
@@ -335,7 +345,7 @@ def comparison_submission(
         folder=_new_folder(layout.runs, COMPARISON),
         script=render_script(composed.header, layout.variables, ["run_compare", *patterns]),
         args=_sbatch_args(COMPARISON, layout.runs, composed.args, is_array=False),
-        unset=tuple(name for name in layout.site.exported if VARIABLES[name] in (*GPUS, *MEMORY)),
+        unset=tuple(name for name in layout.site if VARIABLES[name] in (*GPUS, *MEMORY)),
     )
 
 

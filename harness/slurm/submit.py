@@ -5,8 +5,10 @@ that edits while the job waits change nothing; `<runs>/.submissions/<job id>.jso
 and logs.
 """
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +26,12 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
-from harness.slurm.limits import Limits, check_limits, read_limits, read_settings
+from harness.slurm.queue import ask_about, first_look_s
 from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
 from harness.slurm.sbatch_options import site_options
 from harness.slurm.script import (
     COMPARISON,
+    DEFAULT_ARRAY_SIZE,
     Layout,
     Resumed,
     SbatchJob,
@@ -108,7 +111,7 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     if not options.pack:  # otherwise each model is on one node
         for script in {script_of(job) for job in jobs if isinstance(job, Job)}:
             header = [arg for line in read_header(project, script) for arg in line.split()[1:]]
-            check_trusted_network(max_nodes([*header, *resources.sbatch_args()]), project)
+            check_trusted_network(max_nodes([*header, *resources.sbatch_args()]))
     return Request(
         project,
         runs,
@@ -133,7 +136,7 @@ def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
         each.resources.check_retry(one_run=isinstance(each.job, Job))
         check_locations(project, runs, [script_of(each.job)])
         if isinstance(each.job, Job):
-            check_trusted_network(max_nodes(each.resources.sbatch_args()), project)
+            check_trusted_network(max_nodes(each.resources.sbatch_args()))
     return Request(project, runs, (), None, Resources(), resumed=tuple(resumed))
 
 
@@ -198,34 +201,51 @@ def _trainings(request: Request) -> Iterator[Job]:
 def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     """All that would be submitted, with the jobs' names in place of their ids."""
     code, snapshot = request.project, snapshot_path(request.project, request.runs)
-    layout = _layout(request, snapshot, code, limits=Limits(settings=read_settings()))
+    layout = _layout(request, snapshot, code, settings=client.read_settings())
     yield from _with_comparison(_plan(request, layout), request, layout)
 
 
-def expected_starts(request: Request) -> Iterator[str]:
+def expected_starts(request: Request) -> list[str]:
     """When Slurm would start each job, as sbatch words it; nothing is submitted or left behind.
 
     Raises:
-        InputError: if sbatch does not know one of its flags.
-        RunError: if there is no room for such a job.
+        InputError: if sbatch refuses one of the jobs.
+        client.NoNodesError: if there are no nodes for one, or all of them are down.
     """
-    limits = read_limits()
-    layout = _layout(
-        request, snapshot_path(request.project, request.runs), request.project, limits=limits
-    )
-    wanted = _plan(request, layout)
-    _check_limits(_with_comparison(wanted, request, layout), limits)
-    for planned in wanted:
-        with scratch_directory() as folder:
-            script = folder / "job.sh"
-            script.write_bytes(os.fsencode(planned.script))
-            try:
-                start = client.would_start(
-                    script, *planned.args, timeout_s=SBATCH_TIMEOUT_S, unset=planned.unset
-                )
-            except (InputError, RunError) as error:
-                raise type(error)(f"{planned.name}: {error}") from None
-        yield f"{planned.name}: {start}"
+    snapshot = snapshot_path(request.project, request.runs)
+    layout = _layout(request, snapshot, request.project, settings=client.read_settings())
+    return [f"{each.name}: {answer}" for each, answer in _tried(request, layout) if each.seeds]
+
+
+def _tried(request: Request, layout: Layout) -> Iterator[tuple[SbatchJob, str]]:
+    """Each job, and when sbatch would start it; jobs that are alike are tried once."""
+    answers: dict[tuple[object, ...], str] = {}
+    for each in _with_comparison(_plan(request, layout), request, layout):
+        # The comparison waits for jobs that are not there yet.
+        asks = [arg for arg in each.asks if not arg.startswith("--dependency=afterany:<")]
+        header = [line for line in each.header if "--job-name" not in line]
+        alike = (*header, *asks, each.unset)
+        if alike not in answers:
+            answers[alike] = _expected_start(each, asks)
+        yield each, answers[alike]
+
+
+def _expected_start(planned: SbatchJob, asks: Sequence[str]) -> str:
+    with scratch_directory() as folder:
+        script = folder / "job.sh"
+        script.write_bytes(os.fsencode(planned.script))
+        try:
+            return client.would_start(
+                script, *asks, timeout_s=SBATCH_TIMEOUT_S, unset=planned.unset
+            )
+        except (InputError, RunError) as error:
+            is_refused = str(error).startswith(client.REFUSED)
+            asks_for = f"; it asks for {_limited(planned)}" if is_refused else ""
+            raise type(error)(f"{planned.name}: {error}{asks_for}") from None
+
+
+def _limited(planned: SbatchJob) -> str:
+    return shlex.join(f"--{name}={value}" for name, value in planned.limited.items())
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
@@ -235,14 +255,18 @@ def submit(request: Request) -> dict[str, SbatchJob]:
         The submitted jobs by their ids.
 
     Raises:
-        RunError: if sbatch refuses, with all it says; then nothing stays submitted.
+        InputError: if sbatch refuses a job, with all it says; then nothing stays submitted.
+        RunError: if Slurm can't take it now; the same.
     """
     client.check_version("sbatch")  # before anything is written
-    limits = read_limits()
-    draft = _layout(request, request.project, request.project)
-    _check_limits(_with_comparison(_plan(request, draft), request, draft), limits)
+    settings = client.read_settings()
+    draft = _layout(request, request.project, request.project, settings=settings)
+    # sbatch itself takes a job whose nodes are all down, and refuses one that no nodes suit.
+    with contextlib.suppress(client.NoNodesError):
+        for _ in _tried(request, draft):
+            pass
     snapshot = take_snapshot(request.project, request.runs)
-    layout = _layout(request, snapshot, snapshot, limits=limits)
+    layout = _layout(request, snapshot, snapshot, settings=settings)
     submitted: dict[str, SbatchJob] = {}
     try:
         for submission in _plan(request, layout):
@@ -253,7 +277,8 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     except (InputError, RunError, OSError) as error:
         if not submitted:
             raise
-        raise RunError(f"{error}; {_withdraw(submitted)}") from None
+        kind = InputError if isinstance(error, InputError) else RunError
+        raise kind(f"{error}; {_withdraw(submitted)}") from None
     except KeyboardInterrupt:
         if submitted:
             _withdraw(submitted)
@@ -261,12 +286,47 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     return submitted
 
 
-def _layout(
-    request: Request, snapshot: Path, code: Path, *, limits: Limits | None = None
-) -> Layout:
+def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
+    """What the queue says of new jobs once Slurm has considered them, from one squeue call.
+
+    Returns:
+        A line for each answer.
+
+    Raises:
+        InputError: if Slurm would let one of them wait for ever; then none stays submitted.
+    """
+    time.sleep(max(each.layout.first_look_s for each in submitted.values()))
+    found: dict[str, dict[str, None]] = {}
+    for job in ask_about([*submitted]):
+        job_id = job.id.partition("_")[0]  # of a whole array
+        if job.waits_for_ever and job_id in submitted:
+            planned = submitted[job_id]
+            remedy = "ask for more" if job.reason.startswith("QOSMin") else "give less"
+            raise InputError(
+                f"{planned.name}: would wait for ever: Slurm says {job.reason}, and it asks for "
+                f"{_limited(planned)}; {remedy}, or name another --partition, --qos or --account; "
+                f"{_withdraw(submitted)}"
+            )
+        answer = f"pending ({job.why})" if job.waits and job.why else job.state.lower()
+        found.setdefault(answer, {})[job_id] = None
+    return [
+        f"{', '.join(ids)}: {answer}" if len(submitted) > 1 else answer
+        for answer, ids in found.items()
+    ]
+
+
+def _layout(request: Request, snapshot: Path, code: Path, *, settings: Mapping[str, str]) -> Layout:
     variables = job_variables(request.project, snapshot, request.runs)
-    size = (limits or Limits()).array_size
-    return Layout(request.runs, snapshot, code, variables, site_options(code), size)
+    size = settings.get("MaxArraySize", "")
+    return Layout(
+        request.runs,
+        snapshot,
+        code,
+        variables,
+        site_options(),
+        int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
+        first_look_s(settings),
+    )
 
 
 def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
@@ -289,25 +349,6 @@ def _with_comparison(
         return [*planned]
     trainings = {f"<{each.name}>": each for each in planned}
     return [*planned, comparison_submission(trainings, request.resources, layout)]
-
-
-def _check_limits(planned: Sequence[SbatchJob], limits: Limits) -> None:
-    """Refuse what the site does not allow; some of it Slurm would let wait for ever.
-
-    Raises:
-        InputError: one line with the value, the limit and the remedy.
-    """
-    num_jobs = sum(len(each.seeds) if each.is_array else 1 for each in planned)
-    for each in planned:
-        try:
-            check_limits(each.limited, num_jobs, limits)
-        except InputError as error:
-            if each.architecture:
-                raise
-            raise InputError(
-                f"the comparison: {error}; flags after -- such as --time=10 hold for it too, or "
-                "submit each job without --all"
-            ) from None
 
 
 def _submit(submission: SbatchJob) -> str:

@@ -116,7 +116,7 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
             total += size
     # The changes of a committed file that is named like a secret are secret too.
     changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
-    patterns = site_patterns(project)
+    patterns = site_patterns()
     secret = [name for name in changed if name in private or looks_secret(name, patterns)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
     diff_of_new, unread = _diff_of_new(project, recorded)

@@ -1,10 +1,9 @@
 """Files in a checkout that look like secrets, which no snapshot and no record may hold."""
 
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-
-from harness.files.site_settings import site_setting
 
 MORE = "HARNESS_PRIVATE_FILES"  # a site's own patterns
 NAMES = (
@@ -28,7 +27,7 @@ def private_files(
         names: paths of files in it.
         others: more of its files, which show what mode is usual.
     """
-    more = site_patterns(project)
+    more = site_patterns()
     sample = [*others, *names][:SAMPLE]
     judges_mode = 2 * sum(_is_private(project / name) for name in sample) < len(sample)
     found = {}
@@ -40,9 +39,9 @@ def private_files(
     return found
 
 
-def site_patterns(project: Path) -> tuple[str, ...]:
+def site_patterns() -> tuple[str, ...]:
     """A site's own patterns, in small letters."""
-    return tuple(site_setting(MORE, project).lower().replace(",", " ").split())
+    return tuple(os.environ.get(MORE, "").lower().replace(",", " ").split())
 
 
 def looks_secret(name: str, more: Sequence[str]) -> bool:

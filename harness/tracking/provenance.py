@@ -87,7 +87,17 @@ def code_of(run: RunDirectory) -> Mapping[str, Any]:
 
 @functools.cache  # what is imported stays; a sweep's worker starts many runs
 def _code(runs: Path) -> Mapping[str, Any]:
-    return code_version(PROJECT, runs)
+    return {**code_version(PROJECT, runs), "sources_sha256": sources_checksum()}
+
+
+def sources_checksum(package: Path = PROJECT / "harness") -> str:
+    """A checksum of the package's Python files, which tells a changed one without git too."""
+    checksum = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        checksum.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
+        checksum.update(content)
+    return checksum.hexdigest()
 
 
 def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, str]]) -> list[str]:
@@ -110,6 +120,8 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
         changes.append("the code's commit was {} and is {}".format(*commits))
     elif before["diff_sha256"] != now["diff_sha256"]:
         changes.append("the uncommitted changes of the code are others")
+    elif before["sources_sha256"] != now["sources_sha256"]:
+        changes.append("the Python files of the package are others")
     known = record.get("packages")
     for name, version in _packages().items():
         was = known.get(name) if isinstance(known, dict) else None
@@ -137,6 +149,7 @@ def _fingerprint(code: Mapping[str, Any]) -> dict[str, Any]:
     content = diff.encode(errors="surrogateescape") if isinstance(diff, str) else None
     return {
         "commit": code.get("commit"),
+        "sources_sha256": code.get("sources_sha256"),
         "diff_sha256": None if content is None else hashlib.sha256(content).hexdigest(),
     }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DiskError
+from harness.errors import CANCELLING, DiskError
 from harness.files.lenient_json import BROKEN, number, numbers, path, read_toml, table, text, whole
 from harness.files.plain_file import open_plain_file
 from harness.search_space import SEARCH_FILE, is_of_search, is_sweep
@@ -104,6 +104,11 @@ class RunStatus:
     def asked_to_cancel(self) -> bool:
         """Whether its user cancels this run alone, of several in a job."""
         return self.is_there(CANCEL)
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether somebody ended it, by scancel, harness cancel or Ctrl-C."""
+        return self.signal in CANCELLING or self.asked_to_cancel
 
     @property
     def position(self) -> str:

@@ -17,6 +17,7 @@ from harness.files.lenient_json import number
 from harness.files.plain_file import is_file
 from harness.job import Job
 from harness.job_file import load_job, suggest
+from harness.ownership import owner_name
 from harness.tracking.record_format import RECORD, check_format
 from harness.tracking.run_folders import is_ensemble
 
@@ -103,6 +104,38 @@ class RunDirectory(LeasedDirectory):
         """
         self.check_format()
         return load_job(self.folder / "job.toml")
+
+    def check_owner(self) -> None:
+        """Refuse to write into another user's run, or through another's link in one's own.
+
+        One's own links are fine, such as `runs` on a scratch disk.
+
+        Raises:
+            InputError: for the first folder or link that is another's.
+        """
+        for path in (self.folder, *self._folders_and_links()):
+            try:
+                owner = (path.stat() if path == self.folder else path.lstat()).st_uid
+            except OSError:  # a new run; what is removed meanwhile
+                continue
+            if owner != os.getuid():
+                raise InputError(
+                    f"run {self.folder}: {path} belongs to {owner_name(owner)}, and a run is "
+                    f"written by its owner alone; train one of your own: "
+                    f"harness train {self.folder / 'job.toml'}"
+                )
+
+    def _folders_and_links(self) -> list[Path]:
+        parts = (self.folder, self.folder / "tensorboard", self.folder / "checkpoints")
+        found: list[Path] = []
+        for part in parts:
+            with contextlib.suppress(OSError), os.scandir(part) as entries:
+                found += [
+                    Path(entry.path)
+                    for entry in entries
+                    if entry.is_symlink() or entry.is_dir(follow_symlinks=False)
+                ]
+        return found
 
     def check_format(self) -> None:
         """Refuse to go on with a run that a later version wrote, or whose record is broken.

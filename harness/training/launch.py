@@ -63,11 +63,12 @@ def launch(
     goes on with another run, the devices and the plan in that one's record.
 
     Raises:
-        InputError: for devices or data that are not there, or a run that a later version wrote;
-            nothing is written then.
+        InputError: for devices or data that are not there, a run that a later version wrote, or
+            one of another user's; nothing is written then.
         Interrupted, RunError: as `harness.training.train.train` says.
     """
     # 1. What can be checked without TensorFlow.
+    run.check_owner()
     run.check_format()
     allocation = own_allocation()
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)

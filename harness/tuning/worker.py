@@ -20,7 +20,6 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
-from harness.node_disk.use import hold_own
 from harness.search_space import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
@@ -119,7 +118,6 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", type=int, help="index among the GPUs that this process sees")
     arguments = parser.parse_args(args)
     end_with_parent()
-    hold_own()
     take_any_text()
     os.environ["HARNESS_CPUS"] = str(arguments.threads)  # the record of each trial names them
     if arguments.gpu is not None:

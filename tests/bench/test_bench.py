@@ -38,7 +38,7 @@ from tests.report.small_data import small_data
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands find no data of this machine, and no word of its site."""
-    for name in ("HARNESS_DATA", "HARNESS_STAGE", "HARNESS_DEVICES"):
+    for name in ("HARNESS_DATA", "HARNESS_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HARNESS_OFFLINE", "1")
     monkeypatch.setenv("HARNESS_HERE", "1")

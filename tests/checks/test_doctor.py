@@ -15,7 +15,6 @@ from harness.checks.storage_checks import check_data, check_runs, check_scratch
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.limits import Limits, Partition
 from tests.conftest import JOBS, PROJECT, Harness
 
 RECURRENT = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -314,8 +313,10 @@ def test_where_gpus_are_and_what_to_write(
 )
 def test_what_a_partitions_way_of_preemption_means(mode: str, said: str | None) -> None:
     """Slurm names GANG first, by which jobs take turns; by it alone none makes room."""
-    limits = Limits((Partition("long", True, "1:00", mode, 0.0),), {"PreemptType": "preempt/qos"})
-    found = [finding.found for finding in slurm_checks.describe_preemption(limits)]
+    lines = f"a line beside\nPartitionName=long MaxTime=1:00 PreemptMode={mode} GraceTime=0\n"
+    partitions = slurm_checks.parse_preemption(lines)
+    findings = slurm_checks.describe_preemption(partitions, {"PreemptType": "preempt/qos"})
+    found = [finding.found for finding in findings]
     assert found == ([f"long: {mode}, no grace time{said}"] if said else [])
 
 

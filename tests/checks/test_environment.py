@@ -1,59 +1,11 @@
-"""What doctor says of the environment: how long it takes to import, its size, the quota."""
+"""What doctor says of the environment."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-from harness.checks import storage_checks
 from harness.checks.doctor import describe_import
-from harness.checks.storage_checks import check_environment
-from harness.files.quota import Quota
-from harness.node_disk.image import PACK, pack
-from tests.node_disk.conftest import make_environment
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Path:
-    return make_environment(tmp_path / "environment")
-
-
-def test_size_and_quota_are_one_line(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Green until little is left of space or of files, of which byte code counts too."""
-    monkeypatch.setattr(storage_checks, "read_quota", lambda _: Quota(41, 50, 7, 0))
-    (environment / "a.pyc").touch()
-    num_files = sum(path.is_file() or path.is_symlink() for path in environment.rglob("*"))
-    (found,) = check_environment(environment)
-    told = f"{environment}: {num_files:,} files, 0.0 GB; you use 41.0 of 50.0 GB and 7 files there"
-    assert (found.level, found.found) == ("green", told)
-    for full in (Quota(46, 50, 7, 0), Quota(1, 0, 191, 200)):
-        monkeypatch.setattr(storage_checks, "read_quota", lambda _, full=full: full)
-        (found,) = check_environment(environment)
-        assert (found.level, "HARNESS_VENV" in found.remedy) == ("yellow", True)
-
-
-def test_an_image_is_told_and_an_old_one_too(environment: Path) -> None:
-    """After a package came in, jobs do not use it."""
-    pack(environment)
-    (found,) = check_environment(environment)
-    assert (found.level, "packed into 0 MB" in found.found) == ("green", True)
-    next(environment.glob("lib/python*/site-packages")).joinpath("more-1.dist-info").mkdir()
-    (found,) = check_environment(environment)
-    assert (found.level, "of an earlier state" in found.found) == ("yellow", True)
-    assert found.remedy == "run bash slurm/common.sh --setup --pack again"
-
-
-def test_a_python_of_the_system_is_not_counted(tmp_path: Path) -> None:
-    """Its files are not the user's."""
-    assert list(check_environment(tmp_path)) == []
-
-
-def test_a_slow_import_names_the_remedy(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless the environment is packed."""
-    monkeypatch.setattr(sys, "prefix", str(environment))
+def test_a_slow_import_names_the_remedy() -> None:
+    """A shared disk is slow for the thousands of files that Python opens."""
     assert describe_import(2.0).level == "green"
     slow = describe_import(24.06)
     assert (slow.level, "imports in 24.1 s from" in slow.found) == ("yellow", True)
-    assert slow.remedy.startswith(PACK)
-    pack(environment)
-    assert describe_import(24.06).level == "green"
+    assert "HARNESS_CONTAINER" in slow.remedy

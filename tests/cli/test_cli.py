@@ -27,6 +27,9 @@ LSTM = JOBS / "lstm.toml"
         (["train", LSTM, "--seed", "x"], ("--seed", "integer")),
         (["train", LSTM, "--seed", "-1"], ("--seed -1", "greater than or equal to 0")),
         (["train", LSTM, "--set", "train.epochs=0"], ("--set train.epochs=0",)),
+        (["train", LSTM, "--devices", ""], ("--devices ''", "gpu:2 or cpu")),
+        (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "names seed 1 twice")),
+        (["prune", JOBS], ("holds no run", "give runs, or a folder of runs")),
         (["train", LSTM, "--devices", "tpu"], ("--devices tpu", "cpu:2")),
         (["train", LSTM, "--devices", "cpu:0"], ("--devices cpu:0", "1 to 64")),
         (["train", LSTM, "--devices", "cpu:999999"], ("cpu:999999", "1 to 64")),
@@ -49,7 +52,6 @@ LSTM = JOBS / "lstm.toml"
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
         (["sweep", "best", "s", "--workers", "2"], ("--workers",)),
         (["sweep", "join", "s", "--seeds", "1"], ("--seeds",)),
-        (["data", "stage", "copy"], ("the full dataset", "harness data fetch")),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

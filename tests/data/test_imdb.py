@@ -31,8 +31,7 @@ TEST = [[3, 3], [5, 4, 3, 2, 1], [6]]
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HARNESS_DATA", "HARNESS_STAGE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
     monkeypatch.setenv("HARNESS_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
@@ -183,7 +182,7 @@ def test_a_missing_word_index_is_taken_from_the_sample(tmp_path: Path) -> None:
 def test_the_search_goes_from_the_named_to_the_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--data, HARNESS_DATA, staged copy, own cache, Keras's cache, sample: in this order."""
+    """--data, HARNESS_DATA, own cache, Keras's cache, sample: in this order."""
     assert open_dataset().is_sample
     with pytest.raises(InputError, match="harness data fetch"):
         open_dataset(full=True)
@@ -191,9 +190,6 @@ def test_the_search_goes_from_the_named_to_the_sample(
     assert open_dataset().folder == keras
     fetched = fetch(keras).folder
     assert open_dataset().folder == fetched
-    save_folder(small(), tmp_path / "stage")
-    monkeypatch.setenv("HARNESS_STAGE", str(tmp_path / "stage"))
-    assert open_dataset().folder == tmp_path / "stage"
     named = write_npz(tmp_path / "named")
     monkeypatch.setenv("HARNESS_DATA", str(named))
     assert open_dataset().folder == named
@@ -237,7 +233,7 @@ def test_a_named_folder_is_never_passed_over(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-def test_a_staged_copy_is_whole_or_refused(tmp_path: Path) -> None:
+def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
     """It opens as what was put in; a second time nothing is written; a cut file is named."""
     folder = tmp_path / "a folder" / "imdb"
     assert save_folder(small(), folder)
@@ -288,8 +284,8 @@ def test_verify_sees_a_changed_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
-def test_stage_takes_no_folder_of_another_user(tmp_path: Path) -> None:
-    """On a disk that others share, a copy that its owner could change later is refused."""
+def test_a_folder_of_another_user_is_not_written(tmp_path: Path) -> None:
+    """On a disk that others share, one that its owner could change later is refused."""
     folder = tmp_path / "imdb"
     save_folder(small(), folder)
     os.chown(folder, 65534, 65534)
@@ -297,7 +293,7 @@ def test_stage_takes_no_folder_of_another_user(tmp_path: Path) -> None:
         save_folder(small(), folder)
 
 
-def test_stage_never_overwrites_another_folder(tmp_path: Path) -> None:
+def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
     """A folder that holds something else is refused, and stays as it is."""
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="something else"):

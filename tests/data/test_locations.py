@@ -9,13 +9,11 @@ import pytest
 
 from harness.data.imdb_sources import open_dataset
 from harness.data.locations import missing_in
-from harness.errors import InputError, RunError
+from harness.errors import InputError
 from harness.files.paths import cache_folder, private_cache
-from harness.node_disk.use import is_in_use, mark_used
-from tests.conftest import JOBS, Harness
 from tests.report.small_data import small_data
 
-VARIABLES = ("HARNESS_DATA", "HARNESS_STAGE", "XDG_CACHE_HOME", "KERAS_HOME")
+VARIABLES = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_folders_are_searched_in_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The staged copy first, then the user's cache, then Keras's, each where its variable says."""
+    """The user's cache first, then Keras's, each where its variable says."""
     keras = home / ".keras/datasets"
     assert cache_folder() == home / ".cache/harness"
     assert missing_in() == [home / ".cache/harness/imdb", keras]
@@ -36,7 +34,6 @@ def test_folders_are_searched_in_order(home: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, str(home / name.lower()))
     assert cache_folder() == home / "xdg_cache_home/harness"
     assert missing_in() == [
-        home / "harness_stage",
         home / "xdg_cache_home/harness/imdb",
         home / "keras_home/datasets",
     ]
@@ -65,45 +62,13 @@ def test_a_folder_that_can_not_be_looked_at_is_passed(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one is taken; one that is named is refused in one line."""
-    dataset = small_data(home / ".cache/harness/imdb")
+    dataset = small_data(home / ".keras/datasets")
     closed = home / ("x" * 300)
-    monkeypatch.setenv("HARNESS_STAGE", str(closed))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
     assert missing_in() == []
     assert open_dataset(full=True).checksum == dataset.checksum
     with pytest.raises(InputError, match="x: is no folder that you can enter; harness data fetch"):
         open_dataset(closed)
-
-
-@pytest.mark.parametrize("way", ["--data", "HARNESS_DATA", "HARNESS_STAGE"])
-def test_a_staged_copy_is_held_by_who_opens_it(
-    home: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    """However it is named; a folder that was not staged on a node is left alone."""
-    small_data(home / "copy")
-    if way != "--data":
-        monkeypatch.setenv(way, str(home / "copy"))
-    named = home / "copy" if way == "--data" else None
-    open_dataset(named)
-    assert not is_in_use(home / "copy")
-    mark_used(home / "copy")
-    open_dataset(named)
-    assert is_in_use(home / "copy")
-
-
-def test_a_staged_copy_is_held_between_two_runs_of_one_command(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Later seeds would train on other data that are staged there meanwhile."""
-    copy = harness.folder / "copy"
-    small_data(copy)
-    mark_used(copy)
-
-    def seen(*_: object) -> None:
-        raise RunError(f"in use: {is_in_use(copy)}")
-
-    monkeypatch.setattr("harness.tracking.batch.train_batch", seen)
-    done = harness.run_here("train", JOBS / "lstm.toml", "--seeds", "1-2", "--data", copy)
-    assert "in use: True" in done.stderr
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Data that somebody else planted or changed: never read as what they are not."""
 
-import fcntl
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,6 @@ from harness.data.imdb_sources import open_dataset
 from harness.data.locations import NPZ
 from harness.data.text_dataset import open_source
 from harness.errors import InputError, RunError
-from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv
 from tests.data.test_imdb import small, trust_small_npz, write_npz
 
@@ -28,7 +26,7 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make anothe
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HARNESS_DATA", "HARNESS_STAGE", "HARNESS_DATA_OWNERS"):
+    for name in ("HARNESS_DATA", "HARNESS_DATA_OWNERS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HARNESS_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -165,54 +163,12 @@ def test_a_planted_conversion_in_a_shared_cache_is_not_used(tmp_path: Path) -> N
     assert open_dataset(folder).train.labels.tolist() == labels
 
 
-# The copy on a node's own disk
-
-
-@pytest.fixture
-def stage(harness: Harness, tmp_path: Path) -> Callable[[], tuple[int, str]]:
-    """`harness data stage` into a node's scratch; its exit code and the last line of its errors."""
-    save_folder(small(), tmp_path / "data")
-    harness.environment["HARNESS_DATA"] = str(tmp_path / "data")
-
-    def call() -> tuple[int, str]:
-        done = harness.run_here("data", "stage", tmp_path / "copy")
-        return done.returncode, done.stderr
-
-    return call
-
-
-def test_a_copy_is_private_whatever_the_umask(
-    stage: Callable[[], tuple[int, str]], tmp_path: Path
-) -> None:
-    """No other user of the node can look into it or change it."""
-    copy = tmp_path / "copy"
-    copy.mkdir()  # as `mktemp -d` gives it
-    before = os.umask(0)
-    try:
-        assert stage() == (0, "")
-        assert modes(copy) == (0o700, {0o600})
-        copy.chmod(0o755)
-        assert stage() == (0, "")
-    finally:
-        os.umask(before)
-    assert modes(copy) == (0o700, {0o600})
+# What harness writes itself
 
 
 def modes(folder: Path) -> tuple[int, set[int]]:
     """Those of a folder and of its files."""
     return folder.stat().st_mode & 0o777, {p.stat().st_mode & 0o777 for p in folder.iterdir()}
-
-
-def test_a_folder_with_something_else_is_refused_as_it_is(
-    stage: Callable[[], tuple[int, str]], tmp_path: Path
-) -> None:
-    """Nothing of harness is left in it."""
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "thesis.txt").write_text("mine")
-    code, line = stage()
-    assert code == 2
-    assert "holds something else" in line
-    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["thesis.txt"]
 
 
 def test_what_harness_writes_itself_is_read_whatever_the_umask(tmp_path: Path) -> None:
@@ -233,46 +189,17 @@ def test_what_harness_writes_itself_is_read_whatever_the_umask(tmp_path: Path) -
     assert modes(kept) == (0o700, {0o600})
 
 
-def test_a_copy_that_a_job_reads_is_not_replaced_by_other_data(tmp_path: Path) -> None:
-    """It would train on what it did not begin with; data that are the same are left as they are."""
-    folder = tmp_path / "data"
-    save_folder(small(), folder)
-    other = make_dataset(small().train, small().test, ["other", *small().vocab[1:]])
-    reader = os.open(folder, os.O_RDONLY)
-    fcntl.flock(reader, fcntl.LOCK_SH)
-    with pytest.raises(InputError, match="holds other data that a job uses"):
-        save_folder(other, folder)
-    assert not save_folder(small(), folder)
-    os.close(reader)
-    assert save_folder(other, folder)
-
-
-def test_a_link_in_place_of_the_copy_is_refused(
-    stage: Callable[[], tuple[int, str]], tmp_path: Path
-) -> None:
+def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     """On a shared disk somebody may have laid it there; what it leads to is left alone."""
-    target = tmp_path / "elsewhere"
+    target, link = tmp_path / "elsewhere", tmp_path / "imdb"
     target.mkdir()
-    (tmp_path / "copy").symlink_to(target)
-    code, line = stage()
-    assert (code, list(target.iterdir())) == (2, [])
-    assert "is a link" in line
-    (tmp_path / "copy").unlink()
-    (tmp_path / "copy").symlink_to(tmp_path / "nowhere")
-    assert stage()[0] == 2
+    for place in (target, tmp_path / "nowhere"):
+        link.symlink_to(place)
+        with pytest.raises(InputError, match="is a link"):
+            save_folder(small(), link)
+        link.unlink()
+    assert list(target.iterdir()) == []
     assert not (tmp_path / "nowhere").exists()
-
-
-@as_root
-def test_a_copy_of_another_user_is_refused(
-    stage: Callable[[], tuple[int, str]], tmp_path: Path
-) -> None:
-    """Its owner could change it after the check."""
-    assert stage()[0] == 0
-    os.chown(tmp_path / "copy", NOBODY, -1)
-    code, line = stage()
-    assert code == 2
-    assert "belongs to nobody" in line
 
 
 @pytest.mark.parametrize(("free", "fits"), [(1_999_999, False), (2_000_172, True)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import RunError
+from harness.errors import InputError, RunError
 from harness.files.atomic_file import (
     atomic_directory,
     atomic_save,
@@ -127,3 +127,39 @@ def test_what_a_kill_moved_away_comes_back(tmp_path: Path) -> None:
     with replaced_directory(target, lambda _: None):
         pass
     assert (tmp_path / ".export.v2.7.old").is_dir()
+
+
+def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content before its name, and the name before the write ends: a power cut keeps both."""
+    events: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        events.append("content" if path.is_file() else path.name)
+        sync(descriptor)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    atomic_write(tmp_path / "run/result.json", "{}")
+    assert events == [tmp_path.name, "content", "rename", "run"]
+    events.clear()
+    with atomic_directory(tmp_path / "run/model") as folder:
+        (folder / "weights").write_text("1")
+    assert events == ["run"]
+
+
+def test_nothing_is_made_where_a_link_leads_nowhere(tmp_path: Path) -> None:
+    """Who put the link there would choose where the folder comes to be."""
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(InputError, match="out: is a link that leads nowhere; remove it"),
+        replaced_directory(link, lambda path: None),
+    ):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 
 from harness.files import shared_disk
-from harness.files.shared_disk import _mount, is_network
+from harness.files.shared_disk import _kind, is_network
 
 
-def test_a_mount_with_any_name_hides_no_other(tmp_path: Path) -> None:
+def test_a_kind_with_any_name_hides_no_other(tmp_path: Path) -> None:
     """Its path may be no UTF-8 and hold what splits lines elsewhere; any user may make one."""
     table = tmp_path / "mounts"
     names = [b"caf\xe9", "line\u2028separator".encode(), b"form\x0cfeed", rb"a\040\011\012\134011"]
     lines = [
-        b"server:/%d %s/%s nfs4 rw 0 0" % (n, os.fsencode(tmp_path), name)
+        b"server:/ %s/%s nfs%d rw 0 0" % (os.fsencode(tmp_path), name, n)
         for n, name in enumerate(names)
     ]
     table.write_bytes(b"\n".join([b"/dev/sda / ext4 rw 0 0", *lines, b""]))
-    assert _mount(tmp_path, table) == ("/dev/sda", "/", "ext4")
+    assert _kind(tmp_path, table) == "ext4"
     for number, name in enumerate(names):
         path = tmp_path / os.fsdecode(name.replace(rb"\040\011\012\134", b" \t\n\\"))
-        assert _mount(path / "below", table) == (f"server:/{number}", str(path), "nfs4")
+        assert _kind(path / "below", table) == f"nfs{number}"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_disk_is_local_only_if_it_is_known_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
 ) -> None:
     """On any other a search waits for what another node may have written."""
-    table, read = tmp_path / "mounts", _mount
+    table, read = tmp_path / "mounts", _kind
     table.write_text(f"device / {kind} rw 0 0\n")
-    monkeypatch.setattr(shared_disk, "_mount", lambda path: read(path, table))
+    monkeypatch.setattr(shared_disk, "_kind", lambda path: read(path, table))
     assert is_network(tmp_path) is network

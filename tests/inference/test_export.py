@@ -3,9 +3,12 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from harness.data.vocabulary import encode_text
 from harness.errors import InputError, RunError
 from harness.tracking.run_dir import RunDirectory
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, PROJECT, Harness
 from tests.made_up_runs import write_run
 
 READ = """
@@ -81,6 +84,34 @@ def test_plain_tensorflow_answers_like_predict(
     assert np.abs(np.array(probabilities) - expected).max() < 1e-6
     assert np.allclose(np.sum(probabilities, axis=1), 1)
     assert classes == [each["class"] for each in predicted]
+
+
+@pytest.mark.full
+def test_the_manual_encodes_like_predict(finished: tuple[Harness, Path]) -> None:
+    """The lines of Python in jobs/README.md give a model what `predict` gives it."""
+    import keras
+
+    harness, run = finished
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "jobs/README.md").read_text(), re.DOTALL)
+    (block,) = [each for each in blocks if "vocabulary.txt" in each]
+    data = tomllib.loads((run / "job.toml").read_text())["data"]
+    vocab = (run / "vocabulary.txt").read_bytes().decode().split("\n")
+    texts = ["It's Bob's film, isn't it?", "ÉTÉ - \x85 don't", *odd_texts(vocab, 198)]
+    rows = []
+    for text in texts:
+        names: dict[str, Any] = {"run": run, "text": text, **data}
+        exec(block, names)  # noqa: S102 - our own manual
+        rows.append(names["tokens"])
+    found = keras.models.load_model(run / "model.keras").predict(np.array(rows), verbose=0)
+    file = write_lines(harness.folder / "texts.jsonl", texts)
+    done = harness.run("predict", run, "--file", file, "--json")
+    predicted = [json.loads(line)["probabilities"]["positive"] for line in done.stdout.splitlines()]
+    assert np.allclose(found[:, 0], predicted, atol=1e-5)
+
+
+def write_lines(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
 
 
 def test_the_graph_encodes_like_the_data() -> None:

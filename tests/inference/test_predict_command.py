@@ -47,6 +47,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         (["good", "--file", "x"], "", "not both"),
         (['{"text": "good"}', "--jsonl"], "", "--jsonl: is for a file or standard input"),
         (["--file", "none.txt"], "", "none.txt"),
+        (["--file", "texts.json"], "", "texts.json: is JSON, and a file of texts has one on each"),
     ],
 )
 def test_a_text_that_is_none_is_refused(

@@ -117,6 +117,19 @@ def test_all_that_stopped_unfinished_go_on(tmp_path: Path) -> None:
     assert [each.run for each in interrupted(statuses)] == ["interrupted", "lost", "dead"]
 
 
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
+def test_what_was_cancelled_stays_so_until_it_is_named(tmp_path: Path, signal: str) -> None:
+    """By scancel, kill or Ctrl-C; a run that Slurm warned of its time limit goes on."""
+    warned = RunStatus(run="a", folder=tmp_path, state="interrupted", signal="SIGUSR2")
+    ended = RunStatus(run="b", folder=tmp_path, state="interrupted", signal=signal)
+    assert interrupted([warned, ended]) == [warned]
+    ask_to_cancel(tmp_path)
+    assert interrupted([warned]) == []
+    run = stopped(tmp_path / "named", {})
+    run.signal = signal
+    assert as_job(run, Resources()).folder == tmp_path / "named"
+
+
 def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:
     """In a folder that users share; their jobs may wait, which nobody else is told."""
     other = RunStatus(run="other", folder=tmp_path, state="interrupted", is_own=False)
@@ -160,14 +173,15 @@ def test_a_sweep_has_no_retry_for_memory(harness: Harness) -> None:
 def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     """Each script goes on with its run; options of sbatch go to all of them."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
-    for name in ("a", "b"):
+    for name, signal in (("a", "SIGUSR2"), ("b", "SIGUSR2"), ("cancelled", "SIGTERM")):
         stopped(harness.runs / "gru" / name, {})
-        state = {"phase": "interrupted", "signal": "SIGTERM", "slurm_job": "7"}
+        state = {"phase": "interrupted", "signal": signal, "slurm_job": "7"}
         (harness.runs / "gru" / name / "state.json").write_text(json.dumps(state))
     done = harness.run_here("submit", "--all-interrupted", "--dry-run", "--", "-C", "ib")
     assert done.returncode == 0, done.stderr
     for name in ("a", "b"):
         assert f"run_resume run {harness.runs}/gru/{name}\n" in done.stdout
+    assert "gru/cancelled" not in done.stdout
     assert done.stdout.count("sbatch --parsable --job-name=gru") == 2
     assert done.stdout.count(" -C ib ") == 2
     done = harness.run_here("submit", "--resume", "a", "--dry-run", "--", "-C", "ib")

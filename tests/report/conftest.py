@@ -14,8 +14,7 @@ def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither this machine's data nor its cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    for name in ("HARNESS_DATA", "HARNESS_STAGE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.slurm.client import ask, check_version, would_start
+from harness.slurm.client import NoNodesError, ask, check_version, would_start
 
 
 @pytest.fixture
@@ -93,13 +93,18 @@ def test_no_program_and_no_answer_are_told_with_the_remedy(commands: Path) -> No
 
 
 def test_an_expected_start_and_the_two_refusals(commands: Path) -> None:
-    """A bad flag is the user's input; a job without room is not."""
+    """The job and its flags are the user's input; nodes that are down, and Slurm, are not."""
     script = commands / "job.sh"
     stand_in(commands, "sbatch", "echo 'sbatch: Job 4 to start at noon' >&2")
     assert would_start(script) == "Job 4 to start at noon"
     stand_in(commands, "sbatch", "echo 'sbatch: unrecognized option' >&2; exit 255")
     with pytest.raises(InputError, match=r"^unrecognized option; see man sbatch$"):
         would_start(script, "--no-such")
-    stand_in(commands, "sbatch", "echo 'sbatch: error: no such node' >&2; exit 1")
-    with pytest.raises(RunError, match=r"^would not start: error: no such node$"):
-        would_start(script)
+    for said, kind in (
+        ("Invalid qos specification", InputError),
+        ("Requested node configuration is not available", NoNodesError),
+        ("Unable to contact slurm controller (connect failure)", RunError),
+    ):
+        stand_in(commands, "sbatch", f"echo 'allocation failure: {said}' >&2; exit 1")
+        with pytest.raises(kind, match=rf"^would not start: allocation failure: {said[:9]}"):
+            would_start(script)

@@ -6,14 +6,11 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import open_sample
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, SlurmError, wait_until
 from tests.slurm.project import JOB, SlurmProject, Submitted
@@ -279,26 +276,6 @@ def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path
     assert stand_in.stand_in.call()["argv"][1] == f"{stand_in.path}/jobs/gru.toml"
     assert stand_in.stand_in.call()["runs"] == f"{stand_in.path}/runs"
     assert job.log.exists()
-
-
-def test_a_job_reads_the_data_from_its_nodes_own_disk(
-    project: SlurmProject, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
-    """The dataset is copied to TMPDIR, checked, and trained on there, with the same bytes."""
-    data, scratch = tmp_path / "shared data", tmp_path / "node's disk"
-    save_folder(open_sample(), data)
-    scratch.mkdir()
-    checksum = subprocess.run(["cksum"], input=str(data).encode(), capture_output=True, check=True)
-    copy = scratch / f"harness-imdb-{os.getuid()}-{checksum.stdout.decode().split()[0]}"
-    save_folder(open_sample(), copy)
-    tokens = copy / "train_tokens.npy"
-    tokens.write_bytes(tokens.read_bytes()[:-1] + b"!")  # as a failing disk leaves it
-    job = project.sbatch("lstm", HARNESS_DATA=str(data), TMPDIR=str(scratch))
-    job.wait()
-    record = json.loads((job.run / "provenance.json").read_text())
-    assert record["dataset"]["folder"] == str(copy)
-    assert f"{copy}: written" in job.log.read_text()
-    assert results(job.run) == results(undisturbed[1])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

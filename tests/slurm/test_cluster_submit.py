@@ -154,14 +154,14 @@ def test_all_jobs_and_their_comparison(
 
 
 def test_a_later_refusal_takes_back_what_was_submitted(
-    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
+    submitter: Submitter, cluster: SlurmCluster
 ) -> None:
-    """Slurm refuses the comparison: the five jobs are cancelled, and one line says so."""
-    script = stand_in.path / "slurm/compare.sh"
-    lines = script.read_text().splitlines(keepends=True)
-    script.write_text("".join([lines[0], "#SBATCH --partition=nowhere\n", *lines[1:]]))
+    """The comparison is refused: the five jobs are cancelled, and one line says so."""
+    real = shutil.which("sbatch")
+    refuses = "case $* in *--job-name=compare*) echo 'no more jobs' >&2; exit 1 ;; esac"
+    submitter.harness.program("sbatch", f'{refuses}\nexec {real} "$@"')
     done = submitter.run("--all", "--", "--hold")
-    assert done.returncode == 1
+    assert done.returncode == 2
     said = done.stderr.splitlines()[-1]
     assert "compare: was not submitted" in said
     ids = said.rpartition("jobs ")[2].removesuffix(" were cancelled").split(", ")
@@ -171,9 +171,9 @@ def test_a_later_refusal_takes_back_what_was_submitted(
 
 
 def test_refused_by_slurm(submitter: Submitter, stand_in: SlurmProject) -> None:
-    """A partition that is not there: Slurm's last words in one line, exit code 1."""
+    """A partition that is not there: Slurm's last words in one line, exit code 2."""
     done = submitter.run(stand_in.path / "jobs/gru.toml", "--partition", "nowhere")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Invalid partition name" in done.stderr.splitlines()[-1]
     assert submitter.left() == []
 

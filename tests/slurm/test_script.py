@@ -11,7 +11,11 @@ import pytest
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.resources import Resources, array_spec, parse_seeds
-from harness.slurm.sbatch_options import NO_OPTIONS, SiteOptions, compose, site_options
+from harness.slurm.sbatch_options import (
+    compose,
+    site_options,
+    values_of_all,
+)
 from harness.slurm.script import (
     Layout,
     comparison_submission,
@@ -27,7 +31,7 @@ from tests.conftest import JOBS
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
-    [("2", (2,)), ("1-3", (1, 2, 3)), ("7,1,3", (1, 3, 7)), ("1-2, 2-3", (1, 2, 3)), ("0", (0,))],
+    [("2", (2,)), ("1-3", (1, 2, 3)), ("7,1,3", (1, 3, 7)), ("1-2, 3", (1, 2, 3)), ("0", (0,))],
 )
 def test_seeds_are_numbers_and_ranges(text: str, seeds: tuple[int, ...]) -> None:
     """A list of seeds is read in order, each once."""
@@ -41,6 +45,21 @@ def test_seeds_that_are_none_are_refused(text: str) -> None:
     """What is no list of at most ten thousand seeds is refused by its name."""
     with pytest.raises(InputError, match="--seeds"):
         parse_seeds(text)
+
+
+@pytest.mark.parametrize(("text", "seed"), [("1,1", 1), ("1-3,2", 2), ("4,1-5", 4)])
+def test_a_seed_that_stands_there_twice_is_refused(text: str, seed: int) -> None:
+    """Who types it means another one."""
+    with pytest.raises(InputError, match=f"--seeds {text}: names seed {seed} twice"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("value", ["a;b", "a\nb", "a'b", 'a"b', "a\x1bb", "a`b"])
+@pytest.mark.parametrize("name", ["account", "partition"])
+def test_names_of_slurms_hold_no_odd_characters(name: str, value: str) -> None:
+    """They would stand in a script, or on a screen."""
+    with pytest.raises(InputError, match=f"--{name} .*should hold no control character"):
+        Resources(**{name: value}).check()
 
 
 @pytest.mark.parametrize("text", ["1-10000", "1-9999,20000"])
@@ -141,7 +160,7 @@ def test_an_option_replaces_other_ways_to_ask_for_the_same(
     args: list[str], header: list[str]
 ) -> None:
     """What asks for GPUs or memory drops the script's own request, whatever its form."""
-    composed = compose(HEADER, NO_OPTIONS, args)
+    composed = compose(HEADER, {}, args)
     assert (composed.header, composed.args, composed.unset) == (header, args, [])
 
 
@@ -172,40 +191,31 @@ def test_gpus_are_asked_for_in_the_sites_way(
     site: dict[str, str], gpus: str, args: list[str]
 ) -> None:
     """Option and type are those of the site's own request; the script's request is dropped."""
-    for options in (SiteOptions({}, site), SiteOptions(site, {})):
-        composed = compose(HEADER, options, [], gpus=gpus, num_nodes=3)
-        assert (composed.args, composed.header) == (args, HEADER[1:])
-        # An exported variable that stayed would ask a second time.
-        assert composed.unset == list(options.exported)
+    composed = compose(HEADER, site, [], gpus=gpus, num_nodes=3)
+    assert (composed.args, composed.header) == (args, HEADER[1:])
+    # A variable that stayed would ask a second time.
+    assert composed.unset == list(site)
 
 
-def test_a_sites_file_counts_without_being_sourced(tmp_path: Path) -> None:
-    """Its exports become options unless the shell has them; they too replace the script's own."""
-    (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm/site.sh").write_text(
-        "# export SBATCH_QOS=none\nexport SBATCH_ACCOUNT='my lab' # ours\nexport OTHER=1\n"
-        "export SBATCH_PARTITION=a\n  export SBATCH_MEM_PER_GPU=8G\nmodule load x\n"
-    )
-    site = site_options(tmp_path, {"SBATCH_PARTITION": "b"})
+def test_the_sites_options_are_those_of_the_environment() -> None:
+    """sbatch reads them itself; they replace the script's own."""
+    site = site_options({"SBATCH_PARTITION": "b", "SBATCH_ACCOUNT": "my lab", "OTHER": "1"})
     composed = compose(HEADER, site, ["--qos=q"])
-    assert composed.args == ["--account=my lab", "--mem-per-gpu=8G", "--qos=q"]
-    assert composed.header == [HEADER[0], "#SBATCH -p main", HEADER[2]]
-    assert composed.unset == []
-    assert site_options(tmp_path / "none", {}) == NO_OPTIONS
+    assert (composed.args, composed.unset) == (["--qos=q"], [])
+    assert site_options({}) == {}
 
 
-def test_a_site_may_name_its_way_in_one_line(tmp_path: Path) -> None:
+def test_a_site_may_name_its_way_in_two_variables() -> None:
     """As slurm/README.md writes it."""
-    (tmp_path / "slurm").mkdir()
-    way = "export SBATCH_GRES=none SBATCH_GPUS_PER_NODE=a100:1\n"
-    (tmp_path / "slurm/site.sh").write_text(way)
-    composed = compose(HEADER, site_options(tmp_path, {}), [], gpus="2")
+    site = site_options({"SBATCH_GRES": "none", "SBATCH_GPUS_PER_NODE": "a100:1"})
+    composed = compose(HEADER, site, [], gpus="2")
     assert composed.args == ["--gpus-per-node=a100:2"]
+    assert {*composed.unset} == {"SBATCH_GRES", "SBATCH_GPUS_PER_NODE"}
 
 
 def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) -> None:
     """The command says so; the comparison asks neither for GPUs nor for the trainings' memory."""
-    site = SiteOptions({"SBATCH_GPUS_PER_NODE": "1", "SBATCH_QOS": "q"}, {})
+    site = {"SBATCH_GPUS_PER_NODE": "1", "SBATCH_QOS": "q"}
     at = dataclasses.replace(layout(tmp_path), site=site)
     asked = Resources(mem="9G", flags=("--gres", "gpu:3", "-C", "ib"))
     job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at, full=False)
@@ -217,9 +227,26 @@ def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) 
     assert "--mem=16G" in comparison.script
 
 
-def test_what_sbatch_does_not_see_meets_no_limit(tmp_path: Path) -> None:
+def test_a_later_layer_wins() -> None:
+    """The script, then the exported variables, then the arguments, in every form of sbatch."""
+    header = ["#SBATCH --time=02:00:00 -p a # note", "#SBATCH --gres=gpu:1"]
+    site = {"SBATCH_PARTITION": "b", "SBATCH_QOS": "no"}
+    asked = ["-t", "5", "--account", "lab", "-qlong", "-N2", "--mem=3G", "--gpus-per-t=1"]
+    assert values_of_all(header, site, asked) == {
+        "time": "5",
+        "partition": "b",
+        "account": "lab",
+        "qos": "long",
+        "gres": "gpu:1",
+        "nodes": "2",
+        "mem": "3G",
+        "gpus-per-task": "1",
+    }
+
+
+def test_what_sbatch_does_not_see_is_not_told(tmp_path: Path) -> None:
     """A site's own request that the user's replaces is not counted."""
-    site = SiteOptions({"SBATCH_GRES": "gpu:4", "SBATCH_QOS": "q"}, {})
+    site = {"SBATCH_GRES": "gpu:4", "SBATCH_QOS": "q"}
     at = dataclasses.replace(layout(tmp_path), site=site)
     asked = Resources(flags=("--gpus-per-node=1",))
     job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at, full=False)

@@ -1,6 +1,5 @@
 """The job scripts, run by a real bash: what reaches the harness, and what comes back."""
 
-import os
 import re
 import shlex
 import shutil
@@ -84,7 +83,7 @@ def test_a_run_or_sweep_goes_on_where_it_is(project: Project, kind: str) -> None
     )
     project.executable(
         project.commands / "srun",
-        '#!/bin/bash\n[[ $* == *job-begin ]] && exit\ntouch srun\nexec "${@: -3}"\n',
+        '#!/bin/bash\ntouch srun\nexec "${@: -3}"\n',
     )
     project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
     env = project.slurm(
@@ -97,64 +96,6 @@ def test_a_run_or_sweep_goes_on_where_it_is(project: Project, kind: str) -> None
     assert result.returncode == 0, result.stderr
     assert project.call()["argv"] == ["resume", "a folder"]
     assert (project.outside / "srun").exists() == (kind == "run")
-
-
-def test_dataset_is_staged_on_the_nodes_own_disk(project: Project, tmp_path: Path) -> None:
-    """Where a node has scratch, the dataset is put there and read from there, by a job alone."""
-    scratch = tmp_path / "my scratch"
-    scratch.mkdir()
-    copy = f"{scratch}/harness-imdb-{os.getuid()}"
-    for variable in ("TMPDIR", "SLURM_TMPDIR"):
-        env = {**project.slurm(), variable: str(scratch)}
-        assert project.run(project.spool(), env=env).returncode == 0
-        assert project.calls()[-2]["argv"] == ["data", "stage", copy]
-        assert (project.call()["data"], project.call()["offline"]) == (copy, "1")
-    here = {**project.environment, "TMPDIR": str(scratch)}
-    assert project.run(project.path / "slurm/lstm.sh", env=here).returncode == 0
-    assert (project.call()["data"], project.call()["offline"]) == (None, None)
-    assert [call["argv"][0] for call in project.calls()[-2:]] == ["train", "train"]
-
-
-@pytest.mark.parametrize(
-    ("job", "words", "stages"),
-    [
-        ('source = ""  # or "reviews.csv"', [], True),
-        ('# source = "reviews.csv"', [], True),
-        ('source = "reviews.csv"', [], False),
-        ("data.source='reviews.csv'", [], False),
-        ("", ["--set", "data.source=reviews.csv"], False),
-        ("", ["--set=data.source=reviews.csv"], False),
-    ],
-)
-def test_texts_of_a_jobs_own_need_no_copy_of_imdb(
-    project: Project, tmp_path: Path, job: str, words: list[str], stages: bool
-) -> None:
-    """A job or a search that names its own source is started without IMDB on the node's disk."""
-    (project.path / "jobs").mkdir()
-    path = project.path / "jobs/lstm.toml"
-    path.write_text(f"[data]\n{job}\n")
-    env = {**project.slurm(), "TMPDIR": str(tmp_path)}
-    calls = [("lstm", words), ("tune", [str(path), *words])]
-    for number, (script, arguments) in enumerate(calls, 1):
-        assert project.run(project.spool(script), *arguments, env=env).returncode == 0
-        staged = [call["argv"][0] for call in project.calls()].count("data")
-        assert staged == (number if stages else 0)
-
-
-@pytest.mark.parametrize("words", [["--workers", "2", "--join", "{}"], ["--retrain={}"]])
-def test_a_sweep_over_own_texts_needs_no_copy_of_imdb(
-    project: Project, tmp_path: Path, words: list[str]
-) -> None:
-    """Its own record says what it reads, wherever among the arguments it is named."""
-    sweep = tmp_path / "a sweep"
-    sweep.mkdir()
-    env = {**project.slurm(), "TMPDIR": str(tmp_path)}
-    arguments = [word.format(sweep) for word in words]
-    for source, calls in (("reviews.csv", ["sweep"]), ("", ["sweep", "data", "sweep"])):
-        (sweep / "search.toml").write_text(f'[data]\nsource = "{source}"\n')
-        result = project.run(project.spool("tune"), *arguments, env=env)
-        assert result.returncode == 0, result.stderr
-        assert [call["argv"][0] for call in project.calls()] == calls
 
 
 @pytest.mark.parametrize("code", [1, 2, 75])
@@ -289,7 +230,7 @@ def test_two_nodes_start_a_process_on_each(project: Project) -> None:
     """On several nodes srun starts one harness a node, with the job's CPUs and environment."""
     project.executable(
         project.commands / "srun",
-        '#!/bin/bash\n[[ $* == *job-begin ]] && exit\necho "$@" >&2\nexec "${@: -5}"\n',
+        '#!/bin/bash\necho "$@" >&2\nexec "${@: -5}"\n',
     )
     project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
     env = project.slurm(

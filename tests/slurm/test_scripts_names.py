@@ -5,7 +5,6 @@ import pty
 import re
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -80,21 +79,6 @@ def test_a_signal_after_the_harness_has_ended_is_heard(
     code, said = project.signalled(project.spool(), signal.SIGTERM, env=env)
     assert (code, "unbound" in said) == (137, False), said
     assert "show job 42" in asked.read_text()  # whether it is preempted
-
-
-def test_each_dataset_has_its_own_copy_on_a_node(
-    project: Project,  # noqa: F811 - the fixture
-    tmp_path: Path,
-) -> None:
-    """A job that reads another one does not stand in the way, nor takes this one's place."""
-    folders = []
-    for data in ("/data/one", "/data/two", "/data/one"):
-        env = {**project.slurm(), "TMPDIR": str(tmp_path), "HARNESS_DATA": data}
-        assert project.run(project.spool(), env=env).returncode == 0
-        assert project.call()["data"] == project.calls()[-2]["argv"][-1]
-        folders.append(project.call()["data"])
-    assert folders[0] == folders[2] != folders[1]
-    assert all(Path(each).match(f"{tmp_path}/harness-imdb-{os.getuid()}-*") for each in folders)
 
 
 def test_a_job_does_not_take_its_callers_variables_for_its_own(

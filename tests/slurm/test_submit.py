@@ -194,10 +194,14 @@ def test_without_slurm_nothing_is_written(harness: Harness) -> None:
 
 
 def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
-    """All that it says comes out in one line, exit code 1, and the submission's folder is gone."""
-    harness.program("sbatch", "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1")
+    """All that it says comes out in one line, exit code 2, and the submission's folder is gone."""
+    harness.program(
+        "sbatch",
+        "case $1 in --version | --test-only) exit ;; esac\n"
+        "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1",
+    )
     done = harness.run_here("submit", JOBS / "lstm.toml")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "harness: lstm: was not submitted: warming up; sbatch: error: no way"
     )

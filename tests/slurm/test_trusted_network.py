@@ -1,5 +1,6 @@
 """One model on several nodes is refused everywhere until the site says that nobody listens in."""
 
+import contextlib
 import os
 import pty
 import subprocess
@@ -10,8 +11,13 @@ import pytest
 
 from harness.checks.slurm_checks import check_several_nodes
 from harness.errors import InputError
-from harness.files.site_settings import site_setting
-from harness.files.trusted_network import AT_STAKE, REMEDY, check_trusted_network
+from harness.files.site_settings import not_sourced
+from harness.files.trusted_network import (
+    AT_STAKE,
+    REMEDY,
+    check_trusted_network,
+    is_trusted_network,
+)
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import max_nodes
 from harness.training.launch import own_allocation
@@ -19,7 +25,7 @@ from tests.conftest import JOBS, Harness
 from tests.slurm.stand_in import Project
 
 TWO_NODES = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[08,10]"}
-WORD = "HARNESS_TRUSTED_NETWORK=1\n"
+WORD = "export HARNESS_TRUSTED_NETWORK=1\n"
 SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nexec "$@"\n'
 
 
@@ -42,9 +48,9 @@ def test_a_job_script_refuses_in_its_first_second(project: Project) -> None:
     assert not (project.outside / "never made").exists()
 
 
-@pytest.mark.parametrize("word", [WORD, f"export {WORD}", 'HARNESS_TRUSTED_NETWORK="1" # asked\n'])
+@pytest.mark.parametrize("word", [WORD, 'export HARNESS_TRUSTED_NETWORK="1" # asked\n'])
 def test_with_the_sites_word_a_job_starts(project: Project, word: str) -> None:
-    """With or without export, the word reaches the processes on all nodes."""
+    """The word reaches the processes on all nodes."""
     (project.path / "slurm/site.sh").write_text(word)
     result = project.run(project.spool(), env=project.slurm(**TWO_NODES))
     assert result.returncode == 0, result.stderr
@@ -107,41 +113,83 @@ def test_nodes_are_read_as_sbatch_reads_them(args: list[str], num: int) -> None:
     assert max_nodes(args) == num
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("", ""),
-        ("NAME=1\nNAME=2\n", "2"),
-        ("# NAME=1\n", ""),
-        ("  export NAME='a b' # why\n", "a b"),
-        ("OTHER_NAME=1\n", ""),
-        ("NAME='1\n", ""),
-        ("export OTHER=1 NAME=2\n", "2"),
-        ("NAME=1; export B=2 && C='NAME=3'\n", "1"),
-        ("export B=2 && NAME='a;b'; echo NAME=3\n", "a;b"),
-        ("echo it; NAME=1\n", "1"),
-        ("export NAME=*~,#*#,b* # why\n", "*~,#*#,b*"),
-        ("export OTHER=a#1 NAME=2 #NAME=3\n", "2"),
-        ("[[ $NAME ]] || export NAME=1\n", "1"),
-        ("if a; then export NAME=1; else NAME=2; fi\n", "2"),
-        ("{ NAME=1; }; echo then NAME=2\n", "1"),
-    ],
-)
-def test_a_setting_is_read_without_running_the_file(tmp_path: Path, text: str, value: str) -> None:
-    """The last one counts, comments and broken lines do not; the environment is stronger."""
-    (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm/site.sh").write_text(text)
-    assert site_setting("NAME", tmp_path, {}) == value
-    assert site_setting("NAME", tmp_path, {"NAME": "here"}) == "here"
+# What a site.sh may hold, and whether bash exports the word 1 after it.
+TEXTS = [
+    ("", False),
+    (WORD, True),
+    ("HARNESS_TRUSTED_NETWORK=1\n", False),  # no process would see it
+    ("export HARNESS_TRUSTED_NETWORK\nHARNESS_TRUSTED_NETWORK=1\n", True),
+    ("HARNESS_TRUSTED_NETWORK=1\nexport HARNESS_TRUSTED_NETWORK\n", True),
+    ("declare -x HARNESS_TRUSTED_NETWORK=1\n", True),
+    ("set -a\nHARNESS_TRUSTED_NETWORK=1\nset +a\n", True),
+    (f"# {WORD}", False),
+    (f"  {WORD}", True),
+    (f"\t{WORD}", True),
+    (f"true && {WORD}", True),
+    (f"false && {WORD}", False),
+    (f"false || {WORD}", True),
+    (f"true || {WORD}", False),
+    (f"if false; then {WORD}fi\n", False),
+    (f"if true; then {WORD}fi\n", True),
+    (f"if true; then :; else {WORD}fi\n", False),
+    (f"if true; then :; elif true; then {WORD}fi\n", False),
+    (f"while false; do {WORD}done\n", False),
+    (f"for each in; do {WORD}done\n", False),
+    (f"for each in 1; do {WORD}done\n", True),
+    (f"case $HOME in none) {WORD};; esac\n".replace("\n;;", ";;"), False),
+    (f"case $HOME in *) {WORD};; esac\n".replace("\n;;", ";;"), True),
+    (f"note() {{\n{WORD}}}\n", False),
+    (f"note() {{\n{WORD}}}\nnote\n", True),
+    (f"({WORD})\n".replace("\n)", ")"), False),
+    (f"{{ {WORD}}}\n", True),
+    (f": <<END\n{WORD}END\n", False),
+    (f": <<'END'\n{WORD}END\n", False),
+    (f"text='\n{WORD}'\n", False),
+    (f'text="\n{WORD}"\n', False),
+    (f"echo \\\n{WORD}", False),
+    (f"{WORD}unset HARNESS_TRUSTED_NETWORK\n", False),
+    (f"{WORD}export HARNESS_TRUSTED_NETWORK=0\n", False),
+    (f"{WORD}export -n HARNESS_TRUSTED_NETWORK\n", False),
+    (f"return 0\n{WORD}", False),
+    ("export HARNESS_TRUSTED_NETWORK='1 '\n", False),
+    ("export HARNESS_TRUSTED_NETWORK=$((3 - 2))\n", True),
+    ("one=1\nexport HARNESS_TRUSTED_NETWORK=$one\n", True),
+    ("export OTHER_HARNESS_TRUSTED_NETWORK=1\n", False),
+    ("export HARNESS_TRUSTED_NETWORK=1extra\n", False),
+]
 
 
-def test_the_project_that_is_submitted_decides(tmp_path: Path) -> None:
-    """The word stands in that project's own slurm/site.sh."""
-    with pytest.raises(InputError):
-        check_trusted_network(2, tmp_path)
+@pytest.mark.parametrize(("text", "trusted"), TEXTS, ids=range(len(TEXTS)))
+def test_bash_alone_says_what_the_file_sets(
+    project: Project, monkeypatch: pytest.MonkeyPatch, text: str, trusted: bool
+) -> None:
+    """A job script, and Python in a shell that has sourced the file, give the same answer."""
+    site = project.path / "slurm/site.sh"
+    site.write_text(text)
+    script = project.run(project.spool(), env=project.slurm(**TWO_NODES))
+    shell = 'source "$1"; printf \'<%s>\' "$(printenv HARNESS_TRUSTED_NETWORK)"'
+    words = ["bash", "-c", shell, "shell", str(site)]
+    sourced = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    word = sourced.stdout[sourced.stdout.rindex("<") + 1 : -1]
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", word)
+    assert (word == "1", script.returncode) == (trusted, 0 if trusted else 2)
+    with contextlib.nullcontext() if trusted else pytest.raises(InputError, match="could act as"):
+        check_trusted_network(2)
+
+
+def test_the_file_by_itself_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python believes the environment alone, and says so where the file names the setting."""
     (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm/site.sh").write_text(WORD)
-    check_trusted_network(2, tmp_path)
+    (tmp_path / "slurm/site.sh").write_text(WORD + "export SBATCH_QOS=q\n# export SBATCH_GRES=a\n")
+    names = ["HARNESS_TRUSTED_NETWORK", "SBATCH_QOS", "SBATCH_GRES", "SBATCH_ACCOUNT"]
+    assert not_sourced(names, tmp_path, {"SBATCH_QOS": "other"}) == (
+        "slurm/site.sh names HARNESS_TRUSTED_NETWORK, which this shell does not have: "
+        "source slurm/site.sh"
+    )
+    assert not_sourced(names[1:], tmp_path, {}).startswith("slurm/site.sh names SBATCH_QOS, which")
+    assert not_sourced(names, tmp_path / "none", {}) == ""
+    monkeypatch.delenv("HARNESS_TRUSTED_NETWORK", raising=False)
+    assert not is_trusted_network()
 
 
 @pytest.mark.parametrize(
@@ -192,9 +240,9 @@ def test_setup_asks_once_on_a_terminal(
     site = project.path / "slurm/site.sh"
     site.write_text("# my site")
     assert AT_STAKE in " ".join(setup(answer).split())
-    assert site.read_text() == f"# my site\nHARNESS_TRUSTED_NETWORK={word}\n"
+    assert site.read_text() == f"# my site\nexport HARNESS_TRUSTED_NETWORK={word}\n"
     assert "could act as you" not in setup("y\n")
-    assert site.read_text() == f"# my site\nHARNESS_TRUSTED_NETWORK={word}\n"
+    assert site.read_text() == f"# my site\nexport HARNESS_TRUSTED_NETWORK={word}\n"
 
 
 def test_setup_without_a_terminal_asks_nothing(project: Project) -> None:

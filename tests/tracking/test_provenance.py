@@ -24,7 +24,7 @@ from tests.slurm.test_submit import edit
 from tests.slurm.test_submit import project as project
 
 CPUS = [{"device": "cpu:0"}, {"device": "cpu:1"}]
-CODE = {"commit": "a" * 40, "uncommitted_diff": "one\udcff"}
+CODE = {"commit": "a" * 40, "uncommitted_diff": "one\udcff", "sources_sha256": "c" * 64}
 PACKAGES = {"tensorflow": "2.21.0"}
 
 
@@ -62,6 +62,7 @@ def test_a_run_on_gpus_may_have_another_processor_beside_them(run: RunDirectory)
         ({"commit": "b" * 40}, f"the code's commit was {'b' * 12} and is {'a' * 12}"),
         ({"uncommitted_diff": "dropout halved"}, "the uncommitted changes of the code are others"),
         ({"uncommitted_diff": ""}, "the uncommitted changes of the code are others"),
+        ({"sources_sha256": "d" * 64}, "the Python files of the package are others"),
         ({"packages": {"tensorflow": "2.20.0"}}, "tensorflow was 2.20.0 and is 2.21.0"),
         ({"packages": []}, "tensorflow was None and is 2.21.0"),
         ({"starts": [{"devices": CPUS[:1]}]}, "it ran on 1 × CPU and goes on with 2 × CPU"),
@@ -92,6 +93,18 @@ def test_what_differs_from_the_first_start_is_told_and_refused_with_strict(
         warn_of_changes(run, CPUS, Console(), strict=True)
 
 
+def test_a_changed_package_is_known_without_git(tmp_path: Path) -> None:
+    """By a checksum of its Python files, their names included."""
+    (tmp_path / "compute").mkdir()
+    (tmp_path / "compute/loss.py").write_text("one = 1\n")
+    before = provenance.sources_checksum(tmp_path)
+    assert provenance.sources_checksum(tmp_path) == before
+    (tmp_path / "compute/loss.py").write_text("one = 2\n")
+    changed = provenance.sources_checksum(tmp_path)
+    (tmp_path / "compute/loss.py").rename(tmp_path / "compute/cost.py")
+    assert len({before, changed, provenance.sources_checksum(tmp_path)}) == 3
+
+
 def test_each_start_notes_code_and_packages(finished: tuple[object, Path]) -> None:
     """Its commit, the checksum of the changes, and the versions."""
     record = json.loads((finished[1] / RECORD).read_text())
@@ -99,6 +112,7 @@ def test_each_start_notes_code_and_packages(finished: tuple[object, Path]) -> No
     diff = record["uncommitted_diff"]
     content = None if diff is None else diff.encode(errors="surrogateescape")
     assert start["commit"] == record["commit"]
+    assert start["sources_sha256"] == provenance.sources_checksum()
     expected = None if content is None else hashlib.sha256(content).hexdigest()
     assert start["diff_sha256"] == expected
     assert start["packages"] == record["packages"]

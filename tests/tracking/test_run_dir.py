@@ -195,3 +195,22 @@ def test_runs_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     run._is_new = True
     run.take_lease()
     assert run.folder.name == "now-2"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give files to another user")
+@pytest.mark.parametrize("name", ["", "checkpoints", "tensorboard", "tensorboard/train"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_run_of_another_user_is_not_written(tmp_path: Path, name: str, is_link: bool) -> None:
+    """Nor through another's link in one's own run; one's own links are fine."""
+    elsewhere, run = tmp_path / "elsewhere", RunDirectory(tmp_path / "run")
+    elsewhere.mkdir()
+    target = run.folder / name
+    target.parent.mkdir(exist_ok=True, parents=True)
+    if is_link:
+        target.symlink_to(elsewhere, target_is_directory=True)
+    else:
+        target.mkdir()
+    run.check_owner()
+    os.chown(elsewhere if is_link and not name else target, 1, 1, follow_symlinks=False)
+    with pytest.raises(InputError, match="belongs to daemon, and a run is written by its owner"):
+        run.check_owner()

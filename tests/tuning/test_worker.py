@@ -32,7 +32,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return 0
 
     monkeypatch.setenv("HARNESS_CPUS", "1")  # which the worker sets
-    for name in ("end_with_parent", "hold_own", "take_any_text"):
+    for name in ("end_with_parent", "take_any_text"):
         monkeypatch.setattr(worker, name, lambda: None)
     monkeypatch.setattr(worker, "work", work)
     return folders

@@ -46,7 +46,9 @@ class DataConfig(ConfigSection):
     text_column: ColumnName = Field("text", description="own texts: column of the texts")
     label_column: ColumnName = Field("label", description="own texts: column of the classes")
     split_column: Annotated[str, Field(max_length=200)] = Field(
-        "", description="own texts: column with `train` or `test`; empty = `split`, if it is there"
+        "",
+        description="own texts: column with `train`, `validation` or `test`; empty = `split`, if "
+        "it is there",
     )
     delimiter: Annotated[str, AfterValidator(_one_character)] = Field(
         "",
@@ -67,7 +69,9 @@ class DataConfig(ConfigSection):
         200, ge=1, le=5000, description="words used of each review, counted from its end"
     )
     validation_split: Share = Field(
-        0.2, description="share of the training reviews, from their end, used for validation"
+        0.2,
+        description="share of the training reviews, from their end, used for validation; own texts "
+        "with a validation split are validated on that, unless it is 0",
     )
     limit: int = Field(
         0, ge=0, le=10**9, description="reviews used of each split, from its start; 0 = all"

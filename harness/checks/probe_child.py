@@ -14,6 +14,7 @@ from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
 from harness.compute.execution_plan import choose, without_cudnn
 from harness.compute.memory import keep_gpu_gb, measure_gpu_gb
+from harness.data.dataset import validation_cut
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
@@ -162,7 +163,7 @@ def _speed(
     from harness.compute.train_step import TrainingFacts, TrainStep
     from harness.training.train import test_reviews, training_reviews
 
-    training, _, ratios = training_reviews(loaded, dataset)
+    training, validation, ratios = training_reviews(loaded, dataset)
     test = test_reviews(loaded, dataset, ratios)
     weights = class_weights(loaded.train, dataset.classes, training.labels)
     train_step = TrainStep(
@@ -177,7 +178,11 @@ def _speed(
         gpu_share = monitor.sample().get("gpu0_share")  # over NVML's last period, a second at most
     began = time.perf_counter()
     evaluation_batch_s = time_evaluation(train_step, test, seconds * (1 - TRAIN_SHARE))
-    counts = [FULL_REVIEWS] * 2 if dataset.is_sample else [len(dataset.train), len(dataset.test)]
+    counts = [len(training.labels), len(validation.labels), len(test.labels)]
+    if dataset.is_sample:
+        num = min(FULL_REVIEWS, loaded.data.limit or FULL_REVIEWS)
+        cut = validation_cut(num, loaded.data.validation_split)
+        counts = [cut, num - cut, num]
     gpu_gb = measure_gpu_gb()
     used = describe_devices(strategy)
     if gpu_gb is not None and len(used) == 1:
@@ -194,7 +199,7 @@ def _speed(
         "is_sample": dataset.is_sample,
         "gpu_share": gpu_share,
         "gpu_memory_gb": gpu_gb,
-        **work_of(loaded, evaluation_batch(strategy), num_train=counts[0], num_test=counts[1]),
+        **work_of(loaded, evaluation_batch(strategy), *counts),
     }
 
 
@@ -285,16 +290,15 @@ def time_evaluation(train_step: "TrainStep", test: "Reviews", seconds: float) ->
     return (now - began) / done
 
 
-def work_of(job: Job, size: int, *, num_train: int, num_test: int) -> dict[str, int]:
+def work_of(
+    job: Job, size: int, num_training: int, num_validation: int, num_test: int
+) -> dict[str, int]:
     """The training steps of a whole job, and how many batches of `size` it evaluates in total."""
     from harness.inputs.epoch_order import num_steps
 
-    if job.data.limit:
-        num_train, num_test = min(num_train, job.data.limit), min(num_test, job.data.limit)
-    training = int(num_train * (1 - job.data.validation_split))
-    validations = job.train.epochs * num_steps(num_train - training, size)
+    validations = job.train.epochs * num_steps(num_validation, size)
     return {
-        "num_steps": job.train.epochs * num_steps(training, job.train.batch_size),
+        "num_steps": job.train.epochs * num_steps(num_training, job.train.batch_size),
         "num_evaluation_batches": validations + num_steps(num_test, size),
     }
 

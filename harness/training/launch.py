@@ -20,13 +20,13 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.compute.xla_cache import compiled_steps
-from harness.data.dataset import Dataset, validation_cut
+from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError
 from harness.files.scratch import scratch_directory
 from harness.files.trusted_network import check_trusted_network
 from harness.inference.kept_ratios import read_ratios
-from harness.job import Job
+from harness.job import Job, is_default
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console
@@ -231,7 +231,10 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
             f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
         )
-    if line := short_average(job, len(dataset.train)):
+    if line := given_validation(job, dataset):
+        console.info(line)
+    _, num_training = dataset.used(job.data.limit, job.data.validation_split)
+    if line := short_average(job, num_training):
         console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
@@ -299,16 +302,29 @@ def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:
     )
 
 
+def given_validation(job: Job, dataset: Dataset) -> str:
+    """What becomes of the validation split of own texts; empty where they have none."""
+    if not dataset.num_validation:
+        return ""
+    if job.data.validation_split == 0:
+        return (
+            "data.validation_split = 0: the reviews of the source's own validation split are "
+            "trained on too"
+        )
+    line = "validated on the source's own validation split"
+    if is_default(job.data, "validation_split"):
+        return f"{line}, in place of a share of the training reviews"
+    return f"data.validation_split = {job.data.validation_split:g} has no effect: {line}"
+
+
 def short_average(job: Job, num_reviews: int) -> str:
     """What the moving average does in a run that is short for it; empty elsewhere.
 
     Args:
-        num_reviews: of the training split, validation included.
+        num_reviews: to train on.
     """
     train, momentum = job.train, job.train.ema_momentum
-    used = min(num_reviews, job.data.limit or num_reviews)
-    reviews = validation_cut(used, job.data.validation_split)
-    num_steps = train.epochs * -(-reviews // train.batch_size)
+    num_steps = train.epochs * -(-num_reviews // train.batch_size)
     span = 1 / (1 - momentum)  # of the average, in steps
     if momentum == 0 or num_steps >= SPANS_OF_A_RUN * span:
         return ""

@@ -153,6 +153,19 @@ def _check_references(names: list[str]) -> list[str]:
     return names
 
 
+def _known_optimizer(name: str) -> str:
+    if name not in OPTIMIZERS and not is_reference(name):
+        names = ", ".join(map(repr, OPTIMIZERS))
+        raise PydanticCustomError("choice", f"Input should be {names} or {FORM}")
+    return name
+
+
+def _check_reference(name: str) -> str:
+    if name and not is_reference(name):
+        raise PydanticCustomError("choice", f'Input should be {FORM}, or ""')
+    return name
+
+
 class TrainConfig(ConfigSection):
     """`[train]`: how to train."""
 
@@ -160,7 +173,9 @@ class TrainConfig(ConfigSection):
     batch_size: int = Field(
         128, ge=1, le=25_000, description="reviews in a global batch, over all replicas"
     )
-    optimizer: Annotated[str, one_of(*OPTIMIZERS)] = Field("rmsprop", description="Keras optimizer")
+    optimizer: Annotated[str, AfterValidator(_known_optimizer)] = Field(
+        "rmsprop", description="Keras optimizer; your own is `file.py:function`"
+    )
     optimizer_options: Options = Field(
         {}, description="the optimizer's own options, such as `weight_decay`, which all take"
     )
@@ -203,6 +218,11 @@ class TrainConfig(ConfigSection):
         le=100,
         description="epochs, up to the latest, whose weights are averaged; the average is "
         "validated and saved",
+    )
+    loss: Annotated[str, AfterValidator(_check_reference)] = Field(
+        "",
+        max_length=4000,
+        description="your own loss in training, `file.py:function`; empty = cross-entropy",
     )
     label_smoothing: Share = Field(
         0.0, description="share of each label that is spread over all classes in training"
@@ -287,7 +307,7 @@ LATER_KEYS = {
     "train": (
         *("tf32", "deterministic", "optimizer_options", "schedule", "schedule_epochs"),
         *("schedule_floor", "schedule_drops", "schedule_factor", "warmup_epochs"),
-        *("label_smoothing", "class_weights", "callbacks", "average_epochs"),
+        *("loss", "label_smoothing", "class_weights", "callbacks", "average_epochs"),
         *("adversarial", "compile_evaluation", "block_lstm"),
     ),
 }
@@ -367,6 +387,8 @@ class Job(ConfigSection):
         if self.train.block_lstm and (why := self.block_lstm_without_effect()):
             yield f"train.block_lstm has no effect: {why}"
         yield from self._schedule_without_effect()
+        if self.train.loss and self.train.label_smoothing:
+            yield f"train.label_smoothing has no effect: train.loss = {self.train.loss!r}"
         if not is_default(self.train, "reduce_lr_factor") and self.train.reduce_lr_patience == 0:
             yield "train.reduce_lr_factor has no effect: train.reduce_lr_patience is 0"
 

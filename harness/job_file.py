@@ -20,6 +20,7 @@ CHOICES = {
     "train.keep": [*SCORES],
     "train.monitor": [*SCORES],
 }
+OWN_KEYS = ("model.architecture", "train.optimizer", "train.loss")  # may name a function
 MAX_JOB_BYTES = 4_000_000  # with all the code that it may keep, in any script
 
 
@@ -62,11 +63,15 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     """
     if job.code:
         check_trusted(path, f"job {path}: [code]")
-    key = "model.architecture"
-    base = Path.cwd() if key in origins else path.absolute().parent
-    job, names = with_networks(job, [job.model.architecture], path, base=base)
+    for key in OWN_KEYS:
+        table, _, name = key.partition(".")
+        value = getattr(getattr(job, table), name)
+        base = Path.cwd() if key in origins else path.absolute().parent
+        job, names = with_functions(job, key, [value], path, base=base)
+        content = job.model_dump()
+        content[table][name] = names[value]
+        job = Job.model_validate(content)
     content, code = job.model_dump(), dict(job.code)
-    content["model"]["architecture"] = names[job.model.architecture]
     base = Path.cwd() if "train.callbacks" in origins else path.absolute().parent
     content["train"]["callbacks"] = [
         keep_code(name, base, code, where=f"job {path}: train.callbacks")
@@ -76,14 +81,15 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     return check_job(content, path, origins)
 
 
-def with_networks(
-    job: Job, names: Sequence[object], path: Path, *, base: Path | None = None
+def with_functions(
+    job: Job, key: str, names: Sequence[object], path: Path, *, base: Path | None = None
 ) -> tuple[Job, dict[str, str]]:
-    """The job with the sources of some networks, and the names by which it has them.
+    """The job with the sources of some functions, and the names by which it has them.
 
     Args:
         job: checked.
-        names: of networks, of which the package's own have no sources to keep.
+        key: of OWN_KEYS, that the functions are for.
+        names: of functions; what is no file's or module's has no source to keep.
         path: the job's file.
         base: the folder that paths are relative to, by default that of the file.
 
@@ -94,7 +100,7 @@ def with_networks(
     for name in map(str, names):
         known[name] = name
         if is_reference(name):
-            where = f"job {path}: model.architecture"
+            where = f"job {path}: {key}"
             known[name] = keep_code(name, base or path.absolute().parent, code, where=where)
     return job.model_copy(update={"code": code}), known
 
@@ -348,8 +354,9 @@ def _check_together(job: Job, path: Path) -> None:
 
 def _check_optimizer(job: Job, path: Path) -> None:
     train = job.train
-    known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
-    for name, value in train.optimizer_options.items():
+    known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS.get(train.optimizer, {})}
+    is_own = is_reference(train.optimizer)  # its function alone knows the options
+    for name, value in () if is_own else train.optimizer_options.items():
         where = f"job {path}: train.optimizer_options.{name}"
         if name not in known:
             raise InputError(

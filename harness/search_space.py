@@ -18,6 +18,7 @@ from harness.config import ConfigSection, dump_toml
 from harness.errors import InputError
 from harness.job import OF_EACH_EPOCH, SCORES, TABLES, Job, is_default
 from harness.job_file import (
+    OWN_KEYS,
     check_job,
     explain,
     put_overrides,
@@ -25,7 +26,7 @@ from harness.job_file import (
     read_toml_file,
     resolve_source,
     with_code,
-    with_networks,
+    with_functions,
 )
 from harness.search_parameters import Parameter, Value, Values, read_space, without_fixed
 
@@ -241,8 +242,8 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
         )
     space = read_space(raw_space, path)
     for parameter in space:
-        if parameter.key == "model.architecture":
-            job, names = with_networks(job, parameter.choices, path)
+        if parameter.key in OWN_KEYS:
+            job, names = with_functions(job, parameter.key, parameter.choices, path)
             raw_space = _renamed(raw_space, names)
             space = read_space(raw_space, path)
     fixed = {p.key: by for p in space if (by := _fixed_by(p.key, job, origins))}

@@ -17,9 +17,13 @@ from harness.search_space import SEARCH_TABLES
 from tests.conftest import PROJECT
 
 CHOICES: dict[str, Iterable[str]] = {
-    "train.optimizer": OPTIMIZERS,
     "train.monitor": SCORES,
     "train.keep": ["best", "last", *SCORES],
+}
+OF_OWN: dict[str, Iterable[str]] = {
+    "model.architecture": BUILDERS,
+    "train.optimizer": OPTIMIZERS,
+    "train.loss": (),
 }
 OTHER_RANGES = {
     "train.class_weights": "0 to 1,000,000",
@@ -60,8 +64,8 @@ def _table(name: str, section: type[ConfigSection]) -> str:
 
 
 def _range(key: str, field: FieldInfo) -> str:
-    if key == "model.architecture":
-        return ", ".join(f"`{name}`" for name in BUILDERS) + ", your own"
+    if key in OF_OWN:
+        return ", ".join([*(f"`{name}`" for name in OF_OWN[key]), "your own"])
     if key in CHOICES:
         return ", ".join(f"`{name}`" for name in CHOICES[key])
     if key in OTHER_RANGES:

@@ -107,7 +107,9 @@ def launch(
         of_start = context.run if began is run else began  # a worker may have a folder of its own
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(context, strategy.num_replicas_in_sync, console, is_new=is_new)
+        check_own_parts(
+            context, strategy.num_replicas_in_sync, console, is_new=is_new, compiled=plan.xla
+        )
         # 4. The run.
         from harness.training.train import train
 
@@ -248,23 +250,28 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
 
 
 def check_own_parts(
-    context: RunContext, num_replicas: int, console: Console, *, is_new: bool
+    context: RunContext, num_replicas: int, console: Console, *, is_new: bool, compiled: bool
 ) -> None:
     """Refuse what the user made and Keras does not take, before anything is written.
 
     A run that has begun trains as it did, even if a new one would be refused.
 
+    Args:
+        compiled: whether the run compiles its steps by XLA.
+
     Raises:
-        InputError: in one line, for a network with its own error, file and line.
+        InputError: in one line, for a function of the user's with its own error, file and line.
     """
+    from harness.compute.loss import check_loss
     from harness.compute.network import check_network
-    from harness.compute.optimizer import build_optimizer
+    from harness.compute.optimizer import check_optimizer
 
     job = context.job
     if line := check_network(job, context.dataset.num_outputs, num_replicas, trains=is_new):
         console.warning(line)
-    if job.train.optimizer_options:
-        build_optimizer(job.train)
+    if is_new:
+        check_loss(job, context.dataset.num_outputs, compiled=compiled)
+        check_optimizer(job.train, job.code)
 
 
 def warn_of_changes(

@@ -140,6 +140,12 @@ def log(level: int, text: str) -> None:
     LOGGER.log(level, "%s", text)
 
 
+def is_error(line: str) -> bool:
+    """Whether a line from a log, or from a command of ours, says why the command ended."""
+    prefix = PREFIX.match(line.strip())
+    return prefix is not None and prefix[0].split()[-1] in ("harness:", "ERROR")
+
+
 def strip_prefix(line: str) -> str:
     """The message of a line from a log, or from the standard error of a command of ours."""
     line = line.strip()

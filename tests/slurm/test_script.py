@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,8 +59,9 @@ def test_a_seed_that_stands_there_twice_is_refused(text: str, seed: int) -> None
 @pytest.mark.parametrize("name", ["account", "partition"])
 def test_names_of_slurms_hold_no_odd_characters(name: str, value: str) -> None:
     """They would stand in a script, or on a screen."""
+    given: dict[str, Any] = {name: value}
     with pytest.raises(InputError, match=f"--{name} .*should hold no control character"):
-        Resources(**{name: value}).check()
+        Resources(**given).check()
 
 
 @pytest.mark.parametrize("text", ["1-10000", "1-9999,20000"])

@@ -25,6 +25,7 @@ from harness.data.dataset import (
     Dataset,
     Split,
     checksum_of,
+    end_of_content,
     vocab_from_bytes,
     vocab_to_bytes,
 )
@@ -148,6 +149,7 @@ def write_record(dataset: Dataset, folder: Path) -> None:
         "is_sample": dataset.is_sample,
         "note": dataset.note if dataset.is_own else "",  # otherwise it is about this start only
         "classes": dataset.classes,
+        "num_validation": dataset.num_validation,
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -170,7 +172,7 @@ def open_splits(folder: Path) -> dict[str, Split]:
     return splits
 
 
-def folder_checksum(folder: Path, vocab: Sequence[str]) -> str:
+def folder_checksum(folder: Path, vocab: Sequence[str], num_validation: int) -> str:
     """`content_checksum` of a folder's arrays, read as files: maps would stay in memory."""
     digest = hashlib.sha256()
     for name in SPLITS:
@@ -180,7 +182,7 @@ def folder_checksum(folder: Path, vocab: Sequence[str]) -> str:
                 np.lib.format.read_array_header_1_0(file)
                 while part := file.read(READ_AT_ONCE):
                     digest.update(part)
-    digest.update("\n".join(vocab).encode())
+    digest.update(end_of_content(vocab, num_validation))
     return digest.hexdigest()
 
 
@@ -206,7 +208,12 @@ def open_folder(folder: Path) -> Dataset:
         train, test = open_splits(folder).values()
         vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
         classes = _checked_classes(record["classes"], train, test)
-        checksum, official = _verified(folder, train, test, vocab=vocab)
+        num_validation = int(record["num_validation"])
+        if not 0 <= num_validation < max(len(train), 1):
+            raise ValueError(f"{num_validation} of {len(train)} training reviews validate")
+        checksum, official = _verified(
+            folder, train, test, vocab=vocab, num_validation=num_validation
+        )
         if checksum != record["checksum"]:
             raise ValueError("its content does not have the checksum of its record")
         return Dataset(
@@ -219,6 +226,7 @@ def open_folder(folder: Path) -> Dataset:
             folder=folder,
             note=record.get("note", ""),
             classes=classes,
+            num_validation=num_validation,
         )
     except InputError:
         raise
@@ -263,7 +271,9 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
             raise InputError(f"dataset {folder}: {path.name} {reason}; {remedy}")
 
 
-def _verified(folder: Path, train: Split, test: Split, *, vocab: Sequence[str]) -> tuple[str, bool]:
+def _verified(
+    folder: Path, train: Split, test: Split, *, vocab: Sequence[str], num_validation: int
+) -> tuple[str, bool]:
     """Checksum and officialness of a folder's content, from all its bytes or from a note."""
     stamps = _stamps(folder)
     place = f"{socket.gethostname()}\0{folder.resolve()}"
@@ -272,7 +282,8 @@ def _verified(folder: Path, train: Split, test: Split, *, vocab: Sequence[str]) 
     note = read_json(notes / name) if notes else {}
     if note.get("stamps") == stamps:
         return str(note["checksum"]), bool(note["official"])
-    checksum, official = folder_checksum(folder, vocab), is_official(train, test)
+    checksum = folder_checksum(folder, vocab, num_validation)
+    official = is_official(train, test)
     if notes and _stamps(folder) == stamps:  # it stood still meanwhile
         note = {"folder": str(folder), "checksum": checksum, "official": official}
         with contextlib.suppress(RunError):

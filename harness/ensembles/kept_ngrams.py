@@ -19,7 +19,7 @@ from harness.files.paths import private_cache
 from harness.files.plain_file import read_plain_file
 from harness.inputs.ngrams import MAX_BYTES, archived, opened
 from harness.report.baseline import NGRAM_RECIPE, check_classes
-from harness.report.ngram_model import LinearModel, NgramModel, fit_ngrams
+from harness.report.ngram_model import VALIDATION_SHARE, LinearModel, NgramModel, fit_ngrams
 
 Floats = NDArray[np.float64]
 
@@ -89,32 +89,38 @@ class KeptNgrams:
 
 
 def fitted_ngrams(
-    dataset: Dataset, num_reviews: int, say: Callable[[str], None], *, limit: int
+    dataset: Dataset, share: float, say: Callable[[str], None], *, limit: int
 ) -> KeptNgrams:
-    """The model of the first training reviews, from the user's cache or fit now.
+    """The model of the reviews that runs train on, from the user's cache or fit now.
 
-    C is chosen on the last fifth of these reviews, as for the baseline of `harness compare`.
+    C is chosen on the last fifth of these reviews, as for the baseline of `harness compare`; for
+    runs that train on a validation split too, on that.
 
     Args:
         dataset: the test set plays no part.
-        num_reviews: the training reviews to use, from the first on.
+        share: `data.validation_split` of the runs.
         say: is called before it is fit.
-        limit: of the runs, to name the model in the cache.
+        limit: `data.limit` of the runs.
 
     Raises:
         InputError: if the reviews are too few or too much alike.
     """
+    used, num_training = dataset.used(limit, share)
+    train = used.take(num_training)
+    cut = None
+    if dataset.num_validation and share == 0:
+        _, cut = dataset.used(limit, VALIDATION_SHARE)
     folder = private_cache("ngrams")
-    key = json.dumps([NGRAM_RECIPE, dataset.checksum, limit, num_reviews]).encode()
+    key = json.dumps([NGRAM_RECIPE, dataset.checksum, limit, len(train)]).encode()
     path = folder / f"{hashlib.sha256(key).hexdigest()}.npz" if folder else None
     if path:
         with contextlib.suppress(OSError, ValueError):  # a broken file is replaced
             return KeptNgrams.from_bytes(read_plain_file(path, MAX_BYTES))
-    say(f"fitting n-grams to {num_reviews:,} training reviews of {dataset.title}, once")
-    train, began = dataset.train.take(num_reviews), time.perf_counter()
+    say(f"fitting n-grams to {len(train):,} training reviews of {dataset.title}, once")
+    began = time.perf_counter()
     try:
         check_classes(dataset, train)
-        model = fit_ngrams(train)
+        model = fit_ngrams(train, cut)
     except ValueError as error:
         raise InputError(
             f"--with ngrams: can't be fit to {dataset.title}: {error}; leave --with out"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import Split, validation_cut
+from harness.data.dataset import Split
 from harness.ensembles.folder import NGRAMS, NGRAMS_FILE, Ensemble, Member, copied, run_folder
 from harness.ensembles.kept_ngrams import KeptNgrams, fitted_ngrams
 from harness.ensembles.members import Floats, Ints, RunMember, check_same_jobs, read_members
@@ -259,16 +259,17 @@ def _linear_model(
     """
     dataset = dataset_of(member.run, member.job, request.data)
     limit = member.limit
-    train, test = (split.take(limit) if limit else split for split in (dataset.train, dataset.test))
-    cut = validation_cut(len(train), member.job.data.validation_split)
-    rest = train.arranged(np.arange(cut, len(train)))
+    test = dataset.test.take(limit) if limit else dataset.test
+    share = member.job.data.validation_split
+    train, cut = dataset.used(limit, share)
+    rest = train.between(cut, len(train))
     for split, labels in ((test, member.labels), (rest, member.validation_labels)):
         if not np.array_equal(split.labels, labels) or [*dataset.classes] != member.classes:
             raise InputError(
                 f"run {member.run.folder}: its predictions are of other reviews than those of "
                 f"{dataset.title}; train it again"
             )
-    kept = fitted_ngrams(dataset, cut, say, limit=limit)
+    kept = fitted_ngrams(dataset, share, say, limit=limit)
     return kept, kept.model.probabilities(test), _probabilities(kept, rest)
 
 

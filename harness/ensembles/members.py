@@ -74,11 +74,7 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
             ("data", each.result["dataset_checksum"], first.result["dataset_checksum"]),
             ("data.limit", each.limit, first.limit),
             ("classes", each.classes, first.classes),
-            (
-                "data.validation_split",
-                each.job.data.validation_split,
-                first.job.data.validation_split,
-            ),
+            ("data.validation_split", _validation_of(each), _validation_of(first)),
         ]
         for name, mine, others in what:
             if mine != others:
@@ -97,6 +93,11 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
                     f"{first.run.folder}; train it again"
                 )
     return members
+
+
+def _validation_of(member: RunMember) -> float | str:
+    """What decides its validation reviews; their own split is the same whatever the share."""
+    return "given" if member.result.get("validation_is_given") else member.job.data.validation_split
 
 
 def read_member(folder: Path) -> RunMember:

@@ -27,7 +27,7 @@ from harness.files.lenient_json import whole
 from harness.files.paths import cache_folder
 from harness.report.collect import DatasetGroup
 from harness.report.dataset_lookup import tested_data
-from harness.report.ngram_model import fit_ngrams
+from harness.report.ngram_model import VALIDATION_SHARE, fit_ngrams
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 RECIPE = "1: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "1: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the lower indices are padding, start, unknown and an unused one
+LAST_FIFTH = "the last fifth of the training reviews"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class NgramBaseline(Baseline):
     strength: float  # the chosen C
     validation: tuple[tuple[float, float], ...]  # each C and its accuracy there, per cent
     predicted: tuple[int, ...]  # label of each test review
+    chosen_on: str = LAST_FIFTH  # what chose C
 
     kind: ClassVar[str] = "n-grams"
 
@@ -108,8 +110,8 @@ class NgramBaseline(Baseline):
         return (
             f"n-grams: logistic regression over which of {self.num_ngrams:,} sequences of one to "
             "three words each review holds, weighted by naive-Bayes log-count ratios; C = "
-            f"{self.strength:g} was chosen on the last fifth of the training reviews ({tried}), "
-            f"then all {self.num_training:,} were fit."
+            f"{self.strength:g} was chosen on {self.chosen_on} ({tried}), then all "
+            f"{self.num_training:,} were fit."
         )
 
 
@@ -219,9 +221,9 @@ def check_classes(dataset: Dataset, train: Split) -> None:
 
 
 def _limited(dataset: Dataset, limit: int) -> tuple[Split, Split]:
-    """The training and test reviews, the first ones of each if there is a limit."""
-    train, test = dataset.train, dataset.test
-    return (train.take(limit), test.take(limit)) if limit else (train, test)
+    """All training reviews, those that validate among them, and the test reviews."""
+    train, _ = dataset.used(limit, 0)
+    return train, dataset.test.take(limit) if limit else dataset.test
 
 
 def _scores(test: Split, probabilities: NDArray[np.float64]) -> dict[str, Any]:
@@ -288,9 +290,10 @@ def score_ngrams(dataset: Dataset, *, limit: int) -> NgramBaseline:
         ValueError: if the training reviews are too few or too much alike.
     """
     train, test = _limited(dataset, limit)
+    _, cut = dataset.used(limit, VALIDATION_SHARE)
     check_classes(dataset, train)
     began = time.perf_counter()
-    model = fit_ngrams(train)
+    model = fit_ngrams(train, cut)
     training_s = time.perf_counter() - began
     probabilities = model.probabilities(test)
     return NgramBaseline(
@@ -298,6 +301,7 @@ def score_ngrams(dataset: Dataset, *, limit: int) -> NgramBaseline:
         strength=model.strength,
         validation=tuple(model.validation.items()),
         predicted=tuple(probabilities.argmax(axis=1).tolist()),
+        chosen_on="the validation split" if dataset.num_validation else LAST_FIFTH,
         num_training=len(train),
         parameters=model.linear.weights.size + model.linear.biases.size,
         training_s=round(training_s, 3),

@@ -136,7 +136,7 @@ def _markdown_list(lines: Sequence[str]) -> list[str]:
 
 
 def to_csv(parts: Sequence[Part]) -> str:
-    """The tables as CSV, unrounded; accuracies in per cent, times in seconds."""
+    """The tables as CSV, unrounded; accuracies as shares from 0 to 1, times in seconds."""
     keys = dict.fromkeys(key for part in parts for key in differing(part.group.results))
     rows = [
         {"data": part.group.data, "limit": part.group.limit,
@@ -160,20 +160,31 @@ def _result_figures(part: Part, result: JobResult) -> dict[str, Any]:
         **{key: None if value is None else round(value) for key, value in counts.items()},
         "num_seeds": len(result.runs),
         "seeds": " ".join(map(str, result.by_seed)),
-        "accuracy": result.mean,
-        "deviation": result.deviation,
-        "interval_low": low,
-        "interval_high": high,
+        "accuracy": _share(result.mean),
+        "deviation": _share(result.deviation),
+        "interval_low": _share(low),
+        "interval_high": _share(high),
         **means,
-        "val_accuracy": None if validation is None else 100 * validation,
-        "book_accuracy": BOOK.get(result.architecture) if part.group.in_book else None,
+        "val_accuracy": validation,
+        "book_accuracy": _share(BOOK.get(result.architecture)) if part.group.in_book else None,
     }
 
 
 def _baseline_figures(baseline: Baseline) -> dict[str, Any]:
-    keys = ("parameters", "accuracy", "f1", "roc_auc", "log_loss", "training_s")
+    keys = ("parameters", "f1", "roc_auc", "log_loss", "training_s")
     figures = {key: getattr(baseline, key) for key in keys}
-    return {"job": baseline.name, "architecture": baseline.kind, **figures}
+    about = {"job": baseline.name, "architecture": baseline.kind}
+    return {**about, **figures, "accuracy": _share(baseline.accuracy)}
+
+
+def _share(per_cent: float | None) -> float | None:
+    """An accuracy, or a difference of two, as data have it: from 0 to 1."""
+    # 100 * a / 100 need not be a; nothing that was measured has twelve digits.
+    return None if per_cent is None else round(per_cent / 100, 12)
+
+
+def _shares(per_cent: Sequence[float] | None) -> list[float | None] | None:
+    return None if per_cent is None else [*map(_share, per_cent)]
 
 
 def to_latex(parts: Sequence[Part]) -> str:
@@ -191,9 +202,9 @@ def to_latex(parts: Sequence[Part]) -> str:
 
 
 def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """All figures for programs, and the runs that each comes from."""
+    """All figures for programs, and the runs that each comes from; accuracies from 0 to 1."""
     return {
-        "format": 1,
+        "format": 2,
         "parts": [
             {
                 "data": part.group.data,
@@ -205,14 +216,15 @@ def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any
                     for each in part.group.results
                 ],
                 "differences": [_difference_figures(each) for each in part.differences],
-                "yardsticks": [
-                    # Without the predictions, which are as many as there are reviews.
-                    {key: value for key, value in asdict(each).items() if key != "predicted"}
-                    for each in part.baselines
+                "yardsticks": [*map(_yardstick_figures, part.baselines)],
+                "paired_tests": [
+                    asdict(each) | {"points": _shares(each.points)} for each in part.paired_tests
                 ],
-                "paired_tests": [asdict(each) for each in part.paired_tests],
                 "verdicts": part.verdicts,
-                "seconds_to_validation_accuracy": part.seconds_to_accuracy,
+                "seconds_to_validation_accuracy": {
+                    name: {str(_share(level)): at for level, at in times.items()}
+                    for name, times in part.seconds_to_accuracy.items()
+                },
             }
             for part in parts
         ],
@@ -223,7 +235,16 @@ def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any
 
 
 def _run_figures(run: ScoredRun) -> dict[str, Any]:
-    return {"folder": str(run.folder.absolute()), "seed": run.seed, "accuracy": run.accuracy}
+    accuracy = _share(run.accuracy)
+    return {"folder": str(run.folder.absolute()), "seed": run.seed, "accuracy": accuracy}
+
+
+def _yardstick_figures(baseline: Baseline) -> dict[str, Any]:
+    # Without the predictions, which are as many as there are reviews.
+    figures = {key: value for key, value in asdict(baseline).items() if key != "predicted"}
+    if validation := figures.get("validation"):
+        figures["validation"] = [[strength, _share(score)] for strength, score in validation]
+    return figures | {"accuracy": _share(baseline.accuracy)}
 
 
 def _difference_figures(each: Difference) -> dict[str, Any]:
@@ -231,10 +252,10 @@ def _difference_figures(each: Difference) -> dict[str, Any]:
         "first": each.first.name,
         "second": each.second.name,
         "num_seeds": each.num_seeds,
-        "mean": each.mean,
-        "deviation": statistics.stdev(each.points) if len(each.points) > 1 else None,
-        "interval": each.interval,
-        "interval_alone": each.interval_alone,
+        "mean": _share(each.mean),
+        "deviation": _share(statistics.stdev(each.points)) if len(each.points) > 1 else None,
+        "interval": _shares(each.interval),
+        "interval_alone": _shares(each.interval_alone),
         "num_comparisons": each.num_comparisons,
         "sentence": each.sentence,
     }

@@ -55,16 +55,21 @@ class NgramModel:
         return self.linear.probabilities(binary_ngrams(split, self.ngrams)[0])
 
 
-def fit_ngrams(train: Split) -> NgramModel:
-    """Choose C on the last fifth of the training reviews, then fit on all of them.
+def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
+    """Choose C on the last of the training reviews, then fit on all of them.
 
     Of equally good values of C the smallest is taken. The result is the same each time.
+
+    Args:
+        train: the reviews.
+        cut: number of reviews before those that choose C, by default all but the last fifth.
 
     Raises:
         ValueError: if the reviews are too few or too much alike for it.
     """
-    cut = validation_cut(len(train), VALIDATION_SHARE)
-    first, rest = (train.arranged(np.arange(*ends)) for ends in ((0, cut), (cut, len(train))))
+    if cut is None:
+        cut = validation_cut(len(train), VALIDATION_SHARE)
+    first, rest = train.take(cut), train.between(cut, len(train))
     if not len(rest) or len(np.unique(first.labels)) < max(2, len(np.unique(train.labels))):
         raise ValueError(f"the first {cut} of its {len(train)} training reviews lack a class")
     features, ngrams = binary_ngrams(first)

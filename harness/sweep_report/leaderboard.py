@@ -5,11 +5,12 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from harness.errors import RunError
+from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.monitoring.status import format_duration
 from harness.report.text_tables import Line, narrowest, screen_table, shown_table, table_lines
@@ -20,11 +21,16 @@ from harness.sweep_report.importance import (
     comparable,
     effects_of,
     scored_trials,
+    values_of,
 )
 from harness.system.console import log, rich_console
 from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
 
 NUM_SHOWN = 10
+# Columns of the leaderboard that hold texts, and whole numbers; the others, but for keys of the
+# search, hold numbers.
+TEXTS = ("trial", "status", "worker", "error", "attempt")
+WHOLE = ("rank", "epochs", "parameters")
 STYLES = {"status": {"running": "green", "waiting": "yellow", "failed": "red"}}
 COUNTED = ("finished", "failed", "running", "waiting")
 
@@ -91,6 +97,41 @@ def leaderboard(
     if (more := len(going) - NUM_SHOWN) > 0:
         parts.append(Text(f"and {more:,} more in {sweep.path(LEADERBOARD)}", "dim"))
     return parts + [Text(line, "red") for line in failures(rows)]
+
+
+def typed_rows(sweep: SweepDirectory) -> list[dict[str, Any]]:
+    """The leaderboard's rows, the best first, with numbers as numbers and None for empty cells.
+
+    Raises:
+        InputError: if a cell is no number and should be one.
+    """
+    rows = ranked_rows(sweep)
+    if not rows:
+        return []
+    search = sweep.search()
+    return [_typed(row, search, sweep.path(LEADERBOARD)) for row in rows]
+
+
+def _typed(row: Line, search: SearchSpec, path: Path) -> dict[str, Any]:
+    values = values_of(row, search.space)
+    keys = {dimension.key for dimension in search.space}
+    found: dict[str, Any] = {}
+    for name, cell in row.items():
+        try:
+            if name in keys:
+                found[name] = values.get(name)
+            elif name in TEXTS:
+                found[name] = cell
+            elif name in WHOLE:
+                found[name] = int(cell) if cell else None
+            else:
+                found[name] = float(cell) if cell else None
+        except ValueError:
+            raise InputError(
+                f"{path}: is broken (trial {row['trial']} has {name} {cell!r}, should be a "
+                "number); put it back from a copy of the sweep"
+            ) from None
+    return found
 
 
 def failures(rows: Iterable[Line]) -> list[str]:

@@ -23,13 +23,13 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.compute.xla_cache import compiled_steps
-from harness.data.dataset import Dataset, validation_cut
+from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
 from harness.files.scratch import scratch_directory
 from harness.files.trusted_network import check_trusted_network
 from harness.inference.kept_ratios import read_ratios
-from harness.job import Job
+from harness.job import DataConfig, Job
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -131,7 +131,9 @@ def launch(
         of_start = context.run if began is run else began  # a worker may have a folder of its own
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(context, strategy.num_replicas_in_sync, console, is_new=is_new)
+        check_own_parts(
+            context, strategy.num_replicas_in_sync, console, is_new=is_new, compiled=plan.xla
+        )
         # 4. The run.
         from harness.training.train import train
 
@@ -302,7 +304,10 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
             f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
         )
-    if line := short_average(job, len(dataset.train)):
+    if line := given_validation(job, dataset):
+        console.info(line)
+    _, num_training = dataset.used(job.data.limit, job.data.validation_split)
+    if line := short_average(job, num_training):
         console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
@@ -316,23 +321,28 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
 
 
 def check_own_parts(
-    context: RunContext, num_replicas: int, console: Console, *, is_new: bool
+    context: RunContext, num_replicas: int, console: Console, *, is_new: bool, compiled: bool
 ) -> None:
     """Refuse what the user made and Keras does not take, before anything is written.
 
     A run that has begun trains as it did, even if a new one would be refused.
 
+    Args:
+        compiled: whether the run compiles its steps by XLA.
+
     Raises:
-        InputError: in one line, for a network with its own error, file and line.
+        InputError: in one line, for a function of the user's with its own error, file and line.
     """
+    from harness.compute.loss import check_loss
     from harness.compute.network import check_network
-    from harness.compute.optimizer import build_optimizer
+    from harness.compute.optimizer import check_optimizer
 
     job = context.job
     if line := check_network(job, context.dataset.num_outputs, num_replicas, trains=is_new):
         console.warning(line)
-    if job.train.optimizer_options:
-        build_optimizer(job.train)
+    if is_new:
+        check_loss(job, context.dataset.num_outputs, compiled=compiled)
+        check_optimizer(job.train, job.code)
 
 
 def warn_of_changes(
@@ -370,16 +380,29 @@ def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:
     )
 
 
+def given_validation(job: Job, dataset: Dataset) -> str:
+    """What becomes of the validation split of own texts; empty where they have none."""
+    if not dataset.num_validation:
+        return ""
+    if job.data.validation_split == 0:
+        return (
+            "data.validation_split = 0: the reviews of the source's own validation split are "
+            "trained on too"
+        )
+    line = "validated on the source's own validation split"
+    if job.data.validation_split == DataConfig.model_fields["validation_split"].default:
+        return f"{line}, in place of a share of the training reviews"
+    return f"data.validation_split = {job.data.validation_split:g} has no effect: {line}"
+
+
 def short_average(job: Job, num_reviews: int) -> str:
     """What the moving average does in a run that is short for it; empty elsewhere.
 
     Args:
-        num_reviews: of the training split, validation included.
+        num_reviews: to train on.
     """
     train, momentum = job.train, job.train.ema_momentum
-    used = min(num_reviews, job.data.limit or num_reviews)
-    reviews = validation_cut(used, job.data.validation_split)
-    num_steps = train.epochs * -(-reviews // train.batch_size)
+    num_steps = train.epochs * -(-num_reviews // train.batch_size)
     span = 1 / (1 - momentum)  # of the average, in steps
     if momentum == 0 or num_steps >= SPANS_OF_A_RUN * span:
         return ""

@@ -24,7 +24,7 @@ from harness.compute.strategy import (
     own_devices,
 )
 from harness.compute.train_step import TrainingFacts, TrainStep
-from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
+from harness.data.dataset import Dataset, Split, vocab_to_bytes
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
@@ -284,7 +284,7 @@ def write_predictions(run: RunDirectory, name: str, arrays: Mapping[str, Any]) -
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
-    """Training and validation reviews; the last part of the training set is for validation.
+    """Training and validation reviews, as `Dataset.used` parts them.
 
     With `model.ngram_ratios` the ratios too, which the training reviews alone decide.
     """
@@ -293,8 +293,8 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
             f"data {dataset.folder}: {len(dataset.train)} training and {len(dataset.test)} test "
             "reviews, should be at least 2 and 1; give another --data"
         )
-    train_set = _encoded(dataset.train, job)
-    cut = validation_cut(len(train_set.labels), job.data.validation_split)
+    train, cut = dataset.used(job.data.limit, job.data.validation_split)
+    train_set = _encoded(train, job)
     ratios = None
     if job.model.ngram_ratios:
         max_words, num_classes = job.model.ngram_ratios, len(dataset.classes)
@@ -314,13 +314,12 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
     """The test set's reviews, with the ratios of the training reviews, if there are any."""
-    reviews = _encoded(dataset.test, job)
+    test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
+    reviews = _encoded(test, job)
     return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews
 
 
 def _encoded(split: Split, job: Job) -> Reviews:
-    if job.data.limit:
-        split = split.take(job.data.limit)
     return Reviews(split.tokens, split.offsets, split.labels, job.data.vocab_size)
 
 
@@ -345,6 +344,7 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
         "limit": context.job.data.limit,
         "num_training": len(training.labels),
         "num_validation": len(validation.labels),
+        "validation_is_given": bool(dataset.num_validation and len(validation.labels)),
     }
 
 

@@ -196,7 +196,12 @@ class SweepDirectory(LeasedDirectory):
     def write_data(self, dataset: Dataset) -> None:
         """Record which data the trials are trained on."""
         folder = str(dataset.folder.absolute()) if dataset.folder else None
-        record = {"checksum": dataset.checksum, "is_sample": dataset.is_sample, "folder": folder}
+        record = {
+            "checksum": dataset.checksum,
+            "is_sample": dataset.is_sample,
+            "folder": folder,
+            "num_validation": dataset.num_validation,
+        }
         self.write_json("data.json", record)
 
     def dataset(self, job: Job, data: Path | None, *, full: bool = False) -> Dataset:

@@ -198,7 +198,7 @@ def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[st
     if objective not in recorded:
         raise RunError(
             f"search.objective = {objective!r}: the validation reviews are all of one class; "
-            "choose another objective, or raise data.validation_split"
+            "choose another objective, or validate on more reviews (data.validation_split)"
         )
     return {name: statistics.fmean(result[name] for result in results) for name in recorded}
 

@@ -88,9 +88,9 @@ def test_what_is_verified_is_looked_at_cheaply_from_then_on(
     """The second open hashes nothing; any change of a file, even a hidden one, hashes again."""
     hashed = []
 
-    def count(folder: Path, vocab: Sequence[str]) -> str:
+    def count(folder: Path, vocab: Sequence[str], num_validation: int) -> str:
         hashed.append(folder)
-        return folder_checksum(folder, vocab)
+        return folder_checksum(folder, vocab, num_validation)
 
     monkeypatch.setattr(dataset_folder, "folder_checksum", count)
     assert open_folder(shared).official

@@ -248,8 +248,8 @@ def test_the_folder_holds_every_form_of_the_same_figures(written: Path) -> None:
     record = json.loads((out / "comparison.json").read_text())
     assert [row["job"] for row in table] == ["lstm", "bilstm"]
     (lstm, bilstm) = record["parts"][0]["rows"]
-    assert float(table[0]["accuracy"]) == lstm["accuracy"] == pytest.approx(100 * 48 / 60)
-    assert bilstm["accuracy"] == pytest.approx(100 * (53 + 54) / 2 / 60)
+    assert float(table[0]["accuracy"]) == lstm["accuracy"] == pytest.approx(48 / 60)
+    assert bilstm["accuracy"] == pytest.approx((53 + 54) / 2 / 60)
     assert [run["folder"] for run in lstm["runs"]] == [str(runs / "lstm" / n) for n in "12"]
     assert "| lstm | lstm |" in (out / "comparison.md").read_text()
     assert "\nlstm & 2 & 80.00 &" in (out / "comparison.tex").read_text()

@@ -99,7 +99,7 @@ def test_the_tables_have_the_settings_that_differ(group: DatasetGroup) -> None:
     assert STANDING not in columns  # without a baseline
     rows = list(csv.DictReader(to_csv([part]).splitlines()))
     assert {row["model.units"] for row in rows} == {str(n) for n in range(1, NUM_JOBS + 1)}
-    assert {row["val_accuracy"] for row in rows} == {"50.0"}
+    assert {row["val_accuracy"] for row in rows} == {"0.5"}
     json.dumps(to_json([part], []), allow_nan=False)
 
 

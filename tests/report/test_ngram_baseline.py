@@ -260,7 +260,11 @@ def test_a_sentence_says_whether_a_network_beats_it(tmp_path: Path, group: Datas
     assert sentence in to_markdown([part])
     record = to_json([part], [])["parts"][0]
     assert (record["verdicts"], record["paired_tests"][0]["name"]) == ([sentence], "lstm")
-    assert "predicted" not in record["yardsticks"][2]
+    yardstick = record["yardsticks"][2]
+    assert "predicted" not in yardstick
+    assert yardstick["accuracy"] == pytest.approx(part.ngrams.accuracy / 100)
+    assert all(0 <= share <= 1 for _, share in yardstick["validation"])
+    assert record["paired_tests"][0]["points"] == pytest.approx([wrong / 60])
     assert "n-grams,n-grams" in to_csv([part])
     assert "n-grams &" in to_latex([part])
     other = dataclasses.replace(part.ngrams, predicted=part.ngrams.predicted[:-1])

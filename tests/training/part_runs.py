@@ -25,6 +25,8 @@ SETTINGS = [
 CASES = {
     # adamw, a cosine with warm-up, smoothed labels, weights of the classes, a callback with a state
     "parts": ("own/parts", ()),
+    # a loss and an optimizer of the user's
+    "own": ("own/focal", ("train.learning_rate=0.01", "train.schedule=cosine")),
     "plateau": (
         "lstm",
         (

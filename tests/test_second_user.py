@@ -67,7 +67,7 @@ class Owner:
         port, socket = self.boards[0].target.rpartition(":")[2], self.boards[1].target
         return {
             "private": [
-                *map(str, (cache / "secret", cache / "verified", cache / "tensorboard")),
+                *map(str, (cache / "secret", cache / "tensorboard")),
                 *(str(board.connection) for board in self.boards),
                 *(str(path) for path in self.harness.folder.glob("t/harness-*")),
                 str(self.snapshot / "snapshot.json"),

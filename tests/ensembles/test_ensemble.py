@@ -12,7 +12,7 @@ import pytest
 
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb import make_dataset
+from harness.data.imdb_sources import make_dataset
 from harness.ensembles.weights import averaged, best_weights
 from harness.report.ngram_model import fit_ngrams
 from tests.conftest import Harness

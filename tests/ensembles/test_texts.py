@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset, Split
-from harness.data.imdb import make_dataset
+from harness.data.imdb_sources import make_dataset
 from harness.data.vocabulary import MAX_CHARACTERS
 from harness.ensembles.export import NgramTextModel
 from harness.ensembles.kept_ngrams import KeptNgrams

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from harness.data.dataset import Dataset, Split, by_class, make_split
-from harness.data.imdb import make_dataset
+from harness.data.imdb_sources import make_dataset
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
 from harness.inputs.ngrams import binary_ngrams, log_count_ratios

@@ -34,7 +34,7 @@ def made_up(names: tuple[str, ...], num: int = 120) -> Dataset:
         splits.append(Split(tokens.ravel(), np.arange(0, 5 * num + 1, 5), labels))
     train, test = splits
     checksum = content_checksum(train, test, WORDS)
-    return Dataset(train, test, WORDS, checksum, official=False, classes=names)
+    return Dataset(train, test, WORDS, checksum, classes=names)
 
 
 def probabilities_of(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:

@@ -66,7 +66,7 @@ def trials_of(folder: Path, text: str = SEARCH) -> Trials:
         sweep,
         sweep.search(),
         sweep.shared(),
-        dataset=Dataset(TRAIN, TEST, vocab, checksum="made up", official=False),
+        dataset=Dataset(TRAIN, TEST, vocab, checksum="made up"),
         strategy=tf.distribute.get_strategy(),
         observers=Observers(console, ResourceMonitor(0, 1), StopRequest()),
     )

@@ -336,6 +336,7 @@ def describe_job(job: Job, run: RunDirectory) -> dict[str, Any]:
 def describe_data(context: RunContext, training: Reviews, validation: Reviews) -> dict[str, Any]:
     """What the scores were measured on."""
     dataset = context.dataset
+    is_given = bool(dataset.num_validation and len(validation.labels))
     return {
         "data": dataset.title,
         "dataset_checksum": dataset.checksum,
@@ -344,7 +345,8 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
         "limit": context.job.data.limit,
         "num_training": len(training.labels),
         "num_validation": len(validation.labels),
-        "validation_is_given": bool(dataset.num_validation and len(validation.labels)),
+        "validation_is_given": is_given,
+        "validation_split": 0.0 if is_given else context.job.data.validation_split,
     }
 
 

@@ -265,6 +265,7 @@ def test_a_run_is_validated_on_it_and_says_so(harness: Harness) -> None:
         result = json.loads((folder / "result.json").read_text())
         keys = ("num_training", "num_validation", "validation_is_given")
         assert tuple(result[key] for key in keys) == counts
+        assert result["validation_split"] == 0
         record = json.loads((folder / "provenance.json").read_text())
         assert record["dataset"]["num_validation"] == 40
         if counts[1]:

@@ -149,8 +149,8 @@ def train(
             if len(validation.labels) and (keeps or scores_validation):
                 of_validation = score_validation(trainer, validation, keeps=keeps)
                 scores |= of_validation if scores_validation else {}
-            if not compute.reused:
-                record_gpu_memory(trainer)
+            if not compute.reused and (gb := memory.measure_gpu_gb()) is not None:
+                record_gpu_gb(trainer.run, gb)
             result = {
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
@@ -234,15 +234,6 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, s
     for name, (_, content) in contents.items():
         context.run.write(name, content)
     return {key: hashlib.sha256(content).hexdigest() for key, content in contents.values()}
-
-
-def record_gpu_memory(trainer: Trainer) -> None:
-    """Record what the run holds of a GPU, and keep it for jobs that will share one."""
-    if (gb := memory.measure_gpu_gb()) is None:
-        return
-    record_gpu_gb(trainer.run, gb)
-    if trainer.train_step.strategy.num_replicas_in_sync == 1:
-        memory.keep_gpu_gb(trainer.job, gb)
 
 
 def score_test(trainer: Trainer, dataset: Dataset, ratios: NgramRatios | None) -> dict[str, Any]:

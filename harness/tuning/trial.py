@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from harness.compute.device_check import checked_plan
-from harness.compute.memory import keep_gpu_gb, largest_gb, measure_gpu_gb
+from harness.compute.memory import largest_gb
 from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
@@ -127,8 +127,6 @@ class Trials:
             self.observers,
             scores_validation=self.search.scores_validation,
         )
-        if (gb := measure_gpu_gb()) is not None:
-            keep_gpu_gb(self.search, gb)
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, work: Work, run: RunDirectory, identity: str) -> None:

@@ -57,7 +57,7 @@ def tune(
     """
     sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, search, warn=console.warning)
+    slots = request.slots(allocation, search)
     idle_warning_min()  # refuse a bad value here, before each worker does
     dataset = sweep.dataset(search.job, request.data, full=full)
     sweep.take_lease()  # makes the folder; what follows needs none

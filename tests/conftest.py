@@ -80,7 +80,6 @@ SECONDS = {
     "test_texts.py": 30,
     "test_interruptions.py": 30,
     "test_reused_steps.py": 30,
-    "test_xla_cache.py": 30,
     "test_record_format.py": 20,
     "test_html.py": 20,
     "test_tensorboard_log.py": 20,

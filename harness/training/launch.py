@@ -22,7 +22,6 @@ from harness.compute.strategy import (
     site_devices,
     title_of_devices,
 )
-from harness.compute.xla_cache import compiled_steps
 from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
@@ -104,8 +103,6 @@ def launch(
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
             plan = agreed_plan(plan, worker_group)  # TensorFlow takes its threads but once
         # 3. TensorFlow and its devices.
-        if not worker_group:
-            stack.enter_context(compiled_steps(job, plan.threads))
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
         with watchdog.watching(begins):
             import_tensorflow(allocation, plan.threads, Numerics.of(job))

@@ -38,7 +38,7 @@ class RunFolder(NamedTuple):
 
     path: str  # below the folder that was searched
     real: str  # without links
-    heartbeat: Record | None  # which says that it is a run
+    heartbeat: Record | None  # if it was read on the way
 
 
 class _Open(NamedTuple):
@@ -62,7 +62,7 @@ def find_runs(tops: Iterable[Path], in_sweeps: Sequence[str] = ()) -> Iterator[P
 
 
 def walk_runs(tops: Iterable[Path], in_sweeps: Sequence[str] = ()) -> list[RunFolder]:
-    """Walk as `find_runs` does, and keep the heartbeat that was read on the way."""
+    """Walk as `find_runs` does; outside of sweeps a folder's heartbeat says that it is a run."""
     runs: dict[str, RunFolder] = {}
     for top in tops:
         for _, found in sorted(_below(top, in_sweeps), key=lambda each: each[0]):
@@ -74,12 +74,12 @@ def _below(top: Path, in_sweeps: Sequence[str]) -> Iterator[tuple[tuple[str, ...
     level = [_Open(str(top), os.path.realpath(top), MAX_DEPTH, top.parts)]
     while level:
         following: list[_Open] = []
-        for folder, (state, entries) in zip(
+        for folder, (heartbeat, entries) in zip(
             level, in_threads(partial(_look, in_sweeps=in_sweeps), level), strict=True
         ):
             depth = folder.depth
-            if state or not entries.keys().isdisjoint(MARKS):
-                yield folder.order, RunFolder(folder.path, folder.real, state)
+            if heartbeat or not entries.keys().isdisjoint(MARKS):
+                yield folder.order, RunFolder(folder.path, folder.real, heartbeat)
                 parts = in_sweeps if SEARCH_FILE in entries else ()
                 depth = MAX_DEPTH + 1
                 entries = {name: entries[name] for name in parts if name in entries}
@@ -94,12 +94,11 @@ def _below(top: Path, in_sweeps: Sequence[str]) -> Iterator[tuple[tuple[str, ...
 def _look(
     folder: _Open, in_sweeps: Sequence[str]
 ) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
-    """A folder's heartbeat, and what is in it where that matters."""
-    state = read_record(f"{folder.path}/state.json")
-    if state and not in_sweeps:
-        return state, {}
+    """A folder's heartbeat, or what is in it."""
+    if not in_sweeps and (heartbeat := read_record(f"{folder.path}/state.json")):
+        return heartbeat, {}
     try:
         with os.scandir(folder.path) as entries:
-            return state, {entry.name: entry for entry in entries}
+            return None, {entry.name: entry for entry in entries}
     except OSError:  # it was removed meanwhile, or may not be read
-        return state, {}
+        return None, {}

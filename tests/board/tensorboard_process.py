@@ -16,8 +16,8 @@ from tests.conftest import Harness
 from tests.preloaded import SHARED
 
 
-def wait_for(ready: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 60
+def wait_for(ready: Callable[[], Any], what: str, limit_s: float = 60) -> Any:
+    deadline = time.monotonic() + limit_s
     while not (found := ready()):
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.05)

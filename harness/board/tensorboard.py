@@ -296,6 +296,7 @@ def _serve(
             listener,
             secret=endpoint.secret,
             used=watch.used,
+            refused=shown.refused,
         )
         connection = write_connection(endpoint)
         stack.callback(connection.unlink, missing_ok=True)
@@ -323,8 +324,8 @@ def _announce(
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
     say(f"TensorBoard of {num} in {where}, on {endpoint.target} of {endpoint.host}")
-    if shown.left_out:
-        say(shown.left_out)
+    for line in filter(None, (shown.left_out, shown.refusals())):
+        say(line)
     if not shown.found:
         say("there is no run yet; runs show as they begin to log")
     elif shown.waiting():
@@ -347,6 +348,8 @@ def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> str:
             if told != shown.full:
                 told = shown.full
                 say(told)
+            if refusals := shown.refusals():
+                say(refusals)
             # Of thousands of runs a search takes seconds, and most of the time is for the page.
             took_s = watch.clock() - began_s
             refresh_s = watch.clock() + max(RELOAD_S, SEARCH_SHARE * took_s)

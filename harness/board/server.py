@@ -239,7 +239,8 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
         raise errors.NotFoundError(None, None, str(error)) from None
     except OSError as error:
         refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
-    return names
+    # The columns of the HParams page are those of the first run: trials come before a winner.
+    return sorted(names)
 
 
 def _why_refused(entry: os.DirEntry[str]) -> str:

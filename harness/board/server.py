@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
 from harness.files.shared_disk import read_mounts
+from harness.ownership import foreign_link
 from harness.system.console import echo
 from harness.system.network import Newcomers
 
@@ -175,6 +177,7 @@ def start_tensorboard(
     *,
     secret: str,
     used: Callable[[], object],
+    refused: dict[str, str],
 ) -> None:
     """Serve the event files below a folder, in a thread of this process.
 
@@ -184,15 +187,18 @@ def start_tensorboard(
         listener: the socket to serve on.
         secret: what the path of every request must begin with.
         used: called at each request that does.
+        refused: gets why something is not shown, by its path, in another thread.
     """
     # TensorBoard's own switch for reading files without TensorFlow, whose import would take 600 MB
     # and seconds, or minutes from a network file system. It must be set before the first import.
     sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
     from tensorboard import default, program
     from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
+    from tensorboard.compat.tensorflow_stub.io import gfile
 
     # Checksums of records in plain Python would take half of the time that runs take to load.
     pywrap_tensorflow.crc32c = google_crc32c.value
+    gfile.listdir = partial(list_folder, refused=refused)
     board = program.TensorBoard(
         plugins=default.get_plugins(),
         assets_zip_provider=_live_assets,
@@ -208,6 +214,42 @@ def start_tensorboard(
     )
     # Not main(), which writes the path into a file in /tmp that everyone can read.
     board.launch()
+
+
+def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
+    """The names in a folder that TensorBoard may look at, in place of its own `listdir`.
+
+    Its search for event files would end for good at a folder that it may not read, wait for ever
+    for a pipe, and go wherever another user's link leads.
+
+    Raises:
+        NotFoundError: of TensorBoard, if there is no such folder.
+    """
+    from tensorboard.compat.tensorflow_stub import errors
+
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if why := _why_refused(entry):
+                    refused[str(Path(folder).resolve() / entry.name)] = why
+                else:
+                    names.append(entry.name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise errors.NotFoundError(None, None, str(error)) from None
+    except OSError as error:
+        refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
+    # The columns of the HParams page are those of the first run: trials come before a winner.
+    return sorted(names)
+
+
+def _why_refused(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink() and (owner := foreign_link(entry.path)):
+        return f"is a link of {owner}"
+    if os.path.isdir(entry.path):  # noqa: PTH112 - never raises
+        return ""
+    is_readable = os.path.isfile(entry.path) and os.access(entry.path, os.R_OK)  # noqa: PTH113
+    return "" if is_readable else "is no file that can be read"
 
 
 def points_per_curve(num_runs: int) -> int:

@@ -33,6 +33,7 @@ from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.own_code import mode_in
+from harness.search_space import TrialRow
 from harness.slurm.environment import node_name, resume_command
 from harness.system import watchdog
 from harness.tracking.heartbeat import Heartbeat
@@ -62,6 +63,7 @@ def train(
     observers: Observers,
     *,
     scores_validation: bool = False,
+    row: TrialRow | None = None,
     parent: Parent | None = None,
     takes_back_cancel: bool = False,
 ) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def train(
     Args:
         scores_validation: also score the exported weights on the validation reviews by what is
             not computed at each epoch.
+        row: in TensorBoard's HParams page, of a trial; any other run has its own.
         parent: the run that this one begins with, if it has no checkpoint yet.
         takes_back_cancel: also train a run that was cancelled alone, of several in a job.
 
@@ -140,7 +143,7 @@ def train(
             if line := train_step.why_slow(kernels):
                 observers.console.warning(line)
             if trainer.is_new:
-                describe_run(trainer, draws_graph=not compute.reused)
+                describe_run(trainer, row, draws_graph=not compute.reused)
 
             trainer.fit(validation)
 
@@ -162,6 +165,8 @@ def train(
                 "devices": [device["device"] for device in devices],
                 "kernels": kernels,
             }
+            if row and (score := result.get(row.objective)) is not None:
+                trainer.log.objective(row.objective, score)
             save_model(run, train_step.export_model, is_own=job.model.is_own)
             check_results()
         heartbeat.beat("finished", result=summary_of(result))
@@ -370,7 +375,7 @@ def describe_training(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def describe_run(trainer: Trainer, *, draws_graph: bool) -> None:
+def describe_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> None:
     """Write job, model and graph to the TensorBoard log, once a run.
 
     The graph is most of a trial's log, and a sweep's trials have the same one.
@@ -382,6 +387,11 @@ def describe_run(trainer: Trainer, *, draws_graph: bool) -> None:
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
     if draws_graph:
         trainer.log.graph(trainer.graph)
+    if row:
+        trainer.log.hyperparameters(
+            row.values, row.name, columns=row.columns, objective=row.objective
+        )
+        return
     plain = {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for key, value in job.settings().items()

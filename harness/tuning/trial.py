@@ -121,11 +121,13 @@ class Trials:
         self.observers.console.info(f"trial {trial}, seed {seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
         compute = Compute(self.strategy, plan, self.allocation, reused=self.reused)
+        name = f"trial {trial} of {self.search.name}/{self.sweep.folder.absolute().name}"
         train(
             context,
             compute,
             self.observers,
             scores_validation=self.search.scores_validation,
+            row=self.search.row(name, work.values, work.epochs),
         )
         self._first_gb = self._first_gb or resident_memory_gb()
 

@@ -274,8 +274,8 @@ class WorkerGroup:
         code = getattr(error, "exit_code", 1) if error else 0
         report = json.dumps({"code": code, "text": " ".join(str(error or "").split())[:500]})
         self._send_all(LEAVING, report.encode())
-        if not self.is_chief and code == 0:
-            # The chief is still writing, and Slurm may end a step soon after its first task ends.
+        if not self.is_chief and code in (0, Interrupted.exit_code):
+            # The chief is still writing, and srun ends a step soon after its first task ends.
             with self._changed:
                 self._changed.wait_for(lambda: 0 in self._left or self.ended is not None)
 

@@ -96,7 +96,7 @@ def launch(
     requested = parse_devices(devices) if devices else None
     plan = plan_of(job, devices, began)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watchdog.from_settings())
+        stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
         # 2. The other workers of a run on several nodes.
         worker_group = None

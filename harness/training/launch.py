@@ -227,7 +227,9 @@ def join_workers(
     A worker that is not the chief does all that the chief does, but nobody reads its files or its
     console: the context that it gets back has a temporary folder.
     """
-    worker_group = stack.enter_context(WorkerGroup.join(allocation, context.identity))
+    worker_group = stack.enter_context(
+        WorkerGroup.join(allocation, context.run.folder, context.identity)
+    )
     if worker_group.is_chief:
         return worker_group, context
     console.silent = True

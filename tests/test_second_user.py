@@ -38,8 +38,7 @@ class Owner:
         done = harness.train("lstm", "mine", "--set", "train.epochs=1")
         assert done.returncode == 0, done.stderr
         self.run = harness.runs / "lstm/mine"
-        self.meeting_run = harness.runs / "lstm/meets"
-        self.meeting = self.meeting_run.with_name(f".meets-workers-{JOB_ID}-0-0")
+        self.meeting = harness.runs / f"lstm/.workers-{JOB_ID}-0-0"
         monkeypatch.setenv("XDG_CACHE_HOME", harness.environment["XDG_CACHE_HOME"])
         record = json.loads((self.run / "provenance.json").read_text())
         (self.run / "provenance.json").write_text(json.dumps({**record, "uncommitted_diff": "x"}))
@@ -96,10 +95,10 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
             board.end()
 
 
-def join(rank: int, run: Path) -> WorkerGroup:
+def join(rank: int, parent: Path) -> WorkerGroup:
     allocation = SlurmEnvironment.from_environment(variables(JOB_ID, rank))
     assert allocation
-    return WorkerGroup.join(allocation, run, "the same", join_s=40)
+    return WorkerGroup.join(allocation, parent, "the same", join_s=40)
 
 
 def test_no_door_opens_to_a_second_user(
@@ -109,7 +108,7 @@ def test_no_door_opens_to_a_second_user(
     file = tmp_path / "site.json"
     file.write_text(json.dumps(owner.site()))
     with ThreadPoolExecutor(2) as pool:
-        chief = pool.submit(join, 0, owner.meeting_run)
+        chief = pool.submit(join, 0, owner.meeting.parent)
         with subprocess.Popen(
             [sys.executable, "-m", "tests.second_user", str(file)],
             cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -120,7 +119,7 @@ def test_no_door_opens_to_a_second_user(
             # The stranger's idle connections are open now.
             for board in owner.boards:
                 assert board.ask(f"/{board.secret}/data/runs")[0] == 200
-            worker = pool.submit(join, 1, owner.meeting_run)
+            worker = pool.submit(join, 1, owner.meeting.parent)
             assert chief.result().addresses == worker.result().addresses
             stranger.stdin.close()
             assert stranger.wait(timeout=30) == 0

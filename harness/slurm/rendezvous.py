@@ -1,4 +1,4 @@
-"""The processes that train one model on several nodes: they meet in a folder beside the run's.
+"""The processes that train one model on several nodes: they meet in a folder among its job's runs.
 
 TensorFlow waits an hour for a worker that never comes. So before the strategy is made, each worker
 writes there where it listens, and reads where the others do. Through the folder the first worker,
@@ -71,13 +71,13 @@ class WorkerGroup:
 
     @classmethod
     def join(
-        cls, allocation: SlurmEnvironment, run: Path, purpose: str, join_s: float = JOIN_S
+        cls, allocation: SlurmEnvironment, parent: Path, purpose: str, join_s: float = JOIN_S
     ) -> "WorkerGroup":
         """Meet the other workers of this job step.
 
         Args:
             allocation: whose step has several tasks, one on each node.
-            run: the run's folder, the same for all.
+            parent: the folder for that of the group; all nodes see it.
             purpose: identifies job and data; it must be the same for all.
             join_s: how long to wait for the others, in seconds.
 
@@ -92,7 +92,7 @@ class WorkerGroup:
                 f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one a node, which "
                 "drives all its GPUs; give srun --ntasks-per-node=1"
             )
-        group = cls(_own_folder(run, allocation), nodes, allocation.rank)
+        group = cls(_own_folder(parent, allocation), nodes, allocation.rank)
         host = ""
         if interface := os.environ.get(INTERFACE):
             host = interface_address(interface, INTERFACE)
@@ -100,7 +100,11 @@ class WorkerGroup:
         port = free_port("", range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
         own = {"address": with_port(host or group.node, port), "purpose": purpose}
         group._write(f"{group.rank}.json", json.dumps(own).encode())
-        group._meet(purpose, time.monotonic() + join_s)
+        try:
+            group._meet(purpose, time.monotonic() + join_s)
+        except RunError:
+            group._leave({"code": 1, "text": "it met no other worker"})
+            raise
         return group
 
     def _meet(self, purpose: str, deadline: float) -> None:
@@ -212,24 +216,32 @@ class WorkerGroup:
         trace: TracebackType | None,
     ) -> None:
         code = getattr(error, "exit_code", 1) if error else 0
-        report = {"code": code, "text": " ".join(str(error or "").split())[:500]}
-        with contextlib.suppress(OSError, RunError):  # gone with its chief; a full disk
-            self._write(f"left-{self.rank}.json", json.dumps(report).encode())
-        if self.is_chief and code in (0, Interrupted.exit_code):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        elif code in (0, Interrupted.exit_code):
+        self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
+        if not self.is_chief and code in (0, Interrupted.exit_code):
             # The chief is still writing, and srun ends a step soon after its first task ends.
             deadline = time.monotonic() + LEAVE_S
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
+            shutil.rmtree(self.folder, ignore_errors=True)  # with a report after the chief's end
+
+    def _leave(self, report: dict[str, Any]) -> None:
+        """Say how this worker ended; the folder goes where nobody needs to read that any more."""
+        with contextlib.suppress(OSError, RunError):  # gone with its chief; a full disk
+            self._write(f"left-{self.rank}.json", json.dumps(report).encode())
+        is_done = self.is_chief and report["code"] in (0, Interrupted.exit_code)
+        if is_done or len(self._left()) == len(self.nodes) - 1:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _left(self) -> dict[int, dict[str, Any]]:
-        """The reports of the other workers that have left, by rank; the chief takes the folder."""
+        """The reports of the other workers that have left, by rank.
+
+        A chief that is done takes the folder with it.
+        """
         others = {*range(len(self.nodes))} - {self.rank}
         found = {rank: self._read(f"left-{rank}.json") for rank in others}
         reports = {rank: parse_json(content) for rank, content in found.items() if content}
         with contextlib.suppress(OSError):
-            if not self.is_chief and not self._disk.opens(self.folder):
+            if not self.is_chief and self._disk.read(self.folder / "0.json") is None:
                 reports.setdefault(0, {"code": 0})
         return reports
 
@@ -244,17 +256,17 @@ class WorkerGroup:
         atomic_write(self.folder / name, content, 0o600)
 
 
-def _own_folder(run: Path, allocation: SlurmEnvironment) -> Path:
-    """The folder of a job step beside that of its run, made by its first worker."""
+def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
+    """The folder of a job step, made by its first worker."""
+    prefix = f".workers-{allocation.job_id}-"
     step = allocation.variables.get("SLURM_STEP_ID", "")
-    prefix = f".{run.name}-workers-"
-    folder = run.with_name(f"{prefix}{allocation.job_id}-{allocation.restarts}-{step}")
+    folder = parent / f"{prefix}{allocation.restarts}-{step}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
-            for old in run.parent.iterdir():  # of starts whose nodes were lost
+            for old in parent.iterdir():  # of starts of the job that lost a node
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

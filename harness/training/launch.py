@@ -228,7 +228,7 @@ def join_workers(
     console: the context that it gets back has a temporary folder.
     """
     worker_group = stack.enter_context(
-        WorkerGroup.join(allocation, context.run.folder, context.identity)
+        WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
     )
     if worker_group.is_chief:
         return worker_group, context

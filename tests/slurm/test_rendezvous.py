@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,8 +24,8 @@ import sys, time
 from pathlib import Path
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import WorkerGroup
-run, limit_s = Path(sys.argv[1]), float(sys.argv[2])
-group = WorkerGroup.join(SlurmEnvironment.from_environment(), run, "the same")
+runs, limit_s = Path(sys.argv[1]), float(sys.argv[2])
+group = WorkerGroup.join(SlurmEnvironment.from_environment(), runs, "the same")
 print("met", flush=True)
 with group.limited(limit_s):
     time.sleep(60)
@@ -40,9 +41,9 @@ def job_id() -> str:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """The folder of a run that has not begun."""
-    return tmp_path / "runs/lstm/mine"
+def runs(tmp_path: Path) -> Path:
+    """The folder of a job's runs, of which none has begun."""
+    return tmp_path / "runs/lstm"
 
 
 @pytest.fixture(autouse=True)
@@ -76,64 +77,64 @@ def join_all(*calls: Callable[[], WorkerGroup]) -> list[Future[WorkerGroup]]:
 
 
 def join(
-    job_id: str, rank: int, run: Path, purpose: str = "the same", **more: str
+    job_id: str, rank: int, runs: Path, purpose: str = "the same", **more: str
 ) -> Callable[[], WorkerGroup]:
-    return lambda: WorkerGroup.join(allocation(job_id, rank, **more), run, purpose, join_s=5)
+    return lambda: WorkerGroup.join(allocation(job_id, rank, **more), runs, purpose, join_s=5)
 
 
-def met(job_id: str, run: Path, num: int = 2, **more: str) -> list[WorkerGroup]:
+def met(job_id: str, runs: Path, num: int = 2, **more: str) -> list[WorkerGroup]:
     """Workers on as many nodes that have met."""
     nodes = " ".join(["localhost"] * num)
-    calls = (join(job_id, rank, run, nodes=nodes, **more) for rank in range(num))
+    calls = (join(job_id, rank, runs, nodes=nodes, **more) for rank in range(num))
     return [future.result() for future in join_all(*calls)]
 
 
-def test_workers_meet_and_are_named_in_the_order_of_their_tasks(job_id: str, run: Path) -> None:
+def test_workers_meet_and_are_named_in_the_order_of_their_tasks(job_id: str, runs: Path) -> None:
     """Each finds the address of all, in one order, each with a port of its own."""
     nodes = "localhost 127.0.0.1 localhost"
-    futures = join_all(*(join(job_id, rank, run, nodes=nodes) for rank in (2, 0, 1)))
+    futures = join_all(*(join(job_id, rank, runs, nodes=nodes) for rank in (2, 0, 1)))
     found = [future.result().addresses for future in futures]
     assert found[0] == found[1] == found[2]
     assert [address.partition(":")[0] for address in found[0]] == nodes.split()
     assert all(FIRST_PORT <= int(a.partition(":")[2]) <= LAST_PORT for a in found[0])
 
 
-def test_nobody_else_reads_the_folder_and_the_run_has_not_begun(job_id: str, run: Path) -> None:
-    """Nothing is written into the run's folder: the run may still be refused."""
-    folder = met(job_id, run)[0].folder
+def test_nobody_else_reads_the_folder_and_the_run_has_not_begun(job_id: str, runs: Path) -> None:
+    """Nothing is written for the run, which may still be refused; walks pass a hidden folder by."""
+    folder = met(job_id, runs)[0].folder
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
-    assert not run.exists()
+    assert [*runs.iterdir()] == [folder]
     assert folder.name.startswith(".")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
-def test_a_folder_that_another_user_has_put_there_is_refused(job_id: str, run: Path) -> None:
+def test_a_folder_that_another_user_has_put_there_is_refused(job_id: str, runs: Path) -> None:
     """Whoever may write to the runs could say where TensorFlow connects to."""
-    folder = run.with_name(f".mine-workers-{job_id}-0-0")
+    folder = runs / f".workers-{job_id}-0-0"
     folder.mkdir(parents=True)
     os.chown(folder, 65534, -1)
     with pytest.raises(InputError, match="belongs to nobody"):
-        join(job_id, 0, run)()
+        join(job_id, 0, runs)()
 
 
 def test_workers_meet_on_the_sites_interface(
-    job_id: str, run: Path, monkeypatch: pytest.MonkeyPatch
+    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its address is given to TensorFlow."""
     monkeypatch.setenv("HARNESS_INTERFACE", "lo")
-    chief, worker = met(job_id, run)
+    chief, worker = met(job_id, runs)
     assert chief.addresses == worker.addresses
     assert all(address.startswith("127.0.0.1:") for address in chief.addresses)
 
 
 def test_an_interface_that_is_not_there_is_named(
-    job_id: str, run: Path, monkeypatch: pytest.MonkeyPatch
+    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line with the setting, its value and the interfaces that are here."""
     monkeypatch.setenv("HARNESS_INTERFACE", "ib7")
     with pytest.raises(InputError, match=r"HARNESS_INTERFACE ib7: no such interface .* lo"):
-        join(job_id, 0, run)()
+        join(job_id, 0, runs)()
 
 
 def test_names_keep_their_order_and_zeros(job_id: str) -> None:
@@ -149,47 +150,49 @@ def test_jobs_side_by_side_use_other_ports() -> None:
     assert max(firsts) < LAST_PORT
 
 
-def test_a_worker_that_never_comes_is_named(job_id: str, run: Path) -> None:
+def test_a_worker_that_never_comes_is_named(job_id: str, runs: Path) -> None:
     """With the folder that its node should see."""
     with pytest.raises(RunError, match=r"no worker came from elsewhere to localhost; .*runs/lstm"):
-        WorkerGroup.join(allocation(job_id, 0, nodes="localhost elsewhere"), run, "any", join_s=0.3)
+        WorkerGroup.join(
+            allocation(job_id, 0, nodes="localhost elsewhere"), runs, "any", join_s=0.3
+        )
 
 
-def test_workers_of_another_purpose_are_refused(job_id: str, run: Path) -> None:
+def test_workers_of_another_purpose_are_refused(job_id: str, runs: Path) -> None:
     """Nodes that would train different jobs, or on different data, all say so and end."""
-    for future in join_all(join(job_id, 0, run), join(job_id, 1, run, purpose="another")):
+    for future in join_all(join(job_id, 0, runs), join(job_id, 1, runs, purpose="another")):
         with pytest.raises(RunError, match="another job, other data"):
             future.result()
 
 
-def test_two_tasks_on_a_node_are_refused(job_id: str, run: Path) -> None:
+def test_two_tasks_on_a_node_are_refused(job_id: str, runs: Path) -> None:
     """One process drives all the GPUs of a node, and srun is to be told so."""
     two = allocation(job_id, 0, nodes="localhost", SLURM_STEP_NUM_TASKS="2")
     with pytest.raises(InputError, match="--ntasks-per-node=1"):
-        WorkerGroup.join(two, run, "any")
+        WorkerGroup.join(two, runs, "any")
 
 
-def test_a_new_start_meets_anew(job_id: str, run: Path) -> None:
+def test_a_new_start_meets_anew(job_id: str, runs: Path) -> None:
     """What an earlier start of the job has left says nothing, and goes."""
-    before = met(job_id, run)
-    after = met(job_id, run, SLURM_RESTART_COUNT="1")
+    before = met(job_id, runs)
+    after = met(job_id, runs, SLURM_RESTART_COUNT="1")
     assert after[0].folder != before[0].folder
     assert not before[0].folder.exists()
     after[0].share(b"new")
     assert after[1].share() == b"new"
 
 
-def test_the_chief_shares_with_all(job_id: str, run: Path) -> None:
+def test_the_chief_shares_with_all(job_id: str, runs: Path) -> None:
     """What the chief gives arrives whole, in order, however long or empty."""
-    chief, worker = met(job_id, run)
+    chief, worker = met(job_id, runs)
     for content in (b"", os.urandom(3_000_000)):
         assert chief.share(content) == content
         assert worker.share() == content
 
 
-def test_nobody_waits_for_a_chief_that_has_left(job_id: str, run: Path) -> None:
+def test_nobody_waits_for_a_chief_that_has_left(job_id: str, runs: Path) -> None:
     """One that a signal stopped before it shared leaves the others to go on with it later."""
-    chief, worker = met(job_id, run)
+    chief, worker = met(job_id, runs)
     with pytest.raises(Interrupted), chief:
         raise Interrupted("SIGTERM")
     with pytest.raises(Interrupted, match="the end of the worker on localhost"):
@@ -198,10 +201,10 @@ def test_nobody_waits_for_a_chief_that_has_left(job_id: str, run: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_worker_that_fails_ends_the_others_for_its_reason(
-    job_id: str, run: Path, rank: int
+    job_id: str, runs: Path, rank: int
 ) -> None:
     """Whoever fails, all others fail too, and say why."""
-    everyone = met(job_id, run, 3)
+    everyone = met(job_id, runs, 3)
     with pytest.raises(InputError), everyone[rank]:
         raise InputError("no such thing")
     for other in range(3):
@@ -210,10 +213,10 @@ def test_a_worker_that_fails_ends_the_others_for_its_reason(
                 everyone[other].explain()
 
 
-def test_a_worker_that_is_lost_is_named_by_its_node(job_id: str, run: Path) -> None:
+def test_a_worker_that_is_lost_is_named_by_its_node(job_id: str, runs: Path) -> None:
     """As TensorFlow's message says, or else as one of the others."""
     nodes = "localhost 127.0.0.1 127.0.0.2"
-    calls = [join(job_id, rank, run, nodes=nodes) for rank in range(3)]
+    calls = [join(job_id, rank, runs, nodes=nodes) for rank in range(3)]
     group = join_all(*calls)[0].result()
     group.explain()  # nobody has left a reason
     assert group.lost("aborted by /job:worker/replica:0/task:2") == "127.0.0.2"
@@ -222,10 +225,10 @@ def test_a_worker_that_is_lost_is_named_by_its_node(job_id: str, run: Path) -> N
 
 @pytest.mark.parametrize("error", [None, Interrupted("SIGUSR2")])
 def test_a_worker_waits_for_the_chief_to_finish(
-    job_id: str, run: Path, error: Interrupted | None
+    job_id: str, runs: Path, error: Interrupted | None
 ) -> None:
     """A worker that is done stays until the chief has written everything, and the folder goes."""
-    chief, worker = met(job_id, run)
+    chief, worker = met(job_id, runs)
     kind = Interrupted if error else None
     with ThreadPoolExecutor(1) as pool:
         leaving = pool.submit(worker.__exit__, kind, error, None)
@@ -236,12 +239,31 @@ def test_a_worker_waits_for_the_chief_to_finish(
     assert not chief.folder.exists()
 
 
-def test_a_wait_for_tensorflow_is_limited(job_id: str, run: Path) -> None:
+def test_a_report_that_comes_while_the_folder_goes_keeps_nobody(
+    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may say that it is done just when the chief, which is done, removes the folder."""
+    chief, worker = met(job_id, runs)
+    remove = shutil.rmtree
+
+    def then_report(folder: Path, **options: bool) -> None:
+        remove(folder, **options)
+        folder.mkdir()
+        (folder / "left-1.json").write_text("{}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.slurm.rendezvous.shutil.rmtree", then_report)
+        chief.__exit__(None, None, None)
+    worker.__exit__(None, None, None)
+    assert not chief.folder.exists()
+
+
+def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
     """By a limit with exit code 75, or by another worker's failure with its reason."""
 
     def start(limit_s: float, restarts: str) -> "subprocess.Popen[str]":
         env = {**os.environ, **variables(job_id, 0), "SLURM_RESTART_COUNT": restarts}
-        words = [sys.executable, "-c", WAITS, str(run), str(limit_s)]
+        words = [sys.executable, "-c", WAITS, str(runs), str(limit_s)]
         return subprocess.Popen(words, env=env, stdout=-1, stderr=-1, text=True)
 
     for limit_s, restarts, code, said in (
@@ -249,7 +271,7 @@ def test_a_wait_for_tensorflow_is_limited(job_id: str, run: Path) -> None:
         (50.0, "1", 1, "the worker on localhost failed: no such thing"),
     ):
         with start(limit_s, restarts) as chief:
-            worker = join(job_id, 1, run, SLURM_RESTART_COUNT=restarts)()
+            worker = join(job_id, 1, runs, SLURM_RESTART_COUNT=restarts)()
             assert chief.stdout
             assert chief.stdout.readline() == "met\n"
             if limit_s > 1:

@@ -257,7 +257,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     )
     timer.start()
     try:
-        # Not CommunicationOptions(timeout_seconds): it keeps a thread for each operation until then.
+        # Without CommunicationOptions(timeout_seconds=…), by which each operation keeps a thread.
         return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
         timer.cancel()

@@ -275,9 +275,13 @@ class WorkerGroup:
         report = json.dumps({"code": code, "text": " ".join(str(error or "").split())[:500]})
         self._send_all(LEAVING, report.encode())
         if not self.is_chief and code in (0, Interrupted.exit_code):
-            # The chief is still writing, and srun ends a step soon after its first task ends.
+            # The chief is still writing, and srun ends a step soon after its first task ends. If
+            # this worker alone was interrupted, the chief hears of it by its end.
             with self._changed:
-                self._changed.wait_for(lambda: 0 in self._left or self.ended is not None)
+                self._changed.wait_for(
+                    lambda: 0 in self._left or self.ended is not None,
+                    timeout=END_S if code else None,
+                )
 
     def give_up(self, text: str, code: int = Interrupted.exit_code) -> None:
         """End this process at once: it hangs in an operation that will never complete.

@@ -271,20 +271,30 @@ def test_a_worker_that_is_lost_interrupts_the_others(job_id: str, rank: int) -> 
         each._leaving = True
 
 
+@pytest.mark.parametrize("error", [None, Interrupted("SIGUSR2")], ids=["done", "interrupted"])
 def test_a_worker_waits_for_the_chief_to_finish(
-    job_id: str, monkeypatch: pytest.MonkeyPatch
+    job_id: str, monkeypatch: pytest.MonkeyPatch, error: Interrupted | None
 ) -> None:
-    """A worker that is done stays until the chief has written everything, however long it takes."""
+    """It stays until the chief has written everything, or saved: srun ends the rest a minute later.
+
+    An interrupted one does not stay for long, since it may be interrupted alone.
+    """
     monkeypatch.setattr(rendezvous, "BEAT_S", 0.05)
     monkeypatch.setattr(rendezvous, "LOST_S", 0.5)
     chief, worker = (f.result() for f in join_all(join(job_id, 0), join(job_id, 1)))
     with ThreadPoolExecutor(1) as pool:
-        leaving = pool.submit(worker.__exit__, None, None, None)
+        leaving = pool.submit(worker.__exit__, type(error), error, None)
         time.sleep(1.5)
         assert not leaving.done()
         with chief:
             pass
         leaving.result(timeout=5)
+    monkeypatch.setattr(rendezvous, "END_S", 0.1)
+    alone, other = (f.result() for f in join_all(join(job_id, 1), join(job_id, 0)))
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(alone.__exit__, Interrupted, Interrupted("alone"), None)
+        leaving.result(timeout=5)
+    other._leaving = True
 
 
 def test_a_worker_that_hangs_ends_when_another_is_lost(job_id: str) -> None:

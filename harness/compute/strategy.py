@@ -250,7 +250,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     _expect_heartbeats(len(worker_group.addresses))
     # It would wait an hour for the others. All were there a moment ago, but one may have died.
     with worker_group.limited(START_S):
-        # Not CommunicationOptions(timeout_seconds), which keeps a thread for each operation.
+        # Without CommunicationOptions(timeout_seconds=…), by which each operation keeps a thread.
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 

@@ -40,6 +40,7 @@ INTERFACE = "HARNESS_INTERFACE"
 JOIN_S = 120.0  # for all workers to come; a node may see a new file of another one after a minute
 REPORT_S = 10.0  # for the report of a worker whose end TensorFlow has noticed
 LEAVE_S = 600.0  # for the chief to write the run's last files
+SAVE_S = 20.0  # for it to save where this worker is interrupted; it may be so alone
 POLL_S = 0.2
 
 TASK = re.compile(r"task:(\d+)")  # as TensorFlow names a worker
@@ -219,7 +220,7 @@ class WorkerGroup:
         self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
         if not self.is_chief and code in (0, Interrupted.exit_code):
             # The chief is still writing, and srun ends a step soon after its first task ends.
-            deadline = time.monotonic() + LEAVE_S
+            deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
             shutil.rmtree(self.folder, ignore_errors=True)  # with a report after the chief's end

@@ -177,7 +177,10 @@ def train(
 def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watchdog.Watched:
     """What the watchdog says and does when a run's devices don't answer."""
     folder, group = context.run.folder, compute.worker_group
-    next_step = f"go on by: {resume_command(folder)}"
+    where, next_step = f"{own_devices()} of {node_name()}", f"go on by: {resume_command(folder)}"
+    if group:
+        others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
+        where += f", or a worker that it waits for ({', '.join(others)})"
     if compute.reused:
         next_step = "the search goes on with it"
     elif group and not group.is_chief:
@@ -188,7 +191,7 @@ def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watc
         return reason.exit_code
 
     return watchdog.Watched(
-        f"{own_devices()} of {node_name()}",
+        where,
         next_step,
         record,
         num_steps=context.job.train.steps_per_execution,

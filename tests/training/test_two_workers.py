@@ -35,7 +35,7 @@ class Pair:
         self.run = harness.runs / "lstm" / "pair"
         self.processes: list[Process] = []
         before = dict(harness.environment)
-        for variables in two_workers(str(os.getpid()), "a secret"):
+        for variables in two_workers(str(os.getpid())):
             harness.environment = before | variables | {"HARNESS_TRUSTED_NETWORK": "1"}
             options = ["--devices", "cpu", *LONG, *words]
             self.processes.append(harness.start(*harness.train_words("lstm", "pair", *options)))

@@ -101,10 +101,13 @@ def test_a_worker_that_is_lost_or_stopped_ends_the_other(
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_in_python_ends_both(
+def test_a_worker_that_hangs_in_python_ends_the_other(
     harness: Harness, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    """Its process lives and answers, so the time without a step is what tells."""
+    """Its process lives and answers, so the time without a step is what tells.
+
+    Of the one that hangs a job is rid a minute later: srun ends what is left of its step.
+    """
     (tmp_path / "hangs.py").write_text(HANGS)
     pair = Pair(harness, "--set", f'train.callbacks=["{tmp_path}/hangs.py:make"]')
     pairs.append(pair)
@@ -112,4 +115,3 @@ def test_a_worker_that_hangs_in_python_ends_both(
     said = pair.end_of(0, HANGS_S)
     assert "or a worker that it waits for (localhost): no step, batch or compilation" in said
     assert "has ended for 1.5 min (HARNESS_STALL_MIN); the process ends; go on by" in said
-    assert "loss of the worker on localhost" in pair.end_of(1, LOST_S)

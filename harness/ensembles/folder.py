@@ -24,13 +24,12 @@ from harness.job import Job
 from harness.own_code import mode_in
 from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import ENSEMBLE_FILE
+from harness.tracking.run_folders import ENSEMBLE_FILE, MAKE_AGAIN
 
 NGRAMS_FILE, NGRAMS = "ngrams.npz", "n-grams"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
 MAYBE = (RATIOS_FILE,)  # of runs that have it
 CHUNK_BYTES = 1 << 20
-AGAIN = "make it again by harness ensemble"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Ensemble:
             or not all(isinstance(name, str) for name in classes)
             or checksum is None
         ):
-            raise InputError(f"{option} {folder}: {ENSEMBLE_FILE} is not complete; {AGAIN}")
+            raise InputError(f"{option} {folder}: {ENSEMBLE_FILE} is not complete; {MAKE_AGAIN}")
         return cls(
             folder,
             tuple(known),
@@ -143,12 +142,13 @@ class Ensemble:
                 except OSError as error:
                     raise_unless_missing(error, path)
                     raise InputError(
-                        f"ensemble {self.folder}: {path} can't be read ({error.strerror}); {AGAIN}"
+                        f"ensemble {self.folder}: {path} can't be read ({error.strerror}); "
+                        f"{MAKE_AGAIN}"
                     ) from None
                 if not is_same:
                     raise InputError(
                         f"ensemble {self.folder}: {path} is not the file that it was made of; put "
-                        f"it back from a copy, or {AGAIN}"
+                        f"it back from a copy, or {MAKE_AGAIN}"
                     )
 
     def ngrams(self) -> KeptNgrams | None:
@@ -167,7 +167,7 @@ class Ensemble:
             if isinstance(error, OSError):
                 raise_unless_missing(error, path)
             raise InputError(
-                f"ensemble {self.folder}: {NGRAMS_FILE} is broken ({error}); {AGAIN}"
+                f"ensemble {self.folder}: {NGRAMS_FILE} is broken ({error}); {MAKE_AGAIN}"
             ) from None
 
     def to_toml(self) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.ensembles.folder import AGAIN, Ensemble
+from harness.ensembles.folder import Ensemble
 from harness.ensembles.weights import averaged
 from harness.errors import InputError
 from harness.inference.predict import Classifier, Prediction
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import is_ensemble
+from harness.tracking.run_folders import MAKE_AGAIN, is_ensemble
 
 
 def open_model(folder: Path) -> RunDirectory | Ensemble:
@@ -52,7 +52,7 @@ class EnsembleClassifier:
         for run, classifier in zip(ensemble.runs, self.runs, strict=True):
             if tuple(classifier.classes) != self.classes:
                 raise InputError(
-                    f"ensemble {ensemble.folder}: {run.folder} has other classes; {AGAIN}"
+                    f"ensemble {ensemble.folder}: {run.folder} has other classes; {MAKE_AGAIN}"
                 )
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:

@@ -24,7 +24,13 @@ from harness.system.console import log
 from harness.tracking.record_format import RECORD, began_s, check_format, weights_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import ENSEMBLE_FILE, find_runs, is_ensemble, job_file
+from harness.tracking.run_folders import (
+    ENSEMBLE_FILE,
+    MAKE_AGAIN,
+    find_runs,
+    is_ensemble,
+    job_file,
+)
 
 # Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
 # Learning Workshop, exercises 6.01 to 6.05.
@@ -249,7 +255,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         settings = DEFAULTS | settings | _begun_with(record) | vectors_of(result)
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
-    if not is_finished:
+    if not is_finished and not is_ensemble(folder):
         return _unfinished(folder, run.read_json("state.json"))
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
@@ -257,7 +263,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if accuracy is not None and not 0 <= accuracy <= 1:
         accuracy = None
     if job is None or architecture is None or accuracy is None or seed is None or not known:
-        return LeftOut(folder, "broken", "result.json is broken; remove it and harness resume")
+        remedy = MAKE_AGAIN if is_ensemble(folder) else "remove it and harness resume"
+        return LeftOut(folder, "broken", f"result.json is broken; {remedy}")
     source, since_s = text(table(toml, "data").get("source")), began_s(record or {})
     return ScoredRun(
         folder, job, architecture, seed, 100 * accuracy, result, settings, source, since_s

@@ -95,7 +95,7 @@ def launch(
     requested = parse_devices(devices) if devices else None
     plan = plan_of(job, devices, began)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watchdog.from_settings())
+        stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
         # 2. The other workers of a run on several nodes.
         worker_group = None
@@ -226,7 +226,9 @@ def join_workers(
     A worker that is not the chief does all that the chief does, but nobody reads its files or its
     console: the context that it gets back has a temporary folder.
     """
-    worker_group = stack.enter_context(WorkerGroup.join(allocation, context.identity))
+    worker_group = stack.enter_context(
+        WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
+    )
     if worker_group.is_chief:
         return worker_group, context
     console.silent = True

@@ -35,7 +35,7 @@ from harness.job import Job
 from harness.own_code import mode_in
 from harness.search_space import TrialRow
 from harness.slurm.environment import node_name, resume_command
-from harness.system import watchdog
+from harness.system import processes, watchdog
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
 from harness.tracking.run_dir import (
@@ -130,6 +130,8 @@ def train(
                 f"train.callbacks = {name!r}: offers no save_state and load_state, so a resumed "
                 "run begins it anew"
             )
+        if worker_group:
+            processes.kept.append(trainer)
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
             kernels = train_step.kernels(trainer.graph)
@@ -180,7 +182,10 @@ def train(
 def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watchdog.Watched:
     """What the watchdog says and does when a run's devices don't answer."""
     folder, group = context.run.folder, compute.worker_group
-    next_step = f"go on by: {resume_command(folder)}"
+    where, next_step = f"{own_devices()} of {node_name()}", f"go on by: {resume_command(folder)}"
+    if group:
+        others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
+        where += f", or a worker that it waits for ({', '.join(others)})"
     if compute.reused:
         next_step = "the search goes on with it"
     elif group and not group.is_chief:
@@ -191,7 +196,7 @@ def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watc
         return reason.exit_code
 
     return watchdog.Watched(
-        f"{own_devices()} of {node_name()}",
+        where,
         next_step,
         record,
         num_steps=context.job.train.steps_per_execution,

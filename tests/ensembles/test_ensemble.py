@@ -297,6 +297,20 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
             assert "lstm" in done.stdout
 
 
+def test_a_broken_result_of_an_ensemble_is_made_again_as_it_was(
+    harness: Harness, dataset: Dataset
+) -> None:
+    """Resume refuses an ensemble, so nothing names it as the remedy."""
+    run = write_finished(harness.runs / "lstm/s1", dataset, 1)
+    folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
+    for do in (lambda: (folder / "result.json").write_text("{"), (folder / "result.json").unlink):
+        do()
+        done = harness.run_here("compare", "--no-baseline")
+        said = done.stdout + done.stderr + harness.run_here("status").stdout
+        assert "result.json is broken; make it again by harness ensemble" in said
+        assert "resume" not in said
+
+
 def test_a_full_disk_leaves_nothing(
     harness: Harness, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

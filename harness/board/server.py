@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import sys
+import threading
 import types
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,6 @@ from harness.errors import InputError
 from harness.files.shared_disk import read_mounts
 from harness.ownership import foreign_link
 from harness.system.console import echo
-from harness.system.network import Newcomers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -34,6 +34,33 @@ POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
 
+class Newcomers:
+    """Connections whose other side has not shown yet that it knows the secret.
+
+    The user's own shows it within milliseconds, so strangers that wait can't keep it out: the
+    oldest of too many is cut off.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def add(self, connection: socket.socket) -> None:
+        """Count a new connection, and cut off the oldest where there are too many."""
+        with self._lock:
+            if len(self._connections) >= MAX_NEWCOMERS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
+            self._connections[connection] = None
+
+    def remove(self, connection: socket.socket) -> None:
+        """Count a connection no longer: it has shown the secret, or has ended."""
+        with self._lock:
+            self._connections.pop(connection, None)
+
+
 class Guard:
     """WSGI middleware: a request without the secret gets a 404 that reveals nothing."""
 
@@ -41,8 +68,7 @@ class Guard:
         self.app = app
         self.prefix = f"/{secret}".encode()
         self.used = used
-        # All on the loopback are one peer.
-        self.newcomers = Newcomers(MAX_NEWCOMERS, MAX_NEWCOMERS)
+        self.newcomers = Newcomers()
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -88,7 +114,7 @@ class Server(ThreadedWSGIServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Count a new connection, which nobody knows before its first request."""
         del client_address
-        self._newcomers.add(request, "loopback")
+        self._newcomers.add(request)
         return True
 
     def shutdown_request(self, request: Any) -> None:

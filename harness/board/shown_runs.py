@@ -1,14 +1,11 @@
 """Which runs a TensorBoard shows: the newest, or those that are named, as far as memory goes."""
 
 import bisect
-import contextlib
 import itertools
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.board.projector import FILES, write_projector
 from harness.board.server import points_per_curve
 from harness.errors import InputError
 from harness.files.plain_file import in_threads
@@ -17,7 +14,6 @@ from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
 
 NUM_NEWEST = 200  # shown where none is named
-NUM_PROJECTED = 20  # the newest that have ended, and those that end: over a megabyte each
 # As measured: of the process, of a value of a curve and its bytes in the file, of other bytes.
 BASE_GB = 0.2
 GB_A_VALUE, BYTES_A_VALUE = 1.3e-6, 49
@@ -55,7 +51,6 @@ class Shown:
         self._told: set[tuple[str, str]] = set()
         self._links: dict[Path, Path] = {}
         self._taken: set[Path] = set()
-        self._projected: set[Path] = set()
         self._is_first = True
 
     def refresh(self) -> None:
@@ -79,25 +74,6 @@ class Shown:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)
                 self._links[run] = link
-        done = {run for run, has_ended in zip(self.found, ended, strict=True) if has_ended}
-        new = sorted(done & self._links.keys() - self._projected, key=_changed_s)
-        self._projected.update(new)
-        for run in new[-NUM_PROJECTED:]:
-            self._add_words(run, self._links[run])
-
-    def _add_words(self, run: Path, link: Path) -> None:
-        """Put the word vectors of a finished run beside links to its event files."""
-        events, folder = run / "tensorboard", self.folder.with_name("with words")
-        with contextlib.suppress(Exception):  # a broken model costs its words alone
-            if run.stat().st_uid != os.getuid():  # HDF5 should read no file that others made
-                return
-            folder.mkdir()
-            for name in {*os.listdir(events)} - FILES:  # noqa: PTH208 - names
-                (folder / name).symlink_to(events / name)
-            write_projector(run, folder)
-            link.unlink()
-            folder.rename(link)
-        shutil.rmtree(folder, ignore_errors=True)
 
     def waiting(self) -> int:
         """How many runs have logged nothing yet."""

@@ -88,15 +88,17 @@ def test_idle_connections_of_a_stranger_lock_nobody_out(board: Board) -> None:
 
 
 @pytest.mark.parametrize(("path", "is_cut_off"), [("/secret/data", False), ("/guess", True)])
-def test_who_knows_the_secret_is_cut_off_by_no_stranger(path: str, is_cut_off: bool) -> None:
+def test_who_knows_the_secret_is_cut_off_by_no_stranger(
+    path: str, is_cut_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a long answer is on its way to a browser, any number of strangers may come."""
     guard = Guard(lambda _environ, _start: [], "secret", used=bool)
-    guard.newcomers.limit_per_peer = 1
+    monkeypatch.setattr("harness.board.server.MAX_NEWCOMERS", 1)
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket() as stranger:
-        guard.newcomers.add(ours, "loopback")
+        guard.newcomers.add(ours)
         guard({"PATH_INFO": path, "werkzeug.socket": ours}, lambda *_: bool)
-        guard.newcomers.add(stranger, "loopback")
+        guard.newcomers.add(stranger)
         theirs.setblocking(False)
         expected = contextlib.nullcontext() if is_cut_off else pytest.raises(BlockingIOError)
         with expected:

@@ -29,7 +29,6 @@ from harness.training.actions import (
     BestWeights,
     Checkpoints,
     FirstStep,
-    Profiler,
     ProgressReport,
     StepResults,
     UsageMeter,
@@ -67,7 +66,6 @@ class Trainer:
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
         self.first_step = FirstStep(heartbeat)
-        self.profiler = Profiler(self.run.path("tensorboard"), train.profile_steps)
         self.usage = UsageMeter(observers.monitor, heartbeat)
         self.report = ProgressReport(
             self.console,
@@ -176,7 +174,6 @@ class Trainer:
             if step:  # before the first, it was checked before the epoch's callbacks
                 self.stop.check()
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
-            self.profiler.before_step(progress.epoch * self.steps_per_epoch + step)
             take_steps = partial(self.train_step.train_steps, self._batches, num, self.stop.vote)
             self._pending.append(self.first_step.measure(take_steps))
             before, step = step, step + num
@@ -326,5 +323,3 @@ class Trainer:
                 self._drain()
                 self._save()
             raise
-        finally:
-            self.profiler.stop()

@@ -53,6 +53,7 @@ SECONDS = {
     "test_trainer.py": 140,
     "test_training_parts.py": 140,
     "test_train.py": 120,
+    "test_two_workers.py": 100,
     "test_recipes.py": 120,
     "test_gpus_seen.py": 100,
     "test_gpu_step.py": 100,

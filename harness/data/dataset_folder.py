@@ -123,17 +123,9 @@ def fill_folder(dataset: Dataset, folder: Path) -> None:
     """
     for name, split in dataset.splits().items():
         for array, dtype in ARRAYS.items():
-            np.save(array_path(folder, name, array), getattr(split, array).astype(dtype))
-    write_record(dataset, folder)
-
-
-def array_path(folder: Path, split: str, array: str) -> Path:
-    """The file of one of a split's arrays."""
-    return folder / f"{split}_{array}.npy"
-
-
-def write_record(dataset: Dataset, folder: Path) -> None:
-    """Write words and record into a folder that holds a dataset's arrays already."""
+            np.save(
+                _array_path(folder, name, array), getattr(split, array).astype(dtype, copy=False)
+            )
     (folder / "words.txt").write_bytes(vocab_to_bytes(dataset.vocab))
     record = {
         "format": FORMAT,
@@ -147,7 +139,11 @@ def write_record(dataset: Dataset, folder: Path) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def open_splits(folder: Path) -> dict[str, Split]:
+def _array_path(folder: Path, split: str, array: str) -> Path:
+    return folder / f"{split}_{array}.npy"
+
+
+def _open_splits(folder: Path) -> dict[str, Split]:
     """The splits of a folder by name, their arrays mapped.
 
     Raises:
@@ -156,7 +152,7 @@ def open_splits(folder: Path) -> dict[str, Split]:
     """
     splits = {}
     for name in SPLITS:
-        arrays = [np.load(array_path(folder, name, a), mmap_mode="r") for a in ARRAYS]
+        arrays = [np.load(_array_path(folder, name, a), mmap_mode="r") for a in ARRAYS]
         for array, dtype in zip(arrays, ARRAYS.values(), strict=True):
             if array.ndim != 1 or array.dtype != np.dtype(dtype).newbyteorder("<"):
                 raise ValueError(f"an array of {name} is {array.dtype} with {array.ndim} axes")
@@ -164,12 +160,12 @@ def open_splits(folder: Path) -> dict[str, Split]:
     return splits
 
 
-def folder_checksum(folder: Path, vocab: Sequence[str], num_validation: int) -> str:
+def _folder_checksum(folder: Path, vocab: Sequence[str], num_validation: int) -> str:
     """`content_checksum` of a folder's arrays, read as files: maps would stay in memory."""
     digest = hashlib.sha256()
     for name in SPLITS:
         for array in ARRAYS:
-            with array_path(folder, name, array).open("rb") as file:
+            with _array_path(folder, name, array).open("rb") as file:
                 np.lib.format.read_magic(file)
                 np.lib.format.read_array_header_1_0(file)
                 while part := file.read(READ_AT_ONCE):
@@ -195,13 +191,13 @@ def open_folder(folder: Path) -> Dataset:
             found = (folder / name).stat().st_size
             if found != size:
                 raise ValueError(f"{name} has {found} bytes, should have {size}")
-        train, test = open_splits(folder).values()
+        train, test = _open_splits(folder).values()
         vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
         classes = _checked_classes(record["classes"], train, test)
         num_validation = int(record["num_validation"])
         if not 0 <= num_validation < max(len(train), 1):
             raise ValueError(f"{num_validation} of {len(train)} training reviews validate")
-        checksum = folder_checksum(folder, vocab, num_validation)
+        checksum = _folder_checksum(folder, vocab, num_validation)
         if checksum != record["checksum"]:
             raise ValueError("its content does not have the checksum of its record")
         return Dataset(

@@ -1,25 +1,22 @@
 """Reads tables of texts a few rows at a time: CSV, JSON lines, Parquet, Arrow streams.
 
-pyarrow reads and unpacks them. JSON lines are the standard library's: it names the line of an
-error, takes labels of several types, and is what `harness predict` reads with too.
+pyarrow reads Parquet and Arrow, and unpacks. CSV and JSON lines are the standard library's, by
+which the line of an error is known.
 
 The rows are only data: nothing in them is run or unpickled.
 """
 
-import codecs
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
 from harness.texts.stream import (
     COMPRESSIONS,
-    MAX_ROW_BYTES,
-    check_quotes,
+    csv_rows,
     import_pyarrow,
     json_lines,
     open_bytes,
@@ -37,7 +34,6 @@ VALIDATION = ("validation", "valid", "val", "dev")
 # Splits that people have and that are not read.
 LEFT_OUT = ("unsupervised",)
 KNOWN_SPLITS = (*SPLITS, *VALIDATION, *LEFT_OUT)
-MAX_COLUMNS = 10_000  # pyarrow takes minutes for a million
 ROWS_AT_ONCE = 1000
 
 
@@ -116,20 +112,8 @@ def read_table(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 def _explained(error: Exception) -> str:
     """What pyarrow says of a file that it can't read, and what to do."""
     said = " ".join(str(error).split())
-    if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", said):
-        row, wanted, got = found.groups()
-        return (
-            f"row {row} has {got} fields, the header {wanted}; put a text that holds the delimiter "
-            "into double quotes, and close them"
-        )
-    if isinstance(error, UnicodeError) or "UTF8" in said:
-        row = f"row {found[1]} " if (found := re.search(r"Row #(\d+)", said)) else ""
-        return f"{row}can't be decoded; save it as UTF-8, or name its encoding in data.encoding"
-    if "straddling" in said:
-        return (
-            f"has a row of over {MAX_ROW_BYTES:,} bytes; end each row by a newline, and close "
-            "double quotes"
-        )
+    if isinstance(error, UnicodeError):
+        return "can't be decoded; save it as UTF-8, or name its encoding in data.encoding"
     return f"can't be read ({said[:200]}); make the file again"
 
 
@@ -137,60 +121,24 @@ def _explained(error: Exception) -> str:
 
 
 def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
-    pa = import_pyarrow(table.where)
-    from pyarrow import csv
-
     with open_bytes(table.path, table.where, form.encoding) as file:
-        header = _header(file, table.where, delimiter=delimiter)
-        # Texts as they stand: no word such as NA means that there is none.
-        names = (
-            csv.read_csv(
-                pa.BufferReader(header),
-                read_options=csv.ReadOptions(autogenerate_column_names=True, use_threads=False),
-                parse_options=csv.ParseOptions(delimiter=delimiter),
-                convert_options=csv.ConvertOptions(default_column_type=pa.string()),
+        rows = csv_rows(file, table.where, delimiter=delimiter)
+        if (names := next(rows, None)) is None:
+            raise InputError(
+                f"{table.where}is empty; it needs a header with the names of its columns"
             )
-            .to_pylist()[0]
-            .values()
-        )
-        columns = _columns([str(name) for name in names], table, form)
-        chosen = [name for name in columns if name is not None]
-    with open_bytes(table.path, table.where, form.encoding) as file:
-        batches = csv.open_csv(
-            pa.PythonFile(file, mode="r"),
-            # Without threads the row of an error is known.
-            read_options=csv.ReadOptions(block_size=MAX_ROW_BYTES, use_threads=False),
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                include_columns=chosen,
-                column_types=dict.fromkeys(chosen, pa.string()),
-                strings_can_be_null=False,
-            ),
-        )
-        yield from _batch_rows(batches, columns, table=table, first=2)
-    with open_bytes(table.path, table.where, form.encoding) as file:
-        check_quotes(file, table.where, delimiter=delimiter)
-
-
-def _header(file: BinaryIO, where: str, *, delimiter: str) -> bytes:
-    """The line of a CSV file that names its columns."""
-    header = b""
-    while not header.strip():
-        line = file.readline(MAX_ROW_BYTES)
-        if not line:
-            raise InputError(f"{where}is empty; it needs a header with the names of its columns")
-        # A carriage return alone ends rows too, as spreadsheets once wrote them.
-        header = next((each for each in line.splitlines(keepends=True) if each.strip()), b"")
-    if header.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in header:
-        raise InputError(
-            f"{where}is no text in UTF-8; save it as UTF-8, or name its encoding in data.encoding"
-        )
-    if (num := header.count(delimiter.encode()) + 1) > MAX_COLUMNS:
-        raise InputError(
-            f"{where}has {num:,} columns, should have {MAX_COLUMNS:,} at most; keep those of text "
-            "and label"
-        )
-    return header.removeprefix(codecs.BOM_UTF8)
+        columns = _columns(names, table, form)
+        chosen = [names.index(name) for name in columns if name is not None]
+        for number, row in enumerate(rows, 2):
+            location = f"{table.location} row {number}".lstrip()
+            if len(row) != len(names):
+                raise InputError(
+                    f"{table.where}{location} has {len(row)} fields, the header {len(names)}; put "
+                    "a text that holds the delimiter into double quotes, and close them"
+                )
+            text, label, *splits = (row[index] for index in chosen)
+            split = _checked_split(splits[0], location, table) if splits else table.split
+            yield _text((text, label, split), location, table=table)
 
 
 def _parquet_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
@@ -217,10 +165,10 @@ def _arrow_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 
 
 def _batch_rows(
-    batches: Any, columns: _Columns, *, table: TableFile, names: Sequence[str] = (), first: int = 1
+    batches: Any, columns: _Columns, *, table: TableFile, names: Sequence[str] = ()
 ) -> Iterator[Text]:
-    """The rows of Arrow's batches, of which the first has the number `first`."""
-    number = first
+    """The rows of Arrow's batches."""
+    number = 1
     for batch in batches:
         batch.validate(full=True)  # a file may say anything of its own layout
         texts = _values(batch, columns.text, "data.text_column", where=table.where)

@@ -22,7 +22,6 @@ from harness.data.imdb_sources import (
     SAMPLE,
     fetch,
     make_dataset,
-    make_sample,
     open_dataset,
     open_sample,
 )
@@ -30,6 +29,7 @@ from harness.data.locations import NPZ
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError, RunError
 from tests.conftest import Harness
+from tests.data.packaged_sample import make_sample
 
 WORDS = ["the", "movie", "was", "good", "bad", "it's"]
 TRAIN = [[1, 2, 3, 4], [2, 5], [1, 1, 6], [4]]

@@ -49,7 +49,6 @@ from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext, agreed_plan
 from harness.training.parent import find_parent
 
-SPANS_OF_A_RUN = 3  # of the moving average, below which a run is short for it
 FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
 
 
@@ -305,9 +304,6 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         )
     if line := given_validation(job, dataset):
         console.info(line)
-    _, num_training = dataset.used(job.data.limit, job.data.validation_split)
-    if line := short_average(job, num_training):
-        console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
     if context.vectors:
@@ -392,24 +388,6 @@ def given_validation(job: Job, dataset: Dataset) -> str:
     if job.data.validation_split == DataConfig.model_fields["validation_split"].default:
         return f"{line}, in place of a share of the training reviews"
     return f"data.validation_split = {job.data.validation_split:g} has no effect: {line}"
-
-
-def short_average(job: Job, num_reviews: int) -> str:
-    """What the moving average does in a run that is short for it; empty elsewhere.
-
-    Args:
-        num_reviews: to train on.
-    """
-    train, momentum = job.train, job.train.ema_momentum
-    num_steps = train.epochs * -(-num_reviews // train.batch_size)
-    span = 1 / (1 - momentum)  # of the average, in steps
-    if momentum == 0 or num_steps >= SPANS_OF_A_RUN * span:
-        return ""
-    return (
-        f"train.ema_momentum = {momentum:g} averages the weights of about {span:,.0f} steps, and "
-        f"the run has {num_steps:,}, fewer than {SPANS_OF_A_RUN} times as many: until it has that "
-        "length, the average is over the latest ninth of the steps"
-    )
 
 
 def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = False) -> Dataset:

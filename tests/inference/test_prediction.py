@@ -49,7 +49,7 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
     ngrams = Member(NGRAMS, 1.0, {"ngrams.npz": "0"}, {})
     ensemble = Ensemble(tmp_path, (ngrams,), "", 0, (), "", {})
-    for name in ("inference.predict", "inference.kept_ratios", "ensembles.folder"):
+    for name in ("inference.kept_ratios", "ensembles.folder"):
         monkeypatch.setattr(f"harness.{name}.read_plain_file", fail)
     monkeypatch.setattr("harness.ensembles.folder.open_plain_file", fail)
     for read in (

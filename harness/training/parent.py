@@ -7,6 +7,7 @@ there on it needs the parent no more.
 """
 
 import contextlib
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_json_lines, table, text
-from harness.files.plain_file import read_plain_file
-from harness.inference.kept_ratios import RATIOS_FILE, read_kept
+from harness.files.plain_file import NO_RECORD, read_plain_file
+from harness.inference.kept_ratios import RATIOS_FILE
 from harness.job import FACTS, Job
 from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD, first_start, weights_of
@@ -198,7 +199,15 @@ def _take_weights(
     theirs = dict(_numbered(load_model(parent)))
     vectors = context.vectors
     words = read_plain_file(context.run.path("vocabulary.txt"))
-    their_words = read_kept(parent, "vocabulary.txt", "vocabulary_checksum")
+    try:
+        their_words = read_plain_file(parent.path("vocabulary.txt"))
+    except OSError as error:
+        if error.errno not in (*NO_RECORD, errno.EACCES):
+            raise
+        raise InputError(
+            f"--from {parent.folder}: vocabulary.txt can't be read ({error.strerror}); put it "
+            "back from a copy, or leave --from out"
+        ) from None
     pretrained = None
     # The parent's embedding is better than vectors that it has begun with itself.
     if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:

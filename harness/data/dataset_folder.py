@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,6 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
     folder = folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        arrays = [getattr(split, name) for split in dataset.splits().values() for name in ARRAYS]
-        needed = sum(array.nbytes for array in arrays) + 2_000_000
-        free = shutil.disk_usage(folder.parent).free
-        if free < needed:
-            raise RunError(f"{folder}: needs {needed:,} bytes, the disk has {free:,} free")
         with _new_folder(folder, None, (lambda _: None) if there else None) as temporary:
             fill_folder(dataset, temporary)
     except OSError as error:

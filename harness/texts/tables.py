@@ -171,35 +171,17 @@ def _batch_rows(
     number = 1
     for batch in batches:
         batch.validate(full=True)  # a file may say anything of its own layout
-        texts = _values(batch, columns.text, "data.text_column", where=table.where)
-        labels = _values(batch, columns.label, "data.label_column", where=table.where)
-        splits: list[Any] = [table.split] * len(texts)
+        texts = batch.column(columns.text).to_pylist()
+        labels = batch.column(columns.label).to_pylist()
+        splits = [table.split] * len(texts)
         if columns.split is not None:
-            splits = _values(batch, columns.split, "data.split_column", where=table.where)
+            splits = batch.column(columns.split).to_pylist()
         for text, label, split in zip(texts, labels, splits, strict=True):
             location = f"{table.location} row {number}".lstrip()
             if columns.split is not None:
                 split = _checked_split(split, location, table)
             yield _text((text, label, split), location, table=table, names=names)
             number += 1
-
-
-def _values(batch: "pa.RecordBatch", name: str, key: str, *, where: str) -> list[Any]:
-    import pyarrow as pa
-
-    column = batch.column(name)
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view"
-    )
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if not (is_text or pa.types.is_null(kind) or (is_number and key == "data.label_column")):
-        wanted = "words or numbers" if key == "data.label_column" else "texts"
-        raise InputError(
-            f"{where}column {name!r} holds {kind}, should hold {wanted}; name another in {key}"
-        )
-    values: list[Any] = column.to_pylist()
-    return values
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
@@ -243,7 +225,10 @@ def _text(
     if split in LEFT_OUT:
         return Text("", "", split, location)
     if not isinstance(text, str | None):
-        raise InputError(f"{table.where}{location}: its text is {_short(text)}, should be a string")
+        raise InputError(
+            f"{table.where}{location}: its text is {_short(text)}, should be a string; name its "
+            "column in data.text_column"
+        )
     return Text(text or "", _label(label, location, table=table, names=names), split, location)
 
 
@@ -263,7 +248,8 @@ def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str])
     if isinstance(label, float):
         return ""  # not a number, which pandas writes for none
     raise InputError(
-        f"{table.where}{location}: its label is {_short(label)}, should be a word or a number"
+        f"{table.where}{location}: its label is {_short(label)}, should be a word or a number; "
+        "name its column in data.label_column"
     )
 
 

@@ -46,10 +46,8 @@ def doctor(
     """
     try:
         from harness.checks.doctor import diagnose
-        from harness.checks.probe import describe_kernel_cache, folder_gb
         from harness.checks.probe import probe as measure
         from harness.compute.strategy import parse_devices, site_devices
-        from harness.system.cuda import kernel_cache
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
     devices = devices or site_devices()
@@ -57,13 +55,9 @@ def doctor(
         parse_devices(devices)
     if probe:
         confirm_here(f"{ON_GPU} harness doctor --probe", Console(), here=here)
-        cache = kernel_cache()
-        before_gb = folder_gb(cache)
         with _waiting("measuring"):
             estimates = measure(devices, data)
         _print(estimates, _print_estimates, as_json=as_json)
-        if not as_json and any(each.on_gpu for each in estimates):
-            echo(describe_kernel_cache(cache, before_gb))
         is_well = not any(each.error for each in estimates)
     else:
         with _waiting("checking"):

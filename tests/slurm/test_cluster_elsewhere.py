@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks.slurm_checks import check_slurm
 from tests.conftest import Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject, Submitted
@@ -100,21 +99,6 @@ def test_a_job_that_would_wait_for_ever_is_withdrawn(visitor: SlurmProject) -> N
     job_id = said.rpartition("jobs ")[2].removesuffix(" were cancelled")
     assert visitor.cluster.state(job_id) == "CANCELLED"
     assert submitter.left() == []
-
-
-def test_the_doctor_says_what_preemption_means(
-    elsewhere: SlurmCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For each partition that is cleared."""
-    for name, value in elsewhere.environment.items():
-        monkeypatch.setenv(name, value)
-    found = {each.name: each for each in check_slurm(None)}
-    assert found["preemption"].level == "yellow"
-    assert found["preemption"].found == (
-        "spare: CANCEL, 10 s of grace: a run has 2 s to save, and is requeued by itself"
-    )
-    assert "JobRequeue is 0" in found["requeue"].found
-    assert found["sbatch"].level == "green"
 
 
 def test_seeds_beyond_the_sites_arrays(visitor: SlurmProject) -> None:

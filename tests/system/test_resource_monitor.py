@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.checks.doctor import check_gpu_use
 from harness.errors import InputError
 from harness.monitoring.status_table import as_lines, as_renderable
 from harness.monitoring.survey import survey
@@ -277,20 +276,6 @@ def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
     for name in ("metrics.jsonl", "result.json"):
         assert "share" not in (run / name).read_text()
         assert "_ms" not in (run / name).read_text()
-
-
-def test_doctor_says_whether_the_use_of_gpus_is_read() -> None:
-    """Green with NVML, yellow with its remedy without, nothing where there is no GPU."""
-    assert list(check_gpu_use(0)) == []
-    for nvml, level, told in (
-        (FakeNvml(gpu0=5), "green", "after 10 min"),
-        (None, "yellow", "HARNESS_EXTRA=gpu"),
-    ):
-        (finding,) = check_gpu_use(
-            1, partial(ResourceMonitor, sources=Sources(nvml=partial(give, nvml), environment={}))
-        )
-        assert finding.level == level
-        assert told in finding.found + finding.remedy
 
 
 FIGURES: dict[str, Any] = {

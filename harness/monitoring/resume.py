@@ -16,6 +16,7 @@ from harness.tracking.record_format import RECORD, check_format, last_start
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 
+OF_SITE = ("partition", "account", "qos")
 STOPPED = ("interrupted", "lost", "dead")
 
 
@@ -64,6 +65,9 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     asked = table(last_start(record), "slurm_asked") or table(record, "slurm")
     variables = {name: str(value) for name, value in asked.items()}
     before = allocation_of(variables)
+    # Before the user's own: of an option that is given twice sbatch takes the last.
+    kept = [f"--{name}={before.pop(name)}" for name in OF_SITE if name in before]
+    wanted = dataclasses.replace(wanted, flags=(*kept, *wanted.flags))
     devices = last_start(record).get("devices") or ()  # on all nodes together
     if num_gpus := sum("gpu" in str(each).lower() for each in devices):
         # As many again, for the same number of replicas.

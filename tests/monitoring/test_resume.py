@@ -63,8 +63,8 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
         ),
         (
             {"slurm": SLURM, "starts": [{"devices": [{"device": "cpu:0"}]}]},
-            Resources(nodes=1, partition="short", gpus="a100:1"),
-            ["--nodes=1", "--partition=short", "--account=lab", "--qos=normal"],
+            Resources(nodes=1, flags=("-pshort",), gpus="a100:1"),
+            ["--nodes=1", "--partition=long", "--account=lab", "--qos=normal", "-pshort"],
             "a100:1",
         ),
         (
@@ -144,7 +144,7 @@ def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:
         (["--all-interrupted"], "has stopped unfinished"),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "goes on with runs as they are"),
-        (["--resume", "gru/a", "--at-most", "2"], "goes on with runs as they are"),
+        (["--resume", "gru/a", "--pack"], "goes on with runs as they are"),
         (["--resume", "gru/a", "--all-interrupted"], "without any"),
     ],
 )

@@ -1,6 +1,5 @@
 """`status`, `logs`, `cancel` and `prune`: what is running, how to stop it, what can be freed."""
 
-import itertools
 import json
 import logging
 import sys
@@ -29,7 +28,7 @@ OneRun = Annotated[
 
 
 @app.command(
-    epilog="Examples: harness status runs/lstm --watch; harness status --state failed --newer 2d"
+    epilog="Examples: harness status runs/lstm --watch; harness status --all | grep failed"
 )
 def status(
     names: Annotated[
@@ -39,20 +38,6 @@ def status(
     runs: RunsFolder = Path("runs"),
     everything: Annotated[
         bool, typer.Option("--all", help="show all ended runs, not only the newest 20")
-    ] = False,
-    jobs: Annotated[
-        list[str] | None, typer.Option("--job", metavar="NAME", help="only runs of this job")
-    ] = None,
-    states: Annotated[
-        list[str] | None,
-        typer.Option("--state", metavar="STATE", help="only runs in this state, such as failed"),
-    ] = None,
-    newer: Annotated[
-        str | None,
-        typer.Option("--newer", metavar="AGE", help="only runs that did something within 2h, 3d"),
-    ] = None,
-    disk: Annotated[
-        bool, typer.Option("--disk", help="show space, files, and what harness prune frees")
     ] = False,
     as_json: AsJson = False,
     watch: Annotated[
@@ -70,31 +55,17 @@ def status(
     Reads the run folders and asks Slurm at most once.
     """
     from harness.monitoring.run_names import select_runs
-    from harness.monitoring.status_table import RunFilter, StatusScreen
-    from harness.monitoring.survey import survey, trials_of
+    from harness.monitoring.status_table import StatusScreen
+    from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
-    if watch and disk:
-        raise InputError("--disk: looks at every file once; leave out --watch")
     queue = Queue()
-    wanted = RunFilter(jobs or (), states or (), newer)
-    console = StatusScreen(runs, everything=everything or bool(names), is_filtered=bool(wanted))
+    console = StatusScreen(runs, everything=everything or bool(names))
 
     def look() -> "list[RunStatus]":
-        if not names:
-            chosen = wanted.choose(survey(runs, queue))
-        else:
-            selected = select_runs(names, runs, queue, many=True)
-            # A sweep is shown with its trials if it was named.
-            trials = (trials_of(each) if each.trials else () for each in selected)
-            chosen = wanted.choose([*selected, *itertools.chain.from_iterable(trials)])
-        if not disk:
-            return chosen
-        from harness.tuning.prune_runs import add_disk_use  # which needs NumPy
-
-        return add_disk_use(chosen)
+        return select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
 
     try:
         if as_json:
@@ -102,7 +73,7 @@ def status(
             echo(json.dumps(content, indent=2, allow_nan=False))
             console.complain(queue.problem)
         elif not watch:
-            console.show(look(), queue.problem)
+            console.draw(look(), queue.problem)
         else:
             with console:
                 while console.draw(look(), queue.problem):

@@ -12,7 +12,6 @@ from harness import PROJECT
 from harness.files.lenient_json import read_toml, table, text
 from harness.files.plain_file import Record, in_threads
 from harness.monitoring.status import infer_state
-from harness.search_space import SEARCH_FILE, short_names
 from harness.slurm.queue import Queue, QueuedJob, training_script
 from harness.slurm.script import submissions
 from harness.tracking.records import ALIVE, RunStatus, Submission, observe, read_submissions
@@ -135,29 +134,6 @@ class _Look:
 
 def _sorted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
     return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))
-
-
-def trials_of(sweep: RunStatus) -> list[RunStatus]:
-    """The runs of a sweep's trials, each with the values that it tries: those at work first."""
-    now = time.time()
-    space = table(table(read_toml(sweep.folder / SEARCH_FILE), "search"), "space")
-    keys = [(name, key) for name in space for key in table(space, name)]
-    short = short_names([".".join(key) for key in keys])
-
-    def trial(run: RunFolder) -> RunStatus:
-        name = f"{sweep.run}/{_name(run.path, sweep.folder)}"
-        status = observe(Path(run.path), name, None, now=now, heartbeat=run.heartbeat)
-        infer_state(status, None, asked_s_ago=0.0)
-        job = read_toml(status.folder / "job.toml")
-        tried = [
-            f"{short[f'{name}.{key}']}={table(job, name)[key]}"
-            for name, key in keys
-            if key in table(job, name)
-        ]
-        status.note = "; ".join(filter(None, (status.note, " ".join(tried))))
-        return status
-
-    return _sorted(in_threads(trial, walk_runs([sweep.folder / "trials"])))
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:

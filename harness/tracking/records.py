@@ -85,7 +85,6 @@ class RunStatus:
     error: str | None = field(default=None, repr=False)
     is_own: bool = field(default=True, repr=False)  # the scheduler only reports own jobs
     reported_job: str | None = field(default=None, repr=False)  # the job's id in the heartbeat
-    disk: dict[str, int] | None = None  # bytes, files, and both of what can be made again
     submission: Submission | None = field(default=None, repr=False)
     expected_s: float = field(default=0.0, repr=False)  # between two writes of the heartbeat
     queued: QueuedJob | None = field(default=None, repr=False)

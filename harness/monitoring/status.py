@@ -27,8 +27,6 @@ def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago
         asked_s_ago: how old that answer is.
     """
     _set_state(status, jobs, asked_s_ago)
-    if status.warning and status.state in ("running", "stale"):
-        status.note = "; ".join(filter(None, (status.note, status.warning)))
     if status.trials:
         counts = describe_trials(status.trials)
         status.note = f"{counts}; {status.note}" if status.note else counts

@@ -68,7 +68,6 @@ class RunStatus:
     input_wait_share: float | None = None  # of a step's time
     # As harness.system.resource_monitor names its figures.
     device: dict[str, float] = field(default_factory=dict)
-    warning: str | None = None  # of what may end the run, such as an idle GPU
     val_accuracy: float | None = None  # of the last epoch, or the one kept
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # of a sweep: how many are finished, failed and so on
@@ -142,7 +141,7 @@ class RunStatus:
     def forget_speed(self) -> None:
         """Clear the figures that only hold while it trains."""
         self.reviews_per_s = self.eta_s = self.step_ms = self.input_wait_share = None
-        self.device, self.warning = {}, None
+        self.device = {}
 
     def as_json(self) -> dict[str, Any]:
         """The record for programs, as `harness status --json` prints it."""
@@ -272,7 +271,6 @@ def _add_speed(status: RunStatus, state: dict[str, Any]) -> None:
     status.step_ms = number(state.get("step_ms"))
     status.input_wait_share = number(state.get("input_wait_share"))
     status.device = numbers(state.get("device"))
-    status.warning = text(state.get("warning"))
 
 
 def _add_result_or_job(status: RunStatus) -> None:

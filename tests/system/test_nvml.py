@@ -61,10 +61,10 @@ def neighbour(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def test_memory_is_told_with_those_that_hold_it(neighbour: int) -> None:
-    """A run of ours by its id, this process not at all; a MIG instance has no answer."""
+    """By its number, this process not at all; a MIG instance has no answer."""
     assert describe_memory({}) == (
         "GPU 0 has 1.5 of 80.0 GB free; GPU 1 has 1.5 of 80.0 GB free, "
-        f"run b-seed2 (process {neighbour}) holds 40.0 GB"
+        f"process {neighbour} holds 40.0 GB"
     )
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "0"}) == "GPU 0 has 1.5 of 80.0 GB free"
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "MIG-a"}) == ""

@@ -21,7 +21,6 @@ MAX_NAMES = 1000  # new files that a record names
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
-CHANGE = re.compile(rb"^(diff --git |--- .*\n\+\+\+ |@@ -)", re.MULTILINE)  # where git sees one
 
 # They point git to another repository or change its output.
 HIDDEN = {
@@ -216,21 +215,6 @@ def has_commit(project: Path, commit: str) -> bool:
         git(project, "rev-parse", "--git-dir")  # such as in a checkout of another owner
         return False
     return True
-
-
-def paths_of_patch(patch: str) -> list[str]:
-    """The paths that a patch would change, as git reads them; none where it sees no change.
-
-    Raises:
-        GitError: if it is a broken patch.
-    """
-    content = patch.encode(errors="surrogateescape")
-    if not CHANGE.search(content):  # git before 2.35 has no --allow-empty
-        return []
-    with scratch_directory() as folder:
-        git(folder, "init", "--quiet", "--template=")  # of one around it git reads this part alone
-        listing = git(folder, "apply", "--numstat", "-z", stdin=content)
-    return _names(b"\0".join(line.split(b"\t", 2)[-1] for line in listing.split(b"\0")))
 
 
 def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> None:

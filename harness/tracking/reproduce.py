@@ -8,16 +8,14 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from harness import __version__
 from harness.data.dataset_folder import save_folder
 from harness.data.imdb_sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory
 from harness.files.lenient_json import table, text
-from harness.job_file import load_job
 from harness.ownership import distrust
 from harness.system.git import (
     COMMIT,
@@ -25,7 +23,6 @@ from harness.system.git import (
     GitError,
     has_commit,
     is_snapshot,
-    paths_of_patch,
     write_version,
 )
 from harness.system.host import installed_version
@@ -62,8 +59,7 @@ def reproduce(
         trust_code: put back what somebody else wrote or could have changed, too.
 
     Raises:
-        InputError: if the folder exists already, the code can't be found, or job or changes are
-            not what this project writes.
+        InputError: if the folder exists already, the code can't be found, or the job is no TOML.
         RunError: if the recorded changes do not apply, or the disk refuses.
     """
     if folder.exists() or folder.is_symlink():
@@ -73,14 +69,12 @@ def reproduce(
         raise InputError(f"run {run.folder}: has no readable provenance.json, its code is unknown")
     own = [run.folder, run.path(RECORD), run.path("job.toml")]
     warnings = [*_distrusted(own, trust_code), *_differences(record)]
-    _check_job(run, record)
-    _check_patch(run, record.get("uncommitted_diff"))
+    _check_job(run.path("job.toml"))
     if (named := record.get("snapshot")) and is_snapshot(Path(str(named))):
         warnings += _distrusted([Path(str(named))], trust_code)
     try:
         with atomic_directory(folder) as temporary:
             source = _put_code(run, record, project, folder=temporary, warnings=warnings)
-            _check_links(run, temporary)  # before anything is written through one
             job_file = _put_job(run, temporary)
             data = _put_data(record, temporary, warnings)
     except OSError as error:
@@ -104,47 +98,12 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
     return [f"{reason}; read the code before you start it" for reason in reasons]
 
 
-def _check_job(run: RunDirectory, record: dict[str, Any]) -> None:
-    """Refuse a job that can't be trained; that of another version is for its own code to check."""
-    path = run.path("job.toml")
-    if record.get("harness", __version__) == __version__:
-        load_job(path)
-        return
+def _check_job(path: Path) -> None:
+    """Refuse what is no TOML; its keys are for the code to check that it belongs to."""
     try:
         tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no job file ({error}); restore it") from None
-
-
-def _check_patch(run: RunDirectory, patch: object) -> None:
-    """Refuse changes outside of the folder that they are applied in, and of git's own files."""
-    if not isinstance(patch, str) or not patch:
-        return
-    try:
-        paths = paths_of_patch(patch)
-    except GitError as error:
-        raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
-    for path in paths:
-        parts = PurePosixPath(path.lower()).parts
-        if path.startswith("/") or {"..", ".git"} & {*parts}:
-            raise InputError(
-                f"run {run.folder}: its patch names {path!r}, which is no path of code; don't "
-                "trust this record"
-            )
-
-
-def _check_links(run: RunDirectory, folder: Path) -> None:
-    """Refuse links out of the folder, through which others of its files would be written."""
-    root = folder.resolve()
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            continue
-        target = path.readlink()
-        if target.is_absolute() or not (path.parent / target).resolve().is_relative_to(root):
-            raise InputError(
-                f"run {run.folder}: the link {path.relative_to(folder)} in its code leads out of "
-                f"it, to {target}; don't trust this record"
-            )
 
 
 def _put_code(

@@ -134,7 +134,7 @@ def _resume_requests(
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
     from harness.system.console import Console
-    from harness.tracking.job_end import shortage_of
+    from harness.tracking.job_end import was_out_of_memory
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
@@ -150,10 +150,8 @@ def _resume_requests(
         )
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
-        shortage = None if resources.mem else shortage_of(each)
-        if shortage and shortage.more_mb:
-            told = f"{each.run}: was killed for want of memory: {shortage}"
-            Console().warning(f"{told}; give --mem={shortage.more_mb}M or more")
+        if not resources.mem and was_out_of_memory(each):
+            Console().warning(f"{each.run}: was killed for want of memory; give more by --mem")
     tops = [runs_of(each.folder, runs) for each in resumed]
     return [
         resume_request([each for each, of in zip(resumed, tops, strict=True) if of == top], top)

@@ -4,6 +4,8 @@ import json
 import logging
 import sys
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,9 +102,10 @@ def logs(
 
     With -f the exit code is that of the run: 0 = finished, 1 = failed, 75 = resume it.
     """
-    from harness.monitoring.logs import Follower, Look, await_log, log_of, read_lines
+    from harness.monitoring.logs import ASK_EVERY_S, Follower, await_log, log_of
     from harness.monitoring.logs import follow as follow_log
     from harness.monitoring.run_names import one, select_runs
+    from harness.monitoring.survey import refresh
     from harness.slurm.queue import Queue
 
     queue = Queue()
@@ -118,16 +121,15 @@ def logs(
         else:
             path = log_of(run, yet_to_come=follow)
     try:
-        look = Look(run, queue)
-        path = path or await_log(look)
+        queue.every_s = ASK_EVERY_S
+        look = partial(refresh, run, queue)
+        follower = Follower(path or await_log(look))
+        if num_lines is not None or not follow:
+            lines = follower.new_lines(at_end=not follow)
+            for line in lines if num_lines is None else deque(lines, num_lines):
+                echo(line)
         if not follow:
-            for line in read_lines(path, num_lines):
-                echo(line)
             return
-        follower = Follower(path)
-        if num_lines is not None:
-            for line in follower.seek_last(num_lines):
-                echo(line)
         for line in follow_log(follower, look):
             echo(line)
             sys.stdout.flush()
@@ -136,7 +138,7 @@ def logs(
     except BrokenPipeError:
         ignore_broken_pipe()
         return
-    end = look.status
+    end = look()
     if end.state in ("interrupted", "cancelled"):
         raise Interrupted(f"{end.run}: {end.state}; {end.note}")
     if end.state != "finished":

@@ -8,6 +8,7 @@ process of `harness doctor` that imports TensorFlow and names the devices.
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class Estimate:
     error: str = ""
 
     @property
+    def is_well(self) -> bool:
+        """Whether it was measured."""
+        return not self.error
+
+    @property
     def on_gpu(self) -> bool:
         """Whether it was measured on a GPU."""
         return bool(self.devices) and "cpu" not in self.devices
@@ -78,7 +84,7 @@ def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> di
 # The estimate
 
 
-def probe(devices: str | None, data: Path | None) -> list[Estimate]:
+def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
     """Train each of the five jobs for two short epochs; where no devices are named, on one GPU.
 
     Raises:
@@ -93,13 +99,11 @@ def probe(devices: str | None, data: Path | None) -> list[Estimate]:
         )
     if devices is None and ask_child({"do": "devices"}, START_S)["gpus"]:
         devices = "gpu:1"
-    estimates = []
     for name in ARCHITECTURES:
         try:
-            estimates.append(measure(name, devices, data))
+            yield measure(name, devices, data)
         except RunError as error:
-            estimates.append(Estimate(name, error=str(error)))
-    return estimates
+            yield Estimate(name, error=str(error))
 
 
 def measure(name: str, devices: str | None, data: Path | None, **variables: str) -> Estimate:

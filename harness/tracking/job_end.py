@@ -7,7 +7,6 @@ The job scripts ask after each failure. `<runs>/.submissions/failures-<job id>.j
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def judge(code: int, run: str, runs: Path, *, allocation: SlurmEnvironment) -> V
 def _judge(
     code: int,
     count: int,
-    state: Mapping[str, Any],
+    state: dict[str, Any],
     *,
     allocation: SlurmEnvironment,
     retries: int,
@@ -87,7 +86,7 @@ def _judge(
     return Verdict(requeue=True, reason="")
 
 
-def _out_of_memory(state: Mapping[str, Any], allocation: SlurmEnvironment, retries: int) -> Verdict:
+def _out_of_memory(state: dict[str, Any], allocation: SlurmEnvironment, retries: int) -> Verdict:
     """Tell what was asked and used; ask for half as much again if the user wants that."""
     asked_gb, device = given_memory_gb(allocation), table(state, "device")
     used_gb = memory_peak_gb() or number(device.get("memory_gb"))

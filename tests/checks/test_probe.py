@@ -48,7 +48,7 @@ def test_the_probe_waits_for_a_card_s_first_use(
 
     monkeypatch.setattr(probe, "ask_child", lambda *_: {"gpus": gpus})
     monkeypatch.setattr(child, "run_module", run)
-    estimates = probe.probe(devices, None)
+    estimates = [*probe.probe(devices, None)]
     assert {each.error for each in estimates} == {"a short run ended with code 1 (enough)"}
     assert limits == [limit_s] * 5
     assert (devices or "gpu:1") in asked
@@ -85,4 +85,4 @@ def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyP
     assert lstm.reviews_per_s > 0
     assert lstm.total_s > lstm.first_step_s > 0
     with pytest.raises(InputError, match="nowhere"):
-        probe.probe("cpu", Path("nowhere"))
+        next(probe.probe("cpu", Path("nowhere")))

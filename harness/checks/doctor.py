@@ -16,7 +16,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from harness import PROJECT
-from harness.checks.cuda_support import Build, check_platform, judge_card
+from harness.checks.cuda_support import Build, judge_card
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ask_child
 from harness.checks.slurm_checks import check_slurm
@@ -38,7 +38,6 @@ from harness.system.host import (
 )
 
 SET_UP = "bash slurm/common.sh --setup"
-PYTHONS = ((3, 11), (3, 13))  # as pyproject.toml
 TENSORFLOW_S = 300  # a first import from a network disk takes minutes
 SLOW_IMPORT_S = 10.0  # from a disk of its own it takes about 2
 LITTLE_GB = 3.0  # training one of the jobs takes about half
@@ -48,8 +47,6 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
     """Run every check, in order; one that breaks does not end the others."""
     allocation = SlurmEnvironment.from_environment()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "python": check_python,
-        "platform": check_platform,
         "packages": check_packages,
         "tensorflow": partial(check_tensorflow, allocation, devices),
         "cpus": partial(check_cpus, allocation),
@@ -65,24 +62,13 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
 # The environment
 
 
-def check_python() -> Iterator[Finding]:
-    """The interpreter and its environment."""
-    is_virtual = sys.prefix != sys.base_prefix
-    kind = "virtual environment" if is_virtual else "no virtual environment"
-    found = f"{platform.python_version()}, {kind} {sys.prefix}"
-    if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        yield Finding("green", "python", found)
-    else:
-        remedy = f"set HARNESS_PYTHON to Python 3.11, 3.12 or 3.13 and {SET_UP}"
-        yield Finding("red", "python", found, remedy)
-
-
 def check_packages() -> Iterator[Finding]:
     """Packages against the supported ranges."""
     if wrong := list(_wrong(_dependencies())):
         yield Finding("red", "packages", "; ".join(wrong), SET_UP)
         return
     ours = ", ".join(f"{name} {installed_version(name)}" for name in ("tensorflow", "keras"))
+    ours = f"Python {platform.python_version()}, {ours}"
     yield Finding("green", "packages", f"{ours}, all in the supported ranges")
 
 

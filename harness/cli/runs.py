@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+WATCH_S = 5.0  # between two looks
 MAX_LEFT = 5  # lines about what is not pruned
 PRUNED_AGAIN = "harness train RUN/job.toml makes them again"
 
@@ -45,12 +46,6 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="refresh until nothing is running or waiting")
     ] = False,
-    every_s: Annotated[
-        float,
-        typer.Option(
-            "--every", metavar="SECONDS", min=0.5, max=86_400, help="time between refreshes"
-        ),
-    ] = 5.0,
 ) -> None:
     """Show which runs are running, waiting or finished.
 
@@ -79,7 +74,7 @@ def status(
         else:
             with console:
                 while console.draw(look(), queue.problem):
-                    time.sleep(every_s)
+                    time.sleep(WATCH_S)
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:

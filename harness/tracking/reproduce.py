@@ -49,8 +49,8 @@ def reproduce(
 ) -> Reproduced:
     """Restore the code of a run into a new folder, with the run's job under `jobs/`.
 
-    The code comes from the commit and the recorded changes; where the project does not know the
-    commit or the record lacks a file, from the snapshot that the run was started from.
+    The code comes from the snapshot that the run was started from, if that is still there, or else
+    from the commit and the recorded changes.
 
     Args:
         run: an existing run.
@@ -109,41 +109,34 @@ def _check_job(path: Path) -> None:
 def _put_code(
     run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
-    commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
-    names = record.get("left_out_files")
-    left_out = [str(name) for name in names] if isinstance(names, list) else []
-    snapshot = Path(str(record["snapshot"])) if record.get("snapshot") else None
-    snapshot = snapshot if snapshot and is_snapshot(snapshot) else None
-    is_whole = isinstance(patch, str) and not left_out
-    try:
-        is_known = has_commit(project, commit)
-    except GitError as error:
-        if not snapshot:
-            raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
-        is_known = False
-    if is_known and (is_whole or not snapshot):
-        try:
-            write_version(project, commit, patch or "", folder=folder)
-        except GitError as error:
-            raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
-        if patch is None:
-            warnings.append("changes since the commit, if there were any, were not recorded")
-        if left_out:
-            warnings.append(f"left out of the record, so not put back: {', '.join(left_out)}")
-        return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
-    if snapshot:
+    snapshot = Path(str(record.get("snapshot") or ""))
+    if record.get("snapshot") and is_snapshot(snapshot):
         ignore = shutil.ignore_patterns("__pycache__", SNAPSHOT_RECORD)
         shutil.copytree(snapshot, folder, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         return f"snapshot {snapshot}"
+    commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
         why = record.get("git_problem") or "it was started from a folder that was no git checkout"
         raise InputError(
             f"run {run.folder}: names neither a commit nor a snapshot that is still there; {why}"
         )
-    raise InputError(
-        f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, or run "
-        "harness reproduce from the checkout that it was started from"
-    )
+    try:
+        is_known = has_commit(project, commit)
+        if is_known:
+            write_version(project, commit, str(patch or ""), folder=folder)
+    except GitError as error:
+        raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
+    if not is_known:
+        raise InputError(
+            f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, or "
+            "run harness reproduce from the checkout that it was started from"
+        )
+    if patch is None:
+        warnings.append("changes since the commit, if there were any, were not recorded")
+    if names := record.get("left_out_files"):
+        left_out = ", ".join(map(str, names)) if isinstance(names, list) else names
+        warnings.append(f"left out of the record, so not put back: {left_out}")
+    return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
 
 
 def _put_job(run: RunDirectory, folder: Path) -> Path:

@@ -373,7 +373,7 @@ def test_a_queue_without_an_answer_is_a_warning_once(
 def test_watch_prints_a_file_anew_on_change_and_ends(harness: Harness, site: Site) -> None:
     """Into a pipe: one table while the run goes on, another when it has finished, and the end."""
     run = site.run("a", "training", epoch=1, num_epochs=2)
-    watching = harness.start("status", "--watch", "--every", "0.5")
+    watching = harness.start("status", "--watch")
     assert watching.stdout
     assert watching.stdout.readline().startswith("run ")
     assert "running" in watching.stdout.readline()

@@ -200,13 +200,12 @@ def test_why_no_commit_was_recorded_is_told(stranger: Strangers) -> None:
         stranger.refused(problem or "it was started from a folder that was no git checkout")
 
 
-def test_what_the_record_lacks_comes_from_the_snapshot(stranger: Strangers, tmp_path: Path) -> None:
-    """The commit is taken if the record is whole, or if nothing else is left."""
+def test_a_snapshot_is_taken_first(stranger: Strangers, tmp_path: Path) -> None:
+    """It is whole, where the record may lack a file; without it the commit is put back."""
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
     commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
     left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
     sources: list[tuple[dict[str, object], str]] = [
-        ({"snapshot": str(snapshot)}, commit),
         ({"snapshot": str(snapshot), **left_out}, f"snapshot {snapshot}"),
         (left_out, commit),
     ]

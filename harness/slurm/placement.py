@@ -62,21 +62,6 @@ def gpu_name(index: int) -> str:
     return listed[index] if index < len(listed) else str(index)
 
 
-def check_sharing(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse to put several processes on a GPU that lets in only one.
-
-    Raises:
-        InputError: if there is such a GPU, and no MPS, whose processes count as one.
-    """
-    if cuda.has_mps(environment) or not (closed := nvml.closed_gpus(environment)):
-        return
-    modes = ", ".join(f"GPU {name} is in compute mode {mode}" for name, mode in closed.items())
-    raise InputError(
-        f"several runs on a GPU: {modes}, which would keep them waiting or fail; use one a GPU, "
-        "start NVIDIA's MPS, or ask your site for: nvidia-smi -c DEFAULT"
-    )
-
-
 def check_memory(
     slots: Sequence[Slot],
     runs: Sequence[tuple[str, float | None]],
@@ -159,8 +144,6 @@ def allocate_slots(
             f"{option} {workers_per_gpu}: there is no GPU here; leave it out, or say how "
             "many by --workers"
         )
-    if workers_per_gpu > 1:
-        check_sharing()
     room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
     wanted = num_workers or room
     if wanted > MAX_WORKERS:

@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.files.lenient_json import read_json
 from harness.files.scratch import scratch_directory
-from harness.system.private_files import looks_secret, private_files
 
 SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
@@ -36,6 +37,16 @@ SETTINGS = (
 )
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
         "--ignore-submodules=all")  # fmt: skip
+
+
+# Names of files that look like secrets, which no snapshot and no record may hold.
+SECRETS = (
+    *("*secret*", "*credential*", "*passw*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
+    *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
+)
+NO_CODE = ("*token*",)  # but tokenizer.py is code
+CODE = (".py", ".pyi")
 
 
 class GitError(Exception):
@@ -144,6 +155,40 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
     except GitError:  # nothing is committed yet
         committed = set()
     return private_files(project, [n for n in [*tracked, *new] if n not in committed])
+
+
+def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
+    """The files that look like secrets, each with what says so: its name, or its mode.
+
+    A mode that keeps a file from all other users says nothing in a folder that has such a mode
+    itself.
+
+    Args:
+        project: the folder of the checkout.
+        names: paths of files in it.
+    """
+    judges_mode = not _is_private(project)
+    found = {}
+    for name in names:
+        if looks_secret(name):
+            found[name] = "its name"
+        elif judges_mode and _is_private(project / name):
+            found[name] = f"its mode {(project / name).lstat().st_mode & 0o777:04o}"
+    return found
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a path, or a folder in it, is named like a secret, in capitals or not."""
+    path = PurePosixPath(name.lower())
+    patterns = SECRETS if path.suffix in CODE else (*SECRETS, *NO_CODE)
+    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in patterns)
+
+
+def _is_private(path: Path) -> bool:
+    try:
+        return path.lstat().st_mode & 0o077 == 0
+    except OSError:  # a tracked file that was deleted
+        return False
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:

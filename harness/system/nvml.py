@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from harness.system.cuda import visible_names
 
 T = TypeVar("T")
-MODES = {1: "exclusive (thread)", 2: "prohibited", 3: "exclusive"}  # 0 lets any process in
 
 
 def find_nvml() -> Any:
@@ -21,13 +20,6 @@ def find_nvml() -> Any:
     except ImportError:
         return None
     return pynvml
-
-
-def closed_gpus(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The visible GPUs that do not let any number of processes in, and the mode of each."""
-    # A MIG instance has no mode.
-    modes = _ask_each(environment, lambda nvml, gpu: int(nvml.nvmlDeviceGetComputeMode(gpu)))
-    return {name: MODES[mode] for name, mode in modes.items() if mode in MODES}
 
 
 def describe_memory(environment: Mapping[str, str] = os.environ) -> str:

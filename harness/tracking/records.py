@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # of a log
 RESULT = "result.json"
+# What the heartbeat says, and how it is read: at any time, and while the run trains alone.
+STATE: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(("epoch", "num_epochs", "step", "num_steps", "process"), whole),
+    **dict.fromkeys(("host", "phase", "signal", "error"), text),
+    "log": path,
+}
+SPEED: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms", "input_wait_share"), number),
+    "device": numbers,
+}
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
 
@@ -140,8 +151,8 @@ class RunStatus:
 
     def forget_speed(self) -> None:
         """Clear the figures that only hold while it trains."""
-        self.reviews_per_s = self.eta_s = self.step_ms = self.input_wait_share = None
-        self.device = {}
+        for name, read in SPEED.items():
+            setattr(self, name, read(None))
 
     def as_json(self) -> dict[str, Any]:
         """The record for programs, as `harness status --json` prints it."""
@@ -211,18 +222,9 @@ def observe(
     status = RunStatus(
         run=name,
         folder=folder,
-        epoch=whole(state.get("epoch")),
-        num_epochs=whole(state.get("num_epochs")),
-        step=whole(state.get("step")),
-        num_steps=whole(state.get("num_steps")),
         restarts=whole(state.get("restarts")) or 0,
-        host=text(state.get("host")),
-        process=whole(state.get("process")),
-        log=path(state.get("log")),
         time_s=number(state.get("time_s")) or modified or 0.0,
-        phase=text(state.get("phase")),
-        signal=text(state.get("signal")),
-        error=text(state.get("error")),
+        **{name: read(state.get(name)) for name, read in STATE.items()},
         is_own=(not submission or submission.is_own) if is_own is None else is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
@@ -236,7 +238,8 @@ def observe(
         status.error = None
         _add_scores(status, summary)
     else:
-        _add_speed(status, state)
+        for name, read in SPEED.items():
+            setattr(status, name, read(state.get(name)))
         _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
     if not status.time_s and (there := _stat(folder)):
@@ -262,15 +265,6 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
     status.log = status.log or submission.log
     status.time_s = status.time_s or submission.time_s
     status.submission = submission
-
-
-def _add_speed(status: RunStatus, state: dict[str, Any]) -> None:
-    """Add the figures that only hold while it trains."""
-    status.reviews_per_s = number(state.get("reviews_per_s"))
-    status.eta_s = number(state.get("eta_s"))
-    status.step_ms = number(state.get("step_ms"))
-    status.input_wait_share = number(state.get("input_wait_share"))
-    status.device = numbers(state.get("device"))
 
 
 def _add_result_or_job(status: RunStatus) -> None:

@@ -95,7 +95,7 @@ def _wrong(requirements: list[str]) -> Iterator[str]:
 
 def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -> Iterator[Finding]:
     """TensorFlow and the devices that it sees."""
-    answer = ask_child({"do": "devices", "devices": devices}, timeout_s=TENSORFLOW_S)
+    answer = ask_child(devices, TENSORFLOW_S)
     yield describe_import(answer["import_s"])
     yield describe_gpus(answer, allocation)
     yield from describe_cards(answer, nvidia_driver())

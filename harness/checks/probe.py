@@ -1,10 +1,12 @@
 """How fast this machine trains the five jobs: a short run of each, extrapolated.
 
 Such a run also checks the GPU, and fills the driver's cache of kernels and the record of how much
-of a GPU a run takes. As a program, `python -m harness.checks.probe REQUEST`, it is the child
+of a GPU a run takes. As a program, `python -m harness.checks.probe DEVICES`, it is the child
 process of `harness doctor` that imports TensorFlow and names the devices.
 """
 
+import json
+import logging
 import math
 import sys
 import time
@@ -23,6 +25,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
+from harness.system.console import log
 from harness.system.host import installed_version
 from harness.tracking.record_format import last_start
 
@@ -67,18 +70,22 @@ class Estimate:
         return bool(self.devices) and "cpu" not in self.devices
 
 
-def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
-    """The answer of a child process with TensorFlow to `{"do": "devices", "devices": …}`.
+def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
+    """What `devices_seen` finds, in a child process with TensorFlow.
 
     Raises:
         InputError: if the child refused its input.
         RunError: if it failed, died or took too long.
     """
     try:
-        answer, _ = child.ask(MODULE, request, timeout_s=timeout_s, **variables)
+        ended = child.run_module(MODULE, devices or "", timeout_s=timeout_s)
     except child.ChildError as error:
         raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
-    return answer
+    if ended.code == InputError.exit_code:
+        raise InputError(ended.last_line)
+    if ended.code != 0:
+        raise RunError(f"a process with TensorFlow {ended}; {TRY}")
+    return dict(json.loads(ended.output.splitlines()[-1]))
 
 
 # The estimate
@@ -97,7 +104,7 @@ def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
             f"--probe in {allocation.num_nodes} nodes and {allocation.num_tasks} tasks: should be "
             "in one of each; ask Slurm for --nodes=1 --ntasks=1"
         )
-    if devices is None and ask_child({"do": "devices"}, START_S)["gpus"]:
+    if devices is None and ask_child(None, START_S)["gpus"]:
         devices = "gpu:1"
     for name in ARCHITECTURES:
         try:
@@ -181,11 +188,11 @@ def time_limit(seconds: float) -> str:
 # The child's side
 
 
-def devices_seen(devices: str | None = None) -> dict[str, Any]:
+def devices_seen(devices: str) -> dict[str, Any]:
     """What TensorFlow was built for and the GPUs that it sees, after its import.
 
     Args:
-        devices: whether this process could train on these is answered too.
+        devices: whether this process could train on these is answered too; empty for all.
     """
     from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
 
@@ -222,4 +229,8 @@ def _libraries() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    child.answer_request({"devices": devices_seen})
+    try:
+        print(json.dumps(devices_seen(sys.argv[1])))  # noqa: T201
+    except (InputError, RunError) as error:
+        log(logging.ERROR, str(error))
+        sys.exit(error.exit_code)

@@ -59,7 +59,7 @@ def status(
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
     queue = Queue()
-    console = StatusScreen(runs, everything=everything or bool(names))
+    console = StatusScreen(runs, everything=everything or bool(names), watches=watch)
 
     def look() -> "list[RunStatus]":
         return select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
@@ -69,12 +69,9 @@ def status(
             content = [each.as_json() for each in look()]
             echo(json.dumps(content, indent=2, allow_nan=False))
             console.complain(queue.problem)
-        elif not watch:
-            console.draw(look(), queue.problem)
         else:
-            with console:
-                while console.draw(look(), queue.problem):
-                    time.sleep(WATCH_S)
+            while console.draw(look(), queue.problem) and watch:
+                time.sleep(WATCH_S)
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
@@ -114,24 +113,13 @@ def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
 
 
 class StatusScreen:
-    """Shows the table; a context manager while it is drawn again and again."""
+    """Shows the table, once or again and again."""
 
-    def __init__(self, runs: Path, *, everything: bool) -> None:
-        self.runs, self.everything = runs, everything
+    def __init__(self, runs: Path, *, everything: bool, watches: bool = False) -> None:
+        self.runs, self.everything, self.watches = runs, everything, watches
         self.console = rich_console()
-        self._live: Live | None = None
         self._before: list[str] = []
         self._complained: str | None = None
-
-    def __enter__(self) -> "StatusScreen":
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, auto_refresh=False)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
         """Draw the table over the one before; where output is no terminal, print it if it changed.
@@ -145,20 +133,20 @@ class StatusScreen:
         """
         shown, older = split_shown(statuses, everything=self.everything)
         none = "" if shown else f"no runs below {self.runs}; harness train jobs/lstm.toml makes one"
+        said = [line for line in (none, older) if line]
         if self.console.is_terminal:
-            said = Text("\n".join(filter(None, (none, older))), "dim")
-            parts = [as_renderable(shown, self.console.width)] if shown else []
-            table = Group(*parts, *([said] if said else []))
-            if self._live:
-                self._live.update(table, refresh=True)
-            else:
-                self.console.print(table)
+            if self.watches:
+                self.console.clear()
+            if shown:
+                self.console.print(as_renderable(shown, self.console.width))
+            for line in said:
+                self.console.print(Text(line, "dim"))
         else:
-            lines = as_lines([cells(each) for each in shown]) if shown else [none]
+            lines = [*(as_lines([cells(each) for each in shown]) if shown else []), *said]
             if lines != self._before:
                 if self._before:
                     echo()
-                echo("\n".join([*lines, *filter(None, [older])]))
+                echo("\n".join(lines))
             self._before = lines
         self.complain(problem)
         return any(each.alive for each in statuses)

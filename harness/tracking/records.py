@@ -89,7 +89,6 @@ class RunStatus:
     log: str | None = None
     heartbeat_age_s: float | None = None
     time_s: float = 0.0  # the last sign of life, seconds since 1970
-    beats: tuple[float, ...] = field(default=(), repr=False)  # the last, by the clocks that know it
     phase: str | None = field(default=None, repr=False)
     signal: str | None = field(default=None, repr=False)
     error: str | None = field(default=None, repr=False)
@@ -142,13 +141,6 @@ class RunStatus:
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
-    def set_age(self, now: float) -> None:
-        """Set the age of the heartbeat, where there is one."""
-        # The clock of the node or of the file server may be wrong, but hardly both.
-        ages = [now - at for at in self.beats]
-        if ages:
-            self.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
-
     def forget_speed(self) -> None:
         """Clear the figures that only hold while it trains."""
         for name, read in SPEED.items():
@@ -156,7 +148,7 @@ class RunStatus:
 
     def as_json(self) -> dict[str, Any]:
         """The record for programs, as `harness status --json` prints it."""
-        hidden = {"beats", "is_own", "reported_job", "submission", "expected_s", "queued"}
+        hidden = {"is_own", "reported_job", "submission", "expected_s", "queued"}
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in shown.items() if name not in hidden}
         waits = self.queued.reason if self.queued and self.queued.waits else None
@@ -228,9 +220,11 @@ def observe(
         is_own=(not submission or submission.is_own) if is_own is None else is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
-    beats = (number(state.get("time_s")), modified)
-    status.beats = tuple(at for at in beats if at is not None)
-    status.set_age(now)
+    if heartbeat:
+        # The clock of the node or of the file server may be wrong, but hardly both.
+        beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
+        ages = [now - at for at in beats if at <= now]
+        status.heartbeat_age_s = round(min(ages, default=0.0), 1)
     if submission:
         _add_submission(status, submission)
     summary = table(state, "result")
@@ -245,18 +239,13 @@ def observe(
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
     status.slurm_job = _shown_job(status, state)
-    _add_resuming_job(status, submission)
+    # A job that goes on with the run, unless a later one has written its heartbeat: by the clock of
+    # the disk, which that of a node may be minutes ahead of.
+    sent = submission if submission and (submission.is_own or not status.is_own) else None
+    if sent and sent.resumed_by and sent.time_s > (modified or status.time_s):
+        status.reported_job = status.slurm_job = sent.resumed_by
+        status.log = sent.log
     return status
-
-
-def _add_resuming_job(status: RunStatus, submission: Submission | None) -> None:
-    """Add the job that goes on with the run, unless a later one has written its heartbeat."""
-    if not submission or not submission.resumed_by or (status.is_own and not submission.is_own):
-        return
-    # Both by the clock of the disk, which that of a node may be minutes ahead of.
-    if submission.time_s > (status.beats[-1] if status.beats else status.time_s):
-        status.reported_job = status.slurm_job = submission.resumed_by
-        status.log = submission.log
 
 
 def _add_submission(status: RunStatus, submission: Submission) -> None:

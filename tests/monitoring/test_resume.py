@@ -82,13 +82,18 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
         (
             {"slurm": {"SLURM_MEM_PER_GPU": "2048"}, "starts": []},
             Resources(flags=("-t5",)),
-            ["-t5", "--mem-per-gpu=2048M"],
+            ["--mem-per-gpu=2048M", "-t5"],
             "0",
         ),
         ({"slurm": {}, "starts": [{"devices": [{"device": "cpu:0"}]}]}, Resources(), [], "0"),
         ({"slurm": {}, "starts": []}, Resources(flags=("-G2",)), ["-G2"], None),
         ({"slurm": {"SLURM_CPUS_PER_TASK": "16"}}, Resources(), ["--cpus-per-task=16"], "0"),
-        ({"slurm": {"SLURM_CPUS_PER_TASK": "16"}}, Resources(flags=("-c8",)), ["-c8"], "0"),
+        (
+            {"slurm": {"SLURM_CPUS_PER_TASK": "16"}},
+            Resources(flags=("-c8",)),
+            ["--cpus-per-task=16", "-c8"],
+            "0",
+        ),
         ({}, Resources(), [], None),
         # Of searches: in a job, and outside.
         ({"starts": [{"slurm_asked": LAST}]}, Resources(), LAST_ARGS, "2"),

@@ -18,7 +18,7 @@ TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
 MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
-FORMAT = "%P|%a|%l|%L|%G"  # partition, state, time limit, default time, generic resources
+FORMAT = "%P|%a|%G"  # partition, state, generic resources
 DEFAULTS = (
     *("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_QOS", "SBATCH_TIMELIMIT"),
 )
@@ -31,8 +31,6 @@ class Partition:
     name: str
     is_default: bool
     is_up: bool
-    time_limit: str
-    default_time: str
     gpu_types: frozenset[str]  # "" for GPUs without a type; empty where there are none
 
 
@@ -40,17 +38,15 @@ def parse_partitions(text: str) -> list[Partition]:
     """Read what `sinfo --format=FORMAT` prints."""
     partitions = []
     for line in text.splitlines():
-        fields = line.split("|", 4)
-        if len(fields) != 5:  # a line beside the partitions, as of several clusters
+        fields = line.split("|", 2)
+        if len(fields) != 3:  # a line beside the partitions, as of several clusters
             continue
-        name, state, limit, default_time, gres = fields
+        name, state, gres = fields
         partitions.append(
             Partition(
                 name.rstrip("*"),
                 name.endswith("*"),
                 state == "up",
-                limit,
-                default_time,
                 gpu_types(gres),
             )
         )
@@ -93,25 +89,9 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     yield Finding("green", "slurm", f"{version}, its controller answers")
     text = ask("sinfo", "--noheader", f"--format={FORMAT}", timeout_s=TIMEOUT_S)
     partitions = parse_partitions(text)
-    yield describe_partitions(partitions)
     yield describe_gpus(partitions)
     yield from check_script(partitions)
     yield check_site_file()
-
-
-def describe_partitions(partitions: list[Partition]) -> Finding:
-    """The default partition with its limit, and the other partitions."""
-    up = [each for each in partitions if each.is_up]
-    default = next((each for each in up if each.is_default), None)
-    others = list(dict.fromkeys(each.name for each in up if not each.is_default))
-    also = f"; others: {_some(others)}" if others else ""
-    if default is None:
-        remedy = f"export SBATCH_PARTITION={others[0]}" if others else "ask your site"
-        return Finding("yellow", "partitions", f"none is the default and up{also}", remedy)
-    limits = f"at most {default.time_limit}"
-    if default.default_time not in ("n/a", "NONE", ""):
-        limits += f", {default.default_time} where none is asked for"
-    return Finding("green", "partitions", f"default {default.name}, {limits}{also}")
 
 
 def _some(names: list[str]) -> str:

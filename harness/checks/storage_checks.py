@@ -34,28 +34,13 @@ def check_data(data: Path | None) -> Iterator[Finding]:
         yield Finding("green", "data", f"{where}: the official ones, every byte verified")
 
 
-def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists.
-
-    Raises:
-        OSError: if it could not be created: a name too long, a folder without permission.
-    """
-    path = path.absolute()
-    while True:
-        try:
-            path.lstat()  # a broken link exists too, and is in the way
-        except (FileNotFoundError, NotADirectoryError):
-            path = path.parent
-        else:
-            return path
-
-
 def check_runs(runs: Path) -> Iterator[Finding]:
     """Space and speed of the runs folder, or of the nearest one above; leaves nothing."""
     remedy = "choose another --runs or HARNESS_RUNS"
     where = str(runs)
     try:
-        folder = nearest_folder(runs)
+        above = runs.absolute().parents
+        folder = next(each for each in (runs.absolute(), *above) if os.path.lexists(each))
         where = str(folder) if folder == runs.absolute() else f"{runs} is not made yet; {folder}"
         with tempfile.TemporaryDirectory(prefix=".harness-doctor-", dir=folder) as name:
             mb_per_s = _write_speed(Path(name))
@@ -69,9 +54,7 @@ def check_runs(runs: Path) -> Iterator[Finding]:
         yield Finding("red", "runs", found, f"free some space, or {remedy}")
     elif free_gb < LITTLE_GB:
         yield Finding("yellow", "runs", found, f"free some space, or {remedy}")
-    elif mb_per_s < SLOW_MB_PER_S and is_busy():
-        yield Finding("green", "runs", f"{found}, while the processors are busy with other work")
-    elif mb_per_s < SLOW_MB_PER_S:
+    elif mb_per_s < SLOW_MB_PER_S and not is_busy():
         yield Finding("yellow", "runs", found, f"slow: {remedy}")
     else:
         yield Finding("green", "runs", found)

@@ -107,29 +107,27 @@ def submit(
                 "--resume: goes on with runs as they are; leave out --all, --set, --seeds and "
                 "--pack"
             )
-        requests = _resume_requests(names, resources, runs, everything=all_interrupted)
+        request = _resume_request(names, resources, runs, everything=all_interrupted)
     else:
-        requests = [make_request(options, resources, runs)]
+        request = make_request(options, resources, runs)
     console = Console()
     if hint := not_sourced(VARIABLES):
         console.warning(hint)
-    for line in dict.fromkeys(line for request in requests for line in doubts(request)):
+    for line in doubts(request):
         console.warning(line)
-    for request in requests:
-        if dry_run:
-            for submission in dry_submissions(request):
-                echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
-        else:
-            _submit(request)
+    if dry_run:
+        for submission in dry_submissions(request):
+            echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
+    else:
+        _submit(request)
 
 
-def _resume_requests(
+def _resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool
-) -> "list[Request]":
-    """A request for each folder of runs, because who looks there must see the jobs."""
+) -> "Request":
     from harness.monitoring.resume import as_job, interrupted
     from harness.monitoring.run_names import select_runs
-    from harness.monitoring.survey import runs_of, survey
+    from harness.monitoring.survey import survey
     from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
@@ -152,11 +150,7 @@ def _resume_requests(
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):
             Console().warning(f"{each.run}: was killed for want of memory; give more by --mem")
-    tops = [runs_of(each.folder, runs) for each in resumed]
-    return [
-        resume_request([each for each, of in zip(resumed, tops, strict=True) if of == top], top)
-        for top in dict.fromkeys(tops)
-    ]
+    return resume_request(resumed, runs)
 
 
 def _submit(request: "Request") -> None:

@@ -98,12 +98,6 @@ def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
         InputError: if the devices or the data are refused.
         RunError: if TensorFlow can't be asked for its devices.
     """
-    allocation = SlurmEnvironment.from_environment()
-    if allocation and max(allocation.num_nodes, allocation.num_tasks) > 1:
-        raise InputError(
-            f"--probe in {allocation.num_nodes} nodes and {allocation.num_tasks} tasks: should be "
-            "in one of each; ask Slurm for --nodes=1 --ntasks=1"
-        )
     if devices is None and ask_child(None, START_S)["gpus"]:
         devices = "gpu:1"
     for name in ARCHITECTURES:

@@ -63,7 +63,7 @@ class RunDirectory(LeasedDirectory):
             InputError: if there is no such folder, or it holds no run.
         """
         run = cls(folder)
-        if not _is_dir(folder):
+        if not os.path.isdir(folder):  # noqa: PTH112 - never raises
             others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
             near = suggest(str(folder), others[-5:]) or "; harness train makes one"
             raise InputError(f"run {folder}: no such folder{near}")
@@ -254,10 +254,3 @@ def summary_of(result: dict[str, Any]) -> dict[str, Any]:
 def run_identity(job: Job, checksum: str) -> str:
     """What a checkpoint belongs to: this job on these data, wherever the data are."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise InputError(f"run {path}: can't be opened: {error.strerror}") from None

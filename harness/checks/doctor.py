@@ -4,7 +4,6 @@ TensorFlow is imported in a child process, so that even a crash inside it is a f
 """
 
 import importlib.metadata
-import os
 import platform
 import sys
 import tomllib
@@ -24,7 +23,6 @@ from harness.checks.storage_checks import check_data, check_runs, is_busy
 from harness.files.shared_disk import file_system
 from harness.slurm.environment import (
     SlurmEnvironment,
-    given_cpus,
     given_gpus,
     given_memory_gb,
 )
@@ -49,7 +47,6 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": check_packages,
         "tensorflow": partial(check_tensorflow, allocation, devices),
-        "cpus": partial(check_cpus, allocation),
         "memory": partial(check_memory, allocation),
         "slurm": partial(check_slurm, allocation),
         "data": partial(check_data, data),
@@ -174,19 +171,6 @@ def _gpu_remedy(answer: dict[str, Any]) -> str:
 
 
 # The machine
-
-
-def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """The CPUs that this process may use, against those of the machine."""
-    given, seen = given_cpus(allocation), os.cpu_count() or 1
-    found = f"{given} of the machine's {seen}"
-    if allocation and allocation.cpus_per_task is None and 1 < given == seen:
-        remedy = "sbatch --cpus-per-task=4, else other jobs on the node are disturbed"
-        yield Finding("yellow", "cpus", f"{found}: Slurm gave no number", remedy)
-    elif allocation and given == 1:
-        yield Finding("yellow", "cpus", found, "sbatch --cpus-per-task=4 is faster")
-    else:
-        yield Finding("green", "cpus", found)
 
 
 def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:

@@ -161,13 +161,6 @@ def test_a_missing_package_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.remedy == "bash slurm/common.sh --setup"
 
 
-def test_cpus_that_nobody_limits_are_told() -> None:
-    """In a job without a number of CPUs, or with one alone, more should be asked for."""
-    one = only(doctor.check_cpus(job(SLURM_CPUS_PER_TASK="1")))
-    assert one.found.startswith("1 of ")
-    assert "--cpus-per-task" in one.remedy
-
-
 @pytest.mark.parametrize(
     ("variables", "gpus", "level"),
     [

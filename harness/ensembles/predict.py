@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.ensembles.folder import Ensemble
-from harness.ensembles.weights import averaged
 from harness.errors import InputError
 from harness.inference.predict import Classifier, Prediction
 from harness.tracking.run_dir import RunDirectory
@@ -69,3 +69,10 @@ class EnsembleClassifier:
             )
             for first, row in zip(of_runs[0], averaged(self.weights, members), strict=True)
         ]
+
+
+def averaged(
+    weights: Sequence[float], members: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """The weighted mean of the members' probabilities, `[num_reviews, num_classes]`."""
+    return np.asarray(sum(w * each for w, each in zip(weights, members, strict=True)), np.float64)

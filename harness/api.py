@@ -131,11 +131,10 @@ class Runs(Sequence[Run]):
         """A row for each run: its folder, job, seed, every key of the job, and its scores.
 
         Accuracies are shares from 0 to 1, times are in seconds.
-
-        Raises:
-            InputError: if pandas is not installed.
         """
-        return _pandas().DataFrame([_row(run) for run in self])
+        import pandas
+
+        return pandas.DataFrame([_row(run) for run in self])
 
 
 @dataclass(frozen=True)
@@ -171,12 +170,10 @@ class Sweep:
         return sweep.read_json("result.json")
 
     def to_frame(self) -> "pandas.DataFrame":
-        """The leaderboard.
+        """The leaderboard."""
+        import pandas
 
-        Raises:
-            InputError: if pandas is not installed.
-        """
-        return _pandas().DataFrame(self.leaderboard)
+        return pandas.DataFrame(self.leaderboard)
 
 
 @dataclass(frozen=True, repr=False)
@@ -199,7 +196,7 @@ class Comparison:
 
     def _repr_markdown_(self) -> str:
         """The same for a notebook."""
-        from harness.report.export import to_markdown
+        from harness.report.summary import to_markdown
 
         return to_markdown(self.parts)
 
@@ -214,19 +211,17 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, as `comparison.json` holds them."""
-        from harness.report.export import to_json
+        from harness.report.summary import to_json
 
         return to_json(self.parts, self.left_out)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row for each job or baseline: accuracies from 0 to 1, times in seconds.
+        """A row for each job or baseline: accuracies from 0 to 1, times in seconds."""
+        import pandas
 
-        Raises:
-            InputError: if pandas is not installed.
-        """
-        from harness.report.export import to_csv
+        from harness.report.summary import to_csv
 
-        return _pandas().read_csv(io.StringIO(to_csv(self.parts)))
+        return pandas.read_csv(io.StringIO(to_csv(self.parts)))
 
     def write(self, folder: PathLike) -> Path:
         """Write the report, as `harness compare --out` does; returns the path of its page.
@@ -234,7 +229,7 @@ class Comparison:
         Raises:
             InputError: for a folder that holds anything but an earlier comparison.
         """
-        from harness.report.export import check_folder, write_comparison
+        from harness.report.html import check_folder, write_comparison
 
         check_folder(Path(folder))
         return write_comparison(Path(folder), self.parts, self.left_out, data=self.data, say=echo)
@@ -445,11 +440,3 @@ def _row(run: Run) -> dict[str, Any]:
     except (InputError, RunError) as error:  # a broken run, or one that is gone, hides no other
         log(logging.WARNING, str(error))
     return row
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise InputError("to_frame: needs pandas; pip install pandas") from None
-    return pandas

@@ -407,9 +407,6 @@ class TrainConfig(ConfigSection):
     log_every_steps: Annotated[int, Facts(changes="nothing", step="shared")] = Field(
         10, ge=1, le=10_000, description="steps between two writes to the log"
     )
-    profile_steps: Annotated[int, Facts(changes="nothing", step="shared")] = Field(
-        0, ge=0, le=100, description="steps to profile, after 20 steps of warm-up; 0 = off"
-    )
 
 
 SOURCE_PATH = re.compile(r"([^\W\d]\w*/)*[^\W\d]\w*\.py")

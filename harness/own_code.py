@@ -20,6 +20,7 @@ import stat
 import sys
 import traceback
 import types
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -418,7 +419,7 @@ class MissingOptionError(KeyError, InputError):
         return str(self.args[0])
 
 
-class OptionReader(dict[str, Any]):
+class OptionReader(UserDict[str, Any]):
     """A table of options as a user's function gets it; it notes what was read."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
@@ -428,43 +429,23 @@ class OptionReader(dict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
-        if not super().__contains__(name):
+        if name not in self.data:
             raise MissingOptionError(f"{self.table}.{name} is missing; set it in [{self.table}]")
-        return super().__getitem__(name)
+        return self.data[name]
 
     def __contains__(self, name: object) -> bool:
         self.read.add(str(name))
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An option, or what it is without being set."""
-        self.read.add(name)
-        return super().get(name, default)
-
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        """An option, which is the default from here on if it is not set."""
-        self.read.add(name)
-        return super().setdefault(name, default)
+        return name in self.data
 
     def __iter__(self) -> Iterator[str]:
-        self.read.update(super().keys())
-        return super().__iter__()
+        self.read.update(self.data)  # whoever asks for all, as `**options` does, has read all
+        return iter(self.data)
 
-    # Whoever asks for all of them, as `**options` does, has read all.
-    def keys(self) -> Any:
-        """All names."""
-        self.read.update(super().keys())
-        return super().keys()
+    def __or__(self, other: Any) -> Any:
+        return {**self, **other}
 
-    def items(self) -> Any:
-        """All names and values."""
-        self.read.update(super().keys())
-        return super().items()
-
-    def values(self) -> Any:
-        """All values."""
-        self.read.update(super().keys())
-        return super().values()
+    def __ror__(self, other: Any) -> Any:
+        return {**other, **self}
 
     def check(self, where: str) -> None:
         """Refuse an option that the function did not read.
@@ -472,11 +453,10 @@ class OptionReader(dict[str, Any]):
         Raises:
             InputError: for the first.
         """
-        for name in (self.given & dict.keys(self)) - self.read:
+        for name in (self.given & self.data.keys()) - self.read:
             near = difflib.get_close_matches(name, self.read, n=1)
             reads = ", ".join(sorted(self.read)) or "none"
             hint = f"did you mean {near[0]}?" if near else f"it reads {reads}"
-            value = super().__getitem__(name)
             raise InputError(
-                f"{self.table}.{name} = {value!r}: {where} takes no such option; {hint}"
+                f"{self.table}.{name} = {self.data[name]!r}: {where} takes no such option; {hint}"
             )

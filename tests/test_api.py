@@ -281,7 +281,7 @@ def test_a_comparison_shows_its_table(here: Path) -> None:
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
     found = package.compare("runs", baseline="none")
     lines = repr(found).splitlines()
-    assert lines[1].split()[:2] == ["job", "architecture"]
+    assert lines[1].split()[:3] == ["job", "test", "%"]
     (row,) = (line for line in lines if line.startswith("lstm"))
     assert "80.00" in row.split()
     assert lines[-1] == found.sentences[-1]
@@ -328,7 +328,7 @@ def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
         write_scored_run(run, dataset, [False] * 60, toml=toml, seed=units)
     chosen = package.compare("runs", baseline="none", where="model.units=64", data="data")
     (part,) = chosen.parts
-    assert [run.folder.name for run in part.group.results[0].runs] == ["64"]
+    assert [run.folder.name for run in part.group.all_runs] == ["64"]
     assert "texts of the reviews are not available" not in chosen.write("report").read_text()
     both = package.compare(
         "runs", baseline="none", where=["train.epochs=8"], group_by="model.units", pairs=True

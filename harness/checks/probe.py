@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,17 +192,16 @@ def devices_seen(devices: str) -> dict[str, Any]:
 
     began = time.perf_counter()
     tf = import_tensorflow(SlurmEnvironment.from_environment())
-    from harness.compute.device_check import card_of, has_passed
-
     gpus = tf.config.list_physical_devices("GPU")
+    import_s = time.perf_counter() - began
+    cards, passed = _cards(gpus) if gpus else ([], [])
     build = tf.sysconfig.get_build_info()
     cudnn = installed_version("nvidia-cudnn-cu12")
-    cards = [card_of(gpu) for gpu in gpus]
     answer = {
-        "import_s": time.perf_counter() - began,
+        "import_s": import_s,
         "gpus": [card.name for card in cards],
         "capabilities": [list(card.capability) for card in cards],
-        "passed": [card.name for card in cards if has_passed(card)],
+        "passed": passed,
         "libraries": _libraries() if cuda.has_driver() else None,
         "targets": list(build.get("cuda_compute_capabilities", ())),
         "cuda": str(build.get("cuda_version", "")),
@@ -214,6 +213,14 @@ def devices_seen(devices: str) -> dict[str, Any]:
     except InputError as refusal:  # what was found before is reported all the same
         answer["refused"] = str(refusal)
     return answer
+
+
+def _cards(gpus: Sequence[Any]) -> tuple[list[cuda.Card], list[str]]:
+    """The cards of TensorFlow's devices, and the names of those that have passed their check."""
+    from harness.compute.device_check import card_of, has_passed  # imports Keras
+
+    cards = [card_of(gpu) for gpu in gpus]
+    return cards, [card.name for card in cards if has_passed(card)]
 
 
 def _libraries() -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 Jobs that differ only in values, such as the learning rate, share a graph. A step that is used again
 gets the state of a new one, so a run ends with the bytes of a run in a process of its own.
-
-The cache of `harness.compute.xla_cache` does not help such a process: TensorFlow numbers the
-functions of a process, and looks compiled ones up by their names.
 """
 
 import json

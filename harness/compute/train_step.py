@@ -29,7 +29,6 @@ from harness.compute.recurrent import (
     why_not_cudnn,
 )
 from harness.compute.strategy import spans_processes
-from harness.compute.xla_cache import name_functions_alike
 from harness.inputs.input_pipeline import Batch, in_parts
 from harness.job import Job
 from harness.layers import (
@@ -288,7 +287,6 @@ class TrainStep:
     def trace(self, batches: Iterator[Batch]) -> tf.Graph:
         """The graph that `train_steps` will use, traced without running it."""
         num_steps = self.job.train.steps_per_execution
-        name_functions_alike()
         return self._run_steps.get_concrete_function(batches, num_steps, self._values(0)).graph
 
     def kernels(self, graph: tf.Graph) -> dict[str, str]:

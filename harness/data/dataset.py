@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
 WORDS_AT_ONCE = 1_000_000
+# The checksum of Keras's imdb.npz, in the order of `keras.datasets.imdb.load_data`.
+OFFICIAL = "fc1cd78d97848b792cf087d29cb77921ccab469ccf0c778e9ada027fde22f9d3"
 
 CLASSES = ("negative", "positive")  # what the labels 0 and 1 mean in IMDB
 MAX_CLASSES = 1000
@@ -67,13 +69,17 @@ class Dataset:
     test: Split
     vocab: Sequence[str]  # the word of rank i + 1 is `vocab[i]`
     checksum: str  # sha256 of the content
-    official: bool  # the content is that of Keras's imdb.npz
     is_sample: bool = False
     folder: Path | None = None  # where it was found; for own texts, their file or folder
     note: str = ""  # why the sample is used; for own texts, how they were split
     classes: tuple[str, ...] = CLASSES  # of the labels 0, 1, …
     is_own: bool = False  # the user's own texts, see `harness.data.text_dataset`
     num_validation: int = 0  # last reviews of `train` that the source itself gives to validate
+
+    @property
+    def official(self) -> bool:
+        """Whether the content is that of Keras's imdb.npz."""
+        return self.checksum == OFFICIAL
 
     @property
     def title(self) -> str:
@@ -178,13 +184,6 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
     if len(tokens) == 0 or tokens.min() < 1:
         raise ValueError("a word's rank is below 1, or there is no word at all")
     return Split(tokens, offsets, marks.astype(np.int32))
-
-
-def checksum_of(dataset: Dataset) -> str:
-    """The checksum of a dataset's content, which should equal its recorded one."""
-    return content_checksum(
-        dataset.train, dataset.test, dataset.vocab, num_validation=dataset.num_validation
-    )
 
 
 def content_checksum(

@@ -163,7 +163,7 @@ def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -
     checksum = folder_checksum(folder, vocab, num_validation)
     train, test = open_splits(folder).values()
     dataset = Dataset(
-        train, test, vocab=vocab, checksum=checksum, official=False, folder=source,
+        train, test, vocab=vocab, checksum=checksum, folder=source,
         note="; ".join([note, *gathered.notes()]), classes=classes, is_own=True,
         num_validation=num_validation,
     )  # fmt: skip

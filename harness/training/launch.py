@@ -22,7 +22,6 @@ from harness.compute.strategy import (
     site_devices,
     title_of_devices,
 )
-from harness.compute.xla_cache import compiled_steps
 from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
@@ -95,7 +94,7 @@ def launch(
     requested = parse_devices(devices) if devices else None
     plan = plan_of(job, devices, began)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watchdog.from_settings())
+        stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
         # 2. The other workers of a run on several nodes.
         worker_group = None
@@ -103,8 +102,6 @@ def launch(
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
             plan = agreed_plan(plan, worker_group)  # TensorFlow takes its threads but once
         # 3. TensorFlow and its devices.
-        if not worker_group:
-            stack.enter_context(compiled_steps(job, plan.threads))
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
         with watchdog.watching(begins):
             import_tensorflow(allocation, plan.threads, Numerics.of(job))
@@ -228,7 +225,9 @@ def join_workers(
     A worker that is not the chief does all that the chief does, but nobody reads its files or its
     console: the context that it gets back has a temporary folder.
     """
-    worker_group = stack.enter_context(WorkerGroup.join(allocation, context.identity))
+    worker_group = stack.enter_context(
+        WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
+    )
     if worker_group.is_chief:
         return worker_group, context
     console.silent = True

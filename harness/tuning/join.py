@@ -31,7 +31,7 @@ def join(sweep: SweepDirectory, request: WorkerRequest, console: Console) -> Non
         console.info(f"sweep {sweep.folder}: is finished, nothing to do")
         return
     allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, sweep.search(), warn=console.warning)
+    slots = request.slots(allocation, sweep.search())
     sweep.dataset(sweep.search().job, request.data)
     console.info(f"sweep {sweep.folder}: {len(slots)} more workers")
     _join(sweep, request, slots, allocation=allocation, console=console)

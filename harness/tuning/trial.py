@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from harness.compute.device_check import checked_plan
-from harness.compute.memory import keep_gpu_gb, largest_gb, measure_gpu_gb
+from harness.compute.memory import largest_gb
 from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
@@ -121,14 +121,14 @@ class Trials:
         self.observers.console.info(f"trial {trial}, seed {seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
         compute = Compute(self.strategy, plan, self.allocation, reused=self.reused)
+        name = f"trial {trial} of {self.search.name}/{self.sweep.folder.absolute().name}"
         train(
             context,
             compute,
             self.observers,
             scores_validation=self.search.scores_validation,
+            row=self.search.row(name, work.values, work.epochs),
         )
-        if (gb := measure_gpu_gb()) is not None:
-            keep_gpu_gb(self.search, gb)
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, work: Work, run: RunDirectory, identity: str) -> None:

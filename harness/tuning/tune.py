@@ -56,7 +56,7 @@ def tune(
     """
     sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, search, warn=console.warning)
+    slots = request.slots(allocation, search)
     dataset = sweep.dataset(search.job, request.data, full=full)
     sweep.take_lease()  # makes the folder; what follows needs none
     for name in ("journal", "workers", "trials"):

@@ -182,7 +182,14 @@ def test_an_option_that_nothing_reads_is_refused() -> None:
 
 def test_every_way_to_read_an_option_counts() -> None:
     """Whoever takes all options, as `**options` does, has read all of them."""
-    for read in (dict, lambda o: {**o}, lambda o: {} | o, list, lambda o: dict(o.items())):
+    for read in (
+        dict,
+        lambda o: {**o},
+        lambda o: {} | o,
+        lambda o: o | {},
+        list,
+        lambda o: dict(o.items()),
+    ):
         options = OptionReader({"a": 1, "b": 2}, "model.options")
         read(options)
         options.check("net")

@@ -170,7 +170,7 @@ def test_the_example_keeps_its_sources_and_is_another_job() -> None:
     plain = load_job(JOBS / "own" / "focal.toml", ["train.loss=''"])
     assert job.identity() != plain.identity()
     for override, said in (
-        ("train.loss=focal", r"train\.loss=focal: should be file\.py:function or"),
+        ("train.loss=focal", r"train\.loss=focal: should be '' or file\.py:function or"),
         ("train.optimizer=admw", "did you mean adamw"),
         ("train.loss=none.py:f", "no such file"),
     ):

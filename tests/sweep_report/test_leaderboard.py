@@ -19,7 +19,6 @@ from harness.errors import InputError
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
 from harness.sweep_report.best_trial import best_trial_toml
-from harness.sweep_report.comparison import compare
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import leaderboard, show
 from harness.sweep_report.plots import axis_of, objective_by_key, parallel_coordinates
@@ -191,7 +190,7 @@ def test_where_all_trials_failed_none_is_said_to_be_missing(
         (",1000,,,", ",1000", "the row of trial 0000 has too few cells"),
     ],
 )
-@pytest.mark.parametrize("read", [show, best_trial_toml, lambda sweep: compare([sweep])])
+@pytest.mark.parametrize("read", [show, best_trial_toml])
 def test_a_cell_that_is_no_number_is_told_in_one_line(
     tmp_path: Path, read: Callable[[SweepDirectory], object], was: str, now: str, said: str
 ) -> None:

@@ -114,9 +114,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     console.silent = True
     try:
         train(
-            RunContext(
-                RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up", official=False)
-            ),
+            RunContext(RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up")),
             Compute(strategy, ExecutionPlan(False, 1, 1, "")),
             Observers(console, ResourceMonitor(0, 1), StopAt()),
         )

@@ -11,6 +11,7 @@ from harness.cli.options import (
     DataFolder,
     DeviceList,
     Here,
+    RunsAtATime,
     Stall,
     TrustCode,
     Workers,
@@ -53,10 +54,7 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
 def retrain(
     folder: Sweep,
     seeds: Annotated[str, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3")] = "1-5",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
-    ] = None,
+    workers: RunsAtATime = None,
     devices: DeviceList = None,
     data: DataFolder = None,
     here: Here = False,

@@ -21,6 +21,7 @@ from harness.cli.options import (
     Here,
     Overrides,
     RunFolder,
+    RunsAtATime,
     RunsFolder,
     Strict,
     TrustCode,
@@ -66,10 +67,7 @@ def train(
             "--run-id", metavar="ID", help="name of the run; an unfinished one is continued"
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
-    ] = None,
+    workers: RunsAtATime = None,
     runs_per_gpu: Annotated[
         int,
         typer.Option(min=1, max=64, metavar="N", help="runs that share a GPU"),

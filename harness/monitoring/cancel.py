@@ -16,7 +16,7 @@ from harness.files.shared_disk import SharedDisk
 from harness.monitoring.survey import refresh
 from harness.search_space import CANCEL_FILE
 from harness.slurm import client
-from harness.slurm.queue import ASK_EVERY_S, Queue
+from harness.slurm.queue import Queue
 from harness.system.processes import is_elsewhere, is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
@@ -24,7 +24,7 @@ from harness.tracking.run_dir import ask_to_cancel
 # Slurm kills a job that has not ended some time after it was asked to, by default 30 s.
 WAIT_S = 90.0
 POLL_S = 0.5
-FIRST_QUESTION_S = 2.0
+ASK_EVERY_S = 5.0  # the queue
 OVER = ("interrupted", "failed", "result")
 
 
@@ -169,12 +169,9 @@ def wait_until_saved(
     Raises:
         RunError: if it does not end in time.
     """
-    waited_s, queue.every_s = 0.0, FIRST_QUESTION_S
+    waited_s, queue.every_s = 0.0, ASK_EVERY_S
     while waited_s < WAIT_S:
-        asked_at = queue.asked_at
         now = refresh(status, queue)
-        if queue.asked_at > asked_at:
-            queue.every_s = min(2 * queue.every_s, ASK_EVERY_S)
         is_new = now.time_s > status.time_s or status.phase not in OVER
         # A search is recorded as interrupted before its last worker has saved.
         saves = bool(now.trials) and _is_here(now) and is_run_alive(now.process or 0, now.time_s)

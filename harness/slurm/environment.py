@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,11 +274,6 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
                 f"one node: sbatch --gres=gpu:{value}, or {option}={value} with --gres=none"
             )
     return None
-
-
-def scratch_folder(allocation: SlurmEnvironment) -> Path:
-    """The folder for a job's temporary files: the site's for this job, or else TMPDIR."""
-    return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())
 
 
 def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:

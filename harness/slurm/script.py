@@ -241,7 +241,6 @@ def job_submission(
     resources: Resources,
     *,
     layout: Layout,
-    full: bool,
     pack: bool = False,
 ) -> SbatchJob:
     """A training job: one run, an array with one seed per task, or a search, without seeds.
@@ -249,7 +248,6 @@ def job_submission(
     Args:
         seeds: several make an array; None keeps the job's own.
         pack: one job trains all seeds at the same time instead.
-        full: refuse to train on the packaged sample.
     """
     folder = _new_folder(layout.runs, job.name)
     is_packed = bool(seeds) and pack
@@ -267,14 +265,11 @@ def job_submission(
     )
     args = composed.args
     if indices:
-        at_a_time = f"%{resources.at_most}" if resources.at_most else ""
-        args.insert(0, f"--array={array_spec(indices)}{at_a_time}")
+        args.insert(0, f"--array={array_spec(indices)}")
     elif seeds and is_packed:
         call += ["--seeds", array_spec(seeds)]
     elif seeds:
         call += ["--seed", str(seeds[0])]
-    if full:
-        call.append("--full")
     return SbatchJob(
         name=job.name,
         architecture=single.model.architecture,
@@ -327,7 +322,7 @@ def comparison_submission(
 
     Args:
         trainings: by their jobs' ids.
-        resources: their partition, account and flags apply here too.
+        resources: their flags apply here too.
     """
     # The job expands them, since only then it is known which runs were started.
     patterns = [
@@ -337,7 +332,7 @@ def comparison_submission(
     # What is asked for the trainings' GPUs and memory is not for this job.
     site = without(layout.site, GPUS, MEMORY)
     flags = drop(resources.flags, (*GPUS, *MEMORY))
-    args = [*resources.site_args(), *flags, f"--dependency=afterany:{':'.join(trainings)}"]
+    args = [*flags, f"--dependency=afterany:{':'.join(trainings)}"]
     composed = compose(read_header(layout.code, COMPARISON), site, args)
     return SbatchJob(
         name=COMPARISON,

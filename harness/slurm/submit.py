@@ -67,7 +67,6 @@ class Request:
     jobs: tuple[Job | SearchSpec, ...]
     seeds: tuple[int, ...] | None  # of each job; None keeps its own
     resources: Resources
-    full: bool = False  # refuse to train on the packaged sample
     compares: bool = False  # once all have ended
     pack: bool = False  # all seeds at the same time in one job, not an array
     resumed: tuple[Resumed, ...] = ()  # in place of jobs
@@ -80,7 +79,6 @@ class Options:
     job_file: Path | None
     overrides: Sequence[str] = ()
     seeds: str | None = None
-    full: bool = False
     all_jobs: bool = False
     pack: bool = False
 
@@ -99,8 +97,6 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     chosen = parse_seeds(seeds) if seeds is not None else None
     if options.pack and not chosen:
         raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
-    if resources.at_most is not None and (options.pack or len(chosen or ()) < 2):
-        raise InputError("--at-most: limits the tasks of an array; give several --seeds, no --pack")
     project, runs = project_folder(), runs.absolute()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [_check_job(file, options.overrides, chosen) for file in files]
@@ -117,7 +113,6 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
         tuple(jobs),
         chosen,
         resources,
-        options.full,
         compares=all_jobs,
         pack=options.pack,
     )
@@ -173,10 +168,10 @@ def doubts(request: Request) -> Iterator[str]:
         yield from job.notes if isinstance(job, SearchSpec) else ()
     yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in _trainings(request)):
-        then = "be refused" if request.full else "train on the packaged SAMPLE"
         yield (
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
-            f"not find it either, the job will {then}; get it first by: harness data fetch"
+            "not find it either, the job will train on the packaged SAMPLE; get it first by: "
+            "harness data fetch"
         )
     yield from snapshot_warnings(request.project, request.runs)
     program = job_environment(request.project) / "bin" / "harness"
@@ -202,18 +197,6 @@ def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     code, snapshot = request.project, snapshot_path(request.project, request.runs)
     layout = _layout(request, snapshot, code, settings=client.read_settings())
     yield from _with_comparison(_plan(request, layout), request, layout)
-
-
-def expected_starts(request: Request) -> list[str]:
-    """When Slurm would start each job, as sbatch words it; nothing is submitted or left behind.
-
-    Raises:
-        InputError: if sbatch refuses one of the jobs.
-        client.NoNodesError: if there are no nodes for one, or all of them are down.
-    """
-    snapshot = snapshot_path(request.project, request.runs)
-    layout = _layout(request, snapshot, request.project, settings=client.read_settings())
-    return [f"{each.name}: {answer}" for each, answer in _tried(request, layout) if each.seeds]
 
 
 def _tried(request: Request, layout: Layout) -> Iterator[tuple[SbatchJob, str]]:
@@ -303,8 +286,8 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
             remedy = "ask for more" if job.reason.startswith("QOSMin") else "give less"
             raise InputError(
                 f"{planned.name}: would wait for ever: Slurm says {job.reason}, and it asks for "
-                f"{_limited(planned)}; {remedy}, or name another --partition, --qos or --account; "
-                f"{_withdraw(submitted)}"
+                f"{_limited(planned)}; {remedy}, or name another "
+                f"--partition, --qos or --account after --; {_withdraw(submitted)}"
             )
         answer = f"pending ({job.why})" if job.waits and job.why else job.state.lower()
         found.setdefault(answer, {})[job_id] = None
@@ -332,9 +315,7 @@ def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
     """All jobs but the comparison."""
     resumed = [resume_submission(each, layout) for each in request.resumed]
     return resumed + [
-        job_submission(
-            *(job, seeds, request.resources), layout=layout, full=request.full, pack=request.pack
-        )
+        job_submission(*(job, seeds, request.resources), layout=layout, pack=request.pack)
         for job in request.jobs
         for seeds in split_seeds(request.seeds, layout.array_size, pack=request.pack)
     ]

@@ -11,7 +11,6 @@ from harness.slurm.placement import Slot
 from harness.sweep_protocol.mailbox import STATE, SharedFolder, WorkerState
 from harness.sweep_protocol.worker import StopClock
 from harness.system.console import Console
-from harness.system.resource_monitor import idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
@@ -33,7 +32,6 @@ def join(sweep: SweepDirectory, request: WorkerRequest, console: Console) -> Non
         return
     allocation = SlurmEnvironment.from_environment()
     slots = request.slots(allocation, sweep.search())
-    idle_warning_min()  # refuse a bad value here, before each worker does
     sweep.dataset(sweep.search().job, request.data)
     console.info(f"sweep {sweep.folder}: {len(slots)} more workers")
     _join(sweep, request, slots, allocation=allocation, console=console)

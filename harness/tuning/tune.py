@@ -15,7 +15,6 @@ from harness.sweep_protocol.mailbox import RESULT, WorkerState
 from harness.sweep_protocol.supervisor import CANCELLED, SUPERSEDED, Generation, supervise
 from harness.sweep_protocol.worker import StopClock
 from harness.system.console import Console
-from harness.system.resource_monitor import idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import Heartbeat
 from harness.tuning.kept_trials import KeptTrials
@@ -58,7 +57,6 @@ def tune(
     sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
     slots = request.slots(allocation, search)
-    idle_warning_min()  # refuse a bad value here, before each worker does
     dataset = sweep.dataset(search.job, request.data, full=full)
     sweep.take_lease()  # makes the folder; what follows needs none
     for name in ("journal", "workers", "trials"):

@@ -37,7 +37,7 @@ from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
 from harness.system.guard import stand_guard
 from harness.system.processes import end_with_parent
-from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
+from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
 from harness.training.context import Observers
 from harness.training.launch import may_use_gpus, tell_death
@@ -78,7 +78,6 @@ def _work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     search = patiently(sweep.search, StopClock(signals))
     terms, job = patiently(sweep.terms, StopClock(signals)), search.job
     dataset = patiently(lambda: sweep.dataset(job, arguments.data), StopClock(signals))
-    idle_min = idle_warning_min()
     threads, devices = arguments.threads, arguments.devices
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     # It warns about graphs that are traced again, as they are for each trial.
@@ -97,7 +96,7 @@ def _work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     title, name = title_of_devices(strategy, threads), arguments.name
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     console.info(f"{title}{which}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
-    monitor = ResourceMonitor(num_own_gpus(), threads, idle_min=idle_min, warn=console.warning)
+    monitor = ResourceMonitor(num_own_gpus(), threads, warn=console.warning)
     shared = sweep.shared(StopClock(stop), terms)
     with monitor:
         observers = Observers(console, monitor, stop)

@@ -318,18 +318,18 @@ def export(
 ) -> None:
     """Write a finished model as a SavedModel for raw text.
 
-    An ensemble may be given too. TensorFlow and TensorFlow Serving read it without this package.
+    TensorFlow and TensorFlow Serving read it without this package.
     """
-    from harness.ensembles.predict import name_of, open_model
+    from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import computing
 
-    model = open_model(run_folder)
-    folder = out or model.folder / "export"
-    with computing(model.job()):
-        from harness.ensembles.export import export_model
+    run = RunDirectory.open(run_folder)
+    folder, job = out or run.folder / "export", run.job()
+    with computing(job):
+        from harness.inference.export import export as export_model
 
-        written = export_model(model, folder)
-    name = name_of(model)
+        written = export_model(run, folder)
+    name = job.name
     echo(f"SavedModel   {written}")
     echo(
         f"next         docker run -p 127.0.0.1:8501:8501 -e MODEL_NAME={name} "

@@ -23,11 +23,6 @@ def open_model(folder: Path) -> RunDirectory | Ensemble:
     return Ensemble.open(folder) if is_ensemble(folder) else RunDirectory.open(folder)
 
 
-def name_of(model: RunDirectory | Ensemble) -> str:
-    """The name of the job, or of the ensemble: that of the folder above its own."""
-    return model.folder.absolute().parent.name if isinstance(model, Ensemble) else model.job().name
-
-
 def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClassifier":
     """What classifies texts by a run or an ensemble.
 

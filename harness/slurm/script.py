@@ -24,8 +24,8 @@ from harness.slurm.sbatch_options import (
     VARIABLES,
     compose,
     drop,
-    values_of_all,
     without,
+    words_of,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
@@ -90,9 +90,13 @@ class SbatchJob:
         return [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
 
     @property
-    def limited(self) -> dict[str, str]:
-        """Its options that a site limits, such as its time, by their names."""
-        return values_of_all(self.header, self.layout.site, self.args, unset=self.unset)
+    def requests(self) -> str:
+        """What it asks for in all: by its script, the site's variables and its command."""
+        header = [word for line in self.header for word in words_of(line)]
+        header = [word for word in header if not word.startswith(("--job-name", "--output"))]
+        seen = {name: value for name, value in self.layout.site.items() if name not in self.unset}
+        site = [f"--{VARIABLES[name]}={value}" for name, value in seen.items()]
+        return shlex.join([*header, *site, *self.asks])
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""

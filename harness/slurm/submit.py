@@ -8,7 +8,6 @@ and logs.
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -222,12 +221,8 @@ def _expected_start(planned: SbatchJob, asks: Sequence[str]) -> str:
             )
         except (InputError, RunError) as error:
             is_refused = str(error).startswith(client.REFUSED)
-            asks_for = f"; it asks for {_limited(planned)}" if is_refused else ""
+            asks_for = f"; it asks for {planned.requests}" if is_refused else ""
             raise type(error)(f"{planned.name}: {error}{asks_for}") from None
-
-
-def _limited(planned: SbatchJob) -> str:
-    return shlex.join(f"--{name}={value}" for name, value in planned.limited.items())
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
@@ -286,7 +281,7 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
             remedy = "ask for more" if job.reason.startswith("QOSMin") else "give less"
             raise InputError(
                 f"{planned.name}: would wait for ever: Slurm says {job.reason}, and it asks for "
-                f"{_limited(planned)}; {remedy}, or name another "
+                f"{planned.requests}; {remedy}, or name another "
                 f"--partition, --qos or --account after --; {_withdraw(submitted)}"
             )
         answer = f"pending ({job.why})" if job.waits and job.why else job.state.lower()

@@ -14,7 +14,6 @@ from harness.slurm.resources import Resources, array_spec, parse_seeds
 from harness.slurm.sbatch_options import (
     compose,
     site_options,
-    values_of_all,
 )
 from harness.slurm.script import (
     Layout,
@@ -202,30 +201,15 @@ def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) 
     assert "--mem=16G" in comparison.script
 
 
-def test_a_later_layer_wins() -> None:
-    """The script, then the exported variables, then the arguments, in every form of sbatch."""
-    header = ["#SBATCH --time=02:00:00 -p a # note", "#SBATCH --gres=gpu:1"]
-    site = {"SBATCH_PARTITION": "b", "SBATCH_QOS": "no"}
-    asked = ["-t", "5", "--account", "lab", "-qlong", "-N2", "--mem=3G", "--gpus-per-t=1"]
-    assert values_of_all(header, site, asked) == {
-        "time": "5",
-        "partition": "b",
-        "account": "lab",
-        "qos": "long",
-        "gres": "gpu:1",
-        "nodes": "2",
-        "mem": "3G",
-        "gpus-per-task": "1",
-    }
-
-
 def test_what_sbatch_does_not_see_is_not_told(tmp_path: Path) -> None:
     """A site's own request that the user's replaces is not counted."""
     site = {"SBATCH_GRES": "gpu:4", "SBATCH_QOS": "q"}
     at = dataclasses.replace(layout(tmp_path), site=site)
     asked = Resources(flags=("--gpus-per-node=1",))
     job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at)
-    assert job.limited == {"qos": "q", "mem": "16G", "gpus-per-node": "1"}
+    assert "--mem=16G" in job.requests
+    assert job.requests.endswith("--qos=q --gpus-per-node=1")
+    assert "gpu:4" not in job.requests
 
 
 # The script

@@ -23,6 +23,7 @@ from harness.own_code import trusting
 from harness.slurm.process_pool import run_printed
 from harness.system.console import echo, log
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
+from harness.tuning.leaderboard import leaderboard_rows, ranked_trials
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -136,9 +137,14 @@ class Sweep:
     folder: Path
 
     @property
-    def leaderboard(self) -> list[dict[str, str]]:
-        """The rows of `leaderboard.csv`, the best trial first; empty before the first trial."""
-        return SweepDirectory.open(self.folder).leaderboard()
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """The trials by the columns of `leaderboard.csv`, the best first.
+
+        What a trial does not have is None; there is none before the first trial.
+        """
+        sweep = SweepDirectory.open(self.folder)
+        search = sweep.search()
+        return leaderboard_rows(ranked_trials(sweep, search), search)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -161,8 +167,7 @@ class Sweep:
         Raises:
             InputError: if pandas is not installed.
         """
-        file = SweepDirectory.open(self.folder).path("leaderboard.csv")
-        return _pandas().read_csv(file) if file.is_file() else _pandas().DataFrame()
+        return _pandas().DataFrame(self.leaderboard)
 
 
 @dataclass(frozen=True)

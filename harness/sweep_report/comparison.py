@@ -11,9 +11,12 @@ from harness.errors import InputError
 from harness.monitoring.status import format_duration
 from harness.own_code import source_digest
 from harness.report.text_tables import shown_table
+from harness.search_space import SearchSpec
 from harness.sweep_report.best_trial import best_job
 from harness.system.console import rich_console
-from harness.tuning.sweep_dir import SweepDirectory, ranked_rows
+from harness.tuning.leaderboard import ranked_trials
+from harness.tuning.records import Trial
+from harness.tuning.sweep_dir import SweepDirectory
 
 
 def compare(sweeps: Sequence[SweepDirectory]) -> None:
@@ -23,9 +26,14 @@ def compare(sweeps: Sequence[SweepDirectory]) -> None:
         InputError: if a sweep is named twice, or its `search.toml` is none.
     """
     names = _names(sweeps)
-    found = [_found(sweep) for sweep in sweeps]
-    best = [_best_job(sweep) for sweep in sweeps]
-    searches = [{**_flat(sweep.search().content), **_data(sweep)} for sweep in sweeps]
+    loaded = [sweep.search() for sweep in sweeps]
+    ranked = [ranked_trials(sweep, search) for sweep, search in zip(sweeps, loaded, strict=True)]
+    found = [_found(*each) for each in zip(sweeps, loaded, ranked, strict=True)]
+    best = [_best_job(*each) for each in zip(loaded, ranked, strict=True)]
+    searches = [
+        {**_flat(search.content), **_data(sweep)}
+        for sweep, search in zip(sweeps, loaded, strict=True)
+    ]
     console = rich_console()
     for title, columns, rows in (
         ("found", found, list(found[0])),
@@ -56,18 +64,16 @@ def _names(sweeps: Sequence[SweepDirectory]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
 
-def _found(sweep: SweepDirectory) -> dict[str, str]:
+def _found(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> dict[str, str]:
     """What a sweep found so far, and what it cost."""
-    search, rows = sweep.search(), ranked_rows(sweep)
-    counts = Counter(row["status"] for row in rows)
-    best = rows[0] if counts["finished"] else {}
-    training_s = sum(float(row.get("training_s") or 0) for row in rows)
-    score = best.get(search.table.objective)
+    counts = Counter(trial.status for trial in trials)
+    best = trials[0] if counts["finished"] else None
+    training_s = sum(trial.training_s or 0.0 for trial in trials)
     return {
         "tuner": search.table.tuner,
         "objective": search.table.objective,
-        "best": f"{float(score):.4f}" if score else "",
-        "trial": best.get("trial", ""),
+        "best": f"{best.scores[search.table.objective]:.4f}" if best else "",
+        "trial": str(best.n) if best else "",
         "finished": str(counts["finished"]),
         "failed": str(counts["failed"]),
         "to do": str(counts["running"] + counts["waiting"]) if not sweep.finished() else "0",
@@ -75,11 +81,10 @@ def _found(sweep: SweepDirectory) -> dict[str, str]:
     }
 
 
-def _best_job(sweep: SweepDirectory) -> dict[str, Any]:
-    rows = [row for row in ranked_rows(sweep) if row["status"] == "finished"]
-    if not rows:
+def _best_job(search: SearchSpec, trials: Sequence[Trial]) -> dict[str, Any]:
+    if not trials or trials[0].status != "finished":
         return {}
-    tables = best_job(sweep.search(), rows[0]).model_dump(include={"model", "data", "train"})
+    tables = best_job(search, trials[0]).model_dump(include={"model", "data", "train"})
     return _flat(tables)
 
 

@@ -12,7 +12,7 @@ from harness.search_space import SEARCH_FILE
 MAX_DEPTH = 4  # of a run below the folder that is searched
 ENSEMBLE_FILE = "ensemble.toml"
 # A run's folder holds the lease from the first moment on, and its job a little later.
-MARKS = ("job.toml", "lease.json", "state.json", ENSEMBLE_FILE)  # state.json of a sweep
+MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 
 def is_ensemble(folder: Path) -> bool:

@@ -100,10 +100,10 @@ def leaderboard(
 
 def digits_of(scores: Sequence[float | None]) -> int:
     """The decimals that tell different scores apart."""
-    known = {score for score in scores if score is not None}
     least, most = DIGITS
-    enough = (d for d in range(least, most) if len({f"{s:.{d}f}" for s in known}) == len(known))
-    return next(enough, most)
+    known = [score for score in scores if score is not None]
+    counts = {d: len({f"{score:.{d}f}" for score in known}) for d in range(least, most + 1)}
+    return next(digits for digits, count in counts.items() if count == counts[most])
 
 
 def failures(trials: Iterable[Trial]) -> list[str]:

@@ -341,7 +341,8 @@ class Worker:
                 yield Write(gone_file(n, k), Gone(has_left=True))
             raise
         if trial:
-            yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", trial)
+            if (yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", trial)):
+                self.view.accept(trial)
             yield Clean(n, k)
         else:
             yield Write(gone_file(n, k), Gone(has_left=True))
@@ -437,7 +438,7 @@ class Proposer:
         return None
 
     def _has_room(self) -> Course:
-        """Whether too few trials wait for a worker; an oracle that waits for results limits them."""
+        """Whether too few trials wait for a worker; a guided oracle limits them by itself."""
         if self.is_guided:
             return True
         known = len(self.view.known)
@@ -459,9 +460,9 @@ class Proposer:
         for trial in [*self.view.accepted.values()][self._num_offered :]:
             self._schedule.offer(trial)
         self._num_offered = len(self.view.accepted)
-        while not self._next and (trial := self._schedule.next()):
-            if trial.n >= len(self.view.known):
-                self._next = trial
+        while not self._next and (proposed := self._schedule.next()):
+            if proposed.n >= len(self.view.known):
+                self._next = proposed
         return self._next
 
 

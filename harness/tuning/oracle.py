@@ -2,8 +2,8 @@
 
 Of KerasTuner 1.4.8 this changes:
 
-- An oracle writes its whole state with each call. Here the accepted results are all that is needed to
-  call it again.
+- An oracle writes its whole state with each call. Here the accepted results are all that is needed
+  to call it again.
 - A grid search proposes its next trial when one has ended, so that few are trained at a time.
 - Hyperband waits for a whole first round before a trial goes on. In a space with fewer settings
   none ever would.

@@ -169,6 +169,11 @@ class WorkerPool(ProcessPool):
         return sum(worker.alive for worker in self.workers)
 
     @property
+    def num_stopped(self) -> int:
+        """The number of processes that ended because they saw the search stopped."""
+        return sum(worker.code == STOPPED_CODE for worker in self.everybody)
+
+    @property
     def num_alive(self) -> int:
         """The number of processes that run."""
         return sum(worker.alive for worker in self.everybody)

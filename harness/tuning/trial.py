@@ -34,10 +34,7 @@ from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # characters
-LATE_S, LATE_POLL_S = (
-    60.0,
-    2.0,
-)  # for which a node may not see what another one wrote; between looks
+LATE_S, LATE_POLL_S = 60.0, 2.0  # for which a node may see an older folder; between two looks
 # Times the memory after the first run: one by length was seen to leave 70 MB. What CUDA's libraries
 # take of the machine's memory is not reckoned.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}

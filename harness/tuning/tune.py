@@ -4,8 +4,9 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.files.atomic_file import atomic_write
@@ -39,6 +40,7 @@ from harness.tuning.records import Trial
 from harness.tuning.stops import stop_now
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
+T = TypeVar("T")
 RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s
 TEND_S = 0.5  # between two looks after the own processes
 
@@ -219,6 +221,9 @@ class Command:
             self.pool.leave(SAVE_S)
             self._look()
             return self._stopped()
+        if self.pool.num_stopped:  # by a stop that somebody lifted meanwhile
+            self.pool.num_lifted = self.view.num_lifted
+            self.pool.start_all()
         asked = self.sweep.search()
         if asked.table.trials != self.search.table.trials:  # by another command
             self.search = asked
@@ -294,7 +299,7 @@ class Command:
                 self._look()
                 self.disk.run(tell_gone(self.view, self.pool.ended))
 
-    def _patiently(self, act: Any) -> Any:
+    def _patiently(self, act: Callable[[], T]) -> T:
         while True:
             try:
                 return act()

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
@@ -40,6 +40,9 @@ from harness.tuning.records import Attempt, Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 CODES = {RENEW: RESTART_CODE, STOPPED: STOPPED_CODE}
+if TYPE_CHECKING:
+    from harness.tuning.trial import Trials
+
 LEAVE_S = 20.0  # for the last beat to be written
 MAX_TRIALS = 50  # of a process: each leaves some megabytes behind
 
@@ -47,7 +50,7 @@ MAX_TRIALS = 50  # of a process: each leaves some megabytes behind
 class Attempts:
     """Trains the attempts of a worker, with a beat of its own while it does."""
 
-    def __init__(self, disk: Disk, terms: Terms, trials: Any) -> None:
+    def __init__(self, disk: Disk, terms: Terms, trials: "Trials") -> None:
         """Take the worker's folder, and the `Trials` of this process."""
         self.disk, self.terms, self.trials = Disk(disk.folder), terms, trials
         self.worker: Worker | None = None

@@ -28,7 +28,7 @@ def two_sweeps(folder: Path) -> list[SweepDirectory]:
         folder / "tune_lstm" / "b",
         RANDOM.replace("epochs = 6", "epochs = 8").replace("[16, 32]", "[16, 64]"),
         trial(0, 0.9, values=VALUES | {"model.units": 64}),
-        trial(1, None, status="running", values=VALUES | {"model.units": 16}),
+        trial(1, None, worker="w1", values=VALUES | {"model.units": 16}),
     )
     return [first, second]
 
@@ -98,7 +98,6 @@ def test_names_act_on_no_terminal(
 def test_other_data_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Scores on other reviews can't be compared."""
     sweeps = two_sweeps(tmp_path)
-    sweeps[1].take_lease()
     sweeps[1].write_json("data.json", {"checksum": "f" * 64})
     lines = shown(sweeps, capsys)
     assert "their data differ, so their scores can't be compared" in lines

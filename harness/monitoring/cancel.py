@@ -54,7 +54,7 @@ def spares_others(
 def ask_to_stop(
     status: RunStatus,
     *,
-    stop_search: Callable[[Path], None],
+    stop_search: Callable[[Path], None] | None = None,
     alone: bool = False,
     problem: str | None = None,
 ) -> str | None:
@@ -83,7 +83,7 @@ def ask_to_stop(
         if status.phase is None or status.state == "pending":
             return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
         return None
-    if status.trials and status.state in AT_WORK:
+    if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
         if status.slurm_job:  # tasks of its array that wait; the others see the folder
             with contextlib.suppress(InputError, RunError):

@@ -1,4 +1,4 @@
-"""Searches as jobs on a real Slurm: workers as steps, warned, requeued, joined."""
+"""Searches as jobs on a real Slurm: workers as steps, warned, requeued, an array at one search."""
 
 import contextlib
 import csv
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.tuning.sweep_dir import SweepDirectory
 from tests.slurm.cluster import wait_until
 from tests.slurm.project import SlurmProject, Submitted
 from tests.slurm.test_cluster_jobs import has_pending
-from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm, ledger_of
+from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm
 
 __all__ = ["calm"]  # pytest takes the fixture from here
 
@@ -41,8 +42,8 @@ def rows(job: Submitted) -> list[dict[str, str]]:
 
 
 def ended_once(job: Submitted) -> bool:
-    """Whether the journal counts each of the four trials once."""
-    return sorted(ledger_of(job.run).accepted) == list(range(4))
+    """Whether each of the four trials counts."""
+    return [trial.status for trial in SweepDirectory(job.run).trials()] == ["finished"] * 4
 
 
 def test_each_worker_of_a_search_is_given_a_gpu_and_refuses_the_cpu(
@@ -53,7 +54,7 @@ def test_each_worker_of_a_search_is_given_a_gpu_and_refuses_the_cpu(
     job.wait("FAILED", timeout_s=180)
     assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"
     folder = project.path / f"runs/small/slurm-{job.job_id}/workers"
-    logs = [(folder / f"w{i}.log").read_text() for i in range(2)]
+    logs = [(folder / f"job{job.job_id}-w{i}.log").read_text() for i in range(2)]
     for gpu, log in enumerate(logs):
         if log:  # the first refusal ends both
             assert f"CUDA_VISIBLE_DEVICES={gpu}, but TensorFlow sees no GPU" in log
@@ -68,7 +69,8 @@ def test_a_search_uses_every_cpu_of_its_job(
     flags = ("--gres=none", "--cpus-per-task=2", "--mem=8G")
     job = tune(project, *flags, arguments=["jobs/small.toml"])
     words = ("squeue", "--steps", f"--jobs={job.job_id}", "--noheader", "--format=%j")
-    wait_until(lambda: {"w0", "w1"} <= set(job.cluster.run(*words).split()), timeout_s=60)
+    steps = {f"job{job.job_id}-w{i}" for i in range(2)}
+    wait_until(lambda: steps <= set(job.cluster.run(*words).split()), timeout_s=60)
     job.wait(timeout_s=180)
     assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
     assert "best of 4 trials" in job.log.read_text()
@@ -125,8 +127,9 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     assert ended_once(job)
     assert (job.requeues(), job.record()["requeues"]) == (1, 1)
     assert "interrupted by SIGUSR2, trials saved" in job.log.read_text()
-    assert len(list((job.run / "workers").glob("job*-w0.log"))) == 2
-    assert " ERROR SIGUSR2\n" in (job.run / "workers/w0.log").read_text()  # it was not killed
+    assert len(list((job.run / "workers").glob("job*-w0.log"))) == 3
+    log = (job.run / f"workers/job{job.job_id}-w0.log").read_text()
+    assert " ERROR SIGUSR2\n" in log  # it was not killed
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import pytest
 from harness.cli import sweep as commands
 from harness.errors import InputError
 from harness.job_file import load_job
-from harness.search_parameters import Parameter
 from harness.slurm.placement import Slot
 from harness.slurm.process_pool import Task
 from harness.sweep_report import best_trial

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +14,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from harness.errors import InputError
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
-from harness.sweep_report.best_trial import best_trial_toml
-from harness.sweep_report.comparison import compare
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import digits_of, leaderboard, show
 from harness.sweep_report.plots import axis_of, objective_by_key, parallel_coordinates

@@ -84,4 +84,12 @@ def add_trial(sweep: SweepDirectory, each: Trial) -> None:
         owner = Attempt(worker="0" * 32, name=each.worker)
         make_once(folder / str(each.attempt or 1), {"owner.json": to_bytes(owner)})
     if each.attempt:
-        make_once(folder / "accepted", {"trial.json": to_bytes(each)})
+        accept(sweep, each)
+
+
+def accept(sweep: SweepDirectory, trial: Trial) -> Trial:
+    """Accept a trial, and return it."""
+    folder = sweep.path("trials", str(trial.n))
+    folder.mkdir(exist_ok=True)
+    assert make_once(folder / "accepted", {"trial.json": to_bytes(trial)})
+    return trial

@@ -240,10 +240,10 @@ class World:
                 return end.value
             error = None
             try:
-                is_training = isinstance(operation, Train)
-                answer = (
-                    yield from self._train(p, worker, operation) if is_training else ask(operation)
-                )
+                if isinstance(operation, Train):
+                    answer = yield from self._train(p, worker, operation)
+                else:
+                    answer = yield operation
             except (OSError, Interrupted) as failed:
                 error = failed
 
@@ -309,9 +309,9 @@ class World:
             self.num_lifted, self.cancelled_s = view.num_lifted + 1, None
             self.start_command()
 
-    def _go_on(self, node: int) -> None:
-        """A person goes on with the search that was cancelled."""
-        if not self.result:
+    def _go_on(self, node: int, *, again: bool = False) -> None:
+        """A person goes on with the search that was cancelled, or cancels once more."""
+        if again or not self.result:
             self.last_fault_s = self.now_s
             self._start("canceller", node, None)
 
@@ -397,7 +397,7 @@ class World:
             self._end_children(p)
             self._push(self.chance.uniform(0, 100), lambda: self.start_command(again=True))
         elif p.kind == "canceller":
-            self._push(1.0, lambda: self._start("canceller", p.node, None) and None)
+            self._push(1.0, lambda: self._go_on(p.node, again=True))
         elif p.command:
             p.command.ended.add(p.name)
             self._push(self.chance.uniform(0, 10), lambda: self._again(p))
@@ -536,11 +536,6 @@ class Saved(Record):
     """A checkpoint."""
 
     epochs: int
-
-
-def ask(operation: Any) -> Generator[Any, Any, Any]:
-    """One operation."""
-    return (yield operation)
 
 
 def clock_of(world: World, rate: float) -> Callable[[], float]:

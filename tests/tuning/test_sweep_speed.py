@@ -30,7 +30,7 @@ model.dropout = {{ min = 0.1, max = 0.6, step = 0.01 }}
 train.learning_rate = {{ min = 0.0005, max = 0.005, log = true }}
 """
 
-# The same runs one after another in one process, without supervisor.
+# The same runs one after another in one process, without a search.
 DIRECT = """
 import sys, time
 from pathlib import Path
@@ -42,7 +42,7 @@ from harness.system.signals import StopRequest
 from harness.tuning.sweep_dir import SweepDirectory
 import_tensorflow(None, 1)
 strategy = make_strategy(None)
-from harness.sweep_protocol.mailbox import Work
+from harness.tuning.records import Trial
 from harness.training.context import Observers
 from harness.tuning.trial import Trials
 console = Console()
@@ -50,12 +50,12 @@ console.silent = True
 observers = Observers(console, ResourceMonitor(0, 1), StopRequest())
 sweep = SweepDirectory(Path(sys.argv[1]))
 given = dict(dataset=open_sample(), strategy=strategy, observers=observers)
-trials = Trials(sweep, sweep.search(), sweep.shared(), **given)
+trials = Trials(sweep, sweep.search(), **given)
 for i in range(24):
     if i == 4:
         began = time.perf_counter()
     values = {"model.dropout": 0.1 + 0.01 * i, "train.learning_rate": 0.001}
-    assert not trials.run(Work(attempt=f"{1000 + i}/1.{i}", values=values), lambda: None).error
+    assert not trials.run(Trial(n=1000 + i, values=values), 1, lambda: None).error
 print((time.perf_counter() - began) / 20)
 """
 
@@ -72,8 +72,8 @@ def took_s(harness: Harness, code: str, *words: object) -> float:
 
 
 @pytest.mark.slow
-def test_what_the_supervisor_adds_to_an_empty_trial(harness: Harness) -> None:
-    """A trial of two reviews, with a supervisor and without."""
+def test_what_a_search_adds_to_an_empty_trial(harness: Harness) -> None:
+    """A trial of two reviews, in a search and without."""
     size = {"limit": 2, "maxlen": 1, "epochs": 1}
     sweeps = Sweeps(harness, SEARCH.format(**size, trials=4))
     times = []

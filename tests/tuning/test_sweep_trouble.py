@@ -178,7 +178,7 @@ def attempts(
 ) -> list[tuple[int, int, dict[str, Any]]]:
     """The attempts at trials, of open ones alone: trial, number and owner."""
     found = []
-    for path in sweeps.folder(sweep_id).glob("trials/*/*/owner.json"):
+    for path in sweeps.folder(sweep_id).glob("trials/*/[0-9]*/owner.json"):
         if not (opened and (path.parents[1] / "accepted").exists()):
             found.append((int(path.parts[-3]), int(path.parts[-2]), read_json(path)))
     return found

@@ -35,6 +35,8 @@ from harness.tuning.schedule import Schedule
 
 MAX_ATTEMPTS = 25  # at a trial in a row that saved no step more
 NUM_WATCHED = 2  # other attempts that a busy worker watches
+NUM_WATCHED_IDLE = 16  # attempts that an idle one watches
+LONGEST_REST = 5  # times `Terms.idle_s`, of a worker that finds nothing to do for long
 LONGEST_LOOK_S = 10.0  # that counts as time without a sign: for longer, nobody looked for one
 
 
@@ -166,17 +168,23 @@ class View:
     stop: Stop | None = None  # the one after them
     forgiven: set[int] = field(default_factory=set)  # failed trials after which a person went on
 
-    def look(self, *, attempts: bool = True) -> Course:
+    def look(self, num_watched: int | None = None) -> Course:
         """Read what is new, in the order of the trials.
 
         Args:
-            attempts: whether to look at who trains the open trials.
+            num_watched: the number of attempts to watch, the oldest; by default all.
         """
         yield from self.learn()
+        watched = [*self.open][:num_watched]
+        others = (n for n in self.open if n not in self.newest)
+        for n in dict.fromkeys((*watched, *others)):
+            yield from self.look_at(n)
+
+    def look_for_results(self) -> Course:
+        """Read the trials and results that are new."""
+        yield from self.learn()
         for n in [*self.open]:
-            if attempts:
-                yield from self.look_at(n)
-            elif trial := (yield from read(Trial, f"{trial_folder(n)}/{ACCEPTED}/trial.json")):
+            if trial := (yield from read(Trial, f"{trial_folder(n)}/{ACCEPTED}/trial.json")):
                 self.accept(trial)
 
     def learn(self) -> Course:
@@ -247,7 +255,7 @@ class View:
 
     @property
     def rest_s(self) -> float:
-        """Between two looks of an idle process: the longer the more there is to look at."""
+        """Between two looks of a proposer: the longer the more there is to look at."""
         each_s = self.terms.each_s * len(self.open)
         return min(max(self.terms.idle_s, each_s), LONGEST_LOOK_S)
 
@@ -278,6 +286,7 @@ class Worker:
         """
         self.view, self.me, self.num_asked, self.must_renew = view, me, num_asked, must_renew
         self._count = 0  # of beats
+        self._num_idle = 0  # looks in a row that found nothing to do
 
     def course(self) -> Course:
         """Work to the end of the search: `OVER`, `STOPPED` or `RENEW`."""
@@ -293,15 +302,17 @@ class Worker:
     def _turn(self) -> Course:
         if (yield from self.view.is_stopped()):
             return STOPPED
-        yield from self.view.look()
+        yield from self.view.look(NUM_WATCHED_IDLE)
         if (yield from self.view.is_over(self.num_asked)):
             return OVER
         if self.must_renew():
             return RENEW
         if taken := (yield from self._take()):
+            self._num_idle = 0
             yield from self._train(*taken)
         else:
-            yield Sleep(self.view.rest_s)
+            self._num_idle = min(self._num_idle + 1, LONGEST_REST)
+            yield Sleep(self._num_idle * self.view.terms.idle_s)
         return None
 
     def _take(self) -> Course:
@@ -420,7 +431,7 @@ class Proposer:
         view = self.view
         if (yield from view.is_stopped()):
             return STOPPED
-        yield from (view.look(attempts=False) if self.is_guided else view.learn())
+        yield from (view.look_for_results() if self.is_guided else view.learn())
         while (yield from self._has_room()):
             if not (trial := self._propose()):
                 break

@@ -138,6 +138,8 @@ def checkpoint(n: int, k: int) -> str:
 class World:
     """A disk, nodes, processes, and what strikes them."""
 
+    scale = 1  # epochs that count as one of the oracle's
+
     def __init__(self, seed: int, *, without: tuple[str, ...] = (), num_faults: int | None = None):
         self.seed, self.without = seed, without
         self.chance = chance = random.Random(seed)  # noqa: S311 - not a secret
@@ -249,7 +251,7 @@ class World:
 
     def _train(self, p: Process, worker: Worker, op: Train) -> Generator[Any, Any, Trial | None]:
         """What `harness.tuning.trial` and the thread that beats do."""
-        n, k, step, limit = op.trial.n, op.k, 0, op.trial.limit or 1
+        n, k, step, limit = op.trial.n, op.k, 0, (op.trial.limit or 1) * self.scale
         yield from worker.tick(n, k, step=0, saved=0)
         saved = None
         for each in range(k, 0, -1):

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness.tuning.sweep_dir import SweepDirectory
+from tests.conftest import Harness
 from tests.slurm.cluster import wait_until
 from tests.slurm.project import SlurmProject, Submitted
 from tests.slurm.test_cluster_jobs import has_pending
 from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm
+from tests.tuning.test_sweep_trouble import BRIEF
 
 __all__ = ["calm"]  # pytest takes the fixture from here
 
@@ -147,3 +149,48 @@ def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
     assert done.returncode == 0, done.stdout + done.stderr
     assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
     assert ended_once(job)
+
+
+@pytest.mark.slow
+def test_an_array_is_one_search_whose_tasks_come_and_go(
+    project: SlurmProject, tmp_path: Path
+) -> None:
+    """Of eight tasks two are cancelled, a node is lost with others, and three begin late."""
+    (project.path / "jobs/small.toml").write_text(BRIEF)
+    calm = Sweeps(Harness(tmp_path), BRIEF)
+    done = calm.harness.run("tune", calm.job, "--sweep-id", "calm", "--workers", 1, timeout_s=900)
+    assert done.returncode == 0, done.stderr
+    flags = ("--gres=none", "--cpus-per-task=1", "--mem=1G", "--array=1-8%5")
+    job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
+    cluster = job.cluster
+
+    def num_done() -> int:
+        return len(list(job.run.glob("trials/*/accepted")))
+
+    wait_until(lambda: num_done() >= 3, timeout_s=300)
+    for task in (1, 2):
+        cluster.run("scancel", f"{job.job_id}_{task}")
+    wait_until(lambda: num_done() >= 8, timeout_s=600)
+    found = {task: cluster.show(f"{job.job_id}_{task}") for task in range(3, 9)}
+    at_work = {task: each for task, each in found.items() if each["JobState"] == "RUNNING"}
+    node = next(iter(at_work.values()))["NodeList"]
+    lost = [task for task, each in at_work.items() if each["NodeList"] == node]
+    cluster.kill_node(node, *(at_work[task]["JobId"] for task in lost))
+    try:
+        for task in range(3, 9):
+            project.submitted("tune", f"{job.job_id}_{task}", job.log).wait(timeout_s=900)
+    finally:
+        cluster.restart_node(node)
+    print(f"lost with {node}: {lost}; done by then: {num_done()}")  # noqa: T201
+    assert [trial.status for trial in SweepDirectory(job.run).trials()] == ["finished"] * 24
+    keys = ("model.units", "model.dropout", "train.learning_rate", "val_loss", "status", "rank")
+    boards = [
+        [{k: row[k] for k in keys} for row in each] for each in (rows(job), calm.rows("calm"))
+    ]
+    assert boards[0] == boards[1]
+    logs = (job.run / "workers").glob(f"job{job.job_id}_*-w0.log")
+    trained = sorted(log.name for log in logs if ", seed 1" in log.read_text())
+    print(f"trained: {trained}")  # noqa: T201
+    assert len(trained) >= 5
+    states = {task: cluster.show(f"{job.job_id}_{task}")["JobState"] for task in (1, 2)}
+    assert set(states.values()) == {"CANCELLED"}

@@ -53,7 +53,7 @@ def tune(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Search for better settings, or help a search that others work at.
+    """Search for better settings, or help with a search.
 
     Run it again with the same --sweep-id, on any node, and it helps. No trial is lost if a worker
     or a command is killed. `harness sweep` shows the result.

@@ -14,7 +14,7 @@ from harness.system.processes import has_died
 from harness.system.signals import StopRequest
 from harness.tuning.course import Course, Make, Names, Operation, Read, Sleep, Write
 from harness.tuning.names import make_once
-from harness.tuning.records import Attempt, Record
+from harness.tuning.records import PREPARED, Attempt, Record
 
 PATIENCE_S = 600.0  # with a file system that fails
 POLL_S = 0.2  # between two looks for a signal
@@ -60,7 +60,9 @@ class Disk:
             case Names(path):
                 return self.disk.names(self.folder / path)
             case Make(path, file, record):
-                return make_once(self.folder / path, {file: to_bytes(record)})
+                # Nobody who lists the trials sees a folder that goes away.
+                files, temporary = {file: to_bytes(record)}, self.folder / PREPARED
+                return make_once(self.folder / path, files, prepared_in=temporary)
             case Write(path, record):
                 return self.disk.write(self.folder / path, to_bytes(record))
             case Sleep(time_s, failed):

@@ -18,17 +18,24 @@ from harness.files.atomic_file import sync_entry, write_refusal
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
-def make_once(folder: Path, files: Mapping[str, bytes], *, folders: tuple[str, ...] = ()) -> bool:
+def make_once(
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    folders: tuple[str, ...] = (),
+    prepared_in: Path | None = None,
+) -> bool:
     """Make a folder with its content, whose parent is there; False if another process made it.
 
     Args:
         files: at least one, by name.
         folders: empty ones beside the files.
+        prepared_in: a folder of the same disk for the temporary name; by default the parent.
 
     Raises:
         OSError: if the disk fails. The folder may be made then.
     """
-    temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = (prepared_in or folder.parent) / f".{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir()
         for name in folders:

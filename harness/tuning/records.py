@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.search_parameters import Value
 
 TRIALS, ENDS, STOPS, ACCEPTED = "trials", "ends", "stops", "accepted"
+PREPARED = "prepared"  # where names are prepared, before they are made
 
 
 class Record(BaseModel):

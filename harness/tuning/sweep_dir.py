@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `search.toml` | the search with every default filled in | who begins, or asks for more trials |
 | `trials/`, `ends/`, `stops/` | see `harness.tuning.records` | its workers |
+| `prepared/` | names before they are made; what killed processes left there | anybody |
 | `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker whose attempt it is |
 | `leaderboard.csv`, `result.json` | views of what is accepted | any command |
 | `state.json` | progress, as of a run | any command, the latest |
@@ -46,10 +47,10 @@ from harness.tracking.run_dir import RunDirectory, check_id
 from harness.tuning.course import LOCAL, NETWORK, Terms, View, shown
 from harness.tuning.disk import Disk
 from harness.tuning.names import check_renames, make_once
-from harness.tuning.records import ACCEPTED, ENDS, STOPS, TRIALS, Trial, trial_folder
+from harness.tuning.records import ACCEPTED, ENDS, PREPARED, STOPS, TRIALS, Trial, trial_folder
 
 RESULT = "result.json"
-FOLDERS = (TRIALS, ENDS, STOPS, "workers", "commands")
+FOLDERS = (TRIALS, ENDS, STOPS, PREPARED, "workers", "commands")
 
 
 class SweepDirectory(LeasedDirectory):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
-from harness.files.atomic_file import atomic_write
+from harness.files.atomic_file import atomic_write, remove_abandoned
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.own_code import mode_in
 from harness.search_space import GUIDED, SEARCH_FILE, SearchSpec
@@ -36,7 +36,7 @@ from harness.tuning.leaderboard import (
     same_failure,
 )
 from harness.tuning.pool import WorkerPool, WorkerRequest
-from harness.tuning.records import Trial
+from harness.tuning.records import PREPARED, Trial
 from harness.tuning.stops import stop_now
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
@@ -85,6 +85,7 @@ def tune(
     if sweep.is_of_other_code():
         console.warning(f"sweep {sweep.folder}: was begun by other code; trials may differ by it")
     sweep.note_start(asked_of(allocation) if allocation else None)
+    remove_abandoned(sweep.path(PREPARED), ".*.tmp")
     if dataset.introduction:
         console.info(dataset.introduction)
     table, more = search.table, "" if is_new else " more"

@@ -95,7 +95,7 @@ def join(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Add workers to a search, from this machine or job, as harness tune does."""
+    """Help with a search, from this machine or job."""
     from harness.cli.tune import run_sweep
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console

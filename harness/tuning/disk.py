@@ -1,6 +1,7 @@
 """Carries out on a disk what the courses of `harness.tuning.course` ask for."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.files.lenient_json import parse_json
 from harness.files.plain_file import is_of_disk
 from harness.files.shared_disk import SharedDisk
+from harness.system.console import log
 from harness.system.processes import has_died
 from harness.system.signals import StopRequest
 from harness.tuning.course import Course, Make, Names, Operation, Read, Sleep, Write
@@ -103,7 +105,10 @@ def patiently(read: Callable[[], T], stop: StopRequest) -> T:
         except (OSError, InputError, RunError) as error:
             if not is_of_disk(error):
                 raise
-            if time.monotonic() - since_s > PATIENCE_S:
+            waited_s = time.monotonic() - since_s
+            if waited_s > PATIENCE_S:
                 raise DiskError(str(error)) from None
+            if waited_s < 1:
+                log(logging.WARNING, f"{error}; tried again for {PATIENCE_S:.0f} s")
         stop.check()
         time.sleep(1)

@@ -127,7 +127,8 @@ class SweepDirectory(LeasedDirectory):
         except OSError as error:
             raise DiskError(write_refusal(self.folder, error)) from None
         if is_made:
-            self.path(SEARCH_FILE).chmod(0o666 & mode_in(self.folder, search.job.code))
+            file = self.path(SEARCH_FILE)
+            file.chmod(file.stat().st_mode & mode_in(self.folder, search.job.code))
         self.check_owner()
         if not is_sweep(self.folder):
             raise InputError(

@@ -4,9 +4,8 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.files.atomic_file import atomic_write, remove_abandoned
@@ -25,7 +24,7 @@ from harness.system.resource_monitor import idle_warning_min
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import Heartbeat
 from harness.tuning.course import View, follow, lift_stop, next_stop, running, shown, tell_gone
-from harness.tuning.disk import PATIENCE_S, Disk, died
+from harness.tuning.disk import Disk, died, patiently
 from harness.tuning.kept_trials import KeptTrials
 from harness.tuning.leaderboard import (
     LEADERBOARD,
@@ -40,7 +39,6 @@ from harness.tuning.records import PREPARED, Trial
 from harness.tuning.stops import stop_now
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
-T = TypeVar("T")
 RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s
 TEND_S = 0.5  # between two looks after the own processes
 
@@ -160,7 +158,6 @@ class Command:
         self._num_at_start: int | None = None  # trials that had ended when this process began
         self._kept = KeptTrials(sweep, search)
         self._table = b""  # the leaderboard as written last
-        self._failing_s: float | None = None  # since when the file system fails
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
         """Work to the result, which is empty if the search is cancelled.
@@ -173,13 +170,16 @@ class Command:
         with self.console:
             try:
                 if resumes:
-                    self._patiently(lambda: self.disk.run(lift_stop(self.view, stop_now())))
-                result = self._patiently(self._first_look)
+                    patiently(lambda: self.disk.run(lift_stop(self.view, stop_now())), self.signals)
+                result = patiently(self._first_look, self.signals)
                 if result is not None:
                     return result
                 self.pool.num_lifted = self.view.num_lifted
                 self.pool.start_all()
                 return self._run()
+            except OSError as error:  # what no patience mends, such as a folder that is gone
+                self.pool.stop()
+                raise DiskError(f"sweep {self.sweep.folder}: {error}") from None
             except Interrupted as reason:
                 self._stop(reason)
                 raise
@@ -199,20 +199,18 @@ class Command:
     def _run(self) -> dict[str, Any]:
         looked_s = time.monotonic()
         while True:
-            self.pool.tend(len(self.view.accepted), self.view.heard)
+            patiently(self._tend, self.signals)
             self.signals.check()
             time.sleep(TEND_S)
             if time.monotonic() - looked_s < self.view.terms.table_s:
                 continue
+            result = patiently(self._turn, self.signals)
             looked_s = time.monotonic()
-            try:
-                result = self._turn()
-            except (OSError, DiskError) as error:
-                self._wait_for_disk(error)
-                continue
-            self._failing_s = None
             if result is not None:
                 return result
+
+    def _tend(self) -> None:
+        self.pool.tend(len(self.view.accepted), self.view.heard)
 
     def _turn(self) -> dict[str, Any] | None:
         """Look at the whole search; its result once it is over or stopped."""
@@ -299,27 +297,6 @@ class Command:
             with contextlib.suppress(OSError, DiskError):
                 self._look()
                 self.disk.run(tell_gone(self.view, self.pool.ended))
-
-    def _patiently(self, act: Callable[[], T]) -> T:
-        while True:
-            try:
-                return act()
-            except (OSError, DiskError) as error:
-                self._wait_for_disk(error)
-
-    def _wait_for_disk(self, error: Exception) -> None:
-        """Wait before the disk is tried again.
-
-        Raises:
-            DiskError: if it fails for long.
-        """
-        if self._failing_s is None:
-            self._failing_s = time.monotonic()
-            self.console.warning(f"sweep {self.sweep.folder}: {error}; tried again")
-        if time.monotonic() - self._failing_s > PATIENCE_S:
-            raise DiskError(str(error)) from None
-        self.signals.check()
-        time.sleep(TEND_S)
 
     # For people
 

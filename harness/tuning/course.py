@@ -12,7 +12,7 @@ one writer for ever, so a worker that was taken for lost harms nobody when it co
 import contextlib
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from harness.errors import Interrupted
 from harness.tuning.records import (
@@ -136,12 +136,13 @@ class Heard:
     looked_s: float  # when it was looked at last
     beat: Beat | None = None
     silent_s: float = 0.0
-    is_gone: bool = False
+    is_dead: bool = False  # as this process alone can tell
+    is_gone: bool = False  # as everybody is told
     has_left: bool = False  # in order: it saved, and says nothing of the trial
 
-    def lose(self, terms: Terms) -> bool:
+    def is_lost(self, terms: Terms) -> bool:
         """Whether nobody trains it any more."""
-        return self.is_gone or self.silent_s > terms.lost_s
+        return self.is_gone or self.is_dead or self.silent_s > terms.lost_s
 
     def successor(self, me: Attempt) -> Attempt:
         """The next attempt, by a worker."""
@@ -234,7 +235,7 @@ class View:
             heard.silent_s += min(passed_s, LONGEST_LOOK_S)
         if may_be_gone and (gone := (yield from read(Gone, gone_file(n, k)))):
             heard.is_gone, heard.has_left = True, gone.has_left
-        heard.is_gone |= self.has_died(heard.attempt)
+        heard.is_dead = self.has_died(heard.attempt)
 
     def is_stopped(self) -> Course:
         """Whether somebody cancelled the search, or it has failed, and no person went on since."""
@@ -325,7 +326,7 @@ class Worker:
                     continue
                 if heard.attempt.worker == self.me.worker and not heard.is_gone:
                     return n, k  # made by a call whose answer was lost
-                if not heard.lose(view.terms):
+                if not heard.is_lost(view.terms):
                     continue
                 attempt = heard.successor(self.me)
                 if attempt.num_stuck >= MAX_ATTEMPTS:
@@ -383,27 +384,27 @@ class Worker:
 # A proposer
 
 
-class Planner(Protocol):
-    """A schedule, and how to begin it anew."""
-
-    def begin(self, known: list[Trial]) -> Schedule:
-        """A schedule of which the first trials are known; the list grows with the search."""
-
-
 class Proposer:
     """Proposes trials; of several that do, the first to make a trial's name decides its values."""
 
     def __init__(
-        self, view: View, planner: Planner, num_asked: int, *, ahead: int, is_guided: bool
+        self,
+        view: View,
+        begin: Callable[[list[Trial]], Schedule],
+        num_asked: int,
+        *,
+        ahead: int,
+        is_guided: bool,
     ) -> None:
         """A proposer that has looked at nothing yet.
 
         Args:
+            begin: the schedule of which the first trials are known, a list that grows.
             num_asked: `search.trials`.
             ahead: trials that wait for a worker, where the oracle waits for no result.
             is_guided: whether the oracle's choices depend on results.
         """
-        self.view, self.planner, self.num_asked = view, planner, num_asked
+        self.view, self.begin, self.num_asked = view, begin, num_asked
         self.ahead, self.is_guided = ahead, is_guided
         self._schedule: Schedule | None = None
         self._num_offered = 0
@@ -467,7 +468,7 @@ class Proposer:
                 self._schedule = None  # another library rounds otherwise, or has more trials
             self._next = None
         if not self._schedule:
-            self._schedule, self._num_offered = self.planner.begin(self.view.known), 0
+            self._schedule, self._num_offered = self.begin(self.view.known), 0
         for trial in [*self.view.accepted.values()][self._num_offered :]:
             self._schedule.offer(trial)
         self._num_offered = len(self.view.accepted)
@@ -490,7 +491,7 @@ def follow(view: View) -> Course:
 def running(view: View) -> dict[int, Attempt]:
     """The workers that train, by trial."""
     found = view.heard.items()
-    return {n: heard.attempt for n, heard in found if not heard.lose(view.terms)}
+    return {n: heard.attempt for n, heard in found if not heard.is_lost(view.terms)}
 
 
 def shown(view: View) -> list[Trial]:

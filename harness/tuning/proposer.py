@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness.errors import InputError, Interrupted, RunError
@@ -29,23 +29,16 @@ from harness.tuning.schedule import Schedule
 from harness.tuning.sweep_dir import SweepDirectory
 
 
-@dataclass(frozen=True)
-class OraclePlanner:
-    """Begins the schedule of a search with KerasTuner's oracle."""
+def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
+    """The schedule of a search, of which the first trials are known; the list may grow."""
+    from harness.tuning.oracle import make_oracle
 
-    search: SearchSpec
-
-    def begin(self, known: list[Trial]) -> Schedule:
-        """A schedule of which the first trials are known; the list may grow."""
-        from harness.tuning.oracle import make_oracle
-
-        table = self.search.table
-        return Schedule(
-            make_oracle(self.search, known),
-            num_trials=self.search.max_trials or 0,
-            width=table.parallel if table.tuner in GUIDED else None,
-            known=known,
-        )
+    return Schedule(
+        make_oracle(search, known),
+        num_trials=search.max_trials or 0,
+        width=search.table.parallel if search.table.tuner in GUIDED else None,
+        known=known,
+    )
 
 
 def propose(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
@@ -60,8 +53,8 @@ def propose(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
     search = patiently(sweep.search, stop)
     view = View(time.monotonic, sweep.terms(), num_lifted=arguments.lifted)
     is_guided = search.table.tuner in GUIDED
-    planner, num_asked = OraclePlanner(search), search.table.trials
-    proposer = Proposer(view, planner, num_asked, ahead=arguments.ahead, is_guided=is_guided)
+    begin, num_asked = partial(schedule_of, search), search.table.trials
+    proposer = Proposer(view, begin, num_asked, ahead=arguments.ahead, is_guided=is_guided)
     try:
         how = Disk(sweep.folder, stop).run(proposer.course())
     except RunError:

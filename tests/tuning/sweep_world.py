@@ -9,6 +9,7 @@ import itertools
 import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -275,7 +276,7 @@ class World:
         return self.ended(op.trial, k)
 
     def _proposer(self, p: Process, view: View) -> Generator[Any, Any, Any]:
-        begin = SimpleNamespace(begin=lambda known: self.schedule(known, p.node))
+        begin = partial(self.schedule, node=p.node)
         return Proposer(view, begin, 0, ahead=2, is_guided=self.is_guided).course()
 
     def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:

@@ -100,3 +100,14 @@ def test_an_interruption_is_recorded_once_its_workers_have_saved(command: Comman
     command.heartbeat.max_requeues = 0
     with pytest.raises(RunError, match="not requeued after 0 times"):
         command.run(resumes=False)
+
+
+def test_whose_worker_has_ended_is_told_to_all(command: Command) -> None:
+    """Though this machine sees by itself that it died; other nodes do not."""
+    command.view.has_died = lambda _: True
+    command._first_look()
+    command.pool._ended.add("0" * 32)
+    command._turn()
+    assert [path.name for path in command.sweep.path("trials").rglob("gone*")] == ["gone-1.json"]
+    command._turn()
+    assert command._progress()["running"] == 0

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harness.tuning.course import (
 )
 from harness.tuning.disk import Disk, to_bytes
 from harness.tuning.names import make_once
-from harness.tuning.proposer import OraclePlanner
+from harness.tuning.proposer import schedule_of
 from harness.tuning.records import Attempt, Trial
 from harness.tuning.sweep_dir import FOLDERS
 from tests.tuning.sweep_world import World
@@ -77,7 +78,7 @@ def filled(folder: Path, tuner: str, num: int) -> Path:
     path.write_text(text)
     for name in FOLDERS:
         (folder / name).mkdir()
-    known, schedule = list[Trial](), OraclePlanner(load_search(path)).begin([])
+    known, schedule = list[Trial](), schedule_of(load_search(path), [])
     while len(known) < num and (new := schedule.next()):
         schedule.offer(done := ended(new).model_copy(update={"attempt": 1}))
         known.append(done)
@@ -98,7 +99,11 @@ def test_a_trial_costs_little_however_many_have_ended(tmp_path: Path, tuner: str
     views = {kind: View(time.monotonic, LOCAL) for kind in ("proposer", "worker", "command")}
     is_guided = tuner in GUIDED
     proposer = Proposer(
-        views["proposer"], OraclePlanner(search), search.table.trials, ahead=3, is_guided=is_guided
+        views["proposer"],
+        partial(schedule_of, search),
+        search.table.trials,
+        ahead=3,
+        is_guided=is_guided,
     )
     worker = Worker(views["worker"], Attempt(worker="me"), search.table.trials)
     for kind, turn in (

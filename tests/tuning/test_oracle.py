@@ -14,8 +14,8 @@ from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
 from harness.errors import RunError
 from harness.search_space import GUIDED, SearchSpec, load_search
+from harness.tuning import proposer
 from harness.tuning.oracle import hyperparameters
-from harness.tuning.proposer import OraclePlanner
 from harness.tuning.records import Trial
 from harness.tuning.schedule import Schedule
 
@@ -41,7 +41,7 @@ def written(folder: Path, tuner: str, trials: int) -> Path:
 
 
 def schedule_of(search: SearchSpec, known: Sequence[Trial] = ()) -> Schedule:
-    return OraclePlanner(search).begin([*known])
+    return proposer.schedule_of(search, [*known])
 
 
 def all_of(schedule: Schedule) -> list[Trial]:
@@ -149,7 +149,7 @@ def test_what_another_library_rounds_otherwise_is_taken_as_it_was_made(tmp_path:
     path = written(tmp_path, "bayesian", 12)  # random until nine have ended
     path.write_text(path.read_text().replace("0.3]", "0.3, 0.4, 0.5]"))
     whole, known = proposals(path), list[Trial]()
-    schedule, found = OraclePlanner(load_search(path)).begin(known), list[Trial]()
+    schedule, found = proposer.schedule_of(load_search(path), known), list[Trial]()
     other = {"model.dropout": 0.1 if whole[-1].values["model.dropout"] != 0.1 else 0.2}
     last = whole[-1].model_copy(update={"values": {**whole[-1].values, **other}})
     known += [*whole[:-1], last]

@@ -83,6 +83,7 @@ def tune(
     if sweep.is_of_other_code():
         console.warning(f"sweep {sweep.folder}: was begun by other code; trials may differ by it")
     sweep.note_start(asked_of(allocation) if allocation else None)
+    sweep.path(PREPARED).mkdir(exist_ok=True)  # somebody may have cleaned up
     remove_abandoned(sweep.path(PREPARED), ".*.tmp")
     if dataset.introduction:
         console.info(dataset.introduction)

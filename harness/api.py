@@ -3,25 +3,30 @@
 A training or a search runs in a process of its own, as on the command line. So it has the same
 bytes, works in a thread or a notebook in which TensorFlow is already in use, and leaves neither
 signal handlers nor settings of TensorFlow behind. Its lines are printed here. What the command
-line would refuse in one line is raised with that line.
+line would refuse in one line is raised with that line, and not printed.
+
+Accuracies are shares from 0 to 1 wherever they are numbers, and per cent where they are text.
 """
 
+import contextlib
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config import toml_value
+from harness.config import is_free, toml_value
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_json_lines
-from harness.job import Job
+from harness.job import KEYS, Job
 from harness.job_file import load_job
 from harness.own_code import trusting
 from harness.slurm.process_pool import run_printed
-from harness.system.console import echo, log
+from harness.system.console import echo, log, printable
+from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
 from harness.tuning.leaderboard import leaderboard_rows, ranked_trials
 from harness.tuning.sweep_dir import SweepDirectory
@@ -86,9 +91,10 @@ class Run:
         Raises:
             InputError: if the run is unfinished, or its model can't be loaded.
         """
-        from harness.inference.model_file import load_model
+        with _quiet_tensorflow():
+            from harness.inference.model_file import load_model
 
-        return load_model(self._directory)
+            return load_model(self._directory)
 
     def predict(self, texts: str | Sequence[str]) -> "list[Prediction]":
         """Classify raw texts, or one.
@@ -98,7 +104,8 @@ class Run:
         """
         from harness.inference.predict import predict
 
-        return predict(self._directory, [texts] if isinstance(texts, str) else texts)
+        with _quiet_tensorflow():
+            return predict(self._directory, [texts] if isinstance(texts, str) else texts)
 
     @property
     def _directory(self) -> "RunDirectory":
@@ -124,10 +131,11 @@ class Runs(Sequence[Run]):
     def to_frame(self) -> "pandas.DataFrame":
         """A row for each run: its folder, job, seed, every key of the job, and its scores.
 
-        Raises:
-            InputError: if pandas is not installed.
+        Accuracies are shares from 0 to 1, times are in seconds.
         """
-        return _pandas().DataFrame([_row(run) for run in self])
+        import pandas
+
+        return pandas.DataFrame([_row(run) for run in self])
 
 
 @dataclass(frozen=True)
@@ -138,9 +146,10 @@ class Sweep:
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
-        """The trials by the columns of `leaderboard.csv`, the best first.
+        """The trials by the columns of `leaderboard.csv`, the best first; empty before the first.
 
-        What a trial does not have is None; there is none before the first trial.
+        Scores, counts, seconds and the values of the search are what they are in a job and in a
+        result; what a trial does not have is None.
         """
         sweep = SweepDirectory.open(self.folder)
         search = sweep.search()
@@ -162,21 +171,35 @@ class Sweep:
         return sweep.read_json("result.json")
 
     def to_frame(self) -> "pandas.DataFrame":
-        """The leaderboard, numbers as numbers.
+        """The leaderboard."""
+        import pandas
 
-        Raises:
-            InputError: if pandas is not installed.
-        """
-        return _pandas().DataFrame(self.leaderboard)
+        return pandas.DataFrame(self.leaderboard)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `harness compare` says of runs."""
+    """What `harness compare` says of runs, which it shows as a table."""
 
-    parts: "tuple[Part, ...]" = field(repr=False)  # one for each dataset
-    left_out: "tuple[LeftOut, ...]" = field(repr=False)
-    data: Path | None = field(default=None, repr=False)  # where the reviews are looked for first
+    parts: "tuple[Part, ...]"  # one for each dataset
+    left_out: "tuple[LeftOut, ...]"
+    data: Path | None = None  # where the reviews are looked for first
+
+    def __repr__(self) -> str:
+        """The tables and sentences of `harness compare`."""
+        from harness.report.text_tables import table_lines
+
+        lines = []
+        for part in self.parts:
+            lines += [part.heading, *table_lines(part.columns, part.lines), *part.verdicts]
+            lines += [*(each.sentence for each in part.differences), ""]
+        return printable("\n".join(lines[:-1]))
+
+    def _repr_markdown_(self) -> str:
+        """The same for a notebook."""
+        from harness.report.summary import to_markdown
+
+        return to_markdown(self.parts)
 
     @property
     def sentences(self) -> list[str]:
@@ -189,19 +212,17 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, as `comparison.json` holds them."""
-        from harness.report.export import to_json
+        from harness.report.summary import to_json
 
         return to_json(self.parts, self.left_out)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row for each job or baseline: accuracies in per cent, times in seconds.
+        """A row for each job or baseline: accuracies from 0 to 1, times in seconds."""
+        import pandas
 
-        Raises:
-            InputError: if pandas is not installed.
-        """
-        from harness.report.export import to_csv
+        from harness.report.summary import to_csv
 
-        return _pandas().read_csv(io.StringIO(to_csv(self.parts)))
+        return pandas.read_csv(io.StringIO(to_csv(self.parts)))
 
     def write(self, folder: PathLike) -> Path:
         """Write the report, as `harness compare --out` does; returns the path of its page.
@@ -209,7 +230,7 @@ class Comparison:
         Raises:
             InputError: for a folder that holds anything but an earlier comparison.
         """
-        from harness.report.export import check_folder, write_comparison
+        from harness.report.html import check_folder, write_comparison
 
         check_folder(Path(folder))
         return write_comparison(Path(folder), self.parts, self.left_out, data=self.data, say=echo)
@@ -228,7 +249,8 @@ def train(
 
     Args:
         job: the job file.
-        settings: keys of the job to change, such as `{"train.epochs": 2}`.
+        settings: keys of the job to change, such as `{"train.epochs": 2}`, or by tables:
+            `{"train": {"epochs": 2}}`.
         seed: `train.seed`.
         run_id: name of the run; an unfinished one goes on, a finished one is left as it is.
         runs: folder of the runs, by default HARNESS_RUNS, or `runs`.
@@ -266,7 +288,7 @@ def tune(
 
     Args:
         job: a job file with [search].
-        settings: keys to change, such as `{"search.trials": 4}`.
+        settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
         sweep_id: name of the sweep; an unfinished one goes on.
         runs, options: as for `train`, with the options of `harness tune`.
 
@@ -359,7 +381,23 @@ def _overrides(
 ) -> list[str]:
     for name in instead.keys() & options.keys():
         raise InputError(f"{name} = {options[name]!r}: is no argument here; {instead[name]}")
-    return [f"{key}={toml_value(value)}" for key, value in (settings or {}).items()]
+    found: dict[str, object] = {}
+    for key, value in _dotted(settings or {}):
+        if key in found:
+            raise InputError(f"{key}: is set twice, to {found[key]!r} and {value!r}; set it once")
+        found[key] = value
+    return [f"{key}={toml_value(value)}" for key, value in found.items()]
+
+
+def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]:
+    """Settings by dotted key, whether they stand in tables or not."""
+    for name, value in settings.items():
+        key = f"{above}{name}"
+        is_table = "." not in key or (above and key in KEYS and is_free(KEYS[key]))
+        if isinstance(value, Mapping) and is_table:
+            yield from _dotted(value, f"{key}.")
+        else:
+            yield key, value
 
 
 def _options(options: Mapping[str, object]) -> list[str]:
@@ -371,6 +409,18 @@ def _options(options: Mapping[str, object]) -> list[str]:
             if value is not None and value is not False:
                 words.append(option if value is True else f"{option}={value}")
     return words
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """Hold back what TensorFlow says at its start and no user can act on, if it starts here."""
+    if "tensorflow" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
+        with filtered_stderr():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+    yield
 
 
 # Tables
@@ -391,11 +441,3 @@ def _row(run: Run) -> dict[str, Any]:
     except (InputError, RunError) as error:  # a broken run, or one that is gone, hides no other
         log(logging.WARNING, str(error))
     return row
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise InputError("to_frame: needs pandas; pip install pandas") from None
-    return pandas

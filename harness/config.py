@@ -163,7 +163,8 @@ def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[
 
 def condition(key: str, values: tuple[object, ...]) -> str:
     """One of `Facts.only_with` in words."""
-    return f"{key} = {' or '.join(map(str, values))}" if values else key
+    shown = (str(value) or '""' for value in values)
+    return f"{key} = {' or '.join(shown)}" if values else key
 
 
 def _check_weights(weights: Any) -> Any:

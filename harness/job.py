@@ -23,6 +23,7 @@ from harness.config import (
     without_effect,
 )
 from harness.errors import suggest
+from harness.own_code import is_reference
 
 
 def _known_encoding(name: str) -> str:
@@ -85,7 +86,8 @@ class DataConfig(ConfigSection):
     split_column: Annotated[str, FORMAT] = Field(
         "",
         max_length=200,
-        description="own texts: column with `train` or `test`; empty = `split`, if it is there",
+        description="own texts: column with `train`, `validation` or `test`; empty = `split`, if "
+        "it is there",
     )
     delimiter: Annotated[str, AfterValidator(_one_character), FORMAT] = Field(
         "",
@@ -112,7 +114,11 @@ class DataConfig(ConfigSection):
             for_all_reviews=True,
             step="value",
         ),
-    ] = Field(0.2, description="share of the training reviews, from their end, used for validation")
+    ] = Field(
+        0.2,
+        description="share of the training reviews, from their end, used for validation; own texts "
+        "with a validation split are validated on that, unless it is 0",
+    )
     limit: Annotated[
         int,
         AfterValidator(_leaves_one_to_validate),
@@ -209,6 +215,8 @@ def _rises(drops: list[float]) -> list[float]:
 def _fits_the_optimizer(job: "Job") -> str:
     """Only such as `optimizer` takes."""
     train = job.train
+    if is_reference(train.optimizer):
+        return ""  # its function alone knows the options
     known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
     for name, value in train.optimizer_options.items():
         if name not in known:
@@ -259,8 +267,8 @@ class TrainConfig(ConfigSection):
     batch_size: Annotated[int, Facts(step="shared")] = Field(
         128, ge=1, le=25_000, description="reviews in a global batch, over all replicas"
     )
-    optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), step="shared")] = Field(
-        "rmsprop", description="Keras optimizer"
+    optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), is_function=True, step="shared")] = (
+        Field("rmsprop", description="Keras optimizer; your own is `file.py:function`")
     )
     optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer, step="shared")] = Field(
         {}, description="the optimizer's own options; all take `weight_decay`"
@@ -303,7 +311,12 @@ class TrainConfig(ConfigSection):
         description="largest momentum of the moving average of the weights, which is validated "
         "and saved; 0 = no average",
     )
-    label_smoothing: Share = Field(
+    loss: Annotated[str, Facts(choices=("",), is_function=True)] = Field(
+        "",
+        max_length=4000,
+        description="your own loss in training, `file.py:function`; empty = cross-entropy",
+    )
+    label_smoothing: Annotated[Share, Facts(only_with={"train.loss": ("",)})] = Field(
         0.0, description="share of each label that is spread over all classes in training"
     )
     adversarial: Annotated[float, Facts(check=_has_vectors_to_move)] = Field(
@@ -393,9 +406,6 @@ class TrainConfig(ConfigSection):
     )
     log_every_steps: Annotated[int, Facts(changes="nothing", step="shared")] = Field(
         10, ge=1, le=10_000, description="steps between two writes to the log"
-    )
-    profile_steps: Annotated[int, Facts(changes="nothing", step="shared")] = Field(
-        0, ge=0, le=100, description="steps to profile, after 20 steps of warm-up; 0 = off"
     )
 
 

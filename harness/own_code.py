@@ -1,4 +1,4 @@
-"""A user's own functions: networks and callbacks outside of this package.
+"""A user's own functions outside of this package: networks, losses, optimizers and callbacks.
 
 A job names one by `file.py:function` or `package.module:function`. Its source, and that of what it
 imports from the same folder or package, is kept in the job itself (`[code]`), so that it is part of
@@ -9,15 +9,19 @@ the run's identity and nothing else is ever read again. It runs from there, as m
 import ast
 import builtins
 import contextlib
+import copy
+import difflib
 import hashlib
 import importlib.util
+import inspect
 import os
 import re
 import stat
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -358,6 +362,27 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
     return result
 
 
+def load_taking(
+    code: Mapping[str, str], reference: str, *, where: str, form: str, given: Sequence[Any]
+) -> Callable[..., Any]:
+    """The function that a job names, which takes some arguments.
+
+    Args:
+        where: the key of the job.
+        form: of the arguments, such as `(labels, probabilities)`, for the message.
+        given: as many arguments.
+
+    Raises:
+        InputError: as `load_function`, or if the function does not take them.
+    """
+    function = load_function(code, reference, where=where)
+    try:
+        inspect.signature(function).bind(*given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} = {reference!r}: should take {form}: {error}") from None
+    return function
+
+
 @contextlib.contextmanager
 def own_errors(where: str) -> Iterator[None]:
     """Turn an error of a user's function into one line with its file and line.
@@ -384,3 +409,54 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and not found:
         found = f"line {error.lineno}: "
     return found
+
+
+class MissingOptionError(KeyError, InputError):
+    """A setting that a user's function needs and the job lacks."""
+
+    def __str__(self) -> str:
+        """The line itself, without the quotes that a KeyError puts around it."""
+        return str(self.args[0])
+
+
+class OptionReader(UserDict[str, Any]):
+    """A table of options as a user's function gets it; it notes what was read."""
+
+    def __init__(self, options: Mapping[str, Any], table: str) -> None:
+        """Copy the options of a table such as `model.options`: a function may empty its lists."""
+        super().__init__(copy.deepcopy({**options}))
+        self.table, self.given, self.read = table, {*options}, set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        if name not in self.data:
+            raise MissingOptionError(f"{self.table}.{name} is missing; set it in [{self.table}]")
+        return self.data[name]
+
+    def __contains__(self, name: object) -> bool:
+        self.read.add(str(name))
+        return name in self.data
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(self.data)  # whoever asks for all, as `**options` does, has read all
+        return iter(self.data)
+
+    def __or__(self, other: Any) -> Any:
+        return {**self, **other}
+
+    def __ror__(self, other: Any) -> Any:
+        return {**other, **self}
+
+    def check(self, where: str) -> None:
+        """Refuse an option that the function did not read.
+
+        Raises:
+            InputError: for the first.
+        """
+        for name in (self.given & self.data.keys()) - self.read:
+            near = difflib.get_close_matches(name, self.read, n=1)
+            reads = ", ".join(sorted(self.read)) or "none"
+            hint = f"did you mean {near[0]}?" if near else f"it reads {reads}"
+            raise InputError(
+                f"{self.table}.{name} = {self.data[name]!r}: {where} takes no such option; {hint}"
+            )

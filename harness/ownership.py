@@ -16,6 +16,16 @@ def owner_name(user_id: int) -> str:
         return str(user_id)
 
 
+def foreign_link(path: str | Path) -> str:
+    """The name of the other user whose symbolic link this is; empty if it is root's, or no link."""
+    try:
+        status = os.lstat(path)
+    except OSError:  # it is not there, or can't be looked at
+        return ""
+    is_foreign = stat.S_ISLNK(status.st_mode) and status.st_uid not in (os.getuid(), 0)
+    return owner_name(status.st_uid) if is_foreign else ""
+
+
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
     """Why what is in a file or folder may come from somebody else; empty if it can't.
 

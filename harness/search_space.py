@@ -104,6 +104,16 @@ DECIDED = {
 
 
 @dataclass(frozen=True)
+class TrialRow:
+    """A trial's row in TensorBoard's HParams page, which the runs of its seeds share."""
+
+    name: str
+    values: Values  # by the keys that differ between trials, as far as this one has them
+    columns: Values  # an example for each of these keys
+    objective: Objective
+
+
+@dataclass(frozen=True)
 class SearchSpec:
     """A whole search."""
 
@@ -161,6 +171,14 @@ class SearchSpec:
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
+
+    def row(self, name: str, values: Values, epochs: int | None) -> TrialRow:
+        """What TensorBoard shows of a trial; the arguments but its name as `job_of` takes them."""
+        columns = {parameter.key: parameter.examples()[0] for parameter in self.space}
+        shown = {key: rounded(values[key]) for key in columns if key in values}
+        if epochs is not None:
+            columns["train.epochs"] = shown["train.epochs"] = epochs
+        return TrialRow(name, shown, columns, self.table.objective)
 
     def seeds(self) -> range:
         """The seeds of a trial's runs."""

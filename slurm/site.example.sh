@@ -67,7 +67,8 @@
 
 # After how many minutes without the end of a step, a batch or a compilation a run ends, to go on
 # from its last checkpoint; 10 by default, 0 for never. Before the first step on a card whose
-# kernels the driver compiles it is six times as long.
+# kernels the driver compiles it is six times as long. On several nodes it is 1.5 by default from the
+# first step on, since one worker that hangs keeps the others.
 # export HARNESS_STALL_MIN=10
 
 # After how many seconds a run that was told to stop ends, if its devices do not answer; 60 by

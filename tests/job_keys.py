@@ -63,8 +63,8 @@ def _range(field: FieldInfo, facts: Facts) -> str:
     if facts.allowed:
         return facts.allowed
     if facts.choices:
-        own = ", your own" if facts.is_function else ""
-        return ", ".join(f"`{name}`" for name in facts.choices) + own
+        own = ["your own"] if facts.is_function else []
+        return ", ".join([*(f"`{name}`" for name in facts.choices if name), *own])
     if is_free(field):
         return "any names"
     if get_origin(field.annotation) is Literal:

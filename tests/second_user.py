@@ -6,8 +6,6 @@ those that got through.
 """
 
 import contextlib
-import hashlib
-import hmac
 import http.client
 import json
 import os
@@ -94,53 +92,11 @@ def tries_at_tensorboard(site: dict[str, Any]) -> Tries:
         yield "connect to the socket", succeeds(unix.connect, site["board_socket"])
 
 
-def hello(connection: socket.socket, secret: bytes, message: dict[str, Any]) -> bool:
-    """A hello of harness, with a guess for its secret; whether it is answered."""
-    challenge = connection.recv(32).hex()
-    nonce, text = secrets.token_hex(32), json.dumps(message)
-    parts = json.dumps(["client", challenge, nonce, text]).encode()
-    proof = hmac.new(secret, parts, hashlib.sha256).hexdigest()
-    content = json.dumps({"nonce": nonce, "message": text, "proof": proof}).encode()
-    connection.sendall(len(content).to_bytes(4, "big") + content)
-    try:
-        return bool(connection.recv(1))
-    except OSError:
-        return False
-
-
-def tries_at_rendezvous(site: dict[str, Any]) -> Tries:
-    """Join another user's job: by its id, by guesses, by nonsense; then hold it up."""
-
-    def connect() -> socket.socket:
-        return socket.create_connection(("127.0.0.1", site["meeting_port"]), timeout=10)
-
-    job_id = site["job_id"]
-    for secret in (*GUESSES, job_id, f"job {job_id}", hashlib.sha256(job_id.encode()).hexdigest()):
-        for rank in (0, 1, 2):
-            message = {"rank": rank, "host": "", "port": 1, "purpose": "the same"}
-            with connect() as connection:
-                yield f"join with {secret!r}", hello(connection, secret.encode(), message)
-    for content in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\0\0\0\2{}",
-        b"\xff" * 64,
-        b"\0\0\1\0" + b"[" * 256,
-    ):
-        with connect() as connection:
-            connection.recv(32)
-            connection.sendall(content)
-            answered = b""
-            with contextlib.suppress(OSError):
-                answered = connection.recv(1)
-            yield f"say {content[:8]!r}", bool(answered)
-
-
 def hold_open(site: dict[str, Any]) -> list[socket.socket]:
     """Idle connections to all that listens; the owner must be served past them."""
     held = []
-    for port in (site["board_port"], site["meeting_port"]):
-        for _ in range(IDLE):
-            held.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+    for _ in range(IDLE):
+        held.append(socket.create_connection(("127.0.0.1", site["board_port"]), timeout=30))
     for connection in held[::10]:
         with contextlib.suppress(OSError):
             connection.sendall(b"G")  # and a byte now and then
@@ -167,7 +123,6 @@ DOORS = {
     "files": tries_at_files,
     "processes": tries_at_processes,
     "tensorboard": tries_at_tensorboard,
-    "rendezvous": tries_at_rendezvous,
 }
 
 

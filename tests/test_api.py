@@ -19,6 +19,7 @@ from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
+from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 LSTM = JOBS / "lstm.toml"
 README = PROJECT / "jobs/README.md"
@@ -76,6 +77,43 @@ def test_a_setting_may_be_a_table(here: Path, monkeypatch: pytest.MonkeyPatch) -
     overrides = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
     train = load_job(LSTM, overrides).train
     assert (train.class_weights, train.schedule_drops) == (weights, [3, 5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "dotted"),
+    [
+        ({"train": {"epochs": 1}}, {"train.epochs": 1}),
+        ({"train": {"epochs": 1}, "model.units": 3}, {"train.epochs": 1, "model.units": 3}),
+        (
+            {"train": {"optimizer_options": {"rho": 0.5}, "class_weights": {"neg": 2.0}}},
+            {"train.optimizer_options.rho": 0.5, "train.class_weights": {"neg": 2.0}},
+        ),
+    ],
+)
+def test_settings_may_stand_in_tables(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    dotted: dict[str, object],
+) -> None:
+    """As a job's file has them; the command gets what dotted keys give."""
+    said: list[list[str]] = []
+    monkeypatch.setattr(
+        "harness.api.run_printed",
+        lambda *words: said.append([word for word in words if word.startswith("--set=")]),
+    )
+    package.train(LSTM, settings)
+    package.train(LSTM, dotted)
+    assert said[0] == said[1]
+    assert len(said[0]) == len(dotted)
+
+
+def test_a_key_that_is_set_twice_is_refused(here: Path) -> None:
+    """Once in a table and once by its dotted name."""
+    with pytest.raises(InputError, match=r"train\.epochs: is set twice, to 1 and 2; set it once"):
+        package.train(LSTM, {"train": {"epochs": 1}, "train.epochs": 2})
+    with pytest.raises(InputError, match=r"no key train\.epoch; did you mean train\.epochs"):
+        package.train(LSTM, {"train": {"epoch": 1}})
 
 
 def test_an_option_that_is_a_word_of_python_ends_in_a_line(
@@ -153,12 +191,13 @@ def test_code_of_others_is_trusted_for_one_call(
 
 
 def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command checks them, and its line is printed and raised."""
+    """The command checks them, and its line is raised and not printed too."""
     with pytest.raises(InputError, match="No such option: --colour"):
         package.train(LSTM, colour="red")
     with pytest.raises(InputError, match="--data /nowhere: is no folder"):
         package.train(LSTM, data="/nowhere")
-    assert "--data /nowhere: is no folder" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "--data /nowhere: is no folder" not in shown.out + shown.err
     assert list(here.glob("runs/*")) == []
 
 
@@ -223,12 +262,61 @@ def test_a_comparison(here: Path) -> None:
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
     found = package.compare("runs", baseline="none")
     means = dict(found.to_frame()[["job", "accuracy"]].itertuples(index=False))
-    assert means == {"lstm": pytest.approx(80), "gru": pytest.approx(90)}
+    assert means == {"lstm": pytest.approx(0.8), "gru": pytest.approx(0.9)}
     assert len(found.sentences) == 1
-    assert found.to_dict()["parts"][0]["rows"][0]["num_seeds"] == 2
+    (part,) = found.to_dict()["parts"]
+    assert part["rows"][0]["num_seeds"] == 2
+    assert {row["accuracy"] for row in part["rows"]} == {0.8, 0.9}
+    assert {run["accuracy"] for row in part["rows"] for run in row["runs"]} == {0.8, 0.9}
+    assert part["differences"][0]["mean"] == pytest.approx(0.1)
     assert found.write("report").is_file()
     with pytest.raises(InputError, match="baseline = 'tfidf'"):
         package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]
+
+
+def test_a_comparison_shows_its_table(here: Path) -> None:
+    """On a terminal and in a notebook, accuracies in per cent, with what they say."""
+    for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
+        for seed in (1, 2):
+            write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
+    found = package.compare("runs", baseline="none")
+    lines = repr(found).splitlines()
+    assert lines[1].split()[:3] == ["job", "test", "%"]
+    (row,) = (line for line in lines if line.startswith("lstm"))
+    assert "80.00" in row.split()
+    assert lines[-1] == found.sentences[-1]
+    shown = found._repr_markdown_()
+    assert "| lstm |" in shown
+    assert "80.00" in shown
+
+
+def test_a_leaderboard_has_numbers(here: Path) -> None:
+    """Numbers as numbers, names as texts, None for what a trial does not have; its frame too."""
+    values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
+    trials = trial(7, 0.81, values=values), trial(8, None, values=values, error="it broke")
+    sweep = package.Sweep(make_sweep(here / "s", RANDOM, *trials).folder)
+    first, second = sweep.leaderboard
+    assert first == {
+        "rank": 1,
+        "trial": "0007",
+        "status": "finished",
+        "val_accuracy": 0.81,
+        **values,
+        "epochs": 3,
+        "kept_epoch": 2.0,
+        "training_s": 61.0,
+        "parameters": 1000,
+        "worker": "",
+        "error": "",
+        "attempt": "",
+    }
+    assert [type(first[key]) for key in ("rank", "model.units", "epochs")] == [int] * 3
+    assert (second["val_accuracy"], second["training_s"]) == (None, None)
+    assert (second["status"], second["error"]) == ("failed", "it broke")
+    frame = sweep.to_frame()
+    assert list(frame["trial"]) == ["0007", "0008"]
+    assert frame["val_accuracy"][0] == 0.81
+    assert package.Sweep(make_sweep(here / "t", RANDOM).folder).leaderboard == []
 
 
 def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
@@ -240,7 +328,7 @@ def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
         write_scored_run(run, dataset, [False] * 60, toml=toml, seed=units)
     chosen = package.compare("runs", baseline="none", where="model.units=64", data="data")
     (part,) = chosen.parts
-    assert [run.folder.name for run in part.group.results[0].runs] == ["64"]
+    assert [run.folder.name for run in part.group.all_runs] == ["64"]
     assert "texts of the reviews are not available" not in chosen.write("report").read_text()
     both = package.compare(
         "runs", baseline="none", where=["train.epochs=8"], group_by="model.units", pairs=True
@@ -289,6 +377,47 @@ def test_how_a_command_ends(
     monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
     with pytest.raises(error, match=r"begins|signal 9"):
         process_pool.run_printed("train")
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("print('harness: no such thing', flush=True); sys.exit(2)", ["begins"]),
+        ("print('2026-01-01 00:00:00 ERROR no such thing'); sys.exit(2)", ["begins"]),
+        ("print('harness: a\\nharness: no such thing'); sys.exit(2)", ["begins", "a"]),
+        ("print('harness: not the end\\nend'); sys.exit(0)", ["begins", "not the end", "end"]),
+        ("print('harness: the end'); sys.exit(0)", ["begins", "the end"]),
+    ],
+)
+def test_an_error_is_raised_or_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: str, shown: list[str]
+) -> None:
+    """The line that says why the command ended is raised alone; no other line is lost."""
+    code = STAND_IN.format(body=body)
+    monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
+    if "exit(2)" in body:
+        with pytest.raises(InputError, match=r"^no such thing$"):
+            process_pool.run_printed("train")
+    else:
+        process_pool.run_printed("train")
+    assert capsys.readouterr().out.splitlines() == shown
+
+
+@pytest.mark.full
+def test_tensorflow_starts_without_a_word(harness: Harness) -> None:
+    """A model and its predictions put nothing on the screen of a process that asks for them."""
+    done = harness.train("lstm", "one", "--set", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    code = (
+        f"import harness\n(run,) = harness.load_runs({str(harness.runs)!r})\n"
+        "print(len(run.predict(['A great film.'])), run.model().count_params() > 0)\n"
+    )
+    hidden = ("TF_", "CUDA_VISIBLE")
+    environment = {k: v for k, v in harness.environment.items() if not k.startswith(hidden)}
+    asked = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (asked.stdout, asked.stderr) == ("1 True\n", "")
 
 
 def test_a_keyboard_interrupt_lets_the_command_save(

@@ -15,9 +15,8 @@ import pytest
 from harness.data.dataset_folder import save_folder
 from harness.data.imdb_sources import open_sample
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.rendezvous import WorkerGroup, first_port
+from harness.slurm.rendezvous import WorkerGroup
 from harness.slurm.snapshot import take_snapshot
-from harness.system.auth_channel import user_secret
 from tests.board.tensorboard_process import Board, make_run
 from tests.conftest import PROJECT, Harness
 from tests.slurm.test_rendezvous import variables
@@ -39,8 +38,8 @@ class Owner:
         done = harness.train("lstm", "mine", "--set", "train.epochs=1")
         assert done.returncode == 0, done.stderr
         self.run = harness.runs / "lstm/mine"
+        self.meeting = harness.runs / f"lstm/.workers-{JOB_ID}-0-0"
         monkeypatch.setenv("XDG_CACHE_HOME", harness.environment["XDG_CACHE_HOME"])
-        user_secret("any")
         record = json.loads((self.run / "provenance.json").read_text())
         (self.run / "provenance.json").write_text(json.dumps({**record, "uncommitted_diff": "x"}))
         make_run(harness.runs / "lstm/shown")
@@ -67,7 +66,7 @@ class Owner:
         port, socket = self.boards[0].target.rpartition(":")[2], self.boards[1].target
         return {
             "private": [
-                *map(str, (cache / "secret", cache / "verified", cache / "tensorboard")),
+                *map(str, (cache / "tensorboard", self.meeting)),
                 *(str(board.connection) for board in self.boards),
                 *(str(path) for path in self.harness.folder.glob("t/harness-*")),
                 str(self.snapshot / "snapshot.json"),
@@ -77,8 +76,6 @@ class Owner:
             "secrets": [board.secret for board in self.boards],
             "board_port": int(port),
             "board_socket": socket,
-            "meeting_port": first_port(JOB_ID),
-            "job_id": JOB_ID,
             "shared": str(self.shared),
             "run_to_copy": str(self.run),
             "data_to_copy": str(self.data),
@@ -98,10 +95,10 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
             board.end()
 
 
-def join(rank: int) -> WorkerGroup:
-    allocation = SlurmEnvironment.from_environment(variables(JOB_ID, rank, HARNESS_SECRET=""))
+def join(rank: int, parent: Path) -> WorkerGroup:
+    allocation = SlurmEnvironment.from_environment(variables(JOB_ID, rank))
     assert allocation
-    return WorkerGroup.join(allocation, "the same", join_s=40)
+    return WorkerGroup.join(allocation, parent, "the same", join_s=40)
 
 
 def test_no_door_opens_to_a_second_user(
@@ -111,7 +108,7 @@ def test_no_door_opens_to_a_second_user(
     file = tmp_path / "site.json"
     file.write_text(json.dumps(owner.site()))
     with ThreadPoolExecutor(2) as pool:
-        chief = pool.submit(join, 0)
+        chief = pool.submit(join, 0, owner.meeting.parent)
         with subprocess.Popen(
             [sys.executable, "-m", "tests.second_user", str(file)],
             cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -122,7 +119,7 @@ def test_no_door_opens_to_a_second_user(
             # The stranger's idle connections are open now.
             for board in owner.boards:
                 assert board.ask(f"/{board.secret}/data/runs")[0] == 200
-            worker = pool.submit(join, 1)
+            worker = pool.submit(join, 1, owner.meeting.parent)
             assert chief.result().addresses == worker.result().addresses
             stranger.stdin.close()
             assert stranger.wait(timeout=30) == 0

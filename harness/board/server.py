@@ -6,9 +6,11 @@ import io
 import os
 import socket
 import sys
+import threading
 import types
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,8 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
 from harness.files.shared_disk import read_mounts
+from harness.ownership import foreign_link
 from harness.system.console import echo
-from harness.system.network import Newcomers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -32,6 +34,33 @@ POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
 
+class Newcomers:
+    """Connections whose other side has not shown yet that it knows the secret.
+
+    The user's own shows it within milliseconds, so strangers that wait can't keep it out: the
+    oldest of too many is cut off.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def add(self, connection: socket.socket) -> None:
+        """Count a new connection, and cut off the oldest where there are too many."""
+        with self._lock:
+            if len(self._connections) >= MAX_NEWCOMERS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
+            self._connections[connection] = None
+
+    def remove(self, connection: socket.socket) -> None:
+        """Count a connection no longer: it has shown the secret, or has ended."""
+        with self._lock:
+            self._connections.pop(connection, None)
+
+
 class Guard:
     """WSGI middleware: a request without the secret gets a 404 that reveals nothing."""
 
@@ -39,8 +68,7 @@ class Guard:
         self.app = app
         self.prefix = f"/{secret}".encode()
         self.used = used
-        # All on the loopback are one peer.
-        self.newcomers = Newcomers(MAX_NEWCOMERS, MAX_NEWCOMERS)
+        self.newcomers = Newcomers()
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -86,7 +114,7 @@ class Server(ThreadedWSGIServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Count a new connection, which nobody knows before its first request."""
         del client_address
-        self._newcomers.add(request, "loopback")
+        self._newcomers.add(request)
         return True
 
     def shutdown_request(self, request: Any) -> None:
@@ -175,6 +203,7 @@ def start_tensorboard(
     *,
     secret: str,
     used: Callable[[], object],
+    refused: dict[str, str],
 ) -> None:
     """Serve the event files below a folder, in a thread of this process.
 
@@ -184,15 +213,18 @@ def start_tensorboard(
         listener: the socket to serve on.
         secret: what the path of every request must begin with.
         used: called at each request that does.
+        refused: gets why something is not shown, by its path, in another thread.
     """
     # TensorBoard's own switch for reading files without TensorFlow, whose import would take 600 MB
     # and seconds, or minutes from a network file system. It must be set before the first import.
     sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
     from tensorboard import default, program
     from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
+    from tensorboard.compat.tensorflow_stub.io import gfile
 
     # Checksums of records in plain Python would take half of the time that runs take to load.
     pywrap_tensorflow.crc32c = google_crc32c.value
+    gfile.listdir = partial(list_folder, refused=refused)
     board = program.TensorBoard(
         plugins=default.get_plugins(),
         assets_zip_provider=_live_assets,
@@ -208,6 +240,42 @@ def start_tensorboard(
     )
     # Not main(), which writes the path into a file in /tmp that everyone can read.
     board.launch()
+
+
+def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
+    """The names in a folder that TensorBoard may look at, in place of its own `listdir`.
+
+    Its search for event files would end for good at a folder that it may not read, wait for ever
+    for a pipe, and go wherever another user's link leads.
+
+    Raises:
+        NotFoundError: of TensorBoard, if there is no such folder.
+    """
+    from tensorboard.compat.tensorflow_stub import errors
+
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if why := _why_refused(entry):
+                    refused[str(Path(folder).resolve() / entry.name)] = why
+                else:
+                    names.append(entry.name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise errors.NotFoundError(None, None, str(error)) from None
+    except OSError as error:
+        refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
+    # The columns of the HParams page are those of the first run: trials come before a winner.
+    return sorted(names)
+
+
+def _why_refused(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink() and (owner := foreign_link(entry.path)):
+        return f"is a link of {owner}"
+    if os.path.isdir(entry.path):  # noqa: PTH112 - never raises
+        return ""
+    is_readable = os.path.isfile(entry.path) and os.access(entry.path, os.R_OK)  # noqa: PTH113
+    return "" if is_readable else "is no file that can be read"
 
 
 def points_per_curve(num_runs: int) -> int:

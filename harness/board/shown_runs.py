@@ -1,28 +1,26 @@
 """Which runs a TensorBoard shows: the newest, or those that are named, as far as memory goes."""
 
 import bisect
-import contextlib
 import itertools
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.board.projector import FILES, write_projector
 from harness.board.server import points_per_curve
 from harness.errors import InputError
 from harness.files.plain_file import in_threads
+from harness.ownership import foreign_link
 from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
 
 NUM_NEWEST = 200  # shown where none is named
-NUM_PROJECTED = 20  # the newest that have ended, and those that end: over a megabyte each
 # As measured: of the process, of a value of a curve and its bytes in the file, of other bytes.
 BASE_GB = 0.2
 GB_A_VALUE, BYTES_A_VALUE = 1.3e-6, 49
 CURVES_A_RUN = 8  # whose points a long run fills
 GB_A_BYTE = 2e-9
 CURVES = ("train", "validation")  # the folders of a run's curves
+MAX_TOLD = 10  # refused paths in a line
 
 
 class Shown:
@@ -48,10 +46,11 @@ class Shown:
         self.found: list[Path] = []
         self.finished = False  # whether there is a run, and all of them ended well
         self.left_out = ""  # a line about the runs that are not shown
+        self.refused: dict[str, str] = {}  # why, by the path of what can't or must not be read
         self.full = ""  # a line, once a newer run no longer fits beside them
+        self._told: set[tuple[str, str]] = set()
         self._links: dict[Path, Path] = {}
         self._taken: set[Path] = set()
-        self._projected: set[Path] = set()
         self._is_first = True
 
     def refresh(self) -> None:
@@ -66,38 +65,32 @@ class Shown:
         self.finished = bool(self.found) and all(ended)
         for run in self.found:
             events = run / "tensorboard"
-            if run not in self._links and os.path.isdir(events):  # noqa: PTH112 - never raises
+            if run in self._links:
+                continue
+            if owner := foreign_link(events):
+                self.refused[str(events)] = f"is a link of {owner}"
+            elif os.path.isdir(events):  # noqa: PTH112 - never raises
                 link = self._free_name(run)
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)
                 self._links[run] = link
-        done = {run for run, has_ended in zip(self.found, ended, strict=True) if has_ended}
-        new = sorted(done & self._links.keys() - self._projected, key=_changed_s)
-        self._projected.update(new)
-        for run in new[-NUM_PROJECTED:]:
-            self._add_words(run, self._links[run])
-
-    def _add_words(self, run: Path, link: Path) -> None:
-        """Put the word vectors of a finished run beside links to its event files."""
-        events, folder = run / "tensorboard", self.folder.with_name("with words")
-        with contextlib.suppress(Exception):  # a broken model costs its words alone
-            if run.stat().st_uid != os.getuid():  # HDF5 should read no file that others made
-                return
-            folder.mkdir()
-            for name in {*os.listdir(events)} - FILES:  # noqa: PTH208 - names
-                (folder / name).symlink_to(events / name)
-            write_projector(run, folder)
-            link.unlink()
-            folder.rename(link)
-        shutil.rmtree(folder, ignore_errors=True)
 
     def waiting(self) -> int:
         """How many runs have logged nothing yet."""
-        return len(self.found) - len(self._links)
+        silent = {*self.found} - self._links.keys()
+        return sum(str(run / "tensorboard") not in self.refused for run in silent)
+
+    def refusals(self) -> str:
+        """A line about what is refused and was not told yet; empty if there is nothing new."""
+        new = sorted({*self.refused.copy().items()} - self._told)  # a copy: a thread adds to it
+        self._told.update(new)
+        parts = [f"{path} {why}" for path, why in new[:MAX_TOLD]]
+        parts += [f"and {len(new) - MAX_TOLD:,} more"] if len(new) > MAX_TOLD else []
+        return f"not shown: {'; '.join(parts)}" if new else ""
 
     def _chosen(self) -> list[Path]:
         """The runs to show, by their paths; those that are shown already stay."""
-        every = _runs_below(self.roots)
+        every = _runs_below(self.roots, self.refused)
         changed_s = dict(zip(every, in_threads(_changed_s, every), strict=True))
         newest = sorted(every, key=lambda run: -changed_s[run])
         newest = newest if self.are_named else newest[:NUM_NEWEST]
@@ -164,9 +157,9 @@ def _changed_s(run: Path) -> float:
         return 0.0
 
 
-def _runs_below(roots: Iterable[Path]) -> list[Path]:
+def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     """The runs at or below some folders, those of sweeps among them, resolved."""
-    found = find_runs((root.resolve() for root in roots), in_sweeps=("trials", "winner"))
+    found = find_runs((root.resolve() for root in roots), ("trials", "winner"), refused)
     return [folder for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
 
 
@@ -181,6 +174,8 @@ def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
             name = "RUN" if paths else "--runs"
             raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
     for path in paths:
-        if not _runs_below([path]):
-            raise InputError(f"RUN {path}: holds no run; give runs, or a folder of runs")
+        refused: dict[str, str] = {}
+        if not _runs_below([path], refused):
+            why = "".join(f" ({where} {why})" for where, why in sorted(refused.items())[:1])
+            raise InputError(f"RUN {path}: holds no run{why}; give runs, or a folder of runs")
     return paths

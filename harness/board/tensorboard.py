@@ -17,10 +17,11 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import psutil
 
@@ -230,10 +231,10 @@ def serve(
     *,
     access: Access,
     say: Callable[[str], object] = print,
-) -> None:
+) -> NoReturn:
     """Show the runs below `roots` until it is time to end; no file is left behind.
 
-    Without `roots` these are the newest below `runs`.
+    Without `roots` these are the newest below `runs`. It ends the process, with exit code 0.
 
     Raises:
         InputError: if the port can't be listened on, the socket's path is too long, or the runs
@@ -243,10 +244,37 @@ def serve(
     allocation = SlurmEnvironment.from_environment()
     watch = Watch(until)
     watch.listen()
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch_directory())
+    with scratch_directory() as folder:
         shown = Shown(folder / "runs", roots, runs, memory_gb=usable_memory_gb(allocation))
-        shown.refresh()
+        ended = (
+            _serve(shown, folder, watch, allocation, access=access, say=say)
+            if _refresh(shown, watch)
+            else watch.reason(all_finished=False)
+        )
+        say(f"ended: {ended}")
+        _end_by_removing(folder)
+
+
+def _end_by_removing(folder: Path) -> NoReturn:
+    """Become the command that removes the folder, so that threads and memory are gone at once.
+
+    Python would wait for a search of a slow disk, and free the points of all runs one by one.
+    """
+    sys.stdout.flush()
+    os.execvp("rm", ["rm", "-rf", "--", str(folder)])  # noqa: S606, S607 - no shell
+
+
+def _serve(
+    shown: Shown,
+    folder: Path,
+    watch: Watch,
+    allocation: SlurmEnvironment | None,
+    *,
+    access: Access,
+    say: Callable[[str], object],
+) -> str:
+    """Show the runs until it is time to end; returns why it is."""
+    with contextlib.ExitStack() as stack:
         listener = open_listener(
             folder,
             access.port,
@@ -263,16 +291,31 @@ def serve(
             login=jump_host(access.login, allocation),
         )
         start_tensorboard(
-            shown.folder, len(shown.found), listener, secret=endpoint.secret, used=watch.used
+            shown.folder,
+            len(shown.found),
+            listener,
+            secret=endpoint.secret,
+            used=watch.used,
+            refused=shown.refused,
         )
         connection = write_connection(endpoint)
         stack.callback(connection.unlink, missing_ok=True)
         _announce(endpoint, shown, connection, say=say)
-        say(until.text(in_job=allocation is not None))
+        say(watch.until.text(in_job=allocation is not None))
         if access.open_page and not open_browser(endpoint, folder):
             say("no browser found here: open the address yourself")
         watch.used()  # the time that it took to start is not idle
-        say(f"ended: {_wait(watch, shown, say=say)}")
+        return _wait(watch, shown, say=say)
+
+
+def _refresh(shown: Shown, watch: Watch) -> bool:
+    """Find the runs again, unless a signal comes first: a search of thousands may take long."""
+    search = ThreadPoolExecutor(1).submit(shown.refresh)
+    while not watch.signal:
+        if wait([search], POLL_S).done:
+            search.result()  # raises what the search raised
+            return True
+    return False
 
 
 def _announce(
@@ -281,8 +324,8 @@ def _announce(
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
     say(f"TensorBoard of {num} in {where}, on {endpoint.target} of {endpoint.host}")
-    if shown.left_out:
-        say(shown.left_out)
+    for line in filter(None, (shown.left_out, shown.refusals())):
+        say(line)
     if not shown.found:
         say("there is no run yet; runs show as they begin to log")
     elif shown.waiting():
@@ -300,10 +343,13 @@ def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> str:
     while not (reason := watch.reason(shown.finished)):
         time.sleep(POLL_S)
         if (began_s := watch.clock()) >= refresh_s:
-            shown.refresh()
+            if not _refresh(shown, watch):
+                continue
             if told != shown.full:
                 told = shown.full
                 say(told)
+            if refusals := shown.refusals():
+                say(refusals)
             # Of thousands of runs a search takes seconds, and most of the time is for the page.
             took_s = watch.clock() - began_s
             refresh_s = watch.clock() + max(RELOAD_S, SEARCH_SHARE * took_s)

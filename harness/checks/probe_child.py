@@ -1,14 +1,16 @@
 """The child processes of `harness doctor`: `python -m harness.checks.probe_child REQUEST`.
 
-They name the devices that TensorFlow sees, and trace each job's training step for its kernels.
+They name the devices that TensorFlow sees and the kernels of each job: on a GPU those in its traced
+training step, on a CPU those of its plan, which decides alone there.
 """
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from harness.checks.child import answer_request
 from harness.checks.probe import ARCHITECTURES, JOBS
-from harness.compute.execution_plan import choose, without_cudnn
+from harness.compute.execution_plan import ExecutionPlan, choose, without_cudnn
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
@@ -16,6 +18,9 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
 from harness.system.host import installed_version
 from harness.training.launch import plan_of
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def main() -> None:
@@ -28,23 +33,30 @@ def _devices() -> dict[str, Any]:
 
     began = time.perf_counter()
     tf = import_tensorflow(SlurmEnvironment.from_environment())
-    from harness.compute.device_check import card_of, has_passed
-
     gpus = tf.config.list_physical_devices("GPU")
+    import_s = time.perf_counter() - began
+    cards, passed = _cards(gpus) if gpus else ([], [])
     build = tf.sysconfig.get_build_info()
     cudnn = installed_version("nvidia-cudnn-cu12")
-    cards = [card_of(gpu) for gpu in gpus]
     return {
-        "import_s": time.perf_counter() - began,
+        "import_s": import_s,
         "gpus": [card.name for card in cards],
         "capabilities": [list(card.capability) for card in cards],
-        "passed": [card.name for card in cards if has_passed(card)],
+        "passed": passed,
         "libraries": describe_libraries() if cuda.has_driver() else None,
         "targets": list(build.get("cuda_compute_capabilities", ())),
         "cuda": str(build.get("cuda_version", "")),
         "cudnn": cudnn,
         "cuda_packages": cudnn is not None,
     }
+
+
+def _cards(gpus: Sequence[Any]) -> tuple[list[cuda.Card], list[str]]:
+    """The cards of TensorFlow's devices, and the names of those that have passed their check."""
+    from harness.compute.device_check import card_of, has_passed  # imports Keras
+
+    cards = [card_of(gpu) for gpu in gpus]
+    return cards, [card.name for card in cards if has_passed(card)]
 
 
 def describe_libraries() -> dict[str, Any]:
@@ -62,27 +74,17 @@ def _kernels(devices: str | None) -> dict[str, Any]:
     except InputError as refusal:  # what was found before is reported all the same
         return {**answer, "refused": str(refusal)}
 
-    import numpy as np
-
     from harness.compute.strategy import describe_devices
-    from harness.compute.train_step import TrainStep
-    from harness.inputs.epoch_order import BatchShape
-    from harness.inputs.input_pipeline import Reviews, batches
 
     device = describe_devices(strategy)[0]["device"].partition(":")[0]
-    reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
     answer["kernels"] = {}
     for name in ARCHITECTURES:
         try:
-            # Length and vocabulary do not affect the choice of a kernel.
-            small = ["data.vocab_size=100", "data.maxlen=8"]
+            # Length and vocabulary do not affect the choice of a kernel on a GPU.
+            small = ["data.vocab_size=100", "data.maxlen=8"] if device == "gpu" else []
             job = load_job(JOBS / f"{name}.toml", small)
-            train_step = TrainStep(job, strategy, plan_of(job, devices))
-            batch_size = job.train.batch_size
-            order = np.arange(64, dtype=np.int32)[None]
-            parts = batches(strategy, reviews, order, shape=BatchShape(batch_size, 8))
-            found = set(train_step.kernels(train_step.trace(iter(parts))).values())
-            kernel = " and ".join(sorted(found))
+            plan = plan_of(job, devices)
+            kernel = kernel_on_cpu(plan) if device == "cpu" else _traced(job, strategy, plan)
             on_gpu = expected_kernel(job)
             why = reason(job, kernel, device)
             described = {"kernel": kernel, "on_gpu": on_gpu, "why": why, "device": device}
@@ -90,6 +92,27 @@ def _kernels(devices: str | None) -> dict[str, Any]:
             described = {"error": f"{type(error).__name__}: {error}"}
         answer["kernels"][name] = described
     return answer
+
+
+def kernel_on_cpu(plan: ExecutionPlan) -> str:
+    """The kernel of the recurrent layers: a CPU leaves nothing to Keras or cuDNN."""
+    return "xla" if plan.xla else "block" if plan.block else "loop"
+
+
+def _traced(job: Job, strategy: "tf.distribute.Strategy", plan: ExecutionPlan) -> str:
+    """The kernels in the graph of a job's training step."""
+    import numpy as np
+
+    from harness.compute.train_step import TrainStep
+    from harness.inputs.epoch_order import BatchShape
+    from harness.inputs.input_pipeline import Reviews, batches
+
+    reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
+    train_step = TrainStep(job, strategy, plan)
+    order = np.arange(64, dtype=np.int32)[None]
+    shape = BatchShape(job.train.batch_size, job.data.maxlen)
+    parts = batches(strategy, reviews, order, shape=shape)
+    return " and ".join(sorted({*train_step.kernels(train_step.trace(iter(parts))).values()}))
 
 
 def expected_kernel(job: Job) -> str:

@@ -11,8 +11,8 @@ from typer.exceptions import TyperException
 from harness import __version__
 from harness.cli import compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
 from harness.errors import InputError, Interrupted, RunError
+from harness.system import processes
 from harness.system.console import echo, log, take_any_text
-from harness.system.processes import end_with_parent
 
 SECTIONS = {  # of the help
     "Train": ("train", "resume", "evaluate", "predict", "export"),
@@ -60,6 +60,13 @@ def main() -> int:
     Returns:
         The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, resume it.
     """
+    code = _run()
+    if processes.kept:
+        processes.leave(code)
+    return code
+
+
+def _run() -> int:
     take_any_text()
     try:
         # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.
@@ -94,7 +101,7 @@ def _without_command(
     if exit_with_parent:
         from harness.slurm.placement import take_own_gpu
 
-        end_with_parent()
+        processes.end_with_parent()
         take_own_gpu()
     if version:
         echo(__version__)

@@ -28,22 +28,12 @@ Sweep = Annotated[
 
 
 @app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
-def show(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="SWEEP…", help="folders of sweeps: runs/tune_lstm/a")
-    ],
-    trust_code: TrustCode = False,
-) -> None:
-    """Print the leaderboard and which keys matter, or compare sweeps."""
-    from harness.sweep_report.comparison import compare
+def show(folder: Sweep, trust_code: TrustCode = False) -> None:
+    """Print the leaderboard and which keys matter."""
     from harness.sweep_report.leaderboard import show as show_sweep
     from harness.tuning.sweep_dir import SweepDirectory
 
-    sweeps = [SweepDirectory.open(folder) for folder in folders]
-    if len(sweeps) == 1:
-        show_sweep(sweeps[0])
-    else:
-        compare(sweeps)
+    show_sweep(SweepDirectory.open(folder))
 
 
 @app.command(epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/mine.toml")

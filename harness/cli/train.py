@@ -117,7 +117,7 @@ def train(
         raise InputError(f"--from {parent}: is for one run; give one job and no --seeds")
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
-    from harness.compute.memory import kept_gpu_gb, reckoned_gb
+    from harness.compute.memory import reckoned_gb
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds
@@ -140,7 +140,6 @@ def train(
             devices=kind,
             workers=workers,
             runs_per_gpu=runs_per_gpu,
-            gpu_gb=tuple(map(kept_gpu_gb, jobs)),
             host_gb=tuple(reckoned_gb(job, kind) for job in jobs),
         ),
         Console(),

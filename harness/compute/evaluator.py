@@ -10,7 +10,6 @@ import tensorflow as tf
 from harness.compute.device_errors import check_results
 from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
 from harness.compute.strategy import spans_processes
-from harness.compute.xla_cache import is_offered, quiet_loading
 from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job import Job
@@ -43,7 +42,6 @@ class Evaluator:
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
         self.is_compiled = job.train.compile_evaluation and not uses_gpu()
-        self.loads = self.is_compiled and is_offered()
         if self.is_compiled and not job.model.is_own:
             use_turns_of_two(model)
         if uses_gpu():
@@ -71,15 +69,14 @@ class Evaluator:
         outputs: list[np.ndarray] = []
         order = evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
         if self._opened and self._opened[0] is reviews:
-            loads, opened = False, self._opened[1]
+            opened = self._opened[1]
         else:
-            loads, opened = self.loads, self._open(reviews, order)
+            opened = self._open(reviews, order)
         self._opened = None  # an evaluation that is interrupted leaves the rest of its batches
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             batch = next(opened)
             stop.check()
-            with quiet_loading(loads=loads):
-                of_replicas, votes = self._run_forward(batch, tf.constant(stop.vote))
+            of_replicas, votes = self._run_forward(batch, tf.constant(stop.vote))
             if votes is not None:
                 stop.agree(float(votes.numpy().sum()))
             outputs.extend(rows.numpy() for rows in of_replicas)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.architectures import ModelConfig, over_time
-from harness.job import FACTS, KEYS, Job
+from harness.job import Job
 
 # Up to these sizes XLA was faster on two CPU cores (tests/README.md, "Where the time goes").
 LARGEST_COMPILED = 2048  # reviews in a batch times units in all recurrent layers
@@ -83,16 +83,6 @@ def recurrent_units(model: ModelConfig) -> int:
     if model.architecture == "stacked_lstm":
         return model.units + (model.second_units or model.units)
     return model.units * (2 if model.architecture == "bilstm" else 1)
-
-
-def shape(job: Job) -> str:
-    """The settings that decide the time and memory of a step."""
-    values = {key: job.value(key) for key, facts in FACTS.items() if facts.step != "value"}
-    return " ".join(
-        f"{key}={value}"
-        for key, value in values.items()
-        if value != KEYS[key].default and key != "train.xla"  # which the plans themselves say
-    )
 
 
 def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> ExecutionPlan:

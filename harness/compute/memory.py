@@ -4,27 +4,16 @@ A node's is reckoned from the sizes of the job. It is held to the peaks of seven
 0.92 GB for the steady LSTM to 3.9 GB for a bidirectional one of 128 units over 1,000 words, and
 above each. On a GPU the activations are in its own memory, so that it is more than enough there.
 
-A GPU's is measured by a run and kept for those that will share one. TensorFlow takes memory as it
-needs it and gives none back, so what a process holds after an epoch is the most that it has needed.
+A GPU's is measured by a run, for its record. TensorFlow takes memory as it needs it and gives none
+back, so what a process holds after an epoch is the most that it has needed.
 """
 
-import contextlib
-import json
-from pathlib import Path
-from typing import Any
-
-from harness.compute.execution_plan import recurrent_units, shape
-from harness.errors import RunError
-from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_json, table
-from harness.files.paths import cache_folder
-from harness.files.scratch import turn_at
+from harness.compute.execution_plan import recurrent_units
 from harness.job import Job
 from harness.job_file import put_value
 from harness.search_space import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import nvml
-from harness.system.host import gpu_name, installed_version, processor
 
 BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
 GPU_BASE_GB = 2.0  # the same where a GPU trains (TensorFlow issue 36459)
@@ -101,55 +90,3 @@ def measure_gpu_gb() -> float | None:
         return held
     read = tf.config.experimental.get_memory_info
     return CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9
-
-
-def keep_gpu_gb(what: Job | SearchSpec, gb: float) -> None:
-    """Keep what a process took of a GPU: by a run of a job, or by a worker in a search.
-
-    It counts for jobs of the same sizes and searches of the same space, on such a GPU with this
-    TensorFlow. Of a search the most counts that any worker has taken, since its trials differ in
-    size.
-    """
-    key, path = _key(what), record_path()
-    with contextlib.suppress(RunError, OSError):  # no run fails because its cache is full
-        if isinstance(what, SearchSpec) and gb <= (_read(key) or 0):
-            return
-        with turn_at(path):  # several runs may end in the same moment
-            record = read_json(path)
-            record[_device()] = {**_kept(record), key: round(gb, 3)}
-            atomic_write(path, json.dumps(record, indent=1))
-
-
-def kept_gpu_gb(what: Job | SearchSpec) -> float | None:
-    """What a process took of a GPU like the first one here; None if none was measured.
-
-    Of a search also what runs of the sizes of its largest trials took.
-    """
-    jobs = largest_jobs(what) if isinstance(what, SearchSpec) else []
-    known = [gb for gb in map(_read, map(_key, [what, *jobs])) if gb is not None]
-    return max(known, default=None)
-
-
-def record_path() -> Path:
-    """The file of what processes took of GPUs."""
-    return cache_folder() / "gpu_memory.json"
-
-
-def _read(key: str) -> float | None:
-    gb = _kept(read_json(record_path())).get(key)
-    return float(gb) if isinstance(gb, int | float) and gb > 0 else None
-
-
-def _kept(record: dict[str, Any]) -> dict[str, Any]:
-    return table(record, _device())
-
-
-def _device() -> str:
-    return f"{gpu_name() or processor()}, TensorFlow {installed_version('tensorflow')}"
-
-
-def _key(what: Job | SearchSpec) -> str:
-    if isinstance(what, SearchSpec):
-        space = " ".join(f"{each.key}={list(each.examples())}" for each in what.space)
-        return f"{_key(what.job)} search {space}"
-    return f"{shape(what)} xla={what.train.xla}"

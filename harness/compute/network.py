@@ -1,8 +1,6 @@
 """A job's network: one of the five, or a function of the user's that is built and checked here."""
 
 import contextlib
-import copy
-import difflib
 import functools
 import inspect
 from collections import defaultdict
@@ -30,7 +28,7 @@ from harness.layers import (
     place_dropouts,
     takes_masks,
 )
-from harness.own_code import load_function, own_errors
+from harness.own_code import OptionReader, load_function, own_errors
 from harness.texts.word_vectors import WordVectors
 
 KERAS_PRECISION = {
@@ -40,77 +38,6 @@ KERAS_PRECISION = {
     "bfloat16": "mixed_bfloat16",
 }
 NAMES = "object_name_uids"  # Keras's record of how many layers of a kind have been made
-
-
-class MissingOptionError(KeyError, InputError):
-    """A setting that a network needs and the job lacks."""
-
-    def __str__(self) -> str:
-        """The line itself, without the quotes that a KeyError puts around it."""
-        return str(self.args[0])
-
-
-class OptionReader(dict[str, Any]):
-    """`[model.options]` as a network gets it; it notes what was read."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        super().__init__(options)
-        self.given, self.read = {*options}, set[str]()
-
-    def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        if not super().__contains__(name):
-            raise MissingOptionError(f"model.options.{name} is missing; set it in [model.options]")
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        self.read.add(str(name))
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An option, or what it is without being set."""
-        self.read.add(name)
-        return super().get(name, default)
-
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        """An option, which is the default from here on if it is not set."""
-        self.read.add(name)
-        return super().setdefault(name, default)
-
-    def __iter__(self) -> Iterator[str]:
-        self.read.update(super().keys())
-        return super().__iter__()
-
-    # Whoever asks for all of them, as `**options` does, has read all.
-    def keys(self) -> Any:
-        """All names."""
-        self.read.update(super().keys())
-        return super().keys()
-
-    def items(self) -> Any:
-        """All names and values."""
-        self.read.update(super().keys())
-        return super().items()
-
-    def values(self) -> Any:
-        """All values."""
-        self.read.update(super().keys())
-        return super().values()
-
-    def check(self, where: str) -> None:
-        """Refuse an option that the network did not read.
-
-        Raises:
-            InputError: for the first.
-        """
-        for name in (self.given & dict.keys(self)) - self.read:
-            near = difflib.get_close_matches(name, self.read, n=1)
-            reads = ", ".join(sorted(self.read)) or "none"
-            hint = f"did you mean {near[0]}?" if near else f"it reads {reads}"
-            value = super().__getitem__(name)
-            raise InputError(
-                f"model.options.{name} = {value!r}: {where} takes no such option; {hint}"
-            )
 
 
 @contextlib.contextmanager
@@ -148,7 +75,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     name = job.model.architecture
     where = f"model.architecture = {name!r}"
     function = load_function(job.code, name, where="model.architecture")
-    options = OptionReader(copy.deepcopy(job.model.options))  # a function may empty its lists
+    options = OptionReader(job.model.options, "model.options")
     given: dict[str, Any] = {"num_outputs": num_outputs, "options": options}
     try:
         inspect.signature(function).bind(job.data.vocab_size, job.network(), **given)

@@ -1,15 +1,25 @@
 """The job's optimizer, its moving average of the weights, and the schedule of its learning rate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from harness.errors import InputError
-from harness.job import TrainConfig
+from harness.job import OPTIMIZERS, TrainConfig
+from harness.own_code import OptionReader, load_taking, own_errors
+
+# What an optimizer of a user's leaves to the job, which does it alike on any number of replicas.
+OF_THE_JOB = {
+    **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue"), "train.clipnorm"),
+    "use_ema": "train.ema_momentum",
+    "gradient_accumulation_steps": "train.batch_size",
+    "loss_scale_factor": "train.precision",
+}
 
 
 class RampedAverage:
@@ -114,31 +124,113 @@ def extended(optimizer: keras.optimizers.Optimizer, by: type[Any]) -> keras.opti
     return both.from_config(optimizer.get_config())
 
 
-def build_optimizer(train: TrainConfig, steps_per_epoch: int = 1) -> keras.optimizers.Optimizer:
+def build_optimizer(
+    train: TrainConfig, steps_per_epoch: int = 1, *, code: Mapping[str, str] = {}
+) -> keras.optimizers.Optimizer:
     """The job's optimizer with its moving average, inside a loss scale for float16.
 
+    Args:
+        code: the job's, for an optimizer of the user's own.
+
     Raises:
-        InputError: if Keras refuses one of its options.
+        InputError: if Keras refuses one of its options; for a user's own as `own_optimizer` says.
     """
+    if train.optimizer in OPTIMIZERS:
+        optimizer = _optimizer_of_keras(train)
+        if train.ema_momentum > 0:
+            optimizer = extended(optimizer, RampedAverage)
+    else:
+        optimizer = own_optimizer(train, code)
+        if train.ema_momentum > 0:
+            # The user's class alone knows how one is made, so this one is changed.
+            optimizer.use_ema, optimizer.ema_momentum = True, train.ema_momentum
+            kind: Any = type(optimizer)
+            optimizer.__class__ = type(kind.__name__, (RampedAverage, kind), {})
+    if has_schedule(train):
+        optimizer.learning_rate = RateSchedule(train, steps_per_epoch)
+    if train.precision == "float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def own_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.optimizers.Optimizer:
+    """The optimizer that a user's function gives.
+
+    Raises:
+        InputError: if the function fails, with its own error, file and line, or gives none that
+            leaves to the job what the job decides.
+    """
+    name, key = train.optimizer, "train.optimizer"
+    where = f"{key} = {name!r}"
+    options = OptionReader(train.optimizer_options, "train.optimizer_options")
+    given = (train.learning_rate, options)
+    function = load_taking(code, name, where=key, form="(learning_rate, options)", given=given)
+    with own_errors(where):
+        optimizer = function(*given)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise InputError(
+            f"{where}: gives a {type(optimizer).__name__}, should give a keras.optimizers.Optimizer"
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise InputError(
+            f"{where}: gives a LossScaleOptimizer, should give the optimizer in it; "
+            "train.precision = 'float16' adds the loss scale"
+        )
+    options.check(name)
+    for setting, instead in OF_THE_JOB.items():
+        if value := getattr(optimizer, setting, None):
+            raise InputError(f"{where}: has {setting} = {value!r}; leave it out, set {instead}")
+    rate = optimizer._learning_rate
+    if not isinstance(rate, keras.Variable) or np.float32(rate) != np.float32(train.learning_rate):
+        raise InputError(
+            f"{where}: has another learning rate than it is given; give it learning_rate, and set "
+            "train.learning_rate and train.schedule"
+        )
+    return optimizer
+
+
+def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
+    """Build an optimizer with options once, and take a step with a user's own.
+
+    Raises:
+        InputError: as `build_optimizer`, or if the step fails or its state can't be saved.
+    """
+    if train.optimizer in OPTIMIZERS:
+        if train.optimizer_options:
+            build_optimizer(train)
+        return
+    where = f"train.optimizer = {train.optimizer!r}"
+    optimizer = build_optimizer(train, code=code)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    weights = [keras.Variable(np.ones(shape, np.float32)) for shape in ([3, 2], [2])]
+    with own_errors(where):
+        optimizer.build(weights)
+
+        def step() -> None:
+            optimizer.apply([tf.ones_like(each.value) for each in weights], weights)
+
+        tf.function(step, autograph=False)()
+    for name, value in vars(inner).items():
+        if isinstance(value, tf.Variable):
+            raise InputError(
+                f"{where}: its variable {name} is TensorFlow's and would not be saved; make it in "
+                "build() by add_variable or add_variable_from_reference"
+            )
+
+
+def _optimizer_of_keras(train: TrainConfig) -> keras.optimizers.Optimizer:
     config: dict[str, Any] = {
         "learning_rate": train.learning_rate,
         "use_ema": train.ema_momentum > 0,
         "ema_momentum": train.ema_momentum or 0.99,
     }
     try:
-        optimizer = keras.optimizers.get(
+        return keras.optimizers.get(
             {"class_name": train.optimizer, "config": {**config, **train.optimizer_options}}
         )
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"train.optimizer_options: {train.optimizer} refuses: {reason}") from None
-    if train.ema_momentum > 0:
-        optimizer = extended(optimizer, RampedAverage)
-    if has_schedule(train):
-        optimizer.learning_rate = RateSchedule(train, steps_per_epoch)
-    if train.precision == "float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:

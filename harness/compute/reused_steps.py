@@ -2,9 +2,6 @@
 
 Jobs that differ only in values, such as the learning rate, share a graph. A step that is used again
 gets the state of a new one, so a run ends with the bytes of a run in a process of its own.
-
-The cache of `harness.compute.xla_cache` does not help such a process: TensorFlow numbers the
-functions of a process, and looks compiled ones up by their names.
 """
 
 import json
@@ -17,6 +14,7 @@ import tensorflow as tf
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import TrainStep
 from harness.job import FACTS, KEYS, Job
+from harness.own_code import is_reference
 
 MAX_STEPS = 8  # that are kept, those used last
 
@@ -53,8 +51,9 @@ def is_reusable(job: Job) -> bool:
 
     Also not where it might, as nobody has compared the bytes.
     """
-    if job.code or job.model.is_own:  # what they depend on is not known
-        return False
+    functions = (job.value(key) for key, facts in FACTS.items() if facts.is_function)
+    if any(isinstance(each, list) or is_reference(each) for each in functions if each):
+        return False  # what they depend on is not known
     own = (key for key, facts in FACTS.items() if facts.step == "own")
     return all(job.value(key) == KEYS[key].default for key in own)
 

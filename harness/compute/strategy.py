@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -38,7 +37,7 @@ RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NV
 device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
 
 START_S = 120.0  # for the workers' servers to find each other
-COLLECTIVE_S = 600.0  # for all workers to join a collective operation, such as a step's sum
+HEARTBEAT_S = 30.0  # without a sign of a worker, after which TensorFlow ends the others' steps
 
 
 @dataclass(frozen=True)
@@ -248,21 +247,27 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
             "task": {"type": "worker", "index": worker_group.rank},
         }
     )
+    _expect_heartbeats(len(worker_group.addresses))
     # It would wait an hour for the others. All were there a moment ago, but one may have died.
-    timer = threading.Timer(
-        START_S,
-        worker_group.give_up,
-        [f"TensorFlow on {worker_group.node} has waited {START_S:.0f} s for the other workers"],
+    with worker_group.limited(START_S):
+        # Without CommunicationOptions(timeout_seconds=…), by which each operation keeps a thread.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _expect_heartbeats(num_workers: int) -> None:
+    """Let TensorFlow notice a worker that is lost or stopped, as the strategy does by itself.
+
+    But its own limit of 10 s is short for a busy node. There is no public way to set it.
+    """
+    from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        "standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=num_workers)],
+        heartbeat_timeout_in_ms=int(1000 * HEARTBEAT_S),
     )
-    timer.start()
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                timeout_seconds=COLLECTIVE_S
-            )
-        )
-    finally:
-        timer.cancel()
 
 
 def spans_processes(strategy: "tf.distribute.Strategy") -> bool:

@@ -16,7 +16,7 @@ from keras.layers import Bidirectional, SimpleRNN
 
 from harness.compute.evaluator import Evaluator, uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.loss import cross_entropy, perturbation, weights_of
+from harness.compute.loss import loss_of, perturbation, weights_of
 from harness.compute.network import KERAS_PRECISION, build_network, put_vectors, training_network
 from harness.compute.optimizer import build_optimizer
 from harness.compute.recurrent import (
@@ -29,7 +29,6 @@ from harness.compute.recurrent import (
     why_not_cudnn,
 )
 from harness.compute.strategy import spans_processes
-from harness.compute.xla_cache import name_functions_alike
 from harness.inputs.input_pipeline import Batch, in_parts
 from harness.job import Job
 from harness.layers import (
@@ -78,7 +77,7 @@ class TrainStep:
             num_outputs: of the network, see `Dataset.num_outputs`.
             vectors: that the words begin with, where there are any.
         """
-        self.class_weights = facts.class_weights
+        self.class_weights, self.losses = facts.class_weights, loss_of(job)
         self.job, self.strategy, self.xla = job, strategy, plan.xla
         self.votes = spans_processes(strategy)
         self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
@@ -104,7 +103,7 @@ class TrainStep:
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
             # loop over all words of a batch; TensorFlow's own kernel sorts them.
             self.looks_up_outside = self.xla and uses_gpu() and self.embedding is not None
-            self.optimizer = build_optimizer(job.train, facts.steps_per_epoch)
+            self.optimizer = build_optimizer(job.train, facts.steps_per_epoch, code=job.code)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
         self.dropout = dropout_values(self.model, job.train.seed)
@@ -237,8 +236,7 @@ class TrainStep:
             if words is not None:
                 given.enter_context(self.words.given(words))
             probabilities = wide(self.model(batch.inputs, training=True))
-            smoothing = self.job.train.label_smoothing
-            losses = cross_entropy(batch.labels, probabilities, smoothing=smoothing)
+            losses = self.losses(batch.labels, probabilities)
             weights = tf.cast(batch.weights, losses.dtype)
             if self.class_weights:
                 losses *= tf.cast(weights_of(batch.labels, self.class_weights), losses.dtype)
@@ -289,7 +287,6 @@ class TrainStep:
     def trace(self, batches: Iterator[Batch]) -> tf.Graph:
         """The graph that `train_steps` will use, traced without running it."""
         num_steps = self.job.train.steps_per_execution
-        name_functions_alike()
         return self._run_steps.get_concrete_function(batches, num_steps, self._values(0)).graph
 
     def kernels(self, graph: tf.Graph) -> dict[str, str]:

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
 WORDS_AT_ONCE = 1_000_000
+# The checksum of Keras's imdb.npz, in the order of `keras.datasets.imdb.load_data`.
+OFFICIAL = "fc1cd78d97848b792cf087d29cb77921ccab469ccf0c778e9ada027fde22f9d3"
 
 CLASSES = ("negative", "positive")  # what the labels 0 and 1 mean in IMDB
 MAX_CLASSES = 1000
@@ -32,9 +34,14 @@ class Split:
 
     def take(self, limit: int) -> "Split":
         """The first `limit` reviews, or all where there are fewer."""
-        limit = min(limit, len(self))
-        offsets = self.offsets[: limit + 1]
-        return Split(self.tokens[: offsets[-1]], offsets, self.labels[:limit])
+        return self.between(0, min(limit, len(self)))
+
+    def between(self, first: int, end: int) -> "Split":
+        """The reviews from `first` up to `end`."""
+        offsets = self.offsets[first : end + 1]
+        tokens = self.tokens[offsets[0] : offsets[-1]]
+        # Only a later start makes a copy of the offsets, which may be mapped.
+        return Split(tokens, offsets - offsets[0] if first else offsets, self.labels[first:end])
 
     def arranged(self, order: np.ndarray) -> "Split":
         """A copy with the reviews in another order, `[num_reviews]`."""
@@ -52,18 +59,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, the words behind the ranks, and the classes behind the labels."""
+    """Both splits, the words behind the ranks, and the classes behind the labels.
+
+    Own texts may have a validation split. It is the end of `train`, so that a job that trains on
+    all reviews reads one split.
+    """
 
     train: Split
     test: Split
     vocab: Sequence[str]  # the word of rank i + 1 is `vocab[i]`
     checksum: str  # sha256 of the content
-    official: bool  # the content is that of Keras's imdb.npz
     is_sample: bool = False
     folder: Path | None = None  # where it was found; for own texts, their file or folder
     note: str = ""  # why the sample is used; for own texts, how they were split
     classes: tuple[str, ...] = CLASSES  # of the labels 0, 1, …
     is_own: bool = False  # the user's own texts, see `harness.data.text_dataset`
+    num_validation: int = 0  # last reviews of `train` that the source itself gives to validate
+
+    @property
+    def official(self) -> bool:
+        """Whether the content is that of Keras's imdb.npz."""
+        return self.checksum == OFFICIAL
 
     @property
     def title(self) -> str:
@@ -71,16 +87,19 @@ class Dataset:
         if self.is_sample:
             return "SAMPLE of IMDB, not the full data"
         if self.is_own and self.folder:
-            return f"{self.folder.name} ({len(self.train):,} + {len(self.test):,} reviews)"
+            counts = " + ".join(f"{len(part):,}" for part in self.parts().values())
+            return f"{self.folder.name} ({counts} reviews)"
         return "IMDB" if self.official else "other data than the official IMDB"
 
     @property
     def introduction(self) -> str:
         """A line about the data for the start of a run; empty for the whole of IMDB."""
         if self.is_own:
+            counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
+            validation = f", {counts['validation']} validation" if self.num_validation else ""
             return (
-                f"texts {self.folder}: {len(self.train):,} training and {len(self.test):,} test "
-                f"reviews, {self.note}; {self._labels}"
+                f"texts {self.folder}: {counts['train']} training{validation} and "
+                f"{counts['test']} test reviews, {self.note}; {self._labels}"
             )
         if self.note:
             return f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {self.note}"
@@ -101,8 +120,38 @@ class Dataset:
         return num_outputs(self.classes)
 
     def splits(self) -> dict[str, Split]:
-        """The splits by name."""
+        """The splits by name, as they are stored."""
         return {"train": self.train, "test": self.test}
+
+    def parts(self) -> dict[str, Split]:
+        """The splits that the source has, by name."""
+        if not self.num_validation:
+            return self.splits()
+        cut = len(self.train) - self.num_validation
+        validation = self.train.between(cut, len(self.train))
+        return {"train": self.train.take(cut), "validation": validation, "test": self.test}
+
+    def used(self, limit: int, share: float) -> tuple[Split, int]:
+        """The training split as far as it is used, and the number of its reviews to train on.
+
+        The other ones, at its end, are for validation: the validation split of the source if it
+        has one, otherwise a share. No validation at all is the share 0; then the reviews of a
+        validation split are trained on too.
+
+        Args:
+            limit: reviews used of each split of the source, from its start; 0 for all.
+            share: `data.validation_split`.
+        """
+        if not self.num_validation:
+            train = self.train.take(limit) if limit else self.train
+            return train, validation_cut(len(train), share)
+        cut, end = len(self.train) - self.num_validation, len(self.train)
+        train = self.train
+        if limit and limit < max(cut, end - cut):
+            first = min(limit, cut)
+            order = np.r_[:first, cut : cut + min(limit, end - cut)]
+            train, cut = train.arranged(order), first
+        return train, cut if share > 0 else len(train)
 
 
 def parts_of(offsets: np.ndarray) -> Iterator[slice]:
@@ -137,20 +186,28 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
     return Split(tokens, offsets, marks.astype(np.int32))
 
 
-def checksum_of(dataset: Dataset) -> str:
-    """The checksum of a dataset's content, which should equal its recorded one."""
-    return content_checksum(dataset.train, dataset.test, dataset.vocab)
+def content_checksum(
+    train: Split, test: Split, vocab: Sequence[str], *, num_validation: int = 0
+) -> str:
+    """The sha256 of a dataset's reviews, labels and words, independent of how they are stored.
 
-
-def content_checksum(train: Split, test: Split, vocab: Sequence[str]) -> str:
-    """The sha256 of a dataset's reviews, labels and words, independent of how they are stored."""
+    Args:
+        num_validation: last reviews of `train` that are the validation split.
+    """
     digest = hashlib.sha256()
     for split in (train, test):
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    digest.update("\n".join(vocab).encode())
+    digest.update(end_of_content(vocab, num_validation))
     return digest.hexdigest()
+
+
+def end_of_content(vocab: Sequence[str], num_validation: int) -> bytes:
+    """What a checksum reads after the arrays."""
+    # No word holds a NUL byte. Without a validation split the checksum is that of IMDB's form.
+    mark = f"\0{num_validation}" if num_validation else ""
+    return ("\n".join(vocab) + mark).encode()
 
 
 def vocab_to_bytes(vocab: Sequence[str]) -> bytes:

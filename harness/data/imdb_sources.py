@@ -10,20 +10,21 @@ import shutil
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import SPLITS, Dataset, Split, checksum_of, content_checksum, make_split
+from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, make_split
 from harness.data.dataset_folder import (
     cached_dataset,
     check_owners,
     fill_folder,
     open_folder,
+    open_if_whole,
     save_folder,
 )
-from harness.data.imdb import make_dataset
 from harness.data.locations import (
     NPZ,
     fetched_folder,
@@ -105,10 +106,8 @@ def fetch(source: Path | None = None) -> Dataset:
     """
     folder = fetched_folder()
     if source is None:
-        if is_dataset_folder(folder):
-            known = open_folder(folder)
-            if checksum_of(known) == known.checksum:  # a disk may have flipped a byte since
-                return known
+        if known := open_if_whole(folder):
+            return known
         dataset = _download()
     elif (source / "train" / "pos").is_dir():
         dataset = read_raw_reviews(source)
@@ -193,6 +192,23 @@ def _read_index(folder: Path) -> list[str]:
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: is not Keras's word index ({error})") from None
     return words
+
+
+def make_dataset(
+    train: Split, test: Split, vocab: Sequence[str], *, folder: Path | None = None
+) -> Dataset:
+    """A dataset in the order of `keras.datasets.imdb.load_data`.
+
+    Args:
+        train, test: in the order of the file: sorted names of files, positive reviews first.
+    """
+    # It has one generator for both, so the order of the test reviews depends on the training ones.
+    generator = np.random.RandomState(113)
+    orders = np.arange(len(train)), np.arange(len(test))
+    for order in orders:
+        generator.shuffle(order)
+    train, test = train.arranged(orders[0]), test.arranged(orders[1])
+    return Dataset(train, test, vocab, content_checksum(train, test, vocab), folder=folder)
 
 
 # The raw reviews
@@ -291,7 +307,6 @@ def open_sample(note: str = "") -> Dataset:
         splits["test"],
         arrays["words"].tobytes().decode().split("\n"),
         checksum=arrays["checksum"].tobytes().hex(),
-        official=False,
         is_sample=True,
         note=note,
     )

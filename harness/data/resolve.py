@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import Dataset, validation_cut
+from harness.data.dataset import Dataset
 from harness.data.imdb_sources import open_dataset, open_sample
 from harness.data.locations import holds_dataset
 from harness.data.text_dataset import open_source
@@ -89,8 +89,8 @@ def _check_parts(job: Job, dataset: Dataset) -> None:
     Of more than two classes the test and validation reviews may lack a rare one.
     """
     limit, share = job.data.limit or None, job.data.validation_split
-    labels = dataset.train.labels[:limit]
-    cut = validation_cut(len(labels), share)
+    train, cut = dataset.used(job.data.limit, share)
+    labels = train.labels
     parts = {"training": labels[:cut], "test": dataset.test.labels[:limit]}
     if share > 0:
         parts["validation"] = labels[cut:]

@@ -7,15 +7,18 @@ Classes
     which label, and stores the names in its result.
 
 Split
-    As the source says. If it says nothing, the split of a review follows from the hash of its
-    words: a fifth of all reviews is the test set, reviews of the same words are never in both
-    splits, and adding reviews moves no other. The order within a split is that of the same hash.
-    So the last share of the training reviews, used for validation, holds both classes, and the
-    order of rows and the names of files do not affect a result.
+    As the source says. A split called validation, valid, val or dev validates, whatever the share
+    `data.validation_split`; it is stored as the end of the training split. Without one that share
+    of the training reviews validates, from their end. If the source says no split, the split of a
+    review follows from the hash of its words: a fifth of all reviews is the test set, reviews of
+    the same words are never in both splits, and adding reviews moves no other. The order within a
+    split is that of the same hash.
+    So the last share of the training reviews holds both classes, and the order of rows and the
+    names of files do not affect a result.
 
 Words
     As `harness.data.vocabulary` splits raw text. They are ranked by frequency in the training
-    split, equal ones by the alphabet; words of the test split alone have no rank.
+    split, equal ones by the alphabet; words of the other splits alone have no rank.
 
 The cache, `~/.cache/harness/texts-<checksum of the source>/`, is a folder of flat arrays as for
 IMDB. It may be removed at any time; a source that has changed gets a new one.
@@ -44,11 +47,12 @@ from harness.data.dataset_folder import (
 from harness.data.text_files import read_texts, source_checksum
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
-from harness.texts.tables import LEFT_OUT, SourceFormat, Text
+from harness.texts.tables import LEFT_OUT, VALIDATION, SourceFormat, Text
 
 # Of the cached dataset; each format has caches of its own. 2: splits and numbers that 1 mistook;
-# 3: numbers that stand for no class.
-FORMAT = 3
+# 3: numbers that stand for no class; 4: validation splits.
+FORMAT = 4
+GIVEN = (*SPLITS, "validation")  # what a source may say of a review that is read
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # of each split
 MAX_CLASS_CHARACTERS = 60
@@ -92,7 +96,7 @@ class _Gathered:
     # Plain arrays: lists would take ten times the memory.
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of classes
-    splits: "array[int]" = field(default_factory=lambda: array("b"))  # -1 if not given
+    splits: "array[int]" = field(default_factory=lambda: array("b"))  # of GIVEN, -1 for none
     hashes: bytearray = field(default_factory=bytearray)
     words: dict[str, int] = field(default_factory=dict)  # their numbers, in order of appearance
     classes: dict[str, int] = field(default_factory=dict)
@@ -128,15 +132,19 @@ def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -
     labels = label_of[np.frombuffer(gathered.labels, np.int32)]
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
     given = np.frombuffer(gathered.splits, np.int8)
-    in_test = np.where(given < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, given == 1)
+    part_of = np.where(given < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, given)
     # By the label last, so that reviews of the same words have one order too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
-    orders = [order[in_test[order] == is_test] for is_test in (False, True)]
-    for name, chosen in zip(SPLITS, orders, strict=True):
-        _check_split(source, name, labels[chosen], classes=classes)
+    parts = {name: order[part_of[order] == index] for index, name in enumerate(GIVEN)}
+    for name, chosen in parts.items():
+        if name in SPLITS or len(chosen):
+            _check_split(source, name, labels[chosen], classes=classes)
     words = Spooled(spooled, np.frombuffer(gathered.lengths, np.int32))
-    vocab, ranks = _ranked(list(gathered.words), words.counts(~in_test, len(gathered.words)))
-    for name, chosen in zip(SPLITS, orders, strict=True):
+    counts = words.counts(part_of == GIVEN.index("train"), len(gathered.words))
+    vocab, ranks = _ranked(list(gathered.words), counts)
+    num_validation = len(parts["validation"])
+    stored = {"train": np.concatenate([parts["train"], parts["validation"]]), "test": parts["test"]}
+    for name, chosen in stored.items():
         words.write_arranged(array_path(folder, name, "tokens"), chosen, ranks)
         np.save(array_path(folder, name, "offsets"), words.offsets(chosen))
         np.save(array_path(folder, name, "labels"), labels[chosen])
@@ -144,15 +152,20 @@ def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -
     if given[0] < 0:
         note = f"split by the hash of their words, {TEST_SHARE:.0%} to test"
     else:
-        twice = int(np.isin(hashes[in_test, 0], hashes[~in_test, 0]).sum())
         note = "split as the source says"
-        if twice:
-            note += f" ({twice:,} of the test reviews have the words of a training review)"
-    checksum = folder_checksum(folder, vocab)
+        twice = {
+            name: int(np.isin(hashes[chosen, 0], hashes[parts["train"], 0]).sum())
+            for name, chosen in parts.items()
+            if name != "train"
+        }
+        if told := [f"{count:,} of the {name}" for name, count in twice.items() if count]:
+            note += f" ({' and '.join(told)} reviews have the words of a training review)"
+    checksum = folder_checksum(folder, vocab, num_validation)
     train, test = open_splits(folder).values()
     dataset = Dataset(
-        train, test, vocab=vocab, checksum=checksum, official=False, folder=source,
+        train, test, vocab=vocab, checksum=checksum, folder=source,
         note="; ".join([note, *gathered.notes()]), classes=classes, is_own=True,
+        num_validation=num_validation,
     )  # fmt: skip
     write_record(dataset, folder)
 
@@ -190,7 +203,8 @@ def _gather(texts: Iterable[Text], source: Path, spool: BinaryIO) -> _Gathered:
         gathered.hashes += _hash(" ".join(words), f"data.source {source}: {each.location}")
         tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
-        gathered.splits.append(SPLITS.index(each.split) if each.split else -1)
+        split = "validation" if each.split in VALIDATION else each.split
+        gathered.splits.append(GIVEN.index(split) if split else -1)
         if len(tokens) > SPOOLED_AT_ONCE:
             spool.write(tokens)
             tokens = array("i")
@@ -256,14 +270,14 @@ def _classes(source: Path, gathered: _Gathered) -> tuple[str, ...]:
 
 
 def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequence[str]) -> None:
-    what = "training" if name == "train" else "test"
+    what = "training" if name == "train" else name
     remedy = "add reviews, or give the split in a column named split"
     if len(labels) < MIN_REVIEWS:
         raise InputError(
             f"data.source {source}: {len(labels)} {what} reviews, should be at least "
             f"{MIN_REVIEWS}; {remedy}"
         )
-    if name == "test" and len(classes) > 2:  # it may lack a rare class, whose score is left out
+    if name != "train" and len(classes) > 2:  # it may lack a rare class, whose score is left out
         return
     counts = np.bincount(labels, minlength=len(classes))
     for label, count in zip(classes, counts, strict=True):
@@ -290,22 +304,24 @@ def _ranked(words: list[str], counts: np.ndarray) -> tuple[list[str], np.ndarray
 def describe(dataset: Dataset) -> Iterator[str]:
     """Describe a dataset in lines that help to choose `data.vocab_size` and `data.maxlen`."""
     yield dataset.introduction or dataset.title
-    for name, split in dataset.splits().items():
+    parts = dataset.parts()
+    train = parts["train"]
+    for name, split in parts.items():
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
         # The most frequent of many; of few in the order of their labels.
         chosen = sorted(np.argsort(-counts, kind="stable")[:CLASSES_SHOWN])
         shares = [f"{counts[label] / len(split):.1%} {dataset.classes[label]}" for label in chosen]
         if more := len(dataset.classes) - len(chosen):
             shares.append(f"and {more:,} more, the rarest {counts.min():,} reviews")
-        yield f"{name:8}{len(split):,} reviews: {', '.join(shares)}"
-    counts = np.bincount(dataset.train.tokens, minlength=len(dataset.vocab) + 1)
+        yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
+    counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
     shares = np.cumsum(counts) / counts.sum()  # of the words read, by rank
     known = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} knows {shares[size - 4]:.1%} of all read" for size in known]
     yield f"words   {len(dataset.vocab):,} different in training; data.vocab_size " + (
         ", ".join(coverage) or f"{len(dataset.vocab) + 4:,} knows all"
     )
-    lengths = np.diff(dataset.train.offsets)
+    lengths = np.diff(train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]
     yield (
         f"length  words of a training review: {', '.join(shown)}, longest {lengths.max():,}; "

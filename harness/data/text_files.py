@@ -6,7 +6,7 @@
 | a folder of such tables | all together, or those of a split: `train.csv`, `Test-2.csv` |
 | a folder of `save_to_disk` | a data set of Hugging Face's `datasets`, with or without splits |
 | a folder of folders | one folder a class, with one `.txt` file a review |
-| a folder with `train/` and `test/` | each a folder of folders |
+| a folder with `train/` and `test/` | each a folder of folders, and perhaps `validation/` |
 
 Tables and text files may be packed as `.gz` or `.zst`. A link is refused, so that nothing outside
 the source is read. Hidden files and files with another suffix are ignored.
@@ -27,8 +27,9 @@ from harness.files.lenient_json import parse_json
 from harness.files.plain_file import read_plain_file
 from harness.texts.stream import COMPRESSIONS, MAX_ROW_BYTES, open_bytes
 from harness.texts.tables import (
-    LEFT_OUT,
+    KNOWN_SPLITS,
     TABLES,
+    VALIDATION,
     SourceFormat,
     TableFile,
     Text,
@@ -42,7 +43,7 @@ REMEDY = (
     "folder that holds one of .txt files for each class"
 )
 # Of a table, in small letters: the word alone, or before anything but a letter, as in test1.csv.
-SPLIT_NAME = re.compile(rf"({'|'.join((*SPLITS, *LEFT_OUT))})(?![^\W\d_])")
+SPLIT_NAME = re.compile(rf"({'|'.join(KNOWN_SPLITS)})(?![^\W\d_])")
 # Of a table that does not say it like that: a beginning, or a word anywhere.
 SPLIT_HINT = re.compile("^(?:{0})|(?<![^\\W\\d_])(?:{0})(?![^\\W\\d_])".format("|".join(SPLITS)))
 TEXT_ENDINGS = (".txt", *(f".txt{ending}" for ending in COMPRESSIONS))
@@ -131,10 +132,10 @@ def _folder_parts(source: Path) -> Iterator[_Part]:
         splits = parse_json(read_plain_file(source / SAVED_SPLITS)).get("splits")
         names = [str(name) for name in splits] if isinstance(splits, list) else []
         for name in names:
-            if name not in (*SPLITS, *LEFT_OUT) or name not in entries:
+            if name not in KNOWN_SPLITS or name not in entries:
                 raise InputError(
                     f"data.source {source}: {SAVED_SPLITS} names a split {name[:40]!r}, should "
-                    "name train and test, each a folder there"
+                    "name train, validation and test, each a folder there"
                 )
             yield from _saved_parts(source, source / name, name)
     elif SAVED in entries:
@@ -143,14 +144,16 @@ def _folder_parts(source: Path) -> Iterator[_Part]:
         for name, split in tables.items():
             yield _Part(source / name, name, "", split)
     elif all(name in entries and entries[name].is_dir() for name in SPLITS):
-        folders = [_class_names(source, source / split) for split in SPLITS]
-        if folders[0] != folders[1]:
-            alone = min({*folders[0]} ^ {*folders[1]})
-            raise InputError(
-                f"data.source {source}: train/ and test/ should hold the same folders, one for "
-                f"each class, and {alone!r} is in one of them only; add it, or move it out"
-            )
-        for split in SPLITS:
+        splits = [*SPLITS, *(n for n in VALIDATION if n in entries and entries[n].is_dir())]
+        first, *others = [_class_names(source, source / split) for split in splits]
+        for split, folders in zip(splits[1:], others, strict=True):
+            if folders != first:
+                alone = min({*folders} ^ {*first})
+                raise InputError(
+                    f"data.source {source}: train/ and {split}/ should hold the same folders, one "
+                    f"for each class, and {alone!r} is in one of them only; add it, or move it out"
+                )
+        for split in splits:
             yield from _class_parts(source, source / split, split)
     else:
         yield from _class_parts(source, source, "")
@@ -165,7 +168,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     by_split = {
         name: split
-        for split in (*SPLITS, *LEFT_OUT)
+        for split in KNOWN_SPLITS
         for name in names
         if (match := SPLIT_NAME.match(name.casefold())) and match[1] == split
     }

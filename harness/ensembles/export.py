@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from harness.ensembles.folder import Ensemble
-from harness.ensembles.kept_ngrams import KeptNgrams
 from harness.inference.export import (
     TextModel,
     check_folder,
@@ -16,18 +15,18 @@ from harness.inference.export import (
     split_words,
     write_saved_model,
 )
+from harness.report.baseline import NgramModel
 from harness.tracking.run_dir import RunDirectory
 
 
 class NgramTextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """The linear model over n-grams for raw texts, by TensorFlow's operations alone.
 
-    Equal to `KeptNgrams.of_texts`.
+    Equal to `NgramModel.of_texts`.
     """
 
-    def __init__(self, kept: KeptNgrams) -> None:
+    def __init__(self, kept: NgramModel) -> None:
         super().__init__()
-        ngrams, linear = kept.model.ngrams, kept.model.linear
         # A word that has no name is in no text.
         named = [index for index, word in enumerate(kept.words) if word]
         self.words = tf.lookup.StaticHashTable(
@@ -37,11 +36,11 @@ class NgramTextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no ty
             ),
             default_value=-1,
         )
-        self.ngrams = [numbering(codes) for codes in ngrams]
-        self.sizes = [len(codes) for codes in ngrams]
+        self.ngrams = [numbering(codes) for codes in kept.ngrams]
+        self.sizes = [len(codes) for codes in kept.ngrams]
         # [num_ngrams, num_models] float64, beside the graph, which takes 2 GB at most.
-        self.weights = tf.Variable(linear.weights.T, trainable=False)
-        self.biases = tf.constant(linear.biases)
+        self.weights = tf.Variable(kept.weights.T, trainable=False)
+        self.biases = tf.constant(kept.biases)
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
         """`[n]` UTF-8 strings to the probability of each class, `[n, num_classes] float64`."""

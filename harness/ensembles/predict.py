@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness.ensembles.folder import AGAIN, Ensemble
-from harness.ensembles.weights import averaged
+from harness.ensembles.folder import Ensemble
 from harness.errors import InputError
 from harness.inference.predict import Classifier, Prediction
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import is_ensemble
+from harness.tracking.run_folders import MAKE_AGAIN, is_ensemble
 
 
 def open_model(folder: Path) -> RunDirectory | Ensemble:
@@ -52,7 +52,7 @@ class EnsembleClassifier:
         for run, classifier in zip(ensemble.runs, self.runs, strict=True):
             if tuple(classifier.classes) != self.classes:
                 raise InputError(
-                    f"ensemble {ensemble.folder}: {run.folder} has other classes; {AGAIN}"
+                    f"ensemble {ensemble.folder}: {run.folder} has other classes; {MAKE_AGAIN}"
                 )
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
@@ -69,3 +69,10 @@ class EnsembleClassifier:
             )
             for first, row in zip(of_runs[0], averaged(self.weights, members), strict=True)
         ]
+
+
+def averaged(
+    weights: Sequence[float], members: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """The weighted mean of the members' probabilities, `[num_reviews, num_classes]`."""
+    return np.asarray(sum(w * each for w, each in zip(weights, members, strict=True)), np.float64)

@@ -49,7 +49,6 @@ class SlurmEnvironment:
     max_requeues: int | None  # set by our job scripts, which requeue an interrupted job
     retries_memory: bool  # ask for more memory after a kill for want of it
     is_submitted: bool  # by `harness submit`, which drops the script's --gres beside other options
-    secret: str | None  # of the workers of a step, made by our job scripts
     log: str | None  # the job's log file, if our job scripts named it
     first_job_id: str  # of this job, or of the one with which its run began
     variables: dict[str, str]
@@ -83,7 +82,6 @@ class SlurmEnvironment:
             max_requeues=number("HARNESS_MAX_REQUEUES"),
             retries_memory=environment.get(RETRY_MEMORY) == "1",
             is_submitted=environment.get("HARNESS_SNAPSHOT") == "1",
-            secret=environment.get("HARNESS_SECRET"),
             log=environment.get("HARNESS_LOG"),
             first_job_id=environment.get(FIRST_JOB) or job_id,
             variables={

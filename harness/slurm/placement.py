@@ -1,10 +1,8 @@
 """Slots for processes that share a machine or an allocation: a node, a GPU or CPUs, memory."""
 
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from harness.errors import InputError
 from harness.slurm import client
@@ -20,7 +18,6 @@ from harness.system.host import available_gb, memory_limit_gb, total_memory_gb
 
 MAX_WORKERS = 1000
 GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
-MEMORY_MARGIN = 0.1  # of what runs took of a GPU, for what a run takes at another time
 
 
 def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
@@ -75,48 +72,6 @@ def check_sharing(environment: Mapping[str, str] = os.environ) -> None:
         f"several runs on a GPU: {modes}, which would keep them waiting or fail; use one a GPU, "
         "start NVIDIA's MPS, or ask your site for: nvidia-smi -c DEFAULT"
     )
-
-
-def check_memory(
-    slots: Sequence[Slot],
-    runs: Sequence[tuple[str, float | None]],
-    *,
-    warn: Callable[[str], object],
-    option: str = "--runs-per-gpu",
-    environment: Mapping[str, str] = os.environ,
-) -> None:
-    """Refuse to put more runs on a GPU than its free memory holds, by what such runs took before.
-
-    Args:
-        slots: of the runs, several on a GPU.
-        runs: each with its job's name, and the GB that one of its sizes took of such a GPU.
-        warn: takes the warning that this is not known.
-        option: by which a user says how many share a GPU, for messages.
-        environment: its GPUs stand for those of the other nodes.
-
-    Raises:
-        InputError: if they do not fit; it says how many do.
-    """
-    sharing = max(Counter((slot.node, slot.gpu) for slot in slots).values())
-    free = nvml.free_gb(environment)
-    if sharing == 1 or slots[0].gpu is None or not free:
-        return
-    known = sorted((gb for _, gb in runs if gb is not None), reverse=True)
-    name, free_gb = min(free.items(), key=lambda item: item[1])
-    room_gb = free_gb / (1 + MEMORY_MARGIN)
-    num_fit = sum(total <= room_gb for total in accumulate(known))
-    if num_fit < min(sharing, len(known)):
-        remedy = f"use {option} {num_fit}" if num_fit else "use a GPU with more"
-        raise InputError(
-            f"{sharing} runs on a GPU: the largest took {known[0]:.1f} GB of such a GPU, and GPU "
-            f"{name} has {free_gb:.1f} GB free, which holds {num_fit}; {remedy}"
-        )
-    if unknown := dict.fromkeys(job for job, gb in runs if gb is None):
-        also = ", and so does harness doctor --probe" if option == "--runs-per-gpu" else ""
-        warn(
-            f"{sharing} runs on a GPU: how much of its memory a run of {', '.join(unknown)} takes "
-            f"is not known yet; the first run measures it{also}"
-        )
 
 
 def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:

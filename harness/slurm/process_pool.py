@@ -15,7 +15,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import client
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, needs_steps, srun_args
-from harness.system.console import Console, echo, strip_prefix
+from harness.system.console import Console, echo, is_error, strip_prefix
 from harness.system.processes import own_code_first
 from harness.system.signals import StopRequest
 
@@ -262,6 +262,8 @@ def _failure(process: ManagedProcess) -> str:
 def run_printed(*args: str) -> None:
     """Run a `harness …`, print its lines here, and raise what it ended with.
 
+    The line that says why it ended is raised and not printed.
+
     Raises:
         InputError, Interrupted, RunError: with its last line.
         KeyboardInterrupt: once the command, which gets the signal too, has saved and ended.
@@ -300,9 +302,14 @@ def run_printed(*args: str) -> None:
 
 def _print_lines(process: "subprocess.Popen[str]") -> str:
     """Print what a process writes until it ends; returns its last line."""
-    last = ""
+    last, held = "", ""
     for line in process.stdout or ():
         if message := strip_prefix(line):
-            last = message
-            echo(message)
+            if held:  # it was not the last one
+                echo(held)
+            last, held = message, message if is_error(line) else ""
+            if not held:
+                echo(message)
+    if held and process.wait() == 0:
+        echo(held)
     return last

@@ -1,64 +1,62 @@
-"""The processes that train one model on several nodes: they meet, and each notices a lost one.
+"""The processes that train one model on several nodes: they meet in a folder among its job's runs.
 
-TensorFlow waits an hour for a worker that never comes, and forever for one that hangs later. So
-before the strategy is made, every worker connects to the first, the chief, which sends all of them
-the addresses of all. The connections stay open: over them the chief shares its checkpoint, a worker
-that fails reports it before it ends, and a lost worker is noticed within a minute.
+TensorFlow waits an hour for a worker that never comes. So before the strategy is made, each worker
+writes there where it listens, and reads where the others do. Through the folder the first worker,
+the chief, shares its plan and its checkpoint, and a worker that ends says why. A lost worker is
+noticed by TensorFlow's own heartbeats, and one that hangs by the watchdog.
+
+Only this user can enter the folder. Each start of a job step has one of its own.
 """
 
 import contextlib
 import json
 import logging
 import os
-import queue
-import socket
+import re
+import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from harness.errors import InputError, Interrupted, RunError
+from harness.files.atomic_file import atomic_write
+from harness.files.lenient_json import parse_json
+from harness.files.shared_disk import SharedDisk
+from harness.ownership import owner_name
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.auth_channel import AuthServer, Message, receive_exactly, say_hello, user_secret
 from harness.system.console import log
 from harness.system.network import free_port, interface_address, with_port
 
 # Below the ports that systems assign to clients (from 32768 on Linux), so few of them are in use.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 PORTS_A_JOB = 32
-MEETING_PORTS = 8  # of them, at one of which the chief listens
 
 INTERFACE = "HARNESS_INTERFACE"
 
-JOIN_S = 50.0  # for all workers to connect
-BEAT_S = 5.0
-LOST_S = 30.0  # without a beat
-END_S = 20.0  # for TensorFlow to notice that another worker ended
+JOIN_S = 120.0  # for all workers to come; a node may see a new file of another one after a minute
+REPORT_S = 10.0  # for the report of a worker whose end TensorFlow has noticed
+LEAVE_S = 600.0  # for the chief to write the run's last files
+SAVE_S = 20.0  # for it to save where this worker is interrupted; it may be so alone
+POLL_S = 0.2
 
-BEAT, SHARED, ENDED, LEAVING = b"B", b"S", b"E", b"L"  # the kinds of messages
+TASK = re.compile(r"task:(\d+)")  # as TensorFlow names a worker
 
 
 class WorkerGroup:
-    """This worker's connections to the others; a context manager that reports how it ended.
+    """This worker and the others; a context manager that reports how it ended.
 
     Workers are numbered as Slurm numbers the tasks of a step; number 0 is the chief.
     """
 
-    def __init__(self, nodes: list[str], rank: int, *, secret: bytes, first_port: int) -> None:
-        self.nodes, self.rank = nodes, rank
-        self.host = ""  # the address to be reached at, where the site chooses an interface
+    def __init__(self, folder: Path, nodes: list[str], rank: int) -> None:
+        self.folder, self.nodes, self.rank = folder, nodes, rank
         self.addresses: list[str] = []  # of TensorFlow's servers, host:port, in the workers' order
-        self.ended: tuple[str, int] | None = None  # why the run can't go on, and the exit code
-        self._secret, self._first_port = secret, first_port
-        self._links: dict[int, _Link] = {}
-        self._hellos: dict[int, Message] = {}  # of the workers, to the chief
-        self._complete = threading.Event()  # each worker knows all addresses, or why it can't
-        self._shared: queue.Queue[bytes] = queue.Queue()
-        self._left: set[int] = set()
-        self._changed = threading.Condition()
-        self._leaving = False
+        self._disk = SharedDisk()
+        self._num_shared = 0
 
     @property
     def is_chief(self) -> bool:
@@ -74,18 +72,20 @@ class WorkerGroup:
 
     @classmethod
     def join(
-        cls, allocation: SlurmEnvironment, purpose: str, join_s: float = JOIN_S
+        cls, allocation: SlurmEnvironment, parent: Path, purpose: str, join_s: float = JOIN_S
     ) -> "WorkerGroup":
         """Meet the other workers of this job step.
 
         Args:
             allocation: whose step has several tasks, one on each node.
+            parent: the folder for that of the group; all nodes see it.
             purpose: identifies job and data; it must be the same for all.
             join_s: how long to wait for the others, in seconds.
 
         Raises:
             RunError: if not all came in time, or for different purposes; it names the nodes.
-            InputError: if two of them share a node, or HARNESS_INTERFACE is not here.
+            InputError: if two of them share a node, HARNESS_INTERFACE is not here, or the folder
+                is another user's.
         """
         nodes = node_names(allocation)
         if len(nodes) != allocation.num_tasks:
@@ -93,132 +93,43 @@ class WorkerGroup:
                 f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one a node, which "
                 "drives all its GPUs; give srun --ntasks-per-node=1"
             )
-        secret = allocation.secret or user_secret(f"job {allocation.job_id}").hex()
-        worker_group = cls(
-            nodes,
-            allocation.rank,
-            secret=secret.encode(),
-            first_port=first_port(allocation.job_id),
-        )
+        group = cls(_own_folder(parent, allocation), nodes, allocation.rank)
+        host = ""
         if interface := os.environ.get(INTERFACE):
-            worker_group.host = interface_address(interface, INTERFACE)
-        first = worker_group._first_port + MEETING_PORTS + worker_group.rank
-        own = free_port("", range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
-        deadline = time.monotonic() + join_s
-        if worker_group.is_chief:
-            worker_group._gather(own, purpose, deadline)
-        else:
-            worker_group._report(own, purpose, deadline)
-        threading.Thread(target=worker_group._beat, daemon=True).start()
-        return worker_group
+            host = interface_address(interface, INTERFACE)
+        first = first_port(allocation.job_id) + group.rank
+        port = free_port("", range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
+        own = {"address": with_port(host or group.node, port), "purpose": purpose}
+        group._write(f"{group.rank}.json", json.dumps(own).encode())
+        try:
+            group._meet(purpose, time.monotonic() + join_s)
+        except RunError:
+            group._leave({"code": 1, "text": "it met no other worker"})
+            raise
+        return group
 
-    def _gather(self, own_port: int, purpose: str, deadline: float) -> None:
-        """Wait for all workers, and send each the addresses of all."""
-        server = self._start_server()
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    len(self._hellos) == len(self.nodes) - 1
-                    or any(hello["purpose"] != purpose for hello in self._hellos.values())
-                ),
-                timeout=max(0, deadline - time.monotonic()),
-            )
-        server.stop()
-        with self._changed:
-            own = {"host": self.host, "port": own_port, "purpose": purpose}
-            hellos = {0: own, **self._hellos}
-            links = list(self._links.values())
-        problem = self._problem(hellos, purpose)
-        self.addresses = [
-            with_port(hellos[rank]["host"] or self.nodes[rank], hellos[rank]["port"])
-            for rank in sorted(hellos)
-        ]
-        for link in links:
-            with contextlib.suppress(OSError):  # its listener will find it gone
-                link.send_json({"addresses": self.addresses, "problem": problem})
-        if problem:
-            raise RunError(problem)
-        self._complete.set()
-
-    def _start_server(self) -> AuthServer:
-        for port in range(self._first_port, self._first_port + MEETING_PORTS):
-            with contextlib.suppress(OSError):
-                server = AuthServer((self.host, port), self._secret, self._welcome)
-                server.start()
-                return server
-        last = self._first_port + MEETING_PORTS - 1
-        raise RunError(f"no port from {self._first_port} to {last} is free here")
-
-    def _welcome(self, connection: socket.socket, hello: Message) -> None:
-        """Keep a worker's connection for as long as it lives, in a thread of its own."""
-        rank = hello["rank"]
-        if rank not in range(1, len(self.nodes)):
-            return
-        link = _Link(connection, rank)
-        with self._changed:
-            self._hellos[rank], self._links[rank] = hello, link
-            self._changed.notify_all()
-        self._complete.wait()
-        if self._links[rank] is link:  # it may have come twice
-            self._listen(link)
-            connection.settimeout(None)
-            with contextlib.suppress(OSError):  # it stays open: the worker waits for the chief
-                while connection.recv(1 << 16):
-                    pass
-
-    def _problem(self, hellos: dict[int, Message], purpose: str) -> str:
-        """Why the workers that came can't train together; empty if they can."""
-        for rank, hello in hellos.items():
-            if hello["purpose"] != purpose:
-                return (
-                    f"{self.nodes[rank]} has another job, other data or another version than "
-                    f"{self.node}; give all nodes the same files"
-                )
-        if missing := [node for rank, node in enumerate(self.nodes) if rank not in hellos]:
-            return (
-                f"no worker came from {', '.join(missing)} to {self.node}; see whether its task "
-                f"started, and the network between at ports from {self._first_port}"
-            )
-        return ""
-
-    def _report(self, own_port: int, purpose: str, deadline: float) -> None:
-        """Connect to the chief, and receive the addresses of all."""
-        hello = {"rank": self.rank, "host": self.host, "port": own_port, "purpose": purpose}
-        ports = range(self._first_port, self._first_port + MEETING_PORTS)
-        link = None
-        while link is None:
-            with ThreadPoolExecutor(MEETING_PORTS) as pool:  # a stranger's port can't delay others
-                links = pool.map(lambda port: self._meet(port, hello), ports)
-            link = next(filter(None, links), None)
-            if link is None and time.monotonic() > deadline:
+    def _meet(self, purpose: str, deadline: float) -> None:
+        found: dict[int, dict[str, Any]] = {}
+        while True:
+            for rank in {*range(len(self.nodes))} - found.keys():
+                if content := self._read(f"{rank}.json"):
+                    found[rank] = parse_json(content)
+            for rank, each in found.items():
+                if each.get("purpose") != purpose:
+                    raise RunError(
+                        f"{self.nodes[rank]} has another job, other data or another version than "
+                        f"{self.node}; give all nodes the same files"
+                    )
+            missing = [node for rank, node in enumerate(self.nodes) if rank not in found]
+            if not missing:
+                self.addresses = [str(found[rank]["address"]) for rank in sorted(found)]
+                return
+            if time.monotonic() > deadline:
                 raise RunError(
-                    f"{self.node}: the chief on {self.nodes[0]} can't be reached at port "
-                    f"{self._first_port}; see whether its task started, and the network between"
-                    + (f" ({INTERFACE}: the node's name must lead there)" if self.host else "")
+                    f"no worker came from {', '.join(missing)} to {self.node}; see whether its "
+                    f"task started, and whether it sees {self.folder.parent}"
                 )
-            time.sleep(0.2)
-        try:
-            answer = link.receive_json(timeout_s=JOIN_S + 10)
-        except (OSError, ValueError):
-            raise RunError(f"{self.node}: the chief on {self.nodes[0]} ended") from None
-        if answer["problem"]:
-            raise RunError(str(answer["problem"]))
-        self.addresses = answer["addresses"]
-        self._links[0] = link
-        threading.Thread(target=self._listen, args=(link,), daemon=True).start()
-
-    def _meet(self, port: int, hello: Message) -> "_Link | None":
-        """A connection to the chief; None if it does not listen at this port."""
-        try:
-            connection = socket.create_connection((self.nodes[0], port), timeout=3)
-        except OSError:
-            return None
-        try:
-            say_hello(connection, self._secret, hello)
-        except (OSError, ValueError):  # another process's port
-            connection.close()
-            return None
-        return _Link(connection)
+            time.sleep(POLL_S)
 
     # Sharing
 
@@ -228,38 +139,73 @@ class WorkerGroup:
         Raises:
             Interrupted, RunError: if the chief is gone.
         """
+        name = f"shared-{self._num_shared}"
+        self._num_shared += 1
         if self.is_chief:
-            self._send_all(SHARED, content)
+            self._write(name, content)
             return content
-        while True:
-            try:
-                return self._shared.get(timeout=1)
-            except queue.Empty:
-                self.check()
+        while (found := self._read(name)) is None:
+            self.check()
+            if 0 in self._left():
+                raise Interrupted(f"the end of the worker on {self.nodes[0]}")
+            time.sleep(POLL_S)
+        return found
 
     # The end
 
     def check(self) -> None:
-        """Raise if another worker is lost or has failed.
+        """Raise if another worker has failed.
 
         Raises:
-            Interrupted: one was lost; the job can be resumed from its last checkpoint.
-            RunError: one failed, with its reason.
+            RunError: with its reason.
         """
-        if self.ended:
-            text, code = self.ended
-            raise Interrupted(text) if code == Interrupted.exit_code else RunError(text)
+        for rank, report in self._left().items():
+            if report.get("code") not in (0, Interrupted.exit_code):
+                raise RunError(f"the worker on {self.nodes[rank]} failed: {report.get('text')}")
 
     def explain(self) -> None:
-        """Raise if an error of TensorFlow's is a consequence of another worker's end, else return.
+        """Raise if an error of TensorFlow's follows from another worker's failure, else return.
 
         Raises:
-            Interrupted, RunError: as `check` says.
+            RunError: with the other worker's reason.
         """
-        with self._changed:
-            # TensorFlow may notice it before the connection reports it.
-            self._changed.wait_for(lambda: self.ended is not None, timeout=LOST_S)
-        self.check()
+        deadline = time.monotonic() + REPORT_S
+        while time.monotonic() < deadline:
+            self.check()
+            time.sleep(POLL_S)
+
+    def lost(self, message: str) -> str:
+        """The nodes of the workers that TensorFlow's message about a loss may mean."""
+        named = {int(rank) for rank in TASK.findall(message)} - {self.rank}
+        others = {*range(len(self.nodes))} - {self.rank}
+        return " or ".join(self.nodes[rank] for rank in sorted((named & others) or others))
+
+    @contextlib.contextmanager
+    def limited(self, limit_s: float) -> Iterator[None]:
+        """End this process where the block waits in vain: for a worker that failed, or too long."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            deadline = time.monotonic() + limit_s
+            while not ended.wait(1):
+                try:
+                    self.check()
+                except RunError as error:
+                    self._give_up(str(error), error.exit_code)
+                if time.monotonic() > deadline:
+                    reason = f"TensorFlow has waited {limit_s:.0f} s for the other workers"
+                    self._give_up(f"interrupted by {reason}", Interrupted.exit_code)
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _give_up(self, text: str, code: int) -> None:
+        """End this process, which waits for ever; a run's files are never half written."""
+        log(logging.ERROR, f"{self.node}: {text}")
+        os._exit(code)
 
     def __enter__(self) -> Self:
         return self
@@ -270,101 +216,65 @@ class WorkerGroup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leaving = True
         code = getattr(error, "exit_code", 1) if error else 0
-        report = json.dumps({"code": code, "text": " ".join(str(error or "").split())[:500]})
-        self._send_all(LEAVING, report.encode())
-        if not self.is_chief and code == 0:
-            # The chief is still writing, and Slurm may end a step soon after its first task ends.
-            with self._changed:
-                self._changed.wait_for(lambda: 0 in self._left or self.ended is not None)
+        self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
+        if not self.is_chief and code in (0, Interrupted.exit_code):
+            # The chief is still writing, and srun ends a step soon after its first task ends.
+            deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
+            while 0 not in self._left() and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            shutil.rmtree(self.folder, ignore_errors=True)  # with a report after the chief's end
 
-    def give_up(self, text: str, code: int = Interrupted.exit_code) -> None:
-        """End this process at once: it hangs in an operation that will never complete.
+    def _leave(self, report: dict[str, Any]) -> None:
+        """Say how this worker ended; the folder goes where nobody needs to read that any more."""
+        with contextlib.suppress(OSError, RunError):  # gone with its chief; a full disk
+            self._write(f"left-{self.rank}.json", json.dumps(report).encode())
+        is_done = self.is_chief and report["code"] in (0, Interrupted.exit_code)
+        if is_done or len(self._left()) == len(self.nodes) - 1:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
-        A run's files are written atomically, so none is damaged.
+    def _left(self) -> dict[int, dict[str, Any]]:
+        """The reports of the other workers that have left, by rank.
+
+        A chief that is done takes the folder with it.
         """
-        interrupted = "interrupted by " if code == Interrupted.exit_code else ""
-        log(logging.ERROR, f"{self.node}: {interrupted}{text}")
-        os._exit(code)
+        others = {*range(len(self.nodes))} - {self.rank}
+        found = {rank: self._read(f"left-{rank}.json") for rank in others}
+        reports = {rank: parse_json(content) for rank, content in found.items() if content}
+        with contextlib.suppress(OSError):
+            if not self.is_chief and self._disk.read(self.folder / "0.json") is None:
+                reports.setdefault(0, {"code": 0})
+        return reports
 
-    def _send_all(self, kind: bytes, content: bytes = b"") -> None:
-        for link in self._links.values():
-            with contextlib.suppress(OSError):  # its listener will find it gone
-                link.send(kind + content)
+    def _read(self, name: str) -> bytes | None:
+        """The content of a file, None where it is not there, or can't be read now."""
+        with contextlib.suppress(OSError):
+            self._disk.opens(self.folder)  # on NFS it has the node look for new names
+            return self._disk.read(self.folder / name)
+        return None
 
-    # Threads
-
-    def _beat(self) -> None:
-        while True:
-            time.sleep(BEAT_S)
-            self._send_all(BEAT)
-
-    def _listen(self, link: "_Link") -> None:
-        node = self.nodes[link.rank]
-        while True:
-            try:
-                message = link.receive(timeout_s=LOST_S)
-            except (OSError, ValueError):
-                self._end(link.rank, f"the loss of the worker on {node}", Interrupted.exit_code)
-                return
-            kind, content = message[:1], message[1:]
-            if kind == SHARED:
-                self._shared.put(content)
-            elif kind == ENDED:
-                report = json.loads(content)
-                self._end(None, report["text"], report["code"])
-            elif kind == LEAVING:
-                report = json.loads(content)
-                text, code = f"the worker on {node} failed: {report['text']}", report["code"]
-                # Workers are interrupted by a common vote, or by a loss that is reported to all.
-                self._end(link.rank, text, 0 if code in (0, Interrupted.exit_code) else 1)
-                return
-
-    def _end(self, rank: int | None, text: str, code: int) -> None:
-        with self._changed:
-            if rank is not None:
-                self._left.add(rank)
-            news = bool(code) and not self.ended
-            if news:
-                self.ended = text, code
-            self._changed.notify_all()
-        if news and self.is_chief:  # the others are connected to the chief alone
-            self._send_all(ENDED, json.dumps({"text": text, "code": code}).encode())
-        if not code or self._leaving:
-            return
-        time.sleep(END_S)
-        if not self._leaving:
-            self.give_up(text, code)
+    def _write(self, name: str, content: bytes) -> None:
+        atomic_write(self.folder / name, content, 0o600)
 
 
-class _Link:
-    """A connection that carries messages: eight bytes of length, then the content."""
-
-    def __init__(self, connection: socket.socket, rank: int = 0) -> None:
-        self.connection, self.rank = connection, rank
-        self._sending = threading.Lock()
-
-    def send(self, content: bytes) -> None:
-        with self._sending:
-            self.connection.sendall(len(content).to_bytes(8, "big") + content)
-
-    def send_json(self, content: dict[str, Any]) -> None:
-        self.send(json.dumps(content).encode())
-
-    def receive(self, timeout_s: float, limit: int = 1 << 40) -> bytes:
-        """The next message; raises TimeoutError, or ConnectionError when the connection ends."""
-        self.connection.settimeout(timeout_s)
-        length = int.from_bytes(receive_exactly(self.connection, 8), "big")
-        if length > limit:
-            raise ValueError("not a message of ours")
-        return receive_exactly(self.connection, length)
-
-    def receive_json(self, timeout_s: float) -> dict[str, Any]:
-        content = json.loads(self.receive(timeout_s, limit=1 << 20))
-        if not isinstance(content, dict):
-            raise ValueError("not a message of ours")
-        return content
+def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
+    """The folder of a job step, made by its first worker."""
+    prefix = f".workers-{allocation.job_id}-"
+    step = allocation.variables.get("SLURM_STEP_ID", "")
+    folder = parent / f"{prefix}{allocation.restarts}-{step}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if allocation.rank == 0:
+            for old in parent.iterdir():  # of starts of the job that lost a node
+                if old.name.startswith(prefix) and old != folder:
+                    shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"{folder}: can't be made: {error.strerror}; see its disk") from None
+    if status.st_uid != os.getuid():
+        raise InputError(f"{folder}: belongs to {owner_name(status.st_uid)}; remove it")
+    return folder
 
 
 def first_port(job_id: str) -> int:

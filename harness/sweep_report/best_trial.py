@@ -52,10 +52,15 @@ def best_trial_toml(sweep: SweepDirectory) -> str:
         f"{search.table.tuner} search, sweep {sweep.folder.absolute()}",
         f"trial {best.n}, {objective} {best.scores[objective]:.4f}, the best of {finished} "
         f"finished trials{so_far}",
-        f"data: {data_of(sweep, search)}, validated on the last "
-        f"{100 * job.data.validation_split:.3g} % of the training reviews",
+        f"data: {data_of(sweep, search)}, validated on {_validation_of(sweep, job)}",
     )
     return "".join(f"# {' '.join(line.split())}\n" for line in comments) + f"\n{job.to_toml()}"
+
+
+def _validation_of(sweep: SweepDirectory, job: Job) -> str:
+    if sweep.read_json("data.json").get("num_validation"):
+        return "the validation split of the texts"
+    return f"the last {100 * job.data.validation_split:.3g} % of the training reviews"
 
 
 def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:

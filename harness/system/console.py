@@ -150,6 +150,12 @@ def error_line(text: str, descriptor: int) -> str:
     return _line(record, descriptor)
 
 
+def is_error(line: str) -> bool:
+    """Whether a line from a log, or from a command of ours, says why the command ended."""
+    prefix = PREFIX.match(line.strip())
+    return prefix is not None and prefix[0].split()[-1] in ("harness:", "ERROR")
+
+
 def strip_prefix(line: str) -> str:
     """The message of a line from a log, or from the standard error of a command of ours."""
     line = line.strip()

@@ -72,11 +72,6 @@ def processor() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
-def processor_features() -> str:
-    """The features of the processor as Linux lists them; empty elsewhere."""
-    return _cpuinfo("flags") or _cpuinfo("Features")
-
-
 def _cpuinfo(field: str) -> str:
     """A field of the first processor from /proc/cpuinfo, empty where there is none."""
     try:

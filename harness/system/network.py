@@ -1,9 +1,6 @@
-"""Addresses, ports and new connections of this machine, by IPv4 and IPv6."""
+"""Addresses and ports of this machine, by IPv4 and IPv6."""
 
-import contextlib
 import socket
-import threading
-from collections import Counter
 from collections.abc import Iterable
 
 import psutil
@@ -75,36 +72,3 @@ def interface_address(name: str, option: str) -> str:
                 return each.address
     known = ", ".join(sorted(interfaces))
     raise InputError(f"{option} {name}: no such interface with an address; here are {known}")
-
-
-class Newcomers:
-    """Connections whose other side has not shown yet who it is; the oldest of too many is cut off.
-
-    A connection of ours shows it within milliseconds, so strangers that wait can't keep it out.
-    """
-
-    def __init__(self, limit: int, limit_per_peer: int) -> None:
-        self.limit, self.limit_per_peer = limit, limit_per_peer
-        self._peers: dict[socket.socket, str] = {}  # the oldest first
-        self._lock = threading.Lock()
-
-    def add(self, connection: socket.socket, peer: str) -> None:
-        """Count a new connection, and cut off an older one where there are too many."""
-        with self._lock:
-            counts = Counter(self._peers.values())
-            if counts[peer] >= self.limit_per_peer:
-                self._cut_off_oldest_of(peer)
-            elif len(self._peers) >= self.limit:
-                self._cut_off_oldest_of(counts.most_common(1)[0][0])
-            self._peers[connection] = peer
-
-    def remove(self, connection: socket.socket) -> None:
-        """Count a connection no longer: it has shown who it is, or has ended."""
-        with self._lock:
-            self._peers.pop(connection, None)
-
-    def _cut_off_oldest_of(self, peer: str) -> None:
-        oldest = next(each for each, whose in self._peers.items() if whose == peer)
-        del self._peers[oldest]
-        with contextlib.suppress(OSError):
-            oldest.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread

@@ -22,6 +22,7 @@ from harness.system.console import error_line
 from harness.system.signals import STOPPING, end_at_once
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
+NODES_STALL_MIN = 1.5  # on several nodes, of which one that hangs holds all
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
 FIRST_USE = 6.0  # times as long, until the first step on a card whose kernels the driver compiles
 STEPS_AT_ONCE = 100  # steps of one execution that share the limit of one
@@ -53,15 +54,24 @@ class Watched:
 class Watchdog:
     """Counts the time without progress and since a signal; a context manager."""
 
-    def __init__(self, stall_s: float, stop_s: float, end: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        stall_s: float,
+        stop_s: float,
+        end: Callable[[str, int], None],
+        *,
+        stepped_stall_s: float | None = None,
+    ) -> None:
         """Make a watchdog; it begins with the block.
 
         Args:
             stall_s: without progress while something is watched, 0 for no limit.
             stop_s: after the first signal that asks to stop, 0 for no limit.
             end: ends the process with a line and an exit code.
+            stepped_stall_s: `stall_s` from the first step on, if it is another.
         """
         self.stall_s, self.stop_s, self._end = stall_s, stop_s, end
+        self.stepped_stall_s = stall_s if stepped_stall_s is None else stepped_stall_s
         self.watched: Watched | None = None
         self.asks = False  # for a result of the steps at work
         self._progress = self._seen = 0
@@ -120,8 +130,9 @@ class Watchdog:
     def limit_s(self) -> float:
         """The time without progress at which the process ends."""
         watched = self.watched or Watched("", "")
-        first = 1.0 if watched.has_stepped else watched.first_use
-        return self.stall_s * max(first, watched.num_steps / STEPS_AT_ONCE, 1.0)
+        if watched.has_stepped:
+            return self.stepped_stall_s * max(watched.num_steps / STEPS_AT_ONCE, 1.0)
+        return self.stall_s * max(watched.first_use, watched.num_steps / STEPS_AT_ONCE, 1.0)
 
     def _watch(self) -> None:
         while True:
@@ -138,7 +149,7 @@ class Watchdog:
     def _tick_s(self) -> float | None:
         """How long to sleep, at least a second; None without anything to count."""
         limits = [self.stop_s] if self._signal and self.stop_s else []
-        limits += [self.stall_s] if self.watched and self.stall_s else []
+        limits += [self.stepped_stall_s] if self.watched and self.stepped_stall_s else []
         return max(1.0, min(LONGEST_TICK_S, min(limits) / TICKS)) if limits else None
 
     def note(self, number: int) -> None:
@@ -221,15 +232,22 @@ def pausing() -> contextlib.AbstractContextManager[None]:
     return current.pausing() if current else contextlib.nullcontext()
 
 
-def from_settings(environment: Mapping[str, str] = os.environ) -> Watchdog:
+def from_settings(
+    environment: Mapping[str, str] = os.environ, *, on_nodes: bool = False
+) -> Watchdog:
     """The watchdog with the limits of the site.
+
+    Args:
+        on_nodes: of a process that trains a model with others, which wait for it in each step.
 
     Raises:
         InputError: for a limit that is no number.
     """
     stall_min = number_setting(STALL, "minutes", STALL_MIN, environment)
+    usual_min = NODES_STALL_MIN if on_nodes else STALL_MIN
+    stepped_min = number_setting(STALL, "minutes", usual_min, environment)
     stop_s = number_setting(STOP, "seconds", STOP_S, environment)
-    return Watchdog(60 * stall_min, stop_s, end)
+    return Watchdog(60 * stall_min, stop_s, end, stepped_stall_s=60 * stepped_min)
 
 
 def end(line: str, code: int) -> None:

@@ -32,8 +32,11 @@ SPLITS = ("train", "test")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TABLES = (*DELIMITERS, *JSON_LINES, ".parquet")
-# Splits that people have and that are not read: `data.validation_split` takes its own share.
-LEFT_OUT = ("validation", "valid", "val", "dev", "unsupervised")
+# Names of a split that validates.
+VALIDATION = ("validation", "valid", "val", "dev")
+# Splits that people have and that are not read.
+LEFT_OUT = ("unsupervised",)
+KNOWN_SPLITS = (*SPLITS, *VALIDATION, *LEFT_OUT)
 MAX_COLUMNS = 10_000  # pyarrow takes minutes for a million
 ROWS_AT_ONCE = 1000
 
@@ -59,7 +62,7 @@ class Text(NamedTuple):
 
     text: str
     label: str
-    split: str  # train, test, one of LEFT_OUT, or empty if the source does not say
+    split: str  # one of KNOWN_SPLITS, or empty if the source does not say
     location: str  # such as row 7, for messages
 
 
@@ -318,10 +321,10 @@ def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str])
 
 def _checked_split(value: Any, location: str, table: TableFile) -> str:
     split = value.strip().casefold() if isinstance(value, str) else None
-    if split is None or split not in (*SPLITS, *LEFT_OUT):
+    if split is None or split not in KNOWN_SPLITS:
         raise InputError(
-            f"{table.where}{location}: its split is {_short(value)}, should be train or test; of "
-            "the training reviews data.validation_split takes a share to validate"
+            f"{table.where}{location}: its split is {_short(value)}, should be train, validation "
+            "or test"
         )
     return split
 

@@ -10,7 +10,7 @@ from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory
+from harness.slurm.placement import Slot, allocate_slots, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.script import submissions
 from harness.system.console import Console
@@ -28,7 +28,6 @@ class BatchRequest:
     devices: str | None = None  # cpu leaves GPUs alone
     workers: int | None = None  # runs at a time, by default as many as there is room for
     runs_per_gpu: int = 1
-    gpu_gb: tuple[float | None, ...] = ()  # of each job, what a run took of such a GPU before
     host_gb: tuple[float, ...] = ()  # of each job, what a run takes of the node's memory
 
 
@@ -70,7 +69,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     if known and num_finished == len(known):
         return [run.folder for run in known]
     allocation = SlurmEnvironment.from_environment()
-    slots = _slots(request, allocation, len(request.jobs) - num_finished, console=console)
+    slots = _slots(request, allocation, len(request.jobs) - num_finished)
     threads = slots[0].threads
     console.info(
         f"{len(request.jobs)} runs, {num_finished} of them finished already, "
@@ -111,13 +110,11 @@ def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
     return [RunDirectory.new(request.runs, job, f"{prefix}{_end(job)}") for job in request.jobs]
 
 
-def _slots(
-    request: BatchRequest, allocation: SlurmEnvironment | None, num: int, *, console: Console
-) -> list[Slot]:
+def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int) -> list[Slot]:
     """Room for so many runs, or for as many of them at a time as there is."""
     if request.host_gb and not request.workers:
         num = min(num, num_in_memory(allocation, max(request.host_gb)))
-    slots = allocate_slots(
+    return allocate_slots(
         allocation,
         request.workers,
         workers_per_gpu=request.runs_per_gpu,
@@ -125,9 +122,6 @@ def _slots(
         devices=request.devices,
         at_most=num,
     )
-    names = [job.name for job in request.jobs]
-    check_memory(slots, list(zip(names, request.gpu_gb, strict=True)), warn=console.warning)
-    return slots
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:

@@ -56,6 +56,7 @@ def write_provenance(
             "official": dataset.official,
             "is_sample": dataset.is_sample,
             "is_own": dataset.is_own,
+            "num_validation": dataset.num_validation,
             "folder": str(dataset.folder.absolute()) if dataset.folder else None,
         },
         "starts": [],

@@ -26,6 +26,7 @@ from harness.search_space import SEARCH_FILE, is_of_search, is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
 from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
+from harness.tracking.run_folders import MAKE_AGAIN, is_ensemble
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # of a log
@@ -278,7 +279,8 @@ def _add_speed(status: RunStatus, state: dict[str, Any]) -> None:
 
 def _add_result_or_job(status: RunStatus) -> None:
     """Add what the files of a run say beside its heartbeat."""
-    is_finished, problem = status.is_there(RESULT), None
+    made_of_runs, problem = is_ensemble(status.folder), None
+    is_finished = made_of_runs or status.is_there(RESULT)
     result: dict[str, Any] = {}
     try:
         result = RunDirectory(status.folder).certain_json(RESULT) if is_finished else {}
@@ -287,7 +289,8 @@ def _add_result_or_job(status: RunStatus) -> None:
     if not is_whole(result):
         _add_job(status)
     if is_finished:
-        broken = None if is_whole(result) else f"{RESULT} is broken; remove it and {status.resume}"
+        remedy = MAKE_AGAIN if made_of_runs else f"remove it and {status.resume}"
+        broken = None if is_whole(result) else f"{RESULT} is broken; {remedy}"
         status.error = problem or broken
         _add_scores(status, result)
         status.forget_speed()

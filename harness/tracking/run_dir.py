@@ -35,7 +35,7 @@ class RunDirectory(LeasedDirectory):
         """Name the folder of a run; it is made when the lease is taken, without a `run_id` at once.
 
         With a `run_id` the folder may exist already: then the run goes on if it is of the same
-        job.
+        job, wherever its data and vectors are now; their checksums are compared later.
 
         Raises:
             InputError: if the id is not a file name, the run there is of another job, or the
@@ -46,7 +46,7 @@ class RunDirectory(LeasedDirectory):
             return cls(runs / job.name / f"{reserve_id(runs, [(job.name, end)])}{end}")
         check_id("--run-id", run_id)
         run = cls(runs / job.name / run_id)
-        if run.exists() and run.job() != job:
+        if run.exists() and run.job().identity() != job.identity():
             raise InputError(
                 f"run {run.folder}: holds another job; choose another --run-id, or go on with it "
                 f"by: harness resume {run.folder}"

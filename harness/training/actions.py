@@ -6,7 +6,6 @@ Each knows one thing, and has only what it needs for it.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -24,8 +23,6 @@ from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.tensorboard_log import TensorBoardLog
-
-PROFILE_AFTER = 20  # steps, by when graphs are traced and buffers are warm
 
 
 @dataclass(frozen=True)
@@ -67,35 +64,6 @@ class FirstStep:
         self.done_s = round(age_s() or 0.0, 3)
         self.heartbeat.beat("training", first_step_s=self.done_s)
         return sums
-
-
-class Profiler:
-    """Profiles some steps of this process into the TensorBoard folder, once they are warm."""
-
-    def __init__(self, folder: Path, num_steps: int) -> None:
-        self.folder = folder
-        self.num_steps = num_steps
-        self._is_on = False
-        self._before: int | None = None  # the step of the last call
-        self._end = 0
-
-    def before_step(self, step: int) -> None:
-        """Start or stop as needed before a step, counted over the whole run from 0.
-
-        Several steps may lie between two calls: as many as are executed together.
-        """
-        before, self._before = self._before, step
-        if self._is_on and step >= self._end:
-            self.stop()
-        elif self.num_steps and before is not None and before < PROFILE_AFTER <= step:
-            tf.profiler.experimental.start(str(self.folder))
-            self._is_on, self._end = True, step + self.num_steps
-
-    def stop(self) -> None:
-        """Write the profile, if one is being taken."""
-        if self._is_on:
-            tf.profiler.experimental.stop()
-            self._is_on = False
 
 
 class UsageMeter:

@@ -7,7 +7,7 @@ archive is complete or absent, holds a checksum for each array, and is never unp
 import hashlib
 import io
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +42,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     Raises:
         RunError: if it can't be written, or a newer process took the run over.
     """
-    meta = asdict(progress)
+    meta = {**vars(progress)}  # dataclasses.asdict would copy each array
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):

@@ -99,8 +99,8 @@ def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
             raise
         worker_group.explain()
         if isinstance(error, LOST_TO_TENSORFLOW) or LOST_TO_NCCL.search(str(error)):
-            first_line = str(error).splitlines()[0]
-            raise Interrupted(f"TensorFlow, which lost another worker: {first_line}") from None
+            node = worker_group.lost(str(error))
+            raise Interrupted(f"the loss of the worker on {node}") from None
         raise
 
 

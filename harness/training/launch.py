@@ -22,14 +22,13 @@ from harness.compute.strategy import (
     site_devices,
     title_of_devices,
 )
-from harness.compute.xla_cache import compiled_steps
-from harness.data.dataset import Dataset, validation_cut
+from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
 from harness.files.scratch import scratch_directory
 from harness.files.trusted_network import check_trusted_network
 from harness.inference.kept_ratios import read_ratios
-from harness.job import Job
+from harness.job import DataConfig, Job
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -96,7 +95,7 @@ def launch(
     requested = parse_devices(devices) if devices else None
     plan = plan_of(job, devices, began)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watchdog.from_settings())
+        stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
         # 2. The other workers of a run on several nodes.
         worker_group = None
@@ -104,8 +103,6 @@ def launch(
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
             plan = agreed_plan(plan, worker_group)  # TensorFlow takes its threads but once
         # 3. TensorFlow and its devices.
-        if not worker_group:
-            stack.enter_context(compiled_steps(job, plan.threads))
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
         with watchdog.watching(begins):
             import_tensorflow(allocation, plan.threads, Numerics.of(job))
@@ -131,7 +128,9 @@ def launch(
         of_start = context.run if began is run else began  # a worker may have a folder of its own
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(context, strategy.num_replicas_in_sync, console, is_new=is_new)
+        check_own_parts(
+            context, strategy.num_replicas_in_sync, console, is_new=is_new, compiled=plan.xla
+        )
         # 4. The run.
         from harness.training.train import train
 
@@ -227,7 +226,9 @@ def join_workers(
     A worker that is not the chief does all that the chief does, but nobody reads its files or its
     console: the context that it gets back has a temporary folder.
     """
-    worker_group = stack.enter_context(WorkerGroup.join(allocation, context.identity))
+    worker_group = stack.enter_context(
+        WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
+    )
     if worker_group.is_chief:
         return worker_group, context
     console.silent = True
@@ -302,7 +303,10 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
             f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
         )
-    if line := short_average(job, len(dataset.train)):
+    if line := given_validation(job, dataset):
+        console.info(line)
+    _, num_training = dataset.used(job.data.limit, job.data.validation_split)
+    if line := short_average(job, num_training):
         console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
@@ -316,23 +320,28 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
 
 
 def check_own_parts(
-    context: RunContext, num_replicas: int, console: Console, *, is_new: bool
+    context: RunContext, num_replicas: int, console: Console, *, is_new: bool, compiled: bool
 ) -> None:
     """Refuse what the user made and Keras does not take, before anything is written.
 
     A run that has begun trains as it did, even if a new one would be refused.
 
+    Args:
+        compiled: whether the run compiles its steps by XLA.
+
     Raises:
-        InputError: in one line, for a network with its own error, file and line.
+        InputError: in one line, for a function of the user's with its own error, file and line.
     """
+    from harness.compute.loss import check_loss
     from harness.compute.network import check_network
-    from harness.compute.optimizer import build_optimizer
+    from harness.compute.optimizer import check_optimizer
 
     job = context.job
     if line := check_network(job, context.dataset.num_outputs, num_replicas, trains=is_new):
         console.warning(line)
-    if job.train.optimizer_options:
-        build_optimizer(job.train)
+    if is_new:
+        check_loss(job, context.dataset.num_outputs, compiled=compiled)
+        check_optimizer(job.train, job.code)
 
 
 def warn_of_changes(
@@ -370,16 +379,29 @@ def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:
     )
 
 
+def given_validation(job: Job, dataset: Dataset) -> str:
+    """What becomes of the validation split of own texts; empty where they have none."""
+    if not dataset.num_validation:
+        return ""
+    if job.data.validation_split == 0:
+        return (
+            "data.validation_split = 0: the reviews of the source's own validation split are "
+            "trained on too"
+        )
+    line = "validated on the source's own validation split"
+    if job.data.validation_split == DataConfig.model_fields["validation_split"].default:
+        return f"{line}, in place of a share of the training reviews"
+    return f"data.validation_split = {job.data.validation_split:g} has no effect: {line}"
+
+
 def short_average(job: Job, num_reviews: int) -> str:
     """What the moving average does in a run that is short for it; empty elsewhere.
 
     Args:
-        num_reviews: of the training split, validation included.
+        num_reviews: to train on.
     """
     train, momentum = job.train, job.train.ema_momentum
-    used = min(num_reviews, job.data.limit or num_reviews)
-    reviews = validation_cut(used, job.data.validation_split)
-    num_steps = train.epochs * -(-reviews // train.batch_size)
+    num_steps = train.epochs * -(-num_reviews // train.batch_size)
     span = 1 / (1 - momentum)  # of the average, in steps
     if momentum == 0 or num_steps >= SPANS_OF_A_RUN * span:
         return ""

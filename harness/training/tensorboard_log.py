@@ -11,6 +11,7 @@ Users' dashboards rely on these tags:
 | `train/` | `epoch/loss epoch/accuracy epoch/learning_rate epoch/reviews_per_s` | epoch, from 1 |
 | `validation/` | `epoch/loss epoch/accuracy` | epoch, from 1 |
 | the root | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
+| the root of a trial | `search/val_accuracy`, or another objective of the search | 0 |
 
 A curve of hundreds of points shows what thousands show, and TensorBoard holds each in memory. So of
 a run's steps about 500 are logged, evenly, and at about 100 of them the figures of the machine.
@@ -169,6 +170,11 @@ class TensorBoardLog:
         self._write(".", _scalar_event(_tagged("test", numbers)))
         self.flush()
 
+    def objective(self, name: str, score: float) -> None:
+        """Log the score of a trial's saved weights by which its search ranks it."""
+        self._write(".", _scalar_event(_tagged("search", {name: score})))
+        self.flush()
+
     def text(self, tag: str, markdown: str) -> None:
         """Log a text in Markdown, such as the model's summary."""
         self._log(tag, text_plugin, markdown.encode())
@@ -192,25 +198,35 @@ class TensorBoardLog:
         self.flush()
 
     def hyperparameters(
-        self, values: Mapping[str, bool | int | float | str], run_name: str
+        self,
+        values: Mapping[str, bool | int | float | str],
+        run_name: str,
+        *,
+        columns: Mapping[str, bool | int | float | str] | None = None,
+        objective: str = "",
     ) -> None:
         """Log the job for the HParams page, with the validation and test metrics.
 
         Args:
             values: the job's keys in dotted form, such as `train.learning_rate`.
             run_name: the name of the row; TensorBoard averages runs with the same name.
+            columns: an example for each key that some row has; by default `values`.
+            objective: of a search; its trials have it as a metric, and no score of the test set.
 
         TensorBoard finds the validation metrics if its --logdir is above this folder; for this
         folder itself it looks for a run named "./validation".
         """
         # TensorBoard uses the first run's description for all runs. So a key has a type but no
         # domain: a domain with only this run's value would hide the other runs.
-        infos = [api_pb2.HParamInfo(name=key, type=_type(values[key])) for key in sorted(values)]
-        metrics = [
-            hp.Metric("epoch/accuracy", group="validation", display_name="validation accuracy"),
-            hp.Metric("epoch/loss", group="validation", display_name="validation loss"),
+        examples = sorted((columns or values).items())
+        infos = [api_pb2.HParamInfo(name=key, type=_type(value)) for key, value in examples]
+        metrics = [  # of the last epoch, which need not be the one whose weights are saved
+            hp.Metric("epoch/accuracy", group="validation", display_name="last val. accuracy"),
+            hp.Metric("epoch/loss", group="validation", display_name="last val. loss"),
             hp.Metric("test/accuracy", display_name="test accuracy"),
         ]
+        if objective:
+            metrics = [hp.Metric(f"search/{objective}", display_name=objective), *metrics[:2]]
         now_s = self._clock()
         experiment = hparams_summary.experiment_pb(
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s

@@ -24,7 +24,7 @@ from harness.compute.strategy import (
     own_devices,
 )
 from harness.compute.train_step import TrainingFacts, TrainStep
-from harness.data.dataset import Dataset, Split, validation_cut, vocab_to_bytes
+from harness.data.dataset import Dataset, Split, vocab_to_bytes
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
@@ -33,8 +33,9 @@ from harness.inputs.input_pipeline import Reviews
 from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.own_code import mode_in
+from harness.search_space import TrialRow
 from harness.slurm.environment import node_name, resume_command
-from harness.system import watchdog
+from harness.system import processes, watchdog
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
 from harness.tracking.run_dir import (
@@ -62,6 +63,7 @@ def train(
     observers: Observers,
     *,
     scores_validation: bool = False,
+    row: TrialRow | None = None,
     parent: Parent | None = None,
     takes_back_cancel: bool = False,
 ) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def train(
     Args:
         scores_validation: also score the exported weights on the validation reviews by what is
             not computed at each epoch.
+        row: in TensorBoard's HParams page, of a trial; any other run has its own.
         parent: the run that this one begins with, if it has no checkpoint yet.
         takes_back_cancel: also train a run that was cancelled alone, of several in a job.
 
@@ -127,6 +130,8 @@ def train(
                 f"train.callbacks = {name!r}: offers no save_state and load_state, so a resumed "
                 "run begins it anew"
             )
+        if worker_group:
+            processes.kept.append(trainer)
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
             kernels = train_step.kernels(trainer.graph)
@@ -140,7 +145,7 @@ def train(
             if line := train_step.why_slow(kernels):
                 observers.console.warning(line)
             if trainer.is_new:
-                describe_run(trainer, draws_graph=not compute.reused)
+                describe_run(trainer, row, draws_graph=not compute.reused)
 
             trainer.fit(validation)
 
@@ -149,8 +154,8 @@ def train(
             if len(validation.labels) and (keeps or scores_validation):
                 of_validation = score_validation(trainer, validation, keeps=keeps)
                 scores |= of_validation if scores_validation else {}
-            if not compute.reused:
-                record_gpu_memory(trainer)
+            if not compute.reused and (gb := memory.measure_gpu_gb()) is not None:
+                record_gpu_gb(trainer.run, gb)
             result = {
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
@@ -162,6 +167,8 @@ def train(
                 "devices": [device["device"] for device in devices],
                 "kernels": kernels,
             }
+            if row and (score := result.get(row.objective)) is not None:
+                trainer.log.objective(row.objective, score)
             save_model(run, train_step.export_model, is_own=job.model.is_own)
             check_results()
         heartbeat.beat("finished", result=summary_of(result))
@@ -175,7 +182,10 @@ def train(
 def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watchdog.Watched:
     """What the watchdog says and does when a run's devices don't answer."""
     folder, group = context.run.folder, compute.worker_group
-    next_step = f"go on by: {resume_command(folder)}"
+    where, next_step = f"{own_devices()} of {node_name()}", f"go on by: {resume_command(folder)}"
+    if group:
+        others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
+        where += f", or a worker that it waits for ({', '.join(others)})"
     if compute.reused:
         next_step = "the search goes on with it"
     elif group and not group.is_chief:
@@ -186,7 +196,7 @@ def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watc
         return reason.exit_code
 
     return watchdog.Watched(
-        f"{own_devices()} of {node_name()}",
+        where,
         next_step,
         record,
         num_steps=context.job.train.steps_per_execution,
@@ -236,15 +246,6 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, s
     return {key: hashlib.sha256(content).hexdigest() for key, content in contents.values()}
 
 
-def record_gpu_memory(trainer: Trainer) -> None:
-    """Record what the run holds of a GPU, and keep it for jobs that will share one."""
-    if (gb := memory.measure_gpu_gb()) is None:
-        return
-    record_gpu_gb(trainer.run, gb)
-    if trainer.train_step.strategy.num_replicas_in_sync == 1:
-        memory.keep_gpu_gb(trainer.job, gb)
-
-
 def score_test(trainer: Trainer, dataset: Dataset, ratios: NgramRatios | None) -> dict[str, Any]:
     """Score the exported weights on the test set, and record the predictions.
 
@@ -284,7 +285,7 @@ def write_predictions(run: RunDirectory, name: str, arrays: Mapping[str, Any]) -
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
-    """Training and validation reviews; the last part of the training set is for validation.
+    """Training and validation reviews, as `Dataset.used` parts them.
 
     With `model.ngram_ratios` the ratios too, which the training reviews alone decide.
     """
@@ -293,8 +294,8 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
             f"data {dataset.folder}: {len(dataset.train)} training and {len(dataset.test)} test "
             "reviews, should be at least 2 and 1; give another --data"
         )
-    train_set = _encoded(dataset.train, job)
-    cut = validation_cut(len(train_set.labels), job.data.validation_split)
+    train, cut = dataset.used(job.data.limit, job.data.validation_split)
+    train_set = _encoded(train, job)
     ratios = None
     if job.model.ngram_ratios:
         max_words, num_classes = job.model.ngram_ratios, len(dataset.classes)
@@ -314,13 +315,12 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
     """The test set's reviews, with the ratios of the training reviews, if there are any."""
-    reviews = _encoded(dataset.test, job)
+    test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
+    reviews = _encoded(test, job)
     return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews
 
 
 def _encoded(split: Split, job: Job) -> Reviews:
-    if job.data.limit:
-        split = split.take(job.data.limit)
     return Reviews(split.tokens, split.offsets, split.labels, job.data.vocab_size)
 
 
@@ -337,6 +337,7 @@ def describe_job(job: Job, run: RunDirectory) -> dict[str, Any]:
 def describe_data(context: RunContext, training: Reviews, validation: Reviews) -> dict[str, Any]:
     """What the scores were measured on."""
     dataset = context.dataset
+    is_given = bool(dataset.num_validation and len(validation.labels))
     return {
         "data": dataset.title,
         "dataset_checksum": dataset.checksum,
@@ -345,6 +346,8 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
         "limit": context.job.data.limit,
         "num_training": len(training.labels),
         "num_validation": len(validation.labels),
+        "validation_is_given": is_given,
+        "validation_split": 0.0 if is_given else context.job.data.validation_split,
     }
 
 
@@ -377,7 +380,7 @@ def describe_training(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def describe_run(trainer: Trainer, *, draws_graph: bool) -> None:
+def describe_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> None:
     """Write job, model and graph to the TensorBoard log, once a run.
 
     The graph is most of a trial's log, and a sweep's trials have the same one.
@@ -389,6 +392,11 @@ def describe_run(trainer: Trainer, *, draws_graph: bool) -> None:
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
     if draws_graph:
         trainer.log.graph(trainer.graph)
+    if row:
+        trainer.log.hyperparameters(
+            row.values, row.name, columns=row.columns, objective=row.objective
+        )
+        return
     plain = {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for key, value in job.settings().items()

@@ -15,9 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.device_errors import check_results
-from harness.compute.evaluator import uses_gpu
 from harness.compute.train_step import TrainStep
-from harness.compute.xla_cache import is_offered, quiet_loading
 from harness.errors import Interrupted, RunError
 from harness.inputs.epoch_order import BatchShape, num_steps, permutations_ahead
 from harness.inputs.input_pipeline import Batch, Reviews, Start, batches
@@ -31,7 +29,6 @@ from harness.training.actions import (
     BestWeights,
     Checkpoints,
     FirstStep,
-    Profiler,
     ProgressReport,
     StepResults,
     UsageMeter,
@@ -69,7 +66,6 @@ class Trainer:
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
         self.first_step = FirstStep(heartbeat)
-        self.profiler = Profiler(self.run.path("tensorboard"), train.profile_steps)
         self.usage = UsageMeter(observers.monitor, heartbeat)
         self.report = ProgressReport(
             self.console,
@@ -81,9 +77,6 @@ class Trainer:
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self._pending: list[tf.Tensor] = []  # [steps, …] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
-        # Until an epoch had batches of all lengths: for each, TensorFlow may load what is compiled,
-        # at least the draw of the dropout.
-        self._loads = not uses_gpu() and is_offered()
         self._is_over = False  # the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
@@ -176,16 +169,13 @@ class Trainer:
         self._drained_s = time.perf_counter()
         if progress.epoch >= self._open_until:
             self._open_batches()
-        begins = progress.step == 0
         step = progress.step  # of this epoch; ahead of `progress` by what is pending
         while step < self.steps_per_epoch:
             if step:  # before the first, it was checked before the epoch's callbacks
                 self.stop.check()
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
-            self.profiler.before_step(progress.epoch * self.steps_per_epoch + step)
             take_steps = partial(self.train_step.train_steps, self._batches, num, self.stop.vote)
-            with quiet_loading(loads=self._loads):
-                self._pending.append(self.first_step.measure(take_steps))
+            self._pending.append(self.first_step.measure(take_steps))
             before, step = step, step + num
             # At the same steps on every worker, wherever in the epoch it began.
             is_boundary = step // self.drain_every > before // self.drain_every
@@ -198,7 +188,6 @@ class Trainer:
             if self.checkpoints.is_due():
                 self._drain()
                 self._save()
-        self._loads = self._loads and not begins
 
     def _drain(self) -> None:
         """Bring the values of the pending steps from the device, add them up and report them.
@@ -334,5 +323,3 @@ class Trainer:
                 self._drain()
                 self._save()
             raise
-        finally:
-            self.profiler.stop()

@@ -9,16 +9,16 @@ trial makes no progress is killed, and so started again.
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.compute.memory import kept_gpu_gb, largest_gb
+from harness.compute.memory import largest_gb
 from harness.errors import InputError, Interrupted, NodeFault, RunError
 from harness.files.plain_file import is_said_of_disk
 from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots, check_memory, num_in_memory
+from harness.slurm.placement import Slot, allocate_slots, num_in_memory
 from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool, wait_for
 from harness.system.console import Console
 from harness.system.signals import STOPPING
@@ -49,31 +49,23 @@ class WorkerRequest:
         self,
         allocation: SlurmEnvironment | None,
         search: SearchSpec,
-        *,
-        warn: Callable[[str], object],
     ) -> list[Slot]:
         """A slot for each worker, by default as many as hold the search's largest trial.
 
         Args:
             allocation: the Slurm job, if this is one.
             search: whose trials they train.
-            warn: takes the warning that nobody knows what they take of a shared GPU.
 
         Raises:
-            InputError: if the allocation has no room for so many, or a GPU no memory.
+            InputError: if the allocation has no room for so many.
         """
-        slots = allocate_slots(
+        return allocate_slots(
             allocation,
             self.num_workers,
             workers_per_gpu=self.workers_per_gpu,
             devices=self.devices,
             at_most=self.num_workers or num_in_memory(allocation, largest_gb(search, self.devices)),
         )
-        if self.workers_per_gpu > 1:
-            # Each may hold the largest trial at the same time.
-            runs = [(search.name, kept_gpu_gb(search))] * self.workers_per_gpu
-            check_memory(slots, runs, warn=warn, option="--workers-per-gpu")
-        return slots
 
     def limit_s(self, heard: Heard) -> float:
         """The time for which a worker's trial may make no progress."""

@@ -278,7 +278,12 @@ class SweepDirectory(LeasedDirectory):
 def _record_of(dataset: Dataset) -> dict[str, Any]:
     """Which data the trials are trained on."""
     folder = str(dataset.folder.absolute()) if dataset.folder else None
-    return {"checksum": dataset.checksum, "is_sample": dataset.is_sample, "folder": folder}
+    return {
+        "checksum": dataset.checksum,
+        "is_sample": dataset.is_sample,
+        "folder": folder,
+        "num_validation": dataset.num_validation,
+    }
 
 
 def _first_difference(

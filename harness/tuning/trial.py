@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from harness.compute.device_check import checked_plan
-from harness.compute.memory import keep_gpu_gb, largest_gb, measure_gpu_gb
+from harness.compute.memory import largest_gb
 from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
@@ -145,14 +145,14 @@ class Trials:
         self.observers.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
         compute = Compute(self.strategy, plan, self.allocation, reused=self.reused)
+        name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
         train(
             context,
             compute,
             self.observers,
             scores_validation=self.search.scores_validation,
+            row=self.search.row(name, trial.values, trial.limit),
         )
-        if (gb := measure_gpu_gb()) is not None:
-            keep_gpu_gb(self.search, gb)
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
@@ -227,7 +227,7 @@ def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[st
     if objective not in recorded:
         raise RunError(
             f"search.objective = {objective!r}: the validation reviews are all of one class; "
-            "choose another objective, or raise data.validation_split"
+            "choose another objective, or validate on more reviews (data.validation_split)"
         )
     return {name: statistics.fmean(result[name] for result in results) for name in recorded}
 

@@ -68,7 +68,7 @@ def tune(
     """
     sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, search, warn=console.warning)
+    slots = request.slots(allocation, search)
     idle_warning_min()  # refuse a bad value here, before each worker does
     dataset = sweep.dataset(search.job, request.data, full=full)
     is_new = sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)

@@ -14,7 +14,6 @@ import numpy as np
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.compute.strategy import parse_devices, site_devices
-from harness.data.imdb import in_the_files_order
 from harness.data.imdb_sources import open_dataset
 from harness.errors import RunError
 from harness.job_file import load_job
@@ -124,7 +123,11 @@ class Bench:
             dataset = open_dataset(self.settings.data)
             arrays: dict[str, Any] = {}
             # Keras shuffles the reviews when it loads them, and encodes the ranks of their words.
-            for name, split in in_the_files_order(dataset.train, dataset.test).items():
+            generator = np.random.RandomState(113)  # that of `load_data`
+            for name, split in dataset.splits().items():
+                order = np.arange(len(split))
+                generator.shuffle(order)
+                split = split.arranged(np.argsort(order))
                 reviews = (each.tolist() for each in np.split(split.tokens, split.offsets[1:-1]))
                 arrays[f"x_{name}"] = np.fromiter(reviews, object, len(split))
                 arrays[f"y_{name}"] = split.labels.astype(np.int64)

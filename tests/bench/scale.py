@@ -17,7 +17,7 @@ from harness.checks.child import Ended
 from harness.data.imdb_sources import open_dataset
 from harness.files.leased_dir import to_json
 from harness.job_file import load_job
-from harness.report.export import RECORD, REPORT
+from harness.report.html import RECORD, REPORT
 from harness.tracking.run_dir import RunDirectory, summary_of
 from tests.bench.board import costs_to_show
 from tests.bench.measured import Measured

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from tests.conftest import Harness
 from tests.preloaded import SHARED
 
 
-def wait_for(ready: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 60
+def wait_for(ready: Callable[[], Any], what: str, limit_s: float = 60) -> Any:
+    deadline = time.monotonic() + limit_s
     while not (found := ready()):
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.05)
@@ -39,13 +39,19 @@ def make_run(folder: Path) -> Path:
 class Board:
     """A running `harness tensorboard`, and a browser's view of it."""
 
-    def __init__(self, harness: Harness, *words: object, stdout: Any = subprocess.PIPE) -> None:
+    def __init__(
+        self,
+        harness: Harness,
+        *words: object,
+        stdout: Any = subprocess.PIPE,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.cache = harness.cache
         # Short, since a socket's path holds 107 bytes, and the same for all of a test.
         self.temporary = Path(os.environ[SHARED], f"t{harness.folder.stat().st_ino}")
         self.temporary.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
-            harness.command("tensorboard", *words),
+            [*prefix, *harness.command("tensorboard", *words)],
             cwd=harness.folder,
             env=harness.environment | {"TMPDIR": str(self.temporary)},
             stdout=stdout,

@@ -95,3 +95,28 @@ def test_a_very_long_log_needs_no_more_than_its_curves_keep(tmp_path: Path) -> N
         file.truncate(50_000_000)
     assert log_gb(tmp_path / "lstm/run000", 1000) == pytest.approx(8 * RUN_GB)
     assert log_gb(tmp_path / "lstm/run000", 1) > 0.1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
+def test_links_of_others_are_not_followed_and_told_once(tmp_path: Path) -> None:
+    """In one line with the first ten of them; one's own links are followed."""
+    make_runs(tmp_path / "elsewhere", 13)
+    runs = tmp_path / "runs"
+    (runs / "lstm").mkdir(parents=True)
+    links = [runs / f"lstm/link{n:02}" for n in range(13)]
+    for n, link in enumerate(links):
+        link.symlink_to(tmp_path / f"elsewhere/lstm/run{n:03}")
+    own = Shown(tmp_path / "own", check_roots([runs], runs), runs)
+    own.refresh()
+    assert (len(shown(own)), own.refusals()) == (13, "")
+    for link in links:
+        os.chown(link, 1, 1, follow_symlinks=False)
+    board = Shown(tmp_path / "board", [runs], runs)
+    board.refresh()
+    assert board.found == []
+    told = "; ".join(f"{link} is a link of daemon" for link in links[:10])
+    assert board.refusals() == f"not shown: {told}; and 3 more"
+    board.refresh()
+    assert board.refusals() == ""
+    with pytest.raises(InputError, match=r"holds no run \(.*link00 is a link of daemon\); give"):
+        check_roots([runs], runs)

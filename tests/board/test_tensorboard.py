@@ -4,23 +4,27 @@ import contextlib
 import http.client
 import os
 import pty
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
-from harness.board.tensorboard import Endpoint, jump_host
+from harness.board.tensorboard import Endpoint, Until, Watch, _refresh, jump_host
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
-from tests.board.tensorboard_process import Board, make_run, sizes, wait_for
+from tests.board.tensorboard_process import Board, log_steps, make_run, sizes, wait_for
 from tests.conftest import Harness
 
 pytestmark = pytest.mark.full
@@ -194,6 +198,43 @@ def test_a_signal_ends_it_at_once(
     assert "Traceback" not in err
     assert board.leftovers() == []
     assert sorted(harness.runs.rglob("*")) == before
+
+
+def test_a_signal_waits_for_no_search() -> None:
+    """Over thousands of runs, or on a disk that hangs, one takes long."""
+    disk, watch = threading.Event(), Watch(Until(1, 60, finished=False))
+    slow: Any = SimpleNamespace(refresh=lambda: disk.wait(60))
+    threading.Timer(0.3, watch._note, (signal.SIGTERM, None)).start()
+    began_s = time.monotonic()
+    assert not _refresh(slow, watch)
+    assert time.monotonic() - began_s < 10
+    disk.set()
+    watch.signal = None
+    assert _refresh(slow, watch)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it_within_seconds_over_5000_runs(
+    start: Callable[..., Board], harness: Harness
+) -> None:
+    """In seconds of a processor, which do not depend on what else this machine does."""
+    first = make_run(harness.folder / "first") / "tensorboard"
+    log_steps(first.parent, 10, 250)
+    for n in range(5_000):
+        run = harness.runs / f"lstm/run{n:04}"
+        shutil.copytree(first, run / "tensorboard", copy_function=os.link)
+        (run / "job.toml").write_text("")
+    board = start(harness.runs, "--tcp").wait()
+    wait_for(lambda: len(board.json("plugin/scalars/tags")) == 5_000, "the curves", 400)
+    before, others = psutil.Process(board.process.pid).cpu_times(), os.times()
+    code, out, err = board.end()
+    after = os.times()
+    used_s = after.children_user - others.children_user - before.user
+    used_s += after.children_system - others.children_system - before.system
+    assert used_s < 4
+    assert (code, err) == (0, "")
+    assert "ended: SIGTERM came" in out
+    assert board.leftovers() == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +54,41 @@ def test_a_machine_without_slurm_or_gpu_is_well(harness: Harness) -> None:
     )
     assert "scratch" not in found
     assert {path.name for path in harness.folder.iterdir()} <= {"keras"}  # Keras's own
+
+
+KERNELS = """
+import json, sys
+from harness.checks import probe_child
+from harness.job_file import load_job
+told = {name: each.get("kernel") for name, each in probe_child._kernels("cpu")["kernels"].items()}
+builds = "harness.compute.train_step" in sys.modules
+from harness.compute.execution_plan import choose
+from harness.compute.strategy import one_device
+same = []
+for name in ("rnn", "bilstm"):
+    for keys in (["train.xla=on"], ["train.xla=off"], ["train.xla=off", "train.block_lstm=true"]):
+        small = ["data.vocab_size=100", "data.maxlen=8", *keys]
+        job = load_job(probe_child.JOBS / f"{name}.toml", small)
+        plan = choose(job, "cpu", 1)
+        traced = probe_child._traced(job, one_device(), plan)
+        same.append((name, keys, probe_child.kernel_on_cpu(plan), traced))
+print(json.dumps([told, builds, same]))
+"""
+
+
+@pytest.mark.full
+def test_kernels_of_a_cpu_are_known_without_a_network(harness: Harness) -> None:
+    """To build and trace all five takes most of a minute where others compute; the plan says it."""
+    done = subprocess.run(
+        [sys.executable, "-c", KERNELS], env=harness.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told, builds, same = json.loads(done.stdout)
+    assert told == dict.fromkeys(RECURRENT, "xla")
+    assert not builds
+    assert {kernel for _, _, kernel, _ in same} == {"xla", "loop", "block"}
+    for name, keys, kernel, traced in same:
+        assert kernel == traced, (name, keys)
 
 
 @pytest.mark.full

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.checks.probe import ARCHITECTURES
-from harness.compute.execution_plan import choose, shape
+from harness.compute.execution_plan import choose
 from harness.job_file import load_job
 from tests.conftest import JOBS
 
@@ -97,12 +97,3 @@ def test_a_run_that_goes_on_keeps_its_threads(recorded: object, threads: int) ->
     """On fewer and on more CPUs; an earlier version's record, or a broken one, has none."""
     begun = {"xla": False} if recorded is None else {"xla": False, "threads": recorded}
     assert choose(RNN, "cpu", 2, begun=begun).threads == threads
-
-
-def test_jobs_whose_steps_do_other_work_share_no_measurement() -> None:
-    """Batches by length and a second pass take another time and other memory."""
-    shapes = {
-        shape(load_job(JOBS / "lstm.toml", [setting]))
-        for setting in ("train.seed=2", "train.seed=3", "data.bucket=true", "train.adversarial=5")
-    }
-    assert len(shapes) == 3

@@ -13,7 +13,6 @@ import tensorflow as tf
 from harness.architectures import BUILDERS
 from harness.compute import network
 from harness.compute.network import (
-    OptionReader,
     build_network,
     check_network,
     dtype_policy,
@@ -26,6 +25,7 @@ from harness.inference.model_file import save_model
 from harness.job import Job
 from harness.job_file import check_job, load_job
 from harness.layers import GlobalBatchDropout, look_up_by_gather
+from harness.own_code import OptionReader
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS
 
@@ -182,18 +182,25 @@ def test_an_option_that_nothing_reads_is_refused() -> None:
 
 def test_every_way_to_read_an_option_counts() -> None:
     """Whoever takes all options, as `**options` does, has read all of them."""
-    for read in (dict, lambda o: {**o}, lambda o: {} | o, list, lambda o: dict(o.items())):
-        options = OptionReader({"a": 1, "b": 2})
+    for read in (
+        dict,
+        lambda o: {**o},
+        lambda o: {} | o,
+        lambda o: o | {},
+        list,
+        lambda o: dict(o.items()),
+    ):
+        options = OptionReader({"a": 1, "b": 2}, "model.options")
         read(options)
         options.check("net")
-    options = OptionReader({"a": 1})
+    options = OptionReader({"a": 1}, "model.options")
     assert (options.setdefault("a", 2), options.setdefault("b", 3), options["b"]) == (1, 3, 3)
     options["c"] = 4  # for itself, as the job has none
     options.check("net")
     with pytest.raises(KeyError):
-        OptionReader({})["a"]
+        OptionReader({}, "model.options")["a"]
     with pytest.raises(InputError, match=r"model\.options\.a = 1"):
-        OptionReader({"a": 1}).check("net")
+        OptionReader({"a": 1}, "model.options").check("net")
 
 
 def test_a_network_may_take_values_out_of_its_options() -> None:

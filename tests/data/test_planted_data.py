@@ -2,17 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from harness.data import dataset_folder, imdb
 from harness.data.dataset import Dataset, content_checksum
-from harness.data.dataset_folder import folder_checksum, open_folder, save_folder
-from harness.data.imdb import make_dataset
+from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.imdb_sources import open_dataset
 from harness.data.locations import NPZ
 from harness.data.text_dataset import open_source
@@ -38,12 +35,8 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def official(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """A small dataset that is the official one for this test."""
     made = small()
-    in_file = imdb.in_the_files_order(made.train, made.test)
-    tokens = {name: imdb._sha256(split.tokens) for name, split in in_file.items()}
-    monkeypatch.setattr(imdb, "OFFICIAL_TOKENS", tokens)
-    labels = {name: imdb._sha256(split.labels) for name, split in in_file.items()}
-    monkeypatch.setattr(imdb, "OFFICIAL_LABELS", labels)
-    return make_dataset(in_file["train"], in_file["test"], made.vocab)
+    monkeypatch.setattr("harness.data.dataset.OFFICIAL", made.checksum)
+    return made
 
 
 @pytest.fixture
@@ -76,48 +69,9 @@ def test_flipped_labels_with_a_checksum_of_their_own_are_not_official(shared: Pa
     genuine = small()
     flipped = type(genuine.train)(*split)
     record["checksum"] = content_checksum(flipped, genuine.test, genuine.vocab)
-    assert record["official"]
     (shared / "dataset.json").write_text(json.dumps(record))
     assert not open_folder(shared).official
     assert open_dataset(shared).title == "other data than the official IMDB"
-
-
-def test_what_is_verified_is_looked_at_cheaply_from_then_on(
-    shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second open hashes nothing; any change of a file, even a hidden one, hashes again."""
-    hashed = []
-
-    def count(folder: Path, vocab: Sequence[str]) -> str:
-        hashed.append(folder)
-        return folder_checksum(folder, vocab)
-
-    monkeypatch.setattr(dataset_folder, "folder_checksum", count)
-    assert open_folder(shared).official
-    assert hashed == []
-    path = shared / "train_labels.npy"
-    status, content = path.stat(), path.read_bytes()
-    flip_labels(shared)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(RunError, match="checksum"):
-        open_folder(shared)
-    path.write_bytes(content)
-    assert open_folder(shared).official
-    assert len(hashed) == 2
-    open_folder(shared)
-    assert len(hashed) == 2
-
-
-def test_a_cache_that_others_can_read_into_is_no_memory(shared: Path, tmp_path: Path) -> None:
-    """Nobody can plant the note that a folder was verified: the note's folder is 0700."""
-    notes = tmp_path / "cache/harness/verified"
-    assert notes.stat().st_mode & 0o777 == 0o700
-    notes.chmod(0o777)
-    flip_labels(shared)
-    for note in notes.iterdir():
-        note.write_text(note.read_text())
-    with pytest.raises(RunError, match="checksum"):
-        open_folder(shared)
 
 
 @as_root

@@ -116,7 +116,10 @@ HEAD = b"text,label\n"
         (HEAD + b"x,1\n" * 8 + b'b,"0\n' + b"d,1\n" * 30, ("row of line 10", "next 30 lines")),
         (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', ("row of line 2", "a double quote that joins")),
         (HEAD + b"x,pos\n" + b"a" * 50_000_000 + b",pos\n", ("row of over 16,000,000 bytes",)),
-        (b"text,label,split\nfine,pos,later\n", ("row 2", "split is 'later'", "train or test")),
+        (
+            b"text,label,split\nfine,pos,later\n",
+            ("row 2", "split is 'later'", "validation or test"),
+        ),
         (HEAD, ("holds no review",)),
         (HEAD + b"fine,1\ndull,1\n", ("one class, '1'", "two labels")),
         (HEAD + b"x,a\nx,b\nx,b\nx,c\n", ("2 labels occur once, such as 'a';",)),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import Dataset, validation_cut, vocab_to_bytes
+from harness.data.dataset import Dataset, vocab_to_bytes
 from harness.job_file import load_job
 from harness.tracking.record_format import stamped
 from harness.training.metrics import test_scores as scores_of
@@ -26,10 +26,10 @@ def write_finished(
     folder.mkdir(parents=True)
     job = load_job(JOBS / "lstm.toml", ["data.vocab_size=8", "data.maxlen=3", *settings], seed)
     (folder / "job.toml").write_text(job.to_toml())
-    cut = validation_cut(len(dataset.train), job.data.validation_split)
+    train, cut = dataset.used(0, job.data.validation_split)
     parts = {"predictions.npz": dataset.test.labels}
     if job.data.validation_split:
-        parts["validation_predictions.npz"] = dataset.train.labels[cut:]
+        parts["validation_predictions.npz"] = train.labels[cut:]
     for number, (name, labels) in enumerate(parts.items()):
         probabilities = noisy(labels, 10 * seed + number, noise=noise)
         np.savez(folder / name, probabilities=probabilities, labels=labels)
@@ -46,6 +46,7 @@ def write_finished(
         "classes": [*dataset.classes],
         "limit": 0,
         "num_training": cut,
+        "validation_is_given": bool(dataset.num_validation and job.data.validation_split),
         "num_test": len(dataset.test),
         "parameters": 100,
         "recurrent_parameters": 10,

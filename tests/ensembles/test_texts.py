@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,11 @@ import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset, Split
-from harness.data.imdb import make_dataset
+from harness.data.imdb_sources import make_dataset
 from harness.data.vocabulary import MAX_CHARACTERS
 from harness.ensembles.export import NgramTextModel
-from harness.ensembles.kept_ngrams import KeptNgrams
 from harness.inference.export import write_saved_model
-from harness.report.ngram_model import fit_ngrams
+from harness.report.baseline import NgramModel, fit_ngrams
 from tests.conftest import Harness, calm_run
 from tests.inference.test_export import ODD, READ, odd_texts
 from tests.report.test_ngram_baseline import as_texts, noisy
@@ -35,10 +35,10 @@ def made_up(num_classes: int) -> Dataset:
     return make_dataset(splits[0], splits[1], WORDS)
 
 
-def kept(dataset: Dataset) -> KeptNgrams:
+def kept(dataset: Dataset) -> NgramModel:
     model = fit_ngrams(dataset.train)
     words = [dataset.vocab[rank - 1] for rank in model.ngrams[0].tolist()]
-    return KeptNgrams(model, words, len(dataset.train), 0.5)
+    return replace(model, words=words, training_s=0.5)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -46,9 +46,9 @@ def test_the_graph_says_what_the_linear_model_says(num_classes: int) -> None:
     """Repeated n-grams count once; unknown and odd words break n-grams; a text may hold none."""
     dataset = made_up(num_classes)
     mine = kept(dataset)
-    again = KeptNgrams.from_bytes(mine.to_bytes())
+    again = NgramModel.from_bytes(mine.to_bytes())
     assert (again.words, again.num_training, again.training_s) == (mine.words, 300, 0.5)
-    expected = mine.model.probabilities(dataset.test)
+    expected = mine.probabilities(dataset.test)
     np.testing.assert_allclose(again.of_texts(as_texts(dataset.test)), expected, atol=1e-12)
     texts = [*odd_texts(WORDS, 200), "w1 w2 w1 w2 w1 w2", "W1, w2... w1", "nothing known", "w3"]
     expected = again.of_texts(texts)
@@ -66,7 +66,7 @@ def test_a_long_text_is_cut_as_predict_cuts_it(tmp_path: Path) -> None:
     linear = kept(made_up(2))
     model = NgramTextModel(linear)
     folder = write_saved_model(tmp_path / "out", model, [model], record={"classes": ["a", "b"]})
-    weights = linear.model.linear.weights.T
+    weights = linear.weights.T
     # A graph takes 2 GB at most.
     assert weights.tobytes() not in (folder / "saved_model.pb").read_bytes()
     classify = tf.saved_model.load(str(folder)).signatures["serving_default"]
@@ -84,7 +84,7 @@ def test_what_is_no_linear_model_is_refused() -> None:
     content = kept(made_up(2)).to_bytes()
     for broken in (b"", b"PK\x03\x04", content[: len(content) // 2]):
         with pytest.raises(ValueError, match="no archive of n-grams"):
-            KeptNgrams.from_bytes(broken)
+            NgramModel.from_bytes(broken)
 
 
 @pytest.mark.full
@@ -101,7 +101,7 @@ def test_predict_and_export_give_the_weighted_mean(harness: Harness, tmp_path: P
     for run in runs:
         shutil.rmtree(run)
     together, answered = probabilities(harness, folder, file)
-    linear = KeptNgrams.from_bytes((folder / "ngrams.npz").read_bytes()).of_texts(answered)
+    linear = NgramModel.from_bytes((folder / "ngrams.npz").read_bytes()).of_texts(answered)
     toml = (folder / "ensemble.toml").read_text()
     weights = [float(line[9:]) for line in toml.splitlines() if line.startswith("weight = ")]
     assert len(weights) == 3

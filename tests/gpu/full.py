@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -112,7 +111,7 @@ class Workers:
         if job:
             args = [*_srun_args(job), *args]
         else:  # the process's number is for the ports, since no job of Slurm's need be here
-            environments = two_workers(str(os.getpid()), secrets.token_hex())
+            environments = two_workers(str(os.getpid()))
             for i, variables in enumerate(environments if runs.kind == "gpu" else ()):
                 variables["CUDA_VISIBLE_DEVICES"] = gpu_name(i)
         processes, logs = [], []
@@ -158,10 +157,10 @@ def _srun_args(job: SlurmEnvironment) -> list[str]:
     return [*args, *([f"--cpus-per-task={job.cpus_per_task}"] if job.cpus_per_task else [])]
 
 
-def two_workers(job_id: str, secret: str) -> list[dict[str, str]]:
+def two_workers(job_id: str) -> list[dict[str, str]]:
     """Variables for two processes of this machine that train one model, each as if on a node.
 
-    Their ports follow from the job's id, and they prove who they are by the secret.
+    Their ports follow from the job's id.
     """
     both = {
         "SLURM_JOB_ID": job_id,
@@ -169,7 +168,6 @@ def two_workers(job_id: str, secret: str) -> list[dict[str, str]]:
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
         "HARNESS_NODES": "localhost localhost",
-        "HARNESS_SECRET": secret,
         "HARNESS_INTERFACE": "",  # localhost, whatever the site says
         "HARNESS_NODE_FAULTS": "",
     }

@@ -184,6 +184,20 @@ def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
 
 
 @pytest.mark.slow
+def test_a_stopped_worker_ends_the_step_and_the_job_goes_on(
+    project: SlurmProject, on_two_devices: Path
+) -> None:
+    """Nobody ends it but srun, a minute after the other."""
+    job = train_on_two_nodes(project)
+    job.wait_for_step(20)
+    os.kill(workers(job)["n4"], signal.SIGSTOP)
+    wait_until(lambda: job.requeues() == 1, timeout_s=180)
+    job.wait(timeout_s=120)
+    assert_two_replicas(job, on_two_devices)
+    assert "the loss of the worker on n4" in job.log.read_text()
+
+
+@pytest.mark.slow
 def test_two_nodes_that_are_warned_save_and_go_on(
     project: SlurmProject, on_two_devices: Path
 ) -> None:

@@ -27,7 +27,6 @@ def test_an_allocation_is_known_by_its_variables() -> None:
     batch = allocation(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_JWT="token")
     assert (batch.in_step, batch.rank, batch.num_tasks) == (False, 0, 1)
     assert sorted(batch.variables) == ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
-    assert batch.secret is None
     step = allocation(SLURM_STEP_ID="0", SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
     assert (step.in_step, step.rank, step.num_tasks) == (True, 1, 2)
 

@@ -1,10 +1,8 @@
-"""Workers that meet, share and miss each other: real sockets, no TensorFlow."""
+"""Workers that meet, share and miss each other in a folder: no TensorFlow."""
 
-import contextlib
 import itertools
 import os
-import signal
-import socket
+import shutil
 import subprocess
 import sys
 import time
@@ -12,28 +10,26 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import rendezvous
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, MEETING_PORTS, WorkerGroup, first_port
-from harness.system.auth_channel import HELLO_S, NONCE_BYTES
-from tests.slurm.cluster import wait_until
+from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, WorkerGroup, first_port
 
-# A worker that stands for one that hangs in TensorFlow, so that only its own watch can end it.
-HANGS = """
+# A worker that waits for another one in TensorFlow.
+WAITS = """
 import sys, time
-from harness.slurm import rendezvous
+from pathlib import Path
 from harness.slurm.environment import SlurmEnvironment
-rendezvous.END_S = 0.5
-group = rendezvous.WorkerGroup.join(SlurmEnvironment.from_environment(), "the same")
+from harness.slurm.rendezvous import WorkerGroup
+runs, limit_s = Path(sys.argv[1]), float(sys.argv[2])
+group = WorkerGroup.join(SlurmEnvironment.from_environment(), runs, "the same")
 print("met", flush=True)
-time.sleep(60)
+with group.limited(limit_s):
+    time.sleep(60)
 """
-
 
 JOB_IDS = itertools.count(os.getpid() * 100)
 
@@ -42,6 +38,17 @@ JOB_IDS = itertools.count(os.getpid() * 100)
 def job_id() -> str:
     """A job whose ports no other test uses."""
     return str(next(JOB_IDS))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The folder of a job's runs, of which none has begun."""
+    return tmp_path / "runs/lstm"
+
+
+@pytest.fixture(autouse=True)
+def _reports_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "REPORT_S", 0.5)
 
 
 def variables(
@@ -54,7 +61,6 @@ def variables(
         "SLURM_STEP_NUM_TASKS": str(len(nodes.split())),
         "SLURM_PROCID": str(rank),
         "HARNESS_NODES": nodes,
-        "HARNESS_SECRET": "a secret",
         **more,
     }
 
@@ -71,64 +77,64 @@ def join_all(*calls: Callable[[], WorkerGroup]) -> list[Future[WorkerGroup]]:
 
 
 def join(
-    job_id: str, rank: int, purpose: str = "the same", **more: str
+    job_id: str, rank: int, runs: Path, purpose: str = "the same", **more: str
 ) -> Callable[[], WorkerGroup]:
-    return lambda: WorkerGroup.join(allocation(job_id, rank, **more), purpose, join_s=5)
+    return lambda: WorkerGroup.join(allocation(job_id, rank, **more), runs, purpose, join_s=5)
 
 
-def eventually(raises: type[Exception], worker_group: WorkerGroup, match: str) -> None:
-    wait_until(lambda: worker_group.ended is not None, timeout_s=10, poll_s=0.02)
-    with pytest.raises(raises, match=match):
-        worker_group.check()
+def met(job_id: str, runs: Path, num: int = 2, **more: str) -> list[WorkerGroup]:
+    """Workers on as many nodes that have met."""
+    nodes = " ".join(["localhost"] * num)
+    calls = (join(job_id, rank, runs, nodes=nodes, **more) for rank in range(num))
+    return [future.result() for future in join_all(*calls)]
 
 
-def test_workers_meet_and_are_named_in_the_order_of_their_tasks(job_id: str) -> None:
-    """Each is told the address of all, in one order, each with a port of its own."""
+def test_workers_meet_and_are_named_in_the_order_of_their_tasks(job_id: str, runs: Path) -> None:
+    """Each finds the address of all, in one order, each with a port of its own."""
     nodes = "localhost 127.0.0.1 localhost"
-    futures = join_all(*(join(job_id, rank, nodes=nodes) for rank in (2, 0, 1)))
+    futures = join_all(*(join(job_id, rank, runs, nodes=nodes) for rank in (2, 0, 1)))
     found = [future.result().addresses for future in futures]
     assert found[0] == found[1] == found[2]
     assert [address.partition(":")[0] for address in found[0]] == nodes.split()
-    assert len(set(found[0])) == 3
     assert all(FIRST_PORT <= int(a.partition(":")[2]) <= LAST_PORT for a in found[0])
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-def test_workers_meet_over_ipv6(job_id: str) -> None:
-    """The chief is found by either protocol, as the name of its node leads there."""
-    nodes = "::1 localhost 127.0.0.1"
-    chief, *workers = join_all(*(join(job_id, rank, nodes=nodes) for rank in range(3)))
-    assert chief.result().addresses[0].startswith("[::1]:")
-    assert {worker.result().addresses[0] for worker in workers} == {chief.result().addresses[0]}
+def test_nobody_else_reads_the_folder_and_the_run_has_not_begun(job_id: str, runs: Path) -> None:
+    """Nothing is written for the run, which may still be refused; walks pass a hidden folder by."""
+    folder = met(job_id, runs)[0].folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert [*runs.iterdir()] == [folder]
+    assert folder.name.startswith(".")
 
 
-def test_workers_meet_on_the_sites_interface_alone(
-    job_id: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
+def test_a_folder_that_another_user_has_put_there_is_refused(job_id: str, runs: Path) -> None:
+    """Whoever may write to the runs could say where TensorFlow connects to."""
+    folder = runs / f".workers-{job_id}-0-0"
+    folder.mkdir(parents=True)
+    os.chown(folder, 65534, -1)
+    with pytest.raises(InputError, match="belongs to nobody"):
+        join(job_id, 0, runs)()
+
+
+def test_workers_meet_on_the_sites_interface(
+    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its address is given to TensorFlow, and no other address of the chief is listened on."""
+    """Its address is given to TensorFlow."""
     monkeypatch.setenv("HARNESS_INTERFACE", "lo")
-    outside = next(
-        (each.address for name, addresses in psutil.net_if_addrs().items() if name != "lo"
-         for each in addresses if each.family == socket.AF_INET), None,
-    )  # fmt: skip
-    with ThreadPoolExecutor(2) as pool:
-        chief = pool.submit(join(job_id, 0))
-        with connected(("127.0.0.1", first_port(job_id))):
-            if outside:
-                with pytest.raises(ConnectionRefusedError):
-                    socket.create_connection((outside, first_port(job_id)), timeout=5)
-        worker = pool.submit(join(job_id, 1))
-        assert chief.result().addresses == worker.result().addresses
-    assert all(address.startswith("127.0.0.1:") for address in chief.result().addresses)
+    chief, worker = met(job_id, runs)
+    assert chief.addresses == worker.addresses
+    assert all(address.startswith("127.0.0.1:") for address in chief.addresses)
 
 
 def test_an_interface_that_is_not_there_is_named(
-    job_id: str, monkeypatch: pytest.MonkeyPatch
+    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line with the setting, its value and the interfaces that are here."""
     monkeypatch.setenv("HARNESS_INTERFACE", "ib7")
     with pytest.raises(InputError, match=r"HARNESS_INTERFACE ib7: no such interface .* lo"):
-        join(job_id, 0)()
+        join(job_id, 0, runs)()
 
 
 def test_names_keep_their_order_and_zeros(job_id: str) -> None:
@@ -141,169 +147,136 @@ def test_jobs_side_by_side_use_other_ports() -> None:
     firsts = [first_port(str(job)) for job in range(4_000_000, 4_000_300)]
     assert len(set(firsts)) == 300
     assert min(*firsts, FIRST_PORT) == FIRST_PORT
-    assert max(firsts) + MEETING_PORTS < LAST_PORT
+    assert max(firsts) < LAST_PORT
 
 
-def test_a_worker_that_never_comes_is_named(job_id: str) -> None:
-    """The chief says which node is missing; a worker says that the chief is."""
-    with pytest.raises(RunError, match="no worker came from elsewhere to localhost"):
-        WorkerGroup.join(allocation(job_id, 0, nodes="localhost elsewhere"), "any", join_s=0.3)
-    with pytest.raises(RunError, match="chief on localhost can't be reached"):
-        WorkerGroup.join(allocation(job_id, 1), "any", join_s=0.3)
+def test_a_worker_that_never_comes_is_named(job_id: str, runs: Path) -> None:
+    """With the folder that its node should see."""
+    with pytest.raises(RunError, match=r"no worker came from elsewhere to localhost; .*runs/lstm"):
+        WorkerGroup.join(
+            allocation(job_id, 0, nodes="localhost elsewhere"), runs, "any", join_s=0.3
+        )
 
 
-def test_workers_of_another_purpose_are_refused(job_id: str) -> None:
+def test_workers_of_another_purpose_are_refused(job_id: str, runs: Path) -> None:
     """Nodes that would train different jobs, or on different data, all say so and end."""
-    futures = join_all(join(job_id, 0), join(job_id, 1, purpose="another"))
-    for future in futures:
+    for future in join_all(join(job_id, 0, runs), join(job_id, 1, runs, purpose="another")):
         with pytest.raises(RunError, match="another job, other data"):
             future.result()
 
 
-def test_two_tasks_on_a_node_are_refused(job_id: str) -> None:
+def test_two_tasks_on_a_node_are_refused(job_id: str, runs: Path) -> None:
     """One process drives all the GPUs of a node, and srun is to be told so."""
     two = allocation(job_id, 0, nodes="localhost", SLURM_STEP_NUM_TASKS="2")
     with pytest.raises(InputError, match="--ntasks-per-node=1"):
-        WorkerGroup.join(two, "any")
+        WorkerGroup.join(two, runs, "any")
 
 
-def connected(address: tuple[str, int]) -> socket.socket:
-    """A connection to who may not listen yet."""
-    for _ in range(200):
-        with contextlib.suppress(ConnectionRefusedError):
-            return socket.create_connection(address)
-        time.sleep(0.05)
-    raise TimeoutError(f"nobody listens at {address}")
+def test_a_new_start_meets_anew(job_id: str, runs: Path) -> None:
+    """What an earlier start of the job has left says nothing, and goes."""
+    before = met(job_id, runs)
+    after = met(job_id, runs, SLURM_RESTART_COUNT="1")
+    assert after[0].folder != before[0].folder
+    assert not before[0].folder.exists()
+    after[0].share(b"new")
+    assert after[1].share() == b"new"
 
 
-def test_strangers_and_taken_ports_are_passed_by(job_id: str) -> None:
-    """Who holds the first port, says nonsense or knows no secret keeps nobody from meeting."""
-    first = first_port(job_id)
-    stranger = {"HARNESS_SECRET": "another"}
-    with socket.create_server(("", first)) as taken, ThreadPoolExecutor(2) as pool:
-        chief = pool.submit(join(job_id, 0))
-        with connected(("localhost", first + 1)) as browser:
-            browser.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert len(browser.recv(NONCE_BYTES)) == NONCE_BYTES  # the challenge, and no more
-            with contextlib.suppress(ConnectionResetError):
-                assert browser.recv(1) == b""
-        taken.close()  # else a worker would wait there for an answer
-        with pytest.raises(RunError, match="can't be reached"):
-            WorkerGroup.join(allocation(job_id, 1, **stranger), "the same", join_s=0.1)
-        worker = pool.submit(join(job_id, 1))
-        assert chief.result().addresses == worker.result().addresses
-
-
-def test_strangers_that_drip_delay_nobody(job_id: str) -> None:
-    """Strangers that are connected and send a byte now and then hold up no worker."""
-    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
-        chief = pool.submit(join(job_id, 0))
-        address = "localhost", first_port(job_id)
-        strangers = [stack.enter_context(connected(address)) for _ in range(3)]
-        for stranger in strangers:
-            stranger.sendall(b"\0")
-        begun = time.monotonic()
-        worker = pool.submit(join(job_id, 1))
-        assert chief.result().addresses == worker.result().addresses
-        assert time.monotonic() - begun < HELLO_S / 2
-
-
-def test_a_stranger_that_drips_holds_no_chief_past_its_deadline(job_id: str) -> None:
-    """With a stranger alone, the chief gives up when the time is over, not later."""
-    with ThreadPoolExecutor(1) as pool:
-        begun = time.monotonic()
-        chief = pool.submit(
-            WorkerGroup.join, allocation(job_id, 0, nodes="localhost elsewhere"), "any", join_s=1
-        )
-        with connected(("localhost", first_port(job_id))) as stranger:
-            while not chief.done() and time.monotonic() - begun < 10:
-                with contextlib.suppress(OSError):
-                    stranger.sendall(b"\0")
-                time.sleep(0.1)
-        with pytest.raises(RunError, match="no worker came from elsewhere"):
-            chief.result()
-        assert time.monotonic() - begun < 3
-
-
-def test_without_the_scripts_the_users_own_secret_serves(
-    job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under srun by hand there is no HARNESS_SECRET, and the job's id is no secret."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    chief, worker = join_all(*(join(job_id, rank, HARNESS_SECRET="") for rank in (0, 1)))
-    assert chief.result().addresses == worker.result().addresses
-    assert (tmp_path / "harness" / "secret").stat().st_mode & 0o777 == 0o600
-
-
-def test_the_chief_shares_with_all(job_id: str) -> None:
+def test_the_chief_shares_with_all(job_id: str, runs: Path) -> None:
     """What the chief gives arrives whole, in order, however long or empty."""
-    chief, worker = (f.result() for f in join_all(join(job_id, 0), join(job_id, 1)))
-    long = os.urandom(3_000_000)
-    for content in (b"", long):
+    chief, worker = met(job_id, runs)
+    for content in (b"", os.urandom(3_000_000)):
         assert chief.share(content) == content
         assert worker.share() == content
 
 
+def test_nobody_waits_for_a_chief_that_has_left(job_id: str, runs: Path) -> None:
+    """One that a signal stopped before it shared leaves the others to go on with it later."""
+    chief, worker = met(job_id, runs)
+    with pytest.raises(Interrupted), chief:
+        raise Interrupted("SIGTERM")
+    with pytest.raises(Interrupted, match="the end of the worker on localhost"):
+        worker.share()
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_worker_that_fails_ends_the_others_for_its_reason(job_id: str, rank: int) -> None:
+def test_a_worker_that_fails_ends_the_others_for_its_reason(
+    job_id: str, runs: Path, rank: int
+) -> None:
     """Whoever fails, all others fail too, and say why."""
-    nodes = "localhost localhost localhost"
-    everyone = [f.result() for f in join_all(*(join(job_id, r, nodes=nodes) for r in range(3)))]
+    everyone = met(job_id, runs, 3)
     with pytest.raises(InputError), everyone[rank]:
         raise InputError("no such thing")
     for other in range(3):
         if other != rank:
-            eventually(RunError, everyone[other], "failed: no such thing")
-            everyone[other]._leaving = True
+            with pytest.raises(RunError, match="on localhost failed: no such thing"):
+                everyone[other].explain()
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_worker_that_is_lost_interrupts_the_others(job_id: str, rank: int) -> None:
-    """Whoever dies without a word, all others can go on from the last checkpoint later."""
-    nodes = "localhost localhost localhost"
-    everyone = [f.result() for f in join_all(*(join(job_id, r, nodes=nodes) for r in range(3)))]
-    for link in everyone[rank]._links.values():
-        link.connection.shutdown(socket.SHUT_RDWR)
-    for other in range(3):
-        if other != rank:
-            eventually(Interrupted, everyone[other], "the loss of the worker on localhost")
-    for each in everyone:
-        each._leaving = True
+def test_a_worker_that_is_lost_is_named_by_its_node(job_id: str, runs: Path) -> None:
+    """As TensorFlow's message says, or else as one of the others."""
+    nodes = "localhost 127.0.0.1 127.0.0.2"
+    calls = [join(job_id, rank, runs, nodes=nodes) for rank in range(3)]
+    group = join_all(*calls)[0].result()
+    group.explain()  # nobody has left a reason
+    assert group.lost("aborted by /job:worker/replica:0/task:2") == "127.0.0.2"
+    assert group.lost("/job:worker/replica:0/task:0 saw a reset") == "127.0.0.1 or 127.0.0.2"
 
 
+@pytest.mark.parametrize("error", [None, Interrupted("SIGUSR2")])
 def test_a_worker_waits_for_the_chief_to_finish(
-    job_id: str, monkeypatch: pytest.MonkeyPatch
+    job_id: str, runs: Path, error: Interrupted | None
 ) -> None:
-    """A worker that is done stays until the chief has written everything, however long it takes."""
-    monkeypatch.setattr(rendezvous, "BEAT_S", 0.05)
-    monkeypatch.setattr(rendezvous, "LOST_S", 0.5)
-    chief, worker = (f.result() for f in join_all(join(job_id, 0), join(job_id, 1)))
+    """A worker that is done stays until the chief has written everything, and the folder goes."""
+    chief, worker = met(job_id, runs)
+    kind = Interrupted if error else None
     with ThreadPoolExecutor(1) as pool:
-        leaving = pool.submit(worker.__exit__, None, None, None)
-        time.sleep(1.5)
+        leaving = pool.submit(worker.__exit__, kind, error, None)
+        time.sleep(1)
         assert not leaving.done()
-        with chief:
-            pass
+        chief.__exit__(kind, error, None)
         leaving.result(timeout=5)
+    assert not chief.folder.exists()
 
 
-def test_a_worker_that_hangs_ends_when_another_is_lost(job_id: str) -> None:
-    """An operation that nobody will complete does not hold a process for ever: exit code 75."""
+def test_a_report_that_comes_while_the_folder_goes_keeps_nobody(
+    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may say that it is done just when the chief, which is done, removes the folder."""
+    chief, worker = met(job_id, runs)
+    remove = shutil.rmtree
 
-    def start(rank: int) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-c", HANGS],
-            env={**os.environ, **variables(job_id, rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def then_report(folder: Path, ignore_errors: bool) -> None:
+        remove(folder, ignore_errors=ignore_errors)
+        folder.mkdir()
+        (folder / "left-1.json").write_text("{}")
 
-    with start(0) as chief, start(1) as worker:
-        for each in (chief, worker):
-            assert each.stdout
-            assert each.stdout.readline() == "met\n"
-        worker.send_signal(signal.SIGKILL)
-        assert chief.wait(timeout=20) == Interrupted.exit_code
-        assert chief.stderr
-        assert "the loss of the worker on localhost" in chief.stderr.read()
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.slurm.rendezvous.shutil.rmtree", then_report)
+        chief.__exit__(None, None, None)
+    worker.__exit__(None, None, None)
+    assert not chief.folder.exists()
+
+
+def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
+    """By a limit with exit code 75, or by another worker's failure with its reason."""
+
+    def start(limit_s: float, restarts: str) -> "subprocess.Popen[str]":
+        env = {**os.environ, **variables(job_id, 0), "SLURM_RESTART_COUNT": restarts}
+        words = [sys.executable, "-c", WAITS, str(runs), str(limit_s)]
+        return subprocess.Popen(words, env=env, stdout=-1, stderr=-1, text=True)
+
+    for limit_s, restarts, code, said in (
+        (1.0, "0", Interrupted.exit_code, "interrupted by TensorFlow has waited 1 s for the other"),
+        (50.0, "1", 1, "the worker on localhost failed: no such thing"),
+    ):
+        with start(limit_s, restarts) as chief:
+            worker = join(job_id, 1, runs, SLURM_RESTART_COUNT=restarts)()
+            assert chief.stdout
+            assert chief.stdout.readline() == "met\n"
+            if limit_s > 1:
+                with pytest.raises(InputError), worker:
+                    raise InputError("no such thing")
+            assert chief.wait(timeout=20) == code
+            assert chief.stderr
+            assert said in chief.stderr.read()

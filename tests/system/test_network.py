@@ -1,12 +1,11 @@
-"""Ports that are free, addresses, and connections of strangers."""
+"""Ports that are free, and addresses."""
 
-import contextlib
 import socket
 
 import pytest
 
 from harness.errors import RunError
-from harness.system.network import Newcomers, free_port, is_free, with_port
+from harness.system.network import free_port, is_free, with_port
 
 
 def test_a_port_in_use_is_skipped() -> None:
@@ -20,24 +19,6 @@ def test_a_port_in_use_is_skipped() -> None:
             free_port("127.0.0.1", [used])
     with pytest.raises(RunError, match="is free at this machine"):
         free_port("", [70_000])
-
-
-def test_the_oldest_newcomer_of_the_peer_with_the_most_makes_room() -> None:
-    """By peer and in all: a stranger's flood costs only the stranger's own connections."""
-    newcomers = Newcomers(4, 3)
-    pairs = [socket.socketpair() for _ in range(6)]
-    peers = ["a", "b", "b", "b", "b", "c"]
-    for (ours, _), peer in zip(pairs, peers, strict=True):
-        newcomers.add(ours, peer)
-    closed = []
-    for number, (ours, theirs) in enumerate(pairs):
-        theirs.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            assert theirs.recv(1) == b""
-            closed.append(number)
-        ours.close()
-        theirs.close()
-    assert closed == [1, 2]  # one for b's limit, one of b's for the limit of all
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.slurm.placement import Slot, check_memory, check_sharing
+from harness.slurm.placement import check_sharing
 from harness.system import nvml
 from harness.system.nvml import closed_gpus, describe_memory, free_gb, own_gb
 
@@ -95,51 +95,9 @@ def test_memory_of_this_process_is_told() -> None:
     assert free_gb({}) == {"0": 1.5, "1": 1.5}
 
 
-def shared(num: int, gpus: int = 1) -> list[Slot]:
-    return [Slot(None, i % gpus, 1, 8) for i in range(num)]
-
-
-@pytest.mark.usefixtures("neighbour")
-def test_more_runs_than_the_free_memory_holds_are_refused() -> None:
-    """By what such runs took: 1.5 GB hold three of 0.4 with a tenth more for each, and not four."""
-    warnings: list[str] = []
-    lstm: list[tuple[str, float | None]] = [("lstm", 0.4)] * 8
-    check_memory(shared(3), lstm, warn=warnings.append, environment={})
-    check_memory(shared(6, gpus=2), lstm, warn=warnings.append, environment={})
-    check_memory(
-        shared(8, gpus=8), [("lstm", 9.0)] * 8, warn=warnings.append, environment={}
-    )  # none is shared
-    with pytest.raises(InputError) as refusal:
-        check_memory(shared(4), lstm, warn=warnings.append, environment={})
-    assert str(refusal.value) == (
-        "4 runs on a GPU: the largest took 0.4 GB of such a GPU, and GPU 0 has 1.5 GB free, which "
-        "holds 3; use --runs-per-gpu 3"
-    )
-    with pytest.raises(InputError, match="holds 0; use a GPU with more"):
-        check_memory(shared(2), [("lstm", 1.4)] * 2, warn=warnings.append, environment={})
-    assert warnings == []
-
-
-@pytest.mark.usefixtures("neighbour")
-def test_memory_that_was_not_measured_is_warned_of() -> None:
-    """What is known is held against the free memory all the same, the largest first."""
-    warnings: list[str] = []
-    known: list[tuple[str, float | None]] = [("lstm", 0.1), ("gru", None), ("bilstm", 0.9)]
-    check_memory(shared(3), known, warn=warnings.append, environment={})
-    (line,) = warnings
-    assert line.startswith(
-        "3 runs on a GPU: how much of its memory a run of gru takes is not known"
-    )
-    with pytest.raises(InputError, match=r"the largest took 1\.3 GB .* holds 1;"):
-        check_memory(
-            shared(2), [*known, ("stacked_lstm", 1.3)], warn=warnings.append, environment={}
-        )
-
-
 def test_without_nvml_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no answer, and no complaint."""
     monkeypatch.setattr(nvml, "find_nvml", lambda: None)
     assert (closed_gpus({}), describe_memory({})) == ({}, "")
     assert (free_gb({}), own_gb({})) == ({}, None)
     check_sharing({})
-    check_memory(shared(8), [("lstm", 90.0)] * 8, warn=pytest.fail, environment={})

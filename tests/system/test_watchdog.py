@@ -75,6 +75,20 @@ def test_the_first_step_of_a_new_card_and_many_steps_at_once_take_longer() -> No
     assert dog.limit_s == 6000
 
 
+def test_on_several_nodes_a_step_has_less_time() -> None:
+    """One that hangs holds all of them; the site's own limit comes before it."""
+    for variables, limits in (
+        ({}, (600, 90)),
+        ({"HARNESS_STALL_MIN": "30"}, (1800, 1800)),
+        ({"HARNESS_STALL_MIN": "0"}, (0, 0)),
+    ):
+        dog = watchdog.from_settings(variables, on_nodes=True)
+        dog.watched = watched = Watched("here", "go on")
+        before = dog.limit_s
+        watched.has_stepped = True
+        assert (before, dog.limit_s) == limits
+
+
 def test_a_loop_that_reports_seldom_is_asked() -> None:
     """Steps are only started by it: that they end is seen when it waits for one."""
     dog, _ = make()

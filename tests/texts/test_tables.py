@@ -180,7 +180,8 @@ def test_splits_are_those_of_folders_names_and_columns(tmp_path: Path) -> None:
     rows = [(*row, ("train", "dev", "test")[i % 3]) for i, row in enumerate(ROWS)]
     form = SourceFormat(split_column="part")
     write_csv(tmp_path / "a.csv", rows, ("text", "label", "part"))
-    assert "of the split dev left out" in open_source(tmp_path / "a.csv", form).introduction
+    introduction = open_source(tmp_path / "a.csv", form).introduction
+    assert "21 training, 20 validation and 20 test reviews" in introduction
     with pytest.raises(InputError, match="no column fold; its columns are 'text', 'label', 'part'"):
         found(tmp_path / "a.csv", SourceFormat(split_column="fold"))
 

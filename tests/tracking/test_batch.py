@@ -37,9 +37,7 @@ def test_what_is_finished_is_not_trained_again(
     monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
     jobs = jobs_of([JOBS / "lstm.toml"], (), (1, 2))
     folders = [tmp_path / "lstm" / f"x-seed{seed}" for seed in (1, 2)]
-    request = BatchRequest(
-        jobs, tmp_path, run_id="x", devices="cpu", workers=1, gpu_gb=(None, None)
-    )
+    request = BatchRequest(jobs, tmp_path, run_id="x", devices="cpu", workers=1)
     for folder, job in zip(folders, jobs, strict=True):
         folder.mkdir(parents=True)
         (folder / "job.toml").write_text(job.to_toml())
@@ -64,7 +62,7 @@ def begin(tasks, *_, **__):
 
 batch.run_tasks = begin
 jobs = batch.jobs_of([Path(sys.argv[1])], ["data.source='Gr\\u00f6\\u00dfe'"], (1, 2))
-request = batch.BatchRequest(jobs, Path(sys.argv[2]), devices="cpu", gpu_gb=(None, None))
+request = batch.BatchRequest(jobs, Path(sys.argv[2]), devices="cpu")
 batch.train_batch(request, Console())
 """
 
@@ -100,7 +98,7 @@ def test_batches_of_the_same_second_are_other_runs(
 
     def request(seeds: tuple[int, ...]) -> BatchRequest:
         jobs = jobs_of([JOBS / "lstm.toml"], (), seeds)
-        return BatchRequest(jobs, tmp_path / "runs", devices="cpu", gpu_gb=(None, None))
+        return BatchRequest(jobs, tmp_path / "runs", devices="cpu")
 
     monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
     monkeypatch.setattr(time, "strftime", lambda *_: "now")

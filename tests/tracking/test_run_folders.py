@@ -26,8 +26,8 @@ def test_runs_are_found_once_and_those_of_sweeps_where_asked(tmp_path: Path) -> 
     for folder in (tmp_path, tmp_path / "lstm", tmp_path / "lstm" / "b"):
         (folder / "loop").symlink_to("loop")  # can't be followed, as a colleague's closed folder
 
-    def found(*tops: Path, **options: tuple[str, ...]) -> list[str]:
-        return [str(run.relative_to(tmp_path)) for run in find_runs(tops, **options)]
+    def found(*tops: Path, in_sweeps: tuple[str, ...] = ()) -> list[str]:
+        return [str(run.relative_to(tmp_path)) for run in find_runs(tops, in_sweeps)]
 
     assert found(tmp_path / "lstm", tmp_path / "lstm" / "a", tmp_path) == [
         *("lstm/a", "lstm/b", "tune/s")

@@ -25,6 +25,8 @@ SETTINGS = [
 CASES = {
     # adamw, a cosine with warm-up, smoothed labels, weights of the classes, a callback with a state
     "parts": ("own/parts", ()),
+    # a loss and an optimizer of the user's
+    "own": ("own/focal", ("train.learning_rate=0.01", "train.schedule=cosine")),
     "plateau": (
         "lstm",
         (
@@ -112,9 +114,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     console.silent = True
     try:
         train(
-            RunContext(
-                RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up", official=False)
-            ),
+            RunContext(RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up")),
             Compute(strategy, ExecutionPlan(False, 1, 1, "")),
             Observers(console, ResourceMonitor(0, 1), StopAt()),
         )

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from harness.system.console import Console
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import actions
-from harness.training.actions import FirstStep, Profiler, ProgressReport, StepResults, UsageMeter
+from harness.training.actions import FirstStep, ProgressReport, StepResults, UsageMeter
 
 
 def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
@@ -55,35 +54,6 @@ def test_an_epochs_line_has_its_own_speed() -> None:
         "epoch_s": 0.5,
         "reviews_per_s": 100.0,
     }
-
-
-def test_the_steps_asked_for_are_profiled_and_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From step 20 on, once; a run that ends meanwhile still writes its profile."""
-    calls: list[str] = []
-    step = 0
-    experimental = tf.profiler.experimental
-    monkeypatch.setattr(experimental, "start", lambda _: calls.append(f"start at {step}"))
-    monkeypatch.setattr(experimental, "stop", lambda: calls.append(f"stop at {step}"))
-    profiler = Profiler(tmp_path, 3)
-    for step in range(40):
-        profiler.before_step(step)
-    profiler.stop()
-    assert calls == ["start at 20", "stop at 23"]
-    profiler = Profiler(tmp_path, 30)
-    for step in range(40):
-        profiler.before_step(step)
-    profiler.stop()
-    assert calls[2:] == ["start at 20", "stop at 39"]
-    profiler = Profiler(tmp_path, 3)
-    for step in range(0, 200, 50):  # as many are executed together
-        profiler.before_step(step)
-    assert calls[4:] == ["start at 50", "stop at 100"]
-    profiler = Profiler(tmp_path, 3)
-    for step in range(100, 140):  # of a run that goes on
-        profiler.before_step(step)
-    assert len(calls) == 6
 
 
 def test_the_wait_for_input_is_that_of_the_epochs_latest_steps(

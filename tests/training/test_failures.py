@@ -40,8 +40,8 @@ def test_out_of_memory_names_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
     """Like one that TensorFlow lost: the others have saved and can go on."""
-    group: Any = SimpleNamespace(explain=lambda: None)
-    with pytest.raises(Interrupted, match="lost another worker"), explained_losses(group):
+    group: Any = SimpleNamespace(explain=lambda: None, lost=lambda message: "n2")
+    with pytest.raises(Interrupted, match="the loss of the worker on n2"), explained_losses(group):
         raise internal("NCCL: ncclRemoteError: remote process exited or there was a network error")
 
 

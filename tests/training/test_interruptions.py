@@ -82,7 +82,7 @@ def run_to(folder: Path, stop: StopAt) -> RunDirectory:
     console = Console()
     console.silent = True
     vocab = [f"word{i}" for i in range(40)]
-    dataset = Dataset(TRAIN, TEST, vocab, checksum="made up", official=False)
+    dataset = Dataset(TRAIN, TEST, vocab, checksum="made up")
     run = RunDirectory(folder)
     train(
         RunContext(run, job_of(), dataset),

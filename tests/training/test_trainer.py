@@ -59,7 +59,7 @@ def trained(
     job = load_job(file, [*SETTINGS, *settings])
     run = RunDirectory(folder / "run")
     vocab = [f"word{i}" for i in range(40)]
-    dataset = Dataset(TRAIN, TEST, vocab, checksum="made up", official=False)
+    dataset = Dataset(TRAIN, TEST, vocab, checksum="made up")
     console = Console()
     console.silent = True
     train(

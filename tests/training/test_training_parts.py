@@ -58,6 +58,12 @@ def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> N
     assert found["two"]["kept_epoch"] == 1 + np.argmax([each["val_f1"] for each in lines])
 
 
+@pytest.mark.full
+def test_an_own_loss_and_optimizer_are_exact_over_ends_and_on_replicas(tmp_path: Path) -> None:
+    """The second example of jobs/README.md, with a schedule of the job's."""
+    check_case(runs_of(tmp_path, "own")["own"])
+
+
 @pytest.mark.slow
 def test_a_plateau_is_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> None:
     """By ROC AUC, after a warm-up."""
@@ -89,19 +95,20 @@ def test_every_optimizer_is_exact_and_the_same_on_replicas(tmp_path: Path) -> No
 
 
 @pytest.mark.full
-def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path) -> None:
-    """SIGKILL leaves no trace in a run of the example, whose callback's file is gone."""
+@pytest.mark.parametrize("name", ["parts", "focal"])
+def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path, name: str) -> None:
+    """SIGKILL leaves no trace in a run of an example, whose functions' file is gone."""
     shutil.copytree(JOBS / "own", tmp_path / "own")
     for path in (tmp_path / "own", *(tmp_path / "own").iterdir()):
         path.chmod(0o755)
-    job, words = str(tmp_path / "own" / "parts"), ["--set", "train.epochs=6"]
+    job, words = str(tmp_path / "own" / name), ["--set", "train.epochs=6"]
     calm = harness.train(job, "calm", *words)
     assert calm.returncode == 0, calm.stderr
     kill_at(harness, job, 30, *words)
     shutil.rmtree(tmp_path / "own")
-    last = harness.run("resume", harness.runs / "parts" / "killed")
+    last = harness.run("resume", harness.runs / name / "killed")
     assert last.returncode == 0, last.stderr
-    assert results(harness.runs / "parts" / "killed") == results(harness.runs / "parts" / "calm")
+    assert results(harness.runs / name / "killed") == results(harness.runs / name / "calm")
 
 
 @pytest.mark.full

@@ -14,9 +14,10 @@ from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches
 from harness.job import Job
 from harness.job_file import load_job
+from harness.tracking.record_format import stamped
 from harness.tracking.run_dir import RunDirectory, run_identity
 from harness.training.context import RunContext
-from harness.training.parent import Parent, begin_with
+from harness.training.parent import Parent, begin_with, find_parent
 from tests.conftest import JOBS
 
 
@@ -98,6 +99,32 @@ def test_the_file_is_part_of_what_a_run_is(tmp_path: Path) -> None:
     RunContext.open(run, contexts[1].job, dataset)
     with pytest.raises(InputError, match=r"model\.embeddings .* has changed since it was begun"):
         RunContext.open(run, contexts[2].job, dataset)
+
+
+def test_a_run_goes_on_after_the_file_has_moved(tmp_path: Path) -> None:
+    """Under its own id, and as the parent of a longer one; another job under its id is refused."""
+    (tmp_path / "a.txt").write_text("the 1 2 3\n")
+    before, dataset = job_with(tmp_path / "a.txt", "train.epochs=1"), open_sample()
+    run = RunDirectory.new(tmp_path / "runs", before, "x")
+    began = RunContext.open(run, before, dataset)
+    assert began.vectors
+    run.take_lease()
+    run.write("job.toml", before.to_toml())
+    start = {"starts": [{"embeddings": began.vectors.checksum}]}
+    record = stamped(start | {"dataset": {"checksum": dataset.checksum}})
+    run.write_json("provenance.json", record)
+    run.write("checkpoints/step-000000009.npz", "")
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    after = job_with(tmp_path / "b.txt", "train.epochs=1")
+    assert RunDirectory.new(tmp_path / "runs", after, "x").folder == run.folder
+    assert RunContext.open(run, after, dataset).identity == began.identity
+    longer = job_with(tmp_path / "b.txt", "train.epochs=2")
+    child = RunContext.open(RunDirectory(tmp_path / "child"), longer, dataset)
+    parent = find_parent(child, named=run.folder)
+    assert parent
+    assert parent.continues
+    with pytest.raises(InputError, match="holds another job"):
+        RunDirectory.new(tmp_path / "runs", longer, "x")
 
 
 def test_a_network_without_a_fitting_embedding_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,199 @@
+"""A loss and an optimizer of the user's: what they may be, and the line that refuses the rest."""
+
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from harness.compute.loss import check_loss, cross_entropy, loss_of
+from harness.compute.optimizer import RampedAverage, build_optimizer, check_optimizer
+from harness.errors import InputError
+from harness.job import Job
+from harness.job_file import check_job, load_job
+from harness.search_space import load_search
+from tests.conftest import JOBS
+
+HEAD = "import keras\nimport tensorflow as tf\nfrom keras import ops\n"
+
+
+def own(source: str, key: str, **settings: object) -> Job:
+    """A job whose `train.loss` or `train.optimizer` is the function `f` of a source."""
+    content = {
+        "name": "own",
+        "model": {"architecture": "rnn"},
+        "train": {key: "mine.py:f", **settings},
+        "code": {"mine.py": HEAD + dedent(source)},
+    }
+    return check_job(content, Path("own.toml"))
+
+
+LOSSES = [
+    ("def f(labels): return labels", "should take (labels, probabilities): too many"),
+    ("def f(labels, p):\n    return nowhere", "mine.py, line 6: NameError: name 'nowhere'"),
+    ("def f(labels, p): return p", "gives [8, 1] float32, should give [examples] of floats"),
+    ("def f(labels, p): return ops.mean(p)", "gives [] float32, should give [examples]"),
+    ("def f(labels, p): return ops.cast(p[:, 0], 'int32')", "gives [8] int32, should give"),
+    ("def f(labels, p): return labels * 2.0", "does not depend on the probabilities"),
+    ("def f(labels, p): return p[1:, 0]", "gives 7 losses for 8 examples"),
+    ("def f(labels, p): return ops.log(p[:, 0] - 2)", "is no finite number"),
+    ("def f(labels, p): return p[:, 0] - ops.mean(p)", "depends on the others of its batch"),
+    ("f = 3", "mine has no function f"),
+]
+
+
+@pytest.mark.parametrize(("source", "said"), LOSSES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_bad_loss_is_refused_in_one_line(source: str, said: str, compiled: bool) -> None:
+    """With its own error, file and line, or with what it should give."""
+    with pytest.raises(InputError) as refused:
+        check_loss(own(f"\n{source}", "loss"), 1, compiled=compiled)
+    line = str(refused.value)
+    assert line.startswith("train.loss = 'mine.py:f': ")
+    assert said in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_a_loss_of_ones_own_is_that_of_each_example(num_outputs: int) -> None:
+    """The built-in one, written as a function, gives its numbers; half precision stays wide."""
+    source = """
+        def f(labels, probabilities):
+            if probabilities.shape[1] == 1:
+                return keras.losses.binary_crossentropy(labels[:, None], probabilities)
+            return keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+        """
+    job = own(source, "loss")
+    check_loss(job, num_outputs, compiled=True)
+    labels = tf.constant([0.0, 1, 1])
+    probabilities = tf.constant(np.random.default_rng(1).dirichlet([1, 1, 1], 3)[:, :num_outputs])
+    for kind in (tf.float32, tf.float64):
+        given = tf.cast(probabilities, kind)
+        found = loss_of(job)(labels, given)
+        assert found.dtype == kind
+        np.testing.assert_array_equal(found, cross_entropy(labels, given, smoothing=0.0))
+
+
+MAKE = "def f(learning_rate, options): return keras.optimizers.SGD(learning_rate"
+STEP = """
+class Mine(keras.optimizers.Optimizer):
+    def update_step(self, gradient, variable, learning_rate):
+        {}
+def f(learning_rate, options): return Mine(learning_rate)
+"""
+OPTIMIZERS = [
+    ("def f(learning_rate): return 1", "should take (learning_rate, options): too many"),
+    ("def f(learning_rate, options): return 1 / 0", "mine.py, line 4: ZeroDivisionError"),
+    ("def f(learning_rate, options): return 'adam'", "gives a str, should give a keras.optim"),
+    (f"{MAKE}, clipnorm=1.0)", "has clipnorm = 1.0; leave it out, set train.clipnorm"),
+    (f"{MAKE}, use_ema=True)", "has use_ema = True; leave it out, set train.ema_momentum"),
+    (f"{MAKE}, gradient_accumulation_steps=4)", "set train.batch_size"),
+    (f"{MAKE} / 2)", "has another learning rate than it is given"),
+    (
+        "def f(learning_rate, options):\n"
+        "    rate = keras.optimizers.schedules.CosineDecay(learning_rate, 9)\n"
+        "    return keras.optimizers.SGD(rate)",
+        "train.schedule",
+    ),
+    (
+        "def f(learning_rate, options):\n"
+        "    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(learning_rate))",
+        "gives a LossScaleOptimizer",
+    ),
+    (STEP.format("raise ValueError(3)"), "mine.py, line 7: ValueError: 3"),
+    (
+        STEP.replace("def update", "def build(self, v):\n        super().build(v)\n"
+                     "        self.num = tf.Variable(0.0)\n    def update").format("pass"),
+        "its variable num is TensorFlow's and would not be saved",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "said"), OPTIMIZERS)
+def test_a_bad_optimizer_is_refused_in_one_line(source: str, said: str) -> None:
+    """With its own error, file and line, or with the key that takes its setting's place."""
+    job = own(source, "optimizer")
+    with pytest.raises(InputError) as refused:
+        check_optimizer(job.train, job.code)
+    line = str(refused.value)
+    assert line.startswith("train.optimizer = 'mine.py:f': ")
+    assert said in line
+    assert "\n" not in line
+
+
+def test_options_reach_an_optimizer_and_unknown_ones_are_refused() -> None:
+    """They are read like a network's."""
+    source = f"{MAKE}, momentum=options['momentum'], nesterov=options.get('nesterov', False))"
+    job = own(source, "optimizer", optimizer_options={"momentum": 0.5})
+    check_optimizer(job.train, job.code)
+    built: Any = build_optimizer(job.train, code=job.code)
+    assert isinstance(built, keras.optimizers.SGD)
+    assert RampedAverage in type(built).__mro__
+    assert (built.momentum, built.use_ema, built.ema_momentum) == (0.5, True, 0.99)
+    for options, said in (
+        ({}, r"train\.optimizer_options\.momentum is missing; set it in \[train\.optimizer_opt"),
+        ({"momentum": 0.5, "nestrov": True}, r"nestrov = True: .*did you mean nesterov\?"),
+    ):
+        job = own(source, "optimizer", optimizer_options=options)
+        with pytest.raises(InputError, match=said):
+            check_optimizer(job.train, job.code)
+
+
+@pytest.mark.parametrize("settings", [{}, {"schedule": "cosine"}, {"precision": "float16"}])
+def test_keras_sgd_as_ones_own_takes_the_steps_of_keras_sgd(settings: dict[str, object]) -> None:
+    """With its moving average, the job's schedule and a loss scale."""
+    job = own(f"{MAKE}, momentum=0.9)", "optimizer", **settings)
+    keras_own = {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}
+    other = job.train.model_copy(update=keras_own)
+    found = []
+    for train in (job.train, other):
+        optimizer = build_optimizer(train, 4, code=job.code)
+        weight = keras.Variable(np.ones([4, 4], np.float32))
+        optimizer.build([weight])
+        for _ in range(5):
+            optimizer.apply([2 * weight.value], [weight])
+        found.append([each.numpy() for each in (weight, *optimizer.variables)])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_the_example_keeps_its_sources_and_is_another_job() -> None:
+    """One file for both; smoothed labels have no effect on a loss of one's own."""
+    job = load_job(JOBS / "own" / "focal.toml", ["train.label_smoothing=0.1"])
+    assert job.code.keys() == {"focal.py"}
+    check_loss(job, 1, compiled=True)
+    check_optimizer(job.train, job.code)
+    assert any("train.label_smoothing has no effect" in line for line in job.without_effect())
+    plain = load_job(JOBS / "own" / "focal.toml", ["train.loss=''"])
+    assert job.identity() != plain.identity()
+    for override, said in (
+        ("train.loss=focal", r"train\.loss=focal: should be '' or file\.py:function or"),
+        ("train.optimizer=admw", "did you mean adamw"),
+        ("train.loss=none.py:f", "no such file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_job(JOBS / "own" / "focal.toml", [override])
+
+
+def test_a_search_chooses_among_them(tmp_path: Path) -> None:
+    """Each trial's job holds the sources of all."""
+    tmp_path.chmod(0o755)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(
+            f"{HEAD}{MAKE})\ndef loss(labels, p): return p[:, 0]\n"
+        )
+        (tmp_path / f"{name}.py").chmod(0o644)
+    file = tmp_path / "job.toml"
+    file.write_text(
+        '[model]\narchitecture = "rnn"\n[search]\ntuner = "grid"\n[search.space]\n'
+        'train.optimizer = ["sgd", "one.py:f"]\ntrain.loss = ["", "two.py:loss"]\n'
+    )
+    file.chmod(0o644)
+    search = load_search(file)
+    assert search.job.code.keys() == {"one.py", "two.py"}
+    job = search.job_of({"train.optimizer": "one.py:f", "train.loss": "two.py:loss"})
+    check_loss(job, 1, compiled=False)
+    check_optimizer(job.train, job.code)

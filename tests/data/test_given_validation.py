@@ -1,0 +1,272 @@
+"""Own texts with a validation split of their own: it validates, and nothing else does."""
+
+import itertools
+import json
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.data.dataset import Dataset
+from harness.data.dataset_folder import open_folder, save_folder
+from harness.data.resolve import open_data
+from harness.data.text_dataset import describe, open_source
+from harness.data.text_files import read_texts
+from harness.data.vocabulary import tokenize
+from harness.ensembles.make import Request, make_ensemble
+from harness.errors import InputError, RunError
+from harness.job_file import load_job
+from harness.report.baseline import fit_ngrams, score_ngrams
+from harness.sweep_report.best_trial import best_trial_toml, retrained_job
+from harness.training.train import training_reviews
+from tests.conftest import Harness
+from tests.data.made_up_texts import make_rows, write_csv, write_folder
+from tests.ensembles.finished_runs import write_finished
+from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
+
+PLAIN = make_rows(200)
+COLUMNS = ("text", "label", "split")
+SPLIT_OF = ("train", "train", "train", "Dev", "test")  # in turn: 120, 40, 40
+
+
+def with_split(validation: str = "Dev") -> list[tuple[str, str, str]]:
+    """Rows of three splits; words of validation and test alone are told by their names."""
+    rows = []
+    for i, (text, label) in enumerate(PLAIN):
+        split = SPLIT_OF[i // 2 % 5].replace("Dev", validation)
+        rows.append((text if split == "train" else f"{text} only{split}", label, split))
+    return rows
+
+
+ROWS = with_split()
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return open_source(write_csv(tmp_path / "mine.csv", ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev"])
+def test_every_name_and_every_form_of_a_source_gives_a_validation_split(
+    tmp_path: Path, name: str
+) -> None:
+    """By a column, by the names of tables, or by folders."""
+    rows = with_split(name)
+    write_csv(tmp_path / "column.csv", rows, COLUMNS)
+    for split in ("train", "test", name):
+        of_split = [row[:2] for row in rows if row[2] == split]
+        write_csv(tmp_path / f"tables/{split}.csv", of_split)
+        write_folder(tmp_path / "folders" / split, of_split)
+    sources = [tmp_path / each for each in ("column.csv", "tables", "folders")]
+    checksums = set()
+    for source in sources:
+        counts = Counter(each.split for each in read_texts(source))
+        assert counts == {"train": 120, "test": 40, name: 40}
+        made = open_source(source)
+        sizes = {part: len(reviews) for part, reviews in made.parts().items()}
+        assert sizes == {"train": 120, "validation": 40, "test": 40}
+        checksums.add(made.checksum)
+    assert len(checksums) == 1
+
+
+def test_words_are_ranked_in_the_training_split_alone(dataset: Dataset) -> None:
+    """A word that only validation reviews hold is unknown, and counts for no other's rank."""
+    counts = Counter(word for text, _, split in ROWS if split == "train" for word in tokenize(text))
+    assert list(dataset.vocab) == sorted(counts, key=lambda word: (-counts[word], word))
+    assert "onlydev" not in dataset.vocab
+    parts = dataset.parts()
+    unknown = {name: int((part.tokens > len(dataset.vocab)).sum()) for name, part in parts.items()}
+    assert unknown["train"] == 0
+    assert unknown["validation"] >= 40
+
+
+def test_the_record_says_which_reviews_validate(dataset: Dataset, tmp_path: Path) -> None:
+    """The folder keeps their number, the checksum counts it, and a wrong one is refused."""
+    assert "120 training, 40 validation and 40 test reviews" in dataset.introduction
+    assert dataset.title == "mine.csv (120 + 40 + 40 reviews)"
+    lines = [*describe(dataset)]
+    assert [line.split()[:2] for line in lines[1:4]] == [
+        ["train", "120"],
+        ["validation", "40"],
+        ["test", "40"],
+    ]
+    folder = tmp_path / "copy"
+    assert save_folder(dataset, folder)
+    copy = open_folder(folder)
+    assert (copy.num_validation, copy.checksum) == (40, dataset.checksum)
+    plain = open_source(write_csv(tmp_path / "plain.csv", PLAIN))
+    assert plain.num_validation == 0
+    record = json.loads((folder / "dataset.json").read_text())
+    for wrong in (39, 160, -1):
+        (folder / "dataset.json").write_text(json.dumps(record | {"num_validation": wrong}))
+        with pytest.raises(RunError, match="is broken"):
+            open_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("limit", "share", "counts"),
+    [
+        *((0, share, (120, 40)) for share in (0.2, 0.5)),
+        (0, 0, (160, 0)),
+        (100, 0.2, (100, 40)),
+        (30, 0.2, (30, 30)),
+        (30, 0, (60, 0)),
+        (500, 0.2, (120, 40)),
+    ],
+)
+def test_a_limit_takes_the_first_reviews_of_each_split(
+    dataset: Dataset, tmp_path: Path, limit: int, share: float, counts: tuple[int, int]
+) -> None:
+    """Whatever the share; with 0 the validation reviews are trained on as well."""
+    parts = dataset.parts()
+    num = [min(limit or 1000, len(parts[name])) for name in ("train", "validation")]
+    expected = np.concatenate(
+        [parts["train"].labels[: num[0]], parts["validation"].labels[: num[1]]]
+    )
+    lengths = [
+        np.diff(parts[name].offsets)[:each]
+        for name, each in zip(("train", "validation"), num, strict=True)
+    ]
+    file = tmp_path / "job.toml"
+    settings = [f"data.source={tmp_path / 'mine.csv'}", f"data.limit={limit}"]
+    settings += [f"data.validation_split={share}", "train.keep=last"]
+    file.write_text('[model]\narchitecture = "rnn"\n')
+    job = load_job(file, settings)
+    training, validation, _ = training_reviews(job, open_data(job, None))
+    assert (len(training.labels), len(validation.labels)) == counts
+    found = np.concatenate([training.labels, validation.labels])
+    np.testing.assert_array_equal(found, expected)
+    found_lengths = np.concatenate([np.diff(training.offsets), np.diff(validation.offsets)])
+    np.testing.assert_array_equal(found_lengths, np.concatenate(lengths))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([row for row in ROWS if row[2] != "Dev"] + [(*PLAIN[0], "dev")], "1 validation reviews"),
+        (
+            [row for row in ROWS if row[1:] != ("neg", "Dev")],
+            "none of the 20 validation reviews is 'neg'",
+        ),
+        ([*ROWS, ("", "pos", "dev")], "row 202 has no text"),
+    ],
+)
+def test_a_validation_split_that_can_not_validate_is_refused(
+    tmp_path: Path, rows: list[tuple[str, str, str]], said: str
+) -> None:
+    """Too few reviews, a class that is missing, or a row without a text."""
+    with pytest.raises(InputError, match=said):
+        open_source(write_csv(tmp_path / "a.csv", rows, COLUMNS))
+
+
+def test_folders_of_other_classes_are_refused(tmp_path: Path) -> None:
+    """The line names the split that differs."""
+    for split, labels in (("train", "ab"), ("test", "ab"), ("dev", "ac")):
+        write_folder(tmp_path / split, [("fine", label) for label in labels])
+    with pytest.raises(InputError, match="train/ and dev/ should hold the same folders"):
+        open_source(tmp_path)
+
+
+def test_the_linear_baseline_chooses_by_the_validation_split(dataset: Dataset) -> None:
+    """C comes from the source's validation reviews; in the end all training reviews are fit."""
+    found = score_ngrams(dataset, print, limit=0)
+    model = fit_ngrams(dataset.train, 120)
+    assert found.validation == max(model.validation.values())
+    assert "fit on all 160 training reviews" in found.note
+    assert f"C = {model.strength:g} was chosen on the validation split (" in found.note
+    assert "all 60 training reviews" in score_ngrams(dataset, print, limit=30).note
+
+
+def test_an_ensemble_keeps_to_the_validation_split(dataset: Dataset, tmp_path: Path) -> None:
+    """Shares differ and the reviews do not; the linear model is fit to what the runs were."""
+    runs = tmp_path / "runs"
+    shares = ("data.validation_split=0.2", "data.validation_split=0.3")
+    few = [write_finished(runs / f"s{n}", dataset, n, share) for n, share in enumerate(shares, 1)]
+    every = write_finished(runs / "all", dataset, 7, "data.validation_split=0", "train.keep=last")
+    said: list[str] = []
+
+    def of(folders: list[Path], name: str, weights_from: Path | None = None) -> object:
+        request = Request(
+            folders,
+            ngrams=True,
+            weights_from=weights_from,
+            data=None,
+            name=name,
+            run_id="one",
+        )
+        made = make_ensemble(request, runs, said.append)
+        toml = tomllib.loads((made.folder / "ensemble.toml").read_text())
+        return toml["members"][-1]["num_training"], made.result["num_validation"]
+
+    source = f"data.source={tmp_path / 'mine.csv'}"
+    for folder in (*few, every):
+        job = load_job(folder / "job.toml", [source])
+        (folder / "job.toml").write_text(job.to_toml())
+    assert of(few, "few") == (120, 40)
+    assert of(few[:1], "part") == (120, 40)
+    assert of([every], "every", runs / "part" / "one") == (160, 0)
+
+
+def test_the_best_trial_says_on_what_it_was_validated(tmp_path: Path) -> None:
+    """On the texts' own split; retrained, it reads all reviews."""
+    source = write_csv(tmp_path / "mine.csv", ROWS, COLUMNS)
+    toml = f'{RANDOM}[data]\nsource = "{source}"\n'
+    values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
+    sweep = make_sweep(tmp_path / "sweep", toml, trial(0, 0.8, values=values))
+    record = {"checksum": "0" * 64, "folder": str(source), "num_validation": 40}
+    sweep.write_json("data.json", record)
+    assert "validated on the validation split of the texts\n" in best_trial_toml(sweep)
+    job = retrained_job(sweep.search(), sweep.trials()[0])
+    training, validation, _ = training_reviews(job, open_data(job, None))
+    assert (len(training.labels), len(validation.labels)) == (160, 0)
+
+
+def test_a_run_is_validated_on_it_and_says_so(harness: Harness) -> None:
+    """The first lines, the record and the kept predictions name the same reviews."""
+    write_csv(harness.folder / "mine.csv", ROWS, COLUMNS)
+    (harness.folder / "job.toml").write_text(
+        '[model]\narchitecture = "rnn"\nunits = 4\nembedding_dim = 4\n[data]\nsource = "mine.csv"\n'
+        "vocab_size = 50\nmaxlen = 12\n[train]\nepochs = 1\nema_momentum = 0\n"
+    )
+    labels = open_source(harness.folder / "mine.csv").parts()["validation"].labels
+    cases: list[tuple[str, list[str], str, tuple[int, int, bool]]] = [
+        ("plain", [], "in place of a share of the training reviews", (120, 40, True)),
+        (
+            "share",
+            ["data.validation_split=0.4"],
+            "data.validation_split = 0.4 has no effect: validated on the source's own",
+            (120, 40, True),
+        ),
+        (
+            "all",
+            ["data.validation_split=0", "train.keep=last"],
+            "own validation split are trained on too",
+            (160, 0, False),
+        ),
+    ]
+    models = {}
+    for run_id, settings, said, counts in cases:
+        words = itertools.chain.from_iterable(("--set", each) for each in settings)
+        done = harness.run("train", "job.toml", "--run-id", run_id, *words)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout + done.stderr
+        assert "120 training, 40 validation and 40 test reviews" in done.stdout
+        folder = harness.runs / "job" / run_id
+        result = json.loads((folder / "result.json").read_text())
+        keys = ("num_training", "num_validation", "validation_is_given")
+        assert tuple(result[key] for key in keys) == counts
+        assert result["validation_split"] == 0
+        record = json.loads((folder / "provenance.json").read_text())
+        assert record["dataset"]["num_validation"] == 40
+        if counts[1]:
+            with np.load(folder / "validation_predictions.npz") as arrays:
+                np.testing.assert_array_equal(arrays["labels"], labels)
+        models[run_id] = (folder / "predictions.npz").read_bytes()
+    assert models["plain"] == models["share"] != models["all"]

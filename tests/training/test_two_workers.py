@@ -1,0 +1,117 @@
+"""One model that two processes of this machine train, each as if on a node, and that part badly."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.files.lenient_json import read_json
+from tests.conftest import Harness
+from tests.gpu.full import two_workers
+from tests.preloaded import Process
+
+LONG = ["--set", "train.epochs=1000", "--set", "train.batch_size=8"]  # 57 steps an epoch
+LOST_S, HANGS_S = 60, 120  # within which one that is lost, and one that hangs, ends the other
+
+# In the second worker alone, after two epochs.
+HANGS = """
+import os, threading
+import keras
+class Hangs(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2 and os.environ["SLURM_PROCID"] == "1":
+            threading.Event().wait()
+def make(): return Hangs()
+"""
+
+
+class Pair:
+    """Two workers, the chief first."""
+
+    def __init__(self, harness: Harness, *words: object) -> None:
+        self.run = harness.runs / "lstm" / "pair"
+        self.processes: list[Process] = []
+        before = dict(harness.environment)
+        for variables in two_workers(str(os.getpid())):
+            harness.environment = before | variables | {"HARNESS_TRUSTED_NETWORK": "1"}
+            options = ["--devices", "cpu", *LONG, *words]
+            self.processes.append(harness.start(*harness.train_words("lstm", "pair", *options)))
+        harness.environment = before
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the chief has told of a step."""
+        deadline = time.monotonic() + 180
+        while (read_json(self.run / "state.json").get("step") or 0) < step:
+            assert time.monotonic() < deadline, "waited too long"
+            assert [each.poll() for each in self.processes] == [None, None]
+            time.sleep(0.1)
+
+    def num_threads(self) -> list[int]:
+        """The number of threads of each."""
+        return [len([*Path(f"/proc/{each.pid}/task").iterdir()]) for each in self.processes]
+
+    def end_of(self, rank: int, within_s: float) -> str:
+        """What a worker says at its end, which must be that of an interruption, and in time."""
+        process = self.processes[rank]
+        assert process.wait(timeout=within_s) == 75
+        return process.communicate()[1]
+
+
+@pytest.fixture
+def pairs(harness: Harness) -> Iterator[list[Pair]]:
+    """The pairs that a test starts, which end with it."""
+    started: list[Pair] = []
+    yield started
+    for process in [process for pair in started for process in pair.processes]:
+        process.kill()
+
+
+def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
+    harness: Harness, pairs: list[Pair]
+) -> None:
+    """However many operations the workers have shared."""
+    pair = Pair(harness)
+    pairs.append(pair)
+    pair.wait_for_step(60)
+    before = pair.num_threads()
+    pair.wait_for_step(300)
+    for num, num_before in zip(pair.num_threads(), before, strict=True):
+        assert num < num_before + 60
+    for process in pair.processes:
+        os.kill(process.pid, signal.SIGUSR2)
+    for rank in (0, 1):
+        assert "interrupted by SIGUSR2, checkpoint saved; go on by" in pair.end_of(rank, 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_lost_or_stopped_ends_the_other(
+    harness: Harness, pairs: list[Pair], number: signal.Signals
+) -> None:
+    """It says which one was lost, and the checkpoint is kept."""
+    pair = Pair(harness)
+    pairs.append(pair)
+    pair.wait_for_step(60)
+    os.kill(pair.processes[1].pid, number)
+    line = pair.end_of(0, LOST_S).splitlines()[-1]
+    assert "interrupted by the loss of the worker on localhost, checkpoint saved; go on by" in line
+    assert list(pair.run.glob("checkpoints/*.npz"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_in_python_ends_the_other(
+    harness: Harness, pairs: list[Pair], tmp_path: Path
+) -> None:
+    """Its process lives and answers, so the time without a step is what tells.
+
+    Of the one that hangs a job is rid a minute later: srun ends what is left of its step.
+    """
+    (tmp_path / "hangs.py").write_text(HANGS)
+    pair = Pair(harness, "--set", f'train.callbacks=["{tmp_path}/hangs.py:make"]')
+    pairs.append(pair)
+    pair.wait_for_step(2 * 57)
+    said = pair.end_of(0, HANGS_S)
+    assert "or a worker that it waits for (localhost): no step, batch or compilation" in said
+    assert "has ended for 1.5 min (HARNESS_STALL_MIN); the process ends; go on by" in said

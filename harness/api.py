@@ -28,6 +28,7 @@ from harness.slurm.process_pool import run_printed
 from harness.system.console import echo, log, printable
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
+from harness.tuning.leaderboard import leaderboard_rows, ranked_trials
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -145,14 +146,14 @@ class Sweep:
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
-        """The rows of `leaderboard.csv`, the best trial first; empty before the first trial.
+        """The trials by the columns of `leaderboard.csv`, the best first; empty before the first.
 
         Scores, counts, seconds and the values of the search are what they are in a job and in a
-        result; a cell that is empty is None.
+        result; what a trial does not have is None.
         """
-        from harness.sweep_report.leaderboard import typed_rows
-
-        return typed_rows(SweepDirectory.open(self.folder))
+        sweep = SweepDirectory.open(self.folder)
+        search = sweep.search()
+        return leaderboard_rows(ranked_trials(sweep, search), search)
 
     @property
     def result(self) -> dict[str, Any]:

@@ -293,12 +293,12 @@ def test_a_comparison_shows_its_table(here: Path) -> None:
 def test_a_leaderboard_has_numbers(here: Path) -> None:
     """Numbers as numbers, names as texts, None for what a trial does not have; its frame too."""
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
-    trials = trial(7, 0.81, values=values), trial(8, None, values=values, error="it broke")
+    trials = trial(0, 0.81, values=values), trial(1, None, values=values, error="it broke")
     sweep = package.Sweep(make_sweep(here / "s", RANDOM, *trials).folder)
     first, second = sweep.leaderboard
     assert first == {
         "rank": 1,
-        "trial": "0007",
+        "trial": 0,
         "status": "finished",
         "val_accuracy": 0.81,
         **values,
@@ -308,13 +308,13 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
         "parameters": 1000,
         "worker": "",
         "error": "",
-        "attempt": "",
+        "attempt": "0/1",
     }
     assert [type(first[key]) for key in ("rank", "model.units", "epochs")] == [int] * 3
     assert (second["val_accuracy"], second["training_s"]) == (None, None)
     assert (second["status"], second["error"]) == ("failed", "it broke")
     frame = sweep.to_frame()
-    assert list(frame["trial"]) == ["0007", "0008"]
+    assert list(frame["trial"]) == [0, 1]
     assert frame["val_accuracy"][0] == 0.81
     assert package.Sweep(make_sweep(here / "t", RANDOM).folder).leaderboard == []
 

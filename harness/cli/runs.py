@@ -154,6 +154,7 @@ def cancel(
     from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
     from harness.tracking.records import JOB_ID
+    from harness.tuning.stops import stop_search_in
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.
@@ -171,7 +172,9 @@ def cancel(
     }
     for folder, run in chosen.items():
         try:
-            line = ask_to_stop(run, alone=alone[folder], problem=queue.problem)
+            line = ask_to_stop(
+                run, stop_search=stop_search_in, alone=alone[folder], problem=queue.problem
+            )
             echo(line) if line else stopping.append(run)
         except (InputError, RunError) as error:
             problems.append(str(error))

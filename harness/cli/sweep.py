@@ -19,7 +19,6 @@ from harness.cli.options import (
     confirm_here,
     quoted,
 )
-from harness.errors import explain_interruption
 from harness.system.console import echo
 
 app = typer.Typer(help="Show, use or join a search that harness tune began.")
@@ -84,10 +83,10 @@ def join(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Add workers to a running sweep, from this machine or job."""
+    """Help with a search, from this machine or job."""
+    from harness.cli.tune import run_sweep
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console
-    from harness.tuning.join import join as join_sweep
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
@@ -100,5 +99,4 @@ def join(
     )
     sweep, console = SweepDirectory.open(folder), Console()
     confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", console, here=here)
-    with explain_interruption(f"trials saved; go on by: harness sweep join {quoted(folder)}"):
-        join_sweep(sweep, request, console)
+    run_sweep(sweep, sweep.search(), request, console=console)

@@ -54,10 +54,10 @@ def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
     try:
         trials = parts_of_trials(sweep)
     except InputError:  # which trials are the best is not known
-        done.left.append((sweep.folder, "has a broken leaderboard"))
+        done.left.append((sweep.folder, "has a broken search.toml"))
         return
     except DiskError:
-        done.left.append((sweep.folder, "has a leaderboard that can't be read"))
+        done.left.append((sweep.folder, "has trials that can't be read"))
         return
     for folder, parts in trials.items():
         if folder.resolve() != real / folder.relative_to(sweep.folder):

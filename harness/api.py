@@ -28,6 +28,7 @@ from harness.slurm.process_pool import run_printed
 from harness.system.console import echo, log, printable
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
+from harness.tuning.leaderboard import leaderboard_rows, ranked_trials
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -131,11 +132,10 @@ class Runs(Sequence[Run]):
         """A row for each run: its folder, job, seed, every key of the job, and its scores.
 
         Accuracies are shares from 0 to 1, times are in seconds.
-
-        Raises:
-            InputError: if pandas is not installed.
         """
-        return _pandas().DataFrame([_row(run) for run in self])
+        import pandas
+
+        return pandas.DataFrame([_row(run) for run in self])
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,14 @@ class Sweep:
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
-        """The rows of `leaderboard.csv`, the best trial first; empty before the first trial.
+        """The trials by the columns of `leaderboard.csv`, the best first; empty before the first.
 
         Scores, counts, seconds and the values of the search are what they are in a job and in a
-        result; a cell that is empty is None.
+        result; what a trial does not have is None.
         """
-        from harness.sweep_report.leaderboard import typed_rows
-
-        return typed_rows(SweepDirectory.open(self.folder))
+        sweep = SweepDirectory.open(self.folder)
+        search = sweep.search()
+        return leaderboard_rows(ranked_trials(sweep, search), search)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -171,12 +171,10 @@ class Sweep:
         return sweep.read_json("result.json")
 
     def to_frame(self) -> "pandas.DataFrame":
-        """The leaderboard.
+        """The leaderboard."""
+        import pandas
 
-        Raises:
-            InputError: if pandas is not installed.
-        """
-        return _pandas().DataFrame(self.leaderboard)
+        return pandas.DataFrame(self.leaderboard)
 
 
 @dataclass(frozen=True, repr=False)
@@ -199,7 +197,7 @@ class Comparison:
 
     def _repr_markdown_(self) -> str:
         """The same for a notebook."""
-        from harness.report.export import to_markdown
+        from harness.report.summary import to_markdown
 
         return to_markdown(self.parts)
 
@@ -214,19 +212,17 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, as `comparison.json` holds them."""
-        from harness.report.export import to_json
+        from harness.report.summary import to_json
 
         return to_json(self.parts, self.left_out)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row for each job or baseline: accuracies from 0 to 1, times in seconds.
+        """A row for each job or baseline: accuracies from 0 to 1, times in seconds."""
+        import pandas
 
-        Raises:
-            InputError: if pandas is not installed.
-        """
-        from harness.report.export import to_csv
+        from harness.report.summary import to_csv
 
-        return _pandas().read_csv(io.StringIO(to_csv(self.parts)))
+        return pandas.read_csv(io.StringIO(to_csv(self.parts)))
 
     def write(self, folder: PathLike) -> Path:
         """Write the report, as `harness compare --out` does; returns the path of its page.
@@ -234,7 +230,7 @@ class Comparison:
         Raises:
             InputError: for a folder that holds anything but an earlier comparison.
         """
-        from harness.report.export import check_folder, write_comparison
+        from harness.report.html import check_folder, write_comparison
 
         check_folder(Path(folder))
         return write_comparison(Path(folder), self.parts, self.left_out, data=self.data, say=echo)
@@ -445,11 +441,3 @@ def _row(run: Run) -> dict[str, Any]:
     except (InputError, RunError) as error:  # a broken run, or one that is gone, hides no other
         log(logging.WARNING, str(error))
     return row
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise InputError("to_frame: needs pandas; pip install pandas") from None
-    return pandas

@@ -4,7 +4,9 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 
-CANCELLING = ("SIGTERM", "SIGINT")  # what scancel and kill send, and Ctrl-C
+# What scancel and kill send, and Ctrl-C; how a search is cancelled.
+CANCELLED = "harness cancel"
+CANCELLING = ("SIGTERM", "SIGINT", CANCELLED)
 
 
 class InputError(ValueError):

@@ -36,7 +36,7 @@ from harness.job_file import (
 )
 from harness.search_parameters import Parameter, Value, Values, read_space, without_fixed
 
-SEARCH_FILE, CANCEL_FILE = "search.toml", "cancel.json"  # in a sweep's folder
+SEARCH_FILE = "search.toml"  # in a sweep's folder
 Objective = Literal[
     "val_accuracy",
     "val_loss",
@@ -220,7 +220,7 @@ def is_sweep(folder: Path) -> bool:
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
     """Whether a sweep's result is of as many trials as its search file has now.
 
-    A supervisor may write its result just after another one has raised the number.
+    A command may write its result just after another one has raised the number.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")

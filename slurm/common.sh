@@ -295,7 +295,8 @@ run_resume() {
     run_to_end "${ON_NODES[@]}" resume "$folder" "$@"
 }
 
-# Runs the search of the job file $1 on the whole allocation; ends the script.
+# Runs the search of the job file $1 on the whole allocation; ends the script. All tasks of an array
+# work at one search.
 # `--join SWEEP` means `harness sweep join SWEEP`; --retrain, --show and --best likewise.
 run_tune() {
     local argument name option job=${1:-} command=(tune) arguments=()
@@ -315,7 +316,7 @@ run_tune() {
     if [[ ${command[0]} == tune ]]; then
         if name=$(value_of --sweep-id "$@"); then
             name=$(folder_of "$job")/$name
-        elif name=$(run_name "$@"); then
+        elif name=$(JOB=${SLURM_ARRAY_JOB_ID:-$JOB} run_name "$@"); then
             arguments+=(--sweep-id "$name")
         fi
         RUN=$name

@@ -61,10 +61,6 @@
 # 1: what trains is refused outside of jobs, on the login node, without --here.
 # export HARNESS_JOBS_ONLY=1
 
-# After how many minutes a run warns that a GPU is idle, for sites that end such jobs; 10 by
-# default, 0 for never.
-# export HARNESS_IDLE_WARNING_MIN=10
-
 # After how many minutes without the end of a step, a batch or a compilation a run ends, to go on
 # from its last checkpoint; 10 by default, 0 for never. Before the first step on a card whose
 # kernels the driver compiles it is six times as long. On several nodes it is 1.5 by default from the

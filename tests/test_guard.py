@@ -97,7 +97,7 @@ def test_a_daemon_ends_with_its_tests(
 def test_a_cluster_and_a_sweep_end_with_their_tests(
     tmp_path: Path, end: Callable[[Process], None]
 ) -> None:
-    """Slurm's daemons, a job that trains, the sweep's supervisor and its workers."""
+    """Slurm's daemons, a job that trains, a search's command and its workers."""
     expected = {"munged", "slurmctld", "slurmd -D -N n4", "slurmstepd", "harness train"}
     expected |= {"harness tune", "harness.tuning.worker"}
     ends_everything(tmp_path, ["test_cluster", "test_sweep"], expected, end, "-n2", "--dist=load")

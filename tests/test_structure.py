@@ -20,7 +20,6 @@ ORDER = (
         "report",
         "ensembles",
         "oracles",
-        "sweep_protocol",
         "tuning",
     ),
     *("sweep_report", "checks", "cli"),

@@ -1,10 +1,9 @@
-"""Child processes that answer a JSON request with a line of JSON: `python -m MODULE REQUEST`.
+"""Child processes, which may import TensorFlow, and may die of that.
 
-A child may import TensorFlow, and may die of that. It starts as a user's command does, gives its
-memory back whole, and its own peak of memory is known.
+Each starts as a user's command does, gives its memory back whole, and its own peak of memory is
+known.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -12,12 +11,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from harness.errors import InputError, RunError
+from harness.errors import RunError
 from harness.system.console import strip_prefix
 from harness.system.processes import own_code_first
 
@@ -25,7 +24,7 @@ NO_LIMIT_S = threading.TIMEOUT_MAX
 
 
 class ChildError(RunError):
-    """A child process gave no answer; the message says how it ended, without a subject."""
+    """A child process took too long; the message says so, without a subject."""
 
 
 @dataclass(frozen=True)
@@ -51,37 +50,6 @@ class Ended:
             names = {number.value: number.name for number in signal.Signals}
             how = f"died of {names.get(-self.code, f'signal {-self.code}')}"
         return f"{how} ({self.last_line[:300] or 'it printed nothing'})"
-
-
-# The parent's side
-
-
-def ask(
-    module: str, request: Mapping[str, Any], *, timeout_s: float = NO_LIMIT_S, **variables: str
-) -> tuple[dict[str, Any], Ended]:
-    """Have a module answer a request in a process of its own.
-
-    Args:
-        module: its `main` calls `answer_request`.
-        request: `do` names what is to be done, the rest are that function's arguments.
-        timeout_s: after which it is killed.
-        variables: of its environment, in addition to this process's.
-
-    Raises:
-        InputError: if the child refused its input.
-        RunError: if it failed; a `ChildError` if it died or took too long.
-    """
-    message = json.dumps(request, default=str)  # a path is a text there
-    ended = run_module(module, message, timeout_s=timeout_s, **variables)
-    try:
-        answer = json.loads(ended.output.splitlines()[-1])
-    except (IndexError, ValueError):
-        raise ChildError(str(ended)) from None
-    if "refusal" in answer:
-        raise InputError(answer["refusal"])
-    if "failure" in answer:
-        raise RunError(answer["failure"])
-    return dict(answer), ended
 
 
 def run_module(
@@ -155,19 +123,3 @@ def start(
 def _text(file: BinaryIO) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
-
-
-# The child's side
-
-
-def answer_request(functions: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:
-    """Answer the request in the first argument, on the last line of standard output."""
-    request = json.loads(sys.argv[1])
-    function = functions[request.pop("do")]
-    try:
-        result = function(**request)
-    except InputError as error:
-        result = {"refusal": str(error)}
-    except RunError as error:
-        result = {"failure": str(error)}
-    print(json.dumps(result))  # noqa: T201

@@ -4,15 +4,13 @@ By the tags of the wheels, by TensorFlow's build info, and by the machine code t
 of `requirements-gpu.lock` hold. slurm/README.md has the same as a table.
 """
 
-import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.checks.finding import Finding, Level
 from harness.system.cuda import LAST_TRUSTED, Card, Version, code_for
 
-OLDEST_GLIBC = (2, 27)  # the tags of TensorFlow, cuBLAS, cuDNN and NCCL: manylinux_2_27
 # The first driver branch of each CUDA: it compiles that CUDA's PTX, an older branch refuses it
 # (CUDA Toolkit release notes, "CUDA Toolkit and Corresponding Driver Versions").
 DRIVER_OF_CUDA = {"12.4": 550, "12.5": 555, "12.6": 560, "12.8": 570, "12.9": 575, "13.0": 580}
@@ -85,26 +83,3 @@ def judge_card(
     if not number:
         return finding("yellow", f"machine code {code}", f"needs driver {needed}: see nvidia-smi")
     return finding("green", f"machine code {code}")
-
-
-def check_platform(
-    machine: str = platform.machine(),
-    libc: tuple[str, str] = platform.libc_ver(),
-) -> Iterator[Finding]:
-    """Whether the wheels of the locks are made for this machine and its C library.
-
-    Args:
-        machine: the processor's architecture.
-        libc: name and version of the C library, as `platform.libc_ver` has them.
-    """
-    name, version = libc
-    found = f"{machine}, {name or 'no glibc'} {version}".rstrip()
-    if name == "glibc" and parse_version(version) < OLDEST_GLIBC:
-        oldest = ".".join(map(str, OLDEST_GLIBC))
-        remedy = "use a container with a newer system: HARNESS_CONTAINER in slurm/site.sh"
-        yield Finding("red", "platform", f"{found}: the wheels need glibc {oldest}", remedy)
-    elif name == "musl" or (not name and platform.system() == "Linux"):
-        remedy = "use a container with glibc: HARNESS_CONTAINER in slurm/site.sh"
-        yield Finding("red", "platform", f"{found}: TensorFlow has wheels for glibc alone", remedy)
-    else:
-        yield Finding("green", "platform", f"{found}: served by the locks")

@@ -21,6 +21,11 @@ class Finding:
     found: str
     remedy: str = ""  # what to do where it is not green
 
+    @property
+    def is_well(self) -> bool:
+        """Whether it is not red."""
+        return self.level != "red"
+
 
 def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """Run a check; one that breaks is a red finding with its error."""

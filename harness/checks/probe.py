@@ -1,11 +1,16 @@
 """How fast this machine trains the five jobs: a short run of each, extrapolated.
 
 Such a run also checks the GPU, and fills the driver's cache of kernels and the record of how much
-of a GPU a run takes.
+of a GPU a run takes. As a program, `python -m harness.checks.probe DEVICES`, it is the child
+process of `harness doctor` that imports TensorFlow and names the devices.
 """
 
+import json
+import logging
 import math
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +24,14 @@ from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
-from harness.tracking.disk_use import total
+from harness.system import cuda
+from harness.system.console import log
+from harness.system.host import installed_version
 from harness.tracking.record_format import last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
+MODULE = "harness.checks.probe"
 SHORT = {"gpu": 20_000, "cpu": 2000}  # reviews of each split; half of them train, half validate
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # of each split of IMDB
@@ -52,51 +60,51 @@ class Estimate:
     error: str = ""
 
     @property
+    def is_well(self) -> bool:
+        """Whether it was measured."""
+        return not self.error
+
+    @property
     def on_gpu(self) -> bool:
         """Whether it was measured on a GPU."""
         return bool(self.devices) and "cpu" not in self.devices
 
 
-def ask_child(request: dict[str, Any], timeout_s: float, **variables: str) -> dict[str, Any]:
-    """The answer of a child process with TensorFlow: see `harness.checks.probe_child`.
+def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
+    """What `devices_seen` finds, in a child process with TensorFlow.
 
     Raises:
         InputError: if the child refused its input.
         RunError: if it failed, died or took too long.
     """
-    module = "harness.checks.probe_child"
     try:
-        answer, ended = child.ask(module, request, timeout_s=timeout_s, **variables)
+        ended = child.run_module(MODULE, devices or "", timeout_s=timeout_s)
     except child.ChildError as error:
         raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
-    return {**answer, "peak_memory_gb": ended.peak_memory_gb}
+    if ended.code == InputError.exit_code:
+        raise InputError(ended.last_line)
+    if ended.code != 0:
+        raise RunError(f"a process with TensorFlow {ended}; {TRY}")
+    return dict(json.loads(ended.output.splitlines()[-1]))
 
 
 # The estimate
 
 
-def probe(devices: str | None, data: Path | None) -> list[Estimate]:
+def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
     """Train each of the five jobs for two short epochs; where no devices are named, on one GPU.
 
     Raises:
         InputError: if the devices or the data are refused.
         RunError: if TensorFlow can't be asked for its devices.
     """
-    allocation = SlurmEnvironment.from_environment()
-    if allocation and max(allocation.num_nodes, allocation.num_tasks) > 1:
-        raise InputError(
-            f"--probe in {allocation.num_nodes} nodes and {allocation.num_tasks} tasks: should be "
-            "in one of each; ask Slurm for --nodes=1 --ntasks=1"
-        )
-    if devices is None and ask_child({"do": "devices"}, START_S)["gpus"]:
+    if devices is None and ask_child(None, START_S)["gpus"]:
         devices = "gpu:1"
-    estimates = []
     for name in ARCHITECTURES:
         try:
-            estimates.append(measure(name, devices, data))
+            yield measure(name, devices, data)
         except RunError as error:
-            estimates.append(Estimate(name, error=str(error)))
-    return estimates
+            yield Estimate(name, error=str(error))
 
 
 def measure(name: str, devices: str | None, data: Path | None, **variables: str) -> Estimate:
@@ -171,25 +179,59 @@ def time_limit(seconds: float) -> str:
     return f"{f'{days}-' if days else ''}{minutes // 60:02}:{minutes % 60:02}:00"
 
 
-def folder_gb(folder: Path | None) -> float:
-    """The size of the files below a folder, in GB."""
-    return total(folder).num_bytes.total() / 1e9 if folder else 0.0
+# The child's side
 
 
-def describe_kernel_cache(folder: Path | None, before_gb: float) -> str:
-    """What the probe's runs have put into CUDA's cache, from which later runs start at once.
+def devices_seen(devices: str) -> dict[str, Any]:
+    """What TensorFlow was built for and the GPUs that it sees, after its import.
 
     Args:
-        folder: of the cache, None where nothing is kept.
-        before_gb: its size before the probe.
+        devices: whether this process could train on these is answered too; empty for all.
     """
-    if folder is None:
-        return (
-            "CUDA keeps no compiled kernels: unset CUDA_CACHE_DISABLE, or name a folder of your "
-            "own by CUDA_CACHE_PATH"
-        )
-    now_gb = folder_gb(folder)
-    what = "had all that the five jobs need"
-    if now_gb > before_gb:
-        what = f"got {now_gb - before_gb:.2f} GB that the driver compiled for this card"
-    return f"CUDA's cache of kernels {what}: {now_gb:.2f} GB in {folder}"
+    from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+
+    began = time.perf_counter()
+    tf = import_tensorflow(SlurmEnvironment.from_environment())
+    gpus = tf.config.list_physical_devices("GPU")
+    import_s = time.perf_counter() - began
+    cards, passed = _cards(gpus) if gpus else ([], [])
+    build = tf.sysconfig.get_build_info()
+    cudnn = installed_version("nvidia-cudnn-cu12")
+    answer = {
+        "import_s": import_s,
+        "gpus": [card.name for card in cards],
+        "capabilities": [list(card.capability) for card in cards],
+        "passed": passed,
+        "libraries": _libraries() if cuda.has_driver() else None,
+        "targets": list(build.get("cuda_compute_capabilities", ())),
+        "cuda": str(build.get("cuda_version", "")),
+        "cudnn": cudnn,
+        "cuda_packages": cudnn is not None,
+    }
+    try:
+        make_strategy(parse_devices(devices) if devices else None)
+    except InputError as refusal:  # what was found before is reported all the same
+        answer["refused"] = str(refusal)
+    return answer
+
+
+def _cards(gpus: Sequence[Any]) -> tuple[list[cuda.Card], list[str]]:
+    """The cards of TensorFlow's devices, and the names of those that have passed their check."""
+    from harness.compute.device_check import card_of, has_passed  # imports Keras
+
+    cards = [card_of(gpu) for gpu in gpus]
+    return cards, [card.name for card in cards if has_passed(card)]
+
+
+def _libraries() -> dict[str, Any]:
+    """Those of CUDA that are missing here, and those of the site that are used instead."""
+    missing = [*cuda.missing_libraries(), *([] if cuda.has_nvml() else [cuda.NVML])]
+    return {"missing": missing, "site": cuda.shadowing_libraries()}
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(devices_seen(sys.argv[1])))  # noqa: T201
+    except (InputError, RunError) as error:
+        log(logging.ERROR, str(error))
+        sys.exit(error.exit_code)

@@ -1,26 +1,24 @@
 """Checks of the cluster: whether Slurm answers, where GPUs are, and if it accepts our scripts."""
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
 from harness.files.site_settings import SITE, not_sourced
-from harness.files.trusted_network import AT_STAKE, REMEDY, TRUSTED_NETWORK, is_trusted_network
-from harness.slurm.client import ask, check_version, has_client, read_settings, would_start
+from harness.files.trusted_network import TRUSTED_NETWORK
+from harness.slurm.client import ask, check_version, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.sbatch_options import VARIABLES
 
 TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
-MIN_SAVING_S = 10  # a run saves in less, if its disk is not slow
 MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
-FORMAT = "%P|%a|%l|%L|%G"  # partition, state, time limit, default time, generic resources
+FORMAT = "%P|%a|%G"  # partition, state, generic resources
 DEFAULTS = (
     *("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_QOS", "SBATCH_TIMELIMIT"),
 )
@@ -33,8 +31,6 @@ class Partition:
     name: str
     is_default: bool
     is_up: bool
-    time_limit: str
-    default_time: str
     gpu_types: frozenset[str]  # "" for GPUs without a type; empty where there are none
 
 
@@ -42,17 +38,15 @@ def parse_partitions(text: str) -> list[Partition]:
     """Read what `sinfo --format=FORMAT` prints."""
     partitions = []
     for line in text.splitlines():
-        fields = line.split("|", 4)
-        if len(fields) != 5:  # a line beside the partitions, as of several clusters
+        fields = line.split("|", 2)
+        if len(fields) != 3:  # a line beside the partitions, as of several clusters
             continue
-        name, state, limit, default_time, gres = fields
+        name, state, gres = fields
         partitions.append(
             Partition(
                 name.rstrip("*"),
                 name.endswith("*"),
                 state == "up",
-                limit,
-                default_time,
                 gpu_types(gres),
             )
         )
@@ -95,29 +89,9 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     yield Finding("green", "slurm", f"{version}, its controller answers")
     text = ask("sinfo", "--noheader", f"--format={FORMAT}", timeout_s=TIMEOUT_S)
     partitions = parse_partitions(text)
-    yield describe_partitions(partitions)
     yield describe_gpus(partitions)
-    with contextlib.suppress(RunError):  # some sites forbid it
-        text = ask("scontrol", "--oneliner", "show", "partition", timeout_s=TIMEOUT_S)
-        yield from describe_preemption(parse_preemption(text), read_settings())
     yield from check_script(partitions)
     yield check_site_file()
-    yield check_several_nodes(allocation)
-
-
-def describe_partitions(partitions: list[Partition]) -> Finding:
-    """The default partition with its limit, and the other partitions."""
-    up = [each for each in partitions if each.is_up]
-    default = next((each for each in up if each.is_default), None)
-    others = list(dict.fromkeys(each.name for each in up if not each.is_default))
-    also = f"; others: {_some(others)}" if others else ""
-    if default is None:
-        remedy = f"export SBATCH_PARTITION={others[0]}" if others else "ask your site"
-        return Finding("yellow", "partitions", f"none is the default and up{also}", remedy)
-    limits = f"at most {default.time_limit}"
-    if default.default_time not in ("n/a", "NONE", ""):
-        limits += f", {default.default_time} where none is asked for"
-    return Finding("green", "partitions", f"default {default.name}, {limits}{also}")
 
 
 def _some(names: list[str]) -> str:
@@ -143,64 +117,6 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
         return Finding("green", "gpus", found)
     remedy = f"export SBATCH_PARTITION={names[0]}, or sbatch --partition={names[0]}"
     return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)
-
-
-@dataclass(frozen=True)
-class Preemption:
-    """What happens to a job of a partition that has to make room."""
-
-    partition: str
-    mode: str  # OFF, REQUEUE, CANCEL or GANG,SUSPEND
-    grace_s: float
-
-
-def parse_preemption(text: str) -> list[Preemption]:
-    """Read what `scontrol --oneliner show partition` prints."""
-    lines = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
-    return [
-        Preemption(
-            values["PartitionName"],
-            values.get("PreemptMode", "OFF"),
-            _first_number(values.get("GraceTime", "0")),
-        )
-        for values in lines
-        if "PartitionName" in values
-    ]
-
-
-def describe_preemption(
-    partitions: list[Preemption], settings: Mapping[str, str]
-) -> Iterator[Finding]:
-    """What happens to a run in each partition whose jobs have to make room for others."""
-    is_on = settings.get("PreemptType", "preempt/none") != "preempt/none"
-    warned = "send_user_signal" in settings.get("PreemptParameters", "")
-    for each in partitions:
-        # Such as GANG,SUSPEND; by GANG alone, jobs take turns and none makes room.
-        modes = {*each.mode.split(",")}
-        if not is_on or modes <= {"OFF", "GANG"}:
-            continue
-        grace = f"{each.grace_s:.0f} s of grace" if each.grace_s else "no grace time"
-        found = f"{each.partition}: {each.mode}, {grace}"
-        if "SUSPEND" in modes:
-            yield Finding("green", "preemption", f"{found}: a run stands still and goes on")
-            continue
-        by = "Slurm" if "REQUEUE" in modes else "itself"
-        kill_s = _first_number(settings.get("KillWait", "30"))
-        saving_s = each.grace_s if warned and each.grace_s else kill_s
-        then = f"a run has {saving_s:.0f} s to save, and is requeued by {by}"
-        if saving_s >= MIN_SAVING_S:
-            yield Finding("green", "preemption", f"{found}: {then}")
-        else:
-            remedy = "lower train.checkpoint_every_s: a run may go on from its last checkpoint"
-            yield Finding("yellow", "preemption", f"{found}: {then}", remedy)
-    if settings.get("JobRequeue") == "0":
-        found = "JobRequeue is 0: jobs are requeued only with --requeue, which our scripts have"
-        yield Finding("green", "requeue", found)
-
-
-def _first_number(text: str) -> float:
-    found = re.search(r"\d+", text)
-    return float(found[0]) if found else 0.0
 
 
 def check_script(partitions: list[Partition]) -> Iterator[Finding]:
@@ -231,13 +147,3 @@ def check_site_file() -> Finding:
         return Finding("green", "site", f"{SITE} is there, and this shell has what it exports")
     remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"
     return Finding("yellow", "site", "no slurm/site.sh", remedy)
-
-
-def check_several_nodes(allocation: SlurmEnvironment | None) -> Finding:
-    """Whether one model may train on several nodes, and what is at stake."""
-    if is_trusted_network():
-        found = f"one model may train on them: {TRUSTED_NETWORK} is 1"
-        return Finding("green", "several nodes", found)
-    refused = allocation is not None and allocation.num_nodes > 1
-    found = f"refused for one model: {AT_STAKE}"
-    return Finding("red" if refused else "yellow", "several nodes", found, REMEDY)

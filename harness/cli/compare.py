@@ -58,7 +58,7 @@ def compare(
     from harness.report.summary import Request, compared, print_parts
 
     if out:
-        from harness.report.export import check_folder, write_comparison
+        from harness.report.html import check_folder, write_comparison
 
         check_folder(out)
     if baseline and no_baseline:
@@ -74,7 +74,7 @@ def compare(
     )
     parts, left_out = compared(request, say)
     if markdown:
-        from harness.report.export import to_markdown
+        from harness.report.summary import to_markdown
 
         echo(to_markdown(parts), end="")
     else:
@@ -119,8 +119,7 @@ def ensemble(
 
     request = Request(folders, others is not None, weights_from, data, name, run_id)
     made = make_ensemble(request, runs, partial(echo, err=True))
-    lines = made.lines()
-    for line in table_lines([*lines[0]], lines):
+    for line in table_lines([*made.lines[0]], made.lines):
         echo(line)
     result = made.result
     echo(f"tested on {result['num_test']:,} reviews of {result['data']}: {describe_scores(result)}")

@@ -1,10 +1,10 @@
 """`doctor`: checks whether this site is set up, and how fast it trains."""
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,16 +13,14 @@ from harness.errors import RunError
 from harness.system.console import Console, echo, rich_console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from harness.checks.finding import Finding
     from harness.checks.probe import Estimate
 
 
 app = typer.Typer()
-T = TypeVar("T", "Finding", "Estimate")
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red"}
 ON_GPU = "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G"
+ROW = "{:14}{:>10}{:>9}{:>13}{:>12}{:>11}"
 
 
 @app.command(epilog="Examples: harness doctor --runs /scratch/me/runs; harness doctor --probe")
@@ -46,10 +44,8 @@ def doctor(
     """
     try:
         from harness.checks.doctor import diagnose
-        from harness.checks.probe import describe_kernel_cache, folder_gb
         from harness.checks.probe import probe as measure
         from harness.compute.strategy import parse_devices, site_devices
-        from harness.system.cuda import kernel_cache
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
     devices = devices or site_devices()
@@ -57,81 +53,52 @@ def doctor(
         parse_devices(devices)
     if probe:
         confirm_here(f"{ON_GPU} harness doctor --probe", Console(), here=here)
-        cache = kernel_cache()
-        before_gb = folder_gb(cache)
-        with _waiting("measuring"):
-            estimates = measure(devices, data)
-        _print(estimates, _print_estimates, as_json=as_json)
-        if not as_json and any(each.on_gpu for each in estimates):
-            echo(describe_kernel_cache(cache, before_gb))
-        is_well = not any(each.error for each in estimates)
+        estimates = measure(devices, data)
+        is_well = _print_json([*estimates]) if as_json else _print_estimates(estimates)
     else:
-        with _waiting("checking"):
-            findings = list(diagnose(data, runs, devices))
-        _print(findings, _print_findings, as_json=as_json)
-        is_well = not any(each.level == "red" for each in findings)
+        findings = diagnose(data, runs, devices)
+        is_well = _print_json([*findings]) if as_json else _print_findings(findings)
     if not is_well:
         raise typer.Exit(1)
 
 
-def _print(results: "list[T]", as_text: "Callable[[list[T]], None]", *, as_json: bool) -> None:
-    if as_json:
-        echo(json.dumps([asdict(each) for each in results], indent=2))
-    else:
-        as_text(results)
+def _print_json(found: "Sequence[Finding | Estimate]") -> bool:
+    echo(json.dumps([asdict(each) for each in found], indent=2))
+    return all(each.is_well for each in found)
 
 
-def _waiting(what: str) -> AbstractContextManager[object]:
-    """A spinner, on a terminal."""
-    console = rich_console(stderr=True)
-    return console.status(what) if console.is_terminal else nullcontext()
-
-
-def _print_findings(findings: "list[Finding]") -> None:
-    from rich.table import Table
+def _print_findings(findings: "Iterable[Finding]") -> bool:
+    """Print each in a line as it is found; returns whether none is red."""
     from rich.text import Text
 
-    console = rich_console()
-    counts = {level: sum(each.level == level for each in findings) for level in STYLES}
-    if console.is_terminal:
-        table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
-        for each in findings:
-            text = Text(each.found)
-            if each.remedy:
-                text.append(f"\n-> {each.remedy}", "bold")
-            table.add_row(Text(each.level, STYLES[each.level]), Text(each.name), text)
-        console.print(table)
-    else:  # a line each, for grep
-        for each in findings:
-            remedy = f" -> {each.remedy}" if each.remedy else ""
-            line = f"{each.level:7}{each.name:20}{each.found}{remedy}"
-            echo(" ".join(line.splitlines()))
-    echo(", ".join(f"{count} {level}" for level, count in counts.items()))
-
-
-def _print_estimates(estimates: "list[Estimate]") -> None:
-    from rich.table import Table
-
     console = rich_console(soft_wrap=True)
-    heads = ("job", "reviews/s", "start s", "whole job s", "--time", "memory GB")
-    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
-    good = [each for each in estimates if each.total_s]
-    for each in good:
-        table.add_row(
-            each.job,
-            f"{each.reviews_per_s:,.0f}",
-            f"{each.first_step_s:.1f}",
-            f"{each.total_s:,.0f}",
-            each.time_limit,
-            f"{each.peak_memory_gb:.1f}",
-        )
-    if good:
-        console.print(table)
-        text = "the whole job is estimated for IMDB's 25,000 reviews of each split"
-        console.print(f"Measured on {good[0].devices} with {good[0].data}; {text}.", markup=False)
-        if not good[0].on_gpu:
-            console.print("It holds for machines like this one. To measure a GPU node:")
-            console.print(f"{ON_GPU} harness doctor --probe")
+    counts = dict.fromkeys(STYLES, 0)
+    for each in findings:
+        counts[each.level] += 1
+        remedy = f" -> {each.remedy}" if each.remedy else ""
+        line = " ".join(f"{each.name:20}{each.found}{remedy}".splitlines())
+        console.print(Text.assemble((f"{each.level:7}", STYLES[each.level]), line))
+    echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+    return not counts["red"]
+
+
+def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
+    """Print each as it is measured; returns whether all were."""
+    known: list[Estimate] = []
     for each in estimates:
+        if not known:
+            echo(ROW.format("job", "reviews/s", "start s", "whole job s", "--time", "memory GB"))
         if each.error:
-            console.print(f"{each.job}: {each.error}", markup=False)
+            echo(f"{each.job}: {each.error}")
+        else:
+            figures = f"{each.reviews_per_s:,.0f}", each.first_step_s, f"{each.total_s:,.0f}"
+            echo(ROW.format(each.job, *figures, each.time_limit, f"{each.peak_memory_gb:.1f}"))
+        known.append(each)
+    good = [each for each in known if each.is_well]
+    if good:
+        text = "the whole job is estimated for IMDB's 25,000 reviews of each split"
+        echo(f"Measured on {good[0].devices} with {good[0].data}; {text}.")
+        if not good[0].on_gpu:
+            echo("It holds for machines like this one. To measure a GPU node:")
+            echo(f"{ON_GPU} harness doctor --probe")
+    return len(good) == len(known)

@@ -2,10 +2,9 @@
 
 import logging
 import signal
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from harness import __version__
@@ -14,34 +13,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.system import processes
 from harness.system.console import echo, log, take_any_text
 
-SECTIONS = {  # of the help
-    "Train": ("train", "resume", "evaluate", "predict", "export"),
-    "Search": ("tune", "sweep"),
-    "Look at results": ("compare", "ensemble", "tensorboard"),
-    "Submit and watch": ("submit", "status", "logs", "cancel", "prune", "reproduce"),
-    "Set up": ("data", "doctor"),
-}
-
-
-class Commands(TyperGroup):
-    """The commands in sections. Typer has such panels with rich alone, which starts slowly."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write each section with a short sentence for every command."""
-        name_width = max(map(len, self.commands))
-        limit = formatter.width - 6 - name_width
-        for title, names in SECTIONS.items():
-            with formatter.section(title):
-                formatter.write_dl(
-                    [
-                        (name.ljust(name_width), self.commands[name].get_short_help_str(limit))
-                        for name in names
-                    ]
-                )
-
-
 app = typer.Typer(
-    cls=Commands,
     help="Train, test and search text classifiers on CPUs, GPUs or a Slurm cluster.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -61,6 +61,10 @@ Workers = Annotated[
         min=1, max=10_000, metavar="N", help="number of workers; default: one per GPU or CPU"
     ),
 ]
+RunsAtATime = Annotated[
+    int | None,
+    typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
+]
 WorkersPerGpu = Annotated[
     int, typer.Option(min=1, max=64, metavar="N", help="number of workers that share a GPU")
 ]

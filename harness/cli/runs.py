@@ -1,10 +1,11 @@
 """`status`, `logs`, `cancel` and `prune`: what is running, how to stop it, what can be freed."""
 
-import itertools
 import json
 import logging
 import sys
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+WATCH_S = 5.0  # between two looks
 MAX_LEFT = 5  # lines about what is not pruned
 PRUNED_AGAIN = "harness train RUN/job.toml makes them again"
 
@@ -29,7 +31,7 @@ OneRun = Annotated[
 
 
 @app.command(
-    epilog="Examples: harness status runs/lstm --watch; harness status --state failed --newer 2d"
+    epilog="Examples: harness status runs/lstm --watch; harness status --all | grep failed"
 )
 def status(
     names: Annotated[
@@ -40,73 +42,36 @@ def status(
     everything: Annotated[
         bool, typer.Option("--all", help="show all ended runs, not only the newest 20")
     ] = False,
-    jobs: Annotated[
-        list[str] | None, typer.Option("--job", metavar="NAME", help="only runs of this job")
-    ] = None,
-    states: Annotated[
-        list[str] | None,
-        typer.Option("--state", metavar="STATE", help="only runs in this state, such as failed"),
-    ] = None,
-    newer: Annotated[
-        str | None,
-        typer.Option("--newer", metavar="AGE", help="only runs that did something within 2h, 3d"),
-    ] = None,
-    disk: Annotated[
-        bool, typer.Option("--disk", help="show space, files, and what harness prune frees")
-    ] = False,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="refresh until nothing is running or waiting")
     ] = False,
-    every_s: Annotated[
-        float,
-        typer.Option(
-            "--every", metavar="SECONDS", min=0.5, max=86_400, help="time between refreshes"
-        ),
-    ] = 5.0,
 ) -> None:
     """Show which runs are running, waiting or finished.
 
     Reads the run folders and asks Slurm at most once.
     """
     from harness.monitoring.run_names import select_runs
-    from harness.monitoring.status_table import RunFilter, StatusScreen
-    from harness.monitoring.survey import survey, trials_of
+    from harness.monitoring.status_table import StatusScreen
+    from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
-    if watch and disk:
-        raise InputError("--disk: looks at every file once; leave out --watch")
     queue = Queue()
-    wanted = RunFilter(jobs or (), states or (), newer)
-    console = StatusScreen(runs, everything=everything or bool(names), is_filtered=bool(wanted))
+    console = StatusScreen(runs, everything=everything or bool(names), watches=watch)
 
     def look() -> "list[RunStatus]":
-        if not names:
-            chosen = wanted.choose(survey(runs, queue))
-        else:
-            selected = select_runs(names, runs, queue, many=True)
-            # A sweep is shown with its trials if it was named.
-            trials = (trials_of(each) if each.trials else () for each in selected)
-            chosen = wanted.choose([*selected, *itertools.chain.from_iterable(trials)])
-        if not disk:
-            return chosen
-        from harness.tuning.prune_runs import add_disk_use  # which needs NumPy
-
-        return add_disk_use(chosen)
+        return select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
 
     try:
         if as_json:
             content = [each.as_json() for each in look()]
             echo(json.dumps(content, indent=2, allow_nan=False))
             console.complain(queue.problem)
-        elif not watch:
-            console.show(look(), queue.problem)
         else:
-            with console:
-                while console.draw(look(), queue.problem):
-                    time.sleep(every_s)
+            while console.draw(look(), queue.problem) and watch:
+                time.sleep(WATCH_S)
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
@@ -129,9 +94,10 @@ def logs(
 
     With -f the exit code is that of the run: 0 = finished, 1 = failed, 75 = resume it.
     """
-    from harness.monitoring.logs import Follower, Look, await_log, log_of, read_lines
+    from harness.monitoring.logs import ASK_EVERY_S, Follower, await_log, log_of
     from harness.monitoring.logs import follow as follow_log
     from harness.monitoring.run_names import one, select_runs
+    from harness.monitoring.survey import refresh
     from harness.slurm.queue import Queue
 
     queue = Queue()
@@ -147,16 +113,15 @@ def logs(
         else:
             path = log_of(run, yet_to_come=follow)
     try:
-        look = Look(run, queue)
-        path = path or await_log(look)
+        queue.every_s = ASK_EVERY_S
+        look = partial(refresh, run, queue)
+        follower = Follower(path or await_log(look))
+        if num_lines is not None or not follow:
+            lines = follower.new_lines(at_end=not follow)
+            for line in lines if num_lines is None else deque(lines, num_lines):
+                echo(line)
         if not follow:
-            for line in read_lines(path, num_lines):
-                echo(line)
             return
-        follower = Follower(path)
-        if num_lines is not None:
-            for line in follower.seek_last(num_lines):
-                echo(line)
         for line in follow_log(follower, look):
             echo(line)
             sys.stdout.flush()
@@ -165,7 +130,7 @@ def logs(
     except BrokenPipeError:
         ignore_broken_pipe()
         return
-    end = look.status
+    end = look()
     if end.state in ("interrupted", "cancelled"):
         raise Interrupted(f"{end.run}: {end.state}; {end.note}")
     if end.state != "finished":
@@ -189,6 +154,7 @@ def cancel(
     from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
     from harness.tracking.records import JOB_ID
+    from harness.tuning.stops import stop_search_in
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.
@@ -206,7 +172,9 @@ def cancel(
     }
     for folder, run in chosen.items():
         try:
-            line = ask_to_stop(run, alone=alone[folder], problem=queue.problem)
+            line = ask_to_stop(
+                run, stop_search=stop_search_in, alone=alone[folder], problem=queue.problem
+            )
             echo(line) if line else stopping.append(run)
         except (InputError, RunError) as error:
             problems.append(str(error))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import Full, Overrides, RunFolder, RunsFolder, TrustCode, quoted
+from harness.cli.options import Overrides, RunFolder, RunsFolder, TrustCode, quoted
 from harness.errors import InputError, RunError
 from harness.system.console import echo
 
@@ -34,7 +34,7 @@ def submit(
     ] = None,
     flags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- FLAGS", help="any other option of sbatch, after --"),
+        typer.Argument(metavar="-- FLAGS", help="options of sbatch, after --: -- --partition=gpu"),
     ] = None,
     all_jobs: Annotated[
         bool, typer.Option("--all", help="submit the five jobs and their comparison")
@@ -60,50 +60,27 @@ def submit(
     time: Annotated[
         str | None, typer.Option(metavar="T", help="time limit: minutes, 2:00:00 or 1-12")
     ] = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm partition")] = None,
     mem: Annotated[str | None, typer.Option(metavar="SIZE", help="memory per node: 16G")] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm account")] = None,
-    qos: Annotated[str | None, typer.Option(metavar="NAME", help="quality of service")] = None,
-    constraint: Annotated[
-        str | None, typer.Option(metavar="LIST", help="features that the nodes must have")
-    ] = None,
-    exclude: Annotated[
-        str | None, typer.Option(metavar="NODES", help="nodes to stay away from")
-    ] = None,
-    mail_type: Annotated[
-        str | None, typer.Option(metavar="LIST", help="when Slurm writes to you: END,FAIL")
-    ] = None,
-    at_most: Annotated[
-        int | None,
-        typer.Option("--at-most", metavar="N", help="run at most N seeds of an array at a time"),
-    ] = None,
     retry_memory: Annotated[
         bool,
         typer.Option(
             "--retry-memory", help="if out of memory, ask for half as much again, at most twice"
         ),
     ] = False,
-    after: Annotated[
-        str | None, typer.Option(metavar="JOBID", help="start after that job has succeeded")
-    ] = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="train all seeds side by side in one job")
     ] = False,
-    full: Full = False,
     trust_code: TrustCode = False,
     runs: RunsFolder = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print script and command; submit nothing")
-    ] = False,
-    test: Annotated[
-        bool, typer.Option("--test", help="ask Slurm when it would start; submit nothing")
     ] = False,
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
     from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
     from harness.slurm.sbatch_options import VARIABLES
-    from harness.slurm.submit import Options, doubts, dry_submissions, expected_starts, make_request
+    from harness.slurm.submit import Options, doubts, dry_submissions, make_request
     from harness.system.console import Console
 
     sbatch_flags = list(flags or ())
@@ -119,56 +96,43 @@ def submit(
         nodes=nodes,
         time=time,
         mem=mem,
-        partition=partition,
-        account=account,
-        qos=qos,
-        constraint=constraint,
-        exclude=exclude,
-        mail_type=mail_type,
-        at_most=at_most,
         retry_memory=retry_memory,
-        after=after,
         flags=tuple(sbatch_flags),
     )
     job_file = None if all_jobs or job is None else Path(job)
-    options = Options(job_file, overrides or (), seeds, full, all_jobs, pack)
+    options = Options(job_file, overrides or (), seeds, all_jobs, pack)
     if resume or all_interrupted:
-        if all_jobs or overrides or seeds or pack or full or at_most is not None:
+        if all_jobs or overrides or seeds or pack:
             raise InputError(
-                "--resume: goes on with runs as they are; leave out --all, --set, --seeds, --pack, "
-                "--full and --at-most"
+                "--resume: goes on with runs as they are; leave out --all, --set, --seeds and "
+                "--pack"
             )
-        requests = _resume_requests(names, resources, runs, everything=all_interrupted)
+        request = _resume_request(names, resources, runs, everything=all_interrupted)
     else:
-        requests = [make_request(options, resources, runs)]
+        request = make_request(options, resources, runs)
     console = Console()
     if hint := not_sourced(VARIABLES):
         console.warning(hint)
-    for line in dict.fromkeys(line for request in requests for line in doubts(request)):
+    for line in doubts(request):
         console.warning(line)
-    for request in requests:
-        if dry_run:
-            for submission in dry_submissions(request):
-                echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
-        elif test:
-            for line in expected_starts(request):
-                echo(line)
-        else:
-            _submit(request)
+    if dry_run:
+        for submission in dry_submissions(request):
+            echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
+    else:
+        _submit(request)
 
 
-def _resume_requests(
+def _resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool
-) -> "list[Request]":
-    """A request for each folder of runs, because who looks there must see the jobs."""
+) -> "Request":
     from harness.monitoring.resume import as_job, interrupted
     from harness.monitoring.run_names import select_runs
-    from harness.monitoring.survey import runs_of, survey
+    from harness.monitoring.survey import survey
     from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.queue import Queue
     from harness.slurm.submit import resume_request
     from harness.system.console import Console
-    from harness.tracking.job_end import shortage_of
+    from harness.tracking.job_end import was_out_of_memory
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
@@ -184,15 +148,9 @@ def _resume_requests(
         )
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
-        shortage = None if resources.mem else shortage_of(each)
-        if shortage and shortage.more_mb:
-            told = f"{each.run}: was killed for want of memory: {shortage}"
-            Console().warning(f"{told}; give --mem={shortage.more_mb}M or more")
-    tops = [runs_of(each.folder, runs) for each in resumed]
-    return [
-        resume_request([each for each, of in zip(resumed, tops, strict=True) if of == top], top)
-        for top in dict.fromkeys(tops)
-    ]
+        if not resources.mem and was_out_of_memory(each):
+            Console().warning(f"{each.run}: was killed for want of memory; give more by --mem")
+    return resume_request(resumed, runs)
 
 
 def _submit(request: "Request") -> None:

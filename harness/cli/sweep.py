@@ -11,6 +11,7 @@ from harness.cli.options import (
     DataFolder,
     DeviceList,
     Here,
+    RunsAtATime,
     Stall,
     TrustCode,
     Workers,
@@ -18,7 +19,6 @@ from harness.cli.options import (
     confirm_here,
     quoted,
 )
-from harness.errors import explain_interruption
 from harness.system.console import echo
 
 app = typer.Typer(help="Show, use or join a search that harness tune began.")
@@ -53,10 +53,7 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
 def retrain(
     folder: Sweep,
     seeds: Annotated[str, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3")] = "1-5",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
-    ] = None,
+    workers: RunsAtATime = None,
     devices: DeviceList = None,
     data: DataFolder = None,
     here: Here = False,
@@ -86,10 +83,10 @@ def join(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Add workers to a running sweep, from this machine or job."""
+    """Help with a search, from this machine or job."""
+    from harness.cli.tune import run_sweep
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console
-    from harness.tuning.join import join as join_sweep
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
@@ -102,5 +99,4 @@ def join(
     )
     sweep, console = SweepDirectory.open(folder), Console()
     confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", console, here=here)
-    with explain_interruption(f"trials saved; go on by: harness sweep join {quoted(folder)}"):
-        join_sweep(sweep, request, console)
+    run_sweep(sweep, sweep.search(), request, console=console)

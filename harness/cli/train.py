@@ -21,6 +21,7 @@ from harness.cli.options import (
     Here,
     Overrides,
     RunFolder,
+    RunsAtATime,
     RunsFolder,
     Strict,
     TrustCode,
@@ -66,10 +67,7 @@ def train(
             "--run-id", metavar="ID", help="name of the run; an unfinished one is continued"
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
-    ] = None,
+    workers: RunsAtATime = None,
     runs_per_gpu: Annotated[
         int,
         typer.Option(min=1, max=64, metavar="N", help="runs that share a GPU"),
@@ -320,18 +318,18 @@ def export(
 ) -> None:
     """Write a finished model as a SavedModel for raw text.
 
-    An ensemble may be given too. TensorFlow and TensorFlow Serving read it without this package.
+    TensorFlow and TensorFlow Serving read it without this package.
     """
-    from harness.ensembles.predict import name_of, open_model
+    from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import computing
 
-    model = open_model(run_folder)
-    folder = out or model.folder / "export"
-    with computing(model.job()):
-        from harness.ensembles.export import export_model
+    run = RunDirectory.open(run_folder)
+    folder, job = out or run.folder / "export", run.job()
+    with computing(job):
+        from harness.inference.export import export as export_model
 
-        written = export_model(model, folder)
-    name = name_of(model)
+        written = export_model(run, folder)
+    name = job.name
     echo(f"SavedModel   {written}")
     echo(
         f"next         docker run -p 127.0.0.1:8501:8501 -e MODEL_NAME={name} "

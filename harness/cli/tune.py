@@ -53,9 +53,10 @@ def tune(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Search for better settings.
+    """Search for better settings, or help with a search.
 
-    No trial is lost if a worker or the command itself is killed. `harness sweep` shows the result.
+    Run it again with the same --sweep-id, on any node, and it helps. No trial is lost if a worker
+    or a command is killed. `harness sweep` shows the result.
     """
     from harness.compute.strategy import one_device_each
     from harness.search_space import load_search
@@ -84,9 +85,10 @@ def run_sweep(
     request: "WorkerRequest",
     *,
     console: "Console",
-    full: bool,
+    full: bool = False,
+    resumes: bool = False,
 ) -> None:
-    """Begin a sweep or go on with one, and print its result."""
+    """Begin a sweep or help with one, and print its result."""
     from harness.slurm.environment import resume_command
     from harness.tuning.tune import tune as run_search
 
@@ -95,7 +97,7 @@ def run_sweep(
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
         with explain_interruption(f"trials saved; go on by: {resume_command(sweep.folder)}"):
-            result = run_search(sweep, search, request, console=console, full=full)
+            result = run_search(sweep, search, request, console=console, full=full, resumes=resumes)
     if not result:
         console.info(f"cancelled, trials saved; go on by: harness resume {quoted(sweep.folder)}")
         return
@@ -122,4 +124,4 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
 
     sweep = SweepDirectory.open(folder)
     request = WorkerRequest(devices=one_device_each(devices, "trial"), data=data)
-    run_sweep(sweep, sweep.search(), request, console=Console(), full=False)
+    run_sweep(sweep, sweep.search(), request, console=Console(), resumes=True)

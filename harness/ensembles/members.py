@@ -14,7 +14,7 @@ from harness.ensembles.folder import Ensemble, sha256_of
 from harness.errors import InputError
 from harness.job import FACTS, Job
 from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
-from harness.report.predictions import BROKEN, read_arrays, read_own
+from harness.report.statistics import BROKEN, read_arrays, read_own
 from harness.tracking.run_dir import VALIDATION_PREDICTIONS, RunDirectory
 
 Floats = NDArray[np.float64]
@@ -40,19 +40,17 @@ class RunMember:
     validation: Floats  # [num_validation, num_classes]
 
     @property
-    def result(self) -> Mapping[str, Any]:
-        """Its `result.json`."""
-        return self.scored.result
-
-    @property
-    def limit(self) -> int:
-        """Reviews of each split that it used, 0 for all."""
-        return self.job.data.limit
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of the labels."""
-        return [*self.result["classes"]]
+    def shared(self) -> dict[str, Any]:
+        """What is the same for all runs of an ensemble, by the names of messages."""
+        result = self.scored.result
+        share: object = self.job.data.validation_split
+        return {
+            "data": result["dataset_checksum"],
+            "data.limit": self.job.data.limit,
+            "classes": result["classes"],
+            # Their own validation split is the same whatever the share.
+            "data.validation_split": "given" if result.get("validation_is_given") else share,
+        }
 
 
 def read_members(folders: Sequence[Path]) -> list[RunMember]:
@@ -61,43 +59,31 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
     Raises:
         InputError: for the first run that can't be a member, or does not fit the others.
     """
-    members = [read_member(folder) for folder in folders]
-    first = members[0]
-    for index, each in enumerate(members):
-        for other in members[:index]:
+    members: list[RunMember] = []
+    for folder in folders:
+        each = read_member(folder)
+        for other in members:
             if each.model_checksum == other.model_checksum:
                 raise InputError(
-                    f"run {each.run.folder}: has the same model as {other.run.folder}; name each "
-                    "run once"
+                    f"run {folder}: has the same model as {other.run.folder}; name each run once"
                 )
-        what = [
-            ("data", each.result["dataset_checksum"], first.result["dataset_checksum"]),
-            ("data.limit", each.limit, first.limit),
-            ("classes", each.classes, first.classes),
-            ("data.validation_split", _validation_of(each), _validation_of(first)),
-        ]
-        for name, mine, others in what:
-            if mine != others:
-                shown = [str(value)[:12] for value in (mine, others)]
+        first = members[0] if members else each
+        for name, mine in each.shared.items():
+            if mine != (others := first.shared[name]):
                 raise InputError(
-                    f"run {each.run.folder}: its {name} is {shown[0]}, that of {first.run.folder} "
-                    f"{shown[1]}; an ensemble's runs should have the same"
+                    f"run {folder}: its {name} is {str(mine)[:12]}, that of {first.run.folder} "
+                    f"{str(others)[:12]}; an ensemble's runs should have the same"
                 )
-        for mine, others in (
-            (each.labels, first.labels),
-            (each.validation_labels, first.validation_labels),
+        if not (
+            np.array_equal(each.labels, first.labels)
+            and np.array_equal(each.validation_labels, first.validation_labels)
         ):
-            if not np.array_equal(mine, others):
-                raise InputError(
-                    f"run {each.run.folder}: its predictions are of other reviews than those of "
-                    f"{first.run.folder}; train it again"
-                )
+            raise InputError(
+                f"run {folder}: its predictions are of other reviews than those of "
+                f"{first.run.folder}; train it again"
+            )
+        members.append(each)
     return members
-
-
-def _validation_of(member: RunMember) -> float | str:
-    """What decides its validation reviews; their own split is the same whatever the share."""
-    return "given" if member.result.get("validation_is_given") else member.job.data.validation_split
 
 
 def read_member(folder: Path) -> RunMember:
@@ -160,21 +146,19 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
     of = f"--weights-from {ensemble.folder}"
     if ensemble.weights_from:
         raise InputError(f"{of}: has the weights of {ensemble.weights_from}; give that one")
-    if ngrams != ensemble.has_ngrams:
-        has, remedy = ("no ", "leave") if ngrams else ("", "give")
-        word = "out" if ngrams else "too"
-        raise InputError(f"{of}: has {has}n-grams as a member; {remedy} --with ngrams {word}")
-    if len(ensemble.runs) != len(members):
-        raise InputError(
-            f"{of}: has {len(ensemble.runs)} runs, here are {len(members)}; give runs of the same "
-            "jobs in the same order"
-        )
-    first = members[0]
-    if (ensemble.checksum, ensemble.limit) != (first.result["dataset_checksum"], first.limit):
-        raise InputError(f"{of}: is of other data than run {first.run.folder}; give one of these")
-    for theirs, member in zip(ensemble.runs, members, strict=True):
-        expected = _deciding(theirs.job(), theirs.certain_json("result.json"))
-        found = _deciding(member.job, member.result)
+    same = members[0].shared
+    for what, theirs, mine in (
+        ("{}n-grams as a member", "" if ensemble.has_ngrams else "no ", "" if ngrams else "no "),
+        ("{} runs", len(ensemble.runs), len(members)),
+        ("data = {:.12}", ensemble.dataset_checksum, same["data"]),
+        ("data.limit = {}", ensemble.limit, same["data.limit"]),
+    ):
+        if theirs != mine:
+            has, here = what.format(theirs), what.format(mine)
+            raise InputError(f"{of}: has {has}, here are {here}; give an ensemble of the same jobs")
+    for run, member in zip(ensemble.runs, members, strict=True):
+        expected = _deciding(run.job(), run.certain_json("result.json"))
+        found = _deciding(member.job, member.scored.result)
         for key in sorted({*expected, *found}):
             if expected.get(key) != found.get(key):
                 raise InputError(

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.ensembles.folder import Ensemble
-from harness.ensembles.weights import averaged
 from harness.errors import InputError
 from harness.inference.predict import Classifier, Prediction
 from harness.tracking.run_dir import RunDirectory
@@ -21,11 +21,6 @@ def open_model(folder: Path) -> RunDirectory | Ensemble:
         InputError: if it is neither.
     """
     return Ensemble.open(folder) if is_ensemble(folder) else RunDirectory.open(folder)
-
-
-def name_of(model: RunDirectory | Ensemble) -> str:
-    """The name of the job, or of the ensemble: that of the folder above its own."""
-    return model.folder.absolute().parent.name if isinstance(model, Ensemble) else model.job().name
 
 
 def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClassifier":
@@ -69,3 +64,10 @@ class EnsembleClassifier:
             )
             for first, row in zip(of_runs[0], averaged(self.weights, members), strict=True)
         ]
+
+
+def averaged(
+    weights: Sequence[float], members: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """The weighted mean of the members' probabilities, `[num_reviews, num_classes]`."""
+    return np.asarray(sum(w * each for w, each in zip(weights, members, strict=True)), np.float64)

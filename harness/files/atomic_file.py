@@ -133,10 +133,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
 
 def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
     """The message for a file that the system refuses to write."""
-    reason = why_refused(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason += _free(path.parent)
-    return f"{path}: can't be written: {reason}; {remedy}"
+    return f"{path}: can't be written: {why_refused(error)}; {remedy}"
 
 
 def why_refused(error: OSError) -> str:
@@ -144,13 +141,6 @@ def why_refused(error: OSError) -> str:
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is no folder, or a link to one that is not there"
     return error.strerror or str(error)
-
-
-def _free(folder: Path) -> str:
-    """How much the disk has free for this user; a quota may leave less."""
-    with contextlib.suppress(OSError):
-        return f" ({shutil.disk_usage(folder).free / 1e6:,.0f} MB free in {folder})"
-    return ""
 
 
 def replace_file(

@@ -91,6 +91,4 @@ def numbers(content: object) -> dict[str, float]:
 
 def whole(value: object) -> int | None:
     """A whole number, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if abs(value) < MAX_NUMBER else None
+    return value if isinstance(value, int) and number(value) is not None else None

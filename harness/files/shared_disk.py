@@ -90,9 +90,19 @@ def is_network(path: Path) -> bool:
     return file_system(path) not in LOCAL
 
 
-def file_system(path: Path) -> str:
-    """The kind of file system that a path is on, such as nfs4, or `unknown`."""
-    return _kind(path)
+def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of file system that a path is on, such as nfs4, or `unknown`.
+
+    Args:
+        mounts: the kernel's list.
+    """
+    try:
+        lines = read_mounts(mounts, 3)
+    except OSError:
+        lines = []
+    kinds = {at: kind for _, at, kind, *_ in lines}  # the last mount at a path hides the others
+    real = path.resolve()
+    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")
 
 
 def clock_ahead_s(folder: Path) -> float:
@@ -122,13 +132,3 @@ def read_mounts(file: Path, num_fields: int) -> list[list[str]]:
 
 def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
-
-
-def _kind(path: Path, file: Path = Path("/proc/self/mounts")) -> str:
-    try:
-        lines = read_mounts(file, 3)
-    except OSError:
-        lines = []
-    kinds = {at: kind for _, at, kind, *_ in lines}  # the last mount at a path hides the others
-    real = path.resolve()
-    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

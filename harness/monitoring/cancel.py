@@ -1,7 +1,6 @@
 """Stops runs so that they save first and are not restarted, wherever they run."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -9,14 +8,11 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from harness.errors import RunError
-from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_json, text, whole
-from harness.files.shared_disk import SharedDisk
+from harness.errors import InputError, RunError
+from harness.files.lenient_json import read_json, text
 from harness.monitoring.survey import refresh
-from harness.search_space import CANCEL_FILE
 from harness.slurm import client
-from harness.slurm.queue import ASK_EVERY_S, Queue
+from harness.slurm.queue import Queue
 from harness.system.processes import is_elsewhere, is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
@@ -24,8 +20,9 @@ from harness.tracking.run_dir import ask_to_cancel
 # Slurm kills a job that has not ended some time after it was asked to, by default 30 s.
 WAIT_S = 90.0
 POLL_S = 0.5
-FIRST_QUESTION_S = 2.0
+ASK_EVERY_S = 5.0  # the queue
 OVER = ("interrupted", "failed", "result")
+AT_WORK = ("running", "starting", "stale")
 
 
 def spares_others(
@@ -55,12 +52,17 @@ def spares_others(
 
 
 def ask_to_stop(
-    status: RunStatus, *, alone: bool = False, problem: str | None = None
+    status: RunStatus,
+    *,
+    stop_search: Callable[[Path], None] | None = None,
+    alone: bool = False,
+    problem: str | None = None,
 ) -> str | None:
     """Ask a run to stop.
 
     Args:
         status: of the run.
+        stop_search: stops that of a sweep's folder, wherever its workers are.
         alone: others of its job go on.
         problem: why squeue gave no answer.
 
@@ -81,11 +83,18 @@ def ask_to_stop(
         if status.phase is None or status.state == "pending":
             return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
         return None
+    if stop_search and status.trials and status.state in AT_WORK:
+        stop_search(status.folder)
+        if status.slurm_job:  # tasks of its array that wait; the others see the folder
+            with contextlib.suppress(InputError, RunError):
+                array = status.slurm_job.partition("_")[0]
+                client.ask("scancel", "--state=PENDING", array)
+        return None
     in_slurm = status.reported_job or status.phase is None
     is_queued = status.slurm_job and in_slurm and (status.job_lives or status.state in ALIVE)
     if is_queued and _is_own_job(status):
         return _cancel_job(status)
-    if status.state not in ("running", "starting", "stale"):
+    if status.state not in AT_WORK:
         if problem and status.reported_job:
             raise RunError(f"{status.run}: {problem}; if its job waits: scancel {status.slurm_job}")
         if is_queued and status.state in ALIVE:  # a session's job, or that of a script of one's own
@@ -125,11 +134,6 @@ def _stop_process(status: RunStatus) -> None:
     process = status.process or 0
     where = f"run {status.run}: process {process}"
     if not _is_here(status):
-        if status.trials:
-            # Its supervisor looks for this file.
-            generation = _newest_generation(status.folder)
-            atomic_write(status.folder / CANCEL_FILE, json.dumps({"generation": generation}))
-            return
         if status.host == socket.gethostname():
             where += " in another container"
         ends_all = f", or end its whole job: scancel {status.slurm_job}" if status.slurm_job else ""
@@ -152,15 +156,6 @@ def _is_here(status: RunStatus) -> bool:
     return status.host == socket.gethostname() and not is_elsewhere(space)
 
 
-def _newest_generation(sweep: Path) -> int:
-    """The newest supervisor of a sweep: it may have begun after `state.json` was written."""
-    known = whole(read_json(sweep / "state.json").get("generation")) or 0
-    with contextlib.suppress(OSError):
-        names = SharedDisk().names(sweep / "journal")
-        return max([known, *(int(name) for name in names if name.isdecimal())])
-    return known
-
-
 def wait_until_saved(
     status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
 ) -> str:
@@ -169,12 +164,9 @@ def wait_until_saved(
     Raises:
         RunError: if it does not end in time.
     """
-    waited_s, queue.every_s = 0.0, FIRST_QUESTION_S
+    waited_s, queue.every_s = 0.0, ASK_EVERY_S
     while waited_s < WAIT_S:
-        asked_at = queue.asked_at
         now = refresh(status, queue)
-        if queue.asked_at > asked_at:
-            queue.every_s = min(2 * queue.every_s, ASK_EVERY_S)
         is_new = now.time_s > status.time_s or status.phase not in OVER
         # A search is recorded as interrupted before its last worker has saved.
         saves = bool(now.trials) and _is_here(now) and is_run_alive(now.process or 0, now.time_s)

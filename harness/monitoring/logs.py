@@ -3,21 +3,18 @@
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import path, read_json
 from harness.files.plain_file import open_plain_file
-from harness.monitoring.survey import refresh
-from harness.slurm.queue import ASK_EVERY_S, Queue
 from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
 POLL_S = 1.0
 QUIET_POLLS = 3  # without a new line, after which a run that is over has said all
-FIRST_PATIENCE_S = 2.0
+ASK_EVERY_S = 10.0  # the queue, which alone knows whether an interrupted run will be requeued
 
 # What would move a terminal's cursor or change its colours.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
@@ -72,20 +69,6 @@ def clean(line: bytes) -> str:
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 
-def read_lines(path: Path, num_lines: int | None = None) -> Iterator[str]:
-    """The lines of a log, only the last ones if a number is given.
-
-    Raises:
-        RunError: if it can't be read.
-    """
-    try:
-        with open_plain_file(path) as file:
-            lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
-            yield from map(clean, lines if num_lines is None else deque(lines, num_lines))
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
 class Follower:
     """Reads what was added to a log since the last time, in complete lines."""
 
@@ -94,10 +77,6 @@ class Follower:
         self._inode = 0
         self._position = 0
         self._rest = b""
-
-    def seek_last(self, num_lines: int) -> Iterator[str]:
-        """The last lines so far; `new_lines` then gives only later ones."""
-        return iter(deque(self.new_lines(), num_lines))
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
         """The new lines; with `at_end` also a last one without a line end.
@@ -153,28 +132,3 @@ def is_over(status: RunStatus) -> bool:
     if status.state == "finished":
         return True
     return not status.alive and status.state != "stale" and not status.job_lives
-
-
-class Look:
-    """Reads a run's current state, and asks the queue soon after the run was interrupted.
-
-    Only the queue knows whether an interrupted run is cancelled or will be requeued.
-    """
-
-    def __init__(self, status: RunStatus, queue: Queue) -> None:
-        self.status, self.queue = status, queue
-        self._patience_s = FIRST_PATIENCE_S
-
-    def __call__(self) -> RunStatus:
-        """The run as it is now."""
-        self.status = refresh(self.status, self.queue)
-        if self.status.state == "running":
-            self._patience_s = FIRST_PATIENCE_S
-        elif self.status.reported_job or self.status.slurm_job:
-            before, self.queue.every_s = self.queue.every_s, self._patience_s
-            asked_at = self.queue.asked_at
-            self.status = refresh(self.status, self.queue)
-            self.queue.every_s = before
-            if self.queue.asked_at > asked_at:
-                self._patience_s = min(2 * self._patience_s, ASK_EVERY_S)
-        return self.status

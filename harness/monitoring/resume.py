@@ -16,6 +16,7 @@ from harness.tracking.record_format import RECORD, check_format, last_start
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 
+OF_SITE = ("partition", "account", "qos")
 STOPPED = ("interrupted", "lost", "dead")
 
 
@@ -63,23 +64,21 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     record = RunDirectory(folder).read_json(RECORD)
     asked = table(last_start(record), "slurm_asked") or table(record, "slurm")
     variables = {name: str(value) for name, value in asked.items()}
-    before = allocation_of(variables)
+    before, named = allocation_of(variables), names_in(wanted.flags)
+    # Before the user's own: of an option that is given twice sbatch takes the last.
+    flags = [f"--{name}={before[name]}" for name in OF_SITE if name in before]
+    if wanted.time is None and "time" in before:
+        flags.append(f"--time={before['time']}")
+    if wanted.mem is None and not named & {*MEMORY}:
+        by_node = [f"--mem={before['mem']}"] if "mem" in before else []
+        flags += memory_args(variables) or by_node
+    flags += cpu_args(variables)
+    gpus, nodes = wanted.gpus, wanted.nodes or before.get("nodes")
     devices = last_start(record).get("devices") or ()  # on all nodes together
-    if num_gpus := sum("gpu" in str(each).lower() for each in devices):
-        # As many again, for the same number of replicas.
-        before["gpus"] = str(max(1, num_gpus // before.get("nodes", 1)))
-    elif "gpus" not in before and (asked or devices):
-        before["gpus"] = "0"  # as it had none
-    if names_in(wanted.flags) & {*GPUS}:
-        before.pop("gpus", None)
-    if wanted.mem or names_in(wanted.flags) & {*MEMORY}:
-        before.pop("mem", None)
-    elif by_unit := memory_args(variables):
-        before.pop("mem", None)
-        wanted = dataclasses.replace(wanted, flags=(*wanted.flags, *by_unit))
-    if not any(flag.startswith(("-c", "--cpus-per")) for flag in wanted.flags):
-        wanted = dataclasses.replace(wanted, flags=(*wanted.flags, *cpu_args(variables)))
-    if any(flag.startswith(("-t", "--time")) for flag in wanted.flags):
-        before.pop("time", None)
-    missing = {name: value for name, value in before.items() if getattr(wanted, name) is None}
-    return dataclasses.replace(wanted, **missing)
+    if gpus is None and not named & {*GPUS}:
+        num_gpus = sum("gpu" in str(each).lower() for each in devices)
+        if num_gpus:  # as many again, for the same number of replicas
+            gpus = str(max(1, num_gpus // before.get("nodes", 1)))
+        else:
+            gpus = before.get("gpus", "0" if asked or devices else None)  # 0 as it had none
+    return dataclasses.replace(wanted, gpus=gpus, nodes=nodes, flags=(*flags, *wanted.flags))

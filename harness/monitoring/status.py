@@ -8,7 +8,7 @@ from harness.files.shared_disk import clock_ahead_s
 from harness.slurm.queue import QueuedJob, find_job
 from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
-from harness.tracking.job_end import shortage_of
+from harness.tracking.job_end import was_out_of_memory
 from harness.tracking.records import RunStatus, describe_trials, last_log_line, log_end
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
@@ -27,8 +27,6 @@ def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago
         asked_s_ago: how old that answer is.
     """
     _set_state(status, jobs, asked_s_ago)
-    if status.warning and status.state in ("running", "stale"):
-        status.note = "; ".join(filter(None, (status.note, status.warning)))
     if status.trials:
         counts = describe_trials(status.trials)
         status.note = f"{counts}; {status.note}" if status.note else counts
@@ -85,10 +83,8 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     """The state of a run without a heartbeat and without a job that is alive."""
-    shortage = shortage_of(status)
-    if shortage and (status.queued or not status.is_there()):
-        more = f"; give --mem={shortage.more_mb}M or more" if shortage.more_mb else ""
-        return "failed", f"killed for want of memory: {shortage}{more}"
+    if (status.queued or not status.is_there()) and was_out_of_memory(status):
+        return "failed", "killed for want of memory; give more by --mem"
     if status.queued:
         line = last_log_line(status)
         ended = status.queued.state.lower().replace("_", " ")
@@ -119,9 +115,8 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         # A job that started after the queue was asked can't be in its answer.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
-            if shortage := shortage_of(status):
-                more = f" --mem={shortage.more_mb}M" if shortage.more_mb else ""
-                return "lost", f"killed for want of memory: {shortage}; {status.resume}{more}"
+            if was_out_of_memory(status):
+                return "lost", f"killed for want of memory; {status.resume} --mem=…"
             return "lost", "; ".join(filter(None, (why, last_log_line(status), status.resume)))
     elif (
         not status.reported_job

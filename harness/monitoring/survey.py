@@ -1,9 +1,7 @@
 """The state of every run: from run folders first, from the scheduler's queue second."""
 
-import contextlib
 import functools
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,10 +10,9 @@ from harness import PROJECT
 from harness.files.lenient_json import read_toml, table, text
 from harness.files.plain_file import Record, in_threads
 from harness.monitoring.status import infer_state
-from harness.search_space import SEARCH_FILE, short_names
 from harness.slurm.queue import Queue, QueuedJob, training_script
 from harness.slurm.script import submissions
-from harness.tracking.records import ALIVE, RunStatus, Submission, observe, read_submissions
+from harness.tracking.records import ALIVE, RunStatus, observe, read_submissions
 from harness.tracking.run_folders import RunFolder, walk_runs
 
 NUM_NEWEST = 20  # ended runs that `harness status` shows by default
@@ -29,7 +26,7 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     Args:
         folders: more runs, or folders of runs, also some that a submitted job has yet to make.
     """
-    look = _Look(runs, queue, folders)
+    look = _Look(runs, queue)
     here = filter(os.path.isdir, folders)
     found = walk_runs((runs, *here))
     statuses = look.at(found)
@@ -45,39 +42,16 @@ def look_at(folders: Sequence[Path], runs: Path, queue: Queue | None) -> list[Ru
         else each
         for each in walk_runs(folders)
     ]
-    return _sorted(_Look(runs, queue, folders).at(found))
-
-
-def runs_of(folder: Path, runs: Path) -> Path:
-    """The folder of runs whose records tell of the jobs of a run.
-
-    Args:
-        folder: of the run, or one that holds runs.
-        runs: where it is, unless the user has a folder of runs elsewhere that it is in.
-    """
-    top = os.path.realpath(runs)
-    if any(Path(os.path.realpath(each)).is_relative_to(top) for each in (folder, folder.parent)):
-        return runs
-    near = (folder.absolute(), *folder.absolute().parents[:4])  # of a sweep's winner too
-    # Whoever writes into a folder of jobs could have their code run.
-    return next((each for each in near if _is_own_folder(submissions(each))), runs)
-
-
-def _is_own_folder(folder: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        found = folder.lstat()
-        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return False
+    return _sorted(_Look(runs, queue).at(found))
 
 
 class _Look:
     """One look at runs, at one moment."""
 
-    def __init__(self, runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, runs: Path, queue: Queue | None) -> None:
         self.runs, self.now = runs, time.time()
         self._real_folder = functools.cache(os.path.realpath)
-        sent = [*read_submissions(submissions(runs)), *self._sent_elsewhere(folders)]
-        sent.sort(key=lambda each: each.time_s)
+        sent = read_submissions(submissions(runs))
         self.submissions = {self._real(each.folder): each for each in sent}
         self.jobs = queue.jobs() if queue else None
         self.asked_s_ago = self.now - queue.asked_at if queue else 0.0
@@ -85,14 +59,6 @@ class _Look:
         for job in self.jobs or ():
             for name in {job.id, job.raw_id}:
                 self._jobs_by_id.setdefault(name, []).append(job)
-
-    def _sent_elsewhere(self, folders: Sequence[Path]) -> Iterator[Submission]:
-        """What the records in other folders of runs say of some runs there."""
-        named = tuple(f"{os.path.realpath(each)}/" for each in folders)
-        for top in {runs_of(each, self.runs) for each in folders} - {self.runs}:
-            for sent in read_submissions(submissions(top)):
-                if f"{self._real(sent.folder)}/".startswith(named):
-                    yield sent
 
     def at(self, found: Sequence[RunFolder]) -> list[RunStatus]:
         """Runs with their states."""
@@ -135,29 +101,6 @@ class _Look:
 
 def _sorted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
     return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))
-
-
-def trials_of(sweep: RunStatus) -> list[RunStatus]:
-    """The runs of a sweep's trials, each with the values that it tries: those at work first."""
-    now = time.time()
-    space = table(table(read_toml(sweep.folder / SEARCH_FILE), "search"), "space")
-    keys = [(name, key) for name in space for key in table(space, name)]
-    short = short_names([".".join(key) for key in keys])
-
-    def trial(run: RunFolder) -> RunStatus:
-        name = f"{sweep.run}/{_name(run.path, sweep.folder)}"
-        status = observe(Path(run.path), name, None, now=now, heartbeat=run.heartbeat)
-        infer_state(status, None, asked_s_ago=0.0)
-        job = read_toml(status.folder / "job.toml")
-        tried = [
-            f"{short[f'{name}.{key}']}={table(job, name)[key]}"
-            for name, key in keys
-            if key in table(job, name)
-        ]
-        status.note = "; ".join(filter(None, (status.note, " ".join(tried))))
-        return status
-
-    return _sorted(in_threads(trial, walk_runs([sweep.folder / "trials"])))
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:

@@ -24,7 +24,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: of the lowest rung, at least.
         max_epochs: of the highest rung.
         factor: a rung has so many times the epochs of the one below it.
-        known_promotions: of the trials proposed before, in their order: whether each was one.
+        known: the trials proposed before, in their order, each with its `parent`; may grow.
         options: of KerasTuner's oracle.
     """
 
@@ -35,12 +35,12 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: int,
         max_epochs: int,
         factor: int,
-        known_promotions: Sequence[bool] = (),
+        known: Sequence[Any] = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.num_settings, self.factor = num_settings, factor
-        self.known_promotions = known_promotions
+        self.known = known
         self._seed_state: int  # of KerasTuner's oracle
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
@@ -63,7 +63,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     def _is_known_to_wait(self) -> bool:
         """Whether a search that had fewer settings waited here for a promotion."""
         n = len(self.trials)
-        return n < len(self.known_promotions) and self.known_promotions[n]
+        return n < len(self.known) and self.known[n].parent is not None
 
     def _trial(self, rung: int, values: dict[str, Any]) -> dict[str, Any]:
         values |= {"tuner/rung": rung, "tuner/epochs": self.rungs[rung]}

@@ -7,7 +7,7 @@ points that one call evaluates.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,19 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
     """KerasTuner's oracle, with another choice of the next values.
 
     A choice depends on the seed and on the trials so far, on nothing else. It may still differ in
-    its last digits on another processor, so a search that continues elsewhere passes the values of
-    its first trials in `proposed`, which are then not computed again.
+    its last digits on another processor, so the values of trials that are known already are not
+    computed again.
     """
 
-    proposed: Sequence[Mapping[str, Any]] = ()  # values of the first trials
+    known: Sequence[Any] = ()  # the first trials, each with its `values`; may grow
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """The values with the lowest confidence bound, of those that no trial has had."""
         finished = [t for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
         if len(finished) < (self.num_initial_points or max(3 * len(self.hyperparameters.space), 3)):
             return dict(self._random_populate_space())
-        if len(self.trials) < len(self.proposed):
-            values = dict(self.proposed[len(self.trials)])
+        if len(self.trials) < len(self.known):
+            values = dict(self.known[len(self.trials)].values)
             return {"status": TrialStatus.RUNNING, "values": values}
         sign = -1 if self.objective.direction == "max" else 1
         process = self._fitted(subset(finished, sign), sign)

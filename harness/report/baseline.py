@@ -2,7 +2,7 @@
 
 TF-IDF with logistic regression knows words without their order and is fit in a second.
 `sublinear_tf` was chosen on the last 5,000 training reviews of IMDB (88.2 against 87.8 % on 200
-words), and everything else is scikit-learn's default. N-grams, `harness.report.ngram_model`, know
+words), and everything else is scikit-learn's default. N-grams, `harness.report.baseline`, know
 up to three words in order and take a minute. Nothing is tuned on the test set.
 """
 
@@ -11,112 +11,75 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
-from harness.data.dataset import Dataset, Split
-from harness.data.vocabulary import encode_split
-from harness.errors import InputError, RunError
+from harness.data.dataset import Dataset, Split, validation_cut, vocab_from_bytes, vocab_to_bytes
+from harness.data.imdb_sources import open_dataset, open_sample
+from harness.data.text_dataset import open_source
+from harness.data.vocabulary import encode_split, tokenize
+from harness.errors import DiskError, InputError, RunError
 from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import whole
-from harness.files.paths import cache_folder
+from harness.files.lenient_json import read_toml, table, text, whole
+from harness.files.paths import cache_folder, private_cache
+from harness.files.plain_file import read_plain_file
+from harness.inputs.ngrams import (
+    MAX_BYTES,
+    Ngrams,
+    archived,
+    binary_ngrams,
+    log_count_ratios,
+    opened,
+)
+from harness.job import DataConfig
 from harness.report.collect import DatasetGroup
-from harness.report.dataset_lookup import tested_data
-from harness.report.ngram_model import VALIDATION_SHARE, fit_ngrams
+from harness.texts.tables import SourceFormat
+from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_folders import job_file
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+Floats = NDArray[np.float64]
+Say = Callable[[str], None]
 
 # Key the cache.
-RECIPE = "1: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
-NGRAM_RECIPE = "1: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
+RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
+NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the lower indices are padding, start, unknown and an unused one
-LAST_FIFTH = "the last fifth of the training reviews"
+TFIDF, NGRAMS = "tf-idf", "n-grams"
+VALIDATION_SHARE = 0.2  # of the training reviews, from their end: the default of a job
+STRENGTHS = (0.1, 1.0, 10.0)  # of C, the inverse of the regularization
+MAX_ITERATIONS = 1000  # of liblinear over all reviews; IMDB takes 22 to 47
+UNKNOWN = 0  # the rank of a word that is in no n-gram
 
 
 @dataclass(frozen=True)
 class Baseline:
     """How well a baseline does on the reviews of a group of runs."""
 
-    num_training: int  # reviews that it was fit on in the end: all
-    accuracy: float  # on the test set, per cent
+    kind: str  # what a table calls its architecture
+    name: str  # what a table calls it
+    note: str  # what it is, a sentence for below the table; or empty
+    accuracy: Annotated[float, Field(ge=0, le=1)]  # on the test set
     f1: float
     roc_auc: float | None
     log_loss: float
     parameters: int
     training_s: float
-
-    kind: ClassVar[str]  # what a table calls its architecture
-
-    @property
-    def name(self) -> str:
-        """What a table calls it."""
-        return self.kind
-
-    @property
-    def note(self) -> str:
-        """What it is, a sentence for below the table."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class TfIdf(Baseline):
-    """TF-IDF with logistic regression."""
-
-    maxlen: int  # last tokens of each review that it reads, 0 for all
-    vocab_size: int
-
-    kind: ClassVar[str] = "tf-idf"
-
-    @property
-    def name(self) -> str:
-        """What a table calls it."""
-        return f"tf-idf, last {self.maxlen}" if self.maxlen else "tf-idf, whole"
-
-    @property
-    def note(self) -> str:
-        """What it is; empty for whole reviews, since the other one's note speaks of both."""
-        if not self.maxlen:
-            return ""
-        return (
-            f"tf-idf: logistic regression over TF-IDF of the {self.vocab_size - 4:,} most frequent "
-            f"words, fit on all {self.num_training:,} training reviews: once on the last "
-            f"{self.maxlen} words, which the networks read, and once on whole reviews."
-        )
-
-
-@dataclass(frozen=True)
-class NgramBaseline(Baseline):
-    """Logistic regression over n-grams with naive-Bayes weights."""
-
-    num_ngrams: int
-    strength: float  # the chosen C
-    validation: tuple[tuple[float, float], ...]  # each C and its accuracy there, per cent
-    predicted: tuple[int, ...]  # label of each test review
-    chosen_on: str = LAST_FIFTH  # what chose C
-
-    kind: ClassVar[str] = "n-grams"
-
-    @property
-    def note(self) -> str:
-        """What it is and how C was chosen."""
-        tried = ", ".join(f"{strength:g}: {score:.2f} %" for strength, score in self.validation)
-        return (
-            f"n-grams: logistic regression over which of {self.num_ngrams:,} sequences of one to "
-            "three words each review holds, weighted by naive-Bayes log-count ratios; C = "
-            f"{self.strength:g} was chosen on {self.chosen_on} ({tried}), then all "
-            f"{self.num_training:,} were fit."
-        )
+    validation: float | None = None  # the accuracy by which it was chosen
+    predicted: tuple[int, ...] = ()  # label of each test review, if it is tested against
 
 
 def baselines(
-    group: DatasetGroup, data: Path | None, say: Callable[[str], None], *, ngrams: bool = False
+    group: DatasetGroup, data: Path | None, say: Say, *, ngrams: bool = False
 ) -> list[Baseline]:
     """The baselines on the reviews of a group, from the cache or fit now.
 
@@ -132,51 +95,56 @@ def baselines(
     Raises:
         InputError: if `data` holds no dataset, or `ngrams` can't be fit.
     """
-    linear = _cached_ngrams(group)
+    path = _path(NGRAM_RECIPE, group.checksum, group.limit)
+    linear = _cached(path)
     if linear is None and ngrams:
-        linear = _fit_ngrams(group, data, say)
+        dataset = tested_data(group, data)
+        if dataset is None:
+            raise InputError(
+                f"--baseline ngrams: the reviews of {group.title} were not found here; give their "
+                "folder by --data, or leave --baseline out"
+            )
+        _write_cache(path, linear := score_ngrams(dataset, say, limit=group.limit))
     return [*_tfidf(group, data, say), *([linear] if linear else [])]
 
 
 # TF-IDF
 
 
-def _tfidf(group: DatasetGroup, data: Path | None, say: Callable[[str], None]) -> list[TfIdf]:
+def _tfidf(group: DatasetGroup, data: Path | None, say: Say) -> list[Baseline]:
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
     if maxlen is None or vocab_size is None:
         say(f"no tf-idf for {group.title}: no run's job.toml has maxlen and vocab_size")
         return []
-    cached = {length: _cached_tfidf(group, length, vocab_size) for length in (maxlen, 0)}
-    if None in cached.values():
-        dataset = tested_data(group, data)
-        if dataset is None:
-            say(
-                f"no tf-idf for {group.title}: the dataset was not found here; give its folder by "
-                "--data, or leave it out by --no-baseline"
-            )
-            return []
-        for length in [length for length, known in cached.items() if known is None]:
+    found: list[Baseline] = []
+    dataset = None
+    for length in (maxlen, 0):
+        path = _path(RECIPE, group.checksum, group.limit, length, vocab_size)
+        if (fitted := _cached(path)) is None:
+            dataset = dataset or tested_data(group, data)
             try:
-                cached[length] = fitted = fit(
-                    dataset, limit=group.limit, maxlen=length, vocab_size=vocab_size
-                )
+                if dataset is None:
+                    raise ValueError(
+                        "the dataset was not found here; give its folder by --data, or leave it "
+                        "out by --no-baseline"
+                    )
+                fitted = fit(dataset, limit=group.limit, maxlen=length, vocab_size=vocab_size)
             except ValueError as error:
                 say(f"no tf-idf for {group.title}: {error}")
                 return []
-            _write_cache(_tfidf_path(group, length, vocab_size), fitted)
-    return [each for each in cached.values() if each]
+            _write_cache(path, fitted)
+        found.append(fitted)
+    return found
 
 
 def _commonest(group: DatasetGroup, key: str) -> int | None:
     """The value that most runs have; of equally common ones the largest."""
-    counts: Counter[int] = Counter()
-    for result in group.results:
-        if (value := whole(result.setting(key))) is not None:
-            counts[value] += len(result.runs)
+    values = (whole(run.settings.get(key)) for run in group.all_runs)
+    counts = Counter(value for value in values if value is not None)
     return max(counts, key=lambda value: (counts[value], value), default=None)
 
 
-def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> TfIdf:
+def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseline:
     """Fit TF-IDF on all training reviews and score it on the test set.
 
     Args:
@@ -191,7 +159,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> TfIdf:
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
 
-    train, test = _limited(dataset, limit)
+    (train, _), test = dataset.used(limit, 0), dataset.test.take(limit or len(dataset.test))
     check_classes(dataset, train)
     began = time.perf_counter()
     tfidf = TfidfTransformer(sublinear_tf=True)
@@ -199,40 +167,28 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> TfIdf:
     model.fit(tfidf.fit_transform(count_words(train, vocab_size, maxlen)), train.labels)
     training_s = time.perf_counter() - began
     counts = tfidf.transform(count_words(test, vocab_size, maxlen))
-    return TfIdf(
-        maxlen=maxlen,
-        vocab_size=vocab_size,
-        num_training=len(train),
+    # The note of the one on the last words speaks of both.
+    note = (
+        f"tf-idf: logistic regression over TF-IDF of the {vocab_size - FIRST_WORD:,} most frequent "
+        f"words, fit on all {len(train):,} training reviews: once on the last {maxlen} words, "
+        "which the networks read, and once on whole reviews."
+    )
+    return Baseline(
+        TFIDF,
+        f"{TFIDF}, last {maxlen}" if maxlen else f"{TFIDF}, whole",
+        note if maxlen else "",
         parameters=model.coef_.size + model.intercept_.size,
         training_s=round(training_s, 3),
         **_scores(test, model.predict_proba(counts)),
     )
 
 
-def check_classes(dataset: Dataset, train: Split) -> None:
-    """Refuse reviews that lack a class of the data.
-
-    Raises:
-        ValueError: if they do.
-    """
-    missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
-    if missing:
-        raise ValueError(f"none of its training reviews is {dataset.classes[missing[0]]!r}")
-
-
-def _limited(dataset: Dataset, limit: int) -> tuple[Split, Split]:
-    """All training reviews, those that validate among them, and the test reviews."""
-    train, _ = dataset.used(limit, 0)
-    return train, dataset.test.take(limit) if limit else dataset.test
-
-
-def _scores(test: Split, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
     """The scores that a table shows, of probabilities `[num_reviews, num_classes]`."""
     from harness.training.metrics import test_scores
 
     scores: dict[str, Any] = test_scores(test.labels, probabilities)
-    shown = {key: scores[key] for key in ("f1", "roc_auc", "log_loss")}
-    return {"accuracy": 100 * scores["accuracy"], **shown}
+    return {key: scores[key] for key in ("accuracy", "f1", "roc_auc", "log_loss")}
 
 
 def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
@@ -259,54 +215,235 @@ def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
 # N-grams
 
 
-def _fit_ngrams(
-    group: DatasetGroup, data: Path | None, say: Callable[[str], None]
-) -> NgramBaseline:
-    dataset = tested_data(group, data)
-    if dataset is None:
-        raise InputError(
-            f"--baseline ngrams: the reviews of {group.title} were not found here; give their "
-            "folder by --data, or leave --baseline out"
-        )
-    say(f"fitting n-grams to {group.title}, once: a minute for 25,000 reviews")
-    try:
-        fitted = score_ngrams(dataset, limit=group.limit)
-    except ValueError as error:
-        raise InputError(
-            f"--baseline ngrams: can't be fit to {group.title}: {error}; leave --baseline out"
-        ) from None
-    _write_cache(_ngrams_path(group), fitted)
-    return fitted
-
-
-def score_ngrams(dataset: Dataset, *, limit: int) -> NgramBaseline:
-    """Fit n-grams to the training reviews and score them on the test set, which chooses nothing.
+def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
+    """Score n-grams that are fit to all training reviews on the test set, which chooses nothing.
 
     Args:
         dataset: both splits.
+        say: is called before they are fit.
         limit: first reviews of each split to use, 0 for all.
 
     Raises:
-        ValueError: if the training reviews are too few or too much alike.
+        InputError: if the training reviews are too few or too much alike.
     """
-    train, test = _limited(dataset, limit)
-    _, cut = dataset.used(limit, VALIDATION_SHARE)
-    check_classes(dataset, train)
-    began = time.perf_counter()
-    model = fit_ngrams(train, cut)
-    training_s = time.perf_counter() - began
+    model = fitted_ngrams(dataset, 0.0, say, limit=limit, option="--baseline")
+    test = dataset.test.take(limit or len(dataset.test))
     probabilities = model.probabilities(test)
-    return NgramBaseline(
-        num_ngrams=model.linear.weights.shape[1],
-        strength=model.strength,
-        validation=tuple(model.validation.items()),
+    tried = ", ".join(f"{c:g}: {score:.2%}" for c, score in model.validation.items())
+    chosen_on = "the validation split" if dataset.num_validation else "the last fifth of them"
+    note = (
+        f"n-grams: logistic regression over which of {model.weights.shape[1]:,} sequences of one "
+        "to three words each review holds, weighted by naive-Bayes log-count ratios, fit on all "
+        f"{model.num_training:,} training reviews; C = {model.strength:g} was chosen on "
+        f"{chosen_on} ({tried})."
+    )
+    return Baseline(
+        NGRAMS,
+        NGRAMS,
+        note,
+        parameters=model.parameters,
+        training_s=model.training_s,
+        validation=max(model.validation.values()),
         predicted=tuple(probabilities.argmax(axis=1).tolist()),
-        chosen_on="the validation split" if dataset.num_validation else LAST_FIFTH,
-        num_training=len(train),
-        parameters=model.linear.weights.size + model.linear.biases.size,
-        training_s=round(training_s, 3),
         **_scores(test, probabilities),
     )
+
+
+@dataclass(frozen=True)
+class NgramModel:
+    """A fitted model; for more than two classes it has one for each."""
+
+    ngrams: Ngrams
+    weights: Floats  # [num_models, num_ngrams]
+    biases: Floats  # [num_models]
+    strength: float  # the chosen C
+    validation: Mapping[float, float]  # by C: accuracy where it was chosen
+    num_training: int = 0  # reviews that it was fit on
+    training_s: float = 0.0
+    words: Sequence[str] = ()  # of `ngrams[0]`, in its order
+
+    @property
+    def parameters(self) -> int:
+        """Its weights and biases."""
+        return self.weights.size + self.biases.size
+
+    def probabilities(self, split: Split) -> Floats:
+        """The probability of each class, `[num_reviews, num_classes]`."""
+        return _probabilities(binary_ngrams(split, self.ngrams)[0], self.weights, self.biases)
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return dict(zip(self.words, self.ngrams[0].tolist(), strict=True))
+
+    def of_texts(self, texts: Sequence[str]) -> Floats:
+        """The probability of each class for raw texts, `[num_texts, num_classes]`."""
+        ranks = self._ranks
+        found = [[ranks.get(word, UNKNOWN) for word in tokenize(text)] for text in texts]
+        offsets = np.cumsum([0, *map(len, found)])
+        tokens = np.array([rank for each in found for rank in each], np.int32)
+        return self.probabilities(Split(tokens, offsets, np.zeros(len(texts), np.int32)))
+
+    def to_bytes(self) -> bytes:
+        """The content of a file for `from_bytes`."""
+        about = [self.num_training, self.training_s, self.strength]
+        return archived(
+            self.ngrams,
+            words=np.frombuffer(vocab_to_bytes(self.words), np.uint8),
+            weights=self.weights,
+            biases=self.biases,
+            about=np.array(about, np.float64),
+            validation=np.array([*self.validation.items()], np.float64),
+        )
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "NgramModel":
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        with opened(content, num_arrays=5) as (ngrams, arrays):
+            words = vocab_from_bytes(arrays["words"].tobytes())
+            weights, biases = arrays["weights"], arrays["biases"]
+            num_training, training_s, strength = arrays["about"].tolist()
+            validation = dict(arrays["validation"].tolist())
+        is_whole = weights.shape == (len(biases), sum(map(len, ngrams)))
+        if not ngrams or len(words) != len(ngrams[0]) or not is_whole:
+            raise ValueError("its words, n-grams and weights differ in number")
+        about = int(num_training), training_s
+        return cls(ngrams, weights, biases, strength, validation, *about, words)
+
+
+def fitted_ngrams(
+    dataset: Dataset, share: float, say: Callable[[str], None], *, limit: int, option: str
+) -> NgramModel:
+    """The model of the reviews that runs train on, from the user's cache or fit now.
+
+    C is chosen on the last fifth of these reviews; for runs that train on a validation split too,
+    on that. The result is the same each time.
+
+    Args:
+        dataset: the test set plays no part.
+        share: `data.validation_split` of the runs.
+        say: is called before it is fit.
+        limit: `data.limit` of the runs.
+        option: that asks for n-grams, for messages.
+
+    Raises:
+        InputError: if the reviews are too few or too much alike.
+    """
+    used, num_training = dataset.used(limit, share)
+    train, cut = used.take(num_training), None
+    if dataset.num_validation and share == 0:
+        _, cut = dataset.used(limit, VALIDATION_SHARE)
+    folder = private_cache("ngrams")
+    key = json.dumps([NGRAM_RECIPE, dataset.checksum, limit, len(train)]).encode()
+    path = folder / f"{hashlib.sha256(key).hexdigest()}.npz" if folder else None
+    if path:
+        with contextlib.suppress(OSError, ValueError):  # a broken file is replaced
+            return NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
+    say(
+        f"fitting n-grams to {len(train):,} training reviews of {dataset.title}, once: a minute "
+        "for 25,000"
+    )
+    try:
+        check_classes(dataset, train)
+        model = fit_ngrams(train, cut)
+    except ValueError as error:
+        raise InputError(
+            f"{option} ngrams: can't be fit to {dataset.title}: {error}; leave {option} out"
+        ) from None
+    vocab = dataset.vocab
+    words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
+    model = replace(model, words=words)
+    if path:
+        with contextlib.suppress(OSError, DiskError):  # without a cache, the next call fits it
+            atomic_write(path, model.to_bytes(), 0o600)
+    return model
+
+
+def check_classes(dataset: Dataset, train: Split) -> None:
+    """Refuse reviews that lack a class of the data.
+
+    Raises:
+        ValueError: if they do.
+    """
+    missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
+    if missing:
+        raise ValueError(f"none of its training reviews is {dataset.classes[missing[0]]!r}")
+
+
+def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
+    """Choose C on the last of the training reviews, then fit on all of them; without words.
+
+    Of equally good values of C the smallest is taken.
+
+    Args:
+        train: the reviews.
+        cut: number of reviews before those that choose C, by default all but the last fifth.
+
+    Raises:
+        ValueError: if the reviews are too few or too much alike for it.
+    """
+    began = time.perf_counter()
+    if cut is None:
+        cut = validation_cut(len(train), VALIDATION_SHARE)
+    first, rest = train.take(cut), train.between(cut, len(train))
+    if not len(rest) or len(np.unique(first.labels)) < max(2, len(np.unique(train.labels))):
+        raise ValueError(f"the first {cut} of its {len(train)} training reviews lack a class")
+    features, ngrams = binary_ngrams(first)
+    if not features.shape[1]:
+        raise ValueError(f"no word is in two of its first {cut} training reviews")
+    held_out, _ = binary_ngrams(rest, ngrams)
+    validation = {}
+    for strength in STRENGTHS:
+        found = _probabilities(held_out, *fit_linear(features, first.labels, strength))
+        validation[strength] = float((found.argmax(axis=1) == rest.labels).mean())
+    chosen = max(validation, key=validation.__getitem__)
+    features, ngrams = binary_ngrams(train)
+    weights, biases = fit_linear(features, train.labels, chosen)
+    about = len(train), round(time.perf_counter() - began, 3)
+    return NgramModel(ngrams, weights, biases, chosen, validation, *about)
+
+
+def fit_linear(
+    features: "csr_matrix", labels: NDArray[np.int32], strength: float
+) -> tuple[Floats, Floats]:
+    """Fit one class against the rest, each feature weighted by its log-count ratio.
+
+    Args:
+        features: `[num_reviews, num_features]`, 0 or 1.
+        labels: `[num_reviews]`, from 0 on, each class at least once.
+        strength: C of the logistic regression.
+
+    Returns:
+        Weights `[num_models, num_features]` and biases `[num_models]`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    num_classes = int(labels.max()) + 1
+    weights, biases = [], []
+    for label in range(1 if num_classes == 2 else 0, num_classes):
+        ratios = log_count_ratios(features, labels == label)
+        weighted = features.copy()
+        weighted.data *= ratios[features.indices]
+        # The dual has a variable a review, of which there are far fewer than features.
+        model = LogisticRegression(
+            C=strength, solver="liblinear", dual=True, max_iter=MAX_ITERATIONS, random_state=0
+        )
+        model.fit(weighted, labels == label)
+        weights.append(ratios * model.coef_[0])
+        biases.append(model.intercept_[0])
+    return np.stack(weights), np.array(biases)
+
+
+def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> Floats:
+    from scipy.special import expit
+
+    each = expit(features @ weights.T + biases)
+    if each.shape[1] == 1:  # of label 1
+        return np.hstack([1 - each, each])
+    return np.asarray(each / each.sum(axis=1, keepdims=True))
 
 
 # The cache
@@ -317,36 +454,11 @@ def _path(*key: object) -> Path:
     return cache_folder() / "baseline" / f"{name}.json"
 
 
-def _tfidf_path(group: DatasetGroup, maxlen: int, vocab_size: int) -> Path:
-    return _path(RECIPE, group.checksum, group.limit, maxlen, vocab_size)
-
-
-def _ngrams_path(group: DatasetGroup) -> Path:
-    return _path(NGRAM_RECIPE, group.checksum, group.limit)
-
-
-# A broken file is replaced, never shown.
-BROKEN = (OSError, ValueError, TypeError, KeyError, RecursionError)
-
-
-def _cached_tfidf(group: DatasetGroup, maxlen: int, vocab_size: int) -> TfIdf | None:
+def _cached(path: Path) -> Baseline | None:
+    """The baseline in a file of the cache, None if there is none; a broken file is replaced."""
     try:
-        cached = TfIdf(**json.loads(_tfidf_path(group, maxlen, vocab_size).read_text()))
-        return cached if 0 <= cached.accuracy <= 100 and cached.maxlen == maxlen else None
-    except BROKEN:
-        return None
-
-
-def _cached_ngrams(group: DatasetGroup) -> NgramBaseline | None:
-    try:
-        content = json.loads(_ngrams_path(group).read_text())
-        content["validation"] = tuple(
-            (float(c), float(score)) for c, score in content["validation"]
-        )
-        content["predicted"] = tuple(map(int, content["predicted"]))
-        cached = NgramBaseline(**content)
-        return cached if 0 <= cached.accuracy <= 100 and cached.note else None
-    except BROKEN:
+        return TypeAdapter(Baseline).validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
 
 
@@ -356,3 +468,54 @@ def _write_cache(path: Path, baseline: Baseline) -> None:
     with contextlib.suppress(OSError, RunError):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
+
+
+# The dataset that runs were tested on, for the baselines and the texts of reviews
+
+
+def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
+    """The dataset with the checksum of these runs, None if it is not found.
+
+    Searches in `data` first, then where a run would, but without a download, and then where the
+    runs found it.
+
+    Raises:
+        InputError: if `data` holds no dataset.
+    """
+    if data and (named := open_dataset(data)).checksum == group.checksum:
+        return named
+    for open_candidate in _candidates(group):
+        try:
+            if (dataset := open_candidate()).checksum == group.checksum:
+                return dataset
+        except (InputError, RunError):  # moved, or broken: another may be there
+            continue
+    return None
+
+
+def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
+    if group.is_sample:
+        yield open_sample
+    yield partial(open_dataset, download=False)
+    sources = {  # each is read once: that may take minutes
+        (run.source, form): None
+        for run in group.all_runs
+        if run.source and (form := _form(run.folder))
+    }
+    for source, form in sources:
+        yield partial(open_source, Path(source), form)
+    records = (RunDirectory(run.folder).read_json("provenance.json") for run in group.all_runs)
+    for folder in dict.fromkeys(text(table(each, "dataset").get("folder")) for each in records):
+        if folder:
+            yield partial(open_dataset, Path(folder))
+
+
+def _form(folder: Path) -> SourceFormat | None:
+    """How the job of a run or an ensemble reads its texts, None if it is broken."""
+    data = table(read_toml(folder / job_file(folder)), "data")
+    keys = SourceFormat.__dataclass_fields__
+    named = {key: value for key in keys if (value := text(data.get(key)))}
+    try:
+        return SourceFormat.of(DataConfig.model_validate(named))
+    except ValidationError:  # such as an encoding that this Python lacks
+        return None

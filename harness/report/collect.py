@@ -6,21 +6,24 @@ import logging
 import math
 import re
 import statistics
-from collections import Counter
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from harness.config import flat, is_free
-from harness.errors import DiskError, InputError
+from harness.errors import DiskError, InputError, suggest
 from harness.files.lenient_json import number, table, text, whole
 from harness.files.plain_file import disk_error_in
 from harness.job import FACTS, KEYS
 from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names
-from harness.system.console import log
+from harness.system.console import log, printable
 from harness.tracking.record_format import RECORD, began_s, check_format, weights_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import RunDirectory
@@ -32,11 +35,14 @@ from harness.tracking.run_folders import (
     job_file,
 )
 
-# Test accuracies in per cent of the notebook's closing table, after Baig et al. (2020), The Deep
-# Learning Workshop, exercises 6.01 to 6.05.
-BOOK = {"rnn": 84.15, "lstm": 87.05, "gru": 87.06, "bilstm": 87.60, "stacked_lstm": 87.53}
+if TYPE_CHECKING:
+    import pandas
 
-NO_SPREAD = 1e-9  # points; 0 to rounding, since 0.1 + 0.2 is not 0.3
+# Test accuracies of the notebook's closing table, after Baig et al. (2020), The Deep
+# Learning Workshop, exercises 6.01 to 6.05.
+BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
+
+NO_SPREAD = 1e-11  # of accuracies; 0 to rounding, since 0.1 + 0.2 is not 0.3
 
 # Settings that tell no jobs apart: those that change no result, and the seed of a repetition.
 WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
@@ -46,7 +52,13 @@ DEFAULTS = {
     if key not in WITHOUT_RESULT and not is_free(info) and not info.is_required()
 }
 
-UNKNOWN = "unknown"
+# Of `result.json`, whose means a table has.
+NUMBERS = (
+    *("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss"),
+    *("recurrent_parameters", "parameters"),
+)
+UNKNOWN, UNSET = "unknown", "unset"
+MAX_VALUES = 10  # of a key in a message
 DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
 
 
@@ -58,7 +70,7 @@ class ScoredRun:
     job: str
     architecture: str
     seed: int
-    accuracy: float  # on the test set, per cent
+    accuracy: float  # on the test set, from 0 to 1
     result: Mapping[str, Any]  # result.json
     settings: Mapping[str, Any]  # of its job by table.key, without those that change no result
     source: str | None = None  # where its own texts were, None for IMDB
@@ -75,67 +87,15 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class JobResult:
-    """The runs of one job with the same settings on the same data, one for each seed."""
-
-    name: str  # the job's, with the settings that differ from its usual ones
-    runs: tuple[ScoredRun, ...]  # by seed
-
-    @property
-    def job(self) -> str:
-        """The job's own name."""
-        return self.runs[0].job
-
-    @property
-    def architecture(self) -> str:
-        """The network's name."""
-        return self.runs[0].architecture
-
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """Test accuracy of each seed, per cent."""
-        return {run.seed: run.accuracy for run in self.runs}
-
-    @property
-    def mean(self) -> float:
-        """Mean test accuracy, per cent."""
-        return statistics.fmean(run.accuracy for run in self.runs)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation over the seeds (n - 1), in points; None for one run."""
-        return statistics.stdev(self.by_seed.values()) if len(self.runs) > 1 else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mean, by Student's t over the seeds, clipped to 0 to 100.
-
-        None for one run, or if all have the same accuracy: that says nothing about the spread.
-        """
-        margin = t_margin([*self.by_seed.values()], 0.95)
-        if margin is None:
-            return None
-        return max(self.mean - margin, 0.0), min(self.mean + margin, 100.0)
-
-    def mean_of(self, key: str) -> float | None:
-        """The mean over the seeds of a number in `result.json`, None if a run lacks it."""
-        return mean_of_all(number(run.result.get(key)) for run in self.runs)
-
-    def setting(self, key: str) -> Any:
-        """The job's value of a `table.key`, None if it is not set."""
-        return self.runs[0].settings.get(key)
-
-
-@dataclass(frozen=True)
 class DatasetGroup:
-    """The results from the same reviews; only these may be compared with each other."""
+    """The runs on the same reviews; only these may be compared with each other."""
 
     data: str  # the dataset's name
     checksum: str
     limit: int  # first reviews of each split, 0 for all
     is_sample: bool
     num_test: int | None
-    results: tuple[JobResult, ...]
+    runs: Mapping[str, Sequence[ScoredRun]]  # of each row, by its name: one for each seed
 
     @property
     def title(self) -> str:
@@ -144,42 +104,84 @@ class DatasetGroup:
         return f"{self.data}{limited}"
 
     @property
-    def in_book(self) -> bool:
-        """Whether the book's figures are of these data: the whole of IMDB."""
-        return self.data == "IMDB" and not self.limit and not self.is_sample
+    def all_runs(self) -> list[ScoredRun]:
+        """Those of all rows."""
+        return [run for runs in self.runs.values() for run in runs]
 
     @property
-    def num_classes(self) -> int:
-        """How many classes the runs tell apart; 2 where no run says so."""
-        named = (run.result.get("classes") for each in self.results for run in each.runs)
-        return max((len(names) for names in named if isinstance(names, list)), default=2)
+    def classes(self) -> list[tuple[str, ...]]:
+        """The names of the classes, of each run that says so."""
+        named = (run.result.get("classes") for run in self.all_runs)
+        return [tuple(map(str, names)) for names in named if isinstance(names, list)]
 
-    @property
-    def num_runs(self) -> int:
-        """Runs of all jobs."""
-        return sum(len(each.runs) for each in self.results)
+    @cached_property
+    def by_seed(self) -> "pandas.DataFrame":
+        """The scores of each run, by name and seed: `accuracy` and `NUMBERS`."""
+        import pandas
+
+        found = {
+            (name, run.seed): [run.accuracy, *(number(run.result.get(key)) for key in NUMBERS)]
+            for name, runs in self.runs.items()
+            for run in runs
+        }
+        columns = ["accuracy", *NUMBERS]
+        index = pandas.MultiIndex.from_tuples(found, names=["job", "seed"])
+        return pandas.DataFrame([*found.values()], index, columns, dtype=float)
+
+    @cached_property
+    def jobs(self) -> "pandas.DataFrame":
+        """A row for each name: means over the seeds, NaN where a run lacks the number.
+
+        `deviation` is that of n - 1, the interval is the 95 % interval of the mean by Student's t,
+        which ends at 0 and 1. One seed has no deviation. One seed, and equal seeds, have no
+        interval: they say nothing about the spread.
+        """
+        grouped = self.by_seed.groupby(level="job", sort=False)
+        jobs = grouped.agg(statistics.fmean)
+        firsts = [runs[0] for runs in self.runs.values()]
+        jobs["architecture"] = [run.architecture for run in firsts]
+        jobs["num_seeds"] = grouped.size()
+        jobs["deviation"] = grouped["accuracy"].std()
+        margin = t_margin(jobs["deviation"] / jobs["num_seeds"] ** 0.5, jobs["num_seeds"] - 1, 0.95)
+        jobs["interval_low"] = (jobs["accuracy"] - margin).clip(lower=0)
+        jobs["interval_high"] = (jobs["accuracy"] + margin).clip(upper=1)
+        is_in_book = self.data == "IMDB" and not self.limit and not self.is_sample
+        book = [BOOK.get(run.architecture) if is_in_book else None for run in firsts]
+        return jobs.assign(book_accuracy=np.array(book, float))
+
+    def best(self, num: int) -> "DatasetGroup":
+        """The group with so many of its rows, those of the highest accuracy, in their order."""
+        kept = {*self.jobs["accuracy"].sort_values(ascending=False, kind="stable").index[:num]}
+        runs = {name: runs for name, runs in self.runs.items() if name in kept}
+        return replace(self, runs=runs)
+
+    def setting(self, name: str, key: str) -> Any:
+        """A row's value of a `table.key`, None if it is not set."""
+        return self.runs[name][0].settings.get(key)
+
+    @cached_property
+    def differing(self) -> dict[str, str]:
+        """The keys whose values differ between rows, each with its short name."""
+        keys = dict.fromkeys(key for runs in self.runs.values() for key in runs[0].settings)
+        values = {key: {shown(self.setting(name, key)) for name in self.runs} for key in keys}
+        return short_names([key for key in keys if len(values[key]) > 1])
 
 
-def mean_of_all(values: Iterable[float | None]) -> float | None:
-    """The mean, None if one of the values is not known."""
-    found = [*values]
-    known = [value for value in found if value is not None]
-    return statistics.fmean(known) if len(known) == len(found) else None
+def t_margin(error: Any, dof: Any, level: float) -> Any:
+    """Half the width of a two-sided interval by Student's t, for numbers or arrays.
 
-
-def t_margin(values: Sequence[float], level: float) -> float | None:
-    """Half the width of a sample's two-sided interval of the mean, by Student's t.
+    Args:
+        error: the standard error of a mean.
+        dof: its degrees of freedom.
+        level: such as 0.95.
 
     Returns:
-        In the values' unit; None for one value or without any spread, where none is known.
+        In the error's unit; NaN without any spread, or where none is known.
     """
     from scipy.special import stdtrit  # a tenth of the time that scipy.stats takes
 
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    if deviation < NO_SPREAD:
-        return None
-    dof = len(values) - 1
-    return float(stdtrit(dof, (1 + level) / 2) * deviation / len(values) ** 0.5)
+    known = np.where((np.asarray(dof) > 0) & (np.asarray(error) >= NO_SPREAD), error, np.nan)
+    return stdtrit(dof, (1 + level) / 2) * known
 
 
 # Finding runs
@@ -240,6 +242,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     try:
         toml, is_finished = run.certain_toml(job_file(folder)), run.finished()
         result = run.certain_json("result.json")  # after that, since the run may end between them
+        # A table of pandas takes no half of a character.
+        result = {key: printable(e) if isinstance(e, str) else e for key, e in result.items()}
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
     except (DiskError, OSError) as error:
         return LeftOut(folder, "unreadable", str(error))
@@ -266,9 +270,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         remedy = MAKE_AGAIN if is_ensemble(folder) else "remove it and harness resume"
         return LeftOut(folder, "broken", f"result.json is broken; {remedy}")
     source, since_s = text(table(toml, "data").get("source")), began_s(record or {})
-    return ScoredRun(
-        folder, job, architecture, seed, 100 * accuracy, result, settings, source, since_s
-    )
+    return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, source, since_s)
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
@@ -288,7 +290,7 @@ def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
         return {"train.from": UNKNOWN}
     # From a checkpoint it goes on to the same bytes as a run that began as that one did.
     origin = weights_of(record)
-    return {"train.from": Path(origin).parent.name} if origin else {}
+    return {"train.from": printable(Path(origin).parent.name)} if origin else {}
 
 
 def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
@@ -353,7 +355,10 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
             limit=limit,
             is_sample=members[0].result.get("is_sample") is True,
             num_test=whole(members[0].result.get("num_test")),
-            results=tuple(_make_results(members, repeated)),
+            runs={
+                name: _first_of_each_seed(alike, repeated)
+                for name, alike in sorted(_named(members).items(), key=_order)
+            },
         )
         for (checksum, limit), members in by_data.items()
     ]
@@ -361,45 +366,106 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     return groups, repeated
 
 
-def _make_results(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[JobResult]:
+def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
+    """The runs of the same job and settings, by the job's name and what is not usual for it."""
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
         settings = str(sorted((key, _as_text(value)) for key, value in run.settings.items()))
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
-    results = []
+    named: dict[str, list[ScoredRun]] = {}
     for job, by_settings in by_job.items():
         # The usual settings are those of most runs; of two equally common ones the first found.
-        counts = Counter({settings: len(alike) for settings, alike in by_settings.items()})
-        usual = by_settings[counts.most_common(1)[0][0]][0].settings
+        usual = max(by_settings.values(), key=len)[0].settings
         for alike in by_settings.values():
-            name = " ".join([job, *_differing(alike[0].settings, usual)])
-            by_seed = _first_of_each_seed(alike, repeated)
-            results.append(JobResult(name, tuple(by_seed[seed] for seed in sorted(by_seed))))
-    return sorted(results, key=_order)
+            name = printable(" ".join([job, *_differing(alike[0].settings, usual)]))
+            named[f"{name} ({len(named) + 1})" if name in named else name] = alike
+    return named
 
 
 def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     names = short_names([*{**usual, **settings}])
     return [
-        f"{name}={settings.get(key, 'unset')}"
+        f"{name}={settings.get(key, UNSET)}"
         for key, name in names.items()
         if _as_text(settings.get(key)) != _as_text(usual.get(key))
     ]
 
 
-def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> dict[int, ScoredRun]:
+def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[ScoredRun]:
     by_seed: dict[int, ScoredRun] = {}
     for run in sorted(runs, key=lambda each: (each.began_s, each.folder)):
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
             why = f"seed {run.seed} counts once, as {first.folder}"
             if run.accuracy != first.accuracy:
-                why += f" with {first.accuracy:.2f} %, here {run.accuracy:.2f} %"
+                why += f" with {first.accuracy:.2%}, here {run.accuracy:.2%}"
             repeated.append(LeftOut(run.folder, "repeated", why))
-    return by_seed
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def _order(result: JobResult) -> tuple[bool, int, str]:
+def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
+    name, (first, *_) = row
     places = {architecture: place for place, architecture in enumerate(BOOK)}
-    place = places.get(result.architecture, len(places))
-    return result.job.startswith("notebook"), place, result.name
+    place = places.get(first.architecture, len(places))
+    return first.job.startswith("notebook"), place, name
+
+
+# Choosing runs by a setting
+
+
+def chosen(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[ScoredRun]:
+    """The runs whose jobs have all these settings.
+
+    Args:
+        runs: to choose from.
+        where: each `table.key=value`, the value as TOML writes it, bare words allowed.
+
+    Raises:
+        InputError: for a key that no run has, or a value that none of them has for it.
+    """
+    left = list(runs)
+    for wish in where:
+        key, equals, value = wish.partition("=")
+        check_key("--where", key, runs)
+        if not equals:
+            raise InputError(f"--where {wish}: should be TABLE.KEY=VALUE, such as model.units=64")
+        wanted = _value(value)
+        known = {shown(run.settings.get(key)) for run in left}
+        left = [run for run in left if _as_text(run.settings.get(key)) == wanted]
+        if not left:
+            names = sorted(known, key=lambda name: (len(name), name))  # 9 before 10
+            more = f" and {len(names) - MAX_VALUES} more" if len(names) > MAX_VALUES else ""
+            raise InputError(
+                f"--where {wish}: no run has it; there {key} is {', '.join(names[:MAX_VALUES])}"
+                f"{more}"
+            )
+    return left
+
+
+def check_key(option: str, key: str, runs: Iterable[ScoredRun]) -> None:
+    """Refuse a key that no run's job has, or that tells no jobs apart.
+
+    Raises:
+        InputError: with the nearest key, or with what to do instead.
+    """
+    known = sorted({name for run in runs for name in run.settings})
+    if key in WITHOUT_RESULT and key not in known:
+        raise InputError(
+            f"{option} {key}: runs that differ in it alone are of one job; name the runs instead"
+        )
+    if key not in known:
+        raise InputError(f"{option} {key}: no run has this key{suggest(key, known)}")
+
+
+def _value(text: str) -> str:
+    try:
+        return _as_text(tomllib.loads(f"value = {text}")["value"])
+    except tomllib.TOMLDecodeError:
+        return _as_text(text)
+
+
+def shown(value: Any) -> str:
+    """A setting in a table."""
+    if value is None:
+        return UNSET
+    return printable(value if isinstance(value, str) else json.dumps(value, default=str))

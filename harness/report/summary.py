@@ -1,39 +1,79 @@
-"""A comparison as text: its parts, the cells of its table, and what a terminal shows."""
+"""A comparison as tables and sentences, and what a terminal shows of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from harness.data.imdb_sources import open_dataset
 from harness.errors import InputError
-from harness.report.baseline import Baseline, NgramBaseline, baselines
-from harness.report.collect import BOOK, DatasetGroup, JobResult, LeftOut, group_runs, scored_runs
-from harness.report.predictions import (
-    Progress,
-    progress_of,
-    read_predictions,
-    seconds_to_accuracy,
-    tests_against,
+from harness.report.baseline import Baseline, baselines
+from harness.report.collect import (
+    DatasetGroup,
+    LeftOut,
+    check_key,
+    chosen,
+    group_runs,
+    scored_runs,
+    shown,
 )
-from harness.report.settings import check_key, chosen, grouped
-from harness.report.significance import Difference, PairedTest, differences, explanations, verdict
-from harness.report.text_tables import Line, fitting, screen_table, shown_table, table_lines
-from harness.system.console import rich_console
+from harness.report.statistics import (
+    Difference,
+    PairedTest,
+    differences,
+    explanations,
+    read_predictions,
+    tests_against,
+    verdict,
+)
+from harness.report.text_tables import (
+    Line,
+    defused,
+    latex_table,
+    markdown,
+    markdown_table,
+    narrowest,
+    screen_table,
+    shown_table,
+    table_lines,
+)
+from harness.system.console import printable, rich_console
 
-COLUMNS = (
-    *("job", "architecture", "recurrent", "parameters", "seeds", "test %", "s.d."),
-    *("95 % interval", "F1", "ROC AUC", "log loss", "book %", "train s"),
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = {  # the first ones are those that a narrow window shows beside the names
+    "job": "{job}",
+    "test %": "{accuracy:.2f}",
+    "s.d.": "{deviation:.2f}",
+    "95 % interval": "{interval_low:.2f} to {interval_high:.2f}",
+    "seeds": "{num_seeds:.0f}",
+    "book %": "{book_accuracy:.2f}",
+    "validation %": "{val_accuracy:.2f}",
+    "F1": "{f1:.4f}",
+    "ROC AUC": "{roc_auc:.4f}",
+    "log loss": "{log_loss:.4f}",
+    "architecture": "{architecture}",
+    "recurrent": "{recurrent_parameters:,.0f}",
+    "parameters": "{parameters:,.0f}",
+    "train s": "{training_s:,.1f}",
+}
+# What fits the width of a page.
+PAPER = ("job", "test %", "s.d.", "95 % interval", "seeds", "book %", "F1", "ROC AUC", "train s")
+COUNTS = ("recurrent_parameters", "parameters", "num_seeds")
+ACCURACIES = (
+    *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
 # What a narrow terminal goes without, in this order.
 DISPENSABLE = (
-    *("parameters", "architecture", "log loss", "ROC AUC", "F1", "recurrent", "train s", "book %"),
-    *("s.d.", "95 % interval", "seeds"),
+    *("parameters", "architecture", "log loss", "ROC AUC", "F1", "validation %", "recurrent"),
+    *("train s", "book %", "s.d.", "95 % interval", "seeds"),
 )
 SEVERAL_CLASSES = (
     "F1 and ROC AUC are means over the classes, the latter of each class against the rest."
@@ -60,38 +100,13 @@ class Part:
     """The comparison of the runs on one dataset."""
 
     group: DatasetGroup
+    # A row for each job as `DatasetGroup.jobs` has it, of many the best first, then one for each
+    # baseline. What does not apply is NaN.
+    table: "pandas.DataFrame"
     differences: tuple[Difference, ...]
     baselines: tuple[Baseline, ...]
-    by_key: tuple[Line, ...] = ()  # the jobs grouped by a setting, if that was asked for
-
-    @cached_property
-    def drawn(self) -> "Part":
-        """The part with the best jobs alone, as many as pictures can tell apart."""
-        if len(self.group.results) <= MAX_DRAWN:
-            return self
-        best = sorted(self.group.results, key=lambda each: -each.mean)[:MAX_DRAWN]
-        kept = tuple(each for each in self.group.results if each in best)
-        return replace(self, group=replace(self.group, results=kept))
-
-    @property
-    def ngrams(self) -> NgramBaseline | None:
-        """The baseline that the jobs are tested against, None if it was never fit."""
-        return next((each for each in self.baselines if isinstance(each, NgramBaseline)), None)
-
-    @cached_property
-    def paired_tests(self) -> list[PairedTest]:
-        """Each job with predictions against n-grams; empty without n-grams."""
-        # The report, which shows predictions, says which of them can't be read.
-        if not self.ngrams or not (predictions := read_predictions(self.group, lambda _: None)):
-            return []
-        return tests_against(self.ngrams.predicted, self.ngrams.accuracy, predictions)
-
-    @property
-    def verdicts(self) -> list[str]:
-        """Whether a network beats n-grams, in one sentence; empty without n-grams."""
-        if not self.ngrams:
-            return []
-        return [verdict(self.paired_tests, f"{self.ngrams.name} ({self.ngrams.accuracy:.2f} %)")]
+    paired_tests: tuple[PairedTest, ...]  # of each job with predictions against n-grams
+    by_key: tuple[Line, ...]  # the jobs grouped by a setting, if that was asked for
 
     @property
     def heading(self) -> str:
@@ -99,78 +114,30 @@ class Part:
         tested = f", tested on {self.group.num_test:,} reviews" if self.group.num_test else ""
         return f"{self.group.title}{tested}"
 
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The rows of the table as text, by `columns`; empty where unknown."""
+        per_cent = {name: 100 * self.table[name] for name in ACCURACIES}
+        rows = self.table.assign(**per_cent).to_dict("records")
+        return [{name: _cell(form, row) for name, form in COLUMNS.items()} for row in rows]
+
     @property
     def columns(self) -> list[str]:
         """The columns that are not empty, and always `job`."""
-        lines = self.lines
-        return [name for name in COLUMNS if name == "job" or any(line[name] for line in lines)]
+        return [name for name in COLUMNS if name == "job" or any(line[name] for line in self.lines)]
 
     @property
-    def lines(self) -> list[Line]:
-        """The rows of the table as text, the baselines last."""
-        results = [result_cells(each, in_book=self.group.in_book) for each in self.ordered]
-        return [*results, *map(baseline_cells, self.baselines)]
-
-    @property
-    def ordered(self) -> Sequence[JobResult]:
-        """The jobs as the table has them: of many the best first."""
-        if len(self.group.results) <= MAX_DRAWN:
-            return self.group.results
-        return sorted(self.group.results, key=lambda each: -each.mean)
-
-    @cached_property
-    def standings(self) -> dict[str, str]:
-        """For each job one sentence on how it stands to the strongest baseline; empty without one.
-
-        Review by review where that baseline is the linear model over n-grams.
-        """
-        if not self.baselines:
-            return {}
-        strongest = self.ngrams or max(self.baselines, key=lambda each: each.accuracy)
-        tests = {each.name: each for each in self.paired_tests}
-        sentences = {}
-        for result in self.group.results:
-            points = result.mean - strongest.accuracy
-            where = f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
-            test = tests.get(result.name)
-            is_shown = "" if test is None else ", shown" if test.is_shown else ", not shown"
-            sentences[result.name] = f"{where} {strongest.name}{is_shown}"
-        return sentences
-
-    @cached_property
-    def progress(self) -> dict[str, list[Progress]]:
-        """The progress of each job's seeds, without jobs of which none is known."""
-        found = {each.name: progress_of(each) for each in self.group.results}
-        return {name: progress for name, progress in found.items() if progress}
-
-    @cached_property
-    def seconds_to_accuracy(self) -> dict[str, dict[int, float | None]]:
-        """Of each of these jobs the seconds to some validation accuracies, in per cent."""
-        return seconds_to_accuracy(self.progress)
-
-    @property
-    def time_lines(self) -> list[Line]:
-        """A row for each of these jobs."""
-        times = self.seconds_to_accuracy
-        return [
-            {
-                "job": each.name,
-                **{f"{level} %": _seconds(at) or "never" for level, at in times[each.name].items()},
-            }
-            for each in self.ordered
-            if each.name in times
-        ]
+    def verdicts(self) -> list[str]:
+        """Whether a network beats n-grams, in one sentence; empty without n-grams."""
+        tested = [each for each in self.baselines if each.predicted]
+        return [verdict(self.paired_tests, f"{e.name} ({e.accuracy:.2%})") for e in tested]
 
     @property
     def notes(self) -> list[str]:
-        """How to read the differences."""
-        notes = explanations(self.group, self.differences)
-        return [*notes, SEVERAL_CLASSES] if self.group.num_classes > 2 else notes
-
-    @property
-    def baseline_notes(self) -> list[str]:
-        """What the baselines are; empty without any."""
-        return [each.note for each in self.baselines if each.note]
+        """How to read the differences, and what the baselines are."""
+        several = [SEVERAL_CLASSES] if any(len(e) > 2 for e in self.group.classes) else []
+        notes = [each.note for each in self.baselines if each.note]
+        return [*explanations(self.group, self.differences), *several, *notes]
 
 
 def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], list[LeftOut]]:
@@ -219,64 +186,160 @@ def make_parts(
     """The whole comparison, a part for each dataset; `group_by` is a key of the jobs."""
     return [
         Part(
-            each,
-            tuple(differences(each, all_pairs=all_pairs)),
-            tuple(baselines_of(each)),
-            tuple(grouped(each.results, group_by)) if group_by else (),
+            group,
+            _table(group, fitted := tuple(baselines_of(group))),
+            tuple(differences(group, all_pairs=all_pairs)),
+            fitted,
+            _paired_tests(group, fitted),
+            tuple(grouped(group, group_by)) if group_by else (),
         )
-        for each in groups
+        for group in groups
     ]
 
 
-# Cells
+def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFrame":
+    import pandas
+
+    jobs = group.jobs.rename_axis("job").reset_index()
+    if len(jobs) > MAX_DRAWN:
+        jobs = jobs.sort_values("accuracy", ascending=False, kind="stable")
+    numbers = ("accuracy", "f1", "roc_auc", "log_loss", "parameters", "training_s")
+    rows = [
+        {"job": each.name, "architecture": each.kind, **{n: getattr(each, n) for n in numbers}}
+        for each in baselines
+    ]
+    return pandas.DataFrame([*jobs.to_dict("records"), *rows], columns=jobs.columns)
 
 
-def result_cells(result: JobResult, *, in_book: bool) -> Line:
-    """A job's result as text: accuracies in per cent, time in seconds, empty where unknown."""
-    interval = result.interval
-    book = BOOK.get(result.architecture) if in_book else None
+def _paired_tests(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[PairedTest, ...]:
+    tested = [each for each in baselines if each.predicted]
+    # The report, which shows predictions, says which of them can't be read.
+    if not tested or not (predictions := read_predictions(group, lambda _: None)):
+        return ()
+    return tuple(tests_against(tested[0], predictions))
+
+
+def _cell(form: str, row: Mapping[str, Any]) -> str:
+    """Values of a row as text; empty if one is NaN."""
+    try:
+        return form.format_map({name: value for name, value in row.items() if value == value})
+    except KeyError:
+        return ""
+
+
+def grouped(group: DatasetGroup, key: str) -> list[Line]:
+    """A row for each value of a key: its jobs' mean and their best, by test accuracy in per cent.
+
+    The best value comes first.
+    """
+    values = [shown(group.setting(name, key)) for name in group.runs]
+    by_value = group.jobs.groupby(values, sort=False)
+    found = by_value["accuracy"].agg(["size", "mean", "max", "idxmax"])
+    found["runs"] = by_value["num_seeds"].sum()
+    found = found.sort_values("mean", ascending=False, kind="stable")
+    return [
+        {
+            key: value,
+            "jobs": str(row["size"]),
+            "runs": str(row["runs"]),
+            "mean test %": f"{100 * row['mean']:.2f}",
+            "best test %": f"{100 * row['max']:.2f}",
+            "best job": row["idxmax"],
+        }
+        for value, row in found.iterrows()
+    ]
+
+
+# The formats
+
+
+def to_markdown(parts: Sequence[Part]) -> str:
+    """The comparison in Markdown."""
+    return "\n".join(
+        "\n".join([
+            f"## {markdown(part.heading)}\n",
+            markdown_table(part.columns, part.lines),
+            *([markdown_table([*part.by_key[0]], part.by_key)] if part.by_key else []),
+            *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
+            *_markdown_list(part.notes),
+        ])
+        for part in parts
+    )  # fmt: skip
+
+
+def _markdown_list(lines: Sequence[str]) -> list[str]:
+    return ["".join(f"- {markdown(line)}\n" for line in lines)] if lines else []
+
+
+def to_csv(parts: Sequence[Part]) -> str:
+    """The tables as CSV, unrounded; accuracies from 0 to 1, times in seconds."""
+    import pandas
+
+    keys = [*dict.fromkeys(key for part in parts for key in part.group.differing)]
+    tables = pandas.concat([_figures(part, keys) for part in parts])
+    # Keys of jobs are among the headings, which others may write.
+    text = tables.rename(columns=defused).map(defused).to_csv(index=False, lineterminator="\n")
+    return str(text)
+
+
+def _figures(part: Part, keys: Iterable[str]) -> "pandas.DataFrame":
+    """The table with what it is of, its seeds, and the settings of these keys."""
+    group, names = part.group, part.table["job"]
+    about = {"data": group.data, "limit": group.limit, "dataset_checksum": group.checksum}
+    counts = {
+        key: np.array([None if each != each else round(each) for each in part.table[key]], object)
+        for key in COUNTS
+    }
+    seeds = {name: " ".join(str(run.seed) for run in runs) for name, runs in group.runs.items()}
+    settings = {
+        key: [group.setting(name, key) if name in group.runs else None for name in names]
+        for key in keys
+    }
+    figures = part.table.assign(**about, **counts, seeds=names.map(seeds), **settings)
+    return figures[[*about, *figures.columns.drop([*about])]].astype(object)
+
+
+def to_latex(parts: Sequence[Part]) -> str:
+    """The tables for LaTeX, a rule above the baselines; what each is of stands in a comment."""
+    lines = [
+        "% Means over the seeds; 95 % intervals of Student's t.",
+        "% \\usepackage{booktabs} goes into the preamble",
+    ]
+    for part in parts:
+        columns = [name for name in PAPER if name in part.columns]
+        lines.append(f"\n% {printable(' '.join(part.heading.splitlines()))}")
+        lines.append(latex_table(columns, part.lines, num_below=len(part.baselines)))
+    return "\n".join(lines)
+
+
+def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """All figures for programs, and the runs that each comes from; accuracies from 0 to 1."""
     return {
-        "job": result.name,
-        "architecture": result.architecture,
-        "recurrent": _count(result.mean_of("recurrent_parameters")),
-        "parameters": _count(result.mean_of("parameters")),
-        "seeds": str(len(result.runs)),
-        "test %": f"{result.mean:.2f}",
-        "s.d.": "" if result.deviation is None else f"{result.deviation:.2f}",
-        "95 % interval": "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
-        "F1": _share(result.mean_of("f1")),
-        "ROC AUC": _share(result.mean_of("roc_auc")),
-        "log loss": _share(result.mean_of("log_loss")),
-        "book %": "" if book is None else f"{book:.2f}",
-        "train s": _seconds(result.mean_of("training_s")),
+        "format": 3,
+        "parts": [
+            {
+                "num_test": part.group.num_test,
+                "rows": _rows(part),
+                "differences": [asdict(each) for each in part.differences],
+                "paired_tests": [asdict(each) for each in part.paired_tests],
+                "sentences": [*part.verdicts, *part.notes],
+            }
+            for part in parts
+        ],
+        "left_out": [asdict(each) | {"folder": str(each.folder)} for each in left_out],
     }
 
 
-def baseline_cells(baseline: Baseline) -> Line:
-    """A baseline as a row of the same table."""
-    return {
-        **dict.fromkeys(COLUMNS, ""),
-        "job": baseline.name,
-        "architecture": baseline.kind,
-        "parameters": _count(baseline.parameters),
-        "test %": f"{baseline.accuracy:.2f}",
-        "F1": _share(baseline.f1),
-        "ROC AUC": _share(baseline.roc_auc),
-        "log loss": _share(baseline.log_loss),
-        "train s": _seconds(baseline.training_s),
-    }
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+def _rows(part: Part) -> list[dict[str, Any]]:
+    """A row for each job and baseline, with the job's runs."""
+    figures = _figures(part, part.group.differing)
+    rows: list[dict[str, Any]] = figures.where(figures.notna(), None).to_dict("records")
+    for row in rows:
+        row["runs"] = [
+            {"folder": str(run.folder.absolute()), "seed": run.seed, "accuracy": run.accuracy}
+            for run in part.group.runs.get(row["job"], ())
+        ]
+    return rows
 
 
 # On a terminal
@@ -297,7 +360,7 @@ def print_parts(parts: Sequence[Part]) -> None:
             show()
         for sentence in (*part.verdicts, *shown_sentences(part.differences)):
             show(Text(sentence))
-        for note in (*part.notes, *part.baseline_notes):
+        for note in part.notes:
             show(Text(note, "dim"))
 
 
@@ -308,32 +371,30 @@ def print_runs(folders: Sequence[Path]) -> None:
 
 def results_table(part: Part, console: Console) -> RenderableType:
     """The table as wide as the terminal allows, and whole where the output is no terminal."""
-    columns, lines = part.columns, part.lines
+    columns = part.columns
     if not console.is_terminal:
-        return Text("\n".join(table_lines(columns, lines)))
-    shown = fitting(columns, lines, width=console.width, dispensable=DISPENSABLE)
-    table = screen_table(shown, lines)
-    if hidden := [name for name in columns if name not in shown]:
-        note = Text(f"no room here for {', '.join(hidden)}; --markdown has all", "dim")
-        return Group(table, note)
-    return table
+        return Text("\n".join(table_lines(columns, part.lines)))
+    dispensable = [name for name in DISPENSABLE if name in columns]
+    hidden: list[str] = []
+    while dispensable and narrowest(columns, part.lines) > console.width:
+        hidden.append(dispensable.pop(0))
+        columns.remove(hidden[-1])
+    note = f"no room here for {', '.join(hidden)}; --markdown has all" if hidden else ""
+    return Group(screen_table(columns, part.lines), *([Text(note, "dim")] if hidden else []))
 
 
 def shown_sentences(compared: Sequence[Difference]) -> list[str]:
-    """The sentences; of very many those that show a difference, and how many more there are."""
-    chosen = [each for each in compared if each.is_shown or len(compared) <= MAX_SENTENCES]
-    lines = [each.sentence for each in chosen[:MAX_SENTENCES]]
-    hidden = Counter(each.is_shown for each in compared)
-    hidden.subtract(each.is_shown for each in chosen[:MAX_SENTENCES])
-    counts = [f"{hidden[True]} more that show a difference"] if hidden[True] else []
-    counts += [f"{hidden[False]} that show none"] if hidden[False] else []
-    return [*lines, f"and {' and '.join(counts)} (--out writes all)"] if counts else lines
+    """The sentences; of very many the first, and how many more there are."""
+    lines = [each.sentence for each in compared]
+    num_hidden = len(lines) - MAX_SENTENCES
+    num_shown = sum(each.is_shown for each in compared[MAX_SENTENCES:])
+    more = f"and {num_hidden:,} more, of which {num_shown:,} show a difference (--out writes all)"
+    return [*lines[:MAX_SENTENCES], *([more] if num_hidden > 0 else [])]
 
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
     """A line for each run that is in no table; of very many their number."""
     lines = [f"left out, {e.kind}: {e.folder}: {e.why}" for e in left_out[:MAX_LEFT_OUT]]
     counts = Counter(each.kind for each in left_out[MAX_LEFT_OUT:])
-    if counts:
-        lines.append(f"also left out: {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
-    return lines
+    also = ", ".join(f"{num} {kind}" for kind, num in counts.items())
+    return [*lines, *([f"also left out: {also}"] if also else [])]

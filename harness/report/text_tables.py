@@ -1,11 +1,8 @@
 """The one writer of tables: on a terminal, as plain text, Markdown, CSV and LaTeX."""
 
-import csv
 import html
-import io
-import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -22,16 +19,6 @@ FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 Line = Mapping[str, str]  # a row of a table, by its columns
-
-# Each character that LaTeX would interpret, and what prints it.
-_LATEX = str.maketrans({
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-})  # fmt: skip
 
 
 def numeric(columns: Sequence[str], rows: Sequence[Line]) -> set[str]:
@@ -90,19 +77,6 @@ def table_lines(columns: Sequence[str], rows: Sequence[Line]) -> list[str]:
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
-def fitting(
-    columns: Sequence[str], rows: Sequence[Line], *, width: int, dispensable: Iterable[str]
-) -> list[str]:
-    """The columns without the dispensable ones, dropped in order until the rest fits a width."""
-    left = list(columns)
-    for name in dispensable:
-        if narrowest(left, rows) <= width:
-            break
-        if name in left:
-            left.remove(name)
-    return left
-
-
 def markdown_table(columns: Sequence[str], rows: Sequence[Line]) -> str:
     """A table in Markdown, numbers aligned to the right."""
     numbers = numeric(columns, rows)
@@ -117,16 +91,6 @@ def markdown(text: str) -> str:
     return html.escape(re.sub(r"([\\`*|\[\]])", r"\\\1", line), quote=False)
 
 
-def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """A table as CSV by RFC 4180, but with `\\n` as the line ending."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    heads = {name: name for name in columns}  # keys of jobs are among them, which others may write
-    lines: Iterable[Mapping[str, object]] = itertools.chain([heads], rows)
-    writer.writerows({name: defused(cell) for name, cell in row.items()} for row in lines)
-    return file.getvalue()
-
-
 def defused(cell: object) -> object:
     """A cell of a CSV file that no spreadsheet takes for a formula: with a quote before it.
 
@@ -139,44 +103,20 @@ def defused(cell: object) -> object:
     return f"'{text}" if is_formula else text
 
 
-def latex_table(
-    columns: Sequence[str],
-    rows: Sequence[Line],
-    caption: str,
-    *,
-    rules_before: Collection[int],
-) -> str:
+def latex_table(columns: Sequence[str], rows: Sequence[Line], *, num_below: int) -> str:
     """A table for LaTeX's booktabs.
 
     Args:
         columns: in order; the headings.
         rows: at least one.
-        caption: plain text.
-        rules_before: indices of the rows below a rule.
+        num_below: rows at the end that stand below a rule.
     """
-    numbers = numeric(columns, rows)
-    kinds = "".join("r" if name in numbers else "l" for name in columns)
+    import pandas
 
-    def line(cells: Iterable[str]) -> str:
-        return " & ".join(map(latex, cells)) + r" \\"
-
-    body = []
-    for index, row in enumerate(rows):
-        if index in rules_before:
-            body.append(r"\midrule")
-        body.append(line(row[name] for name in columns))
-    return "\n".join([
-        r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{2.2pt}",
-        rf"\caption{{{latex(caption)}}}",
-        rf"\begin{{tabular}}{{@{{}}{kinds}@{{}}}}",
-        *(r"\toprule", line(columns), r"\midrule", *body, r"\bottomrule"),
-        r"\end{tabular}",
-        r"\end{table}",
-        "",
-    ])  # fmt: skip
-
-
-def latex(text: str) -> str:
-    """Text with everything escaped that LaTeX would interpret."""
-    return printable(" ".join(text.splitlines())).translate(_LATEX)
+    kinds = "".join("r" if name in numeric(columns, rows) else "l" for name in columns)
+    cells = [[printable(" ".join(row[name].splitlines())) for name in columns] for row in rows]
+    table = pandas.DataFrame(cells, columns=[*columns])
+    lines = table.to_latex(index=False, escape=True, column_format=kinds).splitlines()
+    if num_below:
+        lines.insert(-2 - num_below, r"\midrule")
+    return "\n".join([*lines, ""])

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from harness.errors import InputError
 from harness.system.cuda import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
-OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
 # Set for a user's own calls: they hide jobs, ask before a job is cancelled, change how times look.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # sbatch passes them on from the job that calls it, and the new job would take them for its own.
@@ -103,8 +102,13 @@ class SlurmEnvironment:
 
         The `job_id` of one task is that of the array, by which they would act on all tasks.
         """
-        array, task = (self.variables.get(name) for name in OF_ARRAYS)
+        array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
+
+
+def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
+    """The number of tasks of the array that a job belongs to; 1 outside of one."""
+    return (_whole(allocation.variables.get(OF_ARRAYS[2], "")) if allocation else None) or 1
 
 
 def _per_task(name: str, variables: Mapping[str, str]) -> int | None:
@@ -275,11 +279,6 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
                 f"one node: sbatch --gres=gpu:{value}, or {option}={value} with --gres=none"
             )
     return None
-
-
-def scratch_folder(allocation: SlurmEnvironment) -> Path:
-    """The folder for a job's temporary files: the site's for this job, or else TMPDIR."""
-    return Path(allocation.variables.get("SLURM_TMPDIR") or tempfile.gettempdir())
 
 
 def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:

@@ -1,7 +1,7 @@
 """Slots for processes that share a machine or an allocation: a node, a GPU or CPUs, memory."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
@@ -13,7 +13,7 @@ from harness.slurm.environment import (
     given_memory_gb,
     visible_gpus,
 )
-from harness.system import cuda, nvml
+from harness.system import cuda
 from harness.system.host import available_gb, memory_limit_gb, total_memory_gb
 
 MAX_WORKERS = 1000
@@ -59,21 +59,6 @@ def gpu_name(index: int) -> str:
     return listed[index] if index < len(listed) else str(index)
 
 
-def check_sharing(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse to put several processes on a GPU that lets in only one.
-
-    Raises:
-        InputError: if there is such a GPU, and no MPS, whose processes count as one.
-    """
-    if cuda.has_mps(environment) or not (closed := nvml.closed_gpus(environment)):
-        return
-    modes = ", ".join(f"GPU {name} is in compute mode {mode}" for name, mode in closed.items())
-    raise InputError(
-        f"several runs on a GPU: {modes}, which would keep them waiting or fail; use one a GPU, "
-        "start NVIDIA's MPS, or ask your site for: nvidia-smi -c DEFAULT"
-    )
-
-
 def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:
     """How many processes of so much memory an allocation, or this machine, holds; one at least."""
     num_nodes = allocation.num_nodes if allocation else 1
@@ -114,8 +99,6 @@ def allocate_slots(
             f"{option} {workers_per_gpu}: there is no GPU here; leave it out, or say how "
             "many by --workers"
         )
-    if workers_per_gpu > 1:
-        check_sharing()
     room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
     wanted = num_workers or room
     if wanted > MAX_WORKERS:

@@ -13,10 +13,9 @@ MAX_SEEDS = 10_000
 
 MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
-PLAIN = re.compile(r"[^\x00-\x1f\x7f;'\"`\\]*")  # a value of sbatch's
+PLAIN = re.compile(r"[^\x00-\x1f\x7f;'\"`\\]*")  # a flag of sbatch
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
-JOB_ID = re.compile(r"\d+(_\d+)?")
 
 # Flags of sbatch that submit sets itself: the name, and its letter.
 OWN_FLAGS = {
@@ -33,15 +32,7 @@ class Resources:
     nodes: int | None = None
     time: str | None = None
     mem: str | None = None  # of each node
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None  # nodes
-    mail_type: str | None = None
-    at_most: int | None = None  # tasks of an array at a time
     retry_memory: bool = False  # half as much again after a kill for want of it
-    after: str | None = None  # the id of a job that must succeed first
     flags: tuple[str, ...] = ()  # sbatch's own, as they are
 
     def check(self) -> None:
@@ -59,20 +50,8 @@ class Resources:
                 f"--time {self.time}: should be minutes, hours:minutes:seconds or days-hours, such "
                 "as 30, 2:00:00 or 1-12"
             )
-        if self.after is not None and not JOB_ID.fullmatch(self.after):
-            raise InputError(f"--after {self.after}: should be a job's id, such as 1234 or 1234_5")
-        if self.at_most is not None and self.at_most < 1:
-            raise InputError(f"--at-most {self.at_most}: should be 1 or more seeds at a time")
         if self.mem is not None and not MEMORY.fullmatch(self.mem):
             raise InputError(f"--mem {self.mem}: should be a number and a unit, such as 16G")
-        for name, value in self._named():
-            if not value.strip():
-                raise InputError(f"--{name} {value!r}: should have a value; leave the option out")
-            if not PLAIN.fullmatch(value):
-                raise InputError(
-                    f"--{name} {value!r}: should hold no control character, quote or ;, which no "
-                    "name in Slurm has"
-                )
         self._check_flags()
 
     def _check_flags(self) -> None:
@@ -80,6 +59,11 @@ class Resources:
             raise InputError(f"--{min(twice)}: asks for GPUs, and so does --gpus; give one")
         may_be_value = False  # of the flag before it, as in `-C a100`
         for flag in self.flags:
+            if not PLAIN.fullmatch(flag):
+                raise InputError(
+                    f"{flag!r}: should hold no control character, quote or ;, which no name in "
+                    "Slurm has"
+                )
             if not flag.startswith("-"):
                 if not may_be_value:
                     raise InputError(
@@ -89,8 +73,6 @@ class Resources:
                 may_be_value = False
                 continue
             may_be_value = "=" not in flag
-            if self.after is not None and flag.startswith(("-d", "--dep")):
-                raise InputError(f"{flag}: says when to start, and so does --after; give one")
             name = flag.lstrip("-").partition("=")[0]
             for own, letter in OWN_FLAGS.items():
                 long = flag.startswith("--") and len(name) > 2 and own.startswith(name)
@@ -115,25 +97,12 @@ class Resources:
         """The flags for sbatch, apart from the one for GPUs, which depends on the site."""
         sizes = {"nodes": self.nodes, "time": self.time, "mem": self.mem}
         args = [f"--{name}={value}" for name, value in sizes.items() if value is not None]
-        args += self.site_args()
-        if self.after is not None:
-            # Without the second flag the job would wait forever if the other one fails.
-            args += [f"--dependency=afterok:{self.after}", "--kill-on-invalid-dep=yes"]
-        return args + list(self.flags)
+        return [*args, *self.flags]
 
     @property
     def variables(self) -> dict[str, str]:
         """What the job's script exports for them."""
         return {RETRY_MEMORY: "1"} if self.retry_memory else {}
-
-    def site_args(self) -> list[str]:
-        """The flags that all jobs of this user need."""
-        return [f"--{name}={value}" for name, value in self._named()]
-
-    def _named(self) -> list[tuple[str, str]]:
-        names = ("partition", "account", "qos", "constraint", "exclude", "mail_type")
-        values = [(name.replace("_", "-"), getattr(self, name)) for name in names]
-        return [(name, value) for name, value in values if value is not None]
 
 
 def max_nodes(args: Sequence[str]) -> int:

@@ -17,9 +17,6 @@ from harness.errors import InputError
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 LETTERS = {"-G": "gpus"}
-LIMITED = {"-A": "account", "-p": "partition", "-q": "qos", "-t": "time", "-N": "nodes",
-           "-c": "cpus-per-task", "-G": "gpus"}  # fmt: skip
-LIMITED_LONG = ("gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task", "mem")
 
 # The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
 VARIABLES = {
@@ -145,7 +142,7 @@ def _by_name(site: Mapping[str, str]) -> dict[str, str]:
 
 
 def _script_options(header: Sequence[str]) -> dict[str, str]:
-    return dict(option for line in header for option in _options(_words(line)))
+    return dict(option for line in header for option in _options(words_of(line)))
 
 
 def _usual_request(site: Mapping[str, str], header: Sequence[str]) -> tuple[str, str]:
@@ -163,34 +160,6 @@ def _usual_request(site: Mapping[str, str], header: Sequence[str]) -> tuple[str,
 def names_in(args: Iterable[str]) -> set[str]:
     """The options of GPUS and MEMORY among sbatch's arguments; sbatch takes them abbreviated."""
     return {name for name, _ in _options(args)} & {*GPUS, *MEMORY}
-
-
-def values_of_all(
-    header: Iterable[str],
-    site: Mapping[str, str],
-    args: Sequence[str],
-    *,
-    unset: Collection[str] = (),
-) -> dict[str, str]:
-    """What a job asks for by the options that sites limit, as sbatch reads its three layers.
-
-    Args:
-        header: the script's `#SBATCH` lines.
-        site: from `site_options`.
-        unset: variables that it does not see.
-    """
-    script = [word for line in header for word in _words(line)]
-    exported = [f"--{VARIABLES[n]}={v}" for n, v in site.items() if n not in unset]
-    found = {}
-    words = [*script, *exported, *args]
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        name, has_value, value = word.partition("=")
-        long = _whole(name[2:]) if name.startswith("--") else ""
-        if long in (*LIMITED.values(), *LIMITED_LONG):
-            found[long] = value if has_value else after
-        elif word[:2] in LIMITED:
-            found[LIMITED[word[:2]]] = word[2:] or after
-    return found
 
 
 def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
@@ -211,7 +180,8 @@ def _replaced_by(names: set[str]) -> set[str]:
     return {each for group in (GPUS, MEMORY) if names & {*group} for each in group}
 
 
-def _words(line: str) -> list[str]:
+def words_of(line: str) -> list[str]:
+    """The options in a `#SBATCH` line."""
     try:
         return shlex.split(line.removeprefix("#SBATCH"), comments=True)
     except ValueError:  # an odd quote, which sbatch will refuse
@@ -240,7 +210,7 @@ def _whole(name: str) -> str:
 
 def _without(line: str, names: Collection[str]) -> str:
     """A `#SBATCH` line without some of its options; empty if none is left."""
-    words = _words(line)
+    words = words_of(line)
     kept = drop(words, names)
     if kept == words:
         return line

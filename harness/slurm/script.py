@@ -24,8 +24,8 @@ from harness.slurm.sbatch_options import (
     VARIABLES,
     compose,
     drop,
-    values_of_all,
     without,
+    words_of,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
@@ -90,9 +90,13 @@ class SbatchJob:
         return [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
 
     @property
-    def limited(self) -> dict[str, str]:
-        """Its options that a site limits, such as its time, by their names."""
-        return values_of_all(self.header, self.layout.site, self.args, unset=self.unset)
+    def requests(self) -> str:
+        """What it asks for in all: by its script, the site's variables and its command."""
+        header = [word for line in self.header for word in words_of(line)]
+        header = [word for word in header if not word.startswith(("--job-name", "--output"))]
+        seen = {name: value for name, value in self.layout.site.items() if name not in self.unset}
+        site = [f"--{VARIABLES[name]}={value}" for name, value in seen.items()]
+        return shlex.join([*header, *site, *self.asks])
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""
@@ -241,7 +245,6 @@ def job_submission(
     resources: Resources,
     *,
     layout: Layout,
-    full: bool,
     pack: bool = False,
 ) -> SbatchJob:
     """A training job: one run, an array with one seed per task, or a search, without seeds.
@@ -249,7 +252,6 @@ def job_submission(
     Args:
         seeds: several make an array; None keeps the job's own.
         pack: one job trains all seeds at the same time instead.
-        full: refuse to train on the packaged sample.
     """
     folder = _new_folder(layout.runs, job.name)
     is_packed = bool(seeds) and pack
@@ -267,14 +269,11 @@ def job_submission(
     )
     args = composed.args
     if indices:
-        at_a_time = f"%{resources.at_most}" if resources.at_most else ""
-        args.insert(0, f"--array={array_spec(indices)}{at_a_time}")
+        args.insert(0, f"--array={array_spec(indices)}")
     elif seeds and is_packed:
         call += ["--seeds", array_spec(seeds)]
     elif seeds:
         call += ["--seed", str(seeds[0])]
-    if full:
-        call.append("--full")
     return SbatchJob(
         name=job.name,
         architecture=single.model.architecture,
@@ -327,7 +326,7 @@ def comparison_submission(
 
     Args:
         trainings: by their jobs' ids.
-        resources: their partition, account and flags apply here too.
+        resources: their flags apply here too.
     """
     # The job expands them, since only then it is known which runs were started.
     patterns = [
@@ -337,7 +336,7 @@ def comparison_submission(
     # What is asked for the trainings' GPUs and memory is not for this job.
     site = without(layout.site, GPUS, MEMORY)
     flags = drop(resources.flags, (*GPUS, *MEMORY))
-    args = [*resources.site_args(), *flags, f"--dependency=afterany:{':'.join(trainings)}"]
+    args = [*flags, f"--dependency=afterany:{':'.join(trainings)}"]
     composed = compose(read_header(layout.code, COMPARISON), site, args)
     return SbatchJob(
         name=COMPARISON,

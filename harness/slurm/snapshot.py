@@ -29,10 +29,10 @@ from harness.system.git import (
     is_checkout,
     is_snapshot,
     new_files,
+    private_files,
     secrets_among,
     tracked_files,
 )
-from harness.system.private_files import private_files
 
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000

@@ -8,7 +8,6 @@ and logs.
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +66,6 @@ class Request:
     jobs: tuple[Job | SearchSpec, ...]
     seeds: tuple[int, ...] | None  # of each job; None keeps its own
     resources: Resources
-    full: bool = False  # refuse to train on the packaged sample
     compares: bool = False  # once all have ended
     pack: bool = False  # all seeds at the same time in one job, not an array
     resumed: tuple[Resumed, ...] = ()  # in place of jobs
@@ -80,7 +78,6 @@ class Options:
     job_file: Path | None
     overrides: Sequence[str] = ()
     seeds: str | None = None
-    full: bool = False
     all_jobs: bool = False
     pack: bool = False
 
@@ -99,8 +96,6 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
     chosen = parse_seeds(seeds) if seeds is not None else None
     if options.pack and not chosen:
         raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
-    if resources.at_most is not None and (options.pack or len(chosen or ()) < 2):
-        raise InputError("--at-most: limits the tasks of an array; give several --seeds, no --pack")
     project, runs = project_folder(), runs.absolute()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [_check_job(file, options.overrides, chosen) for file in files]
@@ -117,7 +112,6 @@ def make_request(options: Options, resources: Resources, runs: Path) -> Request:
         tuple(jobs),
         chosen,
         resources,
-        options.full,
         compares=all_jobs,
         pack=options.pack,
     )
@@ -173,10 +167,10 @@ def doubts(request: Request) -> Iterator[str]:
         yield from job.notes if isinstance(job, SearchSpec) else ()
     yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in _trainings(request)):
-        then = "be refused" if request.full else "train on the packaged SAMPLE"
         yield (
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
-            f"not find it either, the job will {then}; get it first by: harness data fetch"
+            "not find it either, the job will train on the packaged SAMPLE; get it first by: "
+            "harness data fetch"
         )
     yield from snapshot_warnings(request.project, request.runs)
     program = job_environment(request.project) / "bin" / "harness"
@@ -204,18 +198,6 @@ def dry_submissions(request: Request) -> Iterator[SbatchJob]:
     yield from _with_comparison(_plan(request, layout), request, layout)
 
 
-def expected_starts(request: Request) -> list[str]:
-    """When Slurm would start each job, as sbatch words it; nothing is submitted or left behind.
-
-    Raises:
-        InputError: if sbatch refuses one of the jobs.
-        client.NoNodesError: if there are no nodes for one, or all of them are down.
-    """
-    snapshot = snapshot_path(request.project, request.runs)
-    layout = _layout(request, snapshot, request.project, settings=client.read_settings())
-    return [f"{each.name}: {answer}" for each, answer in _tried(request, layout) if each.seeds]
-
-
 def _tried(request: Request, layout: Layout) -> Iterator[tuple[SbatchJob, str]]:
     """Each job, and when sbatch would start it; jobs that are alike are tried once."""
     answers: dict[tuple[object, ...], str] = {}
@@ -239,12 +221,8 @@ def _expected_start(planned: SbatchJob, asks: Sequence[str]) -> str:
             )
         except (InputError, RunError) as error:
             is_refused = str(error).startswith(client.REFUSED)
-            asks_for = f"; it asks for {_limited(planned)}" if is_refused else ""
+            asks_for = f"; it asks for {planned.requests}" if is_refused else ""
             raise type(error)(f"{planned.name}: {error}{asks_for}") from None
-
-
-def _limited(planned: SbatchJob) -> str:
-    return shlex.join(f"--{name}={value}" for name, value in planned.limited.items())
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
@@ -303,8 +281,8 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
             remedy = "ask for more" if job.reason.startswith("QOSMin") else "give less"
             raise InputError(
                 f"{planned.name}: would wait for ever: Slurm says {job.reason}, and it asks for "
-                f"{_limited(planned)}; {remedy}, or name another --partition, --qos or --account; "
-                f"{_withdraw(submitted)}"
+                f"{planned.requests}; {remedy}, or name another "
+                f"--partition, --qos or --account after --; {_withdraw(submitted)}"
             )
         answer = f"pending ({job.why})" if job.waits and job.why else job.state.lower()
         found.setdefault(answer, {})[job_id] = None
@@ -332,9 +310,7 @@ def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
     """All jobs but the comparison."""
     resumed = [resume_submission(each, layout) for each in request.resumed]
     return resumed + [
-        job_submission(
-            *(job, seeds, request.resources), layout=layout, full=request.full, pack=request.pack
-        )
+        job_submission(*(job, seeds, request.resources), layout=layout, pack=request.pack)
         for job in request.jobs
         for seeds in split_seeds(request.seeds, layout.array_size, pack=request.pack)
     ]

@@ -6,7 +6,7 @@ if the sweep used the packaged sample.
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compute.memory import reckoned_gb
@@ -25,7 +25,9 @@ from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import values_of
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
-from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
+from harness.tuning.leaderboard import ranked_trials
+from harness.tuning.records import Trial
+from harness.tuning.sweep_dir import SweepDirectory
 
 FALLING = ("cosine", "linear")  # schedules whose length is a number of epochs
 
@@ -39,14 +41,16 @@ def best_trial_toml(sweep: SweepDirectory) -> str:
     Raises:
         InputError: if no trial is finished yet.
     """
-    search, row = sweep.search(), best_row(sweep)
-    job = best_job(search, row)
-    finished = sum(each["status"] == "finished" for each in ranked_rows(sweep))
+    search = sweep.search()
+    trials = ranked_trials(sweep, search)
+    best = best_of(sweep, trials)
+    job = best_job(search, best)
+    finished = sum(each.status == "finished" for each in trials)
     objective = search.table.objective
     so_far = "" if sweep.finished() else " so far"
     comments = (
         f"{search.table.tuner} search, sweep {sweep.folder.absolute()}",
-        f"trial {row['trial']}, {objective} {float(row[objective]):.4f}, the best of {finished} "
+        f"trial {best.n}, {objective} {best.scores[objective]:.4f}, the best of {finished} "
         f"finished trials{so_far}",
         f"data: {data_of(sweep, search)}, validated on {_validation_of(sweep, job)}",
     )
@@ -59,48 +63,38 @@ def _validation_of(sweep: SweepDirectory, job: Job) -> str:
     return f"the last {100 * job.data.validation_split:.3g} % of the training reviews"
 
 
-def best_row(sweep: SweepDirectory) -> dict[str, str]:
-    """The row of the leaderboard with the best trial.
+def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
+    """The first of the ranked trials of a sweep.
 
     Raises:
-        InputError: if no trial is finished yet.
+        InputError: if none is finished yet.
     """
-    for row in ranked_rows(sweep):
-        if row["status"] == "finished":
-            return row
+    if trials and trials[0].status == "finished":
+        return trials[0]
     raise InputError(
         f"sweep {sweep.folder}: has no finished trial, so none is the best; continue it by: "
         f"harness resume {shlex.quote(str(sweep.folder))}"
     )
 
 
-def best_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
-    """The job of a trial, with the test set read at its end.
-
-    Raises:
-        InputError: if the row does not say how many epochs the trial had.
-    """
-    values = values_of(row, search.space)
+def best_job(search: SearchSpec, trial: Trial) -> Job:
+    """The job of a trial, with the test set read at its end."""
     # For other tuners the search fixes the epochs; a trial with fewer was stopped early.
-    epochs = _epochs(row, "epochs") if search.continues_trials else None
-    content = search.job_of(values, epochs=epochs).model_dump()
+    epochs = trial.epochs if search.continues_trials else None
+    content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
     content["name"] = f"{search.name[:95]}_best"
     content["data"]["test"] = True
     return check_job(content, Path(f"{content['name']}.toml"))
 
 
-def retrained_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
-    """The best trial on all training reviews, for as many epochs as its best weights had.
-
-    Raises:
-        InputError: if the row does not say how many epochs.
-    """
-    content = best_job(search, row).model_dump()
+def retrained_job(search: SearchSpec, trial: Trial) -> Job:
+    """The best trial on all training reviews, for as many epochs as its best weights had."""
+    content = best_job(search, trial).model_dump()
     content["data"]["validation_split"] = 0.0
     train = content["train"]
     if train["schedule"] in FALLING:  # as it fell in the trial, not faster
         train["schedule_epochs"] = train["schedule_epochs"] or train["epochs"]
-    train["epochs"] = _epochs(row, "kept_epoch")
+    train["epochs"] = math.ceil(trial.kept_epoch or train["epochs"])
     for key, facts in FACTS.items():
         if facts.unvalidated is not None:
             put_value(content, key, facts.unvalidated)
@@ -108,16 +102,6 @@ def retrained_job(search: SearchSpec, row: Mapping[str, str]) -> Job:
     for key, _ in job.unused_keys():  # else each run would warn
         put_value(content, key, KEYS[key].default)
     return check_job(content, Path(f"{content['name']}.toml"))
-
-
-def _epochs(row: Mapping[str, str], field: str) -> int:
-    try:
-        return math.ceil(float(row[field]))
-    except (KeyError, ValueError):
-        raise InputError(
-            f"{LEADERBOARD}: trial {row['trial']} has {field} {row.get(field)!r}, should be a "
-            "number of epochs; its run is gone: write a job file for a trial of your choice"
-        ) from None
 
 
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
@@ -162,12 +146,13 @@ def retrain(
         Interrupted: on a signal; the runs are saved and can be resumed.
         RunError: a run failed, and why.
     """
-    search, row = sweep.search(), best_row(sweep)
-    job = retrained_job(search, row)
+    search = sweep.search()
+    best = best_of(sweep, ranked_trials(sweep, search))
+    job = retrained_job(search, best)
     runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]
     for folder in sorted(sweep.path("winner", job.name).glob("seed*")):
         _check_same(RunDirectory(folder), job)  # of any seed: all children read one file
-    _announce(sweep, row, job, console=console)
+    _announce(sweep, best, job, console=console)
     args = _train_args(sweep, job, sweep_data(sweep, search, data))
     args += [f"--devices={devices}"] if devices else []
     tasks = [
@@ -201,17 +186,17 @@ def _check_same(run: RunDirectory, job: Job) -> None:
         )
 
 
-def _announce(sweep: SweepDirectory, row: Mapping[str, str], job: Job, *, console: Console) -> None:
+def _announce(sweep: SweepDirectory, best: Trial, job: Job, *, console: Console) -> None:
     search = sweep.search()
     if not sweep.finished():
         console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
-    if best_job(search, row).train.reduce_lr_patience:
+    if best_job(search, best).train.reduce_lr_patience:
         console.warning(
             "train.reduce_lr_patience needs validation reviews: the learning rate stays constant"
         )
     objective = search.table.objective
     console.info(
-        f"trial {row['trial']}, {objective} {float(row[objective]):.4f}: {job.train.epochs} "
+        f"trial {best.n}, {objective} {best.scores[objective]:.4f}: {job.train.epochs} "
         f"epoch{'s' if job.train.epochs > 1 else ''} on all training reviews"
     )
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.report.text_tables import defused
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, rounded
+from harness.tuning.records import Trial
 
 MIN_TRIALS = 3  # from fewer nothing can be concluded
 NUM_BINS = 3  # of a range
@@ -64,45 +64,26 @@ class Effect:
         return (len(self.groups) - 1) / (self.num_trials - 1)
 
 
-def value_of(dimension: Parameter, text: str) -> Value | None:
-    """The value for a cell of `leaderboard.csv`, None if it is empty or not one of the key's."""
-    if dimension.choices:
-        for choice in dimension.choices:
-            if text == str(defused(rounded(choice))):  # as the leaderboard has it
-                return choice
-        return None
-    try:
-        return int(text) if dimension.is_whole else float(text)
-    except ValueError:
-        return None
-
-
-def values_of(row: Mapping[str, str], space: Sequence[Parameter]) -> dict[str, Value]:
-    """A row's values by the keys that the trial had; `space` has parents first."""
+def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
+    """A trial's values by the keys that it had; `space` has parents first."""
     values: dict[str, Value] = {}
     for each in space:
-        # An empty cell may also be the choice "" of a key.
         if each.parent and values.get(each.parent) not in each.parent_choices:
             continue
-        if (value := value_of(each, row.get(each.key) or "")) is not None:
-            values[each.key] = value
+        if (value := trial.values.get(each.key)) is not None:
+            values[each.key] = value if each.choices else rounded(value)
     return values
 
 
-def scored_trials(rows: Sequence[Mapping[str, str]], search: SearchSpec) -> list[Scored]:
-    """The finished trials of a leaderboard in its order, without those whose score isn't finite."""
-    trials = []
-    for row in rows:
-        try:
-            score = float(row.get(search.table.objective) or "nan")
-        except ValueError:
-            score = math.nan
-        if row.get("status") != "finished" or not math.isfinite(score):
-            continue
-        epochs = row.get("epochs") or ""
-        values, length = values_of(row, search.space), int(epochs) if epochs.isdigit() else None
-        trials.append(Scored(row["trial"], score, length, values))
-    return trials
+def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> list[Scored]:
+    """The finished trials in their order, without those whose score isn't finite."""
+    scored = []
+    for trial in trials:
+        score = trial.scores.get(search.table.objective, math.nan)
+        if trial.status == "finished" and math.isfinite(score):
+            values = values_of(trial, search.space)
+            scored.append(Scored(str(trial.n), score, trial.epochs, values))
+    return scored
 
 
 def comparable(trials: Sequence[Scored], search: SearchSpec) -> list[Scored]:

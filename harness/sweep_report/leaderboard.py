@@ -5,16 +5,15 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from harness.errors import InputError, RunError
+from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
 from harness.monitoring.status import format_duration
 from harness.report.text_tables import Line, narrowest, screen_table, shown_table, table_lines
-from harness.search_space import SearchSpec, short_names
+from harness.search_space import SearchSpec, rounded, short_names
 from harness.sweep_report.importance import (
     MIN_TRIALS,
     Effect,
@@ -24,13 +23,12 @@ from harness.sweep_report.importance import (
     values_of,
 )
 from harness.system.console import log, rich_console
-from harness.tuning.sweep_dir import LEADERBOARD, SweepDirectory, ranked_rows
+from harness.tuning.leaderboard import LEADERBOARD, ranked_trials
+from harness.tuning.records import Trial
+from harness.tuning.sweep_dir import SweepDirectory
 
 NUM_SHOWN = 10
-# Columns of the leaderboard that hold texts, and whole numbers; the others, but for keys of the
-# search, hold numbers.
-TEXTS = ("trial", "status", "worker", "error", "attempt")
-WHOLE = ("rank", "epochs", "parameters")
+DIGITS = (4, 12)  # of a score, at least and at most
 STYLES = {"status": {"running": "green", "waiting": "yellow", "failed": "red"}}
 COUNTED = ("finished", "failed", "running", "waiting")
 
@@ -43,13 +41,13 @@ def show(sweep: SweepDirectory) -> None:
     Raises:
         InputError: if the sweep's `search.toml` is none.
     """
-    search, rows = sweep.search(), ranked_rows(sweep)
-    console = rich_console()
+    search, console = sweep.search(), rich_console()
+    trials = ranked_trials(sweep, search)
     for part in (
-        *heading(sweep, search, rows),
-        *leaderboard(sweep, rows, console),
-        *what_mattered(search, rows, console),
-        *(Text(f"picture      {path}") for path in draw(sweep, search, rows)),
+        *heading(sweep, search, trials),
+        *leaderboard(sweep, search, trials, console),
+        *what_mattered(search, trials, console),
+        *(Text(f"picture      {path}") for path in draw(sweep, search, trials)),
     ):
         console.print(part, soft_wrap=not console.is_terminal)
 
@@ -57,11 +55,11 @@ def show(sweep: SweepDirectory) -> None:
 # The leaderboard
 
 
-def heading(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> list[Text]:
+def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> list[Text]:
     """Which sweep this is, and how far it has come."""
     table = search.table
     best = "highest" if search.goal == "max" else "lowest"
-    counts = Counter(row["status"] for row in rows)
+    counts = Counter(trial.status for trial in trials)
     by_status = ", ".join(f"{counts[status]} {status}" for status in COUNTED)
     total = f" of {search.max_trials:,} trials" if search.max_trials else ""
     lines = [
@@ -78,81 +76,60 @@ def heading(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> 
 
 
 def leaderboard(
-    sweep: SweepDirectory, rows: Sequence[Line], console: Console
+    sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial], console: Console
 ) -> list[RenderableType]:
     """The best trials, the number of the others, and why trials failed."""
-    search = sweep.search()
-    going = [row for row in rows if row["status"] != "failed"]
+    going = [trial for trial in trials if trial.status != "failed"]
     parts: list[RenderableType] = [Text()]
     if going:
         before, after = ["rank", "trial", "status", search.table.objective], ["epochs", "time"]
         short = short_names([dimension.key for dimension in search.space])
         names = {k: k if name in (*before, *after) else name for k, name in short.items()}
-        lines = [_cells(row, search, names) for row in going[:NUM_SHOWN]]
+        best = going[:NUM_SHOWN]
+        digits = digits_of([each.scores.get(search.table.objective) for each in best])
+        lines = [_cells(i, each, search, names, digits) for i, each in enumerate(best, 1)]
         columns = [*before, *names.values(), *after]
         parts.append(_leaderboard_table(columns, lines, console))
     else:
-        how = "finished, all have failed" if rows else "begun yet"
+        how = "finished, all have failed" if trials else "begun yet"
         parts.append(Text(f"no trial has {how}"))
     if (more := len(going) - NUM_SHOWN) > 0:
         parts.append(Text(f"and {more:,} more in {sweep.path(LEADERBOARD)}", "dim"))
-    return parts + [Text(line, "red") for line in failures(rows)]
+    return parts + [Text(line, "red") for line in failures(trials)]
 
 
-def typed_rows(sweep: SweepDirectory) -> list[dict[str, Any]]:
-    """The leaderboard's rows, the best first, with numbers as numbers and None for empty cells.
-
-    Raises:
-        InputError: if a cell is no number and should be one.
-    """
-    rows = ranked_rows(sweep)
-    if not rows:
-        return []
-    search = sweep.search()
-    return [_typed(row, search, sweep.path(LEADERBOARD)) for row in rows]
+def digits_of(scores: Sequence[float | None]) -> int:
+    """The decimals that tell different scores apart."""
+    least, most = DIGITS
+    known = [score for score in scores if score is not None]
+    counts = {d: len({f"{score:.{d}f}" for score in known}) for d in range(least, most + 1)}
+    return next(digits for digits, count in counts.items() if count == counts[most])
 
 
-def _typed(row: Line, search: SearchSpec, path: Path) -> dict[str, Any]:
-    values = values_of(row, search.space)
-    keys = {dimension.key for dimension in search.space}
-    found: dict[str, Any] = {}
-    for name, cell in row.items():
-        try:
-            if name in keys:
-                found[name] = values.get(name)
-            elif name in TEXTS:
-                found[name] = cell
-            elif name in WHOLE:
-                found[name] = int(cell) if cell else None
-            else:
-                found[name] = float(cell) if cell else None
-        except ValueError:
-            raise InputError(
-                f"{path}: is broken (trial {row['trial']} has {name} {cell!r}, should be a "
-                "number); put it back from a copy of the sweep"
-            ) from None
-    return found
-
-
-def failures(rows: Iterable[Line]) -> list[str]:
+def failures(trials: Iterable[Trial]) -> list[str]:
     """A line for each error, with the trials that it ended."""
     by_error: dict[str, list[str]] = {}
-    for row in rows:
-        if row["status"] == "failed":
-            by_error.setdefault(row.get("error") or "no reason is known", []).append(row["trial"])
+    for trial in trials:
+        if trial.error:
+            by_error.setdefault(" ".join(trial.error.split()), []).append(str(trial.n))
     return [
-        f"failed: trial{'s' if len(trials) > 1 else ''} {', '.join(trials)}: {error}"
-        for error, trials in by_error.items()
+        f"failed: trial{'s' if len(failed) > 1 else ''} {', '.join(failed)}: {error}"
+        for error, failed in by_error.items()
     ]
 
 
-def _cells(row: Line, search: SearchSpec, names: Mapping[str, str]) -> dict[str, str]:
-    time_s, objective = row.get("training_s"), search.table.objective
+def _cells(
+    rank: int, trial: Trial, search: SearchSpec, names: Mapping[str, str], digits: int
+) -> dict[str, str]:
+    score, values = trial.scores.get(search.table.objective), values_of(trial, search.space)
     return {
-        **{field: row.get(field) or "" for field in ("rank", "trial", "status", "epochs")},
-        **{name: row.get(key) or "" for key, name in names.items()},
-        objective: f"{float(row[objective]):.4f}" if row.get(objective) else "",
-        "time": format_duration(float(time_s)) if time_s else "",
+        "rank": "" if score is None else str(rank),
+        "trial": str(trial.n),
+        "status": trial.status,
+        "epochs": "" if trial.epochs is None else str(trial.epochs),
+        **{name: str(rounded(values[key])) if key in values else "" for key, name in names.items()},
+        search.table.objective: "" if score is None else f"{score:.{digits}f}",
+        "time": "" if trial.training_s is None else format_duration(trial.training_s),
     }
 
 
@@ -178,10 +155,10 @@ def _leaderboard_table(
 
 
 def what_mattered(
-    search: SearchSpec, rows: Sequence[Line], console: Console
+    search: SearchSpec, ranked: Sequence[Trial], console: Console
 ) -> list[RenderableType]:
     """The score by the values of each key, the key that explains most first."""
-    finished = scored_trials(rows, search)
+    finished = scored_trials(ranked, search)
     trials = comparable(finished, search)
     parts: list[RenderableType] = [
         Text(),
@@ -239,13 +216,13 @@ def caveats(search: SearchSpec, num_trials: int, num_finished: int) -> list[str]
 # The pictures
 
 
-def draw(sweep: SweepDirectory, search: SearchSpec, rows: Sequence[Line]) -> list[Path]:
+def draw(sweep: SweepDirectory, search: SearchSpec, ranked: Sequence[Trial]) -> list[Path]:
     """Draw the finished trials into the sweep's folder; a picture without content is left out.
 
     Returns:
         The files. A file that can't be written gets a line on standard error instead.
     """
-    finished = scored_trials(rows, search)
+    finished = scored_trials(ranked, search)
     if not finished:
         return []
     from harness.sweep_report.plots import objective_by_key, parallel_coordinates

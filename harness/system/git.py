@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.files.lenient_json import read_json
 from harness.files.scratch import scratch_directory
-from harness.system.private_files import looks_secret, private_files
 
 SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
@@ -21,7 +22,6 @@ MAX_NAMES = 1000  # new files that a record names
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
-CHANGE = re.compile(rb"^(diff --git |--- .*\n\+\+\+ |@@ -)", re.MULTILINE)  # where git sees one
 
 # They point git to another repository or change its output.
 HIDDEN = {
@@ -37,6 +37,16 @@ SETTINGS = (
 )
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
         "--ignore-submodules=all")  # fmt: skip
+
+
+# Names of files that look like secrets, which no snapshot and no record may hold.
+SECRETS = (
+    *("*secret*", "*credential*", "*passw*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
+    *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
+)
+NO_CODE = ("*token*",)  # but tokenizer.py is code
+CODE = (".py", ".pyi")
 
 
 class GitError(Exception):
@@ -147,6 +157,40 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
     return private_files(project, [n for n in [*tracked, *new] if n not in committed])
 
 
+def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
+    """The files that look like secrets, each with what says so: its name, or its mode.
+
+    A mode that keeps a file from all other users says nothing in a folder that has such a mode
+    itself.
+
+    Args:
+        project: the folder of the checkout.
+        names: paths of files in it.
+    """
+    judges_mode = not _is_private(project)
+    found = {}
+    for name in names:
+        if looks_secret(name):
+            found[name] = "its name"
+        elif judges_mode and _is_private(project / name):
+            found[name] = f"its mode {(project / name).lstat().st_mode & 0o777:04o}"
+    return found
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a path, or a folder in it, is named like a secret, in capitals or not."""
+    path = PurePosixPath(name.lower())
+    patterns = SECRETS if path.suffix in CODE else (*SECRETS, *NO_CODE)
+    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in patterns)
+
+
+def _is_private(path: Path) -> bool:
+    try:
+        return path.lstat().st_mode & 0o077 == 0
+    except OSError:  # a tracked file that was deleted
+        return False
+
+
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
     """The patch that adds new files, made in a repository of its own, and those not readable."""
     if not names:
@@ -216,21 +260,6 @@ def has_commit(project: Path, commit: str) -> bool:
         git(project, "rev-parse", "--git-dir")  # such as in a checkout of another owner
         return False
     return True
-
-
-def paths_of_patch(patch: str) -> list[str]:
-    """The paths that a patch would change, as git reads them; none where it sees no change.
-
-    Raises:
-        GitError: if it is a broken patch.
-    """
-    content = patch.encode(errors="surrogateescape")
-    if not CHANGE.search(content):  # git before 2.35 has no --allow-empty
-        return []
-    with scratch_directory() as folder:
-        git(folder, "init", "--quiet", "--template=")  # of one around it git reads this part alone
-        listing = git(folder, "apply", "--numstat", "-z", stdin=content)
-    return _names(b"\0".join(line.split(b"\t", 2)[-1] for line in listing.split(b"\0")))
 
 
 def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> None:

@@ -18,12 +18,6 @@ def cgroup_limits(name: str) -> list[list[str]]:
         return []
 
 
-def cpu_quota() -> float | None:
-    """The least number of CPUs that a cgroup above this process allows, None for no limit."""
-    limits = [limit for limit in cgroup_limits("cpu.max") if limit[0] != "max"]
-    return min((int(quota) / int(period) for quota, period in limits), default=None)
-
-
 def memory_limit_gb() -> float | None:
     """The least memory that a cgroup above this process allows, None for no limit."""
     limits = [int(limit) for (limit,) in cgroup_limits("memory.max") if limit != "max"]

@@ -26,11 +26,6 @@ def free_port(host: str, ports: Iterable[int] = ANY) -> int:
     raise RunError(f"no port of {first} to {last} is free at {host or 'this machine'}")
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether a port can be listened on at an address."""
-    return _listens(host, port) == port
-
-
 def _listens(host: str, port: int) -> int:
     """Listen for a moment; returns the port, 0 where that is refused."""
     family = address_family(host)

@@ -5,14 +5,12 @@ The answers are empty where the driver, or the package nvidia-ml-py, is missing.
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from harness.system.cuda import visible_names
-from harness.system.processes import title_of
 
 T = TypeVar("T")
-MODES = {1: "exclusive (thread)", 2: "prohibited", 3: "exclusive"}  # 0 lets any process in
 
 
 def find_nvml() -> Any:
@@ -24,24 +22,6 @@ def find_nvml() -> Any:
     return pynvml
 
 
-def open_gpu(nvml: Any, name: str) -> Any:
-    """NVML's handle of a GPU that CUDA_VISIBLE_DEVICES names by its index or UUID.
-
-    Raises:
-        NVMLError: of `nvml`, if it knows no such GPU.
-    """
-    if name.isdigit():
-        return nvml.nvmlDeviceGetHandleByIndex(int(name))
-    return nvml.nvmlDeviceGetHandleByUUID(name)  # GPU-... or MIG-...
-
-
-def closed_gpus(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The visible GPUs that do not let any number of processes in, and the mode of each."""
-    # A MIG instance has no mode.
-    modes = _ask_each(environment, lambda nvml, gpu: int(nvml.nvmlDeviceGetComputeMode(gpu)))
-    return {name: MODES[mode] for name, mode in modes.items() if mode in MODES}
-
-
 def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
     """How much memory is free on each visible GPU and which other processes hold some."""
 
@@ -49,7 +29,7 @@ def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
         running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
         others = [
-            f"{title_of(each.pid)} holds {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
+            f"process {each.pid} holds {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
             for each in running
             if each.pid != os.getpid()
         ]
@@ -84,14 +64,28 @@ def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> d
     Args:
         ask: is given NVML and its handle of a GPU.
     """
-    nvml, answers = find_nvml(), dict[str, T]()
+    answers = dict[str, T]()
+    with open_gpus(environment) as (nvml, gpus):
+        for name, gpu in gpus.items():
+            with contextlib.suppress(nvml.NVMLError):
+                answers[name] = ask(nvml, gpu)
+    return answers
+
+
+@contextlib.contextmanager
+def open_gpus(
+    environment: Mapping[str, str] = os.environ,
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """NVML and its handles of the GPUs that this process may use, by index or UUID, in their order.
+
+    There are none where NVML is missing, and none of a GPU that it does not know.
+    """
+    nvml, gpus = find_nvml(), dict[str, Any]()
     if nvml is None:
-        return answers
-    try:
+        yield nvml, gpus
+        return
+    with contextlib.suppress(nvml.NVMLError):
         nvml.nvmlInit()
-    except nvml.NVMLError:
-        return answers
-    try:
         seen = environment.get("CUDA_VISIBLE_DEVICES")
         if seen is None:
             names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
@@ -99,8 +93,13 @@ def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> d
             names = visible_names(seen)
         for name in names:
             with contextlib.suppress(nvml.NVMLError):
-                answers[name] = ask(nvml, open_gpu(nvml, name))
+                gpus[name] = (
+                    nvml.nvmlDeviceGetHandleByIndex(int(name))
+                    if name.isdigit()
+                    else nvml.nvmlDeviceGetHandleByUUID(name)  # GPU-... or MIG-...
+                )
+    try:
+        yield nvml, gpus
     finally:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
-    return answers

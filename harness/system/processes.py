@@ -137,21 +137,3 @@ def _is_zombie(process: int) -> bool:
         return own_proc and psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except (OSError, psutil.Error):
         return False
-
-
-def title_of(process: int) -> str:
-    """What a process is, for people: a run of ours by its id, a worker by its name."""
-    import psutil
-
-    try:
-        args = psutil.Process(process).cmdline()
-        name = psutil.Process(process).name()
-    except psutil.Error:  # it has ended, or runs outside of this container
-        return f"process {process}"
-    for before, kind in (("--run-id", "run"), (WORKER, "worker")):
-        after = args[args.index(before) + 1 :] if before in args else []
-        if after:
-            # A worker has its sweep's folder before its name.
-            own = after[0] if kind == "run" else after[1] if len(after) > 1 else ""
-            return f"{kind} {own} (process {process})"
-    return f"process {process} ({name})"

@@ -3,13 +3,11 @@
 A run keeps what describes it: job, record, metrics, scores, predictions, model, curves. What else
 it holds can be made again by training its `job.toml`, to the same bytes.
 
-Nothing is removed through a link, and nothing in a folder of another user: each folder is opened
-without following links, and its files are removed by their names in it. Each file can go alone, so
-a process killed between two leaves nothing to mend.
+Nothing is removed through a link, and no file of another user. Each file can go alone, so a process
+killed between two leaves nothing to mend.
 """
 
 import contextlib
-import fnmatch
 import os
 import stat
 from collections import Counter
@@ -23,7 +21,6 @@ from harness.ownership import owner_name
 from harness.search_space import is_sweep
 from harness.tracking.run_dir import RunDirectory, is_whole
 
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 Parts = dict[str, tuple[str, ...]]  # the files of each part, by their paths in the folder
 CHECKPOINTS: Parts = {"checkpoints": ("checkpoints/step-*.npz",)}
 MODEL: Parts = {"models of trials": ("model.keras", "vocabulary.txt")}
@@ -63,15 +60,13 @@ def prune(folder: Path, parts: Parts, *, really: bool) -> Amount:
     amount = Amount()
     for part, patterns in parts.items():
         for pattern in patterns:
-            place, _, name = pattern.rpartition("/")
-            for opened in _folders(folder, place):
-                for file, size in _own_files(opened, name):
-                    if really:
-                        try:
-                            os.unlink(file, dir_fd=opened)
-                        except OSError:  # it is gone, or the disk refuses
-                            continue
-                    amount.add(part, size)
+            for file, size in _own_files(folder, pattern):
+                if really:
+                    try:
+                        file.unlink()
+                    except OSError:  # it is gone, or the disk refuses
+                        continue
+                amount.add(part, size)
     if really and amount.num_files["checkpoints"]:
         with contextlib.suppress(OSError):  # another process may have come, and fill it
             os.rmdir(folder / "checkpoints")  # noqa: PTH106 - a folder, never a link
@@ -97,41 +92,15 @@ def refusal(folder: Path) -> str:
     return "has a broken result.json"
 
 
-def total(folder: Path) -> Amount:
-    """All files in a folder, of runs in it too; links are not followed."""
-    amount = Amount()
-    with contextlib.suppress(OSError):  # it is gone, or may not be read
-        for _, _, _, opened in os.fwalk(folder):
-            for _, size in _own_files(opened, "*", any_user=True):
-                amount.add("all", size)
-    return amount
-
-
-def _folders(folder: Path, place: str) -> Iterator[int]:
-    """Descriptors of the folders that a place such as `tensorboard/*` means; none are links."""
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-        opened = [_open(stack, str(folder))]
-        for part in filter(None, place.split("/")):
-            below = []
-            for above in opened:
-                for name in fnmatch.filter(os.listdir(above), part):  # noqa: PTH208 - by descriptor
-                    with contextlib.suppress(OSError):  # a file, or a link
-                        below.append(_open(stack, name, above))
-            opened = below
-        yield from opened
-
-
-def _open(stack: contextlib.ExitStack, path: str, above: int | None = None) -> int:
-    descriptor = os.open(path, FOLDER, dir_fd=above)
-    stack.callback(os.close, descriptor)
-    return descriptor
-
-
-def _own_files(opened: int, pattern: str, *, any_user: bool = False) -> Iterator[tuple[str, int]]:
-    """The plain files of this user in an open folder, with the space that each takes."""
-    with contextlib.suppress(OSError):
-        for name in sorted(fnmatch.filter(os.listdir(opened), pattern)):
-            with contextlib.suppress(FileNotFoundError):
-                about = os.stat(name, dir_fd=opened, follow_symlinks=False)
-                if stat.S_ISREG(about.st_mode) and (any_user or about.st_uid == os.getuid()):
-                    yield name, about.st_size
+def _own_files(folder: Path, pattern: str) -> Iterator[tuple[Path, int]]:
+    """The plain files of this user that a pattern means, with the space that each takes."""
+    if folder.is_symlink():
+        return
+    real = folder.resolve()
+    for file in sorted(folder.glob(pattern)):
+        if file.parent.resolve() != real / file.parent.relative_to(folder):
+            continue  # behind a link
+        with contextlib.suppress(FileNotFoundError):
+            about = file.lstat()
+            if stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid():
+                yield file, about.st_size

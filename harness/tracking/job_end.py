@@ -1,13 +1,12 @@
 """What becomes of a job that failed without a signal: it goes back into the queue, or gives up.
 
-Of one that was killed for want of memory: what it asked for and used, from what it left behind.
-Slurm may kill the whole job, script and all: then only its log and the queue can tell.
+Slurm may kill the whole job for want of memory, script and all: then only its log and the queue can
+tell.
 
 The job scripts ask after each failure. `<runs>/.submissions/failures-<job id>.json` counts them.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,14 @@ from harness.files.lenient_json import number, read_json, table, text, whole
 from harness.slurm.environment import SlurmEnvironment, given_memory_gb
 from harness.slurm.script import submissions
 from harness.system.host import memory_peak_gb
-from harness.tracking.record_format import RECORD
 from harness.tracking.records import RunStatus, log_end
-from harness.tracking.run_dir import RunDirectory
 
 RAISE = 1.5
 STATE = "OUT_OF_MEMORY"  # of a job in Slurm's queue
 
 # What slurmstepd writes into the log, by its own accounting or by the kernel's.
 _SIGNS = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
-_EXCEEDED = re.compile(r"memory limit \((\d{1,18}) > (\d{1,18})\)")  # bytes
 _BEGIN = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)  # as each start of a job begins its log
-_GIVEN = re.compile(r"(\d{1,9}(?:\.\d+)?) GB")
 
 KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's for want of memory
 MAX_SAME_FAILURES = 3  # of the same exit code, without a step in between
@@ -77,7 +72,7 @@ def judge(code: int, run: str, runs: Path, *, allocation: SlurmEnvironment) -> V
 def _judge(
     code: int,
     count: int,
-    state: Mapping[str, Any],
+    state: dict[str, Any],
     *,
     allocation: SlurmEnvironment,
     retries: int,
@@ -91,16 +86,16 @@ def _judge(
     return Verdict(requeue=True, reason="")
 
 
-def _out_of_memory(state: Mapping[str, Any], allocation: SlurmEnvironment, retries: int) -> Verdict:
+def _out_of_memory(state: dict[str, Any], allocation: SlurmEnvironment, retries: int) -> Verdict:
     """Tell what was asked and used; ask for half as much again if the user wants that."""
-    given_gb = given_memory_gb(allocation)
-    device = state.get("device")
-    seen_gb = number(device.get("memory_gb")) if isinstance(device, dict) else None
-    shortage = Shortage(given_gb, memory_peak_gb() or seen_gb)
-    more_mb = shortage.more_mb
-    told = f"killed, most likely for want of memory: {shortage}"
-    if more_mb is None:
+    asked_gb, device = given_memory_gb(allocation), table(state, "device")
+    used_gb = memory_peak_gb() or number(device.get("memory_gb"))
+    asked = f"{asked_gb:.1f} GB" if asked_gb else "all memory of the node"
+    told = f"killed, most likely for want of memory: {asked} asked"
+    told += f", {used_gb:.1f} GB used when last seen" if used_gb else ""
+    if not asked_gb:
         return Verdict(requeue=False, reason=told)
+    more_mb = round(asked_gb * 1e9 / 2**20 * RAISE)  # as --mem takes it with an M
     if allocation.retries_memory and retries < MAX_MEMORY_RETRIES:
         again = f"{told}; back into the queue with {more_mb} MB"
         return Verdict(requeue=True, reason=again, memory_mb=more_mb)
@@ -113,43 +108,10 @@ def _state(run: str, runs: Path) -> dict[str, Any]:
     return read_json(folders[0] / "state.json") if folders else {}
 
 
-# What a job that was killed for want of memory asked for and used
-
-
-@dataclass(frozen=True)
-class Shortage:
-    """The memory of a job that was killed for want of it, in GB; None where nobody knows."""
-
-    asked_gb: float | None
-    used_gb: float | None
-
-    def __str__(self) -> str:
-        asked = f"{self.asked_gb:.1f} GB asked" if self.asked_gb else "all memory of the node asked"
-        return asked + (f", {self.used_gb:.1f} GB used when last seen" if self.used_gb else "")
-
-    @property
-    def more_mb(self) -> int | None:
-        """Half as much again, as `--mem` takes it with an M."""
-        return round(self.asked_gb * 1e9 / 2**20 * RAISE) if self.asked_gb else None
-
-
-def shortage_of(status: RunStatus) -> Shortage | None:
-    """The shortage that ended the last job of a run; None if nothing says that there was one."""
+def was_out_of_memory(status: RunStatus) -> bool:
+    """Whether the last job of a run was killed for want of memory, by the queue or its log."""
+    if status.queued is not None and status.queued.state == STATE:
+        return True
     log = log_end(status)
-    begins = list(_BEGIN.finditer(log))
-    last = log[begins[-1].start() :] if begins else log  # it is written on by each start
-    is_state = status.queued is not None and status.queued.state == STATE
-    if not is_state and not _SIGNS.search(last):
-        return None
-    if exceeded := _EXCEEDED.search(last):
-        used, asked = (int(number) / 1e9 for number in exceeded.groups())
-        return Shortage(asked, used)
-    given = _GIVEN.search(begins[-1][0]) if begins else None
-    asked_gb = float(given[1]) if given else _recorded_gb(status.folder)
-    return Shortage(asked_gb, status.device.get("memory_gb"))
-
-
-def _recorded_gb(folder: Path) -> float | None:
-    variables = table(RunDirectory(folder).read_json(RECORD), "slurm")
-    allocation = SlurmEnvironment.from_environment({k: str(v) for k, v in variables.items()})
-    return given_memory_gb(allocation)
+    begins = [found.start() for found in _BEGIN.finditer(log)]
+    return _SIGNS.search(log, begins[-1] if begins else 0) is not None  # each start writes on it

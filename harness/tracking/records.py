@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ from harness.tracking.run_folders import MAKE_AGAIN, is_ensemble
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # of a log
 RESULT = "result.json"
+# What the heartbeat says, and how it is read: at any time, and while the run trains alone.
+STATE: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(("epoch", "num_epochs", "step", "num_steps", "process"), whole),
+    **dict.fromkeys(("host", "phase", "signal", "error"), text),
+    "log": path,
+}
+SPEED: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms", "input_wait_share"), number),
+    "device": numbers,
+}
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
 
@@ -69,7 +80,6 @@ class RunStatus:
     input_wait_share: float | None = None  # of a step's time
     # As harness.system.resource_monitor names its figures.
     device: dict[str, float] = field(default_factory=dict)
-    warning: str | None = None  # of what may end the run, such as an idle GPU
     val_accuracy: float | None = None  # of the last epoch, or the one kept
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # of a sweep: how many are finished, failed and so on
@@ -80,13 +90,11 @@ class RunStatus:
     log: str | None = None
     heartbeat_age_s: float | None = None
     time_s: float = 0.0  # the last sign of life, seconds since 1970
-    beats: tuple[float, ...] = field(default=(), repr=False)  # the last, by the clocks that know it
     phase: str | None = field(default=None, repr=False)
     signal: str | None = field(default=None, repr=False)
     error: str | None = field(default=None, repr=False)
     is_own: bool = field(default=True, repr=False)  # the scheduler only reports own jobs
     reported_job: str | None = field(default=None, repr=False)  # the job's id in the heartbeat
-    disk: dict[str, int] | None = None  # bytes, files, and both of what can be made again
     submission: Submission | None = field(default=None, repr=False)
     expected_s: float = field(default=0.0, repr=False)  # between two writes of the heartbeat
     queued: QueuedJob | None = field(default=None, repr=False)
@@ -134,21 +142,14 @@ class RunStatus:
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
-    def set_age(self, now: float) -> None:
-        """Set the age of the heartbeat, where there is one."""
-        # The clock of the node or of the file server may be wrong, but hardly both.
-        ages = [now - at for at in self.beats]
-        if ages:
-            self.heartbeat_age_s = round(min([age for age in ages if age >= 0], default=0.0), 1)
-
     def forget_speed(self) -> None:
         """Clear the figures that only hold while it trains."""
-        self.reviews_per_s = self.eta_s = self.step_ms = self.input_wait_share = None
-        self.device, self.warning = {}, None
+        for name, read in SPEED.items():
+            setattr(self, name, read(None))
 
     def as_json(self) -> dict[str, Any]:
         """The record for programs, as `harness status --json` prints it."""
-        hidden = {"beats", "is_own", "reported_job", "submission", "expected_s", "queued"}
+        hidden = {"is_own", "reported_job", "submission", "expected_s", "queued"}
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in shown.items() if name not in hidden}
         waits = self.queued.reason if self.queued and self.queued.waits else None
@@ -214,24 +215,17 @@ def observe(
     status = RunStatus(
         run=name,
         folder=folder,
-        epoch=whole(state.get("epoch")),
-        num_epochs=whole(state.get("num_epochs")),
-        step=whole(state.get("step")),
-        num_steps=whole(state.get("num_steps")),
         restarts=whole(state.get("restarts")) or 0,
-        host=text(state.get("host")),
-        process=whole(state.get("process")),
-        log=path(state.get("log")),
         time_s=number(state.get("time_s")) or modified or 0.0,
-        phase=text(state.get("phase")),
-        signal=text(state.get("signal")),
-        error=text(state.get("error")),
+        **{name: read(state.get(name)) for name, read in STATE.items()},
         is_own=(not submission or submission.is_own) if is_own is None else is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
-    beats = (number(state.get("time_s")), modified)
-    status.beats = tuple(at for at in beats if at is not None)
-    status.set_age(now)
+    if heartbeat:
+        # The clock of the node or of the file server may be wrong, but hardly both.
+        beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
+        ages = [now - at for at in beats if at <= now]
+        status.heartbeat_age_s = round(min(ages, default=0.0), 1)
     if submission:
         _add_submission(status, submission)
     summary = table(state, "result")
@@ -239,24 +233,20 @@ def observe(
         status.error = None
         _add_scores(status, summary)
     else:
-        _add_speed(status, state)
+        for name, read in SPEED.items():
+            setattr(status, name, read(state.get(name)))
         _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
     if not status.time_s and (there := _stat(folder)):
         status.time_s = there.st_mtime
     status.slurm_job = _shown_job(status, state)
-    _add_resuming_job(status, submission)
+    # A job that goes on with the run, unless a later one has written its heartbeat: by the clock of
+    # the disk, which that of a node may be minutes ahead of.
+    sent = submission if submission and (submission.is_own or not status.is_own) else None
+    if sent and sent.resumed_by and sent.time_s > (modified or status.time_s):
+        status.reported_job = status.slurm_job = sent.resumed_by
+        status.log = sent.log
     return status
-
-
-def _add_resuming_job(status: RunStatus, submission: Submission | None) -> None:
-    """Add the job that goes on with the run, unless a later one has written its heartbeat."""
-    if not submission or not submission.resumed_by or (status.is_own and not submission.is_own):
-        return
-    # Both by the clock of the disk, which that of a node may be minutes ahead of.
-    if submission.time_s > (status.beats[-1] if status.beats else status.time_s):
-        status.reported_job = status.slurm_job = submission.resumed_by
-        status.log = submission.log
 
 
 def _add_submission(status: RunStatus, submission: Submission) -> None:
@@ -265,16 +255,6 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
     status.log = status.log or submission.log
     status.time_s = status.time_s or submission.time_s
     status.submission = submission
-
-
-def _add_speed(status: RunStatus, state: dict[str, Any]) -> None:
-    """Add the figures that only hold while it trains."""
-    status.reviews_per_s = number(state.get("reviews_per_s"))
-    status.eta_s = number(state.get("eta_s"))
-    status.step_ms = number(state.get("step_ms"))
-    status.input_wait_share = number(state.get("input_wait_share"))
-    status.device = numbers(state.get("device"))
-    status.warning = text(state.get("warning"))
 
 
 def _add_result_or_job(status: RunStatus) -> None:

@@ -8,16 +8,14 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from harness import __version__
 from harness.data.dataset_folder import save_folder
 from harness.data.imdb_sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory
 from harness.files.lenient_json import table, text
-from harness.job_file import load_job
 from harness.ownership import distrust
 from harness.system.git import (
     COMMIT,
@@ -25,7 +23,6 @@ from harness.system.git import (
     GitError,
     has_commit,
     is_snapshot,
-    paths_of_patch,
     write_version,
 )
 from harness.system.host import installed_version
@@ -52,8 +49,8 @@ def reproduce(
 ) -> Reproduced:
     """Restore the code of a run into a new folder, with the run's job under `jobs/`.
 
-    The code comes from the commit and the recorded changes; where the project does not know the
-    commit or the record lacks a file, from the snapshot that the run was started from.
+    The code comes from the snapshot that the run was started from, if that is still there, or else
+    from the commit and the recorded changes.
 
     Args:
         run: an existing run.
@@ -62,8 +59,7 @@ def reproduce(
         trust_code: put back what somebody else wrote or could have changed, too.
 
     Raises:
-        InputError: if the folder exists already, the code can't be found, or job or changes are
-            not what this project writes.
+        InputError: if the folder exists already, the code can't be found, or the job is no TOML.
         RunError: if the recorded changes do not apply, or the disk refuses.
     """
     if folder.exists() or folder.is_symlink():
@@ -73,14 +69,12 @@ def reproduce(
         raise InputError(f"run {run.folder}: has no readable provenance.json, its code is unknown")
     own = [run.folder, run.path(RECORD), run.path("job.toml")]
     warnings = [*_distrusted(own, trust_code), *_differences(record)]
-    _check_job(run, record)
-    _check_patch(run, record.get("uncommitted_diff"))
+    _check_job(run.path("job.toml"))
     if (named := record.get("snapshot")) and is_snapshot(Path(str(named))):
         warnings += _distrusted([Path(str(named))], trust_code)
     try:
         with atomic_directory(folder) as temporary:
             source = _put_code(run, record, project, folder=temporary, warnings=warnings)
-            _check_links(run, temporary)  # before anything is written through one
             job_file = _put_job(run, temporary)
             data = _put_data(record, temporary, warnings)
     except OSError as error:
@@ -104,87 +98,45 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
     return [f"{reason}; read the code before you start it" for reason in reasons]
 
 
-def _check_job(run: RunDirectory, record: dict[str, Any]) -> None:
-    """Refuse a job that can't be trained; that of another version is for its own code to check."""
-    path = run.path("job.toml")
-    if record.get("harness", __version__) == __version__:
-        load_job(path)
-        return
+def _check_job(path: Path) -> None:
+    """Refuse what is no TOML; its keys are for the code to check that it belongs to."""
     try:
         tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no job file ({error}); restore it") from None
 
 
-def _check_patch(run: RunDirectory, patch: object) -> None:
-    """Refuse changes outside of the folder that they are applied in, and of git's own files."""
-    if not isinstance(patch, str) or not patch:
-        return
-    try:
-        paths = paths_of_patch(patch)
-    except GitError as error:
-        raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
-    for path in paths:
-        parts = PurePosixPath(path.lower()).parts
-        if path.startswith("/") or {"..", ".git"} & {*parts}:
-            raise InputError(
-                f"run {run.folder}: its patch names {path!r}, which is no path of code; don't "
-                "trust this record"
-            )
-
-
-def _check_links(run: RunDirectory, folder: Path) -> None:
-    """Refuse links out of the folder, through which others of its files would be written."""
-    root = folder.resolve()
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            continue
-        target = path.readlink()
-        if target.is_absolute() or not (path.parent / target).resolve().is_relative_to(root):
-            raise InputError(
-                f"run {run.folder}: the link {path.relative_to(folder)} in its code leads out of "
-                f"it, to {target}; don't trust this record"
-            )
-
-
 def _put_code(
     run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
-    commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
-    names = record.get("left_out_files")
-    left_out = [str(name) for name in names] if isinstance(names, list) else []
-    snapshot = Path(str(record["snapshot"])) if record.get("snapshot") else None
-    snapshot = snapshot if snapshot and is_snapshot(snapshot) else None
-    is_whole = isinstance(patch, str) and not left_out
-    try:
-        is_known = has_commit(project, commit)
-    except GitError as error:
-        if not snapshot:
-            raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
-        is_known = False
-    if is_known and (is_whole or not snapshot):
-        try:
-            write_version(project, commit, patch or "", folder=folder)
-        except GitError as error:
-            raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
-        if patch is None:
-            warnings.append("changes since the commit, if there were any, were not recorded")
-        if left_out:
-            warnings.append(f"left out of the record, so not put back: {', '.join(left_out)}")
-        return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
-    if snapshot:
+    snapshot = Path(str(record.get("snapshot") or ""))
+    if record.get("snapshot") and is_snapshot(snapshot):
         ignore = shutil.ignore_patterns("__pycache__", SNAPSHOT_RECORD)
         shutil.copytree(snapshot, folder, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         return f"snapshot {snapshot}"
+    commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
         why = record.get("git_problem") or "it was started from a folder that was no git checkout"
         raise InputError(
             f"run {run.folder}: names neither a commit nor a snapshot that is still there; {why}"
         )
-    raise InputError(
-        f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, or run "
-        "harness reproduce from the checkout that it was started from"
-    )
+    try:
+        is_known = has_commit(project, commit)
+        if is_known:
+            write_version(project, commit, str(patch or ""), folder=folder)
+    except GitError as error:
+        raise RunError(f"run {run.folder}: its code can't be put back: {error}") from None
+    if not is_known:
+        raise InputError(
+            f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, or "
+            "run harness reproduce from the checkout that it was started from"
+        )
+    if patch is None:
+        warnings.append("changes since the commit, if there were any, were not recorded")
+    if names := record.get("left_out_files"):
+        left_out = ", ".join(map(str, names)) if isinstance(names, list) else names
+        warnings.append(f"left out of the record, so not put back: {left_out}")
+    return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
 
 
 def _put_job(run: RunDirectory, folder: Path) -> Path:

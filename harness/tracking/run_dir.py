@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -61,7 +63,7 @@ class RunDirectory(LeasedDirectory):
             InputError: if there is no such folder, or it holds no run.
         """
         run = cls(folder)
-        if not _is_dir(folder):
+        if not os.path.isdir(folder):  # noqa: PTH112 - never raises
             others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
             near = suggest(str(folder), others[-5:]) or "; harness train makes one"
             raise InputError(f"run {folder}: no such folder{near}")
@@ -111,29 +113,19 @@ class RunDirectory(LeasedDirectory):
         Raises:
             InputError: for the first folder or link that is another's.
         """
-        for path in (self.folder, *self._folders_and_links()):
+        inside = (self.folder.glob(name) for name in ("*", "tensorboard/*", "checkpoints/*"))
+        for path in (self.folder, *itertools.chain.from_iterable(inside)):
             try:
-                owner = (path.stat() if path == self.folder else path.lstat()).st_uid
+                status = path.stat() if path == self.folder else path.lstat()
             except OSError:  # a new run; what is removed meanwhile
                 continue
-            if owner != os.getuid():
+            owner = status.st_uid
+            if owner != os.getuid() and not stat.S_ISREG(status.st_mode):
                 raise InputError(
                     f"run {self.folder}: {path} belongs to {owner_name(owner)}, and a run is "
                     f"written by its owner alone; train one of your own: "
                     f"harness train {self.folder / 'job.toml'}"
                 )
-
-    def _folders_and_links(self) -> list[Path]:
-        parts = (self.folder, self.folder / "tensorboard", self.folder / "checkpoints")
-        found: list[Path] = []
-        for part in parts:
-            with contextlib.suppress(OSError), os.scandir(part) as entries:
-                found += [
-                    Path(entry.path)
-                    for entry in entries
-                    if entry.is_symlink() or entry.is_dir(follow_symlinks=False)
-                ]
-        return found
 
     def check_format(self) -> None:
         """Refuse a run that another version wrote, or whose record is broken.
@@ -262,10 +254,3 @@ def summary_of(result: dict[str, Any]) -> dict[str, Any]:
 def run_identity(job: Job, checksum: str) -> str:
     """What a checkpoint belongs to: this job on these data, wherever the data are."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise InputError(f"run {path}: can't be opened: {error.strerror}") from None

@@ -14,7 +14,7 @@ MAX_DEPTH = 4  # of a run below the folder that is searched
 ENSEMBLE_FILE = "ensemble.toml"
 MAKE_AGAIN = "make it again by harness ensemble"
 # A run's folder holds the lease from the first moment on, and its job a little later.
-MARKS = ("job.toml", "lease.json", "state.json", ENSEMBLE_FILE)  # state.json of a sweep
+MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 
 def is_ensemble(folder: Path) -> bool:

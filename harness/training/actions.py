@@ -85,7 +85,7 @@ class UsageMeter:
         device = self.monitor.sample()
         if not device:
             return figures
-        self.heartbeat.note(device=device, warning=self.monitor.warning)
+        self.heartbeat.note(device=device)
         num_steps = sum(r.num_steps for r in self._recent)
         took_s = sum(r.took_s for r in self._recent)
         if num_steps and (wait_s := waited_s(batches, num_steps, took_s)) is not None:

@@ -40,7 +40,7 @@ from harness.slurm.rendezvous import WorkerGroup
 from harness.system import cuda, stderr_filter, watchdog
 from harness.system.console import Console, log
 from harness.system.guard import stand_guard
-from harness.system.resource_monitor import ResourceMonitor, idle_warning_min
+from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import record_death
 from harness.tracking.provenance import changes_since_first_start, code_of
@@ -84,7 +84,6 @@ def launch(
     guard_gpus(run, devices_to_use(run, options.devices))
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
-    idle_min = idle_warning_min()
     dataset = dataset_of(run, job, options.data, full=options.full)
     context = RunContext.open(run, job, dataset)
     parent = find_parent(context, named=options.parent)
@@ -120,7 +119,7 @@ def launch(
             check_results()
         stop.listen()  # again, over a handler that TensorFlow may have set
         plan = checked_plan(replace(plan_in_use(job, began), threads=plan.threads), job)
-        monitor = stack.enter_context(own_monitor(allocation, idle_min))
+        monitor = stack.enter_context(own_monitor(allocation))
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
@@ -235,10 +234,9 @@ def join_workers(
     return worker_group, replace(context, run=run)
 
 
-def own_monitor(allocation: SlurmEnvironment | None, idle_min: float) -> ResourceMonitor:
+def own_monitor(allocation: SlurmEnvironment | None) -> ResourceMonitor:
     """The monitor of this node's GPUs; it warns on a console of its own, which is never silent."""
-    cpus = given_cpus(allocation)
-    return ResourceMonitor(num_own_gpus(), cpus, idle_min=idle_min, warn=Console().warning)
+    return ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
 
 
 def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> ExecutionPlan:

@@ -5,7 +5,7 @@ Args and errors of each are those of `harness.training.metrics.test_scores`.
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -120,11 +120,7 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     else:
         of, share, positive = "the predicted class", "correct predictions", found.max(axis=1)
         is_so = found.argmax(axis=1) == truth
-    bins = np.minimum((positive * 10).astype(np.int64), 9)
-    counts = np.bincount(bins, minlength=10)
-    held = counts > 0
-    means = np.bincount(bins, positive, minlength=10)[held] / counts[held]
-    shares = np.bincount(bins, is_so, minlength=10)[held] / counts[held]
+    counts, means, shares = calibration_bins(positive, is_so)
 
     from matplotlib.figure import Figure
 
@@ -147,6 +143,22 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     histogram.set_xticks(np.arange(11) / 10)
     histogram.set(xlabel=f"predicted probability of {of}", ylabel="reviews")
     return png(figure)
+
+
+def calibration_bins(
+    probabilities: NDArray[np.float64], is_so: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Ten equal bins of probabilities `[n]` of what is so or not, `[n]`.
+
+    Returns:
+        Number in each bin, `[10]`; mean probability and share that is so of each that is not empty.
+    """
+    bins = np.minimum((probabilities * 10).astype(np.int64), 9)
+    counts = np.bincount(bins, minlength=10)
+    held = counts > 0
+    means = np.bincount(bins, probabilities, minlength=10)[held] / counts[held]
+    shares = np.bincount(bins, is_so, minlength=10)[held] / counts[held]
+    return counts, means, shares
 
 
 def mean_roc_curve(

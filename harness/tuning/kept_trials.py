@@ -6,7 +6,6 @@ ones the checkpoints go when the search is over. A search that then gets more tr
 parent's epochs again, to the same bytes.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from harness.search_space import SearchSpec
 from harness.tracking.disk_use import CHECKPOINTS, OF_A_RUN, OF_A_TRIAL, OF_AN_ATTEMPT, Parts, prune
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import find_runs
-from harness.tuning.sweep_dir import SweepDirectory, Trial, ranked, ranked_rows
+from harness.tuning.leaderboard import ranked
+from harness.tuning.records import Trial, attempt_folder
+from harness.tuning.sweep_dir import SweepDirectory
 
 NUM_KEPT = 5  # trials
-ATTEMPT = re.compile(r"\d+/\d+\.\d+")
 
 
 class KeptTrials:
@@ -26,7 +26,7 @@ class KeptTrials:
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec) -> None:
         self.sweep, self.search = sweep, search
-        self._done: set[tuple[str, bool]] = set()
+        self._done: set[tuple[int, bool]] = set()
 
     def trim(self, trials: Sequence[Trial], *, is_over: bool = False) -> None:
         """Keep the best; an error of the disk only leaves files there.
@@ -35,14 +35,15 @@ class KeptTrials:
             trials: all of them.
             is_over: whether no trial will be trained any more.
         """
-        ordered = ranked(trials, self.search.goal)
-        ended = [each for each in ordered if each.status in ("finished", "failed") and each.attempt]
+        ended = [each for each in ranked(trials, self.search) if each.attempt]
         keeps = self.search.continues_trials and not is_over
         parts = _but_checkpoints(OF_A_TRIAL) if keeps else OF_A_TRIAL
-        new = [each.attempt for each in ended[NUM_KEPT:] if (each.attempt, keeps) not in self._done]
-        self._done |= {(attempt, keeps) for attempt in new}
+        new = [each for each in ended[NUM_KEPT:] if (each.n, keeps) not in self._done]
+        self._done |= {(each.n, keeps) for each in new}
         runs = [
-            self.sweep.trial_run(attempt, seed) for attempt in new for seed in self.search.seeds()
+            self.sweep.trial_run(each.n, each.attempt, seed)
+            for each in new
+            for seed in self.search.seeds()
         ]
         in_threads(lambda run: prune(run.folder, parts, really=True) if run.finished() else 0, runs)
 
@@ -51,18 +52,16 @@ def parts_of_trials(sweep: SweepDirectory) -> dict[Path, Parts]:
     """What may go of the runs of a finished sweep's trials, by their folders.
 
     Raises:
-        InputError: if the leaderboard is broken.
+        DiskError: if the trials can't be read.
+        InputError: if the search is broken.
     """
-    rows = ranked_rows(sweep)
-    attempts = [row.get("attempt") or "" for row in rows]
-    best = {attempt for attempt in attempts[:NUM_KEPT] if ATTEMPT.fullmatch(attempt)}
-    accepted = set(filter(ATTEMPT.fullmatch, attempts))
-    found = {}
+    ended = [each for each in ranked(sweep.trials(), sweep.search()) if each.attempt]
+    accepted = [sweep.path(attempt_folder(each.n, each.attempt)) for each in ended]
+    best, found = set(accepted[:NUM_KEPT]), {}
     for folder in find_runs([sweep.path("trials")]):
-        attempt = folder.parent.relative_to(sweep.path("trials")).as_posix()
-        if attempt in best:
+        if folder.parent in best:
             found[folder] = _but_checkpoints(OF_A_RUN)
-        elif attempt in accepted and RunDirectory(folder).finished():
+        elif folder.parent in accepted and RunDirectory(folder).finished():
             found[folder] = OF_A_TRIAL
         else:
             found[folder] = OF_AN_ATTEMPT

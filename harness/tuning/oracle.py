@@ -2,7 +2,7 @@
 
 Of KerasTuner 1.4.8 this changes:
 
-- An oracle writes its whole state with each call. Here the sweep's journal has all that is needed
+- An oracle writes its whole state with each call. Here the accepted results are all that is needed
   to call it again.
 - A grid search proposes its next trial when one has ended, so that few are trained at a time.
 - Hyperband waits for a whole first round before a trial goes on. In a space with fewer settings
@@ -22,7 +22,7 @@ from keras_tuner.src.engine import conditions
 from harness.oracles.asha import AshaOracle
 from harness.oracles.bayesian import BoundedBayesianOracle
 from harness.search_space import SearchSpec
-from harness.sweep_protocol.journal import Proposal
+from harness.tuning.records import Trial
 
 # It would print every condition's value for each trial that is reported.
 conditions.print = lambda *_: None
@@ -78,12 +78,13 @@ class FiniteHyperband(HyperbandOracle):  # type: ignore[misc]
         return size if first is None else min(size, math.ceil(first / self.factor**round_num))
 
 
-def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle:
+def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     """The oracle of a search.
 
     Args:
         search: what is searched over, and how.
-        known: the first trials as they were proposed before, which need not be computed again.
+        known: the first trials as they were proposed before, which need not be computed again; may
+            grow.
     """
     table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {
@@ -92,7 +93,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        "max_consecutive_failed_trials": 10**9,  # left to the supervisor
+        "max_consecutive_failed_trials": 10**9,  # left to the commands
     }
     if table.tuner == "hyperband":
         oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
@@ -102,7 +103,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle
             min_epochs=table.min_epochs,
             max_epochs=max_epochs,
             factor=table.factor,
-            known_promotions=[each.parent is not None for each in known],
+            known=known,
             **options,
         )
     else:
@@ -117,5 +118,5 @@ def make_oracle(search: SearchSpec, known: Sequence[Proposal] = ()) -> kt.Oracle
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None
     if isinstance(oracle, BoundedBayesianOracle):
-        oracle.proposed = [each.values for each in known]
+        oracle.known = known
     return oracle

@@ -1,4 +1,4 @@
-"""The worker processes of a command: one on each slot, started again until the sweep is over.
+"""The processes of a command: a worker on each slot and a proposer, started again to the end.
 
 A worker that was ended by a signal is started again, which does not count as a failure if it had
 begun a trial. One that ends with an error can't train any: after three such ends, or 25 by a signal
@@ -20,11 +20,12 @@ from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, num_in_memory
 from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool, wait_for
-from harness.sweep_protocol.mailbox import LONGEST_LOOK_S, WorkerState
-from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
 from harness.system.console import Console
 from harness.system.signals import STOPPING
+from harness.tuning.course import LONGEST_LOOK_S, Heard
 
+# Exit codes: asks to be started again; the node is at fault; the search is stopped.
+RESTART_CODE, NODE_FAULT_CODE, STOPPED_CODE = 76, 77, 78
 STALL_S = 900.0  # compiling and validating take a while and show no progress
 # On a GPU whose machine code TensorFlow's package lacks, the first use of a kernel compiles it.
 START_STALL_S = 3600.0  # before the first step on a GPU; TensorFlow warns of 30 minutes
@@ -66,16 +67,17 @@ class WorkerRequest:
             at_most=self.num_workers or num_in_memory(allocation, largest_gb(search, self.devices)),
         )
 
-    def limit_s(self, state: WorkerState) -> float:
+    def limit_s(self, heard: Heard) -> float:
         """The time for which a worker's trial may make no progress."""
-        if state.step > 1 or not state.has_gpu:  # the first is counted before it is taken
+        step = heard.beat.step if heard.beat else 0
+        if step > 1 or not heard.attempt.has_gpu:  # the first is counted before it is taken
             return self.stall_s
         return max(self.stall_s, START_STALL_S)
 
 
 @dataclass(eq=False)
 class WorkerProcess(ManagedProcess):
-    """A worker, and what the pool remembers of it."""
+    """A worker or a proposer, and what the pool remembers of it."""
 
     uuid: str = ""  # of the process that runs now
     started_s: float = 0.0
@@ -83,7 +85,7 @@ class WorkerProcess(ManagedProcess):
     failure_noted: bool = False  # of the last start
     num_failures: int = 0  # in a row
     not_before_s: float = 0.0  # to start it again
-    step: tuple[str, str, int] = ("", "", 0)  # process, attempt and step that were seen last
+    step: tuple[str, int, int] = ("", 0, 0)  # process, trial and step that were seen last
     still_s: float = 0.0  # since it was seen first
     looked_s: float = 0.0  # when it was looked after last
     has_begun: str = ""  # the last process that was seen to have had an attempt
@@ -98,30 +100,33 @@ class WorkerPool(ProcessPool):
         request: WorkerRequest,
         slots: Sequence[Slot],
         *,
+        name: str,
         allocation: SlurmEnvironment | None,
         console: Console,
     ) -> None:
+        """A pool of which nothing is started yet; `name` tells its workers from other commands'."""
         super().__init__(allocation)
         self.folder, self.request, self.console = folder, request, console
+        logs = folder / "workers"
         self.workers = [
-            WorkerProcess(f"w{i}", slot, folder / "workers" / f"w{i}.log")
+            WorkerProcess(f"{name}-w{i}", slot, logs / f"{name}-w{i}.log")
             for i, slot in enumerate(slots)
         ]
-        self._joins = False  # the supervisor is another command
+        self.proposer = WorkerProcess(f"{name}-proposer", None, logs / f"{name}-proposer.log")
+        self.num_lifted = 0  # stops after which the search goes on
         self._ended: set[str] = set()  # uuids of processes of this pool
         self._num_done = 0  # trials, when a worker last failed
 
-    def join_as(self, prefix: str) -> None:
-        """Be the workers of a sweep that another command supervises, under names of their own."""
-        self._joins = True
-        for worker in self.workers:
-            worker.name = prefix + worker.name
-            worker.log = worker.log.with_name(f"{worker.name}.log")
+    @property
+    def everybody(self) -> list[WorkerProcess]:
+        """The workers and the proposer."""
+        return [*self.workers, self.proposer]
 
     def start_all(self) -> None:
-        """Start every worker."""
-        for worker in self.workers:
-            self._start(worker)
+        """Start everybody who does not run."""
+        for worker in self.everybody:
+            if not worker.alive:
+                self._start(worker)
 
     def _start(self, worker: WorkerProcess) -> None:
         worker.uuid = uuid.uuid4().hex
@@ -130,9 +135,12 @@ class WorkerPool(ProcessPool):
         worker.is_retired = worker.failure_noted = False
 
     def _args(self, worker: WorkerProcess) -> list[str]:
-        slot, request = worker.slot, self.request
-        assert slot  # noqa: S101 - every worker has one
-        args = [sys.executable, "-m", "harness.tuning.worker", str(self.folder), worker.name]
+        slot, request, lifted = worker.slot, self.request, f"--lifted={self.num_lifted}"
+        program, folder = [sys.executable, "-m"], str(self.folder)
+        if not slot:
+            ahead = f"--ahead={2 * len(self.workers) + 1}"
+            return [*program, "harness.tuning.proposer", folder, ahead, lifted]
+        args = [*program, "harness.tuning.worker", folder, worker.name, lifted]
         args += ["--id", worker.uuid, "--threads", str(slot.threads)]
         if slot.gpu is None:
             args += ["--devices", "cpu"]
@@ -144,44 +152,51 @@ class WorkerPool(ProcessPool):
     @property
     def ended(self) -> set[str]:
         """The uuids of the workers that were processes of this pool and have ended."""
-        return self._ended | {each.uuid for each in self.workers if each.uuid and not each.alive}
+        gone = {each.uuid for each in self.workers if each.uuid and not each.alive}
+        return self._ended | gone
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers that run."""
+        return sum(worker.alive for worker in self.workers)
+
+    @property
+    def num_stopped(self) -> int:
+        """The number of processes that ended because they saw the search stopped."""
+        return sum(worker.code == STOPPED_CODE for worker in self.everybody)
 
     @property
     def num_alive(self) -> int:
         """The number of processes that run."""
-        return sum(worker.alive for worker in self.workers)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether every worker has learned that the sweep is over."""
-        return all(worker.is_retired for worker in self.workers)
+        return sum(worker.alive for worker in self.everybody)
 
     # From time to time
 
-    def tend(self, num_done: int, states: Mapping[str, WorkerState]) -> None:
+    def tend(self, num_done: int, heard: Mapping[int, Heard]) -> None:
         """Start again what has ended, and end what stalls.
 
         Args:
             num_done: trials that have ended so far, whoever trained them.
-            states: of workers, by uuid.
+            heard: the attempts at open trials.
 
         Raises:
-            InputError, NodeFault, RunError: a worker can't train any trial, and why.
+            InputError, NodeFault, RunError: a process can't go on, and why.
         """
-        for worker in self.workers:
-            state = states.get(worker.uuid)
-            if state and (state.attempt or state.results):
+        at_work = {each.attempt.worker: (n, each) for n, each in heard.items()}
+        for worker in self.everybody:
+            n, attempt = at_work.get(worker.uuid, (0, None))
+            if attempt:
                 worker.has_begun = worker.uuid
             if worker.alive:
-                self._end_stalled(worker, state)
+                self._end_stalled(worker, n, attempt)
             elif not worker.is_retired:
                 self._ended.add(worker.uuid)
                 self._tend_ended(worker, num_done)
 
     def _tend_ended(self, worker: WorkerProcess, num_done: int) -> None:
         code = worker.code
-        in_order = code in (Interrupted.exit_code, ALONE_CODE)
-        if code == 0:
+        interrupted = code == Interrupted.exit_code
+        if code in (0, STOPPED_CODE):
             worker.is_retired = True
         elif code == InputError.exit_code:
             raise InputError(f"worker {worker.name}: {worker.last_line()}")
@@ -189,12 +204,9 @@ class WorkerPool(ProcessPool):
             self._tend_failed(worker, num_done)
         elif code == RESTART_CODE:
             self._start(worker)
-        elif code == ALONE_CODE and self._joins:
-            raise Interrupted(worker.last_line())
-        elif not in_order and worker.has_begun != worker.uuid:
+        elif not interrupted and worker.has_begun != worker.uuid:
             self._tend_failed(worker, num_done)
         elif time.monotonic() - worker.started_s > 1:  # at most once a second
-            interrupted = code == Interrupted.exit_code
             how = f"ended: {worker.last_line()}" if interrupted else f"was ended (exit code {code})"
             self.console.warning(f"worker {worker.name} {how}; it is started again")
             self._start(worker)
@@ -222,27 +234,27 @@ class WorkerPool(ProcessPool):
         if now_s >= worker.not_before_s:
             self._start(worker)
 
-    def _end_stalled(self, worker: WorkerProcess, state: WorkerState | None) -> None:
+    def _end_stalled(self, worker: WorkerProcess, n: int, heard: Heard | None) -> None:
         now_s = time.monotonic()
         worker.still_s += min(now_s - worker.looked_s, LONGEST_LOOK_S)
         worker.looked_s = now_s
-        step = worker.uuid, state.attempt if state else "", state.step if state else 0
+        step = worker.uuid, n, heard.beat.step if heard and heard.beat else 0
         if step != worker.step:
             worker.step, worker.still_s = step, 0.0
-        if not state or not state.attempt or worker.still_s <= self.request.limit_s(state):
+        if not heard or worker.still_s <= self.request.limit_s(heard):
             return
         self.console.warning(
-            f"worker {worker.name} made no progress for {self.request.limit_s(state):.0f} s with "
-            f"trial {state.attempt.partition('/')[0]} and is ended"
+            f"worker {worker.name} made no progress for {self.request.limit_s(heard):.0f} s with "
+            f"trial {n} and is ended"
         )
         self.kill([worker])
 
     # The end
 
-    def leave(self) -> None:
-        """Let the workers end, which learn from their tasks that the sweep is over."""
-        wait_for(lambda: not self.num_alive, LEAVE_S)
+    def leave(self, wait_s: float = LEAVE_S) -> None:
+        """Let everybody end, who see for themselves that the search is over or stopped."""
+        wait_for(lambda: not self.num_alive, wait_s)
 
     def stop(self, wait_s: float = SAVE_S) -> None:
         """Let the workers save their trials and end, and wait for that."""
-        self.ask_to_save(self.workers, STOPPING[0], wait_s)
+        self.ask_to_save(self.everybody, STOPPING[0], wait_s)

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import DiskError, InputError
-from harness.files.plain_file import in_threads
 from harness.search_space import is_sweep
-from harness.tracking.disk_use import OF_A_RUN, Amount, Parts, prune, refusal, total
-from harness.tracking.records import RunStatus
+from harness.tracking.disk_use import OF_A_RUN, Amount, Parts, prune, refusal
 from harness.tracking.run_folders import find_runs
 from harness.tuning.kept_trials import parts_of_trials
 from harness.tuning.sweep_dir import SweepDirectory
@@ -51,32 +49,15 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
     return done
 
 
-def add_disk_use(statuses: Sequence[RunStatus]) -> list[RunStatus]:
-    """Some runs with what each holds, and what of it `prune_all` frees; the largest first."""
-
-    def add(status: RunStatus) -> None:
-        held, free = total(status.folder), prune_all([status.folder], really=False).amount
-        status.disk = {
-            "bytes": held.num_bytes.total(),
-            "files": held.num_files.total(),
-            "free_bytes": free.num_bytes.total(),
-            "free_files": free.num_files.total(),
-        }
-
-    known = [each for each in statuses if each.is_there()]
-    in_threads(add, known)
-    return sorted(statuses, key=lambda each: -(each.disk or {"bytes": 0})["bytes"])
-
-
 def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
     real = sweep.folder.resolve()
     try:
         trials = parts_of_trials(sweep)
     except InputError:  # which trials are the best is not known
-        done.left.append((sweep.folder, "has a broken leaderboard"))
+        done.left.append((sweep.folder, "has a broken search.toml"))
         return
     except DiskError:
-        done.left.append((sweep.folder, "has a leaderboard that can't be read"))
+        done.left.append((sweep.folder, "has trials that can't be read"))
         return
     for folder, parts in trials.items():
         if folder.resolve() != real / folder.relative_to(sweep.folder):

@@ -2,37 +2,37 @@
 
 | file | what | writer |
 | --- | --- | --- |
-| `search.toml` | the search with every default filled in | `harness tune` |
-| `journal/`, `workers/<uuid>/` | what supervisor and workers write to each other | see there |
-| `trials/<trial>/<attempt>/seed<N>/` | the run of an attempt at a trial | its worker |
-| `leaderboard.csv` | every trial, the best first | supervisor |
-| `state.json`, `result.json` | as of a run: progress; best trial, written last | supervisor |
-| `cancel.json` | that the search shall end | `harness cancel`, from another machine |
-| `data.json` | what the trials are trained on | `harness tune` |
-| `provenance.json` | the version that wrote last, `visible_s` of the disk | `harness tune` |
-| `workers/<name>.log`, `oracle.log` | what a worker printed, what the oracle printed | they |
+| `search.toml` | the search with every default filled in | who begins, or asks for more trials |
+| `trials/`, `ends/`, `stops/` | see `harness.tuning.records` | its workers |
+| `prepared/` | names before they are made; what killed processes left there | anybody |
+| `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker whose attempt it is |
+| `leaderboard.csv`, `result.json` | views of what is accepted | any command |
+| `state.json` | progress, as of a run | any command, the latest |
+| `commands/<name>/state.json` | the same, of one command | that command |
+| `data.json` | what the trials are trained on | who begins |
+| `provenance.json` | the version that began, what the last job asked of Slurm | any command |
+| `workers/<name>.log` | what a worker or a proposer printed | they |
 | `*.png` | plots of `harness sweep show` | that command |
 | `winner/` | the best trial, trained again on all training data | `harness sweep retrain` |
 """
 
-import csv
-import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.data.dataset import Dataset
 from harness.data.resolve import open_data, reopen_data
 from harness.errors import DiskError, InputError
-from harness.files.leased_dir import LeasedDirectory
-from harness.files.lenient_json import read_toml, table, text
+from harness.files.atomic_file import write_refusal
+from harness.files.leased_dir import LeasedDirectory, to_json
+from harness.files.lenient_json import parse_json, read_toml
 from harness.files.plain_file import raise_unless_missing
 from harness.files.shared_disk import is_network
 from harness.job import Job
-from harness.report.text_tables import defused
+from harness.own_code import mode_in
+from harness.ownership import owner_name
 from harness.search_space import (
     DECIDED,
     SEARCH_FILE,
@@ -40,22 +40,17 @@ from harness.search_space import (
     is_of_search,
     is_sweep,
     load_search,
-    rounded,
 )
-from harness.sweep_protocol.journal import Ledger, Proposal
-from harness.sweep_protocol.mailbox import (
-    LOCAL_VISIBLE_S,
-    NETWORK_VISIBLE_S,
-    RESULT,
-    Clock,
-    SharedFolder,
-    Terms,
-)
+from harness.tracking.provenance import sources_checksum
 from harness.tracking.record_format import RECORD, check_format, stamped
 from harness.tracking.run_dir import RunDirectory, check_id
+from harness.tuning.course import LOCAL, NETWORK, Terms, View, shown
+from harness.tuning.disk import Disk
+from harness.tuning.names import check_renames, make_once
+from harness.tuning.records import ACCEPTED, ENDS, PREPARED, STOPS, TRIALS, Trial, trial_folder
 
-LEADERBOARD = "leaderboard.csv"
-VISIBLE = "visible_s"  # in the record: for how long a node may see an older state of a file
+RESULT = "result.json"
+FOLDERS = (TRIALS, ENDS, STOPS, PREPARED, "workers", "commands")
 
 
 class SweepDirectory(LeasedDirectory):
@@ -64,30 +59,15 @@ class SweepDirectory(LeasedDirectory):
     kind = "sweep"
 
     def check_lease(self) -> None:
-        """Allow every write: the journal decides which supervisor is the newest."""
-
-    def _write_leased(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except DiskError:
-            write()  # another supervisor, which began just now, removed what was half-written
+        """Allow every write: what is written here is a view, the same whoever writes it."""
 
     def terms(self) -> Terms:
-        """The times of the sweep's protocol, which its first process decided for all.
-
-        Raises:
-            DiskError: if the record can't be read.
-        """
-        visible_s = self.certain_json(RECORD).get(VISIBLE)
-        return Terms.of(visible_s if isinstance(visible_s, float) else LOCAL_VISIBLE_S)
-
-    def shared(self, clock: Clock | None = None, terms: Terms | None = None) -> SharedFolder:
-        """The folder as supervisor and workers meet in it, who may have read the terms."""
-        return SharedFolder(self.folder, self.disk, clock or Clock(), terms or self.terms())
+        """The times of a search on its disk: on a local one, to look often costs nothing."""
+        return NETWORK if is_network(self.folder) else LOCAL
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
-        """Name the folder of a sweep; it is made when the lease is taken.
+        """Name the folder of a sweep, which `begin` makes.
 
         With a `sweep_id` the folder may exist already. Then the sweep continues, if the search is
         the same; it may have more trials.
@@ -119,6 +99,56 @@ class SweepDirectory(LeasedDirectory):
                 "sweep by: harness tune JOB"
             )
         return cls(folder)
+
+    def begin(self, search: SearchSpec, dataset: Dataset) -> bool:
+        """Begin the sweep, unless another command has; of several at once, one does.
+
+        Returns:
+            Whether this one has.
+
+        Raises:
+            InputError: if the folder is another user's, or holds something else.
+            DiskError: if the disk refuses, or can't tell which command was the first.
+        """
+        record = {"starts": [], "sources_sha256": sources_checksum()}
+        files = {
+            SEARCH_FILE: search.to_toml().encode(),
+            RECORD: to_json(stamped(record)).encode(),
+            "data.json": to_json(_record_of(dataset)).encode(),
+        }
+        stem, number = self.folder, 1
+        try:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(stem):
+                check_renames(stem.parent)
+            while not (is_made := make_once(self.folder, files, folders=FOLDERS)) and self._is_new:
+                number += 1  # another search was begun in the same second
+                self.folder = stem.with_name(f"{stem.name}-{number}")
+        except OSError as error:
+            raise DiskError(write_refusal(self.folder, error)) from None
+        if is_made:
+            file = self.path(SEARCH_FILE)
+            file.chmod(file.stat().st_mode & mode_in(self.folder, search.job.code))
+        self.check_owner()
+        if not is_sweep(self.folder):
+            raise InputError(
+                f"sweep {self.folder}: holds no {SEARCH_FILE}, so it is no search that can go on; "
+                "move it away, or choose another --sweep-id"
+            )
+        return is_made
+
+    def check_owner(self) -> None:
+        """Refuse another user's sweep.
+
+        Raises:
+            InputError: if it is.
+        """
+        owner = self.folder.stat().st_uid
+        if owner != os.getuid():
+            raise InputError(
+                f"sweep {self.folder}: belongs to {owner_name(owner)}, and a search is written by "
+                "its owner alone; begin one of your own by: harness tune JOB"
+            )
 
     def check_search(self, search: SearchSpec) -> None:
         """Refuse to continue the sweep with another search.
@@ -159,16 +189,33 @@ class SweepDirectory(LeasedDirectory):
             )
         check_format(f"sweep {self.folder}", record)
 
-    def write_format(self, asked: Mapping[str, str] | None = None) -> None:
-        """Record that this version writes the sweep from here on, and once, what its disk is like.
+    def note_start(self, asked: Mapping[str, str] | None = None) -> None:
+        """Record what a job asked of Slurm, for one that goes on.
 
         Args:
-            asked: of Slurm, by this job: what a job that goes on asks for; none outside of a job.
+            asked: none outside of a job.
         """
         starts = [] if asked is None else [{"slurm_asked": dict(asked)}]
-        visible_s = NETWORK_VISIBLE_S if is_network(self.folder) else LOCAL_VISIBLE_S
-        known = self.certain_json(RECORD).get(VISIBLE, visible_s)
-        self.write_json(RECORD, stamped({"starts": starts, VISIBLE: known}))
+        self.write_json(RECORD, stamped({**self.certain_json(RECORD), "starts": starts}))
+
+    def is_of_other_code(self) -> bool:
+        """Whether the sweep was begun by other sources of this version."""
+        known = self.certain_json(RECORD).get("sources_sha256")
+        return known is not None and known != sources_checksum()
+
+    def is_readable(self) -> bool:
+        """Whether the search can be read; only the disk may hide it."""
+        return bool(read_toml(self.path(SEARCH_FILE)))
+
+    def check_readable(self) -> None:
+        """Check that the search can be read, as the command could that started this process.
+
+        Raises:
+            DiskError: if it can't.
+        """
+        if not self.is_readable():
+            path = self.path(SEARCH_FILE)
+            raise DiskError(f"{path}: can't be read; make the disk readable again")
 
     def exists(self) -> bool:
         """Whether the sweep was begun."""
@@ -189,20 +236,31 @@ class SweepDirectory(LeasedDirectory):
         self.check_format()
         return load_search(self.path(SEARCH_FILE))
 
-    def trial_run(self, attempt: str, seed: int) -> RunDirectory:
-        """The folder of an attempt's run."""
-        return RunDirectory(self.path("trials", attempt, f"seed{seed}"))
+    def trial_run(self, n: int, k: int, seed: int) -> RunDirectory:
+        """The folder of a run of attempt k at trial n."""
+        return RunDirectory(self.path(TRIALS, str(n), str(k), f"seed{seed}"))
 
-    def write_data(self, dataset: Dataset) -> None:
-        """Record which data the trials are trained on."""
-        folder = str(dataset.folder.absolute()) if dataset.folder else None
-        record = {
-            "checksum": dataset.checksum,
-            "is_sample": dataset.is_sample,
-            "folder": folder,
-            "num_validation": dataset.num_validation,
-        }
-        self.write_json("data.json", record)
+    def accepted(self, n: int) -> Trial | None:
+        """A trial with its result, None if it has none.
+
+        Raises:
+            OSError: if the disk fails.
+        """
+        content = self.disk.read(self.path(trial_folder(n), ACCEPTED, "trial.json"))
+        return Trial.of(parse_json(content or b""))
+
+    def trials(self) -> list[Trial]:
+        """All trials that were begun, in their order.
+
+        Raises:
+            DiskError: if they can't be read.
+        """
+        view = View(time.monotonic, self.terms())
+        try:
+            Disk(self.folder).run(view.look())
+        except OSError as error:
+            raise_unless_missing(error, self.path(TRIALS))
+        return shown(view)
 
     def dataset(self, job: Job, data: Path | None, *, full: bool = False) -> Dataset:
         """The sweep's data: what its record names, or for a new sweep what is found.
@@ -216,49 +274,16 @@ class SweepDirectory(LeasedDirectory):
             return open_data(job, data, full=full)
         return reopen_data(record, job, data, whose=f"sweep {self.folder}")
 
-    def leaderboard(self) -> list[dict[str, str]]:
-        """The rows of `leaderboard.csv`, the best first; empty before the first trial.
 
-        Raises:
-            InputError: if the file is broken, or a score or a time is no number.
-            DiskError: if it can't be read.
-        """
-        path = self.path(LEADERBOARD)
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            if rows and not {"trial", "status"} <= rows[0].keys():
-                raise ValueError("it has no columns trial and status")
-            search = table(read_toml(self.path(SEARCH_FILE)), "search")
-            for row in rows:
-                _check_row(row, text(search.get("objective")))
-        except OSError as error:
-            raise_unless_missing(error, path)
-            return []
-        except (ValueError, csv.Error) as error:
-            raise InputError(
-                f"{path}: is broken ({error}); put it back from a copy of the sweep"
-            ) from None
-        return rows
-
-
-def _check_row(row: Mapping[str, str], objective: str | None) -> None:
-    """Refuse a row that was cut, or whose score or time is no number."""
-    if None in row.values():
-        raise ValueError(f"the row of trial {row['trial']} has too few cells")
-    for name in filter(None, (objective, "training_s")):
-        cell, is_needed = row.get(name), name == objective and row["status"] == "finished"
-        try:
-            float(cell or ("" if is_needed else "0"))
-        except ValueError:
-            raise ValueError(
-                f"trial {row['trial']} has {name} {cell!r}, should be a number"
-            ) from None
-
-
-def ranked_rows(sweep: SweepDirectory) -> list[dict[str, str]]:
-    """The leaderboard's rows, without those of trials that never began."""
-    return [row for row in sweep.leaderboard() if row.get("trial")]
+def _record_of(dataset: Dataset) -> dict[str, Any]:
+    """Which data the trials are trained on."""
+    folder = str(dataset.folder.absolute()) if dataset.folder else None
+    return {
+        "checksum": dataset.checksum,
+        "is_sample": dataset.is_sample,
+        "folder": folder,
+        "num_validation": dataset.num_validation,
+    }
 
 
 def _first_difference(
@@ -275,80 +300,3 @@ def _first_difference(
         else:
             yield f" ({at}{key} was {was} and is {now})"
         return
-
-
-# The leaderboard
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial as the leaderboard shows it."""
-
-    trial: str
-    status: str  # finished, failed, running or waiting
-    score: float | None  # the objective, mean over its runs
-    values: dict[str, Any]  # by the job's keys
-    epochs: int | None  # trained
-    kept_epoch: float | None  # of the best weights, mean over its runs
-    training_s: float | None  # of all its runs
-    parameters: int | None
-    worker: str
-    error: str
-    attempt: str = ""  # the accepted one: its folder below `trials/`
-
-
-def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
-    """The finished trials, best first, then the running, waiting and failed ones."""
-    order = ("finished", "running", "waiting", "failed")
-    sign = -1 if goal == "max" else 1
-    return sorted(
-        trials,
-        key=lambda t: (order.index(t.status), sign * (t.score or 0), len(t.trial), t.trial),
-    )
-
-
-def gather(search: SearchSpec, ledger: Ledger, running: Mapping[int, str]) -> list[Trial]:
-    """The trials of a ledger; `running` has the workers of those that are being trained."""
-    return [
-        trial_of(search, ledger, each, worker=running.get(each.n, "")) for each in ledger.proposals
-    ]
-
-
-def trial_of(search: SearchSpec, ledger: Ledger, proposal: Proposal, *, worker: str = "") -> Trial:
-    """A trial as the leaderboard shows it."""
-    attempt, report = ledger.accepted.get(proposal.n, ("", None))
-    figures = report.figures if report else {}
-    epochs, parameters = figures.get("epochs"), figures.get("parameters")
-    status = "running" if worker else "waiting"
-    if report:
-        status = "failed" if report.error else "finished"
-    return Trial(
-        trial=str(proposal.n),
-        status=status,
-        score=report.scores.get(search.table.objective) if report else None,
-        values={key: rounded(value) for key, value in proposal.values.items()},
-        epochs=None if epochs is None else int(epochs),
-        kept_epoch=figures.get("kept_epoch"),
-        training_s=figures.get("training_s"),
-        parameters=None if parameters is None else int(parameters),
-        worker="" if report else worker,
-        error=" ".join(report.error.split()) if report else "",
-        attempt=attempt,
-    )
-
-
-def leaderboard_csv(trials: Sequence[Trial], search: SearchSpec) -> bytes:
-    """The ranked trials as CSV; a key that a trial does not have is empty."""
-    keys = [parameter.key for parameter in search.space]
-    fields = ("epochs", "kept_epoch", "training_s", "parameters", "worker", "error", "attempt")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["rank", "trial", "status", search.table.objective, *keys, *fields])
-    for rank, trial in enumerate(ranked(trials, search.goal), 1):
-        score = None if trial.score is None else repr(trial.score)
-        values = [trial.values.get(key) for key in keys]
-        rest = [getattr(trial, field) for field in fields]
-        shown_rank = rank if trial.status == "finished" else None
-        cells = [shown_rank, trial.trial, trial.status, score, *values, *rest]
-        writer.writerow(map(defused, cells))
-    return text.getvalue().encode()

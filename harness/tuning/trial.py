@@ -4,6 +4,7 @@ import contextlib
 import gc
 import hashlib
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -21,21 +22,47 @@ from harness.files.plain_file import is_of_disk
 from harness.job import Job
 from harness.search_space import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.sweep_protocol.mailbox import Report, SharedFolder, Work
-from harness.sweep_protocol.worker import TrialStop, nothing
 from harness.system.console import printable
 from harness.system.resource_monitor import resident_memory_gb
+from harness.system.signals import StopRequest
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
+from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # characters
+LATE_S, LATE_POLL_S = 60.0, 2.0  # for which a node may see an older folder; between two looks
 # Times the memory after the first run: one by length was seen to leave 70 MB. What CUDA's libraries
 # take of the machine's memory is not reckoned.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
+
+
+class Superseded(Interrupted):
+    """The attempt at hand is needed no more."""
+
+
+def nothing() -> None:
+    """What a stop looks at between two attempts."""
+
+
+class TrialStop(StopRequest):
+    """A stop by a signal, or because the attempt at hand is needed no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look: Callable[[], None] = nothing
+
+    def check(self) -> None:
+        """Called between steps.
+
+        Raises:
+            Interrupted: by a signal, or as `Superseded`.
+        """
+        super().check()
+        self.look()
 
 
 class Trials:
@@ -45,13 +72,12 @@ class Trials:
         self,
         sweep: SweepDirectory,
         search: SearchSpec,
-        shared: SharedFolder,
         *,
         dataset: Dataset,
         strategy: tf.distribute.Strategy,
         observers: Observers,
     ) -> None:
-        self.sweep, self.search, self.shared = sweep, search, shared
+        self.sweep, self.search = sweep, search
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
         # Whether the job may go back into the queue is decided for the sweep, not for an attempt.
@@ -60,11 +86,12 @@ class Trials:
         self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of memory; after a run
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
-    def run(self, work: Work, check: Callable[[], None]) -> Report:
-        """Train an attempt's runs, or continue them, to the means of their scores.
+    def run(self, trial: Trial, k: int, check: Callable[[], None]) -> Trial:
+        """Train an attempt's runs, or continue them; returns the trial with its result.
 
         Raises:
-            Interrupted: a signal came, or `check` raised it; the attempt is saved.
+            Interrupted: a signal came, or `check`, which is called between steps, raised it; the
+                attempt is saved.
             NodeFault: this process can train no trial.
             OSError, DiskError, TakenOver: the file system fails, which says nothing of the trial.
         """
@@ -72,15 +99,16 @@ class Trials:
         if isinstance(stop, TrialStop):
             stop.look = check
         try:
-            return self._run(work)
+            return trial.model_copy(update={"attempt": k, **self._run(trial, k)})
         except (OSError, Interrupted, DiskError, TakenOver, NodeFault):
             raise
         except (InputError, RunError) as error:
             if is_of_disk(error):
                 raise DiskError(str(error)) from None
-            return Report(error=_line(str(error)))
+            return trial.model_copy(update={"attempt": k, "error": _line(str(error))})
         except Exception as error:  # Keras and TensorFlow raise errors of any type
-            return Report(error=_line(f"{type(error).__name__}: {error}"))
+            line = _line(f"{type(error).__name__}: {error}")
+            return trial.model_copy(update={"attempt": k, "error": line})
         finally:
             if isinstance(stop, TrialStop):
                 stop.look = nothing  # an idle worker sleeps by the same stop, and has no attempt
@@ -91,93 +119,94 @@ class Trials:
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 
-    def _run(self, work: Work) -> Report:
-        own = {p.key: work.values[p.key] for p in self.search.space if p.key in work.values}
+    def _run(self, trial: Trial, k: int) -> dict[str, Any]:
+        own = {p.key: trial.values[p.key] for p in self.search.space if p.key in trial.values}
         results, checkpoints = [], {}
         for seed in self.search.seeds():
-            job = self.search.job_of(own, seed=seed, epochs=work.epochs)
-            run = self.sweep.trial_run(work.attempt, seed)
+            job = self.search.job_of(own, seed=seed, epochs=trial.limit)
+            run = self.sweep.trial_run(trial.n, k, seed)
             if not run.finished():
-                self._train(work, job, run)
+                self._train(trial, k, job, run)
             results.append(run.result())
             if self.search.continues_trials:
                 newest = run.checkpoints()[-1]
-                name = newest.relative_to(self.sweep.path("trials", work.attempt)).as_posix()
+                name = newest.relative_to(run.folder.parent).as_posix()
                 checkpoints[name] = hashlib.sha256(newest.read_bytes()).hexdigest()
-        return Report(
-            scores=mean_scores(results, self.search.table.objective),
-            figures=figures(results),
-            checkpoints=checkpoints,
-        )
+        scores = mean_scores(results, self.search.table.objective)
+        return {"scores": scores, "checkpoints": checkpoints, **figures(results)}
 
-    def _train(self, work: Work, job: Job, run: RunDirectory) -> None:
+    def _train(self, trial: Trial, k: int, job: Job, run: RunDirectory) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
         context = RunContext.open(run, job, self.dataset)
         if not run.checkpoints():
-            self._adopt(work, run, context.identity)
-        values = ", ".join(f"{key} = {value}" for key, value in work.values.items())
-        trial, seed = work.attempt.partition("/")[0], job.train.seed
-        self.observers.console.info(f"trial {trial}, seed {seed}: {values}")
+            self._adopt(trial, k, run, context.identity)
+        values = ", ".join(f"{key} = {value}" for key, value in trial.values.items())
+        self.observers.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
         compute = Compute(self.strategy, plan, self.allocation, reused=self.reused)
-        name = f"trial {trial} of {self.search.name}/{self.sweep.folder.absolute().name}"
+        name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
         train(
             context,
             compute,
             self.observers,
             scores_validation=self.search.scores_validation,
-            row=self.search.row(name, work.values, work.epochs),
+            row=self.search.row(name, trial.values, trial.limit),
         )
         self._first_gb = self._first_gb or resident_memory_gb()
 
-    def _adopt(self, work: Work, run: RunDirectory, identity: str) -> None:
+    def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
         """Begin where an older attempt has come to, or else where the parent has ended.
 
         Raises:
+            OSError: if the parent's result can't be read.
             RunError: if the parent's checkpoint is gone.
         """
-        for attempt in work.before:
-            older = RunDirectory(self.sweep.path("trials", attempt, run.folder.name))
-            for path in reversed(older.checkpoints()):
+        seed = int(run.folder.name.removeprefix("seed"))
+        for older in range(k - 1, 0, -1):
+            for path in reversed(self.sweep.trial_run(trial.n, older, seed).checkpoints()):
                 if checkpoint.adopt(path, run, identity):
                     return
-        if not work.parent:
+        if trial.parent is None:
             return
-        found = {PurePosixPath(k).parts[0]: (k, v) for k, v in work.parent.checkpoints.items()}
+        parent = self.sweep.accepted(trial.parent)
+        if not parent:
+            raise OSError(f"trial {trial.parent}: its result can't be seen yet")
+        before = self.sweep.trial_run(parent.n, parent.attempt, seed)
+        found = {PurePosixPath(k).parts[0]: (k, v) for k, v in parent.checkpoints.items()}
         name, sha256 = found.get(run.folder.name, ("", ""))
-        source = self.sweep.path("trials", work.parent.attempt, name)
-        adopt = lambda: name and checkpoint.adopt(source, run, identity, sha256=sha256)  # noqa: E731
-        if self.shared.wait_for(adopt):
-            return
-        parent = RunDirectory(self.sweep.path("trials", work.parent.attempt, run.folder.name))
-        if parent.finished() and not parent.checkpoints():
-            # The search was over once, and freed it. Its epochs are trained again.
-            self.observers.console.warning(
-                f"{source}: was removed when the search was over; trained again from the start"
-            )
-        else:
-            raise RunError(f"{source}: the parent's checkpoint is gone; begin a new sweep")
+        source, end_s = before.folder.parent / name, time.monotonic() + LATE_S
+        while not (name and checkpoint.adopt(source, run, identity, sha256=sha256)):
+            if before.finished() and not before.checkpoints():
+                # The search was over once, and freed it. Its epochs are trained again.
+                self.observers.console.warning(
+                    f"{source}: was removed when the search was over; trained again from the start"
+                )
+                return
+            if time.monotonic() > end_s:
+                raise RunError(f"{source}: the parent's checkpoint is gone; begin a new sweep")
+            self.observers.stop.check()
+            time.sleep(LATE_POLL_S)
 
-    def saved(self, attempt: str) -> int:
+    def saved(self, n: int, k: int) -> int:
         """The steps that the newest checkpoints of an attempt's runs hold."""
-        runs = [self.sweep.trial_run(attempt, seed) for seed in self.search.seeds()]
+        runs = [self.sweep.trial_run(n, k, seed) for seed in self.search.seeds()]
         try:
             newest = [names[-1].stem for run in runs if (names := run.checkpoints())]
         except (OSError, DiskError):
             return 0
         return sum(int(name.removeprefix("step-")) for name in newest)
 
-    def clean(self, attempt: str) -> None:
-        """Remove the checkpoints of an attempt that is accepted.
+    def clean(self, n: int, k: int) -> None:
+        """Remove the checkpoints of an attempt at a trial that is accepted.
 
         The last one stays, for trials that begin with it; of a search without such trials if it has
-        a score, which the supervisor then compares with the others (`harness.tuning.kept_trials`).
+        a score, which is then compared with the others (`harness.tuning.kept_trials`).
         """
         for seed in self.search.seeds():
-            run = self.sweep.trial_run(attempt, seed)
+            run = self.sweep.trial_run(n, k, seed)
             keeps = self.search.continues_trials or run.finished()
-            with contextlib.suppress(DiskError):  # the attempt is accepted all the same
+            with contextlib.suppress(OSError, DiskError):  # the attempt is accepted all the same
                 checkpoint.remove_checkpoints(run, but_last=keeps)
 
 

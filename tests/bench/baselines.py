@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from harness.checks.child import answer_request
 from harness.system.processes import age_s
+from tests.asked_child import answer_request
 
 if TYPE_CHECKING:
     import keras

@@ -12,6 +12,7 @@ import psutil
 
 from harness.checks import child
 from harness.errors import RunError
+from tests import asked_child
 
 POLL_S = 0.3
 LONGEST_S = 1_800.0
@@ -92,7 +93,7 @@ def make_log(to: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Answer the request in the first argument."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    child.answer_request({"log": make_log})
+    asked_child.answer_request({"log": make_log})
 
 
 if __name__ == "__main__":

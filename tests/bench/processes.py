@@ -20,6 +20,7 @@ from harness.job_file import load_job
 from harness.slurm.environment import visible_gpus
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
+from tests import asked_child
 
 Arg = str | Path
 Way = Callable[[], dict[str, float]]  # measures once, and gives each quantity's value
@@ -108,7 +109,9 @@ class Bench:
         variables = {"TF_CPP_MIN_LOG_LEVEL": "3"}
         variables |= {"CUDA_VISIBLE_DEVICES": ""} if is_for_cpu() else {}
         try:
-            answer, ended = child.ask(module, request, timeout_s=child.NO_LIMIT_S, **variables)
+            answer, ended = asked_child.ask(
+                module, request, timeout_s=child.NO_LIMIT_S, **variables
+            )
         except child.ChildError as error:
             raise RunError(f"{way} {architecture} {error}") from None
         return ended, answer

@@ -17,8 +17,9 @@ from harness.checks.child import Ended
 from harness.data.imdb_sources import open_dataset
 from harness.files.leased_dir import to_json
 from harness.job_file import load_job
-from harness.report.export import RECORD, REPORT
+from harness.report.html import RECORD, REPORT
 from harness.tracking.run_dir import RunDirectory, summary_of
+from tests import asked_child
 from tests.bench.board import costs_to_show
 from tests.bench.measured import Measured
 from tests.bench.processes import Bench
@@ -108,7 +109,7 @@ def _report(bench: Bench, runs: Path) -> dict[str, float]:
 def _boards(bench: Bench) -> Iterator[Measured]:
     log = bench.folder / "log"
     request = {"do": "log", "to": log, "steps": LOGGED_STEPS}
-    answer, _ = child.ask("tests.bench.board", request)
+    answer, _ = asked_child.ask("tests.bench.board", request)
     bench.console.info(f"a log of {LOGGED_STEPS:,} steps: {answer['kilobytes']:.0f} KB")
     shown: dict[str, dict[str, float]] = {}
     for num in SIZES_ON_BOARD:

@@ -17,7 +17,7 @@ from harness.errors import RunError
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews
 from harness.report.collect import group_runs, scored_runs
-from harness.report.predictions import epochs_of, progress_of, read_predictions
+from harness.report.statistics import epochs_of, read_predictions
 from harness.system.console import Console
 from tests.bench import processes, scale
 from tests.bench.__main__ import main
@@ -123,12 +123,11 @@ def test_made_up_jobs_are_compared_as_trained_ones_are(tmp_path: Path) -> None:
     """Twelve jobs of five seeds, each with predictions, curves and times."""
     runs = write_jobs(tmp_path / "runs", 60, small_data(tmp_path / "data"))
     (group,), repeated = group_runs(scored_runs([runs])[0])
-    assert (len(group.results), group.num_runs, repeated) == (12, 60, [])
+    assert (len(group.runs), len(group.all_runs), repeated) == (12, 60, [])
     predictions = read_predictions(group, pytest.fail)
     assert predictions
     assert set(predictions.seeds.values()) == {(1, 2, 3, 4, 5)}
-    assert all(len(epochs_of(each, "val_accuracy")) == 8 for each in group.results)
-    assert all(len(progress_of(each)) == 5 for each in group.results)
+    assert all(len(epochs_of(runs).dropna()) == 5 * 8 for runs in group.runs.values())
 
 
 @pytest.mark.slow

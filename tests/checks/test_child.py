@@ -8,13 +8,14 @@ import pytest
 
 from harness.checks import child
 from harness.errors import InputError, RunError
+from tests import asked_child
 from tests.conftest import PROJECT
 
 MODULE = "tests.checks.made_up_child"
 
 
 def ask(do: str, *, timeout_s: float = 60, **request: Any) -> dict[str, Any]:
-    answer, _ = child.ask(MODULE, {"do": do, **request}, timeout_s=timeout_s, MADE_UP="1")
+    answer, _ = asked_child.ask(MODULE, {"do": do, **request}, timeout_s=timeout_s, MADE_UP="1")
     return answer
 
 
@@ -50,9 +51,9 @@ def test_a_child_that_takes_too_long_is_ended() -> None:
 def test_memory_is_that_of_the_one_child() -> None:
     """An earlier child that took more does not count for a later one."""
     code = f"""
-from harness.checks import child
+from tests import asked_child
 for size in (300_000_000, 1):
-    _, ended = child.ask("{MODULE}", {{"do": "fill", "num_bytes": size}})
+    _, ended = asked_child.ask("{MODULE}", {{"do": "fill", "num_bytes": size}})
     print(ended.peak_memory_gb)
 """
     # From a small process: Linux counts what a child shared with its parent before its own start.

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.checks import doctor
-from harness.checks.cuda_support import Build, check_platform, judge_card
+from harness.checks.cuda_support import Build, judge_card
 from harness.system.cuda import Card, code_for
 
 WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21's own build info
@@ -85,23 +85,6 @@ def test_doctor_judges_each_kind_of_card_once() -> None:
     }
     findings = list(doctor.describe_cards(answer, "Kernel Module  550.54.15"))
     assert [each.level for each in findings] == ["green", "red"]
-
-
-@pytest.mark.parametrize(
-    ("machine", "libc", "level"),
-    [
-        ("x86_64", ("glibc", "2.41"), "green"),
-        ("x86_64", ("glibc", "2.17"), "red"),
-        ("x86_64", ("musl", "1.2"), "red"),
-        ("aarch64", ("glibc", "2.35"), "green"),
-    ],
-)
-def test_platforms(machine: str, libc: tuple[str, str], level: str) -> None:
-    """CentOS 7 and musl are refused; of another processor the TensorFlow there decides."""
-    (finding,) = check_platform(machine, libc)
-    assert finding.level == level
-    assert bool(finding.remedy) == (level == "red")
-    assert machine in finding.found
 
 
 @pytest.mark.parametrize(

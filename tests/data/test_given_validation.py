@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -16,11 +17,9 @@ from harness.data.text_files import read_texts
 from harness.data.vocabulary import tokenize
 from harness.ensembles.make import Request, make_ensemble
 from harness.errors import InputError, RunError
-from harness.files.leased_dir import LeasedDirectory
 from harness.job_file import load_job
-from harness.report.baseline import score_ngrams
-from harness.report.ngram_model import fit_ngrams
-from harness.sweep_report.best_trial import best_row, best_trial_toml, retrained_job
+from harness.report.baseline import fit_ngrams, score_ngrams
+from harness.sweep_report.best_trial import best_trial_toml, retrained_job
 from harness.training.train import training_reviews
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
@@ -177,12 +176,12 @@ def test_folders_of_other_classes_are_refused(tmp_path: Path) -> None:
 
 def test_the_linear_baseline_chooses_by_the_validation_split(dataset: Dataset) -> None:
     """C comes from the source's validation reviews; in the end all training reviews are fit."""
-    found = score_ngrams(dataset, limit=0)
+    found = score_ngrams(dataset, print, limit=0)
     model = fit_ngrams(dataset.train, 120)
-    assert dict(found.validation) == dict(model.validation)
-    assert (found.num_training, found.chosen_on) == (160, "the validation split")
-    assert "chosen on the validation split (" in found.note
-    assert score_ngrams(dataset, limit=30).num_training == 60
+    assert found.validation == max(model.validation.values())
+    assert "fit on all 160 training reviews" in found.note
+    assert f"C = {model.strength:g} was chosen on the validation split (" in found.note
+    assert "all 60 training reviews" in score_ngrams(dataset, print, limit=30).note
 
 
 def test_an_ensemble_keeps_to_the_validation_split(dataset: Dataset, tmp_path: Path) -> None:
@@ -202,9 +201,9 @@ def test_an_ensemble_keeps_to_the_validation_split(dataset: Dataset, tmp_path: P
             name=name,
             run_id="one",
         )
-        draft = make_ensemble(request, runs, said.append)
-        assert draft.kept is not None
-        return draft.kept.num_training, len(draft.validation.labels)
+        made = make_ensemble(request, runs, said.append)
+        toml = tomllib.loads((made.folder / "ensemble.toml").read_text())
+        return toml["members"][-1]["num_training"], made.result["num_validation"]
 
     source = f"data.source={tmp_path / 'mine.csv'}"
     for folder in (*few, every):
@@ -221,12 +220,10 @@ def test_the_best_trial_says_on_what_it_was_validated(tmp_path: Path) -> None:
     toml = f'{RANDOM}[data]\nsource = "{source}"\n'
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
     sweep = make_sweep(tmp_path / "sweep", toml, trial(0, 0.8, values=values))
-    (sweep.folder / "data.json").unlink()
-    LeasedDirectory(sweep.folder).take_lease()
-    sweep.take_lease()
-    sweep.write_data(sweep.dataset(sweep.search().job, None))
+    record = {"checksum": "0" * 64, "folder": str(source), "num_validation": 40}
+    sweep.write_json("data.json", record)
     assert "validated on the validation split of the texts\n" in best_trial_toml(sweep)
-    job = retrained_job(sweep.search(), best_row(sweep))
+    job = retrained_job(sweep.search(), sweep.trials()[0])
     training, validation, _ = training_reviews(job, open_data(job, None))
     assert (len(training.labels), len(validation.labels)) == (160, 0)
 

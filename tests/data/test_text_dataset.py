@@ -17,12 +17,12 @@ from harness.data.resolve import open_data
 from harness.data.text_dataset import describe, make_dataset, open_source
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError
-from harness.files.leased_dir import LeasedDirectory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.sweep_report.best_trial import data_of, sweep_data
 from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import run_identity
+from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
@@ -303,9 +303,9 @@ def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "sweep", toml)
     search = sweep.search()
     (sweep.folder / "data.json").unlink()
-    LeasedDirectory(sweep.folder).take_lease()
-    sweep.take_lease()
-    sweep.write_data(sweep.dataset(search.job, None))
+    dataset = sweep.dataset(search.job, None)
+    sweep = SweepDirectory(tmp_path / "begun")
+    assert sweep.begin(search, dataset)
     assert sweep.dataset(search.job, None).is_own
     assert sweep_data(sweep, search, None) is None
     assert data_of(sweep, search).startswith("a.csv (checksum ")

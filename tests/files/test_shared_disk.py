@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.files import shared_disk
-from harness.files.shared_disk import _kind, is_network
+from harness.files.shared_disk import file_system, is_network
 
 
 def test_a_kind_with_any_name_hides_no_other(tmp_path: Path) -> None:
@@ -18,10 +18,10 @@ def test_a_kind_with_any_name_hides_no_other(tmp_path: Path) -> None:
         for n, name in enumerate(names)
     ]
     table.write_bytes(b"\n".join([b"/dev/sda / ext4 rw 0 0", *lines, b""]))
-    assert _kind(tmp_path, table) == "ext4"
+    assert file_system(tmp_path, table) == "ext4"
     for number, name in enumerate(names):
         path = tmp_path / os.fsdecode(name.replace(rb"\040\011\012\134", b" \t\n\\"))
-        assert _kind(path / "below", table) == f"nfs{number}"
+        assert file_system(path / "below", table) == f"nfs{number}"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_disk_is_local_only_if_it_is_known_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
 ) -> None:
     """On any other a search waits for what another node may have written."""
-    table, read = tmp_path / "mounts", _kind
+    table, read = tmp_path / "mounts", file_system
     table.write_text(f"device / {kind} rw 0 0\n")
-    monkeypatch.setattr(shared_disk, "_kind", lambda path: read(path, table))
+    monkeypatch.setattr(shared_disk, "file_system", lambda path: read(path, table))
     assert is_network(tmp_path) is network

@@ -117,7 +117,7 @@ def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str
             f"tests.gpu in {allocation.num_tasks} tasks: should be in one; use --ntasks=1"
         )
     requested = parse_devices(devices) if devices else None
-    seen = ask_child({"do": "devices"}, START_S)
+    seen = ask_child(None, START_S)
     kind = requested.kind if requested else "gpu" if seen["gpus"] else "cpu"
     count = requested.count if requested else None
     num = min(len(seen["gpus"]), count or MAX_DEVICES) if kind == "gpu" else max(2, count or 2)

@@ -10,10 +10,11 @@ from harness.checks import child
 from harness.checks.doctor import describe_cards, describe_gpus
 from harness.checks.finding import Finding
 from harness.checks.probe import ARCHITECTURES, JOBS, START_S, measure
-from harness.checks.probe_child import expected_kernel
+from harness.compute.execution_plan import choose, without_cudnn
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.system.host import nvidia_driver
+from tests import asked_child
 from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
 
 CHILD = "tests.gpu.child"
@@ -35,7 +36,7 @@ def check_gpus(
 
 def check_start(runs: Runs) -> Iterator[Finding]:
     """How long a process takes until its first kernels have run."""
-    answer, _ = child.ask(CHILD, {"do": "start", "devices": runs.one}, timeout_s=RUN_S)
+    answer, _ = asked_child.ask(CHILD, {"do": "start", "devices": runs.one}, timeout_s=RUN_S)
     runs.values["first kernel"] = answer
     found = (
         f"{runs.one}: import {answer['import_s']:.1f} s, first product {answer['product_s']:.2f} "
@@ -46,7 +47,7 @@ def check_start(runs: Runs) -> Iterator[Finding]:
 
 def check_libraries(runs: Runs) -> Iterator[Finding]:
     """The versions of cuDNN and NCCL, as they state them."""
-    answer, _ = child.ask(CHILD, {"do": "libraries"}, timeout_s=START_S)
+    answer, _ = asked_child.ask(CHILD, {"do": "libraries"}, timeout_s=START_S)
     runs.values["libraries"] = answer
     if None not in answer.values():
         yield Finding("green", "libraries", f"cuDNN {answer['cudnn']}, NCCL {answer['nccl']}")
@@ -61,7 +62,7 @@ def check_libraries(runs: Runs) -> Iterator[Finding]:
 def check_modes(runs: Runs) -> Iterator[Finding]:
     """Compute mode and MIG of each GPU, and whether NVML numbers them as CUDA does."""
     runs.need_gpu()
-    answer, _ = child.ask(CHILD, {"do": "nvml"}, timeout_s=START_S)
+    answer, _ = asked_child.ask(CHILD, {"do": "nvml"}, timeout_s=START_S)
     if "problem" in answer:
         raise NotRun(f"NVML ({answer['problem']})")
     runs.values["nvml"] = answer
@@ -108,13 +109,15 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
         kernels = run.record["kernels"]
         expected = "xla" if run.record["plan"]["xla"] else "loop"
         if runs.kind == "gpu":
-            expected = expected_kernel(load_job(JOBS / f"{job}.toml"))
+            settings = load_job(JOBS / f"{job}.toml")
+            by_rule = "loop" if without_cudnn(settings) else "cudnn"
+            expected = "xla" if choose(settings, "gpu", 1).xla else by_rule
         shown.append(f"{job} {' '.join(kernels.values())}")
         runs.values.setdefault("kernels", {})[job] = kernels
         if set(kernels.values()) != {expected}:
             wrong.append(f"{job} {' '.join(kernels.values()) or 'none'}, not {expected}")
     if wrong:
-        yield Finding("red", "kernels", "; ".join(wrong), "harness doctor names the reason")
+        yield Finding("red", "kernels", "; ".join(wrong), "compare the log of a run")
     else:
         yield Finding("green", "kernels", f"as expected and recorded: {', '.join(shown)}")
 
@@ -162,7 +165,7 @@ def check_tf32(runs: Runs) -> Iterator[Finding]:
 def check_masks(runs: Runs) -> Iterator[Finding]:
     """The dropout masks of two devices, which must be the same to the bit."""
     devices = ["cpu:0", "gpu:0" if runs.kind == "gpu" else "cpu:1"]
-    answer, _ = child.ask(CHILD, {"do": "masks", "devices": devices}, timeout_s=RUN_S)
+    answer, _ = asked_child.ask(CHILD, {"do": "masks", "devices": devices}, timeout_s=RUN_S)
     sums = runs.values["masks"] = answer["sums"]
     same = len(set(sums.values())) == 1
     found = f"{' and '.join(devices)} draw {'the same' if same else 'different'} masks"

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.checks.child import answer_request
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.cuda import library_versions
 from harness.system.nvml import find_nvml
 from harness.system.processes import age_s
+from tests.asked_child import answer_request
 
 SEED, STEPS, RATE, SHAPE = 1, 3, 0.4, (32, 64)  # of the masks
 

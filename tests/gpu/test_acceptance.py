@@ -116,9 +116,9 @@ def test_it_needs_no_pytest_and_runs_from_a_snapshot(harness: Harness) -> None:
 import sys
 sys.modules["pytest"] = None
 from tests.gpu import __main__ as acceptance
-from harness.checks import child
+from tests import asked_child
 assert acceptance.__file__.startswith({str(project)!r}), acceptance.__file__
-child.ask(acceptance.CHECKS["libraries"].__globals__["CHILD"], {{"do": "libraries"}})
+asked_child.ask(acceptance.CHECKS["libraries"].__globals__["CHILD"], {{"do": "libraries"}})
 sys.exit(acceptance.main(["--devices", "banana"]))
 """
     done = subprocess.run(

@@ -156,7 +156,7 @@ print(describe_cuda()["site_libraries"])
 
 
 def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
-    """Two cards, their kernels, that XLA may not survive them, and a library of the site's.
+    """Two cards, that XLA may not survive them, and a library of the site's.
 
     What LD_LIBRARY_PATH puts before the environment's own stands in the record of a run too.
     """
@@ -167,7 +167,6 @@ def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
     done = rig.run(["-m", "harness", "doctor", "--json"], 2, {**path, "STUB_CAPABILITY": "10.0"})
     found = {each["name"]: each for each in json.loads(done.stdout)}
     assert found["devices"]["found"].startswith("2 x NVIDIA H100 80GB HBM3")
-    assert found["kernel lstm"]["found"].startswith("cudnn")
     assert found["card"]["level"] == "red"
     assert "no card of this kind has passed its check here" in found["card"]["found"]
     own = str(folder / "libcudnn.so.9")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.data.vocabulary import encode_text
+from harness.data.vocabulary import MAX_CHARACTERS, encode_text
 from harness.errors import InputError, RunError
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, PROJECT, Harness
@@ -203,3 +203,15 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
             record={"classes": ["a", "b"]},
         )
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_long_text_is_cut_as_predict_cuts_it() -> None:
+    """By characters, not bytes; an empty one stays."""
+    import tensorflow as tf
+
+    from harness.inference.export import last_characters
+
+    texts = ["", "w1 w2 ", "w1 " + " é" * 65_530 + " w1 w2 w5 w6"]
+    assert len(texts[-1]) > MAX_CHARACTERS
+    cut = [text.decode() for text in last_characters(tf.constant(texts)).numpy()]
+    assert cut == [text[-MAX_CHARACTERS:] for text in texts]

@@ -47,8 +47,9 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
 
     job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
     run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
-    ngrams = Member(NGRAMS, 1.0, {"ngrams.npz": "0"}, {})
-    ensemble = Ensemble(tmp_path, (ngrams,), "", 0, (), "", {})
+    ngrams = Member(name=NGRAMS, weight=1.0, sha256={"ngrams.npz": "0"})
+    rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
+    ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path, "members": (ngrams,)})
     for name in ("inference.kept_ratios", "ensembles.folder"):
         monkeypatch.setattr(f"harness.{name}.read_plain_file", fail)
     monkeypatch.setattr("harness.ensembles.folder.open_plain_file", fail)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError, RunError
+from harness.files.lenient_json import read_json
 from harness.monitoring import cancel
 from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
 from harness.monitoring.run_names import pick
@@ -20,9 +21,11 @@ from harness.slurm.queue import Queue
 from harness.system.processes import process_space
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
+from harness.tuning.stops import stop_search_in
 from tests.checks.site import ELSEWHERE, Site, site
 from tests.conftest import JOBS, Harness
 from tests.preloaded import Process
+from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 __all__ = ["site"]  # a fixture
 
@@ -87,37 +90,35 @@ def test_commands_that_watch_never_import_tensorflow(site: Site) -> None:
         assert subprocess.run(line, cwd=JOBS.parent, check=False).returncode == 0, words
 
 
-@pytest.mark.parametrize(
-    ("told", "began", "newest"), [(3, [], 3), (1, [1, 2], 2), (None, [9, 10], 10), (4, [1, 3], 4)]
-)
-def test_a_search_on_another_machine_is_cancelled_by_a_file(
-    tmp_path: Path, told: int | None, began: list[int], newest: int
+@pytest.mark.parametrize("job", [None, "12_3"])
+def test_a_search_is_cancelled_wherever_its_workers_are(
+    site: Site, tmp_path: Path, job: str | None
 ) -> None:
-    """Its newest supervisor looks for it, perhaps one that has told nothing yet.
+    """By a name in its folder that all of them see; tasks of its array that wait leave the queue.
 
-    A run there has nobody who would, so the machine is named.
+    A run elsewhere has nobody who would look, so the machine is named.
     """
-    (tmp_path / "state.json").write_text(json.dumps({"generation": told}))
-    for name in (*began, *(["notes"] if began else [])):
-        (tmp_path / "journal" / str(name)).mkdir(parents=True)
-    status = RunStatus("tune/s", tmp_path, "running", host=ELSEWHERE, process=1, trials={"best": 1})
-    assert ask_to_stop(status) is None
-    assert json.loads((tmp_path / "cancel.json").read_text()) == {"generation": newest}
-    status.trials = None
+    noted = scancel(site)
+    sweep = make_sweep(tmp_path / "s", RANDOM).folder
+    status = RunStatus("tune/s", sweep, "running", host=ELSEWHERE, process=1, trials={"best": 1})
+    status.slurm_job = job
+    for _ in range(2):
+        assert ask_to_stop(status, stop_search=stop_search_in) is None
+    assert [path.name for path in (sweep / "stops").iterdir()] == ["1"]
+    assert read_json(sweep / "stops/1/stop.json")["by"].endswith(f" on {socket.gethostname()}")
+    assert noted.exists() == bool(job)
+    assert not job or noted.read_text() == "--state=PENDING 12\n" * 2
+    status.trials = status.slurm_job = None
     with pytest.raises(RunError, match=f"is on {ELSEWHERE}; there: harness cancel"):
         ask_to_stop(status)
 
 
-def test_a_search_in_another_container_is_cancelled_by_a_file(tmp_path: Path) -> None:
-    """It has this machine's name, and a number that may be an own search's here."""
+def test_a_run_in_another_container_is_not_cancelled_from_here(tmp_path: Path) -> None:
+    """It has this machine's name, and a number that may be an own run's here."""
     boot, _, _ = process_space().partition(" ")
-    state = {"generation": 3, "space": f"{boot} 7"}
-    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "state.json").write_text(json.dumps({"space": f"{boot} 7"}))
     here = socket.gethostname()
-    status = RunStatus("tune/s", tmp_path, "running", host=here, process=1, trials={"best": 1})
-    assert ask_to_stop(status) is None
-    assert json.loads((tmp_path / "cancel.json").read_text()) == {"generation": 3}
-    status.trials = None
+    status = RunStatus("lstm/s", tmp_path, "running", host=here, process=1)
     with pytest.raises(RunError, match=f"process 1 in another container is on {here}; there: "):
         ask_to_stop(status)
 

@@ -63,8 +63,8 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
         ),
         (
             {"slurm": SLURM, "starts": [{"devices": [{"device": "cpu:0"}]}]},
-            Resources(nodes=1, partition="short", gpus="a100:1"),
-            ["--nodes=1", "--partition=short", "--account=lab", "--qos=normal"],
+            Resources(nodes=1, flags=("-pshort",), gpus="a100:1"),
+            ["--nodes=1", "--partition=long", "--account=lab", "--qos=normal", "-pshort"],
             "a100:1",
         ),
         (
@@ -82,13 +82,18 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
         (
             {"slurm": {"SLURM_MEM_PER_GPU": "2048"}, "starts": []},
             Resources(flags=("-t5",)),
-            ["-t5", "--mem-per-gpu=2048M"],
+            ["--mem-per-gpu=2048M", "-t5"],
             "0",
         ),
         ({"slurm": {}, "starts": [{"devices": [{"device": "cpu:0"}]}]}, Resources(), [], "0"),
         ({"slurm": {}, "starts": []}, Resources(flags=("-G2",)), ["-G2"], None),
         ({"slurm": {"SLURM_CPUS_PER_TASK": "16"}}, Resources(), ["--cpus-per-task=16"], "0"),
-        ({"slurm": {"SLURM_CPUS_PER_TASK": "16"}}, Resources(flags=("-c8",)), ["-c8"], "0"),
+        (
+            {"slurm": {"SLURM_CPUS_PER_TASK": "16"}},
+            Resources(flags=("-c8",)),
+            ["--cpus-per-task=16", "-c8"],
+            "0",
+        ),
         ({}, Resources(), [], None),
         # Of searches: in a job, and outside.
         ({"starts": [{"slurm_asked": LAST}]}, Resources(), LAST_ARGS, "2"),
@@ -144,7 +149,7 @@ def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:
         (["--all-interrupted"], "has stopped unfinished"),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "goes on with runs as they are"),
-        (["--resume", "gru/a", "--at-most", "2"], "goes on with runs as they are"),
+        (["--resume", "gru/a", "--pack"], "goes on with runs as they are"),
         (["--resume", "gru/a", "--all-interrupted"], "without any"),
     ],
 )
@@ -189,24 +194,17 @@ def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     assert done.stdout.count("sbatch --parsable") == 1
 
 
-def test_a_run_elsewhere_gets_one_job_wherever_it_is_looked_at(
-    harness: Harness, site: Site
-) -> None:
-    """Its record is where those of its folder of runs are, also if `--runs` is another one."""
+def test_a_run_elsewhere_gets_one_job(harness: Harness, site: Site) -> None:
+    """Its record is in the folder of runs that the user works with."""
     site.program("sbatch", "echo 77")
-    site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "77|77|PENDING|0:00|Priority|/x.sh")
-    environment = {"PATH": os.environ["PATH"], "HARNESS_RUNS": str(site.folder / "empty")}
-    harness.environment |= environment
-    site.submission("12", [1])
+    site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
+    runs = site.folder / "empty"
+    harness.environment |= {"PATH": os.environ["PATH"], "HARNESS_RUNS": str(runs)}
     run = site.run("a", "interrupted", 60).folder
     done = harness.run_here("submit", "--resume", run)
     assert done.returncode == 0, done.stderr
-    assert f"next  harness status --runs {site.runs}\n" in done.stdout
-    assert not (site.folder / "empty").exists()
-    for runs in (site.runs, site.folder / "empty"):
-        for name, job in ((run, "77"), (site.runs / "gru/slurm-12", "12")):
-            (status,) = select_runs([str(name)], runs, Queue())
-            assert (status.state, status.reported_job or status.slurm_job) == ("pending", job)
+    (status,) = select_runs([str(run)], runs, Queue())
+    assert (status.state, status.reported_job) == ("pending", "77")
     done = harness.run_here("submit", "--resume", run)
     assert (done.returncode, "is pending; harness cancel it first" in done.stderr) == (2, True)
 

@@ -13,10 +13,9 @@ import pytest
 
 from harness.errors import InputError
 from harness.monitoring.run_names import select_runs
-from harness.monitoring.status_table import RunFilter, age_s, as_lines
+from harness.monitoring.status_table import as_lines, cells
 from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
-from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from tests.checks.site import RESULT, Site, site
 
@@ -166,34 +165,6 @@ def test_a_name_that_only_a_record_holds_is_found(many: Site) -> None:
         select_runs(["78"], many.runs, Queue())
 
 
-def test_runs_are_chosen_by_job_state_and_age() -> None:
-    """Each filter leaves out what it names; what is at work is of any age."""
-    now = 1_000_000.0
-    runs = [
-        RunStatus("a", Path("a"), "failed", job="lstm", time_s=now - 7000),
-        RunStatus("b", Path("b"), "finished", job="gru", time_s=now - 7300),
-        RunStatus("c", Path("c"), "running", job="gru", time_s=now - 9000),
-    ]
-
-    def chosen(**wanted: Any) -> str:
-        return "".join(each.run for each in RunFilter(**wanted).choose(runs, now))
-
-    assert chosen() == "abc"
-    assert chosen(jobs=["gru"]) == "bc"
-    assert chosen(states=["failed", "finished"]) == "ab"
-    assert chosen(newer="2h") == "ac"
-    assert chosen(jobs=["gru"], states=["finished"], newer="1d") == "b"
-    assert age_s("1.5d") == 129_600
-    assert [age_s(f"2{unit}") for unit in "smhdw"] == [2, 120, 7200, 172_800, 1_209_600]
-    for wanted, message in (
-        ({"states": ["fail"]}, "--state fail: is no state of a run; did you mean failed"),
-        ({"newer": "soon"}, "--newer soon: should be a number and"),
-        ({"jobs": ["lstn"]}, "--job lstn: no run is of this job; did you mean lstm"),
-    ):
-        with pytest.raises(InputError, match=message):
-            chosen(**wanted)
-
-
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300])
 def test_a_record_may_name_what_is_no_path(site: Site, path: str) -> None:
     """The record of a submission, a log, and a sweep's best trial cost no more than themselves."""
@@ -205,5 +176,5 @@ def test_a_record_may_name_what_is_no_path(site: Site, path: str) -> None:
     site.submission("12", [1], runs=[path])
     statuses = survey(site.runs, Queue())
     assert {"lstm/a", "tune/s"} <= {each.run for each in statuses}
-    assert as_lines(statuses)
+    assert as_lines([*map(cells, statuses)])
     json.dumps([each.as_json() for each in statuses], allow_nan=False)

@@ -7,6 +7,7 @@ import numpy as np
 from harness.data.dataset import Dataset, make_split
 from harness.data.dataset_folder import save_folder
 from harness.data.imdb_sources import make_dataset
+from harness.report.collect import DatasetGroup
 
 # The last one stands in reviews and would be markup.
 WORDS = ("good", "bad", "film", "<script>alert(1)</script>")
@@ -27,3 +28,8 @@ def small_data(folder: Path, num: int = 60) -> Dataset:
     dataset = make_dataset(splits["train"], splits["test"], WORDS)
     save_folder(dataset, folder)
     return dataset
+
+
+def seeds_of(group: DatasetGroup) -> dict[str, list[int]]:
+    """The seeds of each row by its name."""
+    return {name: [run.seed for run in runs] for name, runs in group.runs.items()}

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,21 +14,17 @@ import pytest
 
 from harness.data.dataset import by_class
 from harness.errors import InputError, RunError
-from harness.report.collect import JobResult, LeftOut, group_runs, scored_runs
-from harness.report.export import FILES, check_folder, write_comparison
+from harness.report.collect import LeftOut, group_runs, scored_runs
+from harness.report.html import FILES, check_folder, mean_confusion, write_comparison
 from harness.report.plots import COLOURS, pictures_of, styles_of
-from harness.report.predictions import (
+from harness.report.statistics import (
+    NORMAL_95,
     Predictions,
     calibration,
     epochs_of,
     margin_over_reviews,
-    mean_confusion,
-    mean_roc,
-    most_disputed,
     read_predictions,
-    wrong_by_all,
 )
-from harness.report.significance import NORMAL_95
 from harness.report.summary import Part, make_parts
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
@@ -251,8 +249,8 @@ def test_the_folder_holds_every_form_of_the_same_figures(written: Path) -> None:
     assert float(table[0]["accuracy"]) == lstm["accuracy"] == pytest.approx(48 / 60)
     assert bilstm["accuracy"] == pytest.approx((53 + 54) / 2 / 60)
     assert [run["folder"] for run in lstm["runs"]] == [str(runs / "lstm" / n) for n in "12"]
-    assert "| lstm | lstm |" in (out / "comparison.md").read_text()
-    assert "\nlstm & 2 & 80.00 &" in (out / "comparison.tex").read_text()
+    assert "| lstm | 80.00 |" in (out / "comparison.md").read_text()
+    assert "\nlstm & 80.00 &" in (out / "comparison.tex").read_text()
 
 
 def test_an_earlier_comparison_is_replaced_and_nothing_is_left(bare_runs: Path) -> None:
@@ -311,24 +309,24 @@ def test_a_disk_that_refuses_leaves_the_earlier_comparison(
 # Figures of predictions
 
 
-def test_reviews_that_all_get_wrong_and_that_are_disputed(runs: Path) -> None:
+def test_reviews_that_all_get_wrong_and_that_are_disputed(written: Path) -> None:
     """The first six are wrong in every run, the surest first; the last five part the rows."""
-    found = predictions_of(runs)
+    page = (written / "report.html").read_text()
+    wrong, disputed = page.split("Reviews on which they disagree most")
     # The last one is wrong in seed 1 of both.
-    assert wrong_by_all(found).tolist() == [5, 4, 3, 2, 1, 0]
-    assert sorted(most_disputed(found, 5).tolist()) == [54, 55, 56, 57, 58]
+    assert re.findall(r"Review (\d+)", wrong) == ["5", "4", "3", "2", "1", "0"]
+    assert sorted(re.findall(r"Review (\d+)", disputed)[:5]) == ["54", "55", "56", "57", "58"]
 
 
-def test_curves_are_means_over_the_seeds() -> None:
-    """ROC, confusion matrix and calibration of two seeds, by hand."""
+def test_figures_are_means_over_the_seeds() -> None:
+    """Confusion matrix and calibration of two seeds, by hand."""
     labels = np.array([0, 0, 1, 1])
     perfect, reverse = by_class([0.1, 0.2, 0.8, 0.9]), by_class([0.9, 0.8, 0.2, 0.1])
     both = np.stack([perfect, reverse])
-    assert mean_confusion(labels, both).tolist() == [[1, 1], [1, 1]]
-    assert mean_confusion(labels, perfect[None]).tolist() == [[2, 0], [0, 2]]
-    rates, curve = mean_roc(labels, both)
-    assert rates == pytest.approx(np.linspace(0, 1, 501) ** 2)
-    assert curve[(rates > 0.01) & (rates < 0.99)] == pytest.approx(0.5)
+    by_job, seeds = {"a": both, "b": perfect[None]}, {"a": (1, 2), "b": (1,)}
+    found = Predictions(labels, by_job, seeds, ("no", "yes"))
+    assert mean_confusion(found, "a") == [[1, 1], [1, 1]]
+    assert mean_confusion(found, "b") == [[2, 0], [0, 2]]
     means, shares, error = calibration(labels, perfect[None])
     assert (means.tolist(), shares.tolist()) == ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
     assert error == pytest.approx(0.15)
@@ -340,39 +338,38 @@ def test_a_difference_over_other_reviews_is_paired(runs: Path) -> None:
     part = parts_of(runs)[0]
     (only,) = part.differences
     gain = np.array([0.0] * 54 + [1.0] * 5 + [0.5])
-    expected = 100 * NORMAL_95 * gain.std(ddof=1) / 60**0.5
-    assert margin_over_reviews(only, predictions_of(runs)) == pytest.approx(expected)
+    expected = NORMAL_95 * gain.std(ddof=1) / 60**0.5
+    found = margin_over_reviews(only, part.group, predictions_of(runs))
+    assert found == pytest.approx(expected)
 
 
 def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
     """A run that stopped early leaves the later epochs to the others; a broken file counts not."""
-    (row,) = (each for each in parts_of(runs)[0].group.results if each.name == "lstm")
+    of_lstm = parts_of(runs)[0].group.runs["lstm"]
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.9}\n')
-    assert epochs_of(row, "loss") == {1: [0.9, 0.72], 2: [0.37], 3: [pytest.approx(0.7 / 3 + 0.02)]}
+    losses = {(1, 1): 0.9, (2, 1): 0.72, (2, 2): 0.37, (2, 3): 0.7 / 3 + 0.02}
+    assert epochs_of(of_lstm)["loss"].to_dict() == pytest.approx(losses)
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "lo')
-    assert len(epochs_of(row, "loss")[1]) == 1
+    assert {seed for seed, _ in epochs_of(of_lstm).index} == {2}
 
 
 def test_an_architecture_keeps_its_colour(runs: Path) -> None:
-    """Rows of one architecture have one colour and unlike lines; an unknown one has its own."""
+    """Its first row does; another one has the same marker, and another colour and line."""
     group = parts_of(runs)[0].group
-    lstm, bilstm = group.results
-    again = JobResult("lstm epochs=2", lstm.runs)
-    make: Callable[..., Part] = Part
-    styles = styles_of(
-        make(type(group)(**{**vars(group), "results": (lstm, again, bilstm)}), (), ())
-    )
-    assert styles["lstm"].colour == styles["lstm epochs=2"].colour == COLOURS["lstm"]
-    assert styles["lstm"].line != styles["lstm epochs=2"].line
-    assert styles["bilstm"].colour == COLOURS["bilstm"]
-    assert styles["bilstm"].marker != styles["lstm"].marker
+    lstm = group.runs["lstm"]
+    styles = styles_of(replace(group, runs={**group.runs, "lstm epochs=2": lstm}))
+    first, again, bilstm = (styles[name] for name in ("lstm", "lstm epochs=2", "bilstm"))
+    assert (first["color"], bilstm["color"]) == (COLOURS["lstm"], COLOURS["bilstm"])
+    assert len({each["color"] for each in styles.values()}) == 3
+    assert first["linestyle"] != again["linestyle"]
+    assert first["marker"] == again["marker"] != bilstm["marker"]
 
 
 @pytest.mark.full
 def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
     """A picture depends on the runs alone, to the byte."""
     part, predictions = parts_of(runs)[0], predictions_of(runs)
-    first, again = (pictures_of(part, predictions) for _ in range(2))
+    first, again = (pictures_of(part.group, (), predictions) for _ in range(2))
     assert [each.title for each in first] == [
         *("Validation accuracy", "Training loss", "Accuracy and training time"),
         *("Accuracy and size", "ROC curves", "Calibration"),

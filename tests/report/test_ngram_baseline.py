@@ -19,14 +19,19 @@ from harness.data.imdb_sources import make_dataset
 from harness.data.text_dataset import open_source
 from harness.errors import InputError
 from harness.inputs.ngrams import binary_ngrams, log_count_ratios
-from harness.report.baseline import NgramBaseline, baselines, score_ngrams
+from harness.report.baseline import (
+    Baseline,
+    _probabilities,
+    baselines,
+    fit_linear,
+    fit_ngrams,
+    score_ngrams,
+)
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
-from harness.report.export import to_csv, to_json, to_latex, to_markdown
-from harness.report.ngram_model import fit_linear, fit_ngrams
-from harness.report.predictions import Predictions
-from harness.report.predictions import tests_against as against  # pytest would take it for a test
-from harness.report.significance import PairedTest, mcnemar, verdict
-from harness.report.summary import make_parts
+from harness.report.statistics import PairedTest, Predictions, verdict
+from harness.report.statistics import tests_against as against  # pytest would take it for a test
+from harness.report.summary import make_parts, to_csv, to_json, to_latex, to_markdown
+from harness.report.text_tables import markdown
 from harness.texts.tables import SourceFormat
 from tests.conftest import Harness
 from tests.made_up_runs import write_scored_run
@@ -108,7 +113,7 @@ def test_it_is_what_scikit_learn_makes_of_the_texts() -> None:
         scores = {}
         for strength in (0.1, 1.0, 10.0):
             part = Reference(texts[:160], train.labels[:160], strength).probabilities(texts[160:])
-            scores[strength] = 100 * float(((part > 0.5) == train.labels[160:]).mean())
+            scores[strength] = float(((part > 0.5) == train.labels[160:]).mean())
         assert model.validation == scores
         assert model.strength == max(scores, key=lambda each: (scores[each], -each))
         expected = Reference(texts, train.labels, model.strength).probabilities(as_texts(test))
@@ -122,16 +127,14 @@ def test_the_test_set_chooses_nothing(tmp_path: Path) -> None:
     train, (reviews, labels) = make_split(*noisy(200, 1)), noisy(60, 2)
     began = time.perf_counter()
     first, second = (
-        score_ngrams(make_dataset(train, make_split(reviews, each), WORDS * 10), limit=0)
+        score_ngrams(make_dataset(train, make_split(reviews, each), WORDS * 10), print, limit=0)
         for each in (labels, [1 - label for label in labels])
     )
-    assert (first.predicted, first.strength, first.validation) == (
-        *(second.predicted, second.strength, second.validation),
-    )
-    assert first.accuracy == pytest.approx(100 - second.accuracy)
+    assert (first.predicted, first.note) == (second.predicted, second.note)
+    assert first.accuracy == pytest.approx(1 - second.accuracy)
     assert 0 < first.training_s < time.perf_counter() - began
     again = fit_ngrams(train)
-    assert again.linear.weights.tobytes() == fit_ngrams(train).linear.weights.tobytes()
+    assert again.weights.tobytes() == fit_ngrams(train).weights.tobytes()
 
 
 def test_three_classes_are_one_against_the_rest() -> None:
@@ -139,8 +142,7 @@ def test_three_classes_are_one_against_the_rest() -> None:
     reviews, labels = noisy(300, 3, num_classes=3)
     split = make_split(reviews, [0] * 300)
     features, _ = binary_ngrams(split)
-    linear = fit_linear(features, np.array(labels, np.int32), 1.0)
-    probabilities = linear.probabilities(features)
+    probabilities = _probabilities(features, *fit_linear(features, np.array(labels), 1.0))
     assert probabilities.shape == (300, 3)
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(300))
     assert (probabilities.argmax(axis=1) == labels).mean() > 0.7
@@ -164,11 +166,11 @@ def test_it_is_shown_once_it_is_in_the_cache(
     assert all(each.kind != "n-grams" for each in baselines(limited, tmp_path / "away", print))
     for path in (tmp_path / "cache" / "harness" / "baseline").iterdir():
         content = json.loads(path.read_text())
-        if "num_ngrams" in content:
+        if content["kind"] == "n-grams":
             for broken in ("{", "[]", json.dumps({**content, "predicted": "x"}), "{}"):
                 path.write_text(broken)
                 assert len(baselines(group, None, print)) == 2
-            path.write_text(json.dumps({**content, "accuracy": 101}))
+            path.write_text(json.dumps({**content, "accuracy": 1.01}))
     with pytest.raises(InputError, match=r"--baseline ngrams: the reviews of .* --data"):
         baselines(group, None, print, ngrams=True)
 
@@ -188,9 +190,9 @@ def test_own_texts_are_found_by_the_job(tmp_path: Path) -> None:
             toml.replace("[data]", f'[data]\nsource = "{place}"\ntext_column = "words"')
         )
     (own,) = group_runs(scored_runs([tmp_path / "runs"])[0])[0]
-    assert len(own.results) == 1  # where the texts were makes no other job of them
+    assert len(own.runs) == 1  # where the texts were makes no other job of them
     *_, ngrams = baselines(own, None, print, ngrams=True)
-    assert (ngrams.kind, ngrams.accuracy) == ("n-grams", 100.0)
+    assert (ngrams.kind, ngrams.accuracy) == ("n-grams", 1.0)
 
 
 def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
@@ -209,11 +211,21 @@ def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
         baselines(small, tmp_path / "data", print, ngrams=True)
 
 
+def model(predicted: list[int], accuracy: float) -> Baseline:
+    """A baseline of which only this is known."""
+    return Baseline("", "", "", accuracy, 0, 0, 0, 0, 0, predicted=tuple(predicted))
+
+
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (3, 12), (12, 3), (7, 7), (900, 1100)])
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     """The p-value is SciPy's, also where the models never differ."""
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert mcnemar(gained, lost) == pytest.approx(expected)
+    labels = np.ones(gained + lost + 1, np.int64)
+    right = [True] * (gained + 1) + [False] * lost
+    found = Predictions(labels, {"a": by_class(np.where(right, 0.9, 0.1))[None]}, {"a": (1,)}, ())
+    of_model = [0] * gained + [1] * (lost + 1)
+    (test,) = against(model(of_model, float(np.mean(of_model))), found)
+    assert test.p_values == pytest.approx((expected,))
 
 
 def test_several_jobs_share_the_level_of_their_tests() -> None:
@@ -222,55 +234,52 @@ def test_several_jobs_share_the_level_of_their_tests() -> None:
     by_job = {"gru": probabilities, "lstm": probabilities}
     seeds = dict.fromkeys(by_job, (1,))
     found = Predictions(np.array([0, 1, 1, 0]), by_job, seeds, ("no", "yes"))
-    tests = against([0, 1, 0, 0], 75.0, found)
+    tests = against(model([0, 1, 0, 0], 0.75), found)
     assert [each.level for each in tests] == pytest.approx([0.025, 0.025])
     assert [(each.points, each.p_values) for each in tests] == [((0.0,), (1.0,))] * 2
+    assert against(model([0, 1, 0], 0.75), found) == []
+    assert against(model([0, 1, 0, 0], 0.5), found) == []
 
 
 def test_a_sentence_says_whether_a_network_beats_it(tmp_path: Path, group: DatasetGroup) -> None:
     """Better only if each seed is, by the level for all jobs together; it is in every format."""
 
     def said(*points: float, p: float, name: str = "lstm") -> PairedTest:
-        return PairedTest(name, points, (p / 10, p), 0.025)
+        shares = tuple(each / 100 for each in points)
+        return PairedTest(name, shares, (p / 10, p), 0.025)
 
     better, worse = said(1.0, 2.0, p=0.01), said(-1.0, -2.0, p=0.01, name="gru")
     unsure, mixed = said(3.0, 2.0, p=0.03, name="rnn"), said(9.0, -0.1, p=0.01, name="bilstm")
-    model = "n-grams (91.70 %)"
-    assert verdict([worse, mixed, unsure, better], model) == (
-        "lstm beats n-grams (91.70 %) by 1.50 points, McNemar's exact test on the same reviews, "
-        "largest p of 2 seeds = 0.0100, level 0.025"
+    name = "n-grams (91.70%)"
+    assert verdict([worse, mixed, unsure, better], name) == (
+        "better than n-grams (91.70%): lstm; lstm is 1.50 points ahead (McNemar's exact test on "
+        "the same reviews, largest p of its seeds 0.01, level 0.025)"
     )
-    also = verdict([better, said(5.0, 6.0, p=0.001, name="gru")], model)
-    assert also.startswith("gru beats")
-    assert also.endswith("; so does lstm")
-    assert verdict([worse], model).startswith("no network beats n-grams (91.70 %): gru comes clos")
+    also = verdict([better, said(5.0, 6.0, p=0.001, name="gru")], name)
+    assert also.startswith("better than n-grams (91.70%): lstm, gru; gru is 5.50 points ahead")
+    closest = "no network beats n-grams (91.70%); gru is 1.50 points behind"
+    assert verdict([worse], name).startswith(closest)
     for tests in ([mixed, worse], [unsure], [worse, said(-1.0, -0.5, p=0.5)]):
-        assert verdict(tests, model).startswith("not shown that a network beats n-grams")
-    assert verdict([], model).startswith("no run's predictions can be compared with n-grams")
+        assert verdict(tests, name).startswith("not shown that a network beats n-grams")
+    assert verdict([], name).startswith("no run's predictions can be compared with n-grams")
 
     (part,) = make_parts([group], lambda each: baselines(
         each, tmp_path / "data", lambda _: None, ngrams=True))  # fmt: skip
-    assert isinstance(part.ngrams, NgramBaseline)
-    wrong = Counter(np.equal(part.ngrams.predicted, small_labels(tmp_path)).tolist())[False]
+    ngrams = part.baselines[-1]
+    wrong = Counter(np.equal(ngrams.predicted, small_labels(tmp_path)).tolist())[False]
     assert wrong
     (test,) = part.paired_tests
-    assert test.points == pytest.approx((100 * wrong / 60,))
+    assert test.points == pytest.approx((wrong / 60,))
     assert test.p_values == pytest.approx((min(1.0, 2 * 0.5**wrong),))
     (sentence,) = part.verdicts
-    assert sentence in to_markdown([part])
+    assert markdown(sentence) in to_markdown([part])
     record = to_json([part], [])["parts"][0]
-    assert (record["verdicts"], record["paired_tests"][0]["name"]) == ([sentence], "lstm")
-    yardstick = record["yardsticks"][2]
-    assert "predicted" not in yardstick
-    assert yardstick["accuracy"] == pytest.approx(part.ngrams.accuracy / 100)
-    assert all(0 <= share <= 1 for _, share in yardstick["validation"])
+    assert sentence in record["sentences"]
+    assert record["paired_tests"][0]["name"] == "lstm"
     assert record["paired_tests"][0]["points"] == pytest.approx([wrong / 60])
-    assert "n-grams,n-grams" in to_csv([part])
+    assert record["rows"][-1]["accuracy"] == ngrams.accuracy
+    assert f",n-grams,{ngrams.accuracy}," in to_csv([part])
     assert "n-grams &" in to_latex([part])
-    other = dataclasses.replace(part.ngrams, predicted=part.ngrams.predicted[:-1])
-    assert dataclasses.replace(part, baselines=(other,)).paired_tests == []
-    other = dataclasses.replace(part.ngrams, accuracy=1.0)
-    assert dataclasses.replace(part, baselines=(other,)).paired_tests == []
 
 
 def small_labels(folder: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from harness.report.collect import group_runs, scored_runs
 from harness.report.plots import pictures_of
-from harness.report.predictions import read_predictions
+from harness.report.statistics import epochs_of, read_predictions
 from harness.report.summary import make_parts
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
@@ -19,20 +19,21 @@ def test_bars_are_the_intervals_of_the_means(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the mean to either end of the table's interval, over training time and over size."""
-    for seed, accuracy in enumerate((0.86, 0.87, 0.88), 1):
+    for seed, accuracy in enumerate((0.86, 0.97, 0.98), 1):  # to 100 %, where it ends
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
     (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
     drawn = []
     errorbar = Axes.errorbar
 
-    def record(axes: Axes, x: float, y: float, margin: float, **style: Any) -> object:
-        drawn.append((x, y - margin, y + margin))
-        return errorbar(axes, x, y, margin, **style)
+    def record(axes: Axes, x: float, y: float, bars: Any, **style: Any) -> object:
+        ((below,), (above,)) = bars
+        drawn.append((x, y - below, y + above))
+        return errorbar(axes, x, y, bars, **style)
 
     monkeypatch.setattr(Axes, "errorbar", record)
-    pictures_of(part, None)
-    (result,) = part.group.results
-    assert drawn == [(at, *map(pytest.approx, result.interval or ())) for at in (10.0, 8320)]
+    pictures_of(part.group, (), None)
+    ends = part.group.jobs.loc["lstm", ["interval_low", "interval_high"]]
+    assert drawn == [(at, *map(pytest.approx, 100 * ends)) for at in (10.0, 8320)]
 
 
 def test_a_dollar_in_a_name_is_no_mathematics(tmp_path: Path) -> None:
@@ -42,12 +43,12 @@ def test_a_dollar_in_a_name_is_no_mathematics(tmp_path: Path) -> None:
         toml = f"[model]\nactivation = '$^{name}_$'\n"
         write_scored_run(tmp_path / "runs" / name, dataset, [True] * 60, toml=toml)
     (part,) = make_parts(group_runs(scored_runs([tmp_path / "runs"])[0])[0])
-    assert any("$" in each.name for each in part.group.results)
-    assert len(pictures_of(part, read_predictions(part.group, print))) > 4
+    assert any("$" in name for name in part.group.runs)
+    assert len(pictures_of(part.group, (), read_predictions(part.group, print))) > 4
 
 
-def test_seconds_to_an_accuracy_end_with_the_epoch_that_reaches_it(tmp_path: Path) -> None:
-    """With validation, as the mean over the seeds; "never" where a seed stays below."""
+def test_the_best_accuracy_stands_at_the_end_of_its_epoch(tmp_path: Path) -> None:
+    """With validation, as the mean over the seeds."""
     for seed, accuracies in enumerate(([0.80, 0.845, 0.83], [0.84, 0.835, 0.851]), 1):
         folder = tmp_path / str(seed)
         write_run(folder, seed=seed)
@@ -60,18 +61,11 @@ def test_seconds_to_an_accuracy_end_with_the_epoch_that_reaches_it(tmp_path: Pat
         for name, content in lines.items():
             (folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in content))
     (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
-    first = 11.0  # seconds of an epoch
-    assert part.seconds_to_accuracy == {
-        "lstm": {
-            **dict.fromkeys((81, 82, 83, 84), (2 * first + first) / 2),
-            85: None,  # the first seed has 84.5 %
-        }
-    }
-    (line,) = part.time_lines
-    assert line == {"job": "lstm", **dict.fromkeys(("81 %", "82 %", "83 %", "84 %"), "16"),
-                    "85 %": "never"}  # fmt: skip
-    (picture,) = (each for each in pictures_of(part, None) if "over time" in each.title)
-    assert "lstm 84.80 % after 33 s" in picture.alt
+    epochs = epochs_of(part.group.runs["lstm"])
+    assert epochs["seconds"].tolist() == [11.0, 22.0, 33.0] * 2
+    assert epochs["best"].tolist() == pytest.approx([0.8, 0.845, 0.845, 0.84, 0.84, 0.851])
+    (picture,) = (e for e in pictures_of(part.group, (), None) if "over time" in e.title)
+    assert "lstm 84.80% after 33 s" in picture.alt
 
 
 def test_without_the_time_of_an_epoch_nothing_is_told(tmp_path: Path) -> None:
@@ -80,5 +74,5 @@ def test_without_the_time_of_an_epoch_nothing_is_told(tmp_path: Path) -> None:
     for name, line in (("metrics", '"val_accuracy": 0.8'), ("timings", '"epoch_s": 3')):
         (tmp_path / "1" / f"{name}.jsonl").write_text(f'{{"epoch": 2, {line}}}\n')
     (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
-    assert part.seconds_to_accuracy == {}
-    assert part.time_lines == []
+    assert epochs_of(part.group.runs["lstm"])[["seconds", "best"]].isna().all(axis=None)
+    assert not [each for each in pictures_of(part.group, (), None) if "over time" in each.title]

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from harness.report.collect import group_runs, scored_runs
-from harness.report.settings import chosen
+from harness.report.collect import chosen, group_runs, scored_runs
 from tests.conftest import Harness
 from tests.made_up_runs import write_run
 
@@ -16,7 +15,7 @@ def test_each_option_is_a_setting(tmp_path: Path) -> None:
     runs, _ = scored_runs([tmp_path])
     assert [run.folder.name for run in chosen(runs, ["model.options.width=5"])] == ["5"]
     ((group,), _) = group_runs(runs)
-    assert [row.name for row in group.results] == ["lstm", "lstm width=5"]
+    assert [*group.runs] == ["lstm", "lstm width=5"]
 
 
 def test_an_ensemble_keeps_the_options_of_its_runs_as_settings(tmp_path: Path) -> None:
@@ -38,7 +37,7 @@ def test_a_whole_number_is_a_number_and_true_is_none(tmp_path: Path) -> None:
         write_run(tmp_path / name, toml)
     ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
     assert [left.folder.name for left in repeated] == ["b"]
-    names = {row.name: [run.folder.name for run in row.runs] for row in group.results}
+    names = {name: [run.folder.name for run in runs] for name, runs in group.runs.items()}
     assert names == {
         "lstm": ["a"],
         "lstm weight_decay=unset flag=1": ["c"],
@@ -57,7 +56,7 @@ def test_pretrained_vectors_are_told_apart_by_their_content(tmp_path: Path) -> N
         write_run(tmp_path / name, toml, embeddings_checksum=checksum)
     ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
     assert [left.folder.name for left in repeated] == ["b"]
-    names = {row.name: [run.folder.name for run in row.runs] for row in group.results}
+    names = {name: [run.folder.name for run in runs] for name, runs in group.runs.items()}
     assert names == {
         "lstm": ["a"],
         "lstm embeddings=22222222": ["c"],

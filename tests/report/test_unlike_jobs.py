@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.report.export import write_comparison
-from harness.report.html import _words, detailed
-from harness.report.predictions import BROKEN, margin_over_reviews, read_arrays
-from harness.report.significance import PooledDifference
+from harness.report.html import _words, write_comparison
+from harness.report.statistics import BROKEN, margin_over_reviews, read_arrays
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import small_data
 from tests.report.test_html import parts_of, predictions_of, runs  # noqa: F401 - a fixture
@@ -21,13 +19,11 @@ def test_many_jobs_are_compared_over_reviews_with_their_own_seeds(
     runs: Path,  # noqa: F811 - the fixture
 ) -> None:
     """Where the spread is that of all jobs, two of them may share no seed."""
-    (only,) = parts_of(runs)[0].differences
-    one, other = (
-        replace(each, runs=(each.runs[n],)) for n, each in enumerate((only.first, only.second))
-    )
-    assert not {*one.by_seed} & {*other.by_seed}
-    pooled = PooledDifference(one, other, (one.mean - other.mean,), 1, 1.0, 9)
-    margin = margin_over_reviews(pooled, predictions_of(runs))
+    (part,) = parts_of(runs)
+    (only,) = part.differences
+    alone = {name: [each[n]] for n, (name, each) in enumerate(part.group.runs.items())}
+    pooled, group = replace(only, is_pooled=True), replace(part.group, runs=alone)
+    margin = margin_over_reviews(pooled, group, predictions_of(runs))
     assert margin is not None
     assert np.isfinite(margin)
 
@@ -47,28 +43,11 @@ def test_half_of_a_character_ends_no_report(tmp_path: Path) -> None:
     dataset = small_data(tmp_path / "data")
     for seed in (1, 2):
         folder = tmp_path / "runs" / str(seed)
-        write_scored_run(folder, dataset, [True] * 60, seed=seed, job="a\ud800")
+        odd = {"architecture": "lstm", "data": "d\ud800", "embeddings_checksum": f"{seed}\ud800"}
+        write_scored_run(folder, dataset, [True] * 60, seed=seed, job="a\ud800", **odd)
     parts = parts_of(tmp_path / "runs")
     page = write_comparison(tmp_path / "out", parts, [], data=None, say=print).read_text()
     assert "a\\ud800" in page
-
-
-def test_a_setting_of_the_name_of_a_column_has_one_of_its_own(tmp_path: Path) -> None:
-    """The architecture stands once, and a setting not in place of a number."""
-    dataset = small_data(tmp_path / "data")
-    for name in ("lstm", "gru"):
-        recurrent = "true" if name == "lstm" else "false"
-        write_scored_run(
-            tmp_path / "runs" / name,
-            dataset,
-            [True] * 60,
-            architecture=name,
-            toml=f"[model]\narchitecture = '{name}'\nrecurrent = {recurrent}\n",
-        )
-    columns, lines = detailed(parts_of(tmp_path / "runs")[0])
-    assert (columns.count("architecture"), columns.count("recurrent")) == (1, 1)
-    found = {(each["recurrent"], each["model.recurrent"]) for each in lines}
-    assert found == {("8,320", "true"), ("6,240", "false")}
 
 
 def broken_archives() -> Iterator[bytes]:

@@ -169,17 +169,18 @@ class SlurmCluster:
         self._spawn("slurmctld", "slurmctld", "-D")
         self._ready(self._is_listening, timeout_s=20)
 
-    def kill_node(self, node: str, job_id: str) -> None:
-        """Kill a node's slurmd, and the job's processes, which run there alone, with it."""
+    def kill_node(self, node: str, *job_ids: str) -> None:
+        """Kill a node's slurmd, and with it the jobs' processes, which run there alone."""
         self._kill(node)
         for process in self.processes():
             folder = Path("/proc", str(process))
             with contextlib.suppress(OSError):
                 title = (folder / "cmdline").read_bytes()
                 variables = (folder / "environ").read_bytes().split(b"\0")
-                if (
+                if any(
                     f"[{job_id}." in title.decode()
                     or f"SLURM_JOB_ID={job_id}".encode() in variables
+                    for job_id in job_ids
                 ):
                     os.kill(process, signal.SIGKILL)
 

@@ -10,16 +10,12 @@ from tests.slurm.test_cluster_submit import Submitter
 
 
 @pytest.mark.full
-def test_status_tells_what_a_killed_job_asked_and_used(
-    project: SlurmProject,
-) -> None:
+def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:
     """Its script was killed too; the record of its submission leads to its log."""
     submitter = Submitter.of(project)
     (record,) = submitter.submit(project.path / "jobs/gru.toml", "--gpus", 0, "--mem", "300M")
     project.cluster.wait(record["job_id"], ["FAILED", "OUT_OF_MEMORY"])
-    said = (
-        r"killed for want of memory: 0\.3 GB asked, [01]\.\d GB used when last seen; .*--mem=450M"
-    )
+    said = "killed for want of memory; .*--mem"
 
     def is_said() -> bool:
         done = submitter.harness.run("status", "--all")

@@ -172,47 +172,10 @@ def test_a_later_refusal_takes_back_what_was_submitted(
 
 def test_refused_by_slurm(submitter: Submitter, stand_in: SlurmProject) -> None:
     """A partition that is not there: Slurm's last words in one line, exit code 2."""
-    done = submitter.run(stand_in.path / "jobs/gru.toml", "--partition", "nowhere")
+    done = submitter.run(stand_in.path / "jobs/gru.toml", "--", "--partition=nowhere")
     assert done.returncode == 2
     assert "Invalid partition name" in done.stderr.splitlines()[-1]
     assert submitter.left() == []
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        ([], 0, "gru: Job"),
-        (["--gpus", "3"], 1, "not available"),
-        (["--", "--no-such-flag"], 2, "no-such-flag"),
-    ],
-)
-def test_asked_for_a_start_nothing_is_submitted(
-    submitter: Submitter,
-    stand_in: SlurmProject,
-    cluster: SlurmCluster,
-    words: list[object],
-    code: int,
-    said: str,
-) -> None:
-    """`--test` tells the start, what can't be allocated, or a bad flag, and leaves nothing."""
-    before = cluster.run("squeue", "--noheader", "--format=%i")
-    done = submitter.run(stand_in.path / "jobs/gru.toml", "--test", *words)
-    assert done.returncode == code
-    assert said in (done.stdout if code == 0 else done.stderr.splitlines()[-1])
-    assert cluster.run("squeue", "--noheader", "--format=%i") == before
-    assert not submitter.harness.runs.exists()
-
-
-def test_a_job_after_one_that_fails_does_not_wait_for_ever(
-    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
-) -> None:
-    """`--after` waits for the end of a job, and is cancelled where that was no good one."""
-    job = stand_in.path / "jobs/gru.toml"
-    (first,) = submitter.submit(job, "--gpus", 0, "--", "--hold")
-    (second,) = submitter.submit(job, "--gpus", 0, "--after", first["job_id"])
-    wait_for_reason(cluster, second["job_id"], "Dependency")
-    cluster.run("scancel", first["job_id"])
-    cluster.wait(second["job_id"], ["CANCELLED"])
 
 
 def test_packed_seeds_are_shown_and_cancelled_by_themselves(

@@ -1,4 +1,4 @@
-"""Searches as jobs on a real Slurm: workers as steps, warned, requeued, joined."""
+"""Searches as jobs on a real Slurm: workers as steps, warned, requeued, an array at one search."""
 
 import contextlib
 import csv
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.tuning.sweep_dir import SweepDirectory
+from tests.conftest import Harness
 from tests.slurm.cluster import wait_until
 from tests.slurm.project import SlurmProject, Submitted
 from tests.slurm.test_cluster_jobs import has_pending
-from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm, ledger_of
+from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm
+from tests.tuning.test_sweep_trouble import BRIEF
 
 __all__ = ["calm"]  # pytest takes the fixture from here
 
@@ -41,8 +44,8 @@ def rows(job: Submitted) -> list[dict[str, str]]:
 
 
 def ended_once(job: Submitted) -> bool:
-    """Whether the journal counts each of the four trials once."""
-    return sorted(ledger_of(job.run).accepted) == list(range(4))
+    """Whether each of the four trials counts."""
+    return [trial.status for trial in SweepDirectory(job.run).trials()] == ["finished"] * 4
 
 
 def test_each_worker_of_a_search_is_given_a_gpu_and_refuses_the_cpu(
@@ -53,7 +56,7 @@ def test_each_worker_of_a_search_is_given_a_gpu_and_refuses_the_cpu(
     job.wait("FAILED", timeout_s=180)
     assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"
     folder = project.path / f"runs/small/slurm-{job.job_id}/workers"
-    logs = [(folder / f"w{i}.log").read_text() for i in range(2)]
+    logs = [(folder / f"job{job.job_id}-w{i}.log").read_text() for i in range(2)]
     for gpu, log in enumerate(logs):
         if log:  # the first refusal ends both
             assert f"CUDA_VISIBLE_DEVICES={gpu}, but TensorFlow sees no GPU" in log
@@ -68,7 +71,8 @@ def test_a_search_uses_every_cpu_of_its_job(
     flags = ("--gres=none", "--cpus-per-task=2", "--mem=8G")
     job = tune(project, *flags, arguments=["jobs/small.toml"])
     words = ("squeue", "--steps", f"--jobs={job.job_id}", "--noheader", "--format=%j")
-    wait_until(lambda: {"w0", "w1"} <= set(job.cluster.run(*words).split()), timeout_s=60)
+    steps = {f"job{job.job_id}-w{i}" for i in range(2)}
+    wait_until(lambda: steps <= set(job.cluster.run(*words).split()), timeout_s=60)
     job.wait(timeout_s=180)
     assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
     assert "best of 4 trials" in job.log.read_text()
@@ -125,8 +129,9 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     assert ended_once(job)
     assert (job.requeues(), job.record()["requeues"]) == (1, 1)
     assert "interrupted by SIGUSR2, trials saved" in job.log.read_text()
-    assert len(list((job.run / "workers").glob("job*-w0.log"))) == 2
-    assert " ERROR SIGUSR2\n" in (job.run / "workers/w0.log").read_text()  # it was not killed
+    assert len(list((job.run / "workers").glob("job*-w0.log"))) == 3
+    log = (job.run / f"workers/job{job.job_id}-w0.log").read_text()
+    assert " ERROR SIGUSR2\n" in log  # it was not killed
 
 
 @pytest.mark.slow
@@ -144,3 +149,48 @@ def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
     assert done.returncode == 0, done.stdout + done.stderr
     assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
     assert ended_once(job)
+
+
+@pytest.mark.slow
+def test_an_array_is_one_search_whose_tasks_come_and_go(
+    project: SlurmProject, tmp_path: Path
+) -> None:
+    """Of eight tasks two are cancelled, a node is lost with others, and three begin late."""
+    (project.path / "jobs/small.toml").write_text(BRIEF)
+    calm = Sweeps(Harness(tmp_path), BRIEF)
+    done = calm.harness.run("tune", calm.job, "--sweep-id", "calm", "--workers", 1, timeout_s=900)
+    assert done.returncode == 0, done.stderr
+    flags = ("--gres=none", "--cpus-per-task=1", "--mem=1G", "--array=1-8%5")
+    job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
+    cluster = job.cluster
+
+    def num_done() -> int:
+        return len(list(job.run.glob("trials/*/accepted")))
+
+    wait_until(lambda: num_done() >= 3, timeout_s=300)
+    for task in (1, 2):
+        cluster.run("scancel", f"{job.job_id}_{task}")
+    wait_until(lambda: num_done() >= 8, timeout_s=600)
+    found = {task: cluster.show(f"{job.job_id}_{task}") for task in range(3, 9)}
+    at_work = {task: each for task, each in found.items() if each["JobState"] == "RUNNING"}
+    node = next(iter(at_work.values()))["NodeList"]
+    lost = [task for task, each in at_work.items() if each["NodeList"] == node]
+    cluster.kill_node(node, *(at_work[task]["JobId"] for task in lost))
+    try:
+        for task in range(3, 9):
+            project.submitted("tune", f"{job.job_id}_{task}", job.log).wait(timeout_s=900)
+    finally:
+        cluster.restart_node(node)
+    print(f"lost with {node}: {lost}; done by then: {num_done()}")  # noqa: T201
+    assert [trial.status for trial in SweepDirectory(job.run).trials()] == ["finished"] * 24
+    keys = ("model.units", "model.dropout", "train.learning_rate", "val_loss", "status", "rank")
+    boards = [
+        [{k: row[k] for k in keys} for row in each] for each in (rows(job), calm.rows("calm"))
+    ]
+    assert boards[0] == boards[1]
+    logs = (job.run / "workers").glob(f"job{job.job_id}_*-w0.log")
+    trained = sorted(log.name for log in logs if ", seed 1" in log.read_text())
+    print(f"trained: {trained}")  # noqa: T201
+    assert len(trained) >= 5
+    states = {task: cluster.show(f"{job.job_id}_{task}")["JobState"] for task in (1, 2)}
+    assert set(states.values()) == {"CANCELLED"}

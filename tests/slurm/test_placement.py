@@ -132,16 +132,6 @@ def test_gpus_of_a_whole_job_are_counted_over_its_nodes(
     assert (submitted is not None) == (is_unmet and int(nodes) * int(given) < int(asked))
 
 
-def test_a_gpu_that_lets_in_one_process_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several runs on it are refused at once; one may use it."""
-    monkeypatch.setattr("harness.system.nvml.closed_gpus", lambda _: {"0": "exclusive"})
-    monkeypatch.setattr("harness.system.cuda.has_mps", lambda _: False)
-    here = allocation(SLURM_GPUS_ON_NODE="1")
-    assert len(allocate_slots(here, 1)) == 1
-    with pytest.raises(InputError, match="GPU 0 is in compute mode exclusive"):
-        allocate_slots(here, 2, workers_per_gpu=2)
-
-
 @pytest.mark.parametrize("num_workers", [3, 4])
 def test_workers_share_the_cpus_of_their_own_node(
     monkeypatch: pytest.MonkeyPatch, num_workers: int

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks.slurm_checks import check_several_nodes
 from harness.errors import InputError
 from harness.files.site_settings import not_sourced
 from harness.files.trusted_network import (
@@ -18,7 +17,6 @@ from harness.files.trusted_network import (
     check_trusted_network,
     is_trusted_network,
 )
-from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import max_nodes
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
@@ -190,20 +188,6 @@ def test_the_file_by_itself_says_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert not_sourced(names, tmp_path / "none", {}) == ""
     monkeypatch.delenv("HARNESS_TRUSTED_NETWORK", raising=False)
     assert not is_trusted_network()
-
-
-@pytest.mark.parametrize(
-    ("word", "nodes", "level"), [("", "1", "yellow"), ("", "2", "red"), ("1", "2", "green")]
-)
-def test_doctor_says_what_is_at_stake(
-    word: str, nodes: str, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Red in a job on several nodes, which would be refused."""
-    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", word)
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": nodes}
-    finding = check_several_nodes(SlurmEnvironment.from_environment(job))
-    assert finding.level == level
-    assert ("could act as you" in finding.found) == (not word)
 
 
 @pytest.fixture

@@ -8,24 +8,30 @@ import pytest
 from harness.cli import sweep as commands
 from harness.errors import InputError
 from harness.job_file import load_job
-from harness.search_parameters import Parameter
 from harness.slurm.placement import Slot
 from harness.slurm.process_pool import Task
 from harness.sweep_report import best_trial
 from harness.sweep_report.best_trial import (
     best_job,
-    best_row,
+    best_of,
     best_trial_toml,
     retrain,
     retrained_job,
 )
-from harness.sweep_report.importance import scored_trials, value_of
+from harness.sweep_report.importance import scored_trials
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
+from harness.tuning.leaderboard import ranked_trials
+from harness.tuning.records import Trial
+from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness, wait_for
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 
 VALUES = {"model.pooling": "max", "model.units": 32, "train.learning_rate": 0.00123}
+
+
+def best(sweep: SweepDirectory) -> Trial:
+    return best_of(sweep, ranked_trials(sweep, sweep.search()))
 
 
 def test_the_best_trial_is_a_job_that_train_takes(tmp_path: Path) -> None:
@@ -45,7 +51,7 @@ def test_the_best_trial_is_a_job_that_train_takes(tmp_path: Path) -> None:
     assert (job.data.test, job.data.validation_split, job.train.epochs) == (True, 0.2, 6)
     assert job.train.early_stopping_patience == 2
     said = " ".join(line for line in text.splitlines() if line.startswith("#"))
-    for words in (str(sweep.folder), "trial 0001", "val_accuracy 0.8000", "best of 2", "SAMPLE"):
+    for words in (str(sweep.folder), "trial 1", "val_accuracy 0.8000", "best of 2", "SAMPLE"):
         assert words in said
 
 
@@ -93,7 +99,7 @@ def test_trained_anew_it_needs_no_validation_reviews(tmp_path: Path) -> None:
     """All reviews train; the epochs are those of the best weights, rounded up."""
     toml = RANDOM.replace("epochs = 6", "epochs = 6\nreduce_lr_patience = 1\nkeep = 'best'")
     sweep = make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=VALUES, kept_epoch=2.5))
-    job = retrained_job(sweep.search(), best_row(sweep))
+    job = retrained_job(sweep.search(), best(sweep))
     assert (job.data.validation_split, job.data.test) == (0, True)
     assert (job.train.epochs, job.train.keep) == (3, "last")
     assert (job.train.early_stopping_patience, job.train.reduce_lr_patience) == (0, 0)
@@ -108,14 +114,8 @@ def test_trained_anew_its_rate_falls_as_it_fell_in_the_trial(
     falling = f"epochs = 6\nschedule = 'cosine'\nwarmup_epochs = 2\n{own}"
     toml = RANDOM.replace("epochs = 6\n", falling)
     sweep = make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=VALUES, kept_epoch=2))
-    job = retrained_job(sweep.search(), best_row(sweep))
+    job = retrained_job(sweep.search(), best(sweep))
     assert (job.train.epochs, job.train.schedule_epochs) == (2, length)
-
-
-def test_values_that_a_table_shows_with_a_quote_are_found() -> None:
-    """The leaderboard puts one before what a spreadsheet would take for a formula."""
-    way = Parameter("model.options.way", choices=("+a", "-a", "b"))
-    assert [value_of(way, text) for text in ("'+a", "'-a", "b", "c")] == ["+a", "-a", "b", None]
 
 
 def test_a_key_that_the_trial_did_not_have_is_not_its_empty_choice(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ train.class_weights = { values = ["", "balanced"], when = { train.optimizer = ["
     ):
         values = {**VALUES, "train.optimizer": optimizer, **own}
         sweep = make_sweep(tmp_path / optimizer, toml, trial(0, 0.8, values=values))
-        search, row = sweep.search(), best_row(sweep)
+        search, row = sweep.search(), best(sweep)
         assert best_job(search, row).train.class_weights == weights
         (scored,) = scored_trials([row], search)
         assert ("train.class_weights" in scored.values) == (optimizer == "sgd")
@@ -143,7 +143,7 @@ def test_another_best_trial_is_not_mixed_with_the_first(
 ) -> None:
     """A sweep that went on to a better trial does not go on beside the runs of the old one."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
-    job = retrained_job(sweep.search(), best_row(sweep))
+    job = retrained_job(sweep.search(), best(sweep))
     run = RunDirectory(sweep.path("winner", job.name, "seed1"))
     run.take_lease()
     other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from harness.errors import InputError
-from harness.slurm.placement import check_sharing
 from harness.system import nvml
-from harness.system.nvml import closed_gpus, describe_memory, free_gb, own_gb
+from harness.system.nvml import describe_memory, free_gb, own_gb
 
 
 class FakeNvml:
-    """Two GPUs: the second is exclusive, and another process holds memory of it."""
+    """Two GPUs: another process holds memory of the second."""
 
     class NVMLError(Exception):
         pass
@@ -39,9 +37,6 @@ class FakeNvml:
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
         raise self.NVMLError
 
-    def nvmlDeviceGetComputeMode(self, handle: int) -> int:  # noqa: N802
-        return (0, 3)[handle]
-
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
         return SimpleNamespace(free=1.5e9, total=80e9)
 
@@ -61,30 +56,13 @@ def neighbour(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def test_memory_is_told_with_those_that_hold_it(neighbour: int) -> None:
-    """A run of ours by its id, this process not at all; a MIG instance has no answer."""
+    """By its number, this process not at all; a MIG instance has no answer."""
     assert describe_memory({}) == (
         "GPU 0 has 1.5 of 80.0 GB free; GPU 1 has 1.5 of 80.0 GB free, "
-        f"run b-seed2 (process {neighbour}) holds 40.0 GB"
+        f"process {neighbour} holds 40.0 GB"
     )
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "0"}) == "GPU 0 has 1.5 of 80.0 GB free"
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "MIG-a"}) == ""
-
-
-@pytest.mark.usefixtures("neighbour")
-def test_a_gpu_for_one_process_is_not_shared() -> None:
-    """One line says so, unless MPS stands between the processes and the GPU."""
-    assert closed_gpus({}) == {"1": "exclusive"}
-    check_sharing({"CUDA_VISIBLE_DEVICES": "0"})
-    with pytest.raises(InputError, match="GPU 1 is in compute mode exclusive") as refusal:
-        check_sharing({"CUDA_VISIBLE_DEVICES": "0,1"})
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.usefixtures("neighbour")
-def test_under_mps_it_is_shared(tmp_path: Any) -> None:
-    """MPS's clients count as one process; its mode is then the one that NVIDIA advises."""
-    (tmp_path / "control").touch()
-    check_sharing({"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)})
 
 
 @pytest.mark.usefixtures("neighbour")
@@ -98,6 +76,5 @@ def test_memory_of_this_process_is_told() -> None:
 def test_without_nvml_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no answer, and no complaint."""
     monkeypatch.setattr(nvml, "find_nvml", lambda: None)
-    assert (closed_gpus({}), describe_memory({})) == ({}, "")
+    assert describe_memory({}) == ""
     assert (free_gb({}), own_gb({})) == ({}, None)
-    check_sharing({})

@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from harness.data.imdb_sources import open_sample
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
-from harness.system.git import GitError, code_version, paths_of_patch
+from harness.system.git import code_version
 from harness.tracking.record_format import stamped
 from harness.tracking.reproduce import Reproduced, _command, reproduce
 from harness.tracking.run_dir import RunDirectory
@@ -49,17 +48,6 @@ class Strangers:
         whole = stamped({**known, "dataset": data}) | record
         (self.run / "provenance.json").write_text(json.dumps(whole))
 
-    def patch_of(self, *commands: str) -> None:
-        """Record the changes that shell commands make in a checkout of the project."""
-        there = self.victim.parent / "changed"
-        git(self.project, "clone", "--quiet", str(self.project), str(there))
-        for command in commands:
-            environment = {**os.environ, "VICTIM": str(self.victim)}
-            subprocess.run(
-                ["sh", "-ec", command], cwd=there, env=environment, timeout=60, check=True
-            )
-        self.write(uncommitted_diff=code_version(there)["uncommitted_diff"])
-
     def reproduce(self, *, trust_code: bool = False) -> Reproduced:
         run = RunDirectory.open(self.run)
         return reproduce(run, self.project, self.target, trust_code=trust_code)
@@ -78,31 +66,15 @@ def stranger(tmp_path: Path, project: Path) -> Strangers:
     return Strangers(tmp_path, project)
 
 
-@pytest.mark.parametrize(
-    "commands",
-    [
-        ['rm -r jobs && ln -s "$VICTIM" jobs'],
-        ["rm -r jobs && ln -s ../../victim jobs"],
-        ['ln -s "$VICTIM" imdb-sample'],
-        ['ln -s "$VICTIM/a.toml" jobs/a.toml'],
-        ['ln -s "$VICTIM" x && ln -s x imdb-sample'],
-    ],
-)
-def test_a_link_out_of_the_folder_is_refused(stranger: Strangers, commands: list[str]) -> None:
-    """Job and data would be written through it into somebody's own folder."""
-    stranger.patch_of(*commands)
-    stranger.refused(r"link .* leads out of it")
-
-
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../../x", ".git/hooks/x", "a/.GIT/x"])
 def test_a_path_out_of_the_folder_is_refused(stranger: Strangers, path: str) -> None:
-    """Absolute, dotted or git's own: by this project, before git sees the patch."""
+    """Absolute, dotted or git's own: by git itself."""
     diff = (
         f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n"
         "@@ -0,0 +1 @@\n+x\n"
     )
     stranger.write(uncommitted_diff=diff)
-    stranger.refused("its patch names")
+    stranger.refused("its code can't be put back: git apply: .*path", RunError)
 
 
 def test_changes_of_ones_own_are_put_back_with_their_links(stranger: Strangers) -> None:
@@ -128,33 +100,11 @@ def test_an_old_git_puts_changes_back(
     assert stranger.reproduce().source.endswith(" and the uncommitted changes")
 
 
-@pytest.mark.parametrize("patch", ["", "a message alone\n"])
-def test_a_patch_without_a_change_stops_no_snapshot(
-    stranger: Strangers, tmp_path: Path, patch: str
-) -> None:
-    """A text in which git sees none names no path; a change of no file is refused."""
-    snapshot = take_snapshot(stranger.project, tmp_path / "own")
-    stranger.write(commit=None, uncommitted_diff=patch, snapshot=str(snapshot))
-    assert stranger.reproduce().source == f"snapshot {snapshot}"
-    with pytest.raises(GitError, match="fragment without header"):
-        paths_of_patch(f"{patch}@@ -1 +1 @@\n-a\n+b\n")
-
-
-def test_a_link_in_a_strangers_snapshot_is_refused(stranger: Strangers, tmp_path: Path) -> None:
-    """Copied as it is, it would lead out as well."""
-    snapshot = take_snapshot(stranger.project, tmp_path / "theirs")
-    (snapshot / "imdb-sample").symlink_to(stranger.victim)
-    stranger.write(commit=None, snapshot=str(snapshot))
-    stranger.refused(r"link .* leads out of it")
-
-
-@pytest.mark.parametrize(
-    "job", [b"not toml [", b"\xff\xfe", b'architecture = "lstm"\n[model]\nunits = "many"\n']
-)
+@pytest.mark.parametrize("job", [b"not toml [", b"\xff\xfe"])
 def test_the_job_is_checked_first(stranger: Strangers, job: bytes) -> None:
-    """A job that can't be trained is refused before anything is written."""
+    """A file that is no job is refused before anything is written."""
     stranger.write(job)
-    stranger.refused("job.toml|model.units|architecture")
+    stranger.refused("job.toml: is no job file")
 
 
 def test_a_job_of_another_version_is_checked_by_its_own_code(stranger: Strangers) -> None:
@@ -250,13 +200,12 @@ def test_why_no_commit_was_recorded_is_told(stranger: Strangers) -> None:
         stranger.refused(problem or "it was started from a folder that was no git checkout")
 
 
-def test_what_the_record_lacks_comes_from_the_snapshot(stranger: Strangers, tmp_path: Path) -> None:
-    """The commit is taken if the record is whole, or if nothing else is left."""
+def test_a_snapshot_is_taken_first(stranger: Strangers, tmp_path: Path) -> None:
+    """It is whole, where the record may lack a file; without it the commit is put back."""
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
     commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
     left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
     sources: list[tuple[dict[str, object], str]] = [
-        ({"snapshot": str(snapshot)}, commit),
         ({"snapshot": str(snapshot), **left_out}, f"snapshot {snapshot}"),
         (left_out, commit),
     ]
@@ -366,14 +315,3 @@ def test_a_git_that_can_not_tell_is_named(
     record = {"commit": commit, "uncommitted_diff": "", "snapshot": str(snapshot)}
     (stranger.run / "provenance.json").write_text(json.dumps(stamped(record)))
     assert stranger.reproduce().source == f"snapshot {snapshot}"
-
-
-def test_a_patch_is_read_whole_where_temporary_files_are_in_a_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a folder of a repository, git passes over the paths outside of the folder."""
-    git(tmp_path, "init", "--quiet")
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    added = "--- /dev/null\n+++ b/{}\n@@ -0,0 +1 @@\n+x\n"
-    assert paths_of_patch("".join(map(added.format, ("a.py", "b/c.py")))) == ["a.py", "b/c.py"]

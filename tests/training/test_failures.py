@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from harness.compute import device_errors
 from harness.errors import Interrupted, NodeFault, RunError
-from harness.sweep_protocol.mailbox import Work
 from harness.training.failures import device_error, explained_losses
+from harness.tuning.records import Trial
 from harness.tuning.trial import Trials
 
 
@@ -51,12 +51,12 @@ def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
 def test_a_fault_of_the_node_or_of_a_disk_is_no_result_of_a_trial(error: Exception) -> None:
     """The worker's process hears of it: CUDA refuses all that follows, a disk may come back."""
 
-    def fail(work: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     trials: Any = SimpleNamespace(_run=fail, observers=SimpleNamespace(stop=None))
     with pytest.raises(type(error)):
-        Trials.run(trials, Work(attempt="1/1.1", values={}), lambda: None)
+        Trials.run(trials, Trial(n=1, values={}), 1, lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_a_fault_of_the_node_or_of_a_disk_is_no_result_of_a_trial(error: Excepti
 def test_an_error_of_a_trial_is_its_result(error: Exception, line: str) -> None:
     """It is reported, and the worker goes on with others."""
 
-    def fail(work: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     trials: Any = SimpleNamespace(_run=fail, observers=SimpleNamespace(stop=None))
-    report = Trials.run(trials, Work(attempt="1/1.1", values={}), lambda: None)
+    report = Trials.run(trials, Trial(n=1, values={}), 1, lambda: None)
     assert (report.error, report.scores) == (line, {})

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.imdb_sources import open_sample
-from harness.files.leased_dir import LeasedDirectory
 from harness.search_space import SEARCH_FILE, load_search
-from harness.tuning.sweep_dir import SweepDirectory, Trial, leaderboard_csv
+from harness.tuning.disk import to_bytes
+from harness.tuning.leaderboard import leaderboard_csv
+from harness.tuning.names import make_once
+from harness.tuning.records import Attempt, Trial
+from harness.tuning.sweep_dir import FOLDERS, SweepDirectory
 
 RANDOM = """
 name = "tune_lstm"
@@ -39,36 +42,54 @@ model.dropout = { min = 0.1, max = 0.6, step = 0.1 }
 
 
 def trial(number: int, score: float | None, **told: Any) -> Trial:
-    """A finished trial, or with an error a failed one, or with a status another."""
-    values: dict[str, Any] = told.pop("values", {})
-    status = "failed" if told.get("error") else told.pop("status", "finished")
-    done = status == "finished"
+    """A finished trial, or with an error a failed one, or with a worker one that is trained."""
+    done = score is not None
     standard = {
+        "values": {"model.units": 16},
+        "attempt": 1 if done or "error" in told else 0,
+        "scores": {"val_accuracy": score} if done else {},
         "epochs": 3 if done else None,
         "kept_epoch": 2.0 if done else None,
         "training_s": 61.0 if done else None,
         "parameters": 1000 if done else None,
-        "worker": "",
-        "error": "",
     }
-    return Trial(f"{number:04d}", status, score, values, **{**standard, **told})
+    return Trial.model_validate({"n": number, **standard, **told})
 
 
 def make_sweep(folder: Path, toml: str, *trials: Trial, finished: bool = False) -> SweepDirectory:
-    """A sweep over the packaged sample with these trials in its leaderboard."""
+    """A sweep over the packaged sample with these trials."""
     folder.mkdir(parents=True)
     (folder / SEARCH_FILE).write_text(toml)
     search = load_search(folder / SEARCH_FILE)
     (folder / SEARCH_FILE).write_text(search.to_toml())
+    for name in FOLDERS:
+        (folder / name).mkdir()
     sweep = SweepDirectory(folder)
-    writer = LeasedDirectory(folder)
-    writer.take_lease()
     sample = open_sample()
-    writer.write_json("data.json", {"checksum": sample.checksum, "is_sample": True, "folder": None})
+    sweep.write_json("data.json", {"checksum": sample.checksum, "is_sample": True, "folder": None})
+    for each in trials:
+        add_trial(sweep, each)
     if trials:
-        (folder / "leaderboard.csv").write_bytes(leaderboard_csv(trials, search))
+        sweep.write("leaderboard.csv", leaderboard_csv(trials, search))
     if finished:
-        writer.write_json(
-            "result.json", {"best_trial": trials[0].trial, "trials": search.table.trials}
-        )
+        sweep.write_json("result.json", {"best_trial": trials[0].n, "trials": search.table.trials})
     return sweep
+
+
+def add_trial(sweep: SweepDirectory, each: Trial) -> None:
+    """Add a trial as workers leave it."""
+    folder = sweep.path("trials", str(each.n))
+    make_once(folder, {"values.json": to_bytes(Trial(n=each.n, values=each.values))})
+    if each.worker or each.attempt:
+        owner = Attempt(worker="0" * 32, name=each.worker)
+        make_once(folder / str(each.attempt or 1), {"owner.json": to_bytes(owner)})
+    if each.attempt:
+        accept(sweep, each)
+
+
+def accept(sweep: SweepDirectory, trial: Trial) -> Trial:
+    """Accept a trial, and return it."""
+    folder = sweep.path("trials", str(trial.n))
+    folder.mkdir(exist_ok=True)
+    assert make_once(folder / "accepted", {"trial.json": to_bytes(trial)})
+    return trial

@@ -1,19 +1,17 @@
 """What a sweep keeps of its trials, while it is searched and when it is pruned."""
 
 import errno
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.search_space import load_search
 from harness.tracking.disk_use import refusal
-from harness.tracking.records import RunStatus
 from harness.tuning import prune_runs
 from harness.tuning.kept_trials import NUM_KEPT, KeptTrials
-from harness.tuning.prune_runs import add_disk_use, prune_all
-from harness.tuning.sweep_dir import SweepDirectory, Trial
+from harness.tuning.prune_runs import prune_all
+from harness.tuning.records import Trial
+from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
 from tests.tracking.test_disk_use import files, make_run
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
@@ -23,15 +21,12 @@ CHECKPOINT = "checkpoints/step-000000007.npz"
 
 def made_up(folder: Path, toml: str = RANDOM) -> tuple[SweepDirectory, list[Trial]]:
     """A finished sweep of eight trials, the later the better, and an attempt that was given up."""
-    trials = [
-        replace(trial(n, 0.5 + n / 100), trial=str(n), attempt=f"{n}/1.{n + 1}") for n in range(8)
-    ]
-    trials.append(replace(trial(8, None, error="it broke"), trial="8", attempt="8/1.9"))
+    trials = [*(trial(n, 0.5 + n / 100) for n in range(8)), trial(8, None, error="it broke")]
     sweep = make_sweep(folder, toml, *trials, finished=True)
-    for each in (*(t.attempt for t in trials), "3/1.10"):
-        make_run(sweep.trial_run(each, 1).folder)
-    sweep.trial_run("3/1.10", 1).path("result.json").unlink()
-    sweep.trial_run("8/1.9", 1).path("result.json").unlink()
+    for n, k in (*((n, 1) for n in range(9)), (3, 2)):
+        make_run(sweep.trial_run(n, k, 1).folder)
+    sweep.trial_run(3, 2, 1).path("result.json").unlink()
+    sweep.trial_run(8, 1, 1).path("result.json").unlink()
     return sweep, trials
 
 
@@ -46,12 +41,12 @@ def test_a_search_keeps_the_models_of_its_best(tmp_path: Path) -> None:
     kept = KeptTrials(sweep, sweep.search())
     kept.trim(trials[:NUM_KEPT])
     assert holding(sweep, "model.keras") == list("012345678")
-    kept.trim([*trials[:7], replace(trials[7], status="running", score=None)])
+    kept.trim([*trials[:7], trial(7, None, worker="w1")])
     assert holding(sweep, "model.keras") == list("2345678")
     kept.trim(trials)
     assert holding(sweep, "model.keras") == list("345678")
     assert holding(sweep, CHECKPOINT) == list("345678")
-    assert len(files(sweep.trial_run("0/1.1", 1).folder)) == 7
+    assert len(files(sweep.trial_run(0, 1, 1).folder)) == 7
     assert holding(sweep, "result.json") == list("01234567")
 
 
@@ -77,45 +72,38 @@ def test_pruning_a_finished_sweep_keeps_the_best_models(tmp_path: Path) -> None:
     assert len(before) - len(files(sweep.folder)) == removed.amount.num_files.total() > 50
     assert holding(sweep, "model.keras") == list("34567")
     assert holding(sweep, CHECKPOINT) == list("34567")
-    assert sweep.trial_run("3/1.10", 1).path("state.json").exists()
-    assert not sweep.trial_run("3/1.10", 1).path("model.keras").exists()
-    assert sweep.leaderboard()[0]["trial"] == "7"
+    assert sweep.trial_run(3, 2, 1).path("state.json").exists()
+    assert not sweep.trial_run(3, 2, 1).path("model.keras").exists()
 
 
-@pytest.mark.parametrize("content", [b"trial\xff,status\n1,finished\n", b"a\n1\n", b"a,\0\n1\n"])
-def test_a_broken_leaderboard_prunes_nothing(harness: Harness, content: bytes) -> None:
-    """Nobody knows which trials are the best; whoever needs to know is told in one line."""
+def test_the_leaderboard_file_is_never_read(harness: Harness) -> None:
+    """A broken one changes nothing: the trials are."""
     sweep, _ = made_up(harness.runs / "tune/s")
-    sweep.path("leaderboard.csv").write_bytes(content)
-    before = files(sweep.folder)
-    told = f"left as it is: {sweep.folder} has a broken leaderboard"
-    assert told in harness.run_here("prune", "--yes").stdout
-    assert files(sweep.folder) == before
-    assert harness.run_here("status", "--disk").returncode == 0
-    for command in ("show", "best", "retrain"):
-        done = harness.run_here("sweep", command, sweep.folder)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "leaderboard.csv: is broken (" in done.stderr
+    sweep.path("leaderboard.csv").write_bytes(b"trial\xff,status\n1,finished\n")
+    assert "removed: " in harness.run_here("prune", "--yes").stdout
+    assert holding(sweep, "model.keras") == list("34567")
+    for command in ("show", "best"):
+        assert harness.run_here("sweep", command, sweep.folder).returncode == 0
 
 
-def test_a_leaderboard_that_cant_be_read_is_not_an_empty_one(
+def test_trials_that_cant_be_read_are_not_none(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a finished search nobody is told to go on with it, and nothing of it is removed."""
     sweep, _ = made_up(harness.runs / "tune/s")
-    before, opened = files(sweep.folder), Path.open
+    before, read = files(sweep.folder), Path.read_bytes
 
-    def fail(path: Path, *args: Any, **options: Any) -> Any:
-        if path.name == "leaderboard.csv":
+    def fail(path: Path) -> bytes:
+        if path.name == "trial.json":
             raise OSError(errno.EIO, "Input/output error", str(path))
-        return opened(path, *args, **options)
+        return read(path)
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)
     for command in ("show", "best", "retrain"):
         done = harness.run_here("sweep", command, sweep.folder)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-        assert "leaderboard.csv: can't be read: Input/output error" in done.stderr
-    told = f"left as it is: {sweep.folder} has a leaderboard that can't be read"
+        assert "trials: can't be read: Input/output error" in done.stderr
+    told = f"left as it is: {sweep.folder} has trials that can't be read"
     assert told in harness.run_here("prune", "--yes").stdout
     assert files(sweep.folder) == before
 
@@ -123,14 +111,14 @@ def test_a_leaderboard_that_cant_be_read_is_not_an_empty_one(
 def test_an_unfinished_sweep_is_left_alone(tmp_path: Path) -> None:
     """Also where one of its trials is named, and a trial behind a link in any."""
     sweep, _ = made_up(tmp_path / "runs/tune/s")
-    elsewhere = make_run(tmp_path / "elsewhere/0/1.1/seed1").folder
+    elsewhere = make_run(tmp_path / "elsewhere/0/1/seed1").folder
     link = sweep.path("trials", "9")
     link.symlink_to(elsewhere.parents[1])
     prune_all([tmp_path / "runs"], really=True)
     assert (elsewhere / CHECKPOINT).exists()
     sweep.path("result.json").unlink()
     before = files(sweep.folder)
-    for named in (sweep.folder, sweep.trial_run("7/1.8", 1).folder):
+    for named in (sweep.folder, sweep.trial_run(7, 1, 1).folder):
         done = prune_all([named], really=True)
         assert "unfinished" in done.left[0][1]
     assert files(sweep.folder) == before
@@ -153,8 +141,6 @@ def test_the_command_says_what_it_would_do_and_does_it_when_told(
     assert "4 files of 1 finished runs; harness train RUN/job.toml makes them again" in told
     assert len(files(done.folder)) == len(files(unfinished.folder)) - 3
     assert "nothing to remove in 1 finished runs" in harness.run("prune", str(runs)).stdout
-    disk = harness.run("status", "--runs", str(runs), "--disk").stdout
-    assert "in all 0.0 MB in" in disk
     wrong = harness.run("prune", str(tmp_path / "none"))
     assert wrong.returncode == 2
     assert "no such folder" in wrong.stderr.splitlines()[-1]
@@ -170,7 +156,7 @@ def test_a_search_knows_whether_its_trials_go_on(tmp_path: Path, toml: str) -> N
 def test_a_run_that_goes_away_meanwhile_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does one that can't be read; the others are pruned, counted and measured."""
+    """Nor does one that can't be read; the others are pruned and counted."""
     gone, stale = tmp_path / "gone", tmp_path / "stale"
     run = make_run(tmp_path / "run").folder
 
@@ -184,6 +170,3 @@ def test_a_run_that_goes_away_meanwhile_ends_nothing(
     done = prune_all([tmp_path], really=True)
     assert (done.num_runs, done.left) == (1, [(stale, "can't be read: Stale file handle")])
     assert not (run / CHECKPOINT).exists()
-    monkeypatch.setattr(RunStatus, "is_there", lambda _: True)
-    statuses = [RunStatus("gone", gone), RunStatus("run", run)]
-    assert [each.run for each in add_disk_use(statuses)] == ["run", "gone"]

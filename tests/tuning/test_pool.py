@@ -7,18 +7,21 @@ import pytest
 
 from harness.errors import InputError, Interrupted, NodeFault, RunError
 from harness.slurm.placement import Slot
-from harness.sweep_protocol.mailbox import Report, WorkerState
-from harness.sweep_protocol.worker import ALONE_CODE, NODE_FAULT_CODE, RESTART_CODE
 from harness.system.console import Console
+from harness.tuning.course import Heard
 from harness.tuning.pool import (
     MAX_FAILURES,
     MAX_IN_OUTAGE,
     MAX_KILLS,
+    NODE_FAULT_CODE,
+    RESTART_CODE,
     START_STALL_S,
+    STOPPED_CODE,
     WorkerPool,
     WorkerProcess,
     WorkerRequest,
 )
+from harness.tuning.records import Attempt, Beat
 
 
 class Process:
@@ -36,11 +39,13 @@ class Pool(WorkerPool):
 
     def __init__(self, folder: Path, gpu: int | None = None) -> None:
         slots = [Slot(None, gpu, 1, 1)]
-        super().__init__(folder, WorkerRequest(), slots, allocation=None, console=Console())
+        given = {"name": "a", "allocation": None, "console": Console()}
+        super().__init__(folder, WorkerRequest(), slots, **given)  # type: ignore[arg-type]
         self.killed: list[object] = []
         self.num_starts = 0
         (self.worker,) = self.workers
         self.start_all()
+        self.num_starts = 1  # of the worker, not of the proposer
 
     def _start(self, worker: WorkerProcess) -> None:
         self.num_starts += 1
@@ -50,10 +55,15 @@ class Pool(WorkerPool):
     def kill(self, processes: object) -> None:
         self.killed.append(processes)
 
-    def end(self, code: int, num_done: int = 0, state: WorkerState | None = None) -> None:
-        """The worker, which was seen in a state, ends with a code and is looked after."""
-        if state:
-            self.tend(num_done, {self.worker.uuid: state})
+    def see(self, step: int, *, n: int = 3, has_gpu: bool = False, num_done: int = 0) -> None:
+        """Look after the worker, which was seen with a trial at a step."""
+        attempt = Attempt(worker=self.worker.uuid, has_gpu=has_gpu)
+        self.tend(num_done, {n: Heard(1, attempt, 0.0, Beat(count=1, step=step))})
+
+    def end(self, code: int, num_done: int = 0, *, has_begun: bool = False) -> None:
+        """The worker, which has had a trial or not, ends with a code and is looked after."""
+        if has_begun:
+            self.see(1, num_done=num_done)
         self.worker.popen = Process(code)  # type: ignore[assignment]
         self.tend(num_done, {})
         self.worker.not_before_s = 0  # the pause before the next start is over
@@ -70,13 +80,12 @@ def test_a_gpu_may_compile_before_the_first_step(
     """From the first step on, and on CPUs, a worker is stalled after 15 minutes."""
     pool, now = Pool(tmp_path, gpu), [1e6]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    state = WorkerState(count=1, attempt="3/1.1", step=step, has_gpu=gpu is not None)
     for after_s in range(0, int(limit_s), 5):
         now[0] = 1e6 + after_s
-        pool.tend(0, {pool.worker.uuid: state})
+        pool.see(step, has_gpu=gpu is not None)
     assert pool.killed == []
     for now[0] in (1e6 + limit_s, 1e6 + limit_s + 1):
-        pool.tend(0, {pool.worker.uuid: state})
+        pool.see(step, has_gpu=gpu is not None)
     assert pool.killed == [[pool.worker]]
 
 
@@ -86,47 +95,45 @@ def test_a_worker_that_was_stopped_with_its_pool_is_not_stalled(
     """A suspended job: at its return the pool may look before the worker has taken a step."""
     pool, now = Pool(tmp_path), [1e6]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    state = WorkerState(count=1, attempt="3/1.1", step=9)
     for now[0] in (1e6, 1e6 + 10_000, 1e6 + 20_000):
-        pool.tend(0, {pool.worker.uuid: state})
+        pool.see(9)
     assert pool.killed == []
 
 
 def test_a_worker_without_a_trial_never_stalls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waits for a task, which may take as long as another worker's trial."""
+    """It waits for a trial, which may take as long as another worker's."""
     pool, now = Pool(tmp_path), [1e6]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for now[0] in (1e6, 2e6):
-        pool.tend(0, {pool.worker.uuid: WorkerState(count=1)})
+        pool.tend(0, {})
     assert pool.killed == []
 
 
-@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RESTART_CODE, ALONE_CODE])
+@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RESTART_CODE])
 def test_a_worker_that_was_ended_is_started_again(tmp_path: Path, code: int) -> None:
     """As another process, however often; the one before counts as ended from then on."""
-    pool, state = Pool(tmp_path), WorkerState(count=1, attempt="3/1.1")
+    pool = Pool(tmp_path)
     for n in range(2 * MAX_FAILURES):
         before = pool.worker.uuid
         assert before not in pool.ended
-        pool.end(code, state=state if code < 0 else None)
+        pool.end(code, has_begun=code < 0)
         assert (pool.num_starts, before in pool.ended) == (n + 2, True)
         assert pool.worker.uuid not in pool.ended
 
 
 @pytest.mark.parametrize("code", [-9, 137])
-@pytest.mark.parametrize("state", [None, WorkerState(count=1)])
 def test_a_worker_that_is_ended_before_its_first_trial_has_failed(
-    tmp_path: Path, code: int, state: WorkerState | None
+    tmp_path: Path, code: int
 ) -> None:
     """It may lack memory to start at all; that a process before it had a trial is no matter."""
     pool = Pool(tmp_path)
-    pool.end(code, state=WorkerState(count=1, results={"3/1.1": Report()}))
+    pool.end(code, has_begun=True)
     for _ in range(MAX_KILLS - 1):
-        pool.end(code, state=state)
+        pool.end(code)
     with pytest.raises(RunError, match=f"failed 25 times: exit code {code} before its first trial"):
-        pool.end(code, state=state)
+        pool.end(code)
 
 
 @pytest.mark.parametrize(
@@ -157,22 +164,20 @@ def test_a_disk_that_fails_while_workers_start_is_waited_for(tmp_path: Path) -> 
 
 
 def test_what_ends_a_command_at_once(tmp_path: Path) -> None:
-    """A refused input; for workers that joined, also that nobody supervises the sweep."""
-    with pytest.raises(InputError, match="worker w0"):
+    """A refused input."""
+    with pytest.raises(InputError, match="worker a-w0"):
         Pool(tmp_path).end(InputError.exit_code)
-    pool = Pool(tmp_path)
-    pool.join_as("job7-")
-    with pytest.raises(Interrupted):
-        pool.end(ALONE_CODE)
-    assert pool.worker.name == "job7-w0"
 
 
-def test_a_worker_that_is_done_is_not_started_again(tmp_path: Path) -> None:
-    """It has learned that the sweep is over."""
+@pytest.mark.parametrize("code", [0, STOPPED_CODE])
+def test_a_worker_that_is_done_is_not_started_again(tmp_path: Path, code: int) -> None:
+    """It has seen that the search is over, or stopped; then it may go on."""
     pool = Pool(tmp_path)
-    pool.end(0)
+    pool.end(code)
     pool.tend(0, {})
-    assert (pool.num_starts, pool.is_over) == (1, True)
+    assert (pool.num_starts, pool.num_stopped) == (1, code == STOPPED_CODE)
+    pool.start_all()
+    assert (pool.num_starts, pool.num_stopped) == (2, 0)
 
 
 def test_a_worker_is_told_its_gpu_or_that_it_has_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whole sweeps in processes of their own: supervisor, KerasTuner's oracle and workers, killed."""
+"""Whole sweeps in processes of their own: commands, proposers and workers, killed."""
 
 import contextlib
 import csv
@@ -8,6 +8,7 @@ import pty
 import random
 import re
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -18,12 +19,11 @@ from typing import Any
 import pytest
 
 from harness.files.lenient_json import read_json
-from harness.files.shared_disk import SharedDisk
-from harness.sweep_protocol.journal import Ledger
-from harness.sweep_protocol.mailbox import Clock, SharedFolder, Terms
+from harness.tuning.records import Trial
+from harness.tuning.stops import stop_search_in
+from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness, shared_run, wait_for
 from tests.preloaded import Process
-from tests.sweep_protocol.ledgers import read_ledger
 
 pytestmark = pytest.mark.full
 
@@ -73,20 +73,25 @@ class Sweeps:
         with (self.folder(sweep_id) / "leaderboard.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
-    def ledger(self, sweep_id: str) -> Ledger:
-        return ledger_of(self.folder(sweep_id))
+    def trials(self, sweep_id: str) -> list[Trial]:
+        folder = self.folder(sweep_id)
+        return SweepDirectory(folder).trials() if (folder / "trials").exists() else []
 
-    def run_of(self, sweep_id: str, trial: int) -> Path:
+    def accepted(self, sweep_id: str) -> list[int]:
+        """The trials that count."""
+        return [trial.n for trial in self.trials(sweep_id) if trial.attempt]
+
+    def run_of(self, sweep_id: str, n: int) -> Path:
         """The run of a trial's accepted attempt."""
-        attempt, _ = self.ledger(sweep_id).accepted[trial]
-        return self.folder(sweep_id) / "trials" / attempt / "seed1"
+        trial = self.trials(sweep_id)[n]
+        return SweepDirectory(self.folder(sweep_id)).trial_run(n, trial.attempt, 1).folder
 
     def state(self, sweep_id: str) -> dict[str, Any]:
         return read_json(self.folder(sweep_id) / "state.json")
 
     def wait_for_trial(self, sweep_id: str) -> None:
         """Wait until a worker trains; the state is written too seldom to show every trial."""
-        wait_for(lambda: any(self.folder(sweep_id).glob("trials/*/*")), timeout_s=90)
+        wait_for(lambda: any(self.folder(sweep_id).glob("trials/*/*/seed1")), timeout_s=90)
 
     def processes(self, module: str, sweep_id: str) -> list[int]:
         folder = str(self.folder(sweep_id)).encode()
@@ -103,14 +108,11 @@ class Sweeps:
     def workers(self, sweep_id: str) -> list[int]:
         return self.processes("harness.tuning.worker", sweep_id)
 
+    def proposers(self, sweep_id: str) -> list[int]:
+        return self.processes("harness.tuning.proposer", sweep_id)
+
     def left(self, sweep_id: str) -> list[int]:
-        oracle = self.processes("harness.tuning.oracle_process", sweep_id)
-        return self.workers(sweep_id) + oracle
-
-
-def ledger_of(folder: Path) -> Ledger:
-    """What a sweep's journal says; a trial that counts twice would be an error."""
-    return read_ledger(SharedFolder(folder, SharedDisk(), Clock(), Terms()))
+        return self.workers(sweep_id) + self.proposers(sweep_id)
 
 
 KEYS = ("model.units", "train.learning_rate")
@@ -143,13 +145,13 @@ def test_a_search_ends_with_its_winner(calm: Sweeps) -> None:
     assert scores == sorted(scores)
     folder = calm.folder("calm")
     result = json.loads((folder / "result.json").read_text())
-    assert (result["best_trial"], result["best_score"]) == (rows[0]["trial"], scores[0])
+    assert (result["best_trial"], result["best_score"]) == (int(rows[0]["trial"]), scores[0])
     assert (result["num_trials"], result["num_failed"], result["trials"]) == (4, 0, 0)
     assert calm.state("calm")["phase"] == "finished"
-    assert sorted(calm.ledger("calm").accepted) == list(range(4))
-    (log,) = (folder / "workers").glob("w*.log")
+    assert calm.accepted("calm") == list(range(4))
+    (log,) = (folder / "workers").glob("*-w0.log")
     first = log.read_text().splitlines()[0].partition(" INFO ")[2]  # says what trains
-    assert re.match(r"CPU, \d+ threads?; data: SAMPLE of IMDB, .*; worker w0 on ", first), first
+    assert re.match(r"CPU, \d+ threads?; data: SAMPLE of IMDB, .*; worker \S+-w0 on ", first), first
     assert calm.left("calm") == []
 
 
@@ -171,7 +173,7 @@ def test_a_trial_is_a_run_that_never_read_the_test_set(calm: Sweeps) -> None:
 
 def test_a_trial_ends_with_the_bytes_of_a_process_of_its_own(calm: Sweeps) -> None:
     """Though its worker had trained others of the same shapes before."""
-    values = [proposal.values for proposal in calm.ledger("calm").proposals]
+    values = [trial.values for trial in calm.trials("calm")]
     assert values[3]["model.units"] == values[2]["model.units"]
     trial = calm.run_of("calm", 3)
     done = calm.harness.run("train", trial / "job.toml", "--run-id", "alone")
@@ -182,24 +184,24 @@ def test_a_trial_ends_with_the_bytes_of_a_process_of_its_own(calm: Sweeps) -> No
 
 
 def test_a_sweep_goes_on_over_kills_of_everybody(calm: Sweeps) -> None:
-    """Workers, the oracle and the supervisor are killed: each trial counts once, with its score."""
+    """Workers, proposers and the command are killed: each trial counts once, with its score."""
     moments = random.Random(5)  # noqa: S311 - not a secret
     process = calm.start("wild", "--workers", 2)
     for kills in range(2):
         wait_for(partial(moved_on, calm, "wild", kills), timeout_s=90)
         os.kill(moments.choice(calm.workers("wild")), signal.SIGKILL)
-        for oracle in calm.processes("harness.tuning.oracle_process", "wild")[:1]:
-            os.kill(oracle, signal.SIGKILL)
+        for proposer in calm.proposers("wild"):
+            os.kill(proposer, signal.SIGKILL)
     assert process.stderr
     again = "was ended (exit code -9); it is started again"
     with killed_after(90, process):
-        assert any(again in line for line in process.stderr)  # waits for the supervisor to see it
+        assert any(again in line for line in process.stderr)  # waits for the command to see it
     process.kill()
     process.communicate()
     wait_for(lambda: not calm.left("wild"), timeout_s=30)  # they end with it
     done = calm.harness.run("resume", calm.folder("wild"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(calm.ledger("wild").accepted) == list(range(4))
+    assert calm.accepted("wild") == list(range(4))
     assert by_settings(calm.rows("wild")) == by_settings(calm.rows("calm"))
     assert calm.left("wild") == []
 
@@ -219,7 +221,7 @@ def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
     """Whether a worker is there, and more is saved or done than so many died with."""
     saved = sweeps.folder(sweep_id).glob("trials/*/*/seed1/checkpoints/step-*.npz")
     attempts = {path.parent for path in saved}
-    done = len(sweeps.ledger(sweep_id).accepted)
+    done = len(sweeps.accepted(sweep_id))
     return bool(sweeps.workers(sweep_id)) and len(attempts) + done > kills
 
 
@@ -266,7 +268,7 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> 
     shown = on_a_terminal(calm, "again", "--workers", 1, "--set", "search.trials=4")
     assert re.search(r"trials .*[1-4]/4 1 running, \d+/h, best 0\.\d{4} \(trial \d\)", shown), shown
     assert by_settings(calm.rows("again")) == by_settings(calm.rows("calm"))
-    assert sorted(calm.ledger("again").accepted) == list(range(4))
+    assert calm.accepted("again") == list(range(4))
 
     before = {p: p.stat().st_mtime_ns for p in calm.folder("again").rglob("*")}
     done = calm.harness.run("resume", calm.folder("again"))
@@ -274,36 +276,45 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> 
     assert {p: p.stat().st_mtime_ns for p in calm.folder("again").rglob("*")} == before
 
 
-def test_a_worker_that_hangs_is_ended_and_one_may_join(calm: Sweeps) -> None:
-    """A stopped worker's trial goes on; a worker of another command takes trials meanwhile."""
+def test_a_worker_that_hangs_is_ended_and_a_second_command_helps(calm: Sweeps) -> None:
+    """A stopped worker's trial goes on; the workers of another command take trials meanwhile."""
     process = calm.start("hung", "--workers", 1, "--stall", 12)
     calm.wait_for_trial("hung")
     os.kill(calm.workers("hung")[0], signal.SIGSTOP)
-    words = ("sweep", "join", calm.folder("hung"), "--workers", 1)
-    joined = calm.harness.start(*words, is_forked=False)
+    joined = calm.start("hung", "--workers", 1)
     said, errors = process.communicate(timeout=400)
     assert process.returncode == 0, said + errors
-    assert re.search(r"w0 made no progress for 12 s with trial \d+ and is ended", errors)
+    assert re.search(r"-w0 made no progress for 12 s with trial \d+ and is ended", errors)
     said, errors = joined.communicate(timeout=60)
     assert joined.returncode == 0, said + errors
-    log = next((calm.folder("hung") / "workers").glob("*-w0.log")).read_text()
-    assert re.search(r"trial \d+, seed 1", log), "the one that joined had no trial"
+    assert "1 more worker, data" in said
+    assert "best of 4 trials" in said
+    for log in (calm.folder("hung") / "workers").glob("*-w0.log"):
+        assert re.search(r"trial \d+, seed 1", log.read_text()), "it had no trial"
     assert by_settings(calm.rows("hung")) == by_settings(calm.rows("calm"))
     assert calm.left("hung") == []
 
 
 def test_a_sweep_is_cancelled_from_another_machine(calm: Sweeps) -> None:
-    """By a file that its supervisor reads; it says so and ends without a result."""
+    """By a name in its folder; it stays cancelled until a person resumes it."""
     process = calm.start("stopped", "--workers", 1, "--set", "train.epochs=400")
     wait_for(lambda: calm.state("stopped").get("running"), timeout_s=90)
-    state = calm.state("stopped")
-    (calm.folder("stopped") / "cancel.json").write_text(f'{{"generation": {state["generation"]}}}')
+    stop_search_in(calm.folder("stopped"))
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 0, said + errors
-    assert "cancelled, trials saved; go on by: harness resume" in said
     assert calm.left("stopped") == []
+    again = calm.tune("stopped", "--workers", 1, "--set", "train.epochs=400")
+    assert again.returncode == 0, again.stdout + again.stderr
+    for text in (said, again.stdout):
+        assert "cancelled, trials saved; go on by: harness resume" in text
     assert not (calm.folder("stopped") / "result.json").exists()
     assert calm.state("stopped")["phase"] == "interrupted"
+    words = ("resume", calm.folder("stopped"), "--devices", "cpu")
+    process = calm.harness.start(*words, is_forked=False)
+    log = f"{socket.gethostname()}-{process.pid}-w0.log"
+    wait_for((calm.folder("stopped") / "workers" / log).exists, timeout_s=60)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
 
 
 @pytest.mark.slow
@@ -312,13 +323,13 @@ def test_hyperband_goes_on_with_the_best_as_if_it_had_trained_them_at_once(calm:
     setting = ("--set", "search.tuner=hyperband", "--set", "search.factor=2")
     done = calm.tune("band", "--workers", 2, *setting, "--set", "train.epochs=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    proposals = calm.ledger("band").proposals
+    proposals = calm.trials("band")
     longer = [each for each in proposals if each.parent is not None]
     assert (len(proposals), len(longer)) == (5, 1)
     (trial,) = longer
     assert trial.parent is not None
     run = calm.run_of("band", trial.n)
-    logs = "".join(path.read_text() for path in (calm.folder("band") / "workers").glob("w*.log"))
+    logs = "".join(path.read_text() for path in (calm.folder("band") / "workers").glob("*-w?.log"))
     assert f"trial {trial.n}, seed 1" in logs
     assert "epoch 1/2" not in logs.partition(f"trial {trial.n}, seed 1")[2].partition("trial ")[0]
     direct = calm.harness.run("train", run / "job.toml", "--run-id", "direct")
@@ -346,7 +357,10 @@ def test_three_trials_that_fail_alike_end_the_sweep(calm: Sweeps) -> None:
     assert "three trials failed alike" in done.stderr
     assert "all of one class" in done.stderr
     assert not (calm.folder("worse") / "result.json").exists()
-    assert 3 <= calm.ledger("worse").num_failed < 10  # some fail while the supervisor looks
+    failed = [trial for trial in calm.trials("worse") if trial.error]
+    assert 3 <= len(failed) < 20  # some fail while the command looks
+    again = calm.harness.run("tune", job, *words, "--set", "train.epochs=1")
+    assert (again.returncode, "three trials failed alike" in again.stderr) == (1, True)
     assert sum(row["status"] == "failed" for row in calm.rows("worse")) >= 3
     assert calm.state("worse")["phase"] == "failed"
     assert calm.left("worse") == []

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from harness import __version__
+from harness.data.imdb_sources import open_sample
 from harness.errors import DiskError, InputError
-from harness.sweep_protocol.mailbox import LOCAL_VISIBLE_S
+from harness.search_space import load_search
+from harness.tracking.provenance import sources_checksum
 from harness.tracking.record_format import FORMAT
 from harness.tuning.sweep_dir import SweepDirectory
-from tests.conftest import Harness
+from tests.conftest import JOBS, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 VALUES = {"model.pooling": "last", "model.units": 16, "train.learning_rate": 0.001}
@@ -69,15 +71,20 @@ def test_a_record_that_cant_be_read_says_nothing_of_its_version(
         sweep.check_format()
 
 
-def test_a_sweep_notes_the_version_that_writes_it(tmp_path: Path) -> None:
-    """Which is then the one that goes on with it."""
-    sweep = make_sweep(tmp_path / "sweep", RANDOM)
+def test_a_sweep_notes_the_version_that_begins_it(tmp_path: Path) -> None:
+    """Other sources of this version are told in a line, and go on."""
+    search = load_search(JOBS / "tune_lstm.toml")
+    sweep = SweepDirectory(tmp_path / "runs/sweep")
+    assert sweep.begin(search, open_sample())
     for asked, starts in ((None, []), ({"SLURM_X": "1"}, [{"slurm_asked": {"SLURM_X": "1"}}])):
-        sweep.write_format(asked)
-        assert json.loads((tmp_path / "sweep/provenance.json").read_text()) == {
+        sweep.note_start(asked)
+        assert json.loads(sweep.path("provenance.json").read_text()) == {
             "format": FORMAT,
             "harness": __version__,
             "starts": starts,
-            "visible_s": LOCAL_VISIBLE_S,
+            "sources_sha256": sources_checksum(),
         }
-    SweepDirectory(sweep.folder).check_format()
+    sweep.check_format()
+    assert not sweep.is_of_other_code()
+    sweep.write_json("provenance.json", {"format": FORMAT, "sources_sha256": "0" * 64})
+    assert SweepDirectory(sweep.folder).is_of_other_code()

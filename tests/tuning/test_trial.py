@@ -18,8 +18,6 @@ from harness.data.dataset import Dataset
 from harness.data.vocabulary import START, encode_ranks
 from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
-from harness.sweep_protocol.mailbox import Parent, Report, Terms, Work
-from harness.sweep_protocol.worker import Superseded, TrialStop
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
@@ -28,11 +26,13 @@ from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
 from harness.training.tensorboard_log import TensorBoardLog
-from harness.tuning.trial import Trials, mean_scores
+from harness.tuning import trial as trial_module
+from harness.tuning.records import Trial
+from harness.tuning.trial import Superseded, Trials, TrialStop, mean_scores
 from tests.board.tensorboard_process import Board, make_run, wait_for
 from tests.conftest import Harness
 from tests.training.test_trainer import TEST, TRAIN
-from tests.tuning.made_up_sweep import make_sweep
+from tests.tuning.made_up_sweep import accept, make_sweep
 
 SEARCH = """
 [model]
@@ -70,44 +70,47 @@ def trials_of(folder: Path, text: str = SEARCH) -> Trials:
     return Trials(
         sweep,
         sweep.search(),
-        sweep.shared(),
         dataset=Dataset(TRAIN, TEST, vocab, checksum="made up"),
         strategy=tf.distribute.get_strategy(),
         observers=Observers(console, ResourceMonitor(0, 1), StopRequest()),
     )
 
 
-def train(trials: Trials, attempt: str, **work: Any) -> Report:
-    """Train an attempt at a trial with dropout."""
-    report = trials.run(Work(attempt=attempt, values={"model.dropout": 0.5}, **work), lambda: None)
-    assert report.error == ""
-    return report
+def dropout(n: int, value: float = 0.5, **proposed: Any) -> Trial:
+    """A trial with dropout."""
+    return Trial(n=n, values={"model.dropout": value}, **proposed)
 
 
-def lines(trials: Trials, attempt: str, *, timed: bool) -> list[dict[str, Any]]:
+def train(trials: Trials, n: int, k: int = 1, **proposed: Any) -> Trial:
+    """Train an attempt at a trial with dropout, and accept it."""
+    trial = trials.run(dropout(n, **proposed), k, lambda: None)
+    assert trial.error == ""
+    return accept(trials.sweep, trial)
+
+
+def lines(trials: Trials, n: int, k: int = 1, *, timed: bool) -> list[dict[str, Any]]:
     """The epochs of an attempt's run."""
     name = "timings.jsonl" if timed else "metrics.jsonl"
-    text = trials.sweep.trial_run(attempt, 1).path(name).read_text()
+    text = trials.sweep.trial_run(n, k, 1).path(name).read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.full
 def test_a_setting_that_goes_on_ends_with_the_bytes_of_one_long_training(tmp_path: Path) -> None:
     """Over three rungs, with a learning rate that is cut on the way and dropout."""
-    trials, parent = trials_of(tmp_path / "sweep"), None
-    for attempt, epochs in (("0/1.1", 2), ("1/1.2", 3), ("2/1.3", 6)):
-        report = train(trials, attempt, epochs=epochs, parent=parent)
-        parent = Parent(attempt=attempt, checkpoints=report.checkpoints)
-        trials.clean(attempt)  # which leaves what the next one begins with
-    train(trials, "9/1.9", epochs=6)
-    last, direct = (trials.sweep.trial_run(attempt, 1) for attempt in ("2/1.3", "9/1.9"))
+    trials = trials_of(tmp_path / "sweep")
+    for n, limit in ((0, 2), (1, 3), (2, 6)):
+        train(trials, n, limit=limit, parent=n - 1 if n else None)
+        trials.clean(n, 1)  # which leaves what the next one begins with
+    train(trials, 9, limit=6)
+    last, direct = (trials.sweep.trial_run(n, 1, 1) for n in (2, 9))
     assert last.path("model.keras").read_bytes() == direct.path("model.keras").read_bytes()
-    metrics = lines(trials, "9/1.9", timed=False)
-    assert lines(trials, "2/1.3", timed=False) == metrics
+    metrics = lines(trials, 9, timed=False)
+    assert lines(trials, 2, timed=False) == metrics
     assert len({line["learning_rate"] for line in metrics}) > 1
     # The times too are those of the shorter trials, so no epoch was trained twice.
-    assert lines(trials, "2/1.3", timed=True)[:3] == lines(trials, "1/1.2", timed=True)
-    assert lines(trials, "1/1.2", timed=True)[:2] == lines(trials, "0/1.1", timed=True)
+    assert lines(trials, 2, timed=True)[:3] == lines(trials, 1, timed=True)
+    assert lines(trials, 1, timed=True)[:2] == lines(trials, 0, timed=True)
 
 
 @pytest.mark.full
@@ -119,8 +122,8 @@ def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
     expected = {}
     for trial, epochs, rate in (("0", 2, 0.05), ("1", 3, 0.05), ("2", 2, 0.1)):
         values = {"model.dropout": 0.5, "train.learning_rate": rate}
-        work = Work(attempt=f"{trial}/1.{trial}", values=values, epochs=epochs)
-        score = pytest.approx(trials.run(work, lambda: None).scores["val_f1"])
+        work = Trial(n=int(trial), values=values, limit=epochs)
+        score = pytest.approx(trials.run(work, 1, lambda: None).scores["val_f1"])
         found = {**values, "train.epochs": epochs, "search/val_f1": score}
         expected[f"trial {trial} of tune_it/s"] = found
     # The winner has a row of its own, with all keys, none of which the page gets a column for.
@@ -172,33 +175,36 @@ def test_an_attempt_goes_on_where_the_one_before_it_was(tmp_path: Path) -> None:
 
     trials.observers.stop.check = stop  # type: ignore[method-assign]
     with pytest.raises(Stopped):
-        train(trials, "0/1.1", epochs=6)
-    saved = trials.saved("0/1.1")
+        train(trials, 0, limit=6)
+    saved = trials.saved(0, 1)
     assert saved > 0
     trials.observers.stop.check = lambda: None  # type: ignore[method-assign]
-    newest = trials.sweep.trial_run("0/1.1", 1).checkpoints()[-1]
-    broken = trials.sweep.trial_run("0/2.1", 1).path("checkpoints", newest.name)
+    newest = trials.sweep.trial_run(0, 1, 1).checkpoints()[-1]
+    broken = trials.sweep.trial_run(0, 2, 1).path("checkpoints", newest.name)
     broken.parent.mkdir(parents=True)
     broken.write_bytes(newest.read_bytes()[:-100])  # of an attempt that ended while copying
-    train(trials, "0/3.1", epochs=6, before=("0/2.1", "0/1.1"))
-    train(trials, "9/1.9", epochs=6)
-    again, direct = (trials.sweep.trial_run(attempt, 1) for attempt in ("0/3.1", "9/1.9"))
+    train(trials, 0, 3, limit=6)
+    train(trials, 9, limit=6)
+    again, direct = (trials.sweep.trial_run(n, k, 1) for n, k in ((0, 3), (9, 1)))
     assert again.path("model.keras").read_bytes() == direct.path("model.keras").read_bytes()
-    done = len(lines(trials, "0/1.1", timed=True))
+    done = len(lines(trials, 0, timed=True))
     assert done >= 1
-    assert lines(trials, "0/3.1", timed=True)[:done] == lines(trials, "0/1.1", timed=True)
+    assert lines(trials, 0, 3, timed=True)[:done] == lines(trials, 0, timed=True)
 
 
 @pytest.mark.full
-def test_only_the_parents_own_checkpoint_will_do(tmp_path: Path) -> None:
+def test_only_the_parents_own_checkpoint_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another one of its name is none: the trial fails and says so, after a wait for late files."""
     trials = trials_of(tmp_path / "sweep")
-    trials.shared = replace(trials.shared, terms=Terms(0.1, idle_s=0.01))
-    report = train(trials, "0/1.1", epochs=2)
-    wrong = dict.fromkeys(report.checkpoints, "0" * 64)
-    parent = Parent(attempt="0/1.1", checkpoints=wrong)
-    work = Work(attempt="1/1.2", values={"model.dropout": 0.5}, epochs=3, parent=parent)
-    assert "the parent's checkpoint is gone" in trials.run(work, lambda: None).error
+    monkeypatch.setattr(trial_module, "LATE_S", 0.1)
+    monkeypatch.setattr(trial_module, "LATE_POLL_S", 0.01)
+    parent = trials.run(dropout(0, limit=2), 1, lambda: None)
+    wrong = dict.fromkeys(parent.checkpoints, "0" * 64)
+    accept(trials.sweep, parent.model_copy(update={"checkpoints": wrong}))
+    child = dropout(1, limit=3, parent=0)
+    assert "the parent's checkpoint is gone" in trials.run(child, 1, lambda: None).error
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no disk"), MemoryError()])
@@ -212,15 +218,17 @@ def test_a_parents_checkpoint_that_cant_be_read_is_not_gone(
         raise error
 
     monkeypatch.setattr(checkpoint, "open_plain_file", fail)
-    run = trials.sweep.trial_run("1/1.2", 1)
+    run = trials.sweep.trial_run(1, 1, 1)
     assert not checkpoint.adopt(run.path("checkpoints", "step-000000003.npz"), run, "mine")
-    parent = Parent(attempt="0/1.1", checkpoints={"seed1/checkpoints/step-3.npz": "0" * 64})
-    work = Work(attempt="1/1.2", values={"model.dropout": 0.5}, epochs=3, parent=parent)
+    found = {"seed1/checkpoints/step-3.npz": "0" * 64}
+    scores = {"val_accuracy": 0.5}
+    accept(trials.sweep, dropout(0, attempt=1, scores=scores, checkpoints=found))
+    child = dropout(1, limit=3, parent=0)
     if isinstance(error, OSError):
         with pytest.raises(OSError, match="no disk"):
-            trials.run(work, lambda: None)
+            trials.run(child, 1, lambda: None)
     else:
-        assert trials.run(work, lambda: None).error == "MemoryError:"
+        assert trials.run(child, 1, lambda: None).error == "MemoryError:"
 
 
 @pytest.mark.parametrize(("number", "waits"), [(errno.ESTALE, True), (errno.ENOENT, False)])
@@ -239,36 +247,37 @@ def test_vectors_that_cant_be_read_just_now_fail_no_trial(
         return open_any(path, *mode, **options)
 
     monkeypatch.setattr(Path, "open", fail)
-    work = Work(attempt="0/1.1", values={"model.dropout": 0.5})
     if waits:
         with pytest.raises(DiskError, match="no disk"):
-            trials.run(work, lambda: None)
+            trials.run(dropout(0), 1, lambda: None)
     else:
-        assert "no disk" in trials.run(work, lambda: None).error
+        assert "no disk" in trials.run(dropout(0), 1, lambda: None).error
 
 
 @pytest.mark.full
-def test_a_trial_whose_parent_was_pruned_trains_its_epochs_too(tmp_path: Path) -> None:
+def test_a_trial_whose_parent_was_pruned_trains_its_epochs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the bytes that it would have had; a line says so. Of an unfinished parent it fails."""
     trials = trials_of(tmp_path / "sweep")
-    trials.shared = replace(trials.shared, terms=Terms(0.1, idle_s=0.01))
+    monkeypatch.setattr(trial_module, "LATE_S", 0.1)
+    monkeypatch.setattr(trial_module, "LATE_POLL_S", 0.01)
     lines: list[str] = []
     trials.observers.console.warning = lines.append  # type: ignore[method-assign,assignment]
-    report = train(trials, "0/1.1", epochs=2)
-    parent = Parent(attempt="0/1.1", checkpoints=report.checkpoints)
-    train(trials, "1/1.2", epochs=3, parent=parent)
-    run = trials.sweep.trial_run("0/1.1", 1)
+    train(trials, 0, limit=2)
+    train(trials, 1, limit=3, parent=0)
+    run = trials.sweep.trial_run(0, 1, 1)
     prune(run.folder, CHECKPOINTS, really=True)
-    train(trials, "1/1.3", epochs=3, parent=parent)
-    after, before = (trials.sweep.trial_run(name, 1) for name in ("1/1.3", "1/1.2"))
+    train(trials, 2, limit=3, parent=0)
+    after, before = (trials.sweep.trial_run(n, 1, 1) for n in (2, 1))
     assert after.path("model.keras").read_bytes() == before.path("model.keras").read_bytes()
     assert "trained again from the start" in "".join(lines)
     prune(after.folder, MODEL, really=True)
-    with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*1.3/"):
+    with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*2/1/"):
         load_model(after)
     run.path("result.json").unlink()
-    work = Work(attempt="1/1.4", values={"model.dropout": 0.5}, epochs=3, parent=parent)
-    assert "the parent's checkpoint is gone" in trials.run(work, lambda: None).error
+    child = dropout(3, limit=3, parent=0)
+    assert "the parent's checkpoint is gone" in trials.run(child, 1, lambda: None).error
 
 
 @pytest.mark.full
@@ -280,11 +289,10 @@ def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
 
     text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2\nobjective = "val_f1"')
     trials = trials_of(tmp_path / "sweep", text)
-    work = Work(attempt="0/1.1", values={"model.dropout": 0.0})
-    reported = trials.run(work, lambda: None).scores
+    reported = trials.run(dropout(0, 0.0), 1, lambda: None).scores
     expected: dict[str, list[Any]] = {"f1": [], "roc_auc": [], "log_loss": [], "accuracy": []}
     for seed in (1, 2):
-        run = trials.sweep.trial_run("0/1.1", seed)
+        run = trials.sweep.trial_run(0, 1, seed)
         model = keras.models.load_model(run.path("model.keras"))
         _, validation, _ = training_reviews(run.job(), trials.dataset)
         padded = keras.utils.pad_sequences(rows_of(validation), maxlen=6)
@@ -316,10 +324,10 @@ def test_a_process_that_has_grown_gives_way(
     monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
     largest = trials._largest_gb
     assert 1 < largest < 2
-    trials.run(Work(attempt="0/1.1", values={"model.dropout": 2.0}), lambda: None)
+    trials.run(dropout(0, 2.0), 1, lambda: None)
     assert not trials.has_grown(), "it has trained nothing yet"
     held[0] = 0.5
-    train(trials, "1/1.2", epochs=1)
+    train(trials, 1, limit=1)
     assert trials._first_gb == 0.5
     for devices, first, limit in (
         ("cpu", 0.5, largest),
@@ -352,18 +360,18 @@ def test_one_class_has_no_roc_auc() -> None:
 def test_whether_a_job_may_be_requeued_is_no_matter_of_an_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The supervisor needs it no more: it is interrupted, and has not failed."""
+    """It is needed no more: it is interrupted, and has not failed."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("HARNESS_MAX_REQUEUES", "0")
     trials = trials_of(tmp_path / "sweep")
     assert trials.allocation
 
     def superseded() -> None:
-        raise Superseded("the supervisor")
+        raise Superseded("another worker")
 
     trials.observers = replace(trials.observers, stop=TrialStop())
     with pytest.raises(Superseded):
-        trials.run(Work(attempt="0/1.1", values={"model.dropout": 0.5}), superseded)
+        trials.run(dropout(0), 1, superseded)
 
 
 def test_any_error_is_one_short_line_that_can_be_written(
@@ -372,16 +380,16 @@ def test_any_error_is_one_short_line_that_can_be_written(
     """A layer of the user's own may raise anything."""
     trials = trials_of(tmp_path / "sweep")
 
-    def fail(work: Work) -> Report:
+    def fail(trial: Trial, k: int) -> None:
         raise ValueError("unknown \udcff\n" + "row " * 100_000)
 
     monkeypatch.setattr(trials, "_run", fail)
-    report = trials.run(Work(attempt="0/1.1", values={}), lambda: None)
-    assert report.error.startswith("ValueError: unknown \\udcff row row")
-    assert len(report.model_dump_json()) < 3000
+    failed = trials.run(dropout(0), 1, lambda: None)
+    assert failed.error.startswith("ValueError: unknown \\udcff row row")
+    assert len(failed.model_dump_json()) < 3000
 
 
-@pytest.mark.parametrize("error", [None, Superseded("the supervisor"), OSError("stale")])
+@pytest.mark.parametrize("error", [None, Superseded("another worker"), OSError("stale")])
 def test_an_idle_worker_is_no_attempt_to_be_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
@@ -389,15 +397,15 @@ def test_an_idle_worker_is_no_attempt_to_be_stopped(
     trials, stop, looks = trials_of(tmp_path / "sweep"), TrialStop(), list[None]()
     trials.observers = replace(trials.observers, stop=stop)
 
-    def run(work: Work) -> Report:
+    def run(trial: Trial, k: int) -> dict[str, Any]:
         stop.check()
         if error:
             raise error
-        return Report()
+        return {}
 
     monkeypatch.setattr(trials, "_run", run)
     with contextlib.suppress(Superseded, OSError):
-        trials.run(Work(attempt="0/1.1", values={}), lambda: looks.append(None))
+        trials.run(dropout(0), 1, lambda: looks.append(None))
     assert len(looks) == 1
     stop.check()
     assert len(looks) == 1

@@ -1,25 +1,41 @@
-"""What a failing disk means to a worker that starts, and to the command that joins workers."""
+"""What a failing disk means to a worker that starts, and what its attempts tell meanwhile."""
 
 import errno
 import os
-import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.compute import strategy
 from harness.data import imdb_sources
-from harness.errors import DiskError, InputError, RunError
+from harness.errors import DiskError, InputError, Interrupted, RunError
+from harness.files.lenient_json import read_json
 from harness.search_space import SEARCH_FILE
-from harness.sweep_protocol.mailbox import Clock, Terms, patiently
-from harness.system.console import Console
 from harness.system.signals import StopRequest
-from harness.tuning import join, oracle_process, sweep_dir, worker
-from harness.tuning.pool import WorkerRequest
-from tests.tuning.made_up_sweep import RANDOM, make_sweep
+from harness.tuning import sweep_dir, worker
+from harness.tuning.course import LOCAL, Sleep, Terms, Train, View, Worker
+from harness.tuning.disk import Disk, patiently
+from harness.tuning.records import Attempt, Trial
+from harness.tuning.worker import Attempts
+from tests.conftest import wait_for
+from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
+
+
+@pytest.fixture
+def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time that is waited for by nobody: how long this process has waited."""
+    waited = [0.0]
+
+    def sleep(time_s: float) -> None:
+        waited[0] += time_s
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + waited[0])
+    return waited
 
 
 @pytest.fixture
@@ -42,18 +58,18 @@ def test_a_worker_that_starts_waits_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[Path]
 ) -> None:
     """The command has opened the sweep, so the disk hides it for a while."""
-    monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / SEARCH_FILE).touch())
+    monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / SEARCH_FILE).write_text("a = 1"))
     assert worker.main([str(tmp_path), "w0"]) == 0
     assert starts == [tmp_path]
 
 
 def test_a_failing_disk_is_no_refused_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[Path], waited_s: list[float]
 ) -> None:
     """That would end the whole command; a worker that failed is started again."""
-    monkeypatch.setattr(worker, "Terms", lambda: Terms(patience_s=-1))
     assert worker.main([str(tmp_path), "w0"]) == RunError.exit_code
     assert starts == []
+    assert waited_s[0] == pytest.approx(600, abs=5)
 
     def refuse(*_: object) -> int:
         if is_failing:
@@ -62,24 +78,9 @@ def test_a_failing_disk_is_no_refused_input(
 
     monkeypatch.setattr(worker, "work", refuse)
     for is_failing in (False, True):
-        (tmp_path / SEARCH_FILE).touch()
+        (tmp_path / SEARCH_FILE).write_text("a = 1")
         code = worker.main([str(tmp_path), "w0"])
         assert code == (RunError if is_failing else InputError).exit_code
-
-
-class MovedClock(Clock):
-    """A clock that waits for nobody."""
-
-    time_s = 0.0
-
-    def __init__(self, _: object = None) -> None:
-        pass
-
-    def now(self) -> float:
-        return self.time_s
-
-    def sleep(self, time_s: float) -> None:
-        MovedClock.time_s += time_s
 
 
 class Begins(Exception):  # noqa: N818 - what a worker does once it has read what it needs
@@ -89,10 +90,14 @@ class Begins(Exception):  # noqa: N818 - what a worker does once it has read wha
 @pytest.mark.parametrize("name", [SEARCH_FILE, "data.json", "0_9.txt"])
 @pytest.mark.parametrize("num_failing", [3, 10**9])
 def test_a_disk_that_fails_while_a_worker_starts_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, num_failing: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    waited_s: list[float],
+    name: str,
+    num_failing: int,
 ) -> None:
     """For ten minutes; as a refused input it would end the search."""
-    sweep, failed, clock_s = make_sweep(tmp_path / "sweep", RANDOM), list[Path](), MovedClock.time_s
+    sweep, failed = make_sweep(tmp_path / "sweep", RANDOM), list[Path]()
     review = tmp_path / "0_9.txt"
     review.touch()
     really_open, open_any = os.open, Path.open
@@ -117,106 +122,98 @@ def test_a_disk_that_fails_while_a_worker_starts_is_waited_for(
     monkeypatch.setattr(Path, "open", open_path)
     monkeypatch.setattr(sweep_dir, "reopen_data", lambda *_, **__: imdb_sources._read(review))
     monkeypatch.setattr(StopRequest, "listen", lambda self: None)
-    monkeypatch.setattr(worker, "StopClock", MovedClock)
     monkeypatch.setattr(worker, "import_tensorflow", begin)
     arguments: Any = SimpleNamespace(data=None, threads=1, devices="cpu")
     with pytest.raises(Begins if num_failing == 3 else DiskError):
-        worker.work(sweep, arguments)
+        worker._work(sweep, arguments)
     assert len(failed) >= 3
-    assert MovedClock.time_s - clock_s == pytest.approx(6 if num_failing == 3 else 600, abs=6)
+    assert waited_s[0] == pytest.approx(3 if num_failing == 3 else 600, abs=6)
 
 
-def test_what_is_no_fault_of_the_disk_is_not_waited_for(tmp_path: Path) -> None:
+def test_what_is_no_fault_of_the_disk_is_not_waited_for(
+    tmp_path: Path, waited_s: list[float]
+) -> None:
     """A file that is not there, or an input that is refused."""
-    refusal, clock_s = InputError("units = 0: too few"), MovedClock.time_s
 
     def refuse() -> None:
-        raise refusal
+        raise InputError("units = 0: too few")
 
     with pytest.raises(InputError, match="too few"):
-        patiently(refuse, MovedClock())
+        patiently(refuse, StopRequest())
     with pytest.raises(FileNotFoundError):
-        patiently((tmp_path / "none").read_bytes, MovedClock())
-    assert MovedClock.time_s == clock_s
+        patiently((tmp_path / "none").read_bytes, StopRequest())
+    assert waited_s == [0.0]
 
 
-def test_an_oracle_that_starts_waits_for_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_worker_waits_ten_minutes_for_a_disk_that_fails(
+    tmp_path: Path, waited_s: list[float]
 ) -> None:
-    """Its last word would end the search."""
-    sweep, open_any, failed = make_sweep(tmp_path / "sweep", RANDOM), Path.open, list[Path]()
-
-    def open_path(path: Path, *mode: Any, **options: Any) -> Any:
-        if path.name == SEARCH_FILE and not failed:
-            failed.append(path)
-            raise OSError(errno.ESTALE, "stale")
-        return open_any(path, *mode, **options)
-
-    monkeypatch.setattr(Path, "open", open_path)
-    monkeypatch.setattr(oracle_process, "Clock", MovedClock)
-    monkeypatch.setattr(strategy, "import_tensorflow", lambda *_, **__: None)
-    monkeypatch.setattr(oracle_process, "propose", lambda search, _: [{"end": search.name}])
-    monkeypatch.setattr(sys, "argv", ["oracle", str(sweep.path(SEARCH_FILE))])
-    monkeypatch.setattr(os, "dup2", lambda *_: None)
-    assert oracle_process.main() == 0
-    assert (len(failed), capfd.readouterr().out) == (1, '{"end": "tune_lstm"}\n')
+    """One turn that goes well begins the time anew; then it is interrupted, which loses nothing."""
+    sweep, course = Disk(tmp_path), iter_sleeps([*[True] * 100, False, *[True] * 10_000])
+    with pytest.raises(Interrupted, match="the file system: stale"):
+        sweep.run(course)
+    assert waited_s[0] == pytest.approx(200 + 600, abs=5)
 
 
-class Pool:
-    """Workers whose logs can't be opened for some rounds."""
-
-    num_failing = 3
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.workers: list[object] = []
-        self.num_rounds = 0
-        self.is_over = False
-
-    def __enter__(self) -> "Pool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def join_as(self, prefix: str) -> None:
-        pass
-
-    start_all = stop = lambda self: None
-
-    def tend(self, num_done: int, states: object) -> None:
-        self.num_rounds += 1
-        self.is_over = self.num_rounds > self.num_failing
-        if not self.is_over:
-            raise OSError(errno.ESTALE, "stale")
+def iter_sleeps(fails: list[bool]) -> Any:
+    """Sleeps of two seconds, some because the file system fails."""
+    for each in fails:
+        yield Sleep(2.0, OSError("stale") if each else None)
 
 
-class Suspended:
-    """A clock of a process that was stopped once, for longer than a worker waits for the disk."""
+class OneTrial:
+    """Trains until it is told that nobody needs the attempt."""
 
-    def __init__(self, _: object) -> None:
-        self.now_s = 0.0
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.num_checks = error, 0
 
-    def now(self) -> float:
-        return self.now_s
+    def run(self, trial: Trial, k: int, check: Callable[[], None]) -> Trial:
+        if self.error:
+            raise self.error
+        while True:
+            self.num_checks += 1
+            check()
+            time.sleep(0.01)
 
-    def sleep(self, _: float) -> None:
-        self.now_s = 1000.0
+    def saved(self, n: int, k: int) -> int:
+        return 7
+
+    def has_grown(self) -> bool:
+        return False
 
 
-@pytest.mark.parametrize("patience_s", [600, -1])
-def test_a_joined_command_outlasts_a_failing_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
-) -> None:
-    """Until it has failed for as long as a worker waits for it."""
-    sweep = make_sweep(tmp_path / "sweep", RANDOM)
-    shared = SimpleNamespace(terms=Terms(patience_s=patience_s))
-    monkeypatch.setattr(sweep, "shared", lambda _: shared)
-    monkeypatch.setattr(join, "WorkerPool", Pool)
-    monkeypatch.setattr(join, "JOIN_ROUND_S", 0.0)
-    monkeypatch.setattr(join, "StopClock", Suspended)
-    arguments: Any = (sweep, WorkerRequest(), [])
-    if patience_s > 0:
-        join._join(*arguments, allocation=None, console=Console())
-    else:
-        with pytest.raises(RunError, match="stale"):
-            join._join(*arguments, allocation=None, console=Console())
+@pytest.mark.parametrize("how", ["accepted", "later", "stopped"])
+def test_an_attempt_ends_once_nobody_needs_it(tmp_path: Path, how: str) -> None:
+    """Its beat tells its steps; another attempt, a result or a stop of the search ends it."""
+    sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
+    trials: Any = OneTrial()
+    attempts = Attempts(Disk(sweep.folder), Terms(beat_s=0.02), trials)
+    attempts.worker = Worker(View(time.monotonic, LOCAL), Attempt(worker="me"), 24)
+    beat = sweep.path("trials/0/1/beat.json")
+
+    def interfere() -> None:
+        wait_for(lambda: read_json(beat).get("step", 0) > 1)
+        place = {"accepted": "trials/0/accepted/trial", "later": "trials/0/2/owner"}
+        path = sweep.path(f"{place.get(how, 'stops/1/stop')}.json")
+        path.parent.mkdir()
+        path.write_text('{"n": 0, "worker": "other", "by": "me", "at": "now", "values": {}}')
+
+    thread = threading.Thread(target=interfere)
+    thread.start()
+    assert attempts.act(Train(trial(0, None), 1)) is None
+    thread.join()
+    assert read_json(beat)["saved"] == 7
+    assert trials.num_checks > 1
+
+
+def test_what_ends_an_attempt_is_told_apart(tmp_path: Path) -> None:
+    """A disk that refuses is tried again; a signal and any other error end the process."""
+    for error, expected in (
+        (DiskError("no room"), OSError),
+        (Interrupted("SIGTERM"), Interrupted),
+        (RunError("it broke"), RunError),
+    ):
+        trials: Any = OneTrial(error)
+        attempts = Attempts(Disk(tmp_path), LOCAL, trials)
+        with pytest.raises(expected):
+            attempts.act(Train(trial(0, None), 1))

@@ -1,5 +1,6 @@
 """The order of an oracle's calls: a function of the results, not of the time they come."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,8 @@ from typing import Any
 import pytest
 
 from harness.errors import RunError
-from harness.sweep_protocol.journal import Proposal
-from harness.sweep_protocol.mailbox import Report
-from harness.sweep_protocol.schedule import Schedule
-from tests.sweep_protocol.planner import Planner
+from harness.tuning.records import Trial
+from harness.tuning.schedule import Schedule
 
 
 @dataclass
@@ -51,25 +50,29 @@ class Halving:
         self.calls.append(("end", trial.trial_id, trial.status))
 
 
-def result(n: int) -> Report:
-    if n == 4:
-        return Report(error="too large")
-    return Report(scores={"score": (n * 7 % 11) / 10})
+def ended(trial: Trial) -> Trial:
+    if trial.n == 4:
+        return trial.model_copy(update={"error": "too large"})
+    return trial.model_copy(update={"scores": {"score": (trial.n * 7 % 11) / 10}})
 
 
-def searched(seed: int, known: Sequence[Proposal] = (), **options: Any) -> tuple[Any, ...]:
+def take(schedule: Schedule, limit: int) -> list[Trial]:
+    """The next trials, so many at most."""
+    return list(itertools.islice(iter(schedule.next, None), limit))
+
+
+def searched(seed: int, known: Sequence[Trial] = (), **options: Any) -> tuple[Any, ...]:
     """The calls and proposals of a whole search whose results come in an order of chance."""
     chance = random.Random(seed)  # noqa: S311 - not a secret
     oracle = Halving(**options)
-    planner = Planner(Schedule(oracle, num_trials=0, width=3, known=known))
-    proposals, waiting = list(known), [proposal.n for proposal in known]
-    while not planner.is_over or waiting:
-        new = planner.take(chance.randint(0, 3))
+    schedule = Schedule(oracle, num_trials=0, width=3, known=known)
+    proposals, waiting = list[Trial](), list[Trial]()
+    while not schedule.is_over or waiting:
+        new = take(schedule, chance.randint(0, 3))
         proposals += new
-        waiting += [proposal.n for proposal in new]
+        waiting += new
         if waiting and chance.random() < 0.5:
-            n = waiting.pop(chance.randrange(len(waiting)))
-            planner.offer(n, result(n))
+            schedule.offer(ended(waiting.pop(chance.randrange(len(waiting)))))
     return oracle.calls, proposals
 
 
@@ -90,7 +93,7 @@ def test_a_restart_replays_and_goes_on() -> None:
     for num_known in range(len(proposals) + 1):
         again, all_of_them = searched(num_known, proposals[:num_known])
         assert (again, all_of_them) == (calls, proposals)
-    changed = [*proposals[:5], Proposal(5, {"x": 99}, 1), *proposals[6:]]
+    changed = [*proposals[:5], Trial(n=5, values={"x": 99}, limit=1), *proposals[6:]]
     with pytest.raises(RunError, match=r"proposes \{'x': 5\} as trial 5, which was \{'x': 99\}"):
         searched(0, changed)
 
@@ -98,20 +101,22 @@ def test_a_restart_replays_and_goes_on() -> None:
 def test_an_oracle_that_does_not_learn_gets_no_results_and_never_waits() -> None:
     """All its trials can be had at once, however few are taken at a time."""
     oracle = Halving(num=7)
-    planner = Planner(Schedule(oracle, num_trials=5, width=None))
-    assert [proposal.n for proposal in planner.take(2)] == [0, 1]
-    planner.offer(0, result(0))
-    assert [proposal.n for proposal in planner.take(9)] == [2, 3, 4]
-    assert planner.is_over
+    schedule = Schedule(oracle, num_trials=5, width=None)
+    first = take(schedule, 2)
+    assert [trial.n for trial in first] == [0, 1]
+    schedule.offer(ended(first[0]))
+    assert [trial.n for trial in take(schedule, 9)] == [2, 3, 4]
+    assert schedule.is_over
     assert not any(call[0] == "end" for call in oracle.calls)
 
 
 def test_no_more_trials_run_virtually_than_the_width() -> None:
     """The fourth trial of three workers waits for the one that is to end first."""
-    planner = Planner(Schedule(Halving(), num_trials=0, width=3))
-    assert [proposal.n for proposal in planner.take(9)] == [0, 1, 2]
-    planner.offer(1, result(1))  # it has two epochs, so it virtually ends after trial 0
-    assert planner.take(9) == []
-    planner.offer(0, result(0))
-    assert [proposal.n for proposal in planner.take(9)] == [3]
-    assert not planner.is_over
+    schedule = Schedule(Halving(), num_trials=0, width=3)
+    first = take(schedule, 9)
+    assert [trial.n for trial in first] == [0, 1, 2]
+    schedule.offer(ended(first[1]))  # it has two epochs, so it virtually ends after trial 0
+    assert take(schedule, 9) == []
+    schedule.offer(ended(first[0]))
+    assert [trial.n for trial in take(schedule, 9)] == [3]
+    assert not schedule.is_over

@@ -2,18 +2,17 @@
 
 The order is that of a virtual clock, on which a fixed number of workers train an epoch a tick. A
 trial is proposed when a virtual worker is free; results are given in the order of their virtual
-ends. So the oracle's state is a function of the results alone: a restart replays it, and
-promotions are those of a search that nobody disturbed.
+ends. So the oracle's state is a function of the results alone: whoever has the results replays it,
+and promotions are those of a search that nobody disturbed.
 """
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from harness.errors import RunError
 from harness.search_parameters import Value
-from harness.sweep_protocol.journal import Proposal
-from harness.sweep_protocol.mailbox import Report
+from harness.tuning.records import Trial
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # as KerasTuner names them in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
@@ -41,7 +40,7 @@ class Schedule:
         *,
         num_trials: int,
         width: int | None,
-        known: Sequence[Proposal] = (),
+        known: Sequence[Trial] = (),
     ) -> None:
         """Take an oracle that was not called yet.
 
@@ -50,28 +49,33 @@ class Schedule:
             num_trials: at most, 0 for as many as it proposes.
             width: the number of virtual workers; None for an oracle that does not learn from
                 results, which then gets none.
-            known: the first proposals, as they were made before.
+            known: the first proposals, as they were made before; may grow.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
+        self.num_proposed = 0
         self._trials: list[Any] = []  # of the oracle
         self._numbers: dict[str, int] = {}  # by the oracle's name of a trial
         self._epochs: list[int] = []
         self._running: list[tuple[int, int]] = []  # a heap of (virtual end, trial)
         self._now = 0  # virtual, in epochs
-        self._reports: dict[int, Report] = {}
+        self._results: dict[int, Trial] = {}
         self._is_idle = False  # the oracle waits for a result, or has no more trials
 
-    def offer(self, n: int, report: Report) -> None:
+    def offer(self, trial: Trial) -> None:
         """Take a trial's result, which the oracle gets when it is due."""
-        self._reports[n] = report
+        self._results[trial.n] = trial
 
-    def advance(self) -> Iterator[Proposal]:
-        """The trials that the oracle proposes by the results so far."""
+    def next(self) -> Trial | None:
+        """The next trial that the oracle proposes by the results so far, None if there is none.
+
+        Raises:
+            RunError: if it is known and was another one.
+        """
         while True:
             if self._may_propose() and (proposal := self._propose()):
-                yield proposal
-            elif not self._give_result():
-                return
+                return proposal
+            if not self._give_result():
+                return None
 
     @property
     def is_over(self) -> bool:
@@ -83,14 +87,14 @@ class Schedule:
         has_room = self.width is None or len(self._running) < self.width
         return has_room and not self._is_idle and not self.is_over
 
-    def _propose(self) -> Proposal | None:
+    def _propose(self) -> Trial | None:
         n = len(self._trials)
         trial = self.oracle.create_trial(str(n))
         if trial.status != RUNNING:
             self._is_idle = True
             return None
         proposal = self._proposal(n, trial.hyperparameters.values)
-        if n < len(self.known) and proposal != self.known[n]:
+        if n < len(self.known) and proposal.proposal != self.known[n].proposal:
             raise RunError(
                 f"the oracle proposes {proposal.values} as trial {n}, which was "
                 f"{self.known[n].values}; go on with the version of harness and KerasTuner that "
@@ -98,34 +102,38 @@ class Schedule:
             )
         self._trials.append(trial)
         self._numbers[trial.trial_id] = n
-        self._epochs.append(proposal.epochs or 1)
+        self._epochs.append(proposal.limit or 1)
+        self.num_proposed = len(self._trials)
         if self.width is not None:
             before = self._epochs[proposal.parent] if proposal.parent is not None else 0
             end = self._now + max(1, self._epochs[n] - before)
             heapq.heappush(self._running, (end, n))
         return proposal
 
-    def _proposal(self, n: int, values: Mapping[str, Any]) -> Proposal:
+    def _proposal(self, n: int, values: Mapping[str, Any]) -> Trial:
         own: dict[str, Value] = {
             key: value.item() if hasattr(value, "item") else value  # of NumPy
             for key, value in values.items()
             if not key.startswith("tuner/")
         }
         epochs, parent = values.get(EPOCHS), values.get(PARENT)
-        return Proposal(
-            n, own, int(epochs) if epochs else None, self._numbers[parent] if parent else None
+        return Trial(
+            n=n,
+            values=own,
+            limit=int(epochs) if epochs else None,
+            parent=self._numbers[parent] if parent else None,
         )
 
     def _give_result(self) -> bool:
         """Give the oracle the result that is due; False if it is not known yet."""
-        if not self._running or self._running[0][1] not in self._reports:
+        if not self._running or self._running[0][1] not in self._results:
             return False
         self._now, n = heapq.heappop(self._running)
-        trial, report = self._trials[n], self._reports.pop(n)
-        if report.error:
-            trial.status, trial.message = FAILED, report.error
+        trial, result = self._trials[n], self._results.pop(n)
+        if result.error:
+            trial.status, trial.message = FAILED, result.error
         else:
-            self.oracle.update_trial(trial.trial_id, dict(report.scores))
+            self.oracle.update_trial(trial.trial_id, dict(result.scores))
             trial.status = COMPLETED
         self.oracle.end_trial(trial)
         self._is_idle = False

@@ -1,0 +1,122 @@
+"""The leaderboard and the result of a sweep: views of its trials, the same whoever writes them."""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.errors import RunError
+from harness.report.text_tables import defused
+from harness.search_space import SearchSpec, rounded
+from harness.tuning.records import Trial
+from harness.tuning.sweep_dir import SweepDirectory
+
+LEADERBOARD = "leaderboard.csv"
+MAX_SAME_FAILURES = 3  # trials that fail in the same way are no accident
+ORDER = ("finished", "running", "waiting", "failed")
+
+
+def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
+    """The finished trials, best first, then the running, waiting and failed ones."""
+    sign, objective = -1 if search.goal == "max" else 1, search.table.objective
+    return sorted(
+        trials, key=lambda t: (ORDER.index(t.status), sign * t.scores.get(objective, 0.0), t.n)
+    )
+
+
+def ranked_trials(sweep: SweepDirectory, search: SearchSpec) -> list[Trial]:
+    """The trials of a sweep, the best first.
+
+    Raises:
+        DiskError: if they can't be read.
+    """
+    return ranked(sweep.trials(), search)
+
+
+def attempt_of(trial: Trial) -> str:
+    """The attempt that counts: its folder below `trials/`; empty before."""
+    return f"{trial.n}/{trial.attempt}" if trial.attempt else ""
+
+
+def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
+    """The ranked trials by the columns of the leaderboard; what a trial does not have is None."""
+    keys, objective = [parameter.key for parameter in search.space], search.table.objective
+    rows = []
+    for rank, trial in enumerate(ranked(trials, search), 1):
+        values = {key: trial.values.get(key) for key in keys}
+        row = {
+            "rank": rank if trial.status == "finished" else None,
+            "trial": trial.n,
+            "status": trial.status,
+            objective: trial.scores.get(objective),
+            **{k: None if v is None else rounded(v) for k, v in values.items()},
+            "epochs": trial.epochs,
+            "kept_epoch": trial.kept_epoch,
+            "training_s": trial.training_s,
+            "parameters": trial.parameters,
+            "worker": trial.worker,
+            "error": " ".join(trial.error.split()),
+            "attempt": attempt_of(trial),
+        }
+        rows.append(row)
+    return rows
+
+
+def leaderboard_csv(trials: Iterable[Trial], search: SearchSpec) -> bytes:
+    """The ranked trials as CSV, where a formula is no formula."""
+    rows = leaderboard_rows(trials, search)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(rows[0] if rows else ["rank", "trial", "status"])
+    for row in rows:
+        cells = (repr(cell) if isinstance(cell, float) else cell for cell in row.values())
+        writer.writerow(map(defused, cells))
+    return text.getvalue().encode()
+
+
+def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> dict[str, Any]:
+    """The result of a search that is over, from its trials.
+
+    Raises:
+        RunError: if no trial has finished.
+    """
+    in_order = ranked(trials, search)
+    if not in_order or in_order[0].status != "finished":
+        error = in_order[0].error if in_order else "there were none"
+        raise RunError(f"sweep {sweep.folder}: no trial finished: {error}")
+    best = in_order[0]
+    return {
+        "job": search.name,
+        "sweep": sweep.folder.name,
+        "tuner": search.table.tuner,
+        "objective": search.table.objective,
+        "trials": search.table.trials,  # as asked for: see `is_of_search`
+        "num_trials": len(trials),
+        "num_failed": sum(trial.status == "failed" for trial in trials),
+        "best_trial": best.n,
+        "best_score": best.scores[search.table.objective],
+        "best_values": {
+            each.key: str(rounded(best.values[each.key]))
+            for each in search.space
+            if each.key in best.values
+        },
+    }
+
+
+def same_failure(trials: Iterable[Trial]) -> str:
+    """The error that three trials have in common, whatever numbers are in it; empty if none has."""
+    errors = [trial.error for trial in trials if trial.error]
+    counts = Counter(re.sub(r"[0-9.]+", "#", error) for error in errors)
+    alike = (e for e in errors if counts[re.sub(r"[0-9.]+", "#", e)] >= MAX_SAME_FAILURES)
+    return next(alike, "")
+
+
+def describe(trial: Trial, search: SearchSpec) -> str:
+    """A line about a trial that has ended: how, and with which values."""
+    how = f"failed: {trial.error}"
+    if trial.status == "finished":
+        how = f"{search.table.objective} {trial.scores[search.table.objective]:.4f}"
+    values = ", ".join(f"{key} = {rounded(value)}" for key, value in trial.values.items())
+    return f"trial {trial.n}: {how}; {values}"

@@ -1,0 +1,557 @@
+"""Whole searches in a made-up world, by the courses of the code itself.
+
+Time is virtual. A node may see a file or a folder as it was 30 s ago. Processes are killed, stopped
+and lost with their node, operations fail or are done though they seem to fail, somebody cancels.
+"""
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from harness.errors import Interrupted, RunError
+from harness.tuning import course
+from harness.tuning.course import (
+    OVER,
+    STOPPED,
+    Clean,
+    Make,
+    Names,
+    Proposer,
+    Read,
+    Sleep,
+    Terms,
+    Train,
+    View,
+    Worker,
+    Write,
+    follow,
+    lift_stop,
+    next_stop,
+    tell_gone,
+)
+from harness.tuning.records import Attempt, Record, Stop, Trial
+from harness.tuning.schedule import Schedule
+
+CACHE_S = 30.0  # for which a node may see an older state
+EPOCH_S = 10.0
+PATIENCE_S = 4000.0  # after the last fault, for a search to end
+CANCEL_S = 150.0  # after a cancel, by when everybody has stopped
+SAFEGUARDS = (
+    *("claim", "first", "values", "order", "fsync", "copy", "attempts", "known"),
+    *("stuck", "stop", "clean", "term", "gone"),
+)
+ONLY_SAVE_WORK = ("term", "gone")
+FAULTS = (
+    *("kill", "kill", "kill command", "node", "stop", "stop", "stop", "outage", "outage"),
+    *("error", "error", "show", "join", "join", "leave", "cancel"),
+)
+PLACES = ("", "", "Make", "owner", "values", "accepted", "beat", "checkpoint", "end.json", "stop")
+LATEST_S, STUCK_ATTEMPTS = 700.0, 5
+
+
+class Violation(AssertionError):  # noqa: N818 - of a promise
+    """What a search has promised never to do."""
+
+
+class Choices:
+    """An oracle: some trials go on from the best so far, for twice the epochs."""
+
+    def __init__(self, world: "World", node: int) -> None:
+        self.world, self.node = world, node
+        self.calls: list[tuple[Any, ...]] = []
+        self.trials: list[Any] = []
+        self.scores: dict[int, float] = {}
+        self.promoted: set[int] = set()
+
+    def create_trial(self, tuner_id: str) -> Any:
+        n = len(self.trials)
+        values: dict[str, Any] = {
+            "x": hash((self.world.seed, n)) % 10**6,
+            "tuner/epochs": 1 + n % 3,
+        }
+        left = [(score, each) for each, score in self.scores.items() if each not in self.promoted]
+        if self.world.is_guided and left and n % 2:
+            _, best = max(left)
+            self.promoted.add(best)
+            of = self.trials[best].hyperparameters.values
+            values = {"x": of["x"], "tuner/epochs": 2 * of["tuner/epochs"]}
+            values["tuner/trial_id"] = str(best)
+        if self.world.rounds_otherwise:  # but for trials that it knows
+            known = self.world.known_values(n, self.node)
+            values["x"] = known if known is not None else values["x"] + self.node / 100
+        hyperparameters = SimpleNamespace(values=values)
+        trial = SimpleNamespace(trial_id=str(n), status="RUNNING", hyperparameters=hyperparameters)
+        self.trials.append(trial)
+        self._call("propose", n, values["tuner/epochs"], values.get("tuner/trial_id"))
+        return trial
+
+    def update_trial(self, trial_id: str, metrics: dict[str, Any]) -> None:
+        self.scores[int(trial_id)] = metrics["score"]
+
+    def end_trial(self, trial: Any) -> None:
+        self._call("result", int(trial.trial_id), trial.status)
+
+    def _call(self, *call: Any) -> None:
+        self.calls.append(call)
+        expected = self.world.calls
+        if expected and self.calls != expected[: len(self.calls)]:
+            raise Violation("the oracle is called otherwise")
+
+
+class Unordered(Schedule):
+    """Gives results as they come."""
+
+    def _give_result(self) -> bool:
+        ready = [each for each in self._running if each[1] in self._results]
+        if ready:
+            self._running.remove(ready[0])
+            self._running.insert(0, ready[0])
+        return super()._give_result()
+
+
+@dataclass(eq=False)
+class Process:
+    """A worker, a proposer or a command on a node."""
+
+    name: str
+    node: int
+    kind: str
+    since_s: float
+    view: View
+    command: "Process | None" = None
+    course: Generator[Any, Any, Any] = field(init=False)
+    is_alive: bool = True
+    leaves: bool = False
+    stopped_until_s: float = 0.0
+    ended: set[str] = field(default_factory=set)  # children of a command
+    stopped: list["Process"] = field(default_factory=list)  # those that saw the search stopped
+
+
+def checkpoint(n: int, k: int) -> str:
+    return f"trials/{n}/{k}/checkpoint"
+
+
+class World:
+    """A disk, nodes, processes, and what strikes them."""
+
+    scale = 1  # epochs that count as one of the oracle's
+
+    def __init__(self, seed: int, *, without: tuple[str, ...] = (), num_faults: int | None = None):
+        self.seed, self.without = seed, without
+        self.chance = chance = random.Random(seed)  # noqa: S311 - not a secret
+        self.now_s = self.last_fault_s = 0.0
+        self.heap: list[tuple[float, int, Callable[[], None]]] = []
+        self.number, self.num_ops, self.num_epochs = itertools.count(), 0, 0
+        self.server: dict[str, Any] = {}
+        self.unsynced: dict[str, tuple[int, Any]] = {}  # node, and what a crash leaves
+        self.owners: dict[str, Process] = {}
+        self.caches: list[dict[Any, tuple[float, Any]]] = [{} for _ in range(chance.randint(1, 4))]
+        self.down_until_s = [0.0] * len(self.caches)
+        self.processes: list[Process] = []
+        self.terms = Terms(lost_s=0.0 if "term" in without else 180.0)
+        self.is_guided = chance.random() < 0.5
+        self.num_trials, self.width = chance.randint(3, 7), chance.randint(2, 3)
+        self.rounds_otherwise = chance.random() < 0.3
+        self.poison = chance.randrange(self.num_trials) if chance.random() < 0.15 else None
+        self.cancelled_s: float | None = None
+        self.num_lifted, self.result, self.trace = 0, dict[int, Any](), list[Any]()
+        self.calls: list[tuple[Any, ...]] = []
+        self.expected = self._undisturbed()
+        num = chance.choice((0, 1, 2, 3, 4, 6, 8, 10)) if num_faults is None else num_faults
+        self.plan = [
+            (chance.randrange(600), chance.choice(PLACES), chance.choice(FAULTS))
+            for _ in range(num)
+        ]
+        for _ in range(chance.randint(1, 3)):
+            self.start_command()
+
+    # What a search is
+
+    def schedule(self, known: list[Trial], node: int = 0) -> Schedule:
+        kind = Unordered if "order" in self.without else Schedule
+        oracle = Choices(self, node)
+        width = self.width if self.is_guided else None
+        return kind(oracle, num_trials=self.num_trials, width=width, known=known)
+
+    def known_values(self, n: int, node: int) -> Any:
+        known = self.server.get(f"trials/{n}/values.json")
+        return known["values"]["x"] if known and "known" not in self.without else None
+
+    def _undisturbed(self) -> dict[int, Any]:
+        """The score of each trial, and the oracle's calls."""
+        without, self.without, rounds = self.without, (), self.rounds_otherwise
+        self.rounds_otherwise = False
+        known: list[Trial] = []
+        schedule, found = self.schedule(known), dict[int, Any]()
+        while trial := schedule.next():
+            known.append(trial)
+            found[trial.n] = None if trial.n == self.poison else self.score(trial)
+            schedule.offer(self.ended(trial, 1))
+        while schedule.next():
+            pass
+        self.calls, self.without, self.rounds_otherwise = schedule.oracle.calls, without, rounds  # type: ignore[attr-defined]
+        return found
+
+    def score(self, trial: Trial) -> float:
+        return hash((self.seed, int(float(trial.values["x"])), trial.limit)) % 997 / 997
+
+    def ended(self, trial: Trial, k: int) -> Trial:
+        if trial.n == self.poison:
+            return trial.model_copy(update={"attempt": k, "error": "it was fatal"})
+        return trial.model_copy(update={"attempt": k, "scores": {"score": self.score(trial)}})
+
+    # Processes
+
+    def start_command(self, *, again: bool = False) -> None:
+        """A command with a proposer and some workers, as a job or a person starts one."""
+        if again and self.result:
+            return
+        if again and any(each.is_alive for each in self.processes):
+            self._push(100.0, lambda: self.start_command(again=True))
+            return
+        node = self.chance.randrange(len(self.caches))
+        command = self._start("command", node, None)
+        if not again:  # by a person, who may have gone on with the search just now
+            command.view.num_lifted = self.num_lifted
+        self._start("proposer", node, command)
+        for _ in range(self.chance.randint(1, 2)):
+            self._start("worker", node, command)
+
+    def _start(self, kind: str, node: int, command: Process | None) -> Process:
+        name = f"{kind[0]}{len(self.processes)}"
+        now = clock_of(self, self.chance.uniform(0.99, 1.01))
+        num_lifted = command.view.num_lifted if command else 0
+        view = View(now, self.terms, num_lifted=num_lifted)
+        p = Process(name, node, kind, self.now_s, view, command)
+        p.course = getattr(self, f"_{kind}")(p, view)
+        self.processes.append(p)
+        self._push(self.chance.random(), lambda: self._step(p, None, None))
+        return p
+
+    def _worker(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+        worker = Worker(view, Attempt(worker=p.name), 0)
+        steps, answer, error = worker.course(), None, None
+        while True:
+            try:
+                operation = steps.throw(error) if error else steps.send(answer)
+            except StopIteration as end:
+                return end.value
+            error = None
+            try:
+                if isinstance(operation, Train):
+                    answer = yield from self._train(p, worker, operation)
+                else:
+                    answer = yield operation
+            except (OSError, Interrupted) as failed:
+                error = failed
+
+    def _train(self, p: Process, worker: Worker, op: Train) -> Generator[Any, Any, Trial | None]:
+        """What `harness.tuning.trial` and the thread that beats do."""
+        n, k, step, limit = op.trial.n, op.k, 0, (op.trial.limit or 1) * self.scale
+        yield from worker.tick(n, k, step=0, saved=0)
+        saved = None
+        for each in range(k, 0, -1):
+            saved = saved or (yield Read(checkpoint(n, each)))
+        if not saved and op.trial.parent is not None:
+            parent = yield Read(f"trials/{op.trial.parent}/accepted/trial.json")
+            saved = parent and (yield Read(checkpoint(op.trial.parent, parent.get("attempt", 0))))
+            if not saved or 2 * saved["epochs"] != limit:
+                raise OSError("the parent's checkpoint can't be seen yet")
+        epochs = saved["epochs"] if saved else 0
+        if "copy" not in self.without:
+            yield Write(checkpoint(n, k), Saved(epochs=epochs))
+        while epochs < limit:
+            if n == self.poison:
+                self.end(p)
+            yield Sleep(EPOCH_S)
+            self.num_epochs, step, epochs = self.num_epochs + 1, step + 1, epochs + 1
+            yield Write(checkpoint(n, k), Saved(epochs=epochs))
+            if (yield from worker.tick(n, k, step=step, saved=epochs)):
+                return None
+        return self.ended(op.trial, k)
+
+    def _proposer(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+        begin = partial(self.schedule, node=p.node)
+        return Proposer(view, begin, 0, ahead=2, is_guided=self.is_guided).course()
+
+    def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+        while True:
+            try:
+                yield from follow(view)
+                if "gone" not in self.without:
+                    yield from tell_gone(view, p.ended)
+                if (yield from view.is_stopped()):
+                    return STOPPED
+                while p.stopped:  # by a stop that was lifted meanwhile
+                    each = p.stopped.pop()
+                    self._start(each.kind, each.node, p)
+                if (yield from view.is_over(0)):
+                    self.result = {n: t.scores.get("score") for n, t in view.accepted.items()}
+                    return OVER
+            except OSError:
+                pass
+            yield Sleep(self.terms.table_s)
+
+    def _canceller(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+        act = next_stop if self.cancelled_s is None else lift_stop
+        while True:
+            try:
+                yield from act(view, Stop(by="me", at="now"))
+                break
+            except OSError:
+                yield Sleep(5.0)
+        if act is next_stop:
+            self.cancelled_s = self.now_s
+            self._push(self.chance.uniform(200, 400), lambda: self._go_on(p.node))
+        else:
+            self.num_lifted, self.cancelled_s = view.num_lifted + 1, None
+            self.start_command()
+
+    def _go_on(self, node: int, *, again: bool = False) -> None:
+        """A person goes on with the search that was cancelled, or cancels once more."""
+        if again or not self.result:
+            self.last_fault_s = self.now_s
+            self._start("canceller", node, None)
+
+    # Time
+
+    def _push(self, delay_s: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self.heap, (self.now_s + delay_s, next(self.number), act))
+
+    def run(self) -> None:
+        """Run to the end of the search.
+
+        Raises:
+            Violation: if a promise is broken.
+        """
+        before, course.MAX_ATTEMPTS = course.MAX_ATTEMPTS, STUCK_ATTEMPTS
+        if "stuck" in self.without:
+            course.MAX_ATTEMPTS = 10**9
+        try:
+            while self.heap:
+                self.now_s, _, act = heapq.heappop(self.heap)
+                act()
+                if not self.heap and not self.result:  # everybody left
+                    self.start_command()
+                if self.now_s > self.last_fault_s + PATIENCE_S:
+                    raise Violation("no end")
+        finally:
+            course.MAX_ATTEMPTS = before
+        if not self.result:
+            raise Violation("a trial is lost")
+        if self.result != self.expected:
+            raise Violation("another leaderboard")
+
+    def _step(self, p: Process, answer: Any, error: Exception | None) -> None:
+        if not p.is_alive:
+            return
+        if p.stopped_until_s > self.now_s:
+            self._push(p.stopped_until_s - self.now_s, lambda: self._step(p, answer, error))
+            return
+        if p.leaves:
+            p.leaves, error = False, Interrupted("SIGTERM")
+        try:
+            op = p.course.throw(error) if error else p.course.send(answer)
+        except StopIteration as end:
+            p.is_alive = False
+            if p.command and end.value == STOPPED:
+                p.command.stopped.append(p)
+            if p.kind == "command":  # its children may take a while to see it
+                self._push(75.0, lambda: self._end_children(p))
+            return
+        except Interrupted:
+            self.end(p)
+            return
+        except RunError as failed:
+            raise Violation("the oracle proposes other trials") from failed
+        self.num_ops += 1
+        if not p.is_alive:
+            return
+        fault = self._strike(p, op)
+        if p.is_alive and p.stopped_until_s > self.now_s and "done" not in fault:
+            wait_s = p.stopped_until_s - self.now_s
+            self._push(wait_s, lambda: self._perform(p, op, ""))
+        else:
+            self._perform(p, op, fault)
+
+    def _perform(self, p: Process, op: Any, fault: str) -> None:
+        is_down = self.down_until_s[p.node] > self.now_s or "error" in fault
+        fails = is_down and not isinstance(op, Sleep)
+        result, failed_op = None, None
+        if (p.is_alive and not fails) or "done" in fault:
+            result = self._apply(p, op)
+        if fails:
+            failed_op = OSError("EIO")
+        wait_s = op.time_s if isinstance(op, Sleep) else self.chance.random() * 0.2
+        late_s = (self.chance.random() < 0.01) * 8
+        self._push(wait_s + late_s, lambda: self._step(p, result, failed_op))
+
+    def end(self, p: Process) -> None:
+        """A process ends; its command starts another, and ends with all that it has started."""
+        if not p.is_alive:
+            return
+        p.is_alive = False
+        if p.kind == "command":
+            self._end_children(p)
+            self._push(self.chance.uniform(0, 100), lambda: self.start_command(again=True))
+        elif p.kind == "canceller":
+            self._push(1.0, lambda: self._go_on(p.node, again=True))
+        elif p.command:
+            p.command.ended.add(p.name)
+            self._push(self.chance.uniform(0, 10), lambda: self._again(p))
+
+    def _end_children(self, p: Process) -> None:
+        for each in self.processes:
+            each.is_alive &= each.command is not p
+
+    def _again(self, p: Process) -> None:
+        if p.command and p.command.is_alive:
+            self._start(p.kind, p.node, p.command)
+
+    # Faults
+
+    def _strike(self, p: Process, op: Any) -> str:
+        text = f"{type(op).__name__} {getattr(op, 'path', '')} {getattr(op, 'file', '')}"
+        due = [each for each in self.plan if each[0] <= self.num_ops and each[1] in text][:1]
+        if not due:
+            return ""
+        self.plan.remove(due[0])
+        chance, kind = self.chance, due[0][2]
+        until_s = self.now_s + chance.choice((100.0, LATEST_S)) * chance.random()
+        alive = [each for each in self.processes if each.is_alive]
+        beside = [each for each in alive if each.node == p.node]
+        if kind == "node":  # what was not synced is lost
+            for path in [path for path, (node, _) in self.unsynced.items() if node == p.node]:
+                _, left = self.unsynced.pop(path)
+                if chance.random() < 0.7:
+                    self.server.pop(path) if left is None else self.server.update({path: left})
+        for each in beside if kind == "node" else chance.choice(([p], [p], beside, alive)):
+            if kind in ("kill", "node"):
+                self.end(each)
+            elif kind == "stop":
+                each.stopped_until_s = max(each.stopped_until_s, until_s)
+            elif kind == "outage":
+                self.down_until_s[each.node] = max(self.down_until_s[each.node], until_s)
+            elif kind == "leave":
+                each.leaves = True
+            elif kind == "show":
+                for path in [*self.server]:
+                    self._apply(each, Read(path))
+        if kind == "kill command":
+            self.end(p.command or p)
+        elif kind == "join":
+            self.start_command()
+        elif kind == "cancel" and self.cancelled_s is None and not self.num_lifted:
+            self._start("canceller", p.node, None)
+        ends_s = until_s if kind in ("stop", "outage") else self.now_s
+        self.last_fault_s = max(self.last_fault_s, ends_s)
+        is_done = chance.random() < 0.4 and kind != "node" and not isinstance(op, Sleep)
+        return f"{kind} done" if is_done else kind
+
+    # The disk
+
+    def _apply(self, p: Process, op: Any) -> Any:
+        self.trace.append((round(self.now_s, 1), p.name, op))
+        if isinstance(op, Read):
+            if op.path.startswith("stops/") and "stop" in self.without and p.kind == "worker":
+                return None
+            return self._seen(p, self._place(op.path), lambda path: self.server.get(path))
+        if isinstance(op, Names):
+            return self._seen(p, ("names", op.path), lambda _: self._names(op.path))
+        if isinstance(op, Make):
+            return self._make(p, op)
+        if isinstance(op, Write):
+            self._write(p, self._place(op.path), op.record.content())
+        elif isinstance(op, Clean) and "clean" in self.without:
+            self.server.pop(checkpoint(op.n, op.k), None)
+        return None
+
+    def _place(self, path: str) -> str:
+        """Where a file is; without folders of their own, all attempts share one."""
+        top, _, name = path.rpartition("/")
+        parts = top.split("/")
+        of_attempt = len(parts) == 3 and parts[2].isdecimal() and name != "owner.json"
+        if of_attempt and "attempts" in self.without:
+            return f"trials/{parts[1]}/1/{name}"
+        return path
+
+    def _seen(self, p: Process, key: Any, look: Callable[[Any], Any]) -> Any:
+        until_s, found = self.caches[p.node].get(key, (0.0, None))
+        if until_s <= self.now_s:
+            found = look(key)
+            wait_s = self.chance.choice((CACHE_S, self.chance.random() * CACHE_S))
+            self.caches[p.node][key] = self.now_s + wait_s, found
+        return found
+
+    def _names(self, folder: str) -> list[str]:
+        start = f"{folder}/"
+        return sorted({p[len(start) :].split("/")[0] for p in self.server if p.startswith(start)})
+
+    def _make(self, p: Process, op: Make) -> bool:
+        path, content = f"{op.path}/{op.file}", op.record.content()
+        parts = op.path.split("/")
+        is_attempt = len(parts) == 3 and parts[2].isdecimal()
+        kind = {"owner.json": "claim", "trial.json": "first", "values.json": "values"}.get(op.file)
+        is_there = path in self.server
+        if is_there and kind not in self.without:
+            return False
+        is_told_twice = is_there and op.file in ("trial.json", "values.json")
+        if is_told_twice and self.server[path] != content:
+            raise Violation(f"{op.file} was replaced")
+        if is_attempt:
+            self._check_attempt(p, int(parts[1]), int(parts[2]))
+            self.owners[op.path] = p
+        self.server[path] = content
+        if "fsync" in self.without:
+            self.unsynced[path] = p.node, {}
+        self.caches[p.node][path] = self.now_s + self.chance.random() * CACHE_S, content
+        return True
+
+    def _check_attempt(self, p: Process, n: int, k: int) -> None:
+        """Nobody begins while the search is cancelled, nor takes what a well worker trains."""
+        is_late = self.cancelled_s is not None and self.now_s > self.cancelled_s + CANCEL_S
+        if is_late and self.now_s - p.stopped_until_s > CACHE_S + EPOCH_S:
+            raise Violation("a trial begins though the search is cancelled")
+        before = self.owners.get(f"trials/{n}/{k - 1}")
+        if not before or "term" in self.without or f"trials/{n}/accepted/trial.json" in self.server:
+            return
+        disturbed_s = max(before.since_s, before.stopped_until_s, self.down_until_s[before.node])
+        is_well = before.is_alive and self.now_s - disturbed_s > 0.9 * self.terms.lost_s
+        if is_well and f"trials/{n}/gone-{k - 1}.json" not in self.server:
+            raise Violation("a worker is well and counts as lost")
+
+    def _write(self, p: Process, path: str, content: Any) -> None:
+        top = path.rpartition("/")[0]
+        if top in self.owners and self.owners[top] is not p:
+            raise Violation("two processes write into the folder of one attempt")
+        if path.endswith("beat.json"):
+            self.unsynced.setdefault(path, (p.node, self.server.get(path)))
+        self.server[path] = content
+        self.caches[p.node][path] = self.now_s + self.chance.random() * CACHE_S, content
+
+
+class Saved(Record):
+    """A checkpoint."""
+
+    epochs: int
+
+
+def clock_of(world: World, rate: float) -> Callable[[], float]:
+    """A clock that goes a little wrong."""
+    return lambda: world.now_s * rate
+
+
+def violations(
+    seeds: range, *, without: tuple[str, ...] = (), num_faults: int | None = None
+) -> Iterator[tuple[int, str]]:
+    """The schedules that break a promise, and which."""
+    for seed in seeds:
+        try:
+            World(seed, without=without, num_faults=num_faults).run()
+        except Violation as violation:
+            yield seed, str(violation)

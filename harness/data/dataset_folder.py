@@ -5,11 +5,10 @@ flip a bit. So all bytes are hashed whenever it is opened: 46 MB of IMDB take 0.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ import numpy as np
 
 from harness.data.dataset import (
     ARRAYS,
-    MAX_CLASSES,
     SPLITS,
     Dataset,
     Split,
-    end_of_content,
+    content_checksum,
     vocab_from_bytes,
     vocab_to_bytes,
 )
@@ -41,7 +39,6 @@ from harness.ownership import distrust, owner_name
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
-READ_AT_ONCE = 1 << 20  # bytes
 PRIVATE = 0o700  # the mode of a cache: own texts are nobody else's to read
 
 
@@ -137,37 +134,6 @@ def _array_path(folder: Path, split: str, array: str) -> Path:
     return folder / f"{split}_{array}.npy"
 
 
-def _open_splits(folder: Path) -> dict[str, Split]:
-    """The splits of a folder by name, their arrays mapped.
-
-    Raises:
-        OSError: if one can't be read.
-        ValueError: if one is no array of its kind.
-    """
-    splits = {}
-    for name in SPLITS:
-        arrays = [np.load(_array_path(folder, name, a), mmap_mode="r") for a in ARRAYS]
-        for array, dtype in zip(arrays, ARRAYS.values(), strict=True):
-            if array.ndim != 1 or array.dtype != np.dtype(dtype).newbyteorder("<"):
-                raise ValueError(f"an array of {name} is {array.dtype} with {array.ndim} axes")
-        splits[name] = Split(*arrays)
-    return splits
-
-
-def _folder_checksum(folder: Path, vocab: Sequence[str], num_validation: int) -> str:
-    """`content_checksum` of a folder's arrays, read as files: maps would stay in memory."""
-    digest = hashlib.sha256()
-    for name in SPLITS:
-        for array in ARRAYS:
-            with _array_path(folder, name, array).open("rb") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                while part := file.read(READ_AT_ONCE):
-                    digest.update(part)
-    digest.update(end_of_content(vocab, num_validation))
-    return digest.hexdigest()
-
-
 def open_folder(folder: Path) -> Dataset:
     """Open a dataset stored as flat arrays, which are mapped; its checksum is computed.
 
@@ -185,13 +151,13 @@ def open_folder(folder: Path) -> Dataset:
             found = (folder / name).stat().st_size
             if found != size:
                 raise ValueError(f"{name} has {found} bytes, should have {size}")
-        train, test = _open_splits(folder).values()
+        train, test = (
+            Split(*(np.load(_array_path(folder, name, a), mmap_mode="r") for a in ARRAYS))
+            for name in SPLITS
+        )
         vocab = vocab_from_bytes((folder / "words.txt").read_bytes())
-        classes = _checked_classes(record["classes"], train, test)
-        num_validation = int(record["num_validation"])
-        if not 0 <= num_validation < max(len(train), 1):
-            raise ValueError(f"{num_validation} of {len(train)} training reviews validate")
-        checksum = _folder_checksum(folder, vocab, num_validation)
+        num_validation = record["num_validation"]
+        checksum = content_checksum(train, test, vocab, num_validation=num_validation)
         if checksum != record["checksum"]:
             raise ValueError("its content does not have the checksum of its record")
         return Dataset(
@@ -202,7 +168,7 @@ def open_folder(folder: Path) -> Dataset:
             is_sample=record["is_sample"],
             folder=folder,
             note=record.get("note", ""),
-            classes=classes,
+            classes=tuple(record["classes"]),
             num_validation=num_validation,
         )
     except InputError:
@@ -213,18 +179,6 @@ def open_folder(folder: Path) -> Dataset:
         raise RunError(
             f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
         ) from None
-
-
-def _checked_classes(names: Any, *splits: Split) -> tuple[str, ...]:
-    """The classes of a record; they are no part of the checksum, but must name every label."""
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError("its classes are no names")
-    if not 2 <= len(names) <= MAX_CLASSES:
-        raise ValueError(f"it has {len(names)} classes, should have 2 to {MAX_CLASSES:,}")
-    for labels in (split.labels for split in splits if len(split)):
-        if labels.min() < 0 or labels.max() >= len(names):
-            raise ValueError(f"a label is none of its {len(names)} classes")
-    return tuple(names)
 
 
 def check_owners(folder: Path, paths: Iterable[Path]) -> None:

@@ -62,13 +62,14 @@ class Text(NamedTuple):
     location: str  # such as row 7, for messages
 
 
-class TableFile(NamedTuple):
-    """A table of a source."""
+class SourceFile(NamedTuple):
+    """A file of a source: a table, or a review."""
 
     path: Path
-    split: str  # that the file's name says, else empty
-    location: str  # of the file in its source, for locations of rows; empty for the source itself
+    location: str  # inside the source; empty for the source itself
     where: str  # for messages
+    split: str  # that its name or its folder says, else empty
+    label: str = ""  # of a review; empty for a table
 
 
 class _Columns(NamedTuple):
@@ -86,7 +87,7 @@ def table_ending(name: str) -> str:
     return "" if not ending or (packed and ending == ".parquet") else ending + packed
 
 
-def read_table(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def read_table(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     """The rows of a table, one after another, with a few in memory at a time.
 
     Raises:
@@ -120,7 +121,7 @@ def _explained(error: Exception) -> str:
 # Rows
 
 
-def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
+def _csv_rows(table: SourceFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
     with open_bytes(table.path, table.where, form.encoding) as file:
         rows = csv_rows(file, table.where, delimiter=delimiter)
         if (names := next(rows, None)) is None:
@@ -141,7 +142,7 @@ def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[
             yield _text((text, label, split), location, table=table)
 
 
-def _parquet_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def _parquet_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     import_pyarrow(table.where)
     from pyarrow import parquet
 
@@ -155,7 +156,7 @@ def _parquet_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
         yield from _batch_rows(batches, columns, table=table, names=names)
 
 
-def _arrow_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def _arrow_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     pa = import_pyarrow(table.where)
     # Not mapped: a file that is cut while it is read would end the process.
     with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
@@ -165,7 +166,7 @@ def _arrow_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 
 
 def _batch_rows(
-    batches: Any, columns: _Columns, *, table: TableFile, names: Sequence[str] = ()
+    batches: Any, columns: _Columns, *, table: SourceFile, names: Sequence[str] = ()
 ) -> Iterator[Text]:
     """The rows of Arrow's batches."""
     number = 1
@@ -195,7 +196,7 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
     return names if is_list else []
 
 
-def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def _json_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     columns: _Columns | None = None
     names: Collection[str] = ()
     with open_bytes(table.path, table.where, form.encoding) as file:
@@ -219,7 +220,7 @@ def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 
 
 def _text(
-    row: tuple[Any, Any, Any], location: str, *, table: TableFile, names: Sequence[str] = ()
+    row: tuple[Any, Any, Any], location: str, *, table: SourceFile, names: Sequence[str] = ()
 ) -> Text:
     text, label, split = row
     if split in LEFT_OUT:
@@ -232,7 +233,7 @@ def _text(
     return Text(text or "", _label(label, location, table=table, names=names), split, location)
 
 
-def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str]) -> str:
+def _label(label: Any, location: str, *, table: SourceFile, names: Sequence[str]) -> str:
     if isinstance(label, str):
         return label
     if label is None:
@@ -253,7 +254,7 @@ def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str])
     )
 
 
-def _checked_split(value: Any, location: str, table: TableFile) -> str:
+def _checked_split(value: Any, location: str, table: SourceFile) -> str:
     split = value.strip().casefold() if isinstance(value, str) else None
     if split is None or split not in KNOWN_SPLITS:
         raise InputError(
@@ -271,7 +272,7 @@ def _short(value: Any) -> str:
 
 
 def _columns(
-    names: Sequence[str], table: TableFile, form: SourceFormat, *, location: str = ""
+    names: Sequence[str], table: SourceFile, form: SourceFormat, *, location: str = ""
 ) -> _Columns:
     """Which columns hold text, label and split; without regard to case where no name is exact."""
     where = table.where + location

@@ -263,11 +263,22 @@ def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequen
         )
     if name != "train" and len(classes) > 2:  # it may lack a rare class, whose score is left out
         return
+    check_has_all(source, what, labels, classes=classes, remedy=f"; {remedy}")
+
+
+def check_has_all(
+    source: Path | None, part: str, labels: np.ndarray, *, classes: Sequence[str], remedy: str
+) -> None:
+    """Refuse a part of own texts that lacks a class.
+
+    Raises:
+        InputError: for the first class.
+    """
     counts = np.bincount(labels, minlength=len(classes))
     for label, count in zip(classes, counts, strict=True):
         if not count:
             raise InputError(
-                f"data.source {source}: none of the {len(labels)} {what} reviews is {label!r}; "
+                f"data.source {source}: none of the {len(labels)} {part} reviews is {label!r}"
                 f"{remedy}"
             )
 

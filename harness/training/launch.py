@@ -118,7 +118,9 @@ def launch(
             strategy = checked_strategy(requested, worker_group, job, console)
             check_results()
         stop.listen()  # again, over a handler that TensorFlow may have set
-        plan = checked_plan(replace(plan_in_use(job, began), threads=plan.threads), job)
+        # TensorFlow need not use a GPU that Slurm gave.
+        threads, plan = plan.threads, plan_of(job, "gpu" if num_own_gpus() else "cpu", began)
+        plan = checked_plan(replace(plan, threads=threads), job)
         monitor = stack.enter_context(own_monitor(allocation))
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
@@ -253,14 +255,6 @@ def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> E
         given_cpus(SlurmEnvironment.from_environment()),
         begun=(run.certain_json(RECORD).get("plan") if run else None) or {},
     )
-
-
-def plan_in_use(job: Job, run: RunDirectory) -> ExecutionPlan:
-    """The plan for the devices in use: TensorFlow need not use a GPU that Slurm gave.
-
-    `run` is the run's own folder, which every worker can read.
-    """
-    return plan_of(job, "gpu" if num_own_gpus() else "cpu", run)
 
 
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:

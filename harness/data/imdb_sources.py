@@ -26,6 +26,7 @@ from harness.data.dataset_folder import (
 from harness.data.locations import (
     NPZ,
     fetched_folder,
+    holds_dataset,
     is_dataset_folder,
     named_folder,
     unnamed_folders,
@@ -66,10 +67,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         return _open_named(named, "--data" if data else "HARNESS_DATA")
     searched = unnamed_folders()
     for folder in searched:
-        if is_dataset_folder(folder):
-            return open_folder(folder)
-        if is_file(folder / NPZ):
-            return _convert(folder)
+        if holds_dataset(folder):
+            return _open_named(folder, "")
     if os.environ.get("HARNESS_OFFLINE"):
         reason = "no download with HARNESS_OFFLINE set"
     elif not download:

@@ -49,14 +49,6 @@ class SharedDisk:
         except FileNotFoundError:
             return []
 
-    def make_folder(self, folder: Path) -> bool:
-        """Make a folder whose parent is there; False if it was there already."""
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            return False
-        return True
-
     def write(self, path: Path, content: bytes, *, synced: bool = False) -> None:
         """Write a file whole: under a temporary name, then renamed.
 
@@ -65,16 +57,6 @@ class SharedDisk:
             synced: whether it is on the disk before it is seen.
         """
         replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)
-
-    def append(self, path: Path, content: bytes) -> None:
-        """Add to the end of a file, which is made where it is missing; on the disk at the end."""
-        with path.open("ab") as file:
-            is_new = file.tell() == 0
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            self.sync(path.parent)
 
     def sync(self, path: Path) -> None:
         """Bring a file's content, or a folder's names, onto the disk."""

@@ -112,21 +112,8 @@ class Run:
         return RunDirectory.open(self.folder)
 
 
-class Runs(Sequence[Run]):
+class Runs(list[Run]):
     """Several runs, in the order of their folders."""
-
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self._runs = tuple(runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self._runs[index]
-        return found if isinstance(found, Run) else Runs(found)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} runs>"
 
     def to_frame(self) -> "pandas.DataFrame":
         """A row for each run: its folder, job, seed, every key of the job, and its scores.

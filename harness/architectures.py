@@ -281,7 +281,7 @@ class ModelConfig(ConfigSection):
         "",
         max_length=4000,
         pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="pretrained vectors of words, a text file or `.npy`; empty = none",
+        description="pretrained vectors of words, a text file; empty = none",
     )
     train_embeddings: bool = Field(
         True, description="train the vectors of words; false leaves them as they begin"

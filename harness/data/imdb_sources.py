@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import http.client
 import io
-import json
 import os
 import shutil
 import urllib.request
@@ -12,7 +11,6 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,8 +26,8 @@ from harness.data.dataset_folder import (
 from harness.data.locations import (
     NPZ,
     fetched_folder,
+    holds_dataset,
     is_dataset_folder,
-    keras_folder,
     named_folder,
     unnamed_folders,
 )
@@ -38,13 +36,11 @@ from harness.errors import InputError, RunError
 from harness.files.plain_file import is_file
 from harness.files.scratch import scratch_directory
 
-INDEX = "imdb_word_index.json"
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
-# From keras/src/datasets/imdb.py, which gives a sha256 for one file and an md5 for the other.
+# From keras/src/datasets/imdb.py.
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
-INDEX_MD5 = "bfafd718b763782e994055a2d397834f"
 # sha256 of the arrays in that file as `np.savez` of NumPy 2 writes them, whatever the archive.
 _LABELS = "152efe27affa17257b61acac03069e0a5f18188bb285fb43fe9c396eab27d4fd"
 SAVED_ANEW = {
@@ -71,10 +67,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         return _open_named(named, "--data" if data else "HARNESS_DATA")
     searched = unnamed_folders()
     for folder in searched:
-        if is_dataset_folder(folder):
-            return open_folder(folder)
-        if is_file(folder / NPZ):
-            return _convert(folder)
+        if holds_dataset(folder):
+            return _open_named(folder, "")
     if os.environ.get("HARNESS_OFFLINE"):
         reason = "no download with HARNESS_OFFLINE set"
     elif not download:
@@ -133,23 +127,19 @@ def _open_named(folder: Path, name: str) -> Dataset:
 
 def _convert(folder: Path) -> Dataset:
     """Read imdb.npz the first time, and later its flat arrays in the user's cache."""
-    digest = hashlib.sha256()
-    files = [folder / name for name in (NPZ, INDEX) if (folder / name).is_file()]
-    check_owners(folder, [folder, *files])
-    for path in files:
-        digest.update(_read(path))
+    check_owners(folder, [folder, folder / NPZ])
+    checksum = hashlib.sha256(_read(folder / NPZ)).hexdigest()
     dataset = cached_dataset(
-        f"imdb-{digest.hexdigest()[:16]}", lambda target: fill_folder(read_npz(folder), target)
+        f"imdb-{checksum[:16]}", lambda target: fill_folder(read_npz(folder), target)
     )
     return dataclasses.replace(dataset, folder=folder)
 
 
 def read_npz(folder: Path) -> Dataset:
-    """Read `imdb.npz` and `imdb_word_index.json` as Keras ships them.
+    """Read `imdb.npz` as Keras ships it; the words of its ranks are those of the packaged sample.
 
     Raises:
         InputError: for another `imdb.npz`, before anything of it is unpickled.
-        RunError: if the word index is broken.
     """
     path = folder / NPZ
     content = _read(path)
@@ -160,7 +150,7 @@ def read_npz(folder: Path) -> Dataset:
         )
     with np.load(io.BytesIO(content), allow_pickle=True) as arrays:
         train, test = (make_split(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in SPLITS)
-    return make_dataset(train, test, _read_index(folder), folder=folder)
+    return make_dataset(train, test, open_sample().vocab, folder=folder)
 
 
 def _is_genuine(content: bytes) -> bool:
@@ -178,20 +168,6 @@ def _is_genuine(content: bytes) -> bool:
             zipfile.BadZipFile, zlib.error):  # fmt: skip
         return False
     return True
-
-
-def _read_index(folder: Path) -> list[str]:
-    path = folder / INDEX
-    if not path.is_file():
-        return list(open_sample().vocab)  # which holds all of its words
-    try:
-        index: dict[str, int] = json.loads(_read(path).decode())
-        words = sorted(index, key=index.__getitem__)
-        if [index[word] for word in words] != list(range(1, len(words) + 1)):
-            raise ValueError("the ranks are not 1, 2, 3, …")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: is not Keras's word index ({error})") from None
-    return words
 
 
 def make_dataset(
@@ -217,14 +193,10 @@ def make_dataset(
 def read_raw_reviews(folder: Path) -> Dataset:
     """Build the dataset from the raw review folder, `aclImdb/{train,test}/{pos,neg}/*.txt`.
 
-    The words come from a word index next to the reviews or in Keras's cache, otherwise from the
-    packaged sample, which holds all of them.
-
     Raises:
         InputError: if the folder does not hold the reviews.
     """
-    homes = [home for home in (folder, folder.parent, keras_folder()) if is_file(home / INDEX)]
-    words = _read_index(homes[0]) if homes else list(open_sample().vocab)
+    words = open_sample().vocab  # all of them
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}
     for name in SPLITS:
@@ -253,41 +225,21 @@ def _read(path: Path) -> bytes:
 
 def _download() -> Dataset:
     with scratch_directory() as folder:
-        for file, algorithm, digest in ((NPZ, "sha256", NPZ_SHA256), (INDEX, "md5", INDEX_MD5)):
-            try:
-                with (
-                    urllib.request.urlopen(ORIGIN + file, timeout=CONNECT_S) as source,  # noqa: S310
-                    (folder / file).open("wb") as target,
-                ):
-                    shutil.copyfileobj(source, target)
-            except (OSError, http.client.HTTPException) as error:  # as of a proxy's junk
-                reason = getattr(error, "reason", error)
-                raise RunError(f"no download of {ORIGIN}{file} ({reason})") from None
-            if hashlib.new(algorithm, (folder / file).read_bytes()).hexdigest() != digest:
-                raise RunError(f"the download of {ORIGIN}{file} has another {algorithm}")
+        try:
+            with (
+                urllib.request.urlopen(ORIGIN + NPZ, timeout=CONNECT_S) as source,  # noqa: S310
+                (folder / NPZ).open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
+        except (OSError, http.client.HTTPException) as error:  # as of a proxy's junk
+            reason = getattr(error, "reason", error)
+            raise RunError(f"no download of {ORIGIN}{NPZ} ({reason})") from None
+        if hashlib.sha256(_read(folder / NPZ)).hexdigest() != NPZ_SHA256:
+            raise RunError(f"the download of {ORIGIN}{NPZ} has another sha256")
         return read_npz(folder)
 
 
 # The sample
-
-
-def make_sample(
-    dataset: Dataset, path: Path = SAMPLE, train: int = 5000, *, test: int = 2000
-) -> None:
-    """Write the packaged sample: the first reviews of each split and all words."""
-    splits = {"train": dataset.train.take(train), "test": dataset.test.take(test)}
-    checksum = content_checksum(splits["train"], splits["test"], dataset.vocab)
-    arrays: dict[str, Any] = {"checksum": np.frombuffer(bytes.fromhex(checksum), np.uint8)}
-    for name, split in splits.items():
-        # Grouped by significance, bytes compress better than whole numbers.
-        planes = np.asarray(split.tokens, "<i4").view(np.uint8).reshape(-1, 4).T[:3]
-        arrays |= {
-            f"{name}_planes": np.ascontiguousarray(planes),
-            f"{name}_lengths": np.diff(split.offsets).astype(np.uint16),
-            f"{name}_labels": np.asarray(split.labels, np.uint8),
-        }
-    arrays["words"] = np.frombuffer("\n".join(dataset.vocab).encode(), np.uint8)
-    np.savez_compressed(path, **arrays)
 
 
 def open_sample(note: str = "") -> Dataset:

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness.data.dataset import Dataset
 from harness.data.imdb_sources import open_dataset, open_sample
 from harness.data.locations import holds_dataset
-from harness.data.text_dataset import open_source
+from harness.data.text_dataset import check_has_all, open_source
 from harness.errors import InputError
 from harness.job import Job
 from harness.texts.tables import SourceFormat
@@ -97,11 +95,8 @@ def _check_parts(job: Job, dataset: Dataset) -> None:
     if len(dataset.classes) > 2:
         parts = {"training": parts["training"]}
     for name, part in parts.items():
-        counts = np.bincount(part, minlength=len(dataset.classes))
-        for label, count in zip(dataset.classes, counts, strict=True):
-            if not count:
-                raise InputError(
-                    f"data.source {dataset.folder}: none of the {len(part)} {name} reviews is "
-                    f"{label!r}, with data.limit = {job.data.limit} and data.validation_split = "
-                    f"{share}; raise them, or add reviews"
-                )
+        remedy = (
+            f", with data.limit = {job.data.limit} and data.validation_split = {share}; raise "
+            "them, or add reviews"
+        )
+        check_has_all(dataset.folder, name, part, classes=dataset.classes, remedy=remedy)

@@ -32,18 +32,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from harness.data.dataset import MAX_CLASSES, SPLITS, Dataset, parts_of
-from harness.data.dataset_folder import (
-    array_path,
-    cached_dataset,
-    folder_checksum,
-    open_splits,
-    write_record,
+from harness.data.dataset import (
+    MAX_CLASSES,
+    SPLITS,
+    Dataset,
+    Split,
+    content_checksum,
+    parts_of,
 )
+from harness.data.dataset_folder import cached_dataset, fill_folder
 from harness.data.text_files import read_texts, source_checksum
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
@@ -61,7 +61,6 @@ WHOLE = re.compile(r"[+-]?\d+")
 SHOWN = 3  # locations and classes in a message
 CLASSES_SHOWN = 10  # in a description
 HASH_BYTES = 16
-SPOOLED_AT_ONCE = 1_000_000  # words
 
 # Names that say what they mean, for labels 0 and 1.
 NEGATIVE = {"0", "-1", "-", "neg", "negative", "false", "f", "no", "n", "bad", "sad", "rotten"}
@@ -91,9 +90,10 @@ def open_source(source: Path, form: SourceFormat | None = None) -> Dataset:
 
 @dataclass
 class _Gathered:
-    """The reviews of a source in its order, their words in a file, and what is to be said."""
+    """The reviews of a source in its order, and what is to be said."""
 
     # Plain arrays: lists would take ten times the memory.
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of words
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of classes
     splits: "array[int]" = field(default_factory=lambda: array("b"))  # of GIVEN, -1 for none
@@ -116,16 +116,13 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -> None:
     """Read a source, and write its dataset, as this module's docstring says, into an empty folder.
 
-    Words go through a file there, so that memory holds about 40 bytes for each review, and the
-    vocabulary.
+    Memory holds about 40 bytes for each review, 8 for each of its words, and the vocabulary.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
         OSError: if the disk refuses.
     """
-    spooled = folder / "spooled"
-    with spooled.open("wb") as spool:
-        gathered = _gather(read_texts(source, form), source, spool)
+    gathered = _gather(read_texts(source, form), source)
     classes = _classes(source, gathered)
     label_of = np.empty(len(classes), np.int32)  # by the number of the class
     label_of[[gathered.classes[name] for name in classes]] = np.arange(len(classes))
@@ -139,16 +136,7 @@ def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -
     for name, chosen in parts.items():
         if name in SPLITS or len(chosen):
             _check_split(source, name, labels[chosen], classes=classes)
-    words = Spooled(spooled, np.frombuffer(gathered.lengths, np.int32))
-    counts = words.counts(part_of == GIVEN.index("train"), len(gathered.words))
-    vocab, ranks = _ranked(list(gathered.words), counts)
-    num_validation = len(parts["validation"])
-    stored = {"train": np.concatenate([parts["train"], parts["validation"]]), "test": parts["test"]}
-    for name, chosen in stored.items():
-        words.write_arranged(array_path(folder, name, "tokens"), chosen, ranks)
-        np.save(array_path(folder, name, "offsets"), words.offsets(chosen))
-        np.save(array_path(folder, name, "labels"), labels[chosen])
-    spooled.unlink()
+    vocab, reviews = _ranked(gathered, labels, chosen=part_of == GIVEN.index("train"))
     if given[0] < 0:
         note = f"split by the hash of their words, {TEST_SHARE:.0%} to test"
     else:
@@ -160,21 +148,21 @@ def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -
         }
         if told := [f"{count:,} of the {name}" for name, count in twice.items() if count]:
             note += f" ({' and '.join(told)} reviews have the words of a training review)"
-    checksum = folder_checksum(folder, vocab, num_validation)
-    train, test = open_splits(folder).values()
+    train = reviews.arranged(np.concatenate([parts["train"], parts["validation"]]))
+    test, num_validation = reviews.arranged(parts["test"]), len(parts["validation"])
+    checksum = content_checksum(train, test, vocab, num_validation=num_validation)
     dataset = Dataset(
         train, test, vocab=vocab, checksum=checksum, folder=source,
         note="; ".join([note, *gathered.notes()]), classes=classes, is_own=True,
         num_validation=num_validation,
     )  # fmt: skip
-    write_record(dataset, folder)
+    fill_folder(dataset, folder)
 
 
-def _gather(texts: Iterable[Text], source: Path, spool: BinaryIO) -> _Gathered:
-    """Read all reviews; the numbers of their words go into a file, one after another."""
+def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
+    """Read all reviews."""
     gathered = _Gathered()
     gathered.words = defaultdict(lambda: len(gathered.words))
-    tokens = array("i")
     said: dict[bool, str] = {}  # the first location that says its split, and that does not
     for each in texts:
         said.setdefault(each.split != "", each.location)
@@ -201,14 +189,10 @@ def _gather(texts: Iterable[Text], source: Path, spool: BinaryIO) -> _Gathered:
         if len(gathered.classes) > MAX_CLASSES:
             break  # the column seems to hold no labels
         gathered.hashes += _hash(" ".join(words), f"data.source {source}: {each.location}")
-        tokens.extend(map(gathered.words.__getitem__, words))
+        gathered.tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
         split = "validation" if each.split in VALIDATION else each.split
         gathered.splits.append(GIVEN.index(split) if split else -1)
-        if len(tokens) > SPOOLED_AT_ONCE:
-            spool.write(tokens)
-            tokens = array("i")
-    spool.write(tokens)
     if gathered.num_blanks:
         more = gathered.num_blanks - len(gathered.blanks)
         locations = ", ".join(gathered.blanks) + (f", and {more:,} more" if more else "")
@@ -279,23 +263,50 @@ def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequen
         )
     if name != "train" and len(classes) > 2:  # it may lack a rare class, whose score is left out
         return
+    check_has_all(source, what, labels, classes=classes, remedy=f"; {remedy}")
+
+
+def check_has_all(
+    source: Path | None, part: str, labels: np.ndarray, *, classes: Sequence[str], remedy: str
+) -> None:
+    """Refuse a part of own texts that lacks a class.
+
+    Raises:
+        InputError: for the first class.
+    """
     counts = np.bincount(labels, minlength=len(classes))
     for label, count in zip(classes, counts, strict=True):
         if not count:
             raise InputError(
-                f"data.source {source}: none of the {len(labels)} {what} reviews is {label!r}; "
+                f"data.source {source}: none of the {len(labels)} {part} reviews is {label!r}"
                 f"{remedy}"
             )
 
 
-def _ranked(words: list[str], counts: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The words by their frequency, and the rank of each word's number, `[num_words] int32`."""
-    known = np.flatnonzero(counts).tolist()
-    frequency = counts.tolist()
+def _ranked(
+    gathered: _Gathered, labels: np.ndarray, *, chosen: np.ndarray
+) -> tuple[list[str], Split]:
+    """The words of some reviews by their frequency, and all reviews with the ranks of their words.
+
+    Args:
+        labels: `[num_reviews] int32`.
+        chosen: `[num_reviews] bool`, the reviews whose words have a rank.
+    """
+    lengths = np.frombuffer(gathered.lengths, np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    tokens, words = np.frombuffer(gathered.tokens, np.int32), list(gathered.words)
+    counts = np.zeros(len(words), np.int64)
+    for part in parts_of(offsets):
+        numbers = tokens[offsets[part.start] : offsets[part.stop]]
+        np.add.at(counts, numbers[np.repeat(chosen[part], lengths[part])], 1)
+    known, frequency = np.flatnonzero(counts).tolist(), counts.tolist()
     order = sorted(known, key=lambda number: (-frequency[number], words[number]))
     ranks = np.full(len(words), UNRANKED, np.int32)
     ranks[order] = np.arange(1, len(order) + 1)
-    return [words[number] for number in order], ranks
+    for part in parts_of(offsets):  # in their place
+        numbers = tokens[offsets[part.start] : offsets[part.stop]]
+        numbers[:] = ranks[numbers]
+    return [words[number] for number in order], Split(tokens, offsets, labels)
 
 
 # For the user, before training
@@ -328,53 +339,3 @@ def describe(dataset: Dataset) -> Iterator[str]:
         "data.maxlen keeps the last ones, and a mark for the start"
     )
     yield f"sha256  {dataset.checksum}"
-
-
-# Words in a file, too many for memory: counted, and written in another order
-
-
-class Spooled:
-    """Numbers of words, `int32` one after another in a file, in the order of the reviews."""
-
-    def __init__(self, path: Path, lengths: np.ndarray) -> None:
-        self.path, self.lengths = path, lengths
-        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-    def counts(self, chosen: np.ndarray, num_words: int) -> np.ndarray:
-        """How often each word occurs in some reviews, `[num_words] int64`.
-
-        Args:
-            chosen: `[num_reviews] bool`.
-            num_words: different ones.
-        """
-        counts = np.zeros(num_words, np.int64)
-        with self.path.open("rb") as file:
-            for part in parts_of(self.starts):
-                lengths = self.lengths[part]
-                numbers = np.fromfile(file, np.int32, int(lengths.sum()))
-                np.add.at(counts, numbers[np.repeat(chosen[part], lengths)], 1)
-        return counts
-
-    def offsets(self, order: np.ndarray) -> np.ndarray:
-        """Where each review begins in a file of another order, and the end, `int64`."""
-        return np.concatenate([[0], np.cumsum(self.lengths[order], dtype=np.int64)])
-
-    def write_arranged(self, path: Path, order: np.ndarray, ranks: np.ndarray) -> None:
-        """Write the reviews of an order as an array of NumPy's, `[num_tokens] int32`.
-
-        Args:
-            order: numbers of reviews.
-            ranks: the rank of each word's number.
-        """
-        offsets = self.offsets(order)
-        with path.open("wb") as file:
-            header = {"descr": "<i4", "fortran_order": False, "shape": (int(offsets[-1]),)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts_of(offsets):
-                # Mapped anew for each part: pages that were read count as memory while mapped.
-                numbers = np.memmap(self.path, np.int32, mode="r")
-                lengths, first = self.lengths[order[part]], offsets[part.start]
-                # Each word's index: its review's start there plus its offset in the review.
-                moved = self.starts[order[part]] - (offsets[part.start : part.stop] - first)
-                indices = np.repeat(moved, lengths) + np.arange(lengths.sum())
-                ranks[numbers[indices]].astype("<i4").tofile(file)

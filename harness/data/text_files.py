@@ -17,9 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
 
 from harness.data.dataset import MAX_CLASSES, SPLITS
 from harness.errors import InputError, did_you_mean
@@ -30,8 +28,8 @@ from harness.texts.tables import (
     KNOWN_SPLITS,
     TABLES,
     VALIDATION,
+    SourceFile,
     SourceFormat,
-    TableFile,
     Text,
     listed,
     read_table,
@@ -51,15 +49,6 @@ TEXT_ENDINGS = (".txt", *(f".txt{ending}" for ending in COMPRESSIONS))
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 
-class _Part(NamedTuple):
-    """A file of a source: a table, or a review."""
-
-    path: Path
-    name: str  # inside the source
-    label: str  # empty for a table
-    split: str
-
-
 def read_texts(source: Path, form: SourceFormat | None = None) -> Iterator[Text]:
     """The reviews of a source, one after another.
 
@@ -71,12 +60,11 @@ def read_texts(source: Path, form: SourceFormat | None = None) -> Iterator[Text]
     """
     form = form or SourceFormat()
     for part in _parts(source):
-        where = _where(source, part)
         if part.label:
-            text = _read_review(part, where, form.encoding)
-            yield Text(text, part.label, part.split, part.name)
+            text = _read_review(part, form.encoding)
+            yield Text(text, part.label, part.split, part.location)
         else:
-            yield from read_table(TableFile(part.path, part.split, part.name, where), form)
+            yield from read_table(part, form)
 
 
 def source_checksum(source: Path, form: SourceFormat | None = None) -> str:
@@ -87,24 +75,30 @@ def source_checksum(source: Path, form: SourceFormat | None = None) -> str:
     """
     digest = hashlib.sha256()
     for part in _parts(source):
-        with _opened(source, part) as file:
-            content = hashlib.file_digest(file, "sha256").digest()
+        try:
+            with part.path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise InputError(
+                f"{part.where}can't be read ({error.strerror}); check its mode"
+            ) from None
         # A single file may be renamed; in a folder the names are classes and splits.
-        name = table_ending(part.path.name) if part.path == source else part.name
+        name = table_ending(part.path.name) if part.path == source else part.location
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
     if form and form != SourceFormat():  # the default adds nothing: earlier caches stay valid
         digest.update(repr(sorted(asdict(form).items())).encode())
     return digest.hexdigest()
 
 
-def _where(source: Path, part: _Part) -> str:
-    return f"data.source {source}: {f'{part.name}, ' if part.name else ''}"
+def _file(source: Path, path: Path, *, split: str, label: str = "") -> SourceFile:
+    inside = path.relative_to(source).as_posix()
+    return SourceFile(path, inside, f"data.source {source}: {inside}, ", split, label)
 
 
 # Which files
 
 
-def _parts(source: Path) -> Iterator[_Part]:
+def _parts(source: Path) -> Iterator[SourceFile]:
     try:
         if not source.exists():
             near = did_you_mean(source.name, [path.name for path in source.parent.glob("[!.]*")])
@@ -119,14 +113,14 @@ def _parts(source: Path) -> Iterator[_Part]:
                 f"{', '.join(TABLES)}, and .gz and .zst of the texts among them; {REMEDY}"
             )
         else:
-            yield _Part(source, "", "", "")
+            yield SourceFile(source, "", f"data.source {source}: ", "")
     except OSError as error:
         raise InputError(
             f"data.source {source}: can't be read ({error.strerror}); check its name and mode"
         ) from None
 
 
-def _folder_parts(source: Path) -> Iterator[_Part]:
+def _folder_parts(source: Path) -> Iterator[SourceFile]:
     entries = _entries(source, source)
     if SAVED_SPLITS in entries:
         splits = parse_json(read_plain_file(source / SAVED_SPLITS)).get("splits")
@@ -142,17 +136,9 @@ def _folder_parts(source: Path) -> Iterator[_Part]:
         yield from _saved_parts(source, source, "")
     elif tables := _tables(source, entries):
         for name, split in tables.items():
-            yield _Part(source / name, name, "", split)
+            yield _file(source, source / name, split=split)
     elif all(name in entries and entries[name].is_dir() for name in SPLITS):
         splits = [*SPLITS, *(n for n in VALIDATION if n in entries and entries[n].is_dir())]
-        first, *others = [_class_names(source, source / split) for split in splits]
-        for split, folders in zip(splits[1:], others, strict=True):
-            if folders != first:
-                alone = min({*folders} ^ {*first})
-                raise InputError(
-                    f"data.source {source}: train/ and {split}/ should hold the same folders, one "
-                    f"for each class, and {alone!r} is in one of them only; add it, or move it out"
-                )
         for split in splits:
             yield from _class_parts(source, source / split, split)
     else:
@@ -189,7 +175,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     return by_split or dict.fromkeys(pooled, "")
 
 
-def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
+def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
     """The files of a data set that `save_to_disk` wrote, in the order that its state says."""
     entries = _entries(source, folder)
     state = parse_json(read_plain_file(folder / SAVED))
@@ -208,14 +194,14 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
             "index; save the data set again after flatten_indices()"
         )
     for name in names:
-        yield _Part(folder / name, f"{split}/{name}" if split else name, "", split)
+        yield _file(source, folder / name, split=split)
 
 
 def _class_names(source: Path, folder: Path) -> list[str]:
     return [name for name, entry in _entries(source, folder).items() if entry.is_dir()]
 
 
-def _class_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
+def _class_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
     classes = _class_names(source, folder)
     if not 2 <= len(classes) <= MAX_CLASSES:
         found = f"{len(classes):,} folders ({listed(classes)})" if classes else "no folders"
@@ -236,7 +222,7 @@ def _class_parts(source: Path, folder: Path, split: str) -> Iterator[_Part]:
                 "it or remove it"
             )
         for file in files:
-            yield _Part(folder / name / file, f"{inside}/{file}", name, split)
+            yield _file(source, folder / name / file, split=split, label=name)
 
 
 def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
@@ -256,20 +242,11 @@ def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
     return dict(sorted(entries.items()))
 
 
-def _opened(source: Path, part: _Part) -> BufferedReader:
-    try:
-        return part.path.open("rb")
-    except OSError as error:
-        raise InputError(
-            f"data.source {source}: {part.name or 'it'} can't be read ({error.strerror}); check "
-            "its mode"
-        ) from None
-
-
 # A review in a file
 
 
-def _read_review(part: _Part, where: str, encoding: str) -> str:
+def _read_review(part: SourceFile, encoding: str) -> str:
+    where = part.where
     try:
         with open_bytes(part.path, where, encoding) as file:
             raw = file.read(MAX_ROW_BYTES + 1)

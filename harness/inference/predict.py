@@ -1,6 +1,5 @@
 """Raw text to classes, by the model of a finished run. Input is checked before TensorFlow."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,7 @@ from harness.compute.device_errors import check_results
 from harness.data.dataset import by_class, vocab_from_bytes
 from harness.data.vocabulary import START, encode_text
 from harness.errors import InputError
-from harness.files.plain_file import raise_unless_missing, read_plain_file
-from harness.inference.kept_ratios import read_ratios
+from harness.inference.kept_ratios import read_kept, read_ratios
 from harness.inference.text_lines import Line, Remarks, checked
 from harness.inputs.epoch_order import BatchShape, evaluation_order, time_steps
 from harness.tracking.run_dir import RunDirectory
@@ -57,29 +55,9 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
     """The run's words, the most frequent first.
 
     Raises:
-        InputError: if the file is missing or another one.
-        DiskError: if the disk fails.
+        InputError, DiskError: as `read_kept`.
     """
-    try:
-        content = read_plain_file(path := run.path("vocabulary.txt"))
-    except OSError as error:
-        raise_unless_missing(error, path)
-        raise InputError(
-            f"run {run.folder}: vocabulary.txt can't be read ({error.strerror}); train a new run"
-        ) from None
-    checksum = hashlib.sha256(content).hexdigest()
-    if run.result().get("vocabulary_checksum") != checksum:
-        raise InputError(
-            f"run {run.folder}: vocabulary.txt is not the one that the model was trained with; put "
-            "it back from a copy, or train a new run"
-        )
-    try:
-        return vocab_from_bytes(content)
-    except UnicodeDecodeError:
-        raise InputError(
-            f"run {run.folder}: vocabulary.txt is not UTF-8; put it back from a copy, or train a "
-            "new run"
-        ) from None
+    return vocab_from_bytes(read_kept(run, "vocabulary.txt", "vocabulary_checksum"))
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:
@@ -141,12 +119,7 @@ class Classifier:
             autograph=False,
         )
         # Now, before texts arrive.
-        given = by_class(self._outputs([[START]]))
-        if given.shape[1] != len(self.classes):
-            raise InputError(
-                f"run {run.folder}: its model tells {given.shape[1]} classes apart, "
-                f"result.json names {len(self.classes)}; put back the file that is not this run's"
-            )
+        self._outputs([[START]])
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """The class of each text."""

@@ -1,18 +1,17 @@
 """Texts to classify, line by line as they arrive: from standard input, a file, or JSON lines."""
 
 import codecs
-import json
 import os
 import select
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from harness.data.vocabulary import MAX_CHARACTERS, tokenize
 from harness.errors import InputError
-from harness.texts.stream import MAX_ROW_BYTES
+from harness.texts.stream import MAX_ROW_BYTES, json_value
 
 CHUNK_BYTES = 1 << 20
 JSON_LINES = (".jsonl", ".ndjson")
@@ -123,10 +122,7 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
         raise InputError(f"{where} is not UTF-8; save it as UTF-8") from None
     if not is_json or not line.strip():
         return line
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is no JSON ({error}); write one value in each line") from None
+    value = json_value(line, where)
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise InputError(f'{where} is no text; write "…" or {{"text": "…"}} in each line')

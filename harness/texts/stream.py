@@ -1,11 +1,12 @@
 """The bytes of a user's texts as a stream: unpacked, and in UTF-8."""
 
 import codecs
-import collections
 import csv
 import io
 import json
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,62 +58,79 @@ def import_pyarrow(where: str) -> Any:
     return pyarrow
 
 
-def check_quotes(file: BinaryIO, where: str, *, delimiter: str) -> None:
-    """Refuse a row of CSV that a text's own double quote joined with the lines behind it.
+def decoded_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+    """The lines of UTF-8 with their numbers, ended as they are: by a carriage return alone too.
 
     Raises:
-        InputError: with the line at which the row begins.
+        InputError: for a line that is too long or is not UTF-8, with its number.
     """
-    lines: list[str] = []
+    # What separates lines is the same in Latin-1, which any bytes are: so the line is known that
+    # can't be decoded.
+    text = io.TextIOWrapper(file, "latin-1", newline="")
+    lines = iter(partial(text.readline, MAX_ROW_BYTES + 1), "")
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_ROW_BYTES:
+            raise InputError(
+                f"{where}line {number} has over {MAX_ROW_BYTES:,} bytes; end each row by a newline"
+            )
+        try:
+            yield number, line.encode("latin-1").decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{where}line {number} is not UTF-8; save it as UTF-8, or name its encoding in "
+                "data.encoding"
+            ) from None
+
+
+def csv_rows(file: BinaryIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
+    """The rows of CSV that are not blank.
+
+    Raises:
+        InputError: for a row that a text's own double quote joined with the lines behind it, with
+            the line at which it begins; as `decoded_lines`.
+    """
+    lines: list[str] = []  # of the row
 
     def seen() -> Iterator[str]:
-        # What separates texts is the same in Latin-1, which any bytes are.
-        for line in io.TextIOWrapper(file, "latin-1", newline=""):
+        for _, line in decoded_lines(file, where):
             lines.append(line)
             yield line
 
-    csv.field_size_limit(2 * MAX_ROW_BYTES)  # pyarrow takes a row that is in two blocks
+    csv.field_size_limit(MAX_ROW_BYTES)
     rows = csv.reader(seen(), delimiter=delimiter)
-    for _ in rows:
-        if len(lines) > 1:
-            try:
-                collections.deque(csv.reader(lines, delimiter=delimiter, strict=True), 0)
-            except csv.Error:
-                raise InputError(
-                    f"{where}the row of line {rows.line_num - len(lines) + 1} has a double quote "
-                    f"that joins it with the next {len(lines) - 1:,} lines; put a text that begins "
-                    "with a double quote into double quotes, and double those in it"
-                ) from None
-        lines.clear()
+    try:
+        for row in rows:
+            if row:
+                yield row
+            if len(lines) > 1:
+                deque(csv.reader(lines, delimiter=delimiter, strict=True), 0)
+            lines.clear()
+    except csv.Error:
+        raise InputError(
+            f"{where}the row of line {rows.line_num - len(lines) + 1} has a double quote that "
+            f"joins it with the next {len(lines) - 1:,} lines; put a text that begins with a "
+            "double quote into double quotes, and double those in it"
+        ) from None
 
 
 def json_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, Any]]:
     """The JSON value of each line that is not blank, with the number of the line.
 
     Raises:
-        InputError: for a line that is not JSON, and its number.
+        InputError: for a line that is not JSON, and its number; as `decoded_lines`.
     """
-    number = 0
-    while raw := file.readline(MAX_ROW_BYTES):
-        number += 1
-        if len(raw) == MAX_ROW_BYTES:
-            raise InputError(
-                f"{where}line {number} has over {MAX_ROW_BYTES:,} bytes; write one value in each "
-                "line"
-            )
-        if number == 1:
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        if not raw.strip():
-            continue
-        try:
-            value = json.loads(raw.decode())
-        except UnicodeDecodeError:
-            raise InputError(
-                f"{where}line {number} is not UTF-8; save it as UTF-8, or name its encoding in "
-                "data.encoding"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{where}line {number} is no JSON ({error}); write one value in each line"
-            ) from None
-        yield number, value
+    for number, line in decoded_lines(file, where):
+        if line.strip():
+            yield number, json_value(line, f"{where}line {number}")
+
+
+def json_value(line: str, where: str) -> Any:
+    """The value of a line.
+
+    Raises:
+        InputError: if it is no JSON.
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is no JSON ({error}); write one value in each line") from None

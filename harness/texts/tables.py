@@ -1,25 +1,22 @@
 """Reads tables of texts a few rows at a time: CSV, JSON lines, Parquet, Arrow streams.
 
-pyarrow reads and unpacks them. JSON lines are the standard library's: it names the line of an
-error, takes labels of several types, and is what `harness predict` reads with too.
+pyarrow reads Parquet and Arrow, and unpacks. CSV and JSON lines are the standard library's, by
+which the line of an error is known.
 
 The rows are only data: nothing in them is run or unpickled.
 """
 
-import codecs
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
 from harness.texts.stream import (
     COMPRESSIONS,
-    MAX_ROW_BYTES,
-    check_quotes,
+    csv_rows,
     import_pyarrow,
     json_lines,
     open_bytes,
@@ -37,7 +34,6 @@ VALIDATION = ("validation", "valid", "val", "dev")
 # Splits that people have and that are not read.
 LEFT_OUT = ("unsupervised",)
 KNOWN_SPLITS = (*SPLITS, *VALIDATION, *LEFT_OUT)
-MAX_COLUMNS = 10_000  # pyarrow takes minutes for a million
 ROWS_AT_ONCE = 1000
 
 
@@ -66,13 +62,14 @@ class Text(NamedTuple):
     location: str  # such as row 7, for messages
 
 
-class TableFile(NamedTuple):
-    """A table of a source."""
+class SourceFile(NamedTuple):
+    """A file of a source: a table, or a review."""
 
     path: Path
-    split: str  # that the file's name says, else empty
-    location: str  # of the file in its source, for locations of rows; empty for the source itself
+    location: str  # inside the source; empty for the source itself
     where: str  # for messages
+    split: str  # that its name or its folder says, else empty
+    label: str = ""  # of a review; empty for a table
 
 
 class _Columns(NamedTuple):
@@ -90,7 +87,7 @@ def table_ending(name: str) -> str:
     return "" if not ending or (packed and ending == ".parquet") else ending + packed
 
 
-def read_table(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def read_table(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     """The rows of a table, one after another, with a few in memory at a time.
 
     Raises:
@@ -116,84 +113,36 @@ def read_table(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 def _explained(error: Exception) -> str:
     """What pyarrow says of a file that it can't read, and what to do."""
     said = " ".join(str(error).split())
-    if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", said):
-        row, wanted, got = found.groups()
-        return (
-            f"row {row} has {got} fields, the header {wanted}; put a text that holds the delimiter "
-            "into double quotes, and close them"
-        )
-    if isinstance(error, UnicodeError) or "UTF8" in said:
-        row = f"row {found[1]} " if (found := re.search(r"Row #(\d+)", said)) else ""
-        return f"{row}can't be decoded; save it as UTF-8, or name its encoding in data.encoding"
-    if "straddling" in said:
-        return (
-            f"has a row of over {MAX_ROW_BYTES:,} bytes; end each row by a newline, and close "
-            "double quotes"
-        )
+    if isinstance(error, UnicodeError):
+        return "can't be decoded; save it as UTF-8, or name its encoding in data.encoding"
     return f"can't be read ({said[:200]}); make the file again"
 
 
 # Rows
 
 
-def _csv_rows(table: TableFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
-    pa = import_pyarrow(table.where)
-    from pyarrow import csv
-
+def _csv_rows(table: SourceFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
     with open_bytes(table.path, table.where, form.encoding) as file:
-        header = _header(file, table.where, delimiter=delimiter)
-        # Texts as they stand: no word such as NA means that there is none.
-        names = (
-            csv.read_csv(
-                pa.BufferReader(header),
-                read_options=csv.ReadOptions(autogenerate_column_names=True, use_threads=False),
-                parse_options=csv.ParseOptions(delimiter=delimiter),
-                convert_options=csv.ConvertOptions(default_column_type=pa.string()),
+        rows = csv_rows(file, table.where, delimiter=delimiter)
+        if (names := next(rows, None)) is None:
+            raise InputError(
+                f"{table.where}is empty; it needs a header with the names of its columns"
             )
-            .to_pylist()[0]
-            .values()
-        )
-        columns = _columns([str(name) for name in names], table, form)
-        chosen = [name for name in columns if name is not None]
-    with open_bytes(table.path, table.where, form.encoding) as file:
-        batches = csv.open_csv(
-            pa.PythonFile(file, mode="r"),
-            # Without threads the row of an error is known.
-            read_options=csv.ReadOptions(block_size=MAX_ROW_BYTES, use_threads=False),
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                include_columns=chosen,
-                column_types=dict.fromkeys(chosen, pa.string()),
-                strings_can_be_null=False,
-            ),
-        )
-        yield from _batch_rows(batches, columns, table=table, first=2)
-    with open_bytes(table.path, table.where, form.encoding) as file:
-        check_quotes(file, table.where, delimiter=delimiter)
+        columns = _columns(names, table, form)
+        chosen = [names.index(name) for name in columns if name is not None]
+        for number, row in enumerate(rows, 2):
+            location = f"{table.location} row {number}".lstrip()
+            if len(row) != len(names):
+                raise InputError(
+                    f"{table.where}{location} has {len(row)} fields, the header {len(names)}; put "
+                    "a text that holds the delimiter into double quotes, and close them"
+                )
+            text, label, *splits = (row[index] for index in chosen)
+            split = _checked_split(splits[0], location, table) if splits else table.split
+            yield _text((text, label, split), location, table=table)
 
 
-def _header(file: BinaryIO, where: str, *, delimiter: str) -> bytes:
-    """The line of a CSV file that names its columns."""
-    header = b""
-    while not header.strip():
-        line = file.readline(MAX_ROW_BYTES)
-        if not line:
-            raise InputError(f"{where}is empty; it needs a header with the names of its columns")
-        # A carriage return alone ends rows too, as spreadsheets once wrote them.
-        header = next((each for each in line.splitlines(keepends=True) if each.strip()), b"")
-    if header.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in header:
-        raise InputError(
-            f"{where}is no text in UTF-8; save it as UTF-8, or name its encoding in data.encoding"
-        )
-    if (num := header.count(delimiter.encode()) + 1) > MAX_COLUMNS:
-        raise InputError(
-            f"{where}has {num:,} columns, should have {MAX_COLUMNS:,} at most; keep those of text "
-            "and label"
-        )
-    return header.removeprefix(codecs.BOM_UTF8)
-
-
-def _parquet_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def _parquet_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     import_pyarrow(table.where)
     from pyarrow import parquet
 
@@ -207,7 +156,7 @@ def _parquet_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
         yield from _batch_rows(batches, columns, table=table, names=names)
 
 
-def _arrow_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def _arrow_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     pa = import_pyarrow(table.where)
     # Not mapped: a file that is cut while it is read would end the process.
     with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
@@ -217,41 +166,23 @@ def _arrow_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 
 
 def _batch_rows(
-    batches: Any, columns: _Columns, *, table: TableFile, names: Sequence[str] = (), first: int = 1
+    batches: Any, columns: _Columns, *, table: SourceFile, names: Sequence[str] = ()
 ) -> Iterator[Text]:
-    """The rows of Arrow's batches, of which the first has the number `first`."""
-    number = first
+    """The rows of Arrow's batches."""
+    number = 1
     for batch in batches:
         batch.validate(full=True)  # a file may say anything of its own layout
-        texts = _values(batch, columns.text, "data.text_column", where=table.where)
-        labels = _values(batch, columns.label, "data.label_column", where=table.where)
-        splits: list[Any] = [table.split] * len(texts)
+        texts = batch.column(columns.text).to_pylist()
+        labels = batch.column(columns.label).to_pylist()
+        splits = [table.split] * len(texts)
         if columns.split is not None:
-            splits = _values(batch, columns.split, "data.split_column", where=table.where)
+            splits = batch.column(columns.split).to_pylist()
         for text, label, split in zip(texts, labels, splits, strict=True):
             location = f"{table.location} row {number}".lstrip()
             if columns.split is not None:
                 split = _checked_split(split, location, table)
             yield _text((text, label, split), location, table=table, names=names)
             number += 1
-
-
-def _values(batch: "pa.RecordBatch", name: str, key: str, *, where: str) -> list[Any]:
-    import pyarrow as pa
-
-    column = batch.column(name)
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view"
-    )
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    if not (is_text or pa.types.is_null(kind) or (is_number and key == "data.label_column")):
-        wanted = "words or numbers" if key == "data.label_column" else "texts"
-        raise InputError(
-            f"{where}column {name!r} holds {kind}, should hold {wanted}; name another in {key}"
-        )
-    values: list[Any] = column.to_pylist()
-    return values
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
@@ -265,7 +196,7 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
     return names if is_list else []
 
 
-def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
+def _json_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     columns: _Columns | None = None
     names: Collection[str] = ()
     with open_bytes(table.path, table.where, form.encoding) as file:
@@ -289,17 +220,20 @@ def _json_rows(table: TableFile, form: SourceFormat) -> Iterator[Text]:
 
 
 def _text(
-    row: tuple[Any, Any, Any], location: str, *, table: TableFile, names: Sequence[str] = ()
+    row: tuple[Any, Any, Any], location: str, *, table: SourceFile, names: Sequence[str] = ()
 ) -> Text:
     text, label, split = row
     if split in LEFT_OUT:
         return Text("", "", split, location)
     if not isinstance(text, str | None):
-        raise InputError(f"{table.where}{location}: its text is {_short(text)}, should be a string")
+        raise InputError(
+            f"{table.where}{location}: its text is {_short(text)}, should be a string; name its "
+            "column in data.text_column"
+        )
     return Text(text or "", _label(label, location, table=table, names=names), split, location)
 
 
-def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str]) -> str:
+def _label(label: Any, location: str, *, table: SourceFile, names: Sequence[str]) -> str:
     if isinstance(label, str):
         return label
     if label is None:
@@ -315,11 +249,12 @@ def _label(label: Any, location: str, *, table: TableFile, names: Sequence[str])
     if isinstance(label, float):
         return ""  # not a number, which pandas writes for none
     raise InputError(
-        f"{table.where}{location}: its label is {_short(label)}, should be a word or a number"
+        f"{table.where}{location}: its label is {_short(label)}, should be a word or a number; "
+        "name its column in data.label_column"
     )
 
 
-def _checked_split(value: Any, location: str, table: TableFile) -> str:
+def _checked_split(value: Any, location: str, table: SourceFile) -> str:
     split = value.strip().casefold() if isinstance(value, str) else None
     if split is None or split not in KNOWN_SPLITS:
         raise InputError(
@@ -337,7 +272,7 @@ def _short(value: Any) -> str:
 
 
 def _columns(
-    names: Sequence[str], table: TableFile, form: SourceFormat, *, location: str = ""
+    names: Sequence[str], table: SourceFile, form: SourceFormat, *, location: str = ""
 ) -> _Columns:
     """Which columns hold text, label and split; without regard to case where no name is exact."""
     where = table.where + location

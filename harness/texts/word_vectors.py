@@ -1,4 +1,4 @@
-"""Pretrained vectors of words, such as GloVe's: a text file, or an array next to a list of words.
+"""Pretrained vectors of words, such as GloVe's, from a text file.
 
 Of a file of any size only the vectors of the words asked for are held.
 """
@@ -25,7 +25,7 @@ class WordVectors:
     found: np.ndarray  # [num_found] int64, numbers of words, from 0
     vectors: np.ndarray  # [num_found, width] float32
     num_words: int  # that were looked for
-    checksum: str  # sha256 of the file, or of both files
+    checksum: str  # sha256 of the file
 
     @property
     def title(self) -> str:
@@ -38,8 +38,7 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     """Read the vectors of some words.
 
     Args:
-        path: a text file with a word and its numbers in each line, `.gz` and `.zst` too; or an
-            array `[words, width]` in a `.npy` file, with the words in a `.txt` file of its name.
+        path: a text file with a word and its numbers in each line, `.gz` and `.zst` too.
         words: to look for; of a word that occurs twice in the file the first vector counts.
         width: that the vectors should have.
 
@@ -47,20 +46,14 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         InputError: one line that names the file, the location in it, the rule and the remedy.
     """
     where = f"model.embeddings {path}: "
-    files = [path, path.with_suffix(".txt")] if path.suffix == ".npy" else [path]
-    for file in files:
-        if not file.is_file():
-            what = "no such file" if not file.exists() else "is no plain file"
-            name = "" if file == path else f"the words should stand in {file.name}, one a line: "
-            raise InputError(f"{where}{name}{what}; give the file of the vectors")
+    if not path.is_file():
+        what = "no such file" if not path.exists() else "is no plain file"
+        raise InputError(f"{where}{what}; give the file of the vectors")
     numbers = {word.encode(): number for number, word in enumerate(words)}
-    read = _from_array if path.suffix == ".npy" else _from_text
     try:
-        pairs = dict(read(path, numbers, width, where=where))
-        digest = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+        pairs = dict(_from_text(path, numbers, width, where=where))
+        with path.open("rb") as content:
+            checksum = hashlib.file_digest(content, "sha256").hexdigest()
     except InputError:
         raise
     except (OSError, ValueError, EOFError) as error:
@@ -75,7 +68,7 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
             f"{where}the vector of {word!r} holds a number that is not finite or above "
             f"{LARGEST:,.0f}; take it out"
         )
-    return WordVectors(path, np.array([*pairs]), vectors, len(words), digest.hexdigest())
+    return WordVectors(path, np.array([*pairs]), vectors, len(words), checksum)
 
 
 def _from_text(
@@ -104,26 +97,6 @@ def _from_text(
                 yield word, np.array(fields[1:], np.float32)
             except ValueError:
                 raise InputError(f"{where}line {number} is no word with its numbers") from None
-
-
-def _from_array(
-    path: Path, numbers: dict[bytes, int], width: int, *, where: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)  # never runs anything
-    words = path.with_suffix(".txt").read_bytes().splitlines()
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-        raise InputError(f"{where}should be an array [words, width] of floats")
-    if len(array) != len(words):
-        raise InputError(
-            f"{where}has {len(array):,} rows, {path.stem}.txt {len(words):,} words; give one each"
-        )
-    _check_width(array.shape[1], width, where)
-    seen = set()
-    for row, word in enumerate(words):
-        number = numbers.get(word)
-        if number is not None and number not in seen:
-            seen.add(number)
-            yield number, np.array(array[row], np.float32)
 
 
 def _check_width(found: int, width: int, where: str) -> None:

@@ -49,7 +49,6 @@ from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext, agreed_plan
 from harness.training.parent import find_parent
 
-SPANS_OF_A_RUN = 3  # of the moving average, below which a run is short for it
 FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
 
 
@@ -119,7 +118,9 @@ def launch(
             strategy = checked_strategy(requested, worker_group, job, console)
             check_results()
         stop.listen()  # again, over a handler that TensorFlow may have set
-        plan = checked_plan(replace(plan_in_use(job, began), threads=plan.threads), job)
+        # TensorFlow need not use a GPU that Slurm gave.
+        threads, plan = plan.threads, plan_of(job, "gpu" if num_own_gpus() else "cpu", began)
+        plan = checked_plan(replace(plan, threads=threads), job)
         monitor = stack.enter_context(own_monitor(allocation))
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
@@ -256,14 +257,6 @@ def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> E
     )
 
 
-def plan_in_use(job: Job, run: RunDirectory) -> ExecutionPlan:
-    """The plan for the devices in use: TensorFlow need not use a GPU that Slurm gave.
-
-    `run` is the run's own folder, which every worker can read.
-    """
-    return plan_of(job, "gpu" if num_own_gpus() else "cpu", run)
-
-
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     """Print what is about to run, and warn about settings that may surprise.
 
@@ -302,9 +295,6 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
         )
     if line := given_validation(job, dataset):
-        console.info(line)
-    _, num_training = dataset.used(job.data.limit, job.data.validation_split)
-    if line := short_average(job, num_training):
         console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
@@ -390,24 +380,6 @@ def given_validation(job: Job, dataset: Dataset) -> str:
     if job.data.validation_split == DataConfig.model_fields["validation_split"].default:
         return f"{line}, in place of a share of the training reviews"
     return f"data.validation_split = {job.data.validation_split:g} has no effect: {line}"
-
-
-def short_average(job: Job, num_reviews: int) -> str:
-    """What the moving average does in a run that is short for it; empty elsewhere.
-
-    Args:
-        num_reviews: to train on.
-    """
-    train, momentum = job.train, job.train.ema_momentum
-    num_steps = train.epochs * -(-num_reviews // train.batch_size)
-    span = 1 / (1 - momentum)  # of the average, in steps
-    if momentum == 0 or num_steps >= SPANS_OF_A_RUN * span:
-        return ""
-    return (
-        f"train.ema_momentum = {momentum:g} averages the weights of about {span:,.0f} steps, and "
-        f"the run has {num_steps:,}, fewer than {SPANS_OF_A_RUN} times as many: until it has that "
-        "length, the average is over the latest ninth of the steps"
-    )
 
 
 def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = False) -> Dataset:

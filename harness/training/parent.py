@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from harness.compute.train_step import TrainStep
 
-SHOWN_KEYS = 3  # of those that differ
 # What a run writes before it has its parent's weights. The lease is last: until then it is ours.
 WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
@@ -57,12 +56,8 @@ class Parent:
         """What the new run begins with, and why with no more."""
         if self.continues:
             return f"goes on with run {self.run.folder}, to the bytes of a run of so many epochs"
-        shown = ", ".join(self.differences[:SHOWN_KEYS])
-        more = len(self.differences) - SHOWN_KEYS
-        others = f" and {more} more" if more > 0 else ""
-        return (
-            f"begins with the weights of run {self.run.folder}; other than there: {shown}{others}"
-        )
+        shown = ", ".join(self.differences)
+        return f"begins with the weights of run {self.run.folder}; other than there: {shown}"
 
 
 def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:

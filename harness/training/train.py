@@ -289,11 +289,6 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
     With `model.ngram_ratios` the ratios too, which the training reviews alone decide.
     """
-    if len(dataset.train) < 2 or not len(dataset.test):
-        raise InputError(
-            f"data {dataset.folder}: {len(dataset.train)} training and {len(dataset.test)} test "
-            "reviews, should be at least 2 and 1; give another --data"
-        )
     train, cut = dataset.used(job.data.limit, job.data.validation_split)
     train_set = _encoded(train, job)
     ratios = None

@@ -269,11 +269,9 @@ class Trainer:
         }
         for name, value in found.items():
             if value is None:
-                reason = scores["roc_auc_reason"] if name == "val_roc_auc" else ""
                 raise RunError(
-                    f"{name}: has no value for these validation reviews"
-                    f"{f', {reason}' if reason else ''}; choose another score for train.monitor "
-                    "and train.keep"
+                    f"{name}: has no value for these validation reviews; choose another score for "
+                    "train.monitor and train.keep"
                 )
         return found
 

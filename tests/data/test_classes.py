@@ -1,17 +1,15 @@
 """Own texts of several classes: their order, their number, and what is refused."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from harness.data.dataset import SPLITS
-from harness.data.dataset_folder import open_folder
 from harness.data.resolve import open_data
 from harness.data.text_dataset import describe, open_source
 from harness.data.vocabulary import tokenize
-from harness.errors import InputError, RunError
+from harness.errors import InputError
 from tests.data.made_up_texts import make_rows, write_csv
 from tests.data.test_text_dataset import job_of, texts_of
 
@@ -87,16 +85,3 @@ def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
         InputError, match=r"none of the 16 training reviews is 'c', with data.limit"
     ):
         open_data(job, None)
-
-
-def test_a_cache_with_labels_of_no_class_is_made_again(tmp_path: Path) -> None:
-    """Names of classes are no part of the checksum, so they are compared with the labels."""
-    path = write_csv(tmp_path / "a.csv", starred(240, "abc"))
-    first = open_source(path)
-    (kept,) = (tmp_path / "cache" / "harness").glob("texts-*")
-    record = json.loads((kept / "dataset.json").read_text())
-    for classes in (["a", "b"], ["a"], ["a", "b", 3], "abc", [str(i) for i in range(1001)]):
-        (kept / "dataset.json").write_text(json.dumps({**record, "classes": classes}))
-        with pytest.raises(RunError, match=r"dataset .*: is broken \(.*class"):
-            open_folder(kept)
-    assert open_source(path).classes == first.classes == ("a", "b", "c")

@@ -77,7 +77,7 @@ def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
         if not ignore_errors:
             raise OSError(errno.ENOTEMPTY, "Directory not empty")
 
-    monkeypatch.setattr("harness.data.dataset_folder.shutil.rmtree", of_nfs)
+    monkeypatch.setattr("shutil.rmtree", of_nfs)
     assert save_folder(small(), folder)
     assert open_folder(folder).checksum == small().checksum
 

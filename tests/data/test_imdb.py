@@ -18,11 +18,9 @@ import pytest
 from harness.data.dataset import Dataset, content_checksum, make_split
 from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.imdb_sources import (
-    INDEX,
     SAMPLE,
     fetch,
     make_dataset,
-    make_sample,
     open_dataset,
     open_sample,
 )
@@ -30,8 +28,9 @@ from harness.data.locations import NPZ
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError, RunError
 from tests.conftest import Harness
+from tests.data.packaged_sample import make_sample
 
-WORDS = ["the", "movie", "was", "good", "bad", "it's"]
+WORDS = list(open_sample().vocab)
 TRAIN = [[1, 2, 3, 4], [2, 5], [1, 1, 6], [4]]
 TEST = [[3, 3], [5, 4, 3, 2, 1], [6]]
 
@@ -56,7 +55,7 @@ def small() -> Dataset:
 
 
 def write_npz(folder: Path, **changed: object) -> Path:
-    """Keras's two files, as Keras ships them: pickled object arrays in an npz."""
+    """Keras's file, as Keras ships it: pickled object arrays in an npz."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, object] = {
         "x_train": np.array(TRAIN, dtype=object),
@@ -66,8 +65,6 @@ def write_npz(folder: Path, **changed: object) -> Path:
     }
     arrays |= changed
     np.savez(folder / NPZ, **{k: v for k, v in arrays.items() if v is not None})  # type: ignore[arg-type]
-    index = {word: rank for rank, word in enumerate(WORDS, 1)}
-    (folder / INDEX).write_text(json.dumps(index))
     return folder
 
 
@@ -111,7 +108,7 @@ def test_after_the_first_conversion_nothing_is_unpickled(
     assert second.checksum == first.checksum
     assert isinstance(second.train.tokens, np.memmap)
     assert as_lists(second, 8) == as_lists(first, 8)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([NPZ, INDEX])
+    assert [path.name for path in folder.iterdir()] == [NPZ]
 
 
 class Hostile:
@@ -176,13 +173,6 @@ def test_the_genuine_arrays_are_read_from_any_archive(
         write_npz(path.parent, **{name: np.array([])})
         with pytest.raises(InputError, match="is not Keras's imdb"):
             open_dataset(path.parent)
-
-
-def test_a_missing_word_index_is_taken_from_the_sample(tmp_path: Path) -> None:
-    """It holds all words; `load_data` of Keras downloads no index."""
-    folder = write_npz(tmp_path / "data")
-    (folder / INDEX).unlink()
-    assert list(open_dataset(folder).vocab) == list(open_sample().vocab)
 
 
 def test_the_search_goes_from_the_named_to_the_sample(
@@ -316,10 +306,8 @@ def test_the_raw_review_folder_gives_the_same_content(tmp_path: Path) -> None:
         for kind, reviews in (("pos", positive), ("neg", negative)):
             (raw / name / kind).mkdir(parents=True)
             for i, review in enumerate(reviews):
-                text = ", ".join(WORDS[rank - 1].upper() for rank in review) + " <br /> zzz!"
+                text = ", ".join(WORDS[rank - 1].upper() for rank in review) + " <qwertzu />!"
                 (raw / name / kind / f"{i}_7.txt").write_text(text)
-    index = {word: rank for rank, word in enumerate(WORDS, 1)}
-    (raw / INDEX).write_text(json.dumps(index))
     assert fetch(raw).checksum == small().checksum
     (raw / "test" / "neg" / "0_7.txt").unlink()
     (raw / "test" / "neg" / "1_7.txt").unlink()

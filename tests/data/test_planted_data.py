@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,18 +153,3 @@ def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
         link.unlink()
     assert list(target.iterdir()) == []
     assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.parametrize(("free", "fits"), [(1_999_999, False), (2_000_172, True)])
-def test_a_disk_without_room_is_refused_before_it_is_filled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
-) -> None:
-    """The arrays take 172 bytes here; two megabytes are for the words and what else there is."""
-    usage = SimpleNamespace(free=free)
-    monkeypatch.setattr("harness.data.dataset_folder.shutil.disk_usage", lambda _: usage)
-    if fits:
-        assert save_folder(small(), tmp_path / "imdb")
-        return
-    with pytest.raises(RunError, match=r"needs 2,000,172 bytes, the disk has 1,999,999 free"):
-        save_folder(small(), tmp_path / "imdb")
-    assert not (tmp_path / "imdb").exists()

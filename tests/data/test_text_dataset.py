@@ -67,22 +67,6 @@ def test_the_dataset_is_a_function_of_the_reviews_alone(tmp_path: Path) -> None:
     assert 0.2 < made[0].train.labels[-train // 5 :].mean() < 0.8
 
 
-def test_reviews_that_are_read_in_parts_make_the_same_dataset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As those of a source that is larger than memory."""
-    path = write_csv(tmp_path / "a.csv", ROWS)
-    checksums: set[str] = set()
-    for at_once in (1_000_000, 7):
-        monkeypatch.setattr("harness.data.text_dataset.SPOOLED_AT_ONCE", at_once)
-        monkeypatch.setattr("harness.data.dataset.WORDS_AT_ONCE", at_once)
-        folder = tmp_path / str(at_once)
-        folder.mkdir()
-        make_dataset(path, folder)
-        checksums.add(json.loads((folder / "dataset.json").read_text())["checksum"])
-    assert len(checksums) == 1
-
-
 def test_ten_reviews_of_each_split_are_enough(tmp_path: Path) -> None:
     """The fewest that the refusal of nine names."""
     for name, rows in (("train", ROWS[:10]), ("test", ROWS[10:20])):

@@ -245,11 +245,11 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
         (
             "numbers",
             {"text": [1, 2], "label": [1, 2]},
-            "column 'text' holds int64, should hold texts",
+            "row 1: its text is 1, should be a string",
         ),
-        ("lists", {"text": ["a"], "label": [[1]]}, "column 'label' holds list<"),
+        ("lists", {"text": ["a"], "label": [[1]]}, r"row 1: its label is \[1\], should be a word"),
         ("none", {"text": pa.nulls(2), "label": [1, 2]}, "row 1 has no text"),
-        ("bytes", {"text": [b"a"], "label": [1]}, "column 'text' holds binary"),
+        ("bytes", {"text": [b"a"], "label": [1]}, "row 1: its text is b'a', should be a string"),
     ):
         parquet.write_table(pa.table(table), folder / f"{name}.parquet")
         yield folder / f"{name}.parquet", said

@@ -13,18 +13,14 @@ WORDS = ["the", "film", "é", "unheard"]
 TEXT = "film 1 2 3\nthe 0.5 -1e-3 4\nfilm 9 9 9\na b 7 7 7\né 5 6 7\n"
 
 
-@pytest.mark.parametrize("form", ["plain", "word2vec", "gzip", "array"])
+@pytest.mark.parametrize("form", ["plain", "word2vec", "gzip"])
 def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
-    """In a text file with or without a header, packed, or an array with a list of words."""
+    """In a text file with or without a header, or packed."""
     path = tmp_path / "vectors.txt"
     path.write_text(("5 3\n" if form == "word2vec" else "") + TEXT)
     if form == "gzip":
         path = tmp_path / "vectors.txt.gz"
         path.write_bytes(gzip.compress(TEXT.encode()))
-    if form == "array":
-        path = tmp_path / "vectors.npy"
-        np.save(path, np.array([[1, 2, 3], [0.5, -1e-3, 4], [9, 9, 9], [5, 6, 7]]))
-        path.with_suffix(".txt").write_text("film\nthe\nfilm\né\n")
     found = open_vectors(path, WORDS, 3)
     assert dict(zip(found.found.tolist(), found.vectors.tolist(), strict=True)) == {
         1: [1, 2, 3],
@@ -33,10 +29,8 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
     }
     assert found.vectors.dtype == np.float32
     assert found.title == f"{path.name}: 3 of 4 words (75.0%)"
-    first = path if form != "array" else path.with_suffix(".txt")
-    before = found.checksum
-    first.write_bytes(first.read_bytes()[:-1] if form == "array" else first.read_bytes())
-    assert (open_vectors(path, WORDS, 3).checksum == before) == (form != "array")
+    path.write_bytes(gzip.compress(b"the 1 2 3") if form == "gzip" else b"the 1 2 3")
+    assert open_vectors(path, WORDS, 3).checksum != found.checksum
 
 
 @pytest.mark.parametrize(
@@ -64,26 +58,9 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -
     assert "\n" not in str(refused.value)
 
 
-def test_a_bad_array_is_refused(tmp_path: Path) -> None:
-    """Objects are never unpickled; shape, kind and the list of words have to fit."""
-    path = tmp_path / "vectors.npy"
-    with pytest.raises(InputError, match="no such file"):
-        open_vectors(path, WORDS, 3)
-    np.save(path, np.zeros((2, 3)))
-    with pytest.raises(InputError, match=r"the words should stand in vectors\.txt"):
-        open_vectors(path, WORDS, 3)
-    path.with_suffix(".txt").write_text("the\nfilm\n")
-    for array, said in (
-        (np.array([["a"], [None]], object), "can't be read"),
-        (np.zeros(2), r"an array \[words, width\] of floats"),
-        (np.zeros((2, 3), np.int32), "of floats"),
-        (np.zeros((3, 3)), "3 rows, vectors.txt 2 words"),
-        (np.zeros((2, 4)), "its vectors have 4 numbers"),
-        (np.full((2, 3), np.inf), "not finite"),
-    ):
-        np.save(path, array, allow_pickle=True)
-        with pytest.raises(InputError, match=said):
-            open_vectors(path, WORDS, 3)
-    path.write_bytes(b"no array")
-    with pytest.raises(InputError, match="can't be read"):
-        open_vectors(path, WORDS, 3)
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    """A folder too."""
+    with pytest.raises(InputError, match="no such file; give the file of the vectors"):
+        open_vectors(tmp_path / "vectors.txt", WORDS, 3)
+    with pytest.raises(InputError, match="is no plain file"):
+        open_vectors(tmp_path, WORDS, 3)

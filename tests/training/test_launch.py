@@ -29,7 +29,6 @@ from harness.training.launch import (
     devices_to_use,
     join_workers,
     plan_of,
-    short_average,
     small_shares,
 )
 from harness.training.parent import Parent, find_parent
@@ -58,27 +57,6 @@ def test_gpus_that_mostly_wait_are_told(
     line = small_shares(batch_size, num_replicas, num_gpus)
     assert advice in line
     assert bool(line) == bool(advice)
-
-
-@pytest.mark.parametrize(
-    ("settings", "num_reviews", "said"),
-    [
-        # In batches of 10.
-        (["train.ema_momentum=0.9", "train.epochs=3"], 90, "about 10 steps, and the run has 27,"),
-        (["train.ema_momentum=0.9", "train.epochs=4"], 90, ""),  # 36 steps
-        (["train.ema_momentum=0.9", "train.epochs=4"], 54, "the run has 24,"),
-        (["train.ema_momentum=0.998", "train.epochs=7"], 20_000, ""),
-        (["train.ema_momentum=0", "train.epochs=1"], 100, ""),
-    ],
-)
-def test_a_run_that_is_short_for_its_average_says_so(
-    settings: list[str], num_reviews: int, said: str
-) -> None:
-    """One line, where it has fewer steps than three times those that the average spans."""
-    job = load_job(JOBS / "lstm.toml", ["train.batch_size=10", *settings])
-    line = short_average(job, num_reviews)
-    assert said in line
-    assert bool(line) == bool(said)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def tune(
     dataset = sweep.dataset(search.job, request.data, full=full)
     is_new = sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
-    sweep.dataset(search.job, request.data)  # another command may have begun it just now
+    if sweep.certain_json("data.json").get("checksum") != dataset.checksum:
+        sweep.dataset(search.job, request.data)  # another command has begun it just now
     known = sweep.search()
     if search.table.trials != known.table.trials:
         search = with_table(known, trials=search.table.trials)
@@ -92,6 +93,7 @@ def tune(
         f"sweep {sweep.folder}: {table.tuner}, {num_trials}, {len(slots)}{more} worker"
         f"{'s' if len(slots) > 1 else ''}{parallel}, data: {dataset.title}"
     )
+    del dataset  # its workers open it themselves
     name = command_name(allocation)
     with WorkerPool(
         sweep.folder, request, slots, name=name, allocation=allocation, console=console

@@ -306,10 +306,8 @@ class World:
             except OSError:
                 yield Sleep(5.0)
         if act is next_stop:
-            self.cancelled_s = self.now_s
             self._push(self.chance.uniform(200, 400), lambda: self._go_on(p.node))
         else:
-            self.num_lifted, self.cancelled_s = view.num_lifted + 1, None
             self.start_command()
 
     def _go_on(self, node: int, *, again: bool = False) -> None:
@@ -506,6 +504,10 @@ class World:
         if is_attempt:
             self._check_attempt(p, int(parts[1]), int(parts[2]))
             self.owners[op.path] = p
+        if op.file == "stop.json":  # whoever is told of it
+            is_lifted = op.path.endswith("lifted")
+            self.cancelled_s = None if is_lifted else self.now_s
+            self.num_lifted += is_lifted
         self.server[path] = content
         if "fsync" in self.without:
             self.unsynced[path] = p.node, {}

@@ -20,7 +20,7 @@ from harness.files.atomic_file import replaced_directory
 from harness.files.lenient_json import table, text
 from harness.report.baseline import tested_data
 from harness.report.collect import UNKNOWN, LeftOut, ScoredRun
-from harness.report.plots import forest, pictures_of, styles_of
+from harness.report.plots import pictures_of, styles_of
 from harness.report.statistics import (
     Predictions,
     margin_over_reviews,
@@ -152,7 +152,6 @@ def _section(part: Part, data: Path | None, say: Callable[[str], None]) -> dict[
         "shown": [each.sentence for each in part.differences if each.is_shown],
         "hidden": [each.sentence for each in part.differences if not each.is_shown],
         "differences": [(e, margin_over_reviews(e, drawn, predictions)) for e in part.differences],
-        "forest": forest(part),
         "pictures": pictures_of(drawn, part.baselines, predictions),
         "predictions": _predictions(predictions, _texts(part, data, predictions)),
     }

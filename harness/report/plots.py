@@ -15,7 +15,6 @@ import numpy as np
 from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
 from harness.report.statistics import Predictions, calibration, epochs_of
-from harness.report.summary import Part
 from harness.system.console import printable
 from harness.training.pictures import mean_roc_curve, png, shortened
 
@@ -37,9 +36,6 @@ LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#595959"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 150  # inches without the legend; dots an inch
 LEGEND_LINE = 0.165  # inches
-FOREST_LINE, FOREST_DPI = 0.11, 100  # of its rows, which may be hundreds
-MAX_ROWS = 1000  # of them: Matplotlib draws no picture of 2^16 pixels
-MAX_NAME = 64  # characters, of them
 NUM_COLOURS = 256  # of a picture
 
 Styles = dict[str, dict[str, Any]]  # by job: how Matplotlib draws it
@@ -76,12 +72,12 @@ def styles_of(group: DatasetGroup) -> Styles:
 class Chart:
     """A plot of several jobs, with what each shows in words."""
 
-    def __init__(self, dpi: int = DPI) -> None:
+    def __init__(self) -> None:
         # The object API: pyplot keeps its figures in a global list, and picks a backend with a
         # window.
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=dpi, layout="constrained")
+        self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
         self.axes = self.figure.subplots()
         self.axes.grid(alpha=0.3)
         self.axes.spines[["top", "right"]].set_visible(False)
@@ -113,38 +109,6 @@ class Chart:
             self.figure.legend(handles, labels, loc="outside lower center", **options)
         content = base64.b64encode(_with_few_colours(png(self.figure))).decode()
         return Picture(title, content, f"{alt}: {'; '.join(self.described)}.", caption)
-
-
-def forest(part: Part) -> Picture | None:
-    """How far each job is behind the best, with its interval; None where sentences say it all."""
-    best = part.group.jobs["accuracy"].idxmax()
-    behind = [each for each in part.differences if each.is_pooled and each.first == best]
-    if not behind:
-        return None
-    chart, rows = Chart(FOREST_DPI), sorted(behind, key=lambda each: each.mean)[:MAX_ROWS]
-    axes = chart.axes
-    for row, each in enumerate(rows):
-        low, high = each.interval or (each.mean, each.mean)
-        colour = COLOURS["bilstm"] if each.is_shown else GREY
-        axes.plot([-100 * high, -100 * low], [row, row], color=colour, linewidth=1.2)
-        axes.plot(-100 * each.mean, row, marker="o", markersize=3.5, color=colour)
-    axes.axvline(0, color="#1a1a1a", linewidth=0.8)
-    names = [plain(shortened(each.second, MAX_NAME)) for each in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=6)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points of test accuracy behind the best")
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="x", top=True, labeltop=True)  # hundreds of rows above the lower ones
-    chart.figure.set_size_inches(1.4 * WIDTH, 1 + FOREST_LINE * len(rows))
-    num_shown = sum(each.is_shown for each in behind)
-    chart.described.append(f"{num_shown} of {len(behind)} other jobs are shown to be worse")
-    cut = f" The first {len(rows):,} of {len(behind):,}; the table has all."
-    return chart.picture(
-        "Behind the best",
-        f"Each job beside the best, {best}",
-        f"Each job beside the best, {best}: difference of the means, and the interval that "
-        "holds together with all others. Orange: shown to be worse."
-        f"{cut if len(rows) < len(behind) else ''}",
-    )
 
 
 def pictures_of(

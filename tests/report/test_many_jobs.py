@@ -1,6 +1,5 @@
 """A comparison of more jobs than a picture can tell apart: chosen, grouped, the best ones drawn."""
 
-import base64
 import csv
 import json
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from harness.errors import InputError
-from harness.report import plots
 from harness.report.collect import (
     DatasetGroup,
     LeftOut,
@@ -21,7 +19,7 @@ from harness.report.collect import (
     scored_runs,
 )
 from harness.report.html import write_comparison
-from harness.report.plots import forest, styles_of
+from harness.report.plots import styles_of
 from harness.report.summary import (
     grouped,
     left_out_lines,
@@ -57,7 +55,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
 
 @pytest.mark.full
 def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Path) -> None:
-    """Twelve unlike styles, a row for each job, and one picture of all differences."""
+    """Twelve unlike styles, a row for each job, and a line for each difference."""
     (part,) = make_parts([group])
     drawn = group.best(12)
     styles = styles_of(drawn)
@@ -65,28 +63,10 @@ def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Pa
     means = [float(line["test %"]) for line in part.lines]
     assert means == sorted(means, reverse=True)
     assert sorted(drawn.jobs["accuracy"]) == sorted(group.jobs["accuracy"])[-12:]
-    picture = forest(part)
-    assert picture
-    assert "of 19 other jobs" in picture.alt
     page = write_comparison(tmp_path / "out", [part], [], data=None, say=print).read_text()
     assert "The best 12 of 20 jobs are drawn" in page
-    assert page.count("<img ") == 1 + 6
+    assert page.count("<img ") == 6
     assert page.count('<table class="confusion">') == 12
-
-
-def test_a_picture_has_no_more_rows_than_can_be_drawn(
-    group: DatasetGroup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of more jobs the first are drawn, and the caption says so."""
-    (part,) = make_parts([group])
-    whole = forest(part)
-    monkeypatch.setattr(plots, "MAX_ROWS", 5)
-    first = forest(part)
-    assert whole
-    assert first
-    heights = [base64.b64decode(each.base64)[20:24] for each in (first, whole)]
-    assert int.from_bytes(heights[0]) < int.from_bytes(heights[1])
-    assert first.caption == f"{whole.caption} The first 5 of 19; the table has all."
 
 
 def test_what_is_written_grows_with_the_jobs_and_not_with_their_square(group: DatasetGroup) -> None:

@@ -183,7 +183,6 @@ class Comparison:
 
     parts: "tuple[Part, ...]"  # one for each dataset
     left_out: "tuple[LeftOut, ...]"
-    data: Path | None = None  # where the reviews are looked for first
 
     def __repr__(self) -> str:
         """The tables and sentences of `harness compare`."""
@@ -233,7 +232,7 @@ class Comparison:
         from harness.report.html import check_folder, write_comparison
 
         check_folder(Path(folder))
-        return write_comparison(Path(folder), self.parts, self.left_out, data=self.data, say=echo)
+        return write_comparison(Path(folder), self.parts, self.left_out, say=echo)
 
 
 def train(
@@ -342,7 +341,6 @@ def compare(
     *folders: PathLike,
     baseline: Literal["ngrams", "none"] | None = None,
     where: str | Sequence[str] = (),
-    group_by: str | None = None,
     pairs: bool = False,
     data: PathLike | None = None,
 ) -> Comparison:
@@ -351,7 +349,7 @@ def compare(
     Args:
         folders: as for `load_runs`.
         baseline: `"ngrams"` fits the linear model over 1- to 3-grams too, `"none"` skips all.
-        where, group_by, pairs: as the options of `harness compare`.
+        where, pairs: as the options of `harness compare`.
         data: folder of the dataset, instead of HARNESS_DATA.
 
     Raises:
@@ -364,9 +362,9 @@ def compare(
     named = [Path(each) for each in folders] or [_default_runs()]
     settings = [where] if isinstance(where, str) else where
     folder = None if data is None else Path(data)
-    request = Request(named, settings, group_by, pairs, baseline, folder)
+    request = Request(named, settings, pairs, baseline, folder)
     parts, left_out = compared(request, echo)
-    return Comparison(tuple(parts), tuple(left_out), folder)
+    return Comparison(tuple(parts), tuple(left_out))
 
 
 # Arguments

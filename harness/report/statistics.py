@@ -201,19 +201,6 @@ class Predictions:
     seeds: Mapping[str, tuple[int, ...]]  # by a row's name, in the same order
     classes: tuple[str, ...]  # of the labels
 
-    @property
-    def of_truth(self) -> Floats:
-        """Mean probability of each review's own class over a job's seeds, `[jobs, reviews]`."""
-        reviews = np.arange(len(self.labels))
-        return np.stack(
-            [each[:, reviews, self.labels].mean(axis=0) for each in self.by_job.values()]
-        )
-
-    @property
-    def is_correct(self) -> NDArray[np.bool_]:
-        """Whether each run predicts each review correctly, `[num_runs, num_reviews]`."""
-        return np.concatenate([self.is_correct_by(name) for name in self.by_job])
-
     def is_correct_by(self, name: str) -> NDArray[np.bool_]:
         """Whether each run of one row does, `[num_seeds, num_reviews]`."""
         correct: NDArray[np.bool_] = np.equal(self.by_job[name].argmax(axis=2), self.labels)
@@ -310,30 +297,6 @@ def calibration(labels: Ints, probabilities: Floats) -> tuple[Floats, Floats, fl
     counts, means, shares = calibration_bins(found.ravel(), is_so.ravel())
     error = np.average(np.abs(means - shares), weights=counts[counts > 0])
     return means, shares, float(error)
-
-
-def margin_over_reviews(
-    difference: Difference, group: DatasetGroup, predictions: Predictions | None
-) -> float | None:
-    """Half the 95 % interval of a difference over other reviews of the same kind.
-
-    For the same trained models: paired over the reviews, by the normal approximation. None if a
-    run has no predictions.
-    """
-    names = difference.first, difference.second
-    if not predictions or not {*names} <= predictions.by_job.keys():
-        return None
-    seeds = [{run.seed for run in group.runs[name]} for name in names]
-    if not difference.is_pooled:  # then the seeds are paired
-        seeds = [seeds[0] & seeds[1]] * 2
-    means = []
-    for name, wanted in zip(names, seeds, strict=True):
-        if not wanted <= {*predictions.seeds[name]}:
-            return None
-        indices = [index for index, seed in enumerate(predictions.seeds[name]) if seed in wanted]
-        means.append(predictions.is_correct_by(name)[indices].mean(axis=0))
-    gain = means[0] - means[1]
-    return float(NORMAL_95 * gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
 
 
 # Against a linear model, review by review

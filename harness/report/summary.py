@@ -17,11 +17,9 @@ from harness.report.baseline import Baseline, baselines
 from harness.report.collect import (
     DatasetGroup,
     LeftOut,
-    check_key,
     chosen,
     group_runs,
     scored_runs,
-    shown,
 )
 from harness.report.statistics import (
     Difference,
@@ -40,7 +38,6 @@ from harness.report.text_tables import (
     markdown_table,
     narrowest,
     screen_table,
-    shown_table,
     table_lines,
 )
 from harness.system.console import printable, rich_console
@@ -89,7 +86,6 @@ class Request:
 
     named: Sequence[Path]  # runs, folders of runs and patterns
     where: Sequence[str] = ()  # the settings of their jobs, each table.key=value
-    group_by: str | None = None  # a key of their jobs
     all_pairs: bool = False
     baseline: Literal["ngrams", "none"] | None = None  # n-grams if not fit yet, or none at all
     data: Path | None = None  # the folder of their dataset, if it is not where a run would look
@@ -106,7 +102,6 @@ class Part:
     differences: tuple[Difference, ...]
     baselines: tuple[Baseline, ...]
     paired_tests: tuple[PairedTest, ...]  # of each job with predictions against n-grams
-    by_key: tuple[Line, ...]  # the jobs grouped by a setting, if that was asked for
 
     @property
     def heading(self) -> str:
@@ -158,8 +153,6 @@ def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], 
     scored, left_out = scored_runs(request.named)
     if scored:
         scored = chosen(scored, request.where)
-        if request.group_by:
-            check_key("--group-by", request.group_by, scored)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):
@@ -172,8 +165,7 @@ def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], 
             return ()
         return baselines(group, request.data, say, ngrams=request.baseline == "ngrams")
 
-    parts = make_parts(groups, baselines_of, all_pairs=request.all_pairs, group_by=request.group_by)
-    return parts, left_out
+    return make_parts(groups, baselines_of, all_pairs=request.all_pairs), left_out
 
 
 def make_parts(
@@ -181,9 +173,8 @@ def make_parts(
     baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
     *,
     all_pairs: bool = False,
-    group_by: str | None = None,
 ) -> list[Part]:
-    """The whole comparison, a part for each dataset; `group_by` is a key of the jobs."""
+    """The whole comparison, a part for each dataset."""
     return [
         Part(
             group,
@@ -191,7 +182,6 @@ def make_parts(
             tuple(differences(group, all_pairs=all_pairs)),
             fitted,
             _paired_tests(group, fitted),
-            tuple(grouped(group, group_by)) if group_by else (),
         )
         for group in groups
     ]
@@ -227,29 +217,6 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
         return ""
 
 
-def grouped(group: DatasetGroup, key: str) -> list[Line]:
-    """A row for each value of a key: its jobs' mean and their best, by test accuracy in per cent.
-
-    The best value comes first.
-    """
-    values = [shown(group.setting(name, key)) for name in group.runs]
-    by_value = group.jobs.groupby(values, sort=False)
-    found = by_value["accuracy"].agg(["size", "mean", "max", "idxmax"])
-    found["runs"] = by_value["num_seeds"].sum()
-    found = found.sort_values("mean", ascending=False, kind="stable")
-    return [
-        {
-            key: value,
-            "jobs": str(row["size"]),
-            "runs": str(row["runs"]),
-            "mean test %": f"{100 * row['mean']:.2f}",
-            "best test %": f"{100 * row['max']:.2f}",
-            "best job": row["idxmax"],
-        }
-        for value, row in found.iterrows()
-    ]
-
-
 # The formats
 
 
@@ -259,7 +226,6 @@ def to_markdown(parts: Sequence[Part]) -> str:
         "\n".join([
             f"## {markdown(part.heading)}\n",
             markdown_table(part.columns, part.lines),
-            *([markdown_table([*part.by_key[0]], part.by_key)] if part.by_key else []),
             *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
             *_markdown_list(part.notes),
         ])
@@ -355,9 +321,6 @@ def print_parts(parts: Sequence[Part]) -> None:
         show(Text(part.heading, "bold"))
         show(results_table(part, console))
         show()
-        if part.by_key:
-            show(shown_table([*part.by_key[0]], part.by_key, console))
-            show()
         for sentence in (*part.verdicts, *shown_sentences(part.differences)):
             show(Text(sentence))
         for note in part.notes:

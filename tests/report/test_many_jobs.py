@@ -1,4 +1,4 @@
-"""A comparison of more jobs than a picture can tell apart: chosen, grouped, the best ones drawn."""
+"""A comparison of more jobs than a picture can tell apart: chosen, the best ones drawn."""
 
 import csv
 import json
@@ -13,7 +13,6 @@ from harness.errors import InputError
 from harness.report.collect import (
     DatasetGroup,
     LeftOut,
-    check_key,
     chosen,
     group_runs,
     scored_runs,
@@ -21,7 +20,6 @@ from harness.report.collect import (
 from harness.report.html import write_comparison
 from harness.report.plots import styles_of
 from harness.report.summary import (
-    grouped,
     left_out_lines,
     make_parts,
     shown_sentences,
@@ -63,7 +61,7 @@ def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Pa
     means = [float(line["test %"]) for line in part.lines]
     assert means == sorted(means, reverse=True)
     assert sorted(drawn.jobs["accuracy"]) == sorted(group.jobs["accuracy"])[-12:]
-    page = write_comparison(tmp_path / "out", [part], [], data=None, say=print).read_text()
+    page = write_comparison(tmp_path / "out", [part], [], say=print).read_text()
     assert "The best 12 of 20 jobs are drawn" in page
     assert page.count("<img ") == 6
     assert page.count('<table class="confusion">') == 12
@@ -102,21 +100,6 @@ def test_runs_are_chosen_by_their_settings(group: DatasetGroup) -> None:
     ):
         with pytest.raises(InputError, match=message):
             chosen(runs, [where])
-    with pytest.raises(InputError, match="--group-by unit: no run has this key"):
-        check_key("--group-by", "unit", runs)
-
-
-def test_jobs_are_grouped_by_a_setting(group: DatasetGroup) -> None:
-    """The mean of the jobs' means, the best value first."""
-    lines = grouped(group, "model.pooling")
-    assert [(line["jobs"], line["runs"]) for line in lines] == [("10", "20"), ("10", "20")]
-    by_value = {line["model.pooling"]: line for line in lines}
-    names = [name for name in group.runs if group.setting(name, "model.pooling") == "max"]
-    means = group.jobs.loc[names, "accuracy"].tolist()
-    assert float(by_value["max"]["mean test %"]) == pytest.approx(100 * np.mean(means), abs=0.005)
-    assert float(by_value["max"]["best test %"]) == pytest.approx(100 * max(means), abs=0.005)
-    (part,) = make_parts([group], group_by="model.pooling")
-    assert "| model.pooling |" in to_markdown([part])
 
 
 def test_of_many_lines_the_rest_is_counted() -> None:

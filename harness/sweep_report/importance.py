@@ -29,7 +29,6 @@ class Group:
     """The trials with equal or similar values of a key."""
 
     label: str  # `gru`, or `0.1 to 0.3`
-    middle: float | None  # median of the values, if they are numbers
     scores: tuple[float, ...]
 
     @property
@@ -138,10 +137,9 @@ def _bins(values: Sequence[float]) -> list[int]:
 
 def _group(trials: Sequence[Scored], dimension: Parameter) -> Group:
     values = [trial.values[dimension.key] for trial in trials]
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    middle = statistics.median(numbers) if len(numbers) == len(values) else None
     if dimension.choices:
         label = str(values[0])
     else:
+        numbers = [float(value) for value in values]
         label = " to ".join(f"{end:.3g}" for end in sorted({min(numbers), max(numbers)}))
-    return Group(label, middle, tuple(trial.score for trial in trials))
+    return Group(label, tuple(trial.score for trial in trials))

@@ -1,4 +1,4 @@
-"""`harness sweep show`: the leaderboard of a sweep, what mattered, and pictures of both."""
+"""`harness sweep show`: the leaderboard of a sweep, what mattered, and a picture."""
 
 import logging
 import shlex
@@ -34,7 +34,7 @@ COUNTED = ("finished", "failed", "running", "waiting")
 
 
 def show(sweep: SweepDirectory) -> None:
-    """Print the leaderboard and what mattered, and draw both into the sweep's folder.
+    """Print the leaderboard and what mattered, and draw a picture into the sweep's folder.
 
     An unfinished sweep is shown as far as it has come.
 
@@ -213,30 +213,24 @@ def caveats(search: SearchSpec, num_trials: int, num_finished: int) -> list[str]
     return lines
 
 
-# The pictures
+# The picture
 
 
 def draw(sweep: SweepDirectory, search: SearchSpec, ranked: Sequence[Trial]) -> list[Path]:
-    """Draw the finished trials into the sweep's folder; a picture without content is left out.
+    """Draw the finished trials into the sweep's folder, if there are any.
 
     Returns:
-        The files. A file that can't be written gets a line on standard error instead.
+        The file. If it can't be written, a line on standard error says so instead.
     """
     finished = scored_trials(ranked, search)
     if not finished:
         return []
-    from harness.sweep_report.plots import objective_by_key, parallel_coordinates
+    from harness.sweep_report.plots import parallel_coordinates
 
-    trials = comparable(finished, search)
-    pictures = {"parallel_coordinates.png": parallel_coordinates(finished, search)}
-    if effects := effects_of(trials, search):
-        pictures["objective_by_key.png"] = objective_by_key(trials, effects, search)
-    written = []
-    for name, picture in pictures.items():
-        try:
-            atomic_write(sweep.path(name), picture)
-        except RunError as error:
-            log(logging.ERROR, str(error))
-        else:
-            written.append(sweep.path(name))
-    return written
+    path = sweep.path("parallel_coordinates.png")
+    try:
+        atomic_write(path, parallel_coordinates(finished, search))
+    except RunError as error:
+        log(logging.ERROR, str(error))
+        return []
+    return [path]

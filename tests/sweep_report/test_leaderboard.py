@@ -18,7 +18,7 @@ from harness.search_parameters import Parameter
 from harness.search_space import short_names
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import digits_of, leaderboard, show
-from harness.sweep_report.plots import axis_of, objective_by_key, parallel_coordinates
+from harness.sweep_report.plots import axis_of, parallel_coordinates
 from harness.tuning.leaderboard import ranked_trials
 from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
@@ -238,25 +238,21 @@ def test_a_sweep_is_shown_as_far_as_it_is(
     assert drawn == (["parallel_coordinates.png"] if scored else [])
 
 
-def test_the_pictures_are_drawn_beside_and_say_what_they_show(
+def test_the_picture_is_drawn_beside_and_says_what_it_shows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both PNGs can be read, nothing else is left, and other scores give other pictures."""
+    """The PNG can be read, nothing else is left, and other scores give another picture."""
     pictures = []
     for place in range(2):
         trials = many_trials(12 + place)
         sweep = make_sweep(tmp_path / str(place), RANDOM, *trials)
         before = {path.name for path in sweep.folder.iterdir()}
         show(sweep)
-        new = {path.name for path in sweep.folder.iterdir()} - before
-        assert new == {"parallel_coordinates.png", "objective_by_key.png"}
-        said = capsys.readouterr().out
-        for name in new:
-            assert imread(sweep.path(name)).shape[0] >= 300
-            assert f"picture      {sweep.path(name)}" in said
-        pictures.append([sweep.path(name).read_bytes() for name in sorted(new)])
-    assert pictures[0][0] != pictures[1][0]
-    assert pictures[0][1] != pictures[1][1]
+        (new,) = {path.name for path in sweep.folder.iterdir()} - before
+        assert imread(sweep.path(new)).shape[0] >= 300
+        assert f"picture      {sweep.path(new)}" in capsys.readouterr().out
+        pictures.append(sweep.path(new).read_bytes())
+    assert pictures[0] != pictures[1]
 
 
 def test_a_picture_that_cant_be_written_is_told(
@@ -264,10 +260,10 @@ def test_a_picture_that_cant_be_written_is_told(
 ) -> None:
     """The table is there all the same."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials())
-    sweep.path("objective_by_key.png").mkdir()
+    sweep.path("parallel_coordinates.png").mkdir()
     show(sweep)
     said = capsys.readouterr()
-    assert "objective_by_key.png: can't be written" in said.err
+    assert "parallel_coordinates.png: can't be written" in said.err
     assert "pooling" in said.out
 
 
@@ -293,7 +289,6 @@ def test_a_dollar_sign_in_a_value_is_no_mathematics() -> None:
         space=[name], name="s", goal="max", continues_trials=False, table=table
     )
     assert parallel_coordinates(trials, search)
-    assert objective_by_key(trials, effects_of(trials, search), search)
 
 
 def test_a_key_has_its_short_name_unless_two_would() -> None:

@@ -209,12 +209,6 @@ class Comparison:
             for sentence in (*part.verdicts, *(each.sentence for each in part.differences))
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, as `comparison.json` holds them."""
-        from harness.report.summary import to_json
-
-        return to_json(self.parts, self.left_out)
-
     def to_frame(self) -> "pandas.DataFrame":
         """A row for each job or baseline: accuracies from 0 to 1, times in seconds."""
         import pandas

@@ -1,9 +1,8 @@
-"""A comparison in files, complete or not at all: Markdown, CSV, LaTeX, JSON and a page.
+"""A comparison in files, complete or not at all: Markdown, CSV, LaTeX and a page.
 
 The page is `template.html`, filled in, and loads nothing.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,14 +22,14 @@ from harness.report.statistics import (
     Predictions,
     read_predictions,
 )
-from harness.report.summary import MAX_DRAWN, Part, to_csv, to_json, to_latex, to_markdown
+from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.report.text_tables import numeric
 from harness.system.console import printable
 from harness.tracking.record_format import last_start
 from harness.tracking.run_dir import RunDirectory
 
-RECORD, REPORT = "comparison.json", "report.html"
-FILES = frozenset((RECORD, REPORT, "comparison.md", "comparison.csv", "comparison.tex"))
+TABLE, REPORT = "comparison.csv", "report.html"
+FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
 
 # The folder
@@ -50,7 +49,7 @@ def check_folder(folder: Path) -> None:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
-    if names and (RECORD not in names or names - FILES):
+    if names and (TABLE not in names or names - FILES):
         foreign = sorted(names - FILES)[:1] or sorted(names)[:1]
         raise InputError(
             f"--out {folder}: holds {foreign[0]}, which is not part of a comparison; choose "
@@ -82,9 +81,8 @@ def write_comparison(
     made = f"harness {__version__}, {time.strftime('%Y-%m-%d %H:%M %Z')}"
     contents = {
         "comparison.md": to_markdown(parts),
-        "comparison.csv": to_csv(parts),
+        TABLE: to_csv(parts),
         "comparison.tex": to_latex(parts),
-        RECORD: json.dumps(to_json(parts, left_out), indent=2, allow_nan=False) + "\n",
         REPORT: printable(render(parts, left_out, made, say=say)),
     }
     try:

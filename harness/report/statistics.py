@@ -31,7 +31,6 @@ from harness.files.plain_file import open_plain_file
 from harness.report.baseline import Baseline
 from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_margin
 from harness.tracking.run_dir import PREDICTIONS
-from harness.training.pictures import calibration_bins
 
 if TYPE_CHECKING:
     import pandas
@@ -273,30 +272,6 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError("a probability is outside of 0 to 1")
     return labels, probabilities
-
-
-def calibration(labels: Ints, probabilities: Floats) -> tuple[Floats, Floats, float]:
-    """Calibration over all seeds together, in ten equal bins without the empty ones.
-
-    Of two classes by the probability of label 1; of more by that of the predicted class, which is
-    compared with how often the prediction is correct.
-
-    Args:
-        labels: [num_reviews].
-        probabilities: [num_seeds, num_reviews, num_classes].
-
-    Returns:
-        Mean probability and share of positive reviews, or of correct predictions, of each bin; and
-        the expected calibration error, their mean distance weighted by the number of reviews in a
-        bin (Guo et al., 2017).
-    """
-    if probabilities.shape[2] == 2:
-        found, is_so = probabilities[:, :, 1], np.tile(labels, len(probabilities))
-    else:
-        found, is_so = probabilities.max(axis=2), probabilities.argmax(axis=2) == labels
-    counts, means, shares = calibration_bins(found.ravel(), is_so.ravel())
-    error = np.average(np.abs(means - shares), weights=counts[counts > 0])
-    return means, shares, float(error)
 
 
 # Against a linear model, review by review

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -276,36 +276,6 @@ def to_latex(parts: Sequence[Part]) -> str:
         lines.append(f"\n% {printable(' '.join(part.heading.splitlines()))}")
         lines.append(latex_table(columns, part.lines, num_below=len(part.baselines)))
     return "\n".join(lines)
-
-
-def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """All figures for programs, and the runs that each comes from; accuracies from 0 to 1."""
-    return {
-        "format": 3,
-        "parts": [
-            {
-                "num_test": part.group.num_test,
-                "rows": _rows(part),
-                "differences": [asdict(each) for each in part.differences],
-                "paired_tests": [asdict(each) for each in part.paired_tests],
-                "sentences": [*part.verdicts, *part.notes],
-            }
-            for part in parts
-        ],
-        "left_out": [asdict(each) | {"folder": str(each.folder)} for each in left_out],
-    }
-
-
-def _rows(part: Part) -> list[dict[str, Any]]:
-    """A row for each job and baseline, with the job's runs."""
-    figures = _figures(part, part.group.differing)
-    rows: list[dict[str, Any]] = figures.where(figures.notna(), None).to_dict("records")
-    for row in rows:
-        row["runs"] = [
-            {"folder": str(run.folder.absolute()), "seed": run.seed, "accuracy": run.accuracy}
-            for run in part.group.runs.get(row["job"], ())
-        ]
-    return rows
 
 
 # On a terminal

@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from harness.data.dataset import by_class
 from harness.errors import InputError, RunError
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, mean_confusion, write_comparison
-from harness.report.plots import COLOURS, pictures_of, styles_of
+from harness.report.plots import pictures_of
 from harness.report.statistics import (
     Predictions,
-    calibration,
     epochs_of,
     read_predictions,
 )
@@ -129,7 +127,7 @@ def test_the_page_is_whole_and_loads_nothing(written: Path) -> None:
     page = Page(text)
     assert page.open == []
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 6
+    assert len(pictures) == 5
     for picture in pictures:
         assert (picture["src"] or "").startswith("data:image/png;base64,iVBOR")
         assert "lstm" in (picture["alt"] or "")
@@ -194,17 +192,14 @@ def test_a_run_without_good_predictions_is_named(runs: Path) -> None:
 
 
 def test_the_folder_holds_every_form_of_the_same_figures(written: Path) -> None:
-    """Markdown, CSV, LaTeX and JSON hold the rows; CSV and JSON unrounded."""
-    out, runs = written, written.parent / "runs"
+    """Markdown, CSV and LaTeX hold the rows; CSV unrounded."""
+    out = written
     assert {path.name for path in out.iterdir()} == FILES
     with (out / "comparison.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    record = json.loads((out / "comparison.json").read_text())
     assert [row["job"] for row in table] == ["lstm", "bilstm"]
-    (lstm, bilstm) = record["parts"][0]["rows"]
-    assert float(table[0]["accuracy"]) == lstm["accuracy"] == pytest.approx(48 / 60)
-    assert bilstm["accuracy"] == pytest.approx((53 + 54) / 2 / 60)
-    assert [run["folder"] for run in lstm["runs"]] == [str(runs / "lstm" / n) for n in "12"]
+    assert float(table[0]["accuracy"]) == pytest.approx(48 / 60)
+    assert float(table[1]["accuracy"]) == pytest.approx((53 + 54) / 2 / 60)
     assert "| lstm | 80.00 |" in (out / "comparison.md").read_text()
     assert "\nlstm & 80.00 &" in (out / "comparison.tex").read_text()
 
@@ -224,9 +219,7 @@ def test_an_earlier_comparison_is_replaced_and_nothing_is_left(bare_runs: Path) 
     assert not list(runs.parent.glob(".*"))
 
 
-@pytest.mark.parametrize(
-    "names", [["notes.txt"], ["comparison.json", "notes.txt"], ["report.html"]]
-)
+@pytest.mark.parametrize("names", [["notes.txt"], ["comparison.csv", "notes.txt"], ["report.html"]])
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, names: list[str]) -> None:
     """What is none of a comparison's files is never replaced, nor a file of that name."""
     (tmp_path / "out").mkdir()
@@ -266,7 +259,7 @@ def test_a_disk_that_refuses_leaves_the_earlier_comparison(
 
 
 def test_figures_are_means_over_the_seeds() -> None:
-    """Confusion matrix and calibration of two seeds, by hand."""
+    """Confusion matrix of two seeds, by hand."""
     labels = np.array([0, 0, 1, 1])
     perfect, reverse = by_class([0.1, 0.2, 0.8, 0.9]), by_class([0.9, 0.8, 0.2, 0.1])
     both = np.stack([perfect, reverse])
@@ -274,10 +267,6 @@ def test_figures_are_means_over_the_seeds() -> None:
     found = Predictions(labels, by_job, seeds, ("no", "yes"))
     assert mean_confusion(found, "a") == [[1, 1], [1, 1]]
     assert mean_confusion(found, "b") == [[2, 0], [0, 2]]
-    means, shares, error = calibration(labels, perfect[None])
-    assert (means.tolist(), shares.tolist()) == ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
-    assert error == pytest.approx(0.15)
-    assert calibration(labels, both)[2] == pytest.approx(0.35)
 
 
 def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
@@ -290,18 +279,6 @@ def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
     assert {seed for seed, _ in epochs_of(of_lstm).index} == {2}
 
 
-def test_an_architecture_keeps_its_colour(runs: Path) -> None:
-    """Its first row does; another one has the same marker, and another colour and line."""
-    group = parts_of(runs)[0].group
-    lstm = group.runs["lstm"]
-    styles = styles_of(replace(group, runs={**group.runs, "lstm epochs=2": lstm}))
-    first, again, bilstm = (styles[name] for name in ("lstm", "lstm epochs=2", "bilstm"))
-    assert (first["color"], bilstm["color"]) == (COLOURS["lstm"], COLOURS["bilstm"])
-    assert len({each["color"] for each in styles.values()}) == 3
-    assert first["linestyle"] != again["linestyle"]
-    assert first["marker"] == again["marker"] != bilstm["marker"]
-
-
 @pytest.mark.full
 def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
     """A picture depends on the runs alone, to the byte."""
@@ -309,6 +286,6 @@ def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
     first, again = (pictures_of(part.group, (), predictions) for _ in range(2))
     assert [each.title for each in first] == [
         *("Validation accuracy", "Training loss", "Accuracy and training time"),
-        *("Accuracy and size", "ROC curves", "Calibration"),
+        *("Accuracy and size", "ROC curves"),
     ]
     assert first == again

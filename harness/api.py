@@ -335,7 +335,6 @@ def compare(
     *folders: PathLike,
     baseline: Literal["ngrams", "none"] | None = None,
     where: str | Sequence[str] = (),
-    pairs: bool = False,
     data: PathLike | None = None,
 ) -> Comparison:
     """Compare the test scores of finished runs, as `harness compare` does.
@@ -343,7 +342,7 @@ def compare(
     Args:
         folders: as for `load_runs`.
         baseline: `"ngrams"` fits the linear model over 1- to 3-grams too, `"none"` skips all.
-        where, pairs: as the options of `harness compare`.
+        where: as the option of `harness compare`.
         data: folder of the dataset, instead of HARNESS_DATA.
 
     Raises:
@@ -356,7 +355,7 @@ def compare(
     named = [Path(each) for each in folders] or [_default_runs()]
     settings = [where] if isinstance(where, str) else where
     folder = None if data is None else Path(data)
-    request = Request(named, settings, pairs, baseline, folder)
+    request = Request(named, settings, baseline, folder)
     parts, left_out = compared(request, echo)
     return Comparison(tuple(parts), tuple(left_out))
 

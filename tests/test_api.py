@@ -318,7 +318,7 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
 
 
 def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
-    """Settings, every pair, and the folder of the data."""
+    """Settings, and the folder of the data."""
     dataset = small_data(here / "data")
     for units in (16, 64):
         run = here / f"runs/lstm/{units}"
@@ -328,7 +328,7 @@ def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
     (part,) = chosen.parts
     assert [run.folder.name for run in part.group.all_runs] == ["64"]
     assert "Confusion matrices" in chosen.write("report").read_text()
-    both = package.compare("runs", baseline="none", where=["train.epochs=8"], pairs=True)
+    both = package.compare("runs", baseline="none", where=["train.epochs=8"])
     assert len(both.parts[0].group.runs) == 2
 
 

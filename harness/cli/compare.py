@@ -40,10 +40,6 @@ def compare(
             "--where", metavar="TABLE.KEY=VALUE", help="only runs whose job has this setting"
         ),
     ] = None,
-    pairs: Annotated[
-        bool,
-        typer.Option("--pairs", help="compare every pair, even of more than 12 jobs"),
-    ] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -63,7 +59,6 @@ def compare(
     request = Request(
         named=named or [runs],
         where=where or (),
-        all_pairs=pairs,
         baseline="none" if no_baseline else baseline,
         data=data,
     )

@@ -70,17 +70,14 @@ class Difference:
     sentence: str  # what the data show, or don't show
 
 
-def differences(group: DatasetGroup, *, all_pairs: bool = False) -> list[Difference]:
+def differences(group: DatasetGroup) -> list[Difference]:
     """How the jobs differ, the largest difference that is shown first.
 
-    Only within one group, whose jobs were all tested on the same reviews.
-
-    Args:
-        group: whose jobs.
-        all_pairs: show every pair of more than `MAX_PAIRED` jobs, not only those with the best.
+    Only within one group, whose jobs were all tested on the same reviews. Of more than
+    `MAX_PAIRED` jobs each is compared with the best.
     """
     if len(group.jobs) > MAX_PAIRED:
-        compared = [*_pooled(group, all_pairs=all_pairs)]
+        compared = [*_pooled(group)]
     else:
         pairs = [*_pairs(group)]
         compared = [
@@ -100,16 +97,14 @@ def _pairs(group: DatasetGroup) -> Iterator[tuple[tuple[str, str], tuple[float, 
             yield names, (*(points if names[0] == one else -points),), float(points.sem())
 
 
-def _pooled(group: DatasetGroup, *, all_pairs: bool) -> Iterator[Difference]:
+def _pooled(group: DatasetGroup) -> Iterator[Difference]:
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
     dofs, num_pairs = jobs["num_seeds"] - 1, math.comb(len(jobs), 2)
     dof = int(dofs.sum())
     deviation = float((dofs * jobs["deviation"] ** 2).sum() / max(dof, 1)) ** 0.5
     rows = zip(jobs.index, jobs["accuracy"].tolist(), jobs["num_seeds"].tolist(), strict=True)
-    pairs = itertools.combinations(rows, 2)  # those with the best first
-    for (one, ahead, num_one), (other, behind, num_other) in (
-        pairs if all_pairs else itertools.islice(pairs, len(jobs) - 1)
-    ):
+    one, ahead, num_one = next(rows)
+    for other, behind, num_other in rows:
         error = deviation * (1 / num_one + 1 / num_other) ** 0.5
         points, num_seeds = (ahead - behind,), min(num_one, num_other)
         yield _difference(one, other, points, num_seeds, error, dof, num_pairs, is_pooled=True)

@@ -67,14 +67,10 @@ COUNTS = ("recurrent_parameters", "parameters", "num_seeds")
 ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
-# What a narrow terminal goes without, in this order.
-DISPENSABLE = (
-    *("parameters", "architecture", "log loss", "ROC AUC", "F1", "validation %", "recurrent"),
-    *("train s", "book %", "s.d.", "95 % interval", "seeds"),
-)
 SEVERAL_CLASSES = (
     "F1 and ROC AUC are means over the classes, the latter of each class against the rest."
 )
+NUM_KEPT = 2  # columns on the narrowest terminal
 MAX_SENTENCES = 10  # on a screen
 MAX_DRAWN = 12  # jobs in a picture
 MAX_LEFT_OUT = 20
@@ -86,7 +82,6 @@ class Request:
 
     named: Sequence[Path]  # runs, folders of runs and patterns
     where: Sequence[str] = ()  # the settings of their jobs, each table.key=value
-    all_pairs: bool = False
     baseline: Literal["ngrams", "none"] | None = None  # n-grams if not fit yet, or none at all
     data: Path | None = None  # the folder of their dataset, if it is not where a run would look
 
@@ -165,21 +160,19 @@ def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], 
             return ()
         return baselines(group, request.data, say, ngrams=request.baseline == "ngrams")
 
-    return make_parts(groups, baselines_of, all_pairs=request.all_pairs), left_out
+    return make_parts(groups, baselines_of), left_out
 
 
 def make_parts(
     groups: Iterable[DatasetGroup],
     baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
-    *,
-    all_pairs: bool = False,
 ) -> list[Part]:
     """The whole comparison, a part for each dataset."""
     return [
         Part(
             group,
             _table(group, fitted := tuple(baselines_of(group))),
-            tuple(differences(group, all_pairs=all_pairs)),
+            tuple(differences(group)),
             fitted,
             _paired_tests(group, fitted),
         )
@@ -307,11 +300,9 @@ def results_table(part: Part, console: Console) -> RenderableType:
     columns = part.columns
     if not console.is_terminal:
         return Text("\n".join(table_lines(columns, part.lines)))
-    dispensable = [name for name in DISPENSABLE if name in columns]
     hidden: list[str] = []
-    while dispensable and narrowest(columns, part.lines) > console.width:
-        hidden.append(dispensable.pop(0))
-        columns.remove(hidden[-1])
+    while len(columns) > NUM_KEPT and narrowest(columns, part.lines) > console.width:
+        hidden.append(columns.pop())
     note = f"no room here for {', '.join(hidden)}; --markdown has all" if hidden else ""
     return Group(screen_table(columns, part.lines), *([Text(note, "dim")] if hidden else []))
 

@@ -104,12 +104,7 @@ def retrained_job(search: SearchSpec, trial: Trial) -> Job:
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
     """The data of a sweep in words: title, limit and checksum."""
     record = sweep.read_json("data.json")
-    titles = (
-        RunDirectory(path.parent).read_json(path.name).get("data")
-        for path in sweep.folder.glob("trials/*/*/*/result.json")
-    )
-    title = next((str(title) for title in titles if title), "")
-    title = title or Path(search.job.data.source).name or "IMDB"
+    title = Path(search.job.data.source).name or "IMDB"
     if record.get("is_sample"):
         title = "SAMPLE of IMDB, not the full data"
     limit = f", {search.job.data.limit:,} reviews of each split" if search.job.data.limit else ""

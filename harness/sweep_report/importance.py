@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, rounded
 from harness.tuning.records import Trial
@@ -124,15 +126,11 @@ def _groups(dimension: Parameter, trials: Sequence[Scored]) -> list[Group]:
 
 def _bins(values: Sequence[float]) -> list[int]:
     """The bin of each value: bins as equal as possible, with equal values in the same bin."""
-    counts = Counter(values)
-    distinct = sorted(counts)
-    if len(distinct) <= NUM_BINS:
-        return [distinct.index(value) for value in values]
-    bins, below = {}, 0.0
-    for value in distinct:
-        bins[value] = int(NUM_BINS * (below + counts[value] / 2) / len(values))
-        below += counts[value]
-    return [bins[value] for value in values]
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if len(counts) <= NUM_BINS:
+        return [*places.tolist()]
+    middles = np.cumsum(counts) - counts / 2
+    return [*(NUM_BINS * middles / len(values)).astype(int)[places].tolist()]
 
 
 def _group(trials: Sequence[Scored], dimension: Parameter) -> Group:

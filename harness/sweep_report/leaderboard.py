@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -169,19 +170,19 @@ def _effect_lines(effect: Effect, search: SearchSpec) -> list[Line]:
     names = short_names([dimension.key for dimension in search.space])
     best = max if search.goal == "max" else min
     of_key = {
-        "key": names[effect.dimension.key],
+        "key": names[effect.key],
         "explains": f"{100 * effect.explained:.0f} %",
         "by chance": f"{100 * effect.by_chance:.0f} %",
     }
     return [
         {
             **(of_key if index == 0 else dict.fromkeys(of_key, "")),
-            "value": group.label,
-            "n": str(len(group.scores)),
-            "mean": f"{group.mean:.4f}",
-            "best": f"{best(group.scores):.4f}",
+            "value": value,
+            "n": str(len(scores)),
+            "mean": f"{statistics.fmean(scores):.4f}",
+            "best": f"{best(scores):.4f}",
         }
-        for index, group in enumerate(effect.groups)
+        for index, (value, scores) in enumerate(effect.groups)
     ]
 
 

@@ -51,7 +51,7 @@ def _share(value: float, low: float, high: float, *, log: bool) -> float:
 
 
 def axis_of(dimension: Parameter, name: str) -> Axis:
-    """The axis of a key: every value of a list; the ends of a range and round values between."""
+    """The axis of a key: every value of a list; the ends of a range and its middle."""
     if dimension.choices:
         return _list_axis(name, dimension.choices)
     return _range_axis(name, dimension.low, dimension.high, log=dimension.log)
@@ -64,21 +64,9 @@ def _list_axis(name: str, values: Sequence[Value]) -> Axis:
 
 
 def _range_axis(name: str, low: float, high: float, *, log: bool = False) -> Axis:
-    values = (low, *_round_values(low, high, log=log), high)
+    values = (low, math.sqrt(low * high) if log else (low + high) / 2, high)
     ticks = tuple((_share(v, low, high, log=log), f"{v:.4g}") for v in values)
     return Axis(name, ticks, low=low, high=high, log=log)
-
-
-def _round_values(low: float, high: float, *, log: bool) -> list[float]:
-    """Round values inside a range, none so close to an end that the labels would overlap."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    locator: Any = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5)
-    return [
-        value
-        for value in map(float, locator.tick_values(low, high))
-        if low < value < high and 0.08 < _share(value, low, high, log=log) < 0.92
-    ]
 
 
 def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:

@@ -62,11 +62,11 @@ def test_keys_are_sorted_by_the_share_of_variation_they_explain(
     sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials(), finished=True)
     search = sweep.search()
     effects = effects_of(scored_trials(ranked_trials(sweep, sweep.search()), search), search)
-    assert [e.dimension.key for e in effects] == ["model.pooling", "model.units"]
+    assert [e.key for e in effects] == ["model.pooling", "model.units"]
     assert [e.explained for e in effects] == pytest.approx([0.8, 0.2])
     assert effects[0].by_chance == pytest.approx(1 / 3)
-    assert [group.label for group in effects[0].groups] == ["last", "max"]
-    assert [group.mean for group in effects[0].groups] == pytest.approx([0.85, 0.65])
+    assert [label for label, _ in effects[0].groups] == ["last", "max"]
+    assert [sum(scores) for _, scores in effects[0].groups] == pytest.approx([1.7, 1.3])
     show(sweep)
     said = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in said.splitlines()]
@@ -86,8 +86,8 @@ def test_a_range_falls_into_three_bins_of_equal_count(tmp_path: Path) -> None:
     (effect,) = effects_of(
         scored_trials(ranked_trials(sweep, sweep.search()), sweep.search()), sweep.search()
     )
-    assert [len(group.scores) for group in effect.groups] == [3, 3, 3]
-    assert [group.label for group in effect.groups] == [
+    assert [len(scores) for _, scores in effect.groups] == [3, 3, 3]
+    assert [label for label, _ in effect.groups] == [
         *("0.0001 to 0.00012", "0.0002 to 0.0004", "0.001 to 0.01")
     ]
     dropouts = (0.1, 0.2, 0.2, 0.2, 0.2, 0.3, 0.6)
@@ -98,7 +98,7 @@ def test_a_range_falls_into_three_bins_of_equal_count(tmp_path: Path) -> None:
     (effect,) = effects_of(
         scored_trials(ranked_trials(sweep, sweep.search()), sweep.search()), sweep.search()
     )
-    assert [group.label for group in effect.groups] == ["0.1", "0.2", "0.3 to 0.6"]
+    assert [label for label, _ in effect.groups] == ["0.1", "0.2", "0.3 to 0.6"]
 
 
 def test_as_many_values_as_a_search_may_have_fall_into_bins_at_once() -> None:
@@ -254,8 +254,7 @@ def test_axes_are_as_the_space_is() -> None:
     """A log range is logarithmic, a list evenly spaced by name, and a missing value lies below."""
     rate = axis_of(Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True), "rate")
     assert rate.height(1e-3) == pytest.approx(0.5)
-    assert [text for _, text in rate.ticks] == ["0.0001", "0.0002", "0.0005", "0.001", "0.002",
-                                                "0.005", "0.01"]  # fmt: skip
+    assert [text for _, text in rate.ticks] == ["0.0001", "0.001", "0.01"]
     linear = axis_of(Parameter("model.dropout", low=0.1, high=0.6), "dropout")
     assert linear.height(0.35) == pytest.approx(0.5)
     names = axis_of(Parameter("model.pooling", ("last", "max", "mean")), "pooling")

@@ -170,7 +170,6 @@ class Comparison:
 
     parts: "tuple[Part, ...]"  # one for each dataset
     left_out: "tuple[LeftOut, ...]"
-    data: Path | None = None  # where the reviews are looked for first
 
     def __repr__(self) -> str:
         """The tables and sentences of `harness compare`."""
@@ -197,12 +196,6 @@ class Comparison:
             for sentence in (*part.verdicts, *(each.sentence for each in part.differences))
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, as `comparison.json` holds them."""
-        from harness.report.summary import to_json
-
-        return to_json(self.parts, self.left_out)
-
     def to_frame(self) -> "pandas.DataFrame":
         """A row for each job or baseline: accuracies from 0 to 1, times in seconds."""
         import pandas
@@ -220,7 +213,7 @@ class Comparison:
         from harness.report.html import check_folder, write_comparison
 
         check_folder(Path(folder))
-        return write_comparison(Path(folder), self.parts, self.left_out, data=self.data, say=echo)
+        return write_comparison(Path(folder), self.parts, self.left_out, say=echo)
 
 
 def train(
@@ -329,8 +322,6 @@ def compare(
     *folders: PathLike,
     baseline: Literal["ngrams", "none"] | None = None,
     where: str | Sequence[str] = (),
-    group_by: str | None = None,
-    pairs: bool = False,
     data: PathLike | None = None,
 ) -> Comparison:
     """Compare the test scores of finished runs, as `harness compare` does.
@@ -338,7 +329,7 @@ def compare(
     Args:
         folders: as for `load_runs`.
         baseline: `"ngrams"` fits the linear model over 1- to 3-grams too, `"none"` skips all.
-        where, group_by, pairs: as the options of `harness compare`.
+        where: as the option of `harness compare`.
         data: folder of the dataset, instead of HARNESS_DATA.
 
     Raises:
@@ -351,9 +342,9 @@ def compare(
     named = [Path(each) for each in folders] or [_default_runs()]
     settings = [where] if isinstance(where, str) else where
     folder = None if data is None else Path(data)
-    request = Request(named, settings, group_by, pairs, baseline, folder)
+    request = Request(named, settings, baseline, folder)
     parts, left_out = compared(request, echo)
-    return Comparison(tuple(parts), tuple(left_out), folder)
+    return Comparison(tuple(parts), tuple(left_out))
 
 
 # Arguments

@@ -264,11 +264,9 @@ def test_a_comparison(here: Path) -> None:
     means = dict(found.to_frame()[["job", "accuracy"]].itertuples(index=False))
     assert means == {"lstm": pytest.approx(0.8), "gru": pytest.approx(0.9)}
     assert len(found.sentences) == 1
-    (part,) = found.to_dict()["parts"]
-    assert part["rows"][0]["num_seeds"] == 2
-    assert {row["accuracy"] for row in part["rows"]} == {0.8, 0.9}
-    assert {run["accuracy"] for row in part["rows"] for run in row["runs"]} == {0.8, 0.9}
-    assert part["differences"][0]["mean"] == pytest.approx(0.1)
+    assert found.to_frame()["num_seeds"].tolist() == [2, 2]
+    (difference,) = found.parts[0].differences
+    assert difference.mean == pytest.approx(0.1)
     assert found.write("report").is_file()
     with pytest.raises(InputError, match="baseline = 'tfidf'"):
         package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]
@@ -320,7 +318,7 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
 
 
 def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
-    """Settings, a key to group by, and data in which the report finds the reviews too."""
+    """Settings, and the folder of the data."""
     dataset = small_data(here / "data")
     for units in (16, 64):
         run = here / f"runs/lstm/{units}"
@@ -329,11 +327,9 @@ def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
     chosen = package.compare("runs", baseline="none", where="model.units=64", data="data")
     (part,) = chosen.parts
     assert [run.folder.name for run in part.group.all_runs] == ["64"]
-    assert "texts of the reviews are not available" not in chosen.write("report").read_text()
-    both = package.compare(
-        "runs", baseline="none", where=["train.epochs=8"], group_by="model.units", pairs=True
-    )
-    assert len(both.parts[0].by_key) == 2
+    assert "Confusion matrices" in chosen.write("report").read_text()
+    both = package.compare("runs", baseline="none", where=["train.epochs=8"])
+    assert len(both.parts[0].group.runs) == 2
 
 
 @pytest.mark.parametrize(

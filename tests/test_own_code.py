@@ -210,7 +210,6 @@ def test_what_is_written_of_a_job_with_code_can_be_read_again(
 ) -> None:
     """In a group's folder with a umask of 002; where all code is trusted the group shares it."""
     from harness.ensembles.folder import MODEL_FILES, copied
-    from harness.sweep_report import best_trial
     from harness.training import train
     from harness.tuning import tune
 
@@ -235,15 +234,13 @@ def test_what_is_written_of_a_job_with_code_can_be_read_again(
         train.record_start(context, compute, devices=[], plan=PLAN, parent=None)
         with pytest.raises(pytest.fail.Exception, match="begun"):
             tune.tune(sweep, search, WorkerRequest(num_workers=1), console=Console())
-        best_trial._train_args(sweep, job, None)
         for name in MODEL_FILES:
             run.path(name).touch()
         copied(run.folder, tmp_path / "members/1", job.code)
     finally:
         os.umask(before)
-    jobs = [run.path("job.toml"), sweep.path("winner", f"{job.name}.toml")]
-    jobs.append(tmp_path / "members/1/job.toml")
-    assert [load_job(each) for each in jobs] == [job] * 3
+    jobs = [run.path("job.toml"), tmp_path / "members/1/job.toml"]
+    assert [load_job(each) for each in jobs] == [job] * 2
     assert sweep.search().job.code == job.code
     shared = {bool(p.stat().st_mode & 0o020) for each in jobs for p in (each, each.parent)}
     assert shared == {trusted}

@@ -40,14 +40,6 @@ def compare(
             "--where", metavar="TABLE.KEY=VALUE", help="only runs whose job has this setting"
         ),
     ] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option("--group-by", metavar="TABLE.KEY", help="also compare the values of a key"),
-    ] = None,
-    pairs: Annotated[
-        bool,
-        typer.Option("--pairs", help="compare every pair, even of more than 12 jobs"),
-    ] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -67,8 +59,6 @@ def compare(
     request = Request(
         named=named or [runs],
         where=where or (),
-        group_by=group_by,
-        all_pairs=pairs,
         baseline="none" if no_baseline else baseline,
         data=data,
     )
@@ -80,7 +70,7 @@ def compare(
     else:
         print_parts(parts)
     if out:
-        report = write_comparison(out, parts, left_out, data=data, say=say)
+        report = write_comparison(out, parts, left_out, say=say)
         say(f"report       {report}")
 
 

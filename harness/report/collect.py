@@ -426,7 +426,13 @@ def chosen(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[ScoredRun]:
     left = list(runs)
     for wish in where:
         key, equals, value = wish.partition("=")
-        check_key("--where", key, runs)
+        known_keys = sorted({name for run in runs for name in run.settings})
+        if key in WITHOUT_RESULT and key not in known_keys:
+            raise InputError(
+                f"--where {key}: runs that differ in it alone are of one job; name the runs instead"
+            )
+        if key not in known_keys:
+            raise InputError(f"--where {key}: no run has this key{suggest(key, known_keys)}")
         if not equals:
             raise InputError(f"--where {wish}: should be TABLE.KEY=VALUE, such as model.units=64")
         wanted = _value(value)
@@ -440,21 +446,6 @@ def chosen(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[ScoredRun]:
                 f"{more}"
             )
     return left
-
-
-def check_key(option: str, key: str, runs: Iterable[ScoredRun]) -> None:
-    """Refuse a key that no run's job has, or that tells no jobs apart.
-
-    Raises:
-        InputError: with the nearest key, or with what to do instead.
-    """
-    known = sorted({name for run in runs for name in run.settings})
-    if key in WITHOUT_RESULT and key not in known:
-        raise InputError(
-            f"{option} {key}: runs that differ in it alone are of one job; name the runs instead"
-        )
-    if key not in known:
-        raise InputError(f"{option} {key}: no run has this key{suggest(key, known)}")
 
 
 def _value(text: str) -> str:

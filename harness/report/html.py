@@ -1,9 +1,8 @@
-"""A comparison in files, complete or not at all: Markdown, CSV, LaTeX, JSON and a page.
+"""A comparison in files, complete or not at all: Markdown, CSV, LaTeX and a page.
 
 The page is `template.html`, filled in, and loads nothing.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,27 +13,23 @@ import jinja2
 import numpy as np
 
 from harness import __version__
-from harness.data.dataset import Dataset
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import replaced_directory
 from harness.files.lenient_json import table, text
-from harness.report.baseline import tested_data
 from harness.report.collect import UNKNOWN, LeftOut, ScoredRun
-from harness.report.plots import forest, pictures_of, styles_of
+from harness.report.plots import pictures_of, styles_of
 from harness.report.statistics import (
     Predictions,
-    margin_over_reviews,
     read_predictions,
 )
-from harness.report.summary import MAX_DRAWN, Part, to_csv, to_json, to_latex, to_markdown
+from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.report.text_tables import numeric
 from harness.system.console import printable
 from harness.tracking.record_format import last_start
 from harness.tracking.run_dir import RunDirectory
 
-RECORD, REPORT = "comparison.json", "report.html"
-FILES = frozenset((RECORD, REPORT, "comparison.md", "comparison.csv", "comparison.tex"))
-NUM_REVIEWS = 10
+TABLE, REPORT = "comparison.csv", "report.html"
+FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
 
 # The folder
@@ -54,7 +49,7 @@ def check_folder(folder: Path) -> None:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
-    if names and (RECORD not in names or names - FILES):
+    if names and (TABLE not in names or names - FILES):
         foreign = sorted(names - FILES)[:1] or sorted(names)[:1]
         raise InputError(
             f"--out {folder}: holds {foreign[0]}, which is not part of a comparison; choose "
@@ -67,7 +62,6 @@ def write_comparison(
     parts: Sequence[Part],
     left_out: Sequence[LeftOut],
     *,
-    data: Path | None,
     say: Callable[[str], None],
 ) -> Path:
     """Write the folder, replacing an earlier comparison only once the new one is complete.
@@ -76,7 +70,6 @@ def write_comparison(
         folder: accepted by `check_folder`.
         parts: what to write.
         left_out: the runs that are in none of them.
-        data: a folder to look for the reviews in first.
         say: is called with a line for each run whose predictions can't be read.
 
     Returns:
@@ -88,10 +81,9 @@ def write_comparison(
     made = f"harness {__version__}, {time.strftime('%Y-%m-%d %H:%M %Z')}"
     contents = {
         "comparison.md": to_markdown(parts),
-        "comparison.csv": to_csv(parts),
+        TABLE: to_csv(parts),
         "comparison.tex": to_latex(parts),
-        RECORD: json.dumps(to_json(parts, left_out), indent=2, allow_nan=False) + "\n",
-        REPORT: printable(render(parts, left_out, made, data=data, say=say)),
+        REPORT: printable(render(parts, left_out, made, say=say)),
     }
     try:
         with replaced_directory(folder, check_folder) as temporary:
@@ -112,7 +104,6 @@ def render(
     left_out: Sequence[LeftOut],
     made: str,
     *,
-    data: Path | None,
     say: Callable[[str], None],
 ) -> str:
     """The whole page.
@@ -121,7 +112,6 @@ def render(
         parts: what to show.
         left_out: the runs that are in none of them.
         made: when the page was made, and by what version.
-        data: a folder to look for the reviews in first.
         say: is called with a line for each run whose predictions can't be read.
     """
     environment = jinja2.Environment(
@@ -134,14 +124,14 @@ def render(
     runs = [run for part in parts for run in part.group.all_runs]
     return environment.get_template("template.html").render(
         made=made,
-        sections=[_section(part, data, say) for part in parts],
+        sections=[_section(part, say) for part in parts],
         environments=Counter(map(_environment, runs)),
         num_runs=len(runs),
         left_out=sorted(left_out, key=lambda each: each.kind),
     )
 
 
-def _section(part: Part, data: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
+def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
     drawn = part.group.best(MAX_DRAWN)
     predictions = read_predictions(drawn, say)
     return {
@@ -151,51 +141,16 @@ def _section(part: Part, data: Path | None, say: Callable[[str], None]) -> dict[
         "colours": {name: style["color"] for name, style in styles_of(drawn).items()},
         "shown": [each.sentence for each in part.differences if each.is_shown],
         "hidden": [each.sentence for each in part.differences if not each.is_shown],
-        "differences": [(e, margin_over_reviews(e, drawn, predictions)) for e in part.differences],
-        "forest": forest(part),
         "pictures": pictures_of(drawn, part.baselines, predictions),
-        "predictions": _predictions(predictions, _texts(part, data, predictions)),
+        "predictions": _predictions(predictions) if predictions else None,
     }
 
 
-def _texts(part: Part, data: Path | None, predictions: Predictions | None) -> Dataset | None:
-    """The dataset of the predictions, None where the reviews' texts are not available."""
-    if not predictions or not (dataset := tested_data(part.group, data)):
-        return None
-    limit = part.group.limit
-    labels = dataset.test.labels[: limit or None]
-    return dataset if np.array_equal(labels, predictions.labels) else None
-
-
-def _predictions(predictions: Predictions | None, dataset: Dataset | None) -> dict[str, Any] | None:
-    """Confusion matrices and hard reviews, with their texts where these are available."""
-    if not predictions:
-        return None
-    classes, of_truth = predictions.classes, predictions.of_truth
-    is_correct = predictions.is_correct
-    wrong = np.flatnonzero(~is_correct.any(axis=0))
-    # The most confident mistakes first; the largest deviation of the jobs' means first.
-    order = np.argsort(of_truth.mean(axis=0)[wrong], kind="stable")
-    disputed = np.argsort(-of_truth.std(axis=0), kind="stable") if len(of_truth) > 1 else wrong[:0]
-
-    def review(index: int) -> dict[str, Any]:
-        means = zip(predictions.by_job, of_truth[:, index], strict=True)
-        return {
-            "index": index,
-            "truth": classes[predictions.labels[index]],
-            "probabilities": ", ".join(f"{name} {mean:.2f}" for name, mean in means),
-            "words": _words(dataset, index) if dataset else [],
-        }
-
+def _predictions(predictions: Predictions) -> dict[str, Any]:
+    """Classes and confusion matrices."""
     return {
-        "classes": classes,
+        "classes": predictions.classes,
         "confusions": {name: mean_confusion(predictions, name) for name in predictions.by_job},
-        "num_runs": len(is_correct),
-        "num_reviews": len(predictions.labels),
-        "num_wrong": len(wrong),
-        "wrong": [review(index) for index in wrong[order][:NUM_REVIEWS].tolist()],
-        "disputed": [review(index) for index in disputed[:NUM_REVIEWS].tolist()],
-        "has_texts": dataset is not None,
     }
 
 
@@ -208,13 +163,6 @@ def mean_confusion(predictions: Predictions, name: str) -> list[list[float]]:
     found = [confusion_matrix(labels, each, labels=classes) for each in predicted]
     mean: list[list[float]] = np.mean(found, axis=0).tolist()
     return mean
-
-
-def _words(dataset: Dataset, index: int) -> list[str]:
-    start, end = dataset.test.offsets[index : index + 2]
-    ranks, vocab = dataset.test.tokens[start:end].tolist(), dataset.vocab
-    # In a user's own texts a test review may have words that the vocabulary lacks.
-    return [vocab[rank - 1] if rank <= len(vocab) else "<unknown>" for rank in ranks]
 
 
 def _environment(run: ScoredRun) -> tuple[tuple[str, str], ...]:

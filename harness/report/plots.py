@@ -1,11 +1,9 @@
 """The plots of a comparison's report: each job has one colour, line and marker in all of them.
 
-The colour stands for the architecture where it can, from Okabe and Ito's set, which colour-blind
-people can tell apart; the marker says the same without colour.
+The colours can be told apart by colour-blind people; line and marker say the same without colour.
 """
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,33 +12,24 @@ import numpy as np
 
 from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
-from harness.report.statistics import Predictions, calibration, epochs_of
-from harness.report.summary import Part
+from harness.report.statistics import Predictions, epochs_of
 from harness.system.console import printable
-from harness.training.pictures import mean_roc_curve, png, shortened
+from harness.training.pictures import mean_roc_curve, png
 
 if TYPE_CHECKING:
     import pandas
 
-# Okabe and Ito (2008), Color Universal Design, without their yellow, too pale on white.
-COLOURS = {
-    "rnn": "#E69F00",
-    "lstm": "#0072B2",
-    "gru": "#009E73",
-    "bilstm": "#D55E00",
-    "stacked_lstm": "#CC79A7",
-}
-# For other jobs: the rest of theirs, and Paul Tol's muted ones.
-OTHERS = ("#56B4E9", "#000000", "#999999", "#882255", "#332288", "#999933", "#117733")
+# Okabe and Ito (2008), Color Universal Design, without their yellow, too pale on white; then Paul
+# Tol's muted ones. The book's architectures come first, and have the first colours.
+COLOURS = (
+    *("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
+    *("#882255", "#332288", "#999933", "#117733"),
+)
 MARKERS = "os^Dv<>PX*"
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#595959"
-WIDTH, HEIGHT, DPI = 5.6, 3.6, 150  # inches without the legend; dots an inch
+WIDTH, HEIGHT, DPI = 5.6, 3.6, 110  # inches without the legend; dots an inch
 LEGEND_LINE = 0.165  # inches
-FOREST_LINE, FOREST_DPI = 0.11, 100  # of its rows, which may be hundreds
-MAX_ROWS = 1000  # of them: Matplotlib draws no picture of 2^16 pixels
-MAX_NAME = 64  # characters, of them
-NUM_COLOURS = 256  # of a picture
 
 Styles = dict[str, dict[str, Any]]  # by job: how Matplotlib draws it
 
@@ -56,32 +45,27 @@ class Picture:
 
 
 def styles_of(group: DatasetGroup) -> Styles:
-    """How each job is drawn, at most twelve; the first of an architecture has its colour."""
-    architectures = {name: runs[0].architecture for name, runs in group.runs.items()}
-    first = {architecture: name for name, architecture in reversed(architectures.items())}
-    own = {first[key]: colour for key, colour in COLOURS.items() if key in first}
-    left = [each for each in (*OTHERS, *COLOURS.values()) if each not in own.values()]
-    order = [*dict.fromkeys([*COLOURS, *architectures.values()])]
+    """How each job is drawn, at most twelve."""
     return {
         name: {
-            "color": own.get(name) or left.pop(0),
-            "marker": MARKERS[order.index(architecture) % len(MARKERS)],
+            "color": COLOURS[index],
+            "marker": MARKERS[index % len(MARKERS)],
             "linestyle": LINES[index % len(LINES)],
             "label": name,
         }
-        for index, (name, architecture) in enumerate(architectures.items())
+        for index, name in enumerate(group.runs)
     }
 
 
 class Chart:
     """A plot of several jobs, with what each shows in words."""
 
-    def __init__(self, dpi: int = DPI) -> None:
+    def __init__(self) -> None:
         # The object API: pyplot keeps its figures in a global list, and picks a backend with a
         # window.
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=dpi, layout="constrained")
+        self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
         self.axes = self.figure.subplots()
         self.axes.grid(alpha=0.3)
         self.axes.spines[["top", "right"]].set_visible(False)
@@ -111,40 +95,8 @@ class Chart:
             self.figure.set_size_inches(WIDTH, height)
             options = {"ncols": columns, "fontsize": 8, "frameon": False}
             self.figure.legend(handles, labels, loc="outside lower center", **options)
-        content = base64.b64encode(_with_few_colours(png(self.figure))).decode()
+        content = base64.b64encode(png(self.figure)).decode()
         return Picture(title, content, f"{alt}: {'; '.join(self.described)}.", caption)
-
-
-def forest(part: Part) -> Picture | None:
-    """How far each job is behind the best, with its interval; None where sentences say it all."""
-    best = part.group.jobs["accuracy"].idxmax()
-    behind = [each for each in part.differences if each.is_pooled and each.first == best]
-    if not behind:
-        return None
-    chart, rows = Chart(FOREST_DPI), sorted(behind, key=lambda each: each.mean)[:MAX_ROWS]
-    axes = chart.axes
-    for row, each in enumerate(rows):
-        low, high = each.interval or (each.mean, each.mean)
-        colour = COLOURS["bilstm"] if each.is_shown else GREY
-        axes.plot([-100 * high, -100 * low], [row, row], color=colour, linewidth=1.2)
-        axes.plot(-100 * each.mean, row, marker="o", markersize=3.5, color=colour)
-    axes.axvline(0, color="#1a1a1a", linewidth=0.8)
-    names = [plain(shortened(each.second, MAX_NAME)) for each in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=6)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points of test accuracy behind the best")
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="x", top=True, labeltop=True)  # hundreds of rows above the lower ones
-    chart.figure.set_size_inches(1.4 * WIDTH, 1 + FOREST_LINE * len(rows))
-    num_shown = sum(each.is_shown for each in behind)
-    chart.described.append(f"{num_shown} of {len(behind)} other jobs are shown to be worse")
-    cut = f" The first {len(rows):,} of {len(behind):,}; the table has all."
-    return chart.picture(
-        "Behind the best",
-        f"Each job beside the best, {best}",
-        f"Each job beside the best, {best}: difference of the means, and the interval that "
-        "holds together with all others. Orange: shown to be worse."
-        f"{cut if len(rows) < len(behind) else ''}",
-    )
 
 
 def pictures_of(
@@ -161,7 +113,7 @@ def pictures_of(
         _accuracy_by(group, baselines, "recurrent_parameters", "size", parameters),
     ]
     if predictions:
-        pictures += [_roc(group, predictions), _calibration(styles, predictions)]
+        pictures.append(_roc(group, predictions))
     return [picture for picture in pictures if picture]
 
 
@@ -269,34 +221,6 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     )
 
 
-def _calibration(styles: Styles, predictions: Predictions) -> Picture | None:
-    chart = Chart()
-    for name, probabilities in predictions.by_job.items():
-        means, shares, error = calibration(predictions.labels, probabilities)
-        label = f"{name} ({error:.3f})"
-        chart.line(means, shares, {**styles[name], "label": label}, label)
-    is_binary = len(predictions.classes) == 2
-    of = plain(shortened(predictions.classes[1])) if is_binary else "the predicted class"
-    share = f"share of {of}" if is_binary else "share of correct predictions"
-    chart.diagonal(f"predicted probability of {of}", share)
-    return chart.picture(
-        "Calibration",
-        "Calibration with the expected calibration error of each",
-        "All seeds together, in ten bins. On the grey line, probabilities are exact. "
-        "In brackets: expected calibration error.",
-    )
-
-
 def plain(text: str) -> str:
     """Text for Matplotlib, to which a dollar sign begins mathematics."""
     return printable(text).replace("$", r"\$")
-
-
-def _with_few_colours(picture: bytes) -> bytes:
-    """The PNG with a palette, at a third of its size: a report has up to seven of them."""
-    from PIL import Image  # which matplotlib writes its pictures with
-
-    file = io.BytesIO()
-    with Image.open(io.BytesIO(picture)) as opened:
-        opened.convert("RGB").quantize(NUM_COLOURS).save(file, "PNG", optimize=True)
-    return file.getvalue()

@@ -31,7 +31,6 @@ from harness.files.plain_file import open_plain_file
 from harness.report.baseline import Baseline
 from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_margin
 from harness.tracking.run_dir import PREDICTIONS
-from harness.training.pictures import calibration_bins
 
 if TYPE_CHECKING:
     import pandas
@@ -71,17 +70,14 @@ class Difference:
     sentence: str  # what the data show, or don't show
 
 
-def differences(group: DatasetGroup, *, all_pairs: bool = False) -> list[Difference]:
+def differences(group: DatasetGroup) -> list[Difference]:
     """How the jobs differ, the largest difference that is shown first.
 
-    Only within one group, whose jobs were all tested on the same reviews.
-
-    Args:
-        group: whose jobs.
-        all_pairs: show every pair of more than `MAX_PAIRED` jobs, not only those with the best.
+    Only within one group, whose jobs were all tested on the same reviews. Of more than
+    `MAX_PAIRED` jobs each is compared with the best.
     """
     if len(group.jobs) > MAX_PAIRED:
-        compared = [*_pooled(group, all_pairs=all_pairs)]
+        compared = [*_pooled(group)]
     else:
         pairs = [*_pairs(group)]
         compared = [
@@ -101,16 +97,14 @@ def _pairs(group: DatasetGroup) -> Iterator[tuple[tuple[str, str], tuple[float, 
             yield names, (*(points if names[0] == one else -points),), float(points.sem())
 
 
-def _pooled(group: DatasetGroup, *, all_pairs: bool) -> Iterator[Difference]:
+def _pooled(group: DatasetGroup) -> Iterator[Difference]:
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
     dofs, num_pairs = jobs["num_seeds"] - 1, math.comb(len(jobs), 2)
     dof = int(dofs.sum())
     deviation = float((dofs * jobs["deviation"] ** 2).sum() / max(dof, 1)) ** 0.5
     rows = zip(jobs.index, jobs["accuracy"].tolist(), jobs["num_seeds"].tolist(), strict=True)
-    pairs = itertools.combinations(rows, 2)  # those with the best first
-    for (one, ahead, num_one), (other, behind, num_other) in (
-        pairs if all_pairs else itertools.islice(pairs, len(jobs) - 1)
-    ):
+    one, ahead, num_one = next(rows)
+    for other, behind, num_other in rows:
         error = deviation * (1 / num_one + 1 / num_other) ** 0.5
         points, num_seeds = (ahead - behind,), min(num_one, num_other)
         yield _difference(one, other, points, num_seeds, error, dof, num_pairs, is_pooled=True)
@@ -201,19 +195,6 @@ class Predictions:
     seeds: Mapping[str, tuple[int, ...]]  # by a row's name, in the same order
     classes: tuple[str, ...]  # of the labels
 
-    @property
-    def of_truth(self) -> Floats:
-        """Mean probability of each review's own class over a job's seeds, `[jobs, reviews]`."""
-        reviews = np.arange(len(self.labels))
-        return np.stack(
-            [each[:, reviews, self.labels].mean(axis=0) for each in self.by_job.values()]
-        )
-
-    @property
-    def is_correct(self) -> NDArray[np.bool_]:
-        """Whether each run predicts each review correctly, `[num_runs, num_reviews]`."""
-        return np.concatenate([self.is_correct_by(name) for name in self.by_job])
-
     def is_correct_by(self, name: str) -> NDArray[np.bool_]:
         """Whether each run of one row does, `[num_seeds, num_reviews]`."""
         correct: NDArray[np.bool_] = np.equal(self.by_job[name].argmax(axis=2), self.labels)
@@ -286,54 +267,6 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError("a probability is outside of 0 to 1")
     return labels, probabilities
-
-
-def calibration(labels: Ints, probabilities: Floats) -> tuple[Floats, Floats, float]:
-    """Calibration over all seeds together, in ten equal bins without the empty ones.
-
-    Of two classes by the probability of label 1; of more by that of the predicted class, which is
-    compared with how often the prediction is correct.
-
-    Args:
-        labels: [num_reviews].
-        probabilities: [num_seeds, num_reviews, num_classes].
-
-    Returns:
-        Mean probability and share of positive reviews, or of correct predictions, of each bin; and
-        the expected calibration error, their mean distance weighted by the number of reviews in a
-        bin (Guo et al., 2017).
-    """
-    if probabilities.shape[2] == 2:
-        found, is_so = probabilities[:, :, 1], np.tile(labels, len(probabilities))
-    else:
-        found, is_so = probabilities.max(axis=2), probabilities.argmax(axis=2) == labels
-    counts, means, shares = calibration_bins(found.ravel(), is_so.ravel())
-    error = np.average(np.abs(means - shares), weights=counts[counts > 0])
-    return means, shares, float(error)
-
-
-def margin_over_reviews(
-    difference: Difference, group: DatasetGroup, predictions: Predictions | None
-) -> float | None:
-    """Half the 95 % interval of a difference over other reviews of the same kind.
-
-    For the same trained models: paired over the reviews, by the normal approximation. None if a
-    run has no predictions.
-    """
-    names = difference.first, difference.second
-    if not predictions or not {*names} <= predictions.by_job.keys():
-        return None
-    seeds = [{run.seed for run in group.runs[name]} for name in names]
-    if not difference.is_pooled:  # then the seeds are paired
-        seeds = [seeds[0] & seeds[1]] * 2
-    means = []
-    for name, wanted in zip(names, seeds, strict=True):
-        if not wanted <= {*predictions.seeds[name]}:
-            return None
-        indices = [index for index, seed in enumerate(predictions.seeds[name]) if seed in wanted]
-        means.append(predictions.is_correct_by(name)[indices].mean(axis=0))
-    gain = means[0] - means[1]
-    return float(NORMAL_95 * gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
 
 
 # Against a linear model, review by review

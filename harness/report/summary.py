@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,11 +17,9 @@ from harness.report.baseline import Baseline, baselines
 from harness.report.collect import (
     DatasetGroup,
     LeftOut,
-    check_key,
     chosen,
     group_runs,
     scored_runs,
-    shown,
 )
 from harness.report.statistics import (
     Difference,
@@ -40,7 +38,6 @@ from harness.report.text_tables import (
     markdown_table,
     narrowest,
     screen_table,
-    shown_table,
     table_lines,
 )
 from harness.system.console import printable, rich_console
@@ -70,14 +67,10 @@ COUNTS = ("recurrent_parameters", "parameters", "num_seeds")
 ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
-# What a narrow terminal goes without, in this order.
-DISPENSABLE = (
-    *("parameters", "architecture", "log loss", "ROC AUC", "F1", "validation %", "recurrent"),
-    *("train s", "book %", "s.d.", "95 % interval", "seeds"),
-)
 SEVERAL_CLASSES = (
     "F1 and ROC AUC are means over the classes, the latter of each class against the rest."
 )
+NUM_KEPT = 2  # columns on the narrowest terminal
 MAX_SENTENCES = 10  # on a screen
 MAX_DRAWN = 12  # jobs in a picture
 MAX_LEFT_OUT = 20
@@ -89,8 +82,6 @@ class Request:
 
     named: Sequence[Path]  # runs, folders of runs and patterns
     where: Sequence[str] = ()  # the settings of their jobs, each table.key=value
-    group_by: str | None = None  # a key of their jobs
-    all_pairs: bool = False
     baseline: Literal["ngrams", "none"] | None = None  # n-grams if not fit yet, or none at all
     data: Path | None = None  # the folder of their dataset, if it is not where a run would look
 
@@ -106,7 +97,6 @@ class Part:
     differences: tuple[Difference, ...]
     baselines: tuple[Baseline, ...]
     paired_tests: tuple[PairedTest, ...]  # of each job with predictions against n-grams
-    by_key: tuple[Line, ...]  # the jobs grouped by a setting, if that was asked for
 
     @property
     def heading(self) -> str:
@@ -158,8 +148,6 @@ def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], 
     scored, left_out = scored_runs(request.named)
     if scored:
         scored = chosen(scored, request.where)
-        if request.group_by:
-            check_key("--group-by", request.group_by, scored)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):
@@ -172,26 +160,21 @@ def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], 
             return ()
         return baselines(group, request.data, say, ngrams=request.baseline == "ngrams")
 
-    parts = make_parts(groups, baselines_of, all_pairs=request.all_pairs, group_by=request.group_by)
-    return parts, left_out
+    return make_parts(groups, baselines_of), left_out
 
 
 def make_parts(
     groups: Iterable[DatasetGroup],
     baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
-    *,
-    all_pairs: bool = False,
-    group_by: str | None = None,
 ) -> list[Part]:
-    """The whole comparison, a part for each dataset; `group_by` is a key of the jobs."""
+    """The whole comparison, a part for each dataset."""
     return [
         Part(
             group,
             _table(group, fitted := tuple(baselines_of(group))),
-            tuple(differences(group, all_pairs=all_pairs)),
+            tuple(differences(group)),
             fitted,
             _paired_tests(group, fitted),
-            tuple(grouped(group, group_by)) if group_by else (),
         )
         for group in groups
     ]
@@ -227,29 +210,6 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
         return ""
 
 
-def grouped(group: DatasetGroup, key: str) -> list[Line]:
-    """A row for each value of a key: its jobs' mean and their best, by test accuracy in per cent.
-
-    The best value comes first.
-    """
-    values = [shown(group.setting(name, key)) for name in group.runs]
-    by_value = group.jobs.groupby(values, sort=False)
-    found = by_value["accuracy"].agg(["size", "mean", "max", "idxmax"])
-    found["runs"] = by_value["num_seeds"].sum()
-    found = found.sort_values("mean", ascending=False, kind="stable")
-    return [
-        {
-            key: value,
-            "jobs": str(row["size"]),
-            "runs": str(row["runs"]),
-            "mean test %": f"{100 * row['mean']:.2f}",
-            "best test %": f"{100 * row['max']:.2f}",
-            "best job": row["idxmax"],
-        }
-        for value, row in found.iterrows()
-    ]
-
-
 # The formats
 
 
@@ -259,7 +219,6 @@ def to_markdown(parts: Sequence[Part]) -> str:
         "\n".join([
             f"## {markdown(part.heading)}\n",
             markdown_table(part.columns, part.lines),
-            *([markdown_table([*part.by_key[0]], part.by_key)] if part.by_key else []),
             *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
             *_markdown_list(part.notes),
         ])
@@ -312,36 +271,6 @@ def to_latex(parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
-def to_json(parts: Sequence[Part], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """All figures for programs, and the runs that each comes from; accuracies from 0 to 1."""
-    return {
-        "format": 3,
-        "parts": [
-            {
-                "num_test": part.group.num_test,
-                "rows": _rows(part),
-                "differences": [asdict(each) for each in part.differences],
-                "paired_tests": [asdict(each) for each in part.paired_tests],
-                "sentences": [*part.verdicts, *part.notes],
-            }
-            for part in parts
-        ],
-        "left_out": [asdict(each) | {"folder": str(each.folder)} for each in left_out],
-    }
-
-
-def _rows(part: Part) -> list[dict[str, Any]]:
-    """A row for each job and baseline, with the job's runs."""
-    figures = _figures(part, part.group.differing)
-    rows: list[dict[str, Any]] = figures.where(figures.notna(), None).to_dict("records")
-    for row in rows:
-        row["runs"] = [
-            {"folder": str(run.folder.absolute()), "seed": run.seed, "accuracy": run.accuracy}
-            for run in part.group.runs.get(row["job"], ())
-        ]
-    return rows
-
-
 # On a terminal
 
 
@@ -355,9 +284,6 @@ def print_parts(parts: Sequence[Part]) -> None:
         show(Text(part.heading, "bold"))
         show(results_table(part, console))
         show()
-        if part.by_key:
-            show(shown_table([*part.by_key[0]], part.by_key, console))
-            show()
         for sentence in (*part.verdicts, *shown_sentences(part.differences)):
             show(Text(sentence))
         for note in part.notes:
@@ -374,11 +300,9 @@ def results_table(part: Part, console: Console) -> RenderableType:
     columns = part.columns
     if not console.is_terminal:
         return Text("\n".join(table_lines(columns, part.lines)))
-    dispensable = [name for name in DISPENSABLE if name in columns]
     hidden: list[str] = []
-    while dispensable and narrowest(columns, part.lines) > console.width:
-        hidden.append(dispensable.pop(0))
-        columns.remove(hidden[-1])
+    while len(columns) > NUM_KEPT and narrowest(columns, part.lines) > console.width:
+        hidden.append(columns.pop())
     note = f"no room here for {', '.join(hidden)}; --markdown has all" if hidden else ""
     return Group(screen_table(columns, part.lines), *([Text(note, "dim")] if hidden else []))
 

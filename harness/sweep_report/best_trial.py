@@ -1,7 +1,7 @@
 """The best trial of a sweep, as a job file, and retrained on all training reviews.
 
-`<sweep>/winner/` holds the job file, a log for each seed, the runs in `<job>/seed<N>/`, and `data/`
-if the sweep used the packaged sample.
+`<sweep>/winner/` is a folder of runs: `<job>/retrained-seed<N>/`, a log of each in `logs/`, and
+`data/` if the sweep used the packaged sample.
 """
 
 import math
@@ -11,24 +11,21 @@ from pathlib import Path
 
 from harness.compute.memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
-from harness.errors import InputError, explain_interruption
-from harness.files.atomic_file import atomic_write
+from harness.errors import InputError
 from harness.job import FACTS, KEYS, Job
 from harness.job_file import check_job, put_value
-from harness.own_code import mode_in
 from harness.report.summary import print_runs
 from harness.search_space import SearchSpec
-from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import allocate_slots, num_in_memory
-from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import values_of
 from harness.system.console import Console
+from harness.tracking.batch import BatchRequest, train_batch
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning.leaderboard import ranked_trials
 from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
+RUN_ID = "retrained"
 FALLING = ("cosine", "linear")  # schedules whose length is a number of epochs
 
 
@@ -107,12 +104,7 @@ def retrained_job(search: SearchSpec, trial: Trial) -> Job:
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
     """The data of a sweep in words: title, limit and checksum."""
     record = sweep.read_json("data.json")
-    titles = (
-        RunDirectory(path.parent).read_json(path.name).get("data")
-        for path in sweep.folder.glob("trials/*/*/*/result.json")
-    )
-    title = next((str(title) for title in titles if title), "")
-    title = title or Path(search.job.data.source).name or "IMDB"
+    title = Path(search.job.data.source).name or "IMDB"
     if record.get("is_sample"):
         title = "SAMPLE of IMDB, not the full data"
     limit = f", {search.job.data.limit:,} reviews of each split" if search.job.data.limit else ""
@@ -149,38 +141,36 @@ def retrain(
     search = sweep.search()
     best = best_of(sweep, ranked_trials(sweep, search))
     job = retrained_job(search, best)
-    runs = [RunDirectory(sweep.path("winner", job.name, f"seed{seed}")) for seed in seeds]
-    for folder in sorted(sweep.path("winner", job.name).glob("seed*")):
-        _check_same(RunDirectory(folder), job)  # of any seed: all children read one file
+    winner = sweep.path("winner")
+    for folder in sorted((winner / job.name).glob("*-seed*")):
+        _check_same(RunDirectory(folder), job)  # of any seed
     _announce(sweep, best, job, console=console)
-    args = _train_args(sweep, job, sweep_data(sweep, search, data))
+    found = sweep_data(sweep, search, data)
+    args = [f"--data={found}"] if found else []
     args += [f"--devices={devices}"] if devices else []
-    tasks = [
-        Task(
-            f"seed{seed}",
-            [*args, "--seed", str(seed), "--run-id", f"seed{seed}"],
-            sweep.path("winner", f"seed{seed}.log"),
-        )
-        for seed, run in zip(seeds, runs, strict=True)
-        if not run.finished()
-    ]
-    if tasks:
-        allocation = SlurmEnvironment.from_environment()
-        fit = workers or num_in_memory(allocation, reckoned_gb(job, devices))
-        most = min(len(tasks), fit)
-        slots = allocate_slots(allocation, workers, devices=devices, at_most=most)
-        again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
-        with explain_interruption(f"checkpoints saved; go on by: harness sweep retrain {again}"):
-            run_tasks(tasks, slots, allocation=allocation, console=console)
-    print_runs([run.folder for run in runs])
+    again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+    request = BatchRequest(
+        jobs=tuple(job_with_seed(job, seed) for seed in seeds),
+        runs=winner,
+        run_id=RUN_ID,
+        train_args=tuple(args),
+        devices=devices,
+        workers=workers,
+        host_gb=(reckoned_gb(job, devices),),
+        again=f"harness sweep retrain {again}",
+    )
+    print_runs(train_batch(request, console))
+
+
+def job_with_seed(job: Job, seed: int) -> Job:
+    """The same job with another seed."""
+    return job.model_copy(update={"train": job.train.model_copy(update={"seed": seed})})
 
 
 def _check_same(run: RunDirectory, job: Job) -> None:
     if not run.exists():
         return
-    content = run.job().model_dump()
-    content["train"]["seed"] = job.train.seed
-    if content != job.model_dump():
+    if job_with_seed(run.job(), job.train.seed) != job:
         raise InputError(
             f"run {run.folder}: is of an earlier best trial; move {run.folder.parent} away"
         )
@@ -217,12 +207,3 @@ def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> 
     folder = sweep.path("winner", "data")
     save_folder(dataset, folder)
     return folder.absolute()
-
-
-def _train_args(sweep: SweepDirectory, job: Job, data: Path | None) -> list[str]:
-    """The command of a run, without its seed."""
-    job_file = sweep.path("winner", f"{job.name}.toml").absolute()
-    job_file.parent.mkdir(exist_ok=True)
-    atomic_write(job_file, job.to_toml(), mode_in(job_file.parent, job.code))
-    args = child_args("train", str(job_file), "--runs", str(job_file.parent))
-    return [*args, "--data", str(data)] if data else args

@@ -1,10 +1,11 @@
 """What mattered in a search: how the score depends on the values of each hyperparameter."""
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, rounded
@@ -25,43 +26,13 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Group:
-    """The trials with equal or similar values of a key."""
-
-    label: str  # `gru`, or `0.1 to 0.3`
-    middle: float | None  # median of the values, if they are numbers
-    scores: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean score."""
-        return statistics.fmean(self.scores)
-
-
-@dataclass(frozen=True)
 class Effect:
     """How the score depends on a key."""
 
-    dimension: Parameter
-    groups: tuple[Group, ...]  # in the order of the values, none empty
-    num_trials: int
-
-    @property
-    def explained(self) -> float:
-        """Eta squared, the share in 0..1 of the scores' variation that lies between the groups.
-
-        Between-group sum of squares over total (Fisher, 1925); 0 if all scores are equal.
-        """
-        scores = [score for group in self.groups for score in group.scores]
-        middle = statistics.fmean(scores)
-        total = sum((score - middle) ** 2 for score in scores)
-        between = sum(len(g.scores) * (g.mean - middle) ** 2 for g in self.groups)
-        return min(between / total, 1.0) if total > 0 else 0.0
-
-    @property
-    def by_chance(self) -> float:
-        """The expected eta squared of a key without effect: (k - 1) / (n - 1)."""
-        return (len(self.groups) - 1) / (self.num_trials - 1)
+    key: str
+    explained: float  # eta squared, the share in 0..1 of the variation that lies between the groups
+    by_chance: float  # the expected eta squared of a key without effect: (k - 1) / (n - 1)
+    groups: Sequence[tuple[str, Sequence[float]]]  # each value, or third of a range: its scores
 
 
 def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
@@ -101,47 +72,50 @@ def comparable(trials: Sequence[Scored], search: SearchSpec) -> list[Scored]:
 
 
 def effects_of(trials: Sequence[Scored], search: SearchSpec) -> list[Effect]:
-    """The effect of each key that had several values, in falling order of what it explains."""
+    """The effect of each key that had several values, in falling order of what it explains.
+
+    Eta squared is the between-group sum of squares over the total (Fisher, 1925); 0 if all scores
+    are equal.
+    """
     effects = []
     for dimension in search.space:
         having = [trial for trial in trials if dimension.key in trial.values]
         groups = _groups(dimension, having)
-        if len(having) >= MIN_TRIALS and len(groups) > 1:
-            effects.append(Effect(dimension, tuple(groups), len(having)))
+        if len(having) < MIN_TRIALS or len(groups) < 2:
+            continue
+        scores = np.array([trial.score for trial in having])
+        within = sum(np.var(each) * len(each) for _, each in groups)
+        total = float(np.var(scores) * len(scores))
+        explained = max(1 - float(within) / total, 0.0) if total > 0 else 0.0
+        by_chance = (len(groups) - 1) / (len(having) - 1)
+        effects.append(Effect(dimension.key, explained, by_chance, groups))
     return sorted(effects, key=lambda effect: -effect.explained)
 
 
-def _groups(dimension: Parameter, trials: Sequence[Scored]) -> list[Group]:
+def _groups(dimension: Parameter, trials: Sequence[Scored]) -> list[tuple[str, list[float]]]:
+    values = [trial.values[dimension.key] for trial in trials]
     if dimension.choices:
         order = dimension.choices
-        kinds = [order.index(trial.values[dimension.key]) for trial in trials]
-    else:
-        kinds = _bins([float(trial.values[dimension.key]) for trial in trials])
-    return [
-        _group([trial for trial, own in zip(trials, kinds, strict=True) if own == kind], dimension)
-        for kind in sorted(set(kinds))
-    ]
+        return [
+            (str(choice), [t.score for t in trials if t.values[dimension.key] == choice])
+            for choice in order
+            if choice in values
+        ]
+    groups = []
+    numbers = [float(value) for value in values]
+    bins = _bins(numbers)
+    for own in sorted({*bins}):
+        inside = [n for n, place in enumerate(bins) if place == own]
+        ends = sorted({min(numbers[n] for n in inside), max(numbers[n] for n in inside)})
+        label = " to ".join(f"{end:.3g}" for end in ends)
+        groups.append((label, [trials[n].score for n in inside]))
+    return groups
 
 
 def _bins(values: Sequence[float]) -> list[int]:
     """The bin of each value: bins as equal as possible, with equal values in the same bin."""
-    counts = Counter(values)
-    distinct = sorted(counts)
-    if len(distinct) <= NUM_BINS:
-        return [distinct.index(value) for value in values]
-    bins, below = {}, 0.0
-    for value in distinct:
-        bins[value] = int(NUM_BINS * (below + counts[value] / 2) / len(values))
-        below += counts[value]
-    return [bins[value] for value in values]
-
-
-def _group(trials: Sequence[Scored], dimension: Parameter) -> Group:
-    values = [trial.values[dimension.key] for trial in trials]
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    middle = statistics.median(numbers) if len(numbers) == len(values) else None
-    if dimension.choices:
-        label = str(values[0])
-    else:
-        label = " to ".join(f"{end:.3g}" for end in sorted({min(numbers), max(numbers)}))
-    return Group(label, middle, tuple(trial.score for trial in trials))
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if len(counts) <= NUM_BINS:
+        return [*places.tolist()]
+    middles = np.cumsum(counts) - counts / 2
+    return [*(NUM_BINS * middles / len(values)).astype(int)[places].tolist()]

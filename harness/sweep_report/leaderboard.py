@@ -1,7 +1,8 @@
-"""`harness sweep show`: the leaderboard of a sweep, what mattered, and pictures of both."""
+"""`harness sweep show`: the leaderboard of a sweep, what mattered, and a picture."""
 
 import logging
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,14 +28,13 @@ from harness.tuning.leaderboard import LEADERBOARD, ranked_trials
 from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
-NUM_SHOWN = 10
-DIGITS = (4, 12)  # of a score, at least and at most
+NUM_SHOWN, DIGITS = 10, 6  # trials; decimals of a score
 STYLES = {"status": {"running": "green", "waiting": "yellow", "failed": "red"}}
 COUNTED = ("finished", "failed", "running", "waiting")
 
 
 def show(sweep: SweepDirectory) -> None:
-    """Print the leaderboard and what mattered, and draw both into the sweep's folder.
+    """Print the leaderboard and what mattered, and draw a picture into the sweep's folder.
 
     An unfinished sweep is shown as far as it has come.
 
@@ -86,8 +86,7 @@ def leaderboard(
         short = short_names([dimension.key for dimension in search.space])
         names = {k: k if name in (*before, *after) else name for k, name in short.items()}
         best = going[:NUM_SHOWN]
-        digits = digits_of([each.scores.get(search.table.objective) for each in best])
-        lines = [_cells(i, each, search, names, digits) for i, each in enumerate(best, 1)]
+        lines = [_cells(i, each, search, names) for i, each in enumerate(best, 1)]
         columns = [*before, *names.values(), *after]
         parts.append(_leaderboard_table(columns, lines, console))
     else:
@@ -96,14 +95,6 @@ def leaderboard(
     if (more := len(going) - NUM_SHOWN) > 0:
         parts.append(Text(f"and {more:,} more in {sweep.path(LEADERBOARD)}", "dim"))
     return parts + [Text(line, "red") for line in failures(trials)]
-
-
-def digits_of(scores: Sequence[float | None]) -> int:
-    """The decimals that tell different scores apart."""
-    least, most = DIGITS
-    known = [score for score in scores if score is not None]
-    counts = {d: len({f"{score:.{d}f}" for score in known}) for d in range(least, most + 1)}
-    return next(digits for digits, count in counts.items() if count == counts[most])
 
 
 def failures(trials: Iterable[Trial]) -> list[str]:
@@ -118,9 +109,7 @@ def failures(trials: Iterable[Trial]) -> list[str]:
     ]
 
 
-def _cells(
-    rank: int, trial: Trial, search: SearchSpec, names: Mapping[str, str], digits: int
-) -> dict[str, str]:
+def _cells(rank: int, trial: Trial, search: SearchSpec, names: Mapping[str, str]) -> dict[str, str]:
     score, values = trial.scores.get(search.table.objective), values_of(trial, search.space)
     return {
         "rank": "" if score is None else str(rank),
@@ -128,7 +117,7 @@ def _cells(
         "status": trial.status,
         "epochs": "" if trial.epochs is None else str(trial.epochs),
         **{name: str(rounded(values[key])) if key in values else "" for key, name in names.items()},
-        search.table.objective: "" if score is None else f"{score:.{digits}f}",
+        search.table.objective: "" if score is None else f"{score:.{DIGITS}f}",
         "time": "" if trial.training_s is None else format_duration(trial.training_s),
     }
 
@@ -181,19 +170,19 @@ def _effect_lines(effect: Effect, search: SearchSpec) -> list[Line]:
     names = short_names([dimension.key for dimension in search.space])
     best = max if search.goal == "max" else min
     of_key = {
-        "key": names[effect.dimension.key],
+        "key": names[effect.key],
         "explains": f"{100 * effect.explained:.0f} %",
         "by chance": f"{100 * effect.by_chance:.0f} %",
     }
     return [
         {
             **(of_key if index == 0 else dict.fromkeys(of_key, "")),
-            "value": group.label,
-            "n": str(len(group.scores)),
-            "mean": f"{group.mean:.4f}",
-            "best": f"{best(group.scores):.4f}",
+            "value": value,
+            "n": str(len(scores)),
+            "mean": f"{statistics.fmean(scores):.4f}",
+            "best": f"{best(scores):.4f}",
         }
-        for index, group in enumerate(effect.groups)
+        for index, (value, scores) in enumerate(effect.groups)
     ]
 
 
@@ -213,30 +202,24 @@ def caveats(search: SearchSpec, num_trials: int, num_finished: int) -> list[str]
     return lines
 
 
-# The pictures
+# The picture
 
 
 def draw(sweep: SweepDirectory, search: SearchSpec, ranked: Sequence[Trial]) -> list[Path]:
-    """Draw the finished trials into the sweep's folder; a picture without content is left out.
+    """Draw the finished trials into the sweep's folder, if there are any.
 
     Returns:
-        The files. A file that can't be written gets a line on standard error instead.
+        The file. If it can't be written, a line on standard error says so instead.
     """
     finished = scored_trials(ranked, search)
     if not finished:
         return []
-    from harness.sweep_report.plots import objective_by_key, parallel_coordinates
+    from harness.sweep_report.plots import parallel_coordinates
 
-    trials = comparable(finished, search)
-    pictures = {"parallel_coordinates.png": parallel_coordinates(finished, search)}
-    if effects := effects_of(trials, search):
-        pictures["objective_by_key.png"] = objective_by_key(trials, effects, search)
-    written = []
-    for name, picture in pictures.items():
-        try:
-            atomic_write(sweep.path(name), picture)
-        except RunError as error:
-            log(logging.ERROR, str(error))
-        else:
-            written.append(sweep.path(name))
-    return written
+    path = sweep.path("parallel_coordinates.png")
+    try:
+        atomic_write(path, parallel_coordinates(finished, search))
+    except RunError as error:
+        log(logging.ERROR, str(error))
+        return []
+    return [path]

@@ -1,6 +1,5 @@
-"""The plots of a sweep: each trial as a line over all hyperparameters, and the score by each."""
+"""The picture of a sweep: each trial as a line over all hyperparameters."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, short_names
-from harness.sweep_report.importance import Effect, Scored
+from harness.sweep_report.importance import Scored
 from harness.training.pictures import new_figure, png
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 MISSING = -0.12  # height of a trial on the axis of a key that it does not have
 SPREAD = 0.045  # of the lines through one value of a list, as a share of the axis
-MAX_COLUMNS = 4
-MAX_LETTERS = 22  # in one line of values below a small plot
 COLOURS = "viridis"
 
 
@@ -54,7 +51,7 @@ def _share(value: float, low: float, high: float, *, log: bool) -> float:
 
 
 def axis_of(dimension: Parameter, name: str) -> Axis:
-    """The axis of a key: every value of a list; the ends of a range and round values between."""
+    """The axis of a key: every value of a list; the ends of a range and its middle."""
     if dimension.choices:
         return _list_axis(name, dimension.choices)
     return _range_axis(name, dimension.low, dimension.high, log=dimension.log)
@@ -67,21 +64,9 @@ def _list_axis(name: str, values: Sequence[Value]) -> Axis:
 
 
 def _range_axis(name: str, low: float, high: float, *, log: bool = False) -> Axis:
-    values = (low, *_round_values(low, high, log=log), high)
+    values = (low, math.sqrt(low * high) if log else (low + high) / 2, high)
     ticks = tuple((_share(v, low, high, log=log), f"{v:.4g}") for v in values)
     return Axis(name, ticks, low=low, high=high, log=log)
-
-
-def _round_values(low: float, high: float, *, log: bool) -> list[float]:
-    """Round values inside a range, none so close to an end that the labels would overlap."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    locator: Any = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5)
-    return [
-        value
-        for value in map(float, locator.tick_values(low, high))
-        if low < value < high and 0.08 < _share(value, low, high, log=log) < 0.92
-    ]
 
 
 def parallel_coordinates(trials: Sequence[Scored], search: SearchSpec) -> bytes:
@@ -179,74 +164,3 @@ def _norm(scores: Sequence[float], search: SearchSpec) -> "Normalize":
     in_order = sorted(scores, reverse=search.goal == "min")  # the worst first
     worst, best = in_order[len(scores) // 10], in_order[-1]
     return Normalize(min(worst, best), max(worst, best))
-
-
-def objective_by_key(
-    trials: Sequence[Scored], effects: Sequence[Effect], search: SearchSpec
-) -> bytes:
-    """Draw the score of each trial over each key's values, as a PNG with a small plot for each key.
-
-    The line joins the means of each value of a list, or of each third of a range.
-
-    Args:
-        trials: those of `effects`.
-        effects: at least one; the plots are in their order.
-        search: the search they come from.
-    """
-    columns = min(MAX_COLUMNS, len(effects))
-    rows = -(-len(effects) // columns)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(6.4, 2.7 * columns), 0.6 + 2.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
-    names = short_names([dimension.key for dimension in search.space])
-    for plot, effect in itertools.zip_longest(grid, effects):
-        if effect:
-            _draw_effect(plot, effect, trials, name=names[effect.dimension.key])
-        else:
-            plot.set_visible(False)
-    of_epochs = ""
-    if search.continues_trials:
-        epochs = trials[0].epochs or 0
-        of_epochs = f" of {epochs} epoch{'' if epochs == 1 else 's'}"
-    figure.suptitle(
-        f"{search.name}: {search.table.objective} of {len(trials)} trials{of_epochs}, and the share"
-        " of its variation that each key explains"
-    )
-    return png(figure)
-
-
-def _draw_effect(plot: "Axes", effect: Effect, trials: Sequence[Scored], *, name: str) -> None:
-    dimension = effect.dimension
-    having = [trial for trial in trials if dimension.key in trial.values]
-    scores = [trial.score for trial in having]
-    values = [trial.values[dimension.key] for trial in having]
-    if dimension.choices:
-        kinds = [dimension.choices.index(value) for value in values]
-        width = 0.3  # of the band over which the trials of a value are spread
-        # By the golden ratio, since they are in order of their scores.
-        at = [kind + width * (i * 0.618 % 1 - 0.5) for i, kind in enumerate(kinds)]
-        middles = [float(kind) for kind in sorted(set(kinds))]
-        texts = [str(choice) for choice in dimension.choices]
-        tilted: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
-        style = tilted if sum(map(len, texts)) > MAX_LETTERS else {}
-        plot.set_xticks(range(len(texts)), texts, parse_math=False, **style)
-        plot.set_xlim(-0.5, len(dimension.choices) - 0.5)
-    else:
-        at = [float(value) for value in values]
-        middles = [group.middle or 0.0 for group in effect.groups]
-        low, high, margin = dimension.low, dimension.high, 0.05
-        plot.set_xlim(low - margin * (high - low), high + margin * (high - low))
-        if dimension.log:
-            plot.set_xscale("log")
-            plot.set_xlim(low * (low / high) ** margin, high * (high / low) ** margin)
-            plot.minorticks_off()
-        ticks = [low, *_round_values(low, high, log=dimension.log), high]
-        plot.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
-    plot.scatter(at, scores, s=14, alpha=0.6, linewidths=0)
-    means = [group.mean for group in effect.groups]
-    plot.plot(middles, means, "o-", color="black", markersize=4, linewidth=1)
-    shares = f"{100 * effect.explained:.0f} %, by chance {100 * effect.by_chance:.0f} %"
-    plot.set_title(f"{name}: {shares}", fontsize=9)
-    plot.grid(axis="y", alpha=0.3)
-    plot.tick_params(labelsize=8)

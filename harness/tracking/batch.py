@@ -29,6 +29,7 @@ class BatchRequest:
     workers: int | None = None  # runs at a time, by default as many as there is room for
     runs_per_gpu: int = 1
     host_gb: tuple[float, ...] = ()  # of each job, what a run takes of the node's memory
+    again: str = ""  # the command that goes on, by default the same one with its run id
 
 
 def jobs_of(
@@ -82,7 +83,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     # A copy of each job, so that an edit while a run waits changes nothing; not in TMPDIR, since
     # other nodes read it too.
     parent = submissions(request.runs.absolute())
-    remedy = f"go on by the same command with --run-id {prefix}"
+    remedy = f"go on by {request.again or f'the same command with --run-id {prefix}'}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with (

@@ -17,7 +17,7 @@ from harness.checks.child import Ended
 from harness.data.imdb_sources import open_dataset
 from harness.files.leased_dir import to_json
 from harness.job_file import load_job
-from harness.report.html import RECORD, REPORT
+from harness.report.html import REPORT
 from harness.tracking.run_dir import RunDirectory, summary_of
 from tests import asked_child
 from tests.bench.board import costs_to_show
@@ -80,7 +80,7 @@ def _comparisons(bench: Bench) -> Iterator[Measured]:
     yield _grown("compare", "CPU s", bench.in_turn("compare", as_text)["value"])
     as_report = {name: partial(_report, bench, runs) for name, runs in folders.items()}
     values = bench.in_turn("compare --out", as_report)
-    for quantity, unit in (("time", "CPU s"), ("memory", "GB"), ("HTML", "KB"), ("JSON", "KB")):
+    for quantity, unit in (("time", "CPU s"), ("memory", "GB"), ("HTML", "KB")):
         yield _grown(f"compare --out: {quantity}", unit, values[quantity])
 
 
@@ -102,7 +102,6 @@ def _report(bench: Bench, runs: Path) -> dict[str, float]:
         "time": ended.cpu_s,
         "memory": ended.peak_memory_gb,
         "HTML": (out / REPORT).stat().st_size / 1e3,
-        "JSON": (out / RECORD).stat().st_size / 1e3,
     }
 
 

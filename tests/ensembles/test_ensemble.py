@@ -158,8 +158,7 @@ def test_other_commands_know_an_ensemble(
     out = tmp_path / "out"
     compared = harness.run_here("compare", harness.runs, "--baseline", "ngrams", "--out", out)
     assert compared.returncode == 0, compared.stderr
-    report = json.loads((out / "comparison.json").read_text())
-    assert "ensemble_lstm_ngrams" in json.dumps(report)
+    assert "ensemble_lstm_ngrams" in (out / "comparison.csv").read_text()
     (row,) = (line for line in compared.stdout.splitlines() if line.startswith("ensemble_lstm"))
     assert row.split()[-4:-2] == ["ensemble", "10"]
     assert "ensemble_lstm_ngrams" in compared.stdout.split("n-grams", 2)[-1]

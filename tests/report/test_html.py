@@ -2,10 +2,7 @@
 
 import csv
 import json
-import re
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,13 +13,10 @@ from harness.data.dataset import by_class
 from harness.errors import InputError, RunError
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, mean_confusion, write_comparison
-from harness.report.plots import COLOURS, pictures_of, styles_of
+from harness.report.plots import pictures_of
 from harness.report.statistics import (
-    NORMAL_95,
     Predictions,
-    calibration,
     epochs_of,
-    margin_over_reviews,
     read_predictions,
 )
 from harness.report.summary import Part, make_parts
@@ -114,9 +108,7 @@ def parts_of(runs: Path) -> list[Part]:
 def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> tuple[str, list[str]]:
     """Write a comparison; gives back the page and what was said."""
     said: list[str] = []
-    path = write_comparison(
-        out, parts_of(runs), left_out, data=runs.parent / "data", say=said.append
-    )
+    path = write_comparison(out, parts_of(runs), left_out, say=said.append)
     return path.read_text(), said
 
 
@@ -135,7 +127,7 @@ def test_the_page_is_whole_and_loads_nothing(written: Path) -> None:
     page = Page(text)
     assert page.open == []
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 6
+    assert len(pictures) == 5
     for picture in pictures:
         assert (picture["src"] or "").startswith("data:image/png;base64,iVBOR")
         assert "lstm" in (picture["alt"] or "")
@@ -145,14 +137,6 @@ def test_the_page_is_whole_and_loads_nothing(written: Path) -> None:
     assert all((each or "").startswith(("data:image/png;", "#")) for each in loaded)
     assert "url(" not in text
     assert "default-src 'none'" in text
-
-
-def test_two_jobs_disagree_and_one_does_not(written: Path, runs: Path) -> None:
-    """Disputed reviews are shown where there are jobs to differ, from two on."""
-    heading = "Reviews on which they disagree most"
-    assert heading in (written / "report.html").read_text()
-    shutil.rmtree(runs / "bilstm")
-    assert heading not in write(runs, runs.parent / "out")[0]
 
 
 def test_the_record_names_versions_as_far_as_they_are_known(runs: Path) -> None:
@@ -165,12 +149,12 @@ def test_the_record_names_versions_as_far_as_they_are_known(runs: Path) -> None:
 
 
 def test_words_from_outside_are_no_markup(written: Path) -> None:
-    """A review, a record, a run's name and an error with markup in them are shown as text."""
+    """A record, a run's name and an error with markup in them are shown as text."""
     text = (written / "report.html").read_text()
     for harmful in ("<script", "<i>", "<b>", "Xeon <&>"):
         assert harmful not in text
     page = Page(text)
-    for shown in ("<script>alert(1)</script>", "<b>out of memory</b> & more", "Xeon <&>"):
+    for shown in ("<b>out of memory</b> & more", "Xeon <&>"):
         assert shown in page.text
 
 
@@ -186,36 +170,6 @@ def test_a_quote_in_a_name_ends_no_attribute(bare_runs: Path) -> None:
     assert name in (picture["alt"] or "")
     assert name in page.text
     assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
-
-
-def test_without_the_data_reviews_are_named_by_their_numbers(runs: Path) -> None:
-    """The words are gone with the data, and the page says what the numbers are."""
-    (runs.parent / "data").rename(runs.parent / "away")
-    said: list[str] = []
-    page = write_comparison(runs.parent / "out", parts_of(runs), [], data=None, say=said.append)
-    text = page.read_text()
-    assert "alert(1)" not in text
-    assert "their indices in the test set" in text
-    assert "<strong>Review 5</strong>" in text
-
-
-def test_other_data_of_the_same_name_never_give_the_words(runs: Path) -> None:
-    """A folder with other reviews is no source for these."""
-    (runs.parent / "data").rename(runs.parent / "away")
-    small_data(runs.parent / "data", num=40)
-    text, _ = write(runs, runs.parent / "out")
-    assert "alert(1)" not in text
-
-
-def test_predictions_of_other_labels_get_no_words(runs: Path) -> None:
-    """Where the labels are not the dataset's, place by place, its words are not these reviews'."""
-    for path in runs.glob("*/*/predictions.npz"):
-        with np.load(path) as arrays:
-            turned = {name: 1 - arrays[name] for name in ("labels", "probabilities")}
-        np.savez(path, **turned)
-    text, said = write(runs, runs.parent / "out")
-    assert said == []
-    assert "alert(1)" not in text
 
 
 def test_a_run_without_good_predictions_is_named(runs: Path) -> None:
@@ -238,17 +192,14 @@ def test_a_run_without_good_predictions_is_named(runs: Path) -> None:
 
 
 def test_the_folder_holds_every_form_of_the_same_figures(written: Path) -> None:
-    """Markdown, CSV, LaTeX and JSON hold the rows; CSV and JSON unrounded."""
-    out, runs = written, written.parent / "runs"
+    """Markdown, CSV and LaTeX hold the rows; CSV unrounded."""
+    out = written
     assert {path.name for path in out.iterdir()} == FILES
     with (out / "comparison.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    record = json.loads((out / "comparison.json").read_text())
     assert [row["job"] for row in table] == ["lstm", "bilstm"]
-    (lstm, bilstm) = record["parts"][0]["rows"]
-    assert float(table[0]["accuracy"]) == lstm["accuracy"] == pytest.approx(48 / 60)
-    assert bilstm["accuracy"] == pytest.approx((53 + 54) / 2 / 60)
-    assert [run["folder"] for run in lstm["runs"]] == [str(runs / "lstm" / n) for n in "12"]
+    assert float(table[0]["accuracy"]) == pytest.approx(48 / 60)
+    assert float(table[1]["accuracy"]) == pytest.approx((53 + 54) / 2 / 60)
     assert "| lstm | 80.00 |" in (out / "comparison.md").read_text()
     assert "\nlstm & 80.00 &" in (out / "comparison.tex").read_text()
 
@@ -268,9 +219,7 @@ def test_an_earlier_comparison_is_replaced_and_nothing_is_left(bare_runs: Path) 
     assert not list(runs.parent.glob(".*"))
 
 
-@pytest.mark.parametrize(
-    "names", [["notes.txt"], ["comparison.json", "notes.txt"], ["report.html"]]
-)
+@pytest.mark.parametrize("names", [["notes.txt"], ["comparison.csv", "notes.txt"], ["report.html"]])
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, names: list[str]) -> None:
     """What is none of a comparison's files is never replaced, nor a file of that name."""
     (tmp_path / "out").mkdir()
@@ -309,17 +258,8 @@ def test_a_disk_that_refuses_leaves_the_earlier_comparison(
 # Figures of predictions
 
 
-def test_reviews_that_all_get_wrong_and_that_are_disputed(written: Path) -> None:
-    """The first six are wrong in every run, the surest first; the last five part the rows."""
-    page = (written / "report.html").read_text()
-    wrong, disputed = page.split("Reviews on which they disagree most")
-    # The last one is wrong in seed 1 of both.
-    assert re.findall(r"Review (\d+)", wrong) == ["5", "4", "3", "2", "1", "0"]
-    assert sorted(re.findall(r"Review (\d+)", disputed)[:5]) == ["54", "55", "56", "57", "58"]
-
-
 def test_figures_are_means_over_the_seeds() -> None:
-    """Confusion matrix and calibration of two seeds, by hand."""
+    """Confusion matrix of two seeds, by hand."""
     labels = np.array([0, 0, 1, 1])
     perfect, reverse = by_class([0.1, 0.2, 0.8, 0.9]), by_class([0.9, 0.8, 0.2, 0.1])
     both = np.stack([perfect, reverse])
@@ -327,20 +267,6 @@ def test_figures_are_means_over_the_seeds() -> None:
     found = Predictions(labels, by_job, seeds, ("no", "yes"))
     assert mean_confusion(found, "a") == [[1, 1], [1, 1]]
     assert mean_confusion(found, "b") == [[2, 0], [0, 2]]
-    means, shares, error = calibration(labels, perfect[None])
-    assert (means.tolist(), shares.tolist()) == ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])
-    assert error == pytest.approx(0.15)
-    assert calibration(labels, both)[2] == pytest.approx(0.35)
-
-
-def test_a_difference_over_other_reviews_is_paired(runs: Path) -> None:
-    """Its interval comes from the reviews on which the two are not equally right."""
-    part = parts_of(runs)[0]
-    (only,) = part.differences
-    gain = np.array([0.0] * 54 + [1.0] * 5 + [0.5])
-    expected = NORMAL_95 * gain.std(ddof=1) / 60**0.5
-    found = margin_over_reviews(only, part.group, predictions_of(runs))
-    assert found == pytest.approx(expected)
 
 
 def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
@@ -353,18 +279,6 @@ def test_epochs_are_read_as_far_as_they_are_there(runs: Path) -> None:
     assert {seed for seed, _ in epochs_of(of_lstm).index} == {2}
 
 
-def test_an_architecture_keeps_its_colour(runs: Path) -> None:
-    """Its first row does; another one has the same marker, and another colour and line."""
-    group = parts_of(runs)[0].group
-    lstm = group.runs["lstm"]
-    styles = styles_of(replace(group, runs={**group.runs, "lstm epochs=2": lstm}))
-    first, again, bilstm = (styles[name] for name in ("lstm", "lstm epochs=2", "bilstm"))
-    assert (first["color"], bilstm["color"]) == (COLOURS["lstm"], COLOURS["bilstm"])
-    assert len({each["color"] for each in styles.values()}) == 3
-    assert first["linestyle"] != again["linestyle"]
-    assert first["marker"] == again["marker"] != bilstm["marker"]
-
-
 @pytest.mark.full
 def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
     """A picture depends on the runs alone, to the byte."""
@@ -372,6 +286,6 @@ def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
     first, again = (pictures_of(part.group, (), predictions) for _ in range(2))
     assert [each.title for each in first] == [
         *("Validation accuracy", "Training loss", "Accuracy and training time"),
-        *("Accuracy and size", "ROC curves", "Calibration"),
+        *("Accuracy and size", "ROC curves"),
     ]
     assert first == again

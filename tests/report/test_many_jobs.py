@@ -1,8 +1,6 @@
-"""A comparison of more jobs than a picture can tell apart: chosen, grouped, the best ones drawn."""
+"""A comparison of more jobs than a picture can tell apart: chosen, the best ones drawn."""
 
-import base64
 import csv
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,24 +9,20 @@ import numpy as np
 import pytest
 
 from harness.errors import InputError
-from harness.report import plots
 from harness.report.collect import (
     DatasetGroup,
     LeftOut,
-    check_key,
     chosen,
     group_runs,
     scored_runs,
 )
 from harness.report.html import write_comparison
-from harness.report.plots import forest, styles_of
+from harness.report.plots import styles_of
 from harness.report.summary import (
-    grouped,
     left_out_lines,
     make_parts,
     shown_sentences,
     to_csv,
-    to_json,
     to_markdown,
 )
 from tests.made_up_runs import write_scored_run
@@ -57,7 +51,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
 
 @pytest.mark.full
 def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Path) -> None:
-    """Twelve unlike styles, a row for each job, and one picture of all differences."""
+    """Twelve unlike styles, a row for each job, and a line for each difference."""
     (part,) = make_parts([group])
     drawn = group.best(12)
     styles = styles_of(drawn)
@@ -65,35 +59,16 @@ def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Pa
     means = [float(line["test %"]) for line in part.lines]
     assert means == sorted(means, reverse=True)
     assert sorted(drawn.jobs["accuracy"]) == sorted(group.jobs["accuracy"])[-12:]
-    picture = forest(part)
-    assert picture
-    assert "of 19 other jobs" in picture.alt
-    page = write_comparison(tmp_path / "out", [part], [], data=None, say=print).read_text()
+    page = write_comparison(tmp_path / "out", [part], [], say=print).read_text()
     assert "The best 12 of 20 jobs are drawn" in page
-    assert page.count("<img ") == 1 + 6
+    assert page.count("<img ") == 5
     assert page.count('<table class="confusion">') == 12
 
 
-def test_a_picture_has_no_more_rows_than_can_be_drawn(
-    group: DatasetGroup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of more jobs the first are drawn, and the caption says so."""
-    (part,) = make_parts([group])
-    whole = forest(part)
-    monkeypatch.setattr(plots, "MAX_ROWS", 5)
-    first = forest(part)
-    assert whole
-    assert first
-    heights = [base64.b64decode(each.base64)[20:24] for each in (first, whole)]
-    assert int.from_bytes(heights[0]) < int.from_bytes(heights[1])
-    assert first.caption == f"{whole.caption} The first 5 of 19; the table has all."
-
-
 def test_what_is_written_grows_with_the_jobs_and_not_with_their_square(group: DatasetGroup) -> None:
-    """A difference for each job but the best, unless every pair is asked for."""
-    (few,), (all_pairs,) = make_parts([group]), make_parts([group], all_pairs=True)
-    assert len(to_json([few], [])["parts"][0]["differences"]) == NUM_JOBS - 1
-    assert len(all_pairs.differences) == NUM_JOBS * (NUM_JOBS - 1) // 2
+    """A difference for each job but the best."""
+    (few,) = make_parts([group])
+    assert len(few.differences) == NUM_JOBS - 1
     assert to_markdown([few]).count("\n- ") < 2 * NUM_JOBS
 
 
@@ -104,7 +79,6 @@ def test_the_csv_has_the_settings_that_differ(group: DatasetGroup) -> None:
     rows = list(csv.DictReader(to_csv([part]).splitlines()))
     assert {row["model.units"] for row in rows} == {str(n) for n in range(1, NUM_JOBS + 1)}
     assert {(row["val_accuracy"], row["num_seeds"]) for row in rows} == {("0.5", "2")}
-    json.dumps(to_json([part], []), allow_nan=False)
 
 
 def test_runs_are_chosen_by_their_settings(group: DatasetGroup) -> None:
@@ -122,21 +96,6 @@ def test_runs_are_chosen_by_their_settings(group: DatasetGroup) -> None:
     ):
         with pytest.raises(InputError, match=message):
             chosen(runs, [where])
-    with pytest.raises(InputError, match="--group-by unit: no run has this key"):
-        check_key("--group-by", "unit", runs)
-
-
-def test_jobs_are_grouped_by_a_setting(group: DatasetGroup) -> None:
-    """The mean of the jobs' means, the best value first."""
-    lines = grouped(group, "model.pooling")
-    assert [(line["jobs"], line["runs"]) for line in lines] == [("10", "20"), ("10", "20")]
-    by_value = {line["model.pooling"]: line for line in lines}
-    names = [name for name in group.runs if group.setting(name, "model.pooling") == "max"]
-    means = group.jobs.loc[names, "accuracy"].tolist()
-    assert float(by_value["max"]["mean test %"]) == pytest.approx(100 * np.mean(means), abs=0.005)
-    assert float(by_value["max"]["best test %"]) == pytest.approx(100 * max(means), abs=0.005)
-    (part,) = make_parts([group], group_by="model.pooling")
-    assert "| model.pooling |" in to_markdown([part])
 
 
 def test_of_many_lines_the_rest_is_counted() -> None:

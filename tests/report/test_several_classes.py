@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.report.baseline import fit, score_ngrams
 from harness.report.collect import group_runs, scored_runs
 from harness.report.html import mean_confusion
-from harness.report.statistics import Predictions, calibration, read_predictions
+from harness.report.statistics import Predictions, read_predictions
 from harness.report.summary import SEVERAL_CLASSES
 from harness.training.metrics import test_scores as scores_of
 from tests.made_up_runs import write_run
@@ -83,7 +83,6 @@ def test_the_report_shows_every_class(tmp_path: Path) -> None:
     assert "each against the rest" in page.text
     assert SEVERAL_CLASSES in page.text
     assert "ROC curves" in page.text
-    assert "Calibration" in page.text
 
 
 def test_a_matrix_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
@@ -102,9 +101,6 @@ def test_figures_of_several_classes_are_means_over_seeds_and_classes() -> None:
     both = np.stack([right, np.roll(right, 1, axis=1)])
     found = Predictions(labels, {"a": both}, {"a": (1, 2)}, NAMES)
     assert mean_confusion(found, "a") == [[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]]
-    means, shares, error = calibration(labels, both)
-    assert (means.tolist(), shares.tolist()) == ([pytest.approx(0.8)], [0.5])
-    assert error == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("shape", ["flat", "column", "both"])

@@ -122,13 +122,12 @@ def many(means: Sequence[float], num_seeds: int = 5, seed: int = 7) -> DatasetGr
 
 
 def test_many_jobs_are_compared_with_the_best() -> None:
-    """One difference for each other job, with a pooled spread; every pair only if asked for."""
+    """One difference for each other job, with a pooled spread."""
     group = many([88.0, *[87.0] * 5, *[87.7] * 14])
     found = differences(group)
     assert len(found) == 19
     assert {each.first for each in found} == {"row0"}
     assert {f"row{n}" for n in range(1, 6)} <= {e.second for e in found if e.is_shown}
-    assert len(differences(group, all_pairs=True)) == 190
     assert "Comparisons at once: 190;" in explanations(group, found)[0]
     (margin,) = {round(each.interval[1] - each.mean, 9) for each in found if each.interval}
     pooled = statistics.fmean(group.jobs["deviation"] ** 2)
@@ -142,7 +141,7 @@ def test_memory_grows_with_the_jobs_and_not_with_their_pairs() -> None:
     """The 180,000 pairs of 600 jobs would take 13 MB."""
     group = many([80.0] * 600, num_seeds=2)
     tracemalloc.start()
-    found = [*_pooled(group, all_pairs=False)]
+    found = [*_pooled(group)]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert {each.num_comparisons for each in found} == {600 * 599 // 2}

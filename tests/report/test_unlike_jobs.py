@@ -1,41 +1,17 @@
-"""Reports over jobs with other seeds, texts with words of their own, and broken predictions."""
+"""Reports over odd names, and broken predictions."""
 
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from harness.report.html import _words, write_comparison
-from harness.report.statistics import BROKEN, margin_over_reviews, read_arrays
+from harness.report.html import write_comparison
+from harness.report.statistics import BROKEN, read_arrays
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import small_data
-from tests.report.test_html import parts_of, predictions_of, runs  # noqa: F401 - a fixture
-
-
-def test_many_jobs_are_compared_over_reviews_with_their_own_seeds(
-    runs: Path,  # noqa: F811 - the fixture
-) -> None:
-    """Where the spread is that of all jobs, two of them may share no seed."""
-    (part,) = parts_of(runs)
-    (only,) = part.differences
-    alone = {name: [each[n]] for n, (name, each) in enumerate(part.group.runs.items())}
-    pooled, group = replace(only, is_pooled=True), replace(part.group, runs=alone)
-    margin = margin_over_reviews(pooled, group, predictions_of(runs))
-    assert margin is not None
-    assert np.isfinite(margin)
-
-
-def test_a_word_of_a_test_review_alone_is_shown_as_unknown(tmp_path: Path) -> None:
-    """It has no rank among the words of the training reviews."""
-    dataset = small_data(tmp_path / "data")
-    words = _words(dataset, 0)
-    first = min(words, key=dataset.vocab.index)
-    cut = replace(dataset, vocab=dataset.vocab[: dataset.vocab.index(first) + 1])
-    assert _words(cut, 0) == [word if word == first else "<unknown>" for word in words]
-    assert {*_words(cut, 0)} == {first, "<unknown>"}
+from tests.report.test_html import parts_of
 
 
 def test_half_of_a_character_ends_no_report(tmp_path: Path) -> None:
@@ -46,7 +22,7 @@ def test_half_of_a_character_ends_no_report(tmp_path: Path) -> None:
         odd = {"architecture": "lstm", "data": "d\ud800", "embeddings_checksum": f"{seed}\ud800"}
         write_scored_run(folder, dataset, [True] * 60, seed=seed, job="a\ud800", **odd)
     parts = parts_of(tmp_path / "runs")
-    page = write_comparison(tmp_path / "out", parts, [], data=None, say=print).read_text()
+    page = write_comparison(tmp_path / "out", parts, [], say=print).read_text()
     assert "a\\ud800" in page
 
 

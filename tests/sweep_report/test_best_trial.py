@@ -144,7 +144,7 @@ def test_another_best_trial_is_not_mixed_with_the_first(
     """A sweep that went on to a better trial does not go on beside the runs of the old one."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
     job = retrained_job(sweep.search(), best(sweep))
-    run = RunDirectory(sweep.path("winner", job.name, "seed1"))
+    run = RunDirectory(sweep.path("winner", job.name, "retrained-seed1"))
     run.take_lease()
     other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
     run.write("job.toml", other.to_toml())
@@ -164,7 +164,7 @@ def test_the_warning_is_of_the_best_trial(
     said: list[str] = []
     console = Console()
     monkeypatch.setattr(console, "warning", said.append)
-    monkeypatch.setattr(best_trial, "run_tasks", lambda *_, **__: None)
+    monkeypatch.setattr("harness.tracking.batch.run_tasks", lambda *_, **__: None)
     monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
     retrain(sweep, (1,), data=None, workers=1, console=console)
     assert any("train.reduce_lr_patience needs" in line for line in said) == warns
@@ -181,7 +181,7 @@ def test_the_site_says_on_which_devices_it_is_trained(
         assert all("--devices=cpu" in task.args for task in tasks)
         begun.extend(slots)
 
-    monkeypatch.setattr(best_trial, "run_tasks", begin)
+    monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
     monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
     monkeypatch.setattr("harness.slurm.placement.visible_gpus", lambda: 1)
     monkeypatch.setattr("harness.slurm.placement.given_cpus", lambda _: 4)
@@ -229,7 +229,7 @@ def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> 
         finished=True,
     )
     folder = sweep.path("winner", "tune_lstm_best")
-    runs = [RunDirectory(folder / f"seed{seed}") for seed in (1, 2)]
+    runs = [RunDirectory(folder / f"retrained-seed{seed}") for seed in (1, 2)]
     words = ("sweep", "retrain", sweep.folder, "--seeds", "1-2", "--workers", "2")
 
     command = harness.start(*words)
@@ -251,7 +251,8 @@ def test_killed_in_between_it_goes_on_and_prints_the_table(harness: Harness) -> 
     assert "tune_lstm_best" in done.stdout
 
     def traces() -> list[object]:
-        logs = [sweep.path("winner", f"seed{seed}.log").read_text() for seed in (1, 2)]
+        logs = [path.read_text() for path in sorted(sweep.path("winner", "logs").iterdir())]
+        assert len(logs) == 2
         return [*logs, *(run.read_json("state.json") for run in runs)]
 
     before = traces()

@@ -75,7 +75,7 @@ def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
     assert {row["model.options.width"] for row in rows} == {"1", "4"}
     trained = harness.run("sweep", "retrain", sweep, "--seeds", "1")
     assert trained.returncode == 0, trained.stderr
-    job = (sweep / "winner" / "tune_conv_gru_best" / "seed1" / "job.toml").read_text()
+    job = (sweep / "winner" / "tune_conv_gru_best" / "retrained-seed1" / "job.toml").read_text()
     assert "def conv_gru(" in job
 
 

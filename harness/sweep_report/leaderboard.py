@@ -28,7 +28,8 @@ from harness.tuning.leaderboard import LEADERBOARD, ranked_trials
 from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
-NUM_SHOWN, DIGITS = 10, 6  # trials; decimals of a score
+NUM_SHOWN = 10
+DIGITS = (4, 12)  # of a score, at least and at most
 STYLES = {"status": {"running": "green", "waiting": "yellow", "failed": "red"}}
 COUNTED = ("finished", "failed", "running", "waiting")
 
@@ -86,7 +87,8 @@ def leaderboard(
         short = short_names([dimension.key for dimension in search.space])
         names = {k: k if name in (*before, *after) else name for k, name in short.items()}
         best = going[:NUM_SHOWN]
-        lines = [_cells(i, each, search, names) for i, each in enumerate(best, 1)]
+        digits = digits_of([each.scores.get(search.table.objective) for each in best])
+        lines = [_cells(i, each, search, names, digits) for i, each in enumerate(best, 1)]
         columns = [*before, *names.values(), *after]
         parts.append(_leaderboard_table(columns, lines, console))
     else:
@@ -95,6 +97,14 @@ def leaderboard(
     if (more := len(going) - NUM_SHOWN) > 0:
         parts.append(Text(f"and {more:,} more in {sweep.path(LEADERBOARD)}", "dim"))
     return parts + [Text(line, "red") for line in failures(trials)]
+
+
+def digits_of(scores: Sequence[float | None]) -> int:
+    """The decimals that tell different scores apart."""
+    least, most = DIGITS
+    known = [score for score in scores if score is not None]
+    counts = {d: len({f"{score:.{d}f}" for score in known}) for d in range(least, most + 1)}
+    return next(digits for digits, count in counts.items() if count == counts[most])
 
 
 def failures(trials: Iterable[Trial]) -> list[str]:
@@ -109,7 +119,9 @@ def failures(trials: Iterable[Trial]) -> list[str]:
     ]
 
 
-def _cells(rank: int, trial: Trial, search: SearchSpec, names: Mapping[str, str]) -> dict[str, str]:
+def _cells(
+    rank: int, trial: Trial, search: SearchSpec, names: Mapping[str, str], digits: int
+) -> dict[str, str]:
     score, values = trial.scores.get(search.table.objective), values_of(trial, search.space)
     return {
         "rank": "" if score is None else str(rank),
@@ -117,7 +129,7 @@ def _cells(rank: int, trial: Trial, search: SearchSpec, names: Mapping[str, str]
         "status": trial.status,
         "epochs": "" if trial.epochs is None else str(trial.epochs),
         **{name: str(rounded(values[key])) if key in values else "" for key, name in names.items()},
-        search.table.objective: "" if score is None else f"{score:.{DIGITS}f}",
+        search.table.objective: "" if score is None else f"{score:.{digits}f}",
         "time": "" if trial.training_s is None else format_duration(trial.training_s),
     }
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
-from harness.sweep_report.leaderboard import leaderboard, show
+from harness.sweep_report.leaderboard import digits_of, leaderboard, show
 from harness.sweep_report.plots import axis_of, parallel_coordinates
 from harness.tuning.leaderboard import ranked_trials
 from harness.tuning.records import Trial
@@ -151,7 +151,7 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert lines[1] == "13 finished, 2 failed, 1 running, 0 waiting of 24 trials"
     first = next(line for line in lines if line.split()[:1] == ["1"])
     assert first.split() == [
-        *("1", "12", "finished", "0.620000", "max", "16", "0.0013", "3", "1m01s")
+        *("1", "12", "finished", "0.6200", "max", "16", "0.0013", "3", "1m01s")
     ]
     assert sum(" finished " in line for line in lines) == 10
     assert f"and 4 more in {sweep.path('leaderboard.csv')}" in lines
@@ -179,6 +179,23 @@ def test_where_all_trials_failed_none_is_said_to_be_missing(
     assert "no trial has finished, all have failed" in capsys.readouterr().out.splitlines()
     show(make_sweep(tmp_path / "b", RANDOM))
     assert "no trial has begun yet" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("scores", "digits"),
+    [
+        ([], 4),
+        ([0.5, 0.5], 4),
+        ([0.5, 0.50004], 5),
+        ([0.5, 0.5 + 1e-16], 4),
+        ([0.1, None, 0.10000001], 8),
+    ],
+)
+def test_a_score_has_the_digits_that_tell_trials_apart(
+    scores: list[float | None], digits: int
+) -> None:
+    """Four at least; trials of one score need no more."""
+    assert digits_of(scores) == digits
 
 
 def test_the_leaderboard_fits_a_narrow_terminal(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_the_leaderboard_fits_a_narrow_terminal(tmp_path: Path) -> None:
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 60
-    for value in ("pooling=max", "units=16", "learning_rate=0.0003", "0.520000"):
+    for value in ("pooling=max", "units=16", "learning_rate=0.0003", "0.5200"):
         assert any(value in line for line in lines), value
 
 

@@ -32,7 +32,6 @@ from harness.files.atomic_file import atomic_write, write_refusal
 from harness.files.paths import cache_folder
 from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import usable_memory_gb
 from harness.system.signals import STOPPING
 
 POLL_S = 0.2
@@ -237,15 +236,14 @@ def serve(
     Without `roots` these are the newest below `runs`. It ends the process, with exit code 0.
 
     Raises:
-        InputError: if the port can't be listened on, the socket's path is too long, or the runs
-            that are named need more memory than there is.
+        InputError: if the port can't be listened on, or the socket's path is too long.
     """
     os.umask(0o077)
     allocation = SlurmEnvironment.from_environment()
     watch = Watch(until)
     watch.listen()
     with scratch_directory() as folder:
-        shown = Shown(folder / "runs", roots, runs, memory_gb=usable_memory_gb(allocation))
+        shown = Shown(folder / "runs", roots, runs)
         ended = (
             _serve(shown, folder, watch, allocation, access=access, say=say)
             if _refresh(shown, watch)
@@ -339,15 +337,11 @@ def _announce(
 
 def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> str:
     refresh_s = watch.clock() + RELOAD_S
-    told = ""
     while not (reason := watch.reason(shown.finished)):
         time.sleep(POLL_S)
         if (began_s := watch.clock()) >= refresh_s:
             if not _refresh(shown, watch):
                 continue
-            if told != shown.full:
-                told = shown.full
-                say(told)
             if refusals := shown.refusals():
                 say(refusals)
             # Of thousands of runs a search takes seconds, and most of the time is for the page.

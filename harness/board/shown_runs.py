@@ -31,7 +31,6 @@ class Shown:
         self.roots = roots or [runs]
         self.runs = runs.resolve()
         self.found: list[Path] = []
-        self.finished = False  # whether there is a run, and all of them ended well
         self.left_out = ""  # a line about the runs that are not shown
         self.refused: dict[str, str] = {}  # why, by the path of what can't or must not be read
         self._told: set[tuple[str, str]] = set()
@@ -41,8 +40,6 @@ class Shown:
     def refresh(self) -> None:
         """Find the runs again, and link those that have begun to log."""
         self.found = self._chosen()
-        ended = in_threads(lambda run: os.path.isfile(run / "result.json"), self.found)  # noqa: PTH113
-        self.finished = bool(self.found) and all(ended)
         for run in self.found:
             events = run / "tensorboard"
             if run in self._links:

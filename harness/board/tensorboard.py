@@ -25,9 +25,9 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
-from harness.board.server import RELOAD_S, listen, listen_on_socket, ssh_reaches, start_tensorboard
+from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.board.shown_runs import Shown
-from harness.errors import InputError, RunError
+from harness.errors import RunError
 from harness.files.atomic_file import atomic_write, write_refusal
 from harness.files.paths import cache_folder
 from harness.files.scratch import scratch_directory
@@ -37,7 +37,6 @@ from harness.system.signals import STOPPING
 POLL_S = 0.2
 SEARCH_SHARE = 20  # between two searches, times what one takes
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"
-LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 
 
 # How to reach it
@@ -47,8 +46,7 @@ LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 class Endpoint:
     """Where TensorBoard listens, and how to reach it."""
 
-    target: str  # the node's end of the tunnel: 127.0.0.1:PORT, or the path of a socket
-    port: int  # the laptop's end
+    port: int  # of the loopback, and of the laptop's end of the tunnel
     secret: str
     host: str
     login: str | None  # USER@HOST of the login node to jump through
@@ -62,7 +60,8 @@ class Endpoint:
     def tunnel(self) -> str:
         """The command to paste on a laptop."""
         # With a port that is taken ssh would go on, and the secret would reach whoever has it.
-        args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{self.port}:{self.target}"]
+        forward = f"{self.port}:127.0.0.1:{self.port}"
+        args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward]
         args += ["-J", self.login] if self.login else []
         return shlex.join([*args, f"{_user()}@{self.host}"])
 
@@ -146,14 +145,12 @@ class Until:
 
     hours: float
     idle_min: float  # without a request that knew the secret
-    finished: bool  # as soon as every run that it shows is
 
     def text(self, in_job: bool) -> str:
         """What its user needs to know."""
         end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
-        finished = " when all runs are finished," if self.finished else ""
         job = ", or with its Slurm job" if in_job else ""
-        return f"ends{finished} after {self.idle_min:g} min without a request, or {end}{job}"
+        return f"ends after {self.idle_min:g} min without a request, or {end}{job}"
 
 
 class Watch:
@@ -179,12 +176,10 @@ class Watch:
         """Count the idle time from now."""
         self.used_s = self.clock()
 
-    def reason(self, all_finished: bool) -> str | None:
+    def reason(self) -> str | None:
         """Why it is time to end, if it is."""
         if self.signal is not None:
             return f"{self.signal.name} came"
-        if self.until.finished and all_finished:
-            return "all runs are finished"
         now_s = self.clock()
         if now_s - self.started_s >= 3600 * self.until.hours:
             return f"{self.until.hours:g} hours are over"
@@ -198,29 +193,8 @@ class Access:
     """How the browser comes to the server."""
 
     port: int | None = None  # by default a free one
-    use_socket: bool | None = None  # by default where it can: see `open_listener`
     login: str | None = None  # the host to come through
     open_page: bool = False
-
-
-def open_listener(
-    folder: Path, port: int | None, *, use_socket: bool | None, is_elsewhere: bool
-) -> socket.socket:
-    """Listen where no other user can connect, if the browser can come there; else on the loopback.
-
-    Args:
-        folder: of mode 0700, for a socket.
-        port: if one was asked for.
-        use_socket: whether a socket was asked for; None leaves it to this machine.
-        is_elsewhere: whether the browser is on another machine, so that ssh forwards to it.
-
-    Raises:
-        InputError: if the port can't be listened on, or the path is too long for a socket.
-    """
-    if use_socket is None and port is None and is_elsewhere and ssh_reaches(folder.resolve()):
-        with contextlib.suppress(InputError):
-            return listen_on_socket(folder / "socket")
-    return listen_on_socket(folder / "socket") if use_socket else listen(port)
 
 
 def serve(
@@ -236,7 +210,7 @@ def serve(
     Without `roots` these are the newest below `runs`. It ends the process, with exit code 0.
 
     Raises:
-        InputError: if the port can't be listened on, or the socket's path is too long.
+        InputError: if the port can't be listened on.
     """
     os.umask(0o077)
     allocation = SlurmEnvironment.from_environment()
@@ -247,7 +221,7 @@ def serve(
         ended = (
             _serve(shown, folder, watch, allocation, access=access, say=say)
             if _refresh(shown, watch)
-            else watch.reason(all_finished=False)
+            else watch.reason()
         )
         say(f"ended: {ended}")
         _end_by_removing(folder)
@@ -273,17 +247,9 @@ def _serve(
 ) -> str:
     """Show the runs until it is time to end; returns why it is."""
     with contextlib.ExitStack() as stack:
-        listener = open_listener(
-            folder,
-            access.port,
-            use_socket=access.use_socket,
-            is_elsewhere=not access.open_page
-            and (bool(allocation) or "SSH_CONNECTION" in os.environ),
-        )
-        name, is_socket = listener.getsockname(), listener.family == socket.AF_UNIX
+        listener = listen(access.port)
         endpoint = Endpoint(
-            target=name if is_socket else f"{name[0]}:{name[1]}",
-            port=access.port or LAPTOP_PORT if is_socket else name[1],
+            port=listener.getsockname()[1],
             secret=secrets.token_urlsafe(32),
             host=socket.gethostname(),
             login=jump_host(access.login, allocation),
@@ -321,7 +287,7 @@ def _announce(
 ) -> None:
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
-    say(f"TensorBoard of {num} in {where}, on {endpoint.target} of {endpoint.host}")
+    say(f"TensorBoard of {num} in {where}, on port {endpoint.port} of {endpoint.host}")
     for line in filter(None, (shown.left_out, shown.refusals())):
         say(line)
     if not shown.found:
@@ -337,7 +303,7 @@ def _announce(
 
 def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> str:
     refresh_s = watch.clock() + RELOAD_S
-    while not (reason := watch.reason(shown.finished)):
+    while not (reason := watch.reason()):
         time.sleep(POLL_S)
         if (began_s := watch.clock()) >= refresh_s:
             if not _refresh(shown, watch):

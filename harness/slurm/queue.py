@@ -47,11 +47,6 @@ class QueuedJob:
         return self.state in WAITING
 
     @property
-    def waits_for_ever(self) -> bool:
-        """Whether Slurm will never start it as it is."""
-        return self.waits and FOR_EVER.fullmatch(self.reason) is not None
-
-    @property
     def why(self) -> str:
         """Why it waits, and what that means; empty if nothing is known."""
         if FOR_EVER.fullmatch(self.reason):

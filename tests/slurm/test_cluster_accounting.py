@@ -86,15 +86,17 @@ def limited(accounted: SlurmCluster) -> SlurmCluster:
 def test_a_limit_is_told_by_slurms_own_reason(
     limited: SlurmCluster, tmp_path: Path, flags: str, why: str
 ) -> None:
-    """A job that is beyond it alone is refused; where other jobs count too, it waits."""
+    """A job that is beyond it alone never starts; where other jobs count too, it waits."""
     visitor = SlurmProject(limited, tmp_path, real=False)
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", *ASKED, *flags.split())
-    if why in SHARED or why.startswith("AssocGrp"):
-        said = f"queue pending ({why}: never starts if it is beyond the limit alone)\n"
-        assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
-        limited.run("scancel", "--me")
+    if not why:
+        assert done.returncode == 2
+        assert "violates accounting/QOS policy" in done.stderr
+        assert submitter.left() == []
         return
-    said = f"would wait for ever: Slurm says {why}, " if why else "violates accounting/QOS policy"
-    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
-    assert submitter.left() == []
+    is_shared = why in SHARED or why.startswith("AssocGrp")
+    more = " if it is beyond the limit alone" if is_shared else ""
+    said = f"queue pending ({why}: never starts{more})\n"
+    assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
+    limited.run("scancel", "--me")

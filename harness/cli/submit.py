@@ -162,18 +162,14 @@ def _resume_request(
 
 def _submit(request: "Request") -> None:
     from harness.slurm.environment import SlurmEnvironment
-    from harness.slurm.snapshot import code_files
     from harness.slurm.submit import first_look
     from harness.slurm.submit import submit as submit_all
-    from harness.system.git import is_snapshot
 
-    size = None if is_snapshot(request.project) else code_files(request.project, request.runs)
     submitted = submit_all(request)
     for job_id, submission in submitted.items():
         _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
-    if size:
-        echo(f"code  {size.size_text} in {first.layout.snapshot}")
+    echo(f"code  {first.layout.snapshot}")
     run = quoted(first.run_folders(first_id)[0])
     default = Path(os.environ.get("HARNESS_RUNS") or "runs").absolute()
     elsewhere = "" if request.runs == default else f" --runs {quoted(request.runs)}"

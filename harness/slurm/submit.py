@@ -43,9 +43,9 @@ from harness.slurm.script import (
 )
 from harness.slurm.snapshot import (
     check_locations,
+    left_out,
     project_folder,
     snapshot_path,
-    snapshot_warnings,
     take_snapshot,
 )
 from harness.system.console import Console
@@ -156,7 +156,7 @@ def doubts(request: Request) -> Iterator[str]:
             "not find it either, the job will train on the packaged SAMPLE; get it first by: "
             "harness data fetch"
         )
-    yield from snapshot_warnings(request.project, request.runs)
+    yield from left_out(request.project, request.runs)
     program = job_environment(request.project) / "bin" / "harness"
     if not program.exists():
         yield (

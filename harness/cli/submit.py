@@ -207,7 +207,6 @@ def job_begin() -> None:
     """Say what Slurm gave the job of this process; the job scripts call it first."""
     from harness.slurm.environment import (
         SlurmEnvironment,
-        check_allocation,
         describe_given,
         unmet_request,
     )
@@ -216,7 +215,6 @@ def job_begin() -> None:
     allocation = SlurmEnvironment.from_environment()
     if allocation is None:
         raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
-    check_allocation(allocation)
     unmet, given, console = unmet_request(allocation), describe_given(allocation), Console()
     console.warning(f"{given}; {unmet}") if unmet else console.info(given)
 

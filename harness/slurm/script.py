@@ -228,7 +228,6 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         layout.site,
         resources.sbatch_args(),
         gpus=resources.gpus,
-        num_nodes=resources.nodes or 1,
     )
     args = composed.args
     call: list[str | Path] = ["run_tune" if is_search else "run_job", toml]

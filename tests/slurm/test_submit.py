@@ -209,20 +209,6 @@ def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
     assert [name for name in left if not name.startswith("code-")] == []
 
 
-# What a job script is told first
-
-
-def test_a_heterogeneous_job_is_refused_by_name(harness: Harness) -> None:
-    """Its parts differ, which no run can use; an ordinary job is told what it has."""
-    harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2"}
-    done = harness.run("job-begin")
-    assert (done.returncode, "job 7 on this node: 2 GPUs" in done.stdout) == (0, True)
-    harness.environment["SLURM_HET_SIZE"] = "2"
-    done = harness.run("job-begin")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "job 7: is heterogeneous, of 2 parts" in done.stderr
-
-
 # The code
 
 

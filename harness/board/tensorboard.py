@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 import time
-import webbrowser
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -120,48 +119,33 @@ def write_connection(endpoint: Endpoint) -> Path:
     return file
 
 
-def open_browser(endpoint: Endpoint, folder: Path) -> bool:
-    """Show the page in a browser of this desktop; whether there is one."""
-    known = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
-    if sys.platform == "linux" and not known:
-        return False
-    # Everyone sees a browser's command line, so it holds the name of a file that leads there.
-    page = folder / "open.html"
-    atomic_write(
-        page,
-        '<!doctype html><meta name="referrer" content="no-referrer">'
-        f'<meta http-equiv="refresh" content="0; url={endpoint.address}">\n',
-        mode=0o600,
-    )
-    return webbrowser.open(page.as_uri())
-
-
 # Serving
 
 
-@dataclass(frozen=True)
-class Until:
-    """When TensorBoard ends by itself."""
+class Watch:
+    """Decides when it is time to end."""
 
-    hours: float
-    idle_min: float  # without a request that knew the secret
+    def __init__(
+        self, hours: float, idle_min: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            hours: after which it ends.
+            idle_min: minutes without a request that knew the secret, after which it ends.
+            clock: in seconds.
+        """
+        self.hours, self.idle_min = hours, idle_min
+        self.clock = clock
+        self.started_s = clock()
+        self.used_s = self.started_s  # of the last request that knew the secret
+        self.signal: signal.Signals | None = None
 
     def text(self, in_job: bool) -> str:
         """What its user needs to know."""
         end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
         return f"ends after {self.idle_min:g} min without a request, or {end}{job}"
-
-
-class Watch:
-    """Decides when it is time to end."""
-
-    def __init__(self, until: Until, clock: Callable[[], float] = time.monotonic) -> None:
-        self.until = until
-        self.clock = clock
-        self.started_s = clock()
-        self.used_s = self.started_s  # of the last request that knew the secret
-        self.signal: signal.Signals | None = None
 
     def listen(self) -> None:
         """Handle the signals that end it, and a hang-up of the terminal unless nohup ignores it."""
@@ -181,45 +165,44 @@ class Watch:
         if self.signal is not None:
             return f"{self.signal.name} came"
         now_s = self.clock()
-        if now_s - self.started_s >= 3600 * self.until.hours:
-            return f"{self.until.hours:g} hours are over"
-        if now_s - self.used_s >= 60 * self.until.idle_min:
-            return f"no request for {self.until.idle_min:g} min"
+        if now_s - self.started_s >= 3600 * self.hours:
+            return f"{self.hours:g} hours are over"
+        if now_s - self.used_s >= 60 * self.idle_min:
+            return f"no request for {self.idle_min:g} min"
         return None
-
-
-@dataclass(frozen=True)
-class Access:
-    """How the browser comes to the server."""
-
-    port: int | None = None  # by default a free one
-    login: str | None = None  # the host to come through
-    open_page: bool = False
 
 
 def serve(
     roots: Sequence[Path],
     runs: Path,
-    until: Until,
+    watch: Watch,
     *,
-    access: Access,
+    port: int | None = None,
+    login: str | None = None,
     say: Callable[[str], object] = print,
 ) -> NoReturn:
     """Show the runs below `roots` until it is time to end; no file is left behind.
 
     Without `roots` these are the newest below `runs`. It ends the process, with exit code 0.
 
+    Args:
+        roots: runs, or folders of runs.
+        runs: the folder of all runs.
+        watch: says when it is time.
+        port: to listen on, by default a free one.
+        login: the host to come through, by default where the job was submitted.
+        say: prints a line.
+
     Raises:
         InputError: if the port can't be listened on.
     """
     os.umask(0o077)
     allocation = SlurmEnvironment.from_environment()
-    watch = Watch(until)
     watch.listen()
     with scratch_directory() as folder:
         shown = Shown(folder / "runs", roots, runs)
         ended = (
-            _serve(shown, folder, watch, allocation, access=access, say=say)
+            _serve(shown, watch, allocation, port=port, login=login, say=say)
             if _refresh(shown, watch)
             else watch.reason()
         )
@@ -238,21 +221,21 @@ def _end_by_removing(folder: Path) -> NoReturn:
 
 def _serve(
     shown: Shown,
-    folder: Path,
     watch: Watch,
     allocation: SlurmEnvironment | None,
     *,
-    access: Access,
+    port: int | None,
+    login: str | None,
     say: Callable[[str], object],
 ) -> str:
     """Show the runs until it is time to end; returns why it is."""
     with contextlib.ExitStack() as stack:
-        listener = listen(access.port)
+        listener = listen(port)
         endpoint = Endpoint(
             port=listener.getsockname()[1],
             secret=secrets.token_urlsafe(32),
             host=socket.gethostname(),
-            login=jump_host(access.login, allocation),
+            login=jump_host(login, allocation),
         )
         start_tensorboard(
             shown.folder,
@@ -265,9 +248,7 @@ def _serve(
         connection = write_connection(endpoint)
         stack.callback(connection.unlink, missing_ok=True)
         _announce(endpoint, shown, connection, say=say)
-        say(watch.until.text(in_job=allocation is not None))
-        if access.open_page and not open_browser(endpoint, folder):
-            say("no browser found here: open the address yourself")
+        say(watch.text(in_job=allocation is not None))
         watch.used()  # the time that it took to start is not idle
         return _wait(watch, shown, say=say)
 

@@ -43,9 +43,6 @@ def tensorboard(
             help="stop after this time without use",
         ),
     ] = 60,
-    open_page: Annotated[
-        bool, typer.Option("--open", help="open it in this machine's browser")
-    ] = False,
 ) -> None:
     """Show runs in a TensorBoard that only you can open.
 
@@ -56,13 +53,14 @@ def tensorboard(
             raise InputError(f"{name} {value:g}: should be greater than 0")
 
     from harness.board.shown_runs import check_roots
-    from harness.board.tensorboard import Access, Until, serve
+    from harness.board.tensorboard import Watch, serve
     from harness.system.console import Console
 
     serve(
         check_roots(folders or [], runs),
         runs,
-        Until(hours=hours, idle_min=idle_min),
-        access=Access(port, login, open_page),
+        Watch(hours, idle_min),
+        port=port,
+        login=login,
         say=Console().info,
     )

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.board.tensorboard import Endpoint, Until, Watch, _refresh, jump_host
+from harness.board.tensorboard import Endpoint, Watch, _refresh, jump_host
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.board.tensorboard_process import Board, log_steps, make_run, sizes, wait_for
@@ -189,7 +189,7 @@ def test_a_signal_ends_it_at_once(
 
 def test_a_signal_waits_for_no_search() -> None:
     """Over thousands of runs, or on a disk that hangs, one takes long."""
-    disk, watch = threading.Event(), Watch(Until(1, 60))
+    disk, watch = threading.Event(), Watch(1, 60)
     slow: Any = SimpleNamespace(refresh=lambda: disk.wait(60))
     threading.Timer(0.3, watch._note, (signal.SIGTERM, None)).start()
     began_s = time.monotonic()
@@ -319,24 +319,6 @@ def test_a_terminal_shows_the_command_and_the_address(
     port = board.target.rpartition(":")[2]
     assert f"ssh -N -o ExitOnForwardFailure=yes -L {port}:127.0.0.1:{port} " in shown
     assert f"{board.address}\r\n" in shown
-
-
-def test_the_browser_is_not_told_the_secret_on_its_command_line(
-    start: Callable[..., Board], harness: Harness
-) -> None:
-    """It opens a private file, which leads to the address."""
-    make_run(harness.runs / "lstm" / "a")
-    browser = harness.folder / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$@" >{harness.folder}/opened\n')
-    browser.chmod(0o755)
-    harness.environment["BROWSER"] = f"{browser} %s"
-    board = start("--open").wait()
-    opened = harness.folder / "opened"
-    wait_for(lambda: opened.is_file() and opened.read_text(), "the browser")
-    page = Path(opened.read_text().strip().removeprefix("file://"))
-    assert board.secret not in opened.read_text()
-    assert f"url={board.address}" in page.read_text()
-    assert stat.S_IMODE(page.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,6 @@ class Shown:
                 link.symlink_to(events, target_is_directory=True)
                 self._links[run] = link
 
-    def waiting(self) -> int:
-        """How many runs have logged nothing yet."""
-        silent = {*self.found} - self._links.keys()
-        return sum(str(run / "tensorboard") not in self.refused for run in silent)
-
     def refusals(self) -> str:
         """A line about what is refused and was not told yet; empty if there is nothing new."""
         new = sorted({*self.refused.copy().items()} - self._told)  # a copy: a thread adds to it

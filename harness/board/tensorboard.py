@@ -22,8 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
 
-import psutil
-
 from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.board.shown_runs import Shown
 from harness.errors import RunError
@@ -107,11 +105,6 @@ def write_connection(endpoint: Endpoint) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        # A killed process leaves its file.
-        for old in folder.glob(f"{endpoint.host}-*.txt"):
-            process = old.stem.removeprefix(f"{endpoint.host}-")
-            if process.isdigit() and not psutil.pid_exists(int(process)):
-                old.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(write_refusal(folder, error, CACHE_REMEDY)) from None
     file = folder / f"{endpoint.host}-{os.getpid()}.txt"
@@ -271,10 +264,7 @@ def _announce(
     say(f"TensorBoard of {num} in {where}, on port {endpoint.port} of {endpoint.host}")
     for line in filter(None, (shown.left_out, shown.refusals())):
         say(line)
-    if not shown.found:
-        say("there is no run yet; runs show as they begin to log")
-    elif shown.waiting():
-        say(f"{shown.waiting()} of them logged nothing yet; runs show as they begin to log")
+    say("runs show as they begin to log")
     if is_private(sys.stdout):
         say(endpoint.text().rstrip())
     else:

@@ -11,8 +11,6 @@ from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
 MAX_SEEDS = 10_000
 
-MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
-TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
 
@@ -44,13 +42,6 @@ class Resources:
             check_gpus(self.gpus)
         if self.nodes is not None and not 1 <= self.nodes <= 1000:
             raise InputError(f"--nodes {self.nodes}: should be 1 to 1000")
-        if self.time is not None and not TIME.fullmatch(self.time):
-            raise InputError(
-                f"--time {self.time}: should be minutes, hours:minutes:seconds or days-hours, such "
-                "as 30, 2:00:00 or 1-12"
-            )
-        if self.mem is not None and not MEMORY.fullmatch(self.mem):
-            raise InputError(f"--mem {self.mem}: should be a number and a unit, such as 16G")
         self._check_flags()
 
     def _check_flags(self) -> None:

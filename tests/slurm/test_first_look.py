@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.slurm.queue import QueuedJob, first_look_s
+from harness.slurm.queue import first_look_s
 from tests.conftest import JOBS, Harness
 
 REFUSES = "case $* in *--test-only*) echo 'allocation failure: {}' >&2; exit 1 ;; esac\necho 77"
@@ -35,12 +35,8 @@ def noted(file: Path) -> list[str]:
     [
         ("PENDING|0:00|Priority", "pending (Priority)"),
         ("PENDING|0:00|None", "pending"),
-        ("PENDING|0:00|QOSMinGRES", "pending (QOSMinGRES: never starts)"),
         ("RUNNING|0:01|None", "running"),
-        (
-            "PENDING|0:00|QOSGrpCpuLimit",
-            "pending (QOSGrpCpuLimit: never starts if it is beyond the limit alone)",
-        ),
+        ("PENDING|0:00|QOSMinGRES", "pending (QOSMinGRES)"),
     ],
 )
 def test_the_queues_own_reason_is_one_line(site: Harness, line: str, said: str) -> None:
@@ -68,25 +64,6 @@ def test_a_squeue_without_an_answer_costs_its_line_alone(site: Harness) -> None:
     done = site.run_here("submit", JOBS / "lstm.toml")
     assert (done.returncode, "\nqueue" in done.stdout) == (0, False)
     assert "job 77: lstm" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("reason", "for_ever"),
-    [
-        *((name, True) for name in ("PartitionTimeLimit", "PartitionNodeLimit", "QOSMinNode")),
-        *((name, True) for name in ("QOSMaxWallDurationPerJobLimit", "AssocMaxGRESPerNode")),
-        *((name, True) for name in ("QOSMaxCpuMinutesPerJobLimit", "AssociationTimeLimit")),
-        *((name, True) for name in ("InvalidQOS", "AccountNotAllowed")),
-        *((name, False) for name in ("None", "Priority", "Resources", "Dependency", "BeginTime")),
-        *((name, False) for name in ("QOSGrpCpuLimit", "QOSMaxCpuPerUserLimit", "JobHeldUser")),
-        *((name, False) for name in ("AssocGrpNodeLimit", "MaxCpuPerAccount", "Licenses")),
-        ("ReqNodeNotAvail, UnavailableNodes:n10", False),
-    ],
-)
-def test_only_what_the_job_alone_is_refused_for_is_for_ever(reason: str, for_ever: bool) -> None:
-    """Limits of several jobs together may be free later, and nodes come back."""
-    why = QueuedJob("7", "7", "PENDING", reason, 0.0, "").why
-    assert why.endswith(": never starts") is for_ever
 
 
 def test_what_sbatch_refuses_is_refused_before_anything_is_written(site: Harness) -> None:

@@ -64,21 +64,11 @@ def test_neighbouring_seeds_make_a_range() -> None:
     assert array_spec((1, 2, 3, 7, 9, 10)) == "1-3,7,9-10"
 
 
-@pytest.mark.parametrize("time", ["30", "30:00", "2:00:00", "1-12", "1-12:30", "1-12:30:00"])
-def test_times_of_sbatch_are_taken(time: str) -> None:
-    """Each of sbatch's own formats of a time limit is taken and passed on."""
-    resources = Resources(time=time)
-    resources.check()
-    assert resources.sbatch_args() == [f"--time={time}"]
-
-
 REFUSED: list[tuple[Resources, str]] = [
     *((Resources(gpus=text), f"--gpus {text}") for text in ("-1", "65", "a100", "2:a100", "")),
     (Resources(gpus="2", flags=("--gpus-per-node=4",)), "--gpus-per-node"),
-    (Resources(mem="16 G"), "--mem 16 G"),
     (Resources(nodes=0), "--nodes 0"),
     (Resources(nodes=1001), "--nodes 1001"),
-    *((Resources(time=text), "--time") for text in ("", "2h", "1:2:3:4", "-5", "1-", "1.5")),
     (Resources(flags=("lstm.sh",)), "lstm.sh"),
     (Resources(flags=("-C", "a100", "lstm.sh")), "lstm.sh"),
     *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "--outp=x")),

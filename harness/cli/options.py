@@ -117,7 +117,7 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
         InputError: if `here` is not given and the site's HARNESS_JOBS_ONLY is 1.
     """
     from harness.files.site_settings import not_sourced
-    from harness.slurm.client import has_client, has_cluster
+    from harness.slurm.client import has_client
     from harness.slurm.environment import SlurmEnvironment
 
     # The processes that this one starts need not say it again.
@@ -125,7 +125,7 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
         return
     if not here and os.environ.get(JOBS_ONLY) == "1":
         raise InputError(f"this site computes in jobs only: {instead}; on this machine by --here")
-    if not here and has_cluster():
+    if not here:
         console.warning(f"no Slurm job: this machine, {gethostname()}, trains; as a job: {instead}")
         if hint := not_sourced([JOBS_ONLY]):
             console.warning(hint)

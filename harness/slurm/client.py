@@ -71,17 +71,6 @@ def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
     return "; ".join(messages) or f"exit code {done.returncode}"
 
 
-def has_cluster() -> bool:
-    """Whether Slurm answers here: its programs may be installed where no cluster is."""
-    try:
-        ask("sinfo", "--noheader", "--format=%P", timeout_s=SETTINGS_TIMEOUT_S)
-    except NoAnswerError:  # a controller that is busy is one all the same
-        return True
-    except (InputError, RunError):
-        return False
-    return True
-
-
 def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
     """Call a client program, and return what it printed.
 

@@ -67,11 +67,6 @@ class SbatchJob:
     resumes: Path | None = None  # the folder of the run that it goes on with
 
     @property
-    def is_array(self) -> bool:
-        """Whether each seed is a task of an array."""
-        return bool(self.indices)
-
-    @property
     def command(self) -> list[str]:
         """The sbatch command."""
         return [*client.sbatch_args(self.unset), *self.args, str(self.folder / "job.sh")]
@@ -99,7 +94,7 @@ class SbatchJob:
         return submissions(self.layout.runs) / f"{job_id}.json"
 
     def _parts(self) -> list[str]:
-        if self.is_array:
+        if self.indices:
             return [f"_{index}" for index in self.indices]
         return [f"-seed{seed}" for seed in self.seeds] if self.is_packed else [""]
 
@@ -286,7 +281,7 @@ def comparison_submission(
 
 
 def _any_part(submission: SbatchJob) -> str:
-    return "_*" if submission.is_array else "-seed*" if submission.is_packed else ""
+    return "_*" if submission.indices else "-seed*" if submission.is_packed else ""
 
 
 def _new_folder(runs: Path, name: str) -> Path:

@@ -33,7 +33,6 @@ from harness.system.git import (
 
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
-MAX_LISTED = 20
 
 # Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
@@ -59,11 +58,6 @@ def check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
         )
     if project.resolve() == runs.resolve():
         raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
-    if "\\" in str(runs) or "\n" in str(runs):
-        raise InputError(
-            f"--runs {str(runs)!r}: Slurm can't log into a folder with a backslash or a line's end "
-            "in its name; choose another"
-        )
     for name in scripts:
         read_header(project, name)
 
@@ -135,10 +129,9 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
     _, private = code_files(project, runs)
     if private:
         listed = [f"{name} ({reason})" for name, reason in private.items()]
-        more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
         yield (
             f"left out of snapshot and record, since they look like secrets: "
-            f"{', '.join(listed[:MAX_LISTED])}{more}; commit or rename what the job needs"
+            f"{', '.join(listed)}; commit or rename what the job needs"
         )
 
 

@@ -288,7 +288,7 @@ def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
     """No seed is passed, and the record has the one that the job's file names."""
     job = load_job(JOBS / "lstm.toml", ["train.seed=9"])
     submission = job_submission(Wanted(job, Resources()), layout(tmp_path))
-    assert (submission.seeds, submission.is_array) == ((9,), False)
+    assert (submission.seeds, submission.indices) == ((9,), ())
     assert "--seed" not in submission.script
     assert "seed = 9\n" in submission.job_toml
 

@@ -164,7 +164,6 @@ def test_a_checkout_that_git_refuses_is_warned_of(harness: Harness, project: Pat
         ([JOBS / "lstm.toml", "--reservation=x"], "--reservation; an option of sbatch goes after"),
         ([JOBS / "lstm.toml", JOBS / "gru.toml"], "--all"),
         ([JOBS / "lstm.toml", "--runs", PROJECT], "--runs"),
-        ([JOBS / "lstm.toml", "--runs", "a\\b"], "backslash"),
         ([JOBS / "lstm.toml", "--partition", "x"], "--partition; an option of sbatch goes after"),
         ([JOBS / "tune_lstm.toml", "--retry-memory"], "--retry-memory"),
         ([JOBS / "lstm.toml", "--seeds", "1-2", "--pack", "--retry-memory"], "--retry-memory"),

@@ -47,7 +47,7 @@ class Owner:
         save_folder(open_sample(), self.data)
         harness.environment["HARNESS_DATA"] = str(self.data)
         self.snapshot = self._snapshot(folder / "project")
-        self.boards = [Board(harness, "--tcp").wait(), Board(harness, "--socket").wait()]
+        self.boards = [Board(harness).wait()]
         self.shared = folder / "shared"
         self.shared.mkdir()
         self.shared.chmod(0o1777)
@@ -63,7 +63,7 @@ class Owner:
     def site(self) -> dict[str, Any]:
         """What a second user can find out, and the secrets that it should not."""
         cache = Path(self.harness.environment["XDG_CACHE_HOME"]) / "harness"
-        port, socket = self.boards[0].target.rpartition(":")[2], self.boards[1].target
+        port = self.boards[0].target.rpartition(":")[2]
         return {
             "private": [
                 *map(str, (cache / "tensorboard", self.meeting)),
@@ -75,7 +75,6 @@ class Owner:
             "processes": [board.process.pid for board in self.boards],
             "secrets": [board.secret for board in self.boards],
             "board_port": int(port),
-            "board_socket": socket,
             "shared": str(self.shared),
             "run_to_copy": str(self.run),
             "data_to_copy": str(self.data),

@@ -9,7 +9,7 @@ import sys
 import threading
 import types
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ import google_crc32c
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
-from harness.files.shared_disk import read_mounts
 from harness.ownership import foreign_link
 from harness.system.console import echo
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_NEWCOMERS = 256  # open connections without a request that knew the secret
 RELOAD_S = 5.0  # between two searches for new points
-LONGEST_SOCKET = 107  # bytes of its path, sun_path in Linux's unix(7)
 # Beyond this, TensorBoard drops points at random, to save its memory and the browser's. One run
 # keeps every step; of a hundred, each curve keeps a thousand points, TensorBoard's default.
 POINTS_PER_CHART = 50_000
@@ -105,8 +103,7 @@ class Server(ThreadedWSGIServer):
     """Serves on a socket that already listens."""
 
     def __init__(self, app: Guard, listener: socket.socket, secret: str) -> None:
-        name = listener.getsockname()
-        host = f"unix://{name}" if listener.family == socket.AF_UNIX else name[0]
+        host = listener.getsockname()[0]
         super().__init__(host, 0, app, Handler, fd=listener.fileno())
         listener.close()  # the server has a copy
         self._secret, self._newcomers = secret, app.newcomers
@@ -144,56 +141,15 @@ def listen(port: int | None) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     # Without it, connections of a server that has just ended would block its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
-    remedy = "choose another, or leave it out for a free one"
-    with _closed_if_refused(listener, f"--port {port}", remedy):
+    try:
         listener.bind(("127.0.0.1", port or 0))
         listener.listen(128)
-    return listener
-
-
-def listen_on_socket(path: Path) -> socket.socket:
-    """A Unix socket that its owner alone can connect to, in a folder of mode 0700.
-
-    Raises:
-        InputError: if the path is too long for one, or the disk takes none.
-    """
-    if len(os.fsencode(path)) > LONGEST_SOCKET:
-        raise InputError(
-            f"--socket: {path} is longer than {LONGEST_SOCKET} bytes, which no socket's path may "
-            "be; set TMPDIR to a shorter folder, such as /tmp"
-        )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    remedy = "set TMPDIR to a folder of the node's own disk"
-    with _closed_if_refused(listener, f"--socket: {path}", remedy):
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(128)
-    return listener
-
-
-@contextlib.contextmanager
-def _closed_if_refused(listener: socket.socket, what: str, remedy: str) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
         listener.close()
-        raise InputError(f"{what}: {error.strerror}; {remedy}") from None
-
-
-def ssh_reaches(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
-    """Whether sshd on this machine, and so `ssh -L`, sees a socket in a folder.
-
-    Slurm's job_container/tmpfs gives each job a /tmp of its own: a folder of the disk, mounted over
-    it for this job alone. Its root, the fourth field of proc(5)'s mountinfo, is not that of a disk.
-    """
-    try:
-        lines = read_mounts(mounts, 5)
-    except OSError:
-        return True
-    over = [line for line in lines if folder.is_relative_to(line[4])]
-    # Of two mounts at one place the later one covers the earlier.
-    innermost = max(reversed(over), key=lambda line: len(Path(line[4]).parts), default=None)
-    return innermost is None or innermost[3] == "/"
+        raise InputError(
+            f"--port {port}: {error.strerror}; choose another, or leave it out for a free one"
+        ) from None
+    return listener
 
 
 def start_tensorboard(

@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 import time
-import webbrowser
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -23,22 +22,18 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
 
-import psutil
-
-from harness.board.server import RELOAD_S, listen, listen_on_socket, ssh_reaches, start_tensorboard
+from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.board.shown_runs import Shown
-from harness.errors import InputError, RunError
+from harness.errors import RunError
 from harness.files.atomic_file import atomic_write, write_refusal
 from harness.files.paths import cache_folder
 from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import usable_memory_gb
 from harness.system.signals import STOPPING
 
 POLL_S = 0.2
 SEARCH_SHARE = 20  # between two searches, times what one takes
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"
-LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 
 
 # How to reach it
@@ -48,8 +43,7 @@ LAPTOP_PORT = 6006  # for a Unix socket, whose laptop end may be any port
 class Endpoint:
     """Where TensorBoard listens, and how to reach it."""
 
-    target: str  # the node's end of the tunnel: 127.0.0.1:PORT, or the path of a socket
-    port: int  # the laptop's end
+    port: int  # of the loopback, and of the laptop's end of the tunnel
     secret: str
     host: str
     login: str | None  # USER@HOST of the login node to jump through
@@ -63,7 +57,8 @@ class Endpoint:
     def tunnel(self) -> str:
         """The command to paste on a laptop."""
         # With a port that is taken ssh would go on, and the secret would reach whoever has it.
-        args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{self.port}:{self.target}"]
+        forward = f"{self.port}:127.0.0.1:{self.port}"
+        args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward]
         args += ["-J", self.login] if self.login else []
         return shlex.join([*args, f"{_user()}@{self.host}"])
 
@@ -110,11 +105,6 @@ def write_connection(endpoint: Endpoint) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        # A killed process leaves its file.
-        for old in folder.glob(f"{endpoint.host}-*.txt"):
-            process = old.stem.removeprefix(f"{endpoint.host}-")
-            if process.isdigit() and not psutil.pid_exists(int(process)):
-                old.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(write_refusal(folder, error, CACHE_REMEDY)) from None
     file = folder / f"{endpoint.host}-{os.getpid()}.txt"
@@ -122,50 +112,33 @@ def write_connection(endpoint: Endpoint) -> Path:
     return file
 
 
-def open_browser(endpoint: Endpoint, folder: Path) -> bool:
-    """Show the page in a browser of this desktop; whether there is one."""
-    known = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
-    if sys.platform == "linux" and not known:
-        return False
-    # Everyone sees a browser's command line, so it holds the name of a file that leads there.
-    page = folder / "open.html"
-    atomic_write(
-        page,
-        '<!doctype html><meta name="referrer" content="no-referrer">'
-        f'<meta http-equiv="refresh" content="0; url={endpoint.address}">\n',
-        mode=0o600,
-    )
-    return webbrowser.open(page.as_uri())
-
-
 # Serving
-
-
-@dataclass(frozen=True)
-class Until:
-    """When TensorBoard ends by itself."""
-
-    hours: float
-    idle_min: float  # without a request that knew the secret
-    finished: bool  # as soon as every run that it shows is
-
-    def text(self, in_job: bool) -> str:
-        """What its user needs to know."""
-        end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
-        finished = " when all runs are finished," if self.finished else ""
-        job = ", or with its Slurm job" if in_job else ""
-        return f"ends{finished} after {self.idle_min:g} min without a request, or {end}{job}"
 
 
 class Watch:
     """Decides when it is time to end."""
 
-    def __init__(self, until: Until, clock: Callable[[], float] = time.monotonic) -> None:
-        self.until = until
+    def __init__(
+        self, hours: float, idle_min: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            hours: after which it ends.
+            idle_min: minutes without a request that knew the secret, after which it ends.
+            clock: in seconds.
+        """
+        self.hours, self.idle_min = hours, idle_min
         self.clock = clock
         self.started_s = clock()
         self.used_s = self.started_s  # of the last request that knew the secret
         self.signal: signal.Signals | None = None
+
+    def text(self, in_job: bool) -> str:
+        """What its user needs to know."""
+        end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
+        job = ", or with its Slurm job" if in_job else ""
+        return f"ends after {self.idle_min:g} min without a request, or {end}{job}"
 
     def listen(self) -> None:
         """Handle the signals that end it, and a hang-up of the terminal unless nohup ignores it."""
@@ -180,76 +153,51 @@ class Watch:
         """Count the idle time from now."""
         self.used_s = self.clock()
 
-    def reason(self, all_finished: bool) -> str | None:
+    def reason(self) -> str | None:
         """Why it is time to end, if it is."""
         if self.signal is not None:
             return f"{self.signal.name} came"
-        if self.until.finished and all_finished:
-            return "all runs are finished"
         now_s = self.clock()
-        if now_s - self.started_s >= 3600 * self.until.hours:
-            return f"{self.until.hours:g} hours are over"
-        if now_s - self.used_s >= 60 * self.until.idle_min:
-            return f"no request for {self.until.idle_min:g} min"
+        if now_s - self.started_s >= 3600 * self.hours:
+            return f"{self.hours:g} hours are over"
+        if now_s - self.used_s >= 60 * self.idle_min:
+            return f"no request for {self.idle_min:g} min"
         return None
-
-
-@dataclass(frozen=True)
-class Access:
-    """How the browser comes to the server."""
-
-    port: int | None = None  # by default a free one
-    use_socket: bool | None = None  # by default where it can: see `open_listener`
-    login: str | None = None  # the host to come through
-    open_page: bool = False
-
-
-def open_listener(
-    folder: Path, port: int | None, *, use_socket: bool | None, is_elsewhere: bool
-) -> socket.socket:
-    """Listen where no other user can connect, if the browser can come there; else on the loopback.
-
-    Args:
-        folder: of mode 0700, for a socket.
-        port: if one was asked for.
-        use_socket: whether a socket was asked for; None leaves it to this machine.
-        is_elsewhere: whether the browser is on another machine, so that ssh forwards to it.
-
-    Raises:
-        InputError: if the port can't be listened on, or the path is too long for a socket.
-    """
-    if use_socket is None and port is None and is_elsewhere and ssh_reaches(folder.resolve()):
-        with contextlib.suppress(InputError):
-            return listen_on_socket(folder / "socket")
-    return listen_on_socket(folder / "socket") if use_socket else listen(port)
 
 
 def serve(
     roots: Sequence[Path],
     runs: Path,
-    until: Until,
+    watch: Watch,
     *,
-    access: Access,
+    port: int | None = None,
+    login: str | None = None,
     say: Callable[[str], object] = print,
 ) -> NoReturn:
     """Show the runs below `roots` until it is time to end; no file is left behind.
 
     Without `roots` these are the newest below `runs`. It ends the process, with exit code 0.
 
+    Args:
+        roots: runs, or folders of runs.
+        runs: the folder of all runs.
+        watch: says when it is time.
+        port: to listen on, by default a free one.
+        login: the host to come through, by default where the job was submitted.
+        say: prints a line.
+
     Raises:
-        InputError: if the port can't be listened on, the socket's path is too long, or the runs
-            that are named need more memory than there is.
+        InputError: if the port can't be listened on.
     """
     os.umask(0o077)
     allocation = SlurmEnvironment.from_environment()
-    watch = Watch(until)
     watch.listen()
     with scratch_directory() as folder:
-        shown = Shown(folder / "runs", roots, runs, memory_gb=usable_memory_gb(allocation))
+        shown = Shown(folder / "runs", roots, runs)
         ended = (
-            _serve(shown, folder, watch, allocation, access=access, say=say)
+            _serve(shown, watch, allocation, port=port, login=login, say=say)
             if _refresh(shown, watch)
-            else watch.reason(all_finished=False)
+            else watch.reason()
         )
         say(f"ended: {ended}")
         _end_by_removing(folder)
@@ -266,29 +214,21 @@ def _end_by_removing(folder: Path) -> NoReturn:
 
 def _serve(
     shown: Shown,
-    folder: Path,
     watch: Watch,
     allocation: SlurmEnvironment | None,
     *,
-    access: Access,
+    port: int | None,
+    login: str | None,
     say: Callable[[str], object],
 ) -> str:
     """Show the runs until it is time to end; returns why it is."""
     with contextlib.ExitStack() as stack:
-        listener = open_listener(
-            folder,
-            access.port,
-            use_socket=access.use_socket,
-            is_elsewhere=not access.open_page
-            and (bool(allocation) or "SSH_CONNECTION" in os.environ),
-        )
-        name, is_socket = listener.getsockname(), listener.family == socket.AF_UNIX
+        listener = listen(port)
         endpoint = Endpoint(
-            target=name if is_socket else f"{name[0]}:{name[1]}",
-            port=access.port or LAPTOP_PORT if is_socket else name[1],
+            port=listener.getsockname()[1],
             secret=secrets.token_urlsafe(32),
             host=socket.gethostname(),
-            login=jump_host(access.login, allocation),
+            login=jump_host(login, allocation),
         )
         start_tensorboard(
             shown.folder,
@@ -301,9 +241,7 @@ def _serve(
         connection = write_connection(endpoint)
         stack.callback(connection.unlink, missing_ok=True)
         _announce(endpoint, shown, connection, say=say)
-        say(watch.until.text(in_job=allocation is not None))
-        if access.open_page and not open_browser(endpoint, folder):
-            say("no browser found here: open the address yourself")
+        say(watch.text(in_job=allocation is not None))
         watch.used()  # the time that it took to start is not idle
         return _wait(watch, shown, say=say)
 
@@ -323,13 +261,10 @@ def _announce(
 ) -> None:
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
-    say(f"TensorBoard of {num} in {where}, on {endpoint.target} of {endpoint.host}")
+    say(f"TensorBoard of {num} in {where}, on port {endpoint.port} of {endpoint.host}")
     for line in filter(None, (shown.left_out, shown.refusals())):
         say(line)
-    if not shown.found:
-        say("there is no run yet; runs show as they begin to log")
-    elif shown.waiting():
-        say(f"{shown.waiting()} of them logged nothing yet; runs show as they begin to log")
+    say("runs show as they begin to log")
     if is_private(sys.stdout):
         say(endpoint.text().rstrip())
     else:
@@ -339,15 +274,11 @@ def _announce(
 
 def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> str:
     refresh_s = watch.clock() + RELOAD_S
-    told = ""
-    while not (reason := watch.reason(shown.finished)):
+    while not (reason := watch.reason()):
         time.sleep(POLL_S)
         if (began_s := watch.clock()) >= refresh_s:
             if not _refresh(shown, watch):
                 continue
-            if told != shown.full:
-                told = shown.full
-                say(told)
             if refusals := shown.refusals():
                 say(refusals)
             # Of thousands of runs a search takes seconds, and most of the time is for the page.

@@ -80,7 +80,7 @@ def submit(
     from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
     from harness.slurm.sbatch_options import VARIABLES
-    from harness.slurm.submit import Options, doubts, dry_submissions, make_request
+    from harness.slurm.submit import doubts, dry_submissions, make_request
     from harness.system.console import Console
 
     sbatch_flags = list(flags or ())
@@ -99,8 +99,6 @@ def submit(
         retry_memory=retry_memory,
         flags=tuple(sbatch_flags),
     )
-    job_file = None if all_jobs or job is None else Path(job)
-    options = Options(job_file, overrides or (), seeds, all_jobs, pack)
     if resume or all_interrupted:
         if all_jobs or overrides or seeds or pack:
             raise InputError(
@@ -108,8 +106,17 @@ def submit(
                 "--pack"
             )
         request = _resume_request(names, resources, runs, everything=all_interrupted)
+    elif job is None and not all_jobs:
+        raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
     else:
-        request = make_request(options, resources, runs)
+        request = make_request(
+            None if all_jobs or job is None else Path(job),
+            resources,
+            runs,
+            overrides=overrides or (),
+            seeds=seeds,
+            pack=pack,
+        )
     console = Console()
     if hint := not_sourced(VARIABLES):
         console.warning(hint)
@@ -130,7 +137,7 @@ def _resume_request(
     from harness.monitoring.survey import survey
     from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.queue import Queue
-    from harness.slurm.submit import resume_request
+    from harness.slurm.submit import check_request
     from harness.system.console import Console
     from harness.tracking.job_end import was_out_of_memory
 
@@ -150,23 +157,19 @@ def _resume_request(
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):
             Console().warning(f"{each.run}: was killed for want of memory; give more by --mem")
-    return resume_request(resumed, runs)
+    return check_request(resumed, runs)
 
 
 def _submit(request: "Request") -> None:
     from harness.slurm.environment import SlurmEnvironment
-    from harness.slurm.snapshot import code_files
     from harness.slurm.submit import first_look
     from harness.slurm.submit import submit as submit_all
-    from harness.system.git import is_snapshot
 
-    size = None if is_snapshot(request.project) else code_files(request.project, request.runs)
     submitted = submit_all(request)
     for job_id, submission in submitted.items():
         _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
-    if size:
-        echo(f"code  {size.size_text} in {first.layout.snapshot}")
+    echo(f"code  {first.layout.snapshot}")
     run = quoted(first.run_folders(first_id)[0])
     default = Path(os.environ.get("HARNESS_RUNS") or "runs").absolute()
     elsewhere = "" if request.runs == default else f" --runs {quoted(request.runs)}"
@@ -202,10 +205,8 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 @app.command("job-begin", hidden=True)
 def job_begin() -> None:
     """Say what Slurm gave the job of this process; the job scripts call it first."""
-    from harness.slurm.client import check_version, has_client
     from harness.slurm.environment import (
         SlurmEnvironment,
-        check_allocation,
         describe_given,
         unmet_request,
     )
@@ -214,9 +215,6 @@ def job_begin() -> None:
     allocation = SlurmEnvironment.from_environment()
     if allocation is None:
         raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
-    check_allocation(allocation)
-    if has_client("srun"):
-        check_version("srun")
     unmet, given, console = unmet_request(allocation), describe_given(allocation), Console()
     console.warning(f"{given}; {unmet}") if unmet else console.info(given)
 

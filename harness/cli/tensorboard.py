@@ -24,14 +24,6 @@ def tensorboard(
         int | None,
         typer.Option(metavar="N", min=1024, max=65535, help="port; default: a free one"),
     ] = None,
-    use_socket: Annotated[
-        bool | None,
-        typer.Option(
-            "--socket/--tcp",
-            help="listen on a Unix socket that only you can open, or on a port of the loopback; "
-            "default: the socket in a Slurm job and over ssh, if ssh can forward to it",
-        ),
-    ] = None,
     login: Annotated[
         str | None,
         typer.Option(
@@ -51,31 +43,24 @@ def tensorboard(
             help="stop after this time without use",
         ),
     ] = 60,
-    until_finished: Annotated[
-        bool, typer.Option("--until-finished", help="stop when all the runs are finished")
-    ] = False,
-    open_page: Annotated[
-        bool, typer.Option("--open", help="open it in this machine's browser")
-    ] = False,
 ) -> None:
     """Show runs in a TensorBoard that only you can open.
 
     Prints the tunnel command to paste on your laptop.
     """
-    if open_page and use_socket:
-        raise InputError("--open: a browser can't open a --socket; leave one of them out")
     for name, value in (("--hours", hours), ("--idle-minutes", idle_min)):
         if not value > 0:
             raise InputError(f"{name} {value:g}: should be greater than 0")
 
     from harness.board.shown_runs import check_roots
-    from harness.board.tensorboard import Access, Until, serve
+    from harness.board.tensorboard import Watch, serve
     from harness.system.console import Console
 
     serve(
         check_roots(folders or [], runs),
         runs,
-        Until(hours=hours, idle_min=idle_min, finished=until_finished),
-        access=Access(port, use_socket, login, open_page),
+        Watch(hours, idle_min),
+        port=port,
+        login=login,
         say=Console().info,
     )

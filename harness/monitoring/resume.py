@@ -11,7 +11,7 @@ from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import SlurmEnvironment, allocation_of, cpu_args, memory_args
 from harness.slurm.resources import Resources
 from harness.slurm.sbatch_options import GPUS, MEMORY, names_in
-from harness.slurm.script import Resumed
+from harness.slurm.script import Wanted
 from harness.tracking.record_format import RECORD, check_format, last_start
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
@@ -33,7 +33,7 @@ def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
     ]
 
 
-def as_job(status: RunStatus, wanted: Resources) -> Resumed:
+def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     """A run or sweep as a job that goes on with it.
 
     Args:
@@ -56,7 +56,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Resumed:
         job = load_search(folder / SEARCH_FILE)
     else:
         job = RunDirectory.open(folder).job()
-    return Resumed(folder, job, _resources(folder, wanted))
+    return Wanted(job, _resources(folder, wanted), resumes=folder)
 
 
 def _resources(folder: Path, wanted: Resources) -> Resources:

@@ -13,9 +13,7 @@ from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 
 TIMEOUT_S = 30
 SETTINGS_TIMEOUT_S = 10
-OLDEST = (20, 11)  # the first with `srun --overlap`
 BAD_OPTION = 255  # sbatch's exit code
-REFUSED = "would not start: "
 NO_NODES = "configuration is not available"
 # What sbatch says if it is not the job that is refused.
 NO_SLURM = re.compile("unable to contact|timed out|zero bytes|standby mode|temporarily", re.I)
@@ -61,28 +59,6 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
         raise NoAnswerError(
             f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; is Slurm up?"
         ) from None
-
-
-def version_of(text: str) -> tuple[int, int] | None:
-    """Year and month of a release of Slurm, from what its programs print with --version."""
-    found = re.search(r"\b(\d{2})\.(\d{2})\b", text)
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def check_version(program: str) -> None:
-    """Refuse a Slurm that lacks what the job scripts use.
-
-    Raises:
-        InputError: with its version.
-        RunError: if it does not answer in time.
-    """
-    said = call(program, "--version").stdout.strip()  # empty where it finds no cluster
-    version = version_of(said)
-    if version and version < OLDEST:
-        raise InputError(
-            f"{said}: is too old; the job scripts need Slurm {OLDEST[0]}.{OLDEST[1]} or later, ask "
-            f"your site, or run here: bash slurm/lstm.sh"
-        )
 
 
 def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
@@ -196,7 +172,7 @@ def would_start(
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
-        told = f"{REFUSED}{answer}"
+        told = f"would not start: {answer}"
         raise NoNodesError(told) if NO_NODES in answer else _refusal(told)
     return answer
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InputError
 from harness.system.cuda import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
@@ -238,20 +237,6 @@ def describe_given(allocation: SlurmEnvironment) -> str:
     where = allocation.variables.get("SLURM_JOB_NODELIST") or allocation.node or "this node"
     each = "each of " if allocation.num_nodes > 1 else ""
     return f"job {allocation.job_id} on {each}{where}: {', '.join(filter(None, given))}"
-
-
-def check_allocation(allocation: SlurmEnvironment) -> None:
-    """Refuse kinds of jobs that the job scripts do not serve.
-
-    Raises:
-        InputError: for a heterogeneous job, whose parts have different nodes and GPUs.
-    """
-    size = allocation.variables.get("SLURM_HET_SIZE", "")
-    if size.isdigit() and int(size) > 1:
-        raise InputError(
-            f"job {allocation.job_id}: is heterogeneous, of {size} parts; a run needs nodes that "
-            "are alike: leave out `:` and #SBATCH hetjob, or submit a job for each"
-        )
 
 
 def unmet_request(allocation: SlurmEnvironment) -> str | None:

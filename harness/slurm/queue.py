@@ -17,14 +17,6 @@ BATCH_SCHED_DELAY_S = 3  # Slurm's default
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
           "--format=%i|%A|%T|%M|%r|%o")  # fmt: skip
 
-# Why a job waits that no wait changes: it asks for more, or less, than one job may have.
-FOR_EVER = re.compile(
-    r"\w+Per(Job|Node)(Limit)?|MaxMemPerLimit|QOSMin\w+|Partition(Time|Node)Limit"
-    r"|(QOS|Association)TimeLimit|Invalid(Account|QOS)|(Account|QOS)NotAllowed"
-)
-# A limit of several jobs together, which one job alone may be beyond.
-SHARED = re.compile(r"(QOS|Assoc)(Grp|Max)\w+|Max\w+PerAccount|(QOS|Association)\w+Limit")
-
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
          "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}  # fmt: skip
@@ -47,17 +39,8 @@ class QueuedJob:
         return self.state in WAITING
 
     @property
-    def waits_for_ever(self) -> bool:
-        """Whether Slurm will never start it as it is."""
-        return self.waits and FOR_EVER.fullmatch(self.reason) is not None
-
-    @property
     def why(self) -> str:
-        """Why it waits, and what that means; empty if nothing is known."""
-        if FOR_EVER.fullmatch(self.reason):
-            return f"{self.reason}: never starts"
-        if SHARED.fullmatch(self.reason):
-            return f"{self.reason}: never starts if it is beyond the limit alone"
+        """Why it waits; empty if nothing is known."""
         return "" if self.reason == "None" else self.reason
 
     @property

@@ -25,7 +25,6 @@ from harness.slurm.sbatch_options import (
     compose,
     drop,
     without,
-    words_of,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
@@ -47,7 +46,6 @@ class Layout:
     variables: Mapping[str, str]  # that the script exports
     site: Mapping[str, str] = field(default_factory=dict)
     array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
-    first_look_s: float = 0.0  # until Slurm has considered a new job
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,6 @@ class SbatchJob:
     resumes: Path | None = None  # the folder of the run that it goes on with
 
     @property
-    def is_array(self) -> bool:
-        """Whether each seed is a task of an array."""
-        return bool(self.indices)
-
-    @property
     def command(self) -> list[str]:
         """The sbatch command."""
         return [*client.sbatch_args(self.unset), *self.args, str(self.folder / "job.sh")]
@@ -83,20 +76,6 @@ class SbatchJob:
         """What it asks sbatch for, without its names."""
         names = ("--parsable", "--job-name=", "--output=")
         return [arg for arg in self.args if not arg.startswith(names)]
-
-    @property
-    def header(self) -> list[str]:
-        """The `#SBATCH` lines of its script."""
-        return [line for line in self.script.splitlines() if line.startswith("#SBATCH")]
-
-    @property
-    def requests(self) -> str:
-        """What it asks for in all: by its script, the site's variables and its command."""
-        header = [word for line in self.header for word in words_of(line)]
-        header = [word for word in header if not word.startswith(("--job-name", "--output"))]
-        seen = {name: value for name, value in self.layout.site.items() if name not in self.unset}
-        site = [f"--{VARIABLES[name]}={value}" for name, value in seen.items()]
-        return shlex.join([*header, *site, *self.asks])
 
     def run_folders(self, job_id: str) -> list[Path]:
         """The folders of the runs, one per seed."""
@@ -110,58 +89,45 @@ class SbatchJob:
         folder, slurm = self.layout.runs / "logs", "slurm-" if self.is_packed else ""
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
-    @property
-    def record(self) -> Path:
+    def record(self, job_id: str) -> Path:
         """The path of the submission's record."""
-        return self.folder / "submission.json"
-
-    def record_by_id(self, job_id: str) -> Path:
-        """The same record by the job's id."""
         return submissions(self.layout.runs) / f"{job_id}.json"
 
     def _parts(self) -> list[str]:
-        if self.is_array:
+        if self.indices:
             return [f"_{index}" for index in self.indices]
         return [f"-seed{seed}" for seed in self.seeds] if self.is_packed else [""]
-
-
-def split_seeds(
-    seeds: tuple[int, ...] | None, array_size: int, *, pack: bool
-) -> list[tuple[int, ...] | None]:
-    """Seeds in as many arrays as they need.
-
-    Raises:
-        InputError: if the site has no arrays.
-    """
-    if seeds is None or pack or len(seeds) == 1:
-        return [seeds]
-    size = array_size - 1
-    if size < 1:
-        raise InputError(
-            f"--seeds: MaxArraySize is {array_size}, so this site has no job arrays; give --pack"
-        )
-    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
     """The indices of an array, and what its script exports for them.
 
     A seed is its own index unless the site's indices end before it; then the script lists them.
+
+    Raises:
+        InputError: if an array of this site does not hold so many.
     """
     if len(seeds) < 2:
         return (), {}
+    if len(seeds) >= array_size:
+        raise InputError(
+            f"--seeds: are {len(seeds):,}, and MaxArraySize of this site is {array_size:,}, so an "
+            f"array holds {max(0, array_size - 1):,} at most; give --pack, or submit fewer at once"
+        )
     if max(seeds) < array_size:
         return seeds, {}
     return tuple(range(1, len(seeds) + 1)), {"HARNESS_ARRAY_SEEDS": " ".join(map(str, seeds))}
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """A run or sweep that goes on as a job of its own."""
+class Wanted:
+    """A job that is asked for: a training or a search, or one that goes on with either."""
 
-    folder: Path  # absolute
     job: Job | SearchSpec
     resources: Resources
+    seeds: tuple[int, ...] | None = None  # several make an array; None keeps the job's own
+    pack: bool = False  # one job trains all seeds at the same time instead
+    resumes: Path | None = None  # the folder of a run or sweep that it goes on with, absolute
 
 
 def read_header(code: Path, name: str) -> list[str]:
@@ -239,83 +205,49 @@ def script_of(job: Job | SearchSpec) -> str:
     return OF_OWN_NETWORKS if job.model.is_own else job.model.architecture
 
 
-def job_submission(
-    job: Job | SearchSpec,
-    seeds: tuple[int, ...] | None,
-    resources: Resources,
-    *,
-    layout: Layout,
-    pack: bool = False,
-) -> SbatchJob:
-    """A training job: one run, an array with one seed per task, or a search, without seeds.
+def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
+    """A job for sbatch: one run, an array with one seed per task, or a search, without seeds.
 
-    Args:
-        seeds: several make an array; None keeps the job's own.
-        pack: one job trains all seeds at the same time instead.
+    Raises:
+        InputError: if an array of this site does not hold so many seeds.
     """
+    job, seeds, resources = wanted.job, wanted.seeds or (), wanted.resources
+    is_search = isinstance(job, SearchSpec)
+    single = job.job if isinstance(job, SearchSpec) else job
     folder = _new_folder(layout.runs, job.name)
-    is_packed = bool(seeds) and pack
-    indices, listed = _indices(seeds or (), layout.array_size) if not pack else ((), {})
     # Never job.toml: that name marks a run's folder.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
-    single = job.job if isinstance(job, SearchSpec) else job
-    call: list[str | Path] = ["run_tune" if isinstance(job, SearchSpec) else "run_job", toml]
+    indices, listed = ((), {}) if wanted.pack else _indices(seeds, layout.array_size)
     composed = compose(
         read_header(layout.code, script_of(job)),
         layout.site,
         resources.sbatch_args(),
         gpus=resources.gpus,
-        num_nodes=resources.nodes or 1,
     )
     args = composed.args
-    if indices:
+    call: list[str | Path] = ["run_tune" if is_search else "run_job", toml]
+    if wanted.resumes:
+        call = ["run_resume", "sweep" if is_search else "run", wanted.resumes]
+    elif indices:
         args.insert(0, f"--array={array_spec(indices)}")
-    elif seeds and is_packed:
-        call += ["--seeds", array_spec(seeds)]
     elif seeds:
-        call += ["--seed", str(seeds[0])]
+        call += ["--seeds", array_spec(seeds)] if wanted.pack else ["--seed", str(seeds[0])]
     return SbatchJob(
         name=job.name,
         architecture=single.model.architecture,
         seeds=seeds or (single.train.seed,),
         indices=indices,
-        is_packed=is_packed,
+        is_packed=bool(seeds) and wanted.pack,
         layout=layout,
         folder=folder,
         script=render_script(
             composed.header, {**layout.variables, **listed, **resources.variables}, call
         ),
-        job_file=toml,
+        job_file=None if wanted.resumes else toml,
         job_toml=job.to_toml(),
         args=_sbatch_args(job.name, layout.runs, args, is_array=bool(indices)),
         unset=tuple(composed.unset),
-    )
-
-
-def resume_submission(resumed: Resumed, layout: Layout) -> SbatchJob:
-    """A job that goes on with a run or sweep in the folder where it is."""
-    job, folder = resumed.job, resumed.folder
-    single, kind = (job.job, "sweep") if isinstance(job, SearchSpec) else (job, "run")
-    composed = compose(
-        read_header(layout.code, script_of(job)),
-        layout.site,
-        resumed.resources.sbatch_args(),
-        gpus=resumed.resources.gpus,
-        num_nodes=resumed.resources.nodes or 1,
-    )
-    call: list[str | Path] = ["run_resume", kind, folder]
-    return SbatchJob(
-        name=job.name,
-        architecture=single.model.architecture,
-        seeds=(single.train.seed,),
-        layout=layout,
-        folder=_new_folder(layout.runs, job.name),
-        script=render_script(
-            composed.header, {**layout.variables, **resumed.resources.variables}, call
-        ),
-        args=_sbatch_args(job.name, layout.runs, composed.args, is_array=False),
-        unset=tuple(composed.unset),
-        resumes=folder,
+        resumes=wanted.resumes,
     )
 
 
@@ -349,7 +281,7 @@ def comparison_submission(
 
 
 def _any_part(submission: SbatchJob) -> str:
-    return "_*" if submission.is_array else "-seed*" if submission.is_packed else ""
+    return "_*" if submission.indices else "-seed*" if submission.is_packed else ""
 
 
 def _new_folder(runs: Path, name: str) -> Path:

@@ -9,10 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from harness import PROJECT
@@ -36,8 +33,6 @@ from harness.system.git import (
 
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
-LARGE_BYTES = 50_000_000  # worth a warning
-MAX_LISTED = 20
 
 # Not code; used where git can't list the files.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
@@ -63,11 +58,6 @@ def check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
         )
     if project.resolve() == runs.resolve():
         raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
-    if "\\" in str(runs) or "\n" in str(runs):
-        raise InputError(
-            f"--runs {str(runs)!r}: Slurm can't log into a folder with a backslash or a line's end "
-            "in its name; choose another"
-        )
     for name in scripts:
         read_header(project, name)
 
@@ -80,7 +70,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     """
     if is_snapshot(project):
         return project
-    names = code_files(project, runs).names
+    names, _ = code_files(project, runs)
     return _path(project, runs, names, commit=commit_of(project))
 
 
@@ -96,7 +86,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     """
     if is_snapshot(project):
         return project
-    names = code_files(project, runs).names
+    names, _ = code_files(project, runs)
     version = code_version(project, runs)
     copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed once its hash is known
     remove_abandoned(copy.parent, ".code-*")
@@ -128,61 +118,30 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class CodeFiles:
-    """What a snapshot takes of a project."""
-
-    project: Path
-    names: list[str]  # paths in the project
-    private: dict[str, str]  # those left out, each with what makes it look like a secret
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes by name."""
-        return {name: (self.project / name).lstat().st_size for name in self.names}
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all files."""
-        return sum(self.sizes.values())
-
-    @property
-    def size_text(self) -> str:
-        """How much it is."""
-        return f"{len(self.names):,} files, {self.num_bytes / 1e6:,.1f} MB"
-
-
-def snapshot_warnings(project: Path, runs: Path) -> Iterator[str]:
-    """What a snapshot leaves out, and whether it is large; nothing of a snapshot itself.
+def left_out(project: Path, runs: Path) -> Iterator[str]:
+    """A line about the files that a snapshot leaves out, if there are any.
 
     Raises:
         InputError: if the project holds too much that is not code.
     """
     if is_snapshot(project):
         return
-    files = code_files(project, runs)
-    if files.private:
-        listed = [f"{name} ({reason})" for name, reason in files.private.items()]
-        more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    _, private = code_files(project, runs)
+    if private:
+        listed = [f"{name} ({reason})" for name, reason in private.items()]
         yield (
             f"left out of snapshot and record, since they look like secrets: "
-            f"{', '.join(listed[:MAX_LISTED])}{more}; commit or rename what the job needs"
-        )
-    if files.num_bytes > LARGE_BYTES:
-        tops: Counter[str] = Counter()
-        for name, size in files.sizes.items():
-            tops[name.partition("/")[0]] += size
-        largest = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in tops.most_common(3))
-        yield (
-            f"the snapshot copies {files.num_bytes / 1e6:,.0f} MB ({largest}); name what is no "
-            "code in .gitignore"
+            f"{', '.join(listed)}; commit or rename what the job needs"
         )
 
 
-def code_files(project: Path, runs: Path) -> CodeFiles:
+def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     """Every tracked file of the project, every new one, and the site's settings; no secrets.
 
     Without git, every file that does not look like part of a run, a cache or an environment.
+
+    Returns:
+        The files' paths in the project, and those left out, each with why it looks like a secret.
 
     Raises:
         InputError: if there are too many new files for code.
@@ -211,7 +170,7 @@ def code_files(project: Path, runs: Path) -> CodeFiles:
     found = sorted(
         n for n in names if (project / n).is_file() or (n != SITE and (project / n).is_symlink())
     )
-    return CodeFiles(project, found, private)
+    return found, private
 
 
 def _walk(project: Path, runs: Path) -> Iterable[str]:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,20 @@ from harness.slurm.script import (
     COMPARISON,
     DEFAULT_ARRAY_SIZE,
     Layout,
-    Resumed,
     SbatchJob,
+    Wanted,
     comparison_submission,
     job_environment,
     job_submission,
     job_variables,
     read_header,
-    resume_submission,
     script_of,
-    split_seeds,
 )
 from harness.slurm.snapshot import (
     check_locations,
+    left_out,
     project_folder,
     snapshot_path,
-    snapshot_warnings,
     take_snapshot,
 )
 from harness.system.console import Console
@@ -63,74 +61,58 @@ class Request:
 
     project: Path
     runs: Path  # absolute
-    jobs: tuple[Job | SearchSpec, ...]
-    seeds: tuple[int, ...] | None  # of each job; None keeps its own
-    resources: Resources
-    compares: bool = False  # once all have ended
-    pack: bool = False  # all seeds at the same time in one job, not an array
-    resumed: tuple[Resumed, ...] = ()  # in place of jobs
+    jobs: tuple[Wanted, ...]
+    comparison: Resources | None = None  # of a job that compares them once all have ended
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to train, as the command line has it."""
+def make_request(
+    job_file: Path | None,
+    resources: Resources,
+    runs: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: str | None = None,
+    pack: bool = False,
+) -> Request:
+    """Check a request to train a job, or all five and to compare them where no file is named.
 
-    job_file: Path | None
-    overrides: Sequence[str] = ()
-    seeds: str | None = None
-    all_jobs: bool = False
-    pack: bool = False
-
-
-def make_request(options: Options, resources: Resources, runs: Path) -> Request:
-    """Check the whole request. Nothing is written, except that the user's own texts are read and
-    cached, where the job then finds them.
+    Nothing is written, except that the user's own texts are read and cached, where the job then
+    finds them.
 
     Raises:
         InputError: one line with the value that is refused, and the remedy.
     """
-    job_file, all_jobs, seeds = options.job_file, options.all_jobs, options.seeds
-    if job_file is None and not all_jobs:
-        raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
-    resources.check()
     chosen = parse_seeds(seeds) if seeds is not None else None
-    if options.pack and not chosen:
+    if pack and not chosen:
         raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
-    project, runs = project_folder(), runs.absolute()
+    project = project_folder()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
-    jobs = [_check_job(file, options.overrides, chosen) for file in files]
-    resources.check_retry(one_run=not options.pack and all(isinstance(j, Job) for j in jobs))
-    scripts = [script_of(job) for job in jobs]
-    check_locations(project, runs, [*scripts, COMPARISON] if all_jobs else scripts)
-    if not options.pack:  # otherwise each model is on one node
-        for script in {script_of(job) for job in jobs if isinstance(job, Job)}:
-            header = [arg for line in read_header(project, script) for arg in line.split()[1:]]
-            check_trusted_network(max_nodes([*header, *resources.sbatch_args()]))
-    return Request(
-        project,
-        runs,
-        tuple(jobs),
-        chosen,
-        resources,
-        compares=all_jobs,
-        pack=options.pack,
-    )
+    jobs = [Wanted(_check_job(file, overrides, chosen), resources, chosen, pack) for file in files]
+    return check_request(jobs, runs, None if job_file else resources)
 
 
-def resume_request(resumed: Sequence[Resumed], runs: Path) -> Request:
-    """Check a request that goes on with runs and sweeps, one job for each.
+def check_request(
+    jobs: Iterable[Wanted], runs: Path, comparison: Resources | None = None
+) -> Request:
+    """Check what is asked for each job.
 
     Raises:
         InputError: one line with the value that is refused, and the remedy.
     """
-    project, runs = project_folder(), runs.absolute()
-    for each in resumed:
+    request = Request(project_folder(), runs.absolute(), tuple(jobs), comparison)
+    scripts = [script_of(each.job) for each in request.jobs]
+    check_locations(
+        request.project, request.runs, [*scripts, *([COMPARISON] if comparison else [])]
+    )
+    for each, script in zip(request.jobs, scripts, strict=True):
+        is_run = isinstance(each.job, Job)
         each.resources.check()
-        each.resources.check_retry(one_run=isinstance(each.job, Job))
-        check_locations(project, runs, [script_of(each.job)])
-        if isinstance(each.job, Job):
-            check_trusted_network(max_nodes(each.resources.sbatch_args()))
-    return Request(project, runs, (), None, Resources(), resumed=tuple(resumed))
+        each.resources.check_retry(one_run=is_run and not each.pack)
+        if is_run and not each.pack:  # otherwise each model is on one node
+            lines = read_header(request.project, script) if not each.resumes else []
+            header = [arg for line in lines for arg in line.split()[1:]]
+            check_trusted_network(max_nodes([*header, *each.resources.sbatch_args()]))
+    return request
 
 
 def _check_job(
@@ -163,16 +145,18 @@ def _check_source(job: Job) -> None:
 
 def doubts(request: Request) -> Iterator[str]:
     """Warnings about jobs that can be submitted but may not train as intended."""
-    for job in request.jobs:
+    jobs = [each.job for each in request.jobs if not each.resumes]
+    for job in jobs:
         yield from job.notes if isinstance(job, SearchSpec) else ()
-    yield from dict.fromkeys(line for job in _trainings(request) for line in job.without_effect())
-    if (folders := missing_in()) and not all(job.data.source for job in _trainings(request)):
+    trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
+    yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
+    if (folders := missing_in()) and not all(job.data.source for job in trainings):
         yield (
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
             "not find it either, the job will train on the packaged SAMPLE; get it first by: "
             "harness data fetch"
         )
-    yield from snapshot_warnings(request.project, request.runs)
+    yield from left_out(request.project, request.runs)
     program = job_environment(request.project) / "bin" / "harness"
     if not program.exists():
         yield (
@@ -186,43 +170,29 @@ def doubts(request: Request) -> Iterator[str]:
         )
 
 
-def _trainings(request: Request) -> Iterator[Job]:
-    for job in request.jobs:
-        yield job.job if isinstance(job, SearchSpec) else job
-
-
-def dry_submissions(request: Request) -> Iterator[SbatchJob]:
+def dry_submissions(request: Request) -> list[SbatchJob]:
     """All that would be submitted, with the jobs' names in place of their ids."""
-    code, snapshot = request.project, snapshot_path(request.project, request.runs)
-    layout = _layout(request, snapshot, code, settings=client.read_settings())
-    yield from _with_comparison(_plan(request, layout), request, layout)
+    layout = _layout(request, snapshot_path(request.project, request.runs))
+    planned = [job_submission(each, layout) for each in request.jobs]
+    if request.comparison:
+        trainings = {f"<{each.name}>": each for each in planned}
+        planned.append(comparison_submission(trainings, request.comparison, layout))
+    return planned
 
 
-def _tried(request: Request, layout: Layout) -> Iterator[tuple[SbatchJob, str]]:
-    """Each job, and when sbatch would start it; jobs that are alike are tried once."""
-    answers: dict[tuple[object, ...], str] = {}
-    for each in _with_comparison(_plan(request, layout), request, layout):
-        # The comparison waits for jobs that are not there yet.
-        asks = [arg for arg in each.asks if not arg.startswith("--dependency=afterany:<")]
-        header = [line for line in each.header if "--job-name" not in line]
-        alike = (*header, *asks, each.unset)
-        if alike not in answers:
-            answers[alike] = _expected_start(each, asks)
-        yield each, answers[alike]
-
-
-def _expected_start(planned: SbatchJob, asks: Sequence[str]) -> str:
+def _check_start(planned: SbatchJob) -> None:
+    """Let sbatch refuse a job before anything is written."""
     with scratch_directory() as folder:
         script = folder / "job.sh"
         script.write_bytes(os.fsencode(planned.script))
         try:
-            return client.would_start(
-                script, *asks, timeout_s=SBATCH_TIMEOUT_S, unset=planned.unset
-            )
+            # It takes a job whose nodes are all down, and refuses one that no nodes suit.
+            with contextlib.suppress(client.NoNodesError):
+                client.would_start(
+                    script, *planned.asks, timeout_s=SBATCH_TIMEOUT_S, unset=planned.unset
+                )
         except (InputError, RunError) as error:
-            is_refused = str(error).startswith(client.REFUSED)
-            asks_for = f"; it asks for {planned.requests}" if is_refused else ""
-            raise type(error)(f"{planned.name}: {error}{asks_for}") from None
+            raise type(error)(f"{planned.name}: {error}") from None
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
@@ -235,21 +205,17 @@ def submit(request: Request) -> dict[str, SbatchJob]:
         InputError: if sbatch refuses a job, with all it says; then nothing stays submitted.
         RunError: if Slurm can't take it now; the same.
     """
-    client.check_version("sbatch")  # before anything is written
-    settings = client.read_settings()
-    draft = _layout(request, request.project, request.project, settings=settings)
-    # sbatch itself takes a job whose nodes are all down, and refuses one that no nodes suit.
-    with contextlib.suppress(client.NoNodesError):
-        for _ in _tried(request, draft):
-            pass
-    snapshot = take_snapshot(request.project, request.runs)
-    layout = _layout(request, snapshot, snapshot, settings=settings)
+    draft = _layout(request, request.project)
+    for wanted in request.jobs:
+        _check_start(job_submission(wanted, draft))
+    layout = _layout(request, take_snapshot(request.project, request.runs))
     submitted: dict[str, SbatchJob] = {}
     try:
-        for submission in _plan(request, layout):
+        for wanted in request.jobs:
+            submission = job_submission(wanted, layout)
             submitted[_submit(submission)] = submission
-        if request.compares:
-            submission = comparison_submission(submitted, request.resources, layout)
+        if request.comparison:
+            submission = comparison_submission(submitted, request.comparison, layout)
             submitted[_submit(submission)] = submission
     except (InputError, RunError, OSError) as error:
         if not submitted:
@@ -263,27 +229,16 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     return submitted
 
 
-def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
+def first_look(submitted: Collection[str]) -> list[str]:
     """What the queue says of new jobs once Slurm has considered them, from one squeue call.
 
     Returns:
         A line for each answer.
-
-    Raises:
-        InputError: if Slurm would let one of them wait for ever; then none stays submitted.
     """
-    time.sleep(max(each.layout.first_look_s for each in submitted.values()))
+    time.sleep(first_look_s(client.read_settings()))
     found: dict[str, dict[str, None]] = {}
     for job in ask_about([*submitted]):
         job_id = job.id.partition("_")[0]  # of a whole array
-        if job.waits_for_ever and job_id in submitted:
-            planned = submitted[job_id]
-            remedy = "ask for more" if job.reason.startswith("QOSMin") else "give less"
-            raise InputError(
-                f"{planned.name}: would wait for ever: Slurm says {job.reason}, and it asks for "
-                f"{planned.requests}; {remedy}, or name another "
-                f"--partition, --qos or --account after --; {_withdraw(submitted)}"
-            )
         answer = f"pending ({job.why})" if job.waits and job.why else job.state.lower()
         found.setdefault(answer, {})[job_id] = None
     return [
@@ -292,38 +247,16 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
     ]
 
 
-def _layout(request: Request, snapshot: Path, code: Path, *, settings: Mapping[str, str]) -> Layout:
-    variables = job_variables(request.project, snapshot, request.runs)
-    size = settings.get("MaxArraySize", "")
+def _layout(request: Request, snapshot: Path) -> Layout:
+    size = client.read_settings().get("MaxArraySize", "")
     return Layout(
         request.runs,
         snapshot,
-        code,
-        variables,
+        request.project,
+        job_variables(request.project, snapshot, request.runs),
         site_options(),
         int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
-        first_look_s(settings),
     )
-
-
-def _plan(request: Request, layout: Layout) -> list[SbatchJob]:
-    """All jobs but the comparison."""
-    resumed = [resume_submission(each, layout) for each in request.resumed]
-    return resumed + [
-        job_submission(*(job, seeds, request.resources), layout=layout, pack=request.pack)
-        for job in request.jobs
-        for seeds in split_seeds(request.seeds, layout.array_size, pack=request.pack)
-    ]
-
-
-def _with_comparison(
-    planned: Sequence[SbatchJob], request: Request, layout: Layout
-) -> list[SbatchJob]:
-    """All jobs; the comparison names the others in place of their ids."""
-    if not request.compares:
-        return [*planned]
-    trainings = {f"<{each.name}>": each for each in planned}
-    return [*planned, comparison_submission(trainings, request.resources, layout)]
 
 
 def _submit(submission: SbatchJob) -> str:
@@ -375,12 +308,7 @@ def _record(submission: SbatchJob, job_id: str) -> None:
         "snapshot": str(submission.layout.snapshot),
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    atomic_write(submission.record, json.dumps(record, indent=2) + "\n")
-    # It is found by the job's id. An id can come again if Slurm's own state was lost, so the link
-    # is renamed over an old one; only files have `atomic_write`.
-    link = submission.folder / ".link.tmp"
-    link.symlink_to(Path(submission.folder.name) / submission.record.name)
-    link.rename(submission.record_by_id(job_id))
+    atomic_write(submission.record(job_id), json.dumps(record, indent=2) + "\n")
 
 
 def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
@@ -391,6 +319,6 @@ def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
     except (InputError, RunError) as error:
         return f"jobs {ids} could not be cancelled ({error}); cancel them yourself"
     for job_id, submission in submitted.items():
-        submission.record_by_id(job_id).unlink(missing_ok=True)
+        submission.record(job_id).unlink(missing_ok=True)
         shutil.rmtree(submission.folder, ignore_errors=True)
     return f"jobs {ids} were cancelled"

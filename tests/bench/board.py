@@ -29,7 +29,7 @@ def costs_to_show(runs: Path, num: int, scratch: Path) -> dict[str, float]:
         RunError: if it ends, or takes half an hour.
     """
     cache = scratch / f"{runs.name}-cache"
-    args = [*child.module_args("harness"), "tensorboard", runs, "--tcp", "--runs", runs]
+    args = [*child.module_args("harness"), "tensorboard", runs, "--runs", runs]
     began = time.perf_counter()
     with child.start(args, {"XDG_CACHE_HOME": str(cache)}) as process:
         board = psutil.Process(process.pid)

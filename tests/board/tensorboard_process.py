@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ class Board:
         prefix: Sequence[str] = (),
     ) -> None:
         self.cache = harness.cache
-        # Short, since a socket's path holds 107 bytes, and the same for all of a test.
+        # The same for all of a test.
         self.temporary = Path(os.environ[SHARED], f"t{harness.folder.stat().st_ino}")
         self.temporary.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
@@ -78,12 +77,7 @@ class Board:
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
         """Status, body and headers; the path goes as it stands, unlike in urllib."""
-        connection = http.client.HTTPConnection("127.0.0.1", timeout=30)
-        if self.target.startswith("/"):
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.connect(self.target)
-        else:
-            connection.port = int(self.target.rpartition(":")[2])
+        connection = http.client.HTTPConnection(self.target, timeout=30)
         connection.putrequest(method, path, skip_accept_encoding=True)
         connection.endheaders()
         response = connection.getresponse()

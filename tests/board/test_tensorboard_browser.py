@@ -171,7 +171,7 @@ def test_a_browser_draws_the_curves_through_the_tunnel(
         for epoch in range(1, 8):
             train = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}
             log.epoch(epoch, train, {"loss": 2 / epoch, "accuracy": 0.25})
-    board = Board(harness, "--tcp").wait()
+    board = Board(harness).wait()
     try:
         with tunnel(board, ssh_config):
             browser.call("POST", "/url", {"url": board.address})
@@ -192,9 +192,9 @@ def test_a_browser_draws_the_curves_through_the_tunnel(
 def test_the_page_reloads_by_itself_and_asks_its_tunnel_alone(
     harness: Harness, ssh_config: Path
 ) -> None:
-    """In forty seconds of its own time, over a socket's tunnel; nobody else hears the secret."""
+    """In forty seconds of its own time, over the tunnel; nobody else hears the secret."""
     make_run(harness.runs / "lstm" / "a")
-    board = Board(harness, "--socket", "--port", free_port("127.0.0.1")).wait()
+    board = Board(harness).wait()
     log = harness.folder / "net.json"
     try:
         with tunnel(board, ssh_config):
@@ -250,7 +250,7 @@ def test_another_host_can_not_even_connect(harness: Harness, other_host: tuple[s
     """What listens on all addresses is reached from there; TensorBoard refuses."""
     name, address = other_host
     make_run(harness.runs / "lstm" / "a")
-    board = Board(harness, "--tcp").wait()
+    board = Board(harness).wait()
     program = """
 import socket, sys
 for place in sys.argv[1:]:

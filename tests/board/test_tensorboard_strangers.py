@@ -1,4 +1,4 @@
-"""Strangers at TensorBoard's door, and where the door is: a socket wherever ssh can reach it."""
+"""Strangers who ask TensorBoard, and what they plant among the runs."""
 
 import contextlib
 import os
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.board.server import MAX_NEWCOMERS, Guard, ssh_reaches
-from harness.board.tensorboard import open_listener
-from harness.errors import InputError
+from harness.board.server import MAX_NEWCOMERS, Guard
 from tests.board.tensorboard_process import Board, make_run
 from tests.conftest import Harness
 
@@ -47,15 +45,6 @@ LEFT_OUT = {
     "lstm/open/tensorboard/theirs is a link of nobody",
 }
 IDLE = 1200  # more than the files that a process may have open at most sites
-MOUNTS = """\
-21 1 0:20 / / rw shared:1 - ext4 /dev/sda rw
-22 21 0:21 / /proc rw - proc proc rw
-23 21 0:20 /slurm/17/.17 /tmp rw - ext4 /dev/sda rw
-24 21 0:30 / /tmp/shared rw - tmpfs tmpfs rw
-25 21 0:31 / /local rw - ext4 /dev/sdb rw
-26 25 0:31 /17 /local rw - ext4 /dev/sdb rw
-27 21 0:20 /slurm/17/.18 /my\\040tmp rw - ext4 /dev/sda rw
-"""
 
 
 @pytest.fixture
@@ -66,7 +55,7 @@ def board(harness: Harness) -> Iterator[Board]:
     if hard < IDLE + 200:
         pytest.skip(f"this machine allows {hard} open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    board = Board(harness, "--tcp").wait()
+    board = Board(harness).wait()
     resource.setrlimit(resource.RLIMIT_NOFILE, (IDLE + 200, hard))
     yield board
     board.end()
@@ -135,53 +124,3 @@ def test_what_a_neighbour_closed_or_linked_is_left_out_and_told() -> None:
         for part in line.split("; ")
     }
     assert told >= {*LEFT_OUT, "lstm/open/tensorboard can't be read: Permission denied"}
-
-
-def test_a_folder_that_only_a_job_sees_is_none_for_sshs_tunnel(tmp_path: Path) -> None:
-    """Where Slurm gives each job a /tmp of its own, sshd would not find a socket in it."""
-    table = tmp_path / "mountinfo"
-    table.write_text(MOUNTS)
-    assert not ssh_reaches(Path("/tmp/harness-board-x"), table)  # noqa: S108 - not used
-    assert not ssh_reaches(Path("/local/x"), table)  # the second mount covers the first
-    assert not ssh_reaches(Path("/my tmp/x"), table)
-    assert ssh_reaches(Path("/tmp/shared/x"), table)  # noqa: S108 - not used
-    assert ssh_reaches(Path("/scratch"), table)
-    assert ssh_reaches(Path("/tmpfoo"), table)  # noqa: S108 - not used
-    with table.open("ab") as file:  # any user may mount such a folder
-        file.write(b"40 22 8:1 / /tmp/caf\xe9\x0c rw - fuse.sshfs host: rw\n")
-    assert not ssh_reaches(Path("/local/x"), table)
-    assert ssh_reaches(Path("/tmp"), tmp_path / "not Linux")  # noqa: S108 - not used
-
-
-@pytest.mark.parametrize(
-    ("asked", "port", "elsewhere", "is_socket"),
-    [
-        (None, None, True, True),
-        (None, None, False, False),
-        (None, 0, True, False),
-        (True, None, False, True),
-        (False, None, True, False),
-    ],
-)
-def test_a_browser_elsewhere_comes_through_a_socket(
-    asked: bool | None, port: int | None, elsewhere: bool, is_socket: bool
-) -> None:
-    """By default where ssh forwards to it; a given --port, --tcp or --socket decides."""
-    with tempfile.TemporaryDirectory() as folder:
-        listener = open_listener(Path(folder), port, use_socket=asked, is_elsewhere=elsewhere)
-        with listener:
-            assert (listener.family == socket.AF_UNIX) == is_socket
-
-
-@pytest.mark.parametrize("name", ["long" * 30, "gone"])
-def test_where_no_socket_can_be_one_is_refused_only_if_it_was_asked_for(
-    tmp_path: Path, name: str
-) -> None:
-    """For a path too long, or a disk that takes none, it listens on the loopback."""
-    folder = tmp_path / name
-    if name != "gone":
-        folder.mkdir()
-    with open_listener(folder, None, use_socket=None, is_elsewhere=True) as listener:
-        assert listener.family == socket.AF_INET
-    with pytest.raises(InputError, match="TMPDIR"):
-        open_listener(folder, None, use_socket=True, is_elsewhere=True)

@@ -106,7 +106,7 @@ def test_it_asks_for_what_the_run_had(
     """GPUs that the run used, nodes, partition, time and memory of its last job, unless told."""
     resumed = as_job(stopped(tmp_path / "a", record), wanted)
     assert (resumed.resources.sbatch_args(), resumed.resources.gpus) == (args, gpus)
-    assert (resumed.folder, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
+    assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
 
 
 @pytest.mark.parametrize("state", ["finished", "running", "pending"])
@@ -133,7 +133,7 @@ def test_what_was_cancelled_stays_so_until_it_is_named(tmp_path: Path, signal: s
     assert interrupted([warned]) == []
     run = stopped(tmp_path / "named", {})
     run.signal = signal
-    assert as_job(run, Resources()).folder == tmp_path / "named"
+    assert as_job(run, Resources()).resumes == tmp_path / "named"
 
 
 def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.slurm.client import NoNodesError, ask, check_version, would_start
+from harness.slurm.client import NoNodesError, ask, would_start
 
 
 @pytest.fixture
@@ -18,20 +18,6 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stand_in(folder: Path, name: str, script: str) -> None:
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("said", "is_old"),
-    [("slurm 20.02.7", True), ("slurm-wlm 20.11.9", False), ("slurm 25.05.1", False), ("?", False)],
-)
-def test_an_old_slurm_is_refused_by_name(commands: Path, said: str, is_old: bool) -> None:
-    """It lacks `srun --overlap`; a version that is not known passes."""
-    stand_in(commands, "sbatch", f"echo '{said}'")
-    if is_old:
-        with pytest.raises(InputError, match=r"slurm 20.02.7: is too old; .* Slurm 20.11 or later"):
-            check_version("sbatch")
-    else:
-        check_version("sbatch")
 
 
 def test_arguments_go_through_as_they_are(commands: Path) -> None:

@@ -31,7 +31,6 @@ BEYOND = (
     ("GrpSubmitJobs=0", "", ""),
     ("MaxWall=2 Flags=DenyOnLimit", "", ""),
 )
-SHARED = {"QOSMaxCpuPerUserLimit", "QOSGrpCpuLimit", "MaxJobsPerAccount"}  # by several jobs
 ASKED = ("--gres=gpu:1", "--cpus-per-task=4", "--mem=16G", "--time=5")
 
 
@@ -86,15 +85,15 @@ def limited(accounted: SlurmCluster) -> SlurmCluster:
 def test_a_limit_is_told_by_slurms_own_reason(
     limited: SlurmCluster, tmp_path: Path, flags: str, why: str
 ) -> None:
-    """A job that is beyond it alone is refused; where other jobs count too, it waits."""
+    """Or by sbatch, which refuses the job."""
     visitor = SlurmProject(limited, tmp_path, real=False)
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", *ASKED, *flags.split())
-    if why in SHARED or why.startswith("AssocGrp"):
-        said = f"queue pending ({why}: never starts if it is beyond the limit alone)\n"
-        assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
-        limited.run("scancel", "--me")
+    if not why:
+        assert done.returncode == 2
+        assert "violates accounting/QOS policy" in done.stderr
+        assert submitter.left() == []
         return
-    said = f"would wait for ever: Slurm says {why}, " if why else "violates accounting/QOS policy"
-    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
-    assert submitter.left() == []
+    said = f"queue pending ({why})\n"
+    assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
+    limited.run("scancel", "--me")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.slurm.snapshot import LARGE_BYTES, code_files, snapshot_warnings, take_snapshot
+from harness.slurm.snapshot import left_out, take_snapshot
 from harness.system.git import code_version
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import PROJECT, Harness
@@ -47,7 +47,7 @@ def test_what_looks_like_a_secret_goes_nowhere(project: Path, tmp_path: Path, st
     version = code_version(project)
     assert VALUE not in json.dumps(version)
     assert set(version["left_out_files"]) == set(SECRETS)
-    (line,) = snapshot_warnings(project, tmp_path / "runs")
+    (line,) = left_out(project, tmp_path / "runs")
     assert all(name in line for name in SECRETS)
     assert "my_token.txt (its name)" in line
 
@@ -58,7 +58,7 @@ def test_code_is_no_secret(project: Path, tmp_path: Path) -> None:
     snapshot = take_snapshot(project, tmp_path / "runs")
     assert all((snapshot / name).is_file() for name in CODE)
     assert code_version(project)["left_out_files"] == []
-    assert list(snapshot_warnings(project, tmp_path / "runs")) == []
+    assert list(left_out(project, tmp_path / "runs")) == []
     write(project, ["token_table.txt"])
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message=deliberately")
@@ -86,7 +86,7 @@ def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path:
     assert not (snapshot / "notes.txt").exists()
     assert (snapshot / "public.txt").is_file()
     assert code_version(project)["left_out_files"] == ["notes.txt"]
-    (line,) = snapshot_warnings(project, tmp_path / "runs")
+    (line,) = left_out(project, tmp_path / "runs")
     assert "notes.txt (its mode 0600)" in line
 
 
@@ -147,16 +147,3 @@ def test_a_run_does_not_record_a_token(tmp_path: Path, harness: Harness) -> None
     assert record["left_out_files"] == ["my_token.txt"]
     assert VALUE not in "".join(texts_below(run))
     assert (run / "provenance.json").stat().st_mode & 0o077 == 0
-
-
-def test_a_snapshot_says_how_much_it_copies(project: Path, tmp_path: Path) -> None:
-    """What is large is named with its folder, and how to keep it out."""
-    files = code_files(project, tmp_path / "runs")
-    assert files.size_text == f"{len(files.names)} files, {files.num_bytes / 1e6:.1f} MB"
-    (project / "weights").mkdir()
-    with (project / "weights/a.bin").open("wb") as file:
-        file.truncate(LARGE_BYTES + 1)
-    (line,) = snapshot_warnings(project, tmp_path / "runs")
-    assert f"{LARGE_BYTES / 1e6:.0f}" in line
-    assert "weights" in line
-    assert ".gitignore" in line

@@ -17,11 +17,11 @@ from harness.slurm.sbatch_options import (
 )
 from harness.slurm.script import (
     Layout,
+    Wanted,
     comparison_submission,
     job_submission,
     job_variables,
     read_header,
-    split_seeds,
 )
 from tests.conftest import JOBS
 
@@ -71,21 +71,13 @@ def test_neighbouring_seeds_make_a_range() -> None:
     assert array_spec((1, 2, 3, 7, 9, 10)) == "1-3,7,9-10"
 
 
-@pytest.mark.parametrize("time", ["30", "30:00", "2:00:00", "1-12", "1-12:30", "1-12:30:00"])
-def test_times_of_sbatch_are_taken(time: str) -> None:
-    """Each of sbatch's own formats of a time limit is taken and passed on."""
-    resources = Resources(time=time)
-    resources.check()
-    assert resources.sbatch_args() == [f"--time={time}"]
-
-
 REFUSED: list[tuple[Resources, str]] = [
     *((Resources(gpus=text), f"--gpus {text}") for text in ("-1", "65", "a100", "2:a100", "")),
-    (Resources(gpus="2", flags=("--gpus-per-n=4",)), "--gpus-per-node"),
+    (Resources(gpus="2", flags=("--gpus-per-node=4",)), "--gpus-per-node"),
     (Resources(mem="16 G"), "--mem 16 G"),
     (Resources(nodes=0), "--nodes 0"),
-    (Resources(nodes=1001), "--nodes 1001"),
     *((Resources(time=text), "--time") for text in ("", "2h", "1:2:3:4", "-5", "1-", "1.5")),
+    (Resources(nodes=1001), "--nodes 1001"),
     (Resources(flags=("lstm.sh",)), "lstm.sh"),
     (Resources(flags=("-C", "a100", "lstm.sh")), "lstm.sh"),
     *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "--outp=x")),
@@ -124,7 +116,7 @@ HEADER = ["#SBATCH --gres=gpu:1", "#SBATCH --mem=16G -p main  # a note", "#SBATC
     ("args", "header"),
     [
         (["--gpus-per-node=2"], HEADER[1:]),
-        (["--gpus-per-n", "2"], HEADER[1:]),
+        (["--gpus-per-node", "2"], HEADER[1:]),
         (["-G2"], HEADER[1:]),
         (["--mem-per-gpu=4G"], [HEADER[0], "#SBATCH -p main", HEADER[2]]),
         (["--mem-bind=local", "-C", "gpu"], HEADER),
@@ -149,23 +141,15 @@ def test_an_option_replaces_other_ways_to_ask_for_the_same(
         ({"SBATCH_GRES": "gpu:t4:1"}, "a100:2", ["--gres=gpu:a100:2"]),
         ({"SBATCH_GRES": "none"}, "2", ["--gres=gpu:2"]),
         ({"SBATCH_GRES": "none", "SBATCH_GPUS_PER_NODE": "t4:1"}, "2", ["--gpus-per-node=t4:2"]),
-        ({"SBATCH_GPUS_PER_TASK": "1"}, "2", ["--gpus-per-task=2", "--ntasks-per-node=1"]),
-        ({"SBATCH_GPUS": "1"}, "2", ["--gpus=6", "--nodes=3"]),
-        ({"SBATCH_GRES": "lscratch:50,gpu:t4:1"}, "2", ["--gres=gpu:t4:2,lscratch:50"]),
-        ({"SBATCH_GRES": "gpu:t4:1,lscratch:50"}, "0", ["--gres=lscratch:50"]),
-        ({"SBATCH_GRES": "lscratch:50"}, "2", ["--gres=gpu:2,lscratch:50"]),
-        (
-            {"SBATCH_GRES": "lscratch:50", "SBATCH_GPUS_PER_NODE": "t4:1"},
-            "2",
-            ["--gres=lscratch:50", "--gpus-per-node=t4:2"],
-        ),
+        ({"SBATCH_GPUS": "1"}, "2", ["--gres=gpu:2"]),
+        ({"SBATCH_GRES": "lscratch:50,gpu:t4:1"}, "2", ["--gres=gpu:t4:2"]),
     ],
 )
 def test_gpus_are_asked_for_in_the_sites_way(
     site: dict[str, str], gpus: str, args: list[str]
 ) -> None:
     """Option and type are those of the site's own request; the script's request is dropped."""
-    composed = compose(HEADER, site, [], gpus=gpus, num_nodes=3)
+    composed = compose(HEADER, site, [], gpus=gpus)
     assert (composed.args, composed.header) == (args, HEADER[1:])
     # A variable that stayed would ask a second time.
     assert composed.unset == list(site)
@@ -192,24 +176,13 @@ def test_what_sbatch_must_not_see_is_taken_from_its_environment(tmp_path: Path) 
     site = {"SBATCH_GPUS_PER_NODE": "1", "SBATCH_QOS": "q"}
     at = dataclasses.replace(layout(tmp_path), site=site)
     asked = Resources(mem="9G", flags=("--gres", "gpu:3", "-C", "ib"))
-    job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at)
+    job = job_submission(Wanted(load_job(JOBS / "lstm.toml"), asked), at)
     assert job.command[:3] == ["env", "-uSBATCH_GPUS_PER_NODE", "sbatch"]
     assert "--mem=16G" not in job.script
     comparison = comparison_submission({"12": job}, asked, at)
     assert comparison.command[:3] == ["env", "-uSBATCH_GPUS_PER_NODE", "sbatch"]
     assert comparison.args[3:] == ("-C", "ib", "--dependency=afterany:12")
     assert "--mem=16G" in comparison.script
-
-
-def test_what_sbatch_does_not_see_is_not_told(tmp_path: Path) -> None:
-    """A site's own request that the user's replaces is not counted."""
-    site = {"SBATCH_GRES": "gpu:4", "SBATCH_QOS": "q"}
-    at = dataclasses.replace(layout(tmp_path), site=site)
-    asked = Resources(flags=("--gpus-per-node=1",))
-    job = job_submission(load_job(JOBS / "lstm.toml"), None, asked, layout=at)
-    assert "--mem=16G" in job.requests
-    assert job.requests.endswith("--qos=q --gpus-per-node=1")
-    assert "gpu:4" not in job.requests
 
 
 # The script
@@ -259,7 +232,7 @@ def untimed(text: str) -> str:
 def test_script_of_one_run(tmp_path: Path) -> None:
     """The whole text, with the header of the project's script as far as sbatch would read it."""
     job = load_job(JOBS / "lstm.toml")
-    submission = job_submission(job, (3,), Resources(nodes=1), layout=layout(tmp_path))
+    submission = job_submission(Wanted(job, Resources(nodes=1), (3,)), layout(tmp_path))
     assert untimed(submission.script) == GOLDEN
     assert untimed(shlex.join(submission.command)) == (
         "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --nodes=1 "
@@ -272,7 +245,7 @@ def test_script_of_one_run(tmp_path: Path) -> None:
 def test_several_seeds_are_an_array(tmp_path: Path) -> None:
     """An array's tasks have a run and a log each, and its script leaves the seed to the task."""
     job = load_job(JOBS / "lstm.toml")
-    submission = job_submission(job, (1, 2, 7), Resources(gpus="2"), layout=layout(tmp_path))
+    submission = job_submission(Wanted(job, Resources(gpus="2"), (1, 2, 7)), layout(tmp_path))
     assert untimed(submission.script.splitlines()[-1]).endswith("lstm.toml'")
     assert submission.command[3:6] == [
         *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--gres=gpu:2"),
@@ -285,39 +258,33 @@ def test_seeds_that_are_no_indices_are_listed(tmp_path: Path) -> None:
     """Slurm's indices end below MaxArraySize; the script then finds its seed by its place."""
     job = load_job(JOBS / "lstm.toml")
     at = layout(tmp_path)
-    small = job_submission(job, (42, 99), Resources(), layout=at)
+    small = job_submission(Wanted(job, Resources(), (42, 99)), at)
     assert (small.args[3], "ARRAY_SEEDS" in small.script) == ("--array=42,99", False)
-    large = job_submission(job, (42, 1234), Resources(), layout=at)
+    large = job_submission(Wanted(job, Resources(), (42, 1234)), at)
     assert large.args[3] == "--array=1-2"
     assert "export HARNESS_ARRAY_SEEDS='42 1234'\n" in large.script
     assert large.run_folders("12")[1] == Path("/my runs/100%/lstm/slurm-12_2")
     assert large.seeds == (42, 1234)
     narrow = dataclasses.replace(at, array_size=100)
-    assert "ARRAY_SEEDS" in job_submission(job, (1, 100), Resources(), layout=narrow).script
+    assert "ARRAY_SEEDS" in job_submission(Wanted(job, Resources(), (1, 100)), narrow).script
 
 
-def test_many_seeds_are_several_arrays() -> None:
-    """Each has as many as the site's largest array; packed, or one alone, they are none."""
-    seeds = tuple(range(1, 201))
-    assert [len(each or ()) for each in split_seeds(seeds, 100, pack=False)] == [99, 99, 2]
-    assert split_seeds(seeds, 1001, pack=False) == split_seeds(seeds, 100, pack=True) == [seeds]
-    assert split_seeds(None, 100, pack=False) == [None]
-
-
-@pytest.mark.parametrize("array_size", [0, 1])
-def test_a_site_without_arrays_takes_one_seed_or_packed_ones(array_size: int) -> None:
-    """MaxArraySize is 0 where a site wants none."""
-    assert split_seeds((3,), array_size, pack=False) == [(3,)]
-    assert split_seeds((3, 4), array_size, pack=True) == [(3, 4)]
-    with pytest.raises(InputError, match=f"MaxArraySize is {array_size}, .*; give --pack"):
-        split_seeds((3, 4), array_size, pack=False)
+@pytest.mark.parametrize("array_size", [0, 1, 3])
+def test_more_seeds_than_an_array_holds_are_refused(tmp_path: Path, array_size: int) -> None:
+    """With the remedy; packed ones are no array. MaxArraySize is 0 where a site wants none."""
+    at = dataclasses.replace(layout(tmp_path), array_size=array_size)
+    job = load_job(JOBS / "lstm.toml")
+    assert job_submission(Wanted(job, Resources(), (3,)), at).indices == ()
+    assert job_submission(Wanted(job, Resources(), (3, 4, 5), pack=True), at).indices == ()
+    with pytest.raises(InputError, match=f"are 3, and MaxArraySize .* {array_size}, .* --pack"):
+        job_submission(Wanted(job, Resources(), (3, 4, 5)), at)
 
 
 def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
     """Its script trains them side by side; each has its run and its own log."""
     job = load_job(JOBS / "lstm.toml")
     at = layout(tmp_path)
-    submission = job_submission(job, (1, 2, 7), Resources(), layout=at, pack=True)
+    submission = job_submission(Wanted(job, Resources(), (1, 2, 7), pack=True), at)
     assert submission.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
     assert not any(word.startswith("--array") for word in submission.command)
     assert submission.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12-seed7")
@@ -329,8 +296,8 @@ def test_packed_seeds_are_one_job(tmp_path: Path) -> None:
 def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
     """No seed is passed, and the record has the one that the job's file names."""
     job = load_job(JOBS / "lstm.toml", ["train.seed=9"])
-    submission = job_submission(job, None, Resources(), layout=layout(tmp_path))
-    assert (submission.seeds, submission.is_array) == ((9,), False)
+    submission = job_submission(Wanted(job, Resources()), layout(tmp_path))
+    assert (submission.seeds, submission.indices) == ((9,), ())
     assert "--seed" not in submission.script
     assert "seed = 9\n" in submission.job_toml
 
@@ -338,7 +305,7 @@ def test_without_seeds_the_job_keeps_its_own(tmp_path: Path) -> None:
 def test_a_job_named_job_leaves_that_files_name_to_runs(tmp_path: Path) -> None:
     """A file job.toml among the submissions would be taken for a run."""
     job = load_job(JOBS / "lstm.toml").model_copy(update={"name": "job"})
-    submission = job_submission(job, None, Resources(), layout=layout(tmp_path))
+    submission = job_submission(Wanted(job, Resources()), layout(tmp_path))
     assert submission.job_file
     assert submission.job_file.name == "job_.toml"
 
@@ -348,8 +315,8 @@ def test_comparison_waits_for_all_and_names_their_runs(tmp_path: Path) -> None:
     at = dataclasses.replace(layout(tmp_path), runs=tmp_path / "r [1]*")
     job = load_job(JOBS / "lstm.toml")
     asked = Resources(gpus="2", time="9", flags=("--partition=p", "--qos=q"))
-    array = job_submission(job, (1, 2), asked, layout=at)
-    single = job_submission(job, None, asked, layout=at)
+    array = job_submission(Wanted(job, asked, (1, 2)), at)
+    single = job_submission(Wanted(job, asked), at)
     submission = comparison_submission({"12": array, "13": single}, asked, at)
     assert submission.command[4:-1] == [
         *("--partition=p", "--qos=q", "--dependency=afterany:12:13"),

@@ -164,7 +164,6 @@ def test_a_checkout_that_git_refuses_is_warned_of(harness: Harness, project: Pat
         ([JOBS / "lstm.toml", "--reservation=x"], "--reservation; an option of sbatch goes after"),
         ([JOBS / "lstm.toml", JOBS / "gru.toml"], "--all"),
         ([JOBS / "lstm.toml", "--runs", PROJECT], "--runs"),
-        ([JOBS / "lstm.toml", "--runs", "a\\b"], "backslash"),
         ([JOBS / "lstm.toml", "--partition", "x"], "--partition; an option of sbatch goes after"),
         ([JOBS / "tune_lstm.toml", "--retry-memory"], "--retry-memory"),
         ([JOBS / "lstm.toml", "--seeds", "1-2", "--pack", "--retry-memory"], "--retry-memory"),
@@ -207,20 +206,6 @@ def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
     )
     left = [path.name for path in (harness.runs / ".submissions").iterdir()]
     assert [name for name in left if not name.startswith("code-")] == []
-
-
-# What a job script is told first
-
-
-def test_a_heterogeneous_job_is_refused_by_name(harness: Harness) -> None:
-    """Its parts differ, which no run can use; an ordinary job is told what it has."""
-    harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2"}
-    done = harness.run("job-begin")
-    assert (done.returncode, "job 7 on this node: 2 GPUs" in done.stdout) == (0, True)
-    harness.environment["SLURM_HET_SIZE"] = "2"
-    done = harness.run("job-begin")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "job 7: is heterogeneous, of 2 parts" in done.stderr
 
 
 # The code

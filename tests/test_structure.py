@@ -19,7 +19,6 @@ ORDER = (
         "training",
         "report",
         "ensembles",
-        "oracles",
         "tuning",
     ),
     *("sweep_report", "checks", "cli"),

@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from harness import PROJECT
-from harness.checks.cuda_support import Build, judge_card
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ask_child
 from harness.checks.slurm_checks import check_slurm
@@ -26,7 +25,7 @@ from harness.slurm.environment import (
     given_gpus,
     given_memory_gb,
 )
-from harness.system.cuda import Card, hidden_by
+from harness.system.cuda import LAST_TRUSTED, Card, code_for, hidden_by
 from harness.system.host import (
     available_gb,
     installed_version,
@@ -132,11 +131,36 @@ def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -
 
 
 def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Finding]:
-    """Each kind of GPU against the driver and the code in TensorFlow's wheel and in cuDNN."""
-    build = Build(answer["targets"], answer["cuda"], answer["cudnn"] or "")
+    """Each kind of GPU against the code in TensorFlow's wheel."""
     pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
     for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
-        yield judge_card(card, driver, build, has_passed=card.name in answer["passed"])
+        has_passed = card.name in answer["passed"]
+        yield judge_card(card, driver, answer["targets"], has_passed=has_passed)
+
+
+def judge_card(
+    card: Card, driver: str | None, targets: Sequence[str], *, has_passed: bool = False
+) -> Finding:
+    """Whether TensorFlow's build runs on a card.
+
+    Args:
+        driver: as /proc/driver/nvidia/version has it; None if unknown.
+        targets: of the build, such as sm_80, machine code, or compute_90, PTX.
+        has_passed: whether a card of this kind has passed the check of its numbers here.
+    """
+    code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
+    if not code:
+        text = f"{found}: TensorFlow holds no code for it ({', '.join(targets)})"
+        return Finding("red", "card", text, "use a newer card")
+    warm = "harness doctor --probe on such a node"
+    if card.capability > LAST_TRUSTED and not has_passed:
+        text = "XLA may abort the process on it, and no card of this kind has passed its check here"
+        return Finding("red", "card", f"{found}: {text}", f"{warm} tries it")
+    if code.startswith("compute_"):
+        text = f"{found}: no machine code, PTX {code}: the driver compiles for minutes at first use"
+        remedy = f"before an array, fill the driver's cache once: {warm}"
+        return Finding("yellow", "card", text, remedy)
+    return Finding("green", "card", f"{found}: machine code {code}")
 
 
 def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:

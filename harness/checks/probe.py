@@ -25,7 +25,7 @@ from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
-from harness.system.console import log
+from harness.system.console import echo, log
 from harness.system.host import installed_version
 from harness.tracking.record_format import last_start
 
@@ -196,7 +196,6 @@ def devices_seen(devices: str) -> dict[str, Any]:
     import_s = time.perf_counter() - began
     cards, passed = _cards(gpus) if gpus else ([], [])
     build = tf.sysconfig.get_build_info()
-    cudnn = installed_version("nvidia-cudnn-cu12")
     answer = {
         "import_s": import_s,
         "gpus": [card.name for card in cards],
@@ -205,8 +204,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
         "libraries": _libraries() if cuda.has_driver() else None,
         "targets": list(build.get("cuda_compute_capabilities", ())),
         "cuda": str(build.get("cuda_version", "")),
-        "cudnn": cudnn,
-        "cuda_packages": cudnn is not None,
+        "cuda_packages": installed_version("nvidia-cudnn-cu12") is not None,
     }
     try:
         make_strategy(parse_devices(devices) if devices else None)
@@ -231,7 +229,7 @@ def _libraries() -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(devices_seen(sys.argv[1])))  # noqa: T201
+        echo(json.dumps(devices_seen(sys.argv[1])))
     except (InputError, RunError) as error:
         log(logging.ERROR, str(error))
         sys.exit(error.exit_code)

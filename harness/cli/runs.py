@@ -154,7 +154,7 @@ def cancel(
     from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
     from harness.tracking.records import JOB_ID
-    from harness.tuning.stops import stop_search_in
+    from harness.tuning.disk import stop_search_in
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.

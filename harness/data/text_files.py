@@ -139,6 +139,14 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
             yield _file(source, source / name, split=split)
     elif all(name in entries and entries[name].is_dir() for name in SPLITS):
         splits = [*SPLITS, *(n for n in VALIDATION if n in entries and entries[n].is_dir())]
+        first, *others = [_class_names(source, source / split) for split in splits]
+        for split, folders in zip(splits[1:], others, strict=True):
+            if alone := {*folders} ^ {*first}:
+                raise InputError(
+                    f"data.source {source}: train/ and {split}/ should hold the same folders, one "
+                    f"for each class, and {min(alone)!r} is in one of them only; add it, or move "
+                    "it out"
+                )
         for split in splits:
             yield from _class_parts(source, source / split, split)
     else:

@@ -5,10 +5,11 @@ size, its time) may be older than its content, or wrong.
 """
 
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from harness.files.atomic_file import replace_file
 
@@ -72,17 +73,10 @@ def is_network(path: Path) -> bool:
     return file_system(path) not in LOCAL
 
 
-def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The kind of file system that a path is on, such as nfs4, or `unknown`.
-
-    Args:
-        mounts: the kernel's list.
-    """
-    try:
-        lines = read_mounts(mounts, 3)
-    except OSError:
-        lines = []
-    kinds = {at: kind for _, at, kind, *_ in lines}  # the last mount at a path hides the others
+def file_system(path: Path) -> str:
+    """The kind of file system that a path is on, such as nfs4, or `unknown`."""
+    # The last mount at a path hides the others.
+    kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
     real = path.resolve()
     return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")
 
@@ -96,21 +90,3 @@ def clock_ahead_s(folder: Path) -> float:
             return time.time() - os.fstat(file.fileno()).st_mtime
     except OSError:
         return 0.0
-
-
-def read_mounts(file: Path, num_fields: int) -> list[list[str]]:
-    """The lines of one of the kernel's lists of mounts, by their fields.
-
-    Args:
-        file: the list, where a path may have any byte; the kernel writes some in octal digits.
-        num_fields: how many a line has at least.
-
-    Raises:
-        OSError: if it can't be read.
-    """
-    lines = (line.split(" ") for line in os.fsdecode(file.read_bytes()).split("\n"))
-    return [[*map(_unescaped, line)] for line in lines if len(line) >= num_fields]
-
-
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -2,21 +2,37 @@
 
 import json
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.errors import DiskError, InputError, Interrupted, RunError
+from harness.files.atomic_file import write_refusal
 from harness.files.lenient_json import parse_json
 from harness.files.plain_file import is_of_disk
 from harness.files.shared_disk import SharedDisk
+from harness.ownership import owner_name
 from harness.system.console import log
 from harness.system.processes import has_died
 from harness.system.signals import StopRequest
-from harness.tuning.course import Course, Make, Names, Operation, Read, Sleep, Write
+from harness.tuning.course import (
+    LOCAL,
+    Course,
+    Make,
+    Names,
+    Operation,
+    Read,
+    Sleep,
+    View,
+    Write,
+    next_stop,
+)
 from harness.tuning.names import make_once
-from harness.tuning.records import PREPARED, Attempt, Record
+from harness.tuning.records import PREPARED, STOPS, Attempt, Record, Stop
 
 PATIENCE_S = 600.0  # with a file system that fails
 POLL_S = 0.2  # between two looks for a signal
@@ -112,3 +128,26 @@ def patiently(read: Callable[[], T], stop: StopRequest) -> T:
                 log(logging.WARNING, f"{error}; tried again for {PATIENCE_S:.0f} s")
         stop.check()
         time.sleep(1)
+
+
+def stop_now(reason: str = "", failed: tuple[int, ...] = ()) -> Stop:
+    """That this user stops a search now, or goes on with it.
+
+    Args:
+        reason: why it failed; none if it is cancelled.
+        failed: its failed trials.
+    """
+    by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
+    return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason, failed=failed)
+
+
+def stop_search_in(folder: Path) -> None:
+    """Stop the search of a sweep's folder; it stays so until a person goes on with it.
+
+    Raises:
+        DiskError: if the disk refuses.
+    """
+    try:
+        Disk(folder).run(next_stop(View(time.monotonic, LOCAL), stop_now()))
+    except OSError as error:
+        raise DiskError(write_refusal(folder / STOPS, error, "try again")) from None

@@ -19,9 +19,9 @@ from keras_tuner.engine.trial import TrialStatus
 from keras_tuner.oracles import GridSearchOracle, HyperbandOracle, RandomSearchOracle
 from keras_tuner.src.engine import conditions
 
-from harness.oracles.asha import AshaOracle
-from harness.oracles.bayesian import BoundedBayesianOracle
 from harness.search_space import SearchSpec
+from harness.tuning.asha import AshaOracle
+from harness.tuning.bayesian import BoundedBayesianOracle
 from harness.tuning.records import Trial
 
 # It would print every condition's value for each trial that is reported.

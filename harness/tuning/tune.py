@@ -23,7 +23,7 @@ from harness.system.console import Console
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import Heartbeat
 from harness.tuning.course import View, follow, lift_stop, next_stop, running, shown, tell_gone
-from harness.tuning.disk import Disk, died, patiently
+from harness.tuning.disk import Disk, died, patiently, stop_now
 from harness.tuning.kept_trials import KeptTrials
 from harness.tuning.leaderboard import (
     LEADERBOARD,
@@ -35,7 +35,6 @@ from harness.tuning.leaderboard import (
 )
 from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.records import PREPARED, Trial
-from harness.tuning.stops import stop_now
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
 RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s

@@ -1,7 +1,8 @@
 """What is checked before TensorFlow is imported, and how its workers meet."""
 
+import contextlib
 import os
-import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.strategy import (
+    START_S,
     _across_nodes,
     import_tensorflow,
     one_device_each,
@@ -53,19 +55,20 @@ def test_devices_are_refused_under_the_name_of_what_says_them(
 def test_a_strategy_across_nodes_gives_up_on_its_start_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What comes while TensorFlow waits for the others; not once they are there."""
-    given_up: list[str] = []
-    group: Any = SimpleNamespace(
-        addresses=["a:1", "b:1"], rank=0, node="a", give_up=given_up.append
-    )
-    monkeypatch.setattr("harness.compute.strategy.START_S", 0.2)
+    """TensorFlow's wait for the others is limited; what comes once they are there is not."""
+    done: list[object] = []
+
+    @contextlib.contextmanager
+    def limited(limit_s: float) -> Iterator[None]:
+        done.append(limit_s)
+        yield
+        done.append("over")
+
+    group: Any = SimpleNamespace(addresses=["a:1", "b:1"], rank=0, limited=limited)
     monkeypatch.setenv("TF_CONFIG", "")
-    for wait_s, num_given_up in ((0.0, 0), (0.5, 1)):
-
-        def start(wait_s: float = wait_s, **options: object) -> None:
-            time.sleep(wait_s)
-
-        monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", start)
-        _across_nodes(group)
-        time.sleep(0.5)
-        assert len(given_up) == num_given_up
+    monkeypatch.setattr("harness.compute.strategy._expect_heartbeats", done.append)
+    monkeypatch.setattr(
+        tf.distribute, "MultiWorkerMirroredStrategy", lambda: done.append("started")
+    )
+    _across_nodes(group)
+    assert done == [2, START_S, "started", "over"]

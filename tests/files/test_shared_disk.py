@@ -1,27 +1,24 @@
 """What is known of the file system that a folder is on."""
 
-import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from harness.files import shared_disk
 from harness.files.shared_disk import file_system, is_network
 
 
-def test_a_kind_with_any_name_hides_no_other(tmp_path: Path) -> None:
-    """Its path may be no UTF-8 and hold what splits lines elsewhere; any user may make one."""
-    table = tmp_path / "mounts"
-    names = [b"caf\xe9", "line\u2028separator".encode(), b"form\x0cfeed", rb"a\040\011\012\134011"]
-    lines = [
-        b"server:/ %s/%s nfs%d rw 0 0" % (os.fsencode(tmp_path), name, n)
-        for n, name in enumerate(names)
-    ]
-    table.write_bytes(b"\n".join([b"/dev/sda / ext4 rw 0 0", *lines, b""]))
-    assert file_system(tmp_path, table) == "ext4"
-    for number, name in enumerate(names):
-        path = tmp_path / os.fsdecode(name.replace(rb"\040\011\012\134", b" \t\n\\"))
-        assert file_system(path / "below", table) == f"nfs{number}"
+def mounted(path: Path, kind: str) -> SimpleNamespace:
+    return SimpleNamespace(mountpoint=str(path), fstype=kind)
+
+
+def test_the_nearest_and_last_mount_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel hides what is below."""
+    mounts = [mounted(Path("/"), "ext4"), *(mounted(tmp_path, kind) for kind in ("xfs", "nfs4"))]
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts)
+    assert (file_system(tmp_path.parent), file_system(tmp_path / "below")) == ("ext4", "nfs4")
+    mounts.clear()
+    assert file_system(tmp_path) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +33,6 @@ def test_a_disk_is_local_only_if_it_is_known_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
 ) -> None:
     """On any other a search waits for what another node may have written."""
-    table, read = tmp_path / "mounts", file_system
-    table.write_text(f"device / {kind} rw 0 0\n")
-    monkeypatch.setattr(shared_disk, "file_system", lambda path: read(path, table))
+    mounts = [mounted(Path("/"), kind)]
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts)
     assert is_network(tmp_path) is network

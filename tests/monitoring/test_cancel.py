@@ -21,7 +21,7 @@ from harness.slurm.queue import Queue
 from harness.system.processes import process_space
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
-from harness.tuning.stops import stop_search_in
+from harness.tuning.disk import stop_search_in
 from tests.checks.site import ELSEWHERE, Site, site
 from tests.conftest import JOBS, Harness
 from tests.preloaded import Process

@@ -9,8 +9,8 @@ import pytest
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.system.console import Console
 from harness.system.signals import StopRequest
+from harness.tuning.disk import stop_search_in
 from harness.tuning.pool import WorkerPool, WorkerRequest
-from harness.tuning.stops import stop_search_in
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.tune import Command
 from tests.tuning.made_up_sweep import RANDOM, accept, make_sweep, trial

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from harness.files.lenient_json import read_json
+from harness.tuning.disk import stop_search_in
 from harness.tuning.records import Trial
-from harness.tuning.stops import stop_search_in
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness, shared_run, wait_for
 from tests.preloaded import Process

@@ -12,9 +12,9 @@ from harness.data.imdb_sources import open_sample
 from harness.errors import DiskError, InputError, RunError
 from harness.search_space import load_search
 from harness.tuning.course import LOCAL, NETWORK
+from harness.tuning.disk import stop_search_in
 from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
 from harness.tuning.records import Stop
-from harness.tuning.stops import stop_search_in
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.tune import settled
 from tests.conftest import JOBS, Harness

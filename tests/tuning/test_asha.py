@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.oracles.asha import rung_epochs
-from tests.oracles.driver import drive, end, oracle_of
+from harness.tuning.asha import rung_epochs
+from tests.tuning.driver import drive, end, oracle_of
 
 ASHA = """
 [model]

@@ -10,9 +10,9 @@ import keras_tuner as kt
 import numpy as np
 import pytest
 
-from harness.oracles import bayesian
-from harness.oracles.bayesian import BoundedBayesianOracle, subset
-from tests.oracles.driver import drive, end, oracle_of
+from harness.tuning import bayesian
+from harness.tuning.bayesian import BoundedBayesianOracle, subset
+from tests.tuning.driver import drive, end, oracle_of
 
 BAYESIAN = """
 [model]

@@ -14,14 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from harness.config import (
-    ConfigSection,
-    Facts,
-    Tables,
-    dump_toml,
-    facts_of,
-    without_effect,
-)
+from harness.config import ConfigSection, Facts, Tables, dump_toml, facts_of, without_effect
 from harness.errors import InputError
 from harness.job import FACTS, OF_EACH_EPOCH, SCORES, TABLES, Job
 from harness.job_file import (

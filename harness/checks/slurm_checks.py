@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
-from harness.files.site_settings import SITE, not_sourced
-from harness.files.trusted_network import TRUSTED_NETWORK
+from harness.files.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.sbatch_options import VARIABLES

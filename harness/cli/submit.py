@@ -205,11 +205,7 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 @app.command("job-begin", hidden=True)
 def job_begin() -> None:
     """Say what Slurm gave the job of this process; the job scripts call it first."""
-    from harness.slurm.environment import (
-        SlurmEnvironment,
-        describe_given,
-        unmet_request,
-    )
+    from harness.slurm.environment import SlurmEnvironment, describe_given, unmet_request
     from harness.system.console import Console
 
     allocation = SlurmEnvironment.from_environment()

@@ -23,12 +23,7 @@ from harness.compute.device_errors import check_results, explained, telling
 from harness.compute.execution_plan import ExecutionPlan, without_cudnn
 from harness.compute.network import fresh_names
 from harness.compute.recurrent import use_cudnn_rnn
-from harness.compute.strategy import (
-    Devices,
-    devices_in_use,
-    import_tensorflow,
-    make_strategy,
-)
+from harness.compute.strategy import Devices, devices_in_use, import_tensorflow, make_strategy
 from harness.errors import NodeFault
 from harness.files.atomic_file import atomic_write
 from harness.files.lenient_json import read_json

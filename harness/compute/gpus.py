@@ -6,12 +6,7 @@ from dataclasses import dataclass
 
 from harness.compute.strategy import Devices, device_messages
 from harness.errors import InputError, NodeFault
-from harness.slurm.environment import (
-    SlurmEnvironment,
-    given_gpus,
-    listed_gpus,
-    report_node_fault,
-)
+from harness.slurm.environment import SlurmEnvironment, given_gpus, listed_gpus, report_node_fault
 from harness.system import cuda
 
 

@@ -25,11 +25,7 @@ from harness.data.dataset import (
 )
 from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
-from harness.files.atomic_file import (
-    atomic_directory,
-    remove_leftovers,
-    replaced_directory,
-)
+from harness.files.atomic_file import atomic_directory, remove_leftovers, replaced_directory
 from harness.files.paths import cache_folder
 from harness.files.plain_file import raise_unless_missing
 from harness.files.scratch import scratch_directory, turn_at

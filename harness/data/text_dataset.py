@@ -35,14 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import (
-    MAX_CLASSES,
-    SPLITS,
-    Dataset,
-    Split,
-    content_checksum,
-    parts_of,
-)
+from harness.data.dataset import MAX_CLASSES, SPLITS, Dataset, Split, content_checksum, parts_of
 from harness.data.dataset_folder import cached_dataset, fill_folder
 from harness.data.text_files import read_texts, source_checksum
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize

@@ -27,13 +27,7 @@ from harness.system.console import log, printable
 from harness.tracking.record_format import RECORD, began_s, check_format, weights_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import (
-    ENSEMBLE_FILE,
-    MAKE_AGAIN,
-    find_runs,
-    is_ensemble,
-    job_file,
-)
+from harness.tracking.run_folders import ENSEMBLE_FILE, MAKE_AGAIN, find_runs, is_ensemble, job_file
 
 if TYPE_CHECKING:
     import pandas

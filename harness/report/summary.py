@@ -14,13 +14,7 @@ from rich.text import Text
 from harness.data.imdb_sources import open_dataset
 from harness.errors import InputError
 from harness.report.baseline import Baseline, baselines
-from harness.report.collect import (
-    DatasetGroup,
-    LeftOut,
-    chosen,
-    group_runs,
-    scored_runs,
-)
+from harness.report.collect import DatasetGroup, LeftOut, chosen, group_runs, scored_runs
 from harness.report.statistics import (
     Difference,
     PairedTest,

@@ -18,14 +18,7 @@ from harness.search_space import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
 from harness.slurm.resources import Resources, array_spec
-from harness.slurm.sbatch_options import (
-    GPUS,
-    MEMORY,
-    VARIABLES,
-    compose,
-    drop,
-    without,
-)
+from harness.slurm.sbatch_options import GPUS, MEMORY, VARIABLES, compose, drop, without
 
 COMPARISON, SEARCH = "compare", "tune"
 DEFAULT_ARRAY_SIZE = 1001  # Slurm's MaxArraySize, where it is not told

@@ -20,7 +20,7 @@ from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
 from harness.files.scratch import scratch_directory
-from harness.files.trusted_network import check_trusted_network
+from harness.files.site_settings import check_trusted_network
 from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search

@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
-from harness.texts.stream import (
-    COMPRESSIONS,
-    csv_rows,
-    import_pyarrow,
-    json_lines,
-    open_bytes,
-)
+from harness.texts.stream import COMPRESSIONS, csv_rows, import_pyarrow, json_lines, open_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa

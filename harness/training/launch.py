@@ -26,7 +26,7 @@ from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
 from harness.files.scratch import scratch_directory
-from harness.files.trusted_network import check_trusted_network
+from harness.files.site_settings import check_trusted_network
 from harness.inference.kept_ratios import read_ratios
 from harness.job import DataConfig, Job
 from harness.slurm.environment import (

@@ -222,7 +222,7 @@ def record_start(
         plan=asdict(plan),
         start={
             "devices": devices,
-            # Refused elsewhere: see `harness.files.trusted_network`.
+            # Refused elsewhere: see `harness.files.site_settings`.
             **({"trusted_network": True} if compute.worker_group else {}),
             **({"embeddings": vectors.checksum} if vectors else {}),
             **describe_numerics(),

@@ -12,12 +12,7 @@ from harness.files.atomic_file import atomic_write, remove_abandoned
 from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.own_code import mode_in
 from harness.search_space import GUIDED, SEARCH_FILE, SearchSpec
-from harness.slurm.environment import (
-    SlurmEnvironment,
-    asked_of,
-    num_tasks_of_array,
-    resume_command,
-)
+from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
 from harness.slurm.process_pool import SAVE_S
 from harness.system.console import Console
 from harness.system.signals import StopRequest

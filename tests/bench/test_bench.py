@@ -21,14 +21,7 @@ from harness.report.statistics import epochs_of, read_predictions
 from harness.system.console import Console
 from tests.bench import processes, scale
 from tests.bench.__main__ import main
-from tests.bench.baselines import (
-    BATCH_SIZE,
-    MAXLEN,
-    VOCAB_SIZE,
-    _speeds,
-    load,
-    load_without_keras,
-)
+from tests.bench.baselines import BATCH_SIZE, MAXLEN, VOCAB_SIZE, _speeds, load, load_without_keras
 from tests.bench.measured import Measured
 from tests.bench.processes import Bench, Settings
 from tests.made_up_runs import write_jobs

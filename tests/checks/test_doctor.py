@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.checks import doctor, slurm_checks
+from harness.checks.doctor import check_data, check_runs
 from harness.checks.finding import Finding, examine
-from harness.checks.storage_checks import check_data, check_runs
 from harness.errors import InputError
 from harness.slurm.environment import SlurmEnvironment
 from tests.conftest import PROJECT, Harness

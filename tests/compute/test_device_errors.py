@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.compute import device_errors
-from harness.compute.device_errors import (
-    DEVICE_ERRORS,
-    check_results,
-    died_of,
-    explained,
-    of_death,
-)
+from harness.compute.device_errors import DEVICE_ERRORS, check_results, died_of, explained, of_death
 from harness.errors import NodeFault, RunError
 from harness.system import stderr_filter
 from harness.system.stderr_filter import Capture

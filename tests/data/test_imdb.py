@@ -17,13 +17,7 @@ import pytest
 
 from harness.data.dataset import Dataset, content_checksum, make_split
 from harness.data.dataset_folder import open_folder, save_folder
-from harness.data.imdb_sources import (
-    SAMPLE,
-    fetch,
-    make_dataset,
-    open_dataset,
-    open_sample,
-)
+from harness.data.imdb_sources import SAMPLE, fetch, make_dataset, open_dataset, open_sample
 from harness.data.locations import NPZ
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError, RunError

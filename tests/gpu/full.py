@@ -16,7 +16,7 @@ from harness.checks.finding import Finding
 from harness.checks.probe import JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
-from harness.files.trusted_network import TRUSTED_NETWORK, is_trusted_network
+from harness.files.site_settings import TRUSTED_NETWORK, is_trusted_network
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
 from harness.system.console import strip_prefix

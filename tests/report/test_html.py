@@ -14,11 +14,7 @@ from harness.errors import InputError, RunError
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, mean_confusion, write_comparison
 from harness.report.plots import pictures_of
-from harness.report.statistics import (
-    Predictions,
-    epochs_of,
-    read_predictions,
-)
+from harness.report.statistics import Predictions, epochs_of, read_predictions
 from harness.report.summary import Part, make_parts
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data

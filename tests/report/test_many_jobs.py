@@ -9,22 +9,10 @@ import numpy as np
 import pytest
 
 from harness.errors import InputError
-from harness.report.collect import (
-    DatasetGroup,
-    LeftOut,
-    chosen,
-    group_runs,
-    scored_runs,
-)
+from harness.report.collect import DatasetGroup, LeftOut, chosen, group_runs, scored_runs
 from harness.report.html import write_comparison
 from harness.report.plots import styles_of
-from harness.report.summary import (
-    left_out_lines,
-    make_parts,
-    shown_sentences,
-    to_csv,
-    to_markdown,
-)
+from harness.report.summary import left_out_lines, make_parts, shown_sentences, to_csv, to_markdown
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import small_data
 

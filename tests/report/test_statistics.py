@@ -11,12 +11,7 @@ import pytest
 from scipy import stats
 
 from harness.report.collect import DatasetGroup, ScoredRun, t_margin
-from harness.report.statistics import (
-    _pooled,
-    differences,
-    explanations,
-    sampling_interval,
-)
+from harness.report.statistics import _pooled, differences, explanations, sampling_interval
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
 BILSTM = {1: 88.30, 2: 88.42, 3: 88.36, 4: 88.31, 5: 88.52}

@@ -11,10 +11,7 @@ import pytest
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.resources import Resources, array_spec, parse_seeds
-from harness.slurm.sbatch_options import (
-    compose,
-    site_options,
-)
+from harness.slurm.sbatch_options import compose, site_options
 from harness.slurm.script import (
     Layout,
     Wanted,

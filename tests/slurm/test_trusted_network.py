@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.files.site_settings import not_sourced
-from harness.files.trusted_network import (
+from harness.files.site_settings import (
     AT_STAKE,
     REMEDY,
     check_trusted_network,
     is_trusted_network,
+    not_sourced,
 )
 from harness.slurm.resources import max_nodes
 from harness.training.launch import own_allocation

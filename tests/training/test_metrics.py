@@ -11,12 +11,7 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
-from harness.training.pictures import (
-    calibration_picture,
-    confusion_picture,
-    roc_picture,
-    shortened,
-)
+from harness.training.pictures import calibration_picture, confusion_picture, roc_picture, shortened
 
 PICTURES = [confusion_picture, roc_picture, calibration_picture]
 Picture = Callable[[ArrayLike, ArrayLike], bytes]

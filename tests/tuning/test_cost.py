@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 
 from harness.search_space import GUIDED, load_search
-from harness.tuning.course import (
-    LOCAL,
-    NETWORK,
-    Proposer,
-    Sleep,
-    Train,
-    View,
-    Worker,
-    follow,
-)
+from harness.tuning.course import LOCAL, NETWORK, Proposer, Sleep, Train, View, Worker, follow
 from harness.tuning.disk import Disk, to_bytes
 from harness.tuning.names import make_once
 from harness.tuning.proposer import schedule_of

@@ -63,6 +63,7 @@ class Difference:
     num_seeds: int  # that both have; of a pooled one those of the job that has fewer
     mean: float  # of the points, 0 or more
     interval: tuple[float, float] | None  # simultaneous, 95 %; None if it says nothing
+    interval_alone: tuple[float, float] | None  # as if it were the only comparison
     num_comparisons: int  # made together
     is_pooled: bool  # whether the spread is that of all jobs, and the seeds are not paired
     is_shown: bool  # whether the data show that the first is better
@@ -120,11 +121,15 @@ def _difference(
     *,
     is_pooled: bool = False,
 ) -> Difference:
-    """A difference with its interval, from the standard error of its mean."""
+    """A difference with its intervals, from the standard error of its mean."""
     mean = max(statistics.fmean(points), 0.0)
-    margin = float(t_margin(error, dof, 1 - (1 - LEVEL) / num_comparisons))
     # An interval wider than all differences that there can be says nothing.
-    interval = (mean - margin, mean + margin) if margin < WIDEST else None
+    alone, interval = (
+        (mean - margin, mean + margin)
+        if (margin := float(t_margin(error, dof, level))) < WIDEST
+        else None
+        for level in (LEVEL, 1 - (1 - LEVEL) / num_comparisons)
+    )
     is_shown = interval is not None and interval[0] > 0
     by, over = f"by {100 * mean:.2f} points", f"over {num_seeds} seeds"
     if interval is None:
@@ -137,7 +142,7 @@ def _difference(
         low, high = (100 * end for end in interval)
         sentence = f"{what} {by}, 95 % interval {low:.2f} to {high:.2f}, {over}"
     about = num_comparisons, is_pooled, is_shown, sentence
-    return Difference(first, second, points, num_seeds, mean, interval, *about)
+    return Difference(first, second, points, num_seeds, mean, interval, alone, *about)
 
 
 def sampling_interval(accuracy: float, num_reviews: int) -> tuple[float, float]:

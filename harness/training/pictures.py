@@ -153,7 +153,7 @@ def calibration_bins(
     Returns:
         Number in each bin, `[10]`; mean probability and share that is so of each that is not empty.
     """
-    bins = np.minimum((probabilities * 10).astype(np.int64), 9)
+    bins = np.clip((probabilities * 10).astype(np.int64), 0, 9)
     counts = np.bincount(bins, minlength=10)
     held = counts > 0
     means = np.bincount(bins, probabilities, minlength=10)[held] / counts[held]

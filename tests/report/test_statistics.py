@@ -11,7 +11,12 @@ import pytest
 from scipy import stats
 
 from harness.report.collect import DatasetGroup, ScoredRun, t_margin
-from harness.report.statistics import _pooled, differences, explanations, sampling_interval
+from harness.report.statistics import (
+    _pooled,
+    differences,
+    explanations,
+    sampling_interval,
+)
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
 BILSTM = {1: 88.30, 2: 88.42, 3: 88.36, 4: 88.31, 5: 88.52}
@@ -38,6 +43,7 @@ def test_one_pair_is_the_textbooks_paired_t() -> None:
     expected = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()]).confidence_interval(0.95)
     assert (only.first, only.second) == ("bilstm", "lstm")
     assert [expected.low, expected.high] == points(only.interval)
+    assert only.interval_alone == only.interval
     assert only.sentence == (
         f"bilstm is better than lstm by {100 * only.mean:.2f} points, 95 % interval "
         f"{expected.low:.2f} to {expected.high:.2f}, over 5 seeds"
@@ -69,8 +75,9 @@ def test_many_pairs_widen_each_interval() -> None:
     assert len(found) == 3
     pair = next(each for each in found if each.first == "bilstm")
     test = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()])
-    wide = test.confidence_interval(1 - 0.05 / 3)
+    wide, narrow = (test.confidence_interval(level) for level in (1 - 0.05 / 3, 0.95))
     assert [wide.low, wide.high] == points(pair.interval)
+    assert [narrow.low, narrow.high] == points(pair.interval_alone)
     assert "Comparisons at once: 3;" in explanations(group, found)[0]
 
 

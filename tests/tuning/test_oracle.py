@@ -168,7 +168,7 @@ def test_another_proposal_is_an_error_that_names_both(tmp_path: Path) -> None:
         schedule_of(load_search(path), [first]).next()
 
 
-@pytest.mark.parametrize("module", ["course", "disk", "pool", "tune", "sweep_dir", "stops"])
+@pytest.mark.parametrize("module", ["course", "disk", "pool", "tune", "sweep_dir"])
 def test_a_command_needs_no_tensorflow(module: str) -> None:
     """Its memory is that of Python and a few small libraries."""
     code = (

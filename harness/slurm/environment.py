@@ -37,6 +37,7 @@ class SlurmEnvironment:
     num_nodes: int
     cpus_per_task: int | None
     in_step: bool  # started by srun
+    step: str  # its number among the steps of the job, empty outside of one
     num_tasks: int  # of this job step, 1 outside of one
     rank: int  # of this process among them, from 0
     node: str  # Slurm's name for it; the nodes of a test cluster share one host name
@@ -70,6 +71,7 @@ class SlurmEnvironment:
             num_nodes=number("SLURM_JOB_NUM_NODES") or 1,
             cpus_per_task=number("SLURM_CPUS_PER_TASK") or _per_task("cpu", environment),
             in_step=in_step,
+            step=environment.get("SLURM_STEP_ID", ""),
             num_tasks=(number("SLURM_STEP_NUM_TASKS") or 1) if in_step else 1,
             rank=(number("SLURM_PROCID") or 0) if in_step else 0,
             node=environment.get("SLURMD_NODENAME", ""),

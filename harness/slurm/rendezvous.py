@@ -260,8 +260,7 @@ class WorkerGroup:
 def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
     """The folder of a job step, made by its first worker."""
     prefix = f".workers-{allocation.job_id}-"
-    step = allocation.variables.get("SLURM_STEP_ID", "")
-    folder = parent / f"{prefix}{allocation.restarts}-{step}"
+    folder = parent / f"{prefix}{allocation.restarts}-{allocation.step}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)

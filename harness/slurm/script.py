@@ -39,6 +39,7 @@ class Layout:
     variables: Mapping[str, str]  # that the script exports
     site: Mapping[str, str] = field(default_factory=dict)
     array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
+    first_look_s: float = 0.0  # until Slurm has considered a new job
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ and logs.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,9 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     draft = _layout(request, request.project)
     for wanted in request.jobs:
         _check_start(job_submission(wanted, draft))
-    layout = _layout(request, take_snapshot(request.project, request.runs))
+    snapshot = take_snapshot(request.project, request.runs)
+    variables = job_variables(request.project, snapshot, request.runs)
+    layout = dataclasses.replace(draft, snapshot=snapshot, variables=variables)
     submitted: dict[str, SbatchJob] = {}
     try:
         for wanted in request.jobs:
@@ -229,13 +232,13 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     return submitted
 
 
-def first_look(submitted: Collection[str]) -> list[str]:
+def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
     """What the queue says of new jobs once Slurm has considered them, from one squeue call.
 
     Returns:
         A line for each answer.
     """
-    time.sleep(first_look_s(client.read_settings()))
+    time.sleep(max(each.layout.first_look_s for each in submitted.values()))
     found: dict[str, dict[str, None]] = {}
     for job in ask_about([*submitted]):
         job_id = job.id.partition("_")[0]  # of a whole array
@@ -248,7 +251,8 @@ def first_look(submitted: Collection[str]) -> list[str]:
 
 
 def _layout(request: Request, snapshot: Path) -> Layout:
-    size = client.read_settings().get("MaxArraySize", "")
+    settings = client.read_settings()
+    size = settings.get("MaxArraySize", "")
     return Layout(
         request.runs,
         snapshot,
@@ -256,6 +260,7 @@ def _layout(request: Request, snapshot: Path) -> Layout:
         job_variables(request.project, snapshot, request.runs),
         site_options(),
         int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
+        first_look_s(settings),
     )
 
 

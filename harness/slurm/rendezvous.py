@@ -57,6 +57,7 @@ class WorkerGroup:
         self.addresses: list[str] = []  # of TensorFlow's servers, host:port, in the workers' order
         self._disk = SharedDisk()
         self._num_shared = 0
+        self._has_lost = False  # another worker
 
     @property
     def is_chief(self) -> bool:
@@ -175,7 +176,8 @@ class WorkerGroup:
             time.sleep(POLL_S)
 
     def lost(self, message: str) -> str:
-        """The nodes of the workers that TensorFlow's message about a loss may mean."""
+        """Note a loss; the nodes of the workers that TensorFlow's message about it may mean."""
+        self._has_lost = True
         named = {int(rank) for rank in TASK.findall(message)} - {self.rank}
         others = {*range(len(self.nodes))} - {self.rank}
         return " or ".join(self.nodes[rank] for rank in sorted((named & others) or others))
@@ -218,7 +220,7 @@ class WorkerGroup:
     ) -> None:
         code = getattr(error, "exit_code", 1) if error else 0
         self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
-        if not self.is_chief and code in (0, Interrupted.exit_code):
+        if not self.is_chief and code in (0, Interrupted.exit_code) and not self._has_lost:
             # The chief is still writing, and srun ends a step soon after its first task ends.
             deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:

@@ -280,3 +280,12 @@ def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
             assert chief.wait(timeout=20) == code
             assert chief.stderr
             assert said in chief.stderr.read()
+
+
+def test_nobody_waits_for_a_chief_that_may_be_lost(job_id: str, runs: Path) -> None:
+    """A worker that has noticed a loss leaves at once: nothing says that the chief still writes."""
+    _, worker = met(job_id, runs)
+    worker.lost("/job:worker/replica:0/task:0")
+    began = time.monotonic()
+    worker.__exit__(Interrupted, Interrupted("a loss"), None)
+    assert time.monotonic() - began < rendezvous.SAVE_S / 2

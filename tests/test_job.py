@@ -216,18 +216,6 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     assert not list(load_job(path, factor).without_effect())
     own = load_job(JOBS / "own" / "conv_gru.toml", ["model.reset_after=true"])
     assert not list(own.without_effect()), "it may read the key"
-    block = "train.block_lstm=true"
-    assert not list(load_job(path, [block]).without_effect())
-    for setting, why in (
-        (
-            "model.architecture=gru",
-            "it is for lstm, bilstm and stacked_lstm with their recurrent layers",
-        ),
-        ("train.precision=bfloat16", "the operation computes in train.precision = float32"),
-        ("train.xla=on", "train.xla = on compiles the loops"),
-    ):
-        lines = list(load_job(path, [block, setting]).without_effect())
-        assert lines == [f"train.block_lstm has no effect: {why}"]
 
 
 @pytest.mark.parametrize(

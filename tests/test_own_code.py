@@ -19,7 +19,7 @@ from harness.tracking.run_dir import RunDirectory
 from harness.tuning.pool import WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
 
-PLAN = ExecutionPlan(xla=False, threads=1, parts=1, why="")
+PLAN = ExecutionPlan("keras", 1)
 JOB = '[model]\narchitecture = "{}"\n'
 
 

@@ -170,7 +170,7 @@ def test_the_bench_measures_in_whole_processes(
     assert "; data: SAMPLE" in said
     content = json.loads(record.read_text())
     held = {each["name"]: each["ways"] for each in content["measured"]}
-    assert held["rnn training"].keys() >= {"notebook", "harness", "harness, faster"}
+    assert held["rnn training"].keys() >= {"notebook", "harness", "harness, by length"}
     assert min(value for values in held["rnn training"].values() for value in values) > 0
     assert 0.1 < held["rnn peak memory"]["harness"][0] < 10
     assert content["machine"]["packages"]["tensorflow"]

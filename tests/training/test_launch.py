@@ -128,7 +128,7 @@ def test_all_workers_import_tensorflow_for_the_chiefs_threads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_chief: bool
 ) -> None:
     """However many CPUs a worker has: a resumed run takes the chief's on all of them."""
-    plans = {rank: ExecutionPlan(False, threads, 1, why="") for rank, threads in ((0, 3), (1, 5))}
+    plans = {rank: ExecutionPlan("keras", threads) for rank, threads in ((0, 3), (1, 5))}
     own = plans[0 if is_chief else 1]
 
     def share(content: bytes = b"") -> bytes:

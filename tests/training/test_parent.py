@@ -68,7 +68,7 @@ def test_a_run_that_goes_on_computes_as_its_parent(parent: Harness) -> None:
     """By its plan and on its devices; what differs from it is told, and refused with --strict."""
     shutil.copytree(parent.runs / "lstm/parent", named := parent.runs / "lstm/two")
     record = json.loads((named / "provenance.json").read_text())
-    plan = {**record["plan"], "xla": not record["plan"]["xla"], "threads": 3}
+    plan = {**record["plan"], "way": "keras", "threads": 3}
     record |= {"plan": plan, "devices_asked": "cpu:2"}
     record["packages"]["numpy"] = "1.0"
     record["starts"][0]["devices"] *= 2
@@ -86,8 +86,8 @@ def test_a_run_that_goes_on_computes_as_its_parent(parent: Harness) -> None:
     assert "numpy was 1.0 and is" in done.stderr
     child = json.loads((parent.runs / "lstm/more/provenance.json").read_text())
     assert child["devices_asked"] == "cpu:2"
-    assert {key: child["plan"][key] for key in ("xla", "threads", "parts")} == {
-        key: plan[key] for key in ("xla", "threads", "parts")
+    assert {key: child["plan"][key] for key in ("way", "threads", "parts")} == {
+        key: plan[key] for key in ("way", "threads", "parts")
     }
 
 

@@ -64,7 +64,7 @@ def trained(
     console.silent = True
     train(
         RunContext(run, job, dataset),
-        Compute(tf.distribute.get_strategy(), ExecutionPlan(False, 1, 1, "")),
+        Compute(tf.distribute.get_strategy(), ExecutionPlan("keras", 1)),
         Observers(console, ResourceMonitor(0, 1), StopRequest()),
     )
     lines = run.path("metrics.jsonl").read_text().splitlines()

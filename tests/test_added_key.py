@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, Harness, calm_run, results
+from tests.conftest import PROJECT, Harness, results
 from tests.training.kills import killed_run
 
 BEFORE = '''    """`[train]`: how to train."""
@@ -85,17 +85,3 @@ def test_a_run_that_was_begun_before_it_goes_on(harness: Harness, added: Path) -
     assert named.returncode == 0, named.stderr
     assert tomllib.loads((harness.runs / "lstm/named/job.toml").read_text())["train"]["patience"]
     assert results(run) == results(harness.runs / "lstm/named")
-
-
-@pytest.mark.full
-def test_its_other_value_is_another_run(harness: Harness, added: Path) -> None:
-    """In `compare` both have rows, and neither goes on with the other's checkpoint."""
-    calm = calm_run(harness, "lstm")
-    of_copy(harness, added)
-    other = harness.train("lstm", "other", "--set", "train.patience=1")
-    assert other.returncode == 0, other.stderr
-    done = harness.run("compare", calm, harness.runs / "lstm/other", "--no-baseline")
-    assert "patience=1" in done.stdout
-    refused = harness.train("lstm", "calm", "--set", "train.patience=1")
-    assert refused.returncode == 2
-    assert "holds another job" in refused.stderr

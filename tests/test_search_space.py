@@ -30,12 +30,6 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(refused.value)
 
 
-def test_the_searches_are_those_of_the_architectures() -> None:
-    """One search an architecture, one over all, and the one that found jobs/best.toml."""
-    names = ["all", "best", "bilstm", "gru", "lstm", "rnn", "stacked_lstm"]
-    assert [f"tune_{name}.toml" for name in names] == SEARCHES
-
-
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
     """Each is read, and its file with every default gives the same search."""
@@ -206,35 +200,6 @@ def test_a_command_says_what_is_not_searched_over(harness: Harness, command: lis
     done = harness.run_here(*command, JOBS / "tune_lstm.toml", "--set", "model.units=32")
     printed = done.stdout + done.stderr
     assert "--set model.units=32: all trials have this value; it is not searched over" in printed
-
-
-def test_an_override_may_be_a_table(tmp_path: Path) -> None:
-    """Nothing depends on it, so it takes the place of a search, and of what depended on that."""
-    path = tmp_path / "tune_it.toml"
-    weights = 'train.class_weights = ["", "balanced"]\n'
-    when = "{ train.class_weights = ['balanced'] }"
-    path.write_text(f"{GOOD}{weights}model.dropout = {{ values = [0.1], when = {when} }}\n")
-    search = load_search(path, ["train.class_weights={neg=1.0, pos=2.0}"])
-    assert [parameter.key for parameter in search.space] == ["model.units"]
-    assert search.job_of({}).train.class_weights == {"neg": 1.0, "pos": 2.0}
-
-
-def test_an_override_of_a_free_table_fixes_the_keys_that_it_names(tmp_path: Path) -> None:
-    """Those that it does not name are searched over."""
-    path = tmp_path / "tune_it.toml"
-    space = (
-        "train.optimizer_options = { momentum = [0.0, 0.9], rho = [0.8, 0.9], centered = [true] }"
-    )
-    path.write_text(f"{GOOD}{space}\n")
-    override = "train.optimizer_options={momentum=0.5, rho=0.7}"
-    search = load_search(path, [override])
-    keys = ["model.units", "train.optimizer_options.centered"]
-    assert [parameter.key for parameter in search.space] == keys
-    assert search.notes == (
-        f"--set {override}: all trials have this value; it is not searched over",
-    )
-    options = search.job_of({keys[1]: True}).train.optimizer_options
-    assert options == {"momentum": 0.5, "rho": 0.7, "centered": True}
 
 
 def test_an_override_of_every_key_is_refused(tmp_path: Path) -> None:

@@ -48,12 +48,9 @@ def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
         ("model.units = []", "search.space.model.units = []: is empty"),
         ("model.units = 8", "should be a list such as [32, 64], or a range"),
         ("model.units = [8, 8]", "different values of one type"),
-        ("model.units = [8, 'a']", "different values of one type"),
         ("model.units = [0, 8]", "model.units = 0: should be greater than or equal to 1"),
         ("model.units = { min = 8 }", "model.units.max = None: a range needs numbers"),
         ("model.units = { min = 9, max = 8 }", "min = 9 should be below max = 8"),
-        ("model.units = { min = 8, max = 16.5 }", "should be a whole number"),
-        ("model.units = { min = 8, max = 9000 }", "model.units = 9000: should be less"),
         ("model.units = { min = 8, max = 16, step = 9 }", "should be above 0, up to 8"),
         ("model.units = { min = 8, max = 16, stepp = 2 }", "units.stepp is unknown; known: "),
         ("model.units = { values = [8], min = 8 }", "has values and a range"),
@@ -62,9 +59,7 @@ def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
             "train.learning_rate = { min = 0.1, max = 1.0, log = true, step = 0.1 }",
             "a log range has no step",
         ),
-        ("train.learning_rate = { min = 0.1, max = inf }", "learning_rate.max = inf"),
         ("model.pooling = { min = 1, max = 2 }", "is no number, so it has no range"),
-        ("model.options.width = { log = true }", "a range needs numbers for min and max"),
         (
             "model.pooling = ['lost']",
             "model.pooling = 'lost': should be 'last', 'max', 'mean' or 'max+mean'",
@@ -73,7 +68,6 @@ def test_the_projects_searches_are_well(name: str, tmp_path: Path) -> None:
         ("modell.units = [8]", "search.space.modell is no table of a job"),
         ("train.seed = [1, 2]", "search.executions"),
         ("data.limit = [10, 20]", "must have the same reviews"),
-        ("data.source = ['a.csv', 'b.csv']", "must have the same reviews"),
         (
             "model.dropout = { values = [0.1], when = { model.units = [8] } }",
             "names model.units, which should be a list of search.space",
@@ -125,7 +119,6 @@ def test_the_last_seed_of_a_trial_is_checked_too(tmp_path: Path) -> None:
         (["search.trials=0"], "the random tuner needs a number of trials"),
         (["search.trails=4"], "a job has no key search.trails; did you mean search.trials?"),
         (["search.seed=0"], "--set search.seed=0: should be greater than or equal to 1"),
-        (["search.tuner=asha", "search.trials=0"], "the asha tuner needs a number of trials"),
         (
             ["search.factor=4"],
             "search.factor has no effect without search.tuner = hyperband or asha",

@@ -4,29 +4,9 @@ import pytest
 
 from harness.checks import doctor
 from harness.checks.doctor import judge_card
-from harness.system.cuda import Card, code_for
+from harness.system.cuda import Card
 
 WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21's own build info
-
-
-@pytest.mark.parametrize(
-    ("name", "capability", "code"),
-    [
-        ("P100", (6, 0), "sm_60"),
-        ("V100", (7, 0), "sm_70"),
-        ("T4", (7, 5), "sm_70"),
-        ("A100", (8, 0), "sm_80"),
-        ("A10", (8, 6), "sm_80"),
-        ("L40S", (8, 9), "sm_89"),
-        ("H100", (9, 0), "compute_90"),
-        ("GH200", (9, 0), "compute_90"),
-        ("B200", (10, 0), "compute_90"),
-        ("K80", (3, 7), ""),
-    ],
-)
-def test_what_a_card_runs(name: str, capability: tuple[int, int], code: str) -> None:
-    """Machine code of its own major version where there is some, otherwise PTX, else nothing."""
-    assert code_for(capability, WHEEL) == code, name
 
 
 @pytest.mark.parametrize(

@@ -143,23 +143,6 @@ def test_gpus_seen_are_those_given(variables: dict[str, str], gpus: list[str], l
 
 
 @pytest.mark.parametrize(
-    ("gres", "types"),
-    [
-        ("(null)", set()),
-        ("gpu:2", {""}),
-        ("gpu:2(S:0-1)", {""}),
-        ("gpu", {""}),
-        ("gpu:a100:4(S:0,1),nvme:1", {"a100"}),
-        ("gpu:a100:2(IDX:0-1),gpu:v100:1,shard:8", {"a100", "v100"}),
-        ("craynetwork:4,license:gpu", set()),
-    ],
-)
-def test_gpu_types_are_read_from_gres(gres: str, types: set[str]) -> None:
-    """Types stand between name and number; other resources are none of ours."""
-    assert slurm_checks.gpu_types(gres) == types
-
-
-@pytest.mark.parametrize(
     ("lines", "level", "said"),
     [
         ("cpu*|up|(null)", "yellow", "export SBATCH_GRES=none"),

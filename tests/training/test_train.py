@@ -70,7 +70,7 @@ def test_a_job_that_gets_further_goes_back_into_the_queue(harness: Harness) -> N
     assert (state["phase"], "HARNESS_MAX_REQUEUES is 0" in state["error"]) == ("failed", True)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     """Dropout included, losses and predictions agree to rounding, with unequal shares too.
 
@@ -162,8 +162,6 @@ def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
     assert not list(run.rglob("*.tmp*"))
     assert not list(run.glob("checkpoints/*"))
     assert not (run / "result.json").exists()
-    again = harness.train("lstm", "full")  # with room it goes on
-    assert again.returncode == 0, again.stderr
 
 
 @pytest.mark.full

@@ -263,7 +263,7 @@ def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
     try:
         program = "import sys; from harness.cli.main import main; sys.exit(main())"
         for words in (
-            ["status", "--runs", "."], ["compare", ".", "--no-baseline"], ["predict", ".", "good"],
+            ["status", "--runs", "."],
             ["train", str(JOBS / "lstm.toml"), "--seeds", "1-2", "--set", "data.limit=100",
              "--set", "train.epochs=1", "--set", "model.units=4"],
         ):  # fmt: skip

@@ -125,15 +125,3 @@ def test_a_run_goes_on_after_the_file_has_moved(tmp_path: Path) -> None:
     assert parent.continues
     with pytest.raises(InputError, match="holds another job"):
         RunDirectory.new(tmp_path / "runs", longer, "x")
-
-
-def test_a_network_without_a_fitting_embedding_is_refused(tmp_path: Path) -> None:
-    """Before a step is taken, with what it should have."""
-    from harness.compute.network import put_vectors
-
-    (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
-    job = job_with(tmp_path / "vectors.txt")
-    context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
-    other = tf.keras.Sequential([tf.keras.Input([6]), tf.keras.layers.Dense(1)])
-    with pytest.raises(InputError, match="rnn has no layer Embedding of 100 words and 3 numbers"):
-        put_vectors(other, job, context.vectors)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_from_bytes, vocab_to_bytes
 from harness.data.imdb_sources import open_dataset, open_sample
@@ -27,7 +27,7 @@ from harness.data.text_dataset import open_source
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import DiskError, InputError, RunError
 from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_toml, table, text, whole
+from harness.files.lenient_json import table, text, whole
 from harness.files.paths import cache_folder, private_cache
 from harness.files.plain_file import read_plain_file
 from harness.inputs.ngrams import (
@@ -38,8 +38,8 @@ from harness.inputs.ngrams import (
     log_count_ratios,
     opened,
 )
-from harness.job import DataConfig
-from harness.report.collect import DatasetGroup
+from harness.job_file import load_job
+from harness.report.collect import DatasetGroup, ScoredRun
 from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import job_file
@@ -55,6 +55,7 @@ RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the lower indices are padding, start, unknown and an unused one
 TFIDF, NGRAMS = "tf-idf", "n-grams"
+NGRAMS_NAME = f"{NGRAMS}, whole"  # of reviews, of which the networks read the last words
 VALIDATION_SHARE = 0.2  # of the training reviews, from their end: the default of a job
 STRENGTHS = (0.1, 1.0, 10.0)  # of C, the inverse of the regularization
 MAX_ITERATIONS = 1000  # of liblinear over all reviews; IMDB takes 22 to 47
@@ -95,7 +96,7 @@ def baselines(
     Raises:
         InputError: if `data` holds no dataset, or `ngrams` can't be fit.
     """
-    path = _path(NGRAM_RECIPE, group.checksum, group.limit)
+    path = _path(NGRAM_RECIPE, NGRAMS_NAME, group.checksum, group.limit)
     linear = _cached(path)
     if linear is None and ngrams:
         dataset = tested_data(group, data)
@@ -233,13 +234,14 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
     chosen_on = "the validation split" if dataset.num_validation else "the last fifth of them"
     note = (
         f"n-grams: logistic regression over which of {model.weights.shape[1]:,} sequences of one "
-        "to three words each review holds, weighted by naive-Bayes log-count ratios, fit on all "
+        "to three words each whole review holds, of which the networks read the last words, "
+        "weighted by naive-Bayes log-count ratios, fit on all "
         f"{model.num_training:,} training reviews; C = {model.strength:g} was chosen on "
         f"{chosen_on} ({tried})."
     )
     return Baseline(
         NGRAMS,
-        NGRAMS,
+        NGRAMS_NAME,
         note,
         parameters=model.parameters,
         training_s=model.training_s,
@@ -497,25 +499,16 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     if group.is_sample:
         yield open_sample
     yield partial(open_dataset, download=False)
-    sources = {  # each is read once: that may take minutes
-        (run.source, form): None
-        for run in group.all_runs
-        if run.source and (form := _form(run.folder))
-    }
-    for source, form in sources:
-        yield partial(open_source, Path(source), form)
+    # Each source is read once: that may take minutes.
+    for run in {run.source: run for run in group.all_runs if run.source}.values():
+        yield partial(_texts_of, run)
     records = (RunDirectory(run.folder).read_json("provenance.json") for run in group.all_runs)
     for folder in dict.fromkeys(text(table(each, "dataset").get("folder")) for each in records):
         if folder:
             yield partial(open_dataset, Path(folder))
 
 
-def _form(folder: Path) -> SourceFormat | None:
-    """How the job of a run or an ensemble reads its texts, None if it is broken."""
-    data = table(read_toml(folder / job_file(folder)), "data")
-    keys = SourceFormat.__dataclass_fields__
-    named = {key: value for key in keys if (value := text(data.get(key)))}
-    try:
-        return SourceFormat.of(DataConfig.model_validate(named))
-    except ValidationError:  # such as an encoding that this Python lacks
-        return None
+def _texts_of(run: ScoredRun) -> Dataset:
+    """The own texts of a run or an ensemble, as its job reads them."""
+    data = load_job(run.folder / job_file(run.folder)).data
+    return open_source(Path(data.source), SourceFormat.of(data))

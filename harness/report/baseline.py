@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_from_bytes, vocab_to_bytes
 from harness.data.imdb_sources import open_dataset, open_sample
@@ -27,7 +27,7 @@ from harness.data.text_dataset import open_source
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import DiskError, InputError, RunError
 from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import table, text, whole
+from harness.files.lenient_json import read_toml, table, text, whole
 from harness.files.paths import cache_folder, private_cache
 from harness.files.plain_file import read_plain_file
 from harness.inputs.ngrams import (
@@ -38,8 +38,8 @@ from harness.inputs.ngrams import (
     log_count_ratios,
     opened,
 )
-from harness.job_file import load_job
-from harness.report.collect import DatasetGroup, ScoredRun
+from harness.job import DataConfig
+from harness.report.collect import DatasetGroup
 from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import job_file
@@ -499,16 +499,25 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     if group.is_sample:
         yield open_sample
     yield partial(open_dataset, download=False)
-    # Each source is read once: that may take minutes.
-    for run in {run.source: run for run in group.all_runs if run.source}.values():
-        yield partial(_texts_of, run)
+    sources = {  # each is read once: that may take minutes
+        (run.source, form): None
+        for run in group.all_runs
+        if run.source and (form := _form(run.folder))
+    }
+    for source, form in sources:
+        yield partial(open_source, Path(source), form)
     records = (RunDirectory(run.folder).read_json("provenance.json") for run in group.all_runs)
     for folder in dict.fromkeys(text(table(each, "dataset").get("folder")) for each in records):
         if folder:
             yield partial(open_dataset, Path(folder))
 
 
-def _texts_of(run: ScoredRun) -> Dataset:
-    """The own texts of a run or an ensemble, as its job reads them."""
-    data = load_job(run.folder / job_file(run.folder)).data
-    return open_source(Path(data.source), SourceFormat.of(data))
+def _form(folder: Path) -> SourceFormat | None:
+    """How the job of a run or an ensemble reads its texts, None if it is broken."""
+    data = table(read_toml(folder / job_file(folder)), "data")
+    keys = SourceFormat.__dataclass_fields__
+    named = {key: value for key in keys if (value := text(data.get(key)))}
+    try:
+        return SourceFormat.of(DataConfig.model_validate(named))
+    except ValidationError:  # such as an encoding that this Python lacks
+        return None

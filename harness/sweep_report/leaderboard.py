@@ -28,7 +28,7 @@ from harness.tuning.leaderboard import LEADERBOARD, ranked_trials
 from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
-PICTURE = "scores_by_key.png"
+PICTURE = "objective_by_key.png"
 NUM_SHOWN = 10
 DIGITS = (4, 12)  # of a score, at least and at most
 STYLES = {"status": {"running": "green", "waiting": "yellow", "failed": "red"}}

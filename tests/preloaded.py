@@ -272,6 +272,9 @@ def main(address: str) -> None:
     """Serve until the process that started this one has ended."""
     for library in LIBRARIES:
         importlib.import_module(library)
+    figure = importlib.import_module("matplotlib.figure").Figure()
+    figure.suptitle("matplotlib reads its fonts")
+    figure.savefig(io.BytesIO())
     gc.freeze()  # else a collection in a fork copies every page
     parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets helpers that have ended

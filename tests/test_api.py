@@ -12,7 +12,6 @@ import pytest
 
 import harness as package
 from harness.errors import InputError
-from harness.job_file import load_job
 from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.made_up_runs import write_run, write_scored_run
@@ -55,18 +54,6 @@ def test_settings_are_refused(here: Path, settings: dict[str, object], message: 
     with pytest.raises(InputError, match=re.escape(message)):
         package.train(LSTM, settings)
     assert list(here.iterdir()) == []
-
-
-def test_a_setting_may_be_a_table(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run's job has it, on one line of the command."""
-    said: list[tuple[str, ...]] = []
-    monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
-    weights = {"neg": 1.0, 'a "b"': 2.0}
-    package.train(LSTM, {"train.class_weights": weights, "train.schedule_drops": (3, 5)})
-    (words,) = said
-    overrides = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
-    train = load_job(LSTM, overrides).train
-    assert (train.class_weights, train.schedule_drops) == (weights, [3, 5])
 
 
 def test_a_key_that_is_set_twice_is_refused(here: Path) -> None:

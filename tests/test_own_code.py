@@ -1,6 +1,5 @@
 """A user's own functions: their sources are kept with the job, checked, and run from there."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +154,6 @@ def test_a_source_that_can_t_be_kept_is_refused(
     assert says in str(refused.value)
     assert "architecture" in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_a_folder_and_a_pipe_are_no_source(tmp_path: Path) -> None:
-    """What is no plain file is refused, not waited for."""
-    (tmp_path / "folder.py").mkdir()
-    os.mkfifo(tmp_path / "pipe.py")
-    for name in ("folder", "pipe"):
-        with pytest.raises(InputError, match="is no plain file"):
-            load(tmp_path, f"{name}.py:build")
 
 
 def test_code_that_others_can_change_needs_the_user_s_word(

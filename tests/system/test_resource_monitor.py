@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from harness.monitoring.survey import survey
+from harness.slurm.queue import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
-from tests.checks.site import site
+from tests.checks.site import Site, site
 from tests.conftest import Harness
 from tests.training.test_tensorboard_log import points
 
@@ -159,3 +161,19 @@ def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
     for name in ("metrics.jsonl", "result.json"):
         assert "share" not in (run / name).read_text()
         assert "_ms" not in (run / name).read_text()
+
+
+FIGURES: dict[str, Any] = {
+    "step_ms": 24.46,
+    "input_wait_share": 0.031,
+    "device": {"memory_gb": 1.23, "cpu_share": 0.96, "gpu0_share": 0.02, "gpu0_memory_gb": 10.2},
+}
+
+
+def test_status_has_what_a_run_uses(site: Site) -> None:
+    """By name in JSON; not once it has ended."""
+    site.run("a", "training", **FIGURES)
+    site.run("b", "finished", **FIGURES)
+    running, ended = survey(site.runs, Queue())
+    assert {name: running.as_json()[name] for name in FIGURES} == FIGURES
+    assert ended.as_json()["device"] == {}

@@ -59,7 +59,6 @@ NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
 ENDS: tuple[dict[int, Any], ...] = (
     {5: RuntimeError},
     {8: "signal"},
-    {6: RuntimeError},
     {},
 )  # at which step a process ends
 

@@ -5,7 +5,6 @@ import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,61 +16,18 @@ from harness.job_file import load_job
 from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RunDirectory
-from harness.training import launch
 from harness.training.context import RunContext
 from harness.training.launch import (
     dataset_of,
     devices_to_use,
     join_workers,
     plan_of,
-    small_shares,
 )
 from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
-from tests.report.small_data import small_data
 from tests.slurm.test_rendezvous import allocation, job_id
 
 __all__ = ["job_id"]  # pytest takes the fixture from here
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "num_replicas", "num_gpus", "advice"),
-    [
-        (32, 1, 1, "--runs-per-gpu 4"),
-        (64, 2, 2, "use fewer GPUs"),
-        (128, 4, 4, "use fewer GPUs"),
-        (128, 4, 2, "a GPU 32 reviews a step"),  # of two nodes
-        (64, 1, 1, ""),
-        (32, 2, 0, ""),  # CPUs
-    ],
-)
-def test_gpus_that_mostly_wait_are_told(
-    batch_size: int, num_replicas: int, num_gpus: int, advice: str
-) -> None:
-    """One line says how few reviews a GPU gets, and what to do."""
-    line = small_shares(batch_size, num_replicas, num_gpus)
-    assert advice in line
-    assert bool(line) == bool(advice)
-
-
-@pytest.mark.parametrize(
-    ("vocab_size", "is_sample", "is_told"),
-    [(8, False, False), (9, False, True), (9, True, False)],  # four words are known
-)
-def test_a_vocabulary_that_is_too_large_is_told(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    vocab_size: int,
-    is_sample: bool,
-    is_told: bool,
-) -> None:
-    """Of all data but the sample, whose jobs are those of IMDB."""
-    dataset = replace(small_data(tmp_path / "data"), is_sample=is_sample)
-    job = load_job(JOBS / "lstm.toml", [f"data.vocab_size={vocab_size}"])
-    launch.announce(RunContext(RunDirectory(tmp_path / "run"), job, dataset), 1, Console())
-    told = capsys.readouterr()
-    text = " ".join((told.out + told.err).split())
-    assert ("4 words, so anything above 8 has no effect" in text) == is_told
 
 
 def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(

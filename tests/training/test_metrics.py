@@ -167,17 +167,3 @@ def test_pictures(picture: Picture) -> None:
     assert png == picture(labels, probabilities)
     assert png != picture(labels, 1 - probabilities)
     assert png_size(picture([1, 1], [0.0, 1.0]))[0] == 640
-
-
-@pytest.mark.parametrize("num_classes", [3, 20, 40])
-@pytest.mark.filterwarnings("error")
-def test_pictures_of_several_classes(num_classes: int) -> None:
-    """Each is a PNG of the same width, whatever the classes are called."""
-    labels, probabilities = made_up(num_classes)
-    names = ["$a$" * 20, *map(str, range(1, num_classes))]
-    turned = np.roll(probabilities, 1, axis=1)
-    for draw in (roc_picture, calibration_picture):
-        png = draw(labels, probabilities)
-        assert png_size(png)[0] == 640
-        assert png != draw(labels, turned)
-    assert png_size(confusion_picture(labels, probabilities, names))[0] == 640

@@ -19,7 +19,7 @@ from harness.texts.word_vectors import WordVectors
 from harness.tracking.record_format import stamped
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext
-from harness.training.parent import Parent, begin_with, find_parent
+from harness.training.parent import begin_with, find_parent
 from tests.conftest import JOBS, Harness, results
 from tests.made_up_runs import write_run
 from tests.report.small_data import small_data
@@ -230,21 +230,3 @@ def write_parent(folder: Path, job: Job, dataset: Dataset, **record: object) -> 
     (parent / "checkpoints").mkdir()
     (parent / "checkpoints/step-000000003.npz").touch()
     return parent
-
-
-@pytest.mark.parametrize(
-    ("of_parent", "origin"),
-    [
-        (None, None),
-        ({"run": "/a/gru/1", "begins_with": "weights"}, "/a/gru/1"),
-        ({"run": "/a/gru/2", "begins_with": "checkpoint"}, None),
-        ({"run": "/a/gru/2", "begins_with": "checkpoint", "weights_of": "/a/rnn/3"}, "/a/rnn/3"),
-    ],
-)
-def test_a_run_that_goes_on_says_whose_weights_it_has_learned_from(
-    tmp_path: Path, of_parent: dict[str, str] | None, origin: str | None
-) -> None:
-    """However many runs lie between it and the one that began with another model's weights."""
-    (tmp_path / "provenance.json").write_text(json.dumps({"starts": [{"parent": of_parent}]}))
-    record = Parent(RunDirectory(tmp_path), continues=True).record()
-    assert record.get("weights_of") == origin

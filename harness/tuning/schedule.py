@@ -8,27 +8,14 @@ and promotions are those of a search that nobody disturbed.
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from harness.errors import RunError
 from harness.search_parameters import Value
-from harness.tuning.records import Trial
+from harness.tuning.protocol import Trial
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # as KerasTuner names them in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
-
-
-class Oracle(Protocol):
-    """What a schedule calls of KerasTuner's `Oracle`."""
-
-    def create_trial(self, tuner_id: str) -> Any:
-        """The next trial; its status says whether there is one now."""
-
-    def update_trial(self, trial_id: str, metrics: dict[str, Any]) -> Any:
-        """Record a trial's scores."""
-
-    def end_trial(self, trial: Any) -> Any:
-        """Record that a trial has ended as its status says."""
 
 
 class Schedule:
@@ -36,7 +23,7 @@ class Schedule:
 
     def __init__(
         self,
-        oracle: Oracle,
+        oracle: Any,
         *,
         num_trials: int,
         width: int | None,
@@ -45,7 +32,7 @@ class Schedule:
         """Take an oracle that was not called yet.
 
         Args:
-            oracle: proposes the trials.
+            oracle: KerasTuner's, which proposes the trials.
             num_trials: at most, 0 for as many as it proposes.
             width: the number of virtual workers; None for an oracle that does not learn from
                 results, which then gets none.

@@ -9,7 +9,7 @@ import tensorflow as tf
 from harness.compute import device_errors
 from harness.errors import Interrupted, NodeFault, RunError
 from harness.training.failures import device_error, explained_losses
-from harness.tuning.records import Trial
+from harness.tuning.protocol import Trial
 from harness.tuning.trial import Trials
 
 
@@ -56,7 +56,7 @@ def test_a_fault_of_the_node_or_of_a_disk_is_no_result_of_a_trial(error: Excepti
 
     trials: Any = SimpleNamespace(_run=fail, observers=SimpleNamespace(stop=None))
     with pytest.raises(type(error)):
-        Trials.run(trials, Trial(n=1, values={}), 1, lambda: None)
+        Trials.run(trials, Trial(n=1, values={}), 1)
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,5 @@ def test_an_error_of_a_trial_is_its_result(error: Exception, line: str) -> None:
         raise error
 
     trials: Any = SimpleNamespace(_run=fail, observers=SimpleNamespace(stop=None))
-    report = Trials.run(trials, Trial(n=1, values={}), 1, lambda: None)
+    report = Trials.run(trials, Trial(n=1, values={}), 1)
     assert (report.error, report.scores) == (line, {})

@@ -11,10 +11,9 @@ import pytest
 from harness.data.imdb_sources import open_sample
 from harness.errors import DiskError, InputError, RunError
 from harness.search_space import load_search
-from harness.tuning.course import LOCAL, NETWORK
 from harness.tuning.disk import stop_search_in
 from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
-from harness.tuning.records import Stop
+from harness.tuning.protocol import Stop
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.tune import settled
 from tests.conftest import JOBS, Harness
@@ -104,16 +103,6 @@ def test_a_trial_that_has_ended_is_told_with_its_values() -> None:
     assert describe(failed, search) == "trial 4: failed: no room; model.units = 8"
 
 
-def test_a_search_on_a_local_disk_looks_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a network each look costs."""
-    for is_on_network, terms in ((False, LOCAL), (True, NETWORK)):
-        monkeypatch.setattr("harness.tuning.sweep_dir.is_network", lambda _, it=is_on_network: it)
-        assert SweepDirectory(tmp_path).terms() is terms
-    assert LOCAL.lost_s == NETWORK.lost_s == 180
-
-
 def test_the_leaderboard_shows_each_trial(tmp_path: Path) -> None:
     """Of a running one nothing but its worker, of a waiting one nothing, of a failed one why."""
     trials = [
@@ -157,7 +146,7 @@ def test_of_commands_that_begin_at_once_one_does(tmp_path: Path) -> None:
     (tmp_path / "runs/a").mkdir(parents=True)
     made = [SweepDirectory(tmp_path / "runs/a").begin(search, open_sample()) for _ in range(3)]
     assert made == [True, False, False]
-    assert SweepDirectory.open(tmp_path / "runs/a").search().same_as(search)
+    assert not [*SweepDirectory.open(tmp_path / "runs/a").search().changes(search)]
     assert not list((tmp_path / "runs").glob(".*"))
 
 
@@ -205,7 +194,6 @@ def test_a_search_is_stopped_once_and_says_by_whom(tmp_path: Path) -> None:
     sweep = begun(tmp_path / "runs/a")
     for _ in range(2):
         stop_search_in(sweep.folder)
-    (file,) = sweep.path("stops").rglob("*.json")
-    stop = Stop.of(json.loads(file.read_text()))
+    stop = Stop.of(sweep.read_json("stop.json"))
     assert stop
     assert (" on " in stop.by, stop.reason) == (True, "")

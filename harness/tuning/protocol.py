@@ -23,15 +23,12 @@ writer for ever, so a worker that was taken for lost harms nobody when it comes 
 import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import Interrupted
 from harness.search_parameters import Value
-
-if TYPE_CHECKING:
-    from harness.tuning.schedule import Schedule
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
 MAX_ATTEMPTS = 25  # at a trial in a row that saved no step more
@@ -43,7 +40,7 @@ NUM_WATCHED = 16  # attempts that an idle worker watches
 BEAT_S = 5.0  # between two beats of a worker
 LOST_S = 180.0  # of silence by a command's monotonic clock, after which an attempt counts as lost
 REST_EACH_S = 0.3  # between two looks, for each trial that is looked at
-SHORTEST_REST_S, LONGEST_REST_S = 0.25, 10.0
+SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0
 
 
 # What is written
@@ -318,14 +315,14 @@ class View:
         return end is not None and len(self.accepted) >= end.num_trials
 
 
-def take_turns(who: "Worker | Proposer") -> Course:
+def take_turns(turn: Callable[[], Course], view: View) -> Course:
     """Take turns until one says that it was the last; where the file system fails, again."""
     while True:
         try:
-            if (yield from who.turn()):
+            if (yield from turn()):
                 return
         except OSError as error:
-            yield Sleep(who.view.rest_s, error)
+            yield Sleep(view.rest_s, error)
 
 
 # A worker
@@ -400,69 +397,6 @@ class Worker:
         yield Write(f"{attempt_folder(n, k)}/beat.json", Beat(count=self._count, saved=saved))
         names = yield Names(trial_folder(n))
         return ACCEPTED in names or str(k + 1) in names
-
-
-# A proposer
-
-
-@dataclass
-class Proposer:
-    """Proposes trials; of several that do, the first to make a trial's name decides its values."""
-
-    begin: Callable[[list[Trial]], "Schedule"]  # the first trials are known, a list that grows
-    num_asked: int  # `search.trials`
-    ahead: int  # trials that wait for a worker, where the oracle waits for no result
-    is_guided: bool  # whether the oracle's choices depend on results
-    view: View = field(default_factory=View)
-    _schedule: "Schedule | None" = None
-    _num_offered: int = 0
-    _next: Trial | None = None  # proposed, and not made yet
-
-    def turn(self) -> Course:
-        """Propose what is due, and rest; whether all is proposed, or the search is stopped.
-
-        Raises:
-            RunError: if the oracle proposes other trials than it did.
-        """
-        view = self.view
-        if (yield from view.is_stopped()):
-            return True
-        yield from view.look(None if self.is_guided else 0)
-        while self._has_room and (trial := self._propose()):
-            if (yield Make(trial_folder(trial.n), "values.json", trial)):
-                view.know(trial)
-                self._next = None
-            else:
-                yield from view.learn()
-                if len(view.known) <= trial.n:  # it can't be seen yet
-                    break
-        if self._schedule and self._schedule.is_over and not self._next:
-            yield Make(f"{ENDS}/{self.num_asked}", "end.json", End(num_trials=len(view.known)))
-            return True
-        yield Sleep(view.rest_s)
-        return False
-
-    @property
-    def _has_room(self) -> bool:
-        """Whether too few trials wait for a worker; a guided oracle limits them by itself."""
-        num_waiting = sum(not heard.k for heard in self.view.open.values())
-        return self.is_guided or num_waiting < self.ahead
-
-    def _propose(self) -> Trial | None:
-        """The first trial that is not known, as the results so far have it."""
-        if self._next and len(self.view.known) > self._next.n:
-            if self.view.known[self._next.n].proposal != self._next.proposal:
-                self._schedule = None  # another library rounds otherwise, or has more trials
-            self._next = None
-        if not self._schedule:
-            self._schedule, self._num_offered = self.begin(self.view.known), 0
-        for trial in [*self.view.accepted.values()][self._num_offered :]:
-            self._schedule.offer(trial)
-        self._num_offered = len(self.view.accepted)
-        while not self._next and (proposed := self._schedule.next()):
-            if proposed.n >= len(self.view.known):
-                self._next = proposed
-        return self._next
 
 
 # A command

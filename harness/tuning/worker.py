@@ -43,8 +43,8 @@ from harness.training.context import Observers
 from harness.training.launch import dataset_of, may_use_gpus, tell_death
 from harness.tuning.disk import Disk
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
-from harness.tuning.protocol import BEAT_S, Attempt, Proposer, Train, Trial, Worker, take_turns
-from harness.tuning.schedule import Schedule
+from harness.tuning.protocol import BEAT_S, Attempt, Train, Trial, Worker, take_turns
+from harness.tuning.schedule import Proposer, Schedule
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
     is_guided, begin = search.table.tuner in GUIDED, partial(schedule_of, search)
     proposer = Proposer(begin, search.table.trials, ahead=ahead, is_guided=is_guided)
-    Disk(sweep.folder, stop).run(take_turns(proposer))
+    Disk(sweep.folder, stop).run(take_turns(proposer.turn, proposer.view))
 
 
 # A worker
@@ -155,7 +155,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
         me = Attempt(worker=arguments.id, name=name, process=os.getpid(), space=space)
         worker = Worker(me, search.table.trials, must_renew=trials.has_grown)
         act = partial(train, worker, trials, sweep.folder)
-        Disk(sweep.folder, stop).run(take_turns(worker), act)
+        Disk(sweep.folder, stop).run(take_turns(worker.turn, worker.view), act)
 
 
 def main(args: Sequence[str] | None = None) -> int:

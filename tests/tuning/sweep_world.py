@@ -19,7 +19,6 @@ from harness.tuning.protocol import (
     Attempt,
     Make,
     Names,
-    Proposer,
     Read,
     Record,
     Sleep,
@@ -34,7 +33,7 @@ from harness.tuning.protocol import (
     take_turns,
     tell_gone,
 )
-from harness.tuning.schedule import Schedule
+from harness.tuning.schedule import Proposer, Schedule
 
 CACHE_S = 30.0  # for which a node may see an older state
 EPOCH_S = 10.0
@@ -229,7 +228,7 @@ class World:
 
     def _worker(self, p: Process, view: View) -> Generator[Any, Any, Any]:
         worker = Worker(Attempt(worker=p.name), 0, view=view)
-        steps, answer, error = take_turns(worker), None, None
+        steps, answer, error = take_turns(worker.turn, view), None, None
         while True:
             try:
                 operation = steps.throw(error) if error else steps.send(answer)
@@ -274,7 +273,7 @@ class World:
     def _proposer(self, p: Process, view: View) -> Generator[Any, Any, Any]:
         begin = partial(self.schedule, node=p.node)
         proposer = Proposer(begin, 0, ahead=2, is_guided=self.is_guided, view=view)
-        return take_turns(proposer)
+        return take_turns(proposer.turn, view)
 
     def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:
         rate = self.chance.uniform(0.99, 1.01)  # clocks go a little wrong

@@ -12,7 +12,6 @@ from harness.search_space import GUIDED, load_search
 from harness.tuning.disk import Disk, make_once, to_bytes
 from harness.tuning.protocol import (
     Attempt,
-    Proposer,
     Sleep,
     Train,
     Trial,
@@ -20,6 +19,7 @@ from harness.tuning.protocol import (
     Worker,
     follow,
 )
+from harness.tuning.schedule import Proposer
 from harness.tuning.sweep_dir import FOLDERS
 from harness.tuning.worker import schedule_of
 from tests.tuning.sweep_world import World

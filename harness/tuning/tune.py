@@ -204,6 +204,8 @@ class Command:
         return result
 
     def _tend(self) -> None:
+        silent = self.disk.run(tell_gone(self.view, self._has_ended))
+        self.pool.kill([each for each in self.pool.workers if each.uuid in silent])
         workers = {attempt.worker for attempt in running(self.view).values()}
         self.pool.tend(len(self.view.accepted), workers)
 
@@ -243,10 +245,8 @@ class Command:
         return None
 
     def _look(self) -> None:
-        """Read what is new, and tell people and other processes."""
+        """Read what is new, and tell people."""
         news = self.disk.run(follow(self.view, time.monotonic()))
-        silent = self.disk.run(tell_gone(self.view, self._has_ended))
-        self.pool.kill([each for each in self.pool.workers if each.uuid in silent])
         if self._num_at_start is None:
             self._num_at_start = len(self.view.accepted)
         else:
@@ -281,6 +281,7 @@ class Command:
             self.pool.stop()
             with contextlib.suppress(OSError, DiskError):
                 self._look()
+                self.disk.run(tell_gone(self.view, self._has_ended))
 
     # For people
 

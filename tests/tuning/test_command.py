@@ -102,16 +102,16 @@ def test_an_interruption_is_recorded_once_its_workers_have_saved(command: Comman
 
 
 def gone(command: Command) -> list[str]:
-    """The attempts of which everybody is told that nobody trains them."""
+    """Look; the attempts of which everybody is told that nobody trains them."""
+    command._turn()
+    command._tend()
     return sorted(path.name for path in command.sweep.path("gone").iterdir())
 
 
 def test_whose_worker_has_ended_is_told_to_all(command: Command) -> None:
     """Other nodes do not see it by themselves."""
-    command._turn()
     assert (gone(command), command._progress()["running"]) == ([], 1)
     command.pool._ended.add("0" * 32)
-    command._turn()
     assert (gone(command), command._progress()["running"]) == (["2-1.json"], 0)
 
 
@@ -126,18 +126,17 @@ def test_a_lost_worker_is_told_after_its_term_whoever_else_starts_and_ends(
     command.pool.workers.append(own)
     killed: list[Any] = []
     monkeypatch.setattr(command.pool, "kill", killed.extend)
+    monkeypatch.setattr(command.pool, "tend", lambda *_: None)
     monkeypatch.setattr(WorkerProcess, "alive", True)
     now_s = [1000.0]
     monkeypatch.setattr("harness.tuning.tune.time.monotonic", lambda: now_s[0])
     beat = command.sweep.path("trials/2/1/beat.json")
     for count in range(30):
         beat.write_text(json.dumps({"count": count}))
-        command._turn()
+        assert gone(command) == []
         now_s[0] += 10
     now_s[0] += 5000
-    for _ in range(18):
+    for _ in range(17):
         assert (gone(command), killed) == ([], [])
-        command._turn()
         now_s[0] += 10
-    command._turn()
     assert (gone(command), killed) == (["2-1.json"], [own])

@@ -144,7 +144,7 @@ class World:
         self.chance = chance = random.Random(seed)  # noqa: S311 - not a secret
         self.now_s = self.last_fault_s = 0.0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
-        self.number, self.num_ops, self.num_epochs = itertools.count(), 0, 0
+        self.number, self.num_ops = itertools.count(), 0
         self.server: dict[str, Any] = {}
         self.unsynced: dict[str, tuple[int, Any]] = {}  # node, and what a crash leaves
         self.owners: dict[str, Process] = {}
@@ -232,8 +232,8 @@ class World:
         while True:
             try:
                 operation = steps.throw(error) if error else steps.send(answer)
-            except StopIteration as end:
-                return end.value
+            except StopIteration:
+                return
             error = None
             try:
                 if isinstance(operation, Train):
@@ -255,8 +255,7 @@ class World:
             if not parent:
                 raise OSError("the parent's result can't be seen yet")
             saved = yield Read(checkpoint(op.trial.parent, parent["attempt"]))
-            if saved and 2 * saved["epochs"] != limit:  # as its checksum tells
-                saved = None
+            saved = saved if saved and 2 * saved["epochs"] == limit else None  # by its checksum
         epochs = saved["epochs"] if saved else 0
         if "copy" not in self.without:
             yield Write(checkpoint(n, k), Saved(epochs=epochs))
@@ -264,7 +263,7 @@ class World:
             if n == self.poison:
                 self.end(p)
             yield Sleep(EPOCH_S)
-            self.num_epochs, epochs = self.num_epochs + 1, epochs + 1
+            epochs += 1
             yield Write(checkpoint(n, k), Saved(epochs=epochs))
             if (yield from worker.tick(n, k, saved=epochs)):
                 raise Interrupted("needless")
@@ -272,8 +271,8 @@ class World:
 
     def _proposer(self, p: Process, view: View) -> Generator[Any, Any, Any]:
         begin = partial(self.schedule, node=p.node)
-        proposer = Proposer(begin, 0, ahead=2, is_guided=self.is_guided, view=view)
-        return take_turns(proposer.turn, view)
+        turn = Proposer(begin, 0, ahead=2, is_guided=self.is_guided, view=view).turn
+        return take_turns(turn, view)
 
     def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:
         rate = self.chance.uniform(0.99, 1.01)  # clocks go a little wrong
@@ -297,7 +296,7 @@ class World:
                         self._start(each.kind, each.node, p)
             except OSError:
                 pass
-            yield Sleep(max(1.0, view.rest_s))
+            yield Sleep(max(5.0, view.rest_s))
 
     def _canceller(self, p: Process, view: View) -> Generator[Any, Any, Any]:
         stop = Stop(by="me", at="now", is_lifted=self.cancelled_s is not None)
@@ -329,7 +328,8 @@ class World:
         Raises:
             Violation: if a promise is broken.
         """
-        before = protocol.MAX_ATTEMPTS, protocol.LOST_S
+        before = protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S
+        protocol.SHORTEST_REST_S = 2.0  # as in a larger search, which takes longer to simulate
         protocol.MAX_ATTEMPTS = 10**9 if "stuck" in self.without else STUCK_ATTEMPTS
         protocol.LOST_S = 0.0 if "term" in self.without else protocol.LOST_S
         try:
@@ -341,7 +341,7 @@ class World:
                 if self.now_s > self.last_fault_s + PATIENCE_S:
                     raise Violation("no end")
         finally:
-            protocol.MAX_ATTEMPTS, protocol.LOST_S = before
+            protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S = before
         if not self.result:
             raise Violation("a trial is lost")
         if self.result != self.expected:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.search_space import load_search
 from harness.tracking.disk_use import refusal
 from harness.tuning import prune_runs
 from harness.tuning.protocol import Trial
@@ -142,13 +141,6 @@ def test_the_command_says_what_it_would_do_and_does_it_when_told(
     wrong = harness.run("prune", str(tmp_path / "none"))
     assert wrong.returncode == 2
     assert "no such folder" in wrong.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize("toml", [RANDOM, HYPERBAND])
-def test_a_search_knows_whether_its_trials_go_on(tmp_path: Path, toml: str) -> None:
-    """The two searches of these tests differ in it."""
-    (tmp_path / "a.toml").write_text(toml)
-    assert load_search(tmp_path / "a.toml").continues_trials == (toml is HYPERBAND)
 
 
 def test_a_run_that_goes_away_meanwhile_ends_nothing(

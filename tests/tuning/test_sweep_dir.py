@@ -1,7 +1,6 @@
 """With which search a sweep goes on, and what its trials show of their runs."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, sam
 from harness.tuning.protocol import Stop
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.tune import settled
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
@@ -77,19 +76,6 @@ def test_a_result_names_the_best_trial_and_counts_those_that_failed(tmp_path: Pa
     for none, why in (([failed], "it broke"), ([], "there were none")):
         with pytest.raises(RunError, match=f"no trial finished: {why}"):
             result_of(sweep, sweep.search(), none)
-
-
-def test_a_finished_search_is_told_and_not_searched_again(harness: Harness) -> None:
-    """Its result is shown once more."""
-    folder = harness.runs / "tune_lstm" / "done"
-    make_sweep(folder, RANDOM, trial(0, 0.8))
-    counts = {"trials": 24, "num_trials": 24, "num_failed": 1, "best_trial": 0}
-    best = {"objective": "val_accuracy", "best_score": 0.8, "best_values": {"model.units": "16"}}
-    (folder / "result.json").write_text(json.dumps(counts | best))
-    done = harness.run_here("resume", folder)
-    assert done.returncode == 0, done.stderr
-    assert "finished already, nothing to do" in done.stdout
-    assert "best of 24 trials, 1 failed: trial 0, val_accuracy 0.8000" in done.stdout
 
 
 def test_a_trial_that_has_ended_is_told_with_its_values() -> None:

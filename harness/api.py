@@ -28,7 +28,7 @@ from harness.slurm.process_pool import run_printed
 from harness.system.console import echo, log, printable
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
-from harness.tuning.leaderboard import leaderboard_rows, ranked_trials
+from harness.tuning.leaderboard import leaderboard_rows, ranked
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Sweep:
         """
         sweep = SweepDirectory.open(self.folder)
         search = sweep.search()
-        return leaderboard_rows(ranked_trials(sweep, search), search)
+        return leaderboard_rows(ranked(sweep.trials(), search), search)
 
     @property
     def result(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ into KerasTuner's hyperparameters.
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -178,18 +178,23 @@ class SearchSpec:
         first = self.job.train.seed
         return range(first, first + self.table.executions)
 
-    def same_as(self, other: "SearchSpec") -> bool:
-        """Whether both look for the same in the same space, be it with more trials.
+    def changes(self, other: "SearchSpec") -> Iterator[str]:
+        """`train.epochs was 6 and is 8`, for each key in which the other one differs.
 
-        What is decided when the sweep begins is the same if one of them leaves it open.
+        It may have more trials. What is decided when the sweep begins is the same if one of them
+        leaves it open.
         """
-        return self._comparable(other) == other._comparable(self)
+        yield from _changes(self.content, other.content)
 
-    def _comparable(self, other: "SearchSpec") -> dict[str, Any]:
-        ours, theirs = self.content["search"], other.content["search"]
-        left_out = {"trials"} | {key for key in DECIDED if not (ours[key] and theirs[key])}
-        table = {key: value for key, value in ours.items() if key not in left_out}
-        return {**self.content, "search": table}
+
+def _changes(known: dict[str, Any], asked: dict[str, Any], at: str = "") -> Iterator[str]:
+    for key in {**known, **asked}:
+        was, now = known.get(key), asked.get(key)
+        is_open = at == "search." and (key == "trials" or (key in DECIDED and not (was and now)))
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _changes(was, now, f"{at}{key}.")
+        elif was != now and not is_open:
+            yield f"{at}{key} was {was} and is {now}"
 
 
 def rounded(value: Value) -> Value:

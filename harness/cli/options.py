@@ -68,15 +68,6 @@ RunsAtATime = Annotated[
 WorkersPerGpu = Annotated[
     int, typer.Option(min=1, max=64, metavar="N", help="number of workers that share a GPU")
 ]
-Stall = Annotated[
-    float,
-    typer.Option(
-        min=5,
-        max=604_800,
-        metavar="SECONDS",
-        help="restart a worker after this time without progress",
-    ),
-]
 Here = Annotated[
     bool, typer.Option("--here", help="on this machine, outside of a Slurm job, without a warning")
 ]

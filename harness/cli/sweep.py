@@ -12,7 +12,6 @@ from harness.cli.options import (
     DeviceList,
     Here,
     RunsAtATime,
-    Stall,
     TrustCode,
     Workers,
     WorkersPerGpu,
@@ -79,7 +78,6 @@ def join(
     workers_per_gpu: WorkersPerGpu = 1,
     devices: DeviceList = None,
     data: DataFolder = None,
-    stall: Stall = 900.0,
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
@@ -95,7 +93,6 @@ def join(
         workers_per_gpu=workers_per_gpu,
         devices=one_device_each(devices, "trial"),
         data=data,
-        stall_s=stall,
     )
     sweep, console = SweepDirectory.open(folder), Console()
     confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", console, here=here)

@@ -12,7 +12,6 @@ from harness.cli.options import (
     Here,
     Overrides,
     RunsFolder,
-    Stall,
     TrustCode,
     Workers,
     WorkersPerGpu,
@@ -49,7 +48,6 @@ def tune(
             "--sweep-id", metavar="ID", help="name of the sweep; continues an existing one"
         ),
     ] = None,
-    stall: Stall = 900.0,
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
@@ -69,7 +67,6 @@ def tune(
         workers_per_gpu=workers_per_gpu,
         devices=one_device_each(devices, "trial"),
         data=data,
-        stall_s=stall,
     )
     search, console = load_search(job_file, overrides or ()), Console()
     sweep = SweepDirectory.new(runs, search, sweep_id)

@@ -119,6 +119,17 @@ class Dataset:
         """Outputs of a network for it."""
         return num_outputs(self.classes)
 
+    def record(self) -> dict[str, Any]:
+        """What a run or a search writes down of its data, by which it finds them again."""
+        return {
+            "checksum": self.checksum,
+            "official": self.official,
+            "is_sample": self.is_sample,
+            "is_own": self.is_own,
+            "num_validation": self.num_validation,
+            "folder": str(self.folder.absolute()) if self.folder else None,
+        }
+
     def splits(self) -> dict[str, Split]:
         """The splits by name, as they are stored."""
         return {"train": self.train, "test": self.test}

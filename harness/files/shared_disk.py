@@ -13,14 +13,6 @@ import psutil
 
 from harness.files.atomic_file import replace_file
 
-# File systems that one node alone writes to. Others may show late what another node wrote: there
-# are too many of them to list, and to wait without need costs less than not to wait.
-LOCAL = (
-    "unknown",  # where nobody can tell, as on macOS
-    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "bcachefs", "f2fs", "jfs", "reiserfs"),
-    *("tmpfs", "ramfs", "rootfs", "overlay", "vfat", "exfat", "ntfs", "ntfs3"),
-)
-
 
 class SharedDisk:
     """The operations that processes of several nodes need to meet in a folder.
@@ -66,11 +58,6 @@ class SharedDisk:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def is_network(path: Path) -> bool:
-    """Whether a folder is on a file system that other nodes may see too."""
-    return file_system(path) not in LOCAL
 
 
 def file_system(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.compute.memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
 from harness.errors import InputError
+from harness.files.lenient_json import table
 from harness.job import FACTS, KEYS, Job
 from harness.job_file import check_job, put_value
 from harness.report.summary import print_runs
@@ -20,9 +21,11 @@ from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import values_of
 from harness.system.console import Console
 from harness.tracking.batch import BatchRequest, train_batch
+from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
-from harness.tuning.leaderboard import ranked_trials
-from harness.tuning.records import Trial
+from harness.training.launch import dataset_of
+from harness.tuning.leaderboard import ranked
+from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 RUN_ID = "retrained"
@@ -39,7 +42,7 @@ def best_trial_toml(sweep: SweepDirectory) -> str:
         InputError: if no trial is finished yet.
     """
     search = sweep.search()
-    trials = ranked_trials(sweep, search)
+    trials = ranked(sweep.trials(), search)
     best = best_of(sweep, trials)
     job = best_job(search, best)
     finished = sum(each.status == "finished" for each in trials)
@@ -55,7 +58,7 @@ def best_trial_toml(sweep: SweepDirectory) -> str:
 
 
 def _validation_of(sweep: SweepDirectory, job: Job) -> str:
-    if sweep.read_json("data.json").get("num_validation"):
+    if table(sweep.read_json(RECORD), "dataset").get("num_validation"):
         return "the validation split of the texts"
     return f"the last {100 * job.data.validation_split:.3g} % of the training reviews"
 
@@ -103,7 +106,7 @@ def retrained_job(search: SearchSpec, trial: Trial) -> Job:
 
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
     """The data of a sweep in words: title, limit and checksum."""
-    record = sweep.read_json("data.json")
+    record = table(sweep.read_json(RECORD), "dataset")
     title = Path(search.job.data.source).name or "IMDB"
     if record.get("is_sample"):
         title = "SAMPLE of IMDB, not the full data"
@@ -139,7 +142,7 @@ def retrain(
         RunError: a run failed, and why.
     """
     search = sweep.search()
-    best = best_of(sweep, ranked_trials(sweep, search))
+    best = best_of(sweep, ranked(sweep.trials(), search))
     job = retrained_job(search, best)
     winner = sweep.path("winner")
     for folder in sorted((winner / job.name).glob("*-seed*")):
@@ -198,7 +201,7 @@ def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> 
         InputError: if the data found are different.
         RunError: if a copy of the sample is needed and can't be written.
     """
-    dataset = sweep.dataset(search.job, data)
+    dataset = dataset_of(sweep, search.job, data)
     if dataset.is_own:
         return None
     if dataset.folder and not dataset.is_sample:

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.search_parameters import Parameter, Value
 from harness.search_space import SearchSpec, rounded
-from harness.tuning.records import Trial
+from harness.tuning.protocol import Trial
 
 MIN_TRIALS = 3  # from fewer nothing can be concluded
 NUM_BINS = 3  # of a range

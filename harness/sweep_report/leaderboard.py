@@ -24,8 +24,8 @@ from harness.sweep_report.importance import (
     values_of,
 )
 from harness.system.console import log, rich_console
-from harness.tuning.leaderboard import LEADERBOARD, ranked_trials
-from harness.tuning.records import Trial
+from harness.tuning.leaderboard import LEADERBOARD, ranked
+from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 NUM_SHOWN = 10
@@ -43,7 +43,7 @@ def show(sweep: SweepDirectory) -> None:
         InputError: if the sweep's `search.toml` is none.
     """
     search, console = sweep.search(), rich_console()
-    trials = ranked_trials(sweep, search)
+    trials = ranked(sweep.trials(), search)
     for part in (
         *heading(sweep, search, trials),
         *leaderboard(sweep, search, trials, console),

@@ -51,14 +51,7 @@ def write_provenance(
         "plan": dict(plan),
         "kernels": {},  # known when the graph is traced
         "slurm": allocation.variables if allocation else {},
-        "dataset": {
-            "checksum": dataset.checksum,
-            "official": dataset.official,
-            "is_sample": dataset.is_sample,
-            "is_own": dataset.is_own,
-            "num_validation": dataset.num_validation,
-            "folder": str(dataset.folder.absolute()) if dataset.folder else None,
-        },
+        "dataset": dataset.record(),
         "starts": [],
     }
     record.setdefault("starts", []).append(

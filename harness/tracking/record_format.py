@@ -7,12 +7,14 @@ TensorBoard show what they can of any format.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from harness import __version__
 from harness.errors import InputError
+from harness.files.leased_dir import LeasedDirectory
 from harness.files.lenient_json import table, text
 
 FORMAT = 6
@@ -73,6 +75,25 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
         f"{name}: was written by {version} (format {record.get('format')}), this is harness "
         f"{__version__} (format {FORMAT}); go on with it by that version{remedy}"
     )
+
+
+def check_record(folder: LeasedDirectory, *, remedy: str = "") -> None:
+    """Refuse a run or a sweep that another version wrote, or whose record is broken.
+
+    Args:
+        remedy: how to get that version.
+
+    Raises:
+        InputError: if one did, or if it is.
+        DiskError: if the record can't be read.
+    """
+    name, record = f"{folder.kind} {folder.folder}", folder.certain_json(RECORD)
+    if not record and os.path.lexists(folder.path(RECORD)):
+        raise InputError(
+            f"{name}: {RECORD} is broken, which says what it was begun with; put it back from a "
+            "copy, or remove it to begin a new record"
+        )
+    check_format(name, record, remedy=remedy)
 
 
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from harness.files.plain_file import is_file, raise_unless_missing
 from harness.job import Job
 from harness.job_file import load_job
 from harness.ownership import owner_name
-from harness.tracking.record_format import RECORD, check_format
+from harness.tracking.record_format import check_record
 from harness.tracking.run_folders import is_ensemble
 
 CANCEL = "cancel.json"
@@ -133,14 +133,8 @@ class RunDirectory(LeasedDirectory):
         Raises:
             InputError: if one did, with how to get that version, or if it is.
         """
-        record = self.certain_json(RECORD)
-        if not record and os.path.lexists(self.path(RECORD)):
-            raise InputError(
-                f"run {self.folder}: {RECORD} is broken, which says what the run was begun with; "
-                "put it back from a copy, or remove it to begin a new record"
-            )
         remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
-        check_format(f"run {self.folder}", record, remedy=remedy)
+        check_record(self, remedy=remedy)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file; one with a diff is its user's alone, since that may hold anything."""

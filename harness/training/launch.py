@@ -25,6 +25,7 @@ from harness.compute.strategy import (
 from harness.data.dataset import Dataset
 from harness.data.resolve import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
+from harness.files.leased_dir import LeasedDirectory
 from harness.files.scratch import scratch_directory
 from harness.files.site_settings import check_trusted_network
 from harness.inference.kept_ratios import read_ratios
@@ -386,16 +387,19 @@ def given_validation(job: Job, dataset: Dataset) -> str:
     return f"data.validation_split = {job.data.validation_split:g} has no effect: {line}"
 
 
-def dataset_of(run: RunDirectory, job: Job, data: Path | None, *, full: bool = False) -> Dataset:
-    """The data of a run: those in its record, or for a new run those that are found.
+def dataset_of(
+    begun: LeasedDirectory, job: Job, data: Path | None, *, full: bool = False
+) -> Dataset:
+    """The data of a run or a sweep: those in its record, or for a new one those that are found.
 
     Raises:
-        InputError: if the data found are not those that the run began with.
+        InputError: if the data found are not those that it began with.
+        DiskError: if the record can't be read; without it other data could be found.
     """
-    recorded = run.certain_json(RECORD).get("dataset")
+    recorded = begun.certain_json(RECORD).get("dataset")
     if not recorded:
         return open_data(job, data, full=full)
-    return reopen_data(recorded, job, data, whose=f"run {run.folder}")
+    return reopen_data(recorded, job, data, whose=f"{begun.kind} {begun.folder}")
 
 
 @contextlib.contextmanager

@@ -24,9 +24,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: of the lowest rung, at least.
         max_epochs: of the highest rung.
         factor: a rung has so many times the epochs of the one below it.
-        known: the trials proposed before, in their order, each with its `parent`; may grow.
         options: of KerasTuner's oracle.
     """
+
+    known: Sequence[Any] = ()  # trials proposed before, in order, each with its `parent`; may grow
 
     def __init__(
         self,
@@ -35,12 +36,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         min_epochs: int,
         max_epochs: int,
         factor: int,
-        known: Sequence[Any] = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.num_settings, self.factor = num_settings, factor
-        self.known = known
         self._seed_state: int  # of KerasTuner's oracle
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 

@@ -1,42 +1,73 @@
-"""Carries out on a disk what the courses of `harness.tuning.course` ask for."""
+"""The folder of a sweep on a disk: names that are made once, and the operations of a course.
 
+A name that is made once is the only way in which processes of a search agree on anything. A folder
+is prepared with its content under a temporary name and renamed onto its own. rename(2) never
+replaces a folder that holds something: of several processes exactly one makes the name, and all
+others are told that it is there. After an error nobody knows who made it; the content says so.
+"""
+
+import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from harness.errors import DiskError, InputError, Interrupted, RunError
-from harness.files.atomic_file import write_refusal
+from harness.errors import DiskError
+from harness.files.atomic_file import sync_entry, write_refusal
 from harness.files.lenient_json import parse_json
-from harness.files.plain_file import is_of_disk
 from harness.files.shared_disk import SharedDisk
 from harness.ownership import owner_name
 from harness.system.console import log
-from harness.system.processes import has_died
 from harness.system.signals import StopRequest
-from harness.tuning.course import (
-    LOCAL,
+from harness.tuning.protocol import (
+    STOP,
     Course,
     Make,
     Names,
     Operation,
     Read,
+    Record,
     Sleep,
+    Stop,
     View,
     Write,
-    next_stop,
+    change_stop,
 )
-from harness.tuning.names import make_once
-from harness.tuning.records import PREPARED, STOPS, Attempt, Record, Stop
 
-PATIENCE_S = 600.0  # with a file system that fails
 POLL_S = 0.2  # between two looks for a signal
-T = TypeVar("T")
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Make a folder with its content, whose parent is there; False if another process made it.
+
+    Args:
+        files: at least one, by name.
+
+    Raises:
+        OSError: if the disk fails. The folder may be made then.
+    """
+    temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir()
+        for name, content in files.items():
+            SharedDisk().write(temporary / name, content, synced=True)
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno in TAKEN:
+            return False
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_entry(folder)
+    return True
 
 
 class Disk:
@@ -45,7 +76,7 @@ class Disk:
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
         """Take a folder; `stop` ends a wait."""
         self.folder, self.stop, self.disk = folder, stop, SharedDisk()
-        self._failing_s: float | None = None  # since when the file system fails
+        self._fails = False
 
     def run(self, course: Course, act: Callable[[Any], Any] | None = None) -> Any:
         """Carry out a course; returns what it does.
@@ -54,7 +85,7 @@ class Disk:
             act: carries out what is no operation on the folder, such as to train.
 
         Raises:
-            Interrupted: if a signal comes, or the file system fails for long.
+            Interrupted: if a signal comes.
             OSError, RunError, InputError: where the course lets them pass.
         """
         answer: Any = None
@@ -78,9 +109,7 @@ class Disk:
             case Names(path):
                 return self.disk.names(self.folder / path)
             case Make(path, file, record):
-                # Nobody who lists the trials sees a folder that goes away.
-                files, temporary = {file: to_bytes(record)}, self.folder / PREPARED
-                return make_once(self.folder / path, files, prepared_in=temporary)
+                return make_once(self.folder / path, {file: to_bytes(record)})
             case Write(path, record):
                 return self.disk.write(self.folder / path, to_bytes(record))
             case Sleep(time_s, failed):
@@ -88,57 +117,26 @@ class Disk:
         return act(operation) if act else None
 
     def _sleep(self, time_s: float, failed: OSError | None) -> None:
-        now_s = time.monotonic()
-        self._failing_s = (self._failing_s or now_s) if failed else None
-        if self._failing_s and now_s - self._failing_s > PATIENCE_S:
-            raise Interrupted(f"the file system: {failed}")
-        while (left_s := now_s + time_s - time.monotonic()) > 0:
+        if failed and not self._fails:
+            log(logging.WARNING, f"{failed}; tried again")
+        self._fails = failed is not None
+        end_s = time.monotonic() + time_s
+        while (left_s := end_s - time.monotonic()) > 0:
             if self.stop:
                 self.stop.check()
             time.sleep(min(left_s, POLL_S))
 
 
-def died(attempt: Attempt) -> bool:
-    """Whether the worker of an attempt was a process of this machine that has ended."""
-    return has_died(attempt.process, attempt.space)
-
-
 def to_bytes(record: Record) -> bytes:
     """A record as a file holds it."""
-    return json.dumps(record.content(), separators=(",", ":")).encode() + b"\n"
+    content = record.model_dump(exclude_defaults=True)
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
-def patiently(read: Callable[[], T], stop: StopRequest) -> T:
-    """What `read` returns; a disk that fails is waited for, as a process that starts may do.
-
-    Raises:
-        DiskError: if it fails for long.
-    """
-    since_s = time.monotonic()
-    while True:
-        try:
-            return read()
-        except (OSError, InputError, RunError) as error:
-            if not is_of_disk(error):
-                raise
-            waited_s = time.monotonic() - since_s
-            if waited_s > PATIENCE_S:
-                raise DiskError(str(error)) from None
-            if waited_s < 1:
-                log(logging.WARNING, f"{error}; tried again for {PATIENCE_S:.0f} s")
-        stop.check()
-        time.sleep(1)
-
-
-def stop_now(reason: str = "", failed: tuple[int, ...] = ()) -> Stop:
-    """That this user stops a search now, or goes on with it.
-
-    Args:
-        reason: why it failed; none if it is cancelled.
-        failed: its failed trials.
-    """
+def stop_now(reason: str = "") -> Stop:
+    """That this user stops a search now; without a reason, it is cancelled."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
-    return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason, failed=failed)
+    return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
 
 
 def stop_search_in(folder: Path) -> None:
@@ -148,6 +146,6 @@ def stop_search_in(folder: Path) -> None:
         DiskError: if the disk refuses.
     """
     try:
-        Disk(folder).run(next_stop(View(time.monotonic, LOCAL), stop_now()))
+        Disk(folder).run(change_stop(View(), stop_now()))
     except OSError as error:
-        raise DiskError(write_refusal(folder / STOPS, error, "try again")) from None
+        raise DiskError(write_refusal(folder / STOP, error, "try again")) from None

@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import RunError
 from harness.report.text_tables import defused
 from harness.search_space import SearchSpec, rounded
-from harness.tuning.records import Trial
+from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 LEADERBOARD = "leaderboard.csv"
@@ -24,20 +24,6 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
     return sorted(
         trials, key=lambda t: (ORDER.index(t.status), sign * t.scores.get(objective, 0.0), t.n)
     )
-
-
-def ranked_trials(sweep: SweepDirectory, search: SearchSpec) -> list[Trial]:
-    """The trials of a sweep, the best first.
-
-    Raises:
-        DiskError: if they can't be read.
-    """
-    return ranked(sweep.trials(), search)
-
-
-def attempt_of(trial: Trial) -> str:
-    """The attempt that counts: its folder below `trials/`; empty before."""
-    return f"{trial.n}/{trial.attempt}" if trial.attempt else ""
 
 
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
@@ -58,7 +44,7 @@ def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[s
             "parameters": trial.parameters,
             "worker": trial.worker,
             "error": " ".join(trial.error.split()),
-            "attempt": attempt_of(trial),
+            "attempt": f"{trial.n}/{trial.attempt}" if trial.attempt else "",  # below `trials/`
         }
         rows.append(row)
     return rows

@@ -22,7 +22,7 @@ from keras_tuner.src.engine import conditions
 from harness.search_space import SearchSpec
 from harness.tuning.asha import AshaOracle
 from harness.tuning.bayesian import BoundedBayesianOracle
-from harness.tuning.records import Trial
+from harness.tuning.protocol import Trial
 
 # It would print every condition's value for each trial that is reported.
 conditions.print = lambda *_: None
@@ -103,20 +103,14 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
             min_epochs=table.min_epochs,
             max_epochs=max_epochs,
             factor=table.factor,
-            known=known,
             **options,
         )
     else:
-        kinds = {
-            "random": RandomSearchOracle,
-            "grid": SteadyGrid,
-            "bayesian": BoundedBayesianOracle,
-        }
-        oracle = kinds[table.tuner](**options)
+        kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
+        oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
     # The trials in which a setting of asha goes on come on top.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None
-    if isinstance(oracle, BoundedBayesianOracle):
-        oracle.known = known
+    oracle.known = known
     return oracle

@@ -1,38 +1,36 @@
 """The processes of a command: a worker on each slot and a proposer, started again to the end.
 
-A worker that was ended by a signal is started again, which does not count as a failure if it had
-begun a trial. One that ends with an error can't train any: after three such ends, or 25 by a signal
-before the first trial, with no trial accepted in between, the sweep ends with that error. One whose
-trial makes no progress is killed, and so started again.
+A process that ends once it has had an attempt at a trial is started again at once: what becomes of
+the trial is counted there. One that ends before has failed. By three failures with an error, or 25
+of another kind, in a row and with no trial accepted in between, the search ends.
 """
 
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from harness.compute.memory import largest_gb
-from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.errors import InputError, NodeFault, RunError
 from harness.files.plain_file import is_said_of_disk
-from harness.search_space import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots, num_in_memory
-from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool, wait_for
+from harness.slurm.placement import Slot
+from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool
 from harness.system.console import Console
 from harness.system.signals import STOPPING
-from harness.tuning.course import LONGEST_LOOK_S, Heard
 
-# Exit codes: asks to be started again; the node is at fault; the search is stopped.
-RESTART_CODE, NODE_FAULT_CODE, STOPPED_CODE = 76, 77, 78
-STALL_S = 900.0  # compiling and validating take a while and show no progress
-# On a GPU whose machine code TensorFlow's package lacks, the first use of a kernel compiles it.
-START_STALL_S = 3600.0  # before the first step on a GPU; TensorFlow warns of 30 minutes
-MAX_FAILURES, AGAIN_S = 3, 2.0  # of a worker in a row, and seconds before the next start
-MAX_KILLS = 25  # of a worker in a row before its first trial, as of a trial's workers
-MAX_IN_OUTAGE, OUTAGE_AGAIN_S = 30, 10.0
-LEAVE_S = 30.0  # for the workers to end once the search is over
+DISK_CODE, NODE_FAULT_CODE = 74, 77  # exit codes: the disk fails; the node is at fault
+ERRORS: dict[int, Callable[[str], Exception]] = {
+    RunError.exit_code: RunError,
+    InputError.exit_code: InputError,
+    NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
+}
+# In a row: with an error; by a signal, by Slurm's controller or by the disk with the environment,
+# which may be away for minutes. The pauses between 25 starts are ten minutes.
+MAX_ERRORS, MAX_FAILURES = 3, 25
+PAUSE_S = 2.0  # before the next start, for each failure
 
 
 @dataclass(frozen=True)
@@ -43,36 +41,6 @@ class WorkerRequest:
     workers_per_gpu: int = 1
     devices: str | None = None
     data: Path | None = None
-    stall_s: float = STALL_S
-
-    def slots(
-        self,
-        allocation: SlurmEnvironment | None,
-        search: SearchSpec,
-    ) -> list[Slot]:
-        """A slot for each worker, by default as many as hold the search's largest trial.
-
-        Args:
-            allocation: the Slurm job, if this is one.
-            search: whose trials they train.
-
-        Raises:
-            InputError: if the allocation has no room for so many.
-        """
-        return allocate_slots(
-            allocation,
-            self.num_workers,
-            workers_per_gpu=self.workers_per_gpu,
-            devices=self.devices,
-            at_most=self.num_workers or num_in_memory(allocation, largest_gb(search, self.devices)),
-        )
-
-    def limit_s(self, heard: Heard) -> float:
-        """The time for which a worker's trial may make no progress."""
-        step = heard.beat.step if heard.beat else 0
-        if step > 1 or not heard.attempt.has_gpu:  # the first is counted before it is taken
-            return self.stall_s
-        return max(self.stall_s, START_STALL_S)
 
 
 @dataclass(eq=False)
@@ -80,15 +48,14 @@ class WorkerProcess(ManagedProcess):
     """A worker or a proposer, and what the pool remembers of it."""
 
     uuid: str = ""  # of the process that runs now
-    started_s: float = 0.0
-    is_retired: bool = False  # the sweep is over for it
-    failure_noted: bool = False  # of the last start
+    has_begun: bool = False  # that process has had an attempt
     num_failures: int = 0  # in a row
-    not_before_s: float = 0.0  # to start it again
-    step: tuple[str, int, int] = ("", 0, 0)  # process, trial and step that were seen last
-    still_s: float = 0.0  # since it was seen first
-    looked_s: float = 0.0  # when it was looked after last
-    has_begun: str = ""  # the last process that was seen to have had an attempt
+    not_before_s: float | None = None  # to start it again, once its end is noted
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left for it to do, as it sees the search, or it was never started."""
+        return self.popen is None or self.code == 0
 
 
 class WorkerPool(ProcessPool):
@@ -106,154 +73,75 @@ class WorkerPool(ProcessPool):
     ) -> None:
         """A pool of which nothing is started yet; `name` tells its workers from other commands'."""
         super().__init__(allocation)
-        self.folder, self.request, self.console = folder, request, console
-        logs = folder / "workers"
-        self.workers = [
-            WorkerProcess(f"{name}-w{i}", slot, logs / f"{name}-w{i}.log")
-            for i, slot in enumerate(slots)
-        ]
-        self.proposer = WorkerProcess(f"{name}-proposer", None, logs / f"{name}-proposer.log")
-        self.num_lifted = 0  # stops after which the search goes on
+        self.folder, self.request, self.name, self.console = folder, request, name, console
+        self.workers = [self._process(f"{name}-w{i}", slot) for i, slot in enumerate(slots)]
+        self.proposer = self._process(f"{name}-proposer", None)
+        self.everybody = [*self.workers, self.proposer]
         self._ended: set[str] = set()  # uuids of processes of this pool
-        self._num_done = 0  # trials, when a worker last failed
+        self._num_done = 0  # trials, when a process last failed
 
-    @property
-    def everybody(self) -> list[WorkerProcess]:
-        """The workers and the proposer."""
-        return [*self.workers, self.proposer]
+    def _process(self, name: str, slot: Slot | None) -> WorkerProcess:
+        return WorkerProcess(name, slot, self.folder / "workers" / f"{name}.log")
 
-    def start_all(self) -> None:
-        """Start everybody who does not run."""
-        for worker in self.everybody:
-            if not worker.alive:
-                self._start(worker)
-
-    def _start(self, worker: WorkerProcess) -> None:
+    def start_one(self, worker: WorkerProcess) -> None:
+        """Start a process, again if it has ended."""
+        self._ended.add(worker.uuid)
         worker.uuid = uuid.uuid4().hex
         self.start(worker, self._args(worker))
-        worker.started_s = time.monotonic()
-        worker.is_retired = worker.failure_noted = False
+        worker.has_begun, worker.not_before_s = False, None
 
     def _args(self, worker: WorkerProcess) -> list[str]:
-        slot, request, lifted = worker.slot, self.request, f"--lifted={self.num_lifted}"
-        program, folder = [sys.executable, "-m"], str(self.folder)
+        slot, request = worker.slot, self.request
+        args = [sys.executable, "-m", "harness.tuning.worker", str(self.folder), worker.name]
         if not slot:
-            ahead = f"--ahead={2 * len(self.workers) + 1}"
-            return [*program, "harness.tuning.proposer", folder, ahead, lifted]
-        args = [*program, "harness.tuning.worker", folder, worker.name, lifted]
-        args += ["--id", worker.uuid, "--threads", str(slot.threads)]
-        if slot.gpu is None:
-            args += ["--devices", "cpu"]
-        else:
-            args += ["--gpu", str(slot.gpu)]
-            args += ["--devices", request.devices] if request.devices else []
-        return [*args, "--data", str(request.data)] if request.data else args
+            return [*args, f"--ahead={2 * len(self.workers) + 1}"]
+        variables = [f"{name}={value}" for name, value in slot.variables().items()]
+        devices = "cpu" if slot.gpu is None else request.devices
+        given = {"--id": worker.uuid, "--devices": devices, "--data": request.data}
+        options = [f"{name}={value}" for name, value in given.items() if value is not None]
+        return ["env", *variables, *args, *options]
 
     @property
     def ended(self) -> set[str]:
         """The uuids of the workers that were processes of this pool and have ended."""
-        gone = {each.uuid for each in self.workers if each.uuid and not each.alive}
-        return self._ended | gone
+        return self._ended | {worker.uuid for worker in self.workers if not worker.alive}
 
-    @property
-    def num_workers(self) -> int:
-        """The number of workers that run."""
-        return sum(worker.alive for worker in self.workers)
-
-    @property
-    def num_stopped(self) -> int:
-        """The number of processes that ended because they saw the search stopped."""
-        return sum(worker.code == STOPPED_CODE for worker in self.everybody)
-
-    @property
-    def num_alive(self) -> int:
-        """The number of processes that run."""
-        return sum(worker.alive for worker in self.everybody)
-
-    # From time to time
-
-    def tend(self, num_done: int, heard: Mapping[int, Heard]) -> None:
-        """Start again what has ended, and end what stalls.
+    def tend(self, num_done: int, at_work: Collection[str]) -> None:
+        """Start again what has ended before its work was done.
 
         Args:
             num_done: trials that have ended so far, whoever trained them.
-            heard: the attempts at open trials.
+            at_work: the uuids of the workers whose attempts are open.
 
         Raises:
             InputError, NodeFault, RunError: a process can't go on, and why.
         """
-        at_work = {each.attempt.worker: (n, each) for n, each in heard.items()}
-        for worker in self.everybody:
-            n, attempt = at_work.get(worker.uuid, (0, None))
-            if attempt:
-                worker.has_begun = worker.uuid
-            if worker.alive:
-                self._end_stalled(worker, n, attempt)
-            elif not worker.is_retired:
-                self._ended.add(worker.uuid)
-                self._tend_ended(worker, num_done)
-
-    def _tend_ended(self, worker: WorkerProcess, num_done: int) -> None:
-        code = worker.code
-        interrupted = code == Interrupted.exit_code
-        if code in (0, STOPPED_CODE):
-            worker.is_retired = True
-        elif code == InputError.exit_code:
-            raise InputError(f"worker {worker.name}: {worker.last_line()}")
-        elif code in (RunError.exit_code, NODE_FAULT_CODE):
-            self._tend_failed(worker, num_done)
-        elif code == RESTART_CODE:
-            self._start(worker)
-        elif not interrupted and worker.has_begun != worker.uuid:
-            self._tend_failed(worker, num_done)
-        elif time.monotonic() - worker.started_s > 1:  # at most once a second
-            how = f"ended: {worker.last_line()}" if interrupted else f"was ended (exit code {code})"
-            self.console.warning(f"worker {worker.name} {how}; it is started again")
-            self._start(worker)
-
-    def _tend_failed(self, worker: WorkerProcess, num_done: int) -> None:
         now_s = time.monotonic()
-        if not worker.failure_noted:
-            worker.failure_noted = True
+        for worker in self.everybody:
+            worker.has_begun |= worker.uuid in at_work
+            if worker.alive or worker.is_done:
+                continue
+            if worker.not_before_s is None:
+                self._note_end(worker, num_done)
+                worker.not_before_s = now_s + PAUSE_S * worker.num_failures
+            if now_s >= worker.not_before_s:
+                self.start_one(worker)
+
+    def _note_end(self, worker: WorkerProcess, num_done: int) -> None:
+        code, line = worker.code or 0, worker.last_line()
+        is_outage = code == DISK_CODE or line.startswith("srun: error") or is_said_of_disk(line)
+        if worker.has_begun:
+            worker.num_failures = 0
+        else:
             worker.num_failures = 1 if num_done > self._num_done else worker.num_failures + 1
             self._num_done = num_done
-            line = worker.last_line()
-            # Slurm's controller, or the disk with the environment, may be down for minutes.
-            is_outage = line.startswith("srun: error") or is_said_of_disk(line)
-            was_killed = worker.code not in (RunError.exit_code, NODE_FAULT_CODE)
-            if was_killed:
-                line = f"exit code {worker.code} before its first trial; last line: {line}"
-            most = MAX_KILLS if was_killed else MAX_FAILURES
-            if worker.num_failures >= (MAX_IN_OUTAGE if is_outage else most):
-                message = f"worker {worker.name} failed {worker.num_failures} times: {line}"
-                if worker.code == NODE_FAULT_CODE:
-                    raise NodeFault(message, will_requeue=True)
-                raise RunError(message)
-            self.console.warning(f"worker {worker.name} failed and will be started again: {line}")
-            worker.not_before_s = now_s + (OUTAGE_AGAIN_S if is_outage else AGAIN_S)
-        if now_s >= worker.not_before_s:
-            self._start(worker)
-
-    def _end_stalled(self, worker: WorkerProcess, n: int, heard: Heard | None) -> None:
-        now_s = time.monotonic()
-        worker.still_s += min(now_s - worker.looked_s, LONGEST_LOOK_S)
-        worker.looked_s = now_s
-        step = worker.uuid, n, heard.beat.step if heard and heard.beat else 0
-        if step != worker.step:
-            worker.step, worker.still_s = step, 0.0
-        if not heard or worker.still_s <= self.request.limit_s(heard):
-            return
-        self.console.warning(
-            f"worker {worker.name} made no progress for {self.request.limit_s(heard):.0f} s with "
-            f"trial {n} and is ended"
-        )
-        self.kill([worker])
-
-    # The end
-
-    def leave(self, wait_s: float = LEAVE_S) -> None:
-        """Let everybody end, who see for themselves that the search is over or stopped."""
-        wait_for(lambda: not self.num_alive, wait_s)
+        if code not in ERRORS:
+            line = f"exit code {code}; last line: {line}"
+        is_error = code in ERRORS and not is_outage
+        if worker.num_failures >= (MAX_ERRORS if is_error else MAX_FAILURES):
+            message = f"worker {worker.name} failed {worker.num_failures} times: {line}"
+            raise ERRORS.get(code, RunError)(message)
+        self.console.warning(f"worker {worker.name} ended and is started again: {line}")
 
     def stop(self, wait_s: float = SAVE_S) -> None:
         """Let the workers save their trials and end, and wait for that."""

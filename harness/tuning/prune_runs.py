@@ -1,15 +1,77 @@
-"""`harness prune`: frees what finished runs and sweeps hold that can be made again."""
+"""A sweep keeps the models and checkpoints of its best trials; of the others, what they scored.
+
+A trial that is not among the best now never will be: a later one only pushes it further down. So
+what it holds that can be made again goes at once, and for the tuners whose trials go on from older
+ones the checkpoints go when the search is over. A search that then gets more trials trains such a
+parent's epochs again, to the same bytes. `harness prune` frees the same of older sweeps, and the
+last checkpoints of finished runs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import DiskError, InputError
-from harness.search_space import is_sweep
-from harness.tracking.disk_use import OF_A_RUN, Amount, Parts, prune, refusal
+from harness.files.plain_file import in_threads
+from harness.search_space import SearchSpec, is_sweep
+from harness.tracking.disk_use import (
+    CHECKPOINTS,
+    OF_A_RUN,
+    OF_A_TRIAL,
+    OF_AN_ATTEMPT,
+    Amount,
+    Parts,
+    prune,
+    refusal,
+)
 from harness.tracking.run_folders import find_runs
-from harness.tuning.kept_trials import parts_of_trials
+from harness.tuning.leaderboard import ranked
+from harness.tuning.protocol import Trial, attempt_folder, trial_folder
 from harness.tuning.sweep_dir import SweepDirectory
+
+NUM_KEPT = 5  # trials
+
+
+class KeptTrials:
+    """What a sweep does not keep of its trials."""
+
+    def __init__(self, sweep: SweepDirectory, search: SearchSpec) -> None:
+        self.sweep, self.search = sweep, search
+        self._done: set[tuple[int, bool, bool]] = set()
+
+    def trim(self, trials: Sequence[Trial], *, is_over: bool = False) -> None:
+        """Keep the best; an error of the disk only leaves files there.
+
+        Args:
+            trials: all of them.
+            is_over: whether no trial will be trained any more.
+        """
+        parts = self.parts_of(trials, goes_on=self.search.continues_trials and not is_over)
+        in_threads(lambda run: prune(run, parts[run], really=True), [*parts])
+
+    def parts_of(self, trials: Sequence[Trial], *, goes_on: bool = False) -> dict[Path, Parts]:
+        """What may go of the runs of trials that have ended, by their folders, each once.
+
+        Args:
+            goes_on: whether a trial may begin with the checkpoint of another one.
+        """
+        found: dict[Path, Parts] = {}
+        ended = [each for each in ranked(trials, self.search) if each.attempt]
+        for rank, each in enumerate(ended):
+            is_best = rank < NUM_KEPT
+            how = each.n, is_best, goes_on
+            if how not in self._done:
+                self._done.add(how)
+                accepted = self.sweep.path(attempt_folder(each.n, each.attempt))
+                for folder in find_runs([self.sweep.path(trial_folder(each.n))]):
+                    parts = OF_A_RUN if is_best else OF_A_TRIAL
+                    if folder.parent != accepted or each.error:
+                        found[folder] = OF_AN_ATTEMPT
+                    elif is_best or goes_on:
+                        found[folder] = {k: v for k, v in parts.items() if k not in CHECKPOINTS}
+                    else:
+                        found[folder] = parts
+        return found
 
 
 @dataclass
@@ -33,45 +95,26 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
     done = Pruned()
     for folder in find_runs(tops, in_sweeps=("winner",)):
         try:
-            why = refusal(folder)
-            if not why and (search := _unfinished_search(folder)):
-                why = f"belongs to {search}, which is unfinished"
-            if why:
+            if why := refusal(folder):
                 done.left.append((folder, why))
             elif is_sweep(folder):
                 _prune_sweep(SweepDirectory(folder), done, really=really)
             else:
-                _prune(folder, OF_A_RUN, done, really=really)
+                done.amount += prune(folder, OF_A_RUN, really=really)
+                done.num_runs += 1
         except FileNotFoundError:  # it was removed meanwhile
             continue
-        except OSError as error:  # a disk may fail for one and not for the others
-            done.left.append((folder, f"can't be read: {error.strerror}"))
+        except (OSError, DiskError, InputError) as error:  # which says nothing of the others
+            done.left.append((folder, f"can't be read: {getattr(error, 'strerror', error)}"))
     return done
 
 
 def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
     real = sweep.folder.resolve()
-    try:
-        trials = parts_of_trials(sweep)
-    except InputError:  # which trials are the best is not known
-        done.left.append((sweep.folder, "has a broken search.toml"))
-        return
-    except DiskError:
-        done.left.append((sweep.folder, "has trials that can't be read"))
-        return
+    trials = KeptTrials(sweep, sweep.search()).parts_of(sweep.trials())
     for folder, parts in trials.items():
         if folder.resolve() != real / folder.relative_to(sweep.folder):
             done.left.append((folder, "is behind a link"))
         elif sweep.finished():  # it may have been given more trials meanwhile
-            _prune(folder, parts, done, really=really)
-
-
-def _prune(folder: Path, parts: Parts, done: Pruned, *, really: bool) -> None:
-    done.amount += prune(folder, parts, really=really)
-    done.num_runs += 1
-
-
-def _unfinished_search(folder: Path) -> Path | None:
-    """The search that a trial belongs to, while it is searched."""
-    sweeps = [above for above in folder.absolute().parents[:4] if is_sweep(above)]
-    return next((each for each in sweeps if not SweepDirectory(each).finished()), None)
+            done.amount += prune(folder, parts, really=really)
+            done.num_runs += 1

@@ -7,28 +7,25 @@ and promotions are those of a search that nobody disturbed.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from harness.errors import RunError
 from harness.search_parameters import Value
-from harness.tuning.records import Trial
+from harness.tuning.protocol import (
+    ENDS,
+    Course,
+    End,
+    Make,
+    Sleep,
+    Trial,
+    View,
+    trial_folder,
+)
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # as KerasTuner names them in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
-
-
-class Oracle(Protocol):
-    """What a schedule calls of KerasTuner's `Oracle`."""
-
-    def create_trial(self, tuner_id: str) -> Any:
-        """The next trial; its status says whether there is one now."""
-
-    def update_trial(self, trial_id: str, metrics: dict[str, Any]) -> Any:
-        """Record a trial's scores."""
-
-    def end_trial(self, trial: Any) -> Any:
-        """Record that a trial has ended as its status says."""
 
 
 class Schedule:
@@ -36,7 +33,7 @@ class Schedule:
 
     def __init__(
         self,
-        oracle: Oracle,
+        oracle: Any,
         *,
         num_trials: int,
         width: int | None,
@@ -45,7 +42,7 @@ class Schedule:
         """Take an oracle that was not called yet.
 
         Args:
-            oracle: proposes the trials.
+            oracle: KerasTuner's, which proposes the trials.
             num_trials: at most, 0 for as many as it proposes.
             width: the number of virtual workers; None for an oracle that does not learn from
                 results, which then gets none.
@@ -138,3 +135,66 @@ class Schedule:
         self.oracle.end_trial(trial)
         self._is_idle = False
         return True
+
+
+# A proposer
+
+
+@dataclass
+class Proposer:
+    """Proposes trials; of several that do, the first to make a trial's name decides its values."""
+
+    begin: Callable[[list[Trial]], Schedule]  # the first trials are known, a list that grows
+    num_asked: int  # `search.trials`
+    ahead: int  # trials that wait for a worker, where the oracle waits for no result
+    is_guided: bool  # whether the oracle's choices depend on results
+    view: View = field(default_factory=View)
+    _schedule: Schedule | None = None
+    _num_offered: int = 0
+    _next: Trial | None = None  # proposed, and not made yet
+
+    def turn(self) -> Course:
+        """Propose what is due, and rest; whether all is proposed, or the search is stopped.
+
+        Raises:
+            RunError: if the oracle proposes other trials than it did.
+        """
+        view = self.view
+        if (yield from view.is_stopped()):
+            return True
+        yield from view.look(None if self.is_guided else 0)
+        while self._has_room and (trial := self._propose()):
+            if (yield Make(trial_folder(trial.n), "values.json", trial)):
+                view.know(trial)
+                self._next = None
+            else:
+                yield from view.learn()
+                if len(view.known) <= trial.n:  # it can't be seen yet
+                    break
+        if self._schedule and self._schedule.is_over and not self._next:
+            yield Make(f"{ENDS}/{self.num_asked}", "end.json", End(num_trials=len(view.known)))
+            return True
+        yield Sleep(view.rest_s)
+        return False
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether too few trials wait for a worker; a guided oracle limits them by itself."""
+        num_waiting = sum(not heard.k for heard in self.view.open.values())
+        return self.is_guided or num_waiting < self.ahead
+
+    def _propose(self) -> Trial | None:
+        """The first trial that is not known, as the results so far have it."""
+        if self._next and len(self.view.known) > self._next.n:
+            if self.view.known[self._next.n].proposal != self._next.proposal:
+                self._schedule = None  # another library rounds otherwise, or has more trials
+            self._next = None
+        if not self._schedule:
+            self._schedule, self._num_offered = self.begin(self.view.known), 0
+        for trial in [*self.view.accepted.values()][self._num_offered :]:
+            self._schedule.offer(trial)
+        self._num_offered = len(self.view.accepted)
+        while not self._next and (proposed := self._schedule.next()):
+            if proposed.n >= len(self.view.known):
+                self._next = proposed
+        return self._next

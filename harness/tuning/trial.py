@@ -1,13 +1,10 @@
 """A trial is a run: trained and validated by the same code, in its own folder of the sweep."""
 
-import contextlib
 import gc
 import hashlib
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import tensorflow as tf
@@ -24,45 +21,19 @@ from harness.search_space import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import printable
 from harness.system.resource_monitor import resident_memory_gb
-from harness.system.signals import StopRequest
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
-from harness.tuning.records import Trial
+from harness.tuning.disk import Disk
+from harness.tuning.protocol import Trial, attempt_folder, read_result
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # characters
-LATE_S, LATE_POLL_S = 60.0, 2.0  # for which a node may see an older folder; between two looks
 # Times the memory after the first run: one by length was seen to leave 70 MB. What CUDA's libraries
 # take of the machine's memory is not reckoned.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
-
-
-class Superseded(Interrupted):
-    """The attempt at hand is needed no more."""
-
-
-def nothing() -> None:
-    """What a stop looks at between two attempts."""
-
-
-class TrialStop(StopRequest):
-    """A stop by a signal, or because the attempt at hand is needed no more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.look: Callable[[], None] = nothing
-
-    def check(self) -> None:
-        """Called between steps.
-
-        Raises:
-            Interrupted: by a signal, or as `Superseded`.
-        """
-        super().check()
-        self.look()
 
 
 class Trials:
@@ -86,32 +57,27 @@ class Trials:
         self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of memory; after a run
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
-    def run(self, trial: Trial, k: int, check: Callable[[], None]) -> Trial:
+    def run(self, trial: Trial, k: int) -> Trial:
         """Train an attempt's runs, or continue them; returns the trial with its result.
 
         Raises:
-            Interrupted: a signal came, or `check`, which is called between steps, raised it; the
-                attempt is saved.
+            Interrupted: a signal came, or the attempt is needed no more; it is saved.
             NodeFault: this process can train no trial.
-            OSError, DiskError, TakenOver: the file system fails, which says nothing of the trial.
+            OSError: the file system fails, which says nothing of the trial.
         """
-        stop = self.observers.stop
-        if isinstance(stop, TrialStop):
-            stop.look = check
         try:
             return trial.model_copy(update={"attempt": k, **self._run(trial, k)})
-        except (OSError, Interrupted, DiskError, TakenOver, NodeFault):
+        except (OSError, Interrupted, NodeFault):
             raise
-        except (InputError, RunError) as error:
-            if is_of_disk(error):
-                raise DiskError(str(error)) from None
-            return trial.model_copy(update={"attempt": k, "error": _line(str(error))})
         except Exception as error:  # Keras and TensorFlow raise errors of any type
-            line = _line(f"{type(error).__name__}: {error}")
+            if is_of_disk(error) or isinstance(error, TakenOver):  # no lease is ever taken over
+                raise OSError(str(error)) from None
+            is_ours = isinstance(error, InputError | RunError)
+            line = str(error) if is_ours else f"{type(error).__name__}: {error}"
+            # As files and screens can hold it, whatever code of the user raised it.
+            line = printable(" ".join(line.split()))[:MAX_ERROR]
             return trial.model_copy(update={"attempt": k, "error": line})
         finally:
-            if isinstance(stop, TrialStop):
-                stop.look = nothing  # an idle worker sleeps by the same stop, and has no attempt
             gc.collect()
 
     def has_grown(self) -> bool:
@@ -132,8 +98,14 @@ class Trials:
                 newest = run.checkpoints()[-1]
                 name = newest.relative_to(run.folder.parent).as_posix()
                 checkpoints[name] = hashlib.sha256(newest.read_bytes()).hexdigest()
-        scores = mean_scores(results, self.search.table.objective)
-        return {"scores": scores, "checkpoints": checkpoints, **figures(results)}
+        return {
+            "scores": mean_scores(results, self.search.table.objective),
+            "checkpoints": checkpoints,
+            "epochs": results[0].get("num_epochs"),
+            "kept_epoch": statistics.fmean(result["kept_epoch"] for result in results),
+            "training_s": round(sum(result.get("training_s") or 0.0 for result in results), 3),
+            "parameters": results[0].get("parameters"),
+        }
 
     def _train(self, trial: Trial, k: int, job: Job, run: RunDirectory) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -158,9 +130,11 @@ class Trials:
     def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
         """Begin where an older attempt has come to, or else where the parent has ended.
 
+        Without a checkpoint of the parent, such as after the search was over once, its epochs are
+        trained again, to the same bytes.
+
         Raises:
-            OSError: if the parent's result can't be read.
-            RunError: if the parent's checkpoint is gone.
+            OSError: if the parent's result or checkpoint can't be read.
         """
         seed = int(run.folder.name.removeprefix("seed"))
         for older in range(k - 1, 0, -1):
@@ -169,24 +143,17 @@ class Trials:
                     return
         if trial.parent is None:
             return
-        parent = self.sweep.accepted(trial.parent)
+        parent: Trial | None = Disk(self.sweep.folder).run(read_result(trial.parent))
         if not parent:
             raise OSError(f"trial {trial.parent}: its result can't be seen yet")
-        before = self.sweep.trial_run(parent.n, parent.attempt, seed)
-        found = {PurePosixPath(k).parts[0]: (k, v) for k, v in parent.checkpoints.items()}
-        name, sha256 = found.get(run.folder.name, ("", ""))
-        source, end_s = before.folder.parent / name, time.monotonic() + LATE_S
-        while not (name and checkpoint.adopt(source, run, identity, sha256=sha256)):
-            if before.finished() and not before.checkpoints():
-                # The search was over once, and freed it. Its epochs are trained again.
-                self.observers.console.warning(
-                    f"{source}: was removed when the search was over; trained again from the start"
-                )
+        folder = self.sweep.path(attempt_folder(parent.n, parent.attempt))
+        for name, sha256 in parent.checkpoints.items():
+            is_own = name.startswith(f"{run.folder.name}/")
+            if is_own and checkpoint.adopt(folder / name, run, identity, sha256=sha256):
                 return
-            if time.monotonic() > end_s:
-                raise RunError(f"{source}: the parent's checkpoint is gone; begin a new sweep")
-            self.observers.stop.check()
-            time.sleep(LATE_POLL_S)
+        self.observers.console.warning(
+            f"trial {parent.n}: its checkpoint is not there any more; trained again from the start"
+        )
 
     def saved(self, n: int, k: int) -> int:
         """The steps that the newest checkpoints of an attempt's runs hold."""
@@ -196,23 +163,6 @@ class Trials:
         except (OSError, DiskError):
             return 0
         return sum(int(name.removeprefix("step-")) for name in newest)
-
-    def clean(self, n: int, k: int) -> None:
-        """Remove the checkpoints of an attempt at a trial that is accepted.
-
-        The last one stays, for trials that begin with it; of a search without such trials if it has
-        a score, which is then compared with the others (`harness.tuning.kept_trials`).
-        """
-        for seed in self.search.seeds():
-            run = self.sweep.trial_run(n, k, seed)
-            keeps = self.search.continues_trials or run.finished()
-            with contextlib.suppress(OSError, DiskError):  # the attempt is accepted all the same
-                checkpoint.remove_checkpoints(run, but_last=keeps)
-
-
-def _line(error: str) -> str:
-    """An error as files and screens can hold it, whatever code of the user raised it."""
-    return printable(" ".join(error.split()))[:MAX_ERROR]
 
 
 def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[str, float]:
@@ -230,15 +180,3 @@ def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[st
             "choose another objective, or validate on more reviews (data.validation_split)"
         )
     return {name: statistics.fmean(result[name] for result in results) for name in recorded}
-
-
-def figures(results: list[dict[str, Any]]) -> Mapping[str, float]:
-    """What the leaderboard shows of a trial's runs beside their scores."""
-    first = results[0]
-    found = {
-        "epochs": first.get("num_epochs"),
-        "kept_epoch": statistics.fmean(result["kept_epoch"] for result in results),
-        "training_s": round(sum(result.get("training_s") or 0.0 for result in results), 3),
-        "parameters": first.get("parameters"),
-    }
-    return {name: value for name, value in found.items() if value is not None}

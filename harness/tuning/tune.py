@@ -1,25 +1,29 @@
 """Runs a sweep from its command to its result; several commands may do so at the same time."""
 
 import contextlib
+import logging
 import os
 import socket
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from harness.errors import CANCELLED, DiskError, Interrupted, RunError
-from harness.files.atomic_file import atomic_write, remove_abandoned
-from harness.files.leased_dir import LeasedDirectory, to_json
+from harness.compute.memory import largest_gb
+from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunError
+from harness.files.plain_file import is_of_disk
 from harness.own_code import mode_in
 from harness.search_space import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
-from harness.slurm.process_pool import SAVE_S
-from harness.system.console import Console
+from harness.slurm.placement import allocate_slots, num_in_memory
+from harness.system.console import Console, log
+from harness.system.processes import has_died
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import Heartbeat
-from harness.tuning.course import View, follow, lift_stop, next_stop, running, shown, tell_gone
-from harness.tuning.disk import Disk, died, patiently, stop_now
-from harness.tuning.kept_trials import KeptTrials
+from harness.tracking.provenance import sources_checksum
+from harness.tracking.record_format import RECORD, stamped
+from harness.training.launch import dataset_of
+from harness.tuning.disk import Disk, stop_now
 from harness.tuning.leaderboard import (
     LEADERBOARD,
     describe,
@@ -29,11 +33,14 @@ from harness.tuning.leaderboard import (
     same_failure,
 )
 from harness.tuning.pool import WorkerPool, WorkerRequest
-from harness.tuning.records import PREPARED, Trial
+from harness.tuning.protocol import Attempt, View, change_stop, follow, running, shown, tell_gone
+from harness.tuning.prune_runs import KeptTrials
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
+PATIENCE_S = 600.0  # with a file system that fails
 RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s
-TEND_S = 0.5  # between two looks after the own processes
+TEND_S, LOOK_S = 0.5, 1.0  # between two looks after the own processes; at the search, at least
+T = TypeVar("T")
 
 
 def tune(
@@ -47,8 +54,8 @@ def tune(
 ) -> dict[str, Any]:
     """Begin a sweep, or help with one, to its result.
 
-    With `full` there is no falling back to the packaged sample. A search that was stopped goes on
-    only with `resumes`, where a person asks for it.
+    With `full` there is no falling back to the packaged sample. A search that was stopped, or was
+    begun by other code, goes on only with `resumes`, where a person asks for it.
 
     Returns:
         The content of `result.json`: the best trial and its score; empty if it was cancelled.
@@ -59,40 +66,49 @@ def tune(
         Interrupted: a signal came; all is saved, and the sweep can go on.
         RunError: the sweep can't go on.
     """
-    sweep.check_format()
     allocation = SlurmEnvironment.from_environment()
-    slots = request.slots(allocation, search)
-    dataset = sweep.dataset(search.job, request.data, full=full)
+    sweep.check_search(search)
+    largest = num_in_memory(allocation, largest_gb(search, request.devices))
+    slots = allocate_slots(
+        allocation,
+        request.num_workers,
+        workers_per_gpu=request.workers_per_gpu,
+        devices=request.devices,
+        at_most=request.num_workers or largest,
+    )
+    dataset = dataset_of(sweep, search.job, request.data, full=full)
     is_new = sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
-    if sweep.certain_json("data.json").get("checksum") != dataset.checksum:
-        sweep.dataset(search.job, request.data)  # another command has begun it just now
-    known = sweep.search()
-    if search.table.trials != known.table.trials:
-        search = with_table(known, trials=search.table.trials)
+    if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
+        line = f"sweep {sweep.folder}: was begun by other code, so scores may not be comparable"
+        if not resumes:
+            raise InputError(
+                f"{line}; use that code, begin another sweep, or go on all the same by: "
+                f"harness resume {sweep.folder}"
+            )
+        console.warning(line)
+    num_asked, search = search.table.trials, sweep.search()
+    if num_asked != search.table.trials:
+        search = with_table(search, trials=num_asked)
         sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
-    else:
-        search = known
-    if sweep.is_of_other_code():
-        console.warning(f"sweep {sweep.folder}: was begun by other code; trials may differ by it")
-    sweep.note_start(asked_of(allocation) if allocation else None)
-    sweep.path(PREPARED).mkdir(exist_ok=True)  # somebody may have cleaned up
-    remove_abandoned(sweep.path(PREPARED), ".*.tmp")
+    starts = [{"slurm_asked": asked_of(allocation)}] if allocation else []  # for `submit --resume`
+    sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
     if dataset.introduction:
         console.info(dataset.introduction)
-    table, more = search.table, "" if is_new else " more"
-    num_trials = f"{table.trials} trials" if table.trials else "all trials"
-    parallel = f", parallel = {table.parallel}" if table.parallel else ""
+    of, more = search.table, "" if is_new else " more"
+    num_trials = f"{of.trials} trials" if of.trials else "all trials"
+    parallel = f", parallel = {of.parallel}" if of.parallel else ""
     console.info(
-        f"sweep {sweep.folder}: {table.tuner}, {num_trials}, {len(slots)}{more} worker"
+        f"sweep {sweep.folder}: {of.tuner}, {num_trials}, {len(slots)}{more} worker"
         f"{'s' if len(slots) > 1 else ''}{parallel}, data: {dataset.title}"
     )
     del dataset  # its workers open it themselves
-    name = command_name(allocation)
+    # Tells this command from others of the search; a job that is requeued keeps its name.
+    name = f"job{allocation.own_id}" if allocation else f"{socket.gethostname()}-{os.getpid()}"
     with WorkerPool(
         sweep.folder, request, slots, name=name, allocation=allocation, console=console
     ) as pool:
-        command = Command(sweep, search, pool, allocation=allocation, console=console, name=name)
+        command = Command(sweep, search, pool, allocation)
         return command.run(resumes=resumes and not (allocation and allocation.restarts))
 
 
@@ -104,31 +120,30 @@ def with_table(search: SearchSpec, **changes: int) -> SearchSpec:
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
     """A search with what is decided once, when its sweep begins."""
-    if search.table.tuner not in GUIDED or search.table.parallel:
-        return search
-    return with_table(search, parallel=2 * num_workers)
+    is_open = search.table.tuner in GUIDED and not search.table.parallel
+    return with_table(search, parallel=2 * num_workers) if is_open else search
 
 
-def command_name(allocation: SlurmEnvironment | None) -> str:
-    """Tells this command from others of the search; a job that is requeued keeps its name."""
-    return f"job{allocation.own_id}" if allocation else f"{socket.gethostname()}-{os.getpid()}"
+def patiently(step: Callable[[], T], stop: StopRequest) -> T:
+    """What `step` returns; while the disk fails, it is tried again.
 
-
-class CommandDirectory(LeasedDirectory):
-    """Where a command notes its own progress, and with it that of the search."""
-
-    def __init__(self, sweep: SweepDirectory, name: str) -> None:
-        super().__init__(sweep.path("commands", name))
-        self.sweep = sweep
-
-    def check_lease(self) -> None:
-        """Allow every write: the name is this command's alone."""
-
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write the own copy, and that of the search, where the latest counts."""
-        self.folder.mkdir(exist_ok=True)
-        super().write_json(name, content)
-        atomic_write(self.sweep.path(name), to_json(content))
+    Raises:
+        DiskError: if it fails for long.
+    """
+    since_s = time.monotonic()
+    while True:
+        try:
+            return step()
+        except (OSError, InputError, RunError) as error:
+            waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
+            if not may_end and not isinstance(error, OSError):
+                raise
+            if not may_end or waited_s > PATIENCE_S:  # or the folder is gone
+                raise DiskError(str(error)) from None
+            if waited_s < 1:
+                log(logging.WARNING, f"{error}; tried again for {PATIENCE_S:.0f} s")
+        stop.check()
+        time.sleep(1)
 
 
 class Command:
@@ -139,16 +154,12 @@ class Command:
         sweep: SweepDirectory,
         search: SearchSpec,
         pool: WorkerPool,
-        *,
         allocation: SlurmEnvironment | None,
-        console: Console,
-        name: str,
     ) -> None:
-        self.sweep, self.search, self.pool, self.console = sweep, search, pool, console
+        self.sweep, self.search, self.pool, self.console = sweep, search, pool, pool.console
         self.signals = StopRequest()
-        self.disk = Disk(sweep.folder, self.signals)
-        self.view = View(time.monotonic, sweep.terms(), died)
-        self.heartbeat = Heartbeat(CommandDirectory(sweep, name), allocation)
+        self.disk, self.view = Disk(sweep.folder, self.signals), View()
+        self.heartbeat = Heartbeat(SweepDirectory(sweep.path("commands", pool.name)), allocation)
         self._started_s = time.monotonic()
         self._num_at_start: int | None = None  # trials that had ended when this process began
         self._kept = KeptTrials(sweep, search)
@@ -165,78 +176,79 @@ class Command:
         with self.console:
             try:
                 if resumes:
-                    patiently(lambda: self.disk.run(lift_stop(self.view, stop_now())), self.signals)
-                result = patiently(self._first_look, self.signals)
-                if result is not None:
-                    return result
-                self.pool.num_lifted = self.view.num_lifted
-                self.pool.start_all()
+                    patiently(self._lift_stop, self.signals)
                 return self._run()
-            except OSError as error:  # what no patience mends, such as a folder that is gone
-                self.pool.stop()
-                raise DiskError(f"sweep {self.sweep.folder}: {error}") from None
             except Interrupted as reason:
                 self._stop(reason)
                 raise
             except Exception as error:
                 self.pool.stop()
                 with contextlib.suppress(RunError):
-                    self.heartbeat.beat("failed", error=str(error))
+                    self._note("failed", error=str(error))
                 raise
 
-    def _first_look(self) -> dict[str, Any] | None:
-        """See what has become of the search so far; a result, if it is not to be searched."""
-        self._look()
-        with contextlib.suppress(DiskError):  # a copy for people
-            self.heartbeat.beat("starting", **self._progress())
-        return self._stopped() if self.view.stop else None
+    def _lift_stop(self) -> None:
+        """Go on with a search that was stopped, as a person asks; what failed counts no more."""
+        self.disk.run(self.view.look())
+        failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
+        stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})
+        self.disk.run(change_stop(self.view, stop))
 
     def _run(self) -> dict[str, Any]:
-        looked_s = time.monotonic()
-        while True:
-            patiently(self._tend, self.signals)
-            self.signals.check()
-            time.sleep(TEND_S)
-            if time.monotonic() - looked_s < self.view.terms.table_s:
-                continue
-            result = patiently(self._turn, self.signals)
-            looked_s = time.monotonic()
-            if result is not None:
-                return result
+        while (result := patiently(self._turn, self.signals)) is None:
+            end_s = time.monotonic() + max(self.view.rest_s, LOOK_S)
+            while time.monotonic() < end_s:
+                patiently(self._tend, self.signals)
+                self.signals.check()
+                time.sleep(TEND_S)
+        return result
 
     def _tend(self) -> None:
-        self.pool.tend(len(self.view.accepted), self.view.heard)
+        silent = self.disk.run(tell_gone(self.view, self._has_ended))
+        self.pool.kill([each for each in self.pool.workers if each.uuid in silent])
+        workers = {attempt.worker for attempt in running(self.view).values()}
+        self.pool.tend(len(self.view.accepted), workers)
 
     def _turn(self) -> dict[str, Any] | None:
-        """Look at the whole search; its result once it is over or stopped."""
+        """Look at the whole search; its result once it is over, empty if it is cancelled.
+
+        Raises:
+            RunError: if it has failed, and why.
+        """
+        idle = [each for each in self.pool.everybody if each.is_done]
         self._look()
-        self.disk.run(tell_gone(self.view, self.pool.ended))
-        if self.view.stop:
-            self.pool.leave(SAVE_S)
+        if self.disk.run(self.view.is_stopped()):
+            self.pool.stop()
             self._look()
-            return self._stopped()
-        if self.pool.num_stopped:  # by a stop that somebody lifted meanwhile
-            self.pool.num_lifted = self.view.num_lifted
-            self.pool.start_all()
-        asked = self.sweep.search()
-        if asked.table.trials != self.search.table.trials:  # by another command
-            self.search = asked
-            self.pool.start_all()
-        if self.disk.run(self.view.is_over(asked.table.trials)):
-            return self._conclude()
-        if error := same_failure(self._failed()):
-            failed = tuple(trial.n for trial in self._failed())
-            reason = f"three trials failed alike: {error}"
-            self.disk.run(next_stop(self.view, stop_now(reason, failed)))
-        self.heartbeat.beat("searching", **self._progress())
+            if self.view.stop and (reason := self.view.stop.reason):
+                raise RunError(f"{reason}; go on by: {resume_command(self.sweep.folder)}")
+            self._note("interrupted", signal=CANCELLED)
+            return {}
+        self.search = self.sweep.search()  # another command may have asked for more trials
+        num_asked = self.search.table.trials
+        if self.disk.run(self.view.is_over(num_asked)):
+            trials = shown(self.view)
+            result = result_of(self.sweep, self.search, trials)
+            self.sweep.write_json(RESULT, result)
+            self._note("finished", **self._progress())
+            self._kept.trim(trials, is_over=True)
+            return result
+        forgiven = self.view.stop.forgiven if self.view.stop else ()
+        if error := same_failure(t for n, t in self.view.accepted.items() if n not in forgiven):
+            self.disk.run(change_stop(self.view, stop_now(f"three trials failed alike: {error}")))
+            return None
+        is_proposed = self.disk.run(self.view.end(num_asked))
+        for process in idle:  # at the start, or because what ended their work holds no more
+            if process.slot or not is_proposed:
+                self.pool.start_one(process)
+        self._note("searching", **self._progress())
         return None
 
     def _look(self) -> None:
         """Read what is new, and tell people."""
-        news = self.disk.run(follow(self.view))
-        self.disk.run(self.view.is_stopped())
+        news = self.disk.run(follow(self.view, time.monotonic()))
         if self._num_at_start is None:
-            self._num_at_start = len(news)
+            self._num_at_start = len(self.view.accepted)
         else:
             for trial in news:
                 self.console.info(describe(trial, self.search))
@@ -246,34 +258,11 @@ class Command:
             self.sweep.write(LEADERBOARD, table)
             self._table = table
             self._kept.trim(trials)
-        self._show()
+        self._show(self._progress())
 
-    def _failed(self) -> list[Trial]:
-        """The failed trials that nobody has gone on after."""
-        found = self.view.accepted.items()
-        return [trial for n, trial in found if trial.error and n not in self.view.forgiven]
-
-    def _conclude(self) -> dict[str, Any]:
-        trials = shown(self.view)
-        result = result_of(self.sweep, self.search, trials)
-        self.sweep.write(LEADERBOARD, leaderboard_csv(trials, self.search))
-        self.sweep.write_json(RESULT, result)
-        self.heartbeat.beat("finished", **self._progress())
-        self._kept.trim(trials, is_over=True)
-        self.pool.leave()
-        return result
-
-    def _stopped(self) -> dict[str, Any]:
-        """Record that the search was cancelled; nothing of it is lost.
-
-        Raises:
-            RunError: if it has failed, and why.
-        """
-        stop = self.view.stop
-        if stop and stop.reason:
-            raise RunError(f"{stop.reason}; go on by: {resume_command(self.sweep.folder)}")
-        self.heartbeat.beat("interrupted", signal=CANCELLED)
-        return {}
+    def _has_ended(self, attempt: Attempt) -> bool:
+        """Whether a worker was a process of this command, or machine, that has ended."""
+        return attempt.worker in self.pool.ended or has_died(attempt.process, attempt.space)
 
     def _stop(self, reason: Interrupted) -> None:
         """Let this command's workers save and end.
@@ -287,27 +276,37 @@ class Command:
         try:
             with contextlib.suppress(DiskError):  # the record is for people; the job goes on
                 self.heartbeat.interrupted(reason)
+                self._copy_state()
         finally:
             self.pool.stop()
             with contextlib.suppress(OSError, DiskError):
                 self._look()
-                self.disk.run(tell_gone(self.view, self.pool.ended))
+                self.disk.run(tell_gone(self.view, self._has_ended))
 
     # For people
+
+    def _note(self, phase: str, **values: object) -> None:
+        """Note what this command does, and with it the search."""
+        self.heartbeat.beat(phase, **values)
+        self._copy_state()
+
+    def _copy_state(self) -> None:
+        self.sweep.write_json("state.json", self.heartbeat.run.read_json("state.json"))
 
     def _progress(self) -> dict[str, Any]:
         """The fields of the sweep's heartbeat."""
         view, total = self.view, self.search.max_trials
         ended, num_running = [*view.accepted.values()], len(running(view))
         num_failed = sum(bool(trial.error) for trial in ended)
-        num_workers = max(num_running, self.pool.num_workers)
-        eta_s = None
+        num_workers = max(num_running, sum(each.alive for each in self.pool.workers))
+        eta_s = best = None
         if total and ended and num_workers:
             left = max(0.0, total - len(ended) - num_running / 2)
             training_s = sum(trial.training_s or 0.0 for trial in ended)
             eta_s = round(left * training_s / len(ended) / num_workers, 1)
-        best = self._best()
-        score = best and best.scores[self.search.table.objective]
+        if len(ended) > num_failed:
+            first = ranked(ended, self.search)[0]
+            best = {"trial": str(first.n), "score": first.scores[self.search.table.objective]}
         return {
             "trials": total,
             "finished": len(ended) - num_failed,
@@ -315,22 +314,17 @@ class Command:
             "running": num_running,
             "waiting": len(view.open) - num_running,
             "workers": num_workers,
-            "best": {"trial": str(best.n), "score": score} if best else None,
+            "best": best,
             "eta_s": eta_s,
         }
 
-    def _best(self) -> Trial | None:
-        finished = [trial for trial in self.view.accepted.values() if not trial.error]
-        return ranked(finished, self.search)[0] if finished else None
-
-    def _show(self) -> None:
+    def _show(self, progress: Mapping[str, Any]) -> None:
         """The live line, on a terminal."""
-        num_ended = len(self.view.accepted)
+        num_ended = progress["finished"] + progress["failed"]
         num_new = num_ended - (self._num_at_start or 0)
         per_hour = 3600 * num_new / max(1.0, time.monotonic() - self._started_s)
-        figures = f"{len(running(self.view))} running, {per_hour:.0f}/h"
-        if best := self._best():
-            score = best.scores[self.search.table.objective]
-            figures += f", best {score:.4f} (trial {best.n})"
+        figures = f"{progress['running']} running, {per_hour:.0f}/h"
+        if best := progress["best"]:
+            figures += f", best {best['score']:.4f} (trial {best['trial']})"
         total = self.search.table.trials or len(self.view.known)
         self.console.advance("trials", num_ended, max(total, num_ended), figures=figures)

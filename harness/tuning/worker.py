@@ -1,4 +1,10 @@
-"""A worker's process: `python -m harness.tuning.worker SWEEP NAME`, started by a command's pool."""
+"""A process of a command: `python -m harness.tuning.worker SWEEP NAME`, a worker or its proposer.
+
+The proposer, with `--ahead N`, has KerasTuner's oracle and makes the trials' folders, each with its
+values. A proposal may take its time while the workers train, and the memory of KerasTuner is freed
+once all trials are proposed. What it proposes is a function of the search and of the accepted
+results, so each command may have one, and one that was killed is started again.
+"""
 
 import argparse
 import contextlib
@@ -8,9 +14,9 @@ import signal
 import socket
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +28,11 @@ from harness.compute.strategy import (
     parse_devices,
     title_of_devices,
 )
-from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
-from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import gpu_name
+from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
+from harness.files.plain_file import is_of_disk
+from harness.search_space import GUIDED, SEARCH_FILE, SearchSpec
+from harness.slurm.environment import SlurmEnvironment, given_cpus
+from harness.slurm.placement import take_own_gpu
 from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
 from harness.system.guard import stand_guard
@@ -32,183 +40,154 @@ from harness.system.processes import end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
 from harness.training.context import Observers
-from harness.training.launch import may_use_gpus, tell_death
-from harness.tuning.course import RENEW, STOPPED, Clean, Terms, Train, View, Worker
-from harness.tuning.disk import Disk, died, patiently
-from harness.tuning.pool import NODE_FAULT_CODE, RESTART_CODE, STOPPED_CODE
-from harness.tuning.records import Attempt, Trial
+from harness.training.launch import dataset_of, may_use_gpus, tell_death
+from harness.tuning.disk import Disk
+from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
+from harness.tuning.protocol import BEAT_S, Attempt, Train, Trial, Worker, take_turns
+from harness.tuning.schedule import Proposer, Schedule
 from harness.tuning.sweep_dir import SweepDirectory
 
-CODES = {RENEW: RESTART_CODE, STOPPED: STOPPED_CODE}
 if TYPE_CHECKING:
     from harness.tuning.trial import Trials
 
 LEAVE_S = 20.0  # for the last beat to be written
-MAX_TRIALS = 50  # of a process: each leaves some megabytes behind
 
 
-class Attempts:
-    """Trains the attempts of a worker, with a beat of its own while it does."""
-
-    def __init__(self, disk: Disk, terms: Terms, trials: "Trials") -> None:
-        """Take the worker's folder, and the `Trials` of this process."""
-        self.disk, self.terms, self.trials = Disk(disk.folder), terms, trials
-        self.worker: Worker | None = None
-        self.num_trials = 0
-
-    def must_renew(self) -> bool:
-        """Whether this process has trained many trials, or holds much memory."""
-        return self.num_trials >= MAX_TRIALS or self.trials.has_grown()
-
-    def act(self, operation: Train | Clean) -> Trial | None:
-        """Carry out what is no operation on the folder.
-
-        Raises:
-            Interrupted: a signal came; the attempt is saved.
-            OSError: the file system fails, which says nothing of the trial.
-            NodeFault: this process can train no trial.
-        """
-        if isinstance(operation, Clean):
-            self.trials.clean(operation.n, operation.k)
-            return None
-        self.num_trials += 1
-        try:
-            return self._train(operation.trial, operation.k)
-        except (DiskError, TakenOver) as error:  # no lease is ever taken over here
-            raise OSError(str(error)) from None
-
-    def _train(self, trial: Trial, k: int) -> Trial | None:
-        from harness.tuning.trial import Superseded
-
-        step, ended, needless = 0, threading.Event(), threading.Event()
-
-        def beat() -> None:
-            while not ended.is_set():
-                with contextlib.suppress(OSError):  # tried again
-                    saved = self.trials.saved(trial.n, k)
-                    if self.worker and self.disk.run(
-                        self.worker.tick(trial.n, k, step=step, saved=saved)
-                    ):
-                        needless.set()
-                ended.wait(self.terms.beat_s)
-
-        def check() -> None:
-            nonlocal step
-            step += 1
-            if needless.is_set():
-                raise Superseded("another worker, or the end of the search")
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            return self.trials.run(trial, k, check)
-        except Superseded:
-            return None
-        finally:
-            ended.set()
-            thread.join(LEAVE_S)
+# A proposer
 
 
-def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
-    """Train trials until the search is over, or as many as one process should; the exit code.
+def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
+    """The schedule of a search, of which the first trials are known; the list may grow."""
+    from harness.tuning.oracle import make_oracle
+
+    return Schedule(
+        make_oracle(search, known),
+        num_trials=search.max_trials or 0,
+        width=search.table.parallel if search.table.tuner in GUIDED else None,
+        known=known,
+    )
+
+
+def propose(sweep: SweepDirectory, ahead: int) -> None:
+    """Propose trials to the last one, or until the search is stopped.
+
+    Raises:
+        Interrupted: a signal came.
+        InputError, RunError: the oracle can't go on, and why.
+    """
+    stop = StopRequest()
+    stop.listen()
+    search = sweep.search()
+    # One thread: sums in another order would give other proposals.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
+    is_guided, begin = search.table.tuner in GUIDED, partial(schedule_of, search)
+    proposer = Proposer(begin, search.table.trials, ahead=ahead, is_guided=is_guided)
+    Disk(sweep.folder, stop).run(take_turns(proposer.turn, proposer.view))
+
+
+# A worker
+
+
+def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> Trial:
+    """Train an attempt, with a beat in the sweep's folder meanwhile; the trial with its result.
+
+    If nobody needs it any more, this process asks itself to stop.
+
+    Raises:
+        Interrupted: a signal came; the attempt is saved.
+        OSError: the file system fails, which says nothing of the trial.
+        NodeFault: this process can train no trial.
+    """
+    (trial, k), ended, disk = operation, threading.Event(), Disk(folder)
+
+    def beat() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError):  # tried again
+                is_needless = disk.run(worker.tick(trial.n, k, saved=trials.saved(trial.n, k)))
+                if is_needless and not ended.is_set():
+                    log(logging.INFO, f"trial {trial.n} goes on in another process, or has ended")
+                    os.kill(os.getpid(), signal.SIGUSR2)
+                    return
+            ended.wait(BEAT_S)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        return trials.run(trial, k)
+    finally:
+        ended.set()
+        thread.join(LEAVE_S)
+
+
+def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
+    """Train trials until the search is over or stopped, or as many as one process should.
 
     Raises:
         Interrupted: a signal came; the current trial is saved.
         InputError, RunError: this worker can't train any trial, and why.
     """
-    if may_use_gpus(arguments.devices):
-        stand_guard(on_death)
-    with watchdog.from_settings():
-        return _work(sweep, arguments)
-
-
-def on_death(number: signal.Signals, text: str, process: int) -> None:
-    """Say why a worker's process died; what is no fault of the node may be one of the trial.
-
-    Raises:
-        NodeFault: if the node is at fault; the worker is not started here again.
-    """
-    try:
-        tell_death(number, text, process)
-    except NodeFault:
-        raise
-    except RunError as error:
-        log(logging.ERROR, str(error))
-
-
-def _work(sweep: SweepDirectory, arguments: argparse.Namespace) -> int:
-    signals = StopRequest()
-    signals.listen()
-    # Read once: what follows takes seconds, after which the disk may fail again.
-    search = patiently(sweep.search, signals)
-    job, terms = search.job, sweep.terms()
-    dataset = patiently(lambda: sweep.dataset(job, arguments.data), signals)
-    threads, devices = arguments.threads, arguments.devices
-    import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
+    stop, console, allocation = StopRequest(), Console(), SlurmEnvironment.from_environment()
+    stop.listen()
+    threads, name = given_cpus(allocation), arguments.name
+    # Read before what takes seconds, after which the disk may fail.
+    search = sweep.search()
+    dataset = dataset_of(sweep, search.job, arguments.data)
+    import_tensorflow(allocation, threads, Numerics.of(search.job))
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    requested = parse_devices(devices) if devices else None
-    check_gpus(promised_gpus(requested, SlurmEnvironment.from_environment()), Console().warning)
+    requested = parse_devices(arguments.devices) if arguments.devices else None
+    check_gpus(promised_gpus(requested, allocation), console.warning)
     from harness.compute.device_check import checked_strategy
+    from harness.tuning.trial import Trials
 
-    strategy = checked_strategy(requested, None, job, Console())
-    signals.check()
-    from harness.tuning.trial import Trials, TrialStop
-
-    stop = TrialStop()
-    stop.listen()
-    console = Console()
-    title, name = title_of_devices(strategy, threads), arguments.name
+    strategy = checked_strategy(requested, None, search.job, console)
+    stop.check()
+    stop.listen()  # again, over a handler that TensorFlow may have set
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
-    console.info(f"{title}{which}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
-    monitor = ResourceMonitor(num_own_gpus(), threads, warn=console.warning)
-    with monitor:
+    title = f"{title_of_devices(strategy, threads)}{which}; data: {dataset.title}"
+    console.info(f"{title}; worker {name} on {socket.gethostname()}")
+    with ResourceMonitor(num_own_gpus(), threads, warn=console.warning) as monitor:
         observers = Observers(console, monitor, stop)
         trials = Trials(sweep, search, dataset=dataset, strategy=strategy, observers=observers)
-        disk = Disk(sweep.folder, stop)
-        attempts = Attempts(disk, terms, trials)
-        view = View(time.monotonic, terms, died, num_lifted=arguments.lifted)
-        me = Attempt(
-            worker=arguments.id,
-            name=name,
-            host=socket.gethostname(),
-            process=os.getpid(),
-            space=process_space(),
-            has_gpu=num_own_gpus() > 0,
-        )
-        worker = Worker(view, me, search.table.trials, must_renew=attempts.must_renew)
-        attempts.worker = worker
-        return CODES.get(disk.run(worker.course(), attempts.act), 0)
+        space = process_space()
+        me = Attempt(worker=arguments.id, name=name, process=os.getpid(), space=space)
+        worker = Worker(me, search.table.trials, must_renew=trials.has_grown)
+        act = partial(train, worker, trials, sweep.folder)
+        Disk(sweep.folder, stop).run(take_turns(worker.turn, worker.view), act)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Work for the sweep in the first argument to its end; returns the exit code."""
+    """Work or propose for the sweep in the first argument; returns the exit code."""
     parser = argparse.ArgumentParser(prog="harness.tuning.worker")
-    parser.add_argument("sweep", type=Path)
+    parser.add_argument("sweep", type=lambda path: SweepDirectory(Path(path)))
     parser.add_argument("name", help="for people")
+    parser.add_argument("--ahead", type=int, help="propose, so many trials that wait for a worker")
     parser.add_argument("--id", default=uuid.uuid4().hex, help="of this process alone")
-    parser.add_argument("--lifted", type=int, default=0, help="stops after which it goes on")
     parser.add_argument("--devices")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--gpu", type=int, help="index among the GPUs that this process sees")
     arguments = parser.parse_args(args)
     end_with_parent()
     take_any_text()
-    os.environ["HARNESS_CPUS"] = str(arguments.threads)  # the record of each trial names them
-    if arguments.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(arguments.gpu)
-    sweep = SweepDirectory(arguments.sweep)
+    take_own_gpu()
     try:
-        patiently(sweep.check_readable, StopRequest())
-        return work(sweep, arguments)
+        if not arguments.sweep.exists():  # a node may see late what another one has made
+            path = arguments.sweep.path(SEARCH_FILE)
+            raise DiskError(f"{path}: can't be seen here; make the disk readable again")
+        if arguments.ahead is not None:
+            propose(arguments.sweep, arguments.ahead)
+            return 0
+        if may_use_gpus(arguments.devices):
+            stand_guard(tell_death)
+        with watchdog.from_settings():
+            work(arguments.sweep, arguments)
+        return 0
     except (InputError, RunError, Interrupted) as end:
         log(logging.ERROR, " ".join(str(end).split()))
         if isinstance(end, NodeFault) and end.exit_code == Interrupted.exit_code:
             return NODE_FAULT_CODE
-        if isinstance(end, InputError) and not sweep.is_readable():
-            return RunError.exit_code  # the disk fails, and the user's input is not at fault
-        return end.exit_code
+        return DISK_CODE if is_of_disk(end) else end.exit_code
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.sweep_report.best_trial import best_trial_toml, retrained_job
+from harness.tracking.record_format import stamped
 from harness.training.train import training_reviews
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
@@ -223,7 +224,7 @@ def test_the_best_trial_says_on_what_it_was_validated(tmp_path: Path) -> None:
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
     sweep = make_sweep(tmp_path / "sweep", toml, trial(0, 0.8, values=values))
     record = {"checksum": "0" * 64, "folder": str(source), "num_validation": 40}
-    sweep.write_json("data.json", record)
+    sweep.write_json("provenance.json", stamped({"dataset": record}))
     assert "validated on the validation split of the texts\n" in best_trial_toml(sweep)
     job = retrained_job(sweep.search(), sweep.trials()[0])
     training, validation, _ = training_reviews(job, open_data(job, None))

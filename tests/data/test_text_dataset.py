@@ -22,6 +22,7 @@ from harness.job_file import load_job
 from harness.sweep_report.best_trial import data_of, sweep_data
 from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import run_identity
+from harness.training.launch import dataset_of
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
@@ -302,16 +303,16 @@ def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
     toml = f'{RANDOM}[data]\nsource = "{path}"\n'
     sweep = make_sweep(tmp_path / "sweep", toml)
     search = sweep.search()
-    (sweep.folder / "data.json").unlink()
-    dataset = sweep.dataset(search.job, None)
+    (sweep.folder / "provenance.json").unlink()
+    dataset = dataset_of(sweep, search.job, None)
     sweep = SweepDirectory(tmp_path / "begun")
     assert sweep.begin(search, dataset)
-    assert sweep.dataset(search.job, None).is_own
+    assert dataset_of(sweep, search.job, None).is_own
     assert sweep_data(sweep, search, None) is None
     assert data_of(sweep, search).startswith("a.csv (checksum ")
     write_csv(path, ROWS[1:])
     with pytest.raises(InputError, match=r"sweep .*: data\.source .* has changed since"):
-        sweep.dataset(search.job, None)
+        dataset_of(sweep, search.job, None)
 
 
 @pytest.mark.full

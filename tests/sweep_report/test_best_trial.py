@@ -21,8 +21,8 @@ from harness.sweep_report.best_trial import (
 from harness.sweep_report.importance import scored_trials
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
-from harness.tuning.leaderboard import ranked_trials
-from harness.tuning.records import Trial
+from harness.tuning.leaderboard import ranked
+from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness, wait_for
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
@@ -31,7 +31,7 @@ VALUES = {"model.pooling": "max", "model.units": 32, "train.learning_rate": 0.00
 
 
 def best(sweep: SweepDirectory) -> Trial:
-    return best_of(sweep, ranked_trials(sweep, sweep.search()))
+    return best_of(sweep, ranked(sweep.trials(), sweep.search()))
 
 
 def test_the_best_trial_is_a_job_that_train_takes(tmp_path: Path) -> None:

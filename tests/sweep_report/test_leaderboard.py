@@ -19,8 +19,8 @@ from harness.search_space import short_names
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import digits_of, leaderboard, show
 from harness.sweep_report.plots import axis_of, parallel_coordinates
-from harness.tuning.leaderboard import ranked_trials
-from harness.tuning.records import Trial
+from harness.tuning.leaderboard import ranked
+from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import PROJECT
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
@@ -61,7 +61,7 @@ def test_keys_are_sorted_by_the_share_of_variation_they_explain(
     """Eta squared as by hand: 0.04 of 0.05 lie between the poolings, 0.01 between the units."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials(), finished=True)
     search = sweep.search()
-    effects = effects_of(scored_trials(ranked_trials(sweep, sweep.search()), search), search)
+    effects = effects_of(scored_trials(ranked(sweep.trials(), sweep.search()), search), search)
     assert [e.key for e in effects] == ["model.pooling", "model.units"]
     assert [e.explained for e in effects] == pytest.approx([0.8, 0.2])
     assert effects[0].by_chance == pytest.approx(1 / 3)
@@ -84,7 +84,7 @@ def test_a_range_falls_into_three_bins_of_equal_count(tmp_path: Path) -> None:
     ]
     sweep = make_sweep(tmp_path / "log", RANDOM, *trials)
     (effect,) = effects_of(
-        scored_trials(ranked_trials(sweep, sweep.search()), sweep.search()), sweep.search()
+        scored_trials(ranked(sweep.trials(), sweep.search()), sweep.search()), sweep.search()
     )
     assert [len(scores) for _, scores in effect.groups] == [3, 3, 3]
     assert [label for label, _ in effect.groups] == [
@@ -96,7 +96,7 @@ def test_a_range_falls_into_three_bins_of_equal_count(tmp_path: Path) -> None:
     ]
     sweep = make_sweep(tmp_path / "step", HYPERBAND, *trials)
     (effect,) = effects_of(
-        scored_trials(ranked_trials(sweep, sweep.search()), sweep.search()), sweep.search()
+        scored_trials(ranked(sweep.trials(), sweep.search()), sweep.search()), sweep.search()
     )
     assert [label for label, _ in effect.groups] == ["0.1", "0.2", "0.3 to 0.6"]
 
@@ -118,7 +118,7 @@ def test_of_hyperband_only_trials_of_one_length_are_compared(
         for i, epochs in enumerate(lengths)
     ]
     sweep = make_sweep(tmp_path / "h", HYPERBAND, *trials)
-    found = scored_trials(ranked_trials(sweep, sweep.search()), sweep.search())
+    found = scored_trials(ranked(sweep.trials(), sweep.search()), sweep.search())
     assert sorted(t.trial for t in comparable(found, sweep.search())) == [*("0", "1", "2", "3")]
     even = [t for t in found if t.trial in ("0", "1", "4", "5")]
     assert {t.epochs for t in comparable(even, sweep.search())} == {3}
@@ -202,7 +202,7 @@ def test_the_leaderboard_fits_a_narrow_terminal(tmp_path: Path) -> None:
     """Where the table is wider the values of a trial stand in one cell, and none is cut."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(3))
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
-    for part in leaderboard(sweep, sweep.search(), ranked_trials(sweep, sweep.search()), console):
+    for part in leaderboard(sweep, sweep.search(), ranked(sweep.trials(), sweep.search()), console):
         console.print(part)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()

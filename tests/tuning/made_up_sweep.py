@@ -5,10 +5,10 @@ from typing import Any
 
 from harness.data.imdb_sources import open_sample
 from harness.search_space import SEARCH_FILE, load_search
-from harness.tuning.disk import to_bytes
+from harness.tracking.record_format import stamped
+from harness.tuning.disk import make_once, to_bytes
 from harness.tuning.leaderboard import leaderboard_csv
-from harness.tuning.names import make_once
-from harness.tuning.records import Attempt, Trial
+from harness.tuning.protocol import Attempt, Trial
 from harness.tuning.sweep_dir import FOLDERS, SweepDirectory
 
 RANDOM = """
@@ -65,8 +65,7 @@ def make_sweep(folder: Path, toml: str, *trials: Trial, finished: bool = False) 
     for name in FOLDERS:
         (folder / name).mkdir()
     sweep = SweepDirectory(folder)
-    sample = open_sample()
-    sweep.write_json("data.json", {"checksum": sample.checksum, "is_sample": True, "folder": None})
+    sweep.write_json("provenance.json", stamped({"dataset": open_sample().record()}))
     for each in trials:
         add_trial(sweep, each)
     if trials:

@@ -14,28 +14,26 @@ from types import SimpleNamespace
 from typing import Any
 
 from harness.errors import Interrupted, RunError
-from harness.tuning import course
-from harness.tuning.course import (
-    OVER,
-    STOPPED,
-    Clean,
+from harness.tuning import protocol
+from harness.tuning.protocol import (
+    Attempt,
     Make,
     Names,
-    Proposer,
     Read,
+    Record,
     Sleep,
-    Terms,
+    Stop,
     Train,
+    Trial,
     View,
     Worker,
     Write,
+    change_stop,
     follow,
-    lift_stop,
-    next_stop,
+    take_turns,
     tell_gone,
 )
-from harness.tuning.records import Attempt, Record, Stop, Trial
-from harness.tuning.schedule import Schedule
+from harness.tuning.schedule import Proposer, Schedule
 
 CACHE_S = 30.0  # for which a node may see an older state
 EPOCH_S = 10.0
@@ -43,9 +41,9 @@ PATIENCE_S = 4000.0  # after the last fault, for a search to end
 CANCEL_S = 150.0  # after a cancel, by when everybody has stopped
 SAFEGUARDS = (
     *("claim", "first", "values", "order", "fsync", "copy", "attempts", "known"),
-    *("stuck", "stop", "clean", "term", "gone"),
+    *("stuck", "stop", "gone", "term"),
 )
-ONLY_SAVE_WORK = ("term", "gone")
+ONLY_SAVE_WORK = ("term",)
 FAULTS = (
     *("kill", "kill", "kill command", "node", "stop", "stop", "stop", "outage", "outage"),
     *("error", "error", "show", "join", "join", "leave", "cancel"),
@@ -129,7 +127,7 @@ class Process:
     leaves: bool = False
     stopped_until_s: float = 0.0
     ended: set[str] = field(default_factory=set)  # children of a command
-    stopped: list["Process"] = field(default_factory=list)  # those that saw the search stopped
+    left: list["Process"] = field(default_factory=list)  # those that had nothing more to do
 
 
 def checkpoint(n: int, k: int) -> str:
@@ -146,14 +144,13 @@ class World:
         self.chance = chance = random.Random(seed)  # noqa: S311 - not a secret
         self.now_s = self.last_fault_s = 0.0
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
-        self.number, self.num_ops, self.num_epochs = itertools.count(), 0, 0
+        self.number, self.num_ops = itertools.count(), 0
         self.server: dict[str, Any] = {}
         self.unsynced: dict[str, tuple[int, Any]] = {}  # node, and what a crash leaves
         self.owners: dict[str, Process] = {}
         self.caches: list[dict[Any, tuple[float, Any]]] = [{} for _ in range(chance.randint(1, 4))]
         self.down_until_s = [0.0] * len(self.caches)
         self.processes: list[Process] = []
-        self.terms = Terms(lost_s=0.0 if "term" in without else 180.0)
         self.is_guided = chance.random() < 0.5
         self.num_trials, self.width = chance.randint(3, 7), chance.randint(2, 3)
         self.rounds_otherwise = chance.random() < 0.3
@@ -194,7 +191,7 @@ class World:
             schedule.offer(self.ended(trial, 1))
         while schedule.next():
             pass
-        self.calls, self.without, self.rounds_otherwise = schedule.oracle.calls, without, rounds  # type: ignore[attr-defined]
+        self.calls, self.without, self.rounds_otherwise = schedule.oracle.calls, without, rounds
         return found
 
     def score(self, trial: Trial) -> float:
@@ -216,17 +213,13 @@ class World:
             return
         node = self.chance.randrange(len(self.caches))
         command = self._start("command", node, None)
-        if not again:  # by a person, who may have gone on with the search just now
-            command.view.num_lifted = self.num_lifted
         self._start("proposer", node, command)
         for _ in range(self.chance.randint(1, 2)):
             self._start("worker", node, command)
 
     def _start(self, kind: str, node: int, command: Process | None) -> Process:
         name = f"{kind[0]}{len(self.processes)}"
-        now = clock_of(self, self.chance.uniform(0.99, 1.01))
-        num_lifted = command.view.num_lifted if command else 0
-        view = View(now, self.terms, num_lifted=num_lifted)
+        view = View()
         p = Process(name, node, kind, self.now_s, view, command)
         p.course = getattr(self, f"_{kind}")(p, view)
         self.processes.append(p)
@@ -234,13 +227,13 @@ class World:
         return p
 
     def _worker(self, p: Process, view: View) -> Generator[Any, Any, Any]:
-        worker = Worker(view, Attempt(worker=p.name), 0)
-        steps, answer, error = worker.course(), None, None
+        worker = Worker(Attempt(worker=p.name), 0, view=view)
+        steps, answer, error = take_turns(worker.turn, view), None, None
         while True:
             try:
                 operation = steps.throw(error) if error else steps.send(answer)
-            except StopIteration as end:
-                return end.value
+            except StopIteration:
+                return
             error = None
             try:
                 if isinstance(operation, Train):
@@ -250,18 +243,19 @@ class World:
             except (OSError, Interrupted) as failed:
                 error = failed
 
-    def _train(self, p: Process, worker: Worker, op: Train) -> Generator[Any, Any, Trial | None]:
+    def _train(self, p: Process, worker: Worker, op: Train) -> Generator[Any, Any, Trial]:
         """What `harness.tuning.trial` and the thread that beats do."""
-        n, k, step, limit = op.trial.n, op.k, 0, (op.trial.limit or 1) * self.scale
-        yield from worker.tick(n, k, step=0, saved=0)
+        n, k, limit = op.trial.n, op.k, (op.trial.limit or 1) * self.scale
+        yield from worker.tick(n, k, saved=0)
         saved = None
         for each in range(k, 0, -1):
             saved = saved or (yield Read(checkpoint(n, each)))
         if not saved and op.trial.parent is not None:
             parent = yield Read(f"trials/{op.trial.parent}/accepted/trial.json")
-            saved = parent and (yield Read(checkpoint(op.trial.parent, parent.get("attempt", 0))))
-            if not saved or 2 * saved["epochs"] != limit:
-                raise OSError("the parent's checkpoint can't be seen yet")
+            if not parent:
+                raise OSError("the parent's result can't be seen yet")
+            saved = yield Read(checkpoint(op.trial.parent, parent["attempt"]))
+            saved = saved if saved and 2 * saved["epochs"] == limit else None  # by its checksum
         epochs = saved["epochs"] if saved else 0
         if "copy" not in self.without:
             yield Write(checkpoint(n, k), Saved(epochs=epochs))
@@ -269,43 +263,50 @@ class World:
             if n == self.poison:
                 self.end(p)
             yield Sleep(EPOCH_S)
-            self.num_epochs, step, epochs = self.num_epochs + 1, step + 1, epochs + 1
+            epochs += 1
             yield Write(checkpoint(n, k), Saved(epochs=epochs))
-            if (yield from worker.tick(n, k, step=step, saved=epochs)):
-                return None
+            if (yield from worker.tick(n, k, saved=epochs)):
+                raise Interrupted("needless")
         return self.ended(op.trial, k)
 
     def _proposer(self, p: Process, view: View) -> Generator[Any, Any, Any]:
         begin = partial(self.schedule, node=p.node)
-        return Proposer(view, begin, 0, ahead=2, is_guided=self.is_guided).course()
+        turn = Proposer(begin, 0, ahead=2, is_guided=self.is_guided, view=view).turn
+        return take_turns(turn, view)
 
     def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+        rate = self.chance.uniform(0.99, 1.01)  # clocks go a little wrong
         while True:
+            left = [*p.left]
             try:
-                yield from follow(view)
+                for trial in (yield from follow(view, self.now_s * rate)):
+                    if self.chance.random() < 0.2:  # pruned, or removed by somebody
+                        self.server.pop(checkpoint(trial.n, trial.attempt), None)
                 if "gone" not in self.without:
-                    yield from tell_gone(view, p.ended)
+                    yield from tell_gone(view, lambda attempt: attempt.worker in p.ended)
                 if (yield from view.is_stopped()):
-                    return STOPPED
-                while p.stopped:  # by a stop that was lifted meanwhile
-                    each = p.stopped.pop()
-                    self._start(each.kind, each.node, p)
+                    return
                 if (yield from view.is_over(0)):
                     self.result = {n: t.scores.get("score") for n, t in view.accepted.items()}
-                    return OVER
+                    return
+                is_proposed = yield from view.end(0)
+                for each in left:
+                    if each.kind == "worker" or not is_proposed:
+                        p.left.remove(each)
+                        self._start(each.kind, each.node, p)
             except OSError:
                 pass
-            yield Sleep(self.terms.table_s)
+            yield Sleep(max(5.0, view.rest_s))
 
     def _canceller(self, p: Process, view: View) -> Generator[Any, Any, Any]:
-        act = next_stop if self.cancelled_s is None else lift_stop
+        stop = Stop(by="me", at="now", is_lifted=self.cancelled_s is not None)
         while True:
             try:
-                yield from act(view, Stop(by="me", at="now"))
+                yield from change_stop(view, stop)
                 break
             except OSError:
                 yield Sleep(5.0)
-        if act is next_stop:
+        if not stop.is_lifted:
             self._push(self.chance.uniform(200, 400), lambda: self._go_on(p.node))
         else:
             self.start_command()
@@ -327,9 +328,10 @@ class World:
         Raises:
             Violation: if a promise is broken.
         """
-        before, course.MAX_ATTEMPTS = course.MAX_ATTEMPTS, STUCK_ATTEMPTS
-        if "stuck" in self.without:
-            course.MAX_ATTEMPTS = 10**9
+        before = protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S
+        protocol.SHORTEST_REST_S = 2.0  # as in a larger search, which takes longer to simulate
+        protocol.MAX_ATTEMPTS = 10**9 if "stuck" in self.without else STUCK_ATTEMPTS
+        protocol.LOST_S = 0.0 if "term" in self.without else protocol.LOST_S
         try:
             while self.heap:
                 self.now_s, _, act = heapq.heappop(self.heap)
@@ -339,7 +341,7 @@ class World:
                 if self.now_s > self.last_fault_s + PATIENCE_S:
                     raise Violation("no end")
         finally:
-            course.MAX_ATTEMPTS = before
+            protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S = before
         if not self.result:
             raise Violation("a trial is lost")
         if self.result != self.expected:
@@ -355,10 +357,10 @@ class World:
             p.leaves, error = False, Interrupted("SIGTERM")
         try:
             op = p.course.throw(error) if error else p.course.send(answer)
-        except StopIteration as end:
+        except StopIteration:
             p.is_alive = False
-            if p.command and end.value == STOPPED:
-                p.command.stopped.append(p)
+            if p.command:
+                p.command.left.append(p)
             if p.kind == "command":  # its children may take a while to see it
                 self._push(75.0, lambda: self._end_children(p))
             return
@@ -456,7 +458,7 @@ class World:
     def _apply(self, p: Process, op: Any) -> Any:
         self.trace.append((round(self.now_s, 1), p.name, op))
         if isinstance(op, Read):
-            if op.path.startswith("stops/") and "stop" in self.without and p.kind == "worker":
+            if op.path == "stop.json" and "stop" in self.without and p.kind == "worker":
                 return None
             return self._seen(p, self._place(op.path), lambda path: self.server.get(path))
         if isinstance(op, Names):
@@ -464,9 +466,7 @@ class World:
         if isinstance(op, Make):
             return self._make(p, op)
         if isinstance(op, Write):
-            self._write(p, self._place(op.path), op.record.content())
-        elif isinstance(op, Clean) and "clean" in self.without:
-            self.server.pop(checkpoint(op.n, op.k), None)
+            self._write(p, self._place(op.path), op.record.model_dump(exclude_defaults=True))
         return None
 
     def _place(self, path: str) -> str:
@@ -491,7 +491,7 @@ class World:
         return sorted({p[len(start) :].split("/")[0] for p in self.server if p.startswith(start)})
 
     def _make(self, p: Process, op: Make) -> bool:
-        path, content = f"{op.path}/{op.file}", op.record.content()
+        path, content = f"{op.path}/{op.file}", op.record.model_dump(exclude_defaults=True)
         parts = op.path.split("/")
         is_attempt = len(parts) == 3 and parts[2].isdecimal()
         kind = {"owner.json": "claim", "trial.json": "first", "values.json": "values"}.get(op.file)
@@ -504,10 +504,6 @@ class World:
         if is_attempt:
             self._check_attempt(p, int(parts[1]), int(parts[2]))
             self.owners[op.path] = p
-        if op.file == "stop.json":  # whoever is told of it
-            is_lifted = op.path.endswith("lifted")
-            self.cancelled_s = None if is_lifted else self.now_s
-            self.num_lifted += is_lifted
         self.server[path] = content
         if "fsync" in self.without:
             self.unsynced[path] = p.node, {}
@@ -515,22 +511,31 @@ class World:
         return True
 
     def _check_attempt(self, p: Process, n: int, k: int) -> None:
-        """Nobody begins while the search is cancelled, nor takes what a well worker trains."""
+        """Nobody begins while the search is cancelled, nor takes what another one trains."""
         is_late = self.cancelled_s is not None and self.now_s > self.cancelled_s + CANCEL_S
         if is_late and self.now_s - p.stopped_until_s > CACHE_S + EPOCH_S:
             raise Violation("a trial begins though the search is cancelled")
-        before = self.owners.get(f"trials/{n}/{k - 1}")
-        if not before or "term" in self.without or f"trials/{n}/accepted/trial.json" in self.server:
-            return
-        disturbed_s = max(before.since_s, before.stopped_until_s, self.down_until_s[before.node])
-        is_well = before.is_alive and self.now_s - disturbed_s > 0.9 * self.terms.lost_s
-        if is_well and f"trials/{n}/gone-{k - 1}.json" not in self.server:
+        if k > 1 and f"gone/{n}-{k - 1}.json" not in self.server:
+            raise Violation("a trial is taken that somebody trains")
+
+    def _check_gone(self, p: Process, path: str) -> None:
+        """A worker that is well is never taken for lost."""
+        owner = self.owners[f"trials/{path[5:-5].replace('-', '/')}"]
+        disturbed_s = max(owner.since_s, owner.stopped_until_s, self.down_until_s[owner.node])
+        is_well = owner.is_alive and self.now_s - disturbed_s > 0.9 * protocol.LOST_S
+        if is_well and owner is not p and "term" not in self.without:
             raise Violation("a worker is well and counts as lost")
 
     def _write(self, p: Process, path: str, content: Any) -> None:
         top = path.rpartition("/")[0]
         if top in self.owners and self.owners[top] is not p:
             raise Violation("two processes write into the folder of one attempt")
+        if path == "stop.json":  # whoever is told of it
+            is_lifted = content.get("is_lifted", False)
+            self.cancelled_s = None if is_lifted else self.now_s
+            self.num_lifted += is_lifted
+        if path.startswith("gone/"):
+            self._check_gone(p, path)
         if path.endswith("beat.json"):
             self.unsynced.setdefault(path, (p.node, self.server.get(path)))
         self.server[path] = content
@@ -541,11 +546,6 @@ class Saved(Record):
     """A checkpoint."""
 
     epochs: int
-
-
-def clock_of(world: World, rate: float) -> Callable[[], float]:
-    """A clock that goes a little wrong."""
-    return lambda: world.now_s * rate
 
 
 def violations(

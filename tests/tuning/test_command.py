@@ -10,7 +10,7 @@ from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.system.console import Console
 from harness.system.signals import StopRequest
 from harness.tuning.disk import stop_search_in
-from harness.tuning.pool import WorkerPool, WorkerRequest
+from harness.tuning.pool import WorkerPool, WorkerProcess, WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.tune import Command
 from tests.tuning.made_up_sweep import RANDOM, accept, make_sweep, trial
@@ -22,11 +22,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     trials = [trial(0, 0.8), trial(1, None, error="no"), trial(2, None, worker="a"), trial(3, None)]
     sweep, console = make_sweep(tmp_path / "sweep", RANDOM, *trials), Console()
     pool = WorkerPool(sweep.folder, WorkerRequest(), [], name="a", allocation=None, console=console)
-    monkeypatch.setattr(pool, "start_all", lambda: None)
-    monkeypatch.setattr(pool, "_start", lambda _: None)
+    monkeypatch.setattr(pool, "start_one", lambda _: None)
     monkeypatch.setattr(StopRequest, "listen", lambda _: None)
-    given = {"allocation": None, "console": console, "name": "a"}
-    return Command(sweep, sweep.search(), pool, **given)  # type: ignore[arg-type]
+    return Command(sweep, sweep.search(), pool, None)
 
 
 def end(sweep: SweepDirectory) -> None:
@@ -39,19 +37,13 @@ def end(sweep: SweepDirectory) -> None:
 
 def test_it_tells_the_progress_of_the_whole_search(command: Command) -> None:
     """Half of the trials at work are taken to be done; its own copy is the same."""
-    assert command._first_look() is None
-    expected: dict[str, Any] = {
-        "trials": 24,
-        "finished": 1,
-        "failed": 1,
-        "running": 1,
-        "waiting": 1,
-        "workers": 1,
-    }
+    assert command._turn() is None
+    expected: dict[str, Any] = dict.fromkeys(("finished", "failed", "running", "waiting"), 1)
+    expected |= {"trials": 24, "workers": 1}
     expected |= {"best": {"trial": "0", "score": 0.8}, "eta_s": 655.8}  # 21.5 trials of 30.5 s
     for name in ("state.json", "commands/a/state.json"):
         state = command.sweep.read_json(name)
-        assert (state["phase"], {key: state[key] for key in expected}) == ("starting", expected)
+        assert (state["phase"], {key: state[key] for key in expected}) == ("searching", expected)
 
 
 def test_it_ends_with_the_result(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +70,8 @@ def test_a_stopped_search_goes_on_only_if_a_person_resumes_it(
 ) -> None:
     """A cancelled one says so, one that failed says why; then the failures count no more."""
     stop_search_in(command.sweep.folder)
-    file = command.sweep.path("stops/1/stop.json")
-    file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason, "failed": [1]}))
+    file = command.sweep.path("stop.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
     if reason:
         with pytest.raises(RunError, match="alike: no; go on by: harness resume"):
             command.run(resumes=False)
@@ -88,7 +80,8 @@ def test_a_stopped_search_goes_on_only_if_a_person_resumes_it(
         assert command.sweep.read_json("state.json")["signal"] == CANCELLED
     end(command.sweep)
     assert command.run(resumes=True)["best_trial"] == 0
-    assert command._failed() == []
+    assert command.view.stop
+    assert command.view.stop.forgiven == (1,)
 
 
 def test_an_interruption_is_recorded_once_its_workers_have_saved(command: Command) -> None:
@@ -102,12 +95,42 @@ def test_an_interruption_is_recorded_once_its_workers_have_saved(command: Comman
         command.run(resumes=False)
 
 
+def gone(command: Command) -> list[str]:
+    """Look; the attempts of which everybody is told that nobody trains them."""
+    command._turn()
+    command._tend()
+    return sorted(path.name for path in command.sweep.path("gone").iterdir())
+
+
 def test_whose_worker_has_ended_is_told_to_all(command: Command) -> None:
-    """Though this machine sees by itself that it died; other nodes do not."""
-    command.view.has_died = lambda _: True
-    command._first_look()
+    """Other nodes do not see it by themselves."""
+    assert (gone(command), command._progress()["running"]) == ([], 1)
     command.pool._ended.add("0" * 32)
-    command._turn()
-    assert [path.name for path in command.sweep.path("trials").rglob("gone*")] == ["gone-1.json"]
-    command._turn()
-    assert command._progress()["running"] == 0
+    assert (gone(command), command._progress()["running"]) == (["2-1.json"], 0)
+
+
+def test_a_lost_worker_is_told_after_its_term_whoever_else_starts_and_ends(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of the command, which lives on; a beat, or a time in which it slept, is none.
+
+    If it was a process of its own, that is ended, and started again.
+    """
+    own = WorkerProcess("a-w0", None, command.sweep.path("log"), uuid="0" * 32)
+    command.pool.workers.append(own)
+    killed: list[Any] = []
+    monkeypatch.setattr(command.pool, "kill", killed.extend)
+    monkeypatch.setattr(command.pool, "tend", lambda *_: None)
+    monkeypatch.setattr(WorkerProcess, "alive", True)
+    now_s = [1000.0]
+    monkeypatch.setattr("harness.tuning.tune.time.monotonic", lambda: now_s[0])
+    beat = command.sweep.path("trials/2/1/beat.json")
+    for count in range(30):
+        beat.write_text(json.dumps({"count": count}))
+        assert gone(command) == []
+        now_s[0] += 10
+    now_s[0] += 5000
+    for _ in range(17):
+        assert (gone(command), killed) == ([], [])
+        now_s[0] += 10
+    assert (gone(command), killed) == (["2-1.json"], [own])

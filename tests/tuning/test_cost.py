@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 
 from harness.search_space import GUIDED, load_search
-from harness.tuning.course import LOCAL, NETWORK, Proposer, Sleep, Train, View, Worker, follow
-from harness.tuning.disk import Disk, to_bytes
-from harness.tuning.names import make_once
-from harness.tuning.proposer import schedule_of
-from harness.tuning.records import Attempt, Trial
+from harness.tuning.disk import Disk, make_once, to_bytes
+from harness.tuning.protocol import (
+    Attempt,
+    Sleep,
+    Train,
+    Trial,
+    View,
+    Worker,
+    follow,
+)
+from harness.tuning.schedule import Proposer
 from harness.tuning.sweep_dir import FOLDERS
+from harness.tuning.worker import schedule_of
 from tests.tuning.sweep_world import World
 from tests.tuning.test_oracle import ended, written
 
@@ -27,7 +34,7 @@ class Busy(World):
     def __init__(self) -> None:
         self.expected = {}
         super().__init__(1, num_faults=0)
-        self.terms, self.is_guided, self.poison = NETWORK, False, None
+        self.is_guided, self.poison = False, None
         self.num_trials, self.num_starts, self.kinds = 192, 0, Counter[str]()
         self.caches, self.down_until_s = [{} for _ in range(8)], [0.0] * 8
         self.calls, self.expected = [], {}
@@ -87,20 +94,20 @@ def test_a_trial_costs_little_however_many_have_ended(tmp_path: Path, tuner: str
     """In a process of each kind, its start with all that has ended on five trials; `-m slow -s`."""
     path = filled(tmp_path / "s", tuner, num)
     search, disk, took = load_search(path), Disk(path.parent), dict[str, float]()
-    views = {kind: View(time.monotonic, LOCAL) for kind in ("proposer", "worker", "command")}
+    views = {kind: View() for kind in ("proposer", "worker", "command")}
     is_guided = tuner in GUIDED
     proposer = Proposer(
-        views["proposer"],
         partial(schedule_of, search),
         search.table.trials,
         ahead=3,
         is_guided=is_guided,
+        view=views["proposer"],
     )
-    worker = Worker(views["worker"], Attempt(worker="me"), search.table.trials)
+    worker = Worker(Attempt(worker="me"), search.table.trials, view=views["worker"])
     for kind, turn in (
-        ("proposer", proposer._turn),
-        ("worker", worker._turn),
-        ("command", lambda: follow(views["command"])),
+        ("proposer", proposer.turn),
+        ("worker", worker.turn),
+        ("command", lambda: follow(views["command"], time.monotonic())),
     ):
         since_s = time.process_time()
         disk.run(turn())
@@ -115,9 +122,9 @@ def test_a_trial_costs_little_however_many_have_ended(tmp_path: Path, tuner: str
         return ended(operation.trial).model_copy(update={"attempt": operation.k})
 
     for _ in range(5):
-        disk.run(proposer._turn())
-        disk.run(worker._turn(), act)
-        disk.run(follow(views["command"]))
+        disk.run(proposer.turn())
+        disk.run(worker.turn(), act)
+        disk.run(follow(views["command"], time.monotonic()))
     took["a trial"] = (time.process_time() - since_s) / max(1, num_trained)
     shown = {name: f"{1000 * s:.1f} ms" for name, s in took.items()}
     print(f"{tuner}, {num} finished: {shown}")  # noqa: T201

@@ -14,9 +14,9 @@ from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
 from harness.errors import RunError
 from harness.search_space import GUIDED, SearchSpec, load_search
-from harness.tuning import proposer
+from harness.tuning import worker
 from harness.tuning.oracle import hyperparameters
-from harness.tuning.records import Trial
+from harness.tuning.protocol import Trial
 from harness.tuning.schedule import Schedule
 
 SEARCH = """
@@ -41,7 +41,7 @@ def written(folder: Path, tuner: str, trials: int) -> Path:
 
 
 def schedule_of(search: SearchSpec, known: Sequence[Trial] = ()) -> Schedule:
-    return proposer.schedule_of(search, [*known])
+    return worker.schedule_of(search, [*known])
 
 
 def all_of(schedule: Schedule) -> list[Trial]:
@@ -149,7 +149,7 @@ def test_what_another_library_rounds_otherwise_is_taken_as_it_was_made(tmp_path:
     path = written(tmp_path, "bayesian", 12)  # random until nine have ended
     path.write_text(path.read_text().replace("0.3]", "0.3, 0.4, 0.5]"))
     whole, known = proposals(path), list[Trial]()
-    schedule, found = proposer.schedule_of(load_search(path), known), list[Trial]()
+    schedule, found = worker.schedule_of(load_search(path), known), list[Trial]()
     other = {"model.dropout": 0.1 if whole[-1].values["model.dropout"] != 0.1 else 0.2}
     last = whole[-1].model_copy(update={"values": {**whole[-1].values, **other}})
     known += [*whole[:-1], last]
@@ -168,7 +168,7 @@ def test_another_proposal_is_an_error_that_names_both(tmp_path: Path) -> None:
         schedule_of(load_search(path), [first]).next()
 
 
-@pytest.mark.parametrize("module", ["course", "disk", "pool", "tune", "sweep_dir"])
+@pytest.mark.parametrize("module", ["protocol", "disk", "pool", "tune", "sweep_dir"])
 def test_a_command_needs_no_tensorflow(module: str) -> None:
     """Its memory is that of Python and a few small libraries."""
     code = (

@@ -1,6 +1,5 @@
-"""The worker processes of a command, without processes: their clocks, and what their ends mean."""
+"""The processes of a command, without processes: what their ends mean."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,20 +7,15 @@ import pytest
 from harness.errors import InputError, Interrupted, NodeFault, RunError
 from harness.slurm.placement import Slot
 from harness.system.console import Console
-from harness.tuning.course import Heard
 from harness.tuning.pool import (
+    DISK_CODE,
+    MAX_ERRORS,
     MAX_FAILURES,
-    MAX_IN_OUTAGE,
-    MAX_KILLS,
     NODE_FAULT_CODE,
-    RESTART_CODE,
-    START_STALL_S,
-    STOPPED_CODE,
     WorkerPool,
     WorkerProcess,
     WorkerRequest,
 )
-from harness.tuning.records import Attempt, Beat
 
 
 class Process:
@@ -35,153 +29,114 @@ class Process:
 
 
 class Pool(WorkerPool):
-    """One worker, whose starts and ends are only noted."""
+    """One worker, whose starts are only noted."""
 
     def __init__(self, folder: Path, gpu: int | None = None) -> None:
         slots = [Slot(None, gpu, 1, 1)]
         given = {"name": "a", "allocation": None, "console": Console()}
         super().__init__(folder, WorkerRequest(), slots, **given)  # type: ignore[arg-type]
-        self.killed: list[object] = []
-        self.num_starts = 0
+        self.starts: list[list[str]] = []
         (self.worker,) = self.workers
-        self.start_all()
-        self.num_starts = 1  # of the worker, not of the proposer
+        self.start_one(self.worker)
 
-    def _start(self, worker: WorkerProcess) -> None:
-        self.num_starts += 1
-        worker.uuid, worker.failure_noted = f"{self.num_starts:032x}", False
-        worker.popen = Process()  # type: ignore[assignment]
-
-    def kill(self, processes: object) -> None:
-        self.killed.append(processes)
-
-    def see(self, step: int, *, n: int = 3, has_gpu: bool = False, num_done: int = 0) -> None:
-        """Look after the worker, which was seen with a trial at a step."""
-        attempt = Attempt(worker=self.worker.uuid, has_gpu=has_gpu)
-        self.tend(num_done, {n: Heard(1, attempt, 0.0, Beat(count=1, step=step))})
+    def start(self, process: object, args: object) -> None:
+        assert isinstance(process, WorkerProcess)
+        assert isinstance(args, list)
+        self.starts.append(args)
+        process.popen = Process()  # type: ignore[assignment]
 
     def end(self, code: int, num_done: int = 0, *, has_begun: bool = False) -> None:
         """The worker, which has had a trial or not, ends with a code and is looked after."""
-        if has_begun:
-            self.see(1, num_done=num_done)
+        self.tend(num_done, {self.worker.uuid} if has_begun else set())
         self.worker.popen = Process(code)  # type: ignore[assignment]
-        self.tend(num_done, {})
-        self.worker.not_before_s = 0  # the pause before the next start is over
-        self.tend(num_done, {})
+        self.tend(num_done, set())
+        if self.worker.not_before_s is not None:
+            self.worker.not_before_s = 0  # the pause before the next start is over
+        self.tend(num_done, set())
 
 
-@pytest.mark.parametrize(
-    ("gpu", "step", "limit_s"),
-    [(None, 1, 900), (None, 9, 900), (0, 1, START_STALL_S), (0, 2, 900)],
-)
-def test_a_gpu_may_compile_before_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: int | None, step: int, limit_s: float
-) -> None:
-    """From the first step on, and on CPUs, a worker is stalled after 15 minutes."""
-    pool, now = Pool(tmp_path, gpu), [1e6]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for after_s in range(0, int(limit_s), 5):
-        now[0] = 1e6 + after_s
-        pool.see(step, has_gpu=gpu is not None)
-    assert pool.killed == []
-    for now[0] in (1e6 + limit_s, 1e6 + limit_s + 1):
-        pool.see(step, has_gpu=gpu is not None)
-    assert pool.killed == [[pool.worker]]
-
-
-def test_a_worker_that_was_stopped_with_its_pool_is_not_stalled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A suspended job: at its return the pool may look before the worker has taken a step."""
-    pool, now = Pool(tmp_path), [1e6]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for now[0] in (1e6, 1e6 + 10_000, 1e6 + 20_000):
-        pool.see(9)
-    assert pool.killed == []
-
-
-def test_a_worker_without_a_trial_never_stalls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It waits for a trial, which may take as long as another worker's."""
-    pool, now = Pool(tmp_path), [1e6]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for now[0] in (1e6, 2e6):
-        pool.tend(0, {})
-    assert pool.killed == []
-
-
-@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RESTART_CODE])
-def test_a_worker_that_was_ended_is_started_again(tmp_path: Path, code: int) -> None:
+@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RunError.exit_code])
+def test_a_worker_that_had_a_trial_is_started_again(tmp_path: Path, code: int) -> None:
     """As another process, however often; the one before counts as ended from then on."""
     pool = Pool(tmp_path)
     for n in range(2 * MAX_FAILURES):
         before = pool.worker.uuid
         assert before not in pool.ended
-        pool.end(code, has_begun=code < 0)
-        assert (pool.num_starts, before in pool.ended) == (n + 2, True)
+        pool.end(code, has_begun=True)
+        assert (len(pool.starts), before in pool.ended) == (n + 2, True)
         assert pool.worker.uuid not in pool.ended
 
 
-@pytest.mark.parametrize("code", [-9, 137])
+@pytest.mark.parametrize("code", [-9, 137, DISK_CODE])
 def test_a_worker_that_is_ended_before_its_first_trial_has_failed(
     tmp_path: Path, code: int
 ) -> None:
-    """It may lack memory to start at all; that a process before it had a trial is no matter."""
+    """It may lack memory to start at all, or the disk; a process before it had a trial."""
     pool = Pool(tmp_path)
     pool.end(code, has_begun=True)
-    for _ in range(MAX_KILLS - 1):
+    for _ in range(MAX_FAILURES - 1):
         pool.end(code)
-    with pytest.raises(RunError, match=f"failed 25 times: exit code {code} before its first trial"):
+    with pytest.raises(RunError, match=f"failed 25 times: exit code {code}; last line: it ended"):
         pool.end(code)
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [(RunError.exit_code, RunError), (NODE_FAULT_CODE, NodeFault)]
+    ("code", "error"),
+    [
+        (RunError.exit_code, RunError),
+        (NODE_FAULT_CODE, NodeFault),
+        (InputError.exit_code, InputError),
+    ],
 )
-def test_three_failures_in_a_row_end_the_sweep(
-    tmp_path: Path, code: int, error: type[RunError]
+def test_three_errors_in_a_row_end_the_sweep(
+    tmp_path: Path, code: int, error: type[Exception]
 ) -> None:
     """A trial that ended in between, whoever trained it, begins the count anew."""
     pool = Pool(tmp_path)
-    for num_done in range(2 * MAX_FAILURES):
+    for num_done in range(2 * MAX_ERRORS):
         pool.end(code, num_done)
-    for _ in range(MAX_FAILURES - 2):
+    for _ in range(MAX_ERRORS - 2):
         pool.end(code, num_done)
-    with pytest.raises(error, match="failed 3 times: it ended with exit code"):
+    with pytest.raises(error, match="worker a-w0 failed 3 times: it ended with exit code"):
         pool.end(code, num_done)
 
 
-def test_a_disk_that_fails_while_workers_start_is_waited_for(tmp_path: Path) -> None:
-    """As Slurm's controller is; what is no word of a disk ends the sweep after three."""
+@pytest.mark.parametrize(
+    "line", ["OSError: [Errno 5] Input/output error: '/home/me/x.py'", "srun: error: no controller"]
+)
+def test_what_fails_around_workers_is_waited_for(tmp_path: Path, line: str) -> None:
+    """The disk with the environment, Slurm's controller: ten minutes of pauses."""
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
-    pool.worker.log.write_text("OSError: [Errno 5] Input/output error: '/home/me/x.py'\n")
-    for _ in range(MAX_IN_OUTAGE - 1):
+    pool.worker.log.write_text(f"{line}\n")
+    for _ in range(MAX_FAILURES - 1):
         pool.end(RunError.exit_code)
-    with pytest.raises(RunError, match="failed 30 times: OSError"):
+    with pytest.raises(RunError, match=f"failed 25 times: {line[:7]}"):
         pool.end(RunError.exit_code)
 
 
-def test_what_ends_a_command_at_once(tmp_path: Path) -> None:
-    """A refused input."""
-    with pytest.raises(InputError, match="worker a-w0"):
-        Pool(tmp_path).end(InputError.exit_code)
-
-
-@pytest.mark.parametrize("code", [0, STOPPED_CODE])
-def test_a_worker_that_is_done_is_not_started_again(tmp_path: Path, code: int) -> None:
-    """It has seen that the search is over, or stopped; then it may go on."""
+def test_a_failed_worker_is_started_after_a_pause(tmp_path: Path) -> None:
+    """A longer one each time."""
     pool = Pool(tmp_path)
-    pool.end(code)
-    pool.tend(0, {})
-    assert (pool.num_starts, pool.num_stopped) == (1, code == STOPPED_CODE)
-    pool.start_all()
-    assert (pool.num_starts, pool.num_stopped) == (2, 0)
+    for n in range(1, 3):
+        pool.worker.popen = Process(RunError.exit_code)  # type: ignore[assignment]
+        pool.tend(0, set())
+        assert len(pool.starts) == n
+        assert pool.worker.not_before_s
+        pool.worker.not_before_s -= 2 * n
+        pool.tend(0, set())
+        assert len(pool.starts) == n + 1
+
+
+def test_a_worker_that_is_done_is_not_started_again(tmp_path: Path) -> None:
+    """It has seen that the search is over, or stopped; a command that sees otherwise starts it."""
+    pool = Pool(tmp_path)
+    assert [each.is_done for each in pool.everybody] == [False, True]  # the proposer: never begun
+    pool.end(0)
+    assert ([each.is_done for each in pool.everybody], len(pool.starts)) == ([True, True], 1)
 
 
 def test_a_worker_is_told_its_gpu_or_that_it_has_none(tmp_path: Path) -> None:
     """The first one has the index 0."""
-    for gpu, words in ((None, ["--devices", "cpu"]), (0, ["--gpu", "0"])):
-        pool = Pool(tmp_path, gpu)
-        assert pool._args(pool.worker)[-2:] == words
+    for gpu, word in ((None, "--devices=cpu"), (0, "HARNESS_GPU=0")):
+        assert word in Pool(tmp_path, gpu).starts[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.errors import RunError
-from harness.tuning.records import Trial
+from harness.tuning.protocol import Trial
 from harness.tuning.schedule import Schedule
 
 

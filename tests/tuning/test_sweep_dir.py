@@ -1,7 +1,6 @@
 """With which search a sweep goes on, and what its trials show of their runs."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,13 +10,12 @@ import pytest
 from harness.data.imdb_sources import open_sample
 from harness.errors import DiskError, InputError, RunError
 from harness.search_space import load_search
-from harness.tuning.course import LOCAL, NETWORK
 from harness.tuning.disk import stop_search_in
 from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
-from harness.tuning.records import Stop
+from harness.tuning.protocol import Stop
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.tune import settled
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
@@ -80,19 +78,6 @@ def test_a_result_names_the_best_trial_and_counts_those_that_failed(tmp_path: Pa
             result_of(sweep, sweep.search(), none)
 
 
-def test_a_finished_search_is_told_and_not_searched_again(harness: Harness) -> None:
-    """Its result is shown once more."""
-    folder = harness.runs / "tune_lstm" / "done"
-    make_sweep(folder, RANDOM, trial(0, 0.8))
-    counts = {"trials": 24, "num_trials": 24, "num_failed": 1, "best_trial": 0}
-    best = {"objective": "val_accuracy", "best_score": 0.8, "best_values": {"model.units": "16"}}
-    (folder / "result.json").write_text(json.dumps(counts | best))
-    done = harness.run_here("resume", folder)
-    assert done.returncode == 0, done.stderr
-    assert "finished already, nothing to do" in done.stdout
-    assert "best of 24 trials, 1 failed: trial 0, val_accuracy 0.8000" in done.stdout
-
-
 def test_a_trial_that_has_ended_is_told_with_its_values() -> None:
     """By its score, or by its error."""
     search = load_search(JOBS / "tune_lstm.toml")
@@ -102,16 +87,6 @@ def test_a_trial_that_has_ended_is_told_with_its_values() -> None:
     )
     failed = trial(4, None, values={"model.units": 8}, error="no room")
     assert describe(failed, search) == "trial 4: failed: no room; model.units = 8"
-
-
-def test_a_search_on_a_local_disk_looks_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a network each look costs."""
-    for is_on_network, terms in ((False, LOCAL), (True, NETWORK)):
-        monkeypatch.setattr("harness.tuning.sweep_dir.is_network", lambda _, it=is_on_network: it)
-        assert SweepDirectory(tmp_path).terms() is terms
-    assert LOCAL.lost_s == NETWORK.lost_s == 180
 
 
 def test_the_leaderboard_shows_each_trial(tmp_path: Path) -> None:
@@ -157,7 +132,7 @@ def test_of_commands_that_begin_at_once_one_does(tmp_path: Path) -> None:
     (tmp_path / "runs/a").mkdir(parents=True)
     made = [SweepDirectory(tmp_path / "runs/a").begin(search, open_sample()) for _ in range(3)]
     assert made == [True, False, False]
-    assert SweepDirectory.open(tmp_path / "runs/a").search().same_as(search)
+    assert not [*SweepDirectory.open(tmp_path / "runs/a").search().changes(search)]
     assert not list((tmp_path / "runs").glob(".*"))
 
 
@@ -205,7 +180,6 @@ def test_a_search_is_stopped_once_and_says_by_whom(tmp_path: Path) -> None:
     sweep = begun(tmp_path / "runs/a")
     for _ in range(2):
         stop_search_in(sweep.folder)
-    (file,) = sweep.path("stops").rglob("*.json")
-    stop = Stop.of(json.loads(file.read_text()))
+    stop = Stop.of(sweep.read_json("stop.json"))
     assert stop
     assert (" on " in stop.by, stop.reason) == (True, "")

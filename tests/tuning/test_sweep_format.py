@@ -10,8 +10,11 @@ from harness import __version__
 from harness.data.imdb_sources import open_sample
 from harness.errors import DiskError, InputError
 from harness.search_space import load_search
+from harness.system.console import Console
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.record_format import FORMAT
+from harness.tuning import tune
+from harness.tuning.pool import WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import JOBS, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
@@ -61,30 +64,42 @@ def test_a_record_that_cant_be_read_says_nothing_of_its_version(
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
     sweep.path("provenance.json").write_bytes(b"{")
     with pytest.raises(InputError, match=r"provenance.json is broken, .* put it back from a copy"):
-        sweep.check_format()
+        sweep.search()
 
     def fail(path: Path) -> bytes:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     monkeypatch.setattr("harness.files.leased_dir.read_plain_file", fail)
     with pytest.raises(DiskError, match=r"provenance.json: can't be read: Input/output error"):
-        sweep.check_format()
+        sweep.search()
 
 
-def test_a_sweep_notes_the_version_that_begins_it(tmp_path: Path) -> None:
-    """Other sources of this version are told in a line, and go on."""
+def test_a_sweep_goes_on_with_the_code_that_began_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Other code of this version is refused in a line, unless a person resumes the search."""
     search = load_search(JOBS / "tune_lstm.toml")
     sweep = SweepDirectory(tmp_path / "runs/sweep")
     assert sweep.begin(search, open_sample())
-    for asked, starts in ((None, []), ({"SLURM_X": "1"}, [{"slurm_asked": {"SLURM_X": "1"}}])):
-        sweep.note_start(asked)
-        assert json.loads(sweep.path("provenance.json").read_text()) == {
-            "format": FORMAT,
-            "harness": __version__,
-            "starts": starts,
-            "sources_sha256": sources_checksum(),
-        }
-    sweep.check_format()
-    assert not sweep.is_of_other_code()
-    sweep.write_json("provenance.json", {"format": FORMAT, "sources_sha256": "0" * 64})
-    assert SweepDirectory(sweep.folder).is_of_other_code()
+    assert json.loads(sweep.path("provenance.json").read_text()) == {
+        "format": FORMAT,
+        "harness": __version__,
+        "sources_sha256": sources_checksum(),
+        "dataset": open_sample().record(),
+        "starts": [],
+    }
+    monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
+    request, console = WorkerRequest(num_workers=1), Console()
+    with pytest.raises(pytest.fail.Exception, match="begun"):
+        tune.tune(sweep, search, request, console=console)
+    assert "other code" not in capfd.readouterr().err
+    record = sweep.read_json("provenance.json") | {"sources_sha256": "0" * 64}
+    sweep.write_json("provenance.json", record)
+    before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}
+    refusal = r"^sweep .*: was begun by other code, .*begin another sweep, .*: harness resume "
+    with pytest.raises(InputError, match=refusal):
+        tune.tune(sweep, search, request, console=console)
+    assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
+    with pytest.raises(pytest.fail.Exception, match="begun"):
+        tune.tune(sweep, search, request, console=console, resumes=True)
+    assert "was begun by other code, so scores may not be comparable" in capfd.readouterr().err

@@ -232,26 +232,14 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_three_commands_that_start_at_once_work_at_one_search(eight: Sweeps) -> None:
-    """Each ends with the result, and all with the leaderboard of an undisturbed search."""
-    three = [eight.start("thrice", "--workers", 1) for _ in range(3)]
-    for process in three:
-        said, errors = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 0, said + errors
-        assert "best of 8 trials" in said
-    check_same(eight, "thrice")
-    assert eight.left("thrice") == []
-
-
-@pytest.mark.slow
-def test_a_worker_is_stopped_for_longer_than_its_term_and_woken(tmp_path: Path) -> None:
-    """Its trial goes on elsewhere, and what it says when it is woken changes nothing."""
+def test_a_node_is_stopped_for_longer_than_its_term_and_woken(tmp_path: Path) -> None:
+    """Its trial goes on elsewhere, and what its worker says when it is woken changes nothing."""
     sweeps = undisturbed(tmp_path, EIGHT.replace("epochs = 4", "epochs = 300"))
-    process = sweeps.start("woken", "--workers", 2)
+    process, node = (sweeps.start("woken", "--workers", 1) for _ in range(2))
     stopped: list[int] = []
 
     def stop() -> bool:
-        stopped.extend(stop_a_worker(sweeps, "woken"))
+        stopped.extend(stop_a_node(sweeps, "woken", node.pid))
         return bool(stopped)
 
     wait_for(stop, timeout_s=LIMIT_S)
@@ -259,22 +247,28 @@ def test_a_worker_is_stopped_for_longer_than_its_term_and_woken(tmp_path: Path) 
         wait_for(lambda: given_again(sweeps, "woken"), timeout_s=LIMIT_S)
         wait_for(lambda: len(sweeps.accepted("woken")) >= 7, timeout_s=LIMIT_S)
     finally:
-        os.kill(stopped[0], signal.SIGCONT)
-    said, errors = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, said + errors
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    for each in (process, node):
+        said, errors = each.communicate(timeout=LIMIT_S)
+        assert each.returncode == 0, said + errors
     check_same(sweeps, "woken")
 
 
-def stop_a_worker(sweeps: Sweeps, sweep_id: str) -> Iterator[int]:
-    """Stop a worker that is in the first half of a trial; its process id, if any."""
+def stop_a_node(sweeps: Sweeps, sweep_id: str, command: int) -> list[int]:
+    """Stop a command and its worker, if that is in the first half of a trial; both, if so."""
+    workers = [each.pid for each in psutil.Process(command).children(recursive=True)]
     for n, k, owner in attempts(sweeps, sweep_id):
         beat = read_json(sweeps.folder(sweep_id) / f"trials/{n}/{k}/beat.json")
-        if 0 < beat.get("saved", 0) < 450:  # of 900 steps
-            os.kill(owner["process"], signal.SIGSTOP)
+        if owner["process"] in workers and 0 < beat.get("saved", 0) < 450:  # of 900 steps
+            both = [command, owner["process"]]
+            for pid in both:
+                os.kill(pid, signal.SIGSTOP)
             if not (sweeps.folder(sweep_id) / f"trials/{n}/accepted").exists():
-                yield owner["process"]
-                return
-            os.kill(owner["process"], signal.SIGCONT)
+                return both
+            for pid in both:
+                os.kill(pid, signal.SIGCONT)
+    return []
 
 
 def given_again(sweeps: Sweeps, sweep_id: str) -> bool:

@@ -1,22 +1,20 @@
 """A trial as a run: the scores that it reports, and how a longer one goes on."""
 
-import contextlib
 import errno
 import itertools
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from shutil import copy
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset
 from harness.data.vocabulary import START, encode_ranks
-from harness.errors import DiskError, InputError, Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
@@ -25,12 +23,8 @@ from harness.tracking.disk_use import CHECKPOINTS, MODEL, prune
 from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
-from harness.training.tensorboard_log import TensorBoardLog
-from harness.tuning import trial as trial_module
-from harness.tuning.records import Trial
-from harness.tuning.trial import Superseded, Trials, TrialStop, mean_scores
-from tests.board.tensorboard_process import Board, make_run, wait_for
-from tests.conftest import Harness
+from harness.tuning.protocol import Trial
+from harness.tuning.trial import Trials, mean_scores
 from tests.training.test_trainer import TEST, TRAIN
 from tests.tuning.made_up_sweep import accept, make_sweep
 
@@ -83,7 +77,7 @@ def dropout(n: int, value: float = 0.5, **proposed: Any) -> Trial:
 
 def train(trials: Trials, n: int, k: int = 1, **proposed: Any) -> Trial:
     """Train an attempt at a trial with dropout, and accept it."""
-    trial = trials.run(dropout(n, **proposed), k, lambda: None)
+    trial = trials.run(dropout(n, **proposed), k)
     assert trial.error == ""
     return accept(trials.sweep, trial)
 
@@ -101,7 +95,6 @@ def test_a_setting_that_goes_on_ends_with_the_bytes_of_one_long_training(tmp_pat
     trials = trials_of(tmp_path / "sweep")
     for n, limit in ((0, 2), (1, 3), (2, 6)):
         train(trials, n, limit=limit, parent=n - 1 if n else None)
-        trials.clean(n, 1)  # which leaves what the next one begins with
     train(trials, 9, limit=6)
     last, direct = (trials.sweep.trial_run(n, 1, 1) for n in (2, 9))
     assert last.path("model.keras").read_bytes() == direct.path("model.keras").read_bytes()
@@ -111,53 +104,6 @@ def test_a_setting_that_goes_on_ends_with_the_bytes_of_one_long_training(tmp_pat
     # The times too are those of the shorter trials, so no epoch was trained twice.
     assert lines(trials, 2, timed=True)[:3] == lines(trials, 1, timed=True)
     assert lines(trials, 1, timed=True)[:2] == lines(trials, 0, timed=True)
-
-
-@pytest.mark.full
-def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
-    """Named by the trial, with the keys that differ alone, and the objective's mean over seeds."""
-    sweep = harness.runs / "tune_it/s"
-    text = SEARCH.replace("factor = 2", 'factor = 2\nexecutions = 2\nobjective = "val_f1"')
-    trials = trials_of(sweep, f"{text}train.learning_rate = [0.05, 0.1]\n")
-    expected = {}
-    for trial, epochs, rate in (("0", 2, 0.05), ("1", 3, 0.05), ("2", 2, 0.1)):
-        values = {"model.dropout": 0.5, "train.learning_rate": rate}
-        work = Trial(n=int(trial), values=values, limit=epochs)
-        score = pytest.approx(trials.run(work, 1, lambda: None).scores["val_f1"])
-        found = {**values, "train.epochs": epochs, "search/val_f1": score}
-        expected[f"trial {trial} of tune_it/s"] = found
-    # The winner has a row of its own, with all keys, none of which the page gets a column for.
-    with TensorBoardLog(make_run(sweep / "winner/best/seed1") / "tensorboard") as log:
-        log.hyperparameters({"model.units": 4}, "tune_it/seed1")
-    board = Board(harness, sweep).wait()
-    try:
-        keys, metrics, rows = wait_for(partial(whole_page, board, 4), "the HParams page")
-    finally:
-        board.end()
-    assert keys == ["model.dropout", "train.epochs", "train.learning_rate"]
-    assert metrics == ["search/val_f1", "epoch/accuracy", "epoch/loss"]
-    del rows["tune_it/seed1"]
-    assert {name: {k: row[k] for k in expected[name]} for name, row in rows.items()} == expected
-
-
-def whole_page(board: Board, num_rows: int) -> Any:
-    """The HParams page's keys, metrics and rows by name, once the rows of trials have a score."""
-
-    def ask(what: str, request: dict[str, Any]) -> Any:
-        return board.json(f"plugin/hparams/{what}?request={quote(json.dumps(request))}")
-
-    about = ask("experiment", {"experimentName": ""})
-    keys = [info["name"] for info in about.get("hparamInfos", [])]
-    metrics = [info["name"]["tag"] for info in about.get("metricInfos", [])]
-    wanted = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_RUNNING"], "sliceSize": 100}
-    wanted["colParams"] = [{"hparam": name, "includeInResult": True} for name in keys]
-    rows = {
-        row["name"]: row["hparams"]
-        | {each["name"]["tag"]: each["value"] for each in row.get("metricValues", [])}
-        for row in ask("session_groups", wanted).get("sessionGroups", [])
-    }
-    scored = [name for name, row in rows.items() if "search/val_f1" in row or "seed" in name]
-    return (keys, metrics, rows) if len(scored) == num_rows else None
 
 
 class Stopped(Interrupted):
@@ -192,21 +138,6 @@ def test_an_attempt_goes_on_where_the_one_before_it_was(tmp_path: Path) -> None:
     assert lines(trials, 0, 3, timed=True)[:done] == lines(trials, 0, timed=True)
 
 
-@pytest.mark.full
-def test_only_the_parents_own_checkpoint_will_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another one of its name is none: the trial fails and says so, after a wait for late files."""
-    trials = trials_of(tmp_path / "sweep")
-    monkeypatch.setattr(trial_module, "LATE_S", 0.1)
-    monkeypatch.setattr(trial_module, "LATE_POLL_S", 0.01)
-    parent = trials.run(dropout(0, limit=2), 1, lambda: None)
-    wrong = dict.fromkeys(parent.checkpoints, "0" * 64)
-    accept(trials.sweep, parent.model_copy(update={"checkpoints": wrong}))
-    child = dropout(1, limit=3, parent=0)
-    assert "the parent's checkpoint is gone" in trials.run(child, 1, lambda: None).error
-
-
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no disk"), MemoryError()])
 def test_a_parents_checkpoint_that_cant_be_read_is_not_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -226,9 +157,9 @@ def test_a_parents_checkpoint_that_cant_be_read_is_not_gone(
     child = dropout(1, limit=3, parent=0)
     if isinstance(error, OSError):
         with pytest.raises(OSError, match="no disk"):
-            trials.run(child, 1, lambda: None)
+            trials.run(child, 1)
     else:
-        assert trials.run(child, 1, lambda: None).error == "MemoryError:"
+        assert trials.run(child, 1).error == "MemoryError:"
 
 
 @pytest.mark.parametrize(("number", "waits"), [(errno.ESTALE, True), (errno.ENOENT, False)])
@@ -248,36 +179,39 @@ def test_vectors_that_cant_be_read_just_now_fail_no_trial(
 
     monkeypatch.setattr(Path, "open", fail)
     if waits:
-        with pytest.raises(DiskError, match="no disk"):
-            trials.run(dropout(0), 1, lambda: None)
+        with pytest.raises(OSError, match="no disk"):
+            trials.run(dropout(0), 1)
     else:
-        assert "no disk" in trials.run(dropout(0), 1, lambda: None).error
+        assert "no disk" in trials.run(dropout(0), 1).error
 
 
 @pytest.mark.full
-def test_a_trial_whose_parent_was_pruned_trains_its_epochs_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the bytes that it would have had; a line says so. Of an unfinished parent it fails."""
+def test_a_trial_whose_parent_was_pruned_trains_its_epochs_too(tmp_path: Path) -> None:
+    """To the bytes that it would have had, as where the checkpoint is another one; it says so."""
     trials = trials_of(tmp_path / "sweep")
-    monkeypatch.setattr(trial_module, "LATE_S", 0.1)
-    monkeypatch.setattr(trial_module, "LATE_POLL_S", 0.01)
     lines: list[str] = []
     trials.observers.console.warning = lines.append  # type: ignore[method-assign,assignment]
     train(trials, 0, limit=2)
     train(trials, 1, limit=3, parent=0)
-    run = trials.sweep.trial_run(0, 1, 1)
-    prune(run.folder, CHECKPOINTS, really=True)
-    train(trials, 2, limit=3, parent=0)
-    after, before = (trials.sweep.trial_run(n, 1, 1) for n in (2, 1))
-    assert after.path("model.keras").read_bytes() == before.path("model.keras").read_bytes()
-    assert "trained again from the start" in "".join(lines)
+    assert lines == []
+    accepted = trials.sweep.path("trials/0/accepted/trial.json")
+    of_another = re.sub(r'[0-9a-f]{64}"', f'{"0" * 64}"', accepted.read_text())
+    run, before = trials.sweep.trial_run(0, 1, 1), trials.sweep.trial_run(1, 1, 1)
+    for n in (2, 3):
+        if n == 2:
+            prune(run.folder, CHECKPOINTS, really=True)
+        else:
+            train(trials, 4, limit=2)
+            copy(trials.sweep.trial_run(4, 1, 1).checkpoints()[0], run.path("checkpoints"))
+            accepted.write_text(of_another)
+        train(trials, n, limit=3, parent=0)
+        after = trials.sweep.trial_run(n, 1, 1)
+        assert after.path("model.keras").read_bytes() == before.path("model.keras").read_bytes()
+        assert len(lines) == n - 1
+        assert "trial 0: its checkpoint is not there any more" in lines[-1]
     prune(after.folder, MODEL, really=True)
-    with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*2/1/"):
+    with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*3/1/"):
         load_model(after)
-    run.path("result.json").unlink()
-    child = dropout(3, limit=3, parent=0)
-    assert "the parent's checkpoint is gone" in trials.run(child, 1, lambda: None).error
 
 
 @pytest.mark.full
@@ -289,7 +223,7 @@ def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
 
     text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2\nobjective = "val_f1"')
     trials = trials_of(tmp_path / "sweep", text)
-    reported = trials.run(dropout(0, 0.0), 1, lambda: None).scores
+    reported = trials.run(dropout(0, 0.0), 1).scores
     expected: dict[str, list[Any]] = {"f1": [], "roc_auc": [], "log_loss": [], "accuracy": []}
     for seed in (1, 2):
         run = trials.sweep.trial_run(0, 1, seed)
@@ -324,7 +258,7 @@ def test_a_process_that_has_grown_gives_way(
     monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
     largest = trials._largest_gb
     assert 1 < largest < 2
-    trials.run(dropout(0, 2.0), 1, lambda: None)
+    trials.run(dropout(0, 2.0), 1)
     assert not trials.has_grown(), "it has trained nothing yet"
     held[0] = 0.5
     train(trials, 1, limit=1)
@@ -366,12 +300,12 @@ def test_whether_a_job_may_be_requeued_is_no_matter_of_an_attempt(
     trials = trials_of(tmp_path / "sweep")
     assert trials.allocation
 
-    def superseded() -> None:
-        raise Superseded("another worker")
+    def stop() -> None:
+        raise Interrupted("needed no more")
 
-    trials.observers = replace(trials.observers, stop=TrialStop())
-    with pytest.raises(Superseded):
-        trials.run(dropout(0), 1, superseded)
+    trials.observers.stop.check = stop  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        trials.run(dropout(0), 1)
 
 
 def test_any_error_is_one_short_line_that_can_be_written(
@@ -384,28 +318,6 @@ def test_any_error_is_one_short_line_that_can_be_written(
         raise ValueError("unknown \udcff\n" + "row " * 100_000)
 
     monkeypatch.setattr(trials, "_run", fail)
-    failed = trials.run(dropout(0), 1, lambda: None)
+    failed = trials.run(dropout(0), 1)
     assert failed.error.startswith("ValueError: unknown \\udcff row row")
     assert len(failed.model_dump_json()) < 3000
-
-
-@pytest.mark.parametrize("error", [None, Superseded("another worker"), OSError("stale")])
-def test_an_idle_worker_is_no_attempt_to_be_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
-) -> None:
-    """It sleeps by the stop of its trials; a disk that stalls would end it."""
-    trials, stop, looks = trials_of(tmp_path / "sweep"), TrialStop(), list[None]()
-    trials.observers = replace(trials.observers, stop=stop)
-
-    def run(trial: Trial, k: int) -> dict[str, Any]:
-        stop.check()
-        if error:
-            raise error
-        return {}
-
-    monkeypatch.setattr(trials, "_run", run)
-    with contextlib.suppress(Superseded, OSError):
-        trials.run(dropout(0), 1, lambda: looks.append(None))
-    assert len(looks) == 1
-    stop.check()
-    assert len(looks) == 1

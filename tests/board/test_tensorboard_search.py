@@ -1,0 +1,61 @@
+"""TensorBoard's HParams page of a search."""
+
+import json
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from harness.training.tensorboard_log import TensorBoardLog
+from harness.tuning.protocol import Trial
+from tests.board.tensorboard_process import Board, make_run, wait_for
+from tests.conftest import Harness
+from tests.tuning.test_trial import SEARCH, trials_of
+
+
+@pytest.mark.full
+def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
+    """Named by the trial, with the keys that differ alone, and the objective's mean over seeds."""
+    sweep = harness.runs / "tune_it/s"
+    text = SEARCH.replace("factor = 2", 'factor = 2\nexecutions = 2\nobjective = "val_f1"')
+    trials = trials_of(sweep, f"{text}train.learning_rate = [0.05, 0.1]\n")
+    expected = {}
+    for trial, epochs, rate in (("0", 2, 0.05), ("1", 3, 0.05), ("2", 2, 0.1)):
+        values = {"model.dropout": 0.5, "train.learning_rate": rate}
+        work = Trial(n=int(trial), values=values, limit=epochs)
+        score = pytest.approx(trials.run(work, 1).scores["val_f1"])
+        found = {**values, "train.epochs": epochs, "search/val_f1": score}
+        expected[f"trial {trial} of tune_it/s"] = found
+    # The winner has a row of its own, with all keys, none of which the page gets a column for.
+    with TensorBoardLog(make_run(sweep / "winner/best/seed1") / "tensorboard") as log:
+        log.hyperparameters({"model.units": 4}, "tune_it/seed1")
+    board = Board(harness, sweep).wait()
+    try:
+        keys, metrics, rows = wait_for(partial(whole_page, board, 4), "the HParams page")
+    finally:
+        board.end()
+    assert keys == ["model.dropout", "train.epochs", "train.learning_rate"]
+    assert metrics == ["search/val_f1", "epoch/accuracy", "epoch/loss"]
+    del rows["tune_it/seed1"]
+    assert {name: {k: row[k] for k in expected[name]} for name, row in rows.items()} == expected
+
+
+def whole_page(board: Board, num_rows: int) -> Any:
+    """The HParams page's keys, metrics and rows by name, once the rows of trials have a score."""
+
+    def ask(what: str, request: dict[str, Any]) -> Any:
+        return board.json(f"plugin/hparams/{what}?request={quote(json.dumps(request))}")
+
+    about = ask("experiment", {"experimentName": ""})
+    keys = [info["name"] for info in about.get("hparamInfos", [])]
+    metrics = [info["name"]["tag"] for info in about.get("metricInfos", [])]
+    wanted = {"allowedStatuses": ["STATUS_UNKNOWN", "STATUS_RUNNING"], "sliceSize": 100}
+    wanted["colParams"] = [{"hparam": name, "includeInResult": True} for name in keys]
+    rows = {
+        row["name"]: row["hparams"]
+        | {each["name"]["tag"]: each["value"] for each in row.get("metricValues", [])}
+        for row in ask("session_groups", wanted).get("sessionGroups", [])
+    }
+    scored = [name for name, row in rows.items() if "search/val_f1" in row or "seed" in name]
+    return (keys, metrics, rows) if len(scored) == num_rows else None

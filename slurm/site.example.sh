@@ -55,8 +55,8 @@
 # export HARNESS_LOGIN=$USER@login.cluster.edu
 
 # How many times a job may put itself back into the queue without a step, or a finished trial, in
-# between; 20 by default. Time limits and preemptions that a run survives do not count.
-# export HARNESS_MAX_REQUEUES=20
+# between; 2 by default, so the third start is the last. Ends with a step more do not count.
+# export HARNESS_MAX_REQUEUES=2
 
 # 1: what trains is refused outside of jobs, on the login node, without --here.
 # export HARNESS_JOBS_ONLY=1

@@ -17,6 +17,8 @@ OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUN
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # sbatch passes them on from the job that calls it, and the new job would take them for its own.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
+# A request of the job, which srun would make again for each step.
+OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FIRST_JOB = "HARNESS_FIRST_JOB"  # of jobs that go on one after another
 ASKED = frozenset(
     f"SLURM_{name}"
@@ -105,6 +107,23 @@ class SlurmEnvironment:
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
+
+
+def array_task(variables: Mapping[str, str] = os.environ) -> str | None:
+    """The number of this task of an array; None outside of one."""
+    return variables.get(OF_ARRAYS[1]) or None
+
+
+def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
+    """The variables for memory that a job has of its caller: sbatch passes on what that was told.
+
+    Args:
+        shown: what `scontrol show job` says of the job, which has memory by one option alone.
+    """
+    asked = {"MinMemoryCPU=": "CPU", "MemPerTres=": "GPU", "MinMemoryNode=": "NODE"}
+    own = next((kind for word, kind in asked.items() if f" {word}" in f" {shown}"), None)
+    given = [kind for kind in asked.values() if variables.get(f"SLURM_MEM_PER_{kind}")]
+    return [f"SLURM_MEM_PER_{kind}" for kind in given if own in given and kind != own]
 
 
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:

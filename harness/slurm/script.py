@@ -151,7 +151,7 @@ def read_header(code: Path, name: str) -> list[str]:
 def render_script(
     header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
 ) -> str:
-    """The job script: header, variables, and the call of one of common.sh's functions."""
+    """The job script: header, variables, and the call of `supervise`."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     lines = [
         "#!/usr/bin/env bash",
@@ -219,9 +219,9 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         gpus=resources.gpus,
     )
     args = composed.args
-    call: list[str | Path] = ["run_tune" if is_search else "run_job", toml]
+    call: list[str | Path] = ["supervise", "tune" if is_search else "train", toml]
     if wanted.resumes:
-        call = ["run_resume", "sweep" if is_search else "run", wanted.resumes]
+        call = ["supervise", "resume", "sweep" if is_search else "run", wanted.resumes]
     elif indices:
         args.insert(0, f"--array={array_spec(indices)}")
     elif seeds:
@@ -268,7 +268,9 @@ def comparison_submission(
         name=COMPARISON,
         layout=layout,
         folder=_new_folder(layout.runs, COMPARISON),
-        script=render_script(composed.header, layout.variables, ["run_compare", *patterns]),
+        script=render_script(
+            composed.header, layout.variables, ["supervise", "compare", *patterns]
+        ),
         args=_sbatch_args(COMPARISON, layout.runs, composed.args, is_array=False),
         unset=tuple(name for name in layout.site if VARIABLES[name] in (*GPUS, *MEMORY)),
     )

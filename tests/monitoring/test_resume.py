@@ -186,7 +186,7 @@ def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     done = harness.run_here("submit", "--all-interrupted", "--dry-run", "--", "-C", "ib")
     assert done.returncode == 0, done.stderr
     for name in ("a", "b"):
-        assert f"run_resume run {harness.runs}/gru/{name}\n" in done.stdout
+        assert f"supervise resume run {harness.runs}/gru/{name}\n" in done.stdout
     assert "gru/cancelled" not in done.stdout
     assert done.stdout.count("sbatch --parsable --job-name=gru") == 2
     assert done.stdout.count(" -C ib ") == 2

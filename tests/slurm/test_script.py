@@ -196,7 +196,7 @@ export HARNESS_RUNS='/my runs/100%'
 export HARNESS_SNAPSHOT=1
 export HARNESS_DATA='/it'"'"'s data'
 source "$HARNESS_HOME/slurm/common.sh"
-run_job '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3
+supervise train '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3
 """
 
 

@@ -129,6 +129,9 @@ prepare_batch() {
     trap "SIGNALS+=' TERM'; requeue_if_preempted" TERM
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
+    # A task's log is named by an id that nobody else shows; its run is slurm-$JOB.
+    [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
+        ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
     export HARNESS_OFFLINE=1 # compute nodes often have no network; a download would only time out
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]] || return 0
     HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')

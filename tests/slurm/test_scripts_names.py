@@ -173,3 +173,19 @@ def test_a_sweep_is_looked_for_by_its_job_wherever_it_is_named(
     words = [word.format(job=job) for word in given]
     project.run(project.spool("tune"), *words, env=project.slurm(ASKED=str(asked)))
     assert f"job-end 75 --signals  --run {project.path}/runs/all/mine " in asked.read_text()
+
+
+def test_the_log_of_an_arrays_task_has_its_shown_id_too(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """Slurm names it by an id of the task's own, which no list shows."""
+    log = project.outside / "lstm-44.out"
+    array = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
+    for env in (project.slurm(SLURM_JOB_ID="44"), project.slurm(**array)):
+        with log.open("w") as file:
+            subprocess.run(
+                ["bash", str(project.spool())], env=env, stdout=file, timeout=60, check=True
+            )
+    names = [path.name for path in project.outside.glob("*.out")]
+    assert sorted(names) == ["lstm-42_2.out", "lstm-44.out"]
+    assert log.samefile(project.outside / "lstm-42_2.out")

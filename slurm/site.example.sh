@@ -87,4 +87,6 @@
 # export SBATCH_GRES=none
 # export SBATCH_GRES=gpu:a100:1
 # export SBATCH_GPUS_PER_NODE=a100:1
+# export HARNESS_SBATCH_NEVER="gres mem"      # what the site refuses: never sent
+# export HARNESS_SBATCH_ALWAYS=--ntasks=1     # what it wants of each job
 # export SBATCH_MEM_PER_GPU=16G  # for harness submit alone: the scripts have --mem

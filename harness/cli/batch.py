@@ -48,15 +48,20 @@ def job_begin(
         called: whether a user's own script calls it.
     """
     from harness.files.site_settings import check_trusted_network
-    from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan
+    from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan, shown_values
     from harness.slurm.environment import (
+        FLAGS,
         OF_GPUS,
         SlurmEnvironment,
         array_task,
         describe_given,
+        given_limit_s,
         not_own,
+        request_args,
         unmet_request,
     )
+    from harness.slurm.resources import short_limit
+    from harness.slurm.sbatch_options import Rules
 
     shown = _shown()
     foreign = not_own(os.environ, shown) if job and not called else []
@@ -72,11 +77,14 @@ def job_begin(
             is_called=called,
             seeds=tuple(os.environ.get("HARNESS_ARRAY_SEEDS", "").split()),
             task=array_task(),
+            never=Rules.of_site().never,
         ),
     )
     unmet = unmet_request(allocation) if allocation and job else None
     if unmet and allocation:
         log(logging.WARNING, f"{describe_given(allocation)}; {unmet}")
+    if job and planned.run and (short := short_limit(given_limit_s(variables))):
+        log(logging.WARNING, short)
     if planned.step and allocation:
         check_trusted_network(allocation.num_nodes)
     lines = []
@@ -84,9 +92,11 @@ def job_begin(
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
         faults.unlink(missing_ok=True)  # of an earlier start
+        flags = [*shlex.split(allocation.flags), *request_args(shown_values(shown), variables)]
         # srun: a step without options for GPUs has all of its job.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",
+            f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
             f"export HARNESS_NODE_FAULTS={shlex.quote(str(faults))}",
             f"export HARNESS_MAX_REQUEUES=${{HARNESS_MAX_REQUEUES:-{MAX_REQUEUES}}}",
         ]

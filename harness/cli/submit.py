@@ -76,7 +76,7 @@ def submit(
     """Submit a job to Slurm with a snapshot of the code."""
     from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
-    from harness.slurm.sbatch_options import VARIABLES
+    from harness.slurm.sbatch_options import ALWAYS, NEVER, VARIABLES
     from harness.slurm.submit import doubts, dry_submissions, make_request
     from harness.system.console import Console
 
@@ -115,7 +115,7 @@ def submit(
             pack=pack,
         )
     console = Console()
-    if hint := not_sourced(VARIABLES):
+    if hint := not_sourced([*VARIABLES, NEVER, ALWAYS]):
         console.warning(hint)
     for line in doubts(request):
         console.warning(line)

@@ -62,6 +62,7 @@ class Start:
     is_called: bool = False  # by a user's own job script, which may call several
     seeds: tuple[str, ...] = ()  # of an array's tasks from 1, where they are no indices
     task: str | None = None  # of an array
+    never: tuple[str, ...] = ()  # options that the site refuses
 
     @property
     def step(self) -> tuple[str, ...]:
@@ -70,7 +71,8 @@ class Start:
             return ()
         num, cpus = self.allocation.num_nodes, self.allocation.cpus_per_task
         return (
-            *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1", "--mem=0"),
+            *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
+            *([] if "mem" in self.never else ["--mem=0"]),
             # It does not inherit the CPUs from sbatch nor, at some sites, the environment.
             *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
             *([f"--cpus-per-task={cpus}"] if cpus else []),

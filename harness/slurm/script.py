@@ -18,7 +18,16 @@ from harness.search_space import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
 from harness.slurm.resources import Resources, array_spec
-from harness.slurm.sbatch_options import GPUS, MEMORY, VARIABLES, compose, drop, without
+from harness.slurm.sbatch_options import (
+    GPUS,
+    MEMORY,
+    NO_RULES,
+    VARIABLES,
+    Rules,
+    compose,
+    drop,
+    without,
+)
 
 COMPARISON, SEARCH = "compare", "tune"
 DEFAULT_ARRAY_SIZE = 1001  # Slurm's MaxArraySize, where it is not told
@@ -39,6 +48,7 @@ class Layout:
     variables: Mapping[str, str]  # that the script exports
     site: Mapping[str, str] = field(default_factory=dict)
     array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
+    rules: Rules = NO_RULES  # of the site
     first_look_s: float = 0.0  # until Slurm has considered a new job
 
 
@@ -217,6 +227,7 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         layout.site,
         resources.sbatch_args(),
         gpus=resources.gpus,
+        rules=layout.rules,
     )
     args = composed.args
     call: list[str | Path] = ["supervise", "tune" if is_search else "train", toml]
@@ -263,7 +274,7 @@ def comparison_submission(
     site = without(layout.site, GPUS, MEMORY)
     flags = drop(resources.flags, (*GPUS, *MEMORY))
     args = [*flags, f"--dependency=afterany:{':'.join(trainings)}"]
-    composed = compose(read_header(layout.code, COMPARISON), site, args)
+    composed = compose(read_header(layout.code, COMPARISON), site, args, rules=layout.rules)
     return SbatchJob(
         name=COMPARISON,
         layout=layout,

@@ -28,8 +28,15 @@ from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
 from harness.slurm.environment import OF_CALLERS
 from harness.slurm.queue import ask_about, first_look_s
-from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
-from harness.slurm.sbatch_options import site_options
+from harness.slurm.resources import (
+    Resources,
+    array_spec,
+    limit_of,
+    max_nodes,
+    parse_seeds,
+    short_limit,
+)
+from harness.slurm.sbatch_options import VARIABLES, Rules, site_options
 from harness.slurm.script import (
     COMPARISON,
     DEFAULT_ARRAY_SIZE,
@@ -153,6 +160,8 @@ def doubts(request: Request) -> Iterator[str]:
         yield from job.notes if isinstance(job, SearchSpec) else ()
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
+    limits = dict.fromkeys(_limit_of(each, request.project) for each in request.jobs)
+    yield from filter(None, map(short_limit, limits))
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
         yield (
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
@@ -171,6 +180,15 @@ def doubts(request: Request) -> Iterator[str]:
             f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
             "runs will name no commit"
         )
+
+
+def _limit_of(wanted: Wanted, project: Path) -> float | None:
+    """The time limit of a job in seconds: the user's, else the site's, else its script's."""
+    header = [
+        arg for line in read_header(project, script_of(wanted.job)) for arg in line.split()[1:]
+    ]
+    site = [f"--{VARIABLES[name]}={value}" for name, value in site_options().items()]
+    return limit_of([*header, *site, *wanted.resources.sbatch_args()])
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
@@ -277,6 +295,7 @@ def _layout(request: Request, snapshot: Path) -> Layout:
         job_variables(request.project, snapshot, request.runs),
         site_options(),
         int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
+        Rules.of_site(),
         first_look_s(settings),
     )
 

@@ -40,6 +40,9 @@ LAST = {
     "SLURM_JOB_START_TIME": "1700000000",
     "SLURM_JOB_END_TIME": "1700005401",
 }
+FLAGS = (
+    "-d afterok:3 -C 'a100&big' -H --exclude=n1 --gpus-per-node=4 --mem-per-gpu=2G -t 5 --ntasks=1"
+)
 LAST_ARGS = ["--nodes=1", "--time=91", "--mem=1500M"]
 
 
@@ -95,6 +98,14 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
             "0",
         ),
         ({}, Resources(), [], None),
+        # sbatch's own flags, without the moment, and what is asked for as the last start had it.
+        (
+            {"slurm": {}, "starts": [{"slurm_asked": {**LAST, "HARNESS_FLAGS": FLAGS}}]},
+            Resources(flags=("--exclude=n3",)),
+            [*LAST_ARGS, "-C", "a100&big", "--exclude=n1", "--ntasks=1", "--exclude=n3"],
+            "2",
+        ),
+        ({"slurm": {"HARNESS_FLAGS": "it's"}}, Resources(), [], "0"),
         # Of searches: in a job, and outside.
         ({"starts": [{"slurm_asked": LAST}]}, Resources(), LAST_ARGS, "2"),
         ({"starts": []}, Resources(), [], None),

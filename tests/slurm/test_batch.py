@@ -231,3 +231,14 @@ def test_all_tasks_of_an_array_work_at_one_search(tmp_path: Path) -> None:
     start = Start(tmp_path, "/runs", task, task="3")
     assert plan("tune", ["t.toml"], start).run == "/runs/t/slurm-42"
     assert plan("train", ["a.toml"], start).run == "/runs/a/slurm-42_3"
+
+
+def test_a_step_leaves_out_what_the_site_refuses(tmp_path: Path) -> None:
+    """Of several nodes; one has none."""
+    two = allocation(SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="4")
+    step = Start(tmp_path, "/runs", two).step
+    assert "--mem=0" in step
+    assert Start(tmp_path, "/runs", two, never=("mem",)).step == tuple(
+        word for word in step if word != "--mem=0"
+    )
+    assert Start(tmp_path, "/runs", allocation()).step == ()

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.run_dir import RunDirectory
@@ -25,16 +23,6 @@ def state(run: RunDirectory) -> dict[str, Any]:
     return content
 
 
-def test_a_note_goes_with_the_next_beat(tmp_path: Path) -> None:
-    """It is no reason to write, and stays in every later record."""
-    heart, run = start(tmp_path)
-    heart.beat("training", step=1)
-    heart.note(warning="GPU 0 is idle")
-    assert "warning" not in state(run)
-    heart.beat("validating")
-    assert (state(run)["warning"], state(run)["step"]) == ("GPU 0 is idle", 1)
-
-
 def test_a_task_of_an_array_is_recorded_by_both_ids(tmp_path: Path) -> None:
     """Slurm's programs, called with the job's id alone, may act on the whole array."""
     array = {**SLURM, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
@@ -50,12 +38,3 @@ def test_a_run_in_a_session_does_not_own_its_job(tmp_path: Path) -> None:
         heart, run = start(tmp_path / name, variables)
         heart.beat("training")
         assert state(run)["owns_job"] == (name == "a")
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"restarts": null}'])
-def test_a_broken_record_does_not_keep_a_run_from_starting(tmp_path: Path, content: str) -> None:
-    """Counts that can't be read start from nothing."""
-    (tmp_path / "state.json").write_text(content)
-    heart, run = start(tmp_path)
-    heart.beat("starting")
-    assert state(run)["restarts"] == int("null" in content)

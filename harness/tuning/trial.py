@@ -51,7 +51,7 @@ class Trials:
         self.sweep, self.search = sweep, search
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
-        # Whether the job may go back into the queue is decided for the sweep, not for an attempt.
+        # The job is the sweep's, not an attempt's.
         self.allocation = replace(allocation, max_requeues=None) if allocation else None
         self.reused = ReusedSteps()
         self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of memory; after a run

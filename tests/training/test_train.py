@@ -46,30 +46,6 @@ def test_a_run_that_gives_up_exactness_says_so(harness: Harness) -> None:
     assert (start["tf32"], start["deterministic"], start["cublas_workspace"]) == (True, False, None)
 
 
-@pytest.mark.full
-def test_a_job_that_gets_further_goes_back_into_the_queue(harness: Harness) -> None:
-    """Time limits with steps in between do not count. Beyond the limit it is saved all the same."""
-    harness.environment |= {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "1"}
-    words = harness.train_words("lstm", "stopped", "--set", "train.epochs=200")
-    run = harness.runs / "lstm" / "stopped"
-    ends = [
-        *((signal.SIGTERM, 75, 0), (signal.SIGUSR2, 75, 1), (signal.SIGUSR2, 75, 1)),
-        (signal.SIGUSR2, 1, 1),
-    ]
-    for start, (number, code, requeues) in enumerate(ends):
-        if code == 1:
-            harness.environment["HARNESS_MAX_REQUEUES"] = "0"
-        process = harness.start(*words)
-        wait_for_step(process, run, 20 * start + 13)
-        process.send_signal(number)
-        _, warned = process.communicate(timeout=60)
-        state = json.loads((run / "state.json").read_text())
-        assert (process.returncode, state["requeues"], state["restarts"]) == (code, requeues, start)
-    assert "HARNESS_MAX_REQUEUES is 0" in warned
-    assert f"harness submit --resume {run}" in warned
-    assert (state["phase"], "HARNESS_MAX_REQUEUES is 0" in state["error"]) == ("failed", True)
-
-
 @pytest.mark.slow
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     """Dropout included, losses and predictions agree to rounding, with unequal shares too.

@@ -229,9 +229,9 @@ def test_what_is_written_of_a_job_with_code_can_be_read_again(
         if trusted:
             monkeypatch.setenv(TRUST, "1")
         run.take_lease()
-        compute: Any = SimpleNamespace(allocation=None, devices=None, worker_group=None)
+        compute: Any = SimpleNamespace(allocation=None, devices=None, worker_group=None, plan=PLAN)
         context: Any = SimpleNamespace(run=run, job=job, vectors=None, dataset=None)
-        train.record_start(context, compute, devices=[], plan=PLAN, parent=None)
+        train.record_start(context, compute, devices=[], parent=None)
         with pytest.raises(pytest.fail.Exception, match="begun"):
             tune.tune(sweep, search, WorkerRequest(num_workers=1), console=Console())
         for name in MODEL_FILES:

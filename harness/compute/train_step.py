@@ -137,7 +137,9 @@ class TrainStep:
         XLA compiles only this part: it refuses the optimizer's variables, which have copies on
         other devices.
         """
-        return tf.function(self._gradients, jit_compile=self.is_compiled, autograph=False)
+        compiled: Callable[[Batch], Gradients]
+        compiled = tf.function(self._gradients, jit_compile=self.is_compiled, autograph=False)
+        return compiled
 
     def _gradients(self, batch: Batch) -> Gradients:
         trained = [each.value for each in self.model.trainable_variables]

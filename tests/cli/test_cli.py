@@ -140,7 +140,7 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
     assert len(list((run / "checkpoints").iterdir())) == 1
     assert len([path for path in run.rglob("*") if path.is_file()]) == 14
     provenance = json.loads((run / "provenance.json").read_text())
-    assert provenance["kernels"] == {"bidirectional": "xla"}
+    assert provenance["kernels"] == {"bidirectional": "block"}
     assert provenance["packages"]["tensorflow"].startswith("2.")
     (start,) = provenance["starts"]
     numerics = {"tf32": False, "deterministic": True, "cublas_workspace": ":4096:8"}

@@ -1,6 +1,8 @@
 """How reviews are evaluated: each once, in its own order, whatever the batches are."""
 
 import itertools
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -15,7 +17,7 @@ from harness.errors import Interrupted
 from harness.inputs.input_pipeline import Reviews
 from harness.job_file import load_job
 from harness.system.signals import StopRequest
-from tests.conftest import JOBS
+from tests.conftest import JOBS, PROJECT
 from tests.training.test_trainer import LENGTH, SETTINGS, TEST, VOCAB_SIZE, encoded
 
 
@@ -65,6 +67,40 @@ def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
     evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(compiled))
     probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, np.concatenate(alone)[:, 0], atol=1e-6)
+
+
+TWO_REPLICAS = """
+import numpy as np
+from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+import_tensorflow(None, 1)
+from harness.compute.evaluator import Evaluator
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.network import build_network
+from harness.inputs.input_pipeline import Reviews
+from harness.job_file import load_job
+from tests.conftest import JOBS, PROJECT
+job = load_job(JOBS / "bilstm.toml", ["data.vocab_size=100", "data.maxlen=6", "model.units=4"])
+strategy = make_strategy(parse_devices("cpu:2"))
+with strategy.scope():
+    model = build_network(job)
+tokens = np.arange(420, dtype=np.int32) % 96 + 4
+reviews = Reviews(tokens, np.arange(0, 421, 6), np.zeros(70, np.int32))
+plans = [ExecutionPlan("block", 1, compiles_evaluation=each) for each in (False, True)]
+plain, compiled = (
+    Evaluator(model, strategy, job, plan).probabilities(reviews) for plan in plans
+)
+np.testing.assert_allclose(compiled, plain, atol=1e-6)
+"""
+
+
+@pytest.mark.full
+def test_two_replicas_evaluate_by_compiled_networks_too() -> None:
+    """Each its own share; in a process of its own, since devices are chosen once."""
+    command = [sys.executable, "-c", TWO_REPLICAS]
+    done = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class StopAtSecondBatch(StopRequest):

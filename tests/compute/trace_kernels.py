@@ -54,6 +54,7 @@ def _half_fused(vocab_size: int, config: Any, *, num_outputs: int) -> Any:
 def _kernels(strategy: Any, name: str, *settings: str) -> list[str]:
     import numpy as np
 
+    from harness.compute.recurrent import kernels_of
     from harness.compute.train_step import TrainStep
     from harness.inputs.epoch_order import BatchShape
     from harness.inputs.input_pipeline import Reviews, batches
@@ -64,7 +65,8 @@ def _kernels(strategy: Any, name: str, *settings: str) -> list[str]:
     order = np.arange(64, dtype=np.int32)[None]
     shape = BatchShape(job.train.batch_size, 8, job.data.bucket)
     opened = batches(strategy, reviews, order, shape=shape)
-    return list(train_step.kernels(train_step.trace(iter(opened))).values())
+    graph = train_step.trace(iter(opened))
+    return list(kernels_of(train_step.model, graph, "keras").values())
 
 
 if __name__ == "__main__":

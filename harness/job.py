@@ -390,13 +390,9 @@ class TrainConfig(ConfigSection):
         "results differ from run to run in their last bits",
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits", step="shared")] = Field(
-        "auto", description="compile forward and backward pass with XLA; auto = where it is faster"
-    )
-    compile_evaluation: Annotated[bool, Facts(changes="digits")] = Field(
-        False, description="compile validation and test with XLA too, on a CPU; other last digits"
-    )
-    block_lstm: Annotated[bool, Facts(changes="digits")] = Field(
-        False, description="train LSTM layers by one operation each, on a CPU; other last digits"
+        "auto",
+        description="compile training and evaluation with XLA; auto = what is fastest on the "
+        "device, off = on a CPU nothing but Keras's own layers",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits", step="shared")] = Field(
         1, ge=1, le=10_000, description="training steps in one call of the graph"
@@ -487,18 +483,6 @@ class Job(ConfigSection):
             yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:
             yield "model.train_embeddings = false leaves random vectors: model.embeddings is empty"
-        if self.train.block_lstm and (why := self.block_lstm_without_effect()):
-            yield f"train.block_lstm has no effect: {why}"
-
-    def block_lstm_without_effect(self) -> str:
-        """Why the block kernel can't compute the network's layers; empty if it may."""
-        if self.model.is_own or "lstm" not in self.model.architecture or not self.model.recurrent:
-            return "it is for lstm, bilstm and stacked_lstm with their recurrent layers"
-        if self.train.precision != "float32":
-            return "the operation computes in train.precision = float32"
-        if self.train.xla == "on":
-            return "train.xla = on compiles the loops"
-        return ""
 
 
 TABLES: dict[str, type[ConfigSection]] = {

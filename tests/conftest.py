@@ -102,7 +102,6 @@ def pytest_configure(config: pytest.Config) -> None:
         if "mutmut" not in sys.modules:  # it starts pytest several times in one process
             guard.enter()
         os.environ[SHARED] = tempfile.mkdtemp(prefix="harness-tests-")
-        compiled().mkdir()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -155,6 +154,7 @@ class Harness:
         self.environment = {
             **others,
             **READ_AT_START,
+            **preloaded.sharing_steps(),
             "HARNESS_OFFLINE": "1",
             "HARNESS_HERE": "1",  # with or without Slurm on this machine
             "HARNESS_RUNS": str(self.runs),
@@ -163,9 +163,6 @@ class Harness:
             "PYTHONPATH": str(PROJECT),
         }
         self.usual_start = preloaded.read_at_start(self.environment)
-        self.compiled = self.cache / "harness" / "xla"
-        self.compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
-        link_files(compiled(), self.compiled)
 
     def program(self, name: str, script: str) -> None:
         """Put a program on the commands' PATH, before all others."""
@@ -198,20 +195,17 @@ class Harness:
         self, *words: object, stdin: str = "", timeout_s: float = 300
     ) -> "subprocess.CompletedProcess[str]":
         if preloaded.fits(self.environment, self.usual_start):
-            done = preloaded.run(words, self.folder, self.environment, stdin, timeout_s)
-        else:
-            done = subprocess.run(
-                self.command(*words),
-                cwd=self.folder,
-                env=self.environment,
-                input=stdin,
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-                check=False,
-            )
-        link_files(self.compiled, compiled())
-        return done
+            return preloaded.run(words, self.folder, self.environment, stdin, timeout_s)
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
 
     def run_here(self, *words: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a command in this process, which is faster; it fails if it imports TensorFlow."""
@@ -269,18 +263,6 @@ def without(name: str) -> Iterator[None]:
         del sys.modules[name]
         if before:
             sys.modules[name] = before
-
-
-def compiled() -> Path:
-    """The folder of the compiled steps."""
-    return Path(os.environ[SHARED], "compiled")
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Let the files of one folder appear in another too, under the same names."""
-    for path in source.glob("*"):
-        with contextlib.suppress(FileExistsError):
-            os.link(path, target / path.name)
 
 
 def write_program(path: Path, script: str) -> Path:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import zipfile
@@ -147,6 +148,60 @@ def test_failed_install_is_made_again(project: Project) -> None:
 
     (project.path / "requirements.lock").write_text(lock + "# changed\n")
     assert "installing requirements.lock" in project.run(script, env=env).stderr
+
+
+UV = """#!/bin/sh
+echo "$@" >>"$UV_CALLS"
+[ -z "$UV_FAILS" ] || exit 2
+exec "${0%/uv}/python" -m pip install --no-index --find-links "$PIP_FIND_LINKS" part
+"""
+
+
+def uv_wheel(wheels: Path) -> str:
+    """Write a wheel whose program `uv` is a stand-in; return the line that locks it."""
+    wheel = wheels / "uv-9-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        program = zipfile.ZipInfo("uv-9.data/scripts/uv")
+        program.external_attr = (stat.S_IFREG | 0o755) << 16
+        file.writestr(program, UV)
+        file.writestr("uv-9.dist-info/METADATA", "Metadata-Version: 2.1\nName: uv\nVersion: 9\n")
+        file.writestr(
+            "uv-9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr("uv-9.dist-info/RECORD", "")
+    return f"uv==9 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("settings", "calls"), [({}, 1), ({"UV_FAILS": "1"}, 1), ({"PIP_NO_INDEX": "1"}, 0)]
+)
+def test_uv_installs_where_pip_has_no_settings(
+    project: Project, settings: dict[str, str], calls: int
+) -> None:
+    """With an index of the site's own, or after an error of uv, pip installs the same lock."""
+    wheels = project.outside / "wheels"
+    lock = locked_wheel(wheels)
+    for name in ("requirements.lock", "requirements-gpu.lock"):
+        (project.path / name).write_text(lock)
+    (project.path / "requirements-uv.lock").write_text(uv_wheel(wheels))
+    (project.path / "backend.py").write_text(BACKEND)
+    log = project.outside / "calls"
+    env = {
+        **project.environment,
+        "HARNESS_VENV": "",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_FIND_LINKS": str(wheels),
+        "PIP_RETRIES": "0",  # whether or not an index can be reached
+        "UV_CALLS": str(log),
+        **settings,
+    }
+    result = project.run(project.path / "slurm/bilstm.sh", env=env)
+    assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
+    assert len(list((project.path / ".venv").rglob("part.py"))) == 1
+    said = log.read_text().splitlines() if calls else []
+    assert len(said) == calls
+    assert all("--require-hashes" in each and "requirements" in each for each in said)
 
 
 def test_locks_agree() -> None:

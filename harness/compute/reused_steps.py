@@ -63,7 +63,7 @@ def graph_key(step: TrainStep, plan: ExecutionPlan) -> str:
     job, rates = step.job, step.dropout.rates.numpy().tolist()
     settings = {
         "job": {key: job.value(key) for key, facts in FACTS.items() if facts.step != "value"},
-        "plan": [plan.xla, plan.parts, plan.cudnn_rnn],
+        "plan": [plan.way, plan.parts, plan.compiles_evaluation],
         # Layers may depend on any setting, so they are compared too.
         "layers": _with_hidden_rates(step.export_model.get_config()),
         # Constants in half precision: see `GlobalBatchDropout`.

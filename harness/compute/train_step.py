@@ -78,7 +78,7 @@ class TrainStep:
             vectors: that the words begin with, where there are any.
         """
         self.class_weights, self.losses = facts.class_weights, loss_of(job)
-        self.job, self.strategy, self.xla = job, strategy, plan.xla
+        self.job, self.strategy, self.xla = job, strategy, plan.way == "xla"
         self.votes = spans_processes(strategy)
         self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
         self.examples_per_part = -(-job.train.batch_size // plan.parts)
@@ -91,13 +91,13 @@ class TrainStep:
             put_vectors(self.model, job, None)  # a network of the user's is built again
             if self.xla:
                 turn_cudnn_off(self.model)
-            if plan.block:
+            if plan.way == "block":
                 use_block_kernel(self.model)
             self.in_float32: list[str] = []  # recurrent layers, in spite of the job's precision
             if uses_gpu():
                 look_up_by_gather(self.model)
                 self.in_float32 = compute_in_float32(self.model)
-                if plan.cudnn_rnn:
+                if plan.way == "cudnn":
                     use_cudnn_rnn(self.model)
             self.embedding = outer_embedding(self.model)
             # On a GPU XLA turns the embedding's gradient, under deterministic operations, into a
@@ -108,7 +108,7 @@ class TrainStep:
             self.optimizer.build(self.model.trainable_variables)
         self.dropout = dropout_values(self.model, job.train.seed)
         self._begin_graph()
-        self.evaluator = Evaluator(self.export_model, strategy, job, cudnn_rnn=plan.cudnn_rnn)
+        self.evaluator = Evaluator(self.export_model, strategy, job, plan)
 
     def _begin_graph(self) -> None:
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes

@@ -28,7 +28,6 @@ from harness.tuning.leaderboard import LEADERBOARD, ranked_trials
 from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
-PICTURE = "objective_by_key.png"
 NUM_SHOWN = 10
 DIGITS = (4, 12)  # of a score, at least and at most
 STYLES = {"status": {"running": "green", "waiting": "yellow", "failed": "red"}}
@@ -227,11 +226,11 @@ def draw(sweep: SweepDirectory, search: SearchSpec, ranked: Sequence[Trial]) -> 
     finished = scored_trials(ranked, search)
     if not finished:
         return []
-    from harness.sweep_report.plots import scores_by_key
+    from harness.sweep_report.plots import parallel_coordinates
 
-    path = sweep.path(PICTURE)
+    path = sweep.path("parallel_coordinates.png")
     try:
-        atomic_write(path, scores_by_key(finished, search))
+        atomic_write(path, parallel_coordinates(finished, search))
     except RunError as error:
         log(logging.ERROR, str(error))
         return []

@@ -15,7 +15,7 @@ from harness import __version__
 from harness.errors import InputError
 from harness.files.lenient_json import table, text
 
-FORMAT = 5
+FORMAT = 6
 RECORD = "provenance.json"  # of a run and of a sweep
 
 

@@ -129,7 +129,11 @@ def launch(
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         check_own_parts(
-            context, strategy.num_replicas_in_sync, console, is_new=is_new, compiled=plan.xla
+            context,
+            strategy.num_replicas_in_sync,
+            console,
+            is_new=is_new,
+            compiled=plan.way == "xla",
         )
         # 4. The run.
         from harness.training.train import train
@@ -442,8 +446,6 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
 
         test = test_reviews(job, dataset, ratios)
         model = load_model(run)
-        plan = run.certain_json(RECORD).get("plan") or {}
-        cudnn_rnn = bool(plan.get("cudnn_rnn"))
-        evaluator = Evaluator(model, one_device(), job, cudnn_rnn=cudnn_rnn)
+        evaluator = Evaluator(model, one_device(), job, plan_of(job, None, run))
         probabilities = evaluator.probabilities(test)
         return {"data": dataset.title, **test_scores(test.labels, probabilities)}

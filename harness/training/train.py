@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -132,6 +133,7 @@ def train(
             )
         if worker_group:
             processes.kept.append(trainer)
+        began = time.perf_counter()
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
             kernels = train_step.kernels(trainer.graph)
@@ -148,6 +150,7 @@ def train(
                 describe_run(trainer, row, draws_graph=not compute.reused)
 
             trainer.fit(validation)
+            fit_s = time.perf_counter() - began
 
             scores = score_test(trainer, dataset, ratios) if job.data.test else {}
             keeps = not compute.reused  # a trial takes neither the time nor the file
@@ -160,6 +163,7 @@ def train(
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
                 **describe_training(trainer),
+                "fit_s": round(fit_s, 3),  # of this process, with tracing and validation
                 **describe_vectors(context),
                 **checksums,
                 **count_parameters(train_step.export_model),

@@ -40,7 +40,7 @@ def trained(
     labels = (np.arange(NUM_REVIEWS) % 2).astype(np.int32)
     reviews = Reviews(tokens, np.r_[0, np.cumsum(lengths)], labels)
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
-    plan = ExecutionPlan(xla=False, threads=1, parts=parts, why="", block=block)
+    plan = ExecutionPlan("block" if block else "keras", 1, parts)
     strategy = tf.distribute.get_strategy()
     train_step = TrainStep(job, strategy, plan)
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
@@ -186,12 +186,12 @@ def test_cudnns_plain_rnn_is_used_where_it_agrees(
     agrees = device_check.plain_rnn_agrees.__wrapped__  # without the cache
     monkeypatch.setattr(device_check, "plain_rnn_agrees", lambda gpu: agrees("CPU:0"))
     rnn, lstm = (load_job(JOBS / f"{name}.toml") for name in ("rnn", "lstm"))
-    plan = ExecutionPlan(xla=False, threads=1, parts=1, why="", cudnn_rnn=True)
-    assert device_check.checked_plan(plan, rnn).cudnn_rnn
+    plan = ExecutionPlan("cudnn", 1)
+    assert device_check.checked_plan(plan, rnn).way == "cudnn"
     assert cudnn.num_calls == 1
     cudnn.takes_columns = True
-    assert not device_check.checked_plan(plan, rnn).cudnn_rnn
-    assert device_check.checked_plan(plan, lstm).cudnn_rnn  # which has no such layer
+    assert device_check.checked_plan(plan, rnn).way == "keras"
+    assert device_check.checked_plan(plan, lstm).way == "cudnn"  # which has no such layer
 
 
 @pytest.mark.parametrize(

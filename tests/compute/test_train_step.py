@@ -34,7 +34,7 @@ def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarr
     """The sums of an epoch's three steps, the last of them not full, and the weights after it."""
     strategy = tf.distribute.get_strategy()
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, "train.precision=float64"])
-    train_step = TrainStep(job, strategy, ExecutionPlan(xla=xla, threads=1, parts=parts, why=""))
+    train_step = TrainStep(job, strategy, ExecutionPlan("xla" if xla else "keras", 1, parts))
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     opened = batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))
     sums = train_step.train_steps(iter(opened), 3).numpy()
@@ -101,7 +101,7 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
 ) -> None:
     """No scatter is left, which would be a loop over words, and steps are the same to rounding."""
     strategy = tf.distribute.get_strategy()
-    plan = ExecutionPlan(xla=True, threads=1, parts=1, why="")
+    plan = ExecutionPlan("xla", 1)
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, f"train.precision={precision}"])
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     usual = TrainStep(job, strategy, plan)
@@ -132,7 +132,7 @@ def test_several_classes_train_as_with_plain_keras(parts: int) -> None:
     labels = (np.arange(NUM_REVIEWS) % 5).astype(np.int32)
     several = reviews()._replace(labels=labels)
     strategy = tf.distribute.get_strategy()
-    plan = ExecutionPlan(xla=parts > 1, threads=1, parts=parts, why="")
+    plan = ExecutionPlan("xla" if parts > 1 else "keras", 1, parts)
     train_step = TrainStep(job, strategy, plan, num_outputs=5)
     plain = keras.models.clone_model(train_step.export_model)
     plain.set_weights(train_step.export_model.get_weights())
@@ -195,7 +195,7 @@ def test_what_is_slow_on_a_gpu_names_its_remedy(
 ) -> None:
     """In one line, on a GPU alone."""
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
-    plan = ExecutionPlan(xla=kernel == "xla", threads=1, parts=1, why="")
+    plan = ExecutionPlan("xla" if kernel == "xla" else "cudnn", 1)
     train_step = TrainStep(job, tf.distribute.get_strategy(), plan)
     kernels = {layer.name: kernel for layer in recurrent_layers(train_step.model)}
     assert train_step.why_slow(kernels) == ""

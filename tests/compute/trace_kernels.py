@@ -59,7 +59,7 @@ def _kernels(strategy: Any, name: str, *settings: str) -> list[str]:
     from harness.inputs.input_pipeline import Reviews, batches
 
     job = load_job(JOBS / f"{name}.toml", [*SMALL, *settings])
-    train_step = TrainStep(job, strategy, ExecutionPlan(xla=False, threads=1, parts=1, why=""))
+    train_step = TrainStep(job, strategy, ExecutionPlan("keras", 1))
     reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
     order = np.arange(64, dtype=np.int32)[None]
     shape = BatchShape(job.train.batch_size, 8, job.data.bucket)

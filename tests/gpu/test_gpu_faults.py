@@ -16,7 +16,7 @@ import pytest
 
 from tests import preloaded
 from tests.conftest import JOBS
-from tests.gpu.conftest import Rig, last_line
+from tests.gpu.conftest import Rig, last_line, server_of
 
 pytestmark = pytest.mark.full
 
@@ -100,9 +100,7 @@ class Forks:
 
     def __init__(self, environment: Path, folder: Path) -> None:
         self.environment, self.folder = environment, folder
-        variables = {**preloaded.VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "1"}
-        python = environment / "bin/python"
-        self.server = preloaded.Server(folder, python, variables)
+        self.server = server_of(environment)
 
     def start(
         self, name: str, *words: object, gpus: int = 1, env: Mapping[str, str] = {}

@@ -11,15 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.image import imread
 from rich.console import Console
 
 from harness.search_parameters import Parameter
 from harness.search_space import short_names
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
-from harness.sweep_report.leaderboard import PICTURE, digits_of, leaderboard, show
-from harness.sweep_report.plots import position, scores_by_key
+from harness.sweep_report.leaderboard import digits_of, leaderboard, show
+from harness.sweep_report.plots import axis_of, parallel_coordinates
 from harness.tuning.leaderboard import ranked_trials
 from harness.tuning.records import Trial
 from harness.tuning.sweep_dir import SweepDirectory
@@ -236,7 +235,7 @@ def test_a_sweep_is_shown_as_far_as_it_is(
     assert ("no key had several values" in said.out) == (finished == 3)
     drawn = sorted(path.name for path in sweep.folder.glob("*.png"))
     scored = [t for t in trials if math.isfinite(t.scores.get("val_accuracy", math.nan))]
-    assert drawn == ([PICTURE] if scored else [])
+    assert drawn == (["parallel_coordinates.png"] if scored else [])
 
 
 def test_the_picture_is_drawn_beside_and_says_what_it_shows(
@@ -261,30 +260,23 @@ def test_a_picture_that_cant_be_written_is_told(
 ) -> None:
     """The table is there all the same."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials())
-    sweep.path(PICTURE).mkdir()
+    sweep.path("parallel_coordinates.png").mkdir()
     show(sweep)
     said = capsys.readouterr()
-    assert f"{PICTURE}: can't be written" in said.err
+    assert "parallel_coordinates.png: can't be written" in said.err
     assert "pooling" in said.out
 
 
-def test_each_trial_is_a_point_over_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list is evenly spaced, a range as it is, and a trial without a key is not in its plot."""
-    drawn: list[Any] = []
-    monkeypatch.setattr(Axes, "scatter", lambda self, *xy, **_: drawn.append((*map(list, xy),)))
-    keys = [
-        Parameter("model.pooling", ("last", "max", "mean")),
-        Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True),
-    ]
-    trials = [
-        Scored("1", 0.9, 2, {"model.pooling": "mean", "train.learning_rate": 1e-3}),
-        Scored("0", 0.8, 2, {"model.pooling": "last"}),
-    ]
-    table = SimpleNamespace(objective="val_accuracy")
-    search: Any = SimpleNamespace(space=keys, name="s", continues_trials=False, table=table)
-    assert scores_by_key(trials, search)
-    assert drawn == [([2, 0], [0.9, 0.8]), ([1e-3], [0.9])]
-    assert [position(keys[0], name) for name in keys[0].choices] == [0, 1, 2]
+def test_axes_are_as_the_space_is() -> None:
+    """A log range is logarithmic, a list evenly spaced by name, and a missing value lies below."""
+    rate = axis_of(Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True), "rate")
+    assert rate.height(1e-3) == pytest.approx(0.5)
+    assert [text for _, text in rate.ticks] == ["0.0001", "0.001", "0.01"]
+    linear = axis_of(Parameter("model.dropout", low=0.1, high=0.6), "dropout")
+    assert linear.height(0.35) == pytest.approx(0.5)
+    names = axis_of(Parameter("model.pooling", ("last", "max", "mean")), "pooling")
+    assert [names.height(value) for value in ("last", "max", "mean")] == [0, 0.5, 1]
+    assert names.height(None) < 0
 
 
 def test_a_dollar_sign_in_a_value_is_no_mathematics() -> None:
@@ -295,7 +287,7 @@ def test_a_dollar_sign_in_a_value_is_no_mathematics() -> None:
     search: Any = SimpleNamespace(
         space=[name], name="s", goal="max", continues_trials=False, table=table
     )
-    assert scores_by_key(trials, search)
+    assert parallel_coordinates(trials, search)
 
 
 def test_a_key_has_its_short_name_unless_two_would() -> None:

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.monitoring.survey import survey
-from harness.slurm.queue import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
-from tests.checks.site import Site, site
+from tests.checks.site import site
 from tests.conftest import Harness
 from tests.training.test_tensorboard_log import points
 
@@ -142,20 +140,6 @@ def test_without_nvml_the_rest_is_read(
         assert said == []
 
 
-def test_a_part_of_a_gpu_has_no_use(gauge_over: Callable[..., Gauge]) -> None:
-    """NVML does not tell the use of a MIG instance: its memory is read, and nothing is guessed."""
-    with gauge_over(FakeNvml(MIG_1=None), seen="MIG-1") as (monitor, said):
-        assert monitor.sample().keys() == {"memory_gb", "gpu0_memory_gb"}
-    assert said == []
-
-
-def test_nvidias_module_has_the_calls() -> None:
-    """Where nvidia-ml-py is installed, it holds every name that is asked for."""
-    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
-    names = [name for name in dir(FakeNvml) if name.startswith(("nvml", "NVML"))]
-    assert [name for name in names if not hasattr(pynvml, name)] == []
-
-
 @pytest.mark.full
 def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
     """TensorBoard gets duration, processors and memory; the exact records have none of it."""
@@ -175,19 +159,3 @@ def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
     for name in ("metrics.jsonl", "result.json"):
         assert "share" not in (run / name).read_text()
         assert "_ms" not in (run / name).read_text()
-
-
-FIGURES: dict[str, Any] = {
-    "step_ms": 24.46,
-    "input_wait_share": 0.031,
-    "device": {"memory_gb": 1.23, "cpu_share": 0.96, "gpu0_share": 0.02, "gpu0_memory_gb": 10.2},
-}
-
-
-def test_status_has_what_a_run_uses(site: Site) -> None:
-    """By name in JSON; not once it has ended."""
-    site.run("a", "training", **FIGURES)
-    site.run("b", "finished", **FIGURES)
-    running, ended = survey(site.runs, Queue())
-    assert {name: running.as_json()[name] for name in FIGURES} == FIGURES
-    assert ended.as_json()["device"] == {}

@@ -26,16 +26,6 @@ def state(run: RunDirectory) -> dict[str, Any]:
     return content
 
 
-def test_a_note_goes_with_the_next_beat(tmp_path: Path) -> None:
-    """It is no reason to write, and stays in every later record."""
-    heart, run = start(tmp_path)
-    heart.beat("training", step=1)
-    heart.note(warning="GPU 0 is idle")
-    assert "warning" not in state(run)
-    heart.beat("validating")
-    assert (state(run)["warning"], state(run)["step"]) == ("GPU 0 is idle", 1)
-
-
 def test_a_task_of_an_array_is_recorded_by_both_ids(tmp_path: Path) -> None:
     """Slurm's programs, called with the job's id alone, may act on the whole array."""
     array = {**SLURM, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
@@ -82,12 +72,3 @@ def test_only_a_warned_job_counts_as_requeued(
         heart, run = start(tmp_path, variables)
         heart.interrupted(Interrupted(reason))
     assert (state(run)["requeues"], state(run)["phase"]) == (0, "interrupted")
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"restarts": null, "requeues": null}'])
-def test_a_broken_record_does_not_keep_a_run_from_starting(tmp_path: Path, content: str) -> None:
-    """Counts that can't be read start from nothing."""
-    (tmp_path / "state.json").write_text(content)
-    heart, run = start(tmp_path)
-    heart.beat("starting")
-    assert state(run)["requeues"] == 0

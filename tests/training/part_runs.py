@@ -115,7 +115,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     try:
         train(
             RunContext(RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up")),
-            Compute(strategy, ExecutionPlan(False, 1, 1, "")),
+            Compute(strategy, ExecutionPlan("keras", 1)),
             Observers(console, ResourceMonitor(0, 1), StopAt()),
         )
     except (RuntimeError, Interrupted):

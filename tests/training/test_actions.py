@@ -1,19 +1,14 @@
 """What a run tells of its way: numbers that people plan by."""
 
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pytest
 
 from harness.system.console import Console
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
-from harness.training import actions
-from harness.training.actions import FirstStep, ProgressReport, StepResults, UsageMeter
+from harness.training.actions import ProgressReport, StepResults
 
 
 def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
@@ -25,21 +20,6 @@ def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
     report.after_steps(results, Progress(training_s=6.0))
     told = {name: heartbeat.state[name] for name in ("step", "num_steps", "eta_s", "reviews_per_s")}
     assert told == {"step": 3, "num_steps": 20, "eta_s": 34.0, "reviews_per_s": 16.0}
-
-
-def test_the_first_step_is_waited_for_and_no_other(tmp_path: Path) -> None:
-    """TensorFlow returns before a step is done; a wait for each would hold the next one up."""
-    heartbeat = Heartbeat(RunDirectory(tmp_path), None)
-    first = FirstStep(heartbeat)
-    waited: list[int] = []
-
-    def take(step: int) -> Any:
-        return SimpleNamespace(numpy=lambda: waited.append(step))
-
-    for step in (1, 2):
-        first.measure(partial(take, step))
-    assert waited == [1]
-    assert heartbeat.state["first_step_s"] == first.done_s
 
 
 def test_an_epochs_line_has_its_own_speed() -> None:
@@ -54,26 +34,3 @@ def test_an_epochs_line_has_its_own_speed() -> None:
         "epoch_s": 0.5,
         "reviews_per_s": 100.0,
     }
-
-
-def test_the_wait_for_input_is_that_of_the_epochs_latest_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of as many as tf.data times, without the first, which has waited for the validation."""
-    asked: list[tuple[int, float]] = []
-
-    def waited_s(batches: object, num_steps: int, took_s: float) -> float:
-        asked.append((num_steps, took_s))
-        return took_s / 4
-
-    monkeypatch.setattr(actions, "waited_s", waited_s)
-    monitor: Any = SimpleNamespace(sample=lambda: {"cpu": 1.0}, warning="")
-    heartbeat = Heartbeat(RunDirectory(tmp_path), None)
-    meter = UsageMeter(monitor, heartbeat)
-    losses = np.zeros(60)
-    for number, begins in enumerate((True, False, False, False)):
-        results = StepResults(60 * number + 1, begins, losses, losses, 60, took_s=float(number))
-        figures = meter.measure(results, iter(()))
-    assert asked == [(60, 1.0), (60, 2.0), (60, 3.0)]  # two together are more than a hundred
-    assert figures["step/input_wait_share"] == heartbeat.state["input_wait_share"] == 0.25
-    assert figures["step/duration_ms"] == heartbeat.state["step_ms"] == 50.0

@@ -2,19 +2,16 @@
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.strategy import Numerics
 from harness.errors import DiskError
 from harness.job_file import load_job
 from harness.system.console import Console
@@ -23,8 +20,6 @@ from harness.tracking.run_dir import RunDirectory
 from harness.training import launch
 from harness.training.context import RunContext
 from harness.training.launch import (
-    LaunchOptions,
-    computing,
     dataset_of,
     devices_to_use,
     join_workers,
@@ -123,36 +118,6 @@ def test_a_record_that_can_not_be_read_just_now_is_not_a_missing_one(
         reads(run, RunContext(run, load_job(JOBS / "lstm.toml"), dataset))
 
 
-@pytest.mark.parametrize("is_chief", [True, False])
-def test_all_workers_import_tensorflow_for_the_chiefs_threads(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_chief: bool
-) -> None:
-    """However many CPUs a worker has: a resumed run takes the chief's on all of them."""
-    plans = {rank: ExecutionPlan(False, threads, 1, why="") for rank, threads in ((0, 3), (1, 5))}
-    own = plans[0 if is_chief else 1]
-
-    def share(content: bytes = b"") -> bytes:
-        assert bool(content) is is_chief
-        return json.dumps(asdict(plans[0])).encode()
-
-    def import_tensorflow(allocation: object, threads: int, numerics: Numerics) -> None:
-        raise NotImplementedError(threads)
-
-    group = SimpleNamespace(is_chief=is_chief, share=share)
-    for name, value in {
-        "own_allocation": lambda: SimpleNamespace(num_tasks=2),
-        "StopRequest": lambda alone: SimpleNamespace(alone=alone, listen=lambda: None),
-        "dataset_of": lambda *_, **__: None,
-        "plan_of": lambda *_: own,
-        "join_workers": lambda *_, **__: (group, None),
-        "import_tensorflow": import_tensorflow,
-    }.items():
-        monkeypatch.setattr(launch, name, value)
-    run, job = RunDirectory(tmp_path / "run"), load_job(JOBS / "lstm.toml")
-    with pytest.raises(NotImplementedError, match="3"):
-        launch.launch(run, job, options=LaunchOptions(), console=Console())
-
-
 def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) -> None:
     """The other worker has a silent console and a temporary folder, gone when the run ends."""
     run = RunDirectory(tmp_path / "lstm" / "wide")
@@ -173,15 +138,3 @@ def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) ->
     assert (folder.name, folder.is_relative_to(tmp_path)) == ("wide", False)
     assert (was_there, folder.parent.exists()) == (True, False)
     assert [console.silent for console in consoles] == [False, True]
-
-
-def test_a_command_without_a_strategy_computes_as_the_job_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """TensorFlow is imported for the numerics of the job, before anything else imports it."""
-    asked = []
-    monkeypatch.setattr(launch, "import_tensorflow", lambda _, **options: asked.append(options))
-    job = load_job(JOBS / "lstm.toml", ["train.tf32=true", "train.deterministic=false"])
-    with computing(job):
-        pass
-    assert asked == [{"numerics": Numerics(deterministic=False, tf32=True)}]

@@ -94,7 +94,7 @@ def test_every_optimizer_is_exact_and_the_same_on_replicas(tmp_path: Path) -> No
         check_case(each)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["parts", "focal"])
 def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path, name: str) -> None:
     """SIGKILL leaves no trace in a run of an example, whose functions' file is gone."""

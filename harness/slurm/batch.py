@@ -27,6 +27,8 @@ KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's for want of m
 ENDED_BY_WARNING = (138, 140, 143)  # by USR1, USR2 or TERM, before the harness took them over
 RAISE = 1.5
 MAX_MEMORY_RETRIES = 2
+NUM_OPEN = 64  # trials of a search, the newest, whose steps count
+STEPS_OF_A_TRIAL = 10**9  # more than any has
 MAX_REQUEUES = 2  # without a step in between: the third start is the last
 
 # ---- What the script runs
@@ -367,7 +369,7 @@ def ending_of(
         tuple(signals),
         preempted=is_preempted(known, allocation.restarts),
         num_nodes=allocation.num_nodes,
-        reached=sum(map(_reached, states)) if run else None,
+        reached=_reached(states) if run else None,
         faulty=tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip())),
         excluded=known.get("ExcNodeList", "").replace("(null)", ""),
         asked_gb=given_memory_gb(allocation),
@@ -384,15 +386,20 @@ def _states(run: str) -> list[dict[str, Any]]:
         return []
     folder = Path(run)
     if folder.is_dir():
-        trials = sorted(folder.glob("trials/*/*/*/state.json"))
+        trials = [each for each in folder.glob("trials/*") if each.name.isdigit()]
+        newest = sorted(trials, key=lambda each: int(each.name))[-NUM_OPEN:]
+        others = [path for trial in newest for path in trial.glob("*/*/state.json")]
     else:
-        trials = sorted(folder.parent.parent.glob(f"*/{folder.name}-seed*/state.json"))
-    return [state for path in (folder / "state.json", *trials) if (state := read_json(path))]
+        others = sorted(folder.parent.parent.glob(f"*/{folder.name}-seed*/state.json"))
+    return [state for path in (folder / "state.json", *others) if (state := read_json(path))]
 
 
-def _reached(state: Mapping[str, Any]) -> int:
-    # The heartbeat of a search counts its trials.
-    return max(whole(state.get(name)) or 0 for name in ("step", "finished"))
+def _reached(states: Sequence[Mapping[str, Any]]) -> int:
+    """Finished trials first, since the runs of a trial may be removed then; then steps."""
+    finished, steps = (
+        sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")
+    )
+    return finished * STEPS_OF_A_TRIAL + steps
 
 
 def shown_values(shown: str) -> dict[str, str]:

@@ -97,7 +97,9 @@ def workers_of(job: Submitted) -> list[int]:
     for process in job.cluster.processes():
         with contextlib.suppress(OSError):  # it ended meanwhile
             program, *words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
-            if {"harness.tuning.worker", str(job.run)} <= {*words} and Path(program).name != "srun":
+            proposes = any(word.startswith("--ahead=") for word in words)
+            is_ours = {"harness.tuning.worker", str(job.run)} <= {*words} and not proposes
+            if is_ours and Path(program).name != "srun":
                 found.append(process)
     return found
 

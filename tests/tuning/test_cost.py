@@ -90,8 +90,11 @@ def filled(folder: Path, tuner: str, num: int) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("num", [10, 100, 1000])
 @pytest.mark.parametrize("tuner", ["random", "asha"])
-def test_a_trial_costs_little_however_many_have_ended(tmp_path: Path, tuner: str, num: int) -> None:
+def test_a_trial_costs_little_however_many_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuner: str, num: int
+) -> None:
     """In a process of each kind, its start with all that has ended on five trials; `-m slow -s`."""
+    monkeypatch.setattr(Disk, "_sleep", lambda *_: None)
     path = filled(tmp_path / "s", tuner, num)
     search, disk, took = load_search(path), Disk(path.parent), dict[str, float]()
     views = {kind: View() for kind in ("proposer", "worker", "command")}
@@ -104,15 +107,7 @@ def test_a_trial_costs_little_however_many_have_ended(tmp_path: Path, tuner: str
         view=views["proposer"],
     )
     worker = Worker(Attempt(worker="me"), search.table.trials, view=views["worker"])
-    for kind, turn in (
-        ("proposer", proposer.turn),
-        ("worker", worker.turn),
-        ("command", lambda: follow(views["command"], time.monotonic())),
-    ):
-        since_s = time.process_time()
-        disk.run(turn())
-        took[f"{kind} start"] = time.process_time() - since_s
-    num_trained, since_s = 0, time.process_time()
+    num_trained = 0
 
     def act(operation: Any) -> Trial | None:
         nonlocal num_trained
@@ -121,6 +116,15 @@ def test_a_trial_costs_little_however_many_have_ended(tmp_path: Path, tuner: str
         num_trained += 1
         return ended(operation.trial).model_copy(update={"attempt": operation.k})
 
+    for kind, turn in (
+        ("proposer", proposer.turn),
+        ("worker", worker.turn),
+        ("command", lambda: follow(views["command"], time.monotonic())),
+    ):
+        since_s = time.process_time()
+        disk.run(turn(), act)
+        took[f"{kind} start"] = time.process_time() - since_s
+    num_trained, since_s = 0, time.process_time()
     for _ in range(5):
         disk.run(proposer.turn())
         disk.run(worker.turn(), act)

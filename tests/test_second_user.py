@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import open_sample
+from harness.data.sources import open_sample
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import WorkerGroup
 from harness.slurm.snapshot import take_snapshot

@@ -10,7 +10,7 @@ from tests.conftest import PROJECT
 
 HARNESS = PROJECT / "harness"
 ORDER = (
-    *("files", "system", "texts", "data", "inputs", "slurm", "tracking"),
+    *("files", "system", "data", "slurm", "tracking"),
     *(
         "monitoring",
         "board",

@@ -22,7 +22,7 @@ from harness import PROJECT
 from harness.checks.finding import Finding, examine
 from harness.checks.probe import ask_child
 from harness.checks.slurm_checks import check_slurm
-from harness.data.imdb_sources import open_dataset
+from harness.data.sources import open_dataset
 from harness.files.shared_disk import file_system
 from harness.slurm.environment import SlurmEnvironment, given_gpus, given_memory_gb
 from harness.system.cuda import LAST_TRUSTED, Card, code_for, hidden_by

@@ -26,7 +26,7 @@ def fetch(
 
     Downloads it, or reads it from a folder that already holds it.
     """
-    from harness.data.imdb_sources import fetch as fetch_dataset
+    from harness.data.sources import fetch as fetch_dataset
 
     _print_dataset(fetch_dataset(source))
 
@@ -34,7 +34,7 @@ def fetch(
 @app.command(epilog="Example: harness data verify --data /scratch/imdb")
 def verify(data: DataFolder = None) -> None:
     """Verify the checksums of the dataset that a run would use."""
-    from harness.data.imdb_sources import open_dataset
+    from harness.data.sources import open_dataset
 
     dataset = open_dataset(data)
     _print_dataset(dataset)
@@ -53,10 +53,10 @@ def describe(
 
     Prints their classes, splits, vocabulary and lengths.
     """
-    from harness.data.text_dataset import describe as describe_texts
-    from harness.data.text_dataset import open_source
+    from harness.data.own_texts import describe as describe_texts
+    from harness.data.own_texts import open_source
+    from harness.data.tables import SourceFormat
     from harness.job_file import data_settings
-    from harness.texts.tables import SourceFormat
 
     form = SourceFormat.of(data_settings(overrides or ()))
     for line in describe_texts(open_source(source.absolute(), form)):

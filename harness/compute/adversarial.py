@@ -9,7 +9,7 @@ import tensorflow as tf
 from harness.compute.evaluator import uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import Gradients, TrainStep
-from harness.inputs.input_pipeline import Batch
+from harness.data.input_pipeline import Batch
 from harness.job import Job
 from harness.layers import OuterEmbedding, global_batch, outer_embedding
 

@@ -11,8 +11,8 @@ from harness.compute.device_errors import check_results
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
 from harness.compute.strategy import spans_processes
-from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
-from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, in_parts
+from harness.data.epoch_order import BatchShape, evaluation_order, num_steps
+from harness.data.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job import Job
 from harness.layers import look_up_by_gather
 from harness.system import watchdog

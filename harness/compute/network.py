@@ -17,9 +17,10 @@ from keras.src.backend.common import global_state
 from harness.architectures import BUILDERS
 from harness.compute.evaluator import uses_gpu
 from harness.compute.recurrent import turn_cudnn_off
+from harness.data.epoch_order import padded_lengths
 from harness.data.vocabulary import FIRST_WORD
+from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
-from harness.inputs.epoch_order import padded_lengths
 from harness.job import Job
 from harness.layers import (
     for_training,
@@ -29,7 +30,6 @@ from harness.layers import (
     takes_masks,
 )
 from harness.own_code import OptionReader, load_function, own_errors
-from harness.texts.word_vectors import WordVectors
 
 KERAS_PRECISION = {
     "float32": "float32",

@@ -23,10 +23,10 @@ from harness.compute.recurrent import (
     use_cudnn_rnn,
 )
 from harness.compute.strategy import spans_processes
-from harness.inputs.input_pipeline import Batch, in_parts
+from harness.data.input_pipeline import Batch, in_parts
+from harness.data.word_vectors import WordVectors
 from harness.job import Job
 from harness.layers import global_batch, look_up_by_gather
-from harness.texts.word_vectors import WordVectors
 
 # The gradients of the trained weights, and `[2] float64`, the sums over the reviews of the losses
 # and of the correct predictions.

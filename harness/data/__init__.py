@@ -1,5 +1,4 @@
-"""Reviews: where they come from, how they are stored, and their vocabulary.
+"""Reviews: IMDB, own texts and tables of them, vocabulary, n-grams, and batches for networks.
 
-IMDB and a user's own texts become the same `Dataset`.
-It may import the modules of `harness` itself and the packages up to `texts`.
+It may import the modules of `harness` itself and the packages `files` and `system`.
 """

@@ -73,7 +73,7 @@ class Dataset:
     folder: Path | None = None  # where it was found; for own texts, their file or folder
     note: str = ""  # why the sample is used; for own texts, how they were split
     classes: tuple[str, ...] = CLASSES  # of the labels 0, 1, …
-    is_own: bool = False  # the user's own texts, see `harness.data.text_dataset`
+    is_own: bool = False  # the user's own texts, see `harness.data.own_texts`
     num_validation: int = 0  # last reviews of `train` that the source itself gives to validate
 
     @property

@@ -13,14 +13,14 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.recurrent import turn_cudnn_off
+from harness.data.epoch_order import padded_lengths
+from harness.data.ngrams import NgramRatios
 from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOWN
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import replaced_directory, write_refusal
 from harness.inference.kept_ratios import read_ratios
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_vocabulary
-from harness.inputs.epoch_order import padded_lengths
-from harness.inputs.ngram_ratios import NgramRatios
 from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # TensorFlow Serving looks for a folder of a number

@@ -2,10 +2,9 @@
 
 import hashlib
 
+from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.errors import InputError
 from harness.files.plain_file import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
-from harness.inputs.ngram_ratios import NgramRatios
-from harness.inputs.ngrams import MAX_BYTES
 from harness.tracking.run_dir import RunDirectory
 
 RATIOS_FILE = "ngram_ratios.npz"

@@ -8,11 +8,11 @@ import numpy as np
 
 from harness.compute.device_errors import check_results
 from harness.data.dataset import by_class, vocab_from_bytes
+from harness.data.epoch_order import BatchShape, evaluation_order, time_steps
 from harness.data.vocabulary import START, encode_text
 from harness.errors import InputError
 from harness.inference.kept_ratios import read_kept, read_ratios
 from harness.inference.text_lines import Line, Remarks, checked
-from harness.inputs.epoch_order import BatchShape, evaluation_order, time_steps
 from harness.tracking.run_dir import RunDirectory
 
 FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
@@ -143,7 +143,7 @@ class Classifier:
 
     def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         """What the model gives for each encoded text, `[num_texts, num_outputs] float32`."""
-        from harness.inputs.input_pipeline import Reviews, padded_ratios
+        from harness.data.input_pipeline import Reviews, padded_ratios
 
         num = BY_LENGTH if self.data.bucket else len(encoded)
         shape = BatchShape(num, self.data.maxlen, self.data.bucket)

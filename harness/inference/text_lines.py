@@ -9,9 +9,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from harness.data.tables import MAX_ROW, json_value
 from harness.data.vocabulary import MAX_CHARACTERS, tokenize
 from harness.errors import InputError
-from harness.texts.stream import MAX_ROW, json_value
 
 CHUNK_BYTES = 1 << 20
 JSON_LINES = (".jsonl", ".ndjson")

@@ -22,15 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_from_bytes, vocab_to_bytes
-from harness.data.imdb_sources import open_dataset, open_sample
-from harness.data.text_dataset import open_source
-from harness.data.vocabulary import encode_split, tokenize
-from harness.errors import DiskError, InputError, RunError
-from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_toml, table, text, whole
-from harness.files.paths import cache_folder, private_cache
-from harness.files.plain_file import read_plain_file
-from harness.inputs.ngrams import (
+from harness.data.ngrams import (
     MAX_BYTES,
     Ngrams,
     archived,
@@ -38,9 +30,17 @@ from harness.inputs.ngrams import (
     log_count_ratios,
     opened,
 )
+from harness.data.own_texts import open_source
+from harness.data.sources import open_dataset, open_sample
+from harness.data.tables import SourceFormat
+from harness.data.vocabulary import encode_split, tokenize
+from harness.errors import DiskError, InputError, RunError
+from harness.files.atomic_file import atomic_write
+from harness.files.lenient_json import read_toml, table, text, whole
+from harness.files.paths import cache_folder, private_cache
+from harness.files.plain_file import read_plain_file
 from harness.job import DataConfig
 from harness.report.collect import DatasetGroup
-from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.run_folders import job_file
 

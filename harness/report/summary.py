@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from harness.data.imdb_sources import open_dataset
+from harness.data.sources import open_dataset
 from harness.errors import InputError
 from harness.report.baseline import Baseline, baselines
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs

@@ -148,7 +148,7 @@ def _check_job(
 def _check_source(job: Job) -> None:
     """Refuse unusable texts of the user's own now, not after the wait in the queue."""
     if job.data.source:
-        from harness.data.resolve import open_data
+        from harness.data.sources import open_data
 
         open_data(job, None)
 

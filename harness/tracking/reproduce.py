@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import open_dataset, open_sample
+from harness.data.sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_directory
 from harness.files.lenient_json import table, text

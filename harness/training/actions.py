@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
-from harness.inputs.input_pipeline import TIMED_FETCHES, Batch, waited_s
+from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job import SCORES, TrainConfig
 from harness.system import watchdog
 from harness.system.console import Console

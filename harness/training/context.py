@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset
+from harness.data.word_vectors import WordVectors, open_vectors
 from harness.errors import InputError
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment
@@ -17,7 +18,6 @@ from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
-from harness.texts.word_vectors import WordVectors, open_vectors
 from harness.tracking.record_format import RECORD, first_start
 from harness.tracking.run_dir import RunDirectory, run_identity
 

@@ -24,7 +24,7 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.data.dataset import Dataset
-from harness.data.resolve import check_same, open_data, reopen_data
+from harness.data.sources import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
 from harness.files.leased_dir import LeasedDirectory
 from harness.files.scratch import scratch_directory

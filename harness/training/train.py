@@ -26,12 +26,12 @@ from harness.compute.strategy import (
 )
 from harness.compute.train_step import TrainingFacts
 from harness.data.dataset import Dataset, Split, vocab_to_bytes
+from harness.data.epoch_order import num_steps
+from harness.data.input_pipeline import Reviews
+from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
-from harness.inputs.epoch_order import num_steps
-from harness.inputs.input_pipeline import Reviews
-from harness.inputs.ngram_ratios import NgramRatios, fit_ratios
 from harness.job import Job
 from harness.own_code import mode_in
 from harness.search_space import TrialRow

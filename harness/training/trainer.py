@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from harness.compute.device_errors import check_results
 from harness.compute.train_step import TrainStep
+from harness.data.epoch_order import BatchShape, num_steps, permutations_ahead
+from harness.data.input_pipeline import Batch, Reviews, Start, batches
 from harness.errors import Interrupted, RunError
-from harness.inputs.epoch_order import BatchShape, num_steps, permutations_ahead
-from harness.inputs.input_pipeline import Batch, Reviews, Start, batches
 from harness.job import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import watchdog

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.checks.probe import ARCHITECTURES
-from harness.data.imdb_sources import open_dataset
+from harness.data.sources import open_dataset
 from harness.errors import InputError, RunError
 from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus

@@ -14,7 +14,7 @@ import numpy as np
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.compute.strategy import parse_devices, site_devices
-from harness.data.imdb_sources import open_dataset
+from harness.data.sources import open_dataset
 from harness.errors import RunError
 from harness.job_file import load_job
 from harness.slurm.environment import visible_gpus

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import PROJECT
 from harness.checks import child
 from harness.checks.child import Ended
-from harness.data.imdb_sources import open_dataset
+from harness.data.sources import open_dataset
 from harness.files.leased_dir import to_json
 from harness.job_file import load_job
 from harness.report.html import REPORT

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from harness.checks.probe import ARCHITECTURES
-from harness.data.imdb_sources import open_dataset
+from harness.data.epoch_order import BatchShape
+from harness.data.input_pipeline import Reviews
+from harness.data.sources import open_dataset
 from harness.errors import RunError
-from harness.inputs.epoch_order import BatchShape
-from harness.inputs.input_pipeline import Reviews
 from harness.report.collect import group_runs, scored_runs
 from harness.report.statistics import epochs_of, read_predictions
 from harness.system.console import Console

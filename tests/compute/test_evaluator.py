@@ -13,8 +13,8 @@ from harness.architectures import BUILDERS
 from harness.compute import evaluator as evaluator_module
 from harness.compute.evaluator import Evaluator
 from harness.compute.execution_plan import ExecutionPlan
+from harness.data.input_pipeline import Reviews
 from harness.errors import Interrupted
-from harness.inputs.input_pipeline import Reviews
 from harness.job_file import load_job
 from harness.system.signals import StopRequest
 from tests.conftest import JOBS, PROJECT
@@ -76,7 +76,7 @@ import_tensorflow(None, 1)
 from harness.compute.evaluator import Evaluator
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.network import build_network
-from harness.inputs.input_pipeline import Reviews
+from harness.data.input_pipeline import Reviews
 from harness.job_file import load_job
 from tests.conftest import JOBS, PROJECT
 job = load_job(JOBS / "bilstm.toml", ["data.vocab_size=100", "data.maxlen=6", "model.units=4"])

@@ -22,8 +22,8 @@ from harness.compute.recurrent import (
     use_turns_of_two,
     why_not_cudnn,
 )
-from harness.inputs.epoch_order import BatchShape
-from harness.inputs.input_pipeline import Reviews, batches
+from harness.data.epoch_order import BatchShape
+from harness.data.input_pipeline import Reviews, batches
 from harness.job_file import load_job
 from tests.conftest import JOBS
 

@@ -14,8 +14,8 @@ from harness.compute.adversarial import OuterLookupStep, build_step
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.recurrent import recurrent_layers, why_slow
 from harness.compute.train_step import Gradients, TrainStep
-from harness.inputs.epoch_order import BatchShape
-from harness.inputs.input_pipeline import Reviews, batches, in_parts
+from harness.data.epoch_order import BatchShape
+from harness.data.input_pipeline import Reviews, batches, in_parts
 from harness.job_file import load_job
 from tests.conftest import JOBS, PROJECT
 

@@ -56,8 +56,8 @@ def _kernels(strategy: Any, name: str, *settings: str) -> list[str]:
 
     from harness.compute.recurrent import kernels_of
     from harness.compute.train_step import TrainStep
-    from harness.inputs.epoch_order import BatchShape
-    from harness.inputs.input_pipeline import Reviews, batches
+    from harness.data.epoch_order import BatchShape
+    from harness.data.input_pipeline import Reviews, batches
 
     job = load_job(JOBS / f"{name}.toml", [*SMALL, *settings])
     train_step = TrainStep(job, strategy, ExecutionPlan("keras", 1))

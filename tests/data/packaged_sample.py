@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.dataset import Dataset, content_checksum
-from harness.data.imdb_sources import SAMPLE
+from harness.data.sources import SAMPLE
 
 
 def make_sample(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.data.dataset import SPLITS
-from harness.data.resolve import open_data
-from harness.data.text_dataset import describe, open_source
+from harness.data.own_texts import describe, open_source
+from harness.data.sources import open_data
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError
 from tests.data.made_up_texts import make_rows, write_csv

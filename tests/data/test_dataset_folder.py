@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.data.dataset_folder import cached_dataset, fill_folder, open_folder, save_folder
-from harness.data.imdb_sources import fetch, make_dataset
 from harness.data.locations import fetched_folder
+from harness.data.sources import fetch, make_dataset
 from harness.errors import DiskError, RunError
 from tests.data.test_imdb import small
 
@@ -105,7 +105,7 @@ def test_a_disk_that_fails_says_nothing_of_a_copy(
 def test_a_flipped_byte_is_fetched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file has the size that its record says."""
     folder = fetched_folder()
-    monkeypatch.setattr("harness.data.imdb_sources._download", small)
+    monkeypatch.setattr("harness.data.sources._download", small)
     save_folder(small(), folder)
     assert fetch().folder == folder
     tokens = folder / "train_tokens.npy"

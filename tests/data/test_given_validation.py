@@ -11,9 +11,8 @@ import pytest
 
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import open_folder, save_folder
-from harness.data.resolve import open_data
-from harness.data.text_dataset import describe, open_source
-from harness.data.text_files import read_texts
+from harness.data.own_texts import describe, open_source, read_texts
+from harness.data.sources import open_data
 from harness.data.vocabulary import tokenize
 from harness.ensembles.make import Request, make_ensemble
 from harness.errors import InputError, RunError

@@ -17,8 +17,8 @@ import pytest
 
 from harness.data.dataset import Dataset, content_checksum, make_split
 from harness.data.dataset_folder import open_folder, save_folder
-from harness.data.imdb_sources import SAMPLE, fetch, make_dataset, open_dataset, open_sample
 from harness.data.locations import NPZ
+from harness.data.sources import SAMPLE, fetch, make_dataset, open_dataset, open_sample
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError, RunError
 from tests.conftest import Harness
@@ -41,7 +41,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def trust_small_npz(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the file that `write_npz` writes be Keras's own for this test."""
     genuine = hashlib.sha256((write_npz(folder) / NPZ).read_bytes()).hexdigest()
-    monkeypatch.setattr("harness.data.imdb_sources.NPZ_SHA256", genuine)
+    monkeypatch.setattr("harness.data.sources.NPZ_SHA256", genuine)
 
 
 def small() -> Dataset:
@@ -97,7 +97,7 @@ def test_after_the_first_conversion_nothing_is_unpickled(
     """The second open takes the flat arrays, by memory map, and gives the same."""
     folder = write_npz(tmp_path / "data")
     first = open_dataset(folder)
-    monkeypatch.setattr("harness.data.imdb_sources.read_npz", None)
+    monkeypatch.setattr("harness.data.sources.read_npz", None)
     second = open_dataset(folder)
     assert second.checksum == first.checksum
     assert isinstance(second.train.tokens, np.memmap)
@@ -158,7 +158,7 @@ def test_the_genuine_arrays_are_read_from_any_archive(
     with zipfile.ZipFile(path) as archive:
         members = {Path(name).stem: archive.read(name) for name in archive.namelist()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
-    monkeypatch.setattr("harness.data.imdb_sources.SAVED_ANEW", digests)
+    monkeypatch.setattr("harness.data.sources.SAVED_ANEW", digests)
     checksum = open_dataset(path.parent).checksum
     with np.load(path, allow_pickle=True) as arrays:
         np.savez_compressed(path, **dict(arrays))
@@ -193,7 +193,7 @@ def test_a_download_that_is_no_http_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         origin = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        monkeypatch.setattr("harness.data.imdb_sources.ORIGIN", origin)
+        monkeypatch.setattr("harness.data.sources.ORIGIN", origin)
 
         def answer() -> None:
             with server.accept()[0] as connection:
@@ -209,7 +209,7 @@ def test_a_download_that_is_no_http_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_download_of_another_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything of it is read."""
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"other"))
-    monkeypatch.setattr("harness.data.imdb_sources.read_npz", lambda _: pytest.fail("was read"))
+    monkeypatch.setattr("harness.data.sources.read_npz", lambda _: pytest.fail("was read"))
     with pytest.raises(RunError, match=r"imdb\.npz has another sha256"):
         fetch()
 

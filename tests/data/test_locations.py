@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.imdb_sources import open_dataset
 from harness.data.locations import missing_in
+from harness.data.sources import open_dataset
 from harness.errors import InputError
 from harness.files.paths import cache_folder, private_cache
 from tests.report.small_data import small_data

@@ -9,9 +9,9 @@ import pytest
 
 from harness.data.dataset import Dataset, content_checksum
 from harness.data.dataset_folder import open_folder, save_folder
-from harness.data.imdb_sources import open_dataset
 from harness.data.locations import NPZ
-from harness.data.text_dataset import open_source
+from harness.data.own_texts import open_source
+from harness.data.sources import open_dataset
 from harness.errors import InputError, RunError
 from tests.data.made_up_texts import make_rows, write_csv
 from tests.data.test_imdb import small, trust_small_npz, write_npz

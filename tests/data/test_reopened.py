@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.resolve import reopen_data
+from harness.data.sources import reopen_data
 from harness.errors import InputError
 from harness.job_file import load_job
 from tests.conftest import JOBS

@@ -13,14 +13,14 @@ import pytest
 
 from harness.data.dataset import SPLITS, Dataset, Split
 from harness.data.dataset_folder import open_folder
-from harness.data.resolve import open_data
-from harness.data.text_dataset import describe, make_dataset, open_source
+from harness.data.own_texts import describe, make_dataset, open_source
+from harness.data.sources import open_data
+from harness.data.tables import SourceFormat
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.sweep_report.best_trial import data_of, sweep_data
-from harness.texts.tables import SourceFormat
 from harness.tracking.run_dir import run_identity
 from harness.training.launch import dataset_of
 from harness.tuning.sweep_dir import SweepDirectory
@@ -228,7 +228,7 @@ def test_it_is_built_once_and_again_when_it_has_changed(
     first = open_source(path)
     (kept,) = (tmp_path / "cache" / "harness").glob("texts-*")
     with monkeypatch.context() as patch:
-        patch.setattr("harness.data.text_dataset.make_dataset", None)
+        patch.setattr("harness.data.own_texts.make_dataset", None)
         again = open_source(path)
     assert isinstance(again.train.tokens, np.memmap)
     assert (again.checksum, again.introduction) == (first.checksum, first.introduction)
@@ -238,7 +238,7 @@ def test_it_is_built_once_and_again_when_it_has_changed(
         assert open_source(path).checksum == first.checksum  # in a temporary folder
     assert open_source(path).checksum == first.checksum
     with monkeypatch.context() as patch:  # that one was saved
-        patch.setattr("harness.data.text_dataset.make_dataset", None)
+        patch.setattr("harness.data.own_texts.make_dataset", None)
         assert open_source(path).checksum == first.checksum
     write_csv(path, [*ROWS, ("one more", "pos")])
     assert open_source(path).checksum != first.checksum
@@ -257,7 +257,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
         write_csv(path, [*ROWS, ("one more", "pos")])
         make_dataset(source, folder, form)
 
-    monkeypatch.setattr("harness.data.text_dataset.make_dataset", read)
+    monkeypatch.setattr("harness.data.own_texts.make_dataset", read)
     with pytest.raises(InputError, match="changed while it was read; run it again"):
         open_source(path)
     assert not [*(tmp_path / "cache" / "harness").glob("texts-*")]

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.data.dataset import SPLITS
-from harness.data.text_dataset import open_source
-from harness.data.text_files import read_texts, source_checksum
+from harness.data.own_texts import open_source, read_texts, source_checksum
+from harness.data.tables import Text
 from harness.errors import InputError
-from harness.texts.tables import Text
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
 
 ROWS = make_rows(100)

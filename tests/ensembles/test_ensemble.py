@@ -12,7 +12,7 @@ import pytest
 
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import make_dataset
+from harness.data.sources import make_dataset
 from harness.ensembles.make import best_weights
 from harness.ensembles.predict import averaged
 from harness.report.baseline import fit_ngrams

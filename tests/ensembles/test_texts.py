@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.data.dataset import Dataset, Split
-from harness.data.imdb_sources import make_dataset
+from harness.data.sources import make_dataset
 from harness.report.baseline import NgramModel, fit_ngrams
 from tests.conftest import Harness, calm_run
 from tests.inference.test_export import ODD, odd_texts

@@ -73,8 +73,8 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
 
 def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
     """Batches of made-up reviews, as a run opens them."""
-    from harness.inputs.epoch_order import BatchShape, permutations_ahead
-    from harness.inputs.input_pipeline import Reviews, Start, batches
+    from harness.data.epoch_order import BatchShape, permutations_ahead
+    from harness.data.input_pipeline import Reviews, Start, batches
 
     offsets = np.arange(NUM_REVIEWS + 1, dtype=np.int64) * LENGTH
     tokens = np.random.default_rng(1).integers(4, 1000, offsets[-1]).astype(np.int32)

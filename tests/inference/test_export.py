@@ -134,9 +134,9 @@ def test_the_graph_gives_the_ratios_of_training(bucket: bool) -> None:
     import tensorflow as tf
 
     from harness.data.dataset import Split
+    from harness.data.ngrams import fit_ratios
     from harness.data.vocabulary import SHIFT
     from harness.inference.export import TextEncoder
-    from harness.inputs.ngram_ratios import fit_ratios
 
     vocab = ["good", "bad", "film", "rare"]
     numbers = np.random.default_rng(1)

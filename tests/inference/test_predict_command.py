@@ -126,7 +126,7 @@ def test_lines_are_answered_as_they_arrive(finished: tuple[Harness, Path]) -> No
 
 def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path]) -> None:
     """A run reads its words as they were written, though one of them is a line separator."""
-    from harness.data.imdb_sources import open_sample
+    from harness.data.sources import open_sample
     from harness.inference.predict import read_vocabulary
     from harness.tracking.run_dir import RunDirectory
 

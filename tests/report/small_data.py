@@ -6,7 +6,7 @@ import numpy as np
 
 from harness.data.dataset import Dataset, make_split
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import make_dataset
+from harness.data.sources import make_dataset
 from harness.report.collect import DatasetGroup
 
 # The last one stands in reviews and would be markup.

@@ -16,7 +16,7 @@ import tomli_w
 from rich.console import Console
 
 from harness.data.dataset import Dataset
-from harness.data.text_dataset import open_source
+from harness.data.own_texts import open_source
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.report import baseline

@@ -15,10 +15,11 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from harness.data.dataset import Dataset, Split, by_class, make_split
-from harness.data.imdb_sources import make_dataset
-from harness.data.text_dataset import open_source
+from harness.data.ngrams import binary_ngrams, log_count_ratios
+from harness.data.own_texts import open_source
+from harness.data.sources import make_dataset
+from harness.data.tables import SourceFormat
 from harness.errors import InputError
-from harness.inputs.ngrams import binary_ngrams, log_count_ratios
 from harness.report.baseline import (
     Baseline,
     _probabilities,
@@ -32,7 +33,6 @@ from harness.report.statistics import PairedTest, Predictions, verdict
 from harness.report.statistics import tests_against as against  # pytest would take it for a test
 from harness.report.summary import make_parts, to_csv, to_latex, to_markdown
 from harness.report.text_tables import markdown
-from harness.texts.tables import SourceFormat
 from tests.conftest import Harness
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import WORDS, small_data

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import open_sample
+from harness.data.sources import open_sample
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from harness.data.dataset import Dataset
+from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
-from harness.texts.word_vectors import WordVectors
 from harness.tracking.record_format import stamped
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext

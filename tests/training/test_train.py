@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.data.dataset_folder import save_folder
-from harness.data.imdb_sources import make_dataset
+from harness.data.sources import make_dataset
 from tests.conftest import JOBS, SHRUNK, Harness, metrics
 from tests.report.small_data import WORDS, small_data
 from tests.training.kills import killed_run, wait_for_step

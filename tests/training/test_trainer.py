@@ -14,7 +14,7 @@ import tensorflow as tf
 from harness.architectures import BUILDERS
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset, Split, make_split
-from harness.inputs.epoch_order import epoch_permutation
+from harness.data.epoch_order import epoch_permutation
 from harness.job import Job
 from harness.job_file import load_job
 from harness.system.console import Console

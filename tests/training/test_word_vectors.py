@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import TrainStep
-from harness.data.imdb_sources import open_sample
+from harness.data.epoch_order import BatchShape
+from harness.data.input_pipeline import Reviews, batches
+from harness.data.sources import open_sample
 from harness.errors import InputError
-from harness.inputs.epoch_order import BatchShape
-from harness.inputs.input_pipeline import Reviews, batches
 from harness.job import Job
 from harness.job_file import load_job
 from harness.tracking.record_format import stamped

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from harness.data.imdb_sources import open_sample
+from harness.data.sources import open_sample
 from harness.search_space import SEARCH_FILE, load_search
 from harness.tracking.record_format import stamped
 from harness.tuning.disk import make_once, to_bytes

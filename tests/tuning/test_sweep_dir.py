@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.imdb_sources import open_sample
+from harness.data.sources import open_sample
 from harness.errors import DiskError, InputError, RunError
 from harness.search_space import load_search
 from harness.tuning.disk import stop_search_in

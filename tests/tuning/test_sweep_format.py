@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import __version__
-from harness.data.imdb_sources import open_sample
+from harness.data.sources import open_sample
 from harness.errors import DiskError, InputError
 from harness.search_space import load_search
 from harness.system.console import Console

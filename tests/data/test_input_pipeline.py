@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from harness.data import input_pipeline as pipeline
 from harness.data.dataset import Split
+from harness.data.epoch_order import BatchShape, epoch_permutation, permutations_ahead
+from harness.data.input_pipeline import Batch, Reviews, Start, batches, waited_s
 from harness.data.vocabulary import encode_split
-from harness.inputs import input_pipeline as pipeline
-from harness.inputs.epoch_order import BatchShape, epoch_permutation, permutations_ahead
-from harness.inputs.input_pipeline import Batch, Reviews, Start, batches, waited_s
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from harness.inputs import epoch_order
-from harness.inputs.epoch_order import (
+from harness.data import epoch_order
+from harness.data.epoch_order import (
     BatchShape,
     epoch_by_length,
     epoch_permutation,

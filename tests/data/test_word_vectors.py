@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.data.word_vectors import open_vectors
 from harness.errors import InputError
-from harness.texts.word_vectors import open_vectors
 
 WORDS = ["the", "film", "é", "unheard"]
 TEXT = "film 1 2 3\nthe 0.5 -1e-3 4\nfilm 9 9 9\na b 7 7 7\né 5 6 7\n"

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from harness.data.dataset import Split
+from harness.data.epoch_order import BatchShape, num_steps, time_steps
 from harness.data.vocabulary import SHIFT, START, encode_ranks
-from harness.inputs.epoch_order import BatchShape, num_steps, time_steps
 
 TIMED_FETCHES = 100  # whose times tf.data keeps
 EXAMPLES_AT_ONCE = 1024  # assembled by one operation: starting it costs as much as a few examples

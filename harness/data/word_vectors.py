@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.data.tables import open_bytes
 from harness.errors import InputError
-from harness.texts.stream import open_bytes
 
 MAX_LINE_BYTES = 1_000_000
 LARGEST = 1e6  # a number of a vector; pretrained ones are below a hundred

@@ -11,10 +11,9 @@ import pytest
 from pyarrow import parquet
 
 from harness.data.dataset_folder import open_folder
-from harness.data.text_dataset import open_source
-from harness.data.text_files import read_texts, source_checksum
+from harness.data.own_texts import open_source, read_texts, source_checksum
+from harness.data.tables import SourceFormat
 from harness.errors import InputError
-from harness.texts.tables import SourceFormat
 from tests.data.made_up_texts import make_rows, write_csv
 
 ROWS = [*make_rows(60), ('He said "so, so".\nThen\tnothing; é', "neg")]
@@ -196,7 +195,7 @@ def test_a_saved_data_set_that_the_disk_does_not_give_is_not_called_broken(
 
     saved = write_saved(tmp_path / "saved", pa.table(columns()))
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    monkeypatch.setattr("harness.data.text_files.read_plain_file", fail)
+    monkeypatch.setattr("harness.data.own_texts.read_plain_file", fail)
     for source in (saved, tmp_path):
         with pytest.raises(InputError, match=r"can't be read \(Input/output error\); check its"):
             found(source)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from harness.data.dataset import Split
-from harness.inputs.ngram_ratios import NUM_FOLDS, NgramRatios, fit_ratios
-from harness.inputs.ngrams import binary_ngrams, log_count_ratios
+from harness.data.ngrams import NUM_FOLDS, NgramRatios, binary_ngrams, fit_ratios, log_count_ratios
 
 
 def made_up(num_reviews: int, num_classes: int = 2, seed: int = 1) -> Split:

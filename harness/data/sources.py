@@ -1,4 +1,4 @@
-"""The sources of the IMDB reviews: a folder, a cache, a download, the raw reviews, the sample."""
+"""The data of a job: IMDB from a folder, a cache, a download or the sample, or its own texts."""
 
 import dataclasses
 import hashlib
@@ -9,8 +9,9 @@ import shutil
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,13 @@ from harness.data.locations import (
     named_folder,
     unnamed_folders,
 )
+from harness.data.own_texts import check_has_all, open_source
+from harness.data.tables import SourceFormat
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
 from harness.files.plain_file import is_file
 from harness.files.scratch import scratch_directory
+from harness.job import Job
 
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
@@ -262,3 +266,95 @@ def open_sample(note: str = "") -> Dataset:
         is_sample=True,
         note=note,
     )
+
+
+# Of a job, and of a run that goes on
+
+
+def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
+    """The data for a new run of a job.
+
+    A job with `data.source` uses nothing else: HARNESS_DATA, the caches of IMDB and the sample
+    play no part, and `full` has no effect.
+
+    Args:
+        job: its `data.source` is an absolute path, or empty for IMDB.
+        data: folder with IMDB, if one was named.
+        full: refuse the sample.
+
+    Raises:
+        InputError: if the data are missing, unreadable, or unsuitable for the job.
+        RunError: if a dataset is broken.
+    """
+    if not job.data.source:
+        return open_dataset(data, full=full)
+    if data:
+        raise InputError(
+            f"--data {data}: says where IMDB is, but the job has texts of its own, data.source = "
+            f"{job.data.source}; leave --data out, or set data.source to ''"
+        )
+    dataset = open_source(Path(job.data.source), SourceFormat.of(job.data))
+    _check_parts(job, dataset)
+    return dataset
+
+
+def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose: str) -> Dataset:
+    """The data that a run or sweep began with.
+
+    Args:
+        record: what it recorded of them: checksum, is_sample, folder.
+        data: folder with IMDB, if it has moved.
+        whose: the run or sweep, for messages.
+
+    Raises:
+        InputError: if they have changed or are missing.
+        RunError: if a dataset is broken.
+    """
+    if job.data.source:
+        dataset = open_data(job, data)
+    elif record.get("is_sample") and data is None:
+        dataset = open_sample()
+    else:
+        folder = Path(record["folder"]) if record.get("folder") else None
+        is_there = folder is not None and holds_dataset(folder)  # else it may have moved
+        dataset = open_dataset(data or (folder if is_there else None), full=True)
+    check_same(dataset, str(record.get("checksum")), whose)
+    return dataset
+
+
+def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
+    """Refuse to resume a run or sweep on other data.
+
+    Raises:
+        InputError: if the dataset has another checksum.
+    """
+    if dataset.checksum == checksum:
+        return
+    which = f"checksum {checksum[:12]}, here {dataset.checksum[:12]}"
+    if dataset.is_own:
+        raise InputError(
+            f"{whose}: data.source {dataset.folder} has changed since it was begun ({which}); put "
+            "the file back as it was, or start a new run"
+        )
+    raise InputError(f"{whose}: was begun with other data ({which}); give its folder by --data")
+
+
+def _check_parts(job: Job, dataset: Dataset) -> None:
+    """Refuse own texts if a part of the job would lack a class.
+
+    Of more than two classes the test and validation reviews may lack a rare one.
+    """
+    limit, share = job.data.limit or None, job.data.validation_split
+    train, cut = dataset.used(job.data.limit, share)
+    labels = train.labels
+    parts = {"training": labels[:cut], "test": dataset.test.labels[:limit]}
+    if share > 0:
+        parts["validation"] = labels[cut:]
+    if len(dataset.classes) > 2:
+        parts = {"training": parts["training"]}
+    for name, part in parts.items():
+        remedy = (
+            f", with data.limit = {job.data.limit} and data.validation_split = {share}; raise "
+            "them, or add reviews"
+        )
+        check_has_all(dataset.folder, name, part, classes=dataset.classes, remedy=remedy)

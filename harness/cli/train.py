@@ -255,11 +255,13 @@ def predict(
     answer.
     """
     from harness.ensembles.predict import classifier_of, open_model
-    from harness.inference.predict import NO_TEXT, check_texts, classify_stream
-    from harness.inference.text_lines import (
+    from harness.inference.predict import (
         JSON_LINES,
+        NO_TEXT,
         Line,
         Remarks,
+        check_texts,
+        classify_stream,
         has_input,
         open_lines,
         read_lines,

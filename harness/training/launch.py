@@ -29,7 +29,7 @@ from harness.errors import InputError, RunError
 from harness.files.leased_dir import LeasedDirectory
 from harness.files.scratch import scratch_directory
 from harness.files.site_settings import check_trusted_network
-from harness.inference.kept_ratios import read_ratios
+from harness.inference.predict import read_ratios
 from harness.job import DataConfig, Job
 from harness.slurm.environment import (
     SlurmEnvironment,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_json_lines, table, text
 from harness.files.plain_file import NO_RECORD, read_plain_file
-from harness.inference.kept_ratios import RATIOS_FILE
+from harness.inference.predict import RATIOS_FILE
 from harness.job import FACTS, Job
 from harness.tracking.progress import Progress
 from harness.tracking.record_format import RECORD, first_start, weights_of

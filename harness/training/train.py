@@ -30,8 +30,8 @@ from harness.data.epoch_order import num_steps
 from harness.data.input_pipeline import Reviews
 from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.errors import InputError, Interrupted, RunError
-from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.inference.model_file import save_model
+from harness.inference.predict import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.job import Job
 from harness.own_code import mode_in
 from harness.search_space import TrialRow

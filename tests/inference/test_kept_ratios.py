@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.files.plain_file import MAX_RECORD_BYTES
-from harness.inference.kept_ratios import RATIOS_FILE, read_ratios
+from harness.inference.predict import RATIOS_FILE, read_ratios
 
 
 def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from harness.ensembles.folder import NGRAMS, Ensemble, Member, copied
 from harness.errors import DiskError
-from harness.inference.kept_ratios import read_ratios
-from harness.inference.predict import Prediction, read_vocabulary
+from harness.inference.predict import Prediction, read_ratios, read_vocabulary
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     ngrams = Member(name=NGRAMS, weight=1.0, sha256={"ngrams.npz": "0"})
     rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
     ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path, "members": (ngrams,)})
-    for name in ("harness.inference.kept_ratios", "harness.ensembles.folder"):
+    for name in ("harness.inference.predict", "harness.ensembles.folder"):
         monkeypatch.setattr(f"{name}.read_plain_file", fail)
     monkeypatch.setattr("harness.ensembles.folder.open_plain_file", fail)
     for read in (

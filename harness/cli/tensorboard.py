@@ -53,8 +53,7 @@ def tensorboard(
         if not value > 0:
             raise InputError(f"{name} {value:g}: should be greater than 0")
 
-    from harness.board.shown_runs import check_roots
-    from harness.board.tensorboard import Watch, serve
+    from harness.board.tensorboard import Watch, check_roots, serve
     from harness.system.console import Console
 
     serve(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.board.shown_runs import NUM_NEWEST, Shown, check_roots
+from harness.board.tensorboard import NUM_NEWEST, Shown, check_roots
 from harness.errors import InputError
 
 

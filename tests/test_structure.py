@@ -18,7 +18,6 @@ ORDER = (
         "inference",
         "training",
         "report",
-        "ensembles",
         "tuning",
     ),
     *("sweep_report", "checks", "cli"),

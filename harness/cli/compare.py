@@ -92,7 +92,7 @@ def ensemble(
 
     The weights are chosen on the validation reviews; compare and predict take the result.
     """
-    from harness.ensembles.make import Request, make_ensemble
+    from harness.report.ensemble import Request, make_ensemble
     from harness.report.text_tables import table_lines
     from harness.training.metrics import describe_scores
 

@@ -254,7 +254,6 @@ def predict(
     An ensemble may be given too. Lines are answered as they arrive; those without a word get no
     answer.
     """
-    from harness.ensembles.predict import classifier_of, open_model
     from harness.inference.predict import (
         JSON_LINES,
         NO_TEXT,
@@ -266,6 +265,7 @@ def predict(
         open_lines,
         read_lines,
     )
+    from harness.report.ensemble_folder import classifier_of, open_model
     from harness.training.launch import computing
 
     model = open_model(run_folder)

@@ -1,5 +1,6 @@
 """Runs compared: results across seeds, significance, linear baselines, tables and the HTML report.
 
-Everything here reads finished runs and writes only what `harness compare` was asked for.
+Ensembles average finished runs and the linear model over n-grams; their weights are chosen on
+validation reviews alone, and the folder of one holds all it needs.
 It may import the modules of `harness` itself and the packages up to `training`.
 """

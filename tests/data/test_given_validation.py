@@ -14,16 +14,16 @@ from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.own_texts import describe, open_source, read_texts
 from harness.data.sources import open_data
 from harness.data.vocabulary import tokenize
-from harness.ensembles.make import Request, make_ensemble
 from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
+from harness.report.ensemble import Request, make_ensemble
 from harness.sweep_report.best_trial import best_trial_toml, retrained_job
 from harness.tracking.record_format import stamped
 from harness.training.train import training_reviews
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
-from tests.ensembles.finished_runs import write_finished
+from tests.report.finished_runs import write_finished
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 PLAIN = make_rows(200)

@@ -9,23 +9,26 @@ import hashlib
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tomli_w
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from harness.data.ngrams import MAX_BYTES
 from harness.errors import InputError
 from harness.files.plain_file import open_plain_file, raise_unless_missing, read_plain_file
-from harness.inference.predict import RATIOS_FILE
+from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
 from harness.job import Job
 from harness.own_code import mode_in
 from harness.report.baseline import NgramModel
 from harness.tracking.record_format import check_format, stamped
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import ENSEMBLE_FILE, MAKE_AGAIN
+from harness.tracking.run_folders import ENSEMBLE_FILE, MAKE_AGAIN, is_ensemble
 
 NGRAMS_FILE, NGRAMS = "ngrams.npz", "n-grams"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
@@ -202,3 +205,65 @@ def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
             shutil.copyfileobj(source, target)
         sums[name] = sha256_of(to / name)
     return sums
+
+
+# Raw text to classes
+
+
+def open_model(folder: Path) -> RunDirectory | Ensemble:
+    """The run or the ensemble in a folder.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    return Ensemble.open(folder) if is_ensemble(folder) else RunDirectory.open(folder)
+
+
+def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClassifier":
+    """What classifies texts by a run or an ensemble.
+
+    Raises:
+        InputError: if the run is unfinished, or a file is broken.
+    """
+    return EnsembleClassifier(model) if isinstance(model, Ensemble) else Classifier(model)
+
+
+class EnsembleClassifier:
+    """The models of an ensemble, ready to classify texts that hold words.
+
+    Raises:
+        InputError: if a file of the ensemble is broken, or is not its own.
+    """
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        ensemble.check()
+        self.classes, self.weights = ensemble.classes, ensemble.weights
+        self.ngrams = ensemble.ngrams()
+        self.runs = [Classifier(run) for run in ensemble.runs]
+        for run, classifier in zip(ensemble.runs, self.runs, strict=True):
+            if tuple(classifier.classes) != self.classes:
+                raise InputError(
+                    f"ensemble {ensemble.folder}: {run.folder} has other classes; {MAKE_AGAIN}"
+                )
+
+    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+        """The class of each text; unknown words are those of the first run."""
+        of_runs = [classifier.classify(texts) for classifier in self.runs]
+        members = [np.array([[*each.probabilities.values()] for each in one]) for one in of_runs]
+        if self.ngrams:
+            members.append(self.ngrams.of_texts(texts))
+        return [
+            replace(
+                first,
+                predicted=self.classes[int(row.argmax())],
+                probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
+            )
+            for first, row in zip(of_runs[0], averaged(self.weights, members), strict=True)
+        ]
+
+
+def averaged(
+    weights: Sequence[float], members: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """The weighted mean of the members' probabilities, `[num_reviews, num_classes]`."""
+    return np.asarray(sum(w * each for w, each in zip(weights, members, strict=True)), np.float64)

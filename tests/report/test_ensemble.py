@@ -13,11 +13,11 @@ import pytest
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
-from harness.ensembles.make import best_weights
-from harness.ensembles.predict import averaged
 from harness.report.baseline import fit_ngrams
+from harness.report.ensemble import best_weights
+from harness.report.ensemble_folder import averaged
 from tests.conftest import Harness
-from tests.ensembles.finished_runs import noisy, write_finished
+from tests.report.finished_runs import noisy, write_finished
 from tests.report.small_data import small_data
 
 ALL = ("data.validation_split=0", "train.epochs=2", "train.keep=last")
@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.ensembles.make.copied", full)
+    monkeypatch.setattr("harness.report.ensemble.copied", full)
     done = harness.run_here("ensemble", *runs, "--run-id", "x")
     assert (done.returncode, done.stdout) == (1, "")
     assert "No space left on device" in done.stderr

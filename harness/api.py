@@ -305,7 +305,7 @@ def load_runs(*folders: PathLike) -> Runs:
     """
     from harness.report.collect import expand
     from harness.search_space import is_sweep
-    from harness.tracking.run_folders import find_runs, is_ensemble
+    from harness.tracking.run_dir import find_runs, is_ensemble
 
     named = [Path(each) for each in folders] or [_default_runs()]
     found = find_runs(expand(named, []), in_sweeps=("winner",))

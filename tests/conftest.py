@@ -21,7 +21,7 @@ from unittest import mock
 import pytest
 
 from harness.cli.main import main
-from harness.tracking.record_format import untimed
+from harness.tracking.run_dir import untimed
 from tests import guard, preloaded
 from tests.preloaded import SHARED
 from tests.slurm.cluster import REMEDY, is_installed

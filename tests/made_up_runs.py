@@ -10,7 +10,7 @@ import numpy as np
 from harness import PROJECT
 from harness.data.dataset import Dataset
 from harness.job_file import load_job
-from harness.tracking.record_format import stamped
+from harness.tracking.run_dir import stamped
 from harness.training.metrics import test_scores as scores_of
 
 RECURRENT = {"rnn": 2080, "lstm": 8320, "gru": 6240, "bilstm": 16640, "stacked_lstm": 16640}

@@ -12,7 +12,6 @@ HARNESS = PROJECT / "harness"
 ORDER = (
     *("files", "system", "data", "slurm", "tracking"),
     *(
-        "monitoring",
         "board",
         "compute",
         "inference",

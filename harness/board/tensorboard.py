@@ -28,12 +28,12 @@ from harness.files.atomic_file import atomic_write, write_refusal
 from harness.files.paths import cache_folder
 from harness.files.plain_file import in_threads
 from harness.files.scratch import scratch_directory
-from harness.monitoring.run_names import select_runs
 from harness.ownership import foreign_link
 from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.signals import STOPPING
-from harness.tracking.run_folders import find_runs, is_ensemble
+from harness.tracking.run_dir import find_runs, is_ensemble
+from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # shown where none is named
 MAX_TOLD = 10  # refused paths in a line

@@ -27,7 +27,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
 from harness.system.console import echo, log
 from harness.system.host import installed_version
-from harness.tracking.record_format import last_start
+from harness.tracking.run_dir import last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"

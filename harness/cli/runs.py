@@ -51,10 +51,9 @@ def status(
 
     Reads the run folders and asks Slurm at most once.
     """
-    from harness.monitoring.run_names import select_runs
-    from harness.monitoring.status_table import StatusScreen
-    from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
+    from harness.tracking.status import select_runs, survey
+    from harness.tracking.status_table import StatusScreen
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
@@ -94,11 +93,10 @@ def logs(
 
     With -f the exit code is that of the run: 0 = finished, 1 = failed, 75 = resume it.
     """
-    from harness.monitoring.logs import ASK_EVERY_S, Follower, await_log, log_of
-    from harness.monitoring.logs import follow as follow_log
-    from harness.monitoring.run_names import one, select_runs
-    from harness.monitoring.survey import refresh
     from harness.slurm.queue import Queue
+    from harness.tracking.logs import ASK_EVERY_S, Follower, await_log, log_of
+    from harness.tracking.logs import follow as follow_log
+    from harness.tracking.status import one, refresh, select_runs
 
     queue = Queue()
     try:  # reading an existing log needs no scheduler
@@ -149,11 +147,10 @@ def cancel(
 
     A stopped run is not requeued; harness resume continues it.
     """
-    from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
-    from harness.monitoring.run_names import select_runs
-    from harness.monitoring.survey import survey
     from harness.slurm.queue import Queue
+    from harness.tracking.cancel import ask_to_stop, spares_others, wait_until_saved
     from harness.tracking.records import JOB_ID
+    from harness.tracking.status import select_runs, survey
     from harness.tuning.disk import stop_search_in
 
     queue = Queue()

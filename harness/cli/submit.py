@@ -135,14 +135,13 @@ def resume_request(
         InputError: if one is refused: one line with its name and the remedy.
         RunError: if Slurm does not say whether a job goes on with it already.
     """
-    from harness.monitoring.resume import as_job, interrupted
-    from harness.monitoring.run_names import select_runs
-    from harness.monitoring.survey import survey
     from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.queue import Queue
     from harness.slurm.submit import check_request
     from harness.system.console import Console
     from harness.tracking.out_of_memory import was_out_of_memory
+    from harness.tracking.resume import as_job, interrupted
+    from harness.tracking.status import select_runs, survey
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")

@@ -41,8 +41,7 @@ from harness.files.paths import cache_folder, private_cache
 from harness.files.plain_file import read_plain_file
 from harness.job import DataConfig
 from harness.report.collect import DatasetGroup
-from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import job_file
+from harness.tracking.run_dir import RunDirectory, job_file
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

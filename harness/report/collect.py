@@ -23,10 +23,19 @@ from harness.job import FACTS, KEYS
 from harness.own_code import source_digest
 from harness.search_space import is_sweep, short_names
 from harness.system.console import log, printable
-from harness.tracking.record_format import RECORD, began_s, check_format, weights_of
 from harness.tracking.records import one_line
-from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import ENSEMBLE_FILE, MAKE_AGAIN, find_runs, is_ensemble, job_file
+from harness.tracking.run_dir import (
+    ENSEMBLE_FILE,
+    MAKE_AGAIN,
+    RECORD,
+    RunDirectory,
+    began_s,
+    check_format,
+    find_runs,
+    is_ensemble,
+    job_file,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     import pandas

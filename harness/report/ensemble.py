@@ -34,9 +34,15 @@ from harness.report.statistics import BROKEN, read_arrays, read_own
 from harness.report.text_tables import Line
 from harness.system.console import printable
 from harness.tracking.provenance import code_of
-from harness.tracking.record_format import RECORD, stamped
-from harness.tracking.run_dir import PREDICTIONS, VALIDATION_PREDICTIONS, RunDirectory, check_id
-from harness.tracking.run_folders import ENSEMBLE_FILE
+from harness.tracking.run_dir import (
+    ENSEMBLE_FILE,
+    PREDICTIONS,
+    RECORD,
+    VALIDATION_PREDICTIONS,
+    RunDirectory,
+    check_id,
+    stamped,
+)
 from harness.training.launch import dataset_of
 from harness.training.metrics import loss_and_accuracy, test_scores
 

@@ -26,9 +26,14 @@ from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
 from harness.job import Job
 from harness.own_code import mode_in
 from harness.report.baseline import NgramModel
-from harness.tracking.record_format import check_format, stamped
-from harness.tracking.run_dir import RunDirectory
-from harness.tracking.run_folders import ENSEMBLE_FILE, MAKE_AGAIN, is_ensemble
+from harness.tracking.run_dir import (
+    ENSEMBLE_FILE,
+    MAKE_AGAIN,
+    RunDirectory,
+    check_format,
+    is_ensemble,
+    stamped,
+)
 
 NGRAMS_FILE, NGRAMS = "ngrams.npz", "n-grams"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")

@@ -22,8 +22,7 @@ from harness.report.statistics import Predictions, read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.report.text_tables import numeric
 from harness.system.console import printable
-from harness.tracking.record_format import last_start
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, last_start
 
 TABLE, REPORT = "comparison.csv", "report.html"
 FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))

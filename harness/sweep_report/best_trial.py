@@ -21,8 +21,7 @@ from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import values_of
 from harness.system.console import Console
 from harness.tracking.batch import BatchRequest, train_batch
-from harness.tracking.record_format import RECORD
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.launch import dataset_of
 from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial

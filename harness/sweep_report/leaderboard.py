@@ -12,7 +12,6 @@ from rich.text import Text
 
 from harness.errors import RunError
 from harness.files.atomic_file import atomic_write
-from harness.monitoring.status import format_duration
 from harness.report.text_tables import Line, narrowest, screen_table, shown_table, table_lines
 from harness.search_space import SearchSpec, rounded, short_names
 from harness.sweep_report.importance import (
@@ -24,6 +23,7 @@ from harness.sweep_report.importance import (
     values_of,
 )
 from harness.system.console import log, rich_console
+from harness.tracking.status import format_duration
 from harness.tuning.leaderboard import LEADERBOARD, ranked
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory

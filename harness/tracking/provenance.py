@@ -16,8 +16,7 @@ from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
 from harness.system.host import installed_version, nvidia_driver, processor
-from harness.tracking.record_format import RECORD, first_start, stamped
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory, first_start, stamped
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
 

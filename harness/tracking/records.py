@@ -26,8 +26,7 @@ from harness.files.plain_file import Record, in_threads, open_plain_file, read_r
 from harness.search_space import SEARCH_FILE, is_of_search, is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
-from harness.tracking.run_dir import CANCEL, RunDirectory, is_whole
-from harness.tracking.run_folders import MAKE_AGAIN, is_ensemble
+from harness.tracking.run_dir import CANCEL, MAKE_AGAIN, RunDirectory, is_ensemble, is_whole
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # of a log

@@ -27,8 +27,7 @@ from harness.system.git import (
 )
 from harness.system.host import installed_version
 from harness.tracking.provenance import PACKAGES
-from harness.tracking.record_format import RECORD, weights_of
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
 
 SAMPLE_FOLDER = "imdb-sample"
 

@@ -1,30 +1,244 @@
-"""A run's folder: its name, its files, and whether this version may go on with it."""
+"""A run's folder: how it is found, its name, its files, the format of its records.
+
+One number is the format of the records of runs, sweeps and ensembles, and of checkpoints. A change
+of what is written, or of the default of a job's key, raises it; a key that is added does not.
+Nothing of another format is converted: the version that wrote it goes on with it. `status`, `logs`
+and TensorBoard show what they can of any format.
+"""
 
 import contextlib
 import hashlib
 import itertools
+import math
 import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from harness import __version__
 from harness.errors import InputError, RunError, suggest
 from harness.files.atomic_file import atomic_write, why_refused
 from harness.files.leased_dir import LeasedDirectory, to_json
-from harness.files.lenient_json import number
-from harness.files.plain_file import is_file, raise_unless_missing
+from harness.files.lenient_json import number, table, text
+from harness.files.plain_file import Record, in_threads, is_file, raise_unless_missing, read_record
 from harness.job import Job
 from harness.job_file import load_job
-from harness.ownership import owner_name
-from harness.tracking.record_format import check_record
-from harness.tracking.run_folders import is_ensemble
+from harness.ownership import foreign_link, owner_name
+from harness.search_space import SEARCH_FILE
+
+MAX_DEPTH = 4  # of a run below the folder that is searched
+ENSEMBLE_FILE = "ensemble.toml"
+MAKE_AGAIN = "make it again by harness ensemble"
+# A run's folder holds the lease from the first moment on, and its job a little later.
+MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
+
+FORMAT = 6
+RECORD = "provenance.json"  # of a run and of a sweep
 
 CANCEL = "cancel.json"
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Whether a folder is an ensemble's, `harness.ensembles`."""
+    return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
+
+
+def job_file(folder: Path) -> str:
+    """The job of a run, or of an ensemble's first run, which is on the same data as the others."""
+    return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that can't be followed is none."""
+    try:
+        return entry.is_dir()
+    except OSError:  # to a folder that may not be entered, or on a disk that does not answer
+        return False
+
+
+class RunFolder(NamedTuple):
+    """A run's or a sweep's folder as the walk came to it."""
+
+    path: str  # below the folder that was searched
+    real: str  # without links
+    heartbeat: Record | None  # if it was read on the way
+
+
+class _Open(NamedTuple):
+    """A folder to be listed."""
+
+    path: str
+    real: str
+    depth: int  # how many levels below it are searched
+    order: tuple[str, ...]
+
+
+def find_runs(
+    tops: Iterable[Path],
+    in_sweeps: Sequence[str] = (),
+    refused: dict[str, str] | None = None,
+) -> Iterator[Path]:
+    """The folders of runs and sweeps at or below some folders, each once, in order of their paths.
+
+    Args:
+        tops: where to look.
+        in_sweeps: the parts of a sweep whose runs are found too: `trials`, `winner`.
+        refused: if given, links of other users are not followed. It gets why, by the path of
+            each such link and of each folder that can't be read.
+    """
+    for found in walk_runs(tops, in_sweeps, refused):
+        yield Path(found.path)
+
+
+def walk_runs(
+    tops: Iterable[Path],
+    in_sweeps: Sequence[str] = (),
+    refused: dict[str, str] | None = None,
+) -> list[RunFolder]:
+    """Walk as `find_runs` does; outside of sweeps a folder's heartbeat says that it is a run."""
+    runs: dict[str, RunFolder] = {}
+    for top in tops:
+        for _, found in sorted(_below(top, in_sweeps, refused), key=lambda each: each[0]):
+            runs.setdefault(found.real, found)
+    return list(runs.values())
+
+
+def _below(
+    top: Path, in_sweeps: Sequence[str], refused: dict[str, str] | None
+) -> Iterator[tuple[tuple[str, ...], RunFolder]]:
+    look = partial(_look, in_sweeps=in_sweeps, refused={} if refused is None else refused)
+    level = [_Open(str(top), os.path.realpath(top), MAX_DEPTH, top.parts)]
+    while level:
+        following: list[_Open] = []
+        for folder, (heartbeat, entries) in zip(level, in_threads(look, level), strict=True):
+            depth = folder.depth
+            if heartbeat or not entries.keys().isdisjoint(MARKS):
+                yield folder.order, RunFolder(folder.path, folder.real, heartbeat)
+                parts = in_sweeps if SEARCH_FILE in entries else ()
+                depth = MAX_DEPTH + 1
+                entries = {name: entries[name] for name in parts if name in entries}
+            for name, entry in entries.items():
+                if depth and not name.startswith(".") and leads_to_folder(entry):
+                    real = f"{folder.real}/{name}"
+                    if entry.is_symlink():
+                        if refused is not None and (owner := foreign_link(entry.path)):
+                            refused[entry.path] = f"is a link of {owner}"
+                            continue
+                        real = os.path.realpath(entry.path)
+                    following.append(_Open(entry.path, real, depth - 1, (*folder.order, name)))
+        level = following
+
+
+def _look(
+    folder: _Open, in_sweeps: Sequence[str], refused: dict[str, str]
+) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
+    """A folder's heartbeat, or what is in it."""
+    if not in_sweeps and (heartbeat := read_record(f"{folder.path}/state.json")):
+        return heartbeat, {}
+    try:
+        with os.scandir(folder.path) as entries:
+            return None, {entry.name: entry for entry in entries}
+    except FileNotFoundError:  # it was removed meanwhile
+        return None, {}
+    except OSError as error:
+        refused[folder.path] = f"can't be read: {error.strerror}"
+        return None, {}
+
+
+# The format of records
+
+
+def stamped(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the number of the format and the version that writes it."""
+    rest = {key: value for key, value in record.items() if key not in ("format", "harness")}
+    return {"format": FORMAT, "harness": __version__, **rest}
+
+
+def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run recorded of its first start; nothing of a record that is missing or broken."""
+    return _start(record, 0)
+
+
+def last_start(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run recorded of its last start; nothing of a record that is missing or broken."""
+    return _start(record, -1)
+
+
+def _start(record: Mapping[str, Any], index: int) -> dict[str, Any]:
+    starts = record.get("starts")
+    start = starts[index] if isinstance(starts, list) and starts else None
+    return start if isinstance(start, dict) else {}
+
+
+def began_s(record: Mapping[str, Any]) -> float:
+    """When a run's first start was, since 1970; infinite if it is not known."""
+    try:
+        return datetime.fromisoformat(text(first_start(record).get("at")) or "").timestamp()
+    except (ValueError, OverflowError, OSError):  # broken, or a year that no clock shows
+        return math.inf
+
+
+def weights_of(record: Mapping[str, Any]) -> str | None:
+    """The folder of the run with whose weights a run, or one that it goes on with, began."""
+    parent = table(first_start(record), "parent")
+    return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
+
+
+def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> None:
+    """Refuse what a version of harness with another format wrote.
+
+    Args:
+        name: of what the record describes, such as `run runs/lstm/a`.
+        record: empty where none is written yet.
+        remedy: how to get that version.
+
+    Raises:
+        InputError: if its format is another one.
+    """
+    if not record or record.get("format") == FORMAT:
+        return
+    version = f"harness {record.get('harness', 'of an unknown version')}"
+    raise InputError(
+        f"{name}: was written by {version} (format {record.get('format')}), this is harness "
+        f"{__version__} (format {FORMAT}); go on with it by that version{remedy}"
+    )
+
+
+def check_record(folder: LeasedDirectory, *, remedy: str = "") -> None:
+    """Refuse a run or a sweep that another version wrote, or whose record is broken.
+
+    Args:
+        remedy: how to get that version.
+
+    Raises:
+        InputError: if one did, or if it is.
+        DiskError: if the record can't be read.
+    """
+    name, record = f"{folder.kind} {folder.folder}", folder.certain_json(RECORD)
+    if not record and os.path.lexists(folder.path(RECORD)):
+        raise InputError(
+            f"{name}: {RECORD} is broken, which says what it was begun with; put it back from a "
+            "copy, or remove it to begin a new record"
+        )
+    check_format(name, record, remedy=remedy)
+
+
+def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what a clock measured: keys that end in `_s`, `reviews_per_s` too.
+
+    What is left is the same for two runs of one job on the same devices.
+    """
+    return {key: value for key, value in record.items() if not key.endswith("_s")}
+
+
+# The folder
 
 
 class RunDirectory(LeasedDirectory):

@@ -19,9 +19,9 @@ from harness.system.console import Console
 from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
+from harness.training.progress import Progress
 from harness.training.tensorboard_log import TensorBoardLog
 
 

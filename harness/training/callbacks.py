@@ -15,8 +15,8 @@ from harness.compute.optimizer import CutSchedule, schedule_of
 from harness.errors import InputError, RunError
 from harness.job import SCORES, Job, TrainConfig
 from harness.own_code import load_function, own_errors
-from harness.tracking.progress import Progress
-from harness.tracking.record_format import untimed
+from harness.tracking.run_dir import untimed
+from harness.training.progress import Progress
 
 KEY = "train.callbacks"
 # What Keras calls between epochs' boundaries, which this loop does not.

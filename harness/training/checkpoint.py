@@ -26,9 +26,8 @@ from harness.files.plain_file import (
     raise_unless_missing,
 )
 from harness.slurm.rendezvous import WorkerGroup
-from harness.tracking.progress import Progress
-from harness.tracking.record_format import RECORD, check_format, stamped, weights_of
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped, weights_of
+from harness.training.progress import Progress
 
 BFLOAT16 = tf.bfloat16.as_numpy_dtype
 MAX_CHECKPOINTS = 2  # in a run's folder: a failing disk may break the newest

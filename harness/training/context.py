@@ -18,8 +18,7 @@ from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
-from harness.tracking.record_format import RECORD, first_start
-from harness.tracking.run_dir import RunDirectory, run_identity
+from harness.tracking.run_dir import RECORD, RunDirectory, first_start, run_identity
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -45,8 +45,7 @@ from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import record_death
 from harness.tracking.provenance import changes_since_first_start, code_of
-from harness.tracking.record_format import RECORD
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
 

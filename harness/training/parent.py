@@ -19,10 +19,9 @@ from harness.files.lenient_json import read_json_lines, table, text
 from harness.files.plain_file import NO_RECORD, read_plain_file
 from harness.inference.predict import RATIOS_FILE
 from harness.job import FACTS, Job
-from harness.tracking.progress import Progress
-from harness.tracking.record_format import RECORD, first_start, weights_of
-from harness.tracking.run_dir import RunDirectory, remove_empty
+from harness.tracking.run_dir import RECORD, RunDirectory, first_start, remove_empty, weights_of
 from harness.training.context import RunContext
+from harness.training.progress import Progress
 
 if TYPE_CHECKING:
     import keras

@@ -22,7 +22,7 @@ from harness.job import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import watchdog
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.record_format import untimed
+from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
 from harness.training.actions import (
     BestWeights,

@@ -24,7 +24,7 @@ from harness.tracking.disk_use import (
     prune,
     refusal,
 )
-from harness.tracking.run_folders import find_runs
+from harness.tracking.run_dir import find_runs
 from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial, attempt_folder, trial_folder
 from harness.tuning.sweep_dir import SweepDirectory

@@ -29,8 +29,14 @@ from harness.own_code import mode_in
 from harness.ownership import owner_name
 from harness.search_space import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
 from harness.tracking.provenance import sources_checksum
-from harness.tracking.record_format import RECORD, check_record, stamped
-from harness.tracking.run_dir import RunDirectory, check_id, reserve_id
+from harness.tracking.run_dir import (
+    RECORD,
+    RunDirectory,
+    check_id,
+    check_record,
+    reserve_id,
+    stamped,
+)
 from harness.tuning.disk import Disk, make_once
 from harness.tuning.protocol import ENDS, GONE, TRIALS, Trial, View, shown
 

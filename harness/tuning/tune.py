@@ -21,7 +21,7 @@ from harness.system.processes import has_died
 from harness.system.signals import StopRequest
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import sources_checksum
-from harness.tracking.record_format import RECORD, stamped
+from harness.tracking.run_dir import RECORD, stamped
 from harness.training.launch import dataset_of
 from harness.tuning.disk import Disk, stop_now
 from harness.tuning.leaderboard import (

@@ -14,7 +14,7 @@ from harness.checks.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
 from harness.files.lenient_json import read_json
 from harness.slurm.environment import SlurmEnvironment
-from harness.tracking.record_format import untimed
+from harness.tracking.run_dir import untimed
 
 # A loss of one device against another's: rounding stays below the first, a mistake is above the
 # second (16 bits of a wrong mask or weight change a loss of 0.69 by 0.01 and more).

@@ -7,7 +7,7 @@ import numpy as np
 
 from harness.data.dataset import Dataset, vocab_to_bytes
 from harness.job_file import load_job
-from harness.tracking.record_format import stamped
+from harness.tracking.run_dir import stamped
 from harness.training.metrics import test_scores as scores_of
 from tests.conftest import JOBS
 

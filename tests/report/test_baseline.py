@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from harness.data.dataset import make_split
 from harness.report.baseline import baselines, count_words, fit
 from harness.report.collect import DatasetGroup
-from harness.tracking.record_format import stamped
+from harness.tracking.run_dir import stamped
 from tests.report.small_data import small_data
 
 pytestmark = pytest.mark.usefixtures("no_other_data")

@@ -22,7 +22,7 @@ from harness.job_file import load_job
 from harness.report import baseline
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, results_table
-from harness.tracking.record_format import stamped
+from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness
 from tests.data.made_up_texts import make_rows, write_csv
 from tests.made_up_runs import write_run

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
+from harness.tracking.status import survey
 from tests.checks.site import Site, site
 from tests.conftest import Harness
 from tests.training.test_tensorboard_log import points

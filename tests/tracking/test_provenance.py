@@ -14,8 +14,7 @@ from harness.system.console import Console
 from harness.system.git import code_version
 from harness.tracking import provenance
 from harness.tracking.provenance import changes_since_first_start, record_kernels
-from harness.tracking.record_format import RECORD
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.launch import warn_of_changes
 from tests.slurm.test_submit import project as project
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness import __version__
 from harness.errors import InputError
-from harness.tracking.record_format import FORMAT, check_format, stamped
+from harness.tracking.run_dir import FORMAT, check_format, stamped
 from tests.conftest import SHRUNK, Harness
 from tests.training.kills import killed_run
 

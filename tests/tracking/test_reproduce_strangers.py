@@ -15,9 +15,8 @@ from harness.errors import InputError, RunError
 from harness.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
 from harness.system.git import code_version
-from harness.tracking.record_format import stamped
 from harness.tracking.reproduce import Reproduced, _command, reproduce
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, stamped
 from tests.conftest import JOBS, Harness, write_program
 from tests.slurm.test_submit import edit, git
 from tests.slurm.test_submit import project as project

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.tracking.run_folders import find_runs
+from harness.tracking.run_dir import find_runs
 
 
 def test_runs_are_found_once_and_those_of_sweeps_where_asked(tmp_path: Path) -> None:

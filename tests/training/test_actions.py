@@ -9,10 +9,10 @@ import pytest
 
 from harness.system.console import Console
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import actions
 from harness.training.actions import ProgressReport, StepResults, UsageMeter
+from harness.training.progress import Progress
 
 
 def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError, RunError
 from harness.job import Job, TrainConfig
 from harness.job_file import check_job
-from harness.tracking.progress import Progress
 from harness.training.callbacks import RunCallbacks, own_callbacks
+from harness.training.progress import Progress
 
 COUNTS = """
 import keras

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from harness.errors import DiskError, RunError
-from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
+from harness.training.progress import Progress
 
 
 class Step:

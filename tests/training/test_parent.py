@@ -16,8 +16,7 @@ from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
-from harness.tracking.record_format import stamped
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
 from harness.training.parent import begin_with, find_parent
 from tests.conftest import JOBS, Harness, results

@@ -20,10 +20,10 @@ from harness.job_file import load_job
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest
-from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training.actions import BestWeights
 from harness.training.context import Compute, Observers, RunContext
+from harness.training.progress import Progress
 from harness.training.train import train
 from tests.conftest import JOBS
 

@@ -14,8 +14,7 @@ from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
-from harness.tracking.record_format import stamped
-from harness.tracking.run_dir import RunDirectory, run_identity
+from harness.tracking.run_dir import RunDirectory, run_identity, stamped
 from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent
 from tests.conftest import JOBS

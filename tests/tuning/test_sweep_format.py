@@ -12,7 +12,7 @@ from harness.errors import DiskError, InputError
 from harness.search_space import load_search
 from harness.system.console import Console
 from harness.tracking.provenance import sources_checksum
-from harness.tracking.record_format import FORMAT
+from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
 from harness.tuning.pool import WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory

@@ -10,13 +10,12 @@ import pytest
 
 from harness.errors import InputError
 from harness.job_file import load_job
-from harness.monitoring.resume import as_job, interrupted
-from harness.monitoring.run_names import pick, select_runs
 from harness.slurm.queue import Queue
 from harness.slurm.resources import Resources
-from harness.tracking.record_format import stamped
 from harness.tracking.records import RunStatus
-from harness.tracking.run_dir import ask_to_cancel
+from harness.tracking.resume import as_job, interrupted
+from harness.tracking.run_dir import ask_to_cancel, stamped
+from harness.tracking.status import pick, select_runs
 from tests.checks.site import Site, site
 from tests.conftest import JOBS, SHRUNK, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep

@@ -13,14 +13,13 @@ import pytest
 
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_json
-from harness.monitoring import cancel
-from harness.monitoring.cancel import ask_to_stop, spares_others, wait_until_saved
-from harness.monitoring.run_names import pick
-from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
 from harness.system.processes import process_space
+from harness.tracking import cancel
+from harness.tracking.cancel import ask_to_stop, spares_others, wait_until_saved
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
+from harness.tracking.status import pick, survey
 from harness.tuning.disk import stop_search_in
 from tests.checks.site import ELSEWHERE, Site, site
 from tests.conftest import JOBS, Harness

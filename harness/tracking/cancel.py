@@ -10,12 +10,12 @@ from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.files.lenient_json import read_json, text
-from harness.monitoring.survey import refresh
 from harness.slurm import client
 from harness.slurm.queue import Queue
 from harness.system.processes import is_elsewhere, is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
+from harness.tracking.status import refresh
 
 # Slurm kills a job that has not ended some time after it was asked to, by default 30 s.
 WAIT_S = 90.0

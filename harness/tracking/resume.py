@@ -20,9 +20,8 @@ from harness.slurm.environment import (
 from harness.slurm.resources import Resources
 from harness.slurm.sbatch_options import GPUS, MEMORY, ONCE, Rules, drop, names_in
 from harness.slurm.script import Wanted
-from harness.tracking.record_format import RECORD, check_format, last_start
 from harness.tracking.records import RunStatus
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
 
 OF_SITE = ("partition", "account", "qos")
 STOPPED = ("interrupted", "lost", "dead")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.files.shared_disk import clock_ahead_s
-from harness.monitoring import status
+from harness.tracking import status
 from harness.tracking.records import RunStatus
 
 

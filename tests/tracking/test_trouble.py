@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.monitoring.resume import interrupted
-from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
+from harness.tracking.resume import interrupted
+from harness.tracking.status import survey
 from tests.checks.site import Site, site
 
 __all__ = ["site"]  # a fixture

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.monitoring.run_names import select_runs
-from harness.monitoring.status_table import as_lines, cells
-from harness.monitoring.survey import survey
 from harness.slurm.queue import Queue
 from harness.tracking.run_dir import RunDirectory
+from harness.tracking.status import select_runs, survey
+from harness.tracking.status_table import as_lines, cells
 from tests.checks.site import RESULT, Site, site
 
 __all__ = ["site"]  # a fixture

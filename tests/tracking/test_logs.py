@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.monitoring.logs import Follower, clean, follow
+from harness.tracking.logs import Follower, clean, follow
 from harness.tracking.records import RunStatus
 from tests.checks.site import Site, site
 from tests.conftest import Harness

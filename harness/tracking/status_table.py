@@ -10,10 +10,9 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from harness.monitoring.status import format_duration
-from harness.monitoring.survey import NUM_NEWEST
 from harness.system.console import echo, log, rich_console
 from harness.tracking.records import RunStatus, one_line
+from harness.tracking.status import NUM_NEWEST, format_duration
 
 STYLES = {
     **dict.fromkeys(("running", "starting"), "green"),

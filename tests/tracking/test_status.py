@@ -14,18 +14,17 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.monitoring.status import format_duration
-from harness.monitoring.status_table import (
+from harness.slurm import queue as queue_room
+from harness.slurm.queue import Queue, parse, seconds
+from harness.tracking.run_dir import RunDirectory
+from harness.tracking.status import format_duration, survey
+from harness.tracking.status_table import (
     StatusScreen,
     as_lines,
     as_renderable,
     cells,
     split_shown,
 )
-from harness.monitoring.survey import survey
-from harness.slurm import queue as queue_room
-from harness.slurm.queue import Queue, parse, seconds
-from harness.tracking.run_dir import RunDirectory
 from tests.checks.site import RESULT, Site, site
 from tests.conftest import JOBS, Harness
 

@@ -1,0 +1,415 @@
+"""The state of each run, from its folder and the scheduler's answer; the runs that a name means."""
+
+import difflib
+import functools
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from harness import PROJECT
+from harness.errors import InputError
+from harness.files.lenient_json import read_toml, table, text
+from harness.files.plain_file import Record, in_threads
+from harness.files.shared_disk import clock_ahead_s
+from harness.search_space import SEARCH_FILE
+from harness.slurm.queue import Queue, QueuedJob, find_job, training_script
+from harness.slurm.script import submissions
+from harness.system.processes import is_run_alive
+from harness.tracking.heartbeat import HEARTBEAT_S
+from harness.tracking.out_of_memory import was_out_of_memory
+from harness.tracking.records import (
+    ALIVE,
+    RunStatus,
+    describe_trials,
+    last_log_line,
+    log_end,
+    observe,
+    read_submissions,
+)
+from harness.tracking.run_dir import RunFolder, leads_to_folder, walk_runs
+
+STALE_AFTER_S = 12 * HEARTBEAT_S
+# Compiling, validating and testing may take minutes without a heartbeat.
+STALE_AFTER_OTHERWISE_S = 600.0
+STALE_AFTER_WRITES = 5  # expected times between two writes, where those are further apart
+STARTED = ("RUNNING", "CONFIGURING")
+
+NUM_NEWEST = 20  # ended runs that `harness status` shows by default
+
+
+def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
+    """Set a run's state and note.
+
+    Args:
+        status: what its folder says.
+        jobs: the scheduler's, None where it gave no answer.
+        asked_s_ago: how old that answer is.
+    """
+    _set_state(status, jobs, asked_s_ago)
+    if status.trials:
+        counts = describe_trials(status.trials)
+        status.note = f"{counts}; {status.note}" if status.note else counts
+
+
+def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
+    if jobs is not None and status.is_own:
+        status.queued = find_job(jobs, status.reported_job, status.slurm_job)
+    queued = status.queued
+    if queued:
+        status.slurm_job = queued.id
+    if status.phase == "result":
+        status.state = "finished"
+        status.note = status.error or ""
+        return
+    stopped = status.phase in (None, "interrupted", "failed")
+    if stopped and status.shares_job and status.asked_to_cancel:
+        queued = status.queued = None  # its job goes on without it
+        if status.phase is None:
+            status.state, status.note = "cancelled", "will not start with its job"
+            return
+    if queued and not queued.ended and _is_ahead(status, queued):
+        status.state, status.note = _state_in_queue(status, queued)
+    elif status.phase == "interrupted":
+        at = f", saved at {status.position}" if status.position else ""
+        status.state = "interrupted"
+        status.note = f"by {status.signal or 'a signal'}{at}; {status.resume}"
+    elif status.phase == "failed":
+        status.state, status.note = "failed", status.error or last_log_line(status)
+    elif status.phase is None:
+        status.state, status.note = _state_before_start(status, jobs is not None)
+    else:
+        status.state, status.note = _state_by_heartbeat(status, jobs is not None, asked_s_ago)
+
+
+def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
+    """Whether the queue knows more than the heartbeat: the job waits, or started after it."""
+    age = status.heartbeat_age_s
+    if queued.waits or age is None:
+        return True
+    return queued.state in STARTED and queued.elapsed_s + HEARTBEAT_S < age
+
+
+def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
+    if queued.waits:
+        saved = f"goes on at {status.position}" if status.position else ""
+        again = "in the queue again" if status.phase else ""
+        status.forget_speed()
+        return "pending", "; ".join(filter(None, (queued.why, again, saved)))
+    if queued.state == "SUSPENDED":
+        return "suspended", "by Slurm"
+    return "starting", "" if queued.state == "RUNNING" else queued.state.lower()
+
+
+def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
+    """The state of a run without a heartbeat and without a job that is alive."""
+    if (status.queued or not status.is_there()) and was_out_of_memory(status):
+        return "failed", "killed for want of memory; give more by --mem"
+    if status.queued:
+        line = last_log_line(status)
+        ended = status.queued.state.lower().replace("_", " ")
+        state = "cancelled" if ended == "cancelled" else "failed"
+        return state, line if line and state == "failed" else f"Slurm says {ended}"
+    if status.is_there():
+        return "unknown", f"its state.json is missing or broken; {status.resume}"
+    if re.search(rf"records +{re.escape(str(status.folder))}$", log_end(status), re.MULTILINE):
+        return "gone", "finished; its folder was removed or moved"
+    if not answered:
+        return "submitted", "no answer from the scheduler"
+    if not status.is_own:
+        return "unknown", "another user's; the queue shows own jobs alone"
+    line = last_log_line(status)
+    return ("failed", line) if line else ("gone", "left the queue before it began")
+
+
+def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
+    """The state of a run that was at work at its last heartbeat."""
+    age, queued = status.heartbeat_age_s or 0.0, status.queued
+    limit = STALE_AFTER_S if status.phase == "training" else STALE_AFTER_OTHERWISE_S
+    limit = max(limit, STALE_AFTER_WRITES * status.expected_s)
+    # The clocks of login nodes and nodes may be minutes apart; the disk has seen all heartbeats.
+    is_fresh = age <= limit or age - clock_ahead_s(status.folder) <= limit
+    if queued and queued.state == "SUSPENDED":
+        return "suspended", "by Slurm"
+    if status.reported_job and answered and status.is_own and (not queued or queued.ended):
+        # A job that started after the queue was asked can't be in its answer.
+        if age > asked_s_ago + 2 * HEARTBEAT_S:
+            why = f"Slurm says {queued.state}" if queued else "its job left the queue"
+            if was_out_of_memory(status):
+                return "lost", f"killed for want of memory; {status.resume} --mem=…"
+            return "lost", "; ".join(filter(None, (why, last_log_line(status), status.resume)))
+    elif (
+        not status.reported_job
+        and status.is_own
+        and status.host == socket.gethostname()
+        and (status.process is None or not is_run_alive(status.process, status.time_s))
+    ):
+        return "dead", f"its process is gone; {status.resume}"
+    if is_fresh:
+        started = "starting" if status.phase == "starting" else "running"
+        return started, status.phase if status.phase in ("validating", "testing") else ""
+    where = f" on {status.host}" if status.host else ""
+    return "stale", f"no heartbeat for {format_duration(age)}{where}: it hangs or its node is down"
+
+
+def format_duration(time_s: float) -> str:
+    """A span of time in two units: 42s, 3m10s, 2h05m, 4d03h."""
+    whole = round(time_s)
+    for size, unit, small_size, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // small_size:02d}{small}"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+# Every run: from run folders first, from the scheduler's queue second
+
+
+def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
+    """Every run below `runs` and in `folders`: those at work first, then the newest.
+
+    A job that waits in the queue is included: by its record or, given a queue, by its script.
+
+    Args:
+        folders: more runs, or folders of runs, also some that a submitted job has yet to make.
+    """
+    look = _Look(runs, queue)
+    here = filter(os.path.isdir, folders)
+    found = walk_runs((runs, *here))
+    statuses = look.at(found)
+    return _sorted(statuses + look.not_begun(statuses, {each.real for each in found}))
+
+
+def look_at(folders: Sequence[Path], runs: Path, queue: Queue | None) -> list[RunStatus]:
+    """Some runs, or the runs in some folders: those at work first, then the newest."""
+    top = f"{os.path.realpath(runs)}/"
+    found = [
+        each._replace(path=str(runs / each.real.removeprefix(top)))
+        if each.real.startswith(top)
+        else each
+        for each in walk_runs(folders)
+    ]
+    return _sorted(_Look(runs, queue).at(found))
+
+
+class _Look:
+    """One look at runs, at one moment."""
+
+    def __init__(self, runs: Path, queue: Queue | None) -> None:
+        self.runs, self.now = runs, time.time()
+        self._real_folder = functools.cache(os.path.realpath)
+        sent = read_submissions(submissions(runs))
+        self.submissions = {self._real(each.folder): each for each in sent}
+        self.jobs = queue.jobs() if queue else None
+        self.asked_s_ago = self.now - queue.asked_at if queue else 0.0
+        self._jobs_by_id: dict[str, list[QueuedJob]] = {}
+        for job in self.jobs or ():
+            for name in {job.id, job.raw_id}:
+                self._jobs_by_id.setdefault(name, []).append(job)
+
+    def at(self, found: Sequence[RunFolder]) -> list[RunStatus]:
+        """Runs with their states."""
+        return in_threads(
+            lambda each: self._status(each.path, _name(each.path, self.runs), each.heartbeat), found
+        )
+
+    def not_begun(self, statuses: Sequence[RunStatus], begun: set[str]) -> list[RunStatus]:
+        """The runs of submitted jobs that have no folder yet; `begun` are real paths of others."""
+        if self.submissions:
+            begun = begun | {self._real(each.folder) for each in statuses}  # one that is a link
+        top = Path(os.path.realpath(self.runs))
+        waiting = [
+            (str(sent.folder), _name(real, top))
+            for real, sent in self.submissions.items()
+            if real not in begun
+        ]
+        found = in_threads(lambda each: self._status(*each), waiting)
+        known = [each.queued for each in (*statuses, *found)]
+        return found + list(_unrecorded(self.jobs or [], known, self.runs, now=self.now))
+
+    def _status(self, path: str, name: str, heartbeat: Record | None = None) -> RunStatus:
+        folder = Path(path)
+        sent = self.submissions.get(self._real(folder)) if self.submissions else None
+        status = observe(folder, name, sent, now=self.now, heartbeat=heartbeat)
+        self._infer(status)
+        return status
+
+    def _real(self, run: Path) -> str:
+        """The real path of a run's folder, which itself is no link; many are in few folders."""
+        return f"{self._real_folder(run.parent)}/{run.name}"
+
+    def _infer(self, status: RunStatus) -> None:
+        jobs = None
+        if self.jobs is not None:
+            names = dict.fromkeys((status.reported_job or "", status.slurm_job or ""))
+            jobs = [job for name in names for job in self._jobs_by_id.get(name, ())]
+        infer_state(status, jobs, asked_s_ago=self.asked_s_ago)
+
+
+def _sorted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
+    return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))
+
+
+def refresh(status: RunStatus, queue: Queue) -> RunStatus:
+    """The same run as it is now."""
+    now = time.time()
+    fresh = observe(status.folder, status.run, status.submission, now=now)
+    infer_state(fresh, queue.jobs(), asked_s_ago=now - queue.asked_at)
+    return fresh
+
+
+def _rank(status: RunStatus) -> int:
+    return ALIVE.index(status.state) if status.state in ALIVE else len(ALIVE)
+
+
+def _name(path: str, runs: Path) -> str:
+    return path.removeprefix(f"{str(runs).rstrip('/')}/")
+
+
+def _unrecorded(
+    jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, *, now: float
+) -> Iterator[RunStatus]:
+    """Jobs of this project that were submitted by plain sbatch and have no folder yet."""
+    taken = {job.id for job in known if job}
+    own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
+    for queued in jobs:
+        project, name = training_script(queued) or ("", "")
+        job = read_toml(Path(project, "jobs", f"{name}.toml")) if project in own else {}
+        if not job or queued.id in taken or queued.ended:
+            continue
+        job_name = text(job.get("name")) or name
+        task = queued.id.partition("_")[2]
+        status = RunStatus(
+            run=f"{job_name}/slurm-{queued.id}",
+            folder=runs / job_name / f"slurm-{queued.id}",
+            job=job_name,
+            architecture=text(table(job, "model").get("architecture")),
+            seed=int(task) if task.isdigit() else None,
+            slurm_job=queued.id,
+            time_s=now,
+        )
+        infer_state(status, [queued], asked_s_ago=0.0)
+        yield status
+
+
+# The runs that a user means by a name
+
+
+def select_runs(
+    names: Sequence[str], runs: Path, queue: Queue | None, *, many: bool = False
+) -> list[RunStatus]:
+    """The runs with these names, in the order of `survey`; their folders alone are read.
+
+    A folder of runs may be named too. Jobs that have yet to make a folder there belong to it, so
+    all runs are looked at.
+
+    Raises:
+        InputError: as `pick` says.
+    """
+    folders = [folder for name in names for folder in _named(name, runs)]
+    if folders and all(map(_is_run, folders)):
+        try:
+            return _chosen(names, look_at(folders, runs, queue), runs, many=many)
+        except InputError:  # one is the id of a job that no folder is named after, or of none
+            pass
+    paths = [Path(name) for name in names if name.strip()]
+    return _chosen(names, survey(runs, queue, paths), runs, many=many)
+
+
+def _chosen(
+    names: Sequence[str], statuses: Sequence[RunStatus], runs: Path, *, many: bool
+) -> list[RunStatus]:
+    chosen = {id(run) for name in names for run in pick(name, statuses, runs, many=many)}
+    return [run for run in statuses if id(run) in chosen]
+
+
+def _named(name: str, runs: Path) -> Iterator[Path]:
+    """The folders that a name may mean: it is their path, or their id below a job's folder."""
+    if not name.strip():
+        return
+    for folder in (Path(name), runs / name):
+        if os.path.isdir(folder):  # noqa: PTH112 - never raises
+            yield folder
+            return
+    for job in _folders(runs):
+        for run in _folders(job):
+            if run.name == name or _is_of_job(run.name, name):
+                yield run
+
+
+def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
+    """Whether a folder's name says that a job began the run, or a task or seed of it did."""
+    return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
+
+
+def _is_run(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in ("job.toml", SEARCH_FILE))
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if leads_to_folder(entry)]
+    except OSError:  # it was removed meanwhile, or may not be read
+        return []
+
+
+def pick(
+    name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
+) -> list[RunStatus]:
+    """The runs that a user means: by folder, run id, Slurm job id, or the id of a job array.
+
+    Args:
+        statuses: from `survey`, which was given the name's folder.
+        many: whether a folder of runs, or an id that several share, is allowed.
+
+    Raises:
+        InputError: if the name fits none, with similar ones, or several where one is needed.
+    """
+    if not name.strip():
+        raise InputError("run '': give a folder, an id or a Slurm job's id")
+    for folder in (Path(name), runs / name):
+        real = os.path.realpath(folder)
+        paths = [(os.path.realpath(each.folder), each) for each in statuses]
+        found = [each for path, each in paths if path == real]
+        found = found or [each for path, each in paths if path.startswith(real + os.sep)]
+        if found:
+            return found if many else [one(name, found)]
+    # A folder keeps the id of its first job, also when another job goes on with its run.
+    found = [
+        each
+        for each in statuses
+        if name in (each.run, each.folder.name, each.slurm_job)
+        or _is_of_job(each.folder.name, name, tasks="")
+    ]
+    if found:
+        is_job = many or all(each.shares_job for each in found)
+        return found if is_job else [one(name, found)]
+    # All tasks of an array are one job to Slurm.
+    array = [
+        each
+        for each in statuses
+        if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
+    ]
+    # Last, the id that logs are named by: a task's own, which for one task is also its array's.
+    found = array or [each for each in statuses if each.reported_job == name]
+    if found:
+        return found
+    known = {known for each in statuses for known in (each.run, each.folder.name, each.slurm_job)}
+    near = difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "harness status --all lists them"
+    raise InputError(f"run {name}: no run has this folder, id or job below {runs}; {hint}")
+
+
+def one(name: str, found: Sequence[RunStatus]) -> RunStatus:
+    """The only run of those found.
+
+    Raises:
+        InputError: if there are several, with their names.
+    """
+    if len(found) > 1:
+        names = ", ".join(each.run for each in found[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise InputError(f"run {name}: fits {len(found)} runs, name one of them: {names}{more}")
+    return found[0]

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import is_free, toml_value
 from harness.errors import InputError, RunError
-from harness.files.lenient_json import read_json_lines
 from harness.job import KEYS, Job
 from harness.job_file import load_job
 from harness.own_code import trusting
 from harness.slurm.process_pool import run_printed
 from harness.system.console import echo, log, printable
+from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
 from harness.tuning.leaderboard import leaderboard_rows, ranked

@@ -10,7 +10,7 @@ from tests.conftest import PROJECT
 
 HARNESS = PROJECT / "harness"
 ORDER = (
-    *("files", "system", "data", "slurm", "tracking"),
+    *("system", "data", "slurm", "tracking"),
     *(
         "board",
         "compute",

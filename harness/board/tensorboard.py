@@ -24,13 +24,13 @@ from typing import IO, Any, NoReturn
 
 from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_write, write_refusal
-from harness.files.paths import cache_folder
-from harness.files.plain_file import in_threads
-from harness.files.scratch import scratch_directory
 from harness.ownership import foreign_link
 from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.atomic_file import atomic_write, write_refusal
+from harness.system.paths import cache_folder
+from harness.system.plain_file import in_threads
+from harness.system.scratch import scratch_directory
 from harness.system.signals import STOPPING
 from harness.tracking.run_dir import find_runs, is_ensemble
 from harness.tracking.status import select_runs

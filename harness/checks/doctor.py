@@ -23,7 +23,6 @@ from harness.checks.finding import Finding, examine
 from harness.checks.probe import ask_child
 from harness.checks.slurm_checks import check_slurm
 from harness.data.sources import open_dataset
-from harness.files.shared_disk import file_system
 from harness.slurm.environment import SlurmEnvironment, given_gpus, given_memory_gb
 from harness.system.cuda import LAST_TRUSTED, Card, code_for, hidden_by
 from harness.system.host import (
@@ -33,6 +32,7 @@ from harness.system.host import (
     nvidia_driver,
     total_memory_gb,
 )
+from harness.system.shared_disk import file_system
 
 SET_UP = "bash slurm/common.sh --setup"
 TENSORFLOW_S = 300  # a first import from a network disk takes minutes

@@ -19,14 +19,14 @@ from harness import PROJECT
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.errors import InputError, RunError
-from harness.files.lenient_json import read_json, read_json_lines
-from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
 from harness.system.console import echo, log
 from harness.system.host import installed_version
+from harness.system.lenient_json import read_json, read_json_lines
+from harness.system.scratch import scratch_directory
 from harness.tracking.run_dir import last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")

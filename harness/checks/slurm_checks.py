@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
-from harness.files.scratch import scratch_directory
-from harness.files.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.sbatch_options import ALWAYS, NEVER, VARIABLES, Rules, compose, site_options
 from harness.slurm.script import read_header
+from harness.system.scratch import scratch_directory
+from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 
 TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")

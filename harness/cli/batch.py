@@ -47,7 +47,6 @@ def job_begin(
         job: whether the script is a batch job.
         called: whether a user's own script calls it.
     """
-    from harness.files.site_settings import check_trusted_network
     from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan, shown_values
     from harness.slurm.environment import (
         FLAGS,
@@ -62,6 +61,7 @@ def job_begin(
     )
     from harness.slurm.resources import short_limit
     from harness.slurm.sbatch_options import Rules
+    from harness.system.site_settings import check_trusted_network
 
     shown = _shown()
     foreign = not_own(os.environ, shown) if job and not called else []

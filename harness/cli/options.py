@@ -107,9 +107,9 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
     Raises:
         InputError: if `here` is not given and the site's HARNESS_JOBS_ONLY is 1.
     """
-    from harness.files.site_settings import not_sourced
     from harness.slurm.client import has_client, has_cluster
     from harness.slurm.environment import SlurmEnvironment
+    from harness.system.site_settings import not_sourced
 
     # The processes that this one starts need not say it again.
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):

@@ -74,11 +74,11 @@ def submit(
     ] = False,
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
-    from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
     from harness.slurm.sbatch_options import ALWAYS, NEVER, VARIABLES
     from harness.slurm.submit import doubts, dry_submissions, make_request
     from harness.system.console import Console
+    from harness.system.site_settings import not_sourced
 
     sbatch_flags = list(flags or ())
     names: list[str] = []

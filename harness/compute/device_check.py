@@ -25,16 +25,16 @@ from harness.compute.network import fresh_names
 from harness.compute.recurrent import use_cudnn_rnn
 from harness.compute.strategy import Devices, devices_in_use, import_tensorflow, make_strategy
 from harness.errors import NodeFault
-from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_json
-from harness.files.paths import private_cache
 from harness.job import Job
 from harness.slurm.environment import SlurmEnvironment, report_node_fault
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import stderr_filter
+from harness.system.atomic_file import atomic_write
 from harness.system.console import Console
 from harness.system.cuda import LAST_TRUSTED, Card, code_for, kernel_cache, visible_names
 from harness.system.host import installed_version, nvidia_driver
+from harness.system.lenient_json import read_json
+from harness.system.paths import private_cache
 from harness.system.watchdog import FIRST_USE
 
 SWITCH = "HARNESS_CHECK_DEVICES"  # 0 leaves the check out: for tests on a GPU that computes nothing

@@ -25,12 +25,12 @@ from harness.data.dataset import (
 )
 from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
-from harness.files.atomic_file import atomic_directory, remove_leftovers, replaced_directory
-from harness.files.paths import cache_folder
-from harness.files.plain_file import raise_unless_missing
-from harness.files.scratch import scratch_directory, turn_at
-from harness.files.site_settings import not_sourced
 from harness.ownership import distrust, owner_name
+from harness.system.atomic_file import atomic_directory, remove_leftovers, replaced_directory
+from harness.system.paths import cache_folder
+from harness.system.plain_file import raise_unless_missing
+from harness.system.scratch import scratch_directory, turn_at
+from harness.system.site_settings import not_sourced
 
 FORMAT = 1
 RECORD = "dataset.json"

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from harness.files.paths import cache_folder
-from harness.files.plain_file import is_file
+from harness.system.paths import cache_folder
+from harness.system.plain_file import is_file
 
 NPZ = "imdb.npz"  # of Keras
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from harness.errors import InputError, did_you_mean
-from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
+from harness.system.lenient_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,9 +17,9 @@ from harness.data.epoch_order import padded_lengths
 from harness.data.ngrams import NgramRatios
 from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOWN
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import replaced_directory, write_refusal
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_ratios, read_vocabulary
+from harness.system.atomic_file import replaced_directory, write_refusal
 from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # TensorFlow Serving looks for a folder of a number

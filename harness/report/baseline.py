@@ -35,12 +35,12 @@ from harness.data.sources import open_dataset, open_sample
 from harness.data.tables import SourceFormat
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import DiskError, InputError, RunError
-from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import read_toml, table, text, whole
-from harness.files.paths import cache_folder, private_cache
-from harness.files.plain_file import read_plain_file
 from harness.job import DataConfig
 from harness.report.collect import DatasetGroup
+from harness.system.atomic_file import atomic_write
+from harness.system.lenient_json import read_toml, table, text, whole
+from harness.system.paths import cache_folder, private_cache
+from harness.system.plain_file import read_plain_file
 from harness.tracking.run_dir import RunDirectory, job_file
 
 if TYPE_CHECKING:

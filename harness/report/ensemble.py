@@ -14,9 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DiskError, InputError
-from harness.files.atomic_file import atomic_directory, atomic_write, write_refusal
-from harness.files.leased_dir import to_json
-from harness.files.lenient_json import number
 from harness.job import FACTS, Job
 from harness.report.baseline import NgramModel, fitted_ngrams
 from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
@@ -32,7 +29,10 @@ from harness.report.ensemble_folder import (
 )
 from harness.report.statistics import BROKEN, read_arrays, read_own
 from harness.report.text_tables import Line
+from harness.system.atomic_file import atomic_directory, atomic_write, write_refusal
 from harness.system.console import printable
+from harness.system.leased_dir import to_json
+from harness.system.lenient_json import number
 from harness.tracking.provenance import code_of
 from harness.tracking.run_dir import (
     ENSEMBLE_FILE,

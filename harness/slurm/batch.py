@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import Interrupted
-from harness.files.atomic_file import atomic_write
-from harness.files.leased_dir import to_json
-from harness.files.lenient_json import number, read_json, read_toml, table, text, whole
 from harness.slurm.environment import SlurmEnvironment, given_memory_gb
 from harness.slurm.script import submissions
+from harness.system.atomic_file import atomic_write
 from harness.system.host import memory_peak_gb
+from harness.system.leased_dir import to_json
+from harness.system.lenient_json import number, read_json, read_toml, table, text, whole
 
 SAVED = Interrupted.exit_code
 KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's for want of memory

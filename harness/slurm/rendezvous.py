@@ -22,14 +22,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.files.atomic_file import atomic_write
-from harness.files.lenient_json import parse_json
-from harness.files.shared_disk import SharedDisk
 from harness.ownership import owner_name
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.atomic_file import atomic_write
 from harness.system.console import log
+from harness.system.lenient_json import parse_json
 from harness.system.network import free_port, interface_address, with_port
+from harness.system.shared_disk import SharedDisk
 
 # Below the ports that systems assign to clients (from 32768 on Linux), so few of them are in use.
 FIRST_PORT, LAST_PORT = 20_000, 31_999

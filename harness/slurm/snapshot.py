@@ -14,10 +14,9 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_write, remove_abandoned
-from harness.files.site_settings import SITE
 from harness.ownership import distrust
 from harness.slurm.script import read_header, submissions
+from harness.system.atomic_file import atomic_write, remove_abandoned
 from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,
@@ -30,6 +29,7 @@ from harness.system.git import (
     secrets_among,
     tracked_files,
 )
+from harness.system.site_settings import SITE
 
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000

@@ -18,10 +18,6 @@ from typing import Any
 from harness import __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_write
-from harness.files.leased_dir import to_json
-from harness.files.scratch import scratch_directory
-from harness.files.site_settings import check_trusted_network
 from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
@@ -57,8 +53,12 @@ from harness.slurm.snapshot import (
     snapshot_path,
     take_snapshot,
 )
+from harness.system.atomic_file import atomic_write
 from harness.system.console import Console
 from harness.system.git import commit_of, is_checkout
+from harness.system.leased_dir import to_json
+from harness.system.scratch import scratch_directory
+from harness.system.site_settings import check_trusted_network
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 SBATCH_TIMEOUT_S = 60

@@ -12,7 +12,6 @@ from pathlib import Path
 from harness.compute.memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
 from harness.errors import InputError
-from harness.files.lenient_json import table
 from harness.job import FACTS, KEYS, Job
 from harness.job_file import check_job, put_value
 from harness.report.summary import print_runs
@@ -20,6 +19,7 @@ from harness.search_space import SearchSpec
 from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import values_of
 from harness.system.console import Console
+from harness.system.lenient_json import table
 from harness.tracking.batch import BatchRequest, train_batch
 from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.launch import dataset_of

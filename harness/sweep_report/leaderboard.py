@@ -11,7 +11,6 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from harness.errors import RunError
-from harness.files.atomic_file import atomic_write
 from harness.report.text_tables import Line, narrowest, screen_table, shown_table, table_lines
 from harness.search_space import SearchSpec, rounded, short_names
 from harness.sweep_report.importance import (
@@ -22,6 +21,7 @@ from harness.sweep_report.importance import (
     scored_trials,
     values_of,
 )
+from harness.system.atomic_file import atomic_write
 from harness.system.console import log, rich_console
 from harness.tracking.status import format_duration
 from harness.tuning.leaderboard import LEADERBOARD, ranked

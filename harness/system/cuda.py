@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.files.paths import private_cache
+from harness.system.paths import private_cache
 
 # What TensorFlow 2.21 opens by name before it registers a GPU (its dso_loader): it registers none
 # where one of them is missing. A library stands after those that it needs.

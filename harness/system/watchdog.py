@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from harness.errors import Interrupted, RunError
-from harness.files.site_settings import number_setting
 from harness.system import stderr_filter
 from harness.system.console import error_line
 from harness.system.signals import STOPPING, end_at_once
+from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
 NODES_STALL_MIN = 1.5  # on several nodes, of which one that hangs holds all

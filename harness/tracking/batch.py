@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InputError, explain_interruption
-from harness.files.atomic_file import atomic_write
-from harness.files.scratch import scratch_directory
 from harness.job import Job
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.script import submissions
+from harness.system.atomic_file import atomic_write
 from harness.system.console import Console
+from harness.system.scratch import scratch_directory
 from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve_id
 
 

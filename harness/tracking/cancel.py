@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from harness.errors import InputError, RunError
-from harness.files.lenient_json import read_json, text
 from harness.slurm import client
 from harness.slurm.queue import Queue
+from harness.system.lenient_json import read_json, text
 from harness.system.processes import is_elsewhere, is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel

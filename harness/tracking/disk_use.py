@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.files.lenient_json import parse_json
-from harness.files.plain_file import read_plain_file
 from harness.ownership import owner_name
 from harness.search_space import is_sweep
+from harness.system.lenient_json import parse_json
+from harness.system.plain_file import read_plain_file
 from harness.tracking.run_dir import RunDirectory, is_whole
 
 Parts = dict[str, tuple[str, ...]]  # the files of each part, by their paths in the folder

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.errors import Interrupted
-from harness.files.atomic_file import atomic_write
-from harness.files.leased_dir import LeasedDirectory, to_json
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.atomic_file import atomic_write
+from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.processes import process_space
 
 HEARTBEAT_S = 5.0  # between two writes of state.json

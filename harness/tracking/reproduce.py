@@ -14,9 +14,8 @@ from typing import Any
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import atomic_directory
-from harness.files.lenient_json import table, text
 from harness.ownership import distrust
+from harness.system.atomic_file import atomic_directory
 from harness.system.git import (
     COMMIT,
     SNAPSHOT_RECORD,
@@ -26,6 +25,7 @@ from harness.system.git import (
     write_version,
 )
 from harness.system.host import installed_version
+from harness.system.lenient_json import table, text
 from harness.tracking.provenance import PACKAGES
 from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
 

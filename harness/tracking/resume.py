@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.files.lenient_json import table
 from harness.job import Job
 from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import (
@@ -20,6 +19,7 @@ from harness.slurm.environment import (
 from harness.slurm.resources import Resources
 from harness.slurm.sbatch_options import GPUS, MEMORY, ONCE, Rules, drop, names_in
 from harness.slurm.script import Wanted
+from harness.system.lenient_json import table
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
 

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 from harness import __version__
 from harness.errors import InputError, RunError, suggest
-from harness.files.atomic_file import atomic_write, why_refused
-from harness.files.leased_dir import LeasedDirectory, to_json
-from harness.files.lenient_json import number, table, text
-from harness.files.plain_file import Record, in_threads, is_file, raise_unless_missing, read_record
 from harness.job import Job
 from harness.job_file import load_job
 from harness.ownership import foreign_link, owner_name
 from harness.search_space import SEARCH_FILE
+from harness.system.atomic_file import atomic_write, why_refused
+from harness.system.leased_dir import LeasedDirectory, to_json
+from harness.system.lenient_json import number, table, text
+from harness.system.plain_file import Record, in_threads, is_file, raise_unless_missing, read_record
 
 MAX_DEPTH = 4  # of a run below the folder that is searched
 ENSEMBLE_FILE = "ensemble.toml"

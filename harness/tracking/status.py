@@ -11,13 +11,13 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError
-from harness.files.lenient_json import read_toml, table, text
-from harness.files.plain_file import Record, in_threads
-from harness.files.shared_disk import clock_ahead_s
 from harness.search_space import SEARCH_FILE
 from harness.slurm.queue import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
+from harness.system.lenient_json import read_toml, table, text
+from harness.system.plain_file import Record, in_threads
 from harness.system.processes import is_run_alive
+from harness.system.shared_disk import clock_ahead_s
 from harness.tracking.heartbeat import HEARTBEAT_S
 from harness.tracking.out_of_memory import was_out_of_memory
 from harness.tracking.records import (

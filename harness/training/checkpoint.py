@@ -19,13 +19,13 @@ from harness.compute.device_errors import check_results
 from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
-from harness.files.plain_file import (
+from harness.slurm.rendezvous import WorkerGroup
+from harness.system.plain_file import (
     disk_error_in,
     is_of_disk,
     open_plain_file,
     raise_unless_missing,
 )
-from harness.slurm.rendezvous import WorkerGroup
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped, weights_of
 from harness.training.progress import Progress
 

@@ -26,9 +26,6 @@ from harness.compute.strategy import (
 from harness.data.dataset import Dataset
 from harness.data.sources import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
-from harness.files.leased_dir import LeasedDirectory
-from harness.files.scratch import scratch_directory
-from harness.files.site_settings import check_trusted_network
 from harness.inference.predict import read_ratios
 from harness.job import DataConfig, Job
 from harness.slurm.environment import (
@@ -41,8 +38,11 @@ from harness.slurm.rendezvous import WorkerGroup
 from harness.system import cuda, stderr_filter, watchdog
 from harness.system.console import Console, log
 from harness.system.guard import stand_guard
+from harness.system.leased_dir import LeasedDirectory
 from harness.system.resource_monitor import ResourceMonitor
+from harness.system.scratch import scratch_directory
 from harness.system.signals import StopRequest
+from harness.system.site_settings import check_trusted_network
 from harness.tracking.heartbeat import record_death
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.run_dir import RECORD, RunDirectory

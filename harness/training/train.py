@@ -228,7 +228,7 @@ def record_start(
         plan=asdict(compute.plan),
         start={
             "devices": devices,
-            # Refused elsewhere: see `harness.files.site_settings`.
+            # Refused elsewhere: see `harness.system.site_settings`.
             **({"trusted_network": True} if compute.worker_group else {}),
             **({"embeddings": vectors.checksum} if vectors else {}),
             **describe_numerics(),

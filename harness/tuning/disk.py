@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DiskError
-from harness.files.atomic_file import sync_entry, write_refusal
-from harness.files.lenient_json import parse_json
-from harness.files.shared_disk import SharedDisk
 from harness.ownership import owner_name
+from harness.system.atomic_file import sync_entry, write_refusal
 from harness.system.console import log
+from harness.system.lenient_json import parse_json
+from harness.system.shared_disk import SharedDisk
 from harness.system.signals import StopRequest
 from harness.tuning.protocol import (
     STOP,

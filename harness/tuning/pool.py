@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from harness.errors import InputError, NodeFault, RunError
-from harness.files.plain_file import is_said_of_disk
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot
 from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool
 from harness.system.console import Console
+from harness.system.plain_file import is_said_of_disk
 from harness.system.signals import STOPPING
 
 DISK_CODE, NODE_FAULT_CODE = 74, 77  # exit codes: the disk fails; the node is at fault

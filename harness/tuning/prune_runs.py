@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import DiskError, InputError
-from harness.files.plain_file import in_threads
 from harness.search_space import SearchSpec, is_sweep
+from harness.system.plain_file import in_threads
 from harness.tracking.disk_use import (
     CHECKPOINTS,
     OF_A_RUN,

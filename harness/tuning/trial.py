@@ -15,11 +15,11 @@ from harness.compute.memory import largest_gb
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
-from harness.files.plain_file import is_of_disk
 from harness.job import Job
 from harness.search_space import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import printable
+from harness.system.plain_file import is_of_disk
 from harness.system.resource_monitor import resident_memory_gb
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint

@@ -29,13 +29,13 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
-from harness.files.plain_file import is_of_disk
 from harness.search_space import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.placement import take_own_gpu
 from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
 from harness.system.guard import stand_guard
+from harness.system.plain_file import is_of_disk
 from harness.system.processes import end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest

@@ -17,10 +17,10 @@ from typing import Any
 from harness.checks.probe import ARCHITECTURES
 from harness.data.sources import open_dataset
 from harness.errors import InputError, RunError
-from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.system.console import Console, echo, log
 from harness.system.host import installed_version, processor, total_memory_gb
+from harness.system.scratch import scratch_directory
 from harness.tracking.provenance import PACKAGES
 from tests.bench.measured import Measured, print_table, write_record
 from tests.bench.processes import Bench, Settings

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.files.atomic_file import atomic_write
+from harness.system.atomic_file import atomic_write
 from harness.system.console import rich_console
 
 

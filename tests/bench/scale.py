@@ -15,9 +15,9 @@ from harness import PROJECT
 from harness.checks import child
 from harness.checks.child import Ended
 from harness.data.sources import open_dataset
-from harness.files.leased_dir import to_json
 from harness.job_file import load_job
 from harness.report.html import REPORT
+from harness.system.leased_dir import to_json
 from harness.tracking.run_dir import RunDirectory, summary_of
 from tests import asked_child
 from tests.bench.board import costs_to_show

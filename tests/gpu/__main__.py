@@ -25,11 +25,11 @@ from harness.checks.probe import START_S, ask_child
 from harness.cli.options import confirm_here
 from harness.compute.strategy import MAX_DEVICES, parse_devices, site_devices
 from harness.errors import InputError, Interrupted, RunError
-from harness.files.atomic_file import atomic_write
-from harness.files.scratch import scratch_directory
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.atomic_file import atomic_write
 from harness.system.console import Console, echo, log, take_any_text
 from harness.system.host import nvidia_driver, processor
+from harness.system.scratch import scratch_directory
 from tests.gpu import full
 from tests.gpu.checks import CHECKS, check_gpus
 from tests.gpu.runs import Checks, Runs, unless_not_run

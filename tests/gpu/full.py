@@ -15,11 +15,11 @@ from harness.checks import child
 from harness.checks.finding import Finding
 from harness.checks.probe import JOBS
 from harness.errors import RunError
-from harness.files.lenient_json import read_json
-from harness.files.site_settings import TRUSTED_NETWORK, is_trusted_network
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name
 from harness.system.console import strip_prefix
+from harness.system.lenient_json import read_json
+from harness.system.site_settings import TRUSTED_NETWORK, is_trusted_network
 from tests.gpu.runs import ALONE, POLL_S, RUN_S, Checks, NotRun, Runs, judge
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}

@@ -12,8 +12,8 @@ from harness.checks import child
 from harness.checks.finding import Finding
 from harness.checks.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
-from harness.files.lenient_json import read_json
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.lenient_json import read_json
 from harness.tracking.run_dir import untimed
 
 # A loss of one device against another's: rounding stays below the first, a mistake is above the

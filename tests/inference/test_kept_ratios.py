@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.files.plain_file import MAX_RECORD_BYTES
 from harness.inference.predict import RATIOS_FILE, read_ratios
+from harness.system.plain_file import MAX_RECORD_BYTES
 
 
 def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:

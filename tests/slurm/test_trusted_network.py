@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.files.site_settings import (
+from harness.slurm.resources import max_nodes
+from harness.system.site_settings import (
     AT_STAKE,
     REMEDY,
     check_trusted_network,
     is_trusted_network,
     not_sourced,
 )
-from harness.slurm.resources import max_nodes
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
 from tests.slurm.stand_in import Project

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.files.lenient_json import read_json
 from harness.slurm.queue import Queue
+from harness.system.lenient_json import read_json
 from harness.system.processes import process_space
 from harness.tracking import cancel
 from harness.tracking.cancel import ask_to_stop, spares_others, wait_until_saved

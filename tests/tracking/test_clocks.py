@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.files.shared_disk import clock_ahead_s
+from harness.system.shared_disk import clock_ahead_s
 from harness.tracking import status
 from harness.tracking.records import RunStatus
 

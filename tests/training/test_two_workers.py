@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.files.lenient_json import read_json
+from harness.system.lenient_json import read_json
 from tests.conftest import Harness
 from tests.gpu.full import two_workers
 from tests.preloaded import Process

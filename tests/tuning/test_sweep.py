@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from harness.files.lenient_json import read_json
+from harness.system.lenient_json import read_json
 from harness.tuning.disk import stop_search_in
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory

@@ -69,7 +69,7 @@ def test_a_record_that_cant_be_read_says_nothing_of_its_version(
     def fail(path: Path) -> bytes:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr("harness.files.leased_dir.read_plain_file", fail)
+    monkeypatch.setattr("harness.system.leased_dir.read_plain_file", fail)
     with pytest.raises(DiskError, match=r"provenance.json: can't be read: Input/output error"):
         sweep.search()
 

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.files.lenient_json import read_json
+from harness.system.lenient_json import read_json
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import PROJECT, Harness, wait_for
 from tests.tuning.test_sweep import Sweeps, moved_on

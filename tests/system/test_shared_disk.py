@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.files.shared_disk import file_system
+from harness.system.shared_disk import file_system
 
 
 def mounted(path: Path, kind: str) -> SimpleNamespace:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.files.scratch import scratch_directory
+from harness.system.scratch import scratch_directory
 
 
 def test_a_folder_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from harness.errors import RunError, TakenOver
-from harness.files import leased_dir
-from harness.files.leased_dir import LeasedDirectory
-from harness.files.shared_disk import SharedDisk
+from harness.system import leased_dir
+from harness.system.leased_dir import LeasedDirectory
+from harness.system.shared_disk import SharedDisk
 
 
 class Disk(SharedDisk):

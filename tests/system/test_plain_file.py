@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.files.plain_file import read_plain_file
+from harness.system.plain_file import read_plain_file
 
 
 def test_a_plain_file_is_read_through_links(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.files.atomic_file import (
+from harness.system.atomic_file import (
     atomic_directory,
     atomic_save,
     atomic_write,

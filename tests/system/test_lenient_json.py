@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.files.lenient_json import (
+from harness.system.lenient_json import (
     number,
     numbers,
     read_json,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.checks.child import NO_LIMIT_S, ChildError, Ended, run_module
+from harness.doctor.child import NO_LIMIT_S, ChildError, Ended, run_module
 from harness.errors import InputError, RunError
 
 

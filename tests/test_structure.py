@@ -19,7 +19,7 @@ ORDER = (
         "report",
         "tuning",
     ),
-    *("sweep_report", "checks", "cli"),
+    *("sweep_report", "doctor", "cli"),
 )
 MODULES = sorted(path for path in HARNESS.rglob("*.py") if path.name != "__init__.py")
 

@@ -13,8 +13,8 @@ from harness.errors import RunError
 from harness.system.console import Console, echo, rich_console
 
 if TYPE_CHECKING:
-    from harness.checks.finding import Finding
-    from harness.checks.probe import Estimate
+    from harness.doctor.finding import Finding
+    from harness.doctor.probe import Estimate
 
 
 app = typer.Typer()
@@ -43,9 +43,9 @@ def doctor(
     Prints a remedy for each problem. The exit code is 1 if any check is red.
     """
     try:
-        from harness.checks.doctor import diagnose
-        from harness.checks.probe import probe as measure
         from harness.compute.strategy import parse_devices, site_devices
+        from harness.doctor.doctor import diagnose
+        from harness.doctor.probe import probe as measure
     except ImportError as error:  # the environment itself is broken
         raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
     devices = devices or site_devices()

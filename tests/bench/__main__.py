@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.checks.probe import ARCHITECTURES
 from harness.data.sources import open_dataset
+from harness.doctor.probe import ARCHITECTURES
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.system.console import Console, echo, log

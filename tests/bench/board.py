@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from harness.checks import child
+from harness.doctor import child
 from harness.errors import RunError
 from tests import asked_child
 

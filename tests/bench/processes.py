@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.checks import child
-from harness.checks.child import Ended
 from harness.compute.strategy import parse_devices, site_devices
 from harness.data.sources import open_dataset
+from harness.doctor import child
+from harness.doctor.child import Ended
 from harness.errors import RunError
 from harness.job_file import load_job
 from harness.slurm.environment import visible_gpus

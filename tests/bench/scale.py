@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from harness import PROJECT
-from harness.checks import child
-from harness.checks.child import Ended
 from harness.data.sources import open_dataset
+from harness.doctor import child
+from harness.doctor.child import Ended
 from harness.job_file import load_job
 from harness.report.html import REPORT
 from harness.system.leased_dir import to_json

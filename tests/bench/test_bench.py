@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.checks.probe import ARCHITECTURES
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import Reviews
 from harness.data.sources import open_dataset
+from harness.doctor.probe import ARCHITECTURES
 from harness.errors import RunError
 from harness.report.collect import group_runs, scored_runs
 from harness.report.statistics import epochs_of, read_predictions

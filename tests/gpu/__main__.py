@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.checks.finding import Finding, examine
-from harness.checks.probe import START_S, ask_child
 from harness.cli.options import confirm_here
 from harness.compute.strategy import MAX_DEVICES, parse_devices, site_devices
+from harness.doctor.finding import Finding, examine
+from harness.doctor.probe import START_S, ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.atomic_file import atomic_write

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from harness.checks import child
-from harness.checks.doctor import describe_cards, describe_gpus
-from harness.checks.finding import Finding
-from harness.checks.probe import ARCHITECTURES, JOBS, START_S, measure
 from harness.compute.execution_plan import choose
+from harness.doctor import child
+from harness.doctor.doctor import describe_cards, describe_gpus
+from harness.doctor.finding import Finding
+from harness.doctor.probe import ARCHITECTURES, JOBS, START_S, measure
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.system.host import nvidia_driver

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from harness.checks import child
-from harness.checks.finding import Finding
-from harness.checks.probe import JOBS
+from harness.doctor import child
+from harness.doctor.finding import Finding
+from harness.doctor.probe import JOBS
 from harness.errors import RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import gpu_name

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.checks import child
-from harness.checks.finding import Finding
-from harness.checks.probe import FIRST_USE_S, JOBS
+from harness.doctor import child
+from harness.doctor.finding import Finding
+from harness.doctor.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.lenient_json import read_json

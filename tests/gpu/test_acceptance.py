@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks.finding import Finding, examine
+from harness.doctor.finding import Finding, examine
 from harness.slurm.snapshot import take_snapshot
 from harness.system import cuda
 from tests.conftest import PROJECT, Harness

@@ -15,8 +15,8 @@ import pytest
 from harness.slurm.queue import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
 from harness.tracking.status import survey
-from tests.checks.site import Site, site
 from tests.conftest import Harness
+from tests.doctor.site import Site, site
 from tests.training.test_tensorboard_log import points
 
 __all__ = ["site"]  # a fixture

@@ -21,8 +21,8 @@ from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import pick, survey
 from harness.tuning.disk import stop_search_in
-from tests.checks.site import ELSEWHERE, Site, site
 from tests.conftest import JOBS, Harness
+from tests.doctor.site import ELSEWHERE, Site, site
 from tests.preloaded import Process
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 

@@ -10,8 +10,8 @@ import pytest
 
 from harness.tracking.logs import Follower, clean, follow
 from harness.tracking.records import RunStatus
-from tests.checks.site import Site, site
 from tests.conftest import Harness
+from tests.doctor.site import Site, site
 
 __all__ = ["site"]  # a fixture
 

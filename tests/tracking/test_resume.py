@@ -16,8 +16,8 @@ from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted
 from harness.tracking.run_dir import ask_to_cancel, stamped
 from harness.tracking.status import pick, select_runs
-from tests.checks.site import Site, site
 from tests.conftest import JOBS, SHRUNK, Harness
+from tests.doctor.site import Site, site
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 __all__ = ["site"]  # a fixture

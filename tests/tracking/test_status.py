@@ -25,8 +25,8 @@ from harness.tracking.status_table import (
     cells,
     split_shown,
 )
-from tests.checks.site import RESULT, Site, site
 from tests.conftest import JOBS, Harness
+from tests.doctor.site import RESULT, Site, site
 
 __all__ = ["site"]  # a fixture
 

@@ -16,7 +16,7 @@ from harness.slurm.queue import Queue
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import select_runs, survey
 from harness.tracking.status_table import as_lines, cells
-from tests.checks.site import RESULT, Site, site
+from tests.doctor.site import RESULT, Site, site
 
 __all__ = ["site"]  # a fixture
 

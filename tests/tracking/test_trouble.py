@@ -9,7 +9,7 @@ import pytest
 from harness.slurm.queue import Queue
 from harness.tracking.resume import interrupted
 from harness.tracking.status import survey
-from tests.checks.site import Site, site
+from tests.doctor.site import Site, site
 
 __all__ = ["site"]  # a fixture
 

@@ -19,10 +19,10 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from harness import PROJECT
-from harness.checks.finding import Finding, examine
-from harness.checks.probe import ask_child
-from harness.checks.slurm_checks import check_slurm
 from harness.data.sources import open_dataset
+from harness.doctor.finding import Finding, examine
+from harness.doctor.probe import ask_child
+from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment, given_gpus, given_memory_gb
 from harness.system.cuda import LAST_TRUSTED, Card, code_for, hidden_by
 from harness.system.host import (

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.checks import doctor
-from harness.checks.doctor import judge_card
+from harness.doctor import doctor
+from harness.doctor.doctor import judge_card
 from harness.system.cuda import Card
 
 WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21's own build info

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import child
+from harness.doctor import child
 from tests.conftest import PROJECT
 
 
@@ -45,7 +45,7 @@ def test_memory_is_that_of_the_one_child() -> None:
     """An earlier child that took more does not count for a later one."""
     code = """
 import sys
-from harness.checks import child
+from harness.doctor import child
 for size in (300_000_000, 1):
     words = [sys.executable, "-c", f"len(b'x' * {size})"]
     print(child.run_process(words, timeout_s=60).peak_memory_gb)

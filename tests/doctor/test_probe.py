@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import probe
-from harness.checks.child import Ended
+from harness.doctor import probe
+from harness.doctor.child import Ended
 from harness.errors import InputError
 from harness.job_file import load_job
 from tests.conftest import JOBS, Harness

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import doctor, slurm_checks
-from harness.checks.doctor import check_runs
-from harness.checks.finding import Finding, examine
+from harness.doctor import doctor, slurm_checks
+from harness.doctor.doctor import check_runs
+from harness.doctor.finding import Finding, examine
 from harness.slurm.environment import SlurmEnvironment
 from tests.conftest import PROJECT, Harness
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness import PROJECT
-from harness.checks.finding import Finding
+from harness.doctor.finding import Finding
 from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment

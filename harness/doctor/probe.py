@@ -1,7 +1,7 @@
 """How fast this machine trains the five jobs: a short run of each, extrapolated.
 
 Such a run also checks the GPU, and fills the driver's cache of kernels and the record of how much
-of a GPU a run takes. As a program, `python -m harness.checks.probe DEVICES`, it is the child
+of a GPU a run takes. As a program, `python -m harness.doctor.probe DEVICES`, it is the child
 process of `harness doctor` that imports TensorFlow and names the devices.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import PROJECT
-from harness.checks import child
-from harness.checks.child import Ended
+from harness.doctor import child
+from harness.doctor.child import Ended
 from harness.errors import InputError, RunError
 from harness.job import Job
 from harness.job_file import load_job
@@ -31,7 +31,7 @@ from harness.tracking.run_dir import last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
-MODULE = "harness.checks.probe"
+MODULE = "harness.doctor.probe"
 SHORT = {"gpu": 20_000, "cpu": 2000}  # reviews of each split; half of them train, half validate
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # of each split of IMDB

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.checks.finding import Finding, examine
+from harness.doctor.finding import Finding, examine
 from harness.errors import InputError, RunError
 
 FIRST = Finding("green", "disk", "is there")

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import is_free, toml_value
 from harness.errors import InputError, RunError
-from harness.job import KEYS, Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import KEYS, Job
 from harness.own_code import trusting
 from harness.slurm.process_pool import run_printed
 from harness.system.console import echo, log, printable
@@ -275,7 +275,7 @@ def tune(
     Raises:
         InputError, RunError, Interrupted, KeyboardInterrupt: as `train` says.
     """
-    from harness.search_space import load_search
+    from harness.job.search_space import load_search
 
     overrides = _overrides(settings, options, SET)
     folder = _default_runs() if runs is None else Path(runs)
@@ -303,8 +303,8 @@ def load_runs(*folders: PathLike) -> Runs:
     Raises:
         InputError: for a folder that is not there.
     """
+    from harness.job.search_space import is_sweep
     from harness.report.collect import expand
-    from harness.search_space import is_sweep
     from harness.tracking.run_dir import find_runs, is_ensemble
 
     named = [Path(each) for each in folders] or [_default_runs()]

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness import PROJECT
 from harness.data.dataset import Dataset
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.tracking.run_dir import stamped
 from harness.training.metrics import test_scores as scores_of
 

@@ -25,7 +25,7 @@ def added(tmp_path: Path) -> Path:
     copy = tmp_path / "project"
     for name in ("harness", "tests", "jobs"):
         shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    path = copy / "harness/job.py"
+    path = copy / "harness/job/keys.py"
     path.write_text(path.read_text().replace(BEFORE, f"{BEFORE}\n{LINE}", 1))
     return copy
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from harness.architectures import BUILDERS
 from harness.compute.recurrent import count_parameters
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.layers import GlobalBatchDropout, for_training, global_batch
 from tests.conftest import JOBS
 

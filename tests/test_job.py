@@ -7,8 +7,8 @@ import pytest
 import tomli_w
 
 from harness.errors import InputError
-from harness.job import KEYS
-from harness.job_file import data_settings, load_job
+from harness.job.job_file import data_settings, load_job
+from harness.job.keys import KEYS
 from harness.tracking.run_dir import run_identity
 from tests.conftest import JOBS
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
+from harness.job.search_space import load_search
 from harness.own_code import MAX_BYTES, TRUST, load_function, own_errors
-from harness.search_space import load_search
 
 JOB = '[model]\narchitecture = "{}"\n'
 

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from harness.cli.main import app
-from harness.job_file import load_job
-from harness.search_space import load_search
+from harness.job.job_file import load_job
+from harness.job.search_space import load_search
 from tests import job_keys
 from tests.conftest import PROJECT
 from tests.gpu.__main__ import parser as node_parser

@@ -10,7 +10,7 @@ from tests.conftest import PROJECT
 
 HARNESS = PROJECT / "harness"
 ORDER = (
-    *("system", "data", "slurm", "tracking"),
+    *("system", "job", "data", "slurm", "tracking"),
     *(
         "board",
         "compute",

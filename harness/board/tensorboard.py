@@ -24,8 +24,8 @@ from typing import IO, Any, NoReturn
 
 from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.errors import InputError, RunError
+from harness.job.search_space import is_sweep
 from harness.ownership import foreign_link
-from harness.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.atomic_file import atomic_write, write_refusal
 from harness.system.paths import cache_folder

@@ -35,7 +35,7 @@ from harness.system.console import echo, log
 if TYPE_CHECKING:
     from io import BufferedReader
 
-    from harness.job import Job
+    from harness.job.keys import Job
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import LaunchOptions
@@ -93,7 +93,7 @@ def train(
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
-        from harness.job_file import load_job
+        from harness.job.job_file import load_job
         from harness.tracking.run_dir import RunDirectory, remove_empty
         from harness.training.launch import LaunchOptions
 
@@ -158,7 +158,7 @@ def resume(
 
     A finished one is left as it is.
     """
-    from harness.search_space import is_sweep
+    from harness.job.search_space import is_sweep
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import LaunchOptions

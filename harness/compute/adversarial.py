@@ -10,7 +10,7 @@ from harness.compute.evaluator import uses_gpu, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.input_pipeline import Batch
-from harness.job import Job
+from harness.job.keys import Job
 from harness.layers import OuterEmbedding, global_batch, outer_embedding
 
 

@@ -25,7 +25,7 @@ from harness.compute.network import fresh_names
 from harness.compute.recurrent import use_cudnn_rnn
 from harness.compute.strategy import Devices, devices_in_use, import_tensorflow, make_strategy
 from harness.errors import NodeFault
-from harness.job import Job
+from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment, report_node_fault
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import stderr_filter

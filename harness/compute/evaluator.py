@@ -13,7 +13,7 @@ from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
 from harness.compute.strategy import spans_processes
 from harness.data.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.data.input_pipeline import Batch, Reviews, Start, batches, in_parts
-from harness.job import Job
+from harness.job.keys import Job
 from harness.layers import look_up_by_gather
 from harness.system import watchdog
 from harness.system.signals import StopRequest

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from harness.architectures import ModelConfig, over_time
 from harness.errors import InputError
-from harness.job import Job
+from harness.job.keys import Job
 
 # By what was faster on two CPU cores (tests/README.md, "Where the time goes").
 LARGEST_PART = 2048  # of a batch: its reviews times the units in all recurrent layers

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.errors import InputError
-from harness.job import Job, TrainConfig
+from harness.job.keys import Job, TrainConfig
 from harness.own_code import load_taking, own_errors
 
 # Of labels `[examples] float32` and probabilities `[examples, num_outputs]`, as `cross_entropy`.

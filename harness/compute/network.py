@@ -21,7 +21,7 @@ from harness.data.epoch_order import padded_lengths
 from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
-from harness.job import Job
+from harness.job.keys import Job
 from harness.layers import (
     for_training,
     global_batch,

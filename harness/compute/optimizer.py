@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from harness.errors import InputError
-from harness.job import OPTIMIZERS, TrainConfig
+from harness.job.keys import OPTIMIZERS, TrainConfig
 from harness.own_code import OptionReader, load_taking, own_errors
 
 # What an optimizer of a user's leaves to the job, which does it alike on any number of replicas.

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
-from harness.job import Job
+from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import cuda

@@ -25,7 +25,7 @@ from harness.compute.recurrent import (
 from harness.compute.strategy import spans_processes
 from harness.data.input_pipeline import Batch, in_parts
 from harness.data.word_vectors import WordVectors
-from harness.job import Job
+from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 
 # The gradients of the trained weights, and `[2] float64`, the sums over the reviews of the losses

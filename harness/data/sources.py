@@ -36,7 +36,7 @@ from harness.data.own_texts import check_has_all, open_source
 from harness.data.tables import SourceFormat
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
-from harness.job import Job
+from harness.job.keys import Job
 from harness.system.plain_file import is_file
 from harness.system.scratch import scratch_directory
 

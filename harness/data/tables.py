@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from harness.errors import InputError, did_you_mean
-from harness.job import DataConfig
+from harness.job.keys import DataConfig
 from harness.system.lenient_json import parse_json
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from harness import PROJECT
 from harness.doctor import child
 from harness.doctor.child import Ended
 from harness.errors import InputError, RunError
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.system import cuda
 from harness.system.console import echo, log

@@ -35,7 +35,7 @@ from harness.data.sources import open_dataset, open_sample
 from harness.data.tables import SourceFormat
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import DiskError, InputError, RunError
-from harness.job import DataConfig
+from harness.job.keys import DataConfig
 from harness.report.collect import DatasetGroup
 from harness.system.atomic_file import atomic_write
 from harness.system.lenient_json import read_toml, table, text, whole

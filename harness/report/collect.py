@@ -17,9 +17,9 @@ import numpy as np
 
 from harness.config import flat, is_free
 from harness.errors import DiskError, InputError
-from harness.job import FACTS, KEYS
+from harness.job.keys import FACTS, KEYS
+from harness.job.search_space import is_sweep, short_names
 from harness.own_code import source_digest
-from harness.search_space import is_sweep, short_names
 from harness.system.console import log, printable
 from harness.system.lenient_json import number, table, text, whole
 from harness.system.plain_file import disk_error_in

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DiskError, InputError
-from harness.job import FACTS, Job
+from harness.job.keys import FACTS, Job
 from harness.report.baseline import NgramModel, fitted_ngrams
 from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
 from harness.report.ensemble_folder import (

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from harness.data.ngrams import MAX_BYTES
 from harness.errors import InputError
 from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
-from harness.job import Job
+from harness.job.keys import Job
 from harness.own_code import mode_in
 from harness.report.baseline import NgramModel
 from harness.system.plain_file import open_plain_file, raise_unless_missing, read_plain_file

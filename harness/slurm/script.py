@@ -13,8 +13,8 @@ from glob import escape
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.job import Job
-from harness.search_space import SearchSpec
+from harness.job.keys import Job
+from harness.job.search_space import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
 from harness.slurm.resources import Resources, array_spec

@@ -12,10 +12,10 @@ from pathlib import Path
 from harness.compute.memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
 from harness.errors import InputError
-from harness.job import FACTS, KEYS, Job
-from harness.job_file import check_job, put_value
+from harness.job.job_file import check_job, put_value
+from harness.job.keys import FACTS, KEYS, Job
+from harness.job.search_space import SearchSpec
 from harness.report.summary import print_runs
-from harness.search_space import SearchSpec
 from harness.slurm.resources import array_spec
 from harness.sweep_report.importance import values_of
 from harness.system.console import Console

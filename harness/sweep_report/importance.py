@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.search_parameters import Parameter, Value
-from harness.search_space import SearchSpec, rounded
+from harness.job.search_parameters import Parameter, Value
+from harness.job.search_space import SearchSpec, rounded
 from harness.tuning.protocol import Trial
 
 MIN_TRIALS = 3  # from fewer nothing can be concluded

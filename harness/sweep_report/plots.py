@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.search_parameters import Parameter, Value
-from harness.search_space import SearchSpec, short_names
+from harness.job.search_parameters import Parameter, Value
+from harness.job.search_space import SearchSpec, short_names
 from harness.sweep_report.importance import Scored
 from harness.training.pictures import new_figure, png
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InputError, explain_interruption
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks

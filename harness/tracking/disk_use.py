@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.job.search_space import is_sweep
 from harness.ownership import owner_name
-from harness.search_space import is_sweep
 from harness.system.lenient_json import parse_json
 from harness.system.plain_file import read_plain_file
 from harness.tracking.run_dir import RunDirectory, is_whole

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import CANCELLING, DiskError
-from harness.search_space import SEARCH_FILE, is_of_search, is_sweep
+from harness.job.search_space import SEARCH_FILE, is_of_search, is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
 from harness.system.lenient_json import (

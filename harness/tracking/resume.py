@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.job import Job
-from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
+from harness.job.keys import Job
+from harness.job.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import (
     FLAGS,
     RETRY_MEMORY,

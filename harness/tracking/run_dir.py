@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 from harness import __version__
 from harness.errors import InputError, RunError, suggest
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
+from harness.job.search_space import SEARCH_FILE
 from harness.ownership import foreign_link, owner_name
-from harness.search_space import SEARCH_FILE
 from harness.system.atomic_file import atomic_write, why_refused
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text

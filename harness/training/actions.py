@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
 from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
-from harness.job import SCORES, TrainConfig
+from harness.job.keys import SCORES, TrainConfig
 from harness.system import watchdog
 from harness.system.console import Console
 from harness.system.processes import age_s

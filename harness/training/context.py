@@ -12,7 +12,7 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset
 from harness.data.word_vectors import WordVectors, open_vectors
 from harness.errors import InputError
-from harness.job import Job
+from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console

@@ -27,7 +27,7 @@ from harness.data.dataset import Dataset
 from harness.data.sources import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError
 from harness.inference.predict import read_ratios
-from harness.job import DataConfig, Job
+from harness.job.keys import DataConfig, Job
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, RunError
 from harness.inference.predict import RATIOS_FILE
-from harness.job import FACTS, Job
+from harness.job.keys import FACTS, Job
 from harness.system.lenient_json import read_json_lines, table, text
 from harness.system.plain_file import NO_RECORD, read_plain_file
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, remove_empty, weights_of

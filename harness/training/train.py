@@ -32,9 +32,9 @@ from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import save_model
 from harness.inference.predict import RATIOS_CHECKSUM, RATIOS_FILE
-from harness.job import Job
+from harness.job.keys import Job
+from harness.job.search_space import TrialRow
 from harness.own_code import mode_in
-from harness.search_space import TrialRow
 from harness.slurm.environment import node_name, resume_command
 from harness.system import processes, watchdog
 from harness.tracking.heartbeat import Heartbeat

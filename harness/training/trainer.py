@@ -18,7 +18,7 @@ from harness.compute.train_step import TrainStep
 from harness.data.epoch_order import BatchShape, num_steps, permutations_ahead
 from harness.data.input_pipeline import Batch, Reviews, Start, batches
 from harness.errors import Interrupted, RunError
-from harness.job import OF_EACH_EPOCH
+from harness.job.keys import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import watchdog
 from harness.tracking.heartbeat import Heartbeat

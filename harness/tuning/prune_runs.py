@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import DiskError, InputError
-from harness.search_space import SearchSpec, is_sweep
+from harness.job.search_space import SearchSpec, is_sweep
 from harness.system.plain_file import in_threads
 from harness.tracking.disk_use import (
     CHECKPOINTS,

@@ -16,7 +16,7 @@ from harness.data.sources import open_dataset
 from harness.doctor import child
 from harness.doctor.child import Ended
 from harness.errors import RunError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm.environment import visible_gpus
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory

@@ -15,7 +15,7 @@ from harness import PROJECT
 from harness.data.sources import open_dataset
 from harness.doctor import child
 from harness.doctor.child import Ended
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.report.html import REPORT
 from harness.system.leased_dir import to_json
 from harness.tracking.run_dir import RunDirectory, summary_of

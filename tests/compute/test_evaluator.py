@@ -15,7 +15,7 @@ from harness.compute.evaluator import Evaluator
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.input_pipeline import Reviews
 from harness.errors import Interrupted
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.system.signals import StopRequest
 from tests.conftest import JOBS, PROJECT
 from tests.training.test_trainer import LENGTH, SETTINGS, TEST, VOCAB_SIZE, encoded
@@ -77,7 +77,7 @@ from harness.compute.evaluator import Evaluator
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.network import build_network
 from harness.data.input_pipeline import Reviews
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from tests.conftest import JOBS, PROJECT
 job = load_job(JOBS / "bilstm.toml", ["data.vocab_size=100", "data.maxlen=6", "model.units=4"])
 strategy = make_strategy(parse_devices("cpu:2"))

@@ -7,7 +7,7 @@ import pytest
 from harness.compute.execution_plan import ExecutionPlan, choose
 from harness.doctor.probe import ARCHITECTURES
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from tests.conftest import JOBS
 
 RNN, LSTM = load_job(JOBS / "rnn.toml"), load_job(JOBS / "lstm.toml")

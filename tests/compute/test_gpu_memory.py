@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.memory import CONTEXT_GB, measure_gpu_gb
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.system import nvml
 from tests.conftest import JOBS, Harness
 

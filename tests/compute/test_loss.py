@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from harness.compute.adversarial import perturbation
 from harness.compute.loss import class_weights, cross_entropy, weights_of
 from harness.errors import InputError
-from harness.job import TrainConfig
+from harness.job.keys import TrainConfig
 
 CLASSES = ("a", "b", "c")
 LABELS = np.array([0, 0, 0, 1, 2, 2])

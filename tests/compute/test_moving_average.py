@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from harness.compute.optimizer import build_optimizer
-from harness.job import TrainConfig
+from harness.job.keys import TrainConfig
 
 STARTS = [1.0, -2.0]
 

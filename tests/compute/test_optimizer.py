@@ -11,7 +11,7 @@ from keras.src.optimizers import ALL_OBJECTS_DICT
 
 from harness.compute.optimizer import CutSchedule, build_optimizer, schedule_of
 from harness.errors import InputError
-from harness.job import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
+from harness.job.keys import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
 
 # Classes that hold other optimizers, and what the keys of `[train]` say.
 OTHERS = {"lossscaleoptimizer", "multioptimizer", "optimizer", "optimizermap"}

@@ -12,9 +12,9 @@ import tensorflow as tf
 from harness.compute.loss import check_loss, cross_entropy, loss_of
 from harness.compute.optimizer import RampedAverage, build_optimizer, check_optimizer
 from harness.errors import InputError
-from harness.job import Job
-from harness.job_file import check_job, load_job
-from harness.search_space import load_search
+from harness.job.job_file import check_job, load_job
+from harness.job.keys import Job
+from harness.job.search_space import load_search
 from tests.conftest import JOBS
 
 HEAD = "import keras\nimport tensorflow as tf\nfrom keras import ops\n"

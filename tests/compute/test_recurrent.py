@@ -24,7 +24,7 @@ from harness.compute.recurrent import (
 )
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import Reviews, batches
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from tests.conftest import JOBS
 
 NUM_REVIEWS, LENGTH = 50, 12

@@ -16,7 +16,7 @@ from harness.compute.recurrent import recurrent_layers, why_slow
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import Reviews, batches, in_parts
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from tests.conftest import JOBS, PROJECT
 
 NUM_REVIEWS, LENGTH = 50, 6

@@ -8,7 +8,7 @@ from unittest import mock
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 SMALL = ["data.vocab_size=100", "data.maxlen=8", "train.steps_per_execution=2"]

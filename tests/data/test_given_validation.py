@@ -15,7 +15,7 @@ from harness.data.own_texts import describe, open_source, read_texts
 from harness.data.sources import open_data
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.report.ensemble import Request, make_ensemble
 from harness.sweep_report.best_trial import best_trial_toml, retrained_job

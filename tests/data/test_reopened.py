@@ -6,7 +6,7 @@ import pytest
 
 from harness.data.sources import reopen_data
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from tests.conftest import JOBS
 from tests.report.small_data import small_data
 

@@ -18,8 +18,8 @@ from harness.data.sources import open_data
 from harness.data.tables import SourceFormat
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
 from harness.sweep_report.best_trial import data_of, sweep_data
 from harness.tracking.run_dir import run_identity
 from harness.training.launch import dataset_of

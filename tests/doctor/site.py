@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.queue import Queue
 from harness.tracking.heartbeat import Heartbeat

@@ -8,7 +8,7 @@ import pytest
 from harness.doctor import probe
 from harness.doctor.child import Ended
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from tests.conftest import JOBS, Harness
 
 

@@ -11,7 +11,7 @@ from harness.doctor import child
 from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
 from harness.doctor.probe import ARCHITECTURES, JOBS, START_S, measure
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.system.host import nvidia_driver
 from tests import asked_child

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.training.launch import plan_of
 
 # Not those of tests.conftest, which hides the GPUs.

@@ -53,7 +53,7 @@ import keras
 from harness.compute.strategy import import_tensorflow, one_device
 tf = import_tensorflow(None)
 from harness.compute.train_step import TrainStep
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.training.launch import plan_of
 from tests.gpu.count_steps import JOBS, open_batches
 for name, precision in CASES:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.data.dataset import Dataset, vocab_to_bytes
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.tracking.run_dir import stamped
 from harness.training.metrics import test_scores as scores_of
 from tests.conftest import JOBS

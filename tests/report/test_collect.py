@@ -18,7 +18,7 @@ from rich.console import Console
 from harness.data.dataset import Dataset
 from harness.data.own_texts import open_source
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.report import baseline
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, results_table

@@ -8,7 +8,7 @@ import pytest
 
 from harness import __version__
 from harness.errors import RunError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm import submit
 from tests.conftest import JOBS, Harness
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm.resources import Resources, array_spec, parse_seeds
 from harness.slurm.sbatch_options import Rules, compose, site_options
 from harness.slurm.script import (

@@ -7,7 +7,7 @@ import pytest
 
 from harness.cli import sweep as commands
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm.placement import Slot
 from harness.slurm.process_pool import Task
 from harness.sweep_report import best_trial

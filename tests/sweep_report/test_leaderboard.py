@@ -14,8 +14,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from harness.search_parameters import Parameter
-from harness.search_space import short_names
+from harness.job.search_parameters import Parameter
+from harness.job.search_space import short_names
 from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import digits_of, leaderboard, show
 from harness.sweep_report.plots import axis_of, parallel_coordinates

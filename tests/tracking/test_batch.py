@@ -49,7 +49,7 @@ def test_what_is_finished_is_not_trained_again(
 BATCH = """
 import sys
 from pathlib import Path
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.system.console import Console
 from harness.tracking import batch
 

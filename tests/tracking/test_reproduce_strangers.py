@@ -12,7 +12,7 @@ import pytest
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_sample
 from harness.errors import InputError, RunError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm.snapshot import take_snapshot
 from harness.system.git import code_version
 from harness.tracking.reproduce import Reproduced, _command, reproduce

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.slurm.queue import Queue
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import DiskError, InputError, RunError, TakenOver
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, before_next_rename

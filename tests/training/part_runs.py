@@ -12,8 +12,8 @@ from typing import Any
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import import_tensorflow, make_strategy, one_device, parse_devices
-from harness.job import OPTIMIZERS
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import OPTIMIZERS
 from tests.conftest import JOBS
 
 SETTINGS = [

@@ -8,8 +8,8 @@ import pytest
 
 from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError, RunError
-from harness.job import Job, TrainConfig
-from harness.job_file import check_job
+from harness.job.job_file import check_job
+from harness.job.keys import Job, TrainConfig
 from harness.training.callbacks import RunCallbacks, own_callbacks
 from harness.training.progress import Progress
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset
 from harness.errors import Interrupted
-from harness.job import Job
-from harness.job_file import check_job
+from harness.job.job_file import check_job
+from harness.job.keys import Job
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.errors import DiskError
-from harness.job_file import load_job
+from harness.job.job_file import load_job
 from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RunDirectory

@@ -14,8 +14,8 @@ import pytest
 from harness.data.dataset import Dataset
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
 from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
 from harness.training.parent import begin_with, find_parent

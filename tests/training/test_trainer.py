@@ -15,8 +15,8 @@ from harness.architectures import BUILDERS
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset, Split, make_split
 from harness.data.epoch_order import epoch_permutation
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.signals import StopRequest

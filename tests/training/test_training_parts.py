@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.job import OPTIMIZERS
+from harness.job.keys import OPTIMIZERS
 from tests.conftest import JOBS, PROJECT, Harness, results
 from tests.training.kills import kill_at
 

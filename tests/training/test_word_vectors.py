@@ -12,8 +12,8 @@ from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import Reviews, batches
 from harness.data.sources import open_sample
 from harness.errors import InputError
-from harness.job import Job
-from harness.job_file import load_job
+from harness.job.job_file import load_job
+from harness.job.keys import Job
 from harness.tracking.run_dir import RunDirectory, run_identity, stamped
 from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent

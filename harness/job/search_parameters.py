@@ -8,8 +8,8 @@ from typing import Any
 
 from harness.config import is_free
 from harness.errors import InputError
-from harness.job import FACTS, KEYS, TABLES
-from harness.job_file import is_key, suggest_key
+from harness.job.job_file import is_key, suggest_key
+from harness.job.keys import FACTS, KEYS, TABLES
 
 Value = bool | int | float | str
 Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form

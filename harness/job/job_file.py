@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from harness.architectures import BUILDERS
 from harness.config import Tables, facts_of, is_free, keys_of
 from harness.errors import InputError, did_you_mean, suggest
-from harness.job import FACTS, TABLES, DataConfig, Job
+from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.own_code import FORM, check_trusted, is_reference, keep_code
 
 MAX_JOB_BYTES = 4_000_000  # with all the code that it may keep, in any script

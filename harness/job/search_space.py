@@ -16,8 +16,7 @@ from pydantic import Field, ValidationError
 
 from harness.config import ConfigSection, Facts, Tables, dump_toml, facts_of, without_effect
 from harness.errors import InputError
-from harness.job import FACTS, OF_EACH_EPOCH, SCORES, TABLES, Job
-from harness.job_file import (
+from harness.job.job_file import (
     check_job,
     explain,
     kept_names,
@@ -27,7 +26,8 @@ from harness.job_file import (
     resolve_source,
     with_code,
 )
-from harness.search_parameters import Parameter, Value, Values, read_space, without_fixed
+from harness.job.keys import FACTS, OF_EACH_EPOCH, SCORES, TABLES, Job
+from harness.job.search_parameters import Parameter, Value, Values, read_space, without_fixed
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder
 Objective = Literal[

@@ -24,7 +24,7 @@ def test_a_job_whose_record_can_not_be_written_is_withdrawn(
     def full(*_: object) -> None:
         raise RunError("submission.json: can't be written: No space left on device")
 
-    monkeypatch.setattr(submit, "_record", full)
+    monkeypatch.setattr(submit, "_record_of", full)
     done = harness.run_here("submit", JOBS / "lstm.toml")
     assert done.returncode == 1
     assert "No space left on device; jobs 77 were cancelled" in done.stderr
